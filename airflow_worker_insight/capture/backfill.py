@@ -1,0 +1,78 @@
+"""Backfill: build attempts from the tries that were there before the installation.
+
+It goes through the finished Dag runs in the order of their rows and reconciles them in batches, each in its own
+transaction. So it can be stopped anywhere and run again, and running it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
+from airflow_worker_insight.store import airflow_tries, closing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BATCH = 100
+"""Dag runs per transaction: short enough for the database, long enough to be quick."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which finished Dag runs to go through; ``after`` is the row ID of the last one that was done before."""
+
+    dag_id: str | None = None
+    ended_since: datetime | None = None
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one batch did: how many Dag runs, what came of them, and where to go on."""
+
+    runs: int
+    outcome: Outcome
+    last_row_id: int
+
+
+def count_runs(selection: Selection) -> int:
+    """Return how many Dag runs the selection holds."""
+    with compat.engine().connect() as connection:
+        return airflow_tries.count_finished_runs(
+            connection,
+            dag_id=selection.dag_id,
+            ended_since=selection.ended_since,
+            after_row_id=selection.after,
+        )
+
+
+def installed_at() -> datetime:
+    """Return when the first worker reported, or now where none has: what started before is history."""
+    with compat.engine().connect() as connection:
+        return closing.first_report_at(connection) or datetime.now(timezone.utc)
+
+
+def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -> Iterator[Progress]:
+    """Reconcile all selected Dag runs, yielding after each batch.
+
+    :param installed_at: tries that started before it become ``backfilled`` instead of ``inferred``
+    """
+    after = selection.after
+    while True:
+        with compat.engine().begin() as connection:
+            runs = airflow_tries.finished_runs(
+                connection,
+                dag_id=selection.dag_id,
+                ended_since=selection.ended_since,
+                after_row_id=after,
+                limit=BATCH,
+            )
+            if not runs:
+                return
+            outcome = reconcile_runs(connection, runs, installed_at=installed_at)
+        after = runs[-1].row_id
+        yield Progress(runs=len(runs), outcome=outcome, last_row_id=after)

@@ -1,0 +1,118 @@
+"""The claim: take a report out of the XCom row that is about to be stored, and write the attempt instead.
+
+Runs in the API server, inside the transaction of Airflow's own XCom request, on a savepoint: whatever goes wrong here,
+the request succeeds. A report that could not be taken stays behind as an XCom row for reconciling to find.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
+from airflow_worker_insight.store import airflow_tries, xcoms
+from airflow_worker_insight.store.migrate import HOW_TO_MIGRATE
+from airflow_worker_insight.store.recording import record_start
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+PAUSE_SECONDS = 30.0
+"""How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
+
+_paused_until = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The task instance under which an XCom row is stored: Airflow's word, not the report's."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
+def install() -> None:
+    """Claim every report that this process stores from now on; calling it again changes nothing."""
+    if not config.enabled():
+        return
+    model = compat.xcom_model()
+    if not event.contains(model, "after_insert", _after_insert):
+        event.listen(model, "after_insert", _after_insert)
+
+
+def _after_insert(_mapper: Any, connection: Connection, row: Any) -> None:
+    if row.key != REPORT_KEY or time.monotonic() < _paused_until:
+        return
+    try:
+        with connection.begin_nested():
+            sender = Sender(row.dag_id, row.run_id, row.task_id, row.map_index)
+            take(connection, sender, row.value, now=datetime.now(timezone.utc))
+    except (OperationalError, ProgrammingError) as error:
+        _pause()
+        count("unclaimed")
+        warn_once(
+            "claim",
+            "Airflow Worker Insight cannot record workers: %s. If its tables are missing or old, %s. Tasks are not "
+            "affected; reports wait in the xcom table.",
+            error.orig,
+            HOW_TO_MIGRATE,
+        )
+    except Exception as error:  # noqa: BLE001
+        count("unclaimed")
+        warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
+
+
+def take(connection: Connection, sender: Sender, value: Any, *, now: datetime) -> None:
+    """Write the attempt that a report tells of and delete the report; one that is not believed is dropped.
+
+    The caller owns the transaction.
+
+    :param sender: the task instance that Airflow stored the report under
+    :param value: the stored XCom value
+    :param now: when the report was stored
+    """
+    try:
+        _record(connection, sender, value, now=now)
+        count("claimed")
+    except RejectedReport as rejected:
+        count(f"dropped.{rejected.reason}")
+        warn_once(
+            f"dropped.{rejected.reason}",
+            "Airflow Worker Insight dropped a report of task %s.%s (%s): the XCom key %s is reserved for it",
+            sender.dag_id,
+            sender.task_id,
+            rejected.reason,
+            REPORT_KEY,
+        )
+    xcoms.delete_report(connection, REPORT_KEY, sender.dag_id, sender.run_id, sender.task_id, sender.map_index)
+
+
+def _record(connection: Connection, sender: Sender, value: Any, *, now: datetime) -> None:
+    report = parse_report(value)
+    one = airflow_tries.try_by_id(connection, report.try_id)
+    # A task may write XComs of other tasks; only the try's own processes know its ID.
+    if one is None or sender != Sender(one.key.dag_id, one.key.run_id, one.key.task_id, one.key.map_index):
+        raise RejectedReport("not_this_try")
+    record_start(
+        connection,
+        one.key,
+        worker_record(report.worker, job_id=one.queued_by_job_id),
+        try_started_at=one.started_at,
+        state=one.state,
+        now=now,
+    )
+
+
+def _pause() -> None:
+    global _paused_until  # noqa: PLW0603
+    _paused_until = time.monotonic() + PAUSE_SECONDS

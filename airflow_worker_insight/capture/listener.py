@@ -1,0 +1,56 @@
+"""The listener in the task process: tell which worker this is, once per process, and never hurt the task.
+
+Every task process of the deployment loads this module, so it imports nothing that Airflow has not imported already.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pluggy import HookimplMarker
+
+from airflow_worker_insight import compat, config
+
+# Airflow's own marker (airflow.listeners.hookimpl) is the same object by name, behind an import.
+hookimpl = HookimplMarker("airflow")
+
+log = logging.getLogger(__name__)
+
+
+@hookimpl
+def on_task_instance_running(task_instance: Any) -> None:
+    """Report the worker of this task process. Nothing that goes wrong here reaches the task."""
+    try:
+        _report_start(task_instance)
+    except Exception as error:  # noqa: BLE001
+        # One process runs one try, so this is one line per try at most.
+        log.warning("Airflow Worker Insight could not record the worker of this try: %s", error)
+
+
+def _report_start(task_instance: Any) -> None:
+    channel = compat.task_channel()
+    if channel is not None:
+        if config.enabled():
+            _send(channel, task_instance)
+    elif compat.runs_under_local_task_job(task_instance) and config.enabled():
+        from airflow_worker_insight.capture.direct import record
+
+        record(task_instance)
+
+
+def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
+    """Send the report over the task's own connection to its supervisor, authenticated by the task's own token."""
+    from airflow_worker_insight.capture.report import REPORT_KEY, build_report
+
+    comms, set_xcom = channel
+    comms.send(
+        set_xcom(
+            key=REPORT_KEY,
+            value=build_report(task_instance),
+            dag_id=task_instance.dag_id,
+            run_id=task_instance.run_id,
+            task_id=task_instance.task_id,
+            map_index=task_instance.map_index,
+        )
+    )

@@ -1,0 +1,145 @@
+"""Reconciling: when a Dag run has ended, every one of its tries gets its final state and an honest attribution.
+
+For a batch of Dag runs it takes the reports that nobody claimed, reads all tries from Airflow's tables and all recorded
+ones from ours, closes what is recorded and adds what is missing. The number of statements does not depend on the number
+of tries. It can run any number of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.capture import claim
+from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.store import airflow_tries, closing, xcoms
+from airflow_worker_insight.store.attribution import Verdict, attribute
+from airflow_worker_insight.store.tables import NO_WORKER
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+    from airflow_worker_insight.store.attribution import Life
+    from airflow_worker_insight.store.closing import Recorded
+    from airflow_worker_insight.store.keys import TryKey
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many tries one pass closed, added and took from waiting reports."""
+
+    closed: int = 0
+    added: int = 0
+    claimed: int = 0
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Sum two passes."""
+        return Outcome(
+            self.closed + other.closed, self.added + other.added, self.claimed + other.claimed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be written: tries to close, and tries to add with what is said of each."""
+
+    close: Sequence[AirflowTry]
+    add: Sequence[tuple[AirflowTry, Verdict]]
+
+
+def reconcile_runs(
+    connection: Connection, runs: Sequence[DagRunRef], *, installed_at: datetime | None = None
+) -> Outcome:
+    """Reconcile these Dag runs. The caller owns the transaction and keeps batches small.
+
+    :param installed_at: tries that started before are ``backfilled``; ``None`` says that none did
+    """
+    if not runs:
+        return Outcome()
+    claimed = claim_waiting(connection, runs)
+    tries = airflow_tries.tries_of_runs(connection, runs)
+    recorded = closing.recorded_tries(connection, runs)
+    missing_hosts = {one.hostname for one in tries if one.hostname is not None and one.key not in recorded}
+    plan = make_plan(
+        tries,
+        recorded,
+        closing.lives_on(connection, missing_hosts),
+        default_executor=config.executor(),
+        installed_at=installed_at,
+    )
+    closing.close_tries(connection, plan.close)
+    hosts = closing.ensure_hosts(
+        connection,
+        (verdict.worker for _, verdict in plan.add if verdict.worker is not None and verdict.ref is None),
+        now=datetime.now(timezone.utc),
+    )
+    closing.add_tries(
+        connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add]
+    )
+    return Outcome(closed=len(plan.close), added=len(plan.add), claimed=claimed)
+
+
+def make_plan(
+    tries: Collection[AirflowTry],
+    recorded: Mapping[TryKey, Recorded],
+    lives: Collection[Life],
+    *,
+    default_executor: str | None,
+    installed_at: datetime | None,
+) -> Plan:
+    """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
+    finished = [one for one in tries if one.is_finished]
+    return Plan(
+        close=[
+            one
+            for one in finished
+            if one.key in recorded and not recorded[one.key].is_closed_as(one)
+        ],
+        add=[
+            (
+                one,
+                attribute(
+                    one,
+                    lives,
+                    default_executor=default_executor,
+                    backfilled=_is_older(one, installed_at),
+                ),
+            )
+            for one in finished
+            if one.key not in recorded
+        ],
+    )
+
+
+def claim_waiting(connection: Connection, runs: Sequence[DagRunRef] | None = None) -> int:
+    """Take the reports that no API server claimed, of these Dag runs or of all; return how many."""
+    if not compat.is_airflow_3():
+        return 0
+    taken = 0
+    for report in xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs):
+        sender = claim.Sender(report.dag_id, report.run_id, report.task_id, report.map_index)
+        try:
+            with connection.begin_nested():
+                claim.take(connection, sender, report.value, now=report.stored_at)
+            taken += 1
+        except Exception as error:  # noqa: BLE001
+            count("unclaimed")
+            warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
+    return taken
+
+
+def _is_older(one: AirflowTry, installed_at: datetime | None) -> bool:
+    moment = one.started_at or one.ended_at or one.queued_at
+    return installed_at is not None and moment is not None and moment < installed_at
+
+
+def _ref(verdict: Verdict, hosts: Mapping[str, int]) -> int:
+    if verdict.ref is not None:
+        return verdict.ref
+    return hosts[verdict.worker.worker_id] if verdict.worker is not None else NO_WORKER

@@ -1,0 +1,39 @@
+"""The report: one small message per task process, in the shape that the claim accepts.
+
+Runs in the task process: the standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import config, identity
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.identity import Worker
+
+REPORT_KEY = "__worker_insight_report__"
+"""The XCom key that carries reports. It is reserved: whatever is pushed under it is taken for a report."""
+
+REPORT_VERSION = 1
+
+MAX_REPORT_BYTES = 8192
+
+
+def describe_worker(task_instance: Any) -> Worker:
+    """Say which worker this task process belongs to; ``task_instance`` is the one Airflow gave the listener."""
+    return identity.whoami(
+        hostname=getattr(task_instance, "hostname", None) or None,
+        executor=getattr(task_instance, "executor", None) or config.executor(),
+        name=config.worker_name(),
+        labels=config.worker_labels(),
+    )
+
+
+def build_report(task_instance: Any) -> dict[str, Any]:
+    """Return the report as JSON-ready values: its version, Airflow's ID of the try, and the worker."""
+    return {
+        "version": REPORT_VERSION,
+        "try_id": str(task_instance.id),
+        "worker": describe_worker(task_instance).as_dict(),
+    }

@@ -1,0 +1,132 @@
+"""Decide what of a report is believed: a closed schema with bounded sizes.
+
+A report comes from a task process, and a task process runs anybody's code.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
+from airflow_worker_insight.store.recording import WorkerRecord
+
+
+class RejectedReport(Exception):  # noqa: N818
+    """A report that is not believed; ``reason`` is a word for the counters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _storable(text: str) -> str:
+    """Refuse what a database cannot hold or a page should not show: control characters and lone surrogates."""
+    if any(ord(character) < 32 or 0xD800 <= ord(character) <= 0xDFFF for character in text):  # noqa: PLR2004
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+def _text(max_length: int, *, min_length: int = 1) -> Any:
+    return Annotated[
+        str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)
+    ]
+
+
+_Key = _text(64)
+_Value = _text(250, min_length=0)
+_Number = Annotated[int | float, Field(ge=0, le=2**63 - 1, allow_inf_nan=False)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkerReport(_Closed):
+    """What a worker may say of itself."""
+
+    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$")]
+    name: _text(250)  # type: ignore[valid-type]
+    kind: _text(32)  # type: ignore[valid-type]
+    hostname: _text(255)  # type: ignore[valid-type]
+    pid: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    started_at: AwareDatetime | None = None
+    labels: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
+    resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
+    versions: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
+
+
+class Report(_Closed):
+    """One report; see :mod:`airflow_worker_insight.capture.report`."""
+
+    version: Literal[1]
+    try_id: UUID
+    worker: WorkerReport
+
+
+def parse_report(value: Any) -> Report:
+    """Validate an XCom value as a report.
+
+    :param value: the value as stored: JSON as Python values, or as text
+    :raises RejectedReport: with the reason ``oversized``, ``unknown_version`` or ``malformed``
+    """
+    if isinstance(value, str) and len(value) <= MAX_REPORT_BYTES:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise RejectedReport("malformed") from None
+    if _exceeds(value, MAX_REPORT_BYTES):
+        raise RejectedReport("oversized")
+    version = value.get("version") if isinstance(value, dict) else None
+    if type(version) is int and version != REPORT_VERSION:
+        raise RejectedReport("unknown_version")
+    try:
+        return Report.model_validate(value)
+    except (ValidationError, RecursionError):
+        raise RejectedReport("malformed") from None
+
+
+def _exceeds(value: Any, limit: int) -> bool:
+    """Return whether ``value`` is longer than ``limit`` bytes as JSON, without encoding more than that of it."""
+    size = 0
+    try:
+        # Given a default, the encoder yields piece by piece instead of all at once.
+        for piece in json.JSONEncoder(default=str).iterencode(value):
+            size += len(piece)
+            if size > limit:
+                return True
+    except (ValueError, RecursionError):
+        raise RejectedReport("malformed") from None
+    return False
+
+
+def worker_record(worker: WorkerReport | dict[str, Any], *, job_id: int | None) -> WorkerRecord:
+    """Return a validated worker description as a row of the worker table.
+
+    :param job_id: Airflow's job that the worker belongs to, where it is a scheduler's own (LocalExecutor)
+    :raises pydantic.ValidationError: when a plain ``dict`` is not a valid description
+    """
+    known = worker if isinstance(worker, WorkerReport) else WorkerReport.model_validate(worker)
+    return WorkerRecord(
+        worker_id=known.worker_id,
+        name=known.name,
+        kind=known.kind,
+        hostname=known.hostname,
+        pid=known.pid,
+        started_at=_plausible(known.started_at),
+        labels=known.labels,
+        resources=known.resources,
+        versions=known.versions,
+        job_id=job_id if known.kind == "local" else None,
+    )
+
+
+def _plausible(moment: datetime | None) -> datetime | None:
+    """Keep a start time that every database can store."""
+    if moment is None or not 2000 <= moment.year <= 9000:  # noqa: PLR2004
+        return None
+    return moment.astimezone(timezone.utc)

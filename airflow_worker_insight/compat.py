@@ -1,0 +1,291 @@
+"""Every difference between the supported Airflow versions (2.11 to 3.3), each named once.
+
+Nothing is imported at module level: this module is loaded in every task process, where each function may use only
+what Airflow itself has already imported there.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Table
+    from sqlalchemy.engine import Connection, Engine
+
+
+@cache
+def airflow_version() -> tuple[int, int]:
+    """Return the running Airflow's major and minor version, for example ``(3, 3)``."""
+    from airflow import __version__
+
+    major, minor, *_ = __version__.split(".")
+    return int(major), int(minor)
+
+
+def is_airflow_3() -> bool:
+    """Return whether this is Airflow 3, where task processes have no database and report through a channel."""
+    return airflow_version() >= (3, 0)
+
+
+def plugin_base() -> type[Any]:
+    """Return the ``AirflowPlugin`` that is cheapest to import in this process.
+
+    From 3.2 on a task process has loaded the SDK's own, and importing the scheduler's would cost it some 100 ms.
+    """
+    if airflow_version() >= (3, 2):
+        from airflow.sdk.plugins_manager import AirflowPlugin
+    else:
+        from airflow.plugins_manager import AirflowPlugin
+    base: type[Any] = AirflowPlugin
+    return base
+
+
+def operator_link_base() -> type[Any]:
+    """Return the base class of operator extra links."""
+    if is_airflow_3():
+        from airflow.sdk import BaseOperatorLink
+    else:
+        from airflow.models.baseoperatorlink import BaseOperatorLink
+    base: type[Any] = BaseOperatorLink
+    return base
+
+
+# --- the task process ------------------------------------------------------------------------------------------------
+
+
+def task_channel() -> tuple[Any, Callable[..., Any]] | None:
+    """Return the channel to the supervisor and its ``SetXCom`` message, where this is a real Airflow 3 task process.
+
+    ``None`` everywhere else: in the API server and the scheduler, and under ``dag.test()`` and ``airflow tasks
+    test``, which run in process (``InProcessSupervisorComms``) and where nobody would claim a report.
+    """
+    runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    comms_module = sys.modules.get("airflow.sdk.execution_time.comms")
+    comms = getattr(runner, "SUPERVISOR_COMMS", None)
+    if comms is None or comms_module is None or type(comms).__name__ != "CommsDecoder":
+        return None
+    return comms, comms_module.SetXCom
+
+
+def runs_under_local_task_job(task_instance: Any) -> bool:
+    """Return whether this is Airflow 2.11's task process (``airflow tasks run --raw``), started by a LocalTaskJob.
+
+    ``dag.test()`` and ``airflow tasks test`` have no job, so their task instances carry no ``job_id``.
+    """
+    return not is_airflow_3() and getattr(task_instance, "job_id", None) is not None
+
+
+def in_server_process() -> bool:
+    """Return whether this process is a scheduler or an API server: the only places where reconciling is our job.
+
+    ``dag.test()`` calls the same Dag run listeners in a person's own process.
+    """
+    return "airflow.jobs.scheduler_job_runner" in sys.modules or "airflow.api_fastapi.core_api.app" in sys.modules
+
+
+# --- the metadata database -------------------------------------------------------------------------------------------
+
+
+def engine() -> Engine:
+    """Return Airflow's own database engine, with its pool and its settings."""
+    from airflow import settings
+
+    metadata_engine: Engine | None = settings.engine
+    if metadata_engine is None:
+        settings.configure_orm()
+        metadata_engine = settings.engine
+    if metadata_engine is None:
+        raise RuntimeError("Airflow's database is not configured in this process")
+    return metadata_engine
+
+
+@contextmanager
+def short_transaction() -> Iterator[Connection]:
+    """Yield a connection of our own with a transaction; commit at the end, roll back on an error.
+
+    SQLite waits for another writer at most a second: a task must not stand still because of us.
+    """
+    with engine().begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
+        yield connection
+
+
+def database_url() -> str:
+    """Return the URL of Airflow's metadata database."""
+    from airflow import settings
+
+    return str(settings.SQL_ALCHEMY_CONN)
+
+
+def task_instance_table() -> Table:
+    """Return Airflow's ``task_instance`` table."""
+    from airflow.models.taskinstance import TaskInstance
+
+    table: Table = TaskInstance.__table__
+    return table
+
+
+def task_instance_history_table() -> Table:
+    """Return Airflow's ``task_instance_history`` table."""
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
+
+    table: Table = TaskInstanceHistory.__table__
+    return table
+
+
+def dag_run_table() -> Table:
+    """Return Airflow's ``dag_run`` table."""
+    from airflow.models.dagrun import DagRun
+
+    table: Table = DagRun.__table__
+    return table
+
+
+def job_table() -> Table:
+    """Return Airflow's ``job`` table."""
+    from airflow.jobs.job import Job
+
+    table: Table = Job.__table__
+    return table
+
+
+def xcom_model() -> Any:
+    """Return the mapped class behind Airflow 3's ``xcom`` table."""
+    from airflow.models.xcom import XComModel
+
+    return XComModel
+
+
+def db_manager_base() -> type[Any]:
+    """Return Airflow 3's ``BaseDBManager``; Airflow 2.11 has none (``ImportError``)."""
+    from airflow.utils.db_manager import BaseDBManager
+
+    base: type[Any] = BaseDBManager
+    return base
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def count_metric(name: str, tags: dict[str, str]) -> None:
+    """Add one to a counter of Airflow's own stats (StatsD or OpenTelemetry)."""
+    if airflow_version() >= (3, 3):
+        from airflow._shared.observability.metrics import stats
+
+        stats.incr(name, tags=tags)
+    elif airflow_version() >= (3, 2):
+        from airflow._shared.observability.metrics.stats import Stats as Stats32
+
+        Stats32.incr(name, tags=tags)
+    else:
+        from airflow.stats import Stats
+
+        Stats.incr(name, tags=tags)
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def base_url() -> str:
+    """Return the URL under which people reach the API server (Airflow 3) or the webserver (2.11)."""
+    from airflow.configuration import conf
+
+    section = "api" if is_airflow_3() else "webserver"
+    return str(conf.get(section, "base_url", fallback="") or "")
+
+
+# --- web -------------------------------------------------------------------------------------------------------------
+
+
+def current_user() -> Callable[..., Any]:
+    """Return Airflow's own FastAPI dependency that resolves the reader, or answers 401 (403 for a forged token).
+
+    From 3.1 on it takes a bearer token or the ``_token`` cookie; in 3.0 a bearer token only.
+    """
+    from airflow.api_fastapi.core_api.security import get_user
+
+    dependency: Callable[..., Any] = get_user
+    return dependency
+
+
+def browser_sends_token() -> bool:
+    """Return whether a browser's plain request carries the login.
+
+    In 3.0 it does not: the UI moves the token from its cookie to ``localStorage["token"]`` and sends it as a header.
+    """
+    return airflow_version() >= (3, 1)
+
+
+def require_task_instances(user: Any, dag_id: str | None) -> None:
+    """Refuse a reader who may not see a Dag's task instances, as Airflow's own dependency does.
+
+    :param dag_id: the Dag, or ``None`` for "task instances at all"
+    :raises fastapi.HTTPException: 403
+    """
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+
+    check = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
+    check(_request_about(dag_id), user)
+
+
+def require_jobs_view(user: Any) -> None:
+    """Refuse a reader who may not see Airflow's jobs view (schedulers, triggerers and the like).
+
+    :raises fastapi.HTTPException: 403
+    """
+    from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+    from airflow.api_fastapi.core_api.security import requires_access_view
+
+    requires_access_view(AccessView.JOBS)(_request_about(None), user)
+
+
+def readable_dag_ids(user: Any) -> set[str]:
+    """Return the IDs of all Dags that a reader may see.
+
+    Airflow's ``ReadableDagsFilterDep`` asks the same of ``request.app.state.auth_manager``, which the app of a plugin
+    does not have.
+    """
+    from airflow.api_fastapi.app import get_auth_manager
+
+    dag_ids: set[str] = get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
+    return dag_ids
+
+
+def _request_about(dag_id: str | None) -> Any:
+    """Return a request from which Airflow's dependencies read the Dag's ID, whichever way ours came to us.
+
+    They look at path parameters (all versions) and query parameters (3.1+); the panel's address is read by other
+    rules than a query string (see ``web.address``), and what is checked must be what is shown.
+    """
+    from starlette.requests import Request
+
+    path_params = {} if dag_id is None else {"dag_id": dag_id}
+    return Request({"type": "http", "path_params": path_params, "query_string": b"", "headers": []})
+
+
+def login_url(api_root: str, next_url: str) -> str:
+    """Return where a person logs in to come back to ``next_url``.
+
+    :param api_root: the path below which Airflow's API server is, without a slash at the end
+    """
+    from urllib.parse import quote
+
+    value = quote(next_url, safe="")
+    if airflow_version() < (3, 1):
+        # 3.0 puts the decoded value into the next redirect as it is, which would cut it at its first "&".
+        value = quote(value, safe="")
+    return f"{api_root}/api/v2/auth/login?next={value}"
+
+
+def task_instance_states() -> frozenset[str]:
+    """Return all states of a task instance that this Airflow knows."""
+    from airflow.utils.state import TaskInstanceState
+
+    return frozenset(state.value for state in TaskInstanceState)

@@ -1,0 +1,130 @@
+"""This process and its ancestors, as the operating system shows them.
+
+On Linux they are read from ``/proc`` directly (proc(5)): psutil is not loaded in every task process, and its
+start times are computed from the wall clock, so that a correction of the clock would change them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from airflow_worker_insight.identity.files import read_start, read_text
+
+_PROC = "/proc"
+_MOST_ANCESTORS = 64
+_MOST_BYTES = 4096
+"""Bytes of a command line that are read: titles and Airflow's own commands are shorter."""
+
+
+class Process(NamedTuple):
+    """One process.
+
+    Command lines may hold secrets: they are only looked at, never stored or sent.
+    """
+
+    pid: int
+    argv: tuple[str, ...]
+    """Its arguments, or its title as the only item where it has set one."""
+    start: str
+    """When it started, as the kernel wrote it down: it never changes, and a reused pid has another."""
+    started: float | None
+    """The same as seconds since 1970, to some milliseconds."""
+
+    @property
+    def title(self) -> str:
+        """What ``ps`` shows."""
+        return " ".join(self.argv)
+
+
+def lineage() -> list[Process]:
+    """Return this process and its ancestors, nearest first, up to the first that cannot be seen."""
+    if sys.platform == "linux":
+        found = lineage_from_proc(os.getpid())
+        if found:
+            return found
+    return _lineage_from_psutil()
+
+
+def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
+    """Return the process ``pid`` and its ancestors from a mounted proc(5) file system.
+
+    The walk ends at the first process of the pid namespace, or before one that ``hidepid`` hides.
+    """
+    hertz = os.sysconf("SC_CLK_TCK")
+    booted = _booted()
+    found: list[Process] = []
+    youngest: int | None = None
+    while pid > 0 and len(found) < _MOST_ANCESTORS:
+        try:
+            stat = read_start(f"{proc}/{pid}/stat", _MOST_BYTES)
+            argv = read_start(f"{proc}/{pid}/cmdline", _MOST_BYTES)
+            # The command's name stands in brackets and may hold brackets and spaces: count from the last.
+            fields = stat[stat.rindex(b")") + 2 :].split()
+            parent, ticks = int(fields[1]), int(fields[19])
+        except (OSError, ValueError, IndexError):
+            break
+        # No parent is younger than its child: that pid was given to another process while we looked.
+        if youngest is not None and ticks > youngest:
+            break
+        youngest = ticks
+        words = argv.rstrip(b"\0").split(b"\0")
+        found.append(
+            Process(
+                pid=pid,
+                argv=tuple(part.decode("utf-8", "replace") for part in words),
+                start=str(ticks),
+                started=None if booted is None else booted + ticks / hertz,
+            )
+        )
+        pid = parent
+    return found
+
+
+def boot_id() -> str:
+    """Return the ID of this boot of the machine, which its containers share; empty where it is not Linux."""
+    return read_text(f"{_PROC}/sys/kernel/random/boot_id")
+
+
+def pid_namespace() -> str:
+    """Return the number of the space our pids count in: each container of a host may have its own pid 1."""
+    try:
+        return str(Path(_PROC, "self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
+
+
+def _booted() -> float | None:
+    """Return when the machine booted, in seconds since 1970.
+
+    Both clocks are slewed alike, so that their difference is the same in every process as long as nobody sets
+    the clock. (``btime`` in ``/proc/stat`` is the same in whole seconds, in a file that grows with the CPUs.)
+    """
+    try:
+        return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return None
+
+
+def _lineage_from_psutil() -> list[Process]:
+    """Do the same where there is no ``/proc`` (macOS, where Airflow is run for development)."""
+    from importlib import import_module
+
+    psutil: Any = import_module("psutil")
+    found: list[Process] = []
+    process: Any = psutil.Process()
+    try:
+        while process is not None and len(found) < _MOST_ANCESTORS:
+            started = float(process.create_time())
+            try:
+                argv = tuple(process.cmdline())
+            except psutil.AccessDenied:  # another user's process: it is there, but silent
+                argv = ()
+            found.append(Process(process.pid, argv, f"{started:.2f}", started))
+            process = process.parent()
+    except psutil.Error:
+        pass
+    return found

@@ -1,0 +1,80 @@
+"""Text that others wrote (host names, settings, environment variables), made fit to be stored and sent.
+
+Nothing is escaped here: what is markup to a page is for the page to escape. Only what no database or JSON
+document takes is removed, and lengths are bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LABEL_VALUE_LENGTH = 128
+"""Characters of a label's value: a Kubernetes node or namespace name fits."""
+
+LABELS_SIZE = 1024
+"""Bytes of all labels as JSON in ASCII: with them and the longest names a report stays below its 8 KiB."""
+
+_WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_LABEL_KEY = "[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
+
+
+def clean(value: object, length: int) -> str:
+    """Return ``value`` as one line of at most ``length`` characters; empty where it is no text."""
+    if not isinstance(value, str):
+        return ""
+    # Cut first: a value of many megabytes shall not cost the task anything.
+    line = value[: 2 * length]
+    if not line.isprintable():
+        line = "".join(" " if _is_unfit(character) else character for character in line)
+    return line.strip()[:length].rstrip()
+
+
+def word(value: object, length: int) -> str:
+    """Return the characters of ``value`` that are ``[A-Za-z0-9._-]``, at most ``length``, possibly none."""
+    return "".join(character for character in clean(value, length) if character in _WORD)
+
+
+def parse_labels(setting: object) -> dict[str, str]:
+    """Read labels from a setting such as ``region=eu-west-1, zone=b`` (commas or line breaks between them).
+
+    Of two with the same key the last one counts. An item that is no label is ignored: a typing error in a
+    setting must not cost a task its report.
+    """
+    if not isinstance(setting, str):
+        return {}
+    labels: dict[str, str] = {}
+    for item in re.split(r"[,\n]", setting[: 4 * LABELS_SIZE]):
+        key, _, raw = item.partition("=")
+        key = key.strip()
+        value = clean(raw, LABEL_VALUE_LENGTH + 1)
+        if re.fullmatch(_LABEL_KEY, key) and 0 < len(value) <= LABEL_VALUE_LENGTH:
+            labels[key] = value
+    return labels
+
+
+def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
+    """Join labels, of equal keys the first source's, as long as they fit into :data:`LABELS_SIZE`."""
+    joined: dict[str, str] = {}
+    size = 2
+    for source in sources:
+        for key, value in source.items():
+            size_with = size + len(json.dumps(key)) + len(json.dumps(value)) + 4
+            if key not in joined and size_with <= LABELS_SIZE:
+                joined[key] = value
+                size = size_with
+    return joined
+
+
+def _is_unfit(character: str) -> bool:
+    """Tell control characters (PostgreSQL refuses NUL), line ends and lone surrogates (not UTF-8)."""
+    return (
+        character < " "
+        or "\x7f" <= character <= "\x9f"
+        or character in "\u2028\u2029"
+        or "\ud800" <= character <= "\udfff"
+    )

@@ -1,0 +1,151 @@
+"""The worker that this process belongs to, and the one question about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from airflow_worker_insight.identity import engines, machine, process, versions
+from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.text import bounded_labels, clean, parse_labels, word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+HOSTNAME_LENGTH = 255
+_SERVICE_ACCOUNT_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One life of a worker, as it describes itself."""
+
+    worker_id: str
+    """At most 64 of ``[A-Za-z0-9._@:-]``: one for all task processes of a life, another after a restart."""
+    name: str
+    """What an operator calls it, at most 250 characters; outlives restarts."""
+    kind: str
+    """``celery``, ``local``, ``kubernetes``, ``edge``, or the executor's own name."""
+    hostname: str
+    """As Airflow recorded it for the task instance, else the host's own."""
+    pid: int | None = None
+    """Of the worker's main process."""
+    started_at: str | None = None
+    """When its main process started: ISO 8601 in UTC, whole seconds."""
+    labels: dict[str, str] = field(default_factory=dict)
+    resources: dict[str, int | float | str] = field(default_factory=dict)
+    """``cpus``, ``memory_bytes``, ``os``, ``architecture``."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as JSON takes it."""
+        return {
+            "worker_id": self.worker_id,
+            "name": self.name,
+            "kind": self.kind,
+            "hostname": self.hostname,
+            "pid": self.pid,
+            "started_at": self.started_at,
+            "labels": dict(self.labels),
+            "resources": dict(self.resources),
+            "versions": dict(self.versions),
+        }
+
+
+def whoami(
+    *,
+    hostname: str | None = None,
+    executor: str | None = None,
+    name: str | None = None,
+    labels: str | None = None,
+) -> Worker:
+    """Return the worker that this process belongs to. Never raises, starts nothing, asks nobody.
+
+    :param hostname: what Airflow recorded as the task instance's host name
+    :param executor: the executor's name as far as the caller knows it, in any of the ways Airflow writes it
+    :param name: the name an operator gave this worker; replaces the one that was found, not the ID
+    :param labels: labels an operator gave this worker: ``region=…,zone=…``
+    """
+    host = _attempt(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
+    nobody = _Identity(_id("unknown", host), engines.Found("unknown", host, None), {})
+    worker_id, found, own_labels = _attempt(lambda: _identify(host, executor), nobody)
+    main = found.main
+    return Worker(
+        worker_id=worker_id,
+        name=next(filter(None, (clean(given, engines.NAME_LENGTH) for given in (name, found.name, host)))),
+        kind=found.kind,
+        hostname=clean(hostname, HOSTNAME_LENGTH) or host,
+        pid=main.pid if main else None,
+        started_at=_attempt(lambda: _iso(main.started if main else None), None),
+        labels=_attempt(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
+        resources=_attempt(machine.resources, {}),
+        versions=_attempt(lambda: versions.versions(found.kind, sys.modules), {}),
+    )
+
+
+def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_namespace: str) -> str:
+    """Return the ID of this life of the worker: a digest of what stays the same as long as it lives.
+
+    The worker's name is not part of it where the main process is known. Two workers never share one, and a
+    name can be lost: after ``run_as_user`` in a worker without a pool (see ``engines``), which is still the
+    same worker.
+    """
+    if found.pod:
+        return _id(found.kind, found.pod, found.name)
+    here = (boot_id, pid_namespace, around.host)
+    if found.main:
+        return _id(found.kind, *here, str(found.main.pid), found.main.start)
+    # All that lives as long as the worker is the host (or the container, whose first process we then see).
+    first = around.lineage[-1] if around.lineage and around.lineage[-1].pid == 1 else None
+    return _id(found.kind, *here, first.start if first else "", found.name)
+
+
+class _Identity(NamedTuple):
+    worker_id: str
+    found: engines.Found
+    labels: dict[str, str]
+
+
+def _identify(host: str, executor: object) -> _Identity:
+    around = engines.Surroundings(
+        lineage=_attempt(process.lineage, []),
+        environ=os.environ,
+        modules=sys.modules,
+        host=host,
+        executor=engines.executor_name(executor),
+        service_account_namespace=_service_account_namespace(),
+    )
+    found = engines.recognise(around)
+    worker_id = life(found, around, process.boot_id(), process.pid_namespace())
+    return _Identity(worker_id, found, engines.kubernetes_labels(around))
+
+
+def _id(kind: str, *facts: str) -> str:
+    # The facts are joined by what none of them can hold.
+    digest = hashlib.blake2b("\0".join((kind, *facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
+    return f"{word(kind, engines.KIND_LENGTH) or 'unknown'}-{digest}"
+
+
+def _iso(seconds: float | None) -> str | None:
+    # "+00:00" and not "Z", which Python 3.10 does not read.
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), tz=timezone.utc).isoformat()
+
+
+def _service_account_namespace() -> str:
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return ""
+    return read_text(_SERVICE_ACCOUNT_NAMESPACE, 256)
+
+
+def _attempt(question: Callable[[], _T], otherwise: _T) -> _T:
+    """Ask, and take ``otherwise`` where there is no answer: no fact about a worker is worth a task."""
+    try:
+        return question()
+    except Exception:  # noqa: BLE001
+        return otherwise

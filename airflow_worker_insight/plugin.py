@@ -1,0 +1,48 @@
+"""The one place where everything is handed to Airflow.
+
+Every process of the deployment imports this module, task processes among them. So it imports nothing heavy, and what is
+heavy is built by properties, which Airflow reads only where it needs them (it reads plugins' attributes from the
+instance).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import listener, run_listener
+
+URL_PREFIX = "/worker-insight"
+
+
+class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
+    """Airflow Worker Insight."""
+
+    name = "worker_insight"
+    listeners = [listener, run_listener]  # noqa: RUF012  (Airflow's own annotation)
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:
+        """The pages and the REST API; only an API server asks, so here the claim begins too."""
+        if not compat.is_airflow_3():
+            return []
+        from airflow_worker_insight.capture import claim
+        from airflow_worker_insight.web.app import create_app
+
+        claim.install()
+        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
+
+    @cached_property
+    def external_views(self) -> list[dict[str, Any]]:
+        """The ``Worker`` tab of a task instance (Airflow 3.1 and later)."""
+        from airflow_worker_insight.web.link import PANEL_TAB, panel_base
+
+        return [{**PANEL_TAB, "href": panel_base() + PANEL_TAB["href"]}]
+
+    @property
+    def global_operator_extra_links(self) -> list[Any]:
+        """The ``Worker`` link on every task of every operator."""
+        from airflow_worker_insight.web.link import WorkerLink
+
+        return [WorkerLink()]

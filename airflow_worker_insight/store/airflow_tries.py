@@ -1,0 +1,213 @@
+"""Read tries from Airflow's own tables: the last try from ``task_instance``, earlier ones from its history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, func, select, tuple_, union_all
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store.keys import TryKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Table
+    from sqlalchemy.engine import Connection, Row
+
+FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+"""Airflow's final states of a task instance (``airflow.utils.state.State.finished``)."""
+
+FINISHED_RUN = ("success", "failed")
+"""Airflow's final states of a Dag run."""
+
+_COLUMNS = (
+    "dag_id",
+    "run_id",
+    "task_id",
+    "map_index",
+    "try_number",
+    "state",
+    "start_date",
+    "end_date",
+    "hostname",
+    "pid",
+    "queued_dttm",
+    "executor",
+    "queued_by_job_id",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AirflowTry:
+    """What Airflow itself keeps of a try. Times are aware UTC; blanks are ``None``."""
+
+    key: TryKey
+    state: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    hostname: str | None
+    pid: int | None
+    queued_at: datetime | None
+    executor: str | None
+    queued_by_job_id: int | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this try has ended for good."""
+        return self.state in FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class DagRunRef:
+    """A Dag run by its row's ID and its names."""
+
+    row_id: int
+    dag_id: str
+    run_id: str
+
+
+def tries_of_runs(connection: Connection, runs: Sequence[DagRunRef]) -> list[AirflowTry]:
+    """Return all tries of all task instances of these Dag runs."""
+    return _read(
+        connection,
+        lambda table: tuple_(table.c.dag_id, table.c.run_id).in_([(run.dag_id, run.run_id) for run in runs]),
+    )
+
+
+def tries_of_task_instance(
+    connection: Connection, *, dag_id: str, run_id: str, task_id: str, map_index: int
+) -> list[AirflowTry]:
+    """Return all tries of one task instance; none when Airflow does not know it."""
+    return _read(
+        connection,
+        lambda table: and_(
+            table.c.dag_id == dag_id,
+            table.c.run_id == run_id,
+            table.c.task_id == task_id,
+            table.c.map_index == map_index,
+        ),
+    )
+
+
+def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> dict[TryKey, AirflowTry]:
+    """Return those of the tries ``keys`` that Airflow knows."""
+    wanted = set(keys)
+    if not wanted:
+        return {}
+    instances = {(key.dag_id, key.run_id, key.task_id, key.map_index) for key in wanted}
+    found = _read(
+        connection,
+        lambda table: tuple_(table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index).in_(
+            sorted(instances)
+        ),
+    )
+    return {one.key: one for one in found if one.key in wanted}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTry:
+    """The try behind an ID that a task process gave: whose it is and what Airflow says of it."""
+
+    key: TryKey
+    state: str
+    started_at: datetime | None
+    executor: str | None
+    queued_by_job_id: int | None
+
+
+def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
+    """Return the try with Airflow 3's ID of it (unique per try), also when it has moved to the history."""
+    history = compat.task_instance_history_table()
+    for table, id_column in ((compat.task_instance_table(), "id"), (history, "task_instance_id")):
+        row = connection.execute(
+            select(*(table.c[name] for name in _COLUMNS)).where(table.c[id_column] == try_id)
+        ).first()
+        if row is not None:
+            one = _airflow_try(row)
+            return RunningTry(
+                key=one.key,
+                state=one.state or "running",
+                started_at=one.started_at,
+                executor=one.executor,
+                queued_by_job_id=one.queued_by_job_id,
+            )
+    return None
+
+
+def finished_runs(
+    connection: Connection,
+    *,
+    dag_id: str | None = None,
+    ended_since: datetime | None = None,
+    after_row_id: int = 0,
+    limit: int,
+) -> list[DagRunRef]:
+    """Return up to ``limit`` finished Dag runs with a row ID above ``after_row_id``, in the order of their IDs."""
+    statement = _finished_runs(dag_id, ended_since, after_row_id)
+    ordered = statement.order_by(compat.dag_run_table().c.id).limit(limit)
+    return [DagRunRef(*row) for row in connection.execute(ordered)]
+
+
+def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_id: int) -> Any:
+    run = compat.dag_run_table()
+    statement = select(run.c.id, run.c.dag_id, run.c.run_id).where(
+        run.c.id > after_row_id, run.c.state.in_(FINISHED_RUN)
+    )
+    if dag_id is not None:
+        statement = statement.where(run.c.dag_id == dag_id)
+    if ended_since is not None:
+        statement = statement.where(run.c.end_date >= ended_since)
+    return statement
+
+
+def count_finished_runs(
+    connection: Connection, *, dag_id: str | None = None, ended_since: datetime | None = None, after_row_id: int = 0
+) -> int:
+    """Return how many Dag runs :func:`finished_runs` would go through."""
+    counted = _finished_runs(dag_id, ended_since, after_row_id).subquery()
+    number: int = connection.execute(select(func.count()).select_from(counted)).scalar_one()
+    return number
+
+
+def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | None:
+    """Return a Dag run by its names."""
+    run = compat.dag_run_table()
+    row = connection.execute(
+        select(run.c.id, run.c.dag_id, run.c.run_id).where(run.c.dag_id == dag_id, run.c.run_id == run_id)
+    ).first()
+    return DagRunRef(*row) if row is not None else None
+
+
+def _read(connection: Connection, condition: Any) -> list[AirflowTry]:
+    """Read both tables with one statement; where both hold a try, the history's row is the final one."""
+    history, current = compat.task_instance_history_table(), compat.task_instance_table()
+    statement = union_all(*(_select(table, condition(table)) for table in (current, history)))
+    found = {one.key: one for one in map(_airflow_try, connection.execute(statement))}
+    return sorted(found.values(), key=lambda one: (one.key.task_id, one.key.map_index, one.key.try_number))
+
+
+def _select(table: Table, condition: Any) -> Any:
+    return select(*(table.c[name] for name in _COLUMNS)).where(condition)
+
+
+def _airflow_try(row: Row[Any]) -> AirflowTry:
+    return AirflowTry(
+        key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number or 0),
+        state=row.state,
+        started_at=_utc(row.start_date),
+        ended_at=_utc(row.end_date),
+        hostname=row.hostname or None,
+        pid=row.pid or None,
+        queued_at=_utc(row.queued_dttm),
+        executor=row.executor or None,
+        queued_by_job_id=row.queued_by_job_id,
+    )
+
+
+def _utc(value: datetime | None) -> datetime | None:
+    return value.astimezone(timezone.utc) if value is not None else None
+

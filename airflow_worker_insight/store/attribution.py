@@ -1,0 +1,136 @@
+"""Decide what can honestly be said of a try that no worker reported: pure functions, no I/O.
+
+The rule is never to name a wrong worker. A worker's life is named only where Airflow's columns leave no other; else the
+host is, as "one of the workers of this host"; else the reason why nothing is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.store.recording import WorkerRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from airflow_worker_insight.store.airflow_tries import AirflowTry
+
+REPORTED = "reported"
+INFERRED = "inferred"
+BACKFILLED = "backfilled"
+NOT_ON_A_WORKER = "not_on_a_worker"
+NEVER_STARTED = "never_started"
+UNKNOWN = "unknown"
+
+NO_TIME = timedelta(seconds=1)
+"""Airflow gives a try that it ends itself a start and an end within the same instant."""
+
+KINDS = {
+    "LocalExecutor": "local",
+    "CeleryExecutor": "celery",
+    "KubernetesExecutor": "kubernetes",
+    "EdgeExecutor": "edge",
+    "WorkerInsightLocalExecutor": "local",
+    "WorkerInsightCeleryExecutor": "celery",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One recorded life of a worker: its row's ID and when it was surely there."""
+
+    ref: int
+    record: WorkerRecord
+    registered_at: datetime
+    last_seen_at: datetime
+
+    def covers(self, moment: datetime) -> bool:
+        """Return whether the worker was surely alive at ``moment``: it had started and was seen later."""
+        return (self.record.started_at or self.registered_at) <= moment <= self.last_seen_at
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is said of a try; ``worker`` is a life (then ``ref`` is its row) or a host (then ``ref`` is None)."""
+
+    attribution: str
+    worker: WorkerRecord | None = None
+    ref: int | None = None
+
+
+def attribute(
+    one: AirflowTry,
+    lives: Collection[Life],
+    *,
+    default_executor: str | None = None,
+    backfilled: bool = False,
+) -> Verdict:
+    """Say who ran a try, from what Airflow kept of it.
+
+    :param lives: the recorded lives of workers, at least those on the try's host
+    :param default_executor: the executor of tries that name none
+    :param backfilled: whether the try is older than the installation
+    """
+    kind = kind_of(one.executor or default_executor)
+    found = BACKFILLED if backfilled else INFERRED
+    if one.hostname is None:
+        return Verdict(_without_host(one))
+    life = _only_possible_life(one, kind, lives)
+    if life is not None:
+        return Verdict(found, life.record, life.ref)
+    return Verdict(found, host_worker(one.hostname, kind))
+
+
+def _only_possible_life(one: AirflowTry, kind: str, lives: Collection[Life]) -> Life | None:
+    here = [life for life in lives if life.record.hostname == one.hostname and life.record.kind == kind]
+    if kind == "local" and one.queued_by_job_id is not None:
+        # LocalExecutor's worker is the scheduler that queued the try, and a job row is one life of a scheduler.
+        possible = [life for life in here if life.record.job_id == one.queued_by_job_id]
+    else:
+        started_at = one.started_at
+        possible = [life for life in here if started_at is not None and life.covers(started_at)]
+    return possible[0] if len(possible) == 1 else None
+
+
+def _without_host(one: AirflowTry) -> str:
+    """Say why a try has no host.
+
+    A worker's supervisor writes host and process when it starts the task, so most tries without them never reached
+    one. Airflow has also been seen to lose them of tries that did run (apache/airflow#65366, #71150).
+    """
+    if one.state in ("success", "skipped", "upstream_failed", "removed"):
+        return NOT_ON_A_WORKER
+    if one.started_at is None:
+        return NEVER_STARTED
+    if one.ended_at is not None and one.ended_at - one.started_at <= NO_TIME:
+        return NEVER_STARTED
+    return UNKNOWN
+
+
+def host_worker(hostname: str, kind: str) -> WorkerRecord:
+    """Return the record that stands for "one of the ``kind`` workers of this host"."""
+    digest = blake2b(f"{kind}\0{hostname}".encode(), digest_size=12).hexdigest()
+    return WorkerRecord(
+        worker_id=f"host-{digest}",
+        name=hostname[:250],
+        kind=kind,
+        hostname=hostname[:255],
+        host_only=True,
+    )
+
+
+def kind_of(executor: str | None) -> str:
+    """Return a worker's kind for an executor as Airflow writes it.
+
+    That may be a class name, a dotted path, an alias (``alias:path``), a team's (``team=…``), or a list of them, of
+    which the first is the default.
+    """
+    if not executor:
+        return "unknown"
+    first = executor.split(";")[0].split(",")[0].split("=")[-1].strip()
+    name = first.rsplit(":", 1)[-1].rsplit(".", 1)[-1]
+    return KINDS.get(name, name)[:32] or "unknown"
+

@@ -1,0 +1,192 @@
+"""Write what reconciling found: final states and times of recorded tries, and rows for those never reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, select, update
+
+from airflow_worker_insight.store.attribution import Life
+from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.store.recording import WorkerRecord, upsert
+from airflow_worker_insight.store.tables import Timestamp, attempt, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the attempt table holds of one try: enough to see whether it must be closed or written again."""
+
+    state: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    def is_closed_as(self, one: AirflowTry) -> bool:
+        """Return whether nothing is left to write."""
+        return (self.state, self.started_at, self.ended_at) == (one.state, one.started_at, one.ended_at)
+
+
+def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[TryKey, Recorded]:
+    """Return the tries of these Dag runs that have a row."""
+    keys = {run_key(run.dag_id, run.run_id) for run in runs}
+    rows = connection.execute(
+        select(
+            attempt.c.dag_id,
+            attempt.c.run_id,
+            attempt.c.task_id,
+            attempt.c.map_index,
+            attempt.c.try_number,
+            attempt.c.state,
+            attempt.c.started_at,
+            attempt.c.ended_at,
+        ).where(attempt.c.run_key.in_(keys))
+    )
+    return {
+        TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number): Recorded(
+            state=row.state, started_at=_utc(row.started_at), ended_at=_utc(row.ended_at)
+        )
+        for row in rows
+    }
+
+
+def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
+    """Return the recorded lives of workers on these hosts."""
+    if not hostnames:
+        return []
+    rows = connection.execute(
+        select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
+    )
+    return [
+        Life(
+            ref=row.id,
+            record=WorkerRecord(
+                worker_id=row.worker_id,
+                name=row.name,
+                kind=row.kind,
+                hostname=row.hostname,
+                pid=row.pid,
+                started_at=_utc(row.started_at),
+                job_id=row.job_id,
+            ),
+            registered_at=row.registered_at.astimezone(timezone.utc),
+            last_seen_at=row.last_seen_at.astimezone(timezone.utc),
+        )
+        for row in rows
+    ]
+
+
+def first_report_at(connection: Connection) -> datetime | None:
+    """Return when the first worker of all made itself known."""
+    moment: datetime | None = connection.execute(
+        select(func.min(worker.c.registered_at)).where(worker.c.host_only.is_(False))
+    ).scalar_one()
+    return _utc(moment)
+
+
+def ensure_hosts(
+    connection: Connection, records: Iterable[WorkerRecord], *, now: datetime
+) -> dict[str, int]:
+    """Make the rows that stand for whole hosts where they are missing; return row IDs by worker ID."""
+    by_id = {record.worker_id: record for record in records}
+    if not by_id:
+        return {}
+    find = select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id)))
+    known = {row.worker_id: row.id for row in connection.execute(find)}
+    for worker_id in sorted(by_id.keys() - known.keys()):
+        record = by_id[worker_id]
+        values = {
+            "worker_id": worker_id,
+            "registered_at": now,
+            "last_seen_at": now,
+            "job_id": None,
+            "fingerprint": record.fingerprint,
+            **record.description(),
+        }
+        unchanged = {"worker_id": worker_id}
+        connection.execute(
+            upsert(connection.dialect.name, worker, values, key=["worker_id"], update=unchanged)
+        )
+    if by_id.keys() == known.keys():
+        return known
+    return {row.worker_id: row.id for row in connection.execute(find)}
+
+
+def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
+    """Write the final state and times of recorded tries, on the rows of all their workers."""
+    if not tries:
+        return
+    statement = (
+        update(attempt)
+        .where(
+            attempt.c.run_key == bindparam("p_run_key"),
+            attempt.c.task_key == bindparam("p_task_key"),
+            attempt.c.try_number == bindparam("p_try_number"),
+        )
+        .values(
+            state=bindparam("p_state"),
+            started_at=bindparam("p_started_at", type_=Timestamp()),
+            ended_at=bindparam("p_ended_at", type_=Timestamp()),
+        )
+    )
+    connection.execute(
+        statement,
+        [
+            {
+                "p_run_key": one.key.run_key,
+                "p_task_key": one.key.task_key,
+                "p_try_number": one.key.try_number,
+                "p_state": one.state,
+                "p_started_at": one.started_at,
+                "p_ended_at": one.ended_at,
+            }
+            for one in tries
+        ],
+    )
+
+
+def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:
+    """Write tries that no worker reported: each with its attribution and the row ID of its worker.
+
+    A row that has come in between (a second scheduler reconciling the same run) stays as it is.
+    """
+    if not rows:
+        return
+    unchanged = {"try_number": attempt.c.try_number}
+    statement = upsert(
+        connection.dialect.name, attempt, None, key=[column.name for column in attempt.primary_key], update=unchanged
+    )
+    connection.execute(statement, [_row(one, attribution, ref) for one, attribution, ref in rows])
+
+
+def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
+    return {
+        "run_key": one.key.run_key,
+        "task_key": one.key.task_key,
+        "try_number": one.key.try_number,
+        "worker_ref": worker_ref,
+        "map_index": one.key.map_index,
+        "ordinal": 0,
+        "process_count": 1 if worker_ref else 0,
+        "started_at": one.started_at,
+        "ended_at": one.ended_at,
+        "first_started_at": one.started_at if worker_ref else None,
+        "last_started_at": one.started_at if worker_ref else None,
+        "state": one.state,
+        "attribution": attribution,
+        "dag_id": one.key.dag_id,
+        "run_id": one.key.run_id,
+        "task_id": one.key.task_id,
+    }
+
+
+def _utc(value: datetime | None) -> datetime | None:
+    return value.astimezone(timezone.utc) if value is not None else None

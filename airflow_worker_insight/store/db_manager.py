@@ -1,0 +1,60 @@
+"""Our tables under Airflow 3's own ``airflow db`` commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store.tables import VERSION_TABLE, metadata
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+
+class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
+    """Migrates the tables with ``airflow db migrate`` and drops them with ``airflow db reset``."""
+
+    metadata = metadata
+    version_table_name = VERSION_TABLE
+    migration_dir = migrate.MIGRATIONS.as_posix()
+    alembic_file = ""
+    supports_table_dropping = True
+    revision_heads_map: dict[str, str] = {"0.1.0": "0001"}  # noqa: RUF012  (Airflow's own annotation)
+
+    def get_alembic_config(self) -> Config:
+        """Return the configuration of :mod:`airflow_worker_insight.store.migrate`; there is no ini file."""
+        return migrate.alembic_config()
+
+    def create_db_from_orm(self) -> None:
+        """Run the migrations: see :mod:`airflow_worker_insight.store.migrate` for why never ``create_all``."""
+        self._release_locks()
+        migrate.upgrade()
+
+    def initdb(self, use_migration_files: bool = False) -> None:  # noqa: ARG002
+        """Make the tables, or bring them up to date."""
+        self.create_db_from_orm()
+
+    def upgradedb(
+        self,
+        to_revision: str | None = None,
+        from_revision: str | None = None,  # noqa: ARG002
+        show_sql_only: bool = False,
+        use_migration_files: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Run the migrations up to ``to_revision``, all of them by default."""
+        self._release_locks()
+        migrate.upgrade(to_revision or "head", sql_only=show_sql_only)
+
+    def downgrade(
+        self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False
+    ) -> None:
+        """Run the migrations down to ``to_revision``."""
+        range_ = f"{from_revision}:{to_revision}" if from_revision else to_revision
+        migrate.downgrade(range_, sql_only=show_sql_only)
+
+    def _release_locks(self) -> None:
+        # On MySQL the session's open read transaction holds metadata locks that our DDL would wait for.
+        release: Any = getattr(self, "_release_metadata_locks_if_needed", None)
+        if release is not None:
+            release()

@@ -1,0 +1,86 @@
+"""The first two tables: workers and attempts.
+
+Revision ID: 0001
+Revises:
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from airflow.models.base import StringID
+from alembic import op
+
+from airflow_worker_insight.store.tables import Timestamp, metadata
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the two tables."""
+    op.create_table(
+        "worker_insight_worker",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("worker_id", StringID(length=64), nullable=False),
+        sa.Column("name", StringID(length=250), nullable=False),
+        sa.Column("kind", sa.String(32), nullable=False),
+        sa.Column("hostname", sa.String(255), nullable=False),
+        sa.Column("pid", sa.Integer()),
+        sa.Column("host_only", sa.Boolean(), nullable=False),
+        sa.Column("job_id", sa.Integer()),
+        sa.Column("started_at", Timestamp()),
+        sa.Column("registered_at", Timestamp(), nullable=False),
+        sa.Column("last_seen_at", Timestamp(), nullable=False),
+        sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("resources", sa.JSON(), nullable=False),
+        sa.Column("versions", sa.JSON(), nullable=False),
+        sa.Column("fingerprint", sa.String(32), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="worker_insight_worker_pkey"),
+        schema=metadata.schema,
+    )
+    for name, columns, unique in (
+        ("worker_insight_worker_worker_id", ["worker_id"], True),
+        ("worker_insight_worker_name", ["name"], False),
+        ("worker_insight_worker_hostname", ["hostname"], False),
+    ):
+        op.create_index(name, "worker_insight_worker", columns, unique=unique, schema=metadata.schema)
+    op.create_table(
+        "worker_insight_attempt",
+        sa.Column("run_key", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_key", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("try_number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("worker_ref", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("map_index", sa.Integer(), nullable=False),
+        sa.Column("ordinal", sa.SmallInteger(), nullable=False),
+        sa.Column("process_count", sa.Integer(), nullable=False),
+        sa.Column("started_at", Timestamp()),
+        sa.Column("ended_at", Timestamp()),
+        sa.Column("first_started_at", Timestamp()),
+        sa.Column("last_started_at", Timestamp()),
+        sa.Column("state", sa.String(20)),
+        sa.Column("attribution", sa.String(20), nullable=False),
+        sa.Column("dag_id", StringID(), nullable=False),
+        sa.Column("run_id", StringID(), nullable=False),
+        sa.Column("task_id", StringID(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "run_key", "task_key", "try_number", "worker_ref", name="worker_insight_attempt_pkey"
+        ),
+        schema=metadata.schema,
+    )
+    op.create_index(
+        "worker_insight_attempt_worker",
+        "worker_insight_attempt",
+        ["worker_ref", "started_at"],
+        schema=metadata.schema,
+    )
+    op.create_index(
+        "worker_insight_attempt_started_at", "worker_insight_attempt", ["started_at"], schema=metadata.schema
+    )
+
+
+def downgrade() -> None:
+    """Drop the two tables."""
+    op.drop_table("worker_insight_attempt", schema=metadata.schema)
+    op.drop_table("worker_insight_worker", schema=metadata.schema)

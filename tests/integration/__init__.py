@@ -1,0 +1,1 @@
+"""Tests on real Airflow deployments, made by the harness in ``tests.support``."""

@@ -1,0 +1,136 @@
+"""A real Chromium for the tests of pages, driven by Playwright."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.support.processes import MissingRequirement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.deployment import Deployment
+
+Theme = Literal["light", "dark"]
+
+#: Nothing that makes Chromium look for hosts other than the one under test.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def chromium_path() -> str:
+    """Return the path of the system's Chromium."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    raise MissingRequirement("Chromium", "apt-get install chromium")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Yield a headless Chromium with an empty profile."""
+    path = chromium_path()
+    with tempfile.TemporaryDirectory(prefix="worker-insight-chromium-") as scratch, sync_playwright() as playwright:
+        # Crash reports and fonts' caches go there, not into the home of whoever runs the tests.
+        env = {**os.environ, "XDG_CONFIG_HOME": scratch, "XDG_CACHE_HOME": scratch}
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS), env=env)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class BrowserUser:
+    """One person at one browser, logged in to one deployment; remembers every request that went elsewhere."""
+
+    def __init__(
+        self,
+        browser: Browser,
+        deployment: Deployment,
+        user: str | None = "admin",
+        *,
+        theme: Theme = "light",
+        width: int = 1400,
+        height: int = 900,
+    ) -> None:
+        self.deployment = deployment
+        self.context: BrowserContext = browser.new_context(
+            base_url=deployment.base_url, viewport={"width": width, "height": height}, color_scheme=theme
+        )
+        self.context.set_default_timeout(30_000)
+        #: Requests to hosts other than the deployment's.
+        self.foreign_requests: list[str] = []
+        #: Uncaught errors and error messages of scripts.
+        self.errors: list[str] = []
+        self.context.on("request", lambda request: self._seen(request.url))
+        self.page: Page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on(
+            "console", lambda message: self.errors.append(message.text) if message.type == "error" else None
+        )
+        self.set_theme(theme)
+        if user is not None:
+            self.log_in(user)
+
+    def __enter__(self) -> BrowserUser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def _seen(self, url: str) -> None:
+        own = self.deployment.base_url.split("//", 1)[1].split("/", 1)[0]
+        if url.startswith(("http:", "https:", "ws:", "wss:")) and url.split("//", 1)[1].split("/", 1)[0] != own:
+            self.foreign_requests.append(url)
+
+    def set_theme(self, theme: Theme) -> None:
+        """Choose Airflow's colour mode, for every page opened from now on."""
+        self.context.add_init_script(f"try {{ localStorage.setItem('theme', '{theme}'); }} catch (error) {{ }}")
+
+    def log_in(self, user: str) -> None:
+        """Log in through the login page, as a person does."""
+        self.open("/auth/login/" if self.deployment.airflow3 else "/login/", settle=False)
+        self.page.locator("input[name=username]").fill(user)
+        self.page.locator("input[name=password]").fill(user)
+        self.page.locator("button[type=submit], input[type=submit]").first.click()
+        self.page.wait_for_url(lambda url: "/login" not in url)
+
+    def open(self, path: str, *, settle: bool = True) -> Page:
+        """Open a path of the deployment and wait until it stops loading."""
+        self.page.goto(f"{self.deployment.base_url}{path}")
+        if settle:
+            self.settle()
+        return self.page
+
+    def settle(self) -> None:
+        """Wait until the page has asked for nothing for half a second; pages that poll never stop, and that is fine."""
+        with contextlib.suppress(Exception):
+            self.page.wait_for_load_state("networkidle", timeout=10_000)
+
+    def screenshot(self, path: Path, *, theme: Theme | None = None, full_page: bool = False) -> Path:
+        """Save a picture of the page; with ``theme``, load the page again in that colour mode first."""
+        if theme is not None:
+            self.set_theme(theme)
+            self.page.emulate_media(color_scheme=theme)
+            self.page.reload()
+            self.settle()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path, full_page=full_page, animations="disabled")
+        return path
+
+
+__all__ = ["BrowserUser", "Page", "Theme", "chromium", "chromium_path"]

@@ -1,0 +1,213 @@
+"""A private PostgreSQL and a private Redis for one test session: own folder, own port, gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+import psycopg2.extras
+import redis
+
+from tests.support.processes import MissingRequirement, free_port, stop, tail, wait_for
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import IO
+
+    from typing_extensions import Self
+
+
+class _Service:
+    """A server process with a folder and a port of its own."""
+
+    name = "service"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"worker-insight-{self.name}-"))
+        self.log = self.folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        with self.log.open("ab") as log:
+            self._process = self._launch(log)
+        wait_for(self._answers, 60, f"{self.name} to answer")
+
+    def close(self) -> None:
+        """Stop the server and remove everything it wrote."""
+        if self._process is not None:
+            stop(self._process, self._stop_signal())
+            self._process = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended with {self._process.returncode}:\n{tail(self.log)}")
+        return self._ping()
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        raise NotImplementedError
+
+    def _ping(self) -> bool:
+        raise NotImplementedError
+
+    def _stop_signal(self) -> int:
+        return signal.SIGTERM
+
+
+class Postgres(_Service):
+    """A PostgreSQL server that forgets: no fsync, no password, reachable on the loopback address only."""
+
+    name = "postgresql"
+
+    def __init__(self) -> None:
+        self._bin = self._find()
+        self._numbers = itertools.count(1)
+        super().__init__()
+        # The server refuses to run as root: everything it touches belongs to the user that Debian made for it.
+        self._user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam("postgres")
+            self._user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+
+    @staticmethod
+    def _find() -> Path:
+        if command := shutil.which("initdb"):
+            return Path(command).resolve().parent
+        candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not candidates:
+            raise MissingRequirement("PostgreSQL", "apt-get install postgresql")
+        return candidates[-1].parent
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        data = self.folder / "data"
+        initdb = [self._bin / "initdb", "-D", data, "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        made = subprocess.run(
+            [*initdb, "--locale=C.UTF-8"], **self._user, capture_output=True, cwd=self.folder, check=False
+        )
+        if made.returncode != 0:
+            raise RuntimeError(f"initdb failed:\n{made.stderr.decode()}")
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "max_connections": "300",
+            "shared_buffers": "256MB",
+        }
+        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+        return subprocess.Popen(
+            [self._bin / "postgres", "-D", data, "-p", str(self.port), *options],
+            **self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+
+    def _ping(self) -> bool:
+        try:
+            self.execute("SELECT 1")
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def _stop_signal(self) -> int:
+        return signal.SIGINT  # "fast": it does not wait for clients to leave
+
+    def execute(self, statement: str, parameters: Any = None, database: str = "postgres") -> list[dict[str, Any]]:
+        """Run one statement outside a transaction and return its rows, if it has any."""
+        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname=database)
+        try:
+            connection.autocommit = True
+            with connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
+                cursor.execute(statement, parameters)
+                return [dict(row) for row in cursor.fetchall()] if cursor.description else []
+        finally:
+            connection.close()
+
+    def create_database(self, template: str | None = None) -> str:
+        """Create a database, empty or as a copy of another, and return its name."""
+        name = f"airflow_{next(self._numbers)}"
+        self.execute(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
+        return name
+
+    def disconnect(self, name: str) -> None:
+        """End all connections to a database, so that it can be copied."""
+        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, whoever is still connected."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def url(self, database: str) -> str:
+        """Return the URL of a database as Airflow wants it."""
+        return f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/{database}"
+
+
+class Redis(_Service):
+    """A Redis server that writes nothing to disk."""
+
+    name = "redis"
+    databases = 256
+
+    def __init__(self) -> None:
+        command = shutil.which("redis-server")
+        if command is None:
+            raise MissingRequirement("Redis", "apt-get install redis-server")
+        self._command = command
+        self._numbers = itertools.count()
+        super().__init__()
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        options = ["--save", "", "--appendonly", "no", "--databases", str(self.databases)]
+        return subprocess.Popen(
+            [self._command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+
+    def _ping(self) -> bool:
+        try:
+            return bool(self.client().ping())
+        except redis.ConnectionError:
+            return False
+
+    def client(self, database: int = 0) -> redis.Redis:
+        """Return a client of one of the numbered databases."""
+        return redis.Redis(host="127.0.0.1", port=self.port, db=database)
+
+    def broker_url(self) -> str:
+        """Return the URL of an unused numbered database, for a Celery broker of its own."""
+        return f"redis://127.0.0.1:{self.port}/{next(self._numbers) % self.databases}"
