@@ -43,18 +43,19 @@ def parse_panel_address(query: str) -> PanelAddress:
     :raises BadAddress: when an ID is missing, given twice, too long or not text, or a number is none
     """
     given = _parameters(query)
+    map_index = _integer(given, "map_index", minimum=-1)
     return PanelAddress(
         dag_id=_id(given, "dag_id"),
         run_id=_id(given, "run_id"),
         task_id=_id(given, "task_id"),
-        map_index=_integer(given, "map_index", minimum=-1, default=-1),
-        try_number=_integer(given, "try_number", minimum=0, default=None),
+        map_index=-1 if map_index is None else map_index,
+        try_number=_integer(given, "try_number", minimum=0),
     )
 
 
 def parse_offset(query: str) -> int:
     """Read where a page of a list begins; 0 where the query string says nothing of it."""
-    return _integer(_parameters(query), "offset", minimum=0, default=0)
+    return _integer(_parameters(query), "offset", minimum=0) or 0
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -82,5 +83,13 @@ def _id(given: dict[str, str], name: str) -> str:
     return value
 
 
-def _integer[T: (int, None)](given: dict[str, str], name: str, *, minimum: int, default: T) -> int | T:
-    ...
+def _integer(given: dict[str, str], name: str, *, minimum: int) -> int | None:
+    """Return a number of the address, or ``None`` where it is not given or was left unfilled."""
+    value = given.get(name, "")
+    if not value or UNFILLED.fullmatch(value):
+        return None
+    # No more digits than the largest number has: int() of a megabyte of digits takes its time.
+    number = int(value) if re.fullmatch(r"-?[0-9]{1,10}", value) else None
+    if number is None or not minimum <= number <= MAX_INTEGER:
+        raise BadAddress(f"The {name} in the address is not a whole number from {minimum} on.")
+    return number

@@ -1,0 +1,70 @@
+"""Versions, from what is loaded and from what is installed."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from airflow_worker_insight import __version__
+from airflow_worker_insight.identity.versions import versions
+
+
+def module(version: object) -> ModuleType:
+    loaded = ModuleType("loaded")
+    loaded.__dict__["__version__"] = version
+    return loaded
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return a dict of what is installed, to be filled by the test."""
+    distributions: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in distributions:
+            raise metadata.PackageNotFoundError(name)
+        return distributions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    return distributions
+
+
+def test_what_is_loaded_is_not_looked_up(installed: dict[str, str]) -> None:
+    installed["apache-airflow"] = "9.9.9"
+    loaded: dict[str, Any] = {
+        "airflow": module("3.3.2"),
+        "celery": module("5.6.3"),
+        "airflow.providers.celery": module("3.24.1"),
+        "airflow.providers.edge3": module("4.3.2"),
+    }
+    common = {"python": platform.python_version(), "provider": __version__, "airflow": "3.3.2"}
+    assert versions("local", loaded) == common
+    assert versions("celery", loaded) == common | {"celery": "5.6.3", "celery_provider": "3.24.1"}
+    assert versions("edge", loaded) == common | {"edge_provider": "4.3.2"}
+
+
+def test_a_new_interpreter_says_the_same(installed: dict[str, str]) -> None:
+    """After ``run_as_user`` Celery is not loaded: the worker must not change its description with each task."""
+    installed |= {"celery": "5.6.3", "apache-airflow-providers-celery": "3.24.1"}
+    loaded = {"airflow": module("3.3.2")}
+    with_celery = loaded | {"celery": module("5.6.3"), "airflow.providers.celery": module("3.24.1")}
+    assert versions("celery", loaded) == versions("celery", with_celery)
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_is_not_there_is_left_out() -> None:
+    assert set(versions("celery", {})) == {"python", "provider"}
+    assert set(versions("celery", {"airflow": module(None), "celery": None})) == {"python", "provider"}
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_module_that_imports_what_it_lacks_is_not_asked() -> None:
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(name)
+
+    assert "airflow" not in versions("local", {"airflow": Lazy("airflow")})
