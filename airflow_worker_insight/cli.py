@@ -126,9 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _add(parser: argparse.ArgumentParser, commands: Sequence[ActionCommand | GroupCommand]) -> None:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in commands:
-        child = subparsers.add_parser(
-            command.name, help=command.help, description=command.description or command.help
-        )
+        child = subparsers.add_parser(command.name, help=command.help, description=command.description or command.help)
         if isinstance(command, GroupCommand):
             _add(child, tuple(command.subcommands))
         else:
@@ -178,7 +176,9 @@ def backfill(args: Any) -> None:
     )
     selection = Selection(dag_id=args.dag_id, ended_since=args.since, after=args.after)
     _go_through(
-        selection, installed_at=installed_at(), again=f"airflow-worker-insight backfill{options} --after {{after}}"
+        selection,
+        installed_at=installed_at(),
+        again=f"airflow-worker-insight backfill{options} --after {{after}}",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,22 +38,19 @@ def plugin_base() -> type[Any]:
 
     From 3.2 on a task process has loaded the SDK's own, and importing the scheduler's would cost it some 100 ms.
     """
-    if airflow_version() >= (3, 2):
-        from airflow.sdk.plugins_manager import AirflowPlugin
-    else:
-        from airflow.plugins_manager import AirflowPlugin
-    base: type[Any] = AirflowPlugin
-    return base
+    module = "airflow.sdk.plugins_manager" if airflow_version() >= (3, 2) else "airflow.plugins_manager"
+    return _class(module, "AirflowPlugin")
 
 
 def operator_link_base() -> type[Any]:
     """Return the base class of operator extra links."""
-    if is_airflow_3():
-        from airflow.sdk import BaseOperatorLink
-    else:
-        from airflow.models.baseoperatorlink import BaseOperatorLink
-    base: type[Any] = BaseOperatorLink
-    return base
+    module = "airflow.sdk" if is_airflow_3() else "airflow.models.baseoperatorlink"
+    return _class(module, "BaseOperatorLink")
+
+
+def _class(module: str, name: str) -> type[Any]:
+    found: type[Any] = getattr(import_module(module), name)
+    return found
 
 
 # --- the task process ------------------------------------------------------------------------------------------------
@@ -164,10 +162,7 @@ def xcom_model() -> Any:
 
 def db_manager_base() -> type[Any]:
     """Return Airflow 3's ``BaseDBManager``; Airflow 2.11 has none (``ImportError``)."""
-    from airflow.utils.db_manager import BaseDBManager
-
-    base: type[Any] = BaseDBManager
-    return base
+    return _class("airflow.utils.db_manager", "BaseDBManager")
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

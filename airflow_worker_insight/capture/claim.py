@@ -7,7 +7,6 @@ the request succeeds. A report that could not be taken stays behind as an XCom r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, xcoms
+from airflow_worker_insight.store.keys import TaskInstanceKey
 from airflow_worker_insight.store.migrate import HOW_TO_MIGRATE
 from airflow_worker_insight.store.recording import record_start
 
@@ -29,16 +29,6 @@ PAUSE_SECONDS = 30.0
 """How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
 
 _paused_until = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """The task instance under which an XCom row is stored: Airflow's word, not the report's."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
 
 
 def install() -> None:
@@ -55,7 +45,7 @@ def _after_insert(_mapper: Any, connection: Connection, row: Any) -> None:
         return
     try:
         with connection.begin_nested():
-            sender = Sender(row.dag_id, row.run_id, row.task_id, row.map_index)
+            sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
             take(connection, sender, row.value, now=datetime.now(timezone.utc))
     except (OperationalError, ProgrammingError) as error:
         _pause()
@@ -72,7 +62,7 @@ def _after_insert(_mapper: Any, connection: Connection, row: Any) -> None:
         warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
 
 
-def take(connection: Connection, sender: Sender, value: Any, *, now: datetime) -> None:
+def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
     """Write the attempt that a report tells of and delete the report; one that is not believed is dropped.
 
     The caller owns the transaction.
@@ -94,14 +84,14 @@ def take(connection: Connection, sender: Sender, value: Any, *, now: datetime) -
             rejected.reason,
             REPORT_KEY,
         )
-    xcoms.delete_report(connection, REPORT_KEY, sender.dag_id, sender.run_id, sender.task_id, sender.map_index)
+    xcoms.delete_report(connection, REPORT_KEY, sender)
 
 
-def _record(connection: Connection, sender: Sender, value: Any, *, now: datetime) -> None:
+def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
     report = parse_report(value)
     one = airflow_tries.try_by_id(connection, report.try_id)
     # A task may write XComs of other tasks; only the try's own processes know its ID.
-    if one is None or sender != Sender(one.key.dag_id, one.key.run_id, one.key.task_id, one.key.map_index):
+    if one is None or one.key.task_instance != sender:
         raise RejectedReport("not_this_try")
     record_start(
         connection,

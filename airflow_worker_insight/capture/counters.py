@@ -21,7 +21,7 @@ def count(what: str) -> None:
         _counts[what] += 1
     try:
         compat.count_metric(f"worker_insight.reports.{what}", {})
-    except Exception:  # noqa: BLE001
+    except Exception:
         log.debug("Airflow's metrics did not take worker_insight.reports.%s", what, exc_info=True)
 
 

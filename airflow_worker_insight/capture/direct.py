@@ -8,7 +8,6 @@ from typing import Any
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.report import describe_worker
 from airflow_worker_insight.capture.validation import worker_record
-from airflow_worker_insight.store.attribution import kind_of
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import record_start
 

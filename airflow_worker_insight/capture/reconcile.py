@@ -40,9 +40,7 @@ class Outcome:
 
     def __add__(self, other: Outcome) -> Outcome:
         """Sum two passes."""
-        return Outcome(
-            self.closed + other.closed, self.added + other.added, self.claimed + other.claimed
-        )
+        return Outcome(self.closed + other.closed, self.added + other.added, self.claimed + other.claimed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +77,7 @@ def reconcile_runs(
         (verdict.worker for _, verdict in plan.add if verdict.worker is not None and verdict.ref is None),
         now=datetime.now(timezone.utc),
     )
-    closing.add_tries(
-        connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add]
-    )
+    closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
     return Outcome(closed=len(plan.close), added=len(plan.add), claimed=claimed)
 
 
@@ -96,11 +92,7 @@ def make_plan(
     """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
     finished = [one for one in tries if one.is_finished]
     return Plan(
-        close=[
-            one
-            for one in finished
-            if one.key in recorded and not recorded[one.key].is_closed_as(one)
-        ],
+        close=[one for one in finished if one.key in recorded and not recorded[one.key].is_closed_as(one)],
         add=[
             (
                 one,
@@ -123,10 +115,9 @@ def claim_waiting(connection: Connection, runs: Sequence[DagRunRef] | None = Non
         return 0
     taken = 0
     for report in xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs):
-        sender = claim.Sender(report.dag_id, report.run_id, report.task_id, report.map_index)
         try:
             with connection.begin_nested():
-                claim.take(connection, sender, report.value, now=report.stored_at)
+                claim.take(connection, report.stored_under, report.value, now=report.stored_at)
             taken += 1
         except Exception as error:  # noqa: BLE001
             count("unclaimed")

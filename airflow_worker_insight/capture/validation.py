@@ -32,9 +32,7 @@ def _storable(text: str) -> str:
 
 
 def _text(max_length: int, *, min_length: int = 1) -> Any:
-    return Annotated[
-        str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)
-    ]
+    return Annotated[str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)]
 
 
 _Key = _text(64)

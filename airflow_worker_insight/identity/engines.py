@@ -141,9 +141,7 @@ def _celery_node(around: Surroundings) -> str:
 
 def _supervisor(around: Surroundings) -> Process | None:
     """Return the process that runs the supervisor, as Airflow 3.3's ``run_workload`` titles it."""
-    return next(
-        (process for process in around.lineage if process.title.startswith("airflow supervisor: ")), None
-    )
+    return next((process for process in around.lineage if process.title.startswith("airflow supervisor: ")), None)
 
 
 # --- LocalExecutor ---------------------------------------------------------------------------------------

@@ -101,9 +101,7 @@ def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> d
     instances = {(key.dag_id, key.run_id, key.task_id, key.map_index) for key in wanted}
     found = _read(
         connection,
-        lambda table: tuple_(table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index).in_(
-            sorted(instances)
-        ),
+        lambda table: tuple_(table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index).in_(sorted(instances)),
     )
     return {one.key: one for one in found if one.key in wanted}
 
@@ -165,7 +163,11 @@ def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_i
 
 
 def count_finished_runs(
-    connection: Connection, *, dag_id: str | None = None, ended_since: datetime | None = None, after_row_id: int = 0
+    connection: Connection,
+    *,
+    dag_id: str | None = None,
+    ended_since: datetime | None = None,
+    after_row_id: int = 0,
 ) -> int:
     """Return how many Dag runs :func:`finished_runs` would go through."""
     counted = _finished_runs(dag_id, ended_since, after_row_id).subquery()
@@ -210,4 +212,3 @@ def _airflow_try(row: Row[Any]) -> AirflowTry:
 
 def _utc(value: datetime | None) -> datetime | None:
     return value.astimezone(timezone.utc) if value is not None else None
-

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.store.recording import WorkerRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from airflow_worker_insight.store.airflow_tries import AirflowTry
 
@@ -133,4 +133,3 @@ def kind_of(executor: str | None) -> str:
     first = executor.split(";")[0].split(",")[0].split("=")[-1].strip()
     name = first.rsplit(":", 1)[-1].rsplit(".", 1)[-1]
     return KINDS.get(name, name)[:32] or "unknown"
-

@@ -92,9 +92,7 @@ def first_report_at(connection: Connection) -> datetime | None:
     return _utc(moment)
 
 
-def ensure_hosts(
-    connection: Connection, records: Iterable[WorkerRecord], *, now: datetime
-) -> dict[str, int]:
+def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now: datetime) -> dict[str, int]:
     """Make the rows that stand for whole hosts where they are missing; return row IDs by worker ID."""
     by_id = {record.worker_id: record for record in records}
     if not by_id:
@@ -112,9 +110,7 @@ def ensure_hosts(
             **record.description(),
         }
         unchanged = {"worker_id": worker_id}
-        connection.execute(
-            upsert(connection.dialect.name, worker, values, key=["worker_id"], update=unchanged)
-        )
+        connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=unchanged))
     if by_id.keys() == known.keys():
         return known
     return {row.worker_id: row.id for row in connection.execute(find)}
@@ -162,7 +158,11 @@ def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]
         return
     unchanged = {"try_number": attempt.c.try_number}
     statement = upsert(
-        connection.dialect.name, attempt, None, key=[column.name for column in attempt.primary_key], update=unchanged
+        connection.dialect.name,
+        attempt,
+        None,
+        key=[column.name for column in attempt.primary_key],
+        update=unchanged,
     )
     connection.execute(statement, [_row(one, attribution, ref) for one, attribution, ref in rows])
 

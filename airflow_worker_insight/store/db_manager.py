@@ -46,9 +46,7 @@ class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
         self._release_locks()
         migrate.upgrade(to_revision or "head", sql_only=show_sql_only)
 
-    def downgrade(
-        self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False
-    ) -> None:
+    def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
         """Run the migrations down to ``to_revision``."""
         range_ = f"{from_revision}:{to_revision}" if from_revision else to_revision
         migrate.downgrade(range_, sql_only=show_sql_only)

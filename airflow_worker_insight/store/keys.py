@@ -7,6 +7,16 @@ from hashlib import blake2b
 
 
 @dataclass(frozen=True, slots=True)
+class TaskInstanceKey:
+    """One task instance, as Airflow names it; ``map_index`` is -1 for an unmapped task."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
+@dataclass(frozen=True, slots=True)
 class TryKey:
     """One try of one task instance, as Airflow names it; ``map_index`` is -1 for an unmapped task."""
 
@@ -15,6 +25,11 @@ class TryKey:
     task_id: str
     map_index: int
     try_number: int
+
+    @property
+    def task_instance(self) -> TaskInstanceKey:
+        """The task instance whose try this is."""
+        return TaskInstanceKey(self.dag_id, self.run_id, self.task_id, self.map_index)
 
     @property
     def run_key(self) -> int:

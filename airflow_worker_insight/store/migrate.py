@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-HOW_TO_MIGRATE = (
-    "run `airflow db migrate` (Airflow 3.2 and later) or `airflow-worker-insight db migrate` (any version)"
-)
+HOW_TO_MIGRATE = "run `airflow db migrate` (Airflow 3.2 and later) or `airflow-worker-insight db migrate` (any version)"
 
 
 class Schema(Enum):

@@ -106,9 +106,7 @@ def list_attempts(
     if not dag_ids or refs == ():
         return [], 0
     conditions = _conditions(filters, dag_ids, refs)
-    total: int = connection.execute(
-        select(func.count()).select_from(_source(filters)).where(*conditions)
-    ).scalar_one()
+    total: int = connection.execute(select(func.count()).select_from(_source(filters)).where(*conditions)).scalar_one()
     started = attempt.c.started_at.desc()
     page = connection.execute(
         select(attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
@@ -148,9 +146,7 @@ def task_instance_attempts(
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
-    live = {
-        one.key: _live(recorded[one.key], one) if one.key in recorded else _unrecorded(one) for one in known
-    }
+    live = {one.key: _live(recorded[one.key], one) if one.key in recorded else _unrecorded(one) for one in known}
     return sorted({**recorded, **live}.values(), key=lambda one: -one.try_number)
 
 
@@ -280,10 +276,9 @@ def _load(connection: Connection, keys: Sequence[tuple[Any, ...]]) -> list[Attem
     if not keys:
         return []
     columns = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-    rows = connection.execute(_rows().where(tuple_(*columns).in_(keys))).all()
+    rows = connection.execute(_rows().where(tuple_(*columns).in_(keys)))
     position = {key: index for index, key in enumerate(keys)}
-    rows.sort(key=lambda row: position[row.run_key, row.task_key, row.try_number])
-    return _assemble(rows)
+    return _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
 
 
 def _assemble(rows: Iterable[Row[Any]]) -> list[Attempt]:
@@ -332,9 +327,7 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
 
 def _with_live_state(connection: Connection, attempts: Sequence[Attempt]) -> list[Attempt]:
     """Give the tries that have not been closed yet the state that Airflow has for them now."""
-    known = airflow_tries.tries_of_task_instances(
-        connection, (_key(one) for one in attempts if one.ended_at is None)
-    )
+    known = airflow_tries.tries_of_task_instances(connection, (_key(one) for one in attempts if one.ended_at is None))
     return [_live(one, known[_key(one)]) if _key(one) in known else one for one in attempts]
 
 

@@ -121,15 +121,11 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
     }
     kept = {name: value for name, value in values.items() if name not in ("worker_id", "registered_at")}
     connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=kept))
-    row_id: int = connection.execute(
-        select(worker.c.id).where(worker.c.worker_id == record.worker_id)
-    ).scalar_one()
+    row_id: int = connection.execute(select(worker.c.id).where(worker.c.worker_id == record.worker_id)).scalar_one()
     return row_id
 
 
-def upsert(
-    dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]
-) -> Any:
+def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]) -> Any:
     """Return an INSERT of ``values`` that updates ``update`` where a row with the same ``key`` exists.
 
     :param dialect: ``postgresql``, ``sqlite`` or ``mysql``

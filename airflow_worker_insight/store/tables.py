@@ -44,7 +44,7 @@ class Timestamp(UtcDateTime):
         """Return the type that ``dialect`` stores."""
         if dialect.name == "mysql":
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return super().load_dialect_impl(dialect)
+        return super().load_dialect_impl(dialect)  # type: ignore[no-untyped-call]
 
 
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
@@ -100,4 +100,3 @@ attempt = Table(
     Index("worker_insight_attempt_worker", "worker_ref", "started_at"),
     Index("worker_insight_attempt_started_at", "started_at"),
 )
-

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, select
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store.keys import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,26 +24,21 @@ if TYPE_CHECKING:
 class StoredReport:
     """A report that nobody claimed, with the task instance it is stored under and when it was stored (UTC)."""
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
+    stored_under: TaskInstanceKey
     value: Any
     stored_at: datetime
 
 
-def delete_report(
-    connection: Connection, key: str, dag_id: str, run_id: str, task_id: str, map_index: int
-) -> None:
+def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKey) -> None:
     """Delete the row that carries a task instance's report."""
     table = compat.xcom_model().__table__
     connection.execute(
         delete(table).where(
             table.c.key == key,
-            table.c.dag_id == dag_id,
-            table.c.run_id == run_id,
-            table.c.task_id == task_id,
-            table.c.map_index == map_index,
+            table.c.dag_id == stored_under.dag_id,
+            table.c.run_id == stored_under.run_id,
+            table.c.task_id == stored_under.task_id,
+            table.c.map_index == stored_under.map_index,
         )
     )
 
@@ -67,6 +63,10 @@ def unclaimed_reports(
     if runs is not None:
         statement = statement.where(table.c.dag_run_id.in_([run.row_id for run in runs]))
     return [
-        StoredReport(*row[:5], stored_at=row.timestamp.astimezone(timezone.utc))
+        StoredReport(
+            stored_under=TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index),
+            value=row.value,
+            stored_at=row.timestamp.astimezone(timezone.utc),
+        )
         for row in connection.execute(statement)
     ]

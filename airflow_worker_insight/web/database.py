@@ -43,9 +43,7 @@ class SchemaCheck:
         """Return what the tables are like, from memory where it is fresh enough."""
         with self._lock:
             known = self._schema
-            if known is Schema.READY or (
-                known is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS
-            ):
+            if known is Schema.READY or (known is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS):
                 return known
         schema = migrate.check(connection)
         with self._lock:

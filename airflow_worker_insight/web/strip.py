@@ -80,9 +80,7 @@ class _Stay:
     is_thread: bool = False
 
 
-def build_strip(
-    attempts: Sequence[Attempt], marks: Mapping[str, str], *, now: datetime, label: str
-) -> Strip | None:
+def build_strip(attempts: Sequence[Attempt], marks: Mapping[str, str], *, now: datetime, label: str) -> Strip | None:
     """Draw the strip.
 
     :param attempts: the tries of a task instance, in any order
@@ -273,8 +271,10 @@ def _notes(attempts: Sequence[Attempt], stays: Sequence[_Stay]) -> Iterable[str]
     timeless = [one.try_number for one in attempts if one.started_at is None and one.try_number > 0]
     if timeless:
         numbers = ", ".join(map(str, timeless))
-        yield f"Not drawn, because it never started: try {numbers}." if len(timeless) == 1 else (
-            f"Not drawn, because they never started: tries {numbers}."
+        yield (
+            f"Not drawn, because it never started: try {numbers}."
+            if len(timeless) == 1
+            else (f"Not drawn, because they never started: tries {numbers}.")
         )
     if any(not stay.is_thread and stay.attempt.attribution not in SURE and stay.lane for stay in stays):
         yield "Dashed: not reported by the worker itself."

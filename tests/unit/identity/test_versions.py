@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sys
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -41,7 +41,7 @@ def test_what_is_loaded_is_not_looked_up(installed: dict[str, str]) -> None:
         "airflow.providers.celery": module("3.24.1"),
         "airflow.providers.edge3": module("4.3.2"),
     }
-    common = {"python": platform.python_version(), "provider": __version__, "airflow": "3.3.2"}
+    common = {"python": ".".join(map(str, sys.version_info[:3])), "provider": __version__, "airflow": "3.3.2"}
     assert versions("local", loaded) == common
     assert versions("celery", loaded) == common | {"celery": "5.6.3", "celery_provider": "3.24.1"}
     assert versions("edge", loaded) == common | {"edge_provider": "4.3.2"}

@@ -64,9 +64,7 @@ def upgrade() -> None:
         sa.Column("dag_id", StringID(), nullable=False),
         sa.Column("run_id", StringID(), nullable=False),
         sa.Column("task_id", StringID(), nullable=False),
-        sa.PrimaryKeyConstraint(
-            "run_key", "task_key", "try_number", "worker_ref", name="worker_insight_attempt_pkey"
-        ),
+        sa.PrimaryKeyConstraint("run_key", "task_key", "try_number", "worker_ref", name="worker_insight_attempt_pkey"),
         schema=metadata.schema,
     )
     op.create_index(
