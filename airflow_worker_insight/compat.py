@@ -83,6 +83,9 @@ def in_server_process() -> bool:
 
     ``dag.test()`` calls the same Dag run listeners in a person's own process.
     """
+    if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
+        # LocalExecutor forks its task processes from the scheduler, with all that it has imported.
+        return False
     return "airflow.jobs.scheduler_job_runner" in sys.modules or "airflow.api_fastapi.core_api.app" in sys.modules
 
 

@@ -14,7 +14,7 @@ from airflow_worker_insight.store.recording import record_start
 
 def record(task_instance: Any) -> None:
     """Write that this process runs a try of ``task_instance`` (Airflow's ORM object)."""
-    described = worker_record(describe_worker(task_instance).as_dict(), job_id=None)
+    described = worker_record(describe_worker(task_instance).as_dict(), job_id=task_instance.queued_by_job_id)
     key = TryKey(
         dag_id=task_instance.dag_id,
         run_id=task_instance.run_id,

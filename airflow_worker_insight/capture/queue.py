@@ -2,112 +2,172 @@
 
 from __future__ import annotations
 
-import logging
+import heapq
 import time
-from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-MAX_WAITING = 10_000
-"""Dag runs that may wait. Beyond it they are counted and left to ``airflow-worker-insight reconcile``."""
 
-SETTLE_SECONDS = 3.0
-"""Airflow calls its listeners before it commits the run's end: wait for the commit before reading."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the queue behaves; times are in seconds."""
 
-BATCH = 20
-"""Dag runs reconciled in one transaction."""
+    max_waiting: int = 10_000
+    """Dag runs that may wait. Beyond it they are counted and left to ``airflow-worker-insight reconcile``."""
 
-LINGER_SECONDS = 10.0
-"""How long the thread waits for more work before it ends."""
+    settle: float = 3.0
+    """Airflow calls its listeners before it commits the run's end: wait for the commit before reading."""
 
-ATTEMPTS = 5
-"""How often a batch is tried (a locked or restarting database) before its runs are left to the command."""
+    batch: int = 20
+    """Dag runs reconciled in one transaction."""
+
+    look_again: tuple[float, ...] = (30.0, 120.0, 600.0, 3600.0)
+    """When to look again at a run that ended (failed fast, or set by a person) while tasks of it were running."""
+
+    retry: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0)
+    """Waits between tries of a batch that failed (a locked or restarting database), then it is left to the command."""
+
+    linger: float = 10.0
+    """How long the thread waits for more work before it ends."""
+
+    tick: float = 0.5
+    """How long the thread sleeps while nothing is due."""
+
+    catch_up: timedelta = timedelta(hours=1)
+    """With its first run a process reconciles what ended since then: the one before may have died with runs waiting.
+
+    Not when the process starts, because a scheduler should have no second thread when LocalExecutor forks its workers.
+    """
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Waiting:
+    due: float
+    dag_id: str = field(compare=False)
+    run_id: str = field(compare=False)
+    looks: int = field(compare=False, default=0)
 
 
 class ReconcileQueue:
     """Collects ended Dag runs, each once, and reconciles them in the background."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[float, str, str]] = deque()
+    def __init__(self, pace: Pace | None = None) -> None:
+        self.pace = pace or Pace()
+        self._heap: list[_Waiting] = []
         self._known: set[tuple[str, str]] = set()
+        self._catch_up_due = True
         self._lock = Lock()
         self._thread: Thread | None = None
 
     def put(self, dag_id: str, run_id: str) -> None:
-        """Have a Dag run reconciled soon. Never blocks and never raises."""
+        """Have a Dag run reconciled soon; it does not wait for anything."""
+        self._put(_Waiting(time.monotonic() + self.pace.settle, dag_id, run_id))
+
+    def _put(self, waiting: _Waiting) -> None:
+        name = (waiting.dag_id, waiting.run_id)
         with self._lock:
-            if (dag_id, run_id) in self._known:
+            if name in self._known:
                 return
-            if len(self._waiting) >= MAX_WAITING:
-                count("runs_not_reconciled")
-                warn_once("queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many wait")
-                return
-            self._known.add((dag_id, run_id))
-            self._waiting.append((time.monotonic() + SETTLE_SECONDS, dag_id, run_id))
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="worker-insight-reconcile", daemon=True)
-                self._thread.start()
+            full = len(self._heap) >= self.pace.max_waiting
+            if not full:
+                self._known.add(name)
+                heapq.heappush(self._heap, waiting)
+                self._start()
+        if full:
+            count("runs_not_reconciled")
+            warn_once("queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many are waiting")
+
+    def _start(self) -> None:
+        """Start the thread unless it runs; the lock is held."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="worker-insight-reconcile", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
         idle_since = time.monotonic()
         while True:
-            batch = self._due()
+            if self._take_catch_up():
+                self._with_retries(self._queue_recent, 1)
+            batch = self._take_due()
             if batch:
-                self._reconcile(batch)
+                self._with_retries(partial(self._reconcile, batch), len(batch))
                 idle_since = time.monotonic()
             elif self._end_if_idle(idle_since):
                 return
             else:
-                time.sleep(0.5)
+                time.sleep(self.pace.tick)
 
-    def _due(self) -> list[tuple[str, str]]:
+    def _take_catch_up(self) -> bool:
+        with self._lock:
+            due, self._catch_up_due = self._catch_up_due, False
+        return due
+
+    def _take_due(self) -> list[_Waiting]:
         """Take the runs whose time has come, at most a batch."""
         now = time.monotonic()
-        batch: list[tuple[str, str]] = []
+        batch: list[_Waiting] = []
         with self._lock:
-            while self._waiting and self._waiting[0][0] <= now and len(batch) < BATCH:
-                _, dag_id, run_id = self._waiting.popleft()
-                self._known.discard((dag_id, run_id))
-                batch.append((dag_id, run_id))
+            while self._heap and self._heap[0].due <= now and len(batch) < self.pace.batch:
+                waiting = heapq.heappop(self._heap)
+                self._known.discard((waiting.dag_id, waiting.run_id))
+                batch.append(waiting)
         return batch
 
     def _end_if_idle(self, idle_since: float) -> bool:
         with self._lock:
-            if self._waiting or time.monotonic() - idle_since < LINGER_SECONDS:
+            if self._heap or self._catch_up_due or time.monotonic() - idle_since < self.pace.linger:
                 return False
             self._thread = None
             return True
 
-    def _reconcile(self, batch: list[tuple[str, str]]) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+    def _with_retries(self, work: Callable[[], None], runs: int) -> None:
+        for wait in (*self.pace.retry, None):
             try:
-                _reconcile_named(batch)
+                work()
             except Exception as error:  # noqa: BLE001
-                if attempt == ATTEMPTS:
+                if wait is None:
                     count("runs_not_reconciled")
                     warn_once(
                         "queue.failed",
                         "Airflow Worker Insight could not reconcile %d Dag runs (%s); run "
                         "`airflow-worker-insight reconcile` when the cause is mended",
-                        len(batch),
+                        runs,
                         error,
                     )
-                time.sleep(min(2.0**attempt, 15.0))
+                else:
+                    time.sleep(wait)
             else:
                 return
 
+    def _reconcile(self, batch: Sequence[_Waiting]) -> None:
+        from airflow_worker_insight.capture.reconcile import reconcile_runs
+        from airflow_worker_insight.store.airflow_tries import find_run
 
-def _reconcile_named(batch: list[tuple[str, str]]) -> None:
-    from airflow_worker_insight.capture.reconcile import reconcile_runs
-    from airflow_worker_insight.store.airflow_tries import find_run
+        with compat.short_transaction() as connection:
+            found = [(waiting, find_run(connection, waiting.dag_id, waiting.run_id)) for waiting in batch]
+            outcome = reconcile_runs(connection, [run for _, run in found if run is not None])
+        for waiting, run in found:
+            if run in outcome.still_running and waiting.looks < len(self.pace.look_again):
+                due = time.monotonic() + self.pace.look_again[waiting.looks]
+                self._put(_Waiting(due, waiting.dag_id, waiting.run_id, waiting.looks + 1))
 
-    with compat.short_transaction() as connection:
-        runs = [find_run(connection, dag_id, run_id) for dag_id, run_id in batch]
-        reconcile_runs(connection, [run for run in runs if run is not None])
+    def _queue_recent(self) -> None:
+        from airflow_worker_insight.store.airflow_tries import finished_runs
+
+        since = datetime.now(timezone.utc) - self.pace.catch_up
+        with compat.engine().connect() as connection:
+            recent = finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
+        for run in recent:
+            self.put(run.dag_id, run.run_id)
 
 
 queue = ReconcileQueue()

@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many tries one pass closed, added and took from waiting reports."""
+    """How many tries one pass closed, added and took from waiting reports, and which runs it must see again."""
 
     closed: int = 0
     added: int = 0
     claimed: int = 0
+    still_running: frozenset[DagRunRef] = frozenset()
 
     def __add__(self, other: Outcome) -> Outcome:
         """Sum two passes."""
-        return Outcome(self.closed + other.closed, self.added + other.added, self.claimed + other.claimed)
+        return Outcome(
+            self.closed + other.closed,
+            self.added + other.added,
+            self.claimed + other.claimed,
+            self.still_running | other.still_running,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,14 @@ def reconcile_runs(
         now=datetime.now(timezone.utc),
     )
     closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
-    return Outcome(closed=len(plan.close), added=len(plan.add), claimed=claimed)
+    return Outcome(
+        closed=len(plan.close), added=len(plan.add), claimed=claimed, still_running=_still_running(runs, tries)
+    )
+
+
+def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> frozenset[DagRunRef]:
+    running = {(one.key.dag_id, one.key.run_id) for one in tries if one.state is not None and not one.is_finished}
+    return frozenset(run for run in runs if (run.dag_id, run.run_id) in running)
 
 
 def make_plan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.identity.files import read_text
@@ -60,8 +59,11 @@ def memory_bytes(controllers: dict[str, list[str]]) -> int | None:
 
 def os_name(os_release: str) -> str:
     """Return the name for people in the text of os-release(5), or nothing."""
-    match = re.search(r"""^PRETTY_NAME=(["']?)(?P<name>.+?)\1[ \t]*$""", os_release, re.MULTILINE)
-    return clean(match["name"], 64) if match else ""
+    for line in os_release.splitlines():
+        key, _, value = line.partition("=")
+        if key == "PRETTY_NAME":
+            return clean(value.strip().strip("\"'"), 64)
+    return ""
 
 
 def cgroup_directories(self_cgroup: str, mount: str = "/sys/fs/cgroup") -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_worker_insight.identity import engines, machine, process, versions
 from airflow_worker_insight.identity.files import read_text
@@ -73,7 +73,8 @@ def whoami(
     :param labels: labels an operator gave this worker: ``region=…,zone=…``
     """
     host = _attempt(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
-    nobody = _Identity(_id("unknown", host), engines.Found("unknown", host, None), {})
+    nothing: dict[str, str] = {}
+    nobody = (_id("unknown", host), engines.Found("unknown", host, None), nothing)
     worker_id, found, own_labels = _attempt(lambda: _identify(host, executor), nobody)
     main = found.main
     return Worker(
@@ -106,13 +107,8 @@ def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_n
     return _id(found.kind, *here, first.start if first else "", found.name)
 
 
-class _Identity(NamedTuple):
-    worker_id: str
-    found: engines.Found
-    labels: dict[str, str]
-
-
-def _identify(host: str, executor: object) -> _Identity:
+def _identify(host: str, executor: object) -> tuple[str, engines.Found, dict[str, str]]:
+    """Return the worker's ID, the worker, and the labels that its surroundings give it."""
     around = engines.Surroundings(
         lineage=_attempt(process.lineage, []),
         environ=os.environ,
@@ -123,7 +119,7 @@ def _identify(host: str, executor: object) -> _Identity:
     )
     found = engines.recognise(around)
     worker_id = life(found, around, process.boot_id(), process.pid_namespace())
-    return _Identity(worker_id, found, engines.kubernetes_labels(around))
+    return worker_id, found, engines.kubernetes_labels(around)
 
 
 def _id(kind: str, *facts: str) -> str:

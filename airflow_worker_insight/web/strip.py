@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.web import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from airflow_worker_insight.store.reading import Attempt, AttemptWorker
 
@@ -21,7 +22,13 @@ MAX_LANES = 12
 """More workers than this share the last lane: the table below names them all."""
 
 NOWHERE = ""
-"""The lane of tries that ran on no known worker."""
+"""The lane of tries that ran on no worker."""
+
+UNKNOWN = "?"
+"""The lane of tries that ran somewhere, not known where. No worker's ID is this."""
+
+WIDE, THIN = 30, 3
+"""From which width on (in percent) a bar tells its processes, and below which (per digit) its label may not fit."""
 
 SURE = frozenset({"reported"})
 """Attributions that the worker itself vouches for; bars of all others are drawn as less than sure."""
@@ -38,8 +45,11 @@ class Bar:
     state: str
     label: str
     title: str
+    detail: str
     sure: bool
     running: bool
+    thin: bool
+    """Whether the label does not fit where the strip is narrow."""
     is_thread: bool = False
     """Whether this is the thin line of a try's whole time, behind its stays on several workers."""
 
@@ -50,7 +60,6 @@ class Lane:
 
     mark: str
     name: str
-    detail: str
     bars: tuple[Bar, ...]
 
 
@@ -86,20 +95,20 @@ def build_strip(attempts: Sequence[Attempt], marks: Mapping[str, str], *, now: d
     :param attempts: the tries of a task instance, in any order
     :param marks: the letter of each worker, by worker ID, in the order of the lanes
     :param label: the strip in one sentence, for those who cannot see it
-    :returns: ``None`` when no try has a time
+    :returns: ``None`` when there is nothing to see: no try was on a worker, as far as is known
     """
     ordered = sorted(attempts, key=lambda one: one.try_number)
     stays = [stay for one in ordered for stay in _stays(one, now)]
-    if not stays:
+    if not any(stay.lane in marks for stay in stays):
         return None
-    positions = _positions([stay for stay in stays if not stay.is_thread])
+    positions = _positions(stays)
     start, end = min(stay.start for stay in stays), max(stay.end for stay in stays)
     ends_now = any(_is_running(one) for one in ordered)
     return Strip(
         lanes=_lanes(stays, marks, positions),
         start=_moment(start),
         end=_moment(end),
-        length=words.duration((end - start).total_seconds()),
+        length=words.duration(_seconds(end - start)),
         ends_now=ends_now,
         label=label,
         notes=tuple(_notes(ordered, stays)),
@@ -115,7 +124,8 @@ def _stays(one: Attempt, now: datetime) -> list[_Stay]:
         return []
     whole_end = max(one.started_at, one.ended_at or (now if _is_running(one) or _is_waiting(one) else one.started_at))
     if not one.workers:
-        return [_Stay(one, NOWHERE, one.started_at, whole_end, 0, is_last=True)]
+        lane = UNKNOWN if one.attribution == "unknown" else NOWHERE
+        return [_Stay(one, lane, one.started_at, whole_end, 0, is_last=True)]
     if len(one.workers) == 1 and not _is_waiting(one):
         only = one.workers[0]
         return [_Stay(one, only.worker_id, one.started_at, whole_end, only.process_count, is_last=True)]
@@ -148,114 +158,104 @@ def _is_waiting(one: Attempt) -> bool:
 # --- time to place --------------------------------------------------------------------------------------------------
 
 
-def _positions(stays: Sequence[_Stay]) -> dict[tuple[int, str], tuple[float, float]]:
-    """Return for each stay (by try and lane) where it begins and ends, as percentages.
+def _positions(stays: Sequence[_Stay]) -> list[tuple[float, float]]:
+    """Return where each stay begins and ends, as percentages.
 
     All beginnings and ends are put in order; the space between two neighbours is as wide as the time between them,
     and wider where a stay would otherwise be narrower than it may be.
     """
+    # At the same moment, what an earlier try ends comes before what a later try begins.
     edges = sorted(
-        [((stay.start, stay.attempt.try_number, 0), stay, True) for stay in stays]
-        + [((stay.end, stay.attempt.try_number, 1), stay, False) for stay in stays],
-        key=lambda edge: edge[0],
+        (moment, stay.attempt.try_number, side, index)
+        for index, stay in enumerate(stays)
+        for side, moment in enumerate((stay.start, stay.end))
     )
-    first: dict[tuple[int, str], int] = {}
-    last: dict[tuple[int, str], int] = {}
-    for index, (_, stay, begins) in enumerate(edges):
-        (first if begins else last)[stay.attempt.try_number, stay.lane] = index
-    total = (edges[-1][0][0] - edges[0][0][0]) / timedelta(seconds=1)
-    gaps = [
-        ((after[0][0] - before[0][0]) / timedelta(seconds=1) / total if total else 0.0)
-        for before, after in zip(edges, edges[1:], strict=False)
-    ]
-    least = min(0.06, 0.7 / len(stays))
-    for key in sorted(first, key=lambda key: sum(gaps[first[key] : last[key]])):
-        inside = range(first[key], last[key])
-        missing = least - sum(gaps[index] for index in inside)
-        if missing > 0 and inside:
-            for index in inside:
-                gaps[index] += missing / len(inside)
+    place_of = {(index, side): place for place, (_, _, side, index) in enumerate(edges)}
+    spans = [(place_of[index, 0], place_of[index, 1]) for index in range(len(stays))]
+    total = _seconds(edges[-1][0] - edges[0][0])
+    gaps = [_seconds(after[0] - before[0]) / total if total else 0.0 for before, after in pairwise(edges)]
+    drawn = [span for stay, span in zip(stays, spans, strict=True) if not stay.is_thread]
+    least = min(0.06, 0.7 / len(drawn))
+    for first, last in sorted(drawn, key=lambda span: sum(gaps[span[0] : span[1]])):
+        missing = least - sum(gaps[first:last])
+        if missing > 0:
+            gaps[first:last] = [gap + missing / (last - first) for gap in gaps[first:last]]
     width = sum(gaps) or 1.0
-    places = [0.0]
-    for gap in gaps:
-        places.append(places[-1] + gap / width * 100)
-    return {key: (places[first[key]], places[last[key]]) for key in first}
+    places = [0.0, *(100 * reached / width for reached in accumulate(gaps))]
+    return [(places[first], places[last]) for first, last in spans]
+
+
+def _seconds(length: timedelta) -> float:
+    return length / timedelta(seconds=1)
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------------
 
 
 def _lanes(
-    stays: Sequence[_Stay],
-    marks: Mapping[str, str],
-    positions: Mapping[tuple[int, str], tuple[float, float]],
+    stays: Sequence[_Stay], marks: Mapping[str, str], positions: Sequence[tuple[float, float]]
 ) -> tuple[Lane, ...]:
     own = list(marks)[:MAX_LANES] if len(marks) > MAX_LANES + 1 else list(marks)
-    rest = [worker_id for worker_id in marks if worker_id not in own]
-    lanes = [
-        Lane(marks[worker_id], *_names(stays, worker_id), _bars(stays, (worker_id,), positions)) for worker_id in own
+    rest = set(marks).difference(own)
+    wanted: list[tuple[str, str, Collection[str]]] = [
+        (marks[worker_id], _name_and_kind(stays, worker_id)[0], (worker_id,)) for worker_id in own
     ]
-    if rest:
-        lanes.append(
-            Lane("…", words.count(len(rest), "more worker", "more workers"), "", _bars(stays, rest, positions))
-        )
-    nowhere = _bars(stays, (NOWHERE,), positions)
-    if nowhere:
-        lanes.append(Lane("–", "No worker", "", nowhere))
+    wanted.append(("…", words.count(len(rest), "more worker", "more workers"), rest))
+    wanted.append(("?", "Not known where", (UNKNOWN,)))
+    wanted.append(("–", "On no worker", (NOWHERE,)))
+    lanes = (Lane(mark, name, _bars(stays, ids, positions)) for mark, name, ids in wanted)
     return tuple(lane for lane in lanes if lane.bars)
 
 
-def _names(stays: Iterable[_Stay], worker_id: str) -> tuple[str, str]:
+def _name_and_kind(stays: Iterable[_Stay], worker_id: str) -> tuple[str, str]:
     for stay in stays:
         for worker in stay.attempt.workers:
             if worker.worker_id == worker_id:
-                if worker.host_only:
-                    return f"a worker on {worker.hostname}", words.kind(worker.kind)
-                return worker.name, words.kind(worker.kind)
+                name = f"a worker on {worker.hostname}" if worker.host_only else worker.name
+                return name, words.kind(worker.kind)
     return worker_id, ""
 
 
 def _bars(
-    stays: Iterable[_Stay], lanes: Sequence[str], positions: Mapping[tuple[int, str], tuple[float, float]]
+    stays: Sequence[_Stay], lanes: Collection[str], positions: Sequence[tuple[float, float]]
 ) -> tuple[Bar, ...]:
-    mine = [stay for stay in stays if stay.lane in lanes]
+    mine = [(stay, place) for stay, place in zip(stays, positions, strict=True) if stay.lane in lanes]
     # Threads first: what is drawn later lies on top.
-    return tuple(_bar(stay, positions) for stay in sorted(mine, key=lambda stay: not stay.is_thread))
+    return tuple(_bar(stay, *place) for stay, place in sorted(mine, key=lambda pair: not pair[0].is_thread))
 
 
-def _bar(stay: _Stay, positions: Mapping[tuple[int, str], tuple[float, float]]) -> Bar:
+def _bar(stay: _Stay, start: float, end: float) -> Bar:
     one = stay.attempt
-    if stay.is_thread:
-        all_of_it = [place for (try_number, _), place in positions.items() if try_number == one.try_number]
-        x, end = min(place[0] for place in all_of_it), max(place[1] for place in all_of_it)
-    else:
-        x, end = positions[one.try_number, stay.lane]
-    running = stay.is_last and _is_running(one)
+    width = max(end - start, 0.5)
+    label = str(one.try_number)
     return Bar(
         try_number=one.try_number,
-        x=f"{x:.2f}%",
-        width=f"{max(end - x, 0.5):.2f}%",
-        middle=f"{x + max(end - x, 0.5) / 2:.2f}%",
+        x=f"{start:.2f}%",
+        width=f"{width:.2f}%",
+        middle=f"{start + width / 2:.2f}%",
         state=(one.state or "no_status") if stay.is_last else "part",
-        label=str(one.try_number),
+        label=label,
         title=_title(stay),
+        detail=f" · {words.count(stay.processes, 'process', 'processes')}"
+        if stay.processes > 1 and width >= WIDE
+        else "",
         sure=one.attribution in SURE,
-        running=running,
+        running=stay.is_last and _is_running(one),
+        thin=width < THIN * len(label),
         is_thread=stay.is_thread,
     )
 
 
 def _title(stay: _Stay) -> str:
     one = stay.attempt
-    parts = [f"Try {one.try_number}"]
-    if stay.lane != NOWHERE:
-        name, kind = _names([stay], stay.lane)
-        parts[0] += f" on {name} ({kind})" if kind else f" on {name}"
+    if stay.lane in (NOWHERE, UNKNOWN):
+        where = "on no worker" if stay.lane == NOWHERE else "not known where"
     else:
-        parts[0] += ", on no worker"
+        where = "on {} ({})".format(*_name_and_kind([stay], stay.lane))
+    parts = [f"Try {one.try_number} {where}"]
     if stay.is_last:
         parts.append(words.state(one.state))
-    parts.append(f"from {stay.start:%H:%M:%S} UTC, {words.duration((stay.end - stay.start).total_seconds())}")
+    parts.append(f"from {stay.start:%H:%M:%S} UTC, {words.duration(_seconds(stay.end - stay.start))}")
     if stay.processes > 1:
         parts.append(words.count(stay.processes, "process", "processes"))
     return "; ".join(parts)
@@ -276,5 +276,5 @@ def _notes(attempts: Sequence[Attempt], stays: Sequence[_Stay]) -> Iterable[str]
             if len(timeless) == 1
             else (f"Not drawn, because they never started: tries {numbers}.")
         )
-    if any(not stay.is_thread and stay.attempt.attribution not in SURE and stay.lane for stay in stays):
+    if any(stay.attempt.attribution not in SURE and stay.lane not in (NOWHERE, UNKNOWN) for stay in stays):
         yield "Dashed: not reported by the worker itself."

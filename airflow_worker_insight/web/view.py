@@ -289,19 +289,19 @@ def _duration(one: Attempt, now: datetime) -> str:
 
 
 _DID = {
-    "success": "succeeded",
-    "failed": "failed",
-    "running": "is running",
-    "up_for_retry": "failed and waits for its retry",
-    "up_for_reschedule": "waits to be rescheduled",
-    "deferred": "is deferred to the triggerer",
-    "awaiting_input": "waits for a person’s input",
+    "success": "succeeded{where}",
+    "failed": "failed{where}",
+    "running": "is running{where}",
+    "up_for_retry": "failed{where} and waits for its retry",
+    "up_for_reschedule": "began{where} and waits to be rescheduled",
+    "deferred": "began{where} and is deferred to the triggerer",
+    "awaiting_input": "began{where} and waits for a person’s input",
     "queued": "is queued",
     "scheduled": "is scheduled",
-    "restarting": "is being restarted",
-    "skipped": "was skipped",
+    "restarting": "is being restarted{where}",
+    "skipped": "was skipped{where}",
     "upstream_failed": "was not run, because a task before it failed",
-    "removed": "was removed from its Dag",
+    "removed": "was removed from its Dag{where}",
 }
 
 
@@ -310,24 +310,35 @@ def _summary(tries: Sequence[Attempt]) -> str:
     if not tries:
         return ""
     last = tries[0]
-    workers = {worker.worker_id: worker for one in tries for worker in one.workers}
-    did = _DID.get(last.state or "", f"is {words.state(last.state).lower()}")
+    did = _DID.get(last.state or "", "is in the state " + words.state(last.state).lower() + "{where}")
+    did = did.format(where=_where(last))
     if len(tries) == 1:
-        return f"The only try so far {did}{_where(last)}."
-    where = "on no known worker"
-    if workers:
-        one_host_only = len(workers) == 1 and next(iter(workers.values())).host_only
-        where = "all on one host" if one_host_only else f"on {words.count(len(workers), 'worker', 'workers')}"
-        if len(workers) == 1 and not one_host_only:
-            where = "all on the same worker" if all(one.workers for one in tries) else "on one worker"
-    return f"{words.count(len(tries), 'try', 'tries')} {where}; the last one {did}{_where(last)}."
+        return f"The only try so far {did}."
+    return f"{_how_many(tries)}; the last one {did}."
+
+
+def _how_many(tries: Sequence[Attempt]) -> str:
+    """Count tries and the workers that are known; a host that may be any of its workers is none of them."""
+    all_of_them = words.count(len(tries), "try", "tries")
+    workers = {worker.worker_id for one in tries for worker in one.workers if not worker.host_only}
+    placed = sum(any(not worker.host_only for worker in one.workers) for one in tries)
+    hosts = {worker.hostname for one in tries for worker in one.workers if worker.host_only}
+    if placed == len(tries):
+        return f"{all_of_them}, all on the same worker" if len(workers) == 1 else (
+            f"{all_of_them} on {words.count(len(workers), 'worker', 'workers')}"
+        )
+    if not placed:
+        if all(one.workers for one in tries):
+            return f"{all_of_them}, all on {'the same host' if len(hosts) == 1 else f'{len(hosts)} hosts'}"
+        return f"{all_of_them}, on no known worker" if not hosts else f"{all_of_them}, some on a known host"
+    return f"{all_of_them}, {placed} of them on {words.count(len(workers), 'known worker', 'known workers')}"
 
 
 def _where(one: Attempt) -> str:
     if not one.workers:
         return ""
     if len(one.workers) > 1:
-        return f", after {words.count(len(one.workers), 'worker', 'workers')} worked on it"
+        return f" after {words.count(len(one.workers), 'worker', 'workers')} worked on it"
     worker = one.workers[0]
     return f" on a worker of {worker.hostname}" if worker.host_only else f" on {worker.name}"
 

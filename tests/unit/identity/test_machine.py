@@ -24,7 +24,8 @@ def write(path: Path, text: str) -> None:
 def test_without_limits_it_is_the_machine() -> None:
     assert CPUS is not None
     assert 1 <= CPUS <= (os.cpu_count() or 1)
-    assert MEMORY == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert physical == MEMORY
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("50000 100000", 0.5), ("33333 100000", 0.33), ("100000 100000", 1)])
@@ -61,7 +62,14 @@ def test_limits_of_cgroup_v1_in_a_container(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cpu", "memory"),
-    [("max 100000", "max"), ("-1 100000", "9223372036854771712"), ("0 0", "0"), ("", ""), ("100000", "x"), ("9999999 1", "-5")],
+    [
+        ("max 100000", "max"),
+        ("-1 100000", "9223372036854771712"),
+        ("0 0", "0"),
+        ("", ""),
+        ("100000", "x"),
+        ("9999999 1", "-5"),
+    ],
 )
 def test_no_limit_and_nonsense_leave_the_machine(tmp_path: Path, cpu: str, memory: str) -> None:
     write(tmp_path / "cpu.max", cpu)

@@ -91,7 +91,11 @@ def test_start_is_the_kernels_and_the_same_for_every_observer() -> None:
     """A child sees the start of its parent exactly as the parent sees its own."""
     code = "from airflow_worker_insight.identity.process import lineage; print(lineage()[1].start)"
     seen = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
     )
     assert seen.stdout.strip() == process.lineage()[0].start
 

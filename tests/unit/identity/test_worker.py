@@ -27,9 +27,7 @@ WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 BOOT = "84176416-4b43-4eb0-8b46-76454382119d"
 
 any_text = st.text(st.characters(codec=None, categories=None), max_size=400)
-odd_text = st.one_of(
-    st.none(), any_text, st.sampled_from(["", "<script>", "👩‍💻" * 100, "x" * 300, "\x00", "a,b=c"])
-)
+odd_text = st.one_of(st.none(), any_text, st.sampled_from(["", "<script>", "👩‍💻" * 100, "x" * 300, "\x00", "a,b=c"]))
 processes = st.builds(
     Process,
     pid=st.integers(1, 2**22),
@@ -41,7 +39,10 @@ processes = st.builds(
     started=st.one_of(st.none(), st.floats()),
 )
 environments = st.dictionaries(
-    st.one_of(any_text, st.sampled_from(["AIRFLOW_IS_K8S_EXECUTOR_POD", "POD_NAME", "POD_UID", "HOSTNAME", "CELERY_LOG_LEVEL"])),
+    st.one_of(
+        any_text,
+        st.sampled_from(["AIRFLOW_IS_K8S_EXECUTOR_POD", "POD_NAME", "POD_UID", "HOSTNAME", "CELERY_LOG_LEVEL"]),
+    ),
     st.one_of(any_text, st.just("True")),
     max_size=6,
 )
@@ -72,8 +73,8 @@ def test_same_life_same_id() -> None:
 
 def test_ids_are_the_same_in_every_release() -> None:
     """An ID is stored with each try: another way to make it would show every running worker a second time."""
-    assert id_of(recorded.CELERY_332_W1) == "celery-EXPECTED"
-    assert id_of(recorded.LOCAL_332_A) == "local-EXPECTED"
+    assert id_of(recorded.CELERY_332_W1) == "celery-8c6e987bf5414aed222fbe2b"
+    assert id_of(recorded.LOCAL_332_A) == "local-116200ebfa1506df75a958e6"
 
 
 def test_workers_of_one_host_have_different_ids() -> None:

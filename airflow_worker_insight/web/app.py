@@ -1,0 +1,159 @@
+"""The FastAPI app that the plugin mounts at ``/worker-insight`` of Airflow 3's API server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request, status
+from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from airflow_worker_insight import __version__, compat
+from airflow_worker_insight.web import pages, rest
+from airflow_worker_insight.web.address import BadAddress
+from airflow_worker_insight.web.database import SchemaNotReady
+from airflow_worker_insight.web.rendering import STATIC, render
+from airflow_worker_insight.web.security import is_login_missing
+from airflow_worker_insight.web.urls import Urls
+from airflow_worker_insight.web.view import Notice
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DESCRIPTION = (
+    "Which worker ran each try of each task. Every route asks for a login to Airflow: a bearer token, as for Airflow's "
+    "own API, or the browser's session. Times are ISO 8601 in UTC."
+)
+
+HEADERS = {
+    # Everything a page needs comes from here; inside Airflow's own pages it may be framed, elsewhere not.
+    b"content-security-policy": (
+        b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+    ),
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"same-origin",
+}
+
+_TITLES = {
+    status.HTTP_403_FORBIDDEN: "Not for you to see",
+    status.HTTP_404_NOT_FOUND: "Not found",
+    status.HTTP_503_SERVICE_UNAVAILABLE: "Not ready yet",
+}
+
+
+def create_app() -> FastAPI:
+    """Return the app: pages, REST API, static files and the errors of each in the form its readers expect."""
+    app = FastAPI(
+        title="Airflow Worker Insight",
+        description=DESCRIPTION,
+        version=__version__,
+        # Ours are behind the login and load nothing from another host.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.include_router(rest.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_middleware(_SecurityHeaders)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(SchemaNotReady, _on_schema_not_ready)
+    app.add_exception_handler(BadAddress, _on_bad_address)
+    return app
+
+
+class _SecurityHeaders:
+    """Adds :data:`HEADERS` to every answer, and keeps what is personal out of shared caches."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_static = _path(scope).startswith("/static/")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *HEADERS.items()]
+                headers.append((b"cache-control", b"public, max-age=3600" if is_static else b"no-store"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below this app's root."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _is_for_programs(request: Request) -> bool:
+    path = _path(request.scope)
+    return path.startswith(("/api/", "/static/")) or path == "/openapi.json"
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if _is_for_programs(request):
+        return await http_exception_handler(request, error)
+    if is_login_missing(error):
+        return _to_login(request)
+    text = error.detail
+    if error.status_code == status.HTTP_403_FORBIDDEN:
+        text = (
+            "Airflow does not let you see this: ask an administrator for the right to read this Dag’s task instances, "
+            "or, for a worker’s page, Airflow’s jobs."
+        )
+    return _message(request, error.status_code, _TITLES.get(error.status_code, "That did not work"), text)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if _is_for_programs(request):
+        return await request_validation_exception_handler(request, error)
+    return _message(request, 422, "This address cannot be right", "The address has a value that does not fit.")
+
+
+async def _on_bad_address(request: Request, error: Exception) -> Response:
+    return _message(request, 422, "This address cannot be right", str(error))
+
+
+async def _on_schema_not_ready(request: Request, error: Exception) -> Response:
+    if _is_for_programs(request):
+        return JSONResponse({"detail": str(error)}, status.HTTP_503_SERVICE_UNAVAILABLE)
+    return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, "Not ready yet", str(error))
+
+
+def _to_login(request: Request) -> Response:
+    urls = Urls(request.scope["root_path"])
+    query = request.url.query
+    # The fragment is no page: who is sent to the login comes back to the whole panel.
+    path = urls.root + _path(request.scope).removesuffix("/fragment")
+    login_url = compat.login_url(urls.api_root, f"{path}?{query}" if query else path)
+    if _path(request.scope).endswith("/fragment"):
+        return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)
+    if compat.browser_sends_token():
+        return RedirectResponse(login_url, status.HTTP_307_TEMPORARY_REDIRECT)
+    return HTMLResponse(
+        render("sign_in.html", login_url=login_url, url=urls),
+        status.HTTP_401_UNAUTHORIZED,
+    )
+
+
+def _message(request: Request, status_code: int, title: str, text: str) -> HTMLResponse:
+    html = render(
+        "message.html",
+        notice_to_show=Notice("warning", title, text),
+        url=Urls(request.scope["root_path"]),
+    )
+    return HTMLResponse(html, status_code)

@@ -1,0 +1,95 @@
+"""The HTML pages (Airflow 3): the Worker panel, its refreshing fragment, one worker, and the API's description."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, status
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from airflow_worker_insight.store import reading
+from airflow_worker_insight.web import database
+from airflow_worker_insight.web.address import PanelAddress, parse_offset, parse_panel_address
+from airflow_worker_insight.web.description import describe
+from airflow_worker_insight.web.rendering import render
+from airflow_worker_insight.web.security import Reader, ReaderDep
+from airflow_worker_insight.web.urls import Urls
+from airflow_worker_insight.web.view import PAGE_SIZE, Panel, build_panel, build_worker_page
+
+router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
+
+_WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
+
+
+@router.get("/panel")
+def panel_page(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show which worker ran each try of a task instance."""
+    panel = _panel(request, reader)
+    return HTMLResponse(render("panel.html", panel=panel, url=_urls(request, reader)))
+
+
+@router.get("/panel/fragment")
+def panel_fragment(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Return the panel without the page around it, for a page that keeps up with its task."""
+    panel = _panel(request, reader)
+    return HTMLResponse(render("panel_fragment.html", panel=panel, url=_urls(request, reader)))
+
+
+@router.get("/workers/{worker_id}")
+def worker_page(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
+    """Show who a worker is and the tries that it ran, of those that the reader may see."""
+    offset = parse_offset(request.url.query)
+    reader.require_workers()
+    dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
+    worker, attempts, total = None, [], 0
+    # An ID that no worker can have need not be asked for.
+    if _WORKER_ID.fullmatch(worker_id):
+        with database.reading() as connection:
+            worker = reading.get_worker(connection, worker_id)
+            if worker is not None:
+                wanted = reading.AttemptFilter(worker_id=worker_id)
+                attempts, total = reading.list_attempts(
+                    connection, wanted, dag_ids=dag_ids, limit=PAGE_SIZE, offset=offset
+                )
+    if worker is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "No worker with this ID was ever seen here.")
+    page = build_worker_page(worker, attempts, total=total, offset=offset, now=_now())
+    return HTMLResponse(render("worker.html", page=page, url=_urls(request, reader)))
+
+
+@router.get("/docs")
+def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Describe the REST API, without the script from another host that FastAPI's own page loads."""
+    api = describe(request.app.openapi(), root=request.scope["root_path"])
+    return HTMLResponse(render("docs.html", api=api, url=_urls(request, reader)))
+
+
+@router.get("/openapi.json")
+def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # noqa: ARG001
+    """Return the REST API's OpenAPI document, with the address that the server has for the reader."""
+    document: dict[str, Any] = request.app.openapi()
+    return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
+
+
+def _panel(request: Request, reader: Reader) -> Panel:
+    address: PanelAddress = parse_panel_address(request.url.query)
+    reader.require_task_instances(address.dag_id)
+    with database.reading() as connection:
+        attempts = reading.task_instance_attempts(
+            connection,
+            dag_id=address.dag_id,
+            run_id=address.run_id,
+            task_id=address.task_id,
+            map_index=address.map_index,
+        )
+    return build_panel(address, attempts, now=_now())
+
+
+def _urls(request: Request, reader: Reader) -> Urls:
+    return Urls(request.scope["root_path"], may_see_workers=reader.may_see_workers())
+
+
+def _now() -> datetime:
+    return datetime.now(tz=timezone.utc)

@@ -1,0 +1,266 @@
+"""What the tests of this folder compare: our attempts, Airflow's own tries, and what the tasks wrote themselves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tests.support.deployment import Component, Deployment
+
+REPORT_KEY = "__worker_insight_report__"
+
+WORDS = frozenset({"reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown"})
+
+FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+LIFE = "TEST_WORKER_LIFE"
+"""The variable that a test gives to a worker: the name by which the tasks of this life of it testify."""
+
+WITNESS = f"""
+import json
+import os
+import signal
+
+
+def witness(context):
+    '''Write who runs this try, as the test named it, to a file of the deployment.'''
+    ti = context["ti"]
+    line = {{
+        "dag_id": ti.dag_id,
+        "run_id": ti.run_id,
+        "task_id": ti.task_id,
+        "map_index": ti.map_index if ti.map_index is not None else -1,
+        "try_number": ti.try_number,
+        "life": os.environ.get({LIFE!r}),
+        "user": os.getuid(),
+    }}
+    path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")
+    # One small write to a file opened for appending: lines of several processes do not mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.write(descriptor, (json.dumps(line) + "\\n").encode())
+    os.close(descriptor)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""Put at the top of a Dag file: each task calls ``witness(context)`` first, so that we know who ran it."""
+
+
+class Try(NamedTuple):
+    """One try within a Dag run."""
+
+    task_id: str
+    map_index: int
+    try_number: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as an attempt names it."""
+
+    worker_id: str
+    name: str
+    kind: str
+    hostname: str
+    pid: int | None
+    host_only: bool
+    process_count: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is recorded of one try."""
+
+    state: str | None
+    attribution: str
+    closed: bool
+    workers: tuple[Worker, ...]
+
+    @property
+    def worker(self) -> Worker:
+        """The only worker of the try."""
+        (worker,) = self.workers
+        return worker
+
+
+def attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, Attempt]:
+    """Return what is recorded of a run, from the tables."""
+    rows = airflow.sql(
+        "SELECT a.task_id, a.map_index, a.try_number, a.state, a.attribution, a.process_count, a.ended_at, "
+        "w.worker_id, w.name, w.kind, w.hostname, w.pid, w.host_only "
+        "FROM worker_insight_attempt a LEFT JOIN worker_insight_worker w ON w.id = a.worker_ref "
+        "WHERE a.dag_id = :dag_id AND a.run_id = :run_id ORDER BY a.ordinal",
+        dag_id=dag_id,
+        run_id=run_id,
+    )
+    by_try: dict[Try, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_try[_try(row)].append(row)
+    return {key: _attempt(group) for key, group in by_try.items()}
+
+
+def _attempt(rows: list[dict[str, Any]]) -> Attempt:
+    attributions = {row["attribution"] for row in rows}
+    assert len(attributions) == 1, f"one try, several attributions: {rows}"
+    assert len({(row["state"], row["ended_at"]) for row in rows}) == 1, f"one try, several ends: {rows}"
+    return Attempt(
+        state=rows[0]["state"],
+        attribution=rows[0]["attribution"],
+        closed=rows[0]["ended_at"] is not None,
+        workers=tuple(
+            Worker(
+                worker_id=row["worker_id"],
+                name=row["name"],
+                kind=row["kind"],
+                hostname=row["hostname"],
+                pid=row["pid"],
+                host_only=bool(row["host_only"]),
+                process_count=row["process_count"],
+            )
+            for row in rows
+            if row["worker_id"] is not None
+        ),
+    )
+
+
+def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
+    """Return the same as REST gives it, page by page."""
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = airflow.api(
+            "GET",
+            "/worker-insight/api/v1/attempts",
+            params={"dag_id": dag_id, "run_id": run_id, "limit": 75, "offset": len(found)},
+        )
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        found += page["attempts"]
+        if not page["attempts"] or len(found) >= page["total_entries"]:
+            break
+    keys = [_try(row) for row in found]
+    assert len(keys) == len(set(keys)) == page["total_entries"]
+    return dict(zip(keys, found, strict=True))
+
+
+def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
+    """Compare what REST gives for a run with what the tables hold."""
+
+    def said(attribution: str, state: object, workers: Iterable[tuple[str, str, int]]) -> tuple[object, ...]:
+        return attribution, state, tuple(workers)
+
+    assert {
+        key: said(
+            one["attribution"],
+            one["state"],
+            ((w["worker_id"], w["name"], w["process_count"]) for w in one["workers"]),
+        )
+        for key, one in rest_attempts(airflow, dag_id, run_id).items()
+    } == {
+        key: said(
+            one.attribution, one.state, ((w.worker_id, w.name, w.process_count) for w in one.workers)
+        )
+        for key, one in attempts(airflow, dag_id, run_id).items()
+    }
+
+
+def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
+    """Return all tries that Airflow itself knows of a run, also those that never left the scheduler (number 0)."""
+    columns = "task_id, map_index, try_number, state, hostname, pid, external_executor_id"
+    where = "WHERE dag_id = :dag_id AND run_id = :run_id"
+    found: dict[Try, dict[str, Any]] = {}
+    for table in ("task_instance", "task_instance_history"):
+        for row in airflow.sql(f"SELECT {columns} FROM {table} {where}", dag_id=dag_id, run_id=run_id):
+            found[_try(row)] = row
+    return found
+
+
+def wait_accounted(airflow: Deployment, dag_id: str, run_id: str, timeout: float = 60) -> dict[Try, Attempt]:
+    """Wait until a finished run is accounted for as Airflow has it, and return what is recorded.
+
+    Accounted for means: exactly Airflow's tries, each closed with Airflow's state, each with one of the known words,
+    and with a worker exactly where the word says so.
+    """
+
+    def settled() -> bool:
+        known = airflow_tries(airflow, dag_id, run_id)
+        recorded = attempts(airflow, dag_id, run_id)
+        return recorded.keys() == known.keys() and all(
+            recorded[key].state == row["state"] for key, row in known.items()
+        )
+
+    try:
+        airflow.wait_for(settled, timeout, f"all tries of {dag_id}/{run_id} to be accounted for")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{difference(airflow, dag_id, run_id)}") from error
+    recorded = attempts(airflow, dag_id, run_id)
+    known = airflow_tries(airflow, dag_id, run_id)
+    for key, one in recorded.items():
+        assert one.attribution in WORDS, (key, one)
+        assert bool(one.workers) == (one.attribution in {"reported", "inferred", "backfilled"}), (key, one)
+        assert one.closed or one.attribution in {"not_on_a_worker", "never_started"}, (key, one)
+        for worker in one.workers:
+            # What Airflow's columns still say must be what we say.
+            assert known[key]["hostname"] in {worker.hostname, "", None}, (key, one, known[key])
+    return recorded
+
+
+def difference(airflow: Deployment, dag_id: str, run_id: str) -> str:
+    """Say where the attempts of a run differ from Airflow's tries."""
+    known, recorded = airflow_tries(airflow, dag_id, run_id), attempts(airflow, dag_id, run_id)
+    lines = [
+        f"{key}: Airflow {known.get(key)}, recorded {recorded.get(key)}"
+        for key in sorted({*known, *recorded})
+        if key not in known or key not in recorded or recorded[key].state != known[key]["state"]
+    ]
+    return "\n".join(lines)
+
+
+def attributions(recorded: Mapping[Try, Attempt]) -> Counter[str]:
+    """Count the attributions."""
+    return Counter(one.attribution for one in recorded.values())
+
+
+def testimony(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
+    """Return what the tasks of a run wrote: for each try the lives of the workers whose processes began it."""
+    path = airflow.home / "witness.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found: dict[Try, list[str | None]] = defaultdict(list)
+    for row in map(json.loads, lines):
+        if (row["dag_id"], row["run_id"]) == (dag_id, run_id):
+            found[_try(row)].append(row["life"])
+    return dict(found)
+
+
+def start_worker(airflow: Deployment, name: str, life: str, **options: Any) -> Component:
+    """Start a Celery worker whose tasks testify that they ran in this life of it."""
+    return airflow.start("celery worker", name=name, env={LIFE: life}, **options)
+
+
+def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+    """Return the XComs of a run: the keys and their tasks."""
+    return airflow.sql(
+        "SELECT task_id, map_index, key FROM xcom WHERE dag_id = :dag_id AND run_id = :run_id",
+        dag_id=dag_id,
+        run_id=run_id,
+    )
+
+
+def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
+    """Return the lines of all outputs and task logs that name this package."""
+    files = [*airflow.output_folder.glob("*.log"), *airflow.logs_folder.rglob("*.log")]
+    return [
+        f"{file.name}: {line}"
+        for file in files
+        for line in file.read_text(errors="replace").splitlines()
+        if text in line
+    ]
+
+
+def _try(row: Mapping[str, Any]) -> Try:
+    return Try(row["task_id"], row["map_index"], row["try_number"])

@@ -1,0 +1,206 @@
+"""Airflow's metadata database for unit tests, and rows of Airflow's own tables in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert, select
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store.airflow_tries import DagRunRef
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.recording import WorkerRecord
+from airflow_worker_insight.store.tables import attempt, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Column, Table
+    from sqlalchemy.engine import Connection, Engine
+
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
+"""When things happen in these tests."""
+
+on_both = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+"""Runs a test on both databases: for what is written differently for each."""
+
+OUR_COMMAND = "from airflow_worker_insight.cli import main; main()"
+
+
+def at(seconds: float) -> datetime:
+    """Return a moment so many seconds after :data:`NOON`."""
+    return NOON + timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of this test's own, to which Airflow in this process is connected."""
+
+    url: str
+
+    @property
+    def engine(self) -> Engine:
+        """Airflow's engine."""
+        return compat.engine()
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return all rows of our attempt table, each with its worker's ID under ``worker_id``."""
+        statement = (
+            select(attempt, worker.c.worker_id)
+            .select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref))
+            .order_by(attempt.c.task_id, attempt.c.map_index, attempt.c.try_number, attempt.c.ordinal)
+        )
+        with self.engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(statement)]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return all rows of our worker table."""
+        with self.engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(select(worker).order_by(worker.c.id))]
+
+
+def make_tables(url: str, *, with_ours: bool = True) -> None:
+    """Have Airflow's own command make its tables, and ours make its own where Airflow's does not."""
+    run_command(url, "-m", "airflow", "db", "migrate")
+    if with_ours and compat.airflow_version() < (3, 2):
+        run_command(url, "-c", OUR_COMMAND, "db", "migrate")
+
+
+def run_command(url: str, *arguments: str, expect: int = 0) -> str:
+    """Run this Python in a process of its own, with Airflow connected to ``url``; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+# --- rows of Airflow's tables ----------------------------------------------------------------------------------------
+
+
+def add_run(
+    connection: Connection,
+    dag_id: str = "etl",
+    run_id: str = "run-1",
+    *,
+    state: str = "success",
+    ended_at: datetime | None = at(600),
+) -> DagRunRef:
+    """Store a Dag run."""
+    run = compat.dag_run_table()
+    _store(
+        connection, run, dag_id=dag_id, run_id=run_id, state=state, run_type="manual", start_date=NOON, end_date=ended_at
+    )
+    row_id = connection.execute(select(run.c.id).where(run.c.dag_id == dag_id, run.c.run_id == run_id)).scalar_one()
+    return DagRunRef(row_id, dag_id, run_id)
+
+
+def add_try(
+    connection: Connection,
+    run: DagRunRef,
+    task_id: str = "extract",
+    map_index: int = -1,
+    try_number: int = 1,
+    *,
+    state: str | None = "success",
+    started_at: datetime | None = at(10),
+    ended_at: datetime | None = at(20),
+    hostname: str | None = "host-1",
+    history: bool = False,
+    try_id: uuid.UUID | None = None,
+    **others: Any,
+) -> TryKey:
+    """Store a try: the task instance's last one, or with ``history`` an earlier one (store the last one first)."""
+    table = compat.task_instance_history_table() if history else compat.task_instance_table()
+    id_column = "task_instance_id" if history else "id"
+    if compat.is_airflow_3():
+        others[id_column] = _as_stored(table.c[id_column], try_id or uuid.uuid4())
+    _store(
+        connection,
+        table,
+        dag_id=run.dag_id,
+        run_id=run.run_id,
+        task_id=task_id,
+        map_index=map_index,
+        try_number=try_number,
+        state=state,
+        start_date=started_at,
+        end_date=ended_at,
+        hostname=hostname or "",
+        pool="default_pool",
+        **others,
+    )
+    return TryKey(run.dag_id, run.run_id, task_id, map_index, try_number)
+
+
+def change_try(connection: Connection, key: TryKey, **values: Any) -> None:
+    """Change the row of a task instance's last try."""
+    table = compat.task_instance_table()
+    done = connection.execute(
+        table.update()
+        .where(
+            table.c.dag_id == key.dag_id,
+            table.c.run_id == key.run_id,
+            table.c.task_id == key.task_id,
+            table.c.map_index == key.map_index,
+        )
+        .values(**values)
+    )
+    assert done.rowcount == 1
+
+
+def xcoms(connection: Connection) -> list[tuple[str, str, Any]]:
+    """Return task, key and value of all stored XComs."""
+    table = compat.xcom_model().__table__
+    rows: Iterable[Any] = connection.execute(select(table.c.task_id, table.c.key, table.c.value).order_by(table.c.key))
+    return [tuple(row) for row in rows]
+
+
+def a_worker(worker_id: str = "celery-1", **others: Any) -> WorkerRecord:
+    """Return a worker's description."""
+    known: dict[str, Any] = {
+        "name": f"{worker_id}@host-1",
+        "kind": "celery",
+        "hostname": "host-1",
+        "pid": 100,
+        "started_at": at(-3600),
+        "labels": {"zone": "a"},
+        "resources": {"cpus": 4},
+        "versions": {"airflow": "3"},
+    }
+    return WorkerRecord(worker_id=worker_id, **{**known, **others})
+
+
+def _store(connection: Connection, table: Table, **values: Any) -> None:
+    for column in table.c:
+        if column.name not in values and _must_be_given(column):
+            values[column.name] = _anything(column)
+    connection.execute(insert(table).values(**values))
+
+
+def _must_be_given(column: Column[Any]) -> bool:
+    has_default = column.default is not None or column.server_default is not None
+    return not column.nullable and not has_default and not (column.primary_key and column.name == "id")
+
+
+def _anything(column: Column[Any]) -> Any:
+    kind = column.type.python_type
+    return NOON if kind is datetime else kind()
+
+
+def _as_stored(column: Column[Any], value: uuid.UUID) -> Any:
+    return value if column.type.python_type is uuid.UUID else str(value)
