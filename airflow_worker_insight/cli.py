@@ -236,13 +236,24 @@ def db_check(args: Any) -> None:  # noqa: ARG001
 
 def db_downgrade(args: Any) -> None:
     """Bring the tables back to an earlier version; this can remove recorded tries."""
+    from alembic.util import CommandError
+
     from airflow_worker_insight.store import migrate
 
     if not args.show_sql_only and not args.yes:
-        answer = input(f"Go back to {args.to_revision}? What was recorded may be lost. [y/N] ")
-        if answer.strip().lower() != "y":
+        if _ask(f"Go back to {args.to_revision}? What was recorded may be lost. [y/N] ") != "y":
             raise SystemExit("Nothing was changed.")
-    migrate.downgrade(args.to_revision, sql_only=args.show_sql_only)
+    try:
+        migrate.downgrade(args.to_revision, sql_only=args.show_sql_only)
+    except CommandError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question).strip().lower()
+    except EOFError:
+        return ""
 
 
 def _schema() -> Any:

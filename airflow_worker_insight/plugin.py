@@ -46,3 +46,21 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
         from airflow_worker_insight.web.link import WorkerLink
 
         return [WorkerLink()]
+
+    @cached_property
+    def appbuilder_views(self) -> list[dict[str, Any]]:
+        """The pages of Airflow 2.11, and of Airflow 3 where the auth manager is FAB's."""
+        if not compat.serves_flask_views():
+            return []
+        from airflow_worker_insight.web import fab
+
+        return fab.appbuilder_views()
+
+    @cached_property
+    def flask_blueprints(self) -> list[Any]:
+        """The static files of these pages."""
+        if not compat.serves_flask_views():
+            return []
+        from airflow_worker_insight.web import fab
+
+        return [fab.blueprint()]

@@ -67,7 +67,7 @@ def worker_insight_demo() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return "the second try lived"
 
-    plain = BashOperator(task_id="plain_bash", bash_command='echo "ran on $(hostname)"')
+    plain_bash = BashOperator(task_id="plain_bash", bash_command='echo "ran on $(hostname)"')
 
     start >> [
         fails_first(),
@@ -75,7 +75,7 @@ def worker_insight_demo() -> None:
         deferred,
         rescheduled(),
         killed_by_sigkill(),
-        plain,
+        plain_bash,
     ]
 
 

@@ -11,15 +11,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
-from airflow_worker_insight.store import airflow_tries, xcoms
+from airflow_worker_insight.store import airflow_tries, migrate, xcoms
 from airflow_worker_insight.store.keys import TaskInstanceKey
-from airflow_worker_insight.store.migrate import HOW_TO_MIGRATE
 from airflow_worker_insight.store.recording import record_start
 
 if TYPE_CHECKING:
@@ -47,19 +45,9 @@ def _after_insert(_mapper: Any, connection: Connection, row: Any) -> None:
         with connection.begin_nested():
             sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
             take(connection, sender, row.value, now=datetime.now(timezone.utc))
-    except (OperationalError, ProgrammingError) as error:
-        _pause()
-        count("unclaimed")
-        warn_once(
-            "claim",
-            "Airflow Worker Insight cannot record workers: %s. If its tables are missing or old, %s. Tasks are not "
-            "affected; reports wait in the xcom table.",
-            error.orig,
-            HOW_TO_MIGRATE,
-        )
     except Exception as error:  # noqa: BLE001
         count("unclaimed")
-        warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
+        _explain(connection, error)
 
 
 def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
@@ -100,6 +88,22 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         try_started_at=one.started_at,
         state=one.state,
         now=now,
+    )
+
+
+def _explain(connection: Connection, error: Exception) -> None:
+    """Warn once of what kept a report from being claimed, and pause where it will keep the next ones too."""
+    try:
+        with connection.begin_nested():
+            schema = migrate.check(connection)
+    except Exception:  # noqa: BLE001
+        schema = migrate.Schema.READY  # Nothing is known of the tables: what went wrong first is the news.
+    if schema is migrate.Schema.READY:
+        warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
+        return
+    _pause()
+    warn_once(
+        "claim.schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation
     )
 
 

@@ -89,17 +89,21 @@ class ReconcileQueue:
     def _start(self) -> None:
         """Start the thread unless it runs; the lock is held."""
         if self._thread is None:
-            self._thread = Thread(target=self._work, name="worker-insight-reconcile", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._work, name="worker-insight-reconcile", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _work(self) -> None:
         idle_since = time.monotonic()
         while True:
             if self._take_catch_up():
-                self._with_retries(self._queue_recent, 1)
+                self._with_retries(self._queue_recent)
             batch = self._take_due()
             if batch:
-                self._with_retries(partial(self._reconcile, batch), len(batch))
+                # A run that cannot be reconciled must not take the others of its batch with it.
+                if not self._with_retries(partial(self._reconcile, batch), give_up=len(batch) == 1):
+                    for waiting in batch:
+                        self._with_retries(partial(self._reconcile, [waiting]), waits=())
                 idle_since = time.monotonic()
             elif self._end_if_idle(idle_since):
                 return
@@ -129,24 +133,27 @@ class ReconcileQueue:
             self._thread = None
             return True
 
-    def _with_retries(self, work: Callable[[], None], runs: int) -> None:
-        for wait in (*self.pace.retry, None):
+    def _with_retries(
+        self, work: Callable[[], None], *, waits: Sequence[float] | None = None, give_up: bool = True
+    ) -> bool:
+        """Do it, after each failure again; return whether it was done. Giving up is counted and warned of once."""
+        for wait in (*(self.pace.retry if waits is None else waits), None):
             try:
                 work()
             except Exception as error:  # noqa: BLE001
-                if wait is None:
+                if wait is not None:
+                    time.sleep(wait)
+                elif give_up:
                     count("runs_not_reconciled")
                     warn_once(
                         "queue.failed",
-                        "Airflow Worker Insight could not reconcile %d Dag runs (%s); run "
+                        "Airflow Worker Insight could not reconcile Dag runs (%s); run "
                         "`airflow-worker-insight reconcile` when the cause is mended",
-                        runs,
                         error,
                     )
-                else:
-                    time.sleep(wait)
             else:
-                return
+                return True
+        return False
 
     def _reconcile(self, batch: Sequence[_Waiting]) -> None:
         from airflow_worker_insight.capture.reconcile import reconcile_runs

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attribution import Life
     from airflow_worker_insight.store.closing import Recorded
     from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.xcoms import StoredReport
+
+WAITING_PAGE = 1000
+"""Waiting reports that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +131,24 @@ def claim_waiting(connection: Connection, runs: Sequence[DagRunRef] | None = Non
     if not compat.is_airflow_3():
         return 0
     taken = 0
-    for report in xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs):
-        try:
-            with connection.begin_nested():
-                claim.take(connection, report.stored_under, report.value, now=report.stored_at)
-            taken += 1
-        except Exception as error:  # noqa: BLE001
-            count("unclaimed")
-            warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
-    return taken
+    while True:
+        waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE)
+        now_taken = sum(_take_waiting(connection, report) for report in waiting)
+        taken += now_taken
+        # What was taken is gone from the table. A page of which nothing can be taken would come again and again.
+        if len(waiting) < WAITING_PAGE or not now_taken:
+            return taken
+
+
+def _take_waiting(connection: Connection, report: StoredReport) -> bool:
+    try:
+        with connection.begin_nested():
+            claim.take(connection, report.stored_under, report.value, now=report.stored_at)
+    except Exception as error:  # noqa: BLE001
+        count("unclaimed")
+        warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
+        return False
+    return True
 
 
 def _is_older(one: AirflowTry, installed_at: datetime | None) -> bool:

@@ -42,8 +42,9 @@ def on_task_instance_failed(task_instance: Any) -> None:
 
 
 def _set_by_hand(task_instance: Any) -> None:
-    # In a task process the same hooks tell of the task's own end, which the end of its Dag run covers.
-    if compat.is_airflow_3() and compat.in_server_process():
+    # In a task process the same hooks tell of the task's own end, which the end of its Dag run covers. Under
+    # LocalExecutor that process is a fork of the scheduler and looks like one.
+    if compat.is_airflow_3() and compat.task_channel() is None:
         _ended(task_instance)
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
+from airflow_worker_insight.store.attribution import HOST_ID_PREFIX
 from airflow_worker_insight.store.recording import WorkerRecord
 
 
@@ -35,6 +36,13 @@ def _text(max_length: int, *, min_length: int = 1) -> Any:
     return Annotated[str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)]
 
 
+def _own_life(worker_id: str) -> str:
+    """Refuse the ID of a whole host: a task could turn "one of the workers of this host" into one of them."""
+    if worker_id.startswith(HOST_ID_PREFIX):
+        raise ValueError("this is no worker's own ID")
+    return worker_id
+
+
 _Key = _text(64)
 _Value = _text(250, min_length=0)
 _Number = Annotated[int | float, Field(ge=0, le=2**63 - 1, allow_inf_nan=False)]
@@ -47,7 +55,7 @@ class _Closed(BaseModel):
 class WorkerReport(_Closed):
     """What a worker may say of itself."""
 
-    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$")]
+    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$"), AfterValidator(_own_life)]
     name: _text(250)  # type: ignore[valid-type]
     kind: _text(32)  # type: ignore[valid-type]
     hostname: _text(255)  # type: ignore[valid-type]
@@ -97,7 +105,7 @@ def _exceeds(value: Any, limit: int) -> bool:
             size += len(piece)
             if size > limit:
                 return True
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         raise RejectedReport("malformed") from None
     return False
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, select, tuple_, union_all
+from sqlalchemy import and_, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import TryKey
@@ -122,7 +122,7 @@ def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
     history = compat.task_instance_history_table()
     for table, id_column in ((compat.task_instance_table(), "id"), (history, "task_instance_id")):
         row = connection.execute(
-            select(*(table.c[name] for name in _COLUMNS)).where(table.c[id_column] == try_id)
+            select(*(table.c[name] for name in _COLUMNS)).where(table.c[id_column] == compat.stored_try_id(try_id))
         ).first()
         if row is not None:
             one = _airflow_try(row)
@@ -187,13 +187,14 @@ def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | No
 def _read(connection: Connection, condition: Any) -> list[AirflowTry]:
     """Read both tables with one statement; where both hold a try, the history's row is the final one."""
     history, current = compat.task_instance_history_table(), compat.task_instance_table()
-    statement = union_all(*(_select(table, condition(table)) for table in (current, history)))
-    found = {one.key: one for one in map(_airflow_try, connection.execute(statement))}
+    statement = union_all(_select(current, condition(current), rank=0), _select(history, condition(history), rank=1))
+    rows = sorted(connection.execute(statement), key=lambda row: row.rank_)
+    found = {one.key: one for one in map(_airflow_try, rows)}
     return sorted(found.values(), key=lambda one: (one.key.task_id, one.key.map_index, one.key.try_number))
 
 
-def _select(table: Table, condition: Any) -> Any:
-    return select(*(table.c[name] for name in _COLUMNS)).where(condition)
+def _select(table: Table, condition: Any, *, rank: int) -> Any:
+    return select(*(table.c[name] for name in _COLUMNS), literal(rank).label("rank_")).where(condition)
 
 
 def _airflow_try(row: Row[Any]) -> AirflowTry:

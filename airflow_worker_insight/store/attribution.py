@@ -25,6 +25,9 @@ NOT_ON_A_WORKER = "not_on_a_worker"
 NEVER_STARTED = "never_started"
 UNKNOWN = "unknown"
 
+HOST_ID_PREFIX = "host-"
+"""How the IDs of whole hosts begin; no worker may call itself so."""
+
 NO_TIME = timedelta(seconds=1)
 """Airflow gives a try that it ends itself a start and an end within the same instant."""
 
@@ -114,7 +117,7 @@ def host_worker(hostname: str, kind: str) -> WorkerRecord:
     """Return the record that stands for "one of the ``kind`` workers of this host"."""
     digest = blake2b(f"{kind}\0{hostname}".encode(), digest_size=12).hexdigest()
     return WorkerRecord(
-        worker_id=f"host-{digest}",
+        worker_id=f"{HOST_ID_PREFIX}{digest}",
         name=hostname[:250],
         kind=kind,
         hostname=hostname[:255],

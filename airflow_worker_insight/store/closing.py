@@ -36,7 +36,7 @@ class Recorded:
 
 
 def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[TryKey, Recorded]:
-    """Return the tries of these Dag runs that have a row."""
+    """Return the tries of these Dag runs that have a row; one whose workers' rows differ is not closed."""
     keys = {run_key(run.dag_id, run.run_id) for run in runs}
     rows = connection.execute(
         select(
@@ -50,12 +50,12 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[
             attempt.c.ended_at,
         ).where(attempt.c.run_key.in_(keys))
     )
-    return {
-        TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number): Recorded(
-            state=row.state, started_at=_utc(row.started_at), ended_at=_utc(row.ended_at)
-        )
-        for row in rows
-    }
+    found: dict[TryKey, Recorded] = {}
+    for row in rows:
+        key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
+        one = Recorded(state=row.state, started_at=_utc(row.started_at), ended_at=_utc(row.ended_at))
+        found[key] = one if found.get(key, one) == one else Recorded(None, None, None)
+    return found
 
 
 def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
@@ -178,8 +178,8 @@ def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
         "process_count": 1 if worker_ref else 0,
         "started_at": one.started_at,
         "ended_at": one.ended_at,
-        "first_started_at": one.started_at if worker_ref else None,
-        "last_started_at": one.started_at if worker_ref else None,
+        "first_started_at": None,
+        "last_started_at": None,
         "state": one.state,
         "attribution": attribution,
         "dag_id": one.key.dag_id,

@@ -94,5 +94,10 @@ def upgrade(to_revision: str = "head", *, sql_only: bool = False) -> None:
 
 
 def downgrade(to_revision: str, *, sql_only: bool = False) -> None:
-    """Run the migrations down to ``to_revision`` (``base`` removes the tables); ``sql_only`` prints their SQL."""
+    """Run the migrations down to ``to_revision`` (``base`` removes the tables); ``sql_only`` prints their SQL.
+
+    :param to_revision: a migration; with ``sql_only`` also ``from:to``, else the SQL is that from the newest on
+    """
+    if sql_only and ":" not in to_revision:
+        to_revision = f"{head()}:{to_revision}"
     command.downgrade(alembic_config(), to_revision, sql=sql_only)

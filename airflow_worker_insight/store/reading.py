@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, or_, select, tuple_
 
-from airflow_worker_insight import compat
+from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries
 from airflow_worker_insight.store.attribution import REPORTED, attribute
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
@@ -209,7 +209,7 @@ def _conditions(filters: AttemptFilter, dag_ids: Collection[str], refs: Sequence
     if filters.started_at_lte is not None:
         conditions.append(column.started_at <= filters.started_at_lte)
     if filters.state is not None:
-        conditions.append(_state_now() == filters.state)
+        conditions.append(_is_now(filters.state))
     if refs is None:
         conditions.append(column.ordinal == 0)
     else:
@@ -251,9 +251,15 @@ def _source(filters: AttemptFilter) -> Any:
     return source
 
 
-def _state_now() -> Any:
+def _is_now(state: str) -> Any:
+    """Say the same as :func:`_live` does of what is listed: Airflow's word counts, also that there is no state."""
     current, history = compat.task_instance_table(), compat.task_instance_history_table()
-    return func.coalesce(history.c.state, current.c.state, attempt.c.state)
+    in_history, in_current = history.c.try_number.is_not(None), current.c.try_number.is_not(None)
+    return or_(
+        and_(in_history, history.c.state == state),
+        and_(~in_history, in_current, current.c.state == state),
+        and_(~in_history, ~in_current, attempt.c.state == state),
+    )
 
 
 # --- assembling ------------------------------------------------------------------------------------------------------
@@ -313,8 +319,8 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
                 hostname=row.hostname,
                 host_only=row.host_only,
                 process_count=row.process_count,
-                first_started_at=_utc(row.first_started_at),
-                last_started_at=_utc(row.last_started_at),
+                first_started_at=_utc(row.first_started_at or row.started_at),
+                last_started_at=_utc(row.last_started_at or row.first_started_at or row.started_at),
             )
             for row in rows
             if row.worker_ref != NO_WORKER and row.worker_id is not None
@@ -350,7 +356,7 @@ def _live(one: Attempt, now: AirflowTry) -> Attempt:
 
 
 def _unrecorded(one: AirflowTry) -> Attempt:
-    verdict = attribute(one, lives=())
+    verdict = attribute(one, lives=(), default_executor=config.executor())
     return Attempt(
         dag_id=one.key.dag_id,
         run_id=one.key.run_id,

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, literal, select
+from sqlalchemy import bindparam, case, func, literal, select
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.store.tables import Timestamp, attempt, worker
@@ -48,8 +48,11 @@ class WorkerRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the whole description: equal fingerprints mean there is nothing to write."""
-        text = json.dumps([self.description(), self.job_id], sort_keys=True, default=str)
+        """Digest of the description: equal fingerprints mean there is nothing to write.
+
+        Without the start: task processes of one life may work it out a second apart, when the clock was set.
+        """
+        text = json.dumps({**self.description(), "started_at": None, "job_id": self.job_id}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def description(self) -> dict[str, Any]:
@@ -162,19 +165,22 @@ def _other_workers_of_the_try() -> Any:
 @cache
 def _start_statement(dialect: str) -> Any:
     """Build the INSERT … SELECT of :func:`record_start` once per dialect."""
+    now = bindparam("p_now", type_=Timestamp())
+    others = _other_workers_of_the_try()
+    later_worker_only = case((others == 0, None), else_=now)
     columns: dict[str, Any] = {
         "run_key": bindparam("p_run_key", type_=attempt.c.run_key.type),
         "task_key": bindparam("p_task_key", type_=attempt.c.task_key.type),
         "try_number": bindparam("p_try_number", type_=attempt.c.try_number.type),
         "worker_ref": worker.c.id,
         "map_index": bindparam("p_map_index", type_=attempt.c.map_index.type),
-        "ordinal": _other_workers_of_the_try(),
+        "ordinal": others,
         "process_count": literal(1),
         "started_at": bindparam("p_started_at", type_=Timestamp()),
-        "first_started_at": bindparam("p_now", type_=Timestamp()),
-        "last_started_at": bindparam("p_now", type_=Timestamp()),
+        "first_started_at": later_worker_only,
+        "last_started_at": later_worker_only,
         "state": bindparam("p_state", type_=attempt.c.state.type),
-        "attribution": literal("reported"),
+        "attribution": literal("reported", attempt.c.attribution.type),
         "dag_id": bindparam("p_dag_id", type_=attempt.c.dag_id.type),
         "run_id": bindparam("p_run_id", type_=attempt.c.run_id.type),
         "task_id": bindparam("p_task_id", type_=attempt.c.task_id.type),
@@ -186,7 +192,8 @@ def _start_statement(dialect: str) -> Any:
     )
     again = {
         "process_count": attempt.c.process_count + 1,
-        "last_started_at": bindparam("p_now", type_=Timestamp()),
+        "first_started_at": func.coalesce(attempt.c.first_started_at, attempt.c.started_at),
+        "last_started_at": now,
         "ended_at": None,
         "state": bindparam("p_state", type_=attempt.c.state.type),
         "attribution": "reported",

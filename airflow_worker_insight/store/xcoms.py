@@ -44,9 +44,9 @@ def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKe
 
 
 def unclaimed_reports(
-    connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int = 1000
+    connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int
 ) -> list[StoredReport]:
-    """Return reports that were stored and never claimed, of these Dag runs or of all."""
+    """Return up to ``limit`` reports that were stored and never claimed, of these Dag runs or of all."""
     table = compat.xcom_model().__table__
     statement = (
         select(

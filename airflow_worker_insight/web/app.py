@@ -12,13 +12,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from airflow_worker_insight import __version__, compat
-from airflow_worker_insight.web import pages, rest
+from airflow_worker_insight.web import content, pages, rest
 from airflow_worker_insight.web.address import BadAddress
 from airflow_worker_insight.web.database import SchemaNotReady
 from airflow_worker_insight.web.rendering import STATIC, render
 from airflow_worker_insight.web.security import is_login_missing
 from airflow_worker_insight.web.urls import Urls
-from airflow_worker_insight.web.view import Notice
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,20 +27,7 @@ DESCRIPTION = (
     "own API, or the browser's session. Times are ISO 8601 in UTC."
 )
 
-HEADERS = {
-    # Everything a page needs comes from here; inside Airflow's own pages it may be framed, elsewhere not.
-    b"content-security-policy": (
-        b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
-    ),
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"same-origin",
-}
-
-_TITLES = {
-    status.HTTP_403_FORBIDDEN: "Not for you to see",
-    status.HTTP_404_NOT_FOUND: "Not found",
-    status.HTTP_503_SERVICE_UNAVAILABLE: "Not ready yet",
-}
+HEADERS = {name.encode(): value.encode() for name, value in content.HEADERS.items()}
 
 
 def create_app() -> FastAPI:
@@ -108,30 +94,24 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         return await http_exception_handler(request, error)
     if is_login_missing(error):
         return _to_login(request)
-    text = error.detail
-    if error.status_code == status.HTTP_403_FORBIDDEN:
-        text = (
-            "Airflow does not let you see this: ask an administrator for the right to read this Dag’s task instances, "
-            "or, for a worker’s page, Airflow’s jobs."
-        )
-    return _message(request, error.status_code, _TITLES.get(error.status_code, "That did not work"), text)
+    return _message(request, error.status_code, error.detail)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if _is_for_programs(request):
         return await request_validation_exception_handler(request, error)
-    return _message(request, 422, "This address cannot be right", "The address has a value that does not fit.")
+    return _message(request, 422, "The address has a value that does not fit.")
 
 
 async def _on_bad_address(request: Request, error: Exception) -> Response:
-    return _message(request, 422, "This address cannot be right", str(error))
+    return _message(request, 422, str(error))
 
 
 async def _on_schema_not_ready(request: Request, error: Exception) -> Response:
     if _is_for_programs(request):
         return JSONResponse({"detail": str(error)}, status.HTTP_503_SERVICE_UNAVAILABLE)
-    return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, "Not ready yet", str(error))
+    return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, str(error))
 
 
 def _to_login(request: Request) -> Response:
@@ -150,10 +130,8 @@ def _to_login(request: Request) -> Response:
     )
 
 
-def _message(request: Request, status_code: int, title: str, text: str) -> HTMLResponse:
+def _message(request: Request, status_code: int, text: str) -> HTMLResponse:
     html = render(
-        "message.html",
-        notice_to_show=Notice("warning", title, text),
-        url=Urls(request.scope["root_path"]),
+        "message.html", notice_to_show=content.problem(status_code, text), url=Urls(request.scope["root_path"])
     )
     return HTMLResponse(html, status_code)

@@ -67,18 +67,19 @@ def reading() -> Iterator[Connection]:
     """
     try:
         with compat.engine().connect() as connection:
-            schema = schema_check(connection)
-            if schema is not Schema.READY:
-                raise SchemaNotReady(schema)
+            _require_ready(schema_check(connection))
             yield connection
     except SchemaNotReady:
         raise
     except Exception:
         schema_check.forget()
-        schema = schema_now()
-        if schema is not Schema.READY:
-            raise SchemaNotReady(schema) from None
+        _require_ready(schema_now())
         raise
+
+
+def _require_ready(schema: Schema) -> None:
+    if schema is not Schema.READY:
+        raise SchemaNotReady(schema)
 
 
 def schema_now() -> Schema:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from airflow_worker_insight.store import reading
-from airflow_worker_insight.web import database
+from airflow_worker_insight.web import content
 from airflow_worker_insight.web.address import PanelAddress, parse_offset, parse_panel_address
 from airflow_worker_insight.web.description import describe
 from airflow_worker_insight.web.rendering import render
-from airflow_worker_insight.web.security import Reader, ReaderDep
+from airflow_worker_insight.web.security import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.web.urls import Urls
-from airflow_worker_insight.web.view import PAGE_SIZE, Panel, build_panel, build_worker_page
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.web.view import Panel
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
-
-_WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 
 
 @router.get("/panel")
@@ -43,19 +40,9 @@ def worker_page(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResp
     offset = parse_offset(request.url.query)
     reader.require_workers()
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
-    worker, attempts, total = None, [], 0
-    # An ID that no worker can have need not be asked for.
-    if _WORKER_ID.fullmatch(worker_id):
-        with database.reading() as connection:
-            worker = reading.get_worker(connection, worker_id)
-            if worker is not None:
-                wanted = reading.AttemptFilter(worker_id=worker_id)
-                attempts, total = reading.list_attempts(
-                    connection, wanted, dag_ids=dag_ids, limit=PAGE_SIZE, offset=offset
-                )
-    if worker is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "No worker with this ID was ever seen here.")
-    page = build_worker_page(worker, attempts, total=total, offset=offset, now=_now())
+    page = content.worker_page(worker_id, dag_ids=dag_ids, offset=offset)
+    if page is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, content.NO_SUCH_WORKER)
     return HTMLResponse(render("worker.html", page=page, url=_urls(request, reader)))
 
 
@@ -76,20 +63,8 @@ def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # no
 def _panel(request: Request, reader: Reader) -> Panel:
     address: PanelAddress = parse_panel_address(request.url.query)
     reader.require_task_instances(address.dag_id)
-    with database.reading() as connection:
-        attempts = reading.task_instance_attempts(
-            connection,
-            dag_id=address.dag_id,
-            run_id=address.run_id,
-            task_id=address.task_id,
-            map_index=address.map_index,
-        )
-    return build_panel(address, attempts, now=_now())
+    return content.panel(address)
 
 
 def _urls(request: Request, reader: Reader) -> Urls:
     return Urls(request.scope["root_path"], may_see_workers=reader.may_see_workers())
-
-
-def _now() -> datetime:
-    return datetime.now(tz=timezone.utc)

@@ -1,17 +1,22 @@
 """Who is reading, and what Airflow lets them read. Airflow 3 only.
 
 Airflow does not authenticate the app of a plugin, so each route here depends on :data:`ReaderDep`, and everything is
-asked of Airflow's own dependencies and its auth manager. Nothing is decided here and nothing is remembered: a right that
-Airflow takes away is gone with the next request.
+asked of Airflow's own dependencies and its auth manager. Nothing is decided here and nothing is remembered: a right
+that Airflow takes away is gone with the next request.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, HTTPException
 
 from airflow_worker_insight import compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.exceptions import HTTPException as AnyHTTPException
 
 
 class Reader:
@@ -47,7 +52,7 @@ class Reader:
         return compat.readable_dag_ids(self._user)
 
 
-def _passes(check: Any) -> bool:
+def _passes(check: Callable[[], None]) -> bool:
     try:
         check()
     except HTTPException:
@@ -63,6 +68,6 @@ ReaderDep = Annotated[Reader, Depends(_reader)]
 """The reader of a request; 401 for one who is not logged in."""
 
 
-def is_login_missing(error: Any) -> bool:
+def is_login_missing(error: AnyHTTPException) -> bool:
     """Return whether an HTTP error of Airflow's says "log in first" (a forged or foreign token is answered 403)."""
     return error.status_code == 401 or (error.status_code == 403 and error.detail == "Invalid JWT token")  # noqa: PLR2004

@@ -164,13 +164,13 @@ def _positions(stays: Sequence[_Stay]) -> list[tuple[float, float]]:
     All beginnings and ends are put in order; the space between two neighbours is as wide as the time between them,
     and wider where a stay would otherwise be narrower than it may be.
     """
-    # At the same moment, what an earlier try ends comes before what a later try begins.
+    # At the same moment, an earlier try ends before a later one begins, and a thread is around what is on it.
     edges = sorted(
-        (moment, stay.attempt.try_number, side, index)
+        (moment, stay.attempt.try_number, side, stay.is_thread == bool(side), index)
         for index, stay in enumerate(stays)
         for side, moment in enumerate((stay.start, stay.end))
     )
-    place_of = {(index, side): place for place, (_, _, side, index) in enumerate(edges)}
+    place_of = {(index, side): place for place, (_, _, side, _, index) in enumerate(edges)}
     spans = [(place_of[index, 0], place_of[index, 1]) for index in range(len(stays))]
     total = _seconds(edges[-1][0] - edges[0][0])
     gaps = [_seconds(after[0] - before[0]) / total if total else 0.0 for before, after in pairwise(edges)]
@@ -216,9 +216,7 @@ def _name_and_kind(stays: Iterable[_Stay], worker_id: str) -> tuple[str, str]:
     return worker_id, ""
 
 
-def _bars(
-    stays: Sequence[_Stay], lanes: Collection[str], positions: Sequence[tuple[float, float]]
-) -> tuple[Bar, ...]:
+def _bars(stays: Sequence[_Stay], lanes: Collection[str], positions: Sequence[tuple[float, float]]) -> tuple[Bar, ...]:
     mine = [(stay, place) for stay, place in zip(stays, positions, strict=True) if stay.lane in lanes]
     # Threads first: what is drawn later lies on top.
     return tuple(_bar(stay, *place) for stay, place in sorted(mine, key=lambda pair: not pair[0].is_thread))

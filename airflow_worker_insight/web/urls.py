@@ -46,9 +46,7 @@ class Urls:
         address = f"{self.root}/workers/{quote(worker_id, safe='@:')}"
         return f"{address}?offset={offset}" if offset else address
 
-    def _panel(
-        self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None
-    ) -> str:
+    def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
         address = (
             f"{self.root}/panel?dag_id={quote(dag_id, safe='')}&run_id={quote(run_id, safe='')}"
             f"&task_id={quote(task_id, safe='')}&map_index={map_index}"

@@ -218,7 +218,7 @@ def _task_name(task_id: str, map_index: int) -> str:
 
 
 def _marks(tries: Sequence[Attempt]) -> dict[str, str]:
-    """Give each worker a letter in the order in which the workers came to the task: A, B, … Z, AA, AB, …"""
+    """Give each worker a letter, in the order in which the workers came to the task: A to Z, then AA, AB and so on."""
     worker_ids: dict[str, None] = {}
     for one in sorted(tries, key=lambda one: one.try_number):
         for worker in one.workers:
@@ -324,9 +324,9 @@ def _how_many(tries: Sequence[Attempt]) -> str:
     placed = sum(any(not worker.host_only for worker in one.workers) for one in tries)
     hosts = {worker.hostname for one in tries for worker in one.workers if worker.host_only}
     if placed == len(tries):
-        return f"{all_of_them}, all on the same worker" if len(workers) == 1 else (
-            f"{all_of_them} on {words.count(len(workers), 'worker', 'workers')}"
-        )
+        if len(workers) == 1:
+            return f"{all_of_them}, all on the same worker"
+        return f"{all_of_them} on {words.count(len(workers), 'worker', 'workers')}"
     if not placed:
         if all(one.workers for one in tries):
             return f"{all_of_them}, all on {'the same host' if len(hosts) == 1 else f'{len(hosts)} hosts'}"

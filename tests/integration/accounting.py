@@ -226,7 +226,7 @@ def attributions(recorded: Mapping[Try, Attempt]) -> Counter[str]:
     return Counter(one.attribution for one in recorded.values())
 
 
-def testimony(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
+def witnessed(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
     """Return what the tasks of a run wrote: for each try the lives of the workers whose processes began it."""
     path = airflow.home / "witness.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -237,9 +237,9 @@ def testimony(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[s
     return dict(found)
 
 
-def start_worker(airflow: Deployment, name: str, life: str, **options: Any) -> Component:
+def start_worker(airflow: Deployment, name: str, *args: str, life: str, wait: bool = True) -> Component:
     """Start a Celery worker whose tasks testify that they ran in this life of it."""
-    return airflow.start("celery worker", name=name, env={LIFE: life}, **options)
+    return airflow.start("celery worker", *args, name=name, env={LIFE: life}, wait=wait)
 
 
 def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str, Any]]:

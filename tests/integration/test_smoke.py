@@ -33,9 +33,7 @@ smoke()
 """
 
 
-def test_a_run_on_local_executor_and_sqlite(
-    bare_airflow_env: Callable[[str], Environment], browser: Browser
-) -> None:
+def test_a_run_on_local_executor_and_sqlite(bare_airflow_env: Callable[[str], Environment], browser: Browser) -> None:
     with Deployment(bare_airflow_env("3.3.2")) as airflow:
         airflow.write_dag("smoke", DAG)
         airflow.migrate()

@@ -6,15 +6,18 @@ import contextlib
 import os
 import shutil
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.support.processes import MissingRequirement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from typing_extensions import Self
 
     from tests.support.deployment import Deployment
 
@@ -79,14 +82,12 @@ class BrowserUser:
         self.context.on("request", lambda request: self._seen(request.url))
         self.page: Page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on(
-            "console", lambda message: self.errors.append(message.text) if message.type == "error" else None
-        )
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.set_theme(theme)
         if user is not None:
             self.log_in(user)
 
-    def __enter__(self) -> BrowserUser:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,9 +118,12 @@ class BrowserUser:
         return self.page
 
     def settle(self) -> None:
-        """Wait until the page has asked for nothing for half a second; pages that poll never stop, and that is fine."""
-        with contextlib.suppress(Exception):
+        """Wait until the page has loaded what it shows; pages that poll are never done, and that is fine."""
+        with contextlib.suppress(PlaywrightTimeout):
             self.page.wait_for_load_state("networkidle", timeout=10_000)
+        # On a busy machine the scripts of Airflow's UI pause for longer than that: it is done without placeholders.
+        with contextlib.suppress(PlaywrightTimeout):
+            self.page.wait_for_function("() => !document.querySelector('.chakra-skeleton')", timeout=15_000)
 
     def screenshot(self, path: Path, *, theme: Theme | None = None, full_page: bool = False) -> Path:
         """Save a picture of the page; with ``theme``, load the page again in that colour mode first."""

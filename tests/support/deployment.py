@@ -287,8 +287,7 @@ class Deployment:
     def report(self, lines: int = 40) -> str:
         """Return the end of what each component printed: what a person wants to see when a test failed."""
         parts = [
-            f"\n----- {c.name} ({'alive' if c.alive else f'ended with {c.process.returncode}'})\n"
-            f"{tail(c.log, lines)}\n"
+            f"\n----- {c.name} ({'alive' if c.alive else f'ended with {c.process.returncode}'})\n{tail(c.log, lines)}\n"
             for c in self.components.values()
         ]
         return "".join(parts)
@@ -362,12 +361,13 @@ class Deployment:
         self.run("python", "-c", _CREATE_FAB_USERS, input=json.dumps(wanted))
 
     def _template_key(self) -> str:
+        migrated_by = sorted((k, v) for k, v in self._config.items() if k.startswith(("database.", "worker_insight.")))
         parts = (
             str(self.environment.path),
             str(self.postgres.port) if self.postgres else "sqlite",
             self.auth,
             json.dumps([self.users, self.roles], sort_keys=True) if self.auth == "fab" else "",
-            json.dumps(sorted((k, v) for k, v in self._config.items() if k.startswith(("database.", "worker_insight.")))),
+            json.dumps(migrated_by),
         )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -393,9 +393,11 @@ class Deployment:
         stored = BUILD / "databases" / f"{key}.db"
         stored.parent.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(f".{os.getpid()}")
-        with contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as source:
-            with contextlib.closing(sqlite3.connect(partial)) as copy:
-                source.backup(copy)
+        with (
+            contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as source,
+            contextlib.closing(sqlite3.connect(partial)) as copy,
+        ):
+            source.backup(copy)
         partial.replace(stored)
 
     # ----------------------------------------------------------------- components
@@ -486,9 +488,7 @@ class Deployment:
         raise DeploymentError(f"there is no component {component!r}")
 
     def _last_job(self, job_type: str) -> int:
-        rows = self.sql(
-            "SELECT max(id) AS id FROM job WHERE job_type = :kind AND state = 'running'", kind=job_type
-        )
+        rows = self.sql("SELECT max(id) AS id FROM job WHERE job_type = :kind AND state = 'running'", kind=job_type)
         return int(rows[0]["id"] or 0)
 
     def _edge_worker_is_up(self, name: str) -> bool:

@@ -53,9 +53,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 ALL_EXTRAS = tuple(EXTRAS)
 
 #: Variables of the caller that would change what a Python of ours does: what it sees, and that it keeps bytecode.
-FOREIGN_VARIABLES = frozenset(
-    {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV"}
-)
+FOREIGN_VARIABLES = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV"})
 
 #: Raise it when the way an environment is laid out changes, so that old ones are not reused.
 LAYOUT = 2

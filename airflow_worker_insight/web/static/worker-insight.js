@@ -50,6 +50,10 @@
 
   function zone() {
     try {
+      if (window.Airflow && Airflow.defaultUITimezone) {
+        /* Airflow 2.11 */
+        return localStorage.getItem("selected-timezone") || Airflow.defaultUITimezone;
+      }
       const kept = JSON.parse(localStorage.getItem("timezone"));
       return typeof kept === "string" && kept ? kept : "UTC";
     } catch {
@@ -138,6 +142,9 @@
       showTimes(document);
     }
   });
+
+  /* Airflow 2.11, where its own menu is on the same page. */
+  document.addEventListener("timezone", () => showTimes(document));
 
   /* --- start ------------------------------------------------------------------------------------------------------- */
 

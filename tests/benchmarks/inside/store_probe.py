@@ -23,6 +23,7 @@ from airflow_worker_insight.store.airflow_tries import AirflowTry
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import WorkerRecord, record_start, upsert_worker
 from airflow_worker_insight.store.tables import attempt
+from psycopg2.extras import execute_batch
 from sqlalchemy import text
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ REAL_EVERY = 50
 """One window in so many goes through the real statements."""
 
 TABLE = attempt.name
+
+PREPARE_CLOSE = f"""
+PREPARE close_try (bigint, bigint, integer, text, timestamptz, timestamptz) AS
+UPDATE {TABLE} SET state = $4, started_at = $5, ended_at = $6
+WHERE run_key = $1 AND task_key = $2 AND try_number = $3
+"""
 
 
 # --- filling ---------------------------------------------------------------------------------------------------------
@@ -64,8 +71,7 @@ class Filler:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.cursor: Any = connection.connection.cursor()
-        # The planner knows nothing yet of a table that has just been made: closing goes by the key, as it would.
-        self.cursor.execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+        self.cursor.execute(PREPARE_CLOSE)
         self.records = [worker_record(number) for number in range(traffic.WORKERS)]
         with connection.begin():
             self.refs = [upsert_worker(connection, one, now=traffic.BEGIN) for one in self.records]
@@ -121,18 +127,15 @@ class Filler:
             lines.write("\t".join("\\N" if values[name] is None else str(values[name]) for name in columns) + "\n")
         lines.seek(0)
         self.cursor.copy_expert(f"COPY {TABLE} ({', '.join(columns)}) FROM STDIN", lines)
-        lines = io.StringIO()
-        for one in ended:
-            at = key(one)
-            lines.write(
-                f"{at.run_key}\t{at.task_key}\t{at.try_number}\t{one.state}\t{one.started_at}\t{one.ended_at}\n"
-            )
-        lines.seek(0)
-        self.cursor.execute("TRUNCATE closing")
-        self.cursor.copy_expert("COPY closing FROM STDIN", lines)
-        self.cursor.execute(
-            f"UPDATE {TABLE} a SET state = c.state, started_at = c.started_at, ended_at = c.ended_at FROM closing c "
-            "WHERE (a.run_key, a.task_key, a.try_number) = (c.run_key, c.task_key, c.try_number)"
+        execute_batch(
+            self.cursor,
+            "EXECUTE close_try (%s, %s, %s, %s, %s, %s)",
+            [
+                (at.run_key, at.task_key, at.try_number, one.state, one.started_at, one.ended_at)
+                for one in ended
+                for at in (key(one),)
+            ],
+            page_size=WINDOW,
         )
 
     def _row(self, one: traffic.Start) -> dict[str, Any]:
@@ -190,12 +193,6 @@ def prepare(connection: Connection) -> None:
     """Switch autovacuum off for the table: it is vacuumed at known points instead."""
     with connection.begin():
         connection.execute(text(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)"))
-        connection.execute(
-            text(
-                "CREATE TEMPORARY TABLE closing (run_key bigint, task_key bigint, try_number integer, state text, "
-                "started_at timestamptz, ended_at timestamptz)"
-            )
-        )
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -93,6 +93,22 @@ CELERY_211 = [
         "[celeryd: w1@host-1:MainProcess] -active- (celery worker --skip-serve-logs --celery-hostname w1@%h)",
     ),
 ]
+CELERY_211_AS_USER = [
+    process(
+        5210,
+        372065,
+        *(f"{BIN}/python", f"{BIN}/airflow", "tasks", "run", "p", "ras", "scheduled__2024-01-01T00:00:00+00:00"),
+        *("--job-id", "3", "--raw", "--subdir", "DAGS_FOLDER/p.py", "--cfg-path", "/tmp/tmp3vvya77m"),
+    ),
+    process(5207, 372061, "sudo", "-E", "-H", "-u", "etl", "airflow", "tasks", "run", "p", "ras"),
+    process(5195, 371969, "airflow task supervisor: ['airflow', 'tasks', 'run', 'p', 'ras', '--local']"),
+    process(5095, 371565, "[celeryd: w1@host-1:ForkPoolWorker-1]"),
+    process(
+        4699,
+        369405,
+        "[celeryd: w1@host-1:MainProcess] -active- (celery worker --skip-serve-logs --celery-hostname w1@%h)",
+    ),
+]
 # Airflow 3.3.2 with the solo pool: the supervisor is forked by the main process and gives it its own title.
 CELERY_332_SOLO = [
     process(16047, 221296, "airflow worker -- 01a20261-7f1f-7082-b221-f0e5cc67ab34"),

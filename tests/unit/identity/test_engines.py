@@ -50,6 +50,7 @@ def celery_modules(node: str | None, parent_pid: int | None) -> dict[str, Any]:
         pytest.param(recorded.CELERY_306_AS_USER, "celery", "w1@host-1", 17443, id="celery-3.0.6-as-user"),
         pytest.param(recorded.CELERY_318_SOLO, "celery", "solo@host-1", 24408, id="celery-3.1.8-solo"),
         pytest.param(recorded.CELERY_211, "celery", "w1@host-1", 18951, id="celery-2.11.2"),
+        pytest.param(recorded.CELERY_211_AS_USER, "celery", "w1@host-1", 4699, id="celery-2.11.2-as-user"),
         pytest.param(recorded.LOCAL_332_A, "local", "local@host-1", 10506, id="local-3.3.2"),
         pytest.param(recorded.LOCAL_332_FORKSERVER, "local", "local@host-1", 26239, id="local-forkserver"),
         pytest.param(recorded.LOCAL_306, "local", "local@host-1", 11492, id="local-3.0.6"),
@@ -174,6 +175,11 @@ def test_edge_worker_without_its_environment() -> None:
     # HOSTNAME is every shell's variable: it counts only where the Edge worker has set it.
     found = recognise(around([*recorded.EDGE_306, *OUTSIDE], environ={"HOSTNAME": "not-me"}))
     assert found == Found("edge", "host-1", recorded.EDGE_306[-1])
+
+
+def test_edge_worker_in_a_task_of_an_edge_worker() -> None:
+    lineage = [*recorded.EDGE_306, process(15023, 210640, "bash"), recorded.EDGE_332[-1]]
+    assert recognise(around(lineage)).main == recorded.EDGE_306[-1]
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------

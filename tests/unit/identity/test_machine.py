@@ -81,6 +81,18 @@ def test_no_limit_and_nonsense_leave_the_machine(tmp_path: Path, cpu: str, memor
     assert machine.memory_bytes(groups) == MEMORY
 
 
+def test_no_limit_is_not_taken_for_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    write(tmp_path / "memory/memory.limit_in_bytes", "9223372036854771712")
+    groups = machine.cgroup_directories("2:memory:/\n", str(tmp_path))
+    assert machine.memory_bytes(groups) is None
+    write(tmp_path / "memory/memory.limit_in_bytes", "4194304")
+    assert machine.memory_bytes(groups) == 4194304
+
+
 @pytest.mark.parametrize("text", ["", "\n", "nonsense", "1", "0::", "0::/../../etc", "::::", "1:cpu"])
 def test_any_cgroup_file_is_read_without_leaving_the_mount(text: str) -> None:
     for directories in machine.cgroup_directories(text, "/mount").values():

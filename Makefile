@@ -1,0 +1,55 @@
+# Everything is made below .build/, which `make clean` removes. No target needs anything but Python 3.10 or newer.
+PYTHON ?= python3
+ARGS ?=
+AIRFLOW ?= 3.3.2
+
+ENVIRONMENTS = $(PYTHON) -m tests.support.environments
+# The environment with Airflow, the test tools and this source tree; made by the first target that asks for it.
+DEV = dev=$$($(ENVIRONMENTS) dev $(AIRFLOW)) &&
+
+.PHONY: help demo test unit bench lint format format-check typecheck architecture wheel services clean
+
+help:
+	@echo "demo        Airflow with the example Dags, and who ran each try (ARGS=--once: look and leave)"
+	@echo "test        all tests (ARGS='-k name' and so on go to pytest)"
+	@echo "unit        the unit tests alone (AIRFLOW=2.11.2: on that version)"
+	@echo "bench       the measurements, as a table and as JSON"
+	@echo "lint        ruff; and format, typecheck, architecture"
+	@echo "wheel       build the wheel into dist/"
+	@echo "clean       remove everything that was made"
+
+demo:
+	@$(PYTHON) scripts/demo $(ARGS)
+
+test: services
+	@$(DEV) "$$dev/bin/python" -m pytest $(ARGS)
+
+unit:
+	@$(DEV) "$$dev/bin/python" -m pytest tests/unit $(ARGS)
+
+bench: services
+	@$(DEV) "$$dev/bin/python" -m tests.benchmarks $(ARGS)
+
+lint:
+	@$(DEV) "$$dev/bin/ruff" check . scripts/demo
+
+format:
+	@$(DEV) "$$dev/bin/ruff" check --fix --select I . scripts/demo && "$$dev/bin/ruff" format . scripts/demo
+
+format-check:
+	@$(DEV) "$$dev/bin/ruff" format --check . scripts/demo
+
+typecheck:
+	@$(DEV) "$$dev/bin/mypy"
+
+architecture:
+	@$(DEV) "$$dev/bin/lint-imports"
+
+wheel:
+	@$(ENVIRONMENTS) wheel | xargs -I{} sh -c 'mkdir -p dist && cp "{}" dist/ && ls dist/*.whl'
+
+services:
+	@scripts/install-services
+
+clean:
+	rm -rf .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,45 @@
+"""Dag files that several modules of this folder use."""
+
+from __future__ import annotations
+
+from tests.integration.accounting import WITNESS, Try
+
+TWO_HUNDRED_TRIES = (
+    WITNESS
+    + """
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None, max_active_tasks=64)
+def two_hundred():
+    @task
+    def steady(**context):
+        witness(context)
+
+    @task(retries=1, retry_delay=0)
+    def flaky(number=0, **context):
+        witness(context)
+        if context["ti"].try_number == 1:
+            raise RuntimeError("on purpose")
+
+    for number in range(42):
+        steady.override(task_id=f"steady_{number}")()
+    for number in range(26):
+        flaky.override(task_id=f"flaky_{number}")()
+    steady.override(task_id="steady_mapped").partial().expand_kwargs([{}] * 26)
+    flaky.override(task_id="flaky_mapped").expand(number=list(range(40)))
+
+
+two_hundred()
+"""
+)
+"""200 tries: of 68 tasks the first and only one, of 66 (26 + 40) a failed one and, without delay, another one."""
+
+_STEADY = [(f"steady_{number}", -1) for number in range(42)] + [("steady_mapped", index) for index in range(26)]
+_FLAKY = [(f"flaky_{number}", -1) for number in range(26)] + [("flaky_mapped", index) for index in range(40)]
+
+STATES_OF_THE_200 = {
+    **{Try(*task, 1): "success" for task in (*_STEADY,)},
+    **{Try(*task, 1): "failed" for task in _FLAKY},
+    **{Try(*task, 2): "success" for task in _FLAKY},
+}

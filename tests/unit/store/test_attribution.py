@@ -1,0 +1,271 @@
+"""What is said of a try that no worker reported: one table of cases, no database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.identity.text import word
+from airflow_worker_insight.store.airflow_tries import AirflowTry
+from airflow_worker_insight.store.attribution import Life, Verdict, attribute, host_worker, kind_of
+from airflow_worker_insight.store.keys import TryKey
+from tests.unit.database import a_worker, at
+
+ALL_STATES = sorted(compat.task_instance_states())
+
+
+def a_try(**others: Any) -> AirflowTry:
+    known: dict[str, Any] = {
+        "key": TryKey("etl", "run-1", "extract", -1, 1),
+        "state": "failed",
+        "started_at": at(10),
+        "ended_at": at(70),
+        "hostname": "host-1",
+        "pid": 4711,
+        "queued_at": at(5),
+        "executor": "CeleryExecutor",
+        "queued_by_job_id": 1,
+    }
+    return AirflowTry(**{**known, **others})
+
+
+def a_life(ref: int, *, from_: float = 0, to: float = 600, started_at: datetime | None = None, **others: Any) -> Life:
+    return Life(
+        ref=ref,
+        record=a_worker(f"worker-{ref}", **{"started_at": started_at, **others}),
+        registered_at=at(from_),
+        last_seen_at=at(to),
+    )
+
+
+# --- no host in Airflow: the try never reached a worker, or Airflow lost it -------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["success", "skipped", "upstream_failed", "removed"])
+@pytest.mark.parametrize("started_at", [None, at(10)])
+def test_without_a_host_the_scheduler_or_triggerer_ended_it(state: str, started_at: datetime | None) -> None:
+    one = a_try(hostname=None, pid=None, state=state, started_at=started_at)
+    assert attribute(one, []) == Verdict("not_on_a_worker")
+
+
+@pytest.mark.parametrize(
+    ("started_at", "ended_at", "attribution"),
+    [
+        (None, None, "never_started"),
+        (None, at(20), "never_started"),
+        (at(20), at(20), "never_started"),
+        (at(20), at(21), "never_started"),
+        (at(20), at(21.001), "unknown"),
+        (at(20), at(600), "unknown"),
+        (at(20), None, "unknown"),
+    ],
+)
+def test_a_failure_without_a_host(started_at: datetime | None, ended_at: datetime | None, attribution: str) -> None:
+    one = a_try(hostname=None, pid=None, state="failed", started_at=started_at, ended_at=ended_at)
+    assert attribute(one, []) == Verdict(attribution)
+
+
+@pytest.mark.parametrize("pid", [None, 4711])
+def test_a_process_without_a_host_names_nobody(pid: int | None) -> None:
+    assert attribute(a_try(hostname=None, pid=pid), [a_life(1), a_life(2)]).worker is None
+
+
+@pytest.mark.parametrize("state", [None, *ALL_STATES])
+@pytest.mark.parametrize("hostname", [None, "host-1"])
+@pytest.mark.parametrize("pid", [None, 4711])
+@pytest.mark.parametrize("started_at", [None, at(10)])
+@pytest.mark.parametrize("backfilled", [False, True])
+def test_there_is_always_a_word(
+    state: str | None, hostname: str | None, pid: int | None, started_at: datetime | None, *, backfilled: bool
+) -> None:
+    one = a_try(state=state, hostname=hostname, pid=pid, started_at=started_at)
+    verdict = attribute(one, [a_life(1)], backfilled=backfilled)
+    if hostname is None:
+        assert verdict.attribution in {"not_on_a_worker", "never_started", "unknown"}
+        assert verdict.worker is None
+    else:
+        assert verdict.attribution == ("backfilled" if backfilled else "inferred")
+        assert verdict.worker is not None
+        assert verdict.worker.hostname == hostname
+
+
+# --- a host: one life, or one of the workers of this host -------------------------------------------------------------
+
+HOST = host_worker("host-1", "celery")
+
+
+def test_the_only_life_of_its_kind_on_the_host_is_named() -> None:
+    life = a_life(7)
+    others = [a_life(8, hostname="host-2"), a_life(9, kind="edge"), a_life(10, kind="local", job_id=1)]
+    assert attribute(a_try(), [*others, life]) == Verdict("inferred", life.record, 7)
+
+
+def test_of_two_lives_at_once_neither_is_named() -> None:
+    assert attribute(a_try(), [a_life(1), a_life(2)]) == Verdict("inferred", HOST)
+
+
+def test_without_any_life_the_host_is_named() -> None:
+    assert attribute(a_try(), []) == Verdict("inferred", HOST)
+    assert attribute(a_try(), [], backfilled=True) == Verdict("backfilled", HOST)
+
+
+def test_after_a_restart_with_the_same_name_the_life_of_that_time_is_named() -> None:
+    before = a_life(1, from_=0, to=100, name="w1@host-1")
+    after = a_life(2, from_=200, to=300, name="w1@host-1")
+    assert attribute(a_try(started_at=at(50)), [before, after]).ref == 1
+    assert attribute(a_try(started_at=at(250)), [before, after]).ref == 2
+    between = attribute(a_try(started_at=at(150)), [before, after])
+    assert between == Verdict("inferred", HOST)
+
+
+@pytest.mark.parametrize(
+    ("started_at", "covered"), [(99, False), (100, True), (150, True), (200, True), (200.001, False)]
+)
+def test_a_life_is_sure_from_its_registration_to_when_it_was_last_seen(*, started_at: float, covered: bool) -> None:
+    verdict = attribute(a_try(started_at=at(started_at)), [a_life(1, from_=100, to=200)])
+    assert (verdict.ref == 1) == covered
+
+
+def test_a_life_that_says_when_it_started_is_sure_from_then_on() -> None:
+    life = a_life(1, from_=100, to=200, started_at=at(20))
+    assert attribute(a_try(started_at=at(20)), [life]).ref == 1
+    assert attribute(a_try(started_at=at(19)), [life]).ref is None
+
+
+def test_a_try_without_a_start_names_only_the_host() -> None:
+    assert attribute(a_try(started_at=None), [a_life(1)]) == Verdict("inferred", HOST)
+
+
+def test_the_process_of_the_try_is_not_taken_for_that_of_the_worker() -> None:
+    """Airflow keeps the pid of the task's process, which says nothing of which worker started it."""
+    assert attribute(a_try(pid=100), [a_life(1, pid=100), a_life(2, pid=200)]).ref is None
+
+
+def test_local_executor_is_known_by_the_job_that_queued_the_try() -> None:
+    lives = [a_life(1, kind="local", job_id=1), a_life(2, kind="local", job_id=2)]
+    one = a_try(executor="LocalExecutor", queued_by_job_id=2)
+    assert attribute(one, lives).ref == 2
+    # ... also when that scheduler was last seen long before: a job is one life.
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, started_at=at(9e6)), lives).ref == 2
+
+
+def test_local_executor_of_another_scheduler_is_not_guessed() -> None:
+    lives = [a_life(1, kind="local", job_id=1)]
+    verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), lives)
+    assert verdict == Verdict("inferred", host_worker("host-1", "local"))
+
+
+def test_local_executor_without_a_job_is_known_by_time() -> None:
+    lives = [a_life(1, kind="local", job_id=1, to=100), a_life(2, kind="local", job_id=2, from_=200)]
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None, started_at=at(50)), lives).ref == 1
+
+
+def test_a_job_id_says_nothing_of_a_celery_worker() -> None:
+    lives = [a_life(1, from_=900, to=999, job_id=1)]
+    assert attribute(a_try(queued_by_job_id=1), lives).ref is None
+
+
+def test_a_pod_is_a_host_with_one_worker() -> None:
+    pod = a_life(1, kind="kubernetes", hostname="etl-extract-x7f2q")
+    one = a_try(executor="KubernetesExecutor", hostname="etl-extract-x7f2q")
+    assert attribute(one, [pod]).ref == 1
+    dead_before_it_reported = attribute(a_try(executor="KubernetesExecutor", hostname="etl-load-a1b2c"), [pod])
+    assert dead_before_it_reported.worker is not None
+    assert (dead_before_it_reported.worker.name, dead_before_it_reported.worker.kind) == ("etl-load-a1b2c", "kubernetes")
+
+
+def test_a_try_that_names_no_executor_ran_on_the_default_one() -> None:
+    one = a_try(executor=None)
+    assert attribute(one, [a_life(1)], default_executor="CeleryExecutor,LocalExecutor").ref == 1
+    assert attribute(one, [a_life(1)], default_executor="LocalExecutor").ref is None
+    assert attribute(one, [a_life(1)]) == Verdict("inferred", host_worker("host-1", "unknown"))
+
+
+def test_the_executor_of_the_try_goes_before_the_default() -> None:
+    assert attribute(a_try(executor="LocalExecutor"), [a_life(1)], default_executor="CeleryExecutor").ref is None
+
+
+moments = st.integers(-1000, 1000).map(at)
+lives = st.builds(
+    a_life,
+    st.integers(1, 99),
+    from_=st.integers(-1000, 1000),
+    to=st.integers(-1000, 1000),
+    kind=st.sampled_from(["celery", "local"]),
+    hostname=st.sampled_from(["host-1", "host-2"]),
+    job_id=st.none() | st.integers(1, 3),
+)
+tries = st.builds(
+    a_try,
+    state=st.sampled_from([None, *ALL_STATES]),
+    started_at=st.none() | moments,
+    hostname=st.sampled_from([None, "host-1", "host-2"]),
+    executor=st.sampled_from([None, "CeleryExecutor", "LocalExecutor"]),
+    queued_by_job_id=st.none() | st.integers(1, 3),
+)
+
+
+@given(tries, st.lists(lives, max_size=5))
+def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[Life]) -> None:
+    verdict = attribute(one, known, default_executor="CeleryExecutor")
+    if verdict.worker is None:
+        assert one.hostname is None
+        return
+    assert verdict.worker.hostname == one.hostname
+    assert verdict.worker.host_only == (verdict.ref is None)
+    assert verdict.worker.kind == kind_of(one.executor or "CeleryExecutor")
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        (None, "unknown"),
+        ("", "unknown"),
+        ("LocalExecutor", "local"),
+        ("CeleryExecutor", "celery"),
+        ("KubernetesExecutor", "kubernetes"),
+        ("EdgeExecutor", "edge"),
+        ("SequentialExecutor", "SequentialExecutor"),
+        ("airflow.executors.local_executor.LocalExecutor", "local"),
+        ("airflow.providers.celery.executors.celery_executor.CeleryExecutor", "celery"),
+        ("airflow_worker_insight.executors.local.WorkerInsightLocalExecutor", "local"),
+        ("airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", "celery"),
+        ("mine:airflow.providers.celery.executors.celery_executor.CeleryExecutor", "celery"),
+        ("company.executors.FancyExecutor", "FancyExecutor"),
+        ("company_alias", "company_alias"),
+        ("CeleryExecutor,KubernetesExecutor", "celery"),
+        (" LocalExecutor , CeleryExecutor", "local"),
+        ("team_a=CeleryExecutor", "celery"),
+        ("LocalExecutor;team_a=CeleryExecutor", "local"),
+        ("team_a=mine:company.executors.FancyExecutor", "FancyExecutor"),
+        ("x" * 100, "x" * 32),
+        (",", "unknown"),
+        ("company.", "unknown"),
+    ],
+)
+def test_the_kind_of_an_executor(written: str | None, kind: str) -> None:
+    assert kind_of(written) == kind
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=400))
+def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
+    record = host_worker(hostname, "celery")
+    assert record.worker_id.startswith("host-")
+    assert word(record.worker_id, 64) == record.worker_id
+    assert (len(record.name), len(record.hostname)) <= (250, 255)
+    assert record == host_worker(hostname, "celery")
+
+
+def test_hosts_and_kinds_are_told_apart() -> None:
+    ids = {host_worker(host, kind).worker_id for host in ("a", "b", "a" * 300) for kind in ("celery", "local")}
+    assert len(ids) == 6
+
+
