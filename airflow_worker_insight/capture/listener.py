@@ -11,6 +11,7 @@ from typing import Any
 from pluggy import HookimplMarker
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.capture.report import REPORT_KEY, build_report
 
 # Airflow's own marker (airflow.listeners.hookimpl) is the same object by name, behind an import.
 hookimpl = HookimplMarker("airflow")
@@ -41,8 +42,6 @@ def _report_start(task_instance: Any) -> None:
 
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
     """Send the report over the task's own connection to its supervisor, authenticated by the task's own token."""
-    from airflow_worker_insight.capture.report import REPORT_KEY, build_report
-
     comms, set_xcom = channel
     comms.send(
         set_xcom(

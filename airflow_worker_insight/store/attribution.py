@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.store.airflow_tries import AirflowTry
 
-REPORTED = "reported"
 INFERRED = "inferred"
 BACKFILLED = "backfilled"
 NOT_ON_A_WORKER = "not_on_a_worker"

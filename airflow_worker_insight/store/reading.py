@@ -16,8 +16,9 @@ from sqlalchemy import and_, func, or_, select, tuple_
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.attribution import REPORTED, attribute
+from airflow_worker_insight.store.attribution import attribute
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
+from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 In the usual case this is one statement. It copies the worker's ID from the worker table and inserts nothing if the
 worker is unknown, has changed its description or was not seen for a while; only then the worker's row is written too.
+It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT anew each time, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, func, literal, select
+from sqlalchemy import bindparam, case, func, insert, literal, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.store.tables import Timestamp, attempt, worker
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.store.keys import TryKey
+
+REPORTED = "reported"
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
@@ -104,12 +107,16 @@ def record_start(
         "p_fingerprint": record.fingerprint,
         "p_seen_after": now - SEEN_EVERY,
     }
-    statement = _start_statement(connection.dialect.name)
-    if connection.execute(statement, start).rowcount:
+    if _write_start(connection, start):
         return
     upsert_worker(connection, record, now=now)
-    if not connection.execute(statement, start).rowcount:
+    if not _write_start(connection, start):
         raise LookupError(f"worker {record.worker_id} could not be stored")
+
+
+def _write_start(connection: Connection, start: Mapping[str, Any]) -> bool:
+    """Write the first process of a try on a worker, or count a further one; ``False`` if the worker must be written."""
+    return any(connection.execute(statement, start).rowcount for statement in (_first_process(), _further_process()))
 
 
 def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> int:
@@ -135,9 +142,9 @@ def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], updat
     :param values: a row as a mapping, or ``None`` to pass rows at execution
     """
     if dialect == "postgresql":
-        insert = postgresql.insert(table)
-        insert = insert.values(values) if values is not None else insert
-        return insert.on_conflict_do_update(index_elements=list(key), set_=dict(update))
+        pg = postgresql.insert(table)
+        pg = pg.values(values) if values is not None else pg
+        return pg.on_conflict_do_update(index_elements=list(key), set_=dict(update))
     if dialect == "sqlite":
         lite = sqlite.insert(table)
         lite = lite.values(values) if values is not None else lite
@@ -147,62 +154,64 @@ def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], updat
     return my.on_duplicate_key_update(**dict(update))
 
 
-def _other_workers_of_the_try() -> Any:
-    """Return the subquery for ``ordinal``: it reads a handful of rows by the front of the primary key."""
-    other = attempt.alias("other")
-    return (
-        select(func.count())
-        .select_from(other)
-        .where(
-            other.c.run_key == bindparam("p_run_key", type_=attempt.c.run_key.type),
-            other.c.task_key == bindparam("p_task_key", type_=attempt.c.task_key.type),
-            other.c.try_number == bindparam("p_try_number", type_=attempt.c.try_number.type),
-        )
-        .scalar_subquery()
-    )
+def _parameter(column: Any) -> Any:
+    return bindparam(f"p_{column.name}", type_=column.type)
 
 
-@cache
-def _start_statement(dialect: str) -> Any:
-    """Build the INSERT … SELECT of :func:`record_start` once per dialect."""
-    now = bindparam("p_now", type_=Timestamp())
-    others = _other_workers_of_the_try()
-    later_worker_only = case((others == 0, None), else_=now)
-    columns: dict[str, Any] = {
-        "run_key": bindparam("p_run_key", type_=attempt.c.run_key.type),
-        "task_key": bindparam("p_task_key", type_=attempt.c.task_key.type),
-        "try_number": bindparam("p_try_number", type_=attempt.c.try_number.type),
-        "worker_ref": worker.c.id,
-        "map_index": bindparam("p_map_index", type_=attempt.c.map_index.type),
-        "ordinal": others,
-        "process_count": literal(1),
-        "started_at": bindparam("p_started_at", type_=Timestamp()),
-        "first_started_at": later_worker_only,
-        "last_started_at": later_worker_only,
-        "state": bindparam("p_state", type_=attempt.c.state.type),
-        "attribution": literal("reported", attempt.c.attribution.type),
-        "dag_id": bindparam("p_dag_id", type_=attempt.c.dag_id.type),
-        "run_id": bindparam("p_run_id", type_=attempt.c.run_id.type),
-        "task_id": bindparam("p_task_id", type_=attempt.c.task_id.type),
-    }
-    source = select(*columns.values()).where(
+def _of_this_try(table: Any) -> list[Any]:
+    """Match the rows of a try by the front of the primary key: a handful at most."""
+    return [table.c[name] == _parameter(attempt.c[name]) for name in ("run_key", "task_key", "try_number")]
+
+
+def _known_worker() -> list[Any]:
+    """Match the worker, unless its row must be written first."""
+    return [
         worker.c.worker_id == bindparam("p_worker_id"),
         worker.c.fingerprint == bindparam("p_fingerprint"),
         worker.c.last_seen_at > bindparam("p_seen_after", type_=Timestamp()),
-    )
-    again = {
-        "process_count": attempt.c.process_count + 1,
-        "first_started_at": func.coalesce(attempt.c.first_started_at, attempt.c.started_at),
-        "last_started_at": now,
-        "ended_at": None,
-        "state": bindparam("p_state", type_=attempt.c.state.type),
-        "attribution": "reported",
+    ]
+
+
+@cache
+def _first_process() -> Any:
+    """Build the INSERT … SELECT for the first process of a try on a worker; it inserts nothing for a further one."""
+    other, own = attempt.alias("other"), attempt.alias("own")
+    others = select(func.count()).select_from(other).where(*_of_this_try(other)).scalar_subquery()
+    later_worker_only = case((others == 0, None), else_=_NOW)
+    columns: dict[str, Any] = {
+        **{name: _parameter(attempt.c[name]) for name in ("run_key", "task_key", "try_number", "map_index")},
+        "worker_ref": worker.c.id,
+        "ordinal": others,
+        "process_count": literal(1),
+        "started_at": _parameter(attempt.c.started_at),
+        "first_started_at": later_worker_only,
+        "last_started_at": later_worker_only,
+        "state": _parameter(attempt.c.state),
+        "attribution": literal(REPORTED, attempt.c.attribution.type),
+        **{name: _parameter(attempt.c[name]) for name in ("dag_id", "run_id", "task_id")},
     }
-    if dialect == "mysql":
-        return mysql.insert(attempt).from_select(list(columns), source).on_duplicate_key_update(**again)
-    dialect_insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
+    return insert(attempt).from_select(list(columns), select(*columns.values()).where(*_known_worker(), ~written))
+
+
+@cache
+def _further_process() -> Any:
+    """Build the UPDATE that counts one more process of a try on a worker."""
     return (
-        dialect_insert(attempt)
-        .from_select(list(columns), source)
-        .on_conflict_do_update(index_elements=list(attempt.primary_key), set_=again)
+        update(attempt)
+        .where(
+            *_of_this_try(attempt),
+            attempt.c.worker_ref == select(worker.c.id).where(*_known_worker()).scalar_subquery(),
+        )
+        .values(
+            process_count=attempt.c.process_count + 1,
+            first_started_at=func.coalesce(attempt.c.first_started_at, attempt.c.started_at),
+            last_started_at=_NOW,
+            ended_at=None,
+            state=_parameter(attempt.c.state),
+            attribution=REPORTED,
+        )
     )
+
+
+_NOW = bindparam("p_now", type_=Timestamp())

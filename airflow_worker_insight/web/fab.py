@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import wraps
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from flask import Blueprint, Response, redirect, request, session
 from flask_appbuilder import BaseView, expose
@@ -206,8 +207,9 @@ def _html(html: str, status: int = 200) -> Response:
 def _to_login() -> Any:
     if request.path.endswith("/fragment"):
         return _html("", 401)
-    urls = FlaskUrls(request.script_root)
-    return redirect(compat.flask_login_url(urls.api_root, request.url))
+    # Without scheme and host: behind a proxy they may be others than the browser's.
+    here = request.script_root + quote(request.path) + (f"?{_query()}" if request.query_string else "")
+    return redirect(compat.flask_login_url(FlaskUrls(request.script_root).api_root, here))
 
 
 # --- REST (2.11) ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,366 @@
+"""The app on Airflow 3 with Airflow's own login: who gets in, what they see, and what bad requests are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+
+from airflow_worker_insight import __version__, compat
+from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.web import database as web_database
+from airflow_worker_insight.web.app import create_app
+from tests.unit.database import a_worker, at
+from tests.unit.web.conftest import READABLE, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi.testclient import TestClient
+
+    from tests.unit.database import Database
+
+    ClientOf = Callable[..., TestClient]
+
+PANEL = "panel?dag_id=etl&run_id=run-1&task_id=load"
+PAGES = [PANEL, "panel/fragment?dag_id=etl&run_id=run-1&task_id=load", "workers/w1", "docs"]
+PROGRAMS = ["api/v1/attempts", "api/v1/health", "openapi.json"]
+
+
+@pytest.fixture
+def tries(dags: Database) -> None:
+    """Store two tries of a readable Dag and one of a secret one, on two workers."""
+    starts = [
+        (TryKey(READABLE, "run-1", "load", -1, 1), "w1", 10),
+        (TryKey(READABLE, "run-1", "load", -1, 2), "w2", 20),
+        (TryKey(SECRET, "run-1", "load", -1, 1), "w1", 30),
+    ]
+    with dags.engine.begin() as connection:
+        for key, worker_id, moment in starts:
+            record_start(
+                connection, key, a_worker(worker_id), try_started_at=at(moment), state="running", now=at(moment)
+            )
+
+
+# --- who gets in ----------------------------------------------------------------------------------------------------
+
+
+def test_no_route_forgets_to_ask_who_is_reading(client_of: ClientOf) -> None:
+    anonymous = client_of(None)
+    routes = [route for route in create_app().routes if route.name != "static"]
+    assert len(routes) == len(PAGES) + len(PROGRAMS)
+    for route in routes:
+        answer = anonymous.get(route.path.lstrip("/").format(worker_id="w1"))
+        assert answer.status_code in (307, 401), route.path
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_programs_without_a_login_are_told_so(client_of: ClientOf, path: str) -> None:
+    answer = client_of(None).get(path)
+    assert (answer.status_code, answer.json()) == (401, {"detail": "Not authenticated"})
+    assert client_of(None).get(path, headers={"Authorization": "Bearer forged"}).status_code in (401, 403)
+
+
+def test_what_is_wrong_with_a_request_is_not_told_to_those_without_a_login(client_of: ClientOf) -> None:
+    assert client_of(None).get("api/v1/attempts?limit=none").status_code == 401
+    assert client_of(None).get("panel").status_code == 307
+
+
+@pytest.mark.parametrize("root", ["", "/airflow"])
+def test_people_without_a_login_are_sent_to_it_and_come_back(client_of: ClientOf, root: str) -> None:
+    page = f"{PANEL}&map_index=3&note={quote('ä & ö')}"
+    answer = client_of(None, root=root).get(page)
+    assert answer.status_code == 307
+    login = urlsplit(answer.headers["location"])
+    assert login.path == f"{root}/api/v2/auth/login"
+    assert parse_qs(login.query)["next"] == [f"{root}/worker-insight/{page}"]
+
+
+def test_a_forged_cookie_is_sent_to_the_login_too(client_of: ClientOf) -> None:
+    anonymous = client_of(None)
+    anonymous.cookies.set("_token", "forged")
+    assert anonymous.get(PANEL).status_code == 307
+
+
+def test_the_fragment_does_not_follow_to_the_login(client_of: ClientOf) -> None:
+    assert client_of(None).get("panel/fragment?dag_id=etl&run_id=r&task_id=t").status_code == 401
+
+
+def test_airflow_3_0_gets_a_page_that_brings_the_login(
+    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "airflow_version", lambda: (3, 0))
+    answer = client_of(None).get(PANEL)
+    assert answer.status_code == 401
+    assert 'id="wi-sign-in"' in answer.text
+    assert "etl" not in answer.text.replace(quote(quote("dag_id=etl", safe=""), safe=""), "")
+    # Its login does not encode what it hands on.
+    assert f"next={quote(quote('/worker-insight/' + PANEL, safe=''), safe='')}" in answer.text
+
+
+@pytest.mark.parametrize("path", [*PAGES, *PROGRAMS])
+@pytest.mark.parametrize("cookie", [False, True])
+def test_a_token_and_a_browsers_cookie_let_in(client_of: ClientOf, tries: None, path: str, cookie: bool) -> None:
+    answer = client_of(cookie=cookie).get(path)
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_static_files_are_for_all_and_nothing_beside_them(client_of: ClientOf) -> None:
+    anonymous = client_of(None)
+    for name in ("theme.js", "worker-insight.js", "worker-insight.css"):
+        answer = anonymous.get(f"static/{name}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "public, max-age=3600")
+    for path in ("static/", "static/%2e%2e/app.py", "static/..%2fapp.py"):
+        assert anonymous.get(path).status_code == 404
+
+
+# --- what they see --------------------------------------------------------------------------------------------------
+
+
+def test_lists_and_totals_leave_out_what_the_reader_may_not_see(client_of: ClientOf, tries: None) -> None:
+    everything = client_of().get("api/v1/attempts").json()
+    assert [(one["dag_id"], one["try_number"]) for one in everything["attempts"]] == [
+        (SECRET, 1),
+        (READABLE, 2),
+        (READABLE, 1),
+    ]
+    for query in ("", "?worker_id=w1", "?hostname=host-1", "?limit=1", "?offset=1", "?task_id=load"):
+        found = client_of("few").get(f"api/v1/attempts{query}").json()
+        assert SECRET not in str(found)
+        assert found["total_entries"] == (1 if "worker_id" in query else 2)
+
+
+def test_a_dag_that_the_reader_may_not_see_is_refused(client_of: ClientOf, tries: None) -> None:
+    few = client_of("few")
+    answer = few.get(f"api/v1/attempts?dag_id={SECRET}")
+    assert (answer.status_code, answer.json()) == (403, {"detail": "Forbidden"})
+    for path in ("panel", "panel/fragment"):
+        refused = few.get(f"{path}?dag_id={SECRET}&run_id=run-1&task_id=load")
+        assert refused.status_code == 403
+        assert "Not for you to see" in refused.text
+        assert "w1" not in refused.text
+    assert few.get(PANEL).status_code == 200
+
+
+def test_a_dag_is_not_smuggled_past_the_check(client_of: ClientOf, tries: None) -> None:
+    few = client_of("few")
+    for query in (f"dag_id={READABLE}&dag_id={SECRET}", f"dag_id={SECRET}&dag_id={READABLE}"):
+        assert few.get(f"panel?{query}&run_id=run-1&task_id=load").status_code == 422
+        answer = few.get(f"api/v1/attempts?{query}")
+        assert SECRET not in str(answer.json().get("attempts", ""))
+    assert few.get("panel?dag_id=~&run_id=run-1&task_id=load").text.count(SECRET) == 0
+    assert few.get("api/v1/attempts?dag_id=~").json()["total_entries"] == 0
+
+
+def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf, tries: None) -> None:
+    nobody = client_of("nobody")
+    assert nobody.get("api/v1/attempts").status_code == 403
+    assert nobody.get(PANEL).status_code == 403
+    assert nobody.get("workers/w1").status_code == 403
+    assert nobody.get("api/v1/health").status_code == 200
+
+
+def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf, tries: None) -> None:
+    assert client_of("few").get("workers/w1").status_code == 403
+    assert "workers/w1" not in client_of("few").get(PANEL).text
+    page = client_of().get("workers/w1")
+    assert page.status_code == 200
+    assert "2 tries" in page.text
+    assert "/worker-insight/workers/w1" in client_of().get(PANEL).text
+
+
+def test_the_panel_shows_the_tries(client_of: ClientOf, tries: None) -> None:
+    html = client_of(root="/airflow").get(f"{PANEL}&map_index={{MAP_INDEX}}").text
+    assert "2 tries on 2 workers; the last one is running on w2@host-1." in html
+    assert 'src="/airflow/worker-insight/static/theme.js' in html
+
+
+def test_a_plus_in_a_run_id_that_airflow_3_1_leaves_as_it_is(client_of: ClientOf, dags: Database) -> None:
+    run_id = "scheduled__2026-01-31T08:00:00+00:00"
+    with dags.engine.begin() as connection:
+        key = TryKey(READABLE, run_id, "load", -1, 1)
+        record_start(connection, key, a_worker("w1"), try_started_at=at(0), state="running", now=at(0))
+    for given in (run_id, quote(run_id, safe="")):
+        assert "w1@host-1" in client_of().get(f"panel?dag_id=etl&run_id={given}&task_id=load").text
+
+
+def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, tries: None) -> None:
+    (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
+    assert attempt == {
+        "dag_id": "etl",
+        "run_id": "run-1",
+        "task_id": "load",
+        "map_index": -1,
+        "try_number": 1,
+        "state": "running",
+        "started_at": "2026-03-01T12:00:10Z",
+        "ended_at": None,
+        "duration": None,
+        "attribution": "reported",
+        "workers": [
+            {
+                "worker_id": "w1",
+                "name": "w1@host-1",
+                "kind": "celery",
+                "hostname": "host-1",
+                "process_count": 1,
+                "first_started_at": "2026-03-01T12:00:10Z",
+                "last_started_at": "2026-03-01T12:00:10Z",
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("dag_id=etl", [2, 1]),
+        ("dag_id=etl&run_id=run-1&task_id=load&map_index=-1", [2, 1]),
+        ("dag_id=etl&limit=1", [2]),
+        ("dag_id=etl&limit=1&offset=1", [1]),
+        ("dag_id=etl&offset=2", []),
+        ("worker_name=w2@host-1", [2]),
+        ("dag_id=etl&state=running", [2, 1]),
+        ("dag_id=etl&state=success", []),
+        ("started_at_gte=2026-03-01T12:00:15Z&started_at_lte=2026-03-01T12:00:25", [2]),
+        ("started_at_gte=2026-03-01T13:00:15%2B01:00&started_at_lte=2026-03-01T12:00:25Z", [2]),
+        ("dag_id=unheard-of", []),
+        (f"task_id={quote(chr(0x1F98A) * 250)}", []),
+    ],
+)
+def test_filters(client_of: ClientOf, tries: None, query: str, numbers: list[int]) -> None:
+    answer = client_of().get(f"api/v1/attempts?{query}")
+    assert answer.status_code == 200, answer.text
+    assert [one["try_number"] for one in answer.json()["attempts"]] == numbers
+
+
+# --- what bad requests are told -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "where", "complaint"),
+    [
+        ("colour=red", ["query", "colour"], "Extra inputs are not permitted"),
+        ("limit=0", ["query", "limit"], "greater than or equal to 1"),
+        ("limit=1001", ["query", "limit"], "less than or equal to 1000"),
+        ("limit=many", ["query", "limit"], "valid integer"),
+        ("offset=-1", ["query", "offset"], "greater than or equal to 0"),
+        (f"offset={10**30}", ["query", "offset"], "less than or equal to"),
+        (f"map_index={2**31}", ["query", "map_index"], "less than or equal to"),
+        ("try_number=first", ["query", "try_number"], "valid integer"),
+        ("worker_id=w%201", ["query", "worker_id"], "match pattern"),
+        ("worker_id=w1%0A", ["query", "worker_id"], "match pattern"),
+        (f"dag_id={'d' * 251}", ["query", "dag_id"], "at most 250"),
+        ("dag_id=", ["query", "dag_id"], "at least 1"),
+        ("dag_id=a%00", ["query", "dag_id"], "NUL"),
+        ("state=perfect", ["query", "state"], "must be one of"),
+        ("started_at_gte=yesterday", ["query", "started_at_gte"], "ISO 8601"),
+        ("started_at_gte=1700000000", ["query", "started_at_gte"], "ISO 8601"),
+        ("started_at_gte=0001-01-01T00:00:00%2B14:00", ["query", "started_at_gte"], "years 1 to 9999"),
+        (
+            "started_at_gte=2026-01-02T00:00:00Z&started_at_lte=2026-01-01T00:00:00Z",
+            ["query"],
+            "must not be later than started_at_lte",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_query_is_said(
+    client_of: ClientOf, query: str, where: list[str], complaint: str
+) -> None:
+    answer = client_of().get(f"api/v1/attempts?{query}")
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert problem["loc"] == where
+    assert complaint in problem["msg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("panel", 422, "does not say which dag_id"),
+        ("panel?dag_id=d&run_id=r&task_id=t&map_index=x", 422, "map_index in the address is not a whole number"),
+        (f"panel?dag_id={'d' * 251}&run_id=r&task_id=t", 422, "longer than 250"),
+        ("panel?dag_id=%00&run_id=r&task_id=t", 422, "NUL"),
+        ("panel?dag_id=%ff&run_id=r&task_id=t", 422, "UTF-8"),
+        ("panel?dag_id=d&run_id=r&task_id=t", 200, "No such task instance"),
+        (f"panel?dag_id=d&run_id={quote(chr(34) + '/<b>')}&task_id={'🦊' * 250}", 200, "No such task instance"),
+        ("workers/unheard-of", 404, "No worker with this ID"),
+        ("workers/%3Cb%3E%00", 404, "No worker with this ID"),
+        (f"workers/{'w' * 5000}", 404, "No worker with this ID"),
+        ("workers/w1?offset=-1", 422, "offset"),
+        ("nowhere", 404, "Not Found"),
+    ],
+)
+def test_a_page_that_cannot_be_shown_says_why(client_of: ClientOf, path: str, status: int, text: str) -> None:
+    answer = client_of().get(path)
+    assert answer.status_code == status
+    assert text in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("path", ["api/v1/nothing", "static/nothing.js"])
+def test_programs_are_told_in_json(client_of: ClientOf, path: str) -> None:
+    answer = client_of().get(path)
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+def test_tables_that_are_missing_are_named(client_of: ClientOf, tries: None) -> None:
+    client = client_of()
+    assert client.get(PANEL).status_code == 200
+    migrate.downgrade("base")
+    try:
+        for path in (PANEL, "workers/w1", "api/v1/attempts"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert "airflow db migrate" in answer.text
+        health = client.get("api/v1/health")
+        assert (health.status_code, health.json()["status"], health.json()["tables"]) == (200, "unhealthy", "missing")
+    finally:
+        web_database.schema_check.forget()
+
+
+def test_health(client_of: ClientOf) -> None:
+    health = client_of().get("api/v1/health").json()
+    assert health == {
+        "status": "healthy",
+        "version": __version__,
+        "tables": "ready",
+        "explanation": "The tables are there and up to date.",
+        "counters": health["counters"],
+    }
+
+
+# --- around it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*PAGES, *PROGRAMS, "static/theme.js", "nowhere", "panel"])
+@pytest.mark.parametrize("username", ["admin", None])
+def test_every_answer_carries_the_security_headers(
+    client_of: ClientOf, tries: None, path: str, username: str | None
+) -> None:
+    headers = client_of(username).get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'self'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_api_describes_itself_without_another_host(client_of: ClientOf) -> None:
+    client = client_of(root="/airflow")
+    document: dict[str, Any] = client.get("openapi.json").json()
+    assert set(document["paths"]) == {"/api/v1/attempts", "/api/v1/health"}
+    assert document["servers"] == [{"url": "/airflow/worker-insight"}]
+    named = {one["name"] for one in document["paths"]["/api/v1/attempts"]["get"]["parameters"]}
+    assert {"dag_id", "started_at_gte", "limit", "offset"} <= named
+    page = client.get("docs").text
+    for name in named:
+        assert f">{name}</code>" in page
+    assert "/airflow/worker-insight/api/v1/attempts" in page
+    assert "integer, 1 to 1000, 50 by default" in page
+    assert "http" not in page.replace("https://airflow.apache.org", "")
