@@ -7,13 +7,33 @@ instance).
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+import logging
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, run_listener
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 URL_PREFIX = "/worker-insight"
+
+log = logging.getLogger(__name__)
+
+
+def _or_nothing(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    """Hand Airflow nothing where building fails: an error here would keep its whole API server from starting."""
+
+    @wraps(build)
+    def safe(plugin: Any) -> list[Any]:
+        try:
+            return build(plugin)
+        except Exception:
+            log.exception("Airflow Worker Insight could not build its %s; Airflow goes on without", build.__name__)
+            return []
+
+    return safe
 
 
 class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
@@ -22,7 +42,8 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     name = "worker_insight"
     listeners = [listener, run_listener]  # noqa: RUF012  (Airflow's own annotation)
 
-    @property
+    @cached_property
+    @_or_nothing
     def fastapi_apps(self) -> list[dict[str, Any]]:
         """The pages and the REST API; only an API server asks, so here the claim begins too."""
         if not compat.is_airflow_3():
@@ -34,13 +55,15 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
         return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
 
     @cached_property
+    @_or_nothing
     def external_views(self) -> list[dict[str, Any]]:
         """The ``Worker`` tab of a task instance (Airflow 3.1 and later)."""
         from airflow_worker_insight.web.link import PANEL_TAB, panel_base
 
         return [{**PANEL_TAB, "href": panel_base() + PANEL_TAB["href"]}]
 
-    @property
+    @cached_property
+    @_or_nothing
     def global_operator_extra_links(self) -> list[Any]:
         """The ``Worker`` link on every task of every operator."""
         from airflow_worker_insight.web.link import WorkerLink
@@ -48,6 +71,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
         return [WorkerLink()]
 
     @cached_property
+    @_or_nothing
     def appbuilder_views(self) -> list[dict[str, Any]]:
         """The pages of Airflow 2.11, and of Airflow 3 where the auth manager is FAB's."""
         if not compat.serves_flask_views():
@@ -57,6 +81,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
         return fab.appbuilder_views()
 
     @cached_property
+    @_or_nothing
     def flask_blueprints(self) -> list[Any]:
         """The static files of these pages."""
         if not compat.serves_flask_views():

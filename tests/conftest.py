@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REQUIRE_ALL = "WORKER_INSIGHT_REQUIRE_ALL"
+
+
+def pytest_configure() -> None:
+    """End in order when told to end: otherwise every server that a test started would stay."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ A report comes from a task process, and a task process runs anybody's code.
 from __future__ import annotations
 
 import json
+import unicodedata
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -27,7 +28,7 @@ class RejectedReport(Exception):  # noqa: N818
 
 def _storable(text: str) -> str:
     """Refuse what a database cannot hold or a page should not show: control characters and lone surrogates."""
-    if any(ord(character) < 32 or 0xD800 <= ord(character) <= 0xDFFF for character in text):  # noqa: PLR2004
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
         raise ValueError("control characters are not allowed")
     return text
 

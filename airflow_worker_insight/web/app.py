@@ -82,7 +82,9 @@ def _path(scope: Scope) -> str:
 
 def _is_for_programs(request: Request) -> bool:
     path = _path(request.scope)
-    return path.startswith(("/api/", "/static/")) or path == "/openapi.json"
+    # Routing has moved the root of a request for a static file to the mounted folder.
+    is_static = request.scope.get("root_path", "").endswith("/static")
+    return is_static or path.startswith("/api/") or path == "/openapi.json"
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -303,7 +303,7 @@ def blueprint() -> Blueprint:
 
 
 def _cacheable(response: Response) -> Response:
-    # A new version of the package has new addresses.
-    response.headers["Cache-Control"] = "public, max-age=3600"
+    # A new version of the package has new addresses. Not in shared caches: Airflow adds the reader's session cookie.
+    response.headers["Cache-Control"] = "private, max-age=3600"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

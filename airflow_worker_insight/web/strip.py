@@ -175,7 +175,7 @@ def _positions(stays: Sequence[_Stay]) -> list[tuple[float, float]]:
     total = _seconds(edges[-1][0] - edges[0][0])
     gaps = [_seconds(after[0] - before[0]) / total if total else 0.0 for before, after in pairwise(edges)]
     drawn = [span for stay, span in zip(stays, spans, strict=True) if not stay.is_thread]
-    least = min(0.06, 0.7 / len(drawn))
+    least = min(0.06, 1.2 / len(drawn))
     for first, last in sorted(drawn, key=lambda span: sum(gaps[span[0] : span[1]])):
         missing = least - sum(gaps[first:last])
         if missing > 0:

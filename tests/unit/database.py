@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -30,6 +31,8 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 
 on_both = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 """Runs a test on both databases: for what is written differently for each."""
+
+_moments = itertools.count()
 
 OUR_COMMAND = "from airflow_worker_insight.cli import main; main()"
 
@@ -102,9 +105,13 @@ def add_run(
 ) -> DagRunRef:
     """Store a Dag run."""
     run = compat.dag_run_table()
-    _store(
-        connection, run, dag_id=dag_id, run_id=run_id, state=state, run_type="manual", start_date=NOON, end_date=ended_at
-    )
+    times: dict[str, Any] = {"start_date": NOON, "end_date": ended_at}
+    if compat.is_airflow_3():
+        times["run_after"] = NOON
+    else:
+        # 2.11 allows a Dag only one run of each moment.
+        times["execution_date"] = at(-next(_moments))
+    _store(connection, run, dag_id=dag_id, run_id=run_id, state=state, run_type="manual", **times)
     row_id = connection.execute(select(run.c.id).where(run.c.dag_id == dag_id, run.c.run_id == run_id)).scalar_one()
     return DagRunRef(row_id, dag_id, run_id)
 

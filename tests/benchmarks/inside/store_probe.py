@@ -40,7 +40,7 @@ REAL_EVERY = 50
 TABLE = attempt.name
 
 PREPARE_CLOSE = f"""
-PREPARE close_try (bigint, bigint, integer, text, timestamptz, timestamptz) AS
+PREPARE close_try (bigint, bigint, integer, smallint, timestamptz, timestamptz) AS
 UPDATE {TABLE} SET state = $4, started_at = $5, ended_at = $6
 WHERE run_key = $1 AND task_key = $2 AND try_number = $3
 """
@@ -75,6 +75,11 @@ class Filler:
         self.records = [worker_record(number) for number in range(traffic.WORKERS)]
         with connection.begin():
             self.refs = [upsert_worker(connection, one, now=traffic.BEGIN) for one in self.records]
+        dialect = connection.dialect
+        # How the database holds a value of each column: Airflow's words are stored as numbers.
+        self.stored: dict[str, Callable[[Any], Any]] = {
+            column.name: column.type.bind_processor(dialect) or (lambda value: value) for column in attempt.columns
+        }
         self.rows = 0
         self.changed = 0
         self.windows = 0
@@ -120,18 +125,18 @@ class Filler:
         closing.close_tries(self.connection, [airflow_try(one) for one in ended])
 
     def _in_bulk(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
-        columns = [column.name for column in attempt.columns]
         lines = io.StringIO()
         for one in starts:
-            values = self._row(one)
-            lines.write("\t".join("\\N" if values[name] is None else str(values[name]) for name in columns) + "\n")
+            row = self._row(one)
+            values = (self.stored[name](row[name]) for name in self.stored)
+            lines.write("\t".join("\\N" if value is None else str(value) for value in values) + "\n")
         lines.seek(0)
-        self.cursor.copy_expert(f"COPY {TABLE} ({', '.join(columns)}) FROM STDIN", lines)
+        self.cursor.copy_expert(f"COPY {TABLE} ({', '.join(self.stored)}) FROM STDIN", lines)
         execute_batch(
             self.cursor,
             "EXECUTE close_try (%s, %s, %s, %s, %s, %s)",
             [
-                (at.run_key, at.task_key, at.try_number, one.state, one.started_at, one.ended_at)
+                (at.run_key, at.task_key, at.try_number, self.stored["state"](one.state), one.started_at, one.ended_at)
                 for one in ended
                 for at in (key(one),)
             ],
@@ -150,8 +155,8 @@ class Filler:
             "process_count": 1,
             "started_at": one.started_at,
             "ended_at": None,
-            "first_started_at": one.reported_at,
-            "last_started_at": one.reported_at,
+            "first_started_at": None,
+            "last_started_at": None,
             "state": "running",
             "attribution": "reported",
             "dag_id": at.dag_id,

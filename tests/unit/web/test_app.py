@@ -12,7 +12,6 @@ from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.web import database as web_database
-from airflow_worker_insight.web.app import create_app
 from tests.unit.database import a_worker, at
 from tests.unit.web.conftest import READABLE, SECRET
 
@@ -49,6 +48,8 @@ def tries(dags: Database) -> None:
 
 
 def test_no_route_forgets_to_ask_who_is_reading(client_of: ClientOf) -> None:
+    from airflow_worker_insight.web.app import create_app
+
     anonymous = client_of(None)
     routes = [route for route in create_app().routes if route.name != "static"]
     assert len(routes) == len(PAGES) + len(PROGRAMS)
@@ -89,9 +90,7 @@ def test_the_fragment_does_not_follow_to_the_login(client_of: ClientOf) -> None:
     assert client_of(None).get("panel/fragment?dag_id=etl&run_id=r&task_id=t").status_code == 401
 
 
-def test_airflow_3_0_gets_a_page_that_brings_the_login(
-    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_airflow_3_0_gets_a_page_that_brings_the_login(client_of: ClientOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compat, "airflow_version", lambda: (3, 0))
     answer = client_of(None).get(PANEL)
     assert answer.status_code == 401
@@ -103,7 +102,8 @@ def test_airflow_3_0_gets_a_page_that_brings_the_login(
 
 @pytest.mark.parametrize("path", [*PAGES, *PROGRAMS])
 @pytest.mark.parametrize("cookie", [False, True])
-def test_a_token_and_a_browsers_cookie_let_in(client_of: ClientOf, tries: None, path: str, cookie: bool) -> None:
+@pytest.mark.usefixtures("tries")
+def test_a_token_and_a_browsers_cookie_let_in(client_of: ClientOf, path: str, cookie: bool) -> None:
     answer = client_of(cookie=cookie).get(path)
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
@@ -121,7 +121,8 @@ def test_static_files_are_for_all_and_nothing_beside_them(client_of: ClientOf) -
 # --- what they see --------------------------------------------------------------------------------------------------
 
 
-def test_lists_and_totals_leave_out_what_the_reader_may_not_see(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_lists_and_totals_leave_out_what_the_reader_may_not_see(client_of: ClientOf) -> None:
     everything = client_of().get("api/v1/attempts").json()
     assert [(one["dag_id"], one["try_number"]) for one in everything["attempts"]] == [
         (SECRET, 1),
@@ -134,7 +135,8 @@ def test_lists_and_totals_leave_out_what_the_reader_may_not_see(client_of: Clien
         assert found["total_entries"] == (1 if "worker_id" in query else 2)
 
 
-def test_a_dag_that_the_reader_may_not_see_is_refused(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_a_dag_that_the_reader_may_not_see_is_refused(client_of: ClientOf) -> None:
     few = client_of("few")
     answer = few.get(f"api/v1/attempts?dag_id={SECRET}")
     assert (answer.status_code, answer.json()) == (403, {"detail": "Forbidden"})
@@ -146,7 +148,8 @@ def test_a_dag_that_the_reader_may_not_see_is_refused(client_of: ClientOf, tries
     assert few.get(PANEL).status_code == 200
 
 
-def test_a_dag_is_not_smuggled_past_the_check(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_a_dag_is_not_smuggled_past_the_check(client_of: ClientOf) -> None:
     few = client_of("few")
     for query in (f"dag_id={READABLE}&dag_id={SECRET}", f"dag_id={SECRET}&dag_id={READABLE}"):
         assert few.get(f"panel?{query}&run_id=run-1&task_id=load").status_code == 422
@@ -156,7 +159,8 @@ def test_a_dag_is_not_smuggled_past_the_check(client_of: ClientOf, tries: None) 
     assert few.get("api/v1/attempts?dag_id=~").json()["total_entries"] == 0
 
 
-def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf) -> None:
     nobody = client_of("nobody")
     assert nobody.get("api/v1/attempts").status_code == 403
     assert nobody.get(PANEL).status_code == 403
@@ -164,7 +168,8 @@ def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf, tries: None) 
     assert nobody.get("api/v1/health").status_code == 200
 
 
-def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf) -> None:
     assert client_of("few").get("workers/w1").status_code == 403
     assert "workers/w1" not in client_of("few").get(PANEL).text
     page = client_of().get("workers/w1")
@@ -173,7 +178,8 @@ def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf, tries: None
     assert "/worker-insight/workers/w1" in client_of().get(PANEL).text
 
 
-def test_the_panel_shows_the_tries(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_the_panel_shows_the_tries(client_of: ClientOf) -> None:
     html = client_of(root="/airflow").get(f"{PANEL}&map_index={{MAP_INDEX}}").text
     assert "2 tries on 2 workers; the last one is running on w2@host-1." in html
     assert 'src="/airflow/worker-insight/static/theme.js' in html
@@ -188,7 +194,8 @@ def test_a_plus_in_a_run_id_that_airflow_3_1_leaves_as_it_is(client_of: ClientOf
         assert "w1@host-1" in client_of().get(f"panel?dag_id=etl&run_id={given}&task_id=load").text
 
 
-def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_an_attempt_is_what_the_contract_says(client_of: ClientOf) -> None:
     (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
     assert attempt == {
         "dag_id": "etl",
@@ -232,7 +239,8 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, tries: None) 
         (f"task_id={quote(chr(0x1F98A) * 250)}", []),
     ],
 )
-def test_filters(client_of: ClientOf, tries: None, query: str, numbers: list[int]) -> None:
+@pytest.mark.usefixtures("tries")
+def test_filters(client_of: ClientOf, query: str, numbers: list[int]) -> None:
     answer = client_of().get(f"api/v1/attempts?{query}")
     assert answer.status_code == 200, answer.text
     assert [one["try_number"] for one in answer.json()["attempts"]] == numbers
@@ -268,9 +276,7 @@ def test_filters(client_of: ClientOf, tries: None, query: str, numbers: list[int
         ),
     ],
 )
-def test_what_is_wrong_with_a_query_is_said(
-    client_of: ClientOf, query: str, where: list[str], complaint: str
-) -> None:
+def test_what_is_wrong_with_a_query_is_said(client_of: ClientOf, query: str, where: list[str], complaint: str) -> None:
     answer = client_of().get(f"api/v1/attempts?{query}")
     assert answer.status_code == 422
     (problem,) = answer.json()["detail"]
@@ -308,7 +314,8 @@ def test_programs_are_told_in_json(client_of: ClientOf, path: str) -> None:
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
 
 
-def test_tables_that_are_missing_are_named(client_of: ClientOf, tries: None) -> None:
+@pytest.mark.usefixtures("tries")
+def test_tables_that_are_missing_are_named(client_of: ClientOf) -> None:
     client = client_of()
     assert client.get(PANEL).status_code == 200
     migrate.downgrade("base")
@@ -339,9 +346,8 @@ def test_health(client_of: ClientOf) -> None:
 
 @pytest.mark.parametrize("path", [*PAGES, *PROGRAMS, "static/theme.js", "nowhere", "panel"])
 @pytest.mark.parametrize("username", ["admin", None])
-def test_every_answer_carries_the_security_headers(
-    client_of: ClientOf, tries: None, path: str, username: str | None
-) -> None:
+@pytest.mark.usefixtures("tries")
+def test_every_answer_carries_the_security_headers(client_of: ClientOf, path: str, username: str | None) -> None:
     headers = client_of(username).get(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "same-origin"

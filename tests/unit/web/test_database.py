@@ -14,8 +14,6 @@ from airflow_worker_insight.web.database import RECHECK_SECONDS, SchemaCheck, Sc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.unit.database import Database
-
 NOBODY: Any = None
 
 
@@ -42,9 +40,7 @@ def test_ready_tables_are_asked_for_once(answers: list[Schema], clock: list[floa
     assert check(NOBODY) is Schema.READY
 
 
-def test_tables_that_are_not_ready_are_asked_for_again_after_a_while(
-    answers: list[Schema], clock: list[float]
-) -> None:
+def test_tables_that_are_not_ready_are_asked_for_again_after_a_while(answers: list[Schema], clock: list[float]) -> None:
     check = SchemaCheck()
     answers += [Schema.MISSING, Schema.READY]
     assert check(NOBODY) is Schema.MISSING
@@ -54,7 +50,8 @@ def test_tables_that_are_not_ready_are_asked_for_again_after_a_while(
     assert check(NOBODY) is Schema.READY
 
 
-def test_tables_that_vanish_are_named_instead_of_the_databases_error(database: Database) -> None:
+@pytest.mark.usefixtures("database")
+def test_tables_that_vanish_are_named_instead_of_the_databases_error() -> None:
     web_database.schema_check.forget()
     with reading() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM worker_insight_attempt")
@@ -67,7 +64,8 @@ def test_tables_that_vanish_are_named_instead_of_the_databases_error(database: D
         connection.exec_driver_sql("SELECT count(*) FROM worker_insight_attempt")
 
 
-def test_another_error_stays_what_it_is(database: Database) -> None:
+@pytest.mark.usefixtures("database")
+def test_another_error_stays_what_it_is() -> None:
     web_database.schema_check.forget()
     with pytest.raises(ZeroDivisionError), reading():
         raise ZeroDivisionError

@@ -155,7 +155,7 @@ def test_bars_stay_inside_in_order_and_visible(lengths: list[tuple[float, float,
         assert end_before <= start + 0.011
         assert start < end <= 100.011
         end_before = end
-        assert percent(bar.width) >= min(6, 70 / len(bars)) / 1.75
+        assert percent(bar.width) >= min(6, 120 / len(bars)) / 2.25
 
 
 def test_clocks_that_disagree_turn_nothing_around() -> None:

@@ -100,7 +100,7 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     assert page.all("div", role="group")[0]["aria-label"] == (
         "2 tries on 2 workers; the last one is running on w2@host-1."
     )
-    links = [link for link in page.all("a", role="listitem")]
+    links = page.all("a", role="listitem")
     assert [link["href"] for link in links] == ["#wi-try-1", "#wi-try-1", "#wi-try-2"]
     assert all(link["aria-label"] for link in links)
     targets = {f"#{body['id']}" for body in page.all("tbody")}

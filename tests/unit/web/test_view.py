@@ -298,7 +298,7 @@ def test_a_host_says_that_it_is_no_worker() -> None:
         (0, 0, 25, "", 0, None),
     ],
 )
-def test_pages_of_tries(  # noqa: PLR0917
+def test_pages_of_tries(
     shown: int, total: int, offset: int, text: str, previous: int | None, following: int | None
 ) -> None:
     tries = [a_try(number, number, number + 1, on("w1")) for number in range(1, shown + 1)]

@@ -1,0 +1,32 @@
+"""A claim, counters and warnings of each test's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import claim, counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin as a process does: nothing counted, nothing warned of, not pausing."""
+    monkeypatch.setattr(counters, "_counts", Counter())
+    monkeypatch.setattr(counters, "_warned", set())
+    monkeypatch.setattr(claim, "_paused_until", 0.0)
+
+
+@pytest.fixture
+def claiming() -> Iterator[None]:
+    """Claim the reports that this process stores, as an API server does."""
+    from sqlalchemy import event
+
+    claim.install()
+    yield
+    event.remove(compat.xcom_model(), "after_insert", claim._after_insert)

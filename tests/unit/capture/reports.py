@@ -1,0 +1,78 @@
+"""Reports as task processes send them, and what a test does with them."""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.report import REPORT_KEY
+from tests.unit.database import Database, add_run, add_try, at, xcoms
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.airflow_tries import DagRunRef
+    from airflow_worker_insight.store.keys import TryKey
+
+airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 records without reports")
+
+
+def a_report(try_id: uuid.UUID | str, **worker: Any) -> dict[str, Any]:
+    """Return a report; ``worker`` replaces what the worker says of itself."""
+    return {
+        "version": 1,
+        "try_id": str(try_id),
+        "worker": {
+            "worker_id": "celery-1",
+            "name": "w1@host-1",
+            "kind": "celery",
+            "hostname": "host-1",
+            "pid": 100,
+            "started_at": "2026-03-01T11:00:00+00:00",
+            "labels": {"zone": "a"},
+            "resources": {"cpus": 4, "os": "Debian"},
+            "versions": {"airflow": "3.3.2"},
+            **worker,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class RunningTry:
+    """A try that runs, and the run it belongs to."""
+
+    run: DagRunRef
+    key: TryKey
+    try_id: uuid.UUID
+
+
+def a_running_try(database: Database, task_id: str = "extract", map_index: int = -1, **others: Any) -> RunningTry:
+    """Store a try that runs, in the Dag run that the first one made."""
+    from airflow_worker_insight.store.airflow_tries import find_run
+
+    try_id = uuid.uuid4()
+    known = {"state": "running", "started_at": at(10), "ended_at": None, **others}
+    with database.engine.begin() as connection:
+        run = find_run(connection, "etl", "run-1") or add_run(connection, state="running", ended_at=None)
+        key = add_try(connection, run, task_id, map_index, try_id=try_id, **known)
+    return RunningTry(run, key, try_id)
+
+
+def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+    """Store an XCom as the API server does on the request of a task process."""
+    from airflow.utils.session import create_session
+
+    model = compat.xcom_model()
+    names = {"dag_id": one.key.dag_id, "run_id": one.key.run_id, "task_id": one.key.task_id}
+    as_sent = {"serialize": False} if "serialize" in inspect.signature(model.set).parameters else {}
+    with create_session() as session:
+        model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)
+
+
+def stored_xcoms(database: Database) -> list[tuple[str, str, Any]]:
+    """Return task, key and value of all stored XComs."""
+    with database.engine.connect() as connection:
+        return xcoms(connection)

@@ -1,0 +1,329 @@
+"""The claim, inside Airflow's own transaction that stores an XCom."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, text
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import claim, counters
+from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.store import migrate
+from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
+from tests.unit.database import Database, add_try, at, on_both
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name.startswith("airflow_worker_insight")
+    ]
+
+
+@pytest.fixture
+def refused(database: Database) -> Iterator[None]:
+    """Have the database refuse every attempt, for as long as the test says; the tables themselves are there."""
+    if database.engine.dialect.name == "sqlite":
+        make = (
+            "CREATE TRIGGER refuse BEFORE INSERT ON worker_insight_attempt BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+    else:
+        make = "ALTER TABLE worker_insight_attempt ADD CONSTRAINT refuse CHECK (try_number < 0)"
+    with database.engine.begin() as connection:
+        connection.execute(text(make))
+    return
+
+
+def accept(database: Database) -> None:
+    lite = database.engine.dialect.name == "sqlite"
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("DROP TRIGGER refuse" if lite else "ALTER TABLE worker_insight_attempt DROP CONSTRAINT refuse")
+        )
+
+
+# --- reports that are believed ---------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database) -> None:
+    one = a_running_try(database)
+    push(one, a_report(one.try_id))
+
+    assert stored_xcoms(database) == []
+    (row,) = database.attempts()
+    assert (row["dag_id"], row["run_id"], row["task_id"], row["map_index"], row["try_number"]) == (
+        "etl",
+        "run-1",
+        "extract",
+        -1,
+        1,
+    )
+    assert (row["worker_id"], row["state"], row["attribution"]) == ("celery-1", "running", "reported")
+    assert row["started_at"] == at(10)
+    (worker,) = database.workers()
+    assert (worker["name"], worker["kind"], worker["hostname"], worker["pid"]) == ("w1@host-1", "celery", "host-1", 100)
+    assert (worker["labels"], worker["resources"]) == ({"zone": "a"}, {"cpus": 4, "os": "Debian"})
+    assert worker["started_at"] == at(-3600)
+    assert counters.snapshot() == {"claimed": 1}
+
+
+@on_both
+def test_further_processes_of_a_try_are_counted(database: Database) -> None:
+    one = a_running_try(database)
+    for worker_id in ("celery-1", "celery-1", "celery-2"):
+        push(one, a_report(one.try_id, worker_id=worker_id))
+    assert [(row["worker_id"], row["process_count"]) for row in database.attempts()] == [
+        ("celery-1", 2),
+        ("celery-2", 1),
+    ]
+    assert stored_xcoms(database) == []
+
+
+@on_both
+def test_mapped_tasks_are_told_apart(database: Database) -> None:
+    for map_index in range(3):
+        one = a_running_try(database, map_index=map_index)
+        push(one, a_report(one.try_id, worker_id=f"celery-{map_index}"))
+    assert [(row["map_index"], row["worker_id"]) for row in database.attempts()] == [
+        (0, "celery-0"),
+        (1, "celery-1"),
+        (2, "celery-2"),
+    ]
+
+
+@on_both
+def test_other_xcoms_are_left_alone(database: Database) -> None:
+    one = a_running_try(database)
+    push(one, {"rows": 7}, key="return_value")
+    push(one, a_report(one.try_id))
+    push(one, a_report(one.try_id), key="looks_like_a_report")
+    assert [(task, key) for task, key, _ in stored_xcoms(database)] == [
+        ("extract", "looks_like_a_report"),
+        ("extract", "return_value"),
+    ]
+    assert len(database.attempts()) == 1
+
+
+def test_a_report_that_comes_after_its_try_ended_counts_for_that_try(database: Database) -> None:
+    first_id = uuid.uuid4()
+    second = a_running_try(database, try_number=2)
+    with database.engine.begin() as connection:
+        add_try(connection, second.run, try_number=1, state="failed", try_id=first_id, history=True)
+    push(second, a_report(first_id))
+    (row,) = database.attempts()
+    assert (row["try_number"], row["state"]) == (1, "failed")
+
+
+def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:
+    one = a_running_try(database, queued_by_job_id=7)
+    push(one, a_report(one.try_id, worker_id="local-1", kind="local"))
+    push(one, a_report(one.try_id, worker_id="celery-1", kind="celery"))
+    assert {row["worker_id"]: row["job_id"] for row in database.workers()} == {"local-1": 7, "celery-1": None}
+
+
+@on_both
+@pytest.mark.parametrize(
+    "name", ["<script>alert('x')</script>", "w1's \"host\"", "🐘" * 62, "x" * 250, "../../etc/passwd", "%s %(name)s :p"]
+)
+def test_a_worker_may_have_any_name(database: Database, name: str) -> None:
+    one = a_running_try(database)
+    push(one, a_report(one.try_id, name=name, hostname=name, labels={name[:64]: name}))
+    (worker,) = database.workers()
+    assert (worker["name"], worker["hostname"], worker["labels"]) == (name, name, {name[:64]: name})
+
+
+# --- reports that are not --------------------------------------------------------------------------------------------
+
+NOBODY = uuid.UUID(int=0)
+
+
+def deep(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"worker": value}
+    return value
+
+
+BAD = {
+    "of_no_try": (a_report(NOBODY), "not_this_try"),
+    "of_a_later_version": ({**a_report(NOBODY), "version": 2}, "unknown_version"),
+    "too_long": (a_report(NOBODY, name="x" * 9000), "oversized"),
+    "many_labels": (a_report(NOBODY, labels={f"k{number}": "v" for number in range(33)}), "malformed"),
+    "not_a_dict": ([1, 2, 3], "malformed"),
+    "a_word": ("hello", "malformed"),
+    "a_number": (5, "malformed"),
+    "true": (True, "malformed"),
+    "nothing": ({}, "malformed"),
+    "no_uuid": (a_report("1 OR 1=1"), "malformed"),
+    "a_field_more": ({**a_report(NOBODY), "attribution": "reported"}, "malformed"),
+    "a_field_of_the_worker_more": (a_report(NOBODY, host_only=True), "malformed"),
+    "the_id_of_a_host": (a_report(NOBODY, worker_id="host-0123456789abcdef01234567"), "malformed"),
+    "an_id_with_a_slash": (a_report(NOBODY, worker_id="a/b"), "malformed"),
+    "a_name_of_251": (a_report(NOBODY, name="x" * 251), "malformed"),
+    "a_huge_pid": (a_report(NOBODY, pid=10**30), "malformed"),
+    "a_huge_resource": (a_report(NOBODY, resources={"cpus": 10**300}), "malformed"),
+    "deep": (deep(100), "malformed"),
+}
+
+# PostgreSQL refuses these in JSON: there the task's own request fails in Airflow, before anything of ours.
+BAD_ON_SQLITE = {
+    "nul": (a_report(NOBODY, name="a\0b"), "malformed"),
+    "lone_surrogate": (a_report(NOBODY, name="a\ud800b"), "malformed"),
+    "not_a_number": (a_report(NOBODY, resources={"cpus": float("nan")}), "malformed"),
+    "infinite": (a_report(NOBODY, resources={"cpus": float("inf")}), "malformed"),
+}
+
+
+def dropped(database: Database, value: Any, reason: str) -> None:
+    one = a_running_try(database)
+    push(one, "mine", key="return_value")
+    push(one, value)
+    assert [key for _, key, _ in stored_xcoms(database)] == ["return_value"]
+    assert (database.attempts(), database.workers()) == ([], [])
+    assert counters.snapshot() == {f"dropped.{reason}": 1}
+
+
+@on_both
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_report_is_dropped_and_counted(database: Database, name: str) -> None:
+    dropped(database, *BAD[name])
+
+
+@pytest.mark.parametrize("name", BAD_ON_SQLITE)
+def test_a_report_that_only_sqlite_stores_is_dropped_too(database: Database, name: str) -> None:
+    dropped(database, *BAD_ON_SQLITE[name])
+
+
+@on_both
+def test_a_task_cannot_speak_for_another(database: Database) -> None:
+    """A task may write XComs of other tasks, and might know the ID of another try: the two must fit."""
+    mine, other = a_running_try(database, "mine"), a_running_try(database, "other")
+    mapped = a_running_try(database, "mapped", 0), a_running_try(database, "mapped", 1)
+    push(mine, a_report(other.try_id))
+    push(other, a_report(mine.try_id))
+    push(mapped[0], a_report(mapped[1].try_id))
+    assert database.attempts() == []
+    assert counters.snapshot() == {"dropped.not_this_try": 3}
+    assert stored_xcoms(database) == []
+
+
+def test_the_reserved_key_is_named_once_to_the_author_of_the_dag(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = a_running_try(database)
+    for value in ("hello", {"my": "data"}):
+        push(one, value)
+    (message,) = warnings(caplog)
+    assert "etl.extract" in message
+    assert REPORT_KEY in message
+    assert stored_xcoms(database) == []
+
+
+# --- when the database does not play along ---------------------------------------------------------------------------
+
+
+@on_both
+def test_without_tables_the_request_succeeds_and_the_report_waits(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrate.downgrade("base")
+    one = a_running_try(database)
+    report = a_report(one.try_id)
+
+    push(one, report)
+    push(one, {"rows": 7}, key="return_value")
+
+    assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "return_value"]
+    assert counters.snapshot() == {"unclaimed": 1}
+    (message,) = warnings(caplog)
+    assert "airflow db migrate" in message
+
+
+def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would put an error into the database's log."""
+    migrate.downgrade("base")
+    one, other = a_running_try(database), a_running_try(database, "load")
+    push(one, a_report(one.try_id))
+
+    asked: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    push(other, a_report(other.try_id))
+    assert asked
+    assert not [statement for statement in asked if "worker_insight" in statement]
+    assert len(warnings(caplog)) == 1
+
+    migrate.upgrade()
+    monkeypatch.setattr(claim.time, "monotonic", lambda: claim._paused_until)
+    push(other, a_report(other.try_id))
+    assert [row["task_id"] for row in database.attempts()] == ["load"]
+
+
+@on_both
+@pytest.mark.usefixtures("refused")
+def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    from airflow.utils.session import create_session
+
+    one = a_running_try(database)
+    names = {"dag_id": "etl", "run_id": "run-1", "task_id": "extract"}
+    model = compat.xcom_model()
+    with create_session() as session:
+        model.set(key="before", value="1", session=session, **names)
+        model.set(key=REPORT_KEY, value=a_report(one.try_id), session=session, **names)
+        model.set(key="then", value="2", session=session, **names)
+
+    assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "before", "then"]
+    assert (database.attempts(), database.workers()) == ([], [])
+    assert len(warnings(caplog)) == 1
+
+
+@on_both
+@pytest.mark.usefixtures("refused")
+def test_one_error_does_not_keep_the_next_report_from_being_claimed(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = a_running_try(database)
+    for _ in range(3):
+        push(one, a_report(one.try_id))
+    assert counters.snapshot() == {"unclaimed": 3}
+    assert len(warnings(caplog)) == 1
+
+    accept(database)
+    push(one, a_report(one.try_id))
+    assert len(database.attempts()) == 1
+    assert stored_xcoms(database) == []
+
+
+# --- where it runs ---------------------------------------------------------------------------------------------------
+
+
+def test_installing_it_again_changes_nothing(database: Database) -> None:
+    claim.install()
+    one = a_running_try(database)
+    push(one, a_report(one.try_id))
+    assert database.attempts()[0]["process_count"] == 1
+
+
+def test_switched_off_it_is_not_installed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compat.xcom_model()
+    event.remove(model, "after_insert", claim._after_insert)
+    with monkeypatch.context() as switched_off:
+        switched_off.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
+        claim.install()
+    one = a_running_try(database)
+    push(one, a_report(one.try_id))
+    assert database.attempts() == []
+    assert len(stored_xcoms(database)) == 1
+    claim.install()
