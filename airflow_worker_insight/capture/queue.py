@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -63,7 +64,7 @@ class ReconcileQueue:
     def __init__(self, pace: Pace | None = None) -> None:
         self.pace = pace or Pace()
         self._heap: list[_Waiting] = []
-        self._known: set[tuple[str, str]] = set()
+        self._known: dict[tuple[str, str], float] = {}
         self._catch_up_due = True
         self._lock = Lock()
         self._thread: Thread | None = None
@@ -75,11 +76,12 @@ class ReconcileQueue:
     def _put(self, waiting: _Waiting) -> None:
         name = (waiting.dag_id, waiting.run_id)
         with self._lock:
-            if name in self._known:
+            # One that waits for a later look may have ended again: then it comes to its turn twice, which is harmless.
+            if self._known.get(name, math.inf) <= waiting.due:
                 return
             full = len(self._heap) >= self.pace.max_waiting
             if not full:
-                self._known.add(name)
+                self._known[name] = waiting.due
                 heapq.heappush(self._heap, waiting)
                 self._start()
         if full:
@@ -122,7 +124,7 @@ class ReconcileQueue:
         with self._lock:
             while self._heap and self._heap[0].due <= now and len(batch) < self.pace.batch:
                 waiting = heapq.heappop(self._heap)
-                self._known.discard((waiting.dag_id, waiting.run_id))
+                self._known.pop((waiting.dag_id, waiting.run_id), None)
                 batch.append(waiting)
         return batch
 

@@ -14,6 +14,7 @@ from tests.integration.accounting import (
     witnessed,
     wait_accounted,
 )
+from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -33,15 +34,9 @@ except ImportError:
     from airflow.decorators import dag, task
 
 
-class Trap:
-    '''Kills the process that renders it: before the listener is called, before the task's own code.'''
-
-    template_fields = ("bait",)
-
-    @property
-    def bait(self):
-        die()
-
+"""
+    + TRAP
+    + """
 
 @dag(schedule=None, start_date=datetime(2025, 1, 1), catchup=False)
 def core():

@@ -1,0 +1,231 @@
+"""The Flask-AppBuilder views on a real Airflow 2.11, and on Airflow 3.3 with FAB's auth manager."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from tests.support.browser import BrowserUser
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser
+
+    from tests.support.environments import Environment
+
+# An operator that nobody here wrote, in two Dags of which one reader may see one.
+DAGS = """
+from datetime import datetime, timedelta
+
+try:
+    from airflow.sdk import DAG
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:
+    from airflow import DAG
+    from airflow.operators.bash import BashOperator
+
+
+def make(dag_id):
+    with DAG(dag_id, schedule=None, start_date=datetime(2025, 1, 1)) as dag:
+        BashOperator(
+            task_id="load", bash_command="exit {{ 2 - ti.try_number }}", retries=1, retry_delay=timedelta(0)
+        )
+    return dag
+
+
+sales = make("sales")
+secret = make("secret")
+"""
+
+# The plus arrives as a space where somebody reads the address by the rules of forms.
+RUN_ID = "manual__2026-01-31T08:00:00+00:00"
+
+ONLY_SALES = [
+    ("can_read", "Website"),
+    ("can_read", "DAG:sales"),
+    ("can_read", "DAG Runs"),
+    ("can_read", "Task Instances"),
+    ("can_read", "Jobs"),
+]
+
+
+@pytest.fixture(scope="module", params=["2.11.2", "3.3.2"])
+def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environment]) -> Iterator[Deployment]:
+    """Run both Dags once, below a path as behind a proxy."""
+    with Deployment(
+        airflow_env(request.param),
+        auth="fab",
+        users={"limited": "sales-only"},
+        roles={"sales-only": ONLY_SALES},
+        base_path="/team",
+        config={"webserver.auth_rate_limited": "False", "fab.auth_rate_limited": "False"},
+    ) as deployment:
+        deployment.write_dag("two", DAGS)
+        deployment.migrate()
+        if not deployment.airflow3:
+            deployment.run("airflow-worker-insight", "db", "migrate")
+        deployment.start_all()
+        for dag_id in ("sales", "secret"):
+            deployment.trigger(dag_id, run_id=RUN_ID)
+        for dag_id in ("sales", "secret"):
+            deployment.wait_run(dag_id, RUN_ID, expect="success")
+        yield deployment
+
+
+def panel(airflow: Deployment, dag_id: str, page: str = "panel") -> str:
+    """Return the path of a panel below the base URL; the plus of the run's ID as Airflow 3.1 leaves it."""
+    root = "/pluginsv2/workerinsight" if airflow.airflow3 else "/workerinsight"
+    return f"{root}/{page}?dag_id={dag_id}&run_id={RUN_ID}&task_id=load&map_index={{MAP_INDEX}}"
+
+
+def log_in(airflow: Deployment, user: str) -> requests.Session:
+    """Return the session of a person's browser, which has cookies and no other credentials."""
+    session = requests.Session()
+    session.trust_env = False
+    login = f"{airflow.base_url}/auth/login/" if airflow.airflow3 else f"{airflow.base_url}/login/"
+    token = re.search(r'name="csrf_token"[^>]* value="([^"]+)"', session.get(login, timeout=30).text)
+    assert token is not None
+    form = {"username": user, "password": user, "csrf_token": token[1]}
+    assert session.post(login, data=form, allow_redirects=False, timeout=30).status_code == 302
+    return session
+
+
+def attempts(airflow: Deployment, user: str, query: str = "") -> requests.Response:
+    """Ask the REST API, which is FastAPI's on Airflow 3."""
+    root = "/worker-insight" if airflow.airflow3 else "/workerinsight"
+    return airflow.api("GET", f"{root}/api/v1/attempts{query}", user=user)
+
+
+def test_a_reader_sees_the_dags_that_airflow_lets_them_see(airflow: Deployment) -> None:
+    limited, viewer = log_in(airflow, "limited"), log_in(airflow, "viewer")
+    for page in ("panel", "panel/fragment"):
+        seen = limited.get(airflow.base_url + panel(airflow, "sales", page), timeout=30)
+        assert seen.status_code == 200
+        assert seen.text.count("Reported by the worker") >= 2
+        refused = limited.get(airflow.base_url + panel(airflow, "secret", page), timeout=30, allow_redirects=False)
+        assert refused.status_code == 403
+        assert "Reported" not in refused.text
+        assert viewer.get(airflow.base_url + panel(airflow, "secret", page), timeout=30).status_code == 200
+
+    workers = set(re.findall(r'href="(/team/[^"]*/workers/[^"?]+)"', seen.text))
+    assert workers
+    origin = airflow.base_url.removesuffix("/team")
+    for worker in workers:
+        page = limited.get(origin + worker, timeout=30)
+        assert page.status_code == 200
+        assert "sales" in page.text
+        assert "secret" not in page.text
+        assert "secret" in viewer.get(origin + worker, timeout=30).text
+
+
+def test_lists_and_totals_leave_out_what_a_reader_may_not_see(airflow: Deployment) -> None:
+    everything = attempts(airflow, "viewer").json()
+    assert everything["total_entries"] == 4
+    assert {one["dag_id"] for one in everything["attempts"]} == {"sales", "secret"}
+    some = attempts(airflow, "limited").json()
+    assert some["total_entries"] == 2
+    assert {one["dag_id"] for one in some["attempts"]} == {"sales"}
+    worker_id = everything["attempts"][0]["workers"][0]["worker_id"]
+    assert attempts(airflow, "limited", f"?worker_id={worker_id}").json()["total_entries"] == 2
+    assert attempts(airflow, "limited", "?dag_id=secret").status_code == 403
+    assert attempts(airflow, "limited", "?dag_id=sales&try_number=1").json()["total_entries"] == 1
+    root = "/worker-insight" if airflow.airflow3 else "/workerinsight"
+    for path in ("attempts", "health"):
+        assert airflow.api("GET", f"{root}/api/v1/{path}", user=None).status_code == 401
+    assert airflow.api("GET", f"{root}/api/v1/health", user="limited").json()["status"] == "healthy"
+
+
+def test_one_who_is_not_logged_in_sees_nothing(airflow: Deployment) -> None:
+    for path in (panel(airflow, "sales"), panel(airflow, "no-such-dag"), panel(airflow, "sales", "workers/w1")):
+        answer = requests.get(airflow.base_url + path, timeout=30, allow_redirects=False)
+        assert answer.status_code == 302
+        assert "/login" in answer.headers["location"]
+    assert requests.get(airflow.base_url + panel(airflow, "sales", "panel/fragment"), timeout=30).status_code == 401
+    forged = requests.get(
+        airflow.base_url + panel(airflow, "sales"),
+        cookies={"_token": "a.b.c", "session": "forged"},
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert forged.status_code == 302
+
+
+def test_the_login_leads_back_to_the_panel(airflow: Deployment, browser: Browser) -> None:
+    with BrowserUser(browser, airflow, None) as person:
+        page = person.open(panel(airflow, "sales"))
+        page.locator("input[name=username]").fill("limited")
+        page.locator("input[name=password]").fill("limited")
+        page.locator("button[type=submit], input[type=submit]").first.click()
+        page.locator("#wi-panel").wait_for()
+        assert "dag_id=sales" in page.url
+        assert page.locator("#wi-panel tbody").count() == 2
+
+
+def test_the_link_on_a_standard_operator_leads_to_the_panel(airflow: Deployment, browser: Browser) -> None:
+    run_id = quote(RUN_ID, safe="")
+    links = airflow.api("GET", f"/dags/sales/dagRuns/{run_id}/taskInstances/load/links").json()
+    link = links.get("extra_links", links)["Worker"]
+    with BrowserUser(browser, airflow, "admin") as person:
+        if not airflow.airflow3:
+            # Airflow's own page of the task instance, as a person comes to it.
+            person.open(f"/dags/sales/grid?dag_run_id={run_id}&task_id=load")
+            button = person.page.get_by_role("link", name="Worker", exact=True)
+            assert button.get_attribute("href") == link
+        page = person.page
+        page.goto(airflow.base_url.removesuffix("/team") + link)
+        page.locator("#wi-panel").wait_for()
+        assert page.locator("#wi-panel tbody").count() == 2
+        assert page.locator("tbody.wi-selected").count() == 1
+        assert not person.foreign_requests
+
+
+def test_the_page_looks_like_airflows_own_in_light_and_dark(airflow: Deployment, browser: Browser) -> None:
+    with BrowserUser(browser, airflow, "admin") as person:
+        page = person.page
+        for theme in ("light", "dark"):
+            # Where the page is inverted as a whole, the wish of the operating system must not invert it once more.
+            page.emulate_media(color_scheme="dark")
+            page.evaluate(f"localStorage.setItem('theme', '{theme}')")
+            page.evaluate(f"localStorage.setItem('darkTheme', '{'true' if theme == 'dark' else 'false'}')")
+            person.set_theme("dark" if theme == "dark" else "light")
+            person.open(panel(airflow, "sales"))
+            look = page.evaluate(
+                """() => {
+                    const style = getComputedStyle(document.querySelector("#wi-panel"));
+                    return {
+                        scheme: style.colorScheme,
+                        size: style.fontSize,
+                        inverted: getComputedStyle(document.documentElement).filter,
+                        wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
+                    };
+                }"""
+            )
+            assert look["size"] == "14px"
+            assert not look["wide"]
+            if airflow.airflow3:
+                assert look["scheme"] == theme
+            else:
+                assert look["scheme"] == "light only"
+                assert ("invert" in look["inverted"]) == (theme == "dark")
+                assert page.get_by_role("link", name="DAGs", exact=True).is_visible()
+        assert not person.foreign_requests
+
+
+def test_times_follow_the_zone_chosen_in_airflow_2(airflow: Deployment, browser: Browser) -> None:
+    if airflow.airflow3:
+        pytest.skip("the pages of Airflow 3 are the same as FastAPI's")
+    with BrowserUser(browser, airflow, "admin") as person:
+        page = person.page
+        page.evaluate("localStorage.setItem('selected-timezone', 'Asia/Tokyo')")
+        person.open(panel(airflow, "sales"))
+        started = page.locator("#wi-panel .wi-cell-time time").first
+        assert "GMT+9" in started.inner_text()
+        # The zone of the navigation's menu, without loading the page again.
+        page.evaluate("document.querySelector('#timezone-utc a').click()")
+        assert started.inner_text().endswith("UTC")
