@@ -16,7 +16,7 @@ from sqlalchemy import and_, func, or_, select, tuple_
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.attribution import attribute
+from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
@@ -46,7 +46,10 @@ class AttemptWorker:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of one task instance and the workers that ran it. Times are aware UTC, ``duration`` is in seconds."""
+    """One try of one task instance and the workers that ran it. Times are aware UTC, ``duration`` is in seconds.
+
+    ``is_recorded`` is ``False`` for a try that only Airflow's own tables tell of, so far: its host has no page.
+    """
 
     dag_id: str
     run_id: str
@@ -59,6 +62,7 @@ class Attempt:
     duration: float | None
     attribution: str
     workers: tuple[AttemptWorker, ...]
+    is_recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +315,7 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
         started_at=started_at,
         ended_at=ended_at,
         duration=_duration(started_at, ended_at),
-        attribution=first.attribution,
+        attribution=first.attribution or UNKNOWN,
         workers=tuple(
             AttemptWorker(
                 worker_id=row.worker_id,
@@ -383,6 +387,7 @@ def _unrecorded(one: AirflowTry) -> Attempt:
         )
         if verdict.worker is not None
         else (),
+        is_recorded=False,
     )
 
 

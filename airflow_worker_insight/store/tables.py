@@ -81,6 +81,7 @@ STATES = (
     "deferred",
     "queued",
     "scheduled",
+    "awaiting_input",
 )
 ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
 

@@ -140,6 +140,7 @@ class WorkerCell:
     kind: str
     hostname: str
     host_only: bool
+    has_page: bool
     note: str
 
 
@@ -244,7 +245,7 @@ def _row(one: Attempt, marks: Mapping[str, str], *, now: datetime, selected: int
         try_number=one.try_number,
         state=one.state or "no_status",
         state_text=words.state(one.state),
-        workers=tuple(_cell(worker, marks, alone=len(one.workers) == 1) for worker in one.workers),
+        workers=tuple(_cell(one, worker, marks) for worker in one.workers),
         no_worker_text="" if one.workers else _no_worker_text(one),
         started=words.moment(one.started_at),
         ended=words.moment(one.ended_at),
@@ -254,11 +255,11 @@ def _row(one: Attempt, marks: Mapping[str, str], *, now: datetime, selected: int
     )
 
 
-def _cell(worker: AttemptWorker, marks: Mapping[str, str], *, alone: bool) -> WorkerCell:
+def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str]) -> WorkerCell:
     note = ""
     if worker.process_count > 1:
         note = words.count(worker.process_count, "process", "processes")
-    elif not alone and worker.process_count == 1:
+    elif len(one.workers) > 1 and worker.process_count == 1:
         note = "1 process"
     return WorkerCell(
         worker_id=worker.worker_id,
@@ -267,6 +268,7 @@ def _cell(worker: AttemptWorker, marks: Mapping[str, str], *, alone: bool) -> Wo
         kind=words.kind(worker.kind),
         hostname=worker.hostname,
         host_only=worker.host_only,
+        has_page=one.is_recorded,
         note=note,
     )
 
@@ -407,7 +409,7 @@ def _no_try_yet(latest: Attempt) -> Notice:
 
 def _wants_backfill(tries: Sequence[Attempt]) -> bool:
     finished = [one for one in tries if one.state not in UNFINISHED]
-    return bool(finished) and all(one.attribution == "unknown" for one in finished)
+    return bool(finished) and not any(one.is_recorded for one in finished)
 
 
 # --- the page of a worker -------------------------------------------------------------------------------------------

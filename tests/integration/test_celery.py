@@ -77,9 +77,9 @@ def airflow(
         airflow.write_dag("two_hundred", TWO_HUNDRED_TRIES)
         airflow.write_dag("on_w1", ON_W1)
         airflow.migrate()
-        airflow.start_all()
         for name in ("w1", "w2"):
             start(airflow, name, wait=False)
+        airflow.start_all()
         for name in ("w1", "w2"):
             airflow.wait_ready(airflow.components[name])
         yield airflow

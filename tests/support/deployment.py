@@ -192,9 +192,8 @@ class Deployment:
             "dag_processor.parsing_processes": 1,
             "dag_processor.min_file_process_interval": 5,
             "dag_processor.refresh_interval": 5,
-            # A file that a worker cannot load is tried again without a retry: once is enough, and soon.
-            "workers.missing_dag_retries": 1,
-            "workers.missing_dag_retry_delay": 1,
+            # By default a Dag that the worker cannot load is looked for again three times, a minute apart.
+            "workers.missing_dag_retries": 0,
             "usage_data_collection.enabled": False,
             "webserver.secret_key": secret,
             "celery.worker_concurrency": 2,

@@ -407,8 +407,3 @@ def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeyp
     assert len(stored_xcoms(database)) == 5
     assert counters.snapshot() == {"unclaimed": 2}
 
-
-def test_on_airflow_2_there_are_no_reports(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "is_airflow_3", lambda: False)
-    with database.engine.begin() as connection:
-        assert claim_waiting(connection) == 0

@@ -40,6 +40,7 @@ def a_try(
     *workers: AttemptWorker,
     state: str | None = "success",
     attribution: str = "reported",
+    is_recorded: bool = True,
 ) -> Attempt:
     """Return a try that ran from ``start`` to ``end``, in seconds after noon."""
     return Attempt(
@@ -54,6 +55,7 @@ def a_try(
         duration=None if start is None or end is None else end - start,
         attribution=attribution,
         workers=workers,
+        is_recorded=is_recorded,
     )
 
 

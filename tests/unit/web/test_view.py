@@ -180,7 +180,7 @@ def test_the_summary(tries: list[Any], summary: str) -> None:
             "A task before this one failed",
         ),
         ([a_try(0, state="removed", attribution="not_on_a_worker")], "Never ran on a worker", "removed from its Dag"),
-        ([a_try(1, 0, 9, attribution="unknown")], "Not recorded", "older than the installation"),
+        ([a_try(1, 0, 9, attribution="unknown", is_recorded=False)], "Not recorded", "older than the installation"),
     ],
 )
 def test_what_is_not_there_has_a_reason_and_an_advice(tries: list[Any], title: str, text: str) -> None:
