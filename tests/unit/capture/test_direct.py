@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import direct
@@ -42,12 +41,3 @@ def test_a_start_is_written(database: Database) -> None:
         2,
     )
     assert database.workers()[0]["hostname"] == "host-1"
-
-
-def test_a_locked_database_is_not_waited_for_later_either(database: Database) -> None:
-    """The short wait of ours must not become that of Airflow's own connections."""
-    with database.engine.connect() as connection:
-        before = connection.execute(text("PRAGMA busy_timeout")).scalar_one()
-    direct.record(a_task_instance())
-    with database.engine.connect() as connection:
-        assert connection.execute(text("PRAGMA busy_timeout")).scalar_one() == before

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
@@ -251,3 +253,16 @@ def test_the_first_run_brings_those_that_ended_before_this_process(database: Dat
     queue.put("etl", "now")
     queue._work()
     assert sorted(row["run_id"] for row in database.attempts()) == ["missed", "now"]
+
+
+def test_our_short_wait_for_a_locked_database_does_not_become_the_schedulers(database: Database) -> None:
+    def waits() -> set[int]:
+        with ExitStack() as stack:
+            connections = [stack.enter_context(database.engine.connect()) for _ in range(3)]
+            return {connection.execute(text("PRAGMA busy_timeout")).scalar_one() for connection in connections}
+
+    before = waits()
+    queue = Unthreaded()
+    queue.put("etl", "run-1")
+    queue._work()
+    assert waits() == before

@@ -1,0 +1,345 @@
+"""LocalExecutor on SQLite: 200 tries, and every way in which a task can end without a plain run on a worker."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import REQUIRE_ALL
+from tests.integration.accounting import (
+    REPORT_KEY,
+    WITNESS,
+    Try,
+    airflow_tries,
+    assert_rest_agrees,
+    attempts,
+    attributions,
+    left_in_xcom,
+    mentions,
+    wait_accounted,
+    witnessed,
+)
+from tests.integration.dags import STATES_OF_THE_200, TWO_HUNDRED_TRIES
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.environments import Environment
+
+OTHER_USER = "nobody"
+
+ALL_KINDS = (
+    WITNESS
+    + """
+from datetime import datetime, timedelta, timezone
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.sensors.date_time import DateTimeSensorAsync
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import BaseOperator, TriggerRule, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+PAST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+
+
+class Defers(BaseOperator):
+    def execute(self, context):
+        witness(context)
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=1)), method_name="resume")
+
+    def resume(self, context, event=None):
+        witness(context)
+
+
+@dag(schedule=None)
+def all_kinds():
+    @task.sensor(poke_interval=1, mode="reschedule", timeout=120)
+    def rescheduled(**context):
+        witness(context)
+        path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")
+        with open(path) as lines:
+            mine = [line for line in map(json.loads, lines) if line["task_id"] == "rescheduled"]
+        return len(mine) == 3
+
+    @task
+    def mapped(number, **context):
+        witness(context)
+
+    @task.branch
+    def branch(**context):
+        witness(context)
+        return "chosen"
+
+    @task
+    def skips_itself(**context):
+        witness(context)
+        raise AirflowSkipException
+
+    @task
+    def fails(**context):
+        witness(context)
+        raise RuntimeError("on purpose")
+
+    @task
+    def after_failure():
+        raise AssertionError("never reached")
+
+    @task(trigger_rule=TriggerRule.ALL_DONE)
+    def last(**context):
+        witness(context)
+
+    deferred = Defers(task_id="deferred")
+    in_the_triggerer = DateTimeSensorAsync(
+        task_id="in_the_triggerer",
+        target_time=PAST,
+        start_from_trigger=True,
+        end_from_trigger=True,
+        trigger_kwargs={"moment": PAST, "end_from_trigger": True},
+    )
+    branch() >> [EmptyOperator(task_id="chosen"), EmptyOperator(task_id="not_chosen")]
+    [rescheduled(), fails() >> after_failure(), deferred, in_the_triggerer] >> last()
+    mapped.expand(number=[1, 2])
+    skips_itself()
+
+
+all_kinds()
+"""
+)
+
+HELD = (
+    WITNESS
+    + """
+import time
+
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None)
+def held():
+    @task
+    def set_by_hand(**context):
+        witness(context)
+        while True:
+            time.sleep(0.1)
+
+    @task
+    def holds_the_run(**context):
+        witness(context)
+        while not os.path.exists(os.path.join(os.environ["AIRFLOW_HOME"], "release")):
+            time.sleep(0.1)
+
+    @task
+    def never_reached():
+        raise AssertionError("never reached")
+
+    set_by_hand()
+    holds_the_run() >> never_reached()
+
+
+held()
+"""
+)
+
+AS_ANOTHER_USER = (
+    WITNESS
+    + f"""
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None)
+def as_another_user():
+    @task(run_as_user={OTHER_USER!r})
+    def other(**context):
+        witness(context)
+
+    @task
+    def own(**context):
+        witness(context)
+
+    other()
+    own()
+
+
+as_another_user()
+"""
+)
+
+IN_PROCESS = """
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None)
+def in_process():
+    @task
+    def only(ti):
+        print("ran in process")
+
+    only()
+
+
+made = in_process()
+
+if __name__ == "__main__":
+    made.test()
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_env: Callable[[str], Environment]) -> Iterator[Deployment]:
+    with Deployment(
+        airflow_env("3.3.2"),
+        executor="LocalExecutor",
+        config={
+            "dag_processor.min_file_process_interval": "600",
+            "workers.min_heartbeat_interval": "1",
+            "scheduler.task_instance_heartbeat_sec": "1",
+        },
+    ) as airflow:
+        for name, source in {
+            "two_hundred": TWO_HUNDRED_TRIES,
+            "all_kinds": ALL_KINDS,
+            "held": HELD,
+            "as_another_user": AS_ANOTHER_USER,
+            "in_process": IN_PROCESS,
+        }.items():
+            airflow.write_dag(name, source)
+        airflow.migrate()
+        airflow.start_all(triggerer=True)
+        yield airflow
+
+
+def test_200_tries(airflow: Deployment) -> None:
+    run_id = airflow.trigger("two_hundred")
+    airflow.wait_run("two_hundred", run_id, timeout=400, expect="success")
+    recorded = wait_accounted(airflow, "two_hundred", run_id)
+
+    assert {key: one.state for key, one in recorded.items()} == STATES_OF_THE_200
+    assert attributions(recorded) == {"reported": 200}
+    # The worker of LocalExecutor is its scheduler.
+    assert {(one.worker.kind, one.worker.pid) for one in recorded.values()} == {
+        ("local", airflow.components["scheduler"].pid)
+    }
+    assert len({one.worker.worker_id for one in recorded.values()}) == 1
+    assert {one.worker.process_count for one in recorded.values()} == {1}
+    assert left_in_xcom(airflow, "two_hundred", run_id) == []
+    assert mentions(airflow) == []
+    assert_rest_agrees(airflow, "two_hundred", run_id)
+
+
+def test_every_way_to_end(airflow: Deployment) -> None:
+    run_id = airflow.trigger("all_kinds")
+    airflow.wait_run("all_kinds", run_id, expect="failed")
+    recorded = wait_accounted(airflow, "all_kinds", run_id)
+
+    processes = {
+        (key.task_id, key.map_index): (
+            one.state,
+            one.attribution,
+            one.worker.process_count if one.workers else 0,
+        )
+        for key, one in recorded.items()
+    }
+    assert processes == {
+        ("deferred", -1): ("success", "reported", 2),
+        ("rescheduled", -1): ("success", "reported", 3),
+        ("mapped", 0): ("success", "reported", 1),
+        ("mapped", 1): ("success", "reported", 1),
+        ("branch", -1): ("success", "reported", 1),
+        ("skips_itself", -1): ("skipped", "reported", 1),
+        ("fails", -1): ("failed", "reported", 1),
+        ("last", -1): ("success", "reported", 1),
+        ("in_the_triggerer", -1): ("success", "not_on_a_worker", 0),
+        ("chosen", -1): ("success", "not_on_a_worker", 0),
+        ("not_chosen", -1): ("skipped", "not_on_a_worker", 0),
+        ("after_failure", -1): ("upstream_failed", "not_on_a_worker", 0),
+    }
+    # As many processes as the tasks themselves counted.
+    assert {key: len(lives) for key, lives in witnessed(airflow, "all_kinds", run_id).items()} == {
+        key: one.worker.process_count for key, one in recorded.items() if one.workers
+    }
+    assert {row["key"] for row in left_in_xcom(airflow, "all_kinds", run_id)} & {REPORT_KEY} == set()
+    assert_rest_agrees(airflow, "all_kinds", run_id)
+
+
+def test_states_that_a_person_sets(airflow: Deployment) -> None:
+    run_id = airflow.trigger("held")
+    airflow.wait_for(lambda: len(witnessed(airflow, "held", run_id)) == 2, 60, "both tasks to run")
+    running = attempts(airflow, "held", run_id)
+    assert {(one.state, one.attribution) for one in running.values()} == {("running", "reported")}
+
+    for task_id in ("set_by_hand", "never_reached"):
+        answer = airflow.api(
+            "PATCH", f"/dags/held/dagRuns/{run_id}/taskInstances/{task_id}", json={"new_state": "success"}
+        )
+        assert answer.status_code == 200, answer.text
+    by_hand = Try("set_by_hand", -1, 1)
+    # It is closed although its run goes on, and stays with the worker that ran it.
+    airflow.wait_for(
+        lambda: attempts(airflow, "held", run_id)[by_hand].closed, 30, "the attempt set by hand to be closed"
+    )
+    assert attempts(airflow, "held", run_id)[by_hand].state == "success"
+    assert attempts(airflow, "held", run_id)[by_hand].worker == running[by_hand].worker
+
+    (airflow.home / "release").touch()
+    airflow.wait_run("held", run_id, expect="success")
+    recorded = wait_accounted(airflow, "held", run_id)
+    assert {key.task_id: (one.state, one.attribution) for key, one in recorded.items()} == {
+        "set_by_hand": ("success", "reported"),
+        "holds_the_run": ("success", "reported"),
+        "never_reached": ("success", "not_on_a_worker"),
+    }
+
+
+def test_a_run_that_a_person_fails(airflow: Deployment) -> None:
+    (airflow.home / "release").unlink(missing_ok=True)
+    run_id = airflow.trigger("held")
+    airflow.wait_for(lambda: len(witnessed(airflow, "held", run_id)) == 2, 60, "both tasks to run")
+    answer = airflow.api("PATCH", f"/dags/held/dagRuns/{run_id}", json={"state": "failed"})
+    assert answer.status_code == 200, answer.text
+    recorded = wait_accounted(airflow, "held", run_id)
+    assert {key.task_id: (one.state, one.attribution) for key, one in recorded.items()} == {
+        "set_by_hand": ("failed", "reported"),
+        "holds_the_run": ("failed", "reported"),
+        "never_reached": ("skipped", "not_on_a_worker"),
+    }
+
+
+def test_run_as_another_user_is_the_same_worker(airflow: Deployment) -> None:
+    if os.geteuid() != 0 or shutil.which("sudo") is None:
+        reason = "run_as_user needs root and sudo: apt-get install sudo"
+        if os.environ.get(REQUIRE_ALL):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # The other user must be able to read the Dags and to write the log and what its task testifies.
+    airflow.home.chmod(0o755)
+    airflow.logs_folder.chmod(0o777)
+    (airflow.home / "witness.jsonl").touch()
+    (airflow.home / "witness.jsonl").chmod(0o666)
+
+    run_id = airflow.trigger("as_another_user")
+    airflow.wait_run("as_another_user", run_id, expect="success")
+    recorded = wait_accounted(airflow, "as_another_user", run_id)
+    other, own = recorded[Try("other", -1, 1)], recorded[Try("own", -1, 1)]
+    assert (other.attribution, own.attribution) == ("reported", "reported")
+    assert other.worker == own.worker
+    assert pwd.getpwnam(OTHER_USER).pw_uid != os.geteuid()
+
+
+def test_what_runs_in_a_persons_own_process_leaves_nothing(airflow: Deployment) -> None:
+    airflow.wait_dag("in_process")
+    tested = airflow.run("python", airflow.dags_folder / "in_process.py")
+    assert "ran in process" in tested
+    one_task = airflow.airflow("tasks", "test", "in_process", "only")
+    assert "ran in process" in one_task
+
+    assert "Worker Insight" not in tested + one_task
+    assert airflow.sql("SELECT 1 FROM xcom WHERE key = :key", key=REPORT_KEY) == []
+    reported = airflow.sql("SELECT * FROM worker_insight_attempt WHERE dag_id = 'in_process' AND attribution = 1")
+    assert reported == []
+    for row in airflow.sql("SELECT run_id FROM dag_run WHERE dag_id = 'in_process'"):
+        print(row, airflow_tries(airflow, "in_process", row["run_id"]), attempts(airflow, "in_process", row["run_id"]))

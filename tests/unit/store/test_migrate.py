@@ -1,0 +1,277 @@
+"""The tables are made by migrations, on every database and by whichever command."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.tables import ATTRIBUTIONS, STATES, VERSION_TABLE, Coded, attempt, metadata, worker
+from tests.unit.database import NOON, Database, a_worker, on_both, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TABLES = {attempt.name, worker.name}
+
+airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 has no DB managers")
+runs_managers = pytest.mark.skipif(
+    compat.airflow_version() < (3, 2), reason="Airflow finds DB managers of providers from 3.2 on"
+)
+
+
+def schema(database: Database) -> Schema:
+    with database.engine.connect() as connection:
+        return migrate.check(connection)
+
+
+def tables(database: Database) -> set[str]:
+    return TABLES & set(inspect(database.engine).get_table_names())
+
+
+def at_version(database: Database, version: str) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{version}'"))
+
+
+@on_both
+def test_up_and_down_and_up_again(database: Database) -> None:
+    assert (schema(database), tables(database)) == (Schema.READY, TABLES)
+    migrate.downgrade("base")
+    assert (schema(database), tables(database)) == (Schema.MISSING, set())
+    migrate.upgrade()
+    migrate.upgrade()
+    assert (schema(database), tables(database)) == (Schema.READY, TABLES)
+    with database.engine.begin() as connection:
+        assert upsert_worker(connection, a_worker(), now=NOON)
+
+
+@on_both
+def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
+    def ours(item: Any, name: str | None, kind: str, *_: Any) -> bool:
+        return name in TABLES if kind == "table" else item.table.name in TABLES
+
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"include_object": ours, "compare_type": True, "version_table": VERSION_TABLE}
+        )
+        assert compare_metadata(context, metadata) == []
+        found = inspect(connection)
+        for table in (attempt, worker):
+            columns = {column["name"]: column["nullable"] for column in found.get_columns(table.name)}
+            assert columns == {column.name: column.nullable for column in table.c}
+            primary_key = found.get_pk_constraint(table.name)["constrained_columns"]
+            assert set(primary_key) == {column.name for column in table.primary_key}
+
+
+@on_both
+def test_the_front_of_the_primary_key_finds_all_workers_of_a_try(database: Database) -> None:
+    primary_key = inspect(database.engine).get_pk_constraint(attempt.name)["constrained_columns"]
+    assert primary_key == ["run_key", "task_key", "try_number", "worker_ref"]
+
+
+def test_airflows_own_tables_stay(database: Database) -> None:
+    before = set(inspect(database.engine).get_table_names())
+    migrate.downgrade("base")
+    assert set(inspect(database.engine).get_table_names()) == before - TABLES
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+
+
+@on_both
+def test_nothing_was_ever_made(database: Database) -> None:
+    with database.engine.begin() as connection:
+        for name in (*TABLES, VERSION_TABLE):
+            connection.execute(text(f"DROP TABLE {name}"))
+    assert schema(database) is Schema.MISSING
+
+
+def test_a_version_without_its_tables_is_missing(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {attempt.name}"))
+    assert schema(database) is Schema.MISSING
+
+
+@on_both
+def test_the_tables_of_a_later_package(database: Database) -> None:
+    at_version(database, "9999")
+    assert schema(database) is Schema.NEWER
+
+
+def test_the_tables_of_an_earlier_package(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_revisions", lambda: ("0002", "0001"))
+    assert schema(database) is Schema.OLD
+
+
+@pytest.mark.parametrize("found", [Schema.MISSING, Schema.OLD])
+def test_who_must_migrate_is_told_how(found: Schema) -> None:
+    assert "`airflow db migrate`" in found.explanation
+    assert "`airflow-worker-insight db migrate`" in found.explanation
+
+
+def test_who_is_behind_is_not_told_to_migrate() -> None:
+    assert "newer" in Schema.NEWER.explanation
+    assert "db migrate" not in Schema.NEWER.explanation
+
+
+# --- without a connection --------------------------------------------------------------------------------------------
+
+URLS = {
+    "mysql": "mysql+mysqldb://airflow:p%40ss%25word@db/airflow",
+    "postgresql": "postgresql+psycopg2://airflow:p%40ss%25word@db/airflow",
+    "sqlite": "sqlite:////nowhere/airflow.db",
+}
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have Airflow's database at a URL that nothing answers at."""
+    from airflow import settings
+
+    monkeypatch.setattr(settings, "SQL_ALCHEMY_CONN", URLS[request.param])
+    return str(request.param)
+
+
+@pytest.mark.parametrize("url", URLS, indirect=True)
+def test_the_sql_can_be_printed_for_every_database(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    migrate.upgrade(sql_only=True)
+    sql = capsys.readouterr().out
+    for name in TABLES:
+        assert f"CREATE TABLE {name} " in sql
+    for index in (*attempt.indexes, *worker.indexes):
+        assert re.search(rf"CREATE (UNIQUE )?INDEX {index.name} ON ", sql)
+    assert f"INSERT INTO {VERSION_TABLE} (version_num) VALUES ('0001')" in sql
+    if url == "mysql":
+        times = re.findall(r"\w+_at (\w+(?:\(\d\))?)", sql)
+        assert set(times) == {"DATETIME(6)"}
+
+
+@pytest.mark.parametrize("url", URLS, indirect=True)
+def test_the_sql_of_going_back_can_be_printed_too(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    migrate.downgrade("base", sql_only=True)
+    sql = capsys.readouterr().out
+    assert all(f"DROP TABLE {name}" in sql for name in TABLES), url
+    migrate.downgrade(f"{migrate.head()}:base", sql_only=True)
+    assert capsys.readouterr().out == sql
+
+
+# --- by Airflow ------------------------------------------------------------------------------------------------------
+
+
+@runs_managers
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_airflow_db_migrate_runs_the_migrations(database: Database) -> None:
+    """The fixture has run nothing else on these versions; ``create_all`` would leave no version or skip upgrades."""
+    with database.engine.connect() as connection:
+        assert migrate.current(connection) == migrate.head()
+    migrate.downgrade("base")
+    run_command(database.url, "-m", "airflow", "db", "migrate")
+    assert schema(database) is Schema.READY
+    run_command(database.url, "-m", "airflow", "db", "check-migrations", "--migration-wait-timeout", "1")
+
+
+@pytest.fixture
+def manager(database: Database) -> Iterator[Any]:
+    from airflow.utils.session import create_session
+
+    from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
+
+    assert database
+    with create_session() as session:
+        yield WorkerInsightDBManager(session)
+
+
+@airflow_3
+def test_the_manager_knows_the_version(database: Database, manager: Any) -> None:
+    assert manager.check_migration()
+    at_version(database, "9999")
+    assert not manager.check_migration()
+
+
+@airflow_3
+@pytest.mark.parametrize("make", ["initdb", "upgradedb", "create_db_from_orm"])
+def test_the_manager_makes_the_tables_by_migrations(database: Database, manager: Any, make: str) -> None:
+    migrate.downgrade("base")
+    getattr(manager, make)()
+    assert schema(database) is Schema.READY
+    getattr(manager, make)()
+    assert schema(database) is Schema.READY
+
+
+@airflow_3
+def test_the_manager_takes_what_later_versions_of_airflow_pass(database: Database, manager: Any) -> None:
+    manager.downgrade("base")
+    assert schema(database) is Schema.MISSING
+    manager.initdb(use_migration_files=True)
+    manager.upgradedb(use_migration_files=True)
+    assert schema(database) is Schema.READY
+
+
+@airflow_3
+def test_the_manager_prints_sql_and_changes_nothing(
+    database: Database, manager: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.upgradedb(show_sql_only=True)
+    assert f"CREATE TABLE {attempt.name}" in capsys.readouterr().out
+    manager.downgrade("base", from_revision=migrate.head(), show_sql_only=True)
+    assert f"DROP TABLE {attempt.name}" in capsys.readouterr().out
+    assert schema(database) is Schema.READY
+
+
+@airflow_3
+def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> None:
+    with database.engine.begin() as connection:
+        manager.drop_tables(connection)
+    assert schema(database) is Schema.MISSING
+    assert tables(database) == set()
+    manager.initdb()
+    assert schema(database) is Schema.READY
+
+
+@airflow_3
+def test_the_manager_passes_airflows_own_check() -> None:
+    from airflow.utils.db_manager import RunDBManager
+
+    from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
+
+    RunDBManager._validate(WorkerInsightDBManager)
+
+
+@airflow_3
+def test_every_release_knows_its_migration() -> None:
+    from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
+
+    assert list(WorkerInsightDBManager.revision_heads_map.values())[-1] == migrate.head()
+
+
+# --- codes -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_state_of_airflow_has_a_code_and_keeps_it() -> None:
+    assert compat.task_instance_states() <= set(STATES)
+    # What is stored cannot change: new words go to the end.
+    assert STATES[:6] == ("running", "success", "failed", "skipped", "upstream_failed", "removed")
+    assert ATTRIBUTIONS == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
+
+
+@pytest.mark.parametrize("words", [STATES, ATTRIBUTIONS])
+def test_a_code_gives_its_word_back(words: tuple[str, ...]) -> None:
+    coded = Coded(words)
+    for word in (*words, None):
+        code = coded.process_bind_param(word, None)
+        assert coded.process_result_value(code, None) == word
+
+
+def test_a_state_of_a_later_airflow_and_a_code_of_a_later_package_are_no_error() -> None:
+    coded = Coded(STATES)
+    assert coded.process_bind_param("paused", None) is None
+    assert [coded.process_result_value(code, None) for code in (0, -1, 99)] == [None] * 3
+
