@@ -7,7 +7,7 @@ of tries. It can run any number of times.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -108,8 +108,12 @@ def make_plan(
 ) -> Plan:
     """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
     finished = [one for one in tries if one.is_finished]
+    lost = airflow_tries.lost_tries(tries)
     return Plan(
-        close=[one for one in finished if one.key in recorded and not recorded[one.key].is_closed_as(one)],
+        close=[
+            *(one for one in finished if one.key in recorded and not recorded[one.key].is_closed_as(one)),
+            *(_closed_without_state(one, recorded[one.key]) for one in lost if _is_open(recorded.get(one.key))),
+        ],
         add=[
             (
                 one,
@@ -120,10 +124,19 @@ def make_plan(
                     backfilled=_is_older(one, installed_at),
                 ),
             )
-            for one in finished
+            for one in (*finished, *lost)
             if one.key not in recorded
         ],
     )
+
+
+def _is_open(known: Recorded | None) -> bool:
+    return known is not None and known.state is not None and known.ended_at is None
+
+
+def _closed_without_state(one: AirflowTry, known: Recorded) -> AirflowTry:
+    """Keep what a worker reported of a try, but not that it runs: a later try is there."""
+    return replace(one, started_at=known.started_at)
 
 
 def claim_waiting(connection: Connection, runs: Sequence[DagRunRef] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
     from sqlalchemy import Table
@@ -43,22 +44,43 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class AirflowTry:
-    """What Airflow itself keeps of a try. Times are aware UTC; blanks are ``None``."""
+    """What Airflow itself keeps of a try. Times are aware UTC; blanks are ``None``.
+
+    ``is_lost`` marks a try of which Airflow keeps nothing; see :func:`lost_tries`.
+    """
 
     key: TryKey
-    state: str | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    hostname: str | None
-    pid: int | None
-    queued_at: datetime | None
-    executor: str | None
-    queued_by_job_id: int | None
+    state: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    hostname: str | None = None
+    pid: int | None = None
+    queued_at: datetime | None = None
+    executor: str | None = None
+    queued_by_job_id: int | None = None
+    is_lost: bool = False
 
     @property
     def is_finished(self) -> bool:
         """Whether this try has ended for good."""
         return self.state in FINISHED
+
+
+def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
+    """Return the tries that must have been, because a later one is known, and of which Airflow has no row.
+
+    Airflow writes no history when the scheduler fails a task that is still queued (seen on 2.11.2 and 3.3.2), and
+    before 2.10 it had none at all.
+    """
+    numbers: dict[TaskInstanceKey, set[int]] = defaultdict(set)
+    for one in known:
+        numbers[one.key.task_instance].add(one.key.try_number)
+    return [
+        AirflowTry(TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number), is_lost=True)
+        for key, present in numbers.items()
+        for number in range(1, max(present))
+        if number not in present
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ def attribute(
     :param default_executor: the executor of tries that name none
     :param backfilled: whether the try is older than the installation
     """
+    if one.is_lost:
+        return Verdict(UNKNOWN)
     kind = kind_of(one.executor or default_executor)
     found = BACKFILLED if backfilled else INFERRED
     if one.hostname is None:

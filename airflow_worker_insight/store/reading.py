@@ -151,6 +151,7 @@ def task_instance_attempts(
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
+    known += airflow_tries.lost_tries(known)
     live = {one.key: _live(recorded[one.key], one) if one.key in recorded else _unrecorded(one) for one in known}
     return sorted({**recorded, **live}.values(), key=lambda one: -one.try_number)
 
