@@ -142,7 +142,7 @@ def reconcile(args: Any) -> None:
     """Reconcile one Dag run, those of one Dag, or the latest."""
     from airflow_worker_insight import compat
     from airflow_worker_insight.capture.backfill import Selection
-    from airflow_worker_insight.capture.reconcile import claim_waiting, reconcile_runs
+    from airflow_worker_insight.capture.reconcile import Outcome, claim_waiting, reconcile_runs
     from airflow_worker_insight.store.airflow_tries import find_run
 
     _require_tables()
@@ -156,9 +156,9 @@ def reconcile(args: Any) -> None:
             _print_outcome(1, reconcile_runs(connection, [run]))
         return
     with compat.engine().begin() as connection:
-        claim_waiting(connection)
+        claimed = Outcome(claimed=claim_waiting(connection))
     since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
-    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed_at=None, again="")
+    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed_at=None, before=claimed)
 
 
 def backfill(args: Any) -> None:
@@ -182,7 +182,9 @@ def backfill(args: Any) -> None:
     )
 
 
-def _go_through(selection: Selection, *, installed_at: datetime | None, again: str) -> None:
+def _go_through(
+    selection: Selection, *, installed_at: datetime | None, again: str = "", before: Outcome | None = None
+) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -190,7 +192,7 @@ def _go_through(selection: Selection, *, installed_at: datetime | None, again: s
     from airflow_worker_insight.capture.backfill import count_runs, reconcile_selected
     from airflow_worker_insight.capture.reconcile import Outcome
 
-    done, total, after = 0, Outcome(), selection.after
+    done, total, after = 0, before or Outcome(), selection.after
     columns = (TextColumn("Dag runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Bar(*columns, console=Console(stderr=True)) as bar:
@@ -240,9 +242,9 @@ def db_downgrade(args: Any) -> None:
 
     from airflow_worker_insight.store import migrate
 
-    if not args.show_sql_only and not args.yes:
-        if _ask(f"Go back to {args.to_revision}? What was recorded may be lost. [y/N] ") != "y":
-            raise SystemExit("Nothing was changed.")
+    question = f"Go back to {args.to_revision}? What was recorded may be lost. [y/N] "
+    if not args.show_sql_only and not args.yes and _ask(question) != "y":
+        raise SystemExit("Nothing was changed.")
     try:
         migrate.downgrade(args.to_revision, sql_only=args.show_sql_only)
     except CommandError as error:

@@ -146,7 +146,7 @@ def task_instance_attempts(
             attempt.c.task_id == task_id,
             attempt.c.map_index == map_index,
         )
-    )
+    ).all()
     recorded = {_key(one): one for one in _assemble(rows)}
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
@@ -288,7 +288,7 @@ def _load(connection: Connection, keys: Sequence[tuple[Any, ...]]) -> list[Attem
     if not keys:
         return []
     columns = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-    rows = connection.execute(_rows().where(tuple_(*columns).in_(keys)))
+    rows = connection.execute(_rows().where(tuple_(*columns).in_(keys))).all()
     position = {key: index for index, key in enumerate(keys)}
     return _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
 

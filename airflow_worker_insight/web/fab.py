@@ -61,6 +61,11 @@ class Reader:
         if not self.may_see_task_instances(dag_id):
             raise self._refused()
 
+    def require_known(self) -> None:
+        """Refuse one who is neither logged in nor given rights by a public role, which Airflow 2.11 always has."""
+        if not compat.flask_is_logged_in(self._user) and not self.may_see_task_instances():
+            raise self._refused()
+
     def require_workers(self) -> None:
         """Refuse a reader who may not see what workers are."""
         if not self.may_see_workers():
@@ -267,7 +272,9 @@ def _api_reader() -> Reader:
     user = compat.flask_api_user()
     if user is None:
         raise Refused(401, "Not authenticated")
-    return Reader(user)
+    reader = Reader(user)
+    reader.require_known()
+    return reader
 
 
 def _problems(error: ValidationError) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ def run(setting: Setting) -> Result:
     pairs = setting.size(15, 3)
     grid = Grid(f"Added to a task process by importing (ms, {pairs} pairs of fresh interpreters)", [*SERIES, "modules"])
     data: dict[str, Any] = {}
-    targets, versions = [], {}
+    targets: list[Target] = []
+    versions: dict[str, str] = {}
     for version in VERSIONS:
         environment = setting.environment_with_openlineage(version)
         found = _pairs(environment, pairs)

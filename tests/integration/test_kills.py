@@ -259,6 +259,9 @@ def test_processes_killed_at_any_moment_while_the_api_server_restarts(lives: Liv
     print(f"{len(recorded)} tries: {attributions(recorded)}")
 
     assert {key.map_index for key in recorded} == set(range(30))
+    # A report can be lost only while the API server is gone, of those few tasks that were about to send it.
+    began = {key for key in witnessed(airflow, "under_fire", run_id)}
+    assert len([key for key in began if recorded[key].attribution != "reported"]) <= 4
     lives.assert_never_wrong(recorded, "under_fire", run_id)
 
 

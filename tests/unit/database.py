@@ -42,6 +42,9 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
+STARTED, ENDED, RUN_ENDED = at(10), at(20), at(600)
+
+
 @dataclass(frozen=True)
 class Database:
     """A database of this test's own, to which Airflow in this process is connected."""
@@ -101,7 +104,7 @@ def add_run(
     run_id: str = "run-1",
     *,
     state: str = "success",
-    ended_at: datetime | None = at(600),
+    ended_at: datetime | None = RUN_ENDED,
 ) -> DagRunRef:
     """Store a Dag run."""
     run = compat.dag_run_table()
@@ -124,8 +127,8 @@ def add_try(
     try_number: int = 1,
     *,
     state: str | None = "success",
-    started_at: datetime | None = at(10),
-    ended_at: datetime | None = at(20),
+    started_at: datetime | None = STARTED,
+    ended_at: datetime | None = ENDED,
     hostname: str | None = "host-1",
     history: bool = False,
     try_id: uuid.UUID | None = None,
@@ -135,7 +138,7 @@ def add_try(
     table = compat.task_instance_history_table() if history else compat.task_instance_table()
     id_column = "task_instance_id" if history else "id"
     if compat.is_airflow_3():
-        others[id_column] = _as_stored(table.c[id_column], try_id or uuid.uuid4())
+        others[id_column] = compat.stored_try_id(try_id or uuid.uuid4())
     _store(
         connection,
         table,
@@ -207,7 +210,3 @@ def _must_be_given(column: Column[Any]) -> bool:
 def _anything(column: Column[Any]) -> Any:
     kind = column.type.python_type
     return NOON if kind is datetime else kind()
-
-
-def _as_stored(column: Column[Any], value: uuid.UUID) -> Any:
-    return value if column.type.python_type is uuid.UUID else str(value)

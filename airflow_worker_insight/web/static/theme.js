@@ -1,5 +1,5 @@
-/* Follow the colour mode of Airflow's UI before anything is painted: it keeps it in localStorage (Airflow 3: "theme" is
-   "light", "dark" or "system"; Airflow 2: "darkTheme" is "true" or "false"). */
+/* Follow the colour mode of Airflow 3's UI before anything is painted: localStorage has "light", "dark" or "system" as
+   "theme". Airflow 2.11 inverts the whole page by itself, this part of it too. */
 (function () {
   "use strict";
   const root = document.documentElement;
@@ -8,9 +8,6 @@
     let theme = null;
     try {
       theme = localStorage.getItem("theme");
-      if (theme === null && localStorage.getItem("darkTheme") !== null) {
-        theme = localStorage.getItem("darkTheme") === "true" ? "dark" : "light";
-      }
     } catch {
       /* No storage: the operating system's choice, as the style sheet has it. */
     }
@@ -23,7 +20,7 @@
 
   apply();
   addEventListener("storage", (event) => {
-    if (event.key === null || event.key === "theme" || event.key === "darkTheme") {
+    if (event.key === null || event.key === "theme") {
       apply();
     }
   });

@@ -13,7 +13,7 @@ from pathlib import Path
 BEFORE = {
     "3": ["airflow.sdk.execution_time.task_runner", "airflow.sdk.plugins_manager", "airflow.sdk.listener"],
     "2": [
-        "airflow.task.standard_task_runner",
+        "airflow.task.task_runner.standard_task_runner",
         "airflow.models.taskinstance",
         "airflow.cli.commands.task_command",
         "airflow.plugins_manager",

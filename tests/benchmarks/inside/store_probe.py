@@ -10,20 +10,21 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import traffic
+import traffic  # type: ignore[import-not-found]
+from psycopg2.extras import execute_batch
+from sqlalchemy import text
+
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import closing, reading
 from airflow_worker_insight.store.airflow_tries import AirflowTry
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import WorkerRecord, record_start, upsert_worker
 from airflow_worker_insight.store.tables import attempt, worker
-from psycopg2.extras import execute_batch
-from sqlalchemy import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -357,6 +358,7 @@ def expect(found: Sequence[object]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", required=True)
     parser.add_argument("--panels", type=int, default=300)
     parser.add_argument("--lists", type=int, default=30)
@@ -384,7 +386,7 @@ def main() -> None:
                 "queries": time.perf_counter() - airflow,
             }
             results.append(found)
-    json.dump(results, sys.stdout)
+    args.output.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,11 @@ def _run(
     found: list[Start] = []
     moment = begin
     for number, level in enumerate(_LEVELS):
-        tasks = [(_MAPPED_TASK, index) for index in range(4)] if mapped and number == _MAPPED_LEVEL else [
-            (task_id, -1) for task_id in level
-        ]
+        tasks = (
+            [(_MAPPED_TASK, index) for index in range(4)]
+            if mapped and number == _MAPPED_LEVEL
+            else [(task_id, -1) for task_id in level]
+        )
         ends = moment
         for task_id, map_index in tasks:
             for one in _tries(dag_id, run_id, task_id, map_index, moment, chance):

@@ -88,7 +88,8 @@ def test_a_batch_that_fails_leaves_the_earlier_ones_done(
     assert recorded(database) == [run.run_id for run in history]
 
 
-def test_a_selection_by_dag_and_time(database: Database, history: list[DagRunRef]) -> None:
+@pytest.mark.usefixtures("history")
+def test_a_selection_by_dag_and_time(database: Database) -> None:
     selection = Selection(dag_id="etl", ended_since=at(200))
     assert count_runs(selection) == 4
     list(reconcile_selected(selection, installed_at=None))
@@ -110,7 +111,8 @@ def test_installed_is_when_the_first_worker_reported(database: Database) -> None
     assert installed_at() == NOON
 
 
-def test_before_any_report_everything_is_history(database: Database, history: list[DagRunRef]) -> None:
+@pytest.mark.usefixtures("history")
+def test_before_any_report_everything_is_history(database: Database) -> None:
     list(reconcile_selected(Selection(), installed_at=installed_at()))
     assert {row["attribution"] for row in database.attempts()} == {"backfilled"}
     # ... and the hosts that were found by it are no reports.

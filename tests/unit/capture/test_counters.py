@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, snapshot, warn_once
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_they_add_up() -> None:

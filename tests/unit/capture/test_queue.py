@@ -105,7 +105,9 @@ def test_a_run_that_cannot_be_reconciled_does_not_take_the_others_with_it(caplog
     together = ["run-0", "run-1", "run-2"]
     assert queue.batches == [together, together, ["run-0"], ["run-1"], ["run-2"]]
     assert counters.snapshot() == {"runs_not_reconciled": 1}
-    assert [record.levelname for record in caplog.records if "could not reconcile" in record.getMessage()] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if "could not reconcile" in record.getMessage()] == [
+        "WARNING"
+    ]
 
 
 def test_a_database_that_comes_back_costs_nothing() -> None:

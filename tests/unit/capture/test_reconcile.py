@@ -173,7 +173,7 @@ def test_every_try_gets_a_word(database: Database) -> None:
 def test_a_row_that_is_added_says_all_that_airflow_keeps(database: Database) -> None:
     with database.engine.begin() as connection:
         run = add_run(connection)
-        add_try(connection, run, "load", map_index=4, try_number=2, state="failed", started_at=at(1), ended_at=at(2))
+        add_try(connection, run, "load", map_index=4, state="failed", started_at=at(1), ended_at=at(2))
     reconciled(database, run)
     (row,) = database.attempts()
     assert (row["dag_id"], row["run_id"], row["task_id"], row["map_index"], row["try_number"]) == (
@@ -181,7 +181,7 @@ def test_a_row_that_is_added_says_all_that_airflow_keeps(database: Database) -> 
         "run-1",
         "load",
         4,
-        2,
+        1,
     )
     assert (row["state"], row["started_at"], row["ended_at"], row["ordinal"]) == ("failed", at(1), at(2), 0)
     (host,) = database.workers()
@@ -360,7 +360,9 @@ def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Databa
 
 
 @airflow_3
-@pytest.mark.parametrize("value", ["hello", {"version": 2}, a_report(uuid.UUID(int=0))], ids=["text", "later", "forged"])
+@pytest.mark.parametrize(
+    "value", ["hello", {"version": 2}, a_report(uuid.UUID(int=0))], ids=["text", "later", "forged"]
+)
 def test_a_waiting_report_that_is_not_believed_is_dropped(database: Database, value: Any) -> None:
     one = a_running_try(database, state="success", ended_at=at(20))
     push(one, value)
@@ -406,4 +408,3 @@ def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeyp
         assert claim_waiting(connection) == 0
     assert len(stored_xcoms(database)) == 5
     assert counters.snapshot() == {"unclaimed": 2}
-

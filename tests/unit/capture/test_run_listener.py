@@ -30,8 +30,9 @@ def put(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process look like a scheduler, then like an API server."""
+    request.getfixturevalue("put")
     monkeypatch.setitem(sys.modules, request.param, ModuleType(request.param))
 
 

@@ -205,33 +205,29 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=20,
 )
+PARTS = ("worker_id", "name", "kind", "hostname", "pid", "started_at", "labels", "resources", "versions")
 nearly_reports = st.fixed_dictionaries(
     {"version": st.just(1), "try_id": st.just(str(TRY_ID))},
-    optional={"worker": st.fixed_dictionaries(
-        {},
-        optional={
-            name: json_values
-            for name in ("worker_id", "name", "kind", "hostname", "pid", "started_at", "labels", "resources", "versions")
-        },
-    )},
+    optional={"worker": st.fixed_dictionaries({}, optional=dict.fromkeys(PARTS, json_values))},
 )
 
 
 @given(json_values | nearly_reports)
 def test_anything_is_believed_or_rejected_with_a_known_word(value: Any) -> None:
     try:
-        report = parse_report(value)
+        outcome = str(parse_report(value).version)
     except RejectedReport as rejected:
-        assert rejected.reason in {"malformed", "oversized", "unknown_version"}
-    else:
-        assert report.version == 1
+        outcome = rejected.reason
+    assert outcome in {"1", "malformed", "oversized", "unknown_version"}
 
 
 fit = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=40)
 
 
 @given(
-    st.from_regex(r"[A-Za-z0-9._@:-]{1,64}", fullmatch=True).filter(lambda worker_id: not worker_id.startswith("host-")),
+    st.from_regex(r"[A-Za-z0-9._@:-]{1,64}", fullmatch=True).filter(
+        lambda worker_id: not worker_id.startswith("host-")
+    ),
     fit,
     st.dictionaries(fit, fit, max_size=5),
     st.none() | st.integers(0, 2**31 - 1),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,9 @@ from airflow_worker_insight.store.airflow_tries import AirflowTry
 from airflow_worker_insight.store.attribution import Life, Verdict, attribute, host_worker, kind_of
 from airflow_worker_insight.store.keys import TryKey
 from tests.unit.database import a_worker, at
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 ALL_STATES = sorted(compat.task_instance_states())
 
@@ -176,7 +178,10 @@ def test_a_pod_is_a_host_with_one_worker() -> None:
     assert attribute(one, [pod]).ref == 1
     dead_before_it_reported = attribute(a_try(executor="KubernetesExecutor", hostname="etl-load-a1b2c"), [pod])
     assert dead_before_it_reported.worker is not None
-    assert (dead_before_it_reported.worker.name, dead_before_it_reported.worker.kind) == ("etl-load-a1b2c", "kubernetes")
+    assert (dead_before_it_reported.worker.name, dead_before_it_reported.worker.kind) == (
+        "etl-load-a1b2c",
+        "kubernetes",
+    )
 
 
 def test_a_try_that_names_no_executor_ran_on_the_default_one() -> None:
@@ -268,5 +273,3 @@ def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
 def test_hosts_and_kinds_are_told_apart() -> None:
     ids = {host_worker(host, kind).worker_id for host in ("a", "b", "a" * 300) for kind in ("celery", "local")}
     assert len(ids) == 6
-
-

@@ -150,7 +150,7 @@ def test_the_sql_can_be_printed_for_every_database(url: str, capsys: pytest.Capt
         assert re.search(rf"CREATE (UNIQUE )?INDEX {index.name} ON ", sql)
     assert f"INSERT INTO {VERSION_TABLE} (version_num) VALUES ('0001')" in sql
     if url == "mysql":
-        times = re.findall(r"\w+_at (\w+(?:\(\d\))?)", sql)
+        times = re.findall(r"(?m)^\s*\w+_at ([A-Z]+(?:\(\d\))?)", sql)
         assert set(times) == {"DATETIME(6)"}
 
 
@@ -274,4 +274,3 @@ def test_a_state_of_a_later_airflow_and_a_code_of_a_later_package_are_no_error()
     coded = Coded(STATES)
     assert coded.process_bind_param("paused", None) is None
     assert [coded.process_result_value(code, None) for code in (0, -1, 99)] == [None] * 3
-

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.airflow_tries import DagRunRef
     from airflow_worker_insight.store.recording import WorkerRecord
 
+A_MINUTE_LATER = at(60)
+
 KEY = TryKey("etl", "run-1", "extract", -1, 1)
 
 
@@ -33,7 +35,7 @@ def record(
     *workers: WorkerRecord,
     started_at: datetime | None = NOON,
     state: str = "success",
-    ended_at: datetime | None = at(60),
+    ended_at: datetime | None = A_MINUTE_LATER,
 ) -> None:
     """Store a try as it is after its run was reconciled; open with ``ended_at=None``."""
     with database.engine.begin() as connection:
@@ -59,9 +61,7 @@ def listed(
     **filters: Any,
 ) -> tuple[list[Attempt], int]:
     with database.engine.connect() as connection:
-        return reading.list_attempts(
-            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=offset
-        )
+        return reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=offset)
 
 
 def keys(attempts: Iterable[Attempt]) -> list[TryKey]:
@@ -182,7 +182,8 @@ def test_filters_by_time_include_their_ends(database: Database, filters: dict[st
 
 @on_both
 @pytest.mark.parametrize(
-    "filters", [{"worker_id": "one"}, {"worker_name": "the one"}, {"hostname": "here"}, {"worker_id": "one", "hostname": "here"}]
+    "filters",
+    [{"worker_id": "one"}, {"worker_name": "the one"}, {"hostname": "here"}, {"worker_id": "one", "hostname": "here"}],
 )
 def test_a_filter_by_worker(database: Database, filters: dict[str, str]) -> None:
     wanted = a_worker("one", name="the one", hostname="here")

@@ -59,7 +59,7 @@ def statements(database: Database) -> Iterator[list[str]]:
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         table = re.search(r"(?:INTO|FROM|UPDATE)\s+(\w+)", statement)
-        seen.append(f"{statement.split()[0]} {table.group(1) if table else ''}".strip())
+        seen.append(f"{statement.split(maxsplit=1)[0]} {table.group(1) if table else ''}".strip())
 
     event.listen(database.engine, "before_cursor_execute", note)
     yield seen
@@ -249,9 +249,7 @@ def test_the_fingerprint_tells_descriptions_apart(one: WorkerRecord, other: Work
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_labels() -> None:
-    assert (
-        a_worker(labels={"a": "1", "b": "2"}).fingerprint == a_worker(labels={"b": "2", "a": "1"}).fingerprint
-    )
+    assert a_worker(labels={"a": "1", "b": "2"}).fingerprint == a_worker(labels={"b": "2", "a": "1"}).fingerprint
 
 
 def test_two_writers_of_the_same_new_worker_get_the_same_row(database: Database) -> None:

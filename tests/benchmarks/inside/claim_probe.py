@@ -1,0 +1,152 @@
+"""Send pairs of XComs to a running API server as task processes do: one that is claimed, and one that is not.
+
+Both go through the same route, for a running try of its own each, with that try's own token, over one connection that
+stays open. Which of the two comes first changes from pair to pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import requests
+from airflow.executors.base_executor import BaseExecutor
+from sqlalchemy import text
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.report import REPORT_KEY
+
+DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "scheduled__2026-03-01T00:00:00+00:00", "transform_partitions"
+ORDINARY_KEY = "an_ordinary_key_of_the_same_length"[: len(REPORT_KEY)]
+
+CLAIMS_PER_WORKER = 4
+"""The first of them finds an unknown worker and writes its row too, as happens once a minute for each busy worker."""
+
+_DAG_RUN = """
+INSERT INTO dag_run (dag_id, run_id, run_type, run_after, logical_date, start_date, state, clear_number)
+VALUES (:dag_id, :run_id, 'scheduled', now(), now(), now(), 'running', 0)
+"""
+
+_TASK_INSTANCES = """
+INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, start_date, state, try_number, max_tries, hostname,
+       unixname, pool, pool_slots, queue, priority_weight, operator, queued_dttm, queued_by_job_id, pid, executor,
+       updated_at)
+VALUES (:id, :task_id, :dag_id, :run_id, :map_index, now(), 'running', 1, 3, 'airflow-worker-01.prod.example.internal',
+       'airflow', 'default_pool', 1, 'default', 1, 'PythonOperator', now(), 1, 4242, 'CeleryExecutor', now())
+"""
+
+
+def make_running_tries(number: int) -> list[UUID]:
+    """Write so many running task instances and return the IDs of their tries."""
+    tries = [uuid4() for _ in range(number)]
+    names = {"dag_id": DAG_ID, "run_id": RUN_ID}
+    with compat.engine().begin() as connection:
+        connection.execute(text(_DAG_RUN), names)
+        connection.execute(
+            text(_TASK_INSTANCES),
+            [{**names, "task_id": TASK_ID, "map_index": n, "id": str(one)} for n, one in enumerate(tries)],
+        )
+    return tries
+
+
+def report(number: int, try_id: UUID) -> dict[str, Any]:
+    """Return a report as a Celery worker's task process sends it."""
+    worker = number // CLAIMS_PER_WORKER
+    return {
+        "version": 1,
+        "try_id": str(try_id),
+        "worker": {
+            "worker_id": f"celery-{worker:024x}",
+            "name": f"worker{worker % 4}@airflow-worker-{worker // 4:02d}.prod.example.internal",
+            "kind": "celery",
+            "hostname": f"airflow-worker-{worker // 4:02d}.prod.example.internal",
+            "pid": 1000 + worker,
+            "started_at": "2026-03-01T00:00:00+00:00",
+            "labels": {"region": "eu-central-1", "zone": "eu-central-1a"},
+            "resources": {
+                "cpus": 8,
+                "memory_bytes": 34359738368,
+                "os": "Debian GNU/Linux 12",
+                "architecture": "x86_64",
+            },
+            "versions": {"airflow": "3.3.2", "python": "3.12.8", "celery": "5.6.0"},
+        },
+    }
+
+
+class Sender:
+    """Posts XComs as the supervisor's client does."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/execution/xcoms/{DAG_ID}/{RUN_ID}/{TASK_ID}"
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def post(self, key: str, value: Any, map_index: int, token: str) -> float:
+        """Send one XCom and return how many milliseconds the request took."""
+        request = self.session.prepare_request(
+            requests.Request(
+                "POST",
+                f"{self.url}/{key}",
+                params={"map_index": map_index},
+                json=value,
+                headers={"Authorization": f"Bearer {token}"},
+            )
+        )
+        begin = time.perf_counter()
+        answer = self.session.send(request)
+        spent = time.perf_counter() - begin
+        if answer.status_code != requests.codes.created:
+            raise RuntimeError(f"{answer.status_code}: {answer.text}")
+        return spent * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--pairs", type=int, required=True)
+    parser.add_argument("--warm", type=int, default=30)
+    args = parser.parse_args()
+    pairs = args.pairs + args.warm
+    tries = make_running_tries(2 * pairs)
+    generator = BaseExecutor(parallelism=1).jwt_generator
+    tokens = [generator.generate({"sub": str(one), "scope": "execution"}, valid_for=3600) for one in tries]
+    sender = Sender(args.url)
+    found = []
+    for pair in range(pairs):
+        claimed, ordinary = 2 * pair, 2 * pair + 1
+        keys = [(REPORT_KEY, claimed), (ORDINARY_KEY, ordinary)]
+        spent = {
+            key: sender.post(key, report(pair, tries[at]), at, tokens[at])
+            for key, at in (keys if pair % 2 else reversed(keys))
+        }
+        found.append(
+            {
+                "claimed": spent[REPORT_KEY],
+                "ordinary": spent[ORDINARY_KEY],
+                "writes_worker": pair % CLAIMS_PER_WORKER == 0,
+            }
+        )
+    with compat.engine().connect() as connection:
+        attempts = connection.execute(text("SELECT count(*) FROM worker_insight_attempt")).scalar_one()
+        xcoms = connection.execute(text("SELECT key, count(*) FROM xcom GROUP BY key")).all()
+    args.output.write_text(
+        json.dumps(
+            {
+                "pairs": found[args.warm :],
+                "attempts": attempts,
+                "xcoms": dict(map(tuple, xcoms)),
+                "expected": pairs,
+                "report_bytes": len(json.dumps(report(0, tries[0]))),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The dependency rules of the house, and what a task process pays for this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_worker_insight import compat
+
+ROOT = Path(__file__).resolve().parents[2]
+
+airflow_3 = pytest.mark.skipif(
+    not compat.is_airflow_3(), reason="a task process of Airflow 2.11 has the models and the database anyway"
+)
+
+TASK_PROCESS = """
+import json, sys, types, uuid
+{before}
+from airflow import plugins_manager
+def new_since(known):
+    return sorted(set(sys.modules) - known)
+known = set(sys.modules)
+import airflow_worker_insight.plugin
+{instance}
+loaded = new_since(known)
+known = set(sys.modules)
+{hook}
+print(json.dumps({{"loaded": loaded, "ran": new_since(known), "sent": sent}}))
+"""
+
+RUNNER = """
+import airflow.sdk.execution_time.task_runner as task_runner
+class CommsDecoder:
+    def send(self, message):
+        sent.append(message.key)
+sent = []
+"""
+
+HOOK = """
+task_runner.SUPERVISOR_COMMS = CommsDecoder()
+from airflow_worker_insight.capture import listener, run_listener
+names = dict(dag_id="etl", run_id="run-1", task_id="extract", map_index=-1)
+task_instance = types.SimpleNamespace(id=uuid.uuid4(), hostname="host-1", executor=None, **names)
+listener.on_task_instance_running(task_instance)
+run_listener.on_task_instance_success(task_instance)
+"""
+
+OWN = {
+    "airflow_worker_insight",
+    "airflow_worker_insight.plugin",
+    "airflow_worker_insight.compat",
+    "airflow_worker_insight.config",
+    "airflow_worker_insight.capture",
+    "airflow_worker_insight.capture.listener",
+    "airflow_worker_insight.capture.run_listener",
+    "airflow_worker_insight.capture.report",
+}
+
+
+@pytest.fixture(scope="module")
+def task_process() -> dict[str, Any]:
+    """Return the modules that a task process loads for this package: with the plugin, and in the hooks."""
+    script = TASK_PROCESS.format(
+        before=RUNNER, instance="airflow_worker_insight.plugin.WorkerInsightPlugin()", hook=HOOK
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def foreign(modules: list[str]) -> list[str]:
+    """Return what is neither ours nor Python's own."""
+    ours_or_pythons = {"airflow_worker_insight", *sys.stdlib_module_names}
+    return [name for name in modules if name.partition(".")[0] not in ours_or_pythons]
+
+
+@airflow_3
+def test_the_plugin_loads_nothing_that_a_task_process_does_not_have(task_process: dict[str, Any]) -> None:
+    # A task process loads this one by itself, after the task runner.
+    assert set(foreign(task_process["loaded"])) <= {"airflow.sdk.plugins_manager"}
+
+
+@airflow_3
+def test_the_plugin_loads_only_the_front_of_this_package(task_process: dict[str, Any]) -> None:
+    own = {name for name in task_process["loaded"] if name.startswith("airflow_worker_insight")}
+    assert {name for name in own if not name.startswith("airflow_worker_insight.identity")} <= OWN
+
+
+@airflow_3
+def test_reporting_loads_nothing_more(task_process: dict[str, Any]) -> None:
+    assert task_process["sent"] == ["__worker_insight_report__"]
+    assert foreign(task_process["ran"]) == []
+    assert not [name for name in task_process["ran"] if name.startswith("airflow_worker_insight")]
+
+
+@airflow_3
+def test_no_database_is_opened_in_a_task_process(task_process: dict[str, Any]) -> None:
+    loaded = [*task_process["loaded"], *task_process["ran"]]
+    heavy = ("airflow_worker_insight.store", "airflow_worker_insight.web", "airflow_worker_insight.capture.queue")
+    assert not [name for name in loaded if name.startswith(heavy)]
+
+
+def test_the_command_loads_nothing_before_it_runs() -> None:
+    """Airflow reads it at each start of its own command line."""
+    script = (
+        "import sys, airflow.cli.cli_config\n"
+        "known = set(sys.modules)\n"
+        "import airflow_worker_insight.cli as cli\n"
+        "cli.get_commands()\n"
+        "own = {name for name in sys.modules if name.startswith('airflow_worker_insight')}\n"
+        "print(*sorted(own | set(sys.modules) - known))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    new = done.stdout.splitlines()[-1].split()
+    assert foreign(new) == []
+    own = {name for name in new if name.startswith("airflow_worker_insight")}
+    # Airflow may have read the provider info before.
+    assert own - {"airflow_worker_insight.provider_info"} == {"airflow_worker_insight", "airflow_worker_insight.cli"}
+
+
+def test_the_contracts_hold() -> None:
+    pytest.importorskip("importlinter", reason="import-linter is installed for the newest Airflow only")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command; lint_imports_command()",
+            "--no-cache",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout

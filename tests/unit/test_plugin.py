@@ -1,0 +1,128 @@
+"""What Airflow gets from the plugin."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import listener, run_listener
+from airflow_worker_insight.plugin import URL_PREFIX, WorkerInsightPlugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 has no FastAPI apps")
+
+
+@pytest.fixture
+def unclaimed() -> Iterator[None]:
+    """Have no claim in this process before and after."""
+    from sqlalchemy import event
+
+    from airflow_worker_insight.capture.claim import _after_insert
+
+    model = compat.xcom_model()
+    assert not event.contains(model, "after_insert", _after_insert)
+    yield
+    if event.contains(model, "after_insert", _after_insert):
+        event.remove(model, "after_insert", _after_insert)
+
+
+def claims() -> bool:
+    from sqlalchemy import event
+
+    from airflow_worker_insight.capture.claim import _after_insert
+
+    return bool(event.contains(compat.xcom_model(), "after_insert", _after_insert))
+
+
+def test_airflow_loads_it(run_airflow: str) -> None:
+    assert "worker_insight" in run_airflow
+
+
+@pytest.fixture
+def run_airflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return what ``airflow plugins`` says."""
+    from tests.unit.database import run_command
+
+    path = tmp_path_factory.mktemp("plugins") / "airflow.db"
+    return run_command(f"sqlite:///{path}", "-m", "airflow", "plugins", "--output", "json")
+
+
+def test_both_listeners_are_handed_over() -> None:
+    assert WorkerInsightPlugin().listeners == [listener, run_listener]
+
+
+@airflow_3
+@pytest.mark.usefixtures("unclaimed")
+def test_an_api_server_gets_the_app_and_begins_to_claim() -> None:
+    plugin = WorkerInsightPlugin()
+    assert not claims()
+    (app,) = plugin.fastapi_apps
+    assert (app["url_prefix"], app["name"]) == (URL_PREFIX, "Airflow Worker Insight")
+    assert app["app"].routes
+    assert claims()
+
+
+@airflow_3
+@pytest.mark.usefixtures("unclaimed")
+def test_asking_for_the_app_again_claims_once() -> None:
+    from sqlalchemy import event
+
+    from airflow_worker_insight.capture.claim import _after_insert
+
+    plugin = WorkerInsightPlugin()
+    for _ in range(3):
+        assert len(plugin.fastapi_apps) == 1
+    event.remove(compat.xcom_model(), "after_insert", _after_insert)
+    assert not claims()
+
+
+@airflow_3
+@pytest.mark.usefixtures("unclaimed")
+def test_switched_off_it_shows_but_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
+    assert len(WorkerInsightPlugin().fastapi_apps) == 1
+    assert not claims()
+
+
+@pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 has FastAPI apps")
+def test_airflow_2_gets_no_app() -> None:
+    assert WorkerInsightPlugin().fastapi_apps == []
+
+
+@airflow_3
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [("http://localhost:8080", ""), ("https://example.org/team/airflow/", "/team/airflow")],
+)
+def test_the_tab_is_below_the_servers_own_path(monkeypatch: pytest.MonkeyPatch, base_url: str, path: str) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    (tab,) = WorkerInsightPlugin().external_views
+    assert (tab["name"], tab["destination"]) == ("Worker", "task_instance")
+    assert tab["href"] == (
+        f"{path}/worker-insight/panel?dag_id={{DAG_ID}}&run_id={{RUN_ID}}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}"
+    )
+
+
+def test_every_task_gets_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.org/team/")
+    monkeypatch.setenv("AIRFLOW__WEBSERVER__BASE_URL", "https://example.org/team")
+    (link,) = WorkerInsightPlugin().global_operator_extra_links
+    key = SimpleNamespace(dag_id="a/b?c", run_id="run 1+x", task_id="t&u", map_index=3, try_number=2)
+    page = "worker-insight" if compat.is_airflow_3() else "workerinsight"
+    assert link.name == "Worker"
+    assert link.get_link(None, ti_key=key) == (
+        f"/team/{page}/panel?dag_id=a%2Fb%3Fc&run_id=run%201%2Bx&task_id=t%26u&map_index=3&try_number=2"
+    )
+
+
+@airflow_3
+def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under another auth manager than FAB's the API server would refuse to start, or each view would answer 500."""
+    monkeypatch.setattr(compat, "serves_flask_views", lambda: False)
+    plugin = WorkerInsightPlugin()
+    assert (plugin.appbuilder_views, plugin.flask_blueprints) == ([], [])
