@@ -82,6 +82,7 @@ STATES = (
     "queued",
     "scheduled",
     "awaiting_input",
+    "shutdown",
 )
 ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
 

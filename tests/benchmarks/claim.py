@@ -22,7 +22,9 @@ def run(setting: Setting) -> Result:
         airflow.start("api-server")
         found = probe(airflow, "claim_probe", "--url", airflow.base_url, "--pairs", str(pairs))
     if found["attempts"] != found["expected"] or list(found["xcoms"].values()) != [found["expected"]]:
-        raise RuntimeError(f"not every report was claimed, or more than the reports: {found}")
+        raise RuntimeError(
+            f"of {found['expected']} reports {found['attempts']} are recorded, and XComs are left: {found['xcoms']}"
+        )
     claimed, ordinary = ([pair[name] for pair in found["pairs"]] for name in ("claimed", "ordinary"))
     added = [pair["claimed"] - pair["ordinary"] for pair in found["pairs"]]
     upserts = [p["claimed"] - p["ordinary"] for p in found["pairs"] if p["writes_worker"]]

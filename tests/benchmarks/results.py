@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -60,14 +61,14 @@ class Summary:
         }
 
 
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the smallest value that so many percent of the values do not exceed."""
-    return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return the smallest of the sorted values that so many percent of them do not exceed."""
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A number that was promised, and what was measured. ``note`` says why it was missed, where it was."""
+    """A number that was promised, and what was measured."""
 
     what: str
     measured: float

@@ -48,7 +48,7 @@ from airflow.triggers.base import StartTriggerArgs
 class Defers(BaseOperator):
     def execute(self, context):
         witness(context)
-        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=1)), method_name="resume")
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=4)), method_name="resume")
 
     def resume(self, context, event=None):
         witness(context)
@@ -68,7 +68,9 @@ class StaysInTheTriggerer(BaseOperator):
 
 @dag(schedule=None)
 def all_kinds():
-    @task.sensor(poke_interval=1, mode="reschedule", timeout=120)
+    # Airflow itself fails a task that it queues again before it has noticed that the executor is done with it: an
+    # interval must be longer than a loop of the scheduler.
+    @task.sensor(poke_interval=4, mode="reschedule", timeout=120)
     def rescheduled(**context):
         witness(context)
         path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")

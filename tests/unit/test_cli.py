@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import inspect, text
 
 from airflow_worker_insight import cli, compat
-from airflow_worker_insight.capture import backfill
+from airflow_worker_insight.capture import backfill, reconcile
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt
 from tests.unit.database import OUR_COMMAND, Database, add_run, add_try, at, run_command
@@ -320,7 +320,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
         for number in range(5):
             add_try(connection, add_run(connection, run_id=f"run-{number}", ended_at=at(number)))
     monkeypatch.setattr(backfill, "BATCH", 2)
-    real, batches = backfill.reconcile_runs, iter([True, False])
+    real, batches = reconcile.reconcile_runs, iter([True, False])
 
     def second_batch_stops(*arguments: object, **options: object) -> object:
         if not next(batches):

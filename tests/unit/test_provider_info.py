@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 import airflow_worker_insight
@@ -73,6 +73,7 @@ def read_options() -> set[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_conf_"):
             (name,) = node.args
             assert isinstance(name, ast.Constant)
+            assert isinstance(name.value, str)
             found.add(name.value)
     return found
 

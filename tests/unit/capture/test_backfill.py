@@ -15,6 +15,7 @@ from airflow_worker_insight.store.recording import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at
 
 if TYPE_CHECKING:
+    from airflow_worker_insight.capture.backfill import Progress
     from airflow_worker_insight.store.airflow_tries import DagRunRef
 
 
@@ -55,9 +56,7 @@ def test_running_it_twice_changes_nothing(database: Database, history: list[DagR
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(database: Database, history: list[DagRunRef]) -> None:
-    steps = reconcile_selected(Selection(), installed_at=at(1000))
-    first = next(steps)
-    steps.close()
+    first = next(reconcile_selected(Selection(), installed_at=at(1000)))
     assert recorded(database) == ["run-0", "run-1", "run-2"]
     assert first.last_row_id == history[2].row_id
 
@@ -78,7 +77,7 @@ def test_a_batch_that_fails_leaves_the_earlier_ones_done(
             raise RuntimeError("the database is gone")
 
     monkeypatch.setattr(closing, "add_tries", fail_at_run_4)
-    done = []
+    done: list[Progress] = []
     with pytest.raises(RuntimeError):
         done.extend(reconcile_selected(Selection(), installed_at=at(1000)))
     assert recorded(database) == ["run-0", "run-1", "run-2"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from sqlalchemy import event, text
@@ -15,9 +16,6 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.store import migrate
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, add_try, at, on_both
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
 
@@ -31,7 +29,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.fixture
-def refused(database: Database) -> Iterator[None]:
+def refused(database: Database) -> None:
     """Have the database refuse every attempt, for as long as the test says; the tables themselves are there."""
     if database.engine.dialect.name == "sqlite":
         make = "CREATE TRIGGER refuse BEFORE INSERT ON worker_insight_attempt BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -39,7 +37,6 @@ def refused(database: Database) -> Iterator[None]:
         make = "ALTER TABLE worker_insight_attempt ADD CONSTRAINT refuse CHECK (try_number < 0)"
     with database.engine.begin() as connection:
         connection.execute(text(make))
-    return
 
 
 def accept(database: Database) -> None:
@@ -264,7 +261,7 @@ def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
     assert len(warnings(caplog)) == 1
 
     migrate.upgrade()
-    monkeypatch.setattr(claim.time, "monotonic", lambda: claim._paused_until)
+    monkeypatch.setattr(time, "monotonic", lambda: claim._paused_until)
     push(other, a_report(other.try_id))
     assert [row["task_id"] for row in database.attempts()] == ["load"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.capture.queue import _Waiting
 
-NOW = {"settle": 0.0, "retry": (), "linger": 0.0, "tick": 0.0}
-LATER = {**NOW, "settle": 3600.0}
+NOW: dict[str, Any] = {"settle": 0.0, "retry": (), "linger": 0.0, "tick": 0.0}
+LATER: dict[str, Any] = {**NOW, "settle": 3600.0}
 
 
 class Parked(ReconcileQueue):
     """A queue that starts no thread and only notes what it would reconcile."""
 
-    def __init__(self, fails: Callable[[list[str]], bool] = lambda _: False, **pace: object) -> None:
-        super().__init__(Pace(**{**NOW, **pace}))  # type: ignore[arg-type]
+    def __init__(self, fails: Callable[[list[str]], bool] = lambda _: False, **pace: Any) -> None:
+        super().__init__(Pace(**{**NOW, **pace}))
         self.batches: list[list[str]] = []
         self.fails = fails
 
@@ -183,8 +183,8 @@ def test_a_process_that_cannot_start_a_thread_tries_again_with_the_next_run(monk
 class Unthreaded(ReconcileQueue):
     """A queue that reconciles for real, in the test's own thread."""
 
-    def __init__(self, **pace: object) -> None:
-        super().__init__(Pace(**{**NOW, **pace}))  # type: ignore[arg-type]
+    def __init__(self, **pace: Any) -> None:
+        super().__init__(Pace(**{**NOW, **pace}))
         self.passes = 0
         self.before_pass: Callable[[int], None] = lambda _: None
 

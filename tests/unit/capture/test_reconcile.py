@@ -307,14 +307,15 @@ def test_the_number_of_statements_does_not_grow_with_the_number_of_tries(databas
 def test_what_is_older_than_the_installation_is_backfilled(database: Database) -> None:
     with database.engine.begin() as connection:
         run = add_run(connection)
-        for task_id, times in {
+        kept: dict[str, dict[str, Any]] = {
             "before": {"started_at": at(99), "ended_at": at(999)},
             "at": {"started_at": at(100), "ended_at": at(999)},
             "after": {"started_at": at(101), "ended_at": at(999)},
             "no-start": {"started_at": None, "ended_at": at(99)},
             "no-times": {"started_at": None, "ended_at": None, "queued_dttm": at(99)},
             "nothing": {"started_at": None, "ended_at": None},
-        }.items():
+        }
+        for task_id, times in kept.items():
             add_try(connection, run, task_id, **times)
     reconciled(database, run, installed_at=at(100))
     assert {task_id: word for (task_id, _, _), (word, _) in words(database).items()} == {

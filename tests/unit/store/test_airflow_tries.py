@@ -22,8 +22,8 @@ airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 h
 def test_the_final_states_are_airflows() -> None:
     from airflow.utils.state import State
 
-    assert {None if state is None else str(state.value) for state in State.finished} == FINISHED
-    assert {str(state.value) for state in State.finished_dr_states} == set(FINISHED_RUN)
+    assert {state.value for state in State.finished} == FINISHED
+    assert {state.value for state in State.finished_dr_states} == set(FINISHED_RUN)
 
 
 @on_both

@@ -157,10 +157,10 @@ def test_the_sql_can_be_printed_for_every_database(url: str, capsys: pytest.Capt
 @pytest.mark.parametrize("url", URLS, indirect=True)
 def test_the_sql_of_going_back_can_be_printed_too(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     migrate.downgrade("base", sql_only=True)
-    sql = capsys.readouterr().out
-    assert all(f"DROP TABLE {name}" in sql for name in TABLES), url
+    dropped = re.findall(r"DROP TABLE (\w+)", capsys.readouterr().out)
+    assert set(dropped) >= TABLES, url
     migrate.downgrade(f"{migrate.head()}:base", sql_only=True)
-    assert capsys.readouterr().out == sql
+    assert re.findall(r"DROP TABLE (\w+)", capsys.readouterr().out) == dropped
 
 
 # --- by Airflow ------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def manager(database: Database) -> Iterator[Any]:
 
     from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
 
-    assert database
+    assert schema(database) is Schema.READY
     with create_session() as session:
         yield WorkerInsightDBManager(session)
 
@@ -242,7 +242,8 @@ def test_the_manager_passes_airflows_own_check() -> None:
 
     from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
 
-    RunDBManager._validate(WorkerInsightDBManager)
+    manager: Any = WorkerInsightDBManager
+    RunDBManager._validate(manager)
 
 
 @airflow_3

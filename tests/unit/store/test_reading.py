@@ -136,7 +136,7 @@ def test_a_try_that_ended_before_it_started_took_no_time(database: Database) -> 
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 WANTED = TryKey("etl", "run-1", "extract", 3, 2)
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "dag_id": "elt",
     "run_id": "run-2",
     "task_id": "load",
@@ -152,7 +152,8 @@ def test_a_filter_by_name(database: Database, name: str) -> None:
     record(database, replace(WANTED, **{name: OTHERS[name]}))
     attempts, total = listed(database, **{name: getattr(WANTED, name)})
     assert (keys(attempts), total) == ([WANTED], 1)
-    assert listed(database, **{name: 99 if name in ("map_index", "try_number") else "nobody"}) == ([], 0)
+    nobody: dict[str, Any] = {name: 99 if name in ("map_index", "try_number") else "nobody"}
+    assert listed(database, **nobody) == ([], 0)
 
 
 def test_all_filters_together(database: Database) -> None:
@@ -185,7 +186,7 @@ def test_filters_by_time_include_their_ends(database: Database, filters: dict[st
     "filters",
     [{"worker_id": "one"}, {"worker_name": "the one"}, {"hostname": "here"}, {"worker_id": "one", "hostname": "here"}],
 )
-def test_a_filter_by_worker(database: Database, filters: dict[str, str]) -> None:
+def test_a_filter_by_worker(database: Database, filters: dict[str, Any]) -> None:
     wanted = a_worker("one", name="the one", hostname="here")
     other = a_worker("two", name="the other", hostname="there")
     record(database, KEY, wanted)
@@ -278,7 +279,8 @@ def test_names_of_any_characters_are_found_and_only_they(database: Database, tex
     key = TryKey(text, text, text, -1, 1)
     record(database, key, a_worker("odd", name=text))
     record(database, KEY)
-    for filters in ({"dag_id": text}, {"run_id": text}, {"task_id": text}, {"worker_name": text}):
+    for name in ("dag_id", "run_id", "task_id", "worker_name"):
+        filters: dict[str, Any] = {name: text}
         attempts, total = listed(database, dag_ids=["etl", text], **filters)
         assert (keys(attempts), total) == ([key], 1)
     assert keys(panel(database, key)) == [key]
