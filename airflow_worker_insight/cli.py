@@ -142,8 +142,9 @@ def reconcile(args: Any) -> None:
     """Reconcile one Dag run, those of one Dag, or the latest."""
     from airflow_worker_insight import compat
     from airflow_worker_insight.capture.backfill import Selection
-    from airflow_worker_insight.capture.reconcile import Outcome, claim_waiting, reconcile_runs
+    from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
     from airflow_worker_insight.store.airflow_tries import find_run
+    from airflow_worker_insight.store.closing import first_report_at
 
     _require_tables()
     if args.run_id and not args.dag_id:
@@ -153,12 +154,13 @@ def reconcile(args: Any) -> None:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
                 raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
-            _print_outcome(1, reconcile_runs(connection, [run]))
+            _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
-    with compat.engine().begin() as connection:
-        claimed = Outcome(claimed=claim_waiting(connection))
+    with compat.engine().connect() as connection:
+        installed_at = first_report_at(connection)
+    claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting())
     since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
-    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed_at=None, before=claimed)
+    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed_at=installed_at, before=claimed)
 
 
 def backfill(args: Any) -> None:

@@ -87,7 +87,12 @@ def in_server_process() -> bool:
     if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
         # LocalExecutor forks its task processes from the scheduler, with all that it has imported.
         return False
-    return "airflow.jobs.scheduler_job_runner" in sys.modules or "airflow.api_fastapi.core_api.app" in sys.modules
+    return in_scheduler() or "airflow.api_fastapi.core_api.app" in sys.modules
+
+
+def in_scheduler() -> bool:
+    """Return whether this process has loaded the scheduler: it is one, or was forked from one."""
+    return "airflow.jobs.scheduler_job_runner" in sys.modules
 
 
 # --- the metadata database -------------------------------------------------------------------------------------------
@@ -110,14 +115,21 @@ def engine() -> Engine:
 def short_transaction() -> Iterator[Connection]:
     """Yield a connection of our own with a transaction; commit at the end, roll back on an error.
 
-    SQLite waits for another writer at most a second: a task must not stand still because of us.
+    It waits for another's lock at most a second, and fails then: a task must not stand still because of us.
     """
     with engine().begin() as connection:
-        if connection.dialect.name == "sqlite":
-            # The setting stays with the connection, which therefore must not go back to Airflow's pool.
-            connection.detach()
-            connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
-        yield connection
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+        if connection.dialect.name != "sqlite":
+            yield connection
+            return
+        # The connection goes back to Airflow's pool: with the patience that Airflow gave it.
+        patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
+        connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
+        try:
+            yield connection
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
 
 
 def database_url() -> str:

@@ -11,14 +11,17 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
 from airflow_worker_insight.store import airflow_tries, closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BATCH = 100
-"""Dag runs per transaction: short enough for the database, long enough to be quick."""
+"""Dag runs read at once."""
+
+BATCH_TASKS = 5_000
+"""Task instances per transaction: short enough for the database, long enough to be quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
     """
     after = selection.after
     while True:
-        with compat.engine().begin() as connection:
+        with compat.engine().connect() as connection:
             runs = airflow_tries.finished_runs(
                 connection,
                 dag_id=selection.dag_id,
@@ -73,6 +76,9 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
             )
             if not runs:
                 return
-            outcome = reconcile_runs(connection, runs, installed_at=installed_at)
-        after = runs[-1].row_id
-        yield Progress(runs=len(runs), outcome=outcome, last_row_id=after)
+            parts = list(in_parts(airflow_tries.count_task_instances(connection, runs), BATCH_TASKS))
+        for part in parts:
+            with compat.engine().begin() as connection:
+                outcome = reconcile_runs(connection, part, installed_at=installed_at)
+            after = part[-1].row_id
+            yield Progress(runs=len(part), outcome=outcome, last_row_id=after)

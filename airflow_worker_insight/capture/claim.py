@@ -18,7 +18,7 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, migrate, xcoms
 from airflow_worker_insight.store.keys import TaskInstanceKey
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.recording import ContradictingWorker, TooManyWorkers, record_start
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -78,17 +78,22 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
 def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
     report = parse_report(value)
     one = airflow_tries.try_by_id(connection, report.try_id)
-    # A task may write XComs of other tasks; only the try's own processes know its ID.
-    if one is None or one.key.task_instance != sender:
+    # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
+    if one is None or one.key.task_instance != sender or one.started_at is None:
         raise RejectedReport("not_this_try")
-    record_start(
-        connection,
-        one.key,
-        worker_record(report.worker, job_id=one.queued_by_job_id),
-        try_started_at=one.started_at,
-        state=one.state,
-        now=now,
-    )
+    try:
+        record_start(
+            connection,
+            one.key,
+            worker_record(report.worker, job_id=one.queued_by_job_id),
+            try_started_at=one.started_at,
+            state=one.state,
+            now=now,
+        )
+    except ContradictingWorker:
+        raise RejectedReport("contradicting") from None
+    except TooManyWorkers:
+        raise RejectedReport("too_many_workers") from None
 
 
 def _explain(connection: Connection, error: Exception) -> None:

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 
+# Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
+from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
+from airflow_worker_insight.store.airflow_tries import count_task_instances, find_run, latest_finished_runs
+from airflow_worker_insight.store.closing import first_report_at
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -29,10 +34,13 @@ class Pace:
     """Airflow calls its listeners before it commits the run's end: wait for the commit before reading."""
 
     batch: int = 20
-    """Dag runs reconciled in one transaction."""
+    """Dag runs taken at once."""
+
+    batch_tasks: int = 2_000
+    """Task instances reconciled in one transaction; a single Dag run may have more."""
 
     look_again: tuple[float, ...] = (30.0, 120.0, 600.0, 3600.0)
-    """When to look again at a run that ended (failed fast, or set by a person) while tasks of it were running."""
+    """When to look again at a run whose end is not committed yet, or that ended while tasks of it were running."""
 
     retry: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0)
     """Waits between tries of a batch that failed (a locked or restarting database), then it is left to the command."""
@@ -61,11 +69,11 @@ class _Waiting:
 class ReconcileQueue:
     """Collects ended Dag runs, each once, and reconciles them in the background."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self, pace: Pace | None = None, *, catch_up: bool = True) -> None:
         self.pace = pace or Pace()
         self._heap: list[_Waiting] = []
         self._known: dict[tuple[str, str], float] = {}
-        self._catch_up_due = True
+        self._catch_up_due = catch_up
         self._lock = Lock()
         self._thread: Thread | None = None
 
@@ -96,6 +104,14 @@ class ReconcileQueue:
             self._thread = thread
 
     def _work(self) -> None:
+        try:
+            self._work_until_idle()
+        except BaseException:
+            with self._lock:
+                self._thread = None
+            raise
+
+    def _work_until_idle(self) -> None:
         idle_since = time.monotonic()
         while True:
             if self._take_catch_up():
@@ -158,26 +174,29 @@ class ReconcileQueue:
         return False
 
     def _reconcile(self, batch: Sequence[_Waiting]) -> None:
-        from airflow_worker_insight.capture.reconcile import reconcile_runs
-        from airflow_worker_insight.store.airflow_tries import find_run
-
-        with compat.short_transaction() as connection:
+        with compat.engine().connect() as connection:
             found = [(waiting, find_run(connection, waiting.dag_id, waiting.run_id)) for waiting in batch]
-            outcome = reconcile_runs(connection, [run for _, run in found if run is not None])
+            runs = [run for _, run in found if run is not None]
+            installed_at = first_report_at(connection)
+            parts = list(in_parts(count_task_instances(connection, runs), self.pace.batch_tasks))
+        outcome = Outcome()
+        for part in parts:
+            with compat.short_transaction() as connection:
+                outcome += reconcile_runs(connection, part, installed_at=installed_at)
         for waiting, run in found:
-            if run in outcome.still_running and waiting.looks < len(self.pace.look_again):
+            if run is None or (run.is_finished and run not in outcome.still_running):
+                continue
+            if waiting.looks < len(self.pace.look_again):
                 due = time.monotonic() + self.pace.look_again[waiting.looks]
                 self._put(_Waiting(due, waiting.dag_id, waiting.run_id, waiting.looks + 1))
 
     def _queue_recent(self) -> None:
-        from airflow_worker_insight.store.airflow_tries import finished_runs
-
         since = datetime.now(timezone.utc) - self.pace.catch_up
         with compat.engine().connect() as connection:
-            recent = finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
+            recent = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
         for run in recent:
             self.put(run.dag_id, run.run_id)
 
 
-queue = ReconcileQueue()
+queue = ReconcileQueue(catch_up=compat.in_scheduler())
 """The one queue of this process."""

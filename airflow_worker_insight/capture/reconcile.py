@@ -20,7 +20,7 @@ from airflow_worker_insight.store.attribution import Verdict, attribute
 from airflow_worker_insight.store.tables import NO_WORKER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.keys import TryKey
     from airflow_worker_insight.store.xcoms import StoredReport
 
-WAITING_PAGE = 1000
+WAITING_PAGE = 100
 """Waiting reports that are read at once."""
 
 
@@ -93,6 +93,23 @@ def reconcile_runs(
     )
 
 
+def in_parts(runs: Mapping[DagRunRef, int], most: int) -> Iterator[list[DagRunRef]]:
+    """Cut Dag runs into parts of at most ``most`` task instances each; a run that has more is a part of its own.
+
+    :param runs: Dag runs and how many task instances each has
+    """
+    part: list[DagRunRef] = []
+    size = 0
+    for run, tasks in runs.items():
+        if part and size + tasks > most:
+            yield part
+            part, size = [], 0
+        part.append(run)
+        size += tasks
+    if part:
+        yield part
+
+
 def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> frozenset[DagRunRef]:
     running = {(one.key.dag_id, one.key.run_id) for one in tries if one.state is not None and not one.is_finished}
     return frozenset(run for run in runs if (run.dag_id, run.run_id) in running)
@@ -139,17 +156,31 @@ def _closed_without_state(one: AirflowTry, known: Recorded) -> AirflowTry:
     return replace(one, started_at=known.started_at)
 
 
-def claim_waiting(connection: Connection, runs: Sequence[DagRunRef] | None = None) -> int:
-    """Take the reports that no API server claimed, of these Dag runs or of all; return how many."""
+def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:
+    """Take the reports of these Dag runs that no API server claimed; return how many."""
     if not compat.is_airflow_3():
         return 0
-    taken = 0
+    taken = failed = 0
     while True:
-        waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE)
+        # What is taken is gone from the table; what cannot be taken stays, and must not hide what is behind it.
+        waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
         now_taken = sum(_take_waiting(connection, report) for report in waiting)
-        taken += now_taken
-        # What was taken is gone from the table. A page of which nothing can be taken would come again and again.
-        if len(waiting) < WAITING_PAGE or not now_taken:
+        taken, failed = taken + now_taken, failed + len(waiting) - now_taken
+        if len(waiting) < WAITING_PAGE:
+            return taken
+
+
+def claim_all_waiting() -> int:
+    """Take all reports that no API server claimed, a page per transaction: no worker's row is locked for long."""
+    if not compat.is_airflow_3():
+        return 0
+    taken = failed = 0
+    while True:
+        with compat.engine().begin() as connection:
+            waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, limit=WAITING_PAGE, offset=failed)
+            now_taken = sum(_take_waiting(connection, report) for report in waiting)
+        taken, failed = taken + now_taken, failed + len(waiting) - now_taken
+        if len(waiting) < WAITING_PAGE:
             return taken
 
 

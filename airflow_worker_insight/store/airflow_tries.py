@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import Table
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 """Airflow's final states of a task instance (``airflow.utils.state.State.finished``)."""
+
+WAITING = frozenset({None, "scheduled", "queued"})
+"""States in which no process of the try runs."""
 
 FINISHED_RUN = ("success", "failed")
 """Airflow's final states of a Dag run."""
@@ -90,6 +93,12 @@ class DagRunRef:
     row_id: int
     dag_id: str
     run_id: str
+    state: str | None = field(default=None, compare=False)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether Airflow has committed the run's end."""
+        return self.state in FINISHED_RUN
 
 
 def tries_of_runs(connection: Connection, runs: Sequence[DagRunRef]) -> list[AirflowTry]:
@@ -172,9 +181,34 @@ def finished_runs(
     return [DagRunRef(*row) for row in connection.execute(ordered)]
 
 
+def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit: int) -> list[DagRunRef]:
+    """Return the Dag runs among the ``limit`` latest ones that ended since then; it reads no more than these."""
+    run = compat.dag_run_table()
+    latest = connection.execute(
+        select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state, run.c.end_date).order_by(run.c.id.desc()).limit(limit)
+    )
+    return [
+        DagRunRef(row.id, row.dag_id, row.run_id, row.state)
+        for row in latest
+        if row.state in FINISHED_RUN and row.end_date is not None and row.end_date >= ended_since
+    ]
+
+
+def count_task_instances(connection: Connection, runs: Collection[DagRunRef]) -> dict[DagRunRef, int]:
+    """Return how many task instances each of these Dag runs has."""
+    table = compat.task_instance_table()
+    rows = connection.execute(
+        select(table.c.dag_id, table.c.run_id, func.count().label("number"))
+        .where(tuple_(table.c.dag_id, table.c.run_id).in_([(run.dag_id, run.run_id) for run in runs]))
+        .group_by(table.c.dag_id, table.c.run_id)
+    )
+    counted = {(row.dag_id, row.run_id): int(row.number) for row in rows}
+    return {run: counted.get((run.dag_id, run.run_id), 0) for run in runs}
+
+
 def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_id: int) -> Any:
     run = compat.dag_run_table()
-    statement = select(run.c.id, run.c.dag_id, run.c.run_id).where(
+    statement = select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state).where(
         run.c.id > after_row_id, run.c.state.in_(FINISHED_RUN)
     )
     if dag_id is not None:
@@ -201,7 +235,7 @@ def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | No
     """Return a Dag run by its names."""
     run = compat.dag_run_table()
     row = connection.execute(
-        select(run.c.id, run.c.dag_id, run.c.run_id).where(run.c.dag_id == dag_id, run.c.run_id == run_id)
+        select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state).where(run.c.dag_id == dag_id, run.c.run_id == run_id)
     ).first()
     return DagRunRef(*row) if row is not None else None
 
@@ -212,7 +246,31 @@ def _read(connection: Connection, condition: Any) -> list[AirflowTry]:
     statement = union_all(_select(current, condition(current), rank=0), _select(history, condition(history), rank=1))
     rows = sorted(connection.execute(statement), key=lambda row: row.rank_)
     found = {one.key: one for one in map(_airflow_try, rows)}
-    return sorted(found.values(), key=lambda one: (one.key.task_id, one.key.map_index, one.key.try_number))
+    ordered = sorted(found.values(), key=lambda one: (one.key.task_instance.as_tuple(), one.key.try_number))
+    return list(_without_leftovers(ordered))
+
+
+def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
+    """Blank what a try has only because the one before it left it there.
+
+    Airflow keeps host, process and start of a task instance until its next try starts, so a try that waits, or ended
+    while it waited, still carries them (``TaskInstance.prepare_db_for_next_try`` and ``DagRun.schedule_tis`` do not
+    clear them; 2.11.2 to 3.3.2).
+
+    :param tries: in the order of their numbers
+    """
+    seen: dict[TaskInstanceKey, set[tuple[str, int | None, datetime | None]]] = defaultdict(set)
+    for one in tries:
+        if one.hostname is None:
+            yield one
+            continue
+        process = (one.hostname, one.pid, one.started_at)
+        before = seen[one.key.task_instance]
+        if process in before or one.state in WAITING:
+            yield replace(one, hostname=None, pid=None, started_at=None)
+        else:
+            yield one
+        before.add(process)
 
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:

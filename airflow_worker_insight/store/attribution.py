@@ -7,7 +7,7 @@ host is, as "one of the workers of this host"; else the reason why nothing is kn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -42,16 +42,10 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One recorded life of a worker: its row's ID and when it was surely there."""
+    """One recorded life of a worker and the ID of its row."""
 
     ref: int
     record: WorkerRecord
-    registered_at: datetime
-    last_seen_at: datetime
-
-    def covers(self, moment: datetime) -> bool:
-        """Return whether the worker was surely alive at ``moment``: it had started and was seen later."""
-        return (self.record.started_at or self.registered_at) <= moment <= self.last_seen_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +83,17 @@ def attribute(
 
 
 def _only_possible_life(one: AirflowTry, kind: str, lives: Collection[Life]) -> Life | None:
+    """Return the life that ran the try where Airflow's columns leave no other.
+
+    That one was alive at the time on that host is not enough: another one there may not have reported yet.
+    """
     here = [life for life in lives if life.record.hostname == one.hostname and life.record.kind == kind]
-    if kind == "local" and one.queued_by_job_id is not None:
+    if kind == "local":
         # LocalExecutor's worker is the scheduler that queued the try, and a job row is one life of a scheduler.
-        possible = [life for life in here if life.record.job_id == one.queued_by_job_id]
+        possible = [life for life in here if one.queued_by_job_id and life.record.job_id == one.queued_by_job_id]
     else:
-        started_at = one.started_at
-        possible = [life for life in here if started_at is not None and life.covers(started_at)]
+        # The host of a pod is the pod, and a pod is one life.
+        possible = here if kind == "kubernetes" else []
     return possible[0] if len(possible) == 1 else None
 
 

@@ -77,8 +77,6 @@ def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
                 started_at=_utc(row.started_at),
                 job_id=row.job_id,
             ),
-            registered_at=row.registered_at.astimezone(timezone.utc),
-            last_seen_at=row.last_seen_at.astimezone(timezone.utc),
         )
         for row in rows
     ]

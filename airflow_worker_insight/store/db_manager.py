@@ -48,6 +48,7 @@ class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
 
     def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
         """Run the migrations down to ``to_revision``."""
+        self._release_locks()
         range_ = f"{from_revision}:{to_revision}" if from_revision else to_revision
         migrate.downgrade(range_, sql_only=show_sql_only)
 

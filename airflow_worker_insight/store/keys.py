@@ -15,6 +15,10 @@ class TaskInstanceKey:
     task_id: str
     map_index: int
 
+    def as_tuple(self) -> tuple[str, str, str, int]:
+        """Return the four names in Airflow's own order."""
+        return self.dag_id, self.run_id, self.task_id, self.map_index
+
 
 @dataclass(frozen=True, slots=True)
 class TryKey:

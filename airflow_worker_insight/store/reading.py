@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.airflow_tries import AirflowTry
 
 
+MAX_REFS = 1000
+"""Workers of one name or host that a list is filtered by row ID."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptWorker:
     """A worker as one attempt shows it; ``process_count`` task processes of the try ran there."""
@@ -108,7 +112,7 @@ def list_attempts(
     :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
     """
     refs = _worker_refs(connection, filters)
-    if not dag_ids or refs == ():
+    if not dag_ids:
         return [], 0
     conditions = _conditions(filters, dag_ids, refs)
     total: int = connection.execute(select(func.count()).select_from(_source(filters)).where(*conditions)).scalar_one()
@@ -180,8 +184,8 @@ def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
 # --- listing ---------------------------------------------------------------------------------------------------------
 
 
-def _worker_refs(connection: Connection, filters: AttemptFilter) -> tuple[int, ...] | None:
-    """Return the row IDs of the workers that the filter names, or ``None`` when it names none."""
+def _worker_refs(connection: Connection, filters: AttemptFilter) -> Any:
+    """Return the row IDs of the workers that the filter names as IN takes them, or ``None`` when it names none."""
     conditions = [
         column == value
         for column, value in (
@@ -193,10 +197,13 @@ def _worker_refs(connection: Connection, filters: AttemptFilter) -> tuple[int, .
     ]
     if not conditions:
         return None
-    return tuple(connection.execute(select(worker.c.id).where(*conditions)).scalars())
+    named = select(worker.c.id).where(*conditions)
+    found = connection.execute(named.limit(MAX_REFS + 1)).scalars().all()
+    # Row IDs let the database use the index of one worker; a name that thousands of pods share is left to a join.
+    return named if len(found) > MAX_REFS else list(found)
 
 
-def _conditions(filters: AttemptFilter, dag_ids: Collection[str], refs: Sequence[int] | None) -> list[Any]:
+def _conditions(filters: AttemptFilter, dag_ids: Collection[str], refs: Any) -> list[Any]:
     column = attempt.c
     conditions: list[Any] = []
     if filters.dag_id is None:
@@ -219,11 +226,23 @@ def _conditions(filters: AttemptFilter, dag_ids: Collection[str], refs: Sequence
     if refs is None:
         conditions.append(column.ordinal == 0)
     else:
-        conditions += [column.worker_ref.in_(refs), _is_first_of(refs)]
+        conditions += [column.worker_ref.in_(refs), _is_first_of(refs), _counts()]
     return conditions
 
 
-def _is_first_of(refs: Sequence[int]) -> Any:
+def _counts() -> Any:
+    """Leave out what was inferred of a try before its worker reported after all; see :func:`_attempt`."""
+    other = attempt.alias("reported")
+    report = select(other.c.ordinal).where(
+        other.c.run_key == attempt.c.run_key,
+        other.c.task_key == attempt.c.task_key,
+        other.c.try_number == attempt.c.try_number,
+        other.c.attribution == REPORTED,
+    )
+    return or_(attempt.c.attribution == REPORTED, ~report.exists())
+
+
+def _is_first_of(refs: Any) -> Any:
     """Keep one row per try where several of the wanted workers ran the same try."""
     other = attempt.alias("other")
     earlier = select(other.c.ordinal).where(

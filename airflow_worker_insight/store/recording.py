@@ -1,7 +1,8 @@
 """Write that a worker started a try: the statement that runs for every task process of the deployment.
 
 In the usual case this is one statement. It copies the worker's ID from the worker table and inserts nothing if the
-worker is unknown, has changed its description or was not seen for a while; only then the worker's row is written too.
+worker is unknown or has changed its description; only then the worker's row is written too, so that those who start
+tasks at the same time do not wait for one another's lock on it.
 It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT anew each time, which takes milliseconds.
 """
 
@@ -31,6 +32,20 @@ REPORTED = "reported"
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
+
+MAX_SEEN = 10_000
+"""Workers that one process remembers to have marked as seen."""
+
+MAX_WORKERS = 100
+"""Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
+
+
+class ContradictingWorker(ValueError):  # noqa: N818
+    """A description of a known life that says it is of another kind, host or process than before."""
+
+
+class TooManyWorkers(ValueError):  # noqa: N818
+    """A try that says to run on more than :data:`MAX_WORKERS` workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,8 @@ def record_start(
     :param try_started_at: when Airflow says that the try started
     :param state: the try's state as Airflow has it, usually ``running``
     :param now: when the process started, by the clock of the machine that writes
+    :raises ContradictingWorker: when the worker's ID is known as another worker's
+    :raises TooManyWorkers: when the try has had too many workers
     """
     start = {
         "p_run_key": key.run_key,
@@ -105,13 +122,14 @@ def record_start(
         "p_now": now,
         "p_worker_id": record.worker_id,
         "p_fingerprint": record.fingerprint,
-        "p_seen_after": now - SEEN_EVERY,
     }
-    if _write_start(connection, start):
-        return
-    upsert_worker(connection, record, now=now)
     if not _write_start(connection, start):
-        raise LookupError(f"worker {record.worker_id} could not be stored")
+        if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
+            raise TooManyWorkers(key)
+        upsert_worker(connection, record, now=now)
+        if not _write_start(connection, start):
+            raise LookupError(f"worker {record.worker_id} could not be stored")
+    _mark_seen(connection, record.worker_id, now=now)
 
 
 def _write_start(connection: Connection, start: Mapping[str, Any]) -> bool:
@@ -120,19 +138,39 @@ def _write_start(connection: Connection, start: Mapping[str, Any]) -> bool:
 
 
 def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> int:
-    """Write a worker's description and that it was seen at ``now``; return its row's ID."""
-    values = {
-        "worker_id": record.worker_id,
-        "registered_at": now,
-        "last_seen_at": now,
-        "job_id": record.job_id,
-        "fingerprint": record.fingerprint,
-        **record.description(),
-    }
-    kept = {name: value for name, value in values.items() if name not in ("worker_id", "registered_at")}
-    connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=kept))
+    """Write a worker that is not known, or what has changed of one that is; return its row's ID.
+
+    :raises ContradictingWorker: when the ID is known as another worker's
+    """
+    known = connection.execute(
+        select(worker.c.kind, worker.c.hostname, worker.c.pid, worker.c.host_only).where(
+            worker.c.worker_id == record.worker_id
+        )
+    ).first()
+    if known is not None and known != (record.kind, record.hostname, record.pid, record.host_only):
+        raise ContradictingWorker(record.worker_id)
+    changing = {"job_id": record.job_id, "fingerprint": record.fingerprint, **record.description()}
+    values = {"worker_id": record.worker_id, "registered_at": now, "last_seen_at": now, **changing}
+    connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=changing))
     row_id: int = connection.execute(select(worker.c.id).where(worker.c.worker_id == record.worker_id)).scalar_one()
     return row_id
+
+
+_seen: dict[str, datetime] = {}
+"""When this process last marked a worker as seen; a hint only, so that most starts need no statement for it."""
+
+
+def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
+    """Write that a worker was seen, unless that was written shortly before or somebody is about to write it."""
+    if now - _seen.get(worker_id, now - SEEN_EVERY) < SEEN_EVERY:
+        return
+    if len(_seen) >= MAX_SEEN:
+        _seen.clear()
+    _seen[worker_id] = now
+    stale = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.last_seen_at < now - SEEN_EVERY)
+    row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
+    if row_id is not None:
+        connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))
 
 
 def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]) -> Any:
@@ -168,8 +206,12 @@ def _known_worker() -> list[Any]:
     return [
         worker.c.worker_id == bindparam("p_worker_id"),
         worker.c.fingerprint == bindparam("p_fingerprint"),
-        worker.c.last_seen_at > bindparam("p_seen_after", type_=Timestamp()),
     ]
+
+
+@cache
+def _workers_of_the_try() -> Any:
+    return select(func.count()).select_from(attempt).where(*_of_this_try(attempt))
 
 
 @cache
@@ -191,7 +233,9 @@ def _first_process() -> Any:
         **{name: _parameter(attempt.c[name]) for name in ("dag_id", "run_id", "task_id")},
     }
     written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
-    return insert(attempt).from_select(list(columns), select(*columns.values()).where(*_known_worker(), ~written))
+    return insert(attempt).from_select(
+        list(columns), select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
+    )
 
 
 @cache

@@ -139,6 +139,7 @@ attempt = Table(
     Column("dag_id", StringID(), nullable=False),
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
+    # On PostgreSQL the migration makes these NULLS FIRST: read backwards they are in the order of lists.
     Index("worker_insight_attempt_worker", "worker_ref", "started_at"),
     Index("worker_insight_attempt_started_at", "started_at"),
 )

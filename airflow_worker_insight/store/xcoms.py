@@ -44,9 +44,9 @@ def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKe
 
 
 def unclaimed_reports(
-    connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int
+    connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int, offset: int = 0
 ) -> list[StoredReport]:
-    """Return up to ``limit`` reports that were stored and never claimed, of these Dag runs or of all."""
+    """Return stored reports that nobody claimed, of these Dag runs or of all, a page of them."""
     table = compat.xcom_model().__table__
     statement = (
         select(
@@ -58,7 +58,9 @@ def unclaimed_reports(
             table.c.timestamp,
         )
         .where(table.c.key == key)
+        .order_by(table.c.dag_run_id, table.c.task_id, table.c.map_index)
         .limit(limit)
+        .offset(offset)
     )
     if runs is not None:
         statement = statement.where(table.c.dag_run_id.in_([run.row_id for run in runs]))

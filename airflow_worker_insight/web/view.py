@@ -62,7 +62,7 @@ _ATTRIBUTIONS = {
         Attribution(
             "inferred",
             "Worked out",
-            "The worker did not report; the host, process and time that Airflow kept fit this worker and no other.",
+            "The worker did not report, and what Airflow kept of the try leaves no other worker.",
         ),
         Attribution(
             "backfilled",

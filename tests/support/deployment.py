@@ -673,7 +673,7 @@ def _text_after(log: Path, offset: int) -> str:
 
 def _to_psycopg(query: str, parameters: Mapping[str, object]) -> str:
     """Rewrite ``:name`` to ``%(name)s``, for the names that were given."""
-    query = query.replace("%", "%%") if parameters else query
+    query = query.replace("%", "%%")
     for name in sorted(parameters, key=len, reverse=True):
         query = query.replace(f":{name}", f"%({name})s")
     return query

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,12 +20,17 @@ from sqlalchemy import text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.capture.validation import worker_record
+from airflow_worker_insight.store.recording import upsert_worker
 
 DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "scheduled__2026-03-01T00:00:00+00:00", "transform_partitions"
 ORDINARY_KEY = "an_ordinary_key_of_the_same_length"[: len(REPORT_KEY)]
 
 CLAIMS_PER_WORKER = 4
-"""The first of them finds an unknown worker and writes its row too, as happens once a minute for each busy worker."""
+"""Each worker is known, but the first of its claims finds that it was not seen for an hour and writes that too.
+
+A busy deployment does that once a minute for each worker.
+"""
 
 _DAG_RUN = """
 INSERT INTO dag_run (dag_id, run_id, run_type, run_after, logical_date, start_date, state, clear_number)
@@ -51,6 +57,14 @@ def make_running_tries(number: int) -> list[UUID]:
             [{**names, "task_id": TASK_ID, "map_index": n, "id": str(one)} for n, one in enumerate(tries)],
         )
     return tries
+
+
+def make_workers(pairs: int) -> None:
+    """Write the workers of all reports, as seen an hour ago."""
+    with compat.engine().begin() as connection:
+        for number in range(0, pairs, CLAIMS_PER_WORKER):
+            described = worker_record(report(number, uuid4())["worker"], job_id=None)
+            upsert_worker(connection, described, now=datetime.now(timezone.utc) - timedelta(hours=1))
 
 
 def report(number: int, try_id: UUID) -> dict[str, Any]:
@@ -114,6 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     pairs = args.pairs + args.warm
     tries = make_running_tries(2 * pairs)
+    make_workers(pairs)
     generator = BaseExecutor(parallelism=1).jwt_generator
     tokens = [generator.generate({"sub": str(one), "scope": "execution"}, valid_for=3600) for one in tries]
     sender = Sender(args.url)
@@ -129,7 +144,7 @@ def main() -> None:
             {
                 "claimed": spent[REPORT_KEY],
                 "ordinary": spent[ORDINARY_KEY],
-                "writes_worker": pair % CLAIMS_PER_WORKER == 0,
+                "marks_worker": pair % CLAIMS_PER_WORKER == 0,
             }
         )
     with compat.engine().connect() as connection:

@@ -62,7 +62,7 @@ def test_a_mapped_task_instance_shows_its_index() -> None:
     ("attribution", "state", "workers", "text", "explanation"),
     [
         ("reported", "success", [on("w1")], "Reported by the worker", "The worker itself said"),
-        ("inferred", "failed", [on("w1")], "Worked out", "fit this worker and no other"),
+        ("inferred", "failed", [on("w1")], "Worked out", "leaves no other worker"),
         ("inferred", "failed", [one_of_the_host()], "Worked out: the host only", "one of the workers of this host"),
         ("inferred", "running", [one_of_the_host()], "Not reported yet", "has not reported yet"),
         ("backfilled", "success", [on("w1")], "From Airflow’s history", "older than the installation"),

@@ -9,13 +9,16 @@ from __future__ import annotations
 import sqlalchemy as sa
 from airflow.models.base import StringID
 from alembic import op
+from sqlalchemy.dialects import mysql
 
-from airflow_worker_insight.store.tables import Timestamp, metadata
+from airflow_worker_insight.store.tables import metadata
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
 
 
 def upgrade() -> None:
@@ -30,9 +33,9 @@ def upgrade() -> None:
         sa.Column("pid", sa.Integer()),
         sa.Column("host_only", sa.Boolean(), nullable=False),
         sa.Column("job_id", sa.Integer()),
-        sa.Column("started_at", Timestamp()),
-        sa.Column("registered_at", Timestamp(), nullable=False),
-        sa.Column("last_seen_at", Timestamp(), nullable=False),
+        sa.Column("started_at", Timestamp),
+        sa.Column("registered_at", Timestamp, nullable=False),
+        sa.Column("last_seen_at", Timestamp, nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("resources", sa.JSON(), nullable=False),
         sa.Column("versions", sa.JSON(), nullable=False),
@@ -50,10 +53,10 @@ def upgrade() -> None:
         "worker_insight_attempt",
         sa.Column("run_key", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("task_key", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("started_at", Timestamp()),
-        sa.Column("ended_at", Timestamp()),
-        sa.Column("first_started_at", Timestamp()),
-        sa.Column("last_started_at", Timestamp()),
+        sa.Column("started_at", Timestamp),
+        sa.Column("ended_at", Timestamp),
+        sa.Column("first_started_at", Timestamp),
+        sa.Column("last_started_at", Timestamp),
         sa.Column("try_number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("worker_ref", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("map_index", sa.Integer(), nullable=False),
@@ -67,15 +70,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_key", "task_key", "try_number", "worker_ref", name="worker_insight_attempt_pkey"),
         schema=metadata.schema,
     )
-    op.create_index(
-        "worker_insight_attempt_worker",
-        "worker_insight_attempt",
-        ["worker_ref", "started_at"],
-        schema=metadata.schema,
-    )
-    op.create_index(
-        "worker_insight_attempt_started_at", "worker_insight_attempt", ["started_at"], schema=metadata.schema
-    )
+    # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
+    # An index that descends itself would be half empty, because new rows come to its front.
+    is_postgresql = op.get_context().dialect.name == "postgresql"
+    by_start = sa.text("started_at NULLS FIRST" if is_postgresql else "started_at")
+    indexes: dict[str, list[str | sa.sql.expression.TextClause]] = {
+        "worker_insight_attempt_worker": ["worker_ref", by_start],
+        "worker_insight_attempt_started_at": [by_start],
+    }
+    for index, index_columns in indexes.items():
+        op.create_index(index, "worker_insight_attempt", index_columns, schema=metadata.schema)
 
 
 def downgrade() -> None:
