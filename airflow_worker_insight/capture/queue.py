@@ -16,6 +16,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
+from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.airflow_tries import count_task_instances, find_run, latest_finished_runs
 from airflow_worker_insight.store.closing import first_report_at
 
@@ -165,9 +166,9 @@ class ReconcileQueue:
                     count("runs_not_reconciled")
                     warn_once(
                         "queue.failed",
-                        "Airflow Worker Insight could not reconcile Dag runs (%s); run "
-                        "`airflow-worker-insight reconcile` when the cause is mended",
-                        error,
+                        "Airflow Worker Insight could not reconcile Dag runs: %s When the cause is mended, run "
+                        "`airflow-worker-insight reconcile`.",
+                        _explanation(error),
                     )
             else:
                 return True
@@ -196,6 +197,18 @@ class ReconcileQueue:
             recent = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
         for run in recent:
             self.put(run.dag_id, run.run_id)
+
+
+def _explanation(error: Exception) -> str:
+    """Return one line for an operator: what is wrong with the tables, or else the error without its SQL."""
+    try:
+        with compat.engine().connect() as connection:
+            schema = migrate.check(connection)
+    except Exception:  # noqa: BLE001
+        schema = migrate.Schema.READY  # Nothing is known of the tables: what went wrong first is the news.
+    if schema is not migrate.Schema.READY:
+        return schema.explanation
+    return f"{str(getattr(error, 'orig', None) or error).strip().partition(chr(10))[0]}."
 
 
 queue = ReconcileQueue(catch_up=compat.in_scheduler())

@@ -126,10 +126,12 @@ def make_plan(
     """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
     finished = [one for one in tries if one.is_finished]
     lost = airflow_tries.lost_tries(tries)
+    known = [_with_recorded_start(one, recorded[one.key]) for one in finished if one.key in recorded]
     return Plan(
         close=[
-            *(one for one in finished if one.key in recorded and not recorded[one.key].is_closed_as(one)),
-            *(_closed_without_state(one, recorded[one.key]) for one in lost if _is_open(recorded.get(one.key))),
+            *(one for one in known if not recorded[one.key].is_closed_as(one)),
+            # What a worker reported of a lost try is kept, but not that it runs: a later try is there.
+            *(_with_recorded_start(one, recorded[one.key]) for one in lost if _is_open(recorded.get(one.key))),
         ],
         add=[
             (
@@ -151,9 +153,9 @@ def _is_open(known: Recorded | None) -> bool:
     return known is not None and known.state is not None and known.ended_at is None
 
 
-def _closed_without_state(one: AirflowTry, known: Recorded) -> AirflowTry:
-    """Keep what a worker reported of a try, but not that it runs: a later try is there."""
-    return replace(one, started_at=known.started_at)
+def _with_recorded_start(one: AirflowTry, known: Recorded) -> AirflowTry:
+    """Keep the start that was recorded where Airflow has none."""
+    return one if one.started_at is not None else replace(one, started_at=known.started_at)
 
 
 def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:

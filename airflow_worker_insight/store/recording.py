@@ -167,7 +167,7 @@ def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None
     if len(_seen) >= MAX_SEEN:
         _seen.clear()
     _seen[worker_id] = now
-    stale = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.last_seen_at < now - SEEN_EVERY)
+    stale = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
     row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
     if row_id is not None:
         connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))

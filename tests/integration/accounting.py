@@ -175,9 +175,7 @@ def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
         )
         for key, one in rest_attempts(airflow, dag_id, run_id).items()
     } == {
-        key: said(
-            one.attribution, one.state, ((w.worker_id, w.name, w.process_count) for w in one.workers)
-        )
+        key: said(one.attribution, one.state, ((w.worker_id, w.name, w.process_count) for w in one.workers))
         for key, one in attempts(airflow, dag_id, run_id).items()
     }
 

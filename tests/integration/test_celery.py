@@ -58,9 +58,7 @@ def start(airflow: Deployment, name: str, *, wait: bool = True) -> None:
 
 
 @pytest.fixture(scope="module")
-def airflow(
-    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
-) -> Iterator[Deployment]:
+def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
     with Deployment(
         airflow_env("3.3.2"),
         executor="CeleryExecutor",

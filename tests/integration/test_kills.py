@@ -134,9 +134,7 @@ class Lives:
 
     def start(self, name: str, *, wait: bool = True) -> None:
         life = f"{name}, life {len(self.pids)}"
-        component = start_worker(
-            self.airflow, name, "--queues", f"default,{name}", life=life, wait=wait
-        )
+        component = start_worker(self.airflow, name, "--queues", f"default,{name}", life=life, wait=wait)
         self.pids[life] = component.pid
 
     def assert_never_wrong(self, recorded: Mapping[Try, Attempt], dag_id: str, run_id: str) -> None:

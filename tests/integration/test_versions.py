@@ -11,8 +11,8 @@ from tests.integration.accounting import (
     Try,
     left_in_xcom,
     mentions,
-    witnessed,
     wait_accounted,
+    witnessed,
 )
 from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment

@@ -86,3 +86,11 @@ def database(
 
     settings.dispose_orm()
     postgres.drop_database(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_was_seen_before() -> None:
+    """Each test has a database of its own, so what this process remembers of another's does not count."""
+    from airflow_worker_insight.store import recording
+
+    recording._seen.clear()

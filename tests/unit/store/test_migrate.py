@@ -54,9 +54,15 @@ def test_up_and_down_and_up_again(database: Database) -> None:
         assert upsert_worker(connection, a_worker(), now=NOON)
 
 
+ORDERED = ("worker_insight_attempt_worker", "worker_insight_attempt_started_at")
+
+
 @on_both
 def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
     def ours(item: Any, name: str | None, kind: str, *_: Any) -> bool:
+        # On PostgreSQL two indexes say NULLS FIRST, which is not in the metadata; the next test looks at them.
+        if kind == "index" and name in ORDERED:
+            return False
         return name in TABLES if kind == "table" else item.table.name in TABLES
 
     with database.engine.connect() as connection:
@@ -70,6 +76,14 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -
             assert columns == {column.name: column.nullable for column in table.c}
             primary_key = found.get_pk_constraint(table.name)["constrained_columns"]
             assert set(primary_key) == {column.name for column in table.primary_key}
+
+
+@on_both
+def test_the_indexes_are_in_the_order_of_lists(database: Database) -> None:
+    indexes = {index["name"]: index for index in inspect(database.engine).get_indexes(attempt.name)}
+    assert indexes.keys() == set(ORDERED)
+    if database.engine.dialect.name == "postgresql":
+        assert all(index["column_sorting"]["started_at"] == ("nulls_first",) for index in indexes.values())
 
 
 @on_both

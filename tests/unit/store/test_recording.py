@@ -17,7 +17,14 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from airflow_worker_insight.store import recording
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import task_instance_attempts
-from airflow_worker_insight.store.recording import SEEN_EVERY, WorkerRecord, record_start, upsert_worker
+from airflow_worker_insight.store.recording import (
+    SEEN_EVERY,
+    ContradictingWorker,
+    TooManyWorkers,
+    WorkerRecord,
+    record_start,
+    upsert_worker,
+)
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both
 
@@ -167,7 +174,7 @@ def test_the_usual_start_is_one_statement(database: Database) -> None:
 
 
 @on_both
-def test_an_unchanged_worker_is_written_again_once_it_was_not_seen_for_a_while(database: Database) -> None:
+def test_a_worker_is_marked_as_seen_once_a_minute(database: Database) -> None:
     start(database, a_worker(), now=NOON)
     start(database, a_worker(), now=NOON + SEEN_EVERY - timedelta(seconds=1))
     assert database.workers()[0]["last_seen_at"] == NOON
@@ -183,9 +190,6 @@ def test_an_unchanged_worker_is_written_again_once_it_was_not_seen_for_a_while(d
 
 CHANGES = [
     {"name": "renamed"},
-    {"hostname": "host-2"},
-    {"kind": "edge"},
-    {"pid": 101},
     {"labels": {}},
     {"labels": {"zone": "b"}},
     {"resources": {"cpus": 8}},
@@ -210,6 +214,30 @@ def test_a_changed_description_is_written_once(database: Database, change: dict[
     for name, value in change.items():
         assert stored[name] == value
     assert stored["registered_at"] == at(0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hostname": "host-2"}, {"kind": "edge"}, {"pid": 101}, {"host_only": True}], ids=str
+)
+def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str, Any]) -> None:
+    start(database, a_worker(), now=at(0))
+    with pytest.raises(ContradictingWorker):
+        start(database, a_worker(**change, labels={"mine": "yes"}), replace(KEY, task_id="load"), now=at(1))
+    (stored,) = database.workers()
+    assert (stored["hostname"], stored["kind"], stored["pid"]) == ("host-1", "celery", 100)
+    assert len(database.attempts()) == 1
+
+
+def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_WORKERS", 2)
+    recording._first_process.cache_clear()
+    start(database, a_worker("a"))
+    start(database, a_worker("b"))
+    with pytest.raises(TooManyWorkers):
+        start(database, a_worker("c"))
+    start(database, a_worker("a"))
+    recording._first_process.cache_clear()
+    assert [row["process_count"] for row in database.attempts()] == [2, 1]
 
 
 def test_the_caller_decides_about_the_transaction(database: Database) -> None:
