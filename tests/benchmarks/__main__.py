@@ -48,7 +48,7 @@ def main() -> int:
                 continue
             seconds = time.perf_counter() - begin
             results.show(console, result)
-            path = results.write(result, load_before=load, seconds=seconds)
+            path = results.write(result, quick=args.quick, load_before=load, seconds=seconds)
             console.print(f"{seconds:.0f} s; written to {path.relative_to(ROOT)}", highlight=False)
             found.append(result)
     console.print()

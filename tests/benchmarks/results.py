@@ -162,10 +162,10 @@ def revision() -> str:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def write(result: Result, *, load_before: float, seconds: float) -> Path:
-    """Write a result as JSON and return the file."""
+def write(result: Result, *, quick: bool, load_before: float, seconds: float) -> Path:
+    """Write a result as JSON and return the file; what was measured in a hurry overwrites nothing."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{result.name}.json"
+    path = FOLDER / f"{result.name}{'-quick' if quick else ''}.json"
     found = {
         "benchmark": result.name,
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -258,13 +258,13 @@ def test_processes_killed_at_any_moment_while_the_api_server_restarts(lives: Liv
 
     assert {key.map_index for key in recorded} == set(range(30))
     # A report can be lost only while the API server is gone, of those few tasks that were about to send it.
-    began = {key for key in witnessed(airflow, "under_fire", run_id)}
+    began = witnessed(airflow, "under_fire", run_id)
     assert len([key for key in began if recorded[key].attribution != "reported"]) <= 4
     lives.assert_never_wrong(recorded, "under_fire", run_id)
 
 
 def processes_of_tasks(airflow: Deployment, worker: str) -> list[psutil.Process]:
-    """Return the processes below a worker that are busy with a task: pool processes that have a child, and the child."""
+    """Return the processes of a worker that are busy with a task: pool processes with a child, and these children."""
     found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for pool_process in psutil.Process(airflow.components[worker].pid).children():
