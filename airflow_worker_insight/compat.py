@@ -90,6 +90,26 @@ def in_server_process() -> bool:
     return in_scheduler() or "airflow.api_fastapi.core_api.app" in sys.modules
 
 
+def in_task_process() -> bool:
+    """Return whether this process runs a task for a worker (or, on 2.11, has at least the command for it)."""
+    if is_airflow_3():
+        return task_channel() is not None
+    return "airflow.cli.commands.task_command" in sys.modules
+
+
+def listener_managers() -> Iterator[Any]:
+    """Yield those of Airflow's listener managers that exist: from 3.2 on the task's SDK has one of its own."""
+    for name in ("airflow.listeners.listener", "airflow.sdk.listener"):
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        if airflow_version() >= (3, 2):
+            if module.get_listener_manager.cache_info().currsize:
+                yield module.get_listener_manager()
+        elif module._listener_manager is not None:  # noqa: SLF001
+            yield module._listener_manager  # noqa: SLF001
+
+
 def in_scheduler() -> bool:
     """Return whether this process has loaded the scheduler: it is one, or was forked from one."""
     return "airflow.jobs.scheduler_job_runner" in sys.modules

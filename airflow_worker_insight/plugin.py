@@ -12,7 +12,7 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import listener, run_listener
+from airflow_worker_insight.capture import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,11 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     """Airflow Worker Insight."""
 
     name = "worker_insight"
-    listeners = [listener, run_listener]  # noqa: RUF012  (Airflow's own annotation)
+
+    @property
+    def listeners(self) -> list[Any]:
+        """What is told of starts and ends; asked for again by each of the listener managers of a process."""
+        return quiet.listeners()
 
     @cached_property
     @_or_nothing

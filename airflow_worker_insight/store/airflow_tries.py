@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, literal, select, tuple_, union_all
+from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
@@ -150,11 +151,9 @@ class RunningTry:
 
 def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
     """Return the try with Airflow 3's ID of it (unique per try), also when it has moved to the history."""
-    history = compat.task_instance_history_table()
-    for table, id_column in ((compat.task_instance_table(), "id"), (history, "task_instance_id")):
-        row = connection.execute(
-            select(*(table.c[name] for name in _COLUMNS)).where(table.c[id_column] == compat.stored_try_id(try_id))
-        ).first()
+    stored_id = compat.stored_try_id(try_id)
+    for statement in _by_id():
+        row = connection.execute(statement, {"p_try_id": stored_id}).first()
         if row is not None:
             one = _airflow_try(row)
             return RunningTry(
@@ -165,6 +164,16 @@ def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
                 queued_by_job_id=one.queued_by_job_id,
             )
     return None
+
+
+@cache
+def _by_id() -> tuple[Any, ...]:
+    """Build the statements of :func:`try_by_id` once: building takes longer than running."""
+    current, history = compat.task_instance_table(), compat.task_instance_history_table()
+    return tuple(
+        select(*(table.c[name] for name in _COLUMNS)).where(column == bindparam("p_try_id", type_=column.type))
+        for table, column in ((current, current.c.id), (history, history.c.task_instance_id))
+    )
 
 
 def finished_runs(

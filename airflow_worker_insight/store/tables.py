@@ -139,7 +139,8 @@ attempt = Table(
     Column("dag_id", StringID(), nullable=False),
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
-    # On PostgreSQL the migration makes these NULLS FIRST: read backwards they are in the order of lists.
-    Index("worker_insight_attempt_worker", "worker_ref", "started_at"),
+    # Alone, because PostgreSQL stores equal values of an index once: 8 bytes for a row. With the start it takes 60.
+    Index("worker_insight_attempt_worker_ref", "worker_ref"),
+    # On PostgreSQL the migration makes this NULLS FIRST: read backwards it is in the order of lists.
     Index("worker_insight_attempt_started_at", "started_at"),
 )

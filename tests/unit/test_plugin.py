@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import listener, run_listener
+from airflow_worker_insight.capture import listener, quiet, run_listener
 from airflow_worker_insight.plugin import URL_PREFIX, WorkerInsightPlugin
 
 if TYPE_CHECKING:
@@ -52,8 +52,17 @@ def run_airflow(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_command(f"sqlite:///{path}", "-m", "airflow", "plugins", "--output", "json")
 
 
-def test_both_listeners_are_handed_over() -> None:
-    assert WorkerInsightPlugin().listeners == [listener, run_listener]
+@pytest.mark.parametrize("process", ["in_server_process", "in_task_process"])
+def test_listeners_are_handed_over_where_they_are_called(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
+    monkeypatch.setattr(compat, process, lambda: True)
+    assert WorkerInsightPlugin().listeners == [listener, run_listener, quiet]
+
+
+def test_no_listener_where_people_parse_dags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow refuses some Dags as soon as there is any listener, also in a command or in a test of the Dags."""
+    for process in ("in_server_process", "in_task_process"):
+        monkeypatch.setattr(compat, process, lambda: False)
+    assert WorkerInsightPlugin().listeners == []
 
 
 @airflow_3

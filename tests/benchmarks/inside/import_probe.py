@@ -32,6 +32,11 @@ def main() -> None:
 
     for name in BEFORE[args.major]:
         importlib.import_module(name)
+    if args.major == "3":
+        # By this a plugin can tell a task process: there is a supervisor to talk to.
+        comms = importlib.import_module("airflow.sdk.execution_time.comms")
+        runner = sys.modules["airflow.sdk.execution_time.task_runner"]
+        vars(runner)["SUPERVISOR_COMMS"] = object.__new__(comms.CommsDecoder)
     known = set(sys.modules)
 
     module, _, attribute = args.plugin.partition(":")

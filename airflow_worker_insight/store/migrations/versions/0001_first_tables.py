@@ -70,16 +70,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_key", "task_key", "try_number", "worker_ref", name="worker_insight_attempt_pkey"),
         schema=metadata.schema,
     )
+    op.create_index(
+        "worker_insight_attempt_worker_ref", "worker_insight_attempt", ["worker_ref"], schema=metadata.schema
+    )
     # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
     # An index that descends itself would be half empty, because new rows come to its front.
     is_postgresql = op.get_context().dialect.name == "postgresql"
-    by_start = sa.text("started_at NULLS FIRST" if is_postgresql else "started_at")
-    indexes: dict[str, list[str | sa.sql.expression.TextClause]] = {
-        "worker_insight_attempt_worker": ["worker_ref", by_start],
-        "worker_insight_attempt_started_at": [by_start],
-    }
-    for index, index_columns in indexes.items():
-        op.create_index(index, "worker_insight_attempt", index_columns, schema=metadata.schema)
+    op.create_index(
+        "worker_insight_attempt_started_at",
+        "worker_insight_attempt",
+        [sa.text("started_at NULLS FIRST" if is_postgresql else "started_at")],
+        schema=metadata.schema,
+    )
 
 
 def downgrade() -> None:

@@ -1,0 +1,63 @@
+"""Be called as listeners without being counted as such: where Airflow counts one, it refuses some Dags.
+
+Airflow refuses every Dag with a task that has ``end_from_trigger=True`` (``DateTimeSensorAsync`` and others) as soon as
+any plugin has a listener, because nobody tells a listener of such a task's end (``DagBag.bag_dag``). We lose nothing by
+that: reconciling accounts for these tries. So with the first hook that Airflow calls in a process, which comes before
+the process parses or forks, our listeners leave the listener manager again. From then on they are called by pluggy's
+monitoring of hook calls, which Airflow itself uses to trace listeners.
+
+Every process of the deployment loads this module, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from pluggy import HookimplMarker
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import listener, run_listener
+
+hookimpl = HookimplMarker("airflow")
+
+log = logging.getLogger(__name__)
+
+_here = sys.modules[__name__]
+_left_in_process: int | None = None
+
+
+def listeners() -> list[Any]:
+    """Return what to register: nothing where nothing would be done, as in a command that parses Dags."""
+    if _left_in_process == os.getpid() or not (compat.in_server_process() or compat.in_task_process()):
+        return []
+    return [listener, run_listener, _here]
+
+
+@hookimpl
+def on_starting(component: Any) -> None:  # noqa: ARG001
+    """Leave the listener manager that calls this, and have it call our listeners all the same."""
+    global _left_in_process  # noqa: PLW0603
+    try:
+        for manager in compat.listener_managers():
+            if manager.pm.is_registered(_here):
+                # First, so that the manager that may be asked for now registers nothing.
+                _left_in_process = os.getpid()
+                manager.pm.add_hookcall_monitoring(_call_listeners, _do_nothing)
+                for one in (listener, run_listener, _here):
+                    manager.pm.unregister(one)
+    except Exception as error:  # noqa: BLE001
+        log.warning("Airflow Worker Insight stays a listener: %s", error)
+
+
+def _call_listeners(hook_name: str, hook_impls: Any, arguments: Any) -> None:  # noqa: ARG001
+    for one in (listener, run_listener):
+        hook = getattr(one, hook_name, None)
+        if hook is not None:
+            hook(arguments["dag_run" if hook_name.startswith("on_dag_run") else "task_instance"])
+
+
+def _do_nothing(*arguments: Any) -> None:
+    pass
