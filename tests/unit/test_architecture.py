@@ -57,6 +57,7 @@ OWN = {
     "airflow_worker_insight.config",
     "airflow_worker_insight.capture",
     "airflow_worker_insight.capture.listener",
+    "airflow_worker_insight.capture.quiet",
     "airflow_worker_insight.capture.run_listener",
     "airflow_worker_insight.capture.report",
 }
