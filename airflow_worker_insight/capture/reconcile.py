@@ -126,6 +126,8 @@ def make_plan(
     """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
     finished = [one for one in tries if one.is_finished]
     lost = airflow_tries.lost_tries(tries)
+    # A try that starts before the very first report of all is no history where its run has tries that are recorded.
+    recorded_runs = {(key.dag_id, key.run_id) for key in recorded}
     known = [_with_recorded_start(one, recorded[one.key]) for one in finished if one.key in recorded]
     return Plan(
         close=[
@@ -140,7 +142,7 @@ def make_plan(
                     one,
                     lives,
                     default_executor=default_executor,
-                    backfilled=_is_older(one, installed_at),
+                    backfilled=_is_older(one, installed_at) and (one.key.dag_id, one.key.run_id) not in recorded_runs,
                 ),
             )
             for one in (*finished, *lost)

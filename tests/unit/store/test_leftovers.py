@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ FIRST = AirflowTry(
 )
 
 
-def second(**others: object) -> AirflowTry:
+def second(**others: Any) -> AirflowTry:
     return replace(FIRST, **{"key": replace(FIRST.key, try_number=2), **others})
 
 
