@@ -65,6 +65,8 @@ class _Waiting:
     dag_id: str = field(compare=False)
     run_id: str = field(compare=False)
     looks: int = field(compare=False, default=0)
+    # Found by catching up, so it may have ended before there was this package.
+    may_be_history: bool = field(compare=False, default=False)
 
 
 class ReconcileQueue:
@@ -180,10 +182,16 @@ class ReconcileQueue:
             runs = [run for _, run in found if run is not None]
             installed_at = first_report_at(connection)
             parts = list(in_parts(count_task_instances(connection, runs), self.pace.batch_tasks))
+        history = {run for waiting, run in found if waiting.may_be_history}
         outcome = Outcome()
         for part in parts:
-            with compat.short_transaction() as connection:
-                outcome += reconcile_runs(connection, part, installed_at=installed_at)
+            for is_history in (True, False):
+                with compat.short_transaction() as connection:
+                    outcome += reconcile_runs(
+                        connection,
+                        [run for run in part if (run in history) == is_history],
+                        installed_at=installed_at if is_history else None,
+                    )
         for waiting, run in found:
             if run is None or (run.is_finished and run not in outcome.still_running):
                 continue
@@ -196,7 +204,8 @@ class ReconcileQueue:
         with compat.engine().connect() as connection:
             recent = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
         for run in recent:
-            self.put(run.dag_id, run.run_id)
+            due = time.monotonic() + self.pace.settle
+            self._put(_Waiting(due, run.dag_id, run.run_id, may_be_history=True))
 
 
 def _explanation(error: Exception) -> str:
