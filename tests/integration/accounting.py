@@ -181,26 +181,21 @@ def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
 
 
 def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return all tries that Airflow itself knows of a run, also those that never left the scheduler (number 0).
-
-    Of some tries it keeps no row, when the scheduler fails a task that is still queued; a later number shows that they
-    were. They are here with nothing in them.
-    """
+    """Return all tries that Airflow itself knows of a run, also those that never left the scheduler (number 0)."""
     columns = "task_id, map_index, try_number, state, hostname, pid, external_executor_id"
     where = "WHERE dag_id = :dag_id AND run_id = :run_id"
     found: dict[Try, dict[str, Any]] = {}
     for table in ("task_instance", "task_instance_history"):
         for row in airflow.sql(f"SELECT {columns} FROM {table} {where}", dag_id=dag_id, run_id=run_id):
             found[_try(row)] = row
-    lost = {"state": None, "hostname": None, "pid": None, "external_executor_id": None}
-    for last in list(found):
-        for number in range(1, last.try_number):
-            found.setdefault(Try(last.task_id, last.map_index, number), lost)
     return found
 
 
 def all_tries(known: Mapping[Try, dict[str, Any]]) -> dict[Try, str | None]:
-    """Return the state of each try that there has been: Airflow loses some, of which only a later number tells."""
+    """Return the state of each try that there has been: of those that Airflow loses only a later number tells.
+
+    It keeps no row of a try when the scheduler fails a task that is still queued.
+    """
     lost = {Try(key.task_id, key.map_index, number): None for key in known for number in range(1, key.try_number)}
     return {**lost, **{key: row["state"] for key, row in known.items()}}
 
