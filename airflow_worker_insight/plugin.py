@@ -17,8 +17,6 @@ from airflow_worker_insight.capture import quiet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-URL_PREFIX = "/worker-insight"
-
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +52,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
             return []
         from airflow_worker_insight.capture import claim
         from airflow_worker_insight.web.app import create_app
+        from airflow_worker_insight.web.urls import URL_PREFIX
 
         claim.install()
         return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]

@@ -11,6 +11,7 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.identity.engines import executor_name
 from airflow_worker_insight.store.recording import WorkerRecord
 
 if TYPE_CHECKING:
@@ -130,8 +131,5 @@ def kind_of(executor: str | None) -> str:
     That may be a class name, a dotted path, an alias (``alias:path``), a team's (``team=…``), or a list of them, of
     which the first is the default.
     """
-    if not executor:
-        return "unknown"
-    first = executor.split(";")[0].split(",")[0].split("=")[-1].strip()
-    name = first.rsplit(":", 1)[-1].rsplit(".", 1)[-1]
-    return KINDS.get(name, name)[:32] or "unknown"
+    name = executor_name(executor)
+    return KINDS.get(name, name) or "unknown"

@@ -22,7 +22,7 @@ from airflow_worker_insight.web import content, objects
 from airflow_worker_insight.web.address import BadAddress, parse_offset, parse_panel_address
 from airflow_worker_insight.web.database import SchemaNotReady
 from airflow_worker_insight.web.rendering import STATIC, TEMPLATES, render
-from airflow_worker_insight.web.urls import Urls
+from airflow_worker_insight.web.urls import FLASK_URL_PREFIX, Urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     View = TypeVar("View", bound=Callable[..., Any])
 
-ROUTE_BASE = "/workerinsight"
 MOUNTED_BELOW = "/pluginsv2"
 """Where Airflow 3 mounts the Flask app of all plugins."""
 
@@ -94,7 +93,7 @@ class FlaskUrls(Urls):
     """
 
     def __init__(self, script_root: str, *, may_see_workers: bool = False) -> None:
-        super().__init__(script_root + ROUTE_BASE, may_see_workers=may_see_workers)
+        super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
         self.api_root = script_root.removesuffix(MOUNTED_BELOW) if compat.is_airflow_3() else script_root
 
     def _task_instance(self, *, address: PanelAddress) -> str:
@@ -134,7 +133,7 @@ def _page(view: View) -> View:
 class WorkerInsightView(BaseView):  # type: ignore[misc]
     """The Worker panel, its refreshing fragment, and one worker."""
 
-    route_base = ROUTE_BASE
+    route_base = FLASK_URL_PREFIX
     default_view = "panel"
     template_folder = str(TEMPLATES)
 
@@ -185,8 +184,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         # Airflow's page around it; what is put in is finished HTML, escaped by our own templates.
         chrome = self.render_template("worker_insight/fab_chrome.html", title=title, page=Markup(page), url=url)  # noqa: S704
         answer = _html(chrome, status)
-        # Airflow's own page has scripts in its markup.
-        del answer.headers["content-security-policy"]
+        # Airflow's own page has scripts in its markup; who may frame it is still ours to say.
+        answer.headers["content-security-policy"] = "frame-ancestors 'self'"
         return answer
 
 
@@ -247,7 +246,7 @@ def _program(view: View) -> View:
 class WorkerInsightApi(BaseView):  # type: ignore[misc]
     """The REST API's ``attempts`` and ``health`` on Airflow 2.11, behind Airflow's own authentication of its API."""
 
-    route_base = f"{ROUTE_BASE}/api/v1"
+    route_base = f"{FLASK_URL_PREFIX}/api/v1"
     default_view = "attempts"
 
     @_route("/attempts")
@@ -303,7 +302,7 @@ def appbuilder_views() -> list[dict[str, Any]]:
 def blueprint() -> Blueprint:
     """Return the blueprint that serves the static files."""
     files = Blueprint(
-        "worker_insight", __name__, url_prefix=ROUTE_BASE, static_folder=str(STATIC), static_url_path="/static"
+        "worker_insight", __name__, url_prefix=FLASK_URL_PREFIX, static_folder=str(STATIC), static_url_path="/static"
     )
     files.after_request(_cacheable)
     return files

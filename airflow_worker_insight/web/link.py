@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.web.urls import FLASK_URL_PREFIX, URL_PREFIX
 
 PANEL_TAB = {
     "name": "Worker",
@@ -19,7 +20,7 @@ PANEL_TAB = {
 def panel_base() -> str:
     """Return the path below which the panel is, with a path of the server's base URL in front."""
     path = urlsplit(compat.base_url()).path.rstrip("/")
-    return path + ("/worker-insight" if compat.is_airflow_3() else "/workerinsight")
+    return path + (URL_PREFIX if compat.is_airflow_3() else FLASK_URL_PREFIX)
 
 
 def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:

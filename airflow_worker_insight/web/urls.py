@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.web.address import PanelAddress
 
 URL_PREFIX = "/worker-insight"
-"""Where the plugin mounts the app below the API server's root."""
+"""Where the plugin mounts the app below the API server's root (Airflow 3)."""
+
+FLASK_URL_PREFIX = "/workerinsight"
+"""Where the Flask-AppBuilder views are (Airflow 2.11, and Airflow 3 below ``/pluginsv2``)."""
 
 
 class Urls:

@@ -9,7 +9,8 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, quiet, run_listener
-from airflow_worker_insight.plugin import URL_PREFIX, WorkerInsightPlugin
+from airflow_worker_insight.plugin import WorkerInsightPlugin
+from airflow_worker_insight.web.urls import URL_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

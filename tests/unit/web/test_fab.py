@@ -120,7 +120,7 @@ def test_the_panel_stands_inside_the_page_of_airflow_2(
     assert 'href="/deep/workerinsight/static/worker-insight.css' in answer.text
     assert "/deep/dags/etl/grid?dag_run_id=2026-03-01T12%3A00%3A00%2B00%3A00&amp;task_id=load" in answer.text
     # Its own scripts are in its markup.
-    assert "content-security-policy" not in answer.headers
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
     assert shown == [PanelAddress("etl", "2026-03-01T12:00:00+00:00", "load")]
 
 
