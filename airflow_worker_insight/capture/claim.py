@@ -1,7 +1,7 @@
-"""The claim: take a report out of the XCom row that is about to be stored, and write the attempt instead.
+"""The claim: take a report out of the session that is about to store it as an XCom, and write the attempt instead.
 
 Runs in the API server, inside the transaction of Airflow's own XCom request, on a savepoint: whatever goes wrong here,
-the request succeeds. A report that could not be taken stays behind as an XCom row for reconciling to find.
+the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import compat, config, metrics
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
-from airflow_worker_insight.store import airflow_tries, migrate, xcoms
+from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store.keys import TaskInstanceKey
 from airflow_worker_insight.store.recording import ContradictingWorker, TooManyWorkers, record_start
 
@@ -31,39 +32,64 @@ _paused_until = 0.0
 
 def install() -> None:
     """Claim every report that this process stores from now on; calling it again changes nothing."""
-    if not config.enabled():
-        return
+    if config.enabled() and not is_installed():
+        # Airflow's own module is loaded now and not in the middle of a request.
+        compat.xcom_model()
+        event.listen(Session, "before_flush", _before_flush)
+
+
+def uninstall() -> None:
+    """Store reports as XComs again."""
+    if is_installed():
+        event.remove(Session, "before_flush", _before_flush)
+
+
+def is_installed() -> bool:
+    """Return whether this process claims reports."""
+    return bool(event.contains(Session, "before_flush", _before_flush))
+
+
+def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
+    # Of each flush of the API server, so nothing is asked of what is no XCom.
     model = compat.xcom_model()
-    if not event.contains(model, "after_insert", _after_insert):
-        event.listen(model, "after_insert", _after_insert)
+    for row in list(session.new):
+        if isinstance(row, model) and row.key == REPORT_KEY and time.monotonic() >= _paused_until:
+            _claim(session, row)
 
 
-def _after_insert(_mapper: Any, connection: Connection, row: Any) -> None:
-    if row.key != REPORT_KEY or time.monotonic() < _paused_until:
-        return
+def _claim(session: Session, row: Any) -> None:
+    try:
+        connection = session.connection()
+    except Exception:  # noqa: BLE001
+        return  # Airflow's own flush is about to say the same.
+    began = time.perf_counter()
     try:
         with connection.begin_nested():
             sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
             take(connection, sender, row.value, now=datetime.now(timezone.utc))
+        # It is taken: what is not in the session is not stored.
+        session.expunge(row)
     except Exception as error:  # noqa: BLE001
-        count("unclaimed")
+        count("reports.unclaimed")
         _explain(connection, error)
+    metrics.timing("claim.duration", seconds=time.perf_counter() - began)
 
 
-def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
-    """Write the attempt that a report tells of and delete the report; one that is not believed is dropped.
+def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False) -> None:
+    """Write the attempt that a report tells of; one that is not believed is dropped.
 
-    The caller owns the transaction.
+    The caller owns the transaction, and sees to it that the report is not stored any longer.
 
     :param sender: the task instance that Airflow stored the report under
     :param value: the stored XCom value
     :param now: when the report was stored
+    :param is_late: whether that was before this transaction
     """
     try:
-        _record(connection, sender, value, now=now)
-        count("claimed")
+        _record(connection, sender, value, now=now, is_late=is_late)
+        count("reports.claimed")
     except RejectedReport as rejected:
-        count(f"dropped.{rejected.reason}")
+        count(f"reports.dropped.{rejected.reason}")
         warn_once(
             f"dropped.{rejected.reason}",
             "Airflow Worker Insight dropped a report of task %s.%s (%s): the XCom key %s is reserved for it",
@@ -72,10 +98,9 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
             rejected.reason,
             REPORT_KEY,
         )
-    xcoms.delete_report(connection, REPORT_KEY, sender)
 
 
-def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime) -> None:
+def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool) -> None:
     report = parse_report(value)
     one = airflow_tries.try_by_id(connection, report.try_id)
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
@@ -89,6 +114,8 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
             try_started_at=one.started_at,
             state=one.state,
             now=now,
+            conditions=conditions(report.conditions),
+            is_late=is_late,
         )
     except ContradictingWorker:
         raise RejectedReport("contradicting") from None

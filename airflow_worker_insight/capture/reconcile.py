@@ -7,6 +7,7 @@ of tries. It can run any number of times.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -88,6 +89,8 @@ def reconcile_runs(
         now=datetime.now(timezone.utc),
     )
     closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
+    for attribution, number in Counter(verdict.attribution for _, verdict in plan.add).items():
+        count(f"tries.{attribution}", number)
     return Outcome(
         closed=len(plan.close), added=len(plan.add), claimed=claimed, still_running=_still_running(runs, tries)
     )
@@ -191,9 +194,10 @@ def claim_all_waiting() -> int:
 def _take_waiting(connection: Connection, report: StoredReport) -> bool:
     try:
         with connection.begin_nested():
-            claim.take(connection, report.stored_under, report.value, now=report.stored_at)
+            claim.take(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
+            xcoms.delete_report(connection, REPORT_KEY, report.stored_under)
     except Exception as error:  # noqa: BLE001
-        count("unclaimed")
+        count("reports.unclaimed")
         warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
         return False
     return True

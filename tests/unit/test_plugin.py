@@ -10,6 +10,7 @@ import pytest
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, quiet, run_listener
 from airflow_worker_insight.plugin import WorkerInsightPlugin
+from airflow_worker_insight.web.rendering import STATIC
 from airflow_worker_insight.web.urls import URL_PREFIX
 
 if TYPE_CHECKING:
@@ -21,23 +22,17 @@ airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 h
 @pytest.fixture
 def unclaimed() -> Iterator[None]:
     """Have no claim in this process before and after."""
-    from sqlalchemy import event
+    from airflow_worker_insight.capture import claim
 
-    from airflow_worker_insight.capture.claim import _after_insert
-
-    model = compat.xcom_model()
-    assert not event.contains(model, "after_insert", _after_insert)
+    assert not claim.is_installed()
     yield
-    if event.contains(model, "after_insert", _after_insert):
-        event.remove(model, "after_insert", _after_insert)
+    claim.uninstall()
 
 
 def claims() -> bool:
-    from sqlalchemy import event
+    from airflow_worker_insight.capture import claim
 
-    from airflow_worker_insight.capture.claim import _after_insert
-
-    return bool(event.contains(compat.xcom_model(), "after_insert", _after_insert))
+    return claim.is_installed()
 
 
 def test_airflow_loads_it(run_airflow: str) -> None:
@@ -80,14 +75,12 @@ def test_an_api_server_gets_the_app_and_begins_to_claim() -> None:
 @airflow_3
 @pytest.mark.usefixtures("unclaimed")
 def test_asking_for_the_app_again_claims_once() -> None:
-    from sqlalchemy import event
-
-    from airflow_worker_insight.capture.claim import _after_insert
+    from airflow_worker_insight.capture import claim
 
     plugin = WorkerInsightPlugin()
     for _ in range(3):
         assert len(plugin.fastapi_apps) == 1
-    event.remove(compat.xcom_model(), "after_insert", _after_insert)
+    claim.uninstall()
     assert not claims()
 
 
@@ -109,9 +102,16 @@ def test_airflow_2_gets_no_app() -> None:
     ("base_url", "path"),
     [("http://localhost:8080", ""), ("https://example.org/team/airflow/", "/team/airflow")],
 )
-def test_the_tab_is_below_the_servers_own_path(monkeypatch: pytest.MonkeyPatch, base_url: str, path: str) -> None:
+def test_the_tab_and_the_page_are_below_the_servers_own_path(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, path: str
+) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
-    (tab,) = WorkerInsightPlugin().external_views
+    tab, page = WorkerInsightPlugin().external_views
+    assert (page["name"], page["destination"], page["href"]) == ("Workers", "nav", f"{path}/worker-insight/workers")
+    assert page["url_route"] != tab["url_route"]
+    for icon in (page["icon"], page["icon_dark_mode"]):
+        assert icon.startswith(f"{path}/worker-insight/static/")
+        assert (STATIC / icon.rpartition("/")[2]).exists()
     assert (tab["name"], tab["destination"]) == ("Worker", "task_instance")
     assert tab["href"] == (
         f"{path}/worker-insight/panel?dag_id={{DAG_ID}}&run_id={{RUN_ID}}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}"
@@ -135,4 +135,16 @@ def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPa
     """Under another auth manager than FAB's the API server would refuse to start, or each view would answer 500."""
     monkeypatch.setattr(compat, "serves_flask_views", lambda: False)
     plugin = WorkerInsightPlugin()
-    assert (plugin.appbuilder_views, plugin.flask_blueprints) == ([], [])
+    assert (plugin.appbuilder_views, plugin.appbuilder_menu_items, plugin.flask_blueprints) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("version", "texts"), [((2, 11), ["Workers", "Attempts"]), ((3, 0), ["Workers", "Attempts"]), ((3, 1), [])]
+)
+def test_the_menu_leads_to_the_pages_where_the_navigation_does_not(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], texts: list[str]
+) -> None:
+    monkeypatch.setattr(compat, "serves_flask_views", lambda: True)
+    monkeypatch.setattr(compat, "airflow_version", lambda: version)
+    items = WorkerInsightPlugin().appbuilder_menu_items
+    assert [item.get("label", item["name"]) for item in items] == texts

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def claiming() -> Iterator[None]:
     """Claim the reports that this process stores, as an API server does."""
-    from sqlalchemy import event
-
     claim.install()
     yield
-    event.remove(compat.xcom_model(), "after_insert", claim._after_insert)
+    claim.uninstall()

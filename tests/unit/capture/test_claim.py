@@ -70,7 +70,7 @@ def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database) -> N
     assert (worker["name"], worker["kind"], worker["hostname"], worker["pid"]) == ("w1@host-1", "celery", "host-1", 100)
     assert (worker["labels"], worker["resources"]) == ({"zone": "a"}, {"cpus": 4, "os": "Debian"})
     assert worker["started_at"] == at(-3600)
-    assert counters.snapshot() == {"claimed": 1}
+    assert counters.snapshot() == {"reports.claimed": 1}
 
 
 @on_both
@@ -186,7 +186,7 @@ def dropped(database: Database, value: Any, reason: str) -> None:
     push(one, value)
     assert [key for _, key, _ in stored_xcoms(database)] == ["return_value"]
     assert (database.attempts(), database.workers()) == ([], [])
-    assert counters.snapshot() == {f"dropped.{reason}": 1}
+    assert counters.snapshot() == {f"reports.dropped.{reason}": 1}
 
 
 @on_both
@@ -209,7 +209,7 @@ def test_a_task_cannot_speak_for_another(database: Database) -> None:
     push(other, a_report(mine.try_id))
     push(mapped[0], a_report(mapped[1].try_id))
     assert database.attempts() == []
-    assert counters.snapshot() == {"dropped.not_this_try": 3}
+    assert counters.snapshot() == {"reports.dropped.not_this_try": 3}
     assert stored_xcoms(database) == []
 
 
@@ -240,7 +240,7 @@ def test_without_tables_the_request_succeeds_and_the_report_waits(
     push(one, {"rows": 7}, key="return_value")
 
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "return_value"]
-    assert counters.snapshot() == {"unclaimed": 1}
+    assert counters.snapshot() == {"reports.unclaimed": 1}
     (message,) = warnings(caplog)
     assert "airflow db migrate" in message
 
@@ -292,7 +292,7 @@ def test_one_error_does_not_keep_the_next_report_from_being_claimed(
     one = a_running_try(database)
     for _ in range(3):
         push(one, a_report(one.try_id))
-    assert counters.snapshot() == {"unclaimed": 3}
+    assert counters.snapshot() == {"reports.unclaimed": 3}
     assert len(warnings(caplog)) == 1
 
     accept(database)
@@ -312,8 +312,7 @@ def test_installing_it_again_changes_nothing(database: Database) -> None:
 
 
 def test_switched_off_it_is_not_installed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = compat.xcom_model()
-    event.remove(model, "after_insert", claim._after_insert)
+    claim.uninstall()
     with monkeypatch.context() as switched_off:
         switched_off.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
         claim.install()
