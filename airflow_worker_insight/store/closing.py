@@ -10,8 +10,9 @@ from sqlalchemy import bindparam, func, select, update
 
 from airflow_worker_insight.store.attribution import Life
 from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.store.locks import kept
 from airflow_worker_insight.store.recording import WorkerRecord, upsert
-from airflow_worker_insight.store.tables import Timestamp, attempt, worker
+from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -59,12 +60,11 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[
 
 
 def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
-    """Return the recorded lives of workers on these hosts."""
+    """Return the recorded lives of workers on these hosts; they stay at least until the transaction ends."""
     if not hostnames:
         return []
-    rows = connection.execute(
-        select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
-    )
+    lives = select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
+    rows = connection.execute(kept(connection, lives))
     return [
         Life(
             ref=row.id,
@@ -91,11 +91,14 @@ def first_report_at(connection: Connection) -> datetime | None:
 
 
 def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now: datetime) -> dict[str, int]:
-    """Make the rows that stand for whole hosts where they are missing; return row IDs by worker ID."""
+    """Make the rows that stand for whole hosts where they are missing; return row IDs by worker ID.
+
+    They stay at least until the transaction ends.
+    """
     by_id = {record.worker_id: record for record in records}
     if not by_id:
         return {}
-    find = select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id)))
+    find = kept(connection, select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id))))
     known = {row.worker_id: row.id for row in connection.execute(find)}
     for worker_id in sorted(by_id.keys() - known.keys()):
         record = by_id[worker_id]
@@ -128,6 +131,7 @@ def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
         .values(
             state=bindparam("p_state"),
             started_at=bindparam("p_started_at", type_=Timestamp()),
+            start_slot=bindparam("p_start_slot"),
             ended_at=bindparam("p_ended_at", type_=Timestamp()),
         )
     )
@@ -140,6 +144,7 @@ def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
                 "p_try_number": one.key.try_number,
                 "p_state": one.state,
                 "p_started_at": one.started_at,
+                "p_start_slot": start_slot(one.started_at),
                 "p_ended_at": one.ended_at,
             }
             for one in tries
@@ -175,6 +180,7 @@ def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
         "ordinal": 0,
         "process_count": 1 if worker_ref else 0,
         "started_at": one.started_at,
+        "start_slot": start_slot(one.started_at),
         "ended_at": one.ended_at,
         "first_started_at": None,
         "last_started_at": None,

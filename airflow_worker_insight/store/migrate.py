@@ -17,14 +17,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata
+from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-
-HOW_TO_MIGRATE = "run `airflow db migrate` (Airflow 3.2 and later) or `airflow-worker-insight db migrate` (any version)"
 
 
 class Schema(Enum):

@@ -8,21 +8,21 @@ never behind Airflow's own.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, or_, select, tuple_
+from sqlalchemy import select
 
-from airflow_worker_insight import compat, config
-from airflow_worker_insight.store import airflow_tries
+from airflow_worker_insight import config
+from airflow_worker_insight.store import airflow_tries, listing
 from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.airflow_tries import AirflowTry
 
 
-MAX_REFS = 1000
-"""Workers of one name or host that a list is filtered by row ID."""
+MAX_TOTAL = listing.MAX_TOTAL
+"""How far a list counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,12 @@ class AttemptWorker:
     process_count: int
     first_started_at: datetime | None
     last_started_at: datetime | None
+    load: float | None = None
+    """The machine's load average per CPU when the try first started there: 1.0 is a machine that is just busy."""
+    memory_free: float | None = None
+    """Its free memory at that time as a share of all, 0 to 1."""
+    running_beside: int | None = None
+    """How many other tries ran on the worker at that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,52 +92,39 @@ class AttemptFilter:
     started_at_lte: datetime | None = None
 
 
+class EveryDag:
+    """All Dags, also those that are gone: for a reader who has the database itself."""
+
+
 @dataclass(frozen=True, slots=True)
-class WorkerRow:
-    """One life of a worker, or one host where ``host_only``."""
+class AttemptPage:
+    """One page of a list of attempts."""
 
-    worker_id: str
-    name: str
-    kind: str
-    hostname: str
-    pid: int | None
-    host_only: bool
-    started_at: datetime | None
-    registered_at: datetime
-    last_seen_at: datetime
-    labels: Mapping[str, str]
-    resources: Mapping[str, Any]
-    versions: Mapping[str, str]
+    attempts: list[Attempt]
+    total: int
+    """How many there are in all, counted up to :data:`MAX_TOTAL`."""
+    total_is_exact: bool
+    """Whether all were counted; see :mod:`~.listing` for what cuts a count short."""
 
 
-def list_attempts(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str], limit: int, offset: int
-) -> tuple[list[Attempt], int]:
-    """Return a page of attempts, the latest start first, and how many there are in all.
+def find_attempts(
+    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | EveryDag, limit: int, offset: int
+) -> AttemptPage:
+    """Return a page of attempts, the latest start first.
 
     :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
     """
-    refs = _worker_refs(connection, filters)
-    if not dag_ids:
-        return [], 0
-    conditions = _conditions(filters, dag_ids, refs)
-    total: int = connection.execute(select(func.count()).select_from(_source(filters)).where(*conditions)).scalar_one()
-    started = attempt.c.started_at.desc()
-    page = connection.execute(
-        select(attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-        .select_from(_source(filters))
-        .where(*conditions)
-        # Only PostgreSQL puts NULLs first in a descending order.
-        .order_by(
-            started.nullslast() if connection.dialect.name == "postgresql" else started,
-            attempt.c.run_key,
-            attempt.c.task_key,
-            attempt.c.try_number,
-        )
-        .limit(limit)
-        .offset(offset)
-    ).all()
-    return _with_live_state(connection, _load(connection, [tuple(row) for row in page])), total
+    readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
+    page = listing.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
+    return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact)
+
+
+def list_attempts(
+    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | EveryDag, limit: int, offset: int
+) -> tuple[list[Attempt], int]:
+    """Return the attempts of :func:`find_attempts` and their total, for those who do not say whether it is exact."""
+    page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
+    return page.attempts, page.total
 
 
 def task_instance_attempts(
@@ -151,7 +144,7 @@ def task_instance_attempts(
             attempt.c.map_index == map_index,
         )
     ).all()
-    recorded = {_key(one): one for one in _assemble(rows)}
+    recorded = {key_of(one): one if one.ended_at else _forgotten(one) for one in _assemble(rows)}
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
@@ -160,131 +153,14 @@ def task_instance_attempts(
     return sorted({**recorded, **live}.values(), key=lambda one: -one.try_number)
 
 
-def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
-    """Return a worker by its ID, however long it has been gone."""
-    row = connection.execute(select(worker).where(worker.c.worker_id == worker_id)).first()
-    if row is None:
-        return None
-    return WorkerRow(
-        worker_id=row.worker_id,
-        name=row.name,
-        kind=row.kind,
-        hostname=row.hostname,
-        pid=row.pid,
-        host_only=row.host_only,
-        started_at=_utc(row.started_at),
-        registered_at=row.registered_at.astimezone(timezone.utc),
-        last_seen_at=row.last_seen_at.astimezone(timezone.utc),
-        labels=row.labels,
-        resources=row.resources,
-        versions=row.versions,
-    )
+def load_attempts(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
+    """Return the tries with these digests (see :func:`~.listing.digests`) as they are now, in the order given."""
+    return _with_live_state(connection, _load(connection, keys))
 
 
-# --- listing ---------------------------------------------------------------------------------------------------------
-
-
-def _worker_refs(connection: Connection, filters: AttemptFilter) -> Any:
-    """Return the row IDs of the workers that the filter names as IN takes them, or ``None`` when it names none."""
-    conditions = [
-        column == value
-        for column, value in (
-            (worker.c.worker_id, filters.worker_id),
-            (worker.c.name, filters.worker_name),
-            (worker.c.hostname, filters.hostname),
-        )
-        if value is not None
-    ]
-    if not conditions:
-        return None
-    named = select(worker.c.id).where(*conditions)
-    found = connection.execute(named.limit(MAX_REFS + 1)).scalars().all()
-    # Row IDs let the database use the index of one worker; a name that thousands of pods share is left to a join.
-    return named if len(found) > MAX_REFS else list(found)
-
-
-def _conditions(filters: AttemptFilter, dag_ids: Collection[str], refs: Any) -> list[Any]:
-    column = attempt.c
-    conditions: list[Any] = []
-    if filters.dag_id is None:
-        conditions.append(column.dag_id.in_(sorted(dag_ids)))
-    else:
-        conditions.append(column.dag_id == (filters.dag_id if filters.dag_id in dag_ids else None))
-    if filters.dag_id is not None and filters.run_id is not None:
-        conditions.append(column.run_key == run_key(filters.dag_id, filters.run_id))
-    conditions += [
-        column[name] == getattr(filters, name)
-        for name in ("run_id", "task_id", "map_index", "try_number")
-        if getattr(filters, name) is not None
-    ]
-    if filters.started_at_gte is not None:
-        conditions.append(column.started_at >= filters.started_at_gte)
-    if filters.started_at_lte is not None:
-        conditions.append(column.started_at <= filters.started_at_lte)
-    if filters.state is not None:
-        conditions.append(_is_now(filters.state))
-    if refs is None:
-        conditions.append(column.ordinal == 0)
-    else:
-        conditions += [column.worker_ref.in_(refs), _is_first_of(refs), _counts()]
-    return conditions
-
-
-def _counts() -> Any:
-    """Leave out what was inferred of a try before its worker reported after all; see :func:`_attempt`."""
-    other = attempt.alias("reported")
-    report = select(other.c.ordinal).where(
-        other.c.run_key == attempt.c.run_key,
-        other.c.task_key == attempt.c.task_key,
-        other.c.try_number == attempt.c.try_number,
-        other.c.attribution == REPORTED,
-    )
-    return or_(attempt.c.attribution == REPORTED, ~report.exists())
-
-
-def _is_first_of(refs: Any) -> Any:
-    """Keep one row per try where several of the wanted workers ran the same try."""
-    other = attempt.alias("other")
-    earlier = select(other.c.ordinal).where(
-        other.c.run_key == attempt.c.run_key,
-        other.c.task_key == attempt.c.task_key,
-        other.c.try_number == attempt.c.try_number,
-        other.c.worker_ref.in_(refs),
-        other.c.ordinal < attempt.c.ordinal,
-    )
-    return or_(attempt.c.ordinal == 0, ~earlier.exists())
-
-
-def _source(filters: AttemptFilter) -> Any:
-    """Join Airflow's tables only where their state decides what is listed."""
-    if filters.state is None:
-        return attempt
-    current, history = compat.task_instance_table(), compat.task_instance_history_table()
-    source: Any = attempt
-    for table in (current, history):
-        source = source.outerjoin(
-            table,
-            and_(
-                attempt.c.ended_at.is_(None),
-                table.c.dag_id == attempt.c.dag_id,
-                table.c.task_id == attempt.c.task_id,
-                table.c.run_id == attempt.c.run_id,
-                table.c.map_index == attempt.c.map_index,
-                table.c.try_number == attempt.c.try_number,
-            ),
-        )
-    return source
-
-
-def _is_now(state: str) -> Any:
-    """Say the same as :func:`_live` does of what is listed: Airflow's word counts, also that there is no state."""
-    current, history = compat.task_instance_table(), compat.task_instance_history_table()
-    in_history, in_current = history.c.try_number.is_not(None), current.c.try_number.is_not(None)
-    return or_(
-        and_(in_history, history.c.state == state),
-        and_(~in_history, in_current, current.c.state == state),
-        and_(~in_history, ~in_current, attempt.c.state == state),
-    )
+def key_of(one: Attempt) -> TryKey:
+    """Return a try's names."""
+    return TryKey(one.dag_id, one.run_id, one.task_id, one.map_index, one.try_number)
 
 
 # --- assembling ------------------------------------------------------------------------------------------------------
@@ -302,12 +178,11 @@ def _rows() -> Any:
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref))
 
 
-def _load(connection: Connection, keys: Sequence[tuple[Any, ...]]) -> list[Attempt]:
+def _load(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
     """Load these tries in full, in the order given."""
     if not keys:
         return []
-    columns = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-    rows = connection.execute(_rows().where(tuple_(*columns).in_(keys))).all()
+    rows = connection.execute(_rows().where(listing.is_one_of(connection, keys))).all()
     position = {key: index for index, key in enumerate(keys)}
     return _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
 
@@ -346,6 +221,9 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
                 process_count=row.process_count,
                 first_started_at=_utc(row.first_started_at or row.started_at),
                 last_started_at=_utc(row.last_started_at or row.first_started_at or row.started_at),
+                load=_share(row.load, 100),
+                memory_free=_share(row.memory_free, 1000),
+                running_beside=row.running_beside,
             )
             for row in rows
             if row.worker_ref != NO_WORKER and row.worker_id is not None
@@ -358,25 +236,23 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
 
 def _with_live_state(connection: Connection, attempts: Sequence[Attempt]) -> list[Attempt]:
     """Give the tries that have not been closed yet the state that Airflow has for them now."""
-    known = airflow_tries.tries_of_task_instances(connection, (_key(one) for one in attempts if one.ended_at is None))
-    return [_live(one, known[_key(one)]) if _key(one) in known else one for one in attempts]
+    known = airflow_tries.tries_of_task_instances(connection, (key_of(one) for one in attempts if one.ended_at is None))
+    return [
+        _live(one, known[key_of(one)]) if key_of(one) in known else _forgotten(one) if one.ended_at is None else one
+        for one in attempts
+    ]
+
+
+def _forgotten(one: Attempt) -> Attempt:
+    """Say nothing of the state of a try that Airflow forgot before it ended: it does not run for ever."""
+    return one if one.state in airflow_tries.FINISHED else replace(one, state=None)
 
 
 def _live(one: Attempt, now: AirflowTry) -> Attempt:
     started_at = now.started_at or one.started_at
     ended_at = now.ended_at if now.is_finished else None
-    return Attempt(
-        dag_id=one.dag_id,
-        run_id=one.run_id,
-        task_id=one.task_id,
-        map_index=one.map_index,
-        try_number=one.try_number,
-        state=now.state,
-        started_at=started_at,
-        ended_at=ended_at,
-        duration=_duration(started_at, ended_at),
-        attribution=one.attribution,
-        workers=one.workers,
+    return replace(
+        one, state=now.state, started_at=started_at, ended_at=ended_at, duration=_duration(started_at, ended_at)
     )
 
 
@@ -411,8 +287,9 @@ def _unrecorded(one: AirflowTry) -> Attempt:
     )
 
 
-def _key(one: Attempt) -> TryKey:
-    return TryKey(one.dag_id, one.run_id, one.task_id, one.map_index, one.try_number)
+def _share(stored: int | None, unit: int) -> float | None:
+    """Return what :class:`~.recording.Conditions` stored in so small a unit."""
+    return None if stored is None else stored / unit
 
 
 def _duration(started_at: datetime | None, ended_at: datetime | None) -> float | None:

@@ -1,8 +1,8 @@
 """Write that a worker started a try: the statement that runs for every task process of the deployment.
 
 In the usual case this is one statement. It copies the worker's ID from the worker table and inserts nothing if the
-worker is unknown or has changed its description; only then the worker's row is written too, so that those who start
-tasks at the same time do not wait for one another's lock on it.
+worker is unknown, has changed its description or was not seen for long; only then the worker's row is written too, so
+that those who start tasks at the same time do not wait for one another's lock on it.
 It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT anew each time, which takes milliseconds.
 """
 
@@ -11,14 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, func, insert, literal, select, update
+from sqlalchemy import bindparam, case, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from airflow_worker_insight.store.tables import Timestamp, attempt, worker
+from airflow_worker_insight.store.tables import (
+    AVAILABILITIES,
+    WORKER_STATES,
+    Timestamp,
+    attempt,
+    start_slot,
+    worker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +36,14 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.keys import TryKey
 
 REPORTED = "reported"
+ONLINE, UNRESPONSIVE, OFFLINE, LOST = WORKER_STATES
+AVAILABLE, DRAINING, QUARANTINED = AVAILABILITIES
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
+
+FRESH = timedelta(hours=1)
+"""A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
 
 MAX_SEEN = 10_000
 """Workers that one process remembers to have marked as seen."""
@@ -63,6 +75,7 @@ class WorkerRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     host_only: bool = False
     job_id: int | None = None
+    engine_name: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -70,7 +83,10 @@ class WorkerRecord:
 
         Without the start: task processes of one life may work it out a second apart, when the clock was set.
         """
-        text = json.dumps({**self.description(), "started_at": None, "job_id": self.job_id}, sort_keys=True)
+        text = json.dumps(
+            {**self.description(), "started_at": None, "job_id": self.job_id, "engine_name": self.engine_name},
+            sort_keys=True,
+        )
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def description(self) -> dict[str, Any]:
@@ -88,7 +104,31 @@ class WorkerRecord:
         }
 
 
-def record_start(
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the worker's machine was like when a try started; ``None`` is not known."""
+
+    load: float | None = None
+    """Load average of the last minute per CPU: 1.0 is a machine that is just busy."""
+    memory_free: float | None = None
+    """Free memory as a share of all, 0 to 1."""
+    running_beside: int | None = None
+    """How many other tries ran on the worker."""
+
+    def columns(self) -> dict[str, int | None]:
+        """Return the same as the attempt table stores it: in 2 bytes each."""
+        return {
+            "load": _small(self.load, 100),
+            "memory_free": _small(self.memory_free, 1000),
+            "running_beside": _small(self.running_beside, 1),
+        }
+
+
+def _small(value: float | None, unit: int) -> int | None:
+    return None if value is None else min(round(value * unit), 2**15 - 1)
+
+
+def record_start(  # noqa: PLR0913  (each is a fact of the one start)
     connection: Connection,
     key: TryKey,
     record: WorkerRecord,
@@ -96,6 +136,8 @@ def record_start(
     try_started_at: datetime | None,
     state: str,
     now: datetime,
+    conditions: Conditions | None = None,
+    is_late: bool = False,
 ) -> None:
     """Write that a task process of the try ``key`` started on the worker ``record``.
 
@@ -106,6 +148,8 @@ def record_start(
     :param try_started_at: when Airflow says that the try started
     :param state: the try's state as Airflow has it, usually ``running``
     :param now: when the process started, by the clock of the machine that writes
+    :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
+    :param is_late: whether ``now`` has passed, because the report had to wait
     :raises ContradictingWorker: when the worker's ID is known as another worker's
     :raises TooManyWorkers: when the try has had too many workers
     """
@@ -119,15 +163,19 @@ def record_start(
         "p_task_id": key.task_id,
         "p_state": state,
         "p_started_at": try_started_at or now,
+        "p_start_slot": start_slot(try_started_at or now),
         "p_now": now,
+        "p_seen_since": now - FRESH,
         "p_worker_id": record.worker_id,
         "p_fingerprint": record.fingerprint,
+        **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
-    if not _write_start(connection, start):
+    if is_late or not _write_start(connection, start):
         if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
             raise TooManyWorkers(key)
         upsert_worker(connection, record, now=now)
-        if not _write_start(connection, start):
+        # The worker's row is locked now, so it stays however long ago the worker was seen.
+        if not _write_start(connection, {**start, "p_seen_since": _LONG_AGO}):
             raise LookupError(f"worker {record.worker_id} could not be stored")
     _mark_seen(connection, record.worker_id, now=now)
 
@@ -142,18 +190,94 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
 
     :raises ContradictingWorker: when the ID is known as another worker's
     """
+    mine = worker.c.reported_id == record.worker_id
+    # Locked as the UPDATE below does: what is read here is not removed meanwhile.
     known = connection.execute(
-        select(worker.c.kind, worker.c.hostname, worker.c.pid, worker.c.host_only).where(
-            worker.c.worker_id == record.worker_id
-        )
+        select(worker.c.kind, worker.c.hostname, worker.c.pid, worker.c.host_only)
+        .where(mine)
+        .with_for_update(key_share=True)
     ).first()
     if known is not None and known != (record.kind, record.hostname, record.pid, record.host_only):
         raise ContradictingWorker(record.worker_id)
-    changing = {"job_id": record.job_id, "fingerprint": record.fingerprint, **record.description()}
-    values = {"worker_id": record.worker_id, "registered_at": now, "last_seen_at": now, **changing}
-    connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=changing))
-    row_id: int = connection.execute(select(worker.c.id).where(worker.c.worker_id == record.worker_id)).scalar_one()
+    changing = {
+        "job_id": record.job_id,
+        "engine_name": record.engine_name,
+        "fingerprint": record.fingerprint,
+        **record.description(),
+    }
+    if known is None and not _recognised(connection, record, changing):
+        values = {
+            "worker_id": record.worker_id,
+            "reported_id": record.worker_id,
+            "registered_at": now,
+            "last_seen_at": now,
+            "state": ONLINE,
+            "availability": inherited_availability(connection, record.kind, record.name, record.engine_name),
+            **changing,
+        }
+        connection.execute(insert_new(connection.dialect.name, worker, values))
+    # Also where another process of the worker has just been first. It holds the row's lock until the caller is done.
+    connection.execute(update(worker).where(mine).values(changing))
+    row_id: int = connection.execute(select(worker.c.id).where(mine)).scalar_one()
     return row_id
+
+
+def _recognised(connection: Connection, record: WorkerRecord, description: Mapping[str, Any]) -> bool:
+    """Take the row that the worker's engine made before the worker's first try, if there is one.
+
+    The worker's clock may be wrong, so its start is not compared: of the lives that the engine knows under this name
+    and process and that have not ended, the latest is meant.
+    """
+    if record.kind == "local":
+        # The engine's name of a scheduler is Airflow's for its host, which a worker does not know.
+        is_same = [worker.c.job_id == record.job_id]
+    elif record.kind == "edge":
+        # Its engine knows the name only, and lets no second worker have it.
+        is_same = [worker.c.engine_name == record.engine_name]
+    else:
+        is_same = [worker.c.engine_name == record.engine_name, worker.c.pid == record.pid]
+    open_life = (
+        select(worker.c.id)
+        .where(
+            worker.c.reported_id.is_(None),
+            worker.c.host_only.is_(False),
+            worker.c.kind == record.kind,
+            worker.c.ended_at.is_(None),
+            *is_same,
+        )
+        .order_by(worker.c.id.desc())
+        .limit(1)
+    )
+    row_id = connection.execute(open_life).scalar()
+    if row_id is None:
+        return False
+    found = connection.execute(
+        update(worker)
+        .where(worker.c.id == row_id, worker.c.reported_id.is_(None))
+        .values(reported_id=record.worker_id, **description)
+    )
+    return bool(found.rowcount)
+
+
+def inherited_availability(connection: Connection, kind: str, *names: str | None) -> str:
+    """Return what a new life begins with: a quarantine outlives a restart, a drain does not.
+
+    Else a sick worker would be given work again as soon as something restarts it.
+
+    :param names: what the worker is called, by an operator and by its engine
+    """
+    called = [name for name in names if name]
+    latest = (
+        select(worker.c.availability)
+        .where(
+            worker.c.kind == kind,
+            or_(worker.c.name.in_(called), worker.c.engine_name.in_(called)),
+            worker.c.host_only.is_(False),
+        )
+        .order_by(worker.c.id.desc())
+        .limit(1)
+    )
+    return QUARANTINED if connection.execute(latest).scalar() == QUARANTINED else AVAILABLE
 
 
 _seen: dict[str, datetime] = {}
@@ -167,10 +291,25 @@ def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None
     if len(_seen) >= MAX_SEEN:
         _seen.clear()
     _seen[worker_id] = now
-    stale = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
+    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
     row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
     if row_id is not None:
         connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))
+
+
+def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Any:
+    """Return an INSERT of a row that does nothing where there is one of the same in any unique index.
+
+    It names no index: of a row that two insert at once PostgreSQL looks for the named one only, and fails at others.
+
+    :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
+    """
+    if dialect == "postgresql":
+        return postgresql.insert(table).values(values).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(table).values(values).on_conflict_do_nothing()
+    key = next(iter(table.primary_key))
+    return mysql.insert(table).values(values).on_duplicate_key_update({key.name: key})
 
 
 def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]) -> Any:
@@ -202,10 +341,11 @@ def _of_this_try(table: Any) -> list[Any]:
 
 
 def _known_worker() -> list[Any]:
-    """Match the worker, unless its row must be written first."""
+    """Match the worker, unless its row must be written, or locked, first."""
     return [
-        worker.c.worker_id == bindparam("p_worker_id"),
+        worker.c.reported_id == bindparam("p_worker_id"),
         worker.c.fingerprint == bindparam("p_fingerprint"),
+        worker.c.last_seen_at > bindparam("p_seen_since", type_=Timestamp()),
     ]
 
 
@@ -230,7 +370,10 @@ def _first_process() -> Any:
         "last_started_at": later_worker_only,
         "state": _parameter(attempt.c.state),
         "attribution": literal(REPORTED, attempt.c.attribution.type),
-        **{name: _parameter(attempt.c[name]) for name in ("dag_id", "run_id", "task_id")},
+        **{
+            name: _parameter(attempt.c[name])
+            for name in ("dag_id", "run_id", "task_id", "start_slot", "load", "memory_free", "running_beside")
+        },
     }
     written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
     return insert(attempt).from_select(
@@ -259,3 +402,4 @@ def _further_process() -> Any:
 
 
 _NOW = bindparam("p_now", type_=Timestamp())
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

@@ -1,4 +1,4 @@
-"""The two tables: one row per life of a worker, one row per try and worker that ran it.
+"""The tables: one row per life of a worker, one row per try and worker that ran it, and what is known of the fleet.
 
 They live on a metadata of their own, in Airflow's schema. A try's row is written millions of times, so it holds only
 what the try itself is; what a worker *is* stands once in the worker's row (``worker_ref`` points there).
@@ -6,7 +6,8 @@ what the try itself is; what a worker *is* stands once in the worker's row (``wo
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from airflow.models.base import StringID
 from airflow.models.base import metadata as airflow_metadata
@@ -26,6 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 NO_WORKER = 0
 """``worker_ref`` of a try that no known worker ran.
 
@@ -34,6 +38,9 @@ would forbid it; a surrogate key beside a unique index would cost 30 bytes on ea
 """
 
 VERSION_TABLE = "alembic_version_worker_insight"
+
+HOW_TO_MIGRATE = "run `airflow db migrate` (Airflow 3.2 and later) or `airflow-worker-insight db migrate` (any version)"
+"""How the tables are made. It stands here because a task process of Airflow 2.11 says so and must not load Alembic."""
 
 
 class Timestamp(UtcDateTime):
@@ -86,6 +93,20 @@ STATES = (
 )
 ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
 
+WORKER_STATES = ("online", "unresponsive", "offline", "lost")
+AVAILABILITIES = ("available", "draining", "quarantined")
+AVAILABLE = AVAILABILITIES[0]
+
+SLOT_SECONDS = 600
+"""Length of a ``start_slot``. Equal values of an index stand in it once on PostgreSQL, so that with the slot instead of
+the start an index takes 8 bytes for a row and not 50, and lists still read only the latest rows."""
+
+
+def start_slot(started_at: datetime | None) -> int | None:
+    """Return which ten minutes since 1970 a try started in."""
+    return None if started_at is None else math.floor(started_at.timestamp() / SLOT_SECONDS)
+
+
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
 
 worker = Table(
@@ -93,7 +114,12 @@ worker = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("worker_id", StringID(length=64), nullable=False),
+    # The ID that the worker's own processes report: another one where the engine made the worker known before its first
+    # try, NULL until that.
+    Column("reported_id", StringID(length=64)),
     Column("name", String(250), nullable=False),
+    # What the engine calls it (Celery's node name, the Edge worker's name); an operator may have given another name.
+    Column("engine_name", String(250)),
     Column("kind", String(32), nullable=False),
     Column("hostname", String(255), nullable=False),
     Column("pid", Integer),
@@ -103,7 +129,21 @@ worker = Table(
     Column("job_id", Integer),
     Column("started_at", Timestamp),
     Column("registered_at", Timestamp, nullable=False),
+    # By the database's clock: when a try of it started, or when its engine last told that it lives.
     Column("last_seen_at", Timestamp, nullable=False),
+    Column("ended_at", Timestamp),
+    # NULL where nothing tells whether it lives: the reason says why.
+    Column("state", Coded(WORKER_STATES)),
+    Column("state_reason", String(500)),
+    Column("availability", Coded(AVAILABILITIES), nullable=False, server_default="1"),
+    Column("queues", JSON),
+    Column("concurrency", Integer),
+    # How many tries ran on it when the fleet was last looked at.
+    Column("running", Integer),
+    # When the engine says that it started, by the database's clock; tells the lives of one name apart.
+    Column("engine_started_at", Timestamp),
+    # The engine's own latest heartbeat, by whichever clock it has: that it moves is what counts.
+    Column("engine_heartbeat_at", Timestamp),
     Column("labels", JSON, nullable=False),
     Column("resources", JSON, nullable=False),
     Column("versions", JSON, nullable=False),
@@ -112,6 +152,38 @@ worker = Table(
     Index("worker_insight_worker_worker_id", "worker_id", unique=True),
     Index("worker_insight_worker_name", "name"),
     Index("worker_insight_worker_hostname", "hostname"),
+    Index("worker_insight_worker_reported_id", "reported_id", unique=True),
+    Index("worker_insight_worker_engine_name", "engine_name"),
+    Index("worker_insight_worker_state", "state"),
+)
+
+change = Table(
+    "worker_insight_change",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("worker_ref", Integer, nullable=False),
+    Column("changed_at", Timestamp, nullable=False),
+    # One of both: what was seen, or what a person decided.
+    Column("state", Coded(WORKER_STATES)),
+    Column("availability", Coded(AVAILABILITIES)),
+    # Why, in the words of the engine or of the person.
+    Column("reason", String(500)),
+    # Who decided; NULL for what was seen.
+    Column("changed_by", String(250)),
+    Index("worker_insight_change_worker_ref", "worker_ref"),
+)
+
+engine = Table(
+    "worker_insight_engine",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    # The lease: who finds this time past and moves it on is the one to look at the engine.
+    Column("due_at", Timestamp, nullable=False),
+    Column("looked_at", Timestamp),
+    # Since when it was looked at without a break and answered: silence before that says nothing.
+    Column("reached_since", Timestamp),
+    # Why the latest look failed; NULL where it did not.
+    Column("error", String(500)),
 )
 
 attempt = Table(
@@ -132,15 +204,22 @@ attempt = Table(
     Column("map_index", Integer, nullable=False),
     # How many task processes of this try ran on this worker: a rescheduled sensor has many.
     Column("process_count", Integer, nullable=False),
+    # Which ten minutes it started in: see start_slot.
+    Column("start_slot", Integer),
     # How many other workers had run this try before: the row with 0 is the one that lists and totals count.
     Column("ordinal", SmallInteger, nullable=False),
     Column("state", Coded(STATES)),
     Column("attribution", Coded(ATTRIBUTIONS), nullable=False),
+    # The worker's machine when the try started there: load average per CPU in hundredths, free memory in thousandths of
+    # all, and how many other tries ran on the worker.
+    Column("load", SmallInteger),
+    Column("memory_free", SmallInteger),
+    Column("running_beside", SmallInteger),
     Column("dag_id", StringID(), nullable=False),
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
-    # Alone, because PostgreSQL stores equal values of an index once: 8 bytes for a row. With the start it takes 60.
-    Index("worker_insight_attempt_worker_ref", "worker_ref"),
-    # On PostgreSQL the migration makes this NULLS FIRST: read backwards it is in the order of lists.
-    Index("worker_insight_attempt_started_at", "started_at"),
+    # On PostgreSQL the migration makes the slot NULLS FIRST: read backwards it is in the order of lists.
+    Index("worker_insight_attempt_start_slot", "start_slot"),
+    Index("worker_insight_attempt_worker_ref", "worker_ref", "start_slot"),
+    Index("worker_insight_attempt_dag_id", "dag_id", "start_slot"),
 )

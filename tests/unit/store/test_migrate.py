@@ -8,19 +8,32 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import insert, inspect, select, text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.recording import upsert_worker
-from airflow_worker_insight.store.tables import ATTRIBUTIONS, STATES, VERSION_TABLE, Coded, attempt, metadata, worker
-from tests.unit.database import NOON, Database, a_worker, on_both, run_command
+from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.tables import (
+    ATTRIBUTIONS,
+    AVAILABILITIES,
+    NO_WORKER,
+    STATES,
+    VERSION_TABLE,
+    WORKER_STATES,
+    Coded,
+    attempt,
+    metadata,
+    start_slot,
+    worker,
+)
+from tests.unit.database import NOON, Database, a_worker, at, on_both, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = {attempt.name, worker.name}
+TABLES = {table.name for table in metadata.sorted_tables}
 
 airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 has no DB managers")
 runs_managers = pytest.mark.skipif(
@@ -54,14 +67,14 @@ def test_up_and_down_and_up_again(database: Database) -> None:
         assert upsert_worker(connection, a_worker(), now=NOON)
 
 
-BY_START = "worker_insight_attempt_started_at"
+BY_START = {f"worker_insight_attempt_{name}" for name in ("start_slot", "worker_ref", "dag_id")}
 
 
 @on_both
 def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
     def ours(item: Any, name: str | None, kind: str, *_: Any) -> bool:
-        # On PostgreSQL this index says NULLS FIRST, which is not in the metadata; the next test looks at it.
-        if kind == "index" and name == BY_START:
+        # On PostgreSQL these indexes say NULLS FIRST, which is not in the metadata; the next test looks at it.
+        if kind == "index" and name in BY_START:
             return False
         return name in TABLES if kind == "table" else item.table.name in TABLES
 
@@ -71,7 +84,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -
         )
         assert compare_metadata(context, metadata) == []
         found = inspect(connection)
-        for table in (attempt, worker):
+        for table in metadata.sorted_tables:
             columns = {column["name"]: column["nullable"] for column in found.get_columns(table.name)}
             assert columns == {column.name: column.nullable for column in table.c}
             primary_key = found.get_pk_constraint(table.name)["constrained_columns"]
@@ -79,11 +92,13 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -
 
 
 @on_both
-def test_an_index_is_in_the_order_of_lists(database: Database) -> None:
+def test_the_indexes_are_in_the_order_of_lists(database: Database) -> None:
     indexes = {index["name"]: index for index in inspect(database.engine).get_indexes(attempt.name)}
-    assert indexes.keys() == {"worker_insight_attempt_worker_ref", BY_START}
-    if database.engine.dialect.name == "postgresql":
-        assert indexes[BY_START]["column_sorting"] == {"started_at": ("nulls_first",)}
+    assert indexes.keys() == BY_START
+    for index in indexes.values():
+        assert index["column_names"][-1] == "start_slot"
+        if database.engine.dialect.name == "postgresql":
+            assert index["column_sorting"] == {"start_slot": ("nulls_first",)}
 
 
 @on_both
@@ -95,6 +110,7 @@ def test_the_front_of_the_primary_key_finds_all_workers_of_a_try(database: Datab
 def test_airflows_own_tables_stay(database: Database) -> None:
     before = set(inspect(database.engine).get_table_names())
     migrate.downgrade("base")
+    assert before > TABLES
     assert set(inspect(database.engine).get_table_names()) == before - TABLES
     with database.engine.connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
@@ -120,8 +136,8 @@ def test_the_tables_of_a_later_package(database: Database) -> None:
     assert schema(database) is Schema.NEWER
 
 
-def test_the_tables_of_an_earlier_package(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "_revisions", lambda: ("0002", "0001"))
+def test_the_tables_of_an_earlier_package(database: Database) -> None:
+    migrate.downgrade("0001")
     assert schema(database) is Schema.OLD
 
 
@@ -134,6 +150,118 @@ def test_who_must_migrate_is_told_how(found: Schema) -> None:
 def test_who_is_behind_is_not_told_to_migrate() -> None:
     assert "newer" in Schema.NEWER.explanation
     assert "db migrate" not in Schema.NEWER.explanation
+
+
+# --- from one version to another, with rows in the tables -------------------------------------------------------------
+
+SLOTS = {
+    "at-its-start": at(600),
+    "at-its-end": at(599.9999996),
+    "in-its-middle": at(100.5),
+    "never-started": None,
+}
+
+
+def a_try(task_id: str) -> TryKey:
+    return TryKey("etl", "run-1", task_id, -1, 1)
+
+
+def try_row(key: TryKey, ref: int, **others: Any) -> dict[str, Any]:
+    """Return a row of the attempt table as it was at 0001."""
+    names = {name: getattr(key, name) for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")}
+    known = {"process_count": 1, "ordinal": 0, "state": "success", "attribution": "reported", "started_at": NOON}
+    return {"run_key": key.run_key, "task_key": key.task_key, "worker_ref": ref, **names, **known, **others}
+
+
+def worker_row(row_id: int, worker_id: str, **others: Any) -> dict[str, Any]:
+    """Return a row of the worker table as it was at 0001."""
+    record = a_worker(worker_id, **others)
+    times = {"registered_at": NOON, "last_seen_at": NOON}
+    return {"id": row_id, "worker_id": worker_id, "fingerprint": "0" * 32, **times, **record.description()}
+
+
+def ids(database: Database) -> set[tuple[int, str]]:
+    """Return the workers' rows, by the columns that every version has."""
+    with database.engine.connect() as connection:
+        return {(row.id, row.worker_id) for row in connection.execute(select(worker.c.id, worker.c.worker_id))}
+
+
+def tries_by_worker(database: Database) -> dict[str, str | None]:
+    """Return the ID of each try's worker, by the columns that every version has."""
+    statement = select(attempt.c.task_id, worker.c.worker_id).select_from(
+        attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref)
+    )
+    with database.engine.connect() as connection:
+        return {row.task_id: row.worker_id for row in connection.execute(statement)}
+
+
+@on_both
+def test_what_was_recorded_before_the_fleet_was_known_stays(database: Database) -> None:
+    migrate.downgrade("0001")
+    with database.engine.begin() as connection:
+        for row in (worker_row(1, "celery-1"), worker_row(2, "host-1f", host_only=True, pid=None)):
+            connection.execute(insert(worker).values(row))
+        for task_id, started_at in SLOTS.items():
+            connection.execute(insert(attempt).values(try_row(a_try(task_id), 1, started_at=started_at)))
+        connection.execute(insert(attempt).values(try_row(a_try("inferred"), 2, attribution="inferred")))
+        connection.execute(insert(attempt).values(try_row(a_try("unknown"), NO_WORKER, attribution="unknown")))
+
+    migrate.upgrade()
+
+    assert schema(database) is Schema.READY
+    assert ids(database) == {(1, "celery-1"), (2, "host-1f")}
+    first, host = database.workers()
+    assert (first["reported_id"], first["availability"], first["state"]) == ("celery-1", "available", None)
+    assert (first["labels"], first["started_at"]) == ({"zone": "a"}, at(-3600))
+    assert host["reported_id"] is None
+    rows = {row["task_id"]: row for row in database.attempts()}
+    assert {name: rows[name]["start_slot"] for name in SLOTS} == {
+        name: start_slot(start) for name, start in SLOTS.items()
+    }
+    assert {row["load"] for row in rows.values()} == {None}
+    assert {name: row["worker_id"] for name, row in rows.items()} == {
+        **dict.fromkeys(SLOTS, "celery-1"),
+        "inferred": "host-1f",
+        "unknown": None,
+    }
+
+    # The worker has been running all the while: what it reports next is still its own.
+    with database.engine.begin() as connection:
+        known = a_worker("celery-1", engine_name="w1@host-1")
+        record_start(connection, a_try("next"), known, try_started_at=NOON, state="running", now=NOON)
+    assert [(row["id"], row["engine_name"]) for row in database.workers()] == [(1, "w1@host-1"), (2, None)]
+    assert tries_by_worker(database)["next"] == "celery-1"
+
+
+@on_both
+def test_going_back_to_before_the_fleet_was_known_loses_no_try_and_no_worker_of_one(database: Database) -> None:
+    """The engine made these workers known first, under IDs of its own."""
+    by_engine = {"state": "online", "availability": "quarantined", "engine_name": "w@host-1"}
+    with database.engine.begin() as connection:
+        for row in (
+            {**worker_row(1, "fleet-1"), "reported_id": "celery-1"},
+            {**worker_row(2, "fleet-2"), "reported_id": None},
+            {**worker_row(3, "fleet-3"), "reported_id": None},
+        ):
+            connection.execute(insert(worker).values({**row, **by_engine}))
+        connection.execute(insert(worker).values(worker_row(4, "host-1f", host_only=True, pid=None)))
+        for task_id, ref in {"reported": 1, "inferred": 2, "by-host": 4, "unknown": NO_WORKER}.items():
+            connection.execute(insert(attempt).values(try_row(a_try(task_id), ref)))
+
+    migrate.downgrade("0001")
+
+    assert ids(database) == {(1, "celery-1"), (2, "fleet-2"), (4, "host-1f")}
+    workers = {"reported": "celery-1", "inferred": "fleet-2", "by-host": "host-1f", "unknown": None}
+    assert tries_by_worker(database) == workers
+    assert tables(database) == {attempt.name, worker.name}
+    assert {index["name"] for index in inspect(database.engine).get_indexes(attempt.name)} == {
+        "worker_insight_attempt_worker_ref",
+        "worker_insight_attempt_started_at",
+    }
+
+    migrate.upgrade()
+    assert schema(database) is Schema.READY
+    assert tries_by_worker(database) == workers
 
 
 # --- without a connection --------------------------------------------------------------------------------------------
@@ -160,9 +288,10 @@ def test_the_sql_can_be_printed_for_every_database(url: str, capsys: pytest.Capt
     sql = capsys.readouterr().out
     for name in TABLES:
         assert f"CREATE TABLE {name} " in sql
-    for index in (*attempt.indexes, *worker.indexes):
+    for index in (index for table in metadata.sorted_tables for index in table.indexes):
         assert re.search(rf"CREATE (UNIQUE )?INDEX {index.name} ON ", sql)
     assert f"INSERT INTO {VERSION_TABLE} (version_num) VALUES ('0001')" in sql
+    assert f"UPDATE {VERSION_TABLE} SET version_num='0002'" in sql
     if url == "mysql":
         times = re.findall(r"(?m)^\s*\w+_at ([A-Z]+(?:\(\d\))?)", sql)
         assert set(times) == {"DATETIME(6)"}
@@ -275,9 +404,11 @@ def test_every_state_of_airflow_has_a_code_and_keeps_it() -> None:
     # What is stored cannot change: new words go to the end.
     assert STATES[:6] == ("running", "success", "failed", "skipped", "upstream_failed", "removed")
     assert ATTRIBUTIONS == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
+    assert WORKER_STATES == ("online", "unresponsive", "offline", "lost")
+    assert AVAILABILITIES == ("available", "draining", "quarantined")
 
 
-@pytest.mark.parametrize("words", [STATES, ATTRIBUTIONS])
+@pytest.mark.parametrize("words", [STATES, ATTRIBUTIONS, WORKER_STATES, AVAILABILITIES])
 def test_a_code_gives_its_word_back(words: tuple[str, ...]) -> None:
     coded = Coded(words)
     for word in (*words, None):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.store import closing, reading
+from airflow_worker_insight.store import closing, listing, reading
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.reading import Attempt, AttemptFilter
-from airflow_worker_insight.store.recording import record_start
-from airflow_worker_insight.store.tables import attempt
+from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag
+from airflow_worker_insight.store.recording import Conditions, record_start
+from airflow_worker_insight.store.tables import attempt, start_slot, worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def record(
                 attempt.c.task_key == key.task_key,
                 attempt.c.try_number == key.try_number,
             )
-            .values(started_at=started_at, ended_at=ended_at)
+            .values(started_at=started_at, start_slot=start_slot(started_at), ended_at=ended_at)
         )
 
 
@@ -244,7 +244,8 @@ def test_a_filter_by_state_means_the_state_that_is_shown(database: Database) -> 
         "open-success": "success",
         "open-None": None,
         "closed": "success",
-        "forgotten-by-airflow": "running",
+        # It does not run for ever.
+        "forgotten-by-airflow": None,
     }
     for state in ("running", "deferred", "success", "failed"):
         attempts, total = listed(database, state=state)
@@ -410,22 +411,127 @@ def _infer(connection: Connection, key: TryKey) -> None:
     closing.add_tries(connection, [(one, "inferred", next(iter(hosts.values())))])
 
 
-# --- one worker ------------------------------------------------------------------------------------------------------
+# --- what keeps lists quick ------------------------------------------------------------------------------------------
+
+
+def page_of(database: Database, *, limit: int = 50, dag_ids: Collection[str] = ("etl", "elt"), **filters: Any) -> Any:
+    with database.engine.connect() as connection:
+        found = reading.find_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=0)
+    return [one.task_id for one in found.attempts], found.total, found.total_is_exact
+
+
+def a_row_of_tries(database: Database, number: int, **others: Any) -> None:
+    """Store that many tries that started ten minutes after one another; the first one failed."""
+    for count in range(number):
+        key = replace(KEY, task_id=f"t{count}", **others)
+        record(database, key, started_at=at(600 * count), state="success" if count else "failed", ended_at=at(9999))
 
 
 @on_both
-def test_a_worker_by_its_id(database: Database) -> None:
-    record(database)
+def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_TOTAL", 3)
+    a_row_of_tries(database, 4)
+    assert page_of(database, limit=2) == (["t3", "t2"], 3, False)
+    assert page_of(database) == (["t3", "t2", "t1", "t0"], 3, False)
+    assert page_of(database, task_id="t1") == (["t1"], 1, True)
+
+
+@on_both
+@pytest.mark.parametrize(
+    "along",
+    [{}, {"dag_id": "etl"}, {"worker_id": "celery-1"}, {"hostname": "host-1"}, {"started_at_lte": at(9999)}],
+)
+def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch, along: dict[str, Any]
+) -> None:
+    a_row_of_tries(database, 4)
+    monkeypatch.setattr(listing, "MAX_BRANCHES", 1)
+    wanted: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "state": ({"state": "failed"}, ["t0"]),
+        "no such state": ({"state": "removed"}, []),
+        "task_id": ({"task_id": "t0"}, ["t0"]),
+        "map_index": ({"map_index": 7}, []),
+        "try_number": ({"try_number": 9}, []),
+    }
+    for name, (filters, found) in wanted.items():
+        assert page_of(database, **along, **filters) == (found, len(found), True), name
+    monkeypatch.setattr(listing, "MAX_SCANNED", 3)
+    for name, (filters, found) in wanted.items():
+        assert page_of(database, **along, **filters) == ([], 0, False), name
+        # Further back is where a window says.
+        earlier = {**along, "started_at_lte": at(1200)}
+        assert page_of(database, **earlier, **filters) == (found, len(found), True), name
+
+
+@on_both
+def test_a_dag_run_is_found_wherever_it_is(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_SCANNED", 1)
+    record(database, replace(KEY, run_id="old"), started_at=at(-9999))
+    record(database, replace(KEY, dag_id="elt", run_id="old", task_id="too"), started_at=at(-9999))
+    record(database, replace(KEY, dag_id="secret", run_id="old"))
+    a_row_of_tries(database, 4)
+    tasks, total, is_exact = page_of(database, run_id="old")
+    assert (sorted(tasks), total, is_exact) == (["extract", "too"], 2, True)
+    assert page_of(database, run_id="old", dag_id="etl", state="success") == (["extract"], 1, True)
+    assert page_of(database, run_id="old", task_id="too") == (["too"], 1, True)
+
+
+@on_both
+@pytest.mark.parametrize("filters", [{"worker_name": "w"}, {"hostname": "host-1"}, {}])
+def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, filters: dict[str, Any]) -> None:
+    dag_ids = [f"dag-{number}" for number in range(3)]
+    for number in range(9):
+        key = replace(KEY, dag_id=dag_ids[number % 3], task_id=f"t{number}")
+        record(database, key, a_worker(f"life-{number % 4}", name="w"), started_at=at(number))
+    tasks, total, is_exact = page_of(database, limit=4, dag_ids=dag_ids, **filters)
+    assert (tasks, total, is_exact) == (["t8", "t7", "t6", "t5"], 9, True)
     with database.engine.connect() as connection:
-        found = reading.get_worker(connection, "celery-1")
-        assert reading.get_worker(connection, "celery-2") is None
-    assert found is not None
-    assert (found.name, found.kind, found.hostname, found.pid, found.host_only) == (
-        "celery-1@host-1",
-        "celery",
-        "host-1",
-        100,
-        False,
-    )
-    assert (found.started_at, found.registered_at, found.last_seen_at) == (at(-3600), NOON, NOON)
-    assert (found.labels, found.resources, found.versions) == ({"zone": "a"}, {"cpus": 4}, {"airflow": "3"})
+        rest, _ = reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=10, offset=4)
+    assert [one.task_id for one in rest] == ["t4", "t3", "t2", "t1", "t0"]
+
+
+def test_a_name_stands_for_its_latest_lives(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_LIVES", 2)
+    for number in range(3):
+        record(
+            database, replace(KEY, task_id=f"t{number}"), a_worker(f"life-{number}", name="w"), started_at=at(number)
+        )
+    assert page_of(database, worker_name="w")[0] == ["t2", "t1"]
+
+
+@on_both
+def test_a_worker_is_found_by_what_its_engine_calls_it_and_by_the_id_it_reports(database: Database) -> None:
+    record(database, KEY, a_worker("reported", name="named", engine_name="node"))
+    with database.engine.begin() as connection:
+        connection.execute(worker.update().values(worker_id="by-the-engine"))
+    for filters in ({"worker_id": "reported"}, {"worker_id": "by-the-engine"}, {"worker_name": "node"}):
+        assert page_of(database, **filters) == (["extract"], 1, True), filters
+
+
+@on_both
+def test_what_a_machine_was_like_is_read_as_it_was_written(database: Database) -> None:
+    with database.engine.begin() as connection:
+        record_start(
+            connection,
+            KEY,
+            a_worker(),
+            try_started_at=NOON,
+            state="running",
+            now=NOON,
+            conditions=Conditions(load=1.25, memory_free=0.333, running_beside=7),
+        )
+    by = listed(database)[0][0].workers[0]
+    assert (by.load, by.memory_free, by.running_beside) == (1.25, 0.333, 7)
+    record(database, replace(KEY, task_id="unknown"))
+    by = listed(database, task_id="unknown")[0][0].workers[0]
+    assert (by.load, by.memory_free, by.running_beside) == (None, None, None)
+
+
+@on_both
+def test_a_reader_of_the_database_itself_finds_every_dag(database: Database) -> None:
+    record(database, replace(KEY, dag_id="secret", run_id="old"))
+    record(database, KEY)
+    with database.engine.connect() as connection:
+        for filters, number in (({}, 2), ({"run_id": "old"}, 1), ({"dag_id": "secret"}, 1), ({"state": "success"}, 2)):
+            found = reading.find_attempts(connection, AttemptFilter(**filters), dag_ids=EveryDag(), limit=10, offset=0)
+            assert (len(found.attempts), found.total) == (number, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.store import recording
@@ -19,13 +20,16 @@ from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import task_instance_attempts
 from airflow_worker_insight.store.recording import (
     SEEN_EVERY,
+    Conditions,
     ContradictingWorker,
     TooManyWorkers,
     WorkerRecord,
+    inherited_availability,
     record_start,
     upsert_worker,
 )
 from airflow_worker_insight.store.tables import attempt, worker
+from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, at, on_both
 
 if TYPE_CHECKING:
@@ -45,9 +49,12 @@ def start(
     now: datetime = NOON,
     try_started_at: datetime | None = NOON,
     state: str = "running",
+    conditions: Conditions | None = None,
 ) -> None:
     with database.engine.begin() as connection:
-        record_start(connection, key, record, try_started_at=try_started_at, state=state, now=now)
+        record_start(
+            connection, key, record, try_started_at=try_started_at, state=state, now=now, conditions=conditions
+        )
 
 
 def processes(database: Database) -> list[tuple[str, int, datetime | None, datetime | None]]:
@@ -195,6 +202,7 @@ CHANGES = [
     {"resources": {"cpus": 8}},
     {"versions": {"airflow": "4"}},
     {"job_id": 9},
+    {"engine_name": "w1@host-1"},
 ]
 
 
@@ -205,7 +213,8 @@ def test_a_changed_description_is_written_once(database: Database, change: dict[
 
     with statements(database) as seen:
         start(database, changed, replace(KEY, task_id="load"), now=at(1))
-    assert "INSERT worker_insight_worker" in seen
+    assert seen.count("UPDATE worker_insight_worker") == 1
+    assert "INSERT worker_insight_worker" not in seen
     with statements(database) as seen:
         start(database, changed, replace(KEY, task_id="report"), now=at(2))
     assert seen == ["INSERT worker_insight_attempt"]
@@ -260,6 +269,7 @@ descriptions = st.builds(
     labels=st.dictionaries(texts, texts, max_size=3),
     resources=st.dictionaries(texts, st.integers() | texts, max_size=3),
     job_id=st.none() | st.integers(1, 9),
+    engine_name=st.none() | texts,
 )
 
 
@@ -272,7 +282,7 @@ def test_a_start_worked_out_a_second_apart_is_no_change(database: Database) -> N
 
 @given(descriptions, descriptions)
 def test_the_fingerprint_tells_descriptions_apart(one: WorkerRecord, other: WorkerRecord) -> None:
-    same = (one.description(), one.job_id) == (other.description(), other.job_id)
+    same = (one.description(), one.job_id, one.engine_name) == (other.description(), other.job_id, other.engine_name)
     assert (one.fingerprint == other.fingerprint) == same
 
 
@@ -286,6 +296,243 @@ def test_two_writers_of_the_same_new_worker_get_the_same_row(database: Database)
         second = upsert_worker(connection, a_worker(name="renamed"), now=at(1))
     assert first == second
     assert [(row["name"], row["registered_at"]) for row in database.workers()] == [("renamed", at(0))]
+
+
+# --- what the machine was like ---------------------------------------------------------------------------------------
+
+
+def stored_conditions(database: Database) -> tuple[Any, Any, Any]:
+    (row,) = database.attempts()
+    return row["load"], row["memory_free"], row["running_beside"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "stored"),
+    [
+        (Conditions(load=1.256, memory_free=0.4996, running_beside=3), (126, 500, 3)),
+        (Conditions(load=0.0, memory_free=0.0, running_beside=0), (0, 0, 0)),
+        (Conditions(load=0.004, memory_free=1.0, running_beside=1), (0, 1000, 1)),
+        # What no machine can be is cut to what two bytes hold, instead of costing the try its row.
+        (Conditions(load=1e6, memory_free=0.5, running_beside=2**31 - 1), (32767, 500, 32767)),
+        (Conditions(load=2.5), (250, None, None)),
+        (Conditions(), (None, None, None)),
+        (None, (None, None, None)),
+    ],
+    ids=str,
+)
+@on_both
+def test_conditions_are_kept_in_two_bytes_each(
+    database: Database, conditions: Conditions | None, stored: tuple[Any, Any, Any]
+) -> None:
+    start(database, a_worker(), conditions=conditions)
+    assert stored_conditions(database) == stored
+
+
+def test_conditions_are_those_when_the_try_started(database: Database) -> None:
+    start(database, a_worker(), now=at(0), conditions=Conditions(0.5, 0.5, 1))
+    start(database, a_worker(), now=at(9), conditions=Conditions(9.0, 0.1, 9))
+    assert stored_conditions(database) == (50, 500, 1)
+
+
+def test_every_start_is_in_its_ten_minutes(database: Database) -> None:
+    for seconds in (-1, 0, 599, 600):
+        start(database, a_worker(), replace(KEY, task_id=f"at {seconds}"), try_started_at=at(seconds))
+    slots = {row["task_id"]: row["start_slot"] for row in database.attempts()}
+    noon = slots["at 0"]
+    assert noon * 600 == NOON.timestamp()
+    assert slots == {"at -1": noon - 1, "at 0": noon, "at 599": noon, "at 600": noon + 1}
+
+
+# --- workers that their engine made known before ---------------------------------------------------------------------
+
+CELERY = {"kind": "celery", "engine_name": "w1@host-1", "pid": 100}
+LOCAL = {"kind": "local", "job_id": 7, "engine_name": "local@host-1"}
+EDGE = {"kind": "edge", "engine_name": "e1"}
+
+
+def by_engine(database: Database, worker_id: str = "fleet-1", **others: Any) -> None:
+    """Store a worker as the fleet does when an engine tells of one that has run nothing yet."""
+    known = {"kind": "celery", "name": "w1@host-1", "hostname": "host-1", "host_only": False, "fingerprint": ""}
+    described: dict[str, Any] = {"labels": {}, "resources": {}, "versions": {}}
+    seen = {"registered_at": at(-99), "last_seen_at": at(-9), "state": "online", "availability": "draining"}
+    row = {"worker_id": worker_id, **known, **described, **seen, **others}
+    with database.engine.begin() as connection:
+        connection.execute(insert(worker).values(row))
+
+
+def ids(database: Database) -> list[tuple[str, str | None]]:
+    return [(row["worker_id"], row["reported_id"]) for row in database.workers()]
+
+
+@pytest.mark.parametrize(
+    ("engine", "report"),
+    [
+        pytest.param(CELERY, CELERY, id="celery: node and process"),
+        # A scheduler knows its job; what its engine calls it, its workers cannot know.
+        pytest.param({**LOCAL, "engine_name": "scheduler-host"}, LOCAL, id="local: job"),
+        pytest.param({**LOCAL, "pid": None}, {**LOCAL, "pid": 5}, id="local: process not known to the engine"),
+        # Edge's table holds neither host nor process.
+        pytest.param({**EDGE, "pid": None, "hostname": "e1"}, {**EDGE, "pid": 5}, id="edge: name"),
+        pytest.param(CELERY, {**CELERY, "name": "etl-large-1"}, id="an operator named the worker"),
+    ],
+)
+@on_both
+def test_the_first_report_completes_what_the_engine_made_known(
+    database: Database, engine: dict[str, Any], report: dict[str, Any]
+) -> None:
+    by_engine(database, **engine)
+    start(database, a_worker("mine", **report), now=at(0))
+    start(database, a_worker("mine", **report), replace(KEY, task_id="load"), now=at(1))
+
+    (stored,) = database.workers()
+    # Who has a link to it keeps it; its processes find it by their own ID.
+    assert (stored["worker_id"], stored["reported_id"]) == ("fleet-1", "mine")
+    assert (stored["labels"], stored["resources"]) == ({"zone": "a"}, {"cpus": 4})
+    assert {name: stored[name] for name in report} == report
+    # What the engine told and what a person decided stays.
+    assert (stored["state"], stored["availability"], stored["registered_at"]) == ("online", "draining", at(-99))
+    assert [row["worker_id"] for row in database.attempts()] == ["fleet-1", "fleet-1"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "report"),
+    [
+        pytest.param({**CELERY, "ended_at": at(-5)}, CELERY, id="that life has ended"),
+        pytest.param({**CELERY, "pid": 99}, CELERY, id="celery: another process"),
+        pytest.param({**CELERY, "engine_name": "w2@host-1"}, CELERY, id="celery: another node"),
+        pytest.param({**CELERY, "reported_id": "another"}, CELERY, id="another worker has reported it"),
+        pytest.param({**LOCAL, "job_id": 8}, LOCAL, id="local: another scheduler"),
+        pytest.param({**EDGE, "engine_name": "e2"}, EDGE, id="edge: another name"),
+        pytest.param({**EDGE, "kind": "celery"}, EDGE, id="another kind"),
+        pytest.param({**CELERY, "host_only": True}, CELERY, id="the whole host"),
+    ],
+)
+def test_what_is_another_worker_is_left_alone(
+    database: Database, engine: dict[str, Any], report: dict[str, Any]
+) -> None:
+    by_engine(database, **engine)
+    start(database, a_worker("mine", **report))
+    assert ids(database) == [("fleet-1", engine.get("reported_id")), ("mine", "mine")]
+    assert database.attempts()[0]["worker_id"] == "mine"
+    assert database.workers()[1]["state"] == "online"
+
+
+def test_of_several_open_lives_of_a_name_the_latest_is_meant(database: Database) -> None:
+    """The engine of an Edge worker that was killed does not say at once that it has ended."""
+    by_engine(database, "fleet-1", **EDGE)
+    by_engine(database, "fleet-2", **EDGE)
+    start(database, a_worker("mine", **EDGE))
+    assert ids(database) == [("fleet-1", None), ("fleet-2", "mine")]
+
+
+def race(database: Database, *records: WorkerRecord) -> None:
+    """Have each record reported by a process of its own, all at once: the first one commits when all others wait."""
+    failed: list[BaseException] = []
+
+    def report(number: int, record: WorkerRecord) -> None:
+        try:
+            start(database, record, replace(KEY, map_index=number))
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    others = [threading.Thread(target=report, args=one) for one in enumerate(records[1:], 1)]
+    with database.engine.connect() as connection, connection.begin():
+        first = replace(KEY, map_index=0)
+        record_start(connection, first, records[0], try_started_at=NOON, state="running", now=NOON)
+        for thread in others:
+            thread.start()
+        wait_for(lambda: connection.execute(waiting).scalar_one() >= len(others), 30, "the others to wait for this one")
+    for thread in others:
+        thread.join()
+    assert failed == []
+
+
+on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@on_postgresql
+def test_the_first_reports_of_one_worker_at_once_make_one_row(database: Database) -> None:
+    race(database, a_worker("mine"), a_worker("mine"), a_worker("mine", name="renamed"))
+    assert ids(database) == [("mine", "mine")]
+    assert [row["worker_id"] for row in database.attempts()] == ["mine"] * 3
+
+
+@on_postgresql
+def test_the_first_reports_of_one_worker_at_once_take_its_engines_row_once(database: Database) -> None:
+    by_engine(database, **CELERY)
+    record = a_worker("mine", **CELERY)
+    race(database, record, record, record)
+    assert ids(database) == [("fleet-1", "mine")]
+    assert [row["worker_id"] for row in database.attempts()] == ["fleet-1"] * 3
+
+
+@on_postgresql
+def test_of_two_workers_that_claim_one_row_of_the_engine_one_gets_it(database: Database) -> None:
+    by_engine(database, **EDGE)
+    race(database, a_worker("one", **EDGE), a_worker("two", **EDGE))
+    assert ids(database) == [("fleet-1", "one"), ("two", "two")]
+    assert [row["worker_id"] for row in database.attempts()] == ["fleet-1", "two"]
+
+
+# --- what a person decided -------------------------------------------------------------------------------------------
+
+
+def decide(database: Database, availability: str) -> None:
+    with database.engine.begin() as connection:
+        latest = select(worker.c.id).order_by(worker.c.id.desc()).limit(1).scalar_subquery()
+        connection.execute(update(worker).where(worker.c.id == latest).values(availability=availability))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("quarantined", "quarantined"), ("draining", "available"), ("available", "available")]
+)
+@on_both
+def test_a_quarantine_outlives_a_restart_and_a_drain_does_not(database: Database, before: str, after: str) -> None:
+    start(database, a_worker("first", name="w1"))
+    decide(database, before)
+    start(database, a_worker("second", name="w1", pid=101), replace(KEY, task_id="load"))
+    assert [row["availability"] for row in database.workers()] == [before, after]
+
+
+def test_only_the_latest_life_decides(database: Database) -> None:
+    for number, availability in enumerate(["quarantined", "available"]):
+        start(database, a_worker(f"life-{number}", name="w1", pid=number), replace(KEY, map_index=number))
+        decide(database, availability)
+    start(database, a_worker("next", name="w1", pid=7))
+    assert database.workers()[-1]["availability"] == "available"
+
+
+@pytest.mark.parametrize(
+    ("others", "inherited"),
+    [
+        ({"name": "w1", "engine_name": None}, "quarantined"),
+        ({"name": "etl-large-1", "engine_name": "w1@host-1"}, "quarantined"),
+        ({"name": "w1@host-1", "engine_name": None}, "quarantined"),
+        ({"name": "w2", "engine_name": "w2@host-1"}, "available"),
+        ({"name": "w1", "engine_name": "w1@host-1", "kind": "edge"}, "available"),
+    ],
+    ids=str,
+)
+def test_a_worker_is_the_same_by_either_of_its_names(
+    database: Database, others: dict[str, Any], inherited: str
+) -> None:
+    start(database, a_worker("first", name="w1", engine_name="w1@host-1"))
+    decide(database, "quarantined")
+    record = a_worker("second", pid=101, **others)
+    with database.engine.connect() as connection:
+        found = inherited_availability(connection, record.kind, record.name, record.engine_name)
+    assert found == inherited
+
+
+def test_a_host_is_no_life_of_a_worker(database: Database) -> None:
+    start(database, a_worker("host-1f", name="w1", host_only=True))
+    decide(database, "quarantined")
+    start(database, a_worker("first", name="w1"), replace(KEY, task_id="load"))
+    assert database.workers()[-1]["availability"] == "available"
+
+
+# --- other databases -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("statement", [recording._first_process, recording._further_process])
@@ -304,3 +551,18 @@ def test_the_upsert_for_mysql(table: Table) -> None:
     sql = " ".join(str(statement.compile(dialect=dialect.dialect())).split())
     assert sql.startswith(f"INSERT INTO {table.name} (")
     assert sql.endswith(f" ON DUPLICATE KEY UPDATE {key[0]} = {table.name}.{key[0]}")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "clause"),
+    [
+        (postgresql, "ON CONFLICT DO NOTHING"),
+        (sqlite, "ON CONFLICT DO NOTHING"),
+        (mysql, "ON DUPLICATE KEY UPDATE id = worker_insight_worker.id"),
+    ],
+    ids=["postgresql", "sqlite", "mysql"],
+)
+def test_a_new_row_yields_to_one_in_any_index(dialect: Any, clause: str) -> None:
+    """Where one index is named, PostgreSQL fails at another when two insert the same row at once."""
+    statement = recording.insert_new(dialect.dialect.name, worker, {"worker_id": "w", "reported_id": "w"})
+    assert clause in " ".join(str(statement.compile(dialect=dialect.dialect())).split())

@@ -1,0 +1,403 @@
+"""Read and write the lives of workers as their engines tell of them: SQL only, what to write is decided in ``fleet``.
+
+Thousands of workers are written with a handful of statements: one statement changes up to :data:`BATCH` rows, each to
+values of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timezone
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, tuple_, update
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store.keys import run_key, task_key
+from airflow_worker_insight.store.recording import AVAILABLE, ONLINE, QUARANTINED, UNRESPONSIVE, WorkerRecord, upsert
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
+from airflow_worker_insight.store.tables import engine as engine_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection, Row
+
+BATCH = 500
+"""Rows that one statement reads or changes by their keys."""
+
+CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
+"""The engines' names, as in :func:`.workers.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
+engine knows."""
+
+_KINDS = {CELERY: "celery", EDGE: "edge", JOBS: "local"}
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRow:
+    """What is known of an engine. Times are aware UTC, by the database's clock."""
+
+    name: str
+    due_at: datetime
+    looked_at: datetime | None = None
+    reached_since: datetime | None = None
+    error: str | None = None
+
+
+def get_engine(connection: Connection, name: str, *, now: datetime) -> EngineRow:
+    """Return an engine's row; one that is not there is made, due at once."""
+    statement = select(engine_table).where(engine_table.c.name == name)
+    row = connection.execute(statement).first()
+    if row is None:
+        fresh = {"name": name, "due_at": now}
+        connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
+        row = connection.execute(statement).one()
+    return EngineRow(
+        name=row.name,
+        due_at=row.due_at.astimezone(timezone.utc),
+        looked_at=utc(row.looked_at),
+        reached_since=utc(row.reached_since),
+        error=row.error,
+    )
+
+
+def take_lease(connection: Connection, name: str, *, now: datetime, until: datetime, only_if_due: bool) -> bool:
+    """Make this caller the one to look at an engine, and nobody else until then; ``False`` if another one is.
+
+    :param only_if_due: without it the caller looks whoever else does
+    """
+    conditions = [engine_table.c.name == name]
+    if only_if_due:
+        conditions.append(engine_table.c.due_at <= now)
+    taken = connection.execute(update(engine_table).where(*conditions).values(due_at=until))
+    return bool(taken.rowcount)
+
+
+def write_engine(connection: Connection, row: EngineRow) -> None:
+    """Write what a look has shown. Whoever writes the same engine's workers waits here until the caller commits."""
+    connection.execute(
+        update(engine_table)
+        .where(engine_table.c.name == row.name)
+        .values(due_at=row.due_at, looked_at=row.looked_at, reached_since=row.reached_since, error=row.error)
+    )
+
+
+# --- lives -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One life of a worker as its row has it. Times are aware UTC."""
+
+    ref: int
+    kind: str
+    hostname: str
+    is_reported: bool
+    """Whether the worker's own processes have told of it."""
+    registered_at: datetime
+    last_seen_at: datetime
+    engine_name: str | None = None
+    pid: int | None = None
+    job_id: int | None = None
+    state: str | None = None
+    state_reason: str | None = None
+    ended_at: datetime | None = None
+    queues: tuple[str, ...] | None = None
+    concurrency: int | None = None
+    running: int | None = None
+    engine_started_at: datetime | None = None
+    engine_heartbeat_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewLife:
+    """A worker that its engine told of before a try of it started."""
+
+    kind: str
+    engine_name: str
+    hostname: str
+    state: str
+    state_reason: str | None = None
+    pid: int | None = None
+    job_id: int | None = None
+    started_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    queues: tuple[str, ...] | None = None
+    concurrency: int | None = None
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_lives(connection: Connection, engine_name: str) -> list[Life]:
+    """Return the lives of an engine's workers that have not ended.
+
+    Of workers that only their tries tell of, those that are known to run one: of all others nothing is said anyway, and
+    there may be as many as there were tries.
+    """
+    is_open: Any = worker.c.state.in_((ONLINE, UNRESPONSIVE))
+    if engine_name != TRIES:
+        is_open = or_(is_open, worker.c.state.is_(None))
+    return _lives(connection, _is_of_engine(engine_name), is_open, worker.c.ended_at.is_(None))
+
+
+def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]) -> list[Life]:
+    """Return those of the lives with these row IDs that are an engine's, ended or not."""
+    return [
+        life
+        for batch in _batches(sorted(refs))
+        for life in _lives(connection, _is_of_engine(engine_name), worker.c.id.in_(batch))
+    ]
+
+
+def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[Life]:
+    """Return of each worker with one of these names the latest lives that have ended, one for each process ID."""
+    found = []
+    for batch in _batches(sorted(engine_names)):
+        latest = (
+            select(func.max(worker.c.id))
+            .where(
+                worker.c.engine_name.in_(batch),
+                worker.c.kind == kind,
+                worker.c.host_only.is_(False),
+                worker.c.ended_at.is_not(None),
+            )
+            .group_by(worker.c.engine_name, worker.c.pid, worker.c.job_id)
+        )
+        refs = list(connection.execute(latest).scalars())
+        for part in _batches(refs):
+            found += _lives(connection, worker.c.id.in_(part))
+    return found
+
+
+def _is_of_engine(engine_name: str) -> Any:
+    if engine_name == TRIES:
+        return worker.c.kind.not_in(list(_KINDS.values()))
+    return worker.c.kind == _KINDS[engine_name]
+
+
+def _lives(connection: Connection, *conditions: Any) -> list[Life]:
+    columns = (
+        worker.c.id,
+        worker.c.reported_id,
+        *(worker.c[name] for name in Life.__dataclass_fields__ if name not in ("ref", "is_reported")),
+    )
+    rows = connection.execute(select(*columns).where(worker.c.host_only.is_(False), *conditions).order_by(worker.c.id))
+    return [_life(row) for row in rows]
+
+
+def _life(row: Row[Any]) -> Life:
+    return Life(
+        ref=row.id,
+        kind=row.kind,
+        hostname=row.hostname,
+        is_reported=row.reported_id is not None,
+        registered_at=row.registered_at.astimezone(timezone.utc),
+        last_seen_at=row.last_seen_at.astimezone(timezone.utc),
+        engine_name=row.engine_name,
+        pid=row.pid,
+        job_id=row.job_id,
+        state=row.state,
+        state_reason=row.state_reason,
+        ended_at=utc(row.ended_at),
+        queues=None if row.queues is None else tuple(row.queues),
+        concurrency=row.concurrency,
+        running=row.running,
+        engine_started_at=utc(row.engine_started_at),
+        engine_heartbeat_at=utc(row.engine_heartbeat_at),
+    )
+
+
+def register(connection: Connection, lives: Sequence[NewLife], *, now: datetime) -> None:
+    """Write workers that nobody knew; one whose last life was put into quarantine begins in quarantine."""
+    if not lives:
+        return
+    quarantined = _quarantined(connection, lives)
+    rows = [_new_row(life, life in quarantined, now) for life in lives]
+    # Apart, because the rows of one statement have the same columns, and a JSON column that is given None is not NULL.
+    for with_queues in (True, False):
+        same = [row for row in rows if ("queues" in row) is with_queues]
+        if same:
+            connection.execute(insert(worker), same)
+
+
+def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, Any]:
+    facts = (life.kind, life.engine_name, life.hostname, life.pid, life.job_id, life.started_at, now)
+    digest = blake2b("\0".join(map(str, facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
+    record = WorkerRecord(
+        worker_id=f"{life.kind}-{digest}",
+        name=life.engine_name,
+        kind=life.kind,
+        hostname=life.hostname,
+        pid=life.pid,
+        started_at=life.started_at,
+        resources=life.resources,
+        versions=life.versions,
+        job_id=life.job_id,
+        engine_name=life.engine_name,
+    )
+    return {
+        **record.description(),
+        "worker_id": record.worker_id,
+        "engine_name": life.engine_name,
+        "job_id": life.job_id,
+        "fingerprint": record.fingerprint,
+        "registered_at": now,
+        "last_seen_at": now,
+        "state": life.state,
+        "state_reason": life.state_reason,
+        "availability": QUARANTINED if is_quarantined else AVAILABLE,
+        **({} if life.queues is None else {"queues": list(life.queues)}),
+        "concurrency": life.concurrency,
+        "running": 0,
+        "engine_started_at": life.started_at,
+        "engine_heartbeat_at": life.heartbeat_at,
+    }
+
+
+def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:
+    """Return which of these begin in quarantine: ``recording.inherited_availability`` for many at once."""
+    names = {(life.kind, life.engine_name) for life in lives}
+    latest: dict[tuple[str, str], tuple[int, str]] = {}
+    for column in (worker.c.name, worker.c.engine_name):
+        for batch in _batches(sorted({name for _, name in names})):
+            last = (
+                select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
+                .where(column.in_(batch), worker.c.host_only.is_(False))
+                .group_by(worker.c.kind, column)
+                .subquery()
+            )
+            statement = select(last, worker.c.availability).join(worker, worker.c.id == last.c.ref)
+            for row in connection.execute(statement):
+                key, found = (row.kind, row.called), (row.ref, row.availability)
+                latest[key] = max(latest.get(key, found), found)
+    return [life for life in lives if latest.get((life.kind, life.engine_name), (0, ""))[1] == QUARANTINED]
+
+
+def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write new values of columns, for each row ID its own."""
+    for refs in _batches(sorted(ref for ref, values in changed.items() if values)):
+        batch = {ref: changed[ref] for ref in refs}
+        # In the table's order, so that equal batches are equal statements.
+        columns = [column for column in worker.c if any(column.name in values for values in batch.values())]
+        connection.execute(
+            update(worker)
+            .where(worker.c.id.in_(refs))
+            .values({column: _new_values(column, batch) for column in columns})
+        )
+
+
+def _new_values(column: Any, batch: Mapping[int, Mapping[str, Any]]) -> Any:
+    """Return what a column becomes: one value where all rows get it, else for each row its own."""
+    values = {ref: values[column.name] for ref, values in batch.items() if column.name in values}
+    first = next(iter(values.values()))
+    if len(values) == len(batch) and all(value == first for value in values.values()):
+        return literal(first, column.type)
+    return case({ref: literal(value, column.type) for ref, value in values.items()}, value=worker.c.id, else_=column)
+
+
+def add_changes(connection: Connection, states: Sequence[tuple[int, str | None, str | None]], *, now: datetime) -> None:
+    """Write into the history which worker (by its row's ID) came into which state, and why."""
+    if states:
+        connection.execute(
+            insert(change),
+            [{"worker_ref": ref, "changed_at": now, "state": state, "reason": why} for ref, state, why in states],
+        )
+
+
+def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> None:
+    """Remove the row ``twin`` of a life that has another one, which its own processes told of at the same time.
+
+    Tries are recorded by the ID that processes report, and the twin has none. One that was inferred may name it all the
+    same: then it stays, and says why.
+    """
+    is_twin = and_(worker.c.id == twin, worker.c.reported_id.is_(None))
+    # Locked first: whoever infers tries holds the rows of the workers that it has read.
+    decided = connection.execute(select(worker.c.availability).where(is_twin).with_for_update()).scalar()
+    if decided is None:
+        return
+    if connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref == twin).limit(1)).first():
+        known_as = connection.execute(select(worker.c.worker_id).where(worker.c.id == kept)).scalar()
+        ended = {"state": None, "state_reason": f"It is the same worker as {known_as}.", "ended_at": now}
+        connection.execute(update(worker).where(is_twin).values(ended))
+        return
+    connection.execute(update(change).where(change.c.worker_ref == twin).values(worker_ref=kept))
+    if decided != AVAILABLE:
+        connection.execute(update(worker).where(worker.c.id == kept).values(availability=decided))
+    connection.execute(delete(worker).where(is_twin))
+
+
+# --- tries -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTries:
+    """The tries that run now, by the row ID of the worker that each runs on."""
+
+    counts: Mapping[int, int]
+    heartbeats: Mapping[int, datetime]
+    """The latest heartbeat of a worker's tries, by the clock of whoever took it; of a worker whose tries have none
+    there is none."""
+
+
+def running_tries(connection: Connection) -> RunningTries:
+    """Ask Airflow which tries run now, and our own table where."""
+    beats = {
+        (run_key(row.dag_id, row.run_id), task_key(row.task_id, row.map_index), row.try_number): utc(row.heartbeat)
+        for row in connection.execute(_running())
+    }
+    counts: Counter[int] = Counter()
+    heartbeats: dict[int, datetime] = {}
+    for key, ref in _latest_workers(connection, sorted(beats)).items():
+        counts[ref] += 1
+        beat = beats[key]
+        if beat is not None:
+            heartbeats[ref] = max(heartbeats.get(ref, beat), beat)
+    return RunningTries(counts, heartbeats)
+
+
+def _running() -> Any:
+    """Select the tries that run: on 2.11 their heartbeats are those of their own jobs."""
+    table, job = compat.task_instance_table(), compat.job_table()
+    names = [table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")]
+    # "restarting" is set on a running try that is to end: its process lives until it has.
+    is_running = table.c.state.in_(("running", "restarting"))
+    if "last_heartbeat_at" in table.c:
+        return select(*names, table.c.last_heartbeat_at.label("heartbeat")).where(is_running)
+    joined = table.outerjoin(job, job.c.id == table.c.job_id)
+    return select(*names, job.c.latest_heartbeat.label("heartbeat")).select_from(joined).where(is_running)
+
+
+def _latest_workers(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], int]:
+    """Return for each of these tries the worker whose process of it began last: others it has deferred from."""
+    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
+    began = func.coalesce(attempt.c.last_started_at, attempt.c.started_at).label("began")
+    latest: dict[tuple[int, int, int], tuple[bool, Any, int, int]] = {}
+    for batch in _batches(keys):
+        rows = connection.execute(
+            select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(
+                tuple_(*key).in_(batch), attempt.c.worker_ref != NO_WORKER
+            )
+        )
+        for row in rows:
+            one = (row.run_key, row.task_key, row.try_number)
+            found = (row.began is not None, row.began, row.ordinal, row.worker_ref)
+            if one not in latest or found > latest[one]:
+                latest[one] = found
+    return {one: ref for one, (_, _, _, ref) in latest.items()}
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    known = list(items)
+    for start in range(0, len(known), BATCH):
+        yield known[start : start + BATCH]
+
+
+def utc(value: datetime | None) -> datetime | None:
+    """Return an aware time in UTC."""
+    return None if value is None else value.astimezone(timezone.utc)

@@ -1,0 +1,154 @@
+"""The fleet: what is known of each worker's life, and lists that read only the latest attempts.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from airflow.models.base import StringID
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+from airflow_worker_insight.store.tables import metadata
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
+
+WORKER, ATTEMPT = "worker_insight_worker", "worker_insight_attempt"
+CHANGE, ENGINE = "worker_insight_change", "worker_insight_engine"
+
+# As store.tables.start_slot works it out. (SQLite would round to milliseconds: the fraction is cut off first.)
+SLOT = {
+    "postgresql": "floor(extract(epoch from started_at) / 600)",
+    "mysql": "floor(timestampdiff(second, '1970-01-01', started_at) / 600)",
+    "sqlite": "cast(strftime('%s', substr(started_at, 1, 19)) as integer) / 600",
+}
+
+# Of the tables, what the statements below are about.
+worker = sa.table(
+    WORKER,
+    sa.column("id", sa.Integer()),
+    sa.column("worker_id", StringID(length=64)),
+    sa.column("reported_id", StringID(length=64)),
+    sa.column("host_only", sa.Boolean()),
+    schema=metadata.schema,
+)
+attempt = sa.table(
+    ATTEMPT,
+    sa.column("worker_ref", sa.Integer()),
+    sa.column("started_at", Timestamp),
+    sa.column("start_slot", sa.Integer()),
+    schema=metadata.schema,
+)
+
+
+def _worker_columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("reported_id", StringID(length=64)),
+        sa.Column("engine_name", sa.String(250)),
+        sa.Column("ended_at", Timestamp),
+        sa.Column("state", sa.SmallInteger()),
+        sa.Column("state_reason", sa.String(500)),
+        sa.Column("availability", sa.SmallInteger(), nullable=False, server_default="1"),
+        sa.Column("queues", sa.JSON()),
+        sa.Column("concurrency", sa.Integer()),
+        sa.Column("running", sa.Integer()),
+        sa.Column("engine_started_at", Timestamp),
+        sa.Column("engine_heartbeat_at", Timestamp),
+    )
+
+
+def _attempt_columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("start_slot", sa.Integer()),
+        sa.Column("load", sa.SmallInteger()),
+        sa.Column("memory_free", sa.SmallInteger()),
+        sa.Column("running_beside", sa.SmallInteger()),
+    )
+
+
+WORKER_INDEXES = (
+    ("worker_insight_worker_reported_id", "reported_id", True),
+    ("worker_insight_worker_engine_name", "engine_name", False),
+    ("worker_insight_worker_state", "state", False),
+)
+
+
+def upgrade() -> None:
+    """Add what is known of the fleet; workers that are known keep their IDs."""
+    dialect = op.get_context().dialect.name
+    schema = metadata.schema
+    for column in _worker_columns():
+        op.add_column(WORKER, column, schema=schema)
+    op.execute(sa.update(worker).where(sa.not_(worker.c.host_only)).values(reported_id=worker.c.worker_id))
+    for name, indexed, unique in WORKER_INDEXES:
+        op.create_index(name, WORKER, [indexed], unique=unique, schema=schema)
+    op.create_table(
+        CHANGE,
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("worker_ref", sa.Integer(), nullable=False),
+        sa.Column("changed_at", Timestamp, nullable=False),
+        sa.Column("state", sa.SmallInteger()),
+        sa.Column("availability", sa.SmallInteger()),
+        sa.Column("reason", sa.String(500)),
+        sa.Column("changed_by", sa.String(250)),
+        sa.PrimaryKeyConstraint("id", name="worker_insight_change_pkey"),
+        schema=schema,
+    )
+    op.create_index("worker_insight_change_worker_ref", CHANGE, ["worker_ref"], schema=schema)
+    op.create_table(
+        ENGINE,
+        sa.Column("name", sa.String(32), nullable=False),
+        sa.Column("due_at", Timestamp, nullable=False),
+        sa.Column("looked_at", Timestamp),
+        sa.Column("reached_since", Timestamp),
+        sa.Column("error", sa.String(500)),
+        sa.PrimaryKeyConstraint("name", name="worker_insight_engine_pkey"),
+        schema=schema,
+    )
+
+    for column in _attempt_columns():
+        op.add_column(ATTEMPT, column, schema=schema)
+    started = attempt.c.started_at.is_not(None)
+    op.execute(sa.update(attempt).where(started).values(start_slot=sa.literal_column(SLOT[dialect])))
+    op.drop_index("worker_insight_attempt_worker_ref", ATTEMPT, schema=schema)
+    op.drop_index("worker_insight_attempt_started_at", ATTEMPT, schema=schema)
+    # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
+    # An index that descends itself would be half empty, because new rows come to its front.
+    slot = sa.text("start_slot NULLS FIRST" if dialect == "postgresql" else "start_slot")
+    op.create_index("worker_insight_attempt_start_slot", ATTEMPT, [slot], schema=schema)
+    op.create_index("worker_insight_attempt_worker_ref", ATTEMPT, ["worker_ref", slot], schema=schema)
+    op.create_index("worker_insight_attempt_dag_id", ATTEMPT, ["dag_id", slot], schema=schema)
+
+
+def downgrade() -> None:
+    """Forget the fleet: tries stay, and of the workers those that reported or that a try names."""
+    dialect = op.get_context().dialect.name
+    schema = metadata.schema
+    for name in ("start_slot", "worker_ref", "dag_id"):
+        op.drop_index(f"worker_insight_attempt_{name}", ATTEMPT, schema=schema)
+    for column in _attempt_columns():
+        op.drop_column(ATTEMPT, column.name, schema=schema)
+    op.create_index("worker_insight_attempt_worker_ref", ATTEMPT, ["worker_ref"], schema=schema)
+    start = sa.text("started_at NULLS FIRST" if dialect == "postgresql" else "started_at")
+    op.create_index("worker_insight_attempt_started_at", ATTEMPT, [start], schema=schema)
+    op.drop_table(ENGINE, schema=schema)
+    op.drop_table(CHANGE, schema=schema)
+    never_reported = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
+    named = sa.exists().where(attempt.c.worker_ref == worker.c.id)
+    op.execute(sa.delete(worker).where(never_reported, ~named))
+    # The ID that its processes report is the only one again.
+    reported = worker.c.reported_id.is_not(None)
+    op.execute(sa.update(worker).where(reported).values(worker_id=worker.c.reported_id))
+    for name, _, _ in WORKER_INDEXES:
+        op.drop_index(name, WORKER, schema=schema)
+    for column in _worker_columns():
+        op.drop_column(WORKER, column.name, schema=schema)

@@ -1,0 +1,780 @@
+"""Read the fleet: workers, how they fared, what they run, and Airflow's other services.
+
+What a worker's row says was true when the fleet was last looked at. Whether that still counts is decided here, so that
+pages, the REST API and the command never show a state that nobody has checked for long.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.store import listing, reading
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.reading import MAX_TOTAL, Attempt, AttemptFilter
+from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE
+from airflow_worker_insight.store.tables import (
+    SLOT_SECONDS,
+    WORKER_STATES,
+    attempt,
+    change,
+    engine,
+    start_slot,
+    worker,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from sqlalchemy.engine import Connection, Row
+
+WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at", "last_seen_at")
+"""What lists of workers can be ordered by; with a ``-`` in front descending."""
+
+UNKNOWN_STATE = "unknown"
+"""What filters call the state of a worker of which nothing tells."""
+
+MAX_GROUPS = 1000
+MAX_LABEL_KEYS = 100
+
+LOOK_BACK = 10_000
+"""How many tries of a worker, from a moment backwards, are looked through for those that ran at that moment."""
+
+MAX_OPEN = 1000
+"""Tries that are not closed yet whose state is asked of Airflow for one answer."""
+
+STALE_AFTER = 3
+"""Refresh intervals after which nobody can be said to look any more."""
+
+_ENGINES = {"celery": "celery", "edge": "edge", "local": "jobs"}
+_OTHER_KINDS = "tries"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One life of a worker, or one host where ``host_only``. Times are aware UTC."""
+
+    ref: int
+    worker_id: str
+    name: str
+    engine_name: str | None
+    kind: str
+    hostname: str
+    pid: int | None
+    host_only: bool
+    state: str | None
+    """``online``, ``unresponsive``, ``offline`` or ``lost``; ``None`` where nothing tells."""
+    state_reason: str | None
+    """Why the worker is in this state, or why no state is known."""
+    availability: str
+    queues: tuple[str, ...] | None
+    concurrency: int | None
+    running: int | None
+    started_at: datetime | None
+    registered_at: datetime
+    last_seen_at: datetime
+    ended_at: datetime | None
+    labels: Mapping[str, str]
+    resources: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFilter:
+    """Which workers to list; ``None`` does not filter. Rows that stand for a whole host are never listed."""
+
+    states: frozenset[str] | None = None
+    kind: str | None = None
+    name: str | None = None
+    """The exact name, an operator's or the engine's."""
+    hostname: str | None = None
+    label: tuple[str, str] | None = None
+    queue: str | None = None
+    availability: str | None = None
+    search: str | None = None
+    """A part of the name, the host name or the ID, whatever its case."""
+    seen_since: datetime | None = None
+    """Last seen at this time or later, or known to be online or unresponsive when the fleet was last looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a worker's history: either ``state`` or ``availability`` is set."""
+
+    changed_at: datetime
+    state: str | None
+    availability: str | None
+    reason: str | None
+    changed_by: str | None
+    """Who decided; ``None`` for what was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Workers that have something in common, such as a queue: how many there are in each state."""
+
+    name: str
+    states: Mapping[str | None, int]
+    running: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of the tries that a worker started within one hour."""
+
+    hour: datetime
+    states: Mapping[str | None, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLook:
+    """What is known of the looks at the workers of one engine."""
+
+    name: str
+    """``celery``, ``edge``, ``jobs`` (local workers) or ``tries`` (pods and executors that nobody knows)."""
+    looked_at: datetime | None
+    is_current: bool
+    """Whether somebody looked lately enough for the states of these workers to count."""
+    error: str | None
+    """Why the latest look failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process of the deployment that Airflow itself keeps a job for, or a worker."""
+
+    kind: str
+    """``scheduler``, ``triggerer``, ``dag_processor`` or ``worker``."""
+    service_id: str
+    """The ID of Airflow's job, or of the worker."""
+    name: str
+    hostname: str
+    state: str | None
+    started_at: datetime | None
+    last_seen_at: datetime | None
+    ended_at: datetime | None
+
+
+def engine_of(kind: str) -> str:
+    """Return the name of the engine that tells of workers of a kind."""
+    return _ENGINES.get(kind, _OTHER_KINDS)
+
+
+# --- one worker ------------------------------------------------------------------------------------------------------
+
+
+def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
+    """Return a worker by its ID or by the one that its own processes report, however long it has been gone."""
+    row = connection.execute(
+        select(worker).where(or_(worker.c.worker_id == worker_id, worker.c.reported_id == worker_id))
+    ).first()
+    return None if row is None else _worker(row, _Looks.of(connection))
+
+
+def changes(connection: Connection, one: WorkerRow, *, limit: int) -> list[Change]:
+    """Return a worker's history, the latest change first."""
+    rows = connection.execute(
+        select(change).where(change.c.worker_ref == one.ref).order_by(change.c.id.desc()).limit(limit)
+    )
+    return [_change(row) for row in rows]
+
+
+def decisions(connection: Connection, some: Collection[WorkerRow]) -> dict[int, Change]:
+    """Return the decision behind the availability of each of these workers, by ``ref``; a worker without is left out.
+
+    A life that began in quarantine has the decision on a life before it.
+    """
+    refs = [one.ref for one in some]
+    latest = (
+        select(func.max(change.c.id))
+        .where(change.c.worker_ref.in_(refs), change.c.availability.is_not(None))
+        .group_by(change.c.worker_ref)
+    )
+    found = {row.worker_ref: _change(row) for row in connection.execute(select(change).where(change.c.id.in_(latest)))}
+    for one in some:
+        if one.availability == QUARANTINED and one.ref not in found:
+            inherited = connection.execute(
+                select(change)
+                .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
+                .where(*_same_name(one), change.c.availability.is_not(None))
+                .order_by(change.c.id.desc())
+                .limit(1)
+            ).first()
+            if inherited is not None:
+                found[one.ref] = _change(inherited)
+    return found
+
+
+def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[WorkerRow]:
+    """Return the other lives of a worker's name, the latest first."""
+    rows = connection.execute(
+        select(worker)
+        .where(*_same_name(one), worker.c.id != one.ref, worker.c.host_only.is_(False))
+        .order_by(worker.c.id.desc())
+        .limit(limit)
+    )
+    looks = _Looks.of(connection)
+    return [_worker(row, looks) for row in rows]
+
+
+def _same_name(one: WorkerRow) -> list[Any]:
+    names = [worker.c.name == one.name]
+    if one.engine_name is not None:
+        names.append(worker.c.engine_name == one.engine_name)
+    return [worker.c.kind == one.kind, or_(*names)]
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def list_workers(
+    connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
+) -> tuple[list[WorkerRow], int]:
+    """Return a page of workers and how many there are in all, up to :data:`~.reading.MAX_TOTAL`.
+
+    :param order_by: one of :data:`WORKER_ORDERS`, with a ``-`` in front descending; what is not known comes last
+    """
+    looks = _Looks.of(connection)
+    conditions = [*_conditions(connection, filters), *_in_states(filters.states, looks)]
+    within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
+    total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
+    rows = connection.execute(
+        select(worker).where(*conditions).order_by(*_order(order_by, looks)).limit(limit).offset(offset)
+    )
+    return [_worker(row, looks) for row in rows], total
+
+
+def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
+    """Return how many workers are in each state, whatever ``filters.states`` says.
+
+    Of each state up to :data:`~.reading.MAX_TOTAL` are counted; states that no worker is in are left out.
+    """
+    looks = _Looks.of(connection)
+    conditions = _conditions(connection, filters)
+    parts = []
+    for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
+        within = (
+            select(worker.c.id).where(*conditions, *_in_states(frozenset({state}), looks)).limit(MAX_TOTAL).subquery()
+        )
+        parts.append(select(literal(number).label("number"), func.count().label("workers")).select_from(within))
+    counted = {row.number: row.workers for row in connection.execute(union_all(*parts))}
+    return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
+
+
+def group_workers(connection: Connection, filters: WorkerFilter, *, by: str) -> list[Group]:
+    """Return the workers grouped by what they have in common, in the order of its name.
+
+    Of more than :data:`~.reading.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
+    one of which nothing is known is in the group with an empty name, at the end.
+
+    :param by: ``queue``, ``hostname``, ``kind`` or ``label:KEY``
+    :raises ValueError: for anything else
+    """
+    common, names = _grouping(by)
+    looks = _Looks.of(connection)
+    shown = _shown_state(looks)
+    latest = (
+        select(common.label("common"), shown.label("state"), worker.c.running, worker.c.concurrency)
+        .where(*_conditions(connection, filters), *_in_states(filters.states, looks))
+        .order_by(worker.c.id.desc())
+        .limit(MAX_TOTAL)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(
+            latest.c.common,
+            latest.c.state,
+            func.count().label("workers"),
+            func.coalesce(func.sum(latest.c.running), 0).label("running"),
+            func.coalesce(func.sum(latest.c.concurrency), 0).label("concurrency"),
+        ).group_by(latest.c.common, latest.c.state)
+    )
+    groups: dict[str, _Sum] = defaultdict(_Sum)
+    for row in rows:
+        for name in names(row.common):
+            groups[name].add(row)
+    ordered = sorted(groups, key=lambda name: (not name, name))
+    return [groups[name].group(name) for name in ordered[:MAX_GROUPS]]
+
+
+def label_keys(connection: Connection) -> list[str]:
+    """Return what labels the latest workers have, at most :data:`MAX_LABEL_KEYS` of them."""
+    latest = (
+        select(cast(worker.c.labels, Text).label("labels"))
+        .where(worker.c.host_only.is_(False))
+        .order_by(worker.c.id.desc())
+        .limit(MAX_TOTAL)
+        .subquery()
+    )
+    texts = connection.execute(select(latest.c.labels).distinct()).scalars()
+    return sorted({key for text in texts for key in _parsed(text, {})})[:MAX_LABEL_KEYS]
+
+
+class _Sum:
+    """Adds up one group."""
+
+    def __init__(self) -> None:
+        self._states: dict[str | None, int] = defaultdict(int)
+        self._running = 0
+        self._concurrency = 0
+
+    def add(self, row: Row[Any]) -> None:
+        self._states[row.state] += row.workers
+        self._running += int(row.running)
+        self._concurrency += int(row.concurrency)
+
+    def group(self, name: str) -> Group:
+        return Group(name, dict(self._states), self._running, self._concurrency)
+
+
+def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
+    """Return what the database groups by, and how the groups' names are read from it."""
+    if by in ("hostname", "kind"):
+        return worker.c[by], lambda value: [value]
+    if by == "queue":
+        return cast(worker.c.queues, Text), lambda text: _parsed(text, None) or [""]
+    prefix, _, key = by.partition(":")
+    if prefix == "label" and key:
+        return cast(worker.c.labels, Text), lambda text: [str(_parsed(text, {}).get(key, ""))]
+    raise ValueError(f"workers cannot be grouped by {by}")
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    found = json.loads(text) if text is not None else None
+    return default if found is None else found
+
+
+def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
+    """Say what is listed, but for the states."""
+    column = worker.c
+    conditions: list[Any] = [column.host_only.is_(False)]
+    conditions += [
+        column[name] == getattr(filters, name)
+        for name in ("kind", "hostname", "availability")
+        if getattr(filters, name) is not None
+    ]
+    if filters.name is not None:
+        conditions.append(or_(column.name == filters.name, column.engine_name == filters.name))
+    if filters.label is not None:
+        key, value = filters.label
+        conditions.append(_holds(connection, column.labels, "{", lambda dumps: f"{dumps(key)}: {dumps(value)}"))
+    if filters.queue is not None:
+        queue = filters.queue
+        conditions.append(_holds(connection, column.queues, "[", lambda dumps: dumps(queue)))
+    if filters.seen_since is not None:
+        conditions.append(or_(column.last_seen_at >= filters.seen_since, column.state.in_([ONLINE, UNRESPONSIVE])))
+    if filters.search is not None:
+        part = filters.search.lower()
+        conditions.append(
+            or_(
+                *(
+                    func.lower(text).contains(part, autoescape=True)
+                    for text in (column.name, column.hostname, column.worker_id)
+                )
+            )
+        )
+    return conditions
+
+
+def _holds(connection: Connection, column: Any, bracket: str, written: Callable[[Callable[[str], str]], str]) -> Any:
+    """Say that a JSON object or array holds an entry, by its text: the same works on every database.
+
+    An entry follows the opening bracket or a comma; inside a string neither can stand before a bare quotation mark.
+
+    :param written: returns the entry's text, given how one string is written
+    """
+    dialect = connection.dialect.name
+    # MySQL keeps JSON in a form of its own and writes letters as they are; the others keep what Python wrote.
+    texts = [written(json.dumps)]
+    if dialect == "mysql":
+        texts.append(written(lambda value: json.dumps(value, ensure_ascii=False)))
+    kind: Any = LargeBinary if dialect == "mysql" else Text
+    stored = cast(column, kind)
+    place = func.strpos if dialect == "postgresql" else func.instr
+    return or_(*(place(stored, before + text) > 0 for text in dict.fromkeys(texts) for before in (bracket, ", ")))
+
+
+def _order(order_by: str, looks: _Looks) -> list[Any]:
+    name = order_by.removeprefix("-")
+    if name not in WORKER_ORDERS:
+        raise ValueError(f"workers cannot be ordered by {order_by}")
+    # IDs are given in the order of registration.
+    columns = {"registered_at": worker.c.id, "state": _shown_state(looks)}
+    column = columns.get(name, worker.c[name])
+    ordered = column.desc() if order_by.startswith("-") else column.asc()
+    if name == "registered_at":
+        return [ordered]
+    missing = [column.is_(None)] if name in ("state", "running") else []
+    return [*missing, ordered, worker.c.id.desc()]
+
+
+# --- whether a state still counts ------------------------------------------------------------------------------------
+
+
+def list_engines(connection: Connection) -> list[EngineLook]:
+    """Return the engines that were ever looked at, in the order of their names."""
+    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval())
+    return [
+        EngineLook(
+            name=row.name,
+            looked_at=_utc(row.looked_at),
+            is_current=row.looked_at is not None and row.looked_at >= oldest,
+            error=row.error,
+        )
+        for row in connection.execute(select(engine).order_by(engine.c.name))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """When each engine was last looked at, and which of them nobody looks at any more."""
+
+    looked_at: Mapping[str, datetime | None]
+    stale: frozenset[str]
+
+    @classmethod
+    def of(cls, connection: Connection) -> _Looks:
+        engines = list_engines(connection)
+        current = {one.name for one in engines if one.is_current}
+        names = {*_ENGINES.values(), _OTHER_KINDS}
+        return cls({one.name: one.looked_at for one in engines}, frozenset(names - current))
+
+
+_LIVE = (ONLINE, UNRESPONSIVE)
+"""The states of a worker that has not ended: they are true only for as long as somebody looks."""
+
+
+def _is_stale(looks: _Looks) -> Any | None:
+    """Say that nobody looks any more whether the worker lives, or ``None`` where that is so of no worker."""
+    kinds = [kind for kind, name in _ENGINES.items() if name in looks.stale]
+    conditions = [worker.c.kind.in_(kinds)] if kinds else []
+    if _OTHER_KINDS in looks.stale:
+        conditions.append(worker.c.kind.not_in(list(_ENGINES)))
+    return and_(worker.c.state.in_(_LIVE), or_(*conditions)) if conditions else None
+
+
+def _shown_state(looks: _Looks) -> Any:
+    stale = _is_stale(looks)
+    if stale is None:
+        return worker.c.state
+    return case((stale, literal(None, worker.c.state.type)), else_=worker.c.state)
+
+
+def _in_states(states: frozenset[str] | None, looks: _Looks) -> list[Any]:
+    if states is None:
+        return []
+    stale = _is_stale(looks)
+    known = [state for state in WORKER_STATES if state in states]
+    conditions = []
+    if known:
+        in_states = worker.c.state.in_(known)
+        conditions.append(in_states if stale is None else and_(in_states, not_(stale)))
+    if UNKNOWN_STATE in states:
+        conditions.append(worker.c.state.is_(None))
+        if stale is not None:
+            conditions.append(stale)
+    return [or_(*conditions)] if conditions else [false()]
+
+
+def _reason(row: Row[Any], looks: _Looks) -> tuple[str | None, str | None]:
+    """Return the state that counts and why."""
+    if row.host_only:
+        return None, "This stands for one of the workers of its host: which one is not known."
+    name = engine_of(row.kind)
+    if row.state not in _LIVE or name not in looks.stale:
+        return row.state, row.state_reason
+    when = looks.looked_at.get(name)
+    since = (
+        "Nobody has looked at this engine yet"
+        if when is None
+        else f"Nobody has looked since {when:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    return None, (f"{since}: run `airflow-worker-insight refresh`. An API server of Airflow 3 does it by itself.")
+
+
+# --- what it ran -----------------------------------------------------------------------------------------------------
+
+
+def running_now(
+    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
+) -> tuple[list[Attempt], int]:
+    """Return the tries that run on a worker at this moment, by Airflow's word, and how many there are.
+
+    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    """
+    filters = AttemptFilter(worker_id=one.worker_id, state="running")
+    running, _ = reading.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
+    attempts = [one_try for one_try in running if _is_last_on(one, one_try)]
+    return attempts[:limit], len(attempts)
+
+
+def struck_tries(
+    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
+) -> tuple[list[Attempt], int]:
+    """Return the tries that a lost worker took with it, and how many there are.
+
+    These are the ones that had not ended when it was last seen, but for those that ended well all the same.
+
+    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    """
+    if one.state != LOST:
+        return [], 0
+    attempts = [
+        one_try
+        for one_try in _not_ended(connection, one, one.last_seen_at, dag_ids=dag_ids)
+        if one_try.state not in _UNHARMED and _is_last_on(one, one_try)
+    ]
+    return attempts[:limit], len(attempts)
+
+
+def tries_between(
+    connection: Connection,
+    one: WorkerRow,
+    *,
+    dag_ids: Collection[str],
+    since: datetime,
+    until: datetime,
+    limit: int,
+) -> list[Attempt]:
+    """Return what a worker ran between two moments, the latest start first, also what had started before.
+
+    :param dag_ids: the Dags the reader may see
+    """
+    rows = connection.execute(
+        select(*listing.KEY)
+        .where(*_of(connection, one, dag_ids), *listing.started_between(since, until))
+        .order_by(*listing.latest_first(connection))
+        .limit(limit)
+    )
+    started = reading.load_attempts(connection, [tuple(row) for row in rows])
+    if len(started) < limit:
+        started += _not_ended(connection, one, since, dag_ids=dag_ids, only_before=True)
+    return started[:limit]
+
+
+def outcomes_per_hour(
+    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], since: datetime, until: datetime
+) -> list[Outcomes]:
+    """Return what became of the tries that a worker started, the first hour first; hours without any are left out.
+
+    ``since`` and ``until`` are taken as the whole ten minutes that they are in (see :data:`~.tables.SLOT_SECONDS`).
+
+    :param dag_ids: the Dags the reader may see; nothing of any other Dag is counted
+    """
+    hours: dict[int, dict[str | None, int]] = defaultdict(lambda: defaultdict(int))
+    window = [
+        *_of(connection, one, dag_ids),
+        attempt.c.start_slot >= start_slot(since),
+        attempt.c.start_slot <= start_slot(until),
+    ]
+    closed = connection.execute(
+        select(attempt.c.start_slot, attempt.c.state, func.count().label("tries"))
+        .where(*window, attempt.c.ended_at.is_not(None))
+        .group_by(attempt.c.start_slot, attempt.c.state)
+    )
+    for row in closed:
+        hours[row.start_slot // _SLOTS_PER_HOUR][row.state] += row.tries
+    unclosed = connection.execute(
+        select(*listing.KEY, attempt.c.start_slot)
+        .where(*window, attempt.c.ended_at.is_(None))
+        .order_by(attempt.c.start_slot.desc())
+        .limit(MAX_OPEN)
+    ).all()
+    slots = {tuple(row[:3]): row.start_slot for row in unclosed}
+    for one_try in reading.load_attempts(connection, list(slots)):
+        slot = slots[listing.digests(reading.key_of(one_try))]
+        hours[slot // _SLOTS_PER_HOUR][one_try.state] += 1
+    return [Outcomes(datetime.fromtimestamp(hour * 3600, tz=timezone.utc), dict(hours[hour])) for hour in sorted(hours)]
+
+
+_SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
+
+_UNHARMED = frozenset(
+    {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
+)
+"""States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or
+nobody knows what became of them."""
+
+
+def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
+    listing.answer_quickly(connection)
+    return [attempt.c.worker_ref == one.ref, *listing.of_dags(connection, frozenset(dag_ids)), listing.counts()]
+
+
+def _not_ended(
+    connection: Connection, one: WorkerRow, moment: datetime, *, dag_ids: Collection[str], only_before: bool = False
+) -> list[Attempt]:
+    """Return the tries of a worker that had not ended at a moment, the latest start first.
+
+    The :data:`LOOK_BACK` latest starts are looked through: a worker that ran a million tries must not be read whole.
+
+    :param only_before: whether to leave out those that started after the moment
+    """
+    conditions = _of(connection, one, dag_ids)
+    if only_before:
+        conditions += [attempt.c.start_slot <= start_slot(moment), attempt.c.started_at < moment]
+    latest = (
+        select(*listing.KEY, attempt.c.start_slot, attempt.c.started_at, attempt.c.ended_at)
+        .where(*conditions)
+        .order_by(*listing.latest_first(connection))
+        .limit(LOOK_BACK)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(latest.c.run_key, latest.c.task_key, latest.c.try_number)
+        .where(or_(latest.c.ended_at.is_(None), latest.c.ended_at > moment))
+        .order_by(*listing.latest_first(connection, latest))
+        .limit(MAX_OPEN)
+    )
+    found = reading.load_attempts(connection, [tuple(row) for row in rows])
+    return [one_try for one_try in found if one_try.ended_at is None or one_try.ended_at > moment]
+
+
+def _is_last_on(one: WorkerRow, one_try: Attempt) -> bool:
+    """Return whether the worker is the one that the try was on last; it may have moved on after a deferral."""
+    if not one_try.workers:
+        return False
+    last = max(one_try.workers, key=lambda by: by.last_started_at or _LONG_AGO)
+    return last.worker_id == one.worker_id
+
+
+_LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
+
+_JOBS = {"SchedulerJob": "scheduler", "TriggererJob": "triggerer", "DagProcessorJob": "dag_processor"}
+
+MAX_JOBS = 1000
+"""How many of Airflow's jobs are looked through: those with the latest heartbeat."""
+
+
+def list_services(
+    connection: Connection, *, kind: str | None, state: str | None, limit: int, offset: int
+) -> tuple[list[Service], int]:
+    """Return a page of the deployment's processes and how many there are: Airflow's own first, then the workers.
+
+    Airflow's own are healthy by Airflow's own thresholds.
+
+    :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
+    :param state: a worker's state, or ``None`` for all
+    """
+    jobs = [] if kind == "worker" else _job_services(connection, kind)
+    jobs = [one for one in jobs if state is None or (one.state or UNKNOWN_STATE) == state]
+    found, total = jobs[offset : offset + limit], len(jobs)
+    if kind in (None, "worker"):
+        workers, more = list_workers(
+            connection,
+            WorkerFilter(states=None if state is None else frozenset({state})),
+            limit=limit - len(found),
+            offset=max(0, offset - len(jobs)),
+        )
+        found += [_worker_service(one) for one in workers]
+        total += more
+    return found, min(total, MAX_TOTAL)
+
+
+def _job_services(connection: Connection, kind: str | None) -> list[Service]:
+    job = compat.job_table()
+    types = [name for name, its_kind in _JOBS.items() if kind in (None, its_kind)]
+    rows = connection.execute(
+        select(job).where(job.c.job_type.in_(types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
+    )
+    now = database_now(connection)
+    return [_job_service(row, now) for row in rows]
+
+
+def _job_service(row: Row[Any], now: datetime) -> Service:
+    seen, ended = _utc(row.latest_heartbeat), _utc(row.end_date)
+    return Service(
+        kind=_JOBS[row.job_type],
+        service_id=str(row.id),
+        name=row.hostname or "",
+        hostname=row.hostname or "",
+        state=_job_state(row.state, None if seen is None else now - seen, compat.job_health_threshold(row.job_type)),
+        started_at=_utc(row.start_date),
+        last_seen_at=seen,
+        ended_at=ended,
+    )
+
+
+def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta) -> str | None:
+    """Return a job's state in the words for workers.
+
+    :param silent: since when it has not had a heartbeat
+    """
+    if state == "success":
+        return OFFLINE
+    if state == "failed":
+        return LOST
+    if state != "running" or silent is None:
+        return None
+    if silent < threshold:
+        return ONLINE
+    return UNRESPONSIVE if silent < max(threshold, timedelta(seconds=config.lost_timeout())) else LOST
+
+
+def _worker_service(one: WorkerRow) -> Service:
+    return Service(
+        kind="worker",
+        service_id=one.worker_id,
+        name=one.name,
+        hostname=one.hostname,
+        state=one.state,
+        started_at=one.started_at,
+        last_seen_at=one.last_seen_at,
+        ended_at=one.ended_at,
+    )
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _worker(row: Row[Any], looks: _Looks) -> WorkerRow:
+    state, reason = _reason(row, looks)
+    return WorkerRow(
+        ref=row.id,
+        worker_id=row.worker_id,
+        name=row.name,
+        engine_name=row.engine_name,
+        kind=row.kind,
+        hostname=row.hostname,
+        pid=row.pid,
+        host_only=row.host_only,
+        state=state,
+        state_reason=reason,
+        availability=row.availability,
+        queues=None if row.queues is None else tuple(row.queues),
+        concurrency=row.concurrency,
+        running=row.running,
+        started_at=_utc(row.started_at),
+        registered_at=row.registered_at.astimezone(timezone.utc),
+        last_seen_at=row.last_seen_at.astimezone(timezone.utc),
+        ended_at=_utc(row.ended_at),
+        labels=row.labels,
+        resources=row.resources,
+        versions=row.versions,
+    )
+
+
+def _change(row: Row[Any]) -> Change:
+    return Change(
+        changed_at=row.changed_at.astimezone(timezone.utc),
+        state=row.state,
+        availability=row.availability,
+        reason=row.reason,
+        changed_by=row.changed_by,
+    )
+
+
+def _utc(value: datetime | None) -> datetime | None:
+    return None if value is None else value.astimezone(timezone.utc)

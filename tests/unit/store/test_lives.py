@@ -1,0 +1,413 @@
+"""What is read and written of workers' lives, on the databases whose statements differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, select, update
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import lives as store
+from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES, EngineRow, NewLife
+from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.tables import attempt, change, worker
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_worker_insight.store.keys import TryKey
+
+
+def a_new_life(name: str = "w1@host-1", **others: Any) -> NewLife:
+    known: dict[str, Any] = {
+        "kind": "celery",
+        "engine_name": name,
+        "hostname": "host-1",
+        "state": "online",
+        "pid": 100,
+        "started_at": at(-60),
+        "heartbeat_at": NOON,
+        "concurrency": 16,
+    }
+    return NewLife(**{**known, **others})
+
+
+def register(database: Database, *some: NewLife) -> list[store.Life]:
+    with database.engine.begin() as connection:
+        store.register(connection, some, now=NOON)
+    return open_lives(database)
+
+
+def open_lives(database: Database, engine: str = CELERY) -> list[store.Life]:
+    with database.engine.connect() as connection:
+        return store.open_lives(connection, engine)
+
+
+@contextmanager
+def counted(database: Database) -> Iterator[Counter[str]]:
+    """Count the statements that are sent meanwhile, by their first word."""
+    sent: Counter[str] = Counter()
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent[statement.split(maxsplit=1)[0]] += 1
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    try:
+        yield sent
+    finally:
+        event.remove(database.engine, "before_cursor_execute", count)
+
+
+# --- the lease -------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database) -> None:
+    def take(seconds: float, *, only_if_due: bool = True) -> bool:
+        with database.engine.begin() as connection:
+            store.get_engine(connection, CELERY, now=at(seconds))
+            return store.take_lease(
+                connection, CELERY, now=at(seconds), until=at(seconds + 30), only_if_due=only_if_due
+            )
+
+    assert [take(seconds) for seconds in (0, 0, 29.9, 30, 31)] == [True, False, False, True, False]
+    assert take(40, only_if_due=False)
+    assert [take(seconds) for seconds in (60, 70)] == [False, True]
+
+
+@on_both
+def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
+    row = EngineRow(CELERY, at(30), NOON, at(-600), "down")
+    with database.engine.begin() as connection:
+        assert store.get_engine(connection, CELERY, now=NOON) == EngineRow(CELERY, NOON)
+        store.get_engine(connection, EDGE, now=NOON)
+        store.write_engine(connection, row)
+    with database.engine.begin() as connection:
+        assert store.get_engine(connection, CELERY, now=at(1)) == row
+        assert store.get_engine(connection, EDGE, now=at(1)) == EngineRow(EDGE, NOON)
+
+
+def test_the_engines_are_those_that_readers_know() -> None:
+    names = [workers.engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
+    assert names == [CELERY, EDGE, JOBS, TRIES, TRIES]
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_worker_is_known_before_its_first_try(database: Database) -> None:
+    (life,) = register(database, a_new_life(queues=("default", "large"), versions={"airflow": "3.3.2"}))
+    assert (life.engine_name, life.pid, life.state, life.running) == ("w1@host-1", 100, "online", 0)
+    assert (life.engine_started_at, life.engine_heartbeat_at) == (at(-60), NOON)
+    assert life.queues == ("default", "large")
+    assert not life.is_reported
+    (row,) = database.workers()
+    assert (row["name"], row["reported_id"], row["availability"]) == ("w1@host-1", None, "available")
+    assert (row["registered_at"], row["last_seen_at"], row["versions"]) == (NOON, NOON, {"airflow": "3.3.2"})
+    assert row["worker_id"].startswith("celery-")
+    assert len(row["worker_id"]) <= 64
+
+
+@on_both
+def test_its_first_report_takes_the_same_row(database: Database) -> None:
+    (life,) = register(database, a_new_life())
+    with database.engine.begin() as connection:
+        ref = upsert_worker(connection, a_worker("celery-x", engine_name="w1@host-1", pid=100), now=at(10))
+    assert ref == life.ref
+    assert [one.is_reported for one in open_lives(database)] == [True]
+
+
+@on_both
+def test_unknown_queues_are_null_and_not_a_json_null(database: Database) -> None:
+    """Else they could not be asked for in SQL."""
+    register(database, a_new_life("w1"), a_new_life("w2", queues=()), a_new_life("w3"))
+    with database.engine.connect() as connection:
+        unknown = connection.execute(
+            select(worker.c.engine_name).where(worker.c.queues.is_(None)).order_by(worker.c.engine_name)
+        )
+        assert list(unknown.scalars()) == ["w1", "w3"]
+
+
+@on_both
+def test_a_quarantine_outlives_a_restart_and_a_drain_does_not(database: Database) -> None:
+    register(database, a_new_life("sick"), a_new_life("drained"), a_new_life("released"))
+    with database.engine.begin() as connection:
+        for name, decided in (("sick", "quarantined"), ("drained", "draining"), ("released", "quarantined")):
+            connection.execute(update(worker).where(worker.c.name == name).values(availability=decided))
+    register(database, a_new_life("released", pid=150))
+    with database.engine.begin() as connection:
+        later = (worker.c.name == "released") & (worker.c.pid == 150)
+        connection.execute(update(worker).where(later).values(availability="available"))
+    register(database, *(a_new_life(name, pid=200) for name in ("sick", "drained", "released", "new")))
+    with database.engine.connect() as connection:
+        rows = connection.execute(select(worker.c.name, worker.c.availability).where(worker.c.pid == 200))
+        assert dict(rows.all()) == {
+            "sick": "quarantined",
+            "drained": "available",
+            "released": "available",
+            "new": "available",
+        }
+
+
+def test_of_another_kind_a_name_says_nothing(database: Database) -> None:
+    register(database, a_new_life("one", kind="edge"))
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).values(availability="quarantined"))
+    register(database, a_new_life("one"))
+    assert [row["availability"] for row in database.workers()] == ["quarantined", "available"]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_each_row_gets_its_own_values(database: Database) -> None:
+    lives = register(database, *(a_new_life(f"w{n}", queues=("default",)) for n in range(4)))
+    first, second, third, fourth = (life.ref for life in lives)
+    with database.engine.begin() as connection:
+        store.write_lives(
+            connection,
+            {
+                first: {"running": 3, "last_seen_at": at(60), "queues": ["large", "small"]},
+                second: {"running": 0, "last_seen_at": at(60), "state": "lost", "ended_at": at(30)},
+                third: {"last_seen_at": at(60), "state": None, "state_reason": "quote ' and \\ and 😀"},
+                fourth: {},
+            },
+        )
+    found = {row["id"]: row for row in database.workers()}
+    columns = ("running", "last_seen_at", "queues", "state", "state_reason", "ended_at")
+    assert {ref: tuple(row[name] for name in columns) for ref, row in found.items()} == {
+        first: (3, at(60), ["large", "small"], "online", None, None),
+        second: (0, at(60), ["default"], "lost", None, at(30)),
+        third: (0, at(60), ["default"], None, "quote ' and \\ and 😀", None),
+        fourth: (0, NOON, ["default"], "online", None, None),
+    }
+
+
+@on_both
+def test_two_thousand_workers_are_a_handful_of_statements(database: Database) -> None:
+    with database.engine.begin() as connection, counted(database) as sent:
+        store.register(connection, [a_new_life(f"w{n}") for n in range(2000)], now=NOON)
+    assert sum(sent.values()) - sent["INSERT"] <= 8
+    # SQLAlchemy sends a thousand rows with each statement to PostgreSQL.
+    assert sent["INSERT"] <= 5
+    lives = open_lives(database)
+    with database.engine.begin() as connection, counted(database) as sent:
+        changed = {
+            life.ref: {
+                "last_seen_at": at(30),
+                "engine_heartbeat_at": at(number / 100),
+                "running": number % 17,
+                "state": ("online", "unresponsive", "lost", "offline")[number % 4],
+            }
+            for number, life in enumerate(lives)
+        }
+        store.write_lives(connection, changed)
+        store.add_changes(connection, [(life.ref, "lost", "silent") for life in lives], now=at(30))
+    assert sent["UPDATE"] == 4
+    assert sent["INSERT"] <= 3
+    for number, row in enumerate(database.workers()):
+        assert (row["running"], row["engine_heartbeat_at"]) == (number % 17, at(number / 100))
+
+
+@on_both
+def test_changes_are_kept_with_their_time_and_reason(database: Database) -> None:
+    (life,) = register(database, a_new_life())
+    with database.engine.begin() as connection:
+        store.add_changes(connection, [(life.ref, "unresponsive", "silent"), (life.ref, None, None)], now=at(5))
+        store.add_changes(connection, [], now=at(6))
+        rows = connection.execute(select(change).order_by(change.c.id)).all()
+    assert [(row.worker_ref, row.changed_at, row.state, row.reason, row.changed_by) for row in rows] == [
+        (life.ref, at(5), "unresponsive", "silent", None),
+        (life.ref, at(5), None, None, None),
+    ]
+
+
+@on_both
+def test_merging_keeps_the_history_and_what_was_decided(database: Database) -> None:
+    with database.engine.begin() as connection:
+        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=NOON)
+    twin = register(database, a_new_life())[-1].ref
+    with database.engine.begin() as connection:
+        store.add_changes(connection, [(twin, "unresponsive", None)], now=NOON)
+        connection.execute(update(worker).where(worker.c.id == twin).values(availability="draining"))
+        store.merge(connection, kept, twin, now=NOON)
+        assert list(connection.execute(select(change.c.worker_ref)).scalars()) == [kept]
+    (row,) = database.workers()
+    assert (row["id"], row["availability"]) == (kept, "draining")
+
+
+@on_both
+def test_a_twin_that_a_try_names_stays_and_says_why(database: Database) -> None:
+    """A try may have been inferred to be its."""
+    with database.engine.begin() as connection:
+        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=NOON)
+    twin = register(database, a_new_life())[-1].ref
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection))
+        one = a_worker("celery-x", engine_name="other")
+        record_start(connection, key, one, try_started_at=NOON, state="running", now=NOON)
+        connection.execute(update(attempt).values(worker_ref=twin))
+        store.merge(connection, kept, twin, now=at(5))
+    (_, row) = database.workers()
+    assert (row["id"], row["state"], row["ended_at"]) == (twin, None, at(5))
+    assert "celery-x" in row["state_reason"]
+
+
+@on_both
+def test_a_row_that_a_try_may_name_is_never_merged_away(database: Database) -> None:
+    with database.engine.begin() as connection:
+        refs = [
+            upsert_worker(connection, a_worker(f"celery-{name}", pid=pid), now=NOON)
+            for name, pid in (("a", 1), ("b", 2))
+        ]
+        store.merge(connection, *refs, now=NOON)
+    assert [row["id"] for row in database.workers()] == refs
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_lives_are_read_by_engine_and_while_they_last(database: Database) -> None:
+    register(
+        database,
+        a_new_life("c1"),
+        a_new_life("e1", kind="edge"),
+        a_new_life("l1", kind="local"),
+        a_new_life("p1", kind="kubernetes"),
+        a_new_life("p2", kind="kubernetes"),
+        a_new_life("c2"),
+        a_new_life("c3"),
+        a_new_life("c4"),
+    )
+    with database.engine.begin() as connection:
+        for name, values in (
+            ("c2", {"state": "lost", "ended_at": NOON}),
+            ("c3", {"state": None}),
+            ("c4", {"host_only": True}),
+            ("p2", {"state": None}),
+        ):
+            connection.execute(update(worker).where(worker.c.name == name).values(values))
+    found = {
+        engine: [life.engine_name for life in open_lives(database, engine)] for engine in (CELERY, EDGE, JOBS, TRIES)
+    }
+    assert found == {CELERY: ["c1", "c3"], EDGE: ["e1"], JOBS: ["l1"], TRIES: ["p1"]}
+
+
+@on_both
+def test_of_lives_that_have_ended_the_latest_of_each_process_is_read(database: Database) -> None:
+    again = a_new_life("w1", pid=1, started_at=at(-30))
+    register(database, a_new_life("w1", pid=1), again, a_new_life("w1", pid=2), a_new_life("w2"))
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).values(state="lost", ended_at=NOON))
+        found = store.latest_ended_lives(connection, "celery", {"w1", "nobody"})
+        assert store.latest_ended_lives(connection, "edge", {"w1"}) == []
+    assert sorted(life.ref for life in found) == [2, 3]
+
+
+# --- running tries ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran(database: Database) -> dict[str, TryKey]:
+    """Store four tries that run on two workers, one that has ended, and one that no worker told of."""
+    keys = {}
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        for name, worker_id, state in (
+            ("a", "celery-1", "running"),
+            ("b", "celery-1", "running"),
+            ("c", "celery-2", "running"),
+            ("d", "celery-2", "success"),
+            ("e", None, "running"),
+            ("f", "celery-2", "restarting"),
+        ):
+            key = keys[name] = add_try(connection, run, name, state=state, ended_at=None)
+            if worker_id is not None:
+                one = a_worker(worker_id, pid=int(worker_id[-1]))
+                record_start(connection, key, one, try_started_at=NOON, state=state, now=NOON)
+    return keys
+
+
+def running(database: Database) -> dict[str, int]:
+    with database.engine.connect() as connection:
+        found = store.running_tries(connection)
+        names = dict(connection.execute(select(worker.c.id, worker.c.worker_id)).all())
+    return {names[ref]: number for ref, number in found.counts.items()}
+
+
+@on_both
+@pytest.mark.usefixtures("ran")
+def test_running_tries_are_counted_by_worker(database: Database) -> None:
+    assert running(database) == {"celery-1": 2, "celery-2": 2}
+
+
+@on_both
+def test_a_try_runs_on_the_worker_that_began_it_last(database: Database, ran: dict[str, TryKey]) -> None:
+    """It has deferred, and gone on elsewhere."""
+    with database.engine.begin() as connection:
+        moved = a_worker("celery-2", pid=2)
+        record_start(connection, ran["a"], moved, try_started_at=NOON, state="running", now=at(60))
+    assert running(database) == {"celery-1": 1, "celery-2": 3}
+    with database.engine.begin() as connection:
+        back = a_worker("celery-1", pid=1)
+        record_start(connection, ran["a"], back, try_started_at=NOON, state="running", now=at(120))
+    assert running(database) == {"celery-1": 2, "celery-2": 2}
+
+
+@on_both
+def test_the_next_try_is_not_the_one_that_ran(database: Database, ran: dict[str, TryKey]) -> None:
+    with database.engine.begin() as connection:
+        change_try(connection, ran["a"], try_number=2)
+    assert running(database) == {"celery-1": 1, "celery-2": 2}
+
+
+@on_both
+@pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 has the heartbeats of its tries in their jobs")
+def test_the_latest_heartbeat_of_its_tries_is_the_workers(database: Database, ran: dict[str, TryKey]) -> None:
+    with database.engine.begin() as connection:
+        for name, seconds in (("a", 10), ("b", 20)):
+            change_try(connection, ran[name], last_heartbeat_at=at(seconds))
+        found = store.running_tries(connection)
+    assert list(found.heartbeats.values()) == [at(20)]
+
+
+@on_both
+@pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 has heartbeats in its task instances")
+def test_on_2_11_the_heartbeat_is_that_of_the_tries_job(database: Database, ran: dict[str, TryKey]) -> None:
+    job = compat.job_table()
+    with database.engine.begin() as connection:
+        connection.execute(job.insert().values(id=7, job_type="LocalTaskJob", latest_heartbeat=at(20)))
+        change_try(connection, ran["a"], job_id=7)
+        found = store.running_tries(connection)
+    assert list(found.heartbeats.values()) == [at(20)]
+
+
+@on_both
+def test_thousands_of_running_tries_are_a_handful_of_statements(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        for number in range(600):
+            key = add_try(connection, run, "mapped", number, state="running", ended_at=None)
+            one = a_worker(f"celery-{number % 3}", pid=number % 3 + 1)
+            record_start(connection, key, one, try_started_at=NOON, state="running", now=NOON)
+    with counted(database) as sent:
+        assert running(database) == {f"celery-{number}": 200 for number in range(3)}
+    assert sent["SELECT"] <= 4
+
+
+def test_a_life_is_read_as_it_was_written(database: Database) -> None:
+    (life,) = register(database, a_new_life())
+    with database.engine.connect() as connection:
+        assert store.lives_by_ref(connection, CELERY, [life.ref, 99]) == [life]
+        assert store.lives_by_ref(connection, TRIES, [life.ref]) == []
+    assert life == replace(life, registered_at=NOON + timedelta(0))

@@ -1,0 +1,689 @@
+"""What readers get of the fleet: lists, groups, one worker's history, what it runs and ran, and services."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import closing, listing, workers
+from airflow_worker_insight.store.attribution import host_worker
+from airflow_worker_insight.store.availability import set_availability
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.recording import inherited_availability, record_start, upsert_worker
+from airflow_worker_insight.store.tables import WORKER_STATES, attempt, change, engine, worker
+from airflow_worker_insight.store.workers import WORKER_ORDERS, WorkerFilter, WorkerRow
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow_worker_insight.store.airflow_tries import DagRunRef
+    from airflow_worker_insight.store.keys import TryKey
+
+ENGINES = ("celery", "edge", "jobs", "tries")
+READABLE = {"etl"}
+
+
+@pytest.fixture(autouse=True)
+def _looked_at(database: Database) -> None:
+    """Have every engine looked at just now."""
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        connection.execute(insert(engine), [{"name": name, "due_at": now, "looked_at": now} for name in ENGINES])
+
+
+def register(database: Database, worker_id: str, *, host_only: bool = False, **values: Any) -> None:
+    """Store a worker; what a report cannot say is written into its row."""
+    said = {name: values.pop(name) for name in ("name", "kind", "hostname", "labels", "engine_name") if name in values}
+    with database.engine.begin() as connection:
+        upsert_worker(connection, a_worker(worker_id, host_only=host_only, **said), now=NOON)
+        if values:
+            connection.execute(update(worker).where(worker.c.worker_id == worker_id).values(values))
+
+
+def listed(
+    database: Database, *, order_by: str = "registered_at", limit: int = 50, offset: int = 0, **filters: Any
+) -> Any:
+    with database.engine.connect() as connection:
+        rows, total = workers.list_workers(
+            connection, WorkerFilter(**filters), order_by=order_by, limit=limit, offset=offset
+        )
+    return [row.worker_id for row in rows], total
+
+
+def get(database: Database, worker_id: str) -> WorkerRow:
+    with database.engine.connect() as connection:
+        found = workers.get_worker(connection, worker_id)
+    assert found is not None
+    return found
+
+
+def look(database: Database, name: str, *, ago: timedelta | None, error: str | None = None) -> None:
+    """Have an engine looked at so long ago, or never."""
+    with database.engine.begin() as connection:
+        when = None if ago is None else database_now(connection) - ago
+        connection.execute(update(engine).where(engine.c.name == name).values(looked_at=when, error=error))
+
+
+# --- one worker ------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_worker_by_its_id(database: Database) -> None:
+    register(database, "celery-1", engine_name="w1@host-1", queues=["default"], concurrency=16, running=3)
+    one = get(database, "celery-1")
+    assert (one.name, one.engine_name, one.kind, one.hostname, one.pid, one.host_only) == (
+        "celery-1@host-1",
+        "w1@host-1",
+        "celery",
+        "host-1",
+        100,
+        False,
+    )
+    assert (one.started_at, one.registered_at, one.last_seen_at, one.ended_at) == (at(-3600), NOON, NOON, None)
+    assert (one.labels, one.resources, one.versions) == ({"zone": "a"}, {"cpus": 4}, {"airflow": "3"})
+    assert (one.queues, one.concurrency, one.running) == (("default",), 16, 3)
+    assert (one.state, one.state_reason, one.availability) == ("online", None, "available")
+    with database.engine.connect() as connection:
+        assert workers.get_worker(connection, "celery-2") is None
+
+
+@on_both
+def test_a_worker_by_the_id_that_its_processes_report(database: Database) -> None:
+    register(database, "reported")
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).values(worker_id="made-by-the-engine"))
+    assert get(database, "reported").worker_id == "made-by-the-engine"
+    assert get(database, "made-by-the-engine").worker_id == "made-by-the-engine"
+
+
+@on_both
+def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
+    register(database, "first", name="w1")
+    register(database, "another-kind", name="w1", kind="local")
+    register(database, "another", name="w2")
+    register(database, "second", name="w1", engine_name="node")
+    register(database, "renamed", name="w1-eu", engine_name="node")
+    with database.engine.connect() as connection:
+
+        def lives(worker_id: str, limit: int = 10) -> list[str]:
+            one = workers.get_worker(connection, worker_id)
+            assert one is not None
+            return [life.worker_id for life in workers.other_lives(connection, one, limit=limit)]
+
+        assert lives("first") == ["second"]
+        assert lives("second") == ["renamed", "first"]
+        assert lives("second", 1) == ["renamed"]
+        assert lives("another") == []
+
+
+@on_both
+def test_changes_come_latest_first(database: Database) -> None:
+    register(database, "one")
+    register(database, "two")
+    one, two = get(database, "one"), get(database, "two")
+    with database.engine.begin() as connection:
+        for second, state in enumerate(("online", "unresponsive", "lost")):
+            connection.execute(insert(change).values(worker_ref=one.ref, changed_at=at(second), state=state))
+        connection.execute(insert(change).values(worker_ref=two.ref, changed_at=NOON, state="offline"))
+        found = workers.changes(connection, one, limit=2)
+    assert [(entry.state, entry.changed_at) for entry in found] == [("lost", at(2)), ("unresponsive", at(1))]
+
+
+@on_both
+def test_the_decision_behind_an_availability(database: Database) -> None:
+    for name in ("decided", "never", "released"):
+        register(database, name)
+    with database.engine.begin() as connection:
+        for second, (name, availability, note) in enumerate(
+            [
+                ("decided", "draining", "first"),
+                ("decided", "quarantined", "second"),
+                ("released", "draining", "why"),
+                ("released", "available", None),
+            ]
+        ):
+            set_availability(connection, name, availability, note=note, changed_by="ann", now=at(second))
+        rows, _ = workers.list_workers(connection, WorkerFilter(), limit=10, offset=0)
+        found = workers.decisions(connection, rows)
+        assert workers.decisions(connection, []) == {}
+    by_id = {row.worker_id: found.get(row.ref) for row in rows}
+    assert by_id["never"] is None
+    decided, released = by_id["decided"], by_id["released"]
+    assert decided is not None
+    assert released is not None
+    assert (decided.availability, decided.reason, decided.changed_by, decided.changed_at) == (
+        "quarantined",
+        "second",
+        "ann",
+        at(1),
+    )
+    assert (released.availability, released.reason) == ("available", None)
+
+
+@on_both
+def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Database) -> None:
+    register(database, "first", name="w1")
+    with database.engine.begin() as connection:
+        set_availability(connection, "first", "quarantined", note="bad disk", changed_by="ann", now=NOON)
+        assert inherited_availability(connection, "celery", "w1") == "quarantined"
+    register(database, "second", name="w1")
+    second = get(database, "second")
+    assert second.availability == "quarantined"
+    with database.engine.connect() as connection:
+        decision = workers.decisions(connection, [second])[second.ref]
+    assert (decision.reason, decision.changed_by) == ("bad disk", "ann")
+
+
+# --- whether a state still counts ------------------------------------------------------------------------------------
+
+KINDS = [("celery", "celery"), ("edge", "edge"), ("local", "jobs"), ("kubernetes", "tries"), ("MyExecutor", "tries")]
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_a_state_that_nobody_checks_any_more_is_unknown(database: Database, kind: str, name: str) -> None:
+    register(database, "one", kind=kind, state="online")
+    look(database, name, ago=timedelta(seconds=80))
+    assert get(database, "one").state == "online"
+    look(database, name, ago=timedelta(seconds=100))
+    one = get(database, "one")
+    assert one.state is None
+    assert one.state_reason is not None
+    assert one.state_reason.startswith("Nobody has looked since 20")
+    assert "`airflow-worker-insight refresh`" in one.state_reason
+    look(database, name, ago=None)
+    assert (get(database, "one").state_reason or "").startswith("Nobody has looked at this engine yet")
+
+
+def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(database, "one")
+    look(database, "celery", ago=timedelta(minutes=10))
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "300")
+    assert get(database, "one").state == "online"
+
+
+@on_both
+def test_an_end_stays_known_whoever_looks(database: Database) -> None:
+    for state in WORKER_STATES:
+        register(database, state, state=state, state_reason=f"why {state}")
+    look(database, "celery", ago=None)
+    shown = {state: get(database, state) for state in WORKER_STATES}
+    assert [one.state for one in shown.values()] == [None, None, "offline", "lost"]
+    assert shown["lost"].state_reason == "why lost"
+    # A list is filtered, counted, grouped and ordered by what it shows.
+    assert listed(database, states=frozenset({"online", "unresponsive"})) == ([], 0)
+    assert listed(database, states=frozenset({"unknown"})) == (["online", "unresponsive"], 2)
+    assert listed(database, states=frozenset({"unknown", "lost"}))[1] == 3
+    assert listed(database, states=frozenset()) == ([], 0)
+    assert listed(database, order_by="-state")[0][:2] == ["lost", "offline"]
+    with database.engine.connect() as connection:
+        assert workers.count_states(connection, WorkerFilter()) == {"offline": 1, "lost": 1, None: 2}
+        (group,) = workers.group_workers(connection, WorkerFilter(), by="kind")
+    assert group.states == {"offline": 1, "lost": 1, None: 2}
+
+
+def test_engines_say_when_they_were_looked_at(database: Database) -> None:
+    look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
+    with database.engine.connect() as connection:
+        found = {one.name: one for one in workers.list_engines(connection)}
+    assert list(found) == sorted(ENGINES)
+    assert (found["celery"].is_current, found["celery"].error) == (False, "The broker did not answer")
+    assert (found["edge"].is_current, found["edge"].error) == (True, None)
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, ["one", "two", "three"]),
+        ({"kind": "local"}, ["three"]),
+        ({"name": "w1"}, ["one"]),
+        ({"name": "node"}, ["two"]),
+        ({"name": "w"}, []),
+        ({"hostname": "host-3"}, ["three"]),
+        ({"states": frozenset({"online", "lost"})}, ["one", "two"]),
+        ({"states": frozenset({"unknown"})}, ["three"]),
+        ({"availability": "draining"}, ["two"]),
+        ({"queue": "default"}, ["one", "two"]),
+        ({"queue": "a, b"}, ["two"]),
+        ({"queue": "b"}, []),
+        ({"queue": "Default"}, []),
+        ({"label": ("zone", "eu")}, ["one"]),
+        ({"label": ("zone", "EU")}, []),
+        ({"label": ("zone", "e")}, []),
+        ({"label": ("rack", "1")}, ["one", "two"]),
+        ({"label": ("rack", "_")}, []),
+        ({"search": "W1"}, ["one"]),
+        ({"search": "HOST-3"}, ["three"]),
+        ({"search": "thre"}, ["three"]),
+        ({"search": "%"}, []),
+        ({"search": "_"}, []),
+        ({"queue": "default", "label": ("rack", "1"), "states": frozenset({"online"})}, ["one"]),
+    ],
+)
+def test_filters(database: Database, filters: dict[str, Any], found: list[str]) -> None:
+    register(database, "one", name="w1", labels={"zone": "eu", "rack": "1"}, queues=["heavy", "default"])
+    register(
+        database,
+        "two",
+        name="w2",
+        engine_name="node",
+        labels={"rack": "1"},
+        queues=["default", "a, b"],
+        state="lost",
+        availability="draining",
+    )
+    register(database, "three", name="w3", kind="local", hostname="host-3", state=None, labels={})
+    assert listed(database, **filters) == (found, len(found))
+
+
+ODD = ["O'Neill", 'a"b', "a\\b", "%", "_", "🐘", "ä", "a: b", '", "x": "', "}", "[", "<b>", "x" * 64, " ", "\x7f"]
+
+
+@on_both
+@pytest.mark.parametrize("text", ODD)
+def test_labels_and_queues_of_any_characters_are_found_and_only_they(database: Database, text: str) -> None:
+    register(database, "odd", labels={text: text, "zone": "eu"}, queues=[text, "default"])
+    register(
+        database, "plain", labels={"zone": "eu", "k": f"x{text}", f"x{text}": text}, queues=["default", f"x{text}"]
+    )
+    assert listed(database, label=(text, text)) == (["odd"], 1)
+    assert listed(database, queue=text) == (["odd"], 1)
+    assert listed(database, label=("zone", "eu"))[1] == 2
+    assert listed(database, search=text)[1] == 0
+
+
+@on_both
+def test_a_label_that_contains_another_is_not_taken_for_it(database: Database) -> None:
+    register(database, "trap", labels={"note": 'x, "zone": "eu"', 'y, "zone': "eu"}, queues=['x, "default'])
+    assert listed(database, label=("zone", "eu")) == ([], 0)
+    assert listed(database, queue="default") == ([], 0)
+
+
+@on_both
+@pytest.mark.parametrize("name", WORKER_ORDERS)
+def test_orders_are_of_all_pages(database: Database, name: str) -> None:
+    states: list[str | None] = ["lost", None, "online", "online", "offline"]
+    for number, state in enumerate(states):
+        register(
+            database,
+            f"w{number}",
+            name=f"n{number % 3}",
+            hostname=f"h{number % 2}",
+            state=state,
+            running=None if number == 1 else number % 3,
+            last_seen_at=at(number % 4),
+        )
+    with database.engine.connect() as connection:
+
+        def values(order_by: str) -> list[Any]:
+            pages = [
+                workers.list_workers(connection, WorkerFilter(), order_by=order_by, limit=2, offset=offset)[0]
+                for offset in (0, 2, 4)
+            ]
+            rows = [row for page in pages for row in page]
+            assert len({row.worker_id for row in rows}) == 5
+            return [row.ref if name == "registered_at" else getattr(row, name) for row in rows]
+
+        rank = {state: place for place, state in enumerate(WORKER_STATES)}
+        for order_by, is_reverse in ((name, False), (f"-{name}", True)):
+            found = values(order_by)
+            known = [rank[value] if name == "state" else value for value in found if value is not None]
+            assert known == sorted(known, reverse=is_reverse)
+            assert None not in found[: len(known)]
+
+
+def test_no_other_order_is_known(database: Database) -> None:
+    with pytest.raises(ValueError, match="cannot be ordered by pid"):
+        listed(database, order_by="pid")
+
+
+@on_both
+def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database) -> None:
+    register(database, "one")
+    with database.engine.begin() as connection:
+        closing.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
+        assert workers.count_states(connection, WorkerFilter()) == {"online": 1}
+        groups = workers.group_workers(connection, WorkerFilter(), by="hostname")
+    assert listed(database) == (["one"], 1)
+    assert [(group.name, sum(group.states.values())) for group in groups] == [("host-1", 1)]
+    one = get(database, host_worker("host-1", "celery").worker_id)
+    assert one.host_only
+    assert one.state is None
+    assert "one of the workers of its host" in (one.state_reason or "")
+
+
+def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "MAX_TOTAL", 2)
+    for number in range(3):
+        register(database, f"w{number}")
+    assert listed(database) == (["w0", "w1", "w2"], 2)
+    with database.engine.connect() as connection:
+        assert workers.count_states(connection, WorkerFilter()) == {"online": 2}
+
+
+@on_both
+def test_counts_of_states_leave_out_the_filter_by_state_alone(database: Database) -> None:
+    register(database, "one")
+    register(database, "two", state="lost")
+    register(database, "three", state="lost", hostname="elsewhere")
+    filters = WorkerFilter(states=frozenset({"online"}), hostname="host-1")
+    with database.engine.connect() as connection:
+        assert workers.count_states(connection, filters) == {"online": 1, "lost": 1}
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("kind", {"celery": ({"online": 2, "lost": 1}, 5, 20), "local": ({"online": 1}, 0, 0)}),
+        ("hostname", {"host-1": ({"online": 2}, 4, 12), "host-2": ({"lost": 1, "online": 1}, 1, 8)}),
+        (
+            "queue",
+            {"default": ({"online": 2}, 4, 12), "heavy": ({"online": 1, "lost": 1}, 4, 16), "": ({"online": 1}, 0, 0)},
+        ),
+        ("label:zone", {"a": ({"online": 2}, 4, 12), "b": ({"lost": 1}, 1, 8), "": ({"online": 1}, 0, 0)}),
+        ("label:none", {"": ({"online": 3, "lost": 1}, 5, 20)}),
+    ],
+)
+def test_groups(database: Database, by: str, expected: dict[str, Any]) -> None:
+    register(database, "one", queues=["default"], concurrency=4, running=1)
+    register(database, "two", queues=["default", "heavy"], concurrency=8, running=3)
+    register(
+        database,
+        "three",
+        hostname="host-2",
+        labels={"zone": "b"},
+        queues=["heavy"],
+        concurrency=8,
+        running=1,
+        state="lost",
+    )
+    register(database, "four", kind="local", hostname="host-2", labels={}, queues=None)
+    with database.engine.connect() as connection:
+        groups = workers.group_workers(connection, WorkerFilter(), by=by)
+    assert {group.name: (group.states, group.running, group.concurrency) for group in groups} == expected
+    # What is not known comes last.
+    assert [group.name for group in groups] == sorted(expected, key=lambda name: (not name, name))
+
+
+@pytest.mark.parametrize("by", ["pid", "label:", "label", ""])
+def test_no_other_groups_are_known(database: Database, by: str) -> None:
+    with database.engine.connect() as connection, pytest.raises(ValueError, match="cannot be grouped"):
+        workers.group_workers(connection, WorkerFilter(), by=by)
+
+
+@on_both
+def test_label_keys(database: Database) -> None:
+    register(database, "one", labels={"zone": "a", "rack": "1"})
+    register(database, "two", labels={"zone": "b", 'odd"': "x"})
+    register(database, "three", labels={})
+    with database.engine.connect() as connection:
+        assert workers.label_keys(connection) == ['odd"', "rack", "zone"]
+
+
+@on_both
+def test_an_empty_fleet(database: Database) -> None:
+    assert listed(database) == ([], 0)
+    with database.engine.connect() as connection:
+        assert workers.count_states(connection, WorkerFilter()) == {}
+        assert workers.group_workers(connection, WorkerFilter(), by="queue") == []
+        assert workers.label_keys(connection) == []
+        assert workers.list_services(connection, kind=None, state=None, limit=10, offset=0) == ([], 0)
+
+
+# --- what it ran -----------------------------------------------------------------------------------------------------
+
+
+def a_start(
+    database: Database,
+    run: DagRunRef,
+    task_id: str,
+    *on: str,
+    started_at: datetime = NOON,
+    state: str | None = "running",
+    ended_at: datetime | None = None,
+    closed: bool = False,
+) -> TryKey:
+    """Store a try that these workers ran one after the other, as Airflow has it; ``closed`` also by our own word."""
+    with database.engine.begin() as connection:
+        key = add_try(connection, run, task_id, state=state, started_at=started_at, ended_at=ended_at)
+        for number, worker_id in enumerate(on):
+            moment = started_at + timedelta(seconds=number)
+            record_start(connection, key, a_worker(worker_id), try_started_at=started_at, state="running", now=moment)
+        if closed:
+            connection.execute(
+                update(attempt)
+                .where(attempt.c.run_key == key.run_key, attempt.c.task_key == key.task_key)
+                .values(ended_at=ended_at, state=state)
+            )
+    return key
+
+
+@pytest.fixture
+def run(database: Database) -> DagRunRef:
+    with database.engine.begin() as connection:
+        return add_run(connection, state="running", ended_at=None)
+
+
+@on_both
+def test_what_runs_now_is_what_airflow_says(database: Database, run: DagRunRef) -> None:
+    with database.engine.begin() as connection:
+        secret = add_run(connection, "secret", state="running", ended_at=None)
+    a_start(database, run, "first", "one")
+    a_start(database, run, "second", "one", started_at=at(5))
+    a_start(database, run, "moved-away", "one", "two")
+    a_start(database, run, "moved-here", "two", "one", started_at=at(-5))
+    a_start(database, run, "elsewhere", "two")
+    a_start(database, run, "deferred", "one", state="deferred")
+    a_start(database, run, "over", "one", state="success", ended_at=at(9))
+    a_start(database, secret, "hidden", "one")
+    one = get(database, "one")
+    with database.engine.connect() as connection:
+        found, total = workers.running_now(connection, one, dag_ids=READABLE, limit=2)
+        assert ([one_try.task_id for one_try in found], total) == (["second", "first"], 3)
+        found, total = workers.running_now(connection, one, dag_ids=READABLE, limit=10)
+        assert [one_try.task_id for one_try in found] == ["second", "first", "moved-here"]
+        assert {one_try.state for one_try in found} == {"running"}
+        assert workers.running_now(connection, one, dag_ids=set(), limit=10) == ([], 0)
+
+
+@on_both
+def test_a_lost_worker_took_with_it_what_had_not_ended(database: Database, run: DagRunRef) -> None:
+    with database.engine.begin() as connection:
+        secret = add_run(connection, "secret", state="running", ended_at=None)
+    a_start(database, run, "over", "one", state="failed", ended_at=at(99), closed=True)
+    a_start(database, run, "killed", "one", started_at=at(1), state="failed", ended_at=at(300), closed=True)
+    a_start(database, run, "killed-open", "one", started_at=at(2), state="failed", ended_at=at(301))
+    a_start(database, run, "not-noticed", "one", started_at=at(3))
+    a_start(database, run, "retried", "one", started_at=at(4), state="up_for_retry", ended_at=at(302))
+    a_start(database, run, "just-started", "one", started_at=at(110))
+    a_start(database, run, "made-it", "one", started_at=at(5), state="success", ended_at=at(130), closed=True)
+    a_start(database, run, "deferred", "one", started_at=at(6), state="deferred")
+    a_start(database, run, "moved-away", "one", "two", started_at=at(7))
+    a_start(database, secret, "hidden", "one", started_at=at(8))
+    with database.engine.begin() as connection:
+        forgotten = add_try(connection, run, "forgotten", state="running")
+        record_start(connection, forgotten, a_worker("one"), try_started_at=NOON, state="running", now=NOON)
+        table = compat.task_instance_table()
+        connection.execute(table.delete().where(table.c.task_id == "forgotten"))
+        lost = {"state": "lost", "last_seen_at": at(100), "ended_at": at(100)}
+        connection.execute(update(worker).where(worker.c.worker_id == "one").values(lost))
+    with database.engine.connect() as connection:
+        found, total = workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=3)
+        everything, _ = workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+        assert workers.struck_tries(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
+    assert total == 5
+    assert [one_try.task_id for one_try in everything] == [
+        "just-started",
+        "retried",
+        "not-noticed",
+        "killed-open",
+        "killed",
+    ]
+    assert found == everything[:3]
+
+
+def test_a_worker_that_left_in_order_took_nothing_with_it(database: Database, run: DagRunRef) -> None:
+    a_start(database, run, "running", "one")
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).values(state="offline", ended_at=at(100)))
+    with database.engine.connect() as connection:
+        assert workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
+
+
+@on_both
+def test_what_ran_between_two_moments(database: Database, run: DagRunRef) -> None:
+    with database.engine.begin() as connection:
+        secret = add_run(connection, "secret", state="running", ended_at=None)
+    hour = timedelta(hours=1)
+    since, until = NOON, NOON + hour
+    a_start(database, run, "before", "one", started_at=NOON - hour, state="success", ended_at=at(-1), closed=True)
+    a_start(database, run, "into", "one", started_at=NOON - hour, state="success", ended_at=at(1), closed=True)
+    a_start(database, run, "through", "one", started_at=NOON - 9 * hour)
+    a_start(database, run, "at-the-start", "one", started_at=since, state="failed", ended_at=since, closed=True)
+    a_start(database, run, "at-the-end", "one", started_at=until)
+    a_start(database, run, "after", "one", started_at=until + timedelta(seconds=1))
+    a_start(database, run, "elsewhere", "two")
+    a_start(database, secret, "hidden", "one")
+    with database.engine.connect() as connection:
+
+        def between(limit: int) -> list[str]:
+            found = workers.tries_between(
+                connection, get(database, "one"), dag_ids=READABLE, since=since, until=until, limit=limit
+            )
+            return [one_try.task_id for one_try in found]
+
+        assert between(10) == ["at-the-end", "at-the-start", "into", "through"]
+        assert between(3) == ["at-the-end", "at-the-start", "into"]
+        assert between(1) == ["at-the-end"]
+
+
+@on_both
+def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
+    with database.engine.begin() as connection:
+        secret = add_run(connection, "secret", state="running", ended_at=None)
+    hour = timedelta(hours=1)
+    for number, (started_at, state) in enumerate(
+        [
+            (NOON - hour, "success"),
+            (NOON, "success"),
+            (NOON + timedelta(minutes=59), "success"),
+            (NOON + timedelta(minutes=30), "failed"),
+            (NOON + 3 * hour, "failed"),
+        ]
+    ):
+        ended_at = started_at + timedelta(seconds=9)
+        a_start(database, run, f"t{number}", "one", started_at=started_at, state=state, ended_at=ended_at, closed=True)
+    # What Airflow knows better than our row counts.
+    key = a_start(database, run, "open", "one", started_at=NOON)
+    a_start(database, run, "elsewhere", "two", started_at=NOON)
+    a_start(database, secret, "hidden", "one", started_at=NOON)
+    with database.engine.begin() as connection:
+        change_try(connection, key, state="failed", end_date=at(60))
+        found = workers.outcomes_per_hour(
+            connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=NOON + 4 * hour
+        )
+    assert [(one.hour, one.states) for one in found] == [
+        (NOON, {"success": 2, "failed": 2}),
+        (NOON + 3 * hour, {"failed": 1}),
+    ]
+
+
+def test_a_worker_with_a_long_past_is_not_read_whole(
+    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LOOK_BACK", 2)
+    for number in range(4):
+        a_start(database, run, f"t{number}", "one", started_at=at(number))
+    with database.engine.connect() as connection:
+        found = workers.tries_between(
+            connection, get(database, "one"), dag_ids=READABLE, since=at(100), until=at(200), limit=10
+        )
+    assert [one_try.task_id for one_try in found] == ["t3", "t2"]
+
+
+def test_only_so_many_running_tries_are_looked_through(
+    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MAX_TOTAL", 2)
+    for number in range(4):
+        a_start(database, run, f"t{number}", "one", started_at=at(number))
+    with database.engine.connect() as connection:
+        found, total = workers.running_now(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+    assert ([one_try.task_id for one_try in found], total) == (["t3", "t2"], 2)
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+
+def a_job(database: Database, job_type: str, *, silent: float, state: str = "running", **values: Any) -> None:
+    """Store one of Airflow's jobs that had its latest heartbeat so many seconds ago."""
+    with database.engine.begin() as connection:
+        seen = database_now(connection) - timedelta(seconds=silent)
+        connection.execute(
+            insert(compat.job_table()).values(
+                job_type=job_type, state=state, start_date=NOON, latest_heartbeat=seen, hostname="h", **values
+            )
+        )
+
+
+def services(database: Database, **filters: Any) -> tuple[list[tuple[str, str | None]], int]:
+    asked: dict[str, Any] = {"kind": None, "state": None, "limit": 50, "offset": 0, **filters}
+    with database.engine.connect() as connection:
+        found, total = workers.list_services(connection, **asked)
+    return [(one.kind, one.state) for one in found], total
+
+
+@on_both
+def test_services_go_by_airflows_own_thresholds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.jobs.job import health_check_threshold
+
+    # Airflow remembers them from 3.2 on.
+    getattr(health_check_threshold, "cache_clear", lambda: None)()
+    monkeypatch.setenv("AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD", "60")
+    monkeypatch.setenv("AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD", "30")
+    a_job(database, "SchedulerJob", silent=45)
+    a_job(database, "TriggererJob", silent=46)
+    a_job(database, "SchedulerJob", silent=3600)
+    a_job(database, "SchedulerJob", silent=7200, state="success", end_date=NOON)
+    a_job(database, "SchedulerJob", silent=7201, state="failed")
+    a_job(database, "DagProcessorJob", silent=0)
+    a_job(database, "LocalTaskJob", silent=0)
+    register(database, "one")
+    assert services(database) == (
+        [
+            ("dag_processor", "online"),
+            ("scheduler", "online"),
+            ("triggerer", "unresponsive"),
+            ("scheduler", "lost"),
+            ("scheduler", "offline"),
+            ("scheduler", "lost"),
+            ("worker", "online"),
+        ],
+        7,
+    )
+    getattr(health_check_threshold, "cache_clear", lambda: None)()
+
+
+@on_both
+def test_services_by_kind_and_state_and_page(database: Database) -> None:
+    for job_type in ("SchedulerJob", "TriggererJob"):
+        a_job(database, job_type, silent=0)
+    register(database, "one")
+    register(database, "two", state="lost")
+    assert services(database, kind="scheduler") == ([("scheduler", "online")], 1)
+    assert services(database, kind="worker") == ([("worker", "lost"), ("worker", "online")], 2)
+    assert services(database, state="lost") == ([("worker", "lost")], 1)
+    assert services(database, kind="scheduler", state="lost") == ([], 0)
+    pages = [services(database, limit=3, offset=offset) for offset in (0, 3, 6)]
+    assert [len(page) for page, _ in pages] == [3, 1, 0]
+    assert {total for _, total in pages} == {4}
+    assert [kind for page, _ in pages for kind, _ in page][2:] == ["worker", "worker"]
