@@ -1,4 +1,4 @@
-"""Count what happens to reports: for the health page of this process and for Airflow's own metrics."""
+"""Count what happens to reports, tries and runs: for the health page of this process and for Airflow's own stats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from threading import Lock
 
-from airflow_worker_insight import compat
+from airflow_worker_insight import metrics
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +15,11 @@ _warned: set[str] = set()
 _lock = Lock()
 
 
-def count(what: str) -> None:
-    """Add one to the counter ``what``, for example ``claimed`` or ``dropped.malformed``."""
+def count(what: str, number: int = 1) -> None:
+    """Add to a counter, one of :data:`airflow_worker_insight.metrics.COUNTERS`."""
     with _lock:
-        _counts[what] += 1
-    try:
-        compat.count_metric(f"worker_insight.reports.{what}", {})
-    except Exception:
-        log.debug("Airflow's metrics did not take worker_insight.reports.%s", what, exc_info=True)
+        _counts[what] += number
+    metrics.count(what, number)
 
 
 def snapshot() -> dict[str, int]:

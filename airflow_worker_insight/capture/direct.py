@@ -1,23 +1,32 @@
-"""Airflow 2.11: the task process has the database, so it writes its own row, in one short transaction."""
+"""Airflow 2.11: the task process has the database, so it writes its own row, in one short transaction.
+
+What the worker is comes from this process itself, so that it need not be validated: neither pydantic nor Alembic is
+loaded for it.
+"""
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from airflow_worker_insight import compat
+from airflow_worker_insight import compat, identity, metrics
+from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
-from airflow_worker_insight.capture.validation import worker_record
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.migrate import HOW_TO_MIGRATE
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.recording import Conditions, WorkerRecord, record_start
+from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.identity import Worker
 
 
 def record(task_instance: Any) -> None:
     """Write that this process runs a try of ``task_instance`` (Airflow's ORM object)."""
-    described = worker_record(describe_worker(task_instance).as_dict(), job_id=task_instance.queued_by_job_id)
+    worker = describe_worker(task_instance)
+    conditions = Conditions(**identity.conditions(worker.pid))
     key = TryKey(
         dag_id=task_instance.dag_id,
         run_id=task_instance.run_id,
@@ -25,17 +34,38 @@ def record(task_instance: Any) -> None:
         map_index=task_instance.map_index,
         try_number=task_instance.try_number,
     )
+    began = time.perf_counter()
     try:
         with compat.short_transaction() as connection:
             record_start(
                 connection,
                 key,
-                described,
+                _worker_record(worker, job_id=task_instance.queued_by_job_id),
                 try_started_at=task_instance.start_date,
                 state="running",
                 now=datetime.now(timezone.utc),
+                conditions=conditions,
             )
+        metrics.timing("claim.duration", seconds=time.perf_counter() - began)
+        count("reports.claimed")
     except (OperationalError, ProgrammingError) as error:
         # The whole error is SQL with its parameters: too much for every task's log.
         reason = str(error.orig).strip().partition("\n")[0]
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None
+
+
+def _worker_record(worker: Worker, *, job_id: int | None) -> WorkerRecord:
+    """Return the worker as its row; ``job_id`` is the scheduler that queued the try, whose own a local worker is."""
+    return WorkerRecord(
+        worker_id=worker.worker_id,
+        name=worker.name,
+        kind=worker.kind,
+        hostname=worker.hostname,
+        pid=worker.pid,
+        started_at=datetime.fromisoformat(worker.started_at) if worker.started_at else None,
+        labels=worker.labels,
+        resources=worker.resources,
+        versions=worker.versions,
+        job_id=job_id if worker.kind == "local" else None,
+        engine_name=worker.engine_name,
+    )

@@ -96,7 +96,7 @@ class ReconcileQueue:
                 heapq.heappush(self._heap, waiting)
                 self._start()
         if full:
-            count("runs_not_reconciled")
+            count("runs.not_reconciled")
             warn_once("queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many are waiting")
 
     def _start(self) -> None:
@@ -165,7 +165,7 @@ class ReconcileQueue:
                 if wait is not None:
                     time.sleep(wait)
                 elif give_up:
-                    count("runs_not_reconciled")
+                    count("runs.not_reconciled")
                     warn_once(
                         "queue.failed",
                         "Airflow Worker Insight could not reconcile Dag runs: %s When the cause is mended, run "

@@ -27,13 +27,16 @@ def describe_worker(task_instance: Any) -> Worker:
         executor=getattr(task_instance, "executor", None) or config.executor(),
         name=config.worker_name(),
         labels=config.worker_labels(),
+        image=config.worker_image(),
     )
 
 
 def build_report(task_instance: Any) -> dict[str, Any]:
-    """Return the report as JSON-ready values: its version, Airflow's ID of the try, and the worker."""
+    """Return the report as JSON-ready values: its version, Airflow's ID of the try, the worker, and how busy it is."""
+    worker = describe_worker(task_instance)
     return {
         "version": REPORT_VERSION,
         "try_id": str(task_instance.id),
-        "worker": describe_worker(task_instance).as_dict(),
+        "worker": worker.as_dict(),
+        "conditions": identity.conditions(worker.pid),
     }

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
 from airflow_worker_insight.store.attribution import HOST_ID_PREFIX
-from airflow_worker_insight.store.recording import WorkerRecord
+from airflow_worker_insight.store.recording import Conditions, WorkerRecord
 
 
 class RejectedReport(Exception):  # noqa: N818
@@ -60,11 +60,20 @@ class WorkerReport(_Closed):
     name: _text(250)  # type: ignore[valid-type]
     kind: _text(32)  # type: ignore[valid-type]
     hostname: _text(255)  # type: ignore[valid-type]
+    engine_name: _text(250) | None = None  # type: ignore[valid-type]
     pid: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     started_at: AwareDatetime | None = None
     labels: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
     resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
     versions: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
+
+
+class ConditionsReport(_Closed):
+    """What the worker's machine may have been like."""
+
+    load: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
+    memory_free: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    running_beside: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
 
 class Report(_Closed):
@@ -73,6 +82,7 @@ class Report(_Closed):
     version: Literal[1]
     try_id: UUID
     worker: WorkerReport
+    conditions: ConditionsReport = ConditionsReport()
 
 
 def parse_report(value: Any) -> Report:
@@ -125,11 +135,21 @@ def worker_record(worker: WorkerReport | dict[str, Any], *, job_id: int | None) 
         hostname=known.hostname,
         pid=known.pid,
         started_at=_plausible(known.started_at),
+        engine_name=known.engine_name,
         labels=known.labels,
         resources=known.resources,
         versions=known.versions,
         job_id=job_id if known.kind == "local" else None,
     )
+
+
+def conditions(report: ConditionsReport | dict[str, Any]) -> Conditions:
+    """Return validated conditions as the attempt table stores them.
+
+    :raises pydantic.ValidationError: when a plain ``dict`` does not describe conditions
+    """
+    known = report if isinstance(report, ConditionsReport) else ConditionsReport.model_validate(report)
+    return Conditions(load=known.load, memory_free=known.memory_free, running_beside=known.running_beside)
 
 
 def _plausible(moment: datetime | None) -> datetime | None:

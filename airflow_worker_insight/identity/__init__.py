@@ -2,7 +2,7 @@
 
 Start with :func:`whoami`. ``process`` reads the ancestors of this process, ``engines`` recognises the worker
 among them, ``machine`` and ``versions`` describe where it runs, ``text`` bounds whatever an operator or a
-host may write.
+host may write. :func:`conditions` says what the machine is like at this moment.
 
 Only the standard library is imported here (and psutil where there is no ``/proc``, when it is needed): every
 task process pays for it.
@@ -10,6 +10,7 @@ task process pays for it.
 
 from __future__ import annotations
 
+from airflow_worker_insight.identity.conditions import conditions
 from airflow_worker_insight.identity.worker import Worker, whoami
 
-__all__ = ["Worker", "whoami"]
+__all__ = ["Worker", "conditions", "whoami"]

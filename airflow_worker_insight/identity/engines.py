@@ -83,6 +83,7 @@ def executor_name(executor: object) -> str:
 # "[celeryd: w1@host:MainProcess] -active- (celery worker …)", see celery.platforms.set_mp_process_title.
 _CELERY_TITLE = "[celeryd: "
 _CELERY_MAIN = ":MainProcess]"
+_CELERY_POOL = "PoolWorker-"
 
 
 def _celery_main(around: Surroundings, index: int) -> Found | None:
@@ -96,7 +97,7 @@ def _celery_main(around: Surroundings, index: int) -> Found | None:
     if title.startswith(_CELERY_TITLE) and _CELERY_MAIN in title:
         return Found("celery", title[len(_CELERY_TITLE) : title.index(_CELERY_MAIN)], process)
     # Without setproctitle, or with NOSETPS set, Celery cannot set a title: the command stays.
-    if _airflow_command(process)[:2] == ("celery", "worker"):
+    if _airflow_command(process.argv)[:2] == ("celery", "worker"):
         return Found("celery", _celery_node(around) or around.host, process)
     return None
 
@@ -141,7 +142,10 @@ def _celery_node(around: Surroundings) -> str:
 
 def _supervisor(around: Surroundings) -> Process | None:
     """Return the process that runs the supervisor, as Airflow 3.3's ``run_workload`` titles it."""
-    return next((process for process in around.lineage if process.title.startswith("airflow supervisor: ")), None)
+    return next((process for process in around.lineage if process.title.startswith(_SUPERVISOR)), None)
+
+
+_SUPERVISOR = "airflow supervisor: "
 
 
 # --- LocalExecutor ---------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def _local(around: Surroundings, index: int) -> Found | None:
         None,
     )
     # When a scheduler is killed, its workers finish as children of the init process, which is no scheduler.
-    if owner is not None and owner.pid == 1 and not _airflow_command(owner):
+    if owner is not None and owner.pid == 1 and not _airflow_command(owner.argv):
         owner = None
     return Found("local", f"local@{around.host}", owner)
 
@@ -174,7 +178,7 @@ def _local(around: Surroundings, index: int) -> Found | None:
 def _under_a_scheduler(around: Surroundings) -> Found | None:
     """Recognise what a scheduler runs: SequentialExecutor, or LocalExecutor where it has no titles."""
     owner = next(
-        (process for process in around.lineage if _airflow_command(process)[:1] == ("scheduler",)),
+        (process for process in around.lineage if _airflow_command(process.argv)[:1] == ("scheduler",)),
         None,
     )
     if owner is None:
@@ -207,7 +211,7 @@ def _edge(around: Surroundings, index: int) -> Found | None:
 
 
 def _is_edge_worker(process: Process) -> bool:
-    return process.title.startswith(_EDGE_TITLE) or _airflow_command(process)[:2] == ("edge", "worker")
+    return process.title.startswith(_EDGE_TITLE) or _airflow_command(process.argv)[:2] == ("edge", "worker")
 
 
 def _edge_name(around: Surroundings, main: Process) -> str:
@@ -234,7 +238,7 @@ def _kubernetes_pod(around: Surroundings) -> Found | None:
     namespace = kubernetes_labels(around).get("namespace", "")
     uid = _downward(around, "POD_UID")
     # The outermost one: a shell or an init process may stand above it, sidecars of the pod never do.
-    main = next((process for process in reversed(around.lineage) if _airflow_command(process)), None)
+    main = next((process for process in reversed(around.lineage) if _airflow_command(process.argv)), None)
     return Found("kubernetes", name, main, pod=uid or f"{namespace}/{name}")
 
 
@@ -257,15 +261,45 @@ def _downward(around: Surroundings, name: str) -> str:
     return next((value for prefix in prefixes if (value := around.environ.get(prefix + name, ""))), "")
 
 
+# --- What runs the tries of a worker --------------------------------------------------------------------------
+
+
+def is_task(argv: Sequence[str]) -> bool:
+    """Return whether a process is titled as a task process, which runs one try and ends with it."""
+    title = argv[0]
+    if title.startswith("airflow task runner: "):  # Airflow 2.11
+        return True
+    return title.startswith("airflow worker -- ") and not title.startswith(_LOCAL_WORKER)
+
+
+def holds_tasks(argv: Sequence[str]) -> bool:
+    """Return whether this is one of a worker's processes that run tries, as long as it has a child: the task.
+
+    Such are the processes of Celery's pool and of LocalExecutor, which outlive their tries, and the supervisors that
+    Edge starts for each try. The worker's log server, Dag processors and helpers are not.
+    """
+    title = argv[0]
+    return (
+        title.startswith((_SUPERVISOR, "airflow task supervisor: ", _LOCAL_WORKER, _EDGE_TITLE))
+        or (title.startswith(_CELERY_TITLE) and _CELERY_POOL in title)
+        or _airflow_command(argv)[:2] == ("tasks", "run")
+    )
+
+
+def is_fork_server(argv: Sequence[str]) -> bool:
+    """Return whether this is Python's fork server."""
+    return any(_FORK_SERVER in word for word in argv)
+
+
 # --- Commands --------------------------------------------------------------------------------------------
 
 
-def _airflow_command(process: Process) -> tuple[str, ...]:
+def _airflow_command(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the words after ``airflow`` on the command line of an Airflow process, else nothing.
 
     A process that sets its title, or sets it back as Airflow 2.11's scheduler, shows one string with spaces.
     """
-    words = process.argv[0].split() if len(process.argv) == 1 else list(process.argv)
+    words = argv[0].split() if len(argv) == 1 else list(argv)
     if words and words[0].rpartition("/")[2].startswith("python"):
         del words[0]
         while words and words[0] in {"-m", "-u", "-O", "-B", "-I", "-E", "-s"}:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_worker_insight.identity.files import read_text
 from airflow_worker_insight.identity.text import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+
+class MemoryLimit(NamedTuple):
+    """What a cgroup may use, and where it is written what it does use."""
+
+    size: int
+    """In bytes; where there is no limit, cgroup v1 says a number near 2**63."""
+    used_file: str
+    stat_file: str
+    unread: str
+    """The line of ``stat_file`` with the files in memory that nobody reads: they go when memory is short."""
 
 
 def resources() -> dict[str, int | float | str]:
@@ -19,7 +31,7 @@ def resources() -> dict[str, int | float | str]:
     count = cpus(controllers)
     if count is not None:
         found["cpus"] = count
-    size = memory_bytes(controllers)
+    size = memory_bytes(own_memory_limits())
     if size is not None:
         found["memory_bytes"] = size
     uname = os.uname()
@@ -40,21 +52,35 @@ def cpus(controllers: dict[str, list[str]]) -> int | float | None:
     return int(count) if count == int(count) else round(count, 2)
 
 
-def memory_bytes(controllers: dict[str, list[str]]) -> int | None:
+def memory_bytes(limits: Iterable[MemoryLimit]) -> int | None:
     """Return the machine's memory in bytes, or less where a cgroup allows less."""
     try:
         size: int | None = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         size = None
-    limits = [f"{directory}/memory.max" for directory in controllers.get("", [])]
-    limits += [f"{directory}/memory.limit_in_bytes" for directory in controllers.get("memory", [])]
-    for path in limits:
-        limit = read_text(path)
-        # cgroup v2 writes "max" for no limit, v1 a number near 2**63.
-        if limit.isdigit() and int(limit) > 0:
-            size = min(int(limit), size or int(limit))
+    for limit in limits:
+        size = min(limit.size, size or limit.size)
     # Without a size to compare with, v1's number for "no limit" would be taken at its word.
     return size if size is not None and size < 1 << 60 else None
+
+
+@cache
+def own_memory_limits() -> tuple[MemoryLimit, ...]:
+    """Return the limits of our own cgroups; they are read once."""
+    return tuple(memory_limits(cgroup_directories(read_text("/proc/self/cgroup"))))
+
+
+def memory_limits(controllers: dict[str, list[str]]) -> Iterator[MemoryLimit]:
+    """Return each limit of these directories of cgroups; cgroup v2 writes "max" where there is none."""
+    for directory in controllers.get("", []):
+        size = _number(read_text(f"{directory}/memory.max"))
+        if size > 0:
+            yield MemoryLimit(size, f"{directory}/memory.current", f"{directory}/memory.stat", "inactive_file")
+    for directory in controllers.get("memory", []):
+        size = _number(read_text(f"{directory}/memory.limit_in_bytes"))
+        if size > 0:
+            used_file, stat_file = f"{directory}/memory.usage_in_bytes", f"{directory}/memory.stat"
+            yield MemoryLimit(size, used_file, stat_file, "total_inactive_file")
 
 
 def os_name(os_release: str) -> str:

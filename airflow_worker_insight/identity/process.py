@@ -1,4 +1,4 @@
-"""This process and its ancestors, as the operating system shows them.
+"""This process, its ancestors and the processes beside it, as the operating system shows them.
 
 On Linux they are read from ``/proc`` directly (proc(5)): psutil is not loaded in every task process, and its
 start times are computed from the wall clock, so that a correction of the clock would change them.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from airflow_worker_insight.identity.files import read_start, read_text
 
 _PROC = "/proc"
 _MOST_ANCESTORS = 64
+_MOST_THREADS = 128
 _MOST_BYTES = 4096
 """Bytes of a command line that are read: titles and Airflow's own commands are shorter."""
 
@@ -41,9 +44,17 @@ class Process(NamedTuple):
 
 
 def lineage() -> list[Process]:
-    """Return this process and its ancestors, nearest first, up to the first that cannot be seen."""
+    """Return this process and its ancestors, nearest first, up to the first that cannot be seen.
+
+    It is looked up once in each process: whoever asks shall see the same.
+    """
+    return _lineage_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _lineage_of(pid: int) -> list[Process]:
     if sys.platform == "linux":
-        found = lineage_from_proc(os.getpid())
+        found = lineage_from_proc(pid)
         if found:
             return found
     return _lineage_from_psutil()
@@ -61,7 +72,7 @@ def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
     while pid > 0 and len(found) < _MOST_ANCESTORS:
         try:
             stat = read_start(f"{proc}/{pid}/stat", _MOST_BYTES)
-            argv = read_start(f"{proc}/{pid}/cmdline", _MOST_BYTES)
+            words = argv(pid, proc)
             # The command's name stands in brackets and may hold brackets and spaces: count from the last.
             fields = stat[stat.rindex(b")") + 2 :].split()
             parent, ticks = int(fields[1]), int(fields[19])
@@ -71,17 +82,38 @@ def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
         if youngest is not None and ticks > youngest:
             break
         youngest = ticks
-        words = argv.rstrip(b"\0").split(b"\0")
-        found.append(
-            Process(
-                pid=pid,
-                argv=tuple(part.decode("utf-8", "replace") for part in words),
-                start=str(ticks),
-                started=None if booted is None else booted + ticks / hertz,
-            )
-        )
+        started = None if booted is None else booted + ticks / hertz
+        found.append(Process(pid=pid, argv=words, start=str(ticks), started=started))
         pid = parent
     return found
+
+
+def argv(pid: int, proc: str = _PROC) -> tuple[str, ...]:
+    """Return the arguments of a process, or its title as the only one; an ``OSError`` where it is gone."""
+    words = read_start(f"{proc}/{pid}/cmdline", _MOST_BYTES).rstrip(b"\0").split(b"\0")
+    return tuple(part.decode("utf-8", "replace") for part in words)
+
+
+def children(pid: int, proc: str = _PROC) -> list[int]:
+    """Return the processes that the threads of a process have started and that have not ended.
+
+    :raises OSError: where it is gone, or where the kernel does not tell (it was built without CONFIG_PROC_CHILDREN)
+    :raises ValueError: where there are too many threads to look at
+    """
+    found = _children_of_thread(pid, pid, proc)
+    with os.scandir(f"{proc}/{pid}/task") as threads:
+        for number, thread in enumerate(threads):
+            if number == _MOST_THREADS:
+                raise ValueError(f"process {pid} has more than {_MOST_THREADS} threads")
+            if thread.name != str(pid):
+                with suppress(FileNotFoundError):  # it has just ended
+                    found += _children_of_thread(pid, int(thread.name), proc)
+    return found
+
+
+def has_children(pid: int, proc: str = _PROC) -> bool:
+    """Return whether the main thread of a process has started one that has not ended; raises as ``children``."""
+    return bool(_children_of_thread(pid, pid, proc))
 
 
 def boot_id() -> str:
@@ -95,6 +127,10 @@ def pid_namespace() -> str:
         return str(Path(_PROC, "self/ns/pid").stat().st_ino)
     except OSError:
         return ""
+
+
+def _children_of_thread(pid: int, thread: int, proc: str) -> list[int]:
+    return [int(child) for child in read_start(f"{proc}/{pid}/task/{thread}/children", _MOST_BYTES).split()]
 
 
 def _booted() -> float | None:

@@ -7,18 +7,15 @@ import os
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from airflow_worker_insight.identity import engines, machine, process, versions
+from airflow_worker_insight.identity.asking import ask
 from airflow_worker_insight.identity.files import read_text
 from airflow_worker_insight.identity.text import bounded_labels, clean, parse_labels, word
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_T = TypeVar("_T")
-
 HOSTNAME_LENGTH = 255
+IMAGE_LENGTH = 250
 _SERVICE_ACCOUNT_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
@@ -34,13 +31,15 @@ class Worker:
     """``celery``, ``local``, ``kubernetes``, ``edge``, or the executor's own name."""
     hostname: str
     """As Airflow recorded it for the task instance, else the host's own."""
+    engine_name: str | None = None
+    """What its engine calls it (the Celery node, the Edge worker's name), whatever an operator named it."""
     pid: int | None = None
     """Of the worker's main process."""
     started_at: str | None = None
     """When its main process started: ISO 8601 in UTC, whole seconds."""
     labels: dict[str, str] = field(default_factory=dict)
     resources: dict[str, int | float | str] = field(default_factory=dict)
-    """``cpus``, ``memory_bytes``, ``os``, ``architecture``."""
+    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and ``image`` where an operator has set it."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,6 +49,7 @@ class Worker:
             "name": self.name,
             "kind": self.kind,
             "hostname": self.hostname,
+            "engine_name": self.engine_name,
             "pid": self.pid,
             "started_at": self.started_at,
             "labels": dict(self.labels),
@@ -64,6 +64,7 @@ def whoami(
     executor: str | None = None,
     name: str | None = None,
     labels: str | None = None,
+    image: str | None = None,
 ) -> Worker:
     """Return the worker that this process belongs to. Never raises, starts nothing, asks nobody.
 
@@ -71,22 +72,24 @@ def whoami(
     :param executor: the executor's name as far as the caller knows it, in any of the ways Airflow writes it
     :param name: the name an operator gave this worker; replaces the one that was found, not the ID
     :param labels: labels an operator gave this worker: ``region=…,zone=…``
+    :param image: the container image that an operator says this worker runs in
     """
-    host = _attempt(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
+    host = ask(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
     nothing: dict[str, str] = {}
     nobody = (_id("unknown", host), engines.Found("unknown", host, None), nothing)
-    worker_id, found, own_labels = _attempt(lambda: _identify(host, executor), nobody)
+    worker_id, found, own_labels = ask(lambda: _identify(host, executor), nobody)
     main = found.main
     return Worker(
         worker_id=worker_id,
         name=next(filter(None, (clean(given, engines.NAME_LENGTH) for given in (name, found.name, host)))),
         kind=found.kind,
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
+        engine_name=clean(found.name, engines.NAME_LENGTH) or None,
         pid=main.pid if main else None,
-        started_at=_attempt(lambda: _iso(main.started if main else None), None),
-        labels=_attempt(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
-        resources=_attempt(machine.resources, {}),
-        versions=_attempt(lambda: versions.versions(found.kind, sys.modules), {}),
+        started_at=ask(lambda: _iso(main.started if main else None), None),
+        labels=ask(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
+        resources=ask(lambda: _resources(image), {}),
+        versions=ask(lambda: versions.versions(found.kind, sys.modules), {}),
     )
 
 
@@ -110,7 +113,7 @@ def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_n
 def _identify(host: str, executor: object) -> tuple[str, engines.Found, dict[str, str]]:
     """Return the worker's ID, the worker, and the labels that its surroundings give it."""
     around = engines.Surroundings(
-        lineage=_attempt(process.lineage, []),
+        lineage=ask(process.lineage, []),
         environ=os.environ,
         modules=sys.modules,
         host=host,
@@ -128,6 +131,13 @@ def _id(kind: str, *facts: str) -> str:
     return f"{word(kind, engines.KIND_LENGTH) or 'unknown'}-{digest}"
 
 
+def _resources(image: object) -> dict[str, int | float | str]:
+    found = machine.resources()
+    name = clean(image, IMAGE_LENGTH)
+    # An image's name is ASCII; what is not is a mistake.
+    return {**found, "image": name} if name and name.isascii() else found
+
+
 def _iso(seconds: float | None) -> str | None:
     # "+00:00" and not "Z", which Python 3.10 does not read.
     return None if seconds is None else datetime.fromtimestamp(int(seconds), tz=timezone.utc).isoformat()
@@ -137,11 +147,3 @@ def _service_account_namespace() -> str:
     if "KUBERNETES_SERVICE_HOST" not in os.environ:
         return ""
     return read_text(_SERVICE_ACCOUNT_NAMESPACE, 256)
-
-
-def _attempt(question: Callable[[], _T], otherwise: _T) -> _T:
-    """Ask, and take ``otherwise`` where there is no answer: no fact about a worker is worth a task."""
-    try:
-        return question()
-    except Exception:  # noqa: BLE001
-        return otherwise

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_worker_insight import compat
 
+if TYPE_CHECKING:
+    from tests.unit.database import Database
+
 ROOT = Path(__file__).resolve().parents[2]
 
-airflow_3 = pytest.mark.skipif(
-    not compat.is_airflow_3(), reason="a task process of Airflow 2.11 has the models and the database anyway"
-)
+airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="task processes of Airflow 2.11 record for themselves")
+airflow_2 = pytest.mark.skipif(compat.is_airflow_3(), reason="task processes of Airflow 3 send a report")
 
 TASK_PROCESS = """
 import json, sys, types, uuid
@@ -50,6 +53,22 @@ listener.on_task_instance_running(task_instance)
 run_listener.on_task_instance_success(task_instance)
 """
 
+# Airflow 2.11's has the models and the database before it looks for plugins.
+RUNNER_2 = """
+import airflow.cli.commands.task_command, airflow.listeners.listener, airflow.models.taskinstance
+import airflow.task.task_runner.standard_task_runner
+sent = []
+"""
+
+HOOK_2 = """
+from airflow_worker_insight.capture import listener
+names = dict(dag_id="etl", run_id="run-1", task_id="extract", map_index=-1, try_number=1)
+jobs = dict(job_id=7, queued_by_job_id=7)
+listener.on_task_instance_running(
+    types.SimpleNamespace(start_date=None, hostname="host-1", executor=None, **names, **jobs)
+)
+"""
+
 OWN = {
     "airflow_worker_insight",
     "airflow_worker_insight.plugin",
@@ -63,18 +82,40 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module")
-def task_process() -> dict[str, Any]:
+OWN_2 = OWN | {
+    "airflow_worker_insight.metrics",
+    "airflow_worker_insight.capture.counters",
+    "airflow_worker_insight.capture.direct",
+    "airflow_worker_insight.store",
+    "airflow_worker_insight.store.keys",
+    "airflow_worker_insight.store.recording",
+    "airflow_worker_insight.store.tables",
+}
+
+
+def run_task_process(*, before: str, hook: str, **env: str) -> dict[str, Any]:
     """Return the modules that a task process loads for this package: with the plugin, and in the hooks."""
     script = TASK_PROCESS.format(
-        before=RUNNER, instance="airflow_worker_insight.plugin.WorkerInsightPlugin()", hook=HOOK
+        before=before, instance="airflow_worker_insight.plugin.WorkerInsightPlugin()", hook=hook
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+        [sys.executable, "-c", script],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+@pytest.fixture(scope="module")
+def task_process() -> dict[str, Any]:
+    """Return what a task process of Airflow 3 loads."""
+    return run_task_process(before=RUNNER, hook=HOOK)
 
 
 def foreign(modules: list[str]) -> list[str]:
@@ -109,6 +150,17 @@ def test_no_database_is_opened_in_a_task_process(task_process: dict[str, Any]) -
     assert not [name for name in loaded if name.startswith(heavy)]
 
 
+@airflow_2
+def test_recording_on_airflow_2_loads_nothing_that_its_task_process_does_not_have(database: Database) -> None:
+    """Neither Alembic nor pydantic is needed to write a row: with them it cost the first task 100 ms."""
+    found = run_task_process(before=RUNNER_2, hook=HOOK_2, AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=database.url)
+    assert [row["task_id"] for row in database.attempts()] == ["extract"]
+    loaded = [*found["loaded"], *found["ran"]]
+    assert foreign(loaded) == []
+    own = {name for name in loaded if name.startswith("airflow_worker_insight")}
+    assert {name for name in own if not name.startswith("airflow_worker_insight.identity")} <= OWN_2
+
+
 def test_the_command_loads_nothing_before_it_runs() -> None:
     """Airflow reads it at each start of its own command line."""
     script = (
@@ -124,7 +176,12 @@ def test_the_command_loads_nothing_before_it_runs() -> None:
     assert foreign(new) == []
     own = {name for name in new if name.startswith("airflow_worker_insight")}
     # Airflow may have read the provider info before.
-    assert own - {"airflow_worker_insight.provider_info"} == {"airflow_worker_insight", "airflow_worker_insight.cli"}
+    assert own - {"airflow_worker_insight.provider_info"} == {
+        "airflow_worker_insight",
+        "airflow_worker_insight.cli",
+        "airflow_worker_insight.cli.arguments",
+        "airflow_worker_insight.cli.definitions",
+    }
 
 
 def test_the_contracts_hold() -> None:

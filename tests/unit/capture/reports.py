@@ -33,10 +33,12 @@ def a_report(try_id: uuid.UUID | str, **worker: Any) -> dict[str, Any]:
             "pid": 100,
             "started_at": "2026-03-01T11:00:00+00:00",
             "labels": {"zone": "a"},
+            "engine_name": "w1@host-1",
             "resources": {"cpus": 4, "os": "Debian"},
             "versions": {"airflow": "3.3.2"},
             **worker,
         },
+        "conditions": {"load": 0.75, "memory_free": 0.5, "running_beside": 2},
     }
 
 

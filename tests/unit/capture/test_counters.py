@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, snapshot, warn_once
@@ -12,36 +12,39 @@ if TYPE_CHECKING:
 
 
 def test_they_add_up() -> None:
-    for what in ("claimed", "dropped.malformed", "claimed"):
+    for what in ("reports.claimed", "reports.dropped.malformed", "reports.claimed"):
         count(what)
-    assert snapshot() == {"claimed": 2, "dropped.malformed": 1}
+    count("tries.inferred", 5)
+    assert snapshot() == {"reports.claimed": 2, "reports.dropped.malformed": 1, "tries.inferred": 5}
 
 
 def test_a_snapshot_does_not_change() -> None:
-    count("claimed")
+    count("reports.claimed")
     before = snapshot()
-    count("claimed")
-    assert before == {"claimed": 1}
+    count("reports.claimed")
+    assert before == {"reports.claimed": 1}
 
 
-def test_airflows_metrics_get_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[str] = []
-    monkeypatch.setattr(compat, "count_metric", lambda name, _: sent.append(name))
-    count("claimed")
-    assert sent == ["worker_insight.reports.claimed"]
+def test_airflows_stats_get_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, int]] = []
+
+    class Stats:
+        def incr(self, name: str, number: int) -> None:
+            sent.append((name, number))
+
+    monkeypatch.setattr(compat, "stats", Stats)
+    count("reports.claimed")
+    count("tries.inferred", 5)
+    assert sent == [("worker_insight.reports.claimed", 1), ("worker_insight.tries.inferred", 5)]
 
 
-def test_airflow_takes_them() -> None:
-    compat.count_metric("worker_insight.reports.claimed", {})
-
-
-def test_metrics_that_fail_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+def test_stats_that_fail_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
         raise OSError("no StatsD")
 
-    monkeypatch.setattr(compat, "count_metric", fail)
-    count("claimed")
-    assert snapshot() == {"claimed": 1}
+    monkeypatch.setattr(compat, "stats", fail)
+    count("reports.claimed")
+    assert snapshot() == {"reports.claimed": 1}
 
 
 def test_a_warning_comes_once_for_each_topic(caplog: pytest.LogCaptureFixture) -> None:

@@ -74,17 +74,20 @@ def test_one_message_with_all_the_api_server_needs(monkeypatch: pytest.MonkeyPat
     assert len(json.dumps(as_sent)) <= MAX_REPORT_BYTES
     report = parse_report(as_sent)
     assert (report.try_id, report.worker.hostname) == (TRY_ID, "host-1")
+    assert set(as_sent["conditions"]) == {"load", "memory_free", "running_beside"}
 
 
 @airflow_3
 def test_what_an_operator_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_NAME", "etl-large-1")
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_LABELS", "region=eu-west-1,zone=a")
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_IMAGE", "data/airflow:7")
     comms = in_a_task_process(monkeypatch, CommsDecoder())
     listener.on_task_instance_running(a_task_instance())
     worker = comms.sent[0].value["worker"]
     assert worker["name"] == "etl-large-1"
     assert worker["labels"] == {"region": "eu-west-1", "zone": "a"}
+    assert worker["resources"]["image"] == "data/airflow:7"
 
 
 @airflow_3

@@ -93,7 +93,7 @@ def test_it_holds_so_many_and_counts_the_rest(caplog: pytest.LogCaptureFixture) 
     for number in range(10):
         queue.put("etl", f"run-{number}")
     assert len(queue._heap) == len(queue._known) == 3
-    assert counters.snapshot() == {"runs_not_reconciled": 7}
+    assert counters.snapshot() == {"runs.not_reconciled": 7}
     assert len([record for record in caplog.records if "reconcile command" in record.getMessage()]) == 1
 
 
@@ -104,7 +104,7 @@ def test_a_run_that_cannot_be_reconciled_does_not_take_the_others_with_it(caplog
     queue._work()
     together = ["run-0", "run-1", "run-2"]
     assert queue.batches == [together, together, ["run-0"], ["run-1"], ["run-2"]]
-    assert counters.snapshot() == {"runs_not_reconciled": 1}
+    assert counters.snapshot() == {"runs.not_reconciled": 1}
     assert [record.levelname for record in caplog.records if "could not reconcile" in record.getMessage()] == [
         "WARNING"
     ]

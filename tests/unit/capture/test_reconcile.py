@@ -358,7 +358,7 @@ def test_a_waiting_report_that_is_not_believed_is_dropped(database: Database, va
     reconciled(database, one.run)
     assert stored_xcoms(database) == []
     assert words(database)["extract", -1, 1][0] == "inferred"
-    assert [name.split(".")[0] for name in counters.snapshot()] == ["dropped"]
+    assert [name.rpartition(".")[0] for name in counters.snapshot()] == ["reports.dropped", "tries"]
 
 
 @airflow_3
@@ -394,4 +394,4 @@ def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeyp
         push(one, a_report(one.try_id))
     assert claim_all_waiting() == 0
     assert len(stored_xcoms(database)) == 5
-    assert counters.snapshot() == {"unclaimed": 5}
+    assert counters.snapshot() == {"reports.unclaimed": 5}

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, build_report
-from airflow_worker_insight.capture.validation import RejectedReport, parse_report, worker_record
+from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.store.recording import Conditions
 from tests.unit.capture.reports import a_report
 from tests.unit.database import at
 
@@ -40,7 +41,8 @@ def test_what_this_process_would_report_of_itself_is_believed() -> None:
 def test_only_what_must_be_said_must_be_said() -> None:
     worker = {"worker_id": "w", "name": "w", "kind": "celery", "hostname": "h"}
     record = worker_record(parse_report({"version": 1, "try_id": str(TRY_ID), "worker": worker}).worker, job_id=None)
-    assert (record.pid, record.started_at, record.labels, record.resources, record.versions) == (None, None, {}, {}, {})
+    assert (record.pid, record.started_at, record.engine_name) == (None, None, None)
+    assert (record.labels, record.resources, record.versions) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("missing", ["version", "try_id", "worker"])
@@ -114,6 +116,9 @@ def test_a_version_that_is_none(version: Any) -> None:
         {"resources": {"cpus": float("inf")}},
         {"resources": {"cpus": [4]}},
         {"versions": {"airflow": 3}},
+        {"engine_name": ""},
+        {"engine_name": "x" * 251},
+        {"engine_name": "nul\0"},
         {"job_id": 1},
     ],
     ids=lambda worker: json.dumps(worker)[:40],
@@ -139,6 +144,8 @@ def test_a_lone_surrogate_is_no_text() -> None:
         {"labels": {}},
         {"labels": {f"k{number}": "" for number in range(32)}},
         {"resources": {"cpus": 0.5, "memory_bytes": 2**63 - 1, "os": "Debian"}},
+        {"engine_name": "w1@büro"},
+        {"engine_name": None},
     ],
     ids=lambda worker: json.dumps(worker)[:40],
 )
@@ -146,6 +153,53 @@ def test_what_a_worker_may_say_is_kept_as_it_is(worker: dict[str, Any]) -> None:
     record = worker_record(parse_report(a_report(TRY_ID, **worker)).worker, job_id=None)
     for name, value in worker.items():
         assert getattr(record, name) == value
+
+
+@pytest.mark.parametrize(
+    "given_conditions",
+    [
+        {"load": 0, "memory_free": 0, "running_beside": 0},
+        {"load": 1e6, "memory_free": 1, "running_beside": 2**31 - 1},
+        {"load": None, "memory_free": None, "running_beside": None},
+        {"memory_free": 0.25},
+        {},
+    ],
+    ids=str,
+)
+def test_what_a_machine_may_be_like_is_kept_as_it_is(given_conditions: dict[str, Any]) -> None:
+    report = parse_report({**a_report(TRY_ID), "conditions": given_conditions})
+    assert conditions(report.conditions) == Conditions(**given_conditions)
+
+
+def test_a_report_may_leave_out_what_the_machine_is_like() -> None:
+    report = a_report(TRY_ID)
+    del report["conditions"]
+    assert conditions(parse_report(report).conditions) == Conditions()
+
+
+@pytest.mark.parametrize(
+    "given_conditions",
+    [
+        {"load": -0.1},
+        {"load": 1e7},
+        {"load": float("nan")},
+        {"load": float("inf")},
+        {"load": "high"},
+        {"memory_free": -0.001},
+        {"memory_free": 1.001},
+        {"memory_free": [0.5]},
+        {"running_beside": -1},
+        {"running_beside": 2**31},
+        {"running_beside": 1.5},
+        {"temperature": 60},
+        None,
+        [],
+        "fine",
+    ],
+    ids=str,
+)
+def test_what_no_machine_is_like(given_conditions: Any) -> None:
+    assert reason({**a_report(TRY_ID), "conditions": given_conditions}) == "malformed"
 
 
 def test_too_long_is_told_from_malformed() -> None:
@@ -205,10 +259,14 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=20,
 )
-PARTS = ("worker_id", "name", "kind", "hostname", "pid", "started_at", "labels", "resources", "versions")
+PARTS = tuple(a_report(TRY_ID)["worker"])
+CONDITIONS = tuple(a_report(TRY_ID)["conditions"])
 nearly_reports = st.fixed_dictionaries(
     {"version": st.just(1), "try_id": st.just(str(TRY_ID))},
-    optional={"worker": st.fixed_dictionaries({}, optional=dict.fromkeys(PARTS, json_values))},
+    optional={
+        "worker": st.fixed_dictionaries({}, optional=dict.fromkeys(PARTS, json_values)),
+        "conditions": st.fixed_dictionaries({}, optional=dict.fromkeys(CONDITIONS, json_values)),
+    },
 )
 
 

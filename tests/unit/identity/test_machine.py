@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CPUS = machine.cpus({})
-MEMORY = machine.memory_bytes({})
+MEMORY = machine.memory_bytes([])
+
+
+def memory_bytes(groups: dict[str, list[str]]) -> int | None:
+    return machine.memory_bytes(machine.memory_limits(groups))
 
 
 def write(path: Path, text: str) -> None:
@@ -35,7 +39,7 @@ def test_limits_of_cgroup_v2(tmp_path: Path, quota: str, cpus: float) -> None:
     groups = machine.cgroup_directories("0::/kubepods/pod1\n", str(tmp_path))
     assert machine.cpus(groups) == cpus
     assert isinstance(machine.cpus(groups), type(cpus))
-    assert machine.memory_bytes(groups) == 1048576
+    assert memory_bytes(groups) == 1048576
 
 
 def test_limit_of_an_ancestor_applies(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_limit_of_an_ancestor_applies(tmp_path: Path) -> None:
     write(tmp_path / "a/b/cpu.max", "max 100000\n")
     write(tmp_path / "cpu.max", "25000 100000\n")
     groups = machine.cgroup_directories("0::/a/b\n", str(tmp_path))
-    assert machine.memory_bytes(groups) == 2097152
+    assert memory_bytes(groups) == 2097152
     assert machine.cpus(groups) == 0.25
 
 
@@ -57,7 +61,7 @@ def test_limits_of_cgroup_v1_in_a_container(tmp_path: Path) -> None:
     groups = machine.cgroup_directories(text, str(tmp_path))
     assert groups["memory"] == [f"{tmp_path}/memory/docker/1f", f"{tmp_path}/memory/docker", f"{tmp_path}/memory"]
     assert machine.cpus(groups) == 0.5
-    assert machine.memory_bytes(groups) == 4194304
+    assert memory_bytes(groups) == 4194304
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_no_limit_and_nonsense_leave_the_machine(tmp_path: Path, cpu: str, memor
     write(tmp_path / "memory/memory.limit_in_bytes", "9223372036854771712")
     groups = machine.cgroup_directories("0::/\n1:cpu:/\n2:memory:/\n", str(tmp_path))
     assert machine.cpus(groups) == CPUS
-    assert machine.memory_bytes(groups) == MEMORY
+    assert memory_bytes(groups) == MEMORY
 
 
 def test_no_limit_is_not_taken_for_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +92,9 @@ def test_no_limit_is_not_taken_for_a_size(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sysconf", unknown)
     write(tmp_path / "memory/memory.limit_in_bytes", "9223372036854771712")
     groups = machine.cgroup_directories("2:memory:/\n", str(tmp_path))
-    assert machine.memory_bytes(groups) is None
+    assert memory_bytes(groups) is None
     write(tmp_path / "memory/memory.limit_in_bytes", "4194304")
-    assert machine.memory_bytes(groups) == 4194304
+    assert memory_bytes(groups) == 4194304
 
 
 @pytest.mark.parametrize("text", ["", "\n", "nonsense", "1", "0::", "0::/../../etc", "::::", "1:cpu"])

@@ -179,6 +179,22 @@ def test_pods_environment_becomes_labels_below_the_settings(monkeypatch: pytest.
     assert whoami(labels="node=mine").labels == {"node": "mine", "pod": "airflow-worker-0"}
 
 
+@pytest.mark.parametrize(
+    ("setting", "image"),
+    [
+        ("registry.example.com:5000/data/airflow:3.3.2-7", "registry.example.com:5000/data/airflow:3.3.2-7"),
+        ("airflow@sha256:" + "0" * 64, "airflow@sha256:" + "0" * 64),
+        (" apache/airflow ", "apache/airflow"),
+        ("x" * 300, "x" * 250),
+        ("büro/airflow", None),
+        (" \n", None),
+        (None, None),
+    ],
+)
+def test_the_image_is_what_an_operator_says(setting: str | None, image: str | None) -> None:
+    assert whoami(image=setting).resources.get("image") == image
+
+
 def test_as_dict_is_json_and_a_copy() -> None:
     worker = whoami(labels="a=1")
     document = worker.as_dict()
@@ -189,17 +205,15 @@ def test_as_dict_is_json_and_a_copy() -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.lists(processes, max_size=3), odd_text, odd_text, odd_text, odd_text)
+@given(
+    st.lists(processes, max_size=3),
+    st.fixed_dictionaries(dict.fromkeys(["hostname", "executor", "name", "labels", "image"], odd_text)),
+)
 def test_any_input_gives_a_bounded_answer(
-    monkeypatch: pytest.MonkeyPatch,
-    lineage: list[Process],
-    hostname: str | None,
-    executor: str | None,
-    name: str | None,
-    labels: str | None,
+    monkeypatch: pytest.MonkeyPatch, lineage: list[Process], known: dict[str, str | None]
 ) -> None:
     pretend(monkeypatch, lineage)
-    worker = whoami(hostname=hostname, executor=executor, name=name, labels=labels)
+    worker = whoami(**known)
     assert WORKER_ID.fullmatch(worker.worker_id)
     assert 0 < len(worker.name) <= 250
     assert 0 < len(worker.hostname) <= 255
@@ -210,7 +224,7 @@ def test_any_input_gives_a_bounded_answer(
 
 @pytest.mark.parametrize("value", [7, b"x", object(), ["LocalExecutor"], {"a": "b"}, True])
 def test_what_is_no_text_is_as_good_as_nothing(value: Any) -> None:
-    assert whoami(hostname=value, executor=value, name=value, labels=value) == whoami()
+    assert whoami(hostname=value, executor=value, name=value, labels=value, image=value) == whoami()
 
 
 def fail(*_args: object, **_kwargs: object) -> Any:
