@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import timedelta
     from uuid import UUID
 
     from sqlalchemy import Table
@@ -196,6 +197,15 @@ def job_table() -> Table:
     return table
 
 
+def job_health_threshold(job_type: str) -> timedelta:
+    """Return how long one of Airflow's jobs may be silent before Airflow calls it unhealthy."""
+    from datetime import timedelta
+
+    from airflow.jobs.job import Job, health_check_threshold
+
+    return timedelta(seconds=health_check_threshold(job_type, Job._heartrate(job_type)))  # noqa: SLF001
+
+
 def xcom_model() -> Any:
     """Return the mapped class behind Airflow 3's ``xcom`` table."""
     from airflow.models.xcom import XComModel
@@ -211,20 +221,53 @@ def db_manager_base() -> type[Any]:
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def count_metric(name: str, tags: dict[str, str]) -> None:
-    """Add one to a counter of Airflow's own stats (StatsD or OpenTelemetry)."""
-    if airflow_version() >= (3, 3):
-        from airflow._shared.observability.metrics import stats
+@cache
+def stats() -> Any:
+    """Return Airflow's own stats (StatsD, Datadog or OpenTelemetry): ``incr``, ``gauge`` and ``timing``.
 
-        stats.incr(name, tags=tags)
-    elif airflow_version() >= (3, 2):
-        from airflow._shared.observability.metrics.stats import Stats as Stats32
-
-        Stats32.incr(name, tags=tags)
-    else:
+    From 3.2 on a process must set them up first. The API server of 3.2 does not, nor does a command; 3.3's API server
+    does it when it starts, as is done here.
+    """
+    if airflow_version() < (3, 2):
         from airflow.stats import Stats
 
-        Stats.incr(name, tags=tags)
+        return Stats
+    from airflow.configuration import conf
+
+    module: Any = import_module("airflow._shared.observability.metrics.stats")
+    factory: Any = import_module("airflow.observability.metrics.stats_utils").get_stats_factory
+    if airflow_version() >= (3, 3):
+        if module._factory is None:  # noqa: SLF001
+            legacy = conf.getboolean("metrics", "legacy_names_on")
+            module.initialize(factory=factory(), export_legacy_names=legacy)
+        return module
+    if module.Stats.factory in (None, module.NoStatsLogger):
+        module.Stats.initialize(factory=factory(module.Stats))
+    return module.Stats
+
+
+def stats_take_tags() -> bool:
+    """Return whether Airflow's stats are kept with their tags; plain StatsD has nothing but names."""
+    from airflow.configuration import conf
+
+    if conf.getboolean("metrics", "statsd_datadog_enabled", fallback=False):
+        return True
+    if conf.getboolean("metrics", "statsd_on", fallback=False):
+        return bool(conf.getboolean("metrics", "statsd_influxdb_enabled", fallback=False))
+    return bool(conf.getboolean("metrics", "otel_on", fallback=False))
+
+
+# --- Celery ----------------------------------------------------------------------------------------------------------
+
+
+def celery_app(team: str | None) -> Any:
+    """Return Airflow's own Celery application, or a team's (Airflow 3.2 and later)."""
+    utils = import_module("airflow.providers.celery.executors.celery_executor_utils")
+    if team is None:
+        return utils.app
+    from airflow.executors.base_executor import ExecutorConf
+
+    return utils.create_celery_app(ExecutorConf(team))
 
 
 # --- links -----------------------------------------------------------------------------------------------------------
@@ -239,6 +282,10 @@ def base_url() -> str:
 
 
 # --- web -------------------------------------------------------------------------------------------------------------
+
+
+LOGIN_COOKIE = "_token"
+"""The cookie with which a browser brings Airflow 3's login."""
 
 
 def current_user() -> Callable[..., Any]:
@@ -282,6 +329,25 @@ def require_jobs_view(user: Any) -> None:
     from airflow.api_fastapi.core_api.security import requires_access_view
 
     requires_access_view(AccessView.JOBS)(_request_about(None), user)
+
+
+def require_pool_edit(user: Any) -> None:
+    """Refuse a person who may not edit Airflow's pools: the right to decide which worker is given work.
+
+    Airflow's own dependency is a coroutine from 3.2 on, and asks about one pool and its team.
+
+    :raises fastapi.HTTPException: 403
+    """
+    from airflow.api_fastapi.app import get_auth_manager
+    from fastapi import HTTPException
+
+    if not get_auth_manager().is_authorized_pool(method="PUT", user=user):
+        raise HTTPException(403, "Forbidden")
+
+
+def user_name(user: Any) -> str:
+    """Return what Airflow calls a person, for those who read what they decided."""
+    return str(user.get_name())
 
 
 def readable_dag_ids(user: Any) -> set[str]:
@@ -354,7 +420,7 @@ def flask_user() -> Any:
     manager = _flask_auth_manager()
     if not is_airflow_3():
         return manager.get_user()
-    token = request.cookies.get("_token")
+    token = request.cookies.get(LOGIN_COOKIE)
     user = None if token is None else _user_from_token(manager, token)
     if user is not None:
         return user
@@ -395,6 +461,23 @@ def flask_may_see_jobs(user: Any) -> bool:
     from airflow.auth.managers.models.resource_details import AccessView
 
     return bool(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user))
+
+
+def flask_may_edit_pools(user: Any) -> bool:
+    """Return whether a user may edit Airflow's pools."""
+    if is_airflow_3():
+        return _passes(require_pool_edit, user)
+    return bool(_flask_auth_manager().is_authorized_pool(method="PUT", user=user))
+
+
+def flask_list_widget() -> type[Any]:
+    """Return what Airflow 2.11 shows the rows of its own FAB lists with."""
+    return _class("airflow.www.widgets", "AirflowModelListWidget")
+
+
+def flask_csrf_token() -> str:
+    """Return the token that Airflow's Flask app asks for in forms that change something."""
+    return str(import_module("flask_wtf.csrf").generate_csrf())
 
 
 def flask_readable_dag_ids(user: Any) -> set[str]:

@@ -24,10 +24,46 @@ def worker_labels() -> str | None:
     return _conf_text("worker_labels")
 
 
+def worker_image() -> str | None:
+    """Return the container image that an operator says this worker runs in."""
+    return _conf_text("worker_image")
+
+
+def retention_days() -> int:
+    """Return after how many days recorded tries are removed; 0 keeps them."""
+    return _conf_integer("retention_days", fallback=0)
+
+
+def metrics_per_worker() -> bool:
+    """Return whether Airflow's stats are told of single workers."""
+    return _conf_boolean("metrics_per_worker", fallback=False)
+
+
+def refresh_interval() -> int:
+    """Return how many seconds lie between two looks at the workers."""
+    return max(1, _conf_integer("refresh_interval", fallback=30))
+
+
+def heartbeat_timeout() -> int:
+    """Return how many seconds a worker may be silent before it is unresponsive."""
+    return max(1, _conf_integer("heartbeat_timeout", fallback=60))
+
+
+def lost_timeout() -> int:
+    """Return how many seconds a worker may be silent before it is lost: never less than to be unresponsive."""
+    return max(heartbeat_timeout(), _conf_integer("lost_timeout", fallback=180))
+
+
 def _conf_boolean(option: str, *, fallback: bool) -> bool:
     from airflow.configuration import conf
 
     return bool(conf.getboolean(SECTION, option, fallback=fallback))
+
+
+def _conf_integer(option: str, *, fallback: int) -> int:
+    from airflow.configuration import conf
+
+    return int(conf.getint(SECTION, option, fallback=fallback))
 
 
 def _conf_text(option: str) -> str | None:
@@ -43,3 +79,10 @@ def executor() -> str | None:
 
     value = conf.get("core", "executor", fallback=None)
     return str(value) if value else None
+
+
+def parallelism() -> int | None:
+    """Return Airflow's own ``[core] parallelism``, or ``None`` where it is without limit."""
+    from airflow.configuration import conf
+
+    return int(conf.getint("core", "parallelism", fallback=0)) or None

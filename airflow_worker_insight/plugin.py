@@ -47,23 +47,27 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     @cached_property
     @_or_nothing
     def fastapi_apps(self) -> list[dict[str, Any]]:
-        """The pages and the REST API; only an API server asks, so here the claim begins too."""
+        """The pages and the REST API; only an API server asks, so here the claim and the looks at workers begin too."""
         if not compat.is_airflow_3():
             return []
         from airflow_worker_insight.capture import claim
+        from airflow_worker_insight.fleet.background import refreshing
         from airflow_worker_insight.web.app import create_app
         from airflow_worker_insight.web.urls import URL_PREFIX
 
         claim.install()
-        return [{"app": create_app(), "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
+        app = create_app()
+        # Airflow enters it in each process that serves, after it has forked.
+        app.router.lifespan_context = refreshing
+        return [{"app": app, "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
 
     @cached_property
     @_or_nothing
     def external_views(self) -> list[dict[str, Any]]:
-        """The ``Worker`` tab of a task instance (Airflow 3.1 and later)."""
-        from airflow_worker_insight.web.link import PANEL_TAB, panel_base
+        """The ``Worker`` tab of a task instance and ``Workers`` in the navigation (Airflow 3.1 and later)."""
+        from airflow_worker_insight.web import link
 
-        return [{**PANEL_TAB, "href": panel_base() + PANEL_TAB["href"]}]
+        return link.external_views()
 
     @cached_property
     @_or_nothing
@@ -82,6 +86,16 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
         from airflow_worker_insight.web import fab
 
         return fab.appbuilder_views()
+
+    @cached_property
+    @_or_nothing
+    def appbuilder_menu_items(self) -> list[dict[str, Any]]:
+        """The entries in the menu of Airflow 2.11, and of 3.0 where the auth manager is FAB's."""
+        if not compat.serves_flask_views():
+            return []
+        from airflow_worker_insight.web import link
+
+        return link.menu_items()
 
     @cached_property
     @_or_nothing

@@ -51,6 +51,66 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "region=eu-west-1,zone=a",
                         "default": "",
                     },
+                    "worker_image": {
+                        "description": (
+                            "The container image of the worker in whose environment this is set, at most 250 "
+                            "characters. A process cannot find it out by itself."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "registry.example.com/data/airflow:3.3.2-7",
+                        "default": "",
+                    },
+                    "refresh_interval": {
+                        "description": (
+                            "How many seconds lie between two looks at the workers. However many API servers there "
+                            "are, Celery's workers are asked once in that time."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "30",
+                    },
+                    "heartbeat_timeout": {
+                        "description": (
+                            "How many seconds a worker may be silent before it is shown as unresponsive. Less than "
+                            "two looks lie apart makes little sense."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "60",
+                    },
+                    "lost_timeout": {
+                        "description": (
+                            "How many seconds a worker may be silent before it is lost, and with it the tries that "
+                            "ran on it. Time in which its engine could not be asked does not count."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "180",
+                    },
+                    "retention_days": {
+                        "description": (
+                            "After how many days recorded tries are removed by themselves, with the workers that no "
+                            "kept try names. 0 keeps everything until `airflow-worker-insight prune` is run."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": "365",
+                        "default": "0",
+                    },
+                    "metrics_per_worker": {
+                        "description": (
+                            "Whether Airflow's stats are also told how much each single worker runs: one series per "
+                            "worker's name."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "False",
+                    },
                 },
             }
         },

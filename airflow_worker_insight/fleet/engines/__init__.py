@@ -1,0 +1,84 @@
+"""The engines that run tasks on workers, each behind an adapter that looks at what the engine already knows.
+
+An adapter is used where its engine is configured. It imports the engine's provider when it is asked to look.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from airflow_worker_insight.identity.engines import executor_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow_worker_insight.fleet.sighting import Look, View
+
+
+class Engine(Protocol):
+    """Looks at the workers of one engine."""
+
+    @property
+    def name(self) -> str:
+        """Return the engine's name: see ``store.workers.engine_of``."""
+
+    def look(self, view: View) -> Look:
+        """Return what the engine says of its workers now; what it raises is why it could not be asked."""
+
+
+class EngineTrouble(Exception):  # noqa: N818
+    """An engine cannot be asked; the message says why, in words for an operator."""
+
+
+class Executor(NamedTuple):
+    """One of the executors that ``[core] executor`` names."""
+
+    name: str
+    team: str | None = None
+
+
+def executors(setting: str | None) -> list[Executor]:
+    """Read ``[core] executor``: a list of executors, and since Airflow 3.2 one for each team.
+
+    ``LocalExecutor,CeleryExecutor;billing=path.to.CeleryExecutor`` names three.
+    """
+    found = []
+    for group in (setting or "").split(";"):
+        team, _, names = group.rpartition("=")
+        found += [Executor(executor_name(name.strip()), team.strip() or None) for name in re.split(r",", names)]
+    return [one for one in found if one.name]
+
+
+def configured_engines(setting: str | None) -> Sequence[Engine]:
+    """Return the adapters to look with, for the executors that are configured and installed.
+
+    A subclass of an executor (``WorkerInsightCeleryExecutor``) and the executors of two engines of 2.11
+    (``CeleryKubernetesExecutor``) have the engine's name in theirs.
+    """
+    from airflow_worker_insight.fleet.engines.tries import TriesEngine
+
+    known = executors(setting)
+    found: list[Engine] = []
+    celery = [one for one in known if "Celery" in one.name]
+    if celery and _is_installed("airflow.providers.celery"):
+        from airflow_worker_insight.fleet.engines.celery import CeleryEngine
+
+        found.append(CeleryEngine(tuple(dict.fromkeys(one.team for one in celery))))
+    if any("Edge" in one.name for one in known) and _is_installed("airflow.providers.edge3"):
+        from airflow_worker_insight.fleet.engines.edge import EdgeEngine
+
+        found.append(EdgeEngine())
+    if any("Local" in one.name for one in known):
+        from airflow_worker_insight.fleet.engines.jobs import JobsEngine
+
+        found.append(JobsEngine())
+    return [*found, TriesEngine()]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

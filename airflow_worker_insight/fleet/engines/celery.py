@@ -1,0 +1,359 @@
+"""CeleryExecutor: its workers answer when they are asked through Celery's remote control.
+
+Each look sends one message to all workers of a broker, over a connection of its own that gives up after seconds. What
+comes back was written by whoever reaches the broker, so nothing of it is believed unseen.
+
+Celery's workers say goodbye only to those who listen at that moment. What tells later whether one left in order or died
+is its mailbox on Redis, which goes with an orderly end and stays after any other; with RabbitMQ mailboxes vanish either
+way, but a queue of our own keeps the goodbyes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, TypeGuard
+from urllib.parse import quote
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.counters import warn_once
+from airflow_worker_insight.fleet.bounded import Bounded, NoAnswer
+from airflow_worker_insight.fleet.engines import EngineTrouble
+from airflow_worker_insight.fleet.sighting import Look, Sighting
+from airflow_worker_insight.identity.engines import NAME_LENGTH
+from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
+from airflow_worker_insight.store.lives import CELERY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from airflow_worker_insight.fleet.sighting import View
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+"""How long connecting, and each answer of the broker, may take."""
+
+QUIET_SECONDS = 2.0
+"""No answer for so long, and there will be none: workers answer at once or are busy starting or ending."""
+
+COLLECT_SECONDS = 10.0
+"""How long answers are collected in all."""
+
+LOOK_SECONDS = 30.0
+"""How long a look at one broker may take, whatever its client waits for."""
+
+MAX_ANSWERS = 20_000
+"""Answers, and goodbyes, that one look reads."""
+
+QUEUES_EVERY = 10
+"""Every so many looks the workers are asked for their queues instead, which they may change while they run."""
+
+GOODBYES_KEPT = timedelta(days=1)
+"""How long RabbitMQ keeps goodbyes, and their queue, while nobody looks."""
+
+MAX_QUEUES = 100
+MAX_UPTIME = 10 * 365 * 86400
+MAX_NUMBER = 2**31 - 1
+
+_bounded: dict[str, Bounded[Look]] = {}
+"""By broker, so that one that hangs keeps nobody from asking the others."""
+
+
+class CeleryEngine:
+    """Asks the workers of one Celery application, or with teams of several."""
+
+    name = CELERY
+
+    def __init__(self, teams: tuple[str | None, ...] = (None,)) -> None:
+        self._teams = teams
+
+    def look(self, view: View) -> Look:
+        """Return the workers that answered and those that said goodbye; what failed at one broker is its error."""
+        looks, errors = [], []
+        for broker, app in _apps(self._teams).items():
+            try:
+                bounded = _bounded.setdefault(broker, Bounded("Celery's broker"))
+                looks.append(bounded.ask(partial(_look, app, view), seconds=LOOK_SECONDS))
+            except Exception as error:
+                log.debug("Looking at Celery's workers failed", exc_info=True)
+                errors.append(_explanation(error, app))
+        known = [one.mailboxes for one in looks if one.mailboxes is not None]
+        return Look(
+            sightings=tuple(sighting for one in looks for sighting in one.sightings),
+            error=" ".join(dict.fromkeys(errors)) or None,
+            mailboxes=frozenset().union(*known) if known and len(known) == len(looks) else None,
+            ignored=sum(one.ignored for one in looks),
+        )
+
+
+def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
+    """Return the Celery applications by their brokers: those that share one share its workers."""
+    apps: dict[str, Any] = {}
+    for team in teams:
+        app = compat.celery_app(team)
+        apps.setdefault(str(app.conf.broker_write_url or app.conf.broker_url), app)
+    return apps
+
+
+def _explanation(error: Exception, app: Any) -> str:
+    """Return one line for an operator: readers of the pages see it too, so without the broker's password."""
+    if isinstance(error, (EngineTrouble, NoAnswer)):
+        return clean(str(error), 400)
+    text = str(error)
+    for secret in _passwords(app):
+        text = text.replace(secret, "***")
+    return clean(f"Celery's broker cannot be reached: {text or type(error).__name__}", 400)
+
+
+def _passwords(app: Any) -> list[str]:
+    """Return what must not be shown: the password as Celery's client has it, and as it stands in an address."""
+    password = app.connection_for_write().password
+    return [secret for secret in {password, quote(password or "", safe="")} if secret]
+
+
+def _look(app: Any, view: View) -> Look:
+    if not app.conf.worker_enable_remote_control:
+        raise EngineTrouble("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
+    with _connection(app) as connection:
+        if "fanout" not in connection.transport.implements.exchange_type:
+            raise EngineTrouble("Celery's remote control does not work with this broker.")
+        goodbyes = _goodbyes(app, connection)
+        wants_queues = _wants_queues(view)
+        answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, view)
+        _broadcast(app, connection, "active_queues" if wants_queues else "stats", answers)
+        # Read after the answers: a worker that is just starting has its mailbox by then.
+        mailboxes = _mailboxes(app, connection)
+    answered = {(one.engine_name, one.pid) for one in answers.sightings}
+    # Celery also says goodbye when a worker loses its connection: one that answers has not left.
+    left = [one for one in goodbyes if not answered & {(one.engine_name, one.pid), (one.engine_name, None)}]
+    return Look((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored)
+
+
+def _wants_queues(view: View) -> bool:
+    """Return whether this look asks for queues. Never twice in a row: that answer does not make a worker known."""
+    answering = [life for life in view.lives if life.engine_heartbeat_at is not None]
+    if view.turn % 2 or not answering:
+        return False
+    return view.turn % QUEUES_EVERY == 0 or any(life.queues is None for life in answering)
+
+
+@contextmanager
+def _connection(app: Any) -> Iterator[Any]:
+    """Yield a connection to the broker that waits for nothing longer than seconds."""
+    driver = app.connection_for_write().transport.driver_type
+    options = {
+        "redis": {
+            "socket_timeout": CONNECT_SECONDS,
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "retry_on_timeout": False,
+        },
+        "amqp": {"read_timeout": CONNECT_SECONDS, "write_timeout": CONNECT_SECONDS},
+    }.get(driver, {})
+    connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, transport_options=options)
+    try:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_SECONDS)
+        yield connection
+    finally:
+        connection.release()
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+class _Answers:
+    """The answers that make sense, as sightings."""
+
+    def __init__(self, read: Callable[[str, Any, View], Sighting | None], view: View) -> None:
+        self.sightings: list[Sighting] = []
+        self.ignored = 0
+        self._read = read
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self.sightings) + self.ignored
+
+    def take(self, body: object) -> None:
+        """Take an answer: an object with the worker's name as its only key."""
+        sighting = None
+        if isinstance(body, dict) and len(body) == 1:
+            (name, answer), *_ = body.items()
+            sighting = self._read(clean(name, NAME_LENGTH), answer, self._view) if clean(name, NAME_LENGTH) else None
+        if sighting is None:
+            self.ignored += 1
+        else:
+            self.sightings.append(sighting)
+
+
+def _broadcast(app: Any, connection: Any, command: str, answers: _Answers) -> None:
+    """Send one command to all workers and take their answers until there are no more.
+
+    Celery's own ``broadcast`` sends over a connection that waits for ever, raises on the first answer that it cannot
+    decode, and goes on for as long as somebody answers.
+    """
+    from kombu import Consumer, Producer
+
+    mailbox = app.control.mailbox
+    channel = connection.channel()
+    ticket = str(uuid.uuid4())
+    queue = mailbox.reply_queue(channel)
+    queue.declare()
+    ends_at = time.monotonic() + COLLECT_SECONDS
+
+    def on_answer(body: object, message: Any) -> None:
+        headers = message.headers
+        if isinstance(headers, dict) and headers.get("ticket") == ticket:
+            answers.take(body)
+
+    def on_garbage(_message: Any, _error: Exception) -> None:
+        answers.ignored += 1
+
+    consumer = Consumer(
+        channel, [queue], accept=mailbox.accept, no_ack=True, callbacks=[on_answer], on_decode_error=on_garbage
+    )
+    try:
+        with consumer:
+            Producer(channel, auto_declare=False).publish(
+                {
+                    "method": command,
+                    "arguments": {},
+                    "destination": None,
+                    "pattern": None,
+                    "matcher": None,
+                    "ticket": ticket,
+                    "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid},
+                },
+                exchange=mailbox.exchange.name,
+                declare=[mailbox.exchange],
+                # No "expires": it is compared with the worker's own clock.
+                headers={"clock": app.clock.forward(), "expires": 0},
+                serializer=mailbox.serializer,
+            )
+            while len(answers) < MAX_ANSWERS and (left := ends_at - time.monotonic()) > 0:
+                try:
+                    connection.drain_events(timeout=min(QUIET_SECONDS, left))
+                except TimeoutError:
+                    break
+    finally:
+        _try(queue.delete, "could not remove its queue of answers")
+
+
+def _stats_sighting(name: str, answer: Any, view: View) -> Sighting | None:
+    """Read an answer to ``stats``; ``None`` for one that makes no sense."""
+    if not isinstance(answer, dict):
+        return None
+    pid, uptime = answer.get("pid"), answer.get("uptime")
+    if not _is_whole(pid, 1, MAX_NUMBER) or not _is_whole(uptime, 0, MAX_UPTIME):
+        return None
+    pool = answer.get("pool")
+    concurrency = pool.get("max-concurrency") if isinstance(pool, dict) else None
+    now = view.clock()
+    return Sighting(
+        kind="celery",
+        engine_name=name,
+        hostname=_host(name),
+        pid=pid,
+        started_at=now - timedelta(seconds=uptime),
+        heartbeat_at=now,
+        concurrency=concurrency if _is_whole(concurrency, 1, MAX_NUMBER) else None,
+    )
+
+
+def _queues_sighting(name: str, answer: Any, view: View) -> Sighting | None:
+    """Read an answer to ``active_queues``, which does not tell the process."""
+    if not isinstance(answer, list):
+        return None
+    names = {clean(queue.get("name"), NAME_LENGTH) for queue in answer[:MAX_QUEUES] if isinstance(queue, dict)}
+    return Sighting(
+        kind="celery",
+        engine_name=name,
+        hostname=_host(name),
+        heartbeat_at=view.clock(),
+        queues=tuple(sorted(queue for queue in names if queue)),
+        is_partial=True,
+    )
+
+
+def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _host(name: str) -> str:
+    """Return the host of a node: ``w1@host``."""
+    return name.rpartition("@")[2][:HOSTNAME_LENGTH] or name[:HOSTNAME_LENGTH]
+
+
+# --- who left in order -----------------------------------------------------------------------------------------------
+
+
+def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
+    """Return the names of the workers with a mailbox on Redis; ``None`` for other brokers.
+
+    A worker removes it when its remote control closes (``kombu.transport.redis.Channel.close``), which is the first
+    thing it does when it is told to end.
+    """
+    if connection.transport.driver_type != "redis":
+        return None
+    exchange = app.control.mailbox.exchange.name
+    bindings = _try(lambda: connection.channel().get_table(exchange), "could not read the workers' mailboxes")
+    if bindings is None:
+        return None
+    suffix = f".{exchange}"
+    return frozenset(clean(queue.removesuffix(suffix), NAME_LENGTH) for *_, queue in bindings)
+
+
+def _goodbyes(app: Any, connection: Any) -> list[Sighting]:
+    """Return the workers that said goodbye since the look before, from a queue of ours on RabbitMQ."""
+    if connection.transport.driver_type != "amqp":
+        return []
+    return _try(lambda: list(_read_goodbyes(app, connection)), "could not read the workers' goodbyes") or []
+
+
+def _read_goodbyes(app: Any, connection: Any) -> Iterator[Sighting]:
+    from celery.events.event import get_exchange
+    from kombu import Queue
+
+    # Deployments may share a broker, and what one has read is gone.
+    deployment = blake2b(compat.engine().url.render_as_string(hide_password=True).encode(), digest_size=8).hexdigest()
+    queue = Queue(
+        f"worker-insight.goodbyes.{deployment}",
+        exchange=get_exchange(connection, name=app.conf.event_exchange),
+        routing_key="worker.offline",
+        durable=True,
+        auto_delete=False,
+        expires=GOODBYES_KEPT.total_seconds(),
+        message_ttl=GOODBYES_KEPT.total_seconds(),
+        max_length=MAX_ANSWERS,
+    )(connection.channel())
+    queue.declare()
+    for _ in range(MAX_ANSWERS):
+        message = queue.get(no_ack=True, accept=["json"])
+        if message is None:
+            return
+        sighting = _goodbye(_try(message.decode, "could not read a goodbye"))
+        if sighting is not None:
+            yield sighting
+
+
+def _goodbye(event: Any) -> Sighting | None:
+    if not isinstance(event, dict) or event.get("type") != "worker-offline":
+        return None
+    name, pid = clean(event.get("hostname"), NAME_LENGTH), event.get("pid")
+    if not name or not _is_whole(pid, 1, MAX_NUMBER):
+        return None
+    return Sighting(kind="celery", engine_name=name, hostname=_host(name), pid=pid, has_left=True)
+
+
+def _try(action: Callable[[], Any], what_fails: str) -> Any:
+    """Do what a look can do without; ``None`` where it fails."""
+    try:
+        return action()
+    except Exception as error:  # noqa: BLE001
+        warn_once(f"celery.{what_fails}", "Airflow Worker Insight %s: %s", what_fails, type(error).__name__)
+        return None

@@ -1,0 +1,49 @@
+"""Tell Airflow's own stats how the fleet is: by whichever process has just looked at it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight import compat, config, metrics
+from airflow_worker_insight.store import census
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+_told: set[tuple[str, str]] = set()
+_told_workers: set[str] = set()
+"""What this process has told before: a gauge keeps its value, so that what is gone must be set to zero."""
+
+
+def report_fleet() -> None:
+    """Set all gauges to what the database says now; it never raises."""
+    try:
+        with compat.engine().connect() as connection:
+            counts = census.count_workers(connection)
+            loads = census.loads(connection) if config.metrics_per_worker() else ()
+    except Exception:
+        log.debug("Airflow Worker Insight could not count the workers", exc_info=True)
+        return
+    emit_fleet(counts, loads)
+
+
+def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[census.Load] = ()) -> None:
+    """Set the gauges of the fleet.
+
+    :param counts: how many workers there are by kind and state
+    :param loads: what single workers run, where an operator wants to know
+    """
+    _told.update(counts)
+    for kind, state in sorted(_told):
+        metrics.gauge("workers", counts.get((kind, state), 0), state=state, kind=kind)
+    gone = _told_workers - {one.name for one in loads}
+    for one in (*loads, *(census.Load(name, 0, 0) for name in sorted(gone))):
+        if one.running is not None:
+            metrics.gauge("worker.running", one.running, worker=one.name)
+        if one.concurrency is not None:
+            metrics.gauge("worker.concurrency", one.concurrency, worker=one.name)
+    _told_workers.clear()
+    _told_workers.update(one.name for one in loads)

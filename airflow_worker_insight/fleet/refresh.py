@@ -1,0 +1,170 @@
+"""Look at the engines and write what they say of their workers: once per interval for the whole deployment.
+
+Whoever finds an engine's look due and moves it on in the database is the one to look. Each engine has transactions of
+its own, and none is open while it is asked: one that fails or hangs keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.fleet.engines import EngineTrouble, configured_engines
+from airflow_worker_insight.fleet.gauges import report_fleet
+from airflow_worker_insight.fleet.sighting import Look, View
+from airflow_worker_insight.fleet.states import LOOK_TAKES, Reached, Timeouts, reached_since
+from airflow_worker_insight.fleet.writing import write_look
+from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.store import lives as store
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.retention import keep_within_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from airflow_worker_insight.fleet.engines import Engine
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutcome:
+    """What one engine's turn came to."""
+
+    name: str
+    looked: bool
+    """Whether this call looked; ``False`` where it was not due."""
+    states: Mapping[str | None, int] = field(default_factory=dict)
+    """How many of the workers that this look was about are in which state now."""
+    registered: int = 0
+    """Workers that nobody knew before."""
+    changes: int = 0
+    """Workers that came into another state."""
+    ignored: int = 0
+    """Answers that made no sense."""
+    error: str | None = None
+    """Why the engine could not be asked, or what it said could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshOutcome:
+    """What a refresh came to."""
+
+    engines: tuple[EngineOutcome, ...]
+    due_in: float
+    """Seconds until the next look at any of the engines is due."""
+
+
+def refresh(*, only_if_due: bool) -> RefreshOutcome:
+    """Look at all engines that are configured and write what they say; the tables must be ready.
+
+    :param only_if_due: leave alone the engines that somebody has looked at within the interval
+    """
+    interval = timedelta(seconds=config.refresh_interval())
+    outcomes = []
+    due_in = interval.total_seconds()
+    for engine in configured_engines(config.executor()):
+        try:
+            outcome, engine_due_in = _Turn(engine, interval).take(only_if_due=only_if_due)
+        except Exception as error:
+            # The database's, not the engine's.
+            count(f"refresh.failed.{engine.name}")
+            log.debug("Refreshing the workers of %s failed", engine.name, exc_info=True)
+            why = clean(str(error).splitlines()[0] if str(error) else type(error).__name__, 400)
+            outcome, engine_due_in = EngineOutcome(engine.name, looked=False, error=why), interval.total_seconds()
+        outcomes.append(outcome)
+        due_in = min(due_in, engine_due_in)
+    return RefreshOutcome(tuple(outcomes), max(due_in, 0.0))
+
+
+def go_round() -> RefreshOutcome:
+    """Do what comes round with each interval: look if it is due, and if so tell the stats and keep within limits."""
+    outcome = refresh(only_if_due=True)
+    if any(one.looked for one in outcome.engines):
+        report_fleet()
+        keep_within_limit()
+    return outcome
+
+
+class _Turn:
+    """One engine's turn."""
+
+    def __init__(self, engine: Engine, interval: timedelta) -> None:
+        self.engine = engine
+        self.interval = interval
+        self.timeouts = Timeouts(
+            heartbeat=timedelta(seconds=config.heartbeat_timeout()), lost=timedelta(seconds=config.lost_timeout())
+        )
+
+    def take(self, *, only_if_due: bool) -> tuple[EngineOutcome, float]:
+        """Look if it is this caller's turn; return what came of it, and in how many seconds the next look is due."""
+        name = self.engine.name
+        with compat.short_transaction() as connection:
+            began, began_at = time.monotonic(), database_now(connection)
+            row = store.get_engine(connection, name, now=began_at)
+            until = began_at + max(self.interval, LOOK_TAKES)
+            is_ours = store.take_lease(connection, name, now=began_at, until=until, only_if_due=only_if_due)
+        if not is_ours:
+            return EngineOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
+
+        def clock() -> datetime:
+            return began_at + timedelta(seconds=time.monotonic() - began)
+
+        with compat.engine().connect() as connection:
+            known = tuple(store.open_lives(connection, name))
+        look = self._look(View(clock, int(began_at.timestamp() // self.interval.total_seconds()), known, _read))
+        due_at = began_at + self.interval
+        with compat.short_transaction() as connection:
+            now = clock()
+            # First, because from here on whoever else has looked at this engine waits.
+            since = reached_since(row, look.error, now=began_at, interval=self.interval)
+            fresh = replace(row, due_at=due_at, looked_at=now, reached_since=since, error=look.error)
+            store.write_engine(connection, fresh)
+            written = write_look(
+                connection,
+                name,
+                look,
+                known={life.ref for life in known},
+                reached=Reached(since, look.error),
+                timeouts=self.timeouts,
+                now=now,
+            )
+        outcome = EngineOutcome(
+            name,
+            looked=True,
+            states=written.states,
+            registered=written.registered,
+            changes=written.changes,
+            ignored=look.ignored,
+            error=look.error,
+        )
+        return outcome, (due_at - clock()).total_seconds()
+
+    def _look(self, view: View) -> Look:
+        try:
+            look = self.engine.look(view)
+        except Exception as error:
+            log.debug("Looking at the workers of %s failed", self.engine.name, exc_info=True)
+            expected = isinstance(error, EngineTrouble)
+            look = Look(error=clean(str(error) if expected else f"{type(error).__name__}: {error}", 400))
+        if look.error:
+            warn_once(f"fleet.{self.engine.name}", "Airflow Worker Insight cannot see all workers: %s", look.error)
+        if look.ignored:
+            count(f"refresh.ignored.{self.engine.name}")
+            warn_once(
+                f"fleet.ignored.{self.engine.name}",
+                "Airflow Worker Insight ignored %d answers of workers of %s that make no sense",
+                look.ignored,
+                self.engine.name,
+            )
+        return look
+
+
+def _read() -> Any:
+    return compat.engine().connect()

@@ -1,0 +1,218 @@
+"""Write what one look says: match it with the lives that are known, judge each, and write what has changed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.fleet.matching import Matches, match
+from airflow_worker_insight.fleet.states import Evidence, first_verdict, judge, judge_by_tries, last_seen
+from airflow_worker_insight.store import lives as store
+from airflow_worker_insight.store.recording import LOST
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.fleet.sighting import Look, Sighting
+    from airflow_worker_insight.fleet.states import Reached, Timeouts, Verdict
+    from airflow_worker_insight.store.lives import Life, RunningTries
+
+MAX_NEW = 5_000
+"""Workers that one look makes known; more would be somebody's play with the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written."""
+
+    states: Mapping[str | None, int]
+    """How many of the workers that the look was about are in which state now."""
+    registered: int
+    """Workers that nobody knew before."""
+    changes: int
+    """Workers that came into another state."""
+
+
+def write_look(
+    connection: Connection,
+    name: str,
+    look: Look,
+    *,
+    known: Collection[int],
+    reached: Reached,
+    timeouts: Timeouts,
+    now: datetime,
+) -> Written:
+    """Write what an engine said. The caller owns the transaction, and lets nobody else write the same engine's.
+
+    :param name: the engine's
+    :param known: the lives (by row ID) that had not ended before the look: it says nothing of what came since
+    :param now: by the database's clock
+    """
+    return _Writing(connection, name, look, reached, timeouts, now).write(known)
+
+
+class _Writing:
+    def __init__(
+        self, connection: Connection, name: str, look: Look, reached: Reached, timeouts: Timeouts, now: datetime
+    ) -> None:
+        self.connection = connection
+        self.name = name
+        self.look = look
+        self.reached = reached
+        self.timeouts = timeouts
+        self.now = now
+        self.values: dict[int, dict[str, Any]] = defaultdict(dict)
+        self.history: list[tuple[int, str | None, str | None]] = []
+        self.changes = 0
+        self.states: Counter[str | None] = Counter()
+
+    def write(self, known: Collection[int]) -> Written:
+        running = store.running_tries(self.connection)
+        lives = store.open_lives(self.connection, self.name)
+        if self.name == store.TRIES:
+            seen = {sighting.ref for sighting in self.look.sightings if sighting.ref is not None}
+            open_refs = {life.ref for life in lives}
+            lives += [one for one in store.lives_by_ref(self.connection, self.name, seen) if one.ref not in open_refs]
+        matches = self._match(lives)
+        for life, twin in matches.twins:
+            store.merge(self.connection, life.ref, twin.ref, now=self.now)
+        gone = {twin.ref for _, twin in matches.twins}
+        sighted = {life.ref: (sighting, life) for sighting, life in matches.pairs}
+        revived = [life for _, life in matches.pairs if life.ended_at is not None and life not in lives]
+        new = self._new(matches.unmatched)
+        names = self._alive_names(matches, new)
+        for life in (*lives, *revived):
+            if life.ref in gone or (life.ref not in known and life.ref not in sighted):
+                continue
+            sighting = sighted[life.ref][0] if life.ref in sighted else None
+            self._judge(life, sighting, running, names)
+        store.register(self.connection, new, now=self.now)
+        self.states.update(one.state for one in new)
+        store.write_lives(self.connection, self.values)
+        store.add_changes(self.connection, self.history, now=self.now)
+        return Written(dict(self.states), len(new), self.changes)
+
+    def _match(self, lives: Sequence[Life]) -> Matches:
+        """Pair the sightings with lives; with one that has ended only where none else fits."""
+        matches = match(self.look.sightings, lives)
+        came_back = [one for one in matches.unmatched if not (one.has_left or one.is_partial)]
+        names: dict[str, set[str]] = defaultdict(set)
+        for sighting in came_back:
+            names[sighting.kind].add(sighting.engine_name)
+        ended = [
+            life for kind, called in names.items() for life in store.latest_ended_lives(self.connection, kind, called)
+        ]
+        if ended:
+            again = match(came_back, ended)
+            matches.pairs += again.pairs
+            came_back = again.unmatched
+        matches.unmatched = came_back
+        return matches
+
+    def _new(self, unmatched: Sequence[Sighting]) -> list[store.NewLife]:
+        """Return the workers that nobody knew and that live: of several answers of one process the first."""
+        found: dict[Hashable, store.NewLife] = {}
+        for sighting in unmatched:
+            verdict = first_verdict(sighting, now=self.now, timeouts=self.timeouts)
+            if verdict is None or verdict.state is None or sighting.ref is not None or len(found) >= MAX_NEW:
+                continue
+            new = store.NewLife(
+                kind=sighting.kind,
+                engine_name=sighting.engine_name,
+                hostname=sighting.hostname,
+                state=verdict.state,
+                state_reason=verdict.reason,
+                pid=sighting.pid,
+                job_id=sighting.job_id,
+                started_at=sighting.started_at,
+                heartbeat_at=sighting.heartbeat_at,
+                queues=sighting.queues,
+                concurrency=sighting.concurrency,
+                resources=sighting.resources,
+                versions=sighting.versions,
+            )
+            # Two workers under one name and process ID, in two containers, are told apart by the next look.
+            found.setdefault((new.kind, new.engine_name, new.pid, new.job_id), new)
+        return list(found.values())
+
+    def _alive_names(self, matches: Matches, new: Sequence[store.NewLife]) -> dict[str, int | None]:
+        """Return the names that a process bears now, each with the row of its latest life if that is known."""
+        names: dict[str, int | None] = {}
+        for sighting, life in matches.pairs:
+            if not sighting.has_left and not sighting.is_partial:
+                names[sighting.engine_name] = max(names.get(sighting.engine_name) or 0, life.ref)
+        return {**names, **{one.engine_name: None for one in new}}
+
+    def _judge(
+        self, life: Life, sighting: Sighting | None, running: RunningTries, names: Mapping[str, int | None]
+    ) -> None:
+        runs = running.counts.get(life.ref, 0)
+        evidence = Evidence(
+            sighting=sighting,
+            lost_mailbox=self._lost_mailbox(life),
+            is_replaced=sighting is None and self._is_replaced(life, names),
+            running=runs,
+        )
+        say = judge_by_tries if self.name == store.TRIES else judge
+        verdict = say(life, evidence, self.reached, now=self.now, timeouts=self.timeouts)
+        values = self.values[life.ref]
+        if sighting is not None:
+            values.update(_facts(life, sighting))
+        if verdict is not None:
+            self._settle(life, verdict, values)
+        elif life.ended_at is None and last_seen(life, self.now) != life.last_seen_at:
+            # It was written by a clock that is ahead, and would keep silence from counting.
+            values["last_seen_at"] = self.now
+        ended_at = life.ended_at if verdict is None else verdict.ended_at
+        if (0 if ended_at else runs) != life.running:
+            values["running"] = 0 if ended_at else runs
+        if life.ended_at is None or verdict is not None:
+            self.states[life.state if verdict is None else verdict.state] += 1
+
+    def _settle(self, life: Life, verdict: Verdict, values: dict[str, Any]) -> None:
+        """Note what a verdict changes in a life's row, and in its history."""
+        if verdict.seen:
+            values["last_seen_at"] = self.now
+        if verdict.reason != life.state_reason:
+            values["state_reason"] = verdict.reason
+        if verdict.ended_at != life.ended_at:
+            values["ended_at"] = verdict.ended_at
+        if verdict.state == life.state:
+            return
+        values["state"] = verdict.state
+        self.changes += 1
+        # A pod lives for one try, whose history says the same.
+        if self.name != store.TRIES or verdict.state == LOST:
+            self.history.append((life.ref, verdict.state, verdict.reason))
+
+    def _lost_mailbox(self, life: Life) -> bool:
+        return self.look.mailboxes is not None and life.engine_name not in self.look.mailboxes
+
+    def _is_replaced(self, life: Life, names: Mapping[str, int | None]) -> bool:
+        """Tell whether a later life bears this one's name."""
+        name = life.engine_name
+        if name is None or name not in names or self.name in (store.TRIES, store.JOBS):
+            return False
+        later = names[name]
+        return later is None or later > life.ref
+
+
+def _facts(life: Life, sighting: Sighting) -> dict[str, Any]:
+    """Return the columns that an engine's sighting changes."""
+    facts: dict[str, Any] = {}
+    if sighting.heartbeat_at is not None and sighting.heartbeat_at != life.engine_heartbeat_at:
+        facts["engine_heartbeat_at"] = sighting.heartbeat_at
+    if life.engine_started_at is None and sighting.started_at is not None:
+        facts["engine_started_at"] = sighting.started_at
+    if life.job_id is None and sighting.job_id is not None:
+        facts["job_id"] = sighting.job_id
+    if sighting.queues is not None and sighting.queues != life.queues:
+        facts["queues"] = list(sighting.queues)
+    if sighting.concurrency is not None and sighting.concurrency != life.concurrency:
+        facts["concurrency"] = sighting.concurrency
+    return facts

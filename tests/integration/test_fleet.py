@@ -1,0 +1,339 @@
+"""Who is alive, on real processes: workers that start, leave, die and come back, and brokers and servers that do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.accounting import WITNESS, attempts, witnessed
+from tests.support.deployment import Deployment
+from tests.support.processes import MissingRequirement, stop
+from tests.support.services import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from tests.support.deployment import Component
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres
+
+HOST = socket.gethostname()
+STATES = {1: "online", 2: "unresponsive", 3: "offline", 4: "lost", None: None}
+
+INTERVAL = 3
+QUICK = {
+    "worker_insight.refresh_interval": str(INTERVAL),
+    "worker_insight.heartbeat_timeout": "8",
+    "worker_insight.lost_timeout": "12",
+    # Nothing changes in the Dag files: the processor's time is better spent on workers.
+    "dag_processor.min_file_process_interval": "600",
+}
+
+HELD_ON_W2 = (
+    WITNESS
+    + """
+import time
+
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None)
+def held_on_w2():
+    @task(queue="w2", retries=1, retry_delay=0)
+    def held(**context):
+        witness(context)
+        while context["ti"].try_number == 1:
+            time.sleep(0.1)
+
+    held()
+
+
+held_on_w2()
+"""
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What our table says of one life of a worker."""
+
+    worker_id: str
+    name: str
+    kind: str
+    state: str | None
+    reason: str | None
+    pid: int | None
+    running: int | None
+    queues: list[str] | None
+    has_ended: bool
+
+
+def fleet(airflow: Deployment) -> list[Seen]:
+    """Return all lives in the order in which they became known."""
+    rows = airflow.sql("SELECT * FROM worker_insight_worker WHERE NOT host_only ORDER BY id")
+    return [
+        Seen(
+            worker_id=row["worker_id"],
+            name=row["engine_name"],
+            kind=row["kind"],
+            state=STATES[row["state"]],
+            reason=row["state_reason"],
+            pid=row["pid"],
+            running=row["running"],
+            queues=row["queues"],
+            has_ended=row["ended_at"] is not None,
+        )
+        for row in rows
+    ]
+
+
+def lives(airflow: Deployment, name: str) -> list[Seen]:
+    """Return the lives of one name; a Celery worker's name is given without its host."""
+    return [one for one in fleet(airflow) if one.name in (name, f"{name}@{HOST}")]
+
+
+def wait_states(airflow: Deployment, name: str, *states: str, timeout: float = 60) -> list[Seen]:
+    """Wait until the lives of a name are in these states, the first one first."""
+
+    def found() -> list[Seen] | None:
+        known = lives(airflow, name)
+        return known if tuple(one.state for one in known) == states else None
+
+    try:
+        return airflow.wait_for(found, timeout, f"{name} to be {', '.join(states)}") or []
+    except AssertionError as error:
+        raise AssertionError(
+            f"{error}\n{fleet(airflow)}\n{airflow.sql('SELECT * FROM worker_insight_engine')}"
+        ) from None
+
+
+def history(airflow: Deployment, one: Seen) -> list[str | None]:
+    """Return the states that a life came into."""
+    rows = airflow.sql(
+        "SELECT c.state FROM worker_insight_change c JOIN worker_insight_worker w ON w.id = c.worker_ref "
+        "WHERE w.worker_id = :worker_id ORDER BY c.id",
+        worker_id=one.worker_id,
+    )
+    return [STATES[row["state"]] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
+    with Deployment(
+        airflow_env("3.3.2"),
+        executor="CeleryExecutor,airflow.providers.edge3.executors.EdgeExecutor",
+        postgres=postgres,
+        redis=redis,
+        config={**QUICK, "edge.heartbeat_interval": "2", "api.workers": "2"},
+    ) as airflow:
+        airflow.write_dag("held_on_w2", HELD_ON_W2)
+        airflow.migrate()
+        airflow.start_all()
+        yield airflow
+
+
+def test_workers_are_known_before_their_first_try(airflow: Deployment) -> None:
+    celery = {
+        name: airflow.start("celery worker", "--queues", f"default,{name}", name=name, wait=False)
+        for name in ("w1", "w2")
+    }
+    edge = airflow.start("edge worker", "--queues", "remote", name="edge-1", wait=False)
+    for component in (*celery.values(), edge):
+        airflow.wait_ready(component)
+    for name, component in celery.items():
+        (one,) = wait_states(airflow, name, "online")
+        assert (one.kind, one.pid, one.running) == ("celery", component.pid, 0)
+        airflow.wait_for(lambda: lives(airflow, name)[0].queues == ["default", name], 60, "its queues")  # noqa: B023
+    (one,) = wait_states(airflow, "edge-1", "online")
+    assert (one.kind, one.queues) == ("edge", ["remote"])
+    assert airflow.sql("SELECT count(*) AS n FROM worker_insight_attempt") == [{"n": 0}]
+
+
+def test_one_that_is_stopped_in_order_is_offline(airflow: Deployment) -> None:
+    for name in ("w1", "edge-1"):
+        airflow.stop(name)
+        (one,) = wait_states(airflow, name, "offline")
+        assert one.has_ended
+        assert history(airflow, one) == ["offline"]
+
+
+def test_one_that_is_killed_with_a_running_try_is_lost(airflow: Deployment) -> None:
+    run_id = airflow.trigger("held_on_w2")
+    airflow.wait_for(lambda: witnessed(airflow, "held_on_w2", run_id), 120, "the try to start")
+    airflow.wait_for(lambda: lives(airflow, "w2")[0].running == 1, 60, "its try to be counted")
+    airflow.kill("w2", descendants=True)
+    (one,) = wait_states(airflow, "w2", "lost")
+    assert one.has_ended
+    assert history(airflow, one) == ["unresponsive", "lost"]
+    # The try that it took along: it names the worker, and has not ended.
+    ((_, attempt),) = attempts(airflow, "held_on_w2", run_id).items()
+    assert [worker.pid for worker in attempt.workers] == [one.pid]
+    assert not attempt.closed
+
+
+def test_one_that_is_restarted_is_a_new_life_under_the_same_name(airflow: Deployment) -> None:
+    started = airflow.start("celery worker", "--queues", "default,w2", name="w2")
+    old, new = wait_states(airflow, "w2", "lost", "online")
+    assert (old.name, old.worker_id != new.worker_id, new.pid) == (new.name, True, started.pid)
+    (attempt,) = airflow.sql(
+        "SELECT w.worker_id FROM worker_insight_attempt a JOIN worker_insight_worker w ON w.id = a.worker_ref"
+    )
+    assert attempt["worker_id"] == old.worker_id, "the old one is still reachable from its try"
+    airflow.start("edge worker", "--queues", "remote", name="edge-1")
+    wait_states(airflow, "edge-1", "offline", "online")
+
+
+def test_its_first_try_is_of_the_life_that_was_known_before(airflow: Deployment) -> None:
+    """One row for what the engine and the worker itself tell."""
+    before = fleet(airflow)
+    airflow.write_dag(
+        "once_on_w2", HELD_ON_W2.replace("held_on_w2", "once_on_w2").replace("while ", "while False and ")
+    )
+    airflow.reserialize()
+    run_id = airflow.trigger("once_on_w2")
+    airflow.wait_run("once_on_w2", run_id, expect="success")
+    (attempt,) = attempts(airflow, "once_on_w2", run_id).values()
+    (_, life) = lives(airflow, "w2")
+    assert [worker.pid for worker in attempt.workers] == [life.pid]
+    assert [one.worker_id for one in fleet(airflow)] == [one.worker_id for one in before]
+
+
+# --- the broker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """Run a Redis that a test may stop."""
+    try:
+        server = Redis()
+    except MissingRequirement as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+def test_a_broker_that_is_away_makes_workers_unresponsive_with_the_reason_and_never_lost(
+    airflow_env: Callable[[str], Environment], postgres: Postgres, own_redis: Redis
+) -> None:
+    with Deployment(
+        airflow_env("3.3.2"), executor="CeleryExecutor", postgres=postgres, redis=own_redis, config=QUICK
+    ) as airflow:
+        airflow.migrate()
+        airflow.start("api-server")
+        airflow.start("celery worker", name="w1")
+        (one,) = wait_states(airflow, "w1", "online")
+        server = own_redis._process
+        assert server is not None
+
+        # It hangs.
+        server.send_signal(signal.SIGSTOP)
+        (one,) = wait_states(airflow, "w1", "unresponsive")
+        assert "Celery's broker" in (one.reason or "")
+        server.send_signal(signal.SIGCONT)
+        (one,) = wait_states(airflow, "w1", "online")
+        assert one.reason is None
+
+        # It is gone, for longer than it takes to be lost.
+        stop(server)
+        (one,) = wait_states(airflow, "w1", "unresponsive")
+        wait_looks(airflow, 6)
+        (one,) = lives(airflow, "w1")
+        assert one.state == "unresponsive"
+        assert "refused" in (one.reason or "")
+        assert airflow.api("GET", "/worker-insight/api/v1/health").ok
+        own_redis.start()
+        (one,) = wait_states(airflow, "w1", "online", timeout=120)
+        assert set(history(airflow, one)) == {"unresponsive", "online"}
+        assert one.worker_id == wait_states(airflow, "w1", "online")[0].worker_id
+
+
+def wait_looks(airflow: Deployment, number: int) -> None:
+    """Wait until so many looks at Celery have come and gone."""
+    seen: set[Any] = set()
+
+    def enough() -> bool:
+        (row,) = airflow.sql("SELECT looked_at FROM worker_insight_engine WHERE name = 'celery'")
+        seen.add(row["looked_at"])
+        return len(seen) > number
+
+    airflow.wait_for(enough, 120, f"{number} looks")
+
+
+# --- many servers ----------------------------------------------------------------------------------------------------
+
+
+class Broadcasts:
+    """Counts the broadcasts of Celery's remote control in the broker itself."""
+
+    def __init__(self, redis: Redis, broker_url: str) -> None:
+        self.times: list[float] = []
+        self.commands: Counter[str] = Counter()
+        self._listener = redis.client().pubsub()
+        # Redis has one space of channels for all databases: the database is a part of their names.
+        self._listener.psubscribe(f"/{broker_url.rpartition('/')[2]}.*celery.pidbox*")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._count, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        self._listener.close()
+
+    def _count(self) -> None:
+        while not self._stop.is_set():
+            message = self._listener.get_message(timeout=0.2)
+            if message is not None and message["type"] == "pmessage":
+                self.times.append(time.monotonic())
+                self.commands[_command(message["data"])] += 1
+
+
+def _command(data: bytes) -> str:
+    import base64
+
+    body = json.loads(base64.b64decode(json.loads(data)["body"]))
+    return str(body["method"])
+
+
+@pytest.mark.timeout(1800)
+def test_ten_servers_ask_celery_once_per_interval(
+    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
+) -> None:
+    with Deployment(
+        airflow_env("3.3.2"),
+        executor="CeleryExecutor",
+        postgres=postgres,
+        redis=redis,
+        config={**QUICK, "api.workers": "10"},
+    ) as airflow:
+        airflow.migrate()
+        # Without the app for task processes, which takes each of them many seconds to build.
+        server = airflow.start("api-server", "--apps", "core", timeout=600)
+        airflow.start("celery worker", name="w1")
+        airflow.wait_for(lambda: started_serving(server) == 10, 600, "ten serving processes")
+        wait_states(airflow, "w1", "online")
+        assert airflow._broker is not None
+        with Broadcasts(redis, airflow._broker) as seen:
+            airflow.wait_for(lambda: len(seen.times) >= 12, 120, "a dozen broadcasts")
+        lasted = seen.times[-1] - seen.times[0]
+        assert len(seen.times) - 1 <= lasted / INTERVAL + 0.5, seen.times
+        assert set(seen.commands) <= {"stats", "active_queues"}
+        wait_states(airflow, "w1", "online")
+
+
+def started_serving(server: Component) -> int:
+    """Return how many processes of an API server have begun to serve: each has entered its lifespan."""
+    return server.output().count("Application startup complete")

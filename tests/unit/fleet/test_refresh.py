@@ -1,0 +1,519 @@
+"""Whole refreshes, with engines that say what a test wants."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, select, update
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.fleet import refresh as module
+from airflow_worker_insight.fleet.engines import EngineTrouble
+from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, go_round, refresh
+from airflow_worker_insight.fleet.sighting import Look, Sighting, View
+from airflow_worker_insight.store import clock
+from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
+from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.tables import change, worker
+from airflow_worker_insight.store.tables import engine as engine_table
+from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+INTERVAL = 30
+
+
+@dataclass
+class FakeEngine:
+    """An engine whose workers are what a test says; each entry is a worker that lives."""
+
+    name: str = CELERY
+    kind: str = "celery"
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: Exception | str | None = None
+    mailboxes: frozenset[str] | None = None
+    looks: int = 0
+    meanwhile: Callable[[], None] = lambda: None
+    views: list[View] = field(default_factory=list)
+
+    def look(self, view: View) -> Look:
+        self.looks += 1
+        self.views.append(view)
+        self.meanwhile()
+        if isinstance(self.error, Exception):
+            raise self.error
+        now = view.clock()
+        sightings = []
+        for name, facts in self.workers.items():
+            known = {"pid": 100, "heartbeat_at": now, "hostname": "host-1", **facts}
+            sightings.append(Sighting(kind=self.kind, engine_name=name, **known))
+        return Look(tuple(sightings), error=self.error, mailboxes=self.mailboxes)
+
+
+class Time:
+    """The database's clock, which a test moves."""
+
+    def __init__(self) -> None:
+        self.offset = timedelta(0)
+        self.real = clock.database_now
+
+    def __call__(self, connection: Any) -> datetime:
+        return self.real(connection) + self.offset
+
+    def passes(self, seconds: float) -> None:
+        self.offset += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    moving = Time()
+    monkeypatch.setattr(module, "database_now", moving)
+    return moving
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[Any]:
+    """Return the list of engines that are configured, to be filled by the test."""
+    assert time.offset == timedelta(0)
+    configured: list[Any] = []
+    monkeypatch.setattr(module, "configured_engines", lambda _setting: configured)
+    return configured
+
+
+@pytest.fixture
+def celery(engines: list[Any]) -> FakeEngine:
+    engines.append(FakeEngine())
+    return engines[0]
+
+
+def look() -> EngineOutcome:
+    return refresh(only_if_due=False).engines[0]
+
+
+def states(database: Database) -> dict[str, tuple[str | None, str | None]]:
+    return {row["name"]: (row["state"], row["state_reason"]) for row in database.workers()}
+
+
+def history(database: Database) -> list[tuple[str, str | None]]:
+    statement = select(worker.c.name, change.c.state).join(worker, worker.c.id == change.c.worker_ref)
+    with database.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(statement.order_by(change.c.id))]
+
+
+# --- lives -----------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeEngine) -> None:
+    celery.workers = {"w1@host-1": {"concurrency": 16}, "w2@host-1": {}}
+    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 2}, registered=2)
+    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 2})
+    assert [(row["name"], row["concurrency"]) for row in database.workers()] == [("w1@host-1", 16), ("w2@host-1", None)]
+    assert history(database) == []
+
+
+@on_both
+def test_a_worker_that_falls_silent_is_lost_and_may_come_back(
+    database: Database, celery: FakeEngine, time: Time
+) -> None:
+    celery.workers = {"w1": {"started_at": None}}
+    look()
+    (before,) = database.workers()
+    facts, celery.workers = celery.workers, {}
+    for seconds, state in ((30, "online"), (60, "unresponsive"), (60, "unresponsive"), (60, "lost")):
+        time.passes(seconds)
+        look()
+        assert states(database)["w1"][0] == state
+    (row,) = database.workers()
+    assert row["ended_at"] == row["last_seen_at"] == before["last_seen_at"]
+    celery.workers = facts
+    assert look().changes == 1
+    (row,) = database.workers()
+    assert (row["state"], row["state_reason"], row["ended_at"]) == ("online", None, None)
+    assert row["last_seen_at"] > before["last_seen_at"]
+    assert history(database) == [("w1", "unresponsive"), ("w1", "lost"), ("w1", "online")]
+
+
+@on_both
+def test_a_restart_begins_a_new_life_and_ends_the_old_one(database: Database, celery: FakeEngine) -> None:
+    celery.workers = {"w1": {"pid": 100}}
+    look()
+    celery.workers = {"w1": {"pid": 200, "concurrency": 4}}
+    assert look().registered == 1
+    assert [(row["pid"], row["state"]) for row in database.workers()] == [(100, "offline"), (200, "online")]
+    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 1})
+
+
+@on_both
+def test_a_worker_that_died_while_tries_ran_on_it_is_lost_though_it_was_restarted_at_once(
+    database: Database, celery: FakeEngine
+) -> None:
+    celery.workers = {"w1": {"pid": 100}}
+    look()
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        one = a_worker("celery-x", engine_name="w1", pid=100, name="w1")
+        now = clock.database_now(connection)
+        record_start(connection, key, one, try_started_at=now, state="running", now=now)
+    look()
+    assert [row["running"] for row in database.workers()] == [1]
+    celery.workers = {"w1": {"pid": 200}}
+    look()
+    assert [(row["pid"], row["state"], row["running"]) for row in database.workers()] == [
+        (100, "lost", 0),
+        (200, "online", 0),
+    ]
+
+
+@on_both
+def test_a_goodbye_and_a_mailbox_that_is_gone_are_offline(database: Database, celery: FakeEngine) -> None:
+    celery.workers = {"w1": {}, "w2": {}, "w3": {}}
+    celery.mailboxes = frozenset(celery.workers)
+    look()
+    celery.workers = {"w1": {"has_left": True, "heartbeat_at": None}}
+    celery.mailboxes = frozenset({"w3"})
+    look()
+    found = {name: state for name, (state, _) in states(database).items()}
+    assert found == {"w1": "offline", "w2": "offline", "w3": "online"}
+    assert all(row["ended_at"] is not None for row in database.workers() if row["state"] == "offline")
+    assert look().changes == 0
+
+
+def test_a_goodbye_of_nobody_makes_nobody_known(database: Database, celery: FakeEngine) -> None:
+    celery.workers = {"w1": {"has_left": True, "heartbeat_at": None}}
+    look()
+    assert database.workers() == []
+
+
+@on_both
+def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery: FakeEngine) -> None:
+    """Whichever comes first, and also where both come at once."""
+    reported = a_worker("celery-x", engine_name="w1", pid=100, name="etl-large")
+
+    def report() -> None:
+        with database.engine.begin() as connection:
+            upsert_worker(connection, reported, now=clock.database_now(connection))
+
+    celery.workers = {"w1": {}}
+    report()
+    look()
+    assert len(database.workers()) == 1
+    celery.workers["w2"] = {}
+    look()
+    reported = a_worker("celery-y", engine_name="w2", pid=100, name="etl-small")
+    report()
+    look()
+    assert len(database.workers()) == 2
+    # Neither has seen the other's row.
+    celery.workers["w3"] = {}
+    look()
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.name == "w3").values(engine_name="not yet"))
+    reported = a_worker("celery-z", engine_name="w3", pid=100, name="etl-tiny")
+    report()
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.name == "w3").values(engine_name="w3"))
+    look()
+    assert sorted(row["name"] for row in database.workers()) == ["etl-large", "etl-small", "etl-tiny"]
+    assert {state for state, _ in states(database).values()} == {"online"}
+
+
+def test_what_is_registered_during_a_look_is_not_judged_by_it(database: Database, engines: list[Any]) -> None:
+    """A pod that came while the running tries were read would seem to have none."""
+
+    def pod_comes() -> None:
+        with database.engine.begin() as connection:
+            upsert_worker(connection, a_worker("pod-1", kind="kubernetes"), now=clock.database_now(connection))
+
+    engines.append(FakeEngine(TRIES, "kubernetes", meanwhile=pod_comes))
+    look()
+    assert [row["state"] for row in database.workers()] == ["online"]
+    engines[0].meanwhile = lambda: None
+    look()
+    assert [row["state"] for row in database.workers()] == ["offline"]
+    assert history(database) == [], "a pod's try has a history of its own"
+
+
+def test_an_answer_that_comes_twice_is_one_worker(database: Database, celery: FakeEngine) -> None:
+    one = Sighting(kind="celery", engine_name="w1", hostname="h", pid=1)
+    celery.look = lambda view: Look((replace(one, heartbeat_at=view.clock()),) * 2)  # type: ignore[method-assign]
+    assert look().registered == 1
+    look()
+    assert len(database.workers()) == 1
+
+
+def test_a_last_sight_in_the_future_does_not_keep_a_worker_alive(
+    database: Database, celery: FakeEngine, time: Time
+) -> None:
+    """An API server whose clock is ahead has written it with the start of a try."""
+    celery.workers = {"w1": {}}
+    look()
+    with database.engine.begin() as connection:
+        ahead = clock.database_now(connection) + timedelta(minutes=10)
+        connection.execute(update(worker).values(last_seen_at=ahead))
+    celery.workers = {}
+    for _ in range(8):
+        time.passes(30)
+        look()
+    assert states(database)["w1"][0] == "lost"
+
+
+@on_both
+def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, celery: FakeEngine, time: Time) -> None:
+    sent: list[str] = []
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    celery.workers = {f"w{number}@host-{number // 10}": {"pid": number + 1} for number in range(2000)}
+    assert look().registered == 2000
+    for workers, changes in ((dict(celery.workers), 0), ({}, 2000)):
+        sent.clear()
+        celery.workers = workers
+        time.passes(61)
+        assert look().changes == changes
+        assert len(sent) <= 30
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_an_engine_that_is_down_makes_its_workers_unresponsive_and_never_lost(
+    database: Database, celery: FakeEngine, time: Time
+) -> None:
+    celery.workers = {"w1": {}}
+    look()
+    celery.error = EngineTrouble("Celery's broker cannot be reached: Connection refused.")
+    for _ in range(20):
+        time.passes(30)
+        assert look().error == str(celery.error)
+    assert states(database) == {"w1": ("unresponsive", "Celery's broker cannot be reached: Connection refused.")}
+    celery.error = None
+    time.passes(30)
+    look()
+    assert states(database) == {"w1": ("online", None)}
+
+
+def test_an_hour_in_which_nobody_looked_does_not_count(database: Database, celery: FakeEngine, time: Time) -> None:
+    celery.workers = {"w1": {}}
+    look()
+    time.passes(3600)
+    facts, celery.workers = celery.workers, {}
+    look()
+    time.passes(30)
+    look()
+    assert states(database)["w1"][0] == "unresponsive"
+    celery.workers = facts
+    look()
+    assert states(database)["w1"][0] == "online"
+
+
+@pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])
+def test_one_engines_error_leaves_the_others_alone(database: Database, engines: list[Any], error: Exception) -> None:
+    engines += [FakeEngine(error=error), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    broken, working = refresh(only_if_due=False).engines
+    assert type(error).__name__ in (broken.error or "")
+    assert working.states == {"online": 1}
+    with database.engine.connect() as connection:
+        errors = dict(connection.execute(select(engine_table.c.name, engine_table.c.error)).all())
+    assert errors == {CELERY: broken.error, EDGE: None}
+
+
+def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Database, engines: list[Any]) -> None:
+    def too_long(view: View) -> Look:
+        return Look((Sighting(kind="celery", engine_name="w", hostname=None, heartbeat_at=view.clock()),))  # type: ignore[arg-type]
+
+    engines += [FakeEngine(), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    engines[0].look = too_long
+    broken, working = refresh(only_if_due=False).engines
+    assert broken.error
+    assert not broken.looked
+    assert working.registered == 1
+    assert [row["name"] for row in database.workers()] == ["edge-1"]
+
+
+def test_an_engine_sees_its_own_open_lives_and_the_turn(database: Database, engines: list[Any], time: Time) -> None:
+    engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    refresh(only_if_due=False)
+    time.passes(INTERVAL)
+    refresh(only_if_due=False)
+    first, second = engines[0].views
+    assert first.lives == ()
+    assert [life.engine_name for life in second.lives] == ["w1", "w2"]
+    assert second.turn == first.turn + 1
+    assert [life.engine_name for life in engines[1].views[1].lives] == ["edge-1"]
+    assert database.workers()
+
+
+# --- whose turn it is ------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_only_one_looks_in_an_interval(database: Database, celery: FakeEngine, time: Time) -> None:
+    assert refresh(only_if_due=True).engines[0].looked
+    later = refresh(only_if_due=True)
+    assert not later.engines[0].looked
+    assert 0 < later.due_in <= INTERVAL
+    time.passes(INTERVAL)
+    assert refresh(only_if_due=True).engines[0].looked
+    assert celery.looks == 2
+    assert refresh(only_if_due=False).engines[0].looked, "a person who asks gets a look"
+    assert database.workers() == []
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEngine, time: Time) -> None:
+    celery.workers = {"w1": {}}
+    outcomes: list[RefreshOutcome] = []
+    for round_ in range(1, 4):
+        together = threading.Barrier(8)
+
+        def come(together: threading.Barrier = together) -> None:
+            together.wait()
+            outcomes.append(refresh(only_if_due=True))
+
+        threads = [threading.Thread(target=come) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert celery.looks == round_
+        time.passes(INTERVAL)
+    assert [one.engines[0].error for one in outcomes] == [None] * 24
+    assert len(database.workers()) == 1
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Database, celery: FakeEngine) -> None:
+    """A person runs the command while an API server looks: each worker is registered once."""
+    celery.workers = {f"w{number}": {} for number in range(50)}
+    together = threading.Barrier(4)
+    celery.meanwhile = lambda: (together.wait(), None)[1]  # type: ignore[func-returns-value]
+    outcomes: list[RefreshOutcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(refresh(only_if_due=False))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(database.workers()) == 50
+    assert sum(one.engines[0].registered for one in outcomes) == 50
+
+
+def test_while_another_one_looks_nobody_else_begins(database: Database, celery: FakeEngine) -> None:
+    """However short the interval is."""
+    inner: list[RefreshOutcome] = []
+
+    def someone_else() -> None:
+        celery.meanwhile = lambda: None
+        inner.append(refresh(only_if_due=True))
+
+    celery.meanwhile = someone_else
+    refresh(only_if_due=True)
+    assert [one.engines[0].looked for one in inner] == [False]
+    assert database.workers() == []
+
+
+def test_going_round_tells_the_stats_and_keeps_within_limits_after_a_look(
+    database: Database, celery: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(module, "report_fleet", lambda: done.append("stats"))
+    monkeypatch.setattr(module, "keep_within_limit", lambda: done.append("limit"))
+    go_round()
+    go_round()
+    assert done == ["stats", "limit"]
+    assert celery.looks == 1
+    assert database.workers() == []
+
+
+# --- real engines of the database ------------------------------------------------------------------------------------
+
+
+@on_both
+@pytest.mark.usefixtures("time")
+def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "airflow.providers.example.MyPodExecutor")
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        now = clock.database_now(connection)
+        pod = a_worker("pod-1", kind="kubernetes")
+        record_start(connection, key, pod, try_started_at=now, state="running", now=now)
+    assert look() == EngineOutcome(TRIES, looked=True, states={"online": 1})
+    (row,) = database.workers()
+    assert (row["state"], row["running"]) == ("online", 1)
+    with database.engine.begin() as connection:
+        change_try(connection, key, state="success")
+    assert look().states == {"offline": 1}
+    (row,) = database.workers()
+    assert (row["state"], row["running"]) == ("offline", 0)
+    assert row["ended_at"] is not None
+    assert look().states == {}
+
+
+@on_both
+@pytest.mark.usefixtures("time")
+def test_an_unknown_executors_worker_is_online_only_while_it_runs_something(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "my.package.MyExecutor")
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        now = clock.database_now(connection)
+        one = a_worker("mine-1", kind="MyExecutor")
+        record_start(connection, key, one, try_started_at=now, state="running", now=now)
+    for state, expected in (("running", "online"), ("success", None), ("running", "online")):
+        with database.engine.begin() as connection:
+            change_try(connection, key, state=state)
+        look()
+        (row,) = database.workers()
+        assert row["state"] == expected
+        assert bool(row["state_reason"]) is (expected is None)
+        assert row["ended_at"] is None
+    assert history(database) == []
+
+
+@on_both
+def test_a_scheduler_with_local_executor_is_a_worker(
+    database: Database, monkeypatch: pytest.MonkeyPatch, time: Time
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
+    monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "8")
+    job = compat.job_table()
+
+    def beat(ref: int, seconds: float = 0, **others: Any) -> None:
+        with database.engine.begin() as connection:
+            now = time(connection) + timedelta(seconds=seconds)
+            values = {"state": "running", "latest_heartbeat": now, **others}
+            if connection.execute(job.update().where(job.c.id == ref).values(**values)).rowcount == 0:
+                row = {"id": ref, "job_type": "SchedulerJob", "hostname": "host-1", "start_date": now, **values}
+                connection.execute(job.insert().values(**row))
+
+    beat(1)
+    beat(2, seconds=-86400)
+    beat(3, job_type="TriggererJob")
+    look()
+    (row,) = database.workers()
+    assert (row["kind"], row["name"], row["job_id"], row["concurrency"]) == ("local", "local@host-1", 1, 8)
+    # The clock of the scheduler's host is ten minutes ahead: that its heartbeat moves is what counts.
+    for step in range(8):
+        time.passes(30)
+        beat(1, seconds=600 + step)
+        assert look().states == {"online": 1}
+    beat(1, state="success")
+    look()
+    assert states(database)["local@host-1"][0] == "offline"
+    beat(4)
+    look()
+    assert [(row["job_id"], row["state"]) for row in database.workers()] == [(1, "offline"), (4, "online")]
+    for _ in range(8):
+        time.passes(30)
+        look()
+    assert [(row["job_id"], row["state"]) for row in database.workers()] == [(1, "offline"), (4, "lost")]
