@@ -1,0 +1,90 @@
+"""``attempts list`` and ``workers attempts``: tries and who ran them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.utils.cli import suppress_logs_and_warning
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.cli import output
+from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.store import reading
+from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.reading import Attempt
+
+
+@suppress_logs_and_warning
+def list_attempts(args: Any) -> None:
+    """List tries of any worker."""
+    require_tables()
+    filters = AttemptFilter(
+        dag_id=args.dag_id,
+        run_id=args.run_id,
+        task_id=args.task_id,
+        map_index=args.map_index,
+        try_number=args.try_number,
+        worker_id=args.worker_id,
+        worker_name=args.worker_name,
+        hostname=args.hostname,
+        state=args.state,
+        started_at_gte=args.started_at_gte,
+        started_at_lte=args.started_at_lte,
+    )
+    with compat.engine().connect() as connection:
+        _show(connection, filters, args)
+
+
+@suppress_logs_and_warning
+def of_worker(args: Any) -> None:
+    """List the tries that one worker ran."""
+    require_tables()
+    with compat.engine().connect() as connection:
+        filters = AttemptFilter(
+            worker_id=one_worker(connection, args.worker).worker_id,
+            state=args.state,
+            started_at_gte=args.started_at_gte,
+            started_at_lte=args.started_at_lte,
+        )
+        _show(connection, filters, args)
+
+
+def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
+    since, until = filters.started_at_gte, filters.started_at_lte
+    if since is not None and until is not None and since > until:
+        raise SystemExit("--started-at-gte is later than --started-at-lte")
+    attempts, total = read_pages(
+        lambda limit, offset: reading.list_attempts(
+            connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset
+        ),
+        args,
+    )
+    structured = args.output in ("json", "yaml")
+    output.show([_row(one, structured=structured) for one in attempts], args.output)
+    output.say_how_many(len(attempts), total, "tries")
+
+
+def _row(one: Attempt, *, structured: bool) -> dict[str, Any]:
+    return {
+        "dag_id": one.dag_id,
+        "run_id": one.run_id,
+        "task_id": one.task_id,
+        "map_index": one.map_index,
+        "try_number": one.try_number,
+        "state": one.state,
+        "started_at": one.started_at,
+        "ended_at": one.ended_at,
+        "duration": one.duration,
+        "attribution": one.attribution,
+        "workers": [
+            {"worker_id": by.worker_id, "name": by.name, "kind": by.kind, "hostname": by.hostname}
+            if structured
+            else by.name
+            for by in one.workers
+        ],
+    }

@@ -1,0 +1,73 @@
+"""``refresh``: look at the fleet, once or for as long as nobody stops it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import contextmanager
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.cli.common import require_tables
+from airflow_worker_insight.fleet.gauges import report_fleet
+from airflow_worker_insight.fleet.refresh import go_round, refresh
+from airflow_worker_insight.store.workers import UNKNOWN_STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome
+
+
+def refresh_fleet(args: Any) -> None:
+    """Look at the fleet; exit with 1 where an engine could not be asked."""
+    require_tables()
+    if args.every is not None:
+        _go_on(args.every)
+        return
+    outcome = refresh(only_if_due=False)
+    report_fleet()
+    _print_outcome(outcome)
+    if any(engine.error is not None for engine in outcome.engines):
+        raise SystemExit(1)
+
+
+def _go_on(seconds: int) -> None:
+    """Look again and again until a signal comes; what goes wrong is said, and tried again."""
+    with _until_signalled() as stopped:
+        while True:
+            try:
+                _print_outcome(go_round())
+            except Exception as error:  # noqa: BLE001
+                print(f"The fleet could not be looked at: {error}", file=sys.stderr, flush=True)
+            if stopped.wait(seconds):
+                return
+
+
+@contextmanager
+def _until_signalled() -> Iterator[Event]:
+    """Yield what is set by SIGINT or SIGTERM, so that a round that has begun comes to its end."""
+    stopped = Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stopped.set()) for number in signals]
+    try:
+        yield stopped
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _print_outcome(outcome: RefreshOutcome) -> None:
+    for engine in outcome.engines:
+        if engine.error is not None:
+            print(f"{engine.name}: {engine.error}", file=sys.stderr, flush=True)
+        if engine.looked:
+            print(f"{engine.name}: {_in_words(engine)}", flush=True)
+
+
+def _in_words(engine: EngineOutcome) -> str:
+    states = [f"{number} {state or UNKNOWN_STATE}" for state, number in sorted(engine.states.items(), key=str)]
+    news = [f"{engine.registered} new"] if engine.registered else []
+    news += [f"{engine.changes} changed"] if engine.changes else []
+    found = ", ".join(states) or "no workers"
+    return f"{found} ({', '.join(news)})" if news else found

@@ -1,0 +1,124 @@
+"""``reconcile``, ``backfill`` and ``prune``: what is recorded of the past."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
+from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
+from airflow_worker_insight.cli.common import confirmed, require_tables
+from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
+from airflow_worker_insight.store import retention
+from airflow_worker_insight.store.airflow_tries import find_run
+from airflow_worker_insight.store.closing import first_report_at
+from airflow_worker_insight.store.retention import Removed
+
+
+def reconcile(args: Any) -> None:
+    """Reconcile one Dag run, those of one Dag, or the latest."""
+    require_tables()
+    if args.run_id and not args.dag_id:
+        raise SystemExit("--run-id needs --dag-id")
+    if args.run_id:
+        with compat.engine().begin() as connection:
+            run = find_run(connection, args.dag_id, args.run_id)
+            if run is None:
+                raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
+            _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
+        return
+    with compat.engine().connect() as connection:
+        first_report = first_report_at(connection)
+    claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting())
+    since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
+    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed=first_report, before=claimed)
+
+
+def backfill(args: Any) -> None:
+    """Go through all history."""
+    require_tables()
+    options = "".join(
+        f" {name} {value}"
+        for name, value in (
+            ("--dag-id", args.dag_id),
+            ("--since", args.since.isoformat() if args.since else None),
+        )
+        if value
+    )
+    _go_through(
+        Selection(dag_id=args.dag_id, ended_since=args.since, after=args.after),
+        installed=installed_at(),
+        again=f"airflow-worker-insight backfill{options} --after {{after}}",
+    )
+
+
+def _go_through(
+    selection: Selection, *, installed: datetime | None, again: str = "", before: Outcome | None = None
+) -> None:
+    done, total, after = 0, before or Outcome(), selection.after
+    try:
+        with _bar("Dag runs") as bar:
+            task = bar.add_task("", total=count_runs(selection))
+            for step in reconcile_selected(selection, installed_at=installed):
+                done, total, after = done + step.runs, total + step.outcome, step.last_row_id
+                bar.update(task, completed=done)
+    except BaseException:
+        _print_outcome(done, total)
+        if again and after:
+            print(f"Interrupted. What is done is kept; go on with: {again.format(after=after)}", file=sys.stderr)
+        raise
+    _print_outcome(done, total)
+
+
+def _print_outcome(runs: int, outcome: Outcome) -> None:
+    print(
+        f"{runs} Dag runs: {outcome.added} tries added, {outcome.closed} closed, "
+        f"{outcome.claimed} waiting reports taken"
+    )
+
+
+def prune(args: Any) -> None:
+    """Remove what is older than a time."""
+    require_tables()
+    with compat.engine().connect() as connection:
+        found = retention.preview(connection, args.older_than)
+    oldest = f"{found.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if found.oldest_kept is not None else None
+    stays = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
+    if args.dry_run:
+        print(f"{_in_words(found.removed)} would be removed. {stays}")
+        return
+    if found.removed == Removed():
+        print(f"There is nothing to remove. {stays}")
+        return
+    question = f"Remove {_in_words(found.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
+    if not args.yes and not confirmed(question):
+        raise SystemExit("Nothing was removed.")
+    _remove(args.older_than, found.removed)
+
+
+def _remove(older_than: datetime, expected: Removed) -> None:
+    removed = Removed()
+    try:
+        with _bar("Tries and workers") as bar:
+            task = bar.add_task("", total=expected.attempts + expected.workers)
+            # A person waits for this, so it may wait for others.
+            for batch in retention.prune(older_than, transaction=compat.engine().begin):
+                removed += batch
+                bar.update(task, completed=removed.attempts + removed.workers)
+    finally:
+        print(f"{_in_words(removed)} were removed.")
+
+
+def _in_words(removed: Removed) -> str:
+    return f"{removed.attempts} tries, {removed.workers} workers and {removed.changes} entries of workers' histories"
+
+
+def _bar(what: str) -> Progress:
+    """Return a progress bar beside the command's result."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,63 @@
+"""Find the worker that an operator means: by its ID, or by a name that only one living worker has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.workers import WorkerRow
+
+PAGE = 1000
+MAX_CANDIDATES = 10
+"""Workers that an error names."""
+
+
+def one_worker(connection: Connection, named: str) -> WorkerRow:
+    """Return the worker that is meant.
+
+    :param named: an ID, or a name that is unique among the lives that have not ended
+    :raises SystemExit: with those that may have been meant
+    """
+    found = workers.get_worker(connection, named)
+    if found is not None:
+        return found
+    lives = list(_lives(connection, named))
+    alive = [one for one in lives if one.ended_at is None]
+    if len(alive) == 1:
+        return alive[0]
+    if alive:
+        raise SystemExit(f"{len(alive)} living workers are named {named!r}; name one by its ID:{_lines(alive)}")
+    if lives:
+        raise SystemExit(f"No living worker is named {named!r}; these were:{_lines(lives)}")
+    similar, _ = workers.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)
+    if similar:
+        raise SystemExit(f"There is no worker {named!r}; these are like it:{_lines(similar)}")
+    raise SystemExit(f"There is no worker {named!r}: `airflow-worker-insight workers list` shows those that are known.")
+
+
+def _lives(connection: Connection, name: str) -> Iterator[WorkerRow]:
+    """Yield all workers of a name, the latest first."""
+    offset = 0
+    while True:
+        page, _ = workers.list_workers(connection, WorkerFilter(name=name), limit=PAGE, offset=offset)
+        yield from page
+        offset += PAGE
+        if len(page) < PAGE:
+            return
+
+
+def _lines(candidates: Iterable[WorkerRow]) -> str:
+    lines = [
+        f"  {one.worker_id}  {one.name}  {one.kind}  {one.hostname}  {one.state or UNKNOWN_STATE}" for one in candidates
+    ]
+    shown = lines[:MAX_CANDIDATES]
+    if len(lines) > len(shown):
+        shown.append("  …")
+    return "".join(f"\n{line}" for line in shown)

@@ -1,0 +1,143 @@
+"""``workers …``: who the workers are, and what a person decides of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.utils.cli import suppress_logs_and_warning
+from airflow.utils.platform import getuser
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.cli import output
+from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.availability import NotOneWorker, set_availability
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.workers import Change, WorkerRow
+
+MAX_CHANGES = 50
+"""Entries of a worker's history that are shown: the latest."""
+
+
+@suppress_logs_and_warning
+def list_workers(args: Any) -> None:
+    """List workers."""
+    require_tables()
+    filters = WorkerFilter(
+        states=args.state,
+        kind=args.kind,
+        name=args.name,
+        hostname=args.hostname,
+        label=args.label,
+        queue=args.queue,
+        availability=args.availability,
+        search=args.search,
+    )
+    with compat.engine().connect() as connection:
+        rows, total = read_pages(
+            lambda limit, offset: workers.list_workers(connection, filters, limit=limit, offset=offset), args
+        )
+    output.show([_line(row) for row in rows], args.output)
+    output.say_how_many(len(rows), total, "workers")
+
+
+@suppress_logs_and_warning
+def show(args: Any) -> None:
+    """Show all that is known of a worker."""
+    require_tables()
+    with compat.engine().connect() as connection:
+        one = one_worker(connection, args.worker)
+        history = [_entry(entry) for entry in workers.changes(connection, one, limit=MAX_CHANGES)]
+    facts = _facts(one)
+    if args.output in ("json", "yaml"):
+        output.show([{**facts, "changes": history}], args.output)
+        return
+    output.show([{"property": name, "value": value} for name, value in facts.items()], args.output)
+    if history:
+        output.show(history, args.output)
+
+
+def drain(args: Any) -> None:
+    """Give a worker no new tasks until it restarts or is released."""
+    _decide(args, DRAINING)
+
+
+def quarantine(args: Any) -> None:
+    """Give a worker, and those of its name after it, no new tasks until it is released."""
+    _decide(args, QUARANTINED)
+
+
+def release(args: Any) -> None:
+    """Give a worker tasks again."""
+    _decide(args, AVAILABLE)
+
+
+def _decide(args: Any, availability: str) -> None:
+    require_tables()
+    try:
+        with compat.engine().begin() as connection:
+            one = one_worker(connection, args.worker)
+            set_availability(
+                connection,
+                one.worker_id,
+                availability,
+                note=args.note or None,
+                changed_by=getuser(),
+                now=database_now(connection),
+            )
+    except NotOneWorker:
+        raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
+    print(f"{one.name} ({one.worker_id}) is {availability} now.")
+
+
+def _line(row: WorkerRow) -> dict[str, Any]:
+    return {
+        "worker_id": row.worker_id,
+        "name": row.name,
+        "kind": row.kind,
+        "state": row.state or UNKNOWN_STATE,
+        "availability": row.availability,
+        "running": row.running,
+        "concurrency": row.concurrency,
+        "queues": row.queues,
+        "hostname": row.hostname,
+        "last_seen_at": row.last_seen_at,
+    }
+
+
+def _facts(row: WorkerRow) -> dict[str, Any]:
+    return {
+        "worker_id": row.worker_id,
+        "name": row.name,
+        "engine_name": row.engine_name,
+        "kind": row.kind,
+        "hostname": row.hostname,
+        "pid": row.pid,
+        "state": row.state or UNKNOWN_STATE,
+        "state_reason": row.state_reason,
+        "availability": row.availability,
+        "queues": row.queues,
+        "concurrency": row.concurrency,
+        "running": row.running,
+        "started_at": row.started_at,
+        "registered_at": row.registered_at,
+        "last_seen_at": row.last_seen_at,
+        "ended_at": row.ended_at,
+        "labels": dict(row.labels),
+        "resources": dict(row.resources),
+        "versions": dict(row.versions),
+    }
+
+
+def _entry(entry: Change) -> dict[str, Any]:
+    return {
+        "changed_at": entry.changed_at,
+        "change": entry.state or entry.availability,
+        "reason": entry.reason,
+        "changed_by": entry.changed_by,
+    }

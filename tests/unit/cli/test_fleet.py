@@ -1,0 +1,143 @@
+"""``refresh``: once, and until somebody stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import insert, select
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.cli import fleet
+from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome
+from airflow_worker_insight.store.tables import engine
+from tests.support.processes import wait_for
+from tests.unit.cli.running import Printed, ends_with, read, run
+from tests.unit.database import OUR_COMMAND, Database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Rounds = list[bool]
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch, database: Database) -> Database:
+    """Have a deployment with LocalExecutor whose scheduler runs."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
+    now = datetime.now(timezone.utc)
+    row = {
+        "id": 7,
+        "job_type": "SchedulerJob",
+        "state": "running",
+        "hostname": "h",
+        "start_date": now,
+        "latest_heartbeat": now,
+        "executor_class": "LocalExecutor",
+    }
+    with database.engine.begin() as connection:
+        connection.execute(insert(compat.job_table()).values(row))
+    return database
+
+
+def test_refresh_looks_at_the_fleet_now(local: Database, capsys: Printed) -> None:
+    for _ in range(2):
+        run("refresh")
+        shown = capsys.readouterr()
+        assert "jobs: 1 online" in shown.out
+        assert shown.err == ""
+    (row,) = read(capsys, "workers", "list")
+    assert (row["kind"], row["state"]) == ("local", "online")
+    with local.engine.connect() as connection:
+        assert connection.execute(select(engine.c.looked_at)).scalars().all()
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> Rounds:
+    """Have rounds that look at nothing; collect whether each was to look only if due."""
+    del database
+    seen: Rounds = []
+
+    def refresh(*, only_if_due: bool) -> RefreshOutcome:
+        seen.append(only_if_due)
+        return outcome
+
+    outcome = RefreshOutcome(
+        (
+            EngineOutcome("celery", looked=True, states={"online": 2, "lost": 1, None: 3}, registered=1, changes=4),
+            EngineOutcome("edge", looked=False),
+            EngineOutcome("jobs", looked=True),
+        ),
+        due_in=30.0,
+    )
+    monkeypatch.setattr(fleet, "refresh", refresh)
+    return seen
+
+
+def test_it_says_what_it_saw(rounds: Rounds, capsys: Printed) -> None:
+    run("refresh")
+    assert rounds == [False]
+    assert capsys.readouterr().out.splitlines() == [
+        "celery: 1 lost, 2 online, 3 unknown (1 new, 4 changed)",
+        "jobs: no workers",
+    ]
+
+
+def test_an_engine_that_cannot_be_asked_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed
+) -> None:
+    del database
+    broken = RefreshOutcome((EngineOutcome("celery", looked=True, error="the broker does not answer"),), due_in=30.0)
+    monkeypatch.setattr(fleet, "refresh", lambda **_: broken)
+    ends_with(1, "refresh")
+    assert capsys.readouterr().err == "celery: the broker does not answer\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_goes_on_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed, number: int
+) -> None:
+    """What goes wrong in one round is said, and the next one comes all the same."""
+    del database
+    rounds: list[str] = []
+
+    def go_round() -> RefreshOutcome:
+        rounds.append("round")
+        if len(rounds) == 1:
+            raise OSError("the database is away")
+        if len(rounds) == 3:
+            os.kill(os.getpid(), number)
+        return RefreshOutcome((), due_in=30.0)
+
+    monkeypatch.setattr(fleet, "go_round", go_round)
+    monkeypatch.setattr(fleet.Event, "wait", lambda event, _: event.is_set())
+    before = signal.getsignal(number)
+    run("refresh", "--every", "30")
+    assert len(rounds) == 3
+    assert "the database is away" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_as_a_service_it_ends_in_order(local: Database, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    with out.open("w") as stream:
+        service = subprocess.Popen(
+            [sys.executable, "-c", OUR_COMMAND, "refresh", "--every", "600"],
+            env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": local.url},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(lambda: "jobs: 1 online" in out.read_text(), 120, "the first round")
+        service.send_signal(number)
+        assert service.wait(60) == 0
+    finally:
+        service.kill()
+        service.wait()
+    assert "Traceback" not in out.read_text()

@@ -1,0 +1,244 @@
+"""``workers …``: lists, one worker, and what a person decides."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from airflow_worker_insight.store.tables import change
+from tests.unit.cli.fleet import add_worker, looked_at
+from tests.unit.cli.running import Printed, printed, read, refused, run
+from tests.unit.database import Database, a_worker, at
+
+GONE = {"state": "offline", "ended_at": at(9)}
+
+
+@pytest.fixture
+def fleet(database: Database) -> Database:
+    """Have four workers, two of which are alive."""
+    looked_at(database)
+    add_worker(database, "c-1", name="w1@a", hostname="a", queues=["default"], concurrency=4, running=1)
+    add_worker(database, "c-0", name="w1@a", hostname="a", queues=["default"], state="lost", ended_at=at(5))
+    add_worker(database, "e-1", name="edge-1", kind="edge", hostname="b", state="unresponsive", labels={"zone": "b"})
+    add_worker(database, "x-1", name="local@c", kind="local", hostname="c", availability="draining", **GONE)
+    return database
+
+
+def ids(capsys: Printed, *options: str) -> list[str]:
+    return sorted(row["worker_id"] for row in read(capsys, "workers", "list", *options))
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], ["c-0", "c-1", "e-1", "x-1"]),
+        (["--state", "online"], ["c-1"]),
+        (["--state", "online,unresponsive"], ["c-1", "e-1"]),
+        (["--state", "unknown"], []),
+        (["--kind", "edge"], ["e-1"]),
+        (["--name", "w1@a"], ["c-0", "c-1"]),
+        (["--hostname", "c"], ["x-1"]),
+        (["--label", "zone=b"], ["e-1"]),
+        (["--queue", "default"], ["c-0", "c-1"]),
+        (["--availability", "draining"], ["x-1"]),
+        (["--search", "EDGE"], ["e-1"]),
+        (["--kind", "celery", "--state", "lost"], ["c-0"]),
+    ],
+    ids=" ".join,
+)
+def test_workers_are_filtered(fleet: Database, capsys: Printed, options: list[str], found: list[str]) -> None:
+    del fleet
+    assert ids(capsys, *options) == found
+
+
+def test_a_row_says_how_the_worker_is(fleet: Database, capsys: Printed) -> None:
+    del fleet
+    (row,) = read(capsys, "workers", "list", "--state", "online")
+    assert row["last_seen_at"].endswith("+00:00")
+    del row["last_seen_at"]
+    # Airflow's own JSON has texts for numbers.
+    assert row == {
+        "worker_id": "c-1",
+        "name": "w1@a",
+        "kind": "celery",
+        "state": "online",
+        "availability": "available",
+        "running": "1",
+        "concurrency": "4",
+        "queues": ["default"],
+        "hostname": "a",
+    }
+
+
+def test_a_state_that_nobody_has_looked_at_is_unknown(database: Database, capsys: Printed) -> None:
+    add_worker(database, "c-1")
+    (row,) = read(capsys, "workers", "list")
+    assert row["state"] == "unknown"
+    shown = printed(capsys, "workers", "show", "c-1")
+    assert "airflow-worker-insight refresh" in shown
+
+
+def test_lists_are_short_unless_all_is_asked_for(database: Database, capsys: Printed) -> None:
+    for number in range(3):
+        add_worker(database, f"c-{number}")
+    assert ids(capsys, "--limit", "2") == ["c-1", "c-2"]
+    run("workers", "list", "--limit", "2")
+    assert "2 of 3 workers shown: use --limit or --all" in capsys.readouterr().err
+    run("workers", "list", "--limit", "3")
+    assert capsys.readouterr().err == ""
+    assert ids(capsys, "--limit", "1", "--all") == ["c-0", "c-1", "c-2"]
+
+
+def test_all_is_read_page_by_page(database: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_worker_insight.cli import common
+
+    monkeypatch.setattr(common, "PAGE", 2)
+    for number in range(5):
+        add_worker(database, f"c-{number}")
+    everyone = [f"c-{number}" for number in range(5)]
+    assert ids(capsys, "--all") == everyone
+    assert ids(capsys, "--limit", "3") == everyone[2:]
+    assert ids(capsys, "--limit", "9") == everyone
+
+
+def test_an_empty_installation_has_no_workers(database: Database, capsys: Printed) -> None:
+    del database
+    assert read(capsys, "workers", "list") == []
+    assert printed(capsys, "workers", "list") == "No data found\n"
+
+
+# --- how it is printed -----------------------------------------------------------------------------------------------
+
+NASTY = "[red]w1[/] :bomb: [/nope] 'quoted' <b>"
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_a_name_is_printed_as_it_is(database: Database, capsys: Printed, output: str) -> None:
+    """Airflow's own console would read markup in it, and fail at some."""
+    add_worker(database, "c-1", name=NASTY, labels={"note": "x" * 240})
+    (row,) = read(capsys, "workers", "list", output=output)
+    assert row["name"] == NASTY
+    (row,) = read(capsys, "workers", "show", "c-1", output=output)
+    assert row["labels"] == {"note": "x" * 240}
+
+
+@pytest.mark.parametrize("output", ["table", "plain"])
+def test_a_table_has_a_name_as_it_is(database: Database, capsys: Printed, output: str) -> None:
+    add_worker(database, "c-1", name=NASTY)
+    shown = printed(capsys, "workers", "list", "--output", output)
+    assert "[red]w1[/] :bomb: [/nope]" in " ".join(shown.split())
+    assert "None" not in shown
+    assert shown.split()[0] == "worker_id"
+
+
+# --- one worker ------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_shown_with_all_that_is_known(fleet: Database, capsys: Printed) -> None:
+    del fleet
+    run("workers", "quarantine", "e-1", "--note", "disk is full")
+    (row,) = read(capsys, "workers", "show", "e-1")
+    assert row["labels"] == {"zone": "b"}
+    assert row["versions"] == a_worker().versions
+    assert row["resources"] == {"cpus": "4"}
+    assert (row["state"], row["availability"], row["pid"]) == ("unresponsive", "quarantined", "100")
+    (entry,) = row["changes"]
+    del entry["changed_at"]
+    assert entry == {"change": "quarantined", "reason": "disk is full", "changed_by": getpass.getuser()}
+
+    shown = " ".join(printed(capsys, "workers", "show", "e-1").split())
+    for part in ("availability | quarantined", "labels | zone=b", "disk is full", getpass.getuser()):
+        assert part in shown
+
+
+def test_a_worker_is_named_by_its_id_or_by_a_name_that_only_one_living_worker_has(
+    fleet: Database, capsys: Printed
+) -> None:
+    def meant(named: str) -> Any:
+        return read(capsys, "workers", "show", named)[0]["worker_id"]
+
+    assert (meant("c-0"), meant("c-1"), meant("x-1")) == ("c-0", "c-1", "x-1")
+    assert (meant("w1@a"), meant("edge-1")) == ("c-1", "e-1")
+    add_worker(fleet, "c-2", name="other", engine_name="w9@a")
+    assert meant("w9@a") == "c-2"
+
+
+def test_a_name_that_several_living_workers_have_is_refused(fleet: Database) -> None:
+    add_worker(fleet, "c-2", name="w1@a", hostname="z")
+    for command in ("show", "attempts", "drain", "quarantine", "release"):
+        said = refused("workers", command, "w1@a").splitlines()
+        assert said[0].startswith("2 living workers are named 'w1@a'")
+        assert [line.split() for line in said[1:]] == [
+            ["c-2", "w1@a", "celery", "z", "online"],
+            ["c-1", "w1@a", "celery", "a", "online"],
+        ]
+    assert {row["availability"] for row in fleet.workers()} == {"available", "draining"}
+
+
+def test_a_name_that_no_living_worker_has_is_refused_with_those_that_had_it(fleet: Database) -> None:
+    del fleet
+    said = refused("workers", "drain", "local@c")
+    assert said.startswith("No living worker is named 'local@c'")
+    assert "x-1  local@c  local  c  offline" in said
+
+
+def test_a_worker_that_is_not_known_is_refused_with_those_that_are_like_it(fleet: Database) -> None:
+    del fleet
+    said = refused("workers", "show", "edge")
+    assert said.startswith("There is no worker 'edge'")
+    assert "e-1  edge-1" in said
+    assert "workers list" in refused("workers", "show", "nobody")
+
+
+def test_an_error_names_some_and_not_thousands(fleet: Database) -> None:
+    for number in range(20):
+        add_worker(fleet, f"pod-{number}", name="same")
+    said = refused("workers", "show", "same").splitlines()
+    assert said[0].startswith("20 living workers")
+    assert (len(said), said[-1].strip()) == (12, "…")
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+def history(database: Database) -> list[tuple[str, str | None, str]]:
+    with database.engine.connect() as connection:
+        rows = connection.execute(select(change.c.availability, change.c.reason, change.c.changed_by))
+        return [tuple(row) for row in rows]
+
+
+def test_a_decision_is_kept_with_its_note_and_author(fleet: Database, capsys: Printed) -> None:
+    assert printed(capsys, "workers", "drain", "w1@a", "--note", " new kernel ") == "w1@a (c-1) is draining now.\n"
+    assert printed(capsys, "workers", "quarantine", "c-1") == "w1@a (c-1) is quarantined now.\n"
+    assert printed(capsys, "workers", "release", "c-1") == "w1@a (c-1) is available now.\n"
+    me = getpass.getuser()
+    assert history(fleet) == [("draining", "new kernel", me), ("quarantined", None, me), ("available", None, me)]
+
+
+def test_help_says_who_heeds_a_decision(capsys: Printed) -> None:
+    for command in ("drain", "quarantine"):
+        with pytest.raises(SystemExit):
+            run("workers", command, "--help")
+        assert "Airflow's own executors do not ask" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_decided_of_a_whole_host(database: Database) -> None:
+    from airflow_worker_insight.store.closing import ensure_hosts
+
+    with database.engine.begin() as connection:
+        ensure_hosts(connection, [a_worker("host-1", host_only=True)], now=at(0))
+    assert "all workers of a host" in refused("workers", "drain", "host-1")
+    assert history(database) == []
+
+
+def test_json_is_all_that_is_printed(fleet: Database, capsys: Printed) -> None:
+    del fleet
+    run("workers", "list", "-o", "json")
+    assert len(json.loads(capsys.readouterr().out)) == 4
