@@ -119,13 +119,15 @@ async def _on_schema_not_ready(request: Request, error: Exception) -> Response:
 def _to_login(request: Request) -> Response:
     urls = Urls(request.scope["root_path"])
     query = request.url.query
-    # The fragment is no page: who is sent to the login comes back to the whole panel.
-    path = urls.root + _path(request.scope).removesuffix("/fragment")
+    # Neither the fragment nor what a form posts to is a page: who is sent to the login comes back to the whole page.
+    path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability")
     login_url = compat.login_url(urls.api_root, f"{path}?{query}" if query else path)
     if _path(request.scope).endswith("/fragment"):
         return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)
     if compat.browser_sends_token():
-        return RedirectResponse(login_url, status.HTTP_307_TEMPORARY_REDIRECT)
+        # The login is asked for, not posted to.
+        code = status.HTTP_307_TEMPORARY_REDIRECT if request.method == "GET" else status.HTTP_303_SEE_OTHER
+        return RedirectResponse(login_url, code)
     return HTMLResponse(
         render("sign_in.html", login_url=login_url, url=urls),
         status.HTTP_401_UNAUTHORIZED,

@@ -6,14 +6,30 @@ import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store import reading
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import availability, reading, workers
+from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
-from airflow_worker_insight.web.view import PAGE_SIZE, Notice, Panel, WorkerPage, build_panel, build_worker_page
+from airflow_worker_insight.web.address import SEEN, WINDOWS
+from airflow_worker_insight.web.view import attempts as attempts_view
+from airflow_worker_insight.web.view import timeline, worker
+from airflow_worker_insight.web.view import workers as workers_view
+from airflow_worker_insight.web.view.panel import Panel, build_panel
+from airflow_worker_insight.web.view.parts import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from airflow_worker_insight.web.address import PanelAddress
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.web.address import (
+        AttemptsAddress,
+        PanelAddress,
+        WorkerAddress,
+        WorkersAddress,
+        WrittenDecision,
+    )
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 
@@ -31,10 +47,14 @@ NO_SUCH_WORKER = (
     "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
     "run of its first try has ended."
 )
+NOT_FROM_HERE = (
+    "The browser does not say that a page of this server sent this change, so it was not made. Open the worker’s page "
+    "and try again."
+)
 
 _NO_RIGHT = (
-    "Airflow does not let you see this: ask an administrator for the right to read this Dag’s task instances, or, for "
-    "a worker’s page, Airflow’s jobs."
+    "Airflow does not let you see or do this. Ask an administrator for the right to read this Dag’s task instances; "
+    "for the pages of workers, to read Airflow’s jobs; to decide of a worker, to edit Airflow’s pools."
 )
 _TITLES = {
     403: "Not for you to see",
@@ -54,31 +74,158 @@ def panel(address: PanelAddress) -> Panel:
             task_id=address.task_id,
             map_index=address.map_index,
         )
-    return build_panel(address, attempts, now=_now())
+    return build_panel(address, attempts, now=datetime.now(tz=timezone.utc))
 
 
-def worker_page(worker_id: str, *, dag_ids: Collection[str], offset: int) -> WorkerPage | None:
+def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
+    """Return the list of workers."""
+    with database.reading() as connection:
+        now = database_now(connection)
+        filters = _worker_filter(address, now)
+        rows: list[WorkerRow] = []
+        total = 0
+        groups: list[workers.Group] = []
+        if address.group:
+            groups = workers.group_workers(connection, filters, by=address.group)
+        else:
+            rows, total = workers.list_workers(
+                connection, filters, order_by=address.order, limit=workers_view.PAGE_SIZE, offset=address.offset
+            )
+        listing = workers_view.Listing(
+            rows=rows,
+            total=total,
+            groups=groups,
+            counts=workers.count_states(connection, filters),
+            decisions=workers.decisions(connection, [row for row in rows if row.availability != "available"]),
+            label_keys=workers.label_keys(connection),
+            any_worker=bool(rows or groups) or _any_worker(connection),
+            engines=workers.list_engines(connection),
+        )
+    return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
+
+
+def _any_worker(connection: Connection) -> bool:
+    return bool(workers.list_workers(connection, workers.WorkerFilter(), limit=1, offset=0)[0])
+
+
+def _worker_filter(address: WorkersAddress, now: datetime) -> workers.WorkerFilter:
+    seen = SEEN[address.seen]
+    key, _, value = address.label.partition("=")
+    return workers.WorkerFilter(
+        states=workers_view.listed_states(address),
+        kind=address.kind or None,
+        hostname=address.hostname or None,
+        label=(key.strip(), value.strip()) if address.label else None,
+        queue=address.queue or None,
+        availability=address.availability or None,
+        search=address.search or None,
+        seen_since=None if seen is None else now - seen,
+    )
+
+
+def worker_page(
+    worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool
+) -> worker.WorkerPage | None:
     """Return the page of a worker, or ``None`` for one that was never seen.
 
     :param dag_ids: the Dags whose tries the reader may see
+    :param may_decide: whether the reader may change the worker's availability
     """
     # An ID that no worker can have need not be asked for.
     if not _WORKER_ID.fullmatch(worker_id):
         return None
     with database.reading() as connection:
-        worker = reading.get_worker(connection, worker_id)
-        if worker is None:
+        row = workers.get_worker(connection, worker_id)
+        if row is None:
             return None
-        attempts, total = reading.list_attempts(
-            connection, reading.AttemptFilter(worker_id=worker_id), dag_ids=dag_ids, limit=PAGE_SIZE, offset=offset
+        now = database_now(connection)
+        since, until = timeline.window(address, now)
+        first, last = timeline.chart_window(address, now)
+        drawn = workers.tries_between(
+            connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
-    return build_worker_page(worker, attempts, total=total, offset=offset, now=_now())
+        life = worker.Life(
+            row=row,
+            changes=workers.changes(connection, row, limit=worker.MAX_CHANGES),
+            decision=workers.decisions(connection, [row]).get(row.ref),
+            others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
+            running=workers.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            struck=workers.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            drawn=drawn[: timeline.MAX_TRIES],
+            is_cut=len(drawn) > timeline.MAX_TRIES,
+            outcomes=workers.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
+            attempts=reading.find_attempts(
+                connection,
+                reading.AttemptFilter(worker_id=row.worker_id),
+                dag_ids=dag_ids,
+                limit=worker.PAGE_SIZE,
+                offset=address.offset,
+            ),
+        )
+    return worker.build_worker_page(life, address, may_read=bool(dag_ids), may_decide=may_decide, now=now)
+
+
+def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
+    """Write what a person decided of a worker; ``False`` for a worker of which nothing can be decided.
+
+    :param changed_by: the person's name
+    """
+    if not _WORKER_ID.fullmatch(worker_id):
+        return False
+    with database.writing() as connection:
+        try:
+            row = availability.set_availability(
+                connection,
+                worker_id,
+                decision.availability,
+                note=decision.note or None,
+                changed_by=changed_by,
+                now=database_now(connection),
+            )
+        except availability.NotOneWorker:
+            return False
+    return row is not None
+
+
+def attempts_page(address: AttemptsAddress, *, dag_ids: Collection[str]) -> attempts_view.AttemptsPage:
+    """Return the list of tries.
+
+    :param dag_ids: the Dags whose tries the reader may see
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        found = reading.find_attempts(
+            connection,
+            _attempt_filter(connection, address, now),
+            dag_ids=dag_ids,
+            limit=attempts_view.PAGE_SIZE,
+            offset=address.offset,
+        )
+    return attempts_view.build_attempts_page(
+        address, found, dag_ids=dag_ids, states=compat.task_instance_states(), now=now
+    )
+
+
+def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> reading.AttemptFilter:
+    since, until = address.since, address.until
+    length = WINDOWS[address.window]
+    if since is None and until is None and length is not None:
+        since = now - length
+    named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    return reading.AttemptFilter(
+        dag_id=address.dag_id or None,
+        run_id=address.run_id or None,
+        task_id=address.task_id or None,
+        worker_id=None if named is None else named.worker_id,
+        worker_name=(address.worker or None) if named is None else None,
+        hostname=address.hostname or None,
+        state=address.state or None,
+        started_at_gte=since,
+        started_at_lte=until,
+    )
 
 
 def problem(status: int, text: str) -> Notice:
     """Return what a page says instead of what was asked for."""
-    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if status == 403 else text)  # noqa: PLR2004
-
-
-def _now() -> datetime:
-    return datetime.now(tz=timezone.utc)
+    without_right = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
+    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if without_right else text)

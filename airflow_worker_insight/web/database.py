@@ -65,10 +65,27 @@ def reading() -> Iterator[Connection]:
 
     :raises SchemaNotReady: when they are not, also when they vanished while being read
     """
+    with _only_if_ready(), compat.engine().connect() as connection:
+        _require_ready(schema_check(connection))
+        yield connection
+
+
+@contextmanager
+def writing() -> Iterator[Connection]:
+    """Yield the same with a transaction, which is committed at the end.
+
+    :raises SchemaNotReady: as for :func:`reading`
+    """
+    with _only_if_ready(), compat.engine().begin() as connection:
+        _require_ready(schema_check(connection))
+        yield connection
+
+
+@contextmanager
+def _only_if_ready() -> Iterator[None]:
+    """Say of a failure that the tables are the reason, where they are."""
     try:
-        with compat.engine().connect() as connection:
-            _require_ready(schema_check(connection))
-            yield connection
+        yield
     except SchemaNotReady:
         raise
     except Exception:

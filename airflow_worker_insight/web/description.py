@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of an operation."""
+    """A parameter of an operation, or a field of the body that it takes."""
 
     name: str
     type: str
@@ -64,13 +64,25 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
         path=path,
         summary=operation.get("summary", ""),
         description=operation.get("description", ""),
-        parameters=tuple(
-            Parameter(one["name"], _type(one.get("schema", {})), one.get("description", ""))
-            for one in operation.get("parameters", ())
+        parameters=(
+            *(
+                Parameter(one["name"], _type(one.get("schema", {})), one.get("description", ""))
+                for one in operation.get("parameters", ())
+            ),
+            *_body(operation),
         ),
         responses=tuple((code, answer.get("description", "")) for code, answer in operation["responses"].items()),
         example=json.dumps(ok["example"], indent=2) if "example" in ok else "",
     )
+
+
+def _body(operation: dict[str, Any]) -> list[Parameter]:
+    """Return the fields of the JSON body that an operation takes, if any."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    fields = content.get("schema", {}).get("properties", {})
+    return [
+        Parameter(name, f"in the body: {_type(field)}", field.get("description", "")) for name, field in fields.items()
+    ]
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -78,6 +90,8 @@ def _type(schema: dict[str, Any]) -> str:
     options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     words = " or ".join(one.get("format") or one.get("type", "any") for one in options)
     limits = {**schema, **(options[0] if options else {})}
+    if "enum" in limits:
+        words = f"one of {', '.join(limits['enum'])}"
     if "maxLength" in limits:
         words += f", at most {limits['maxLength']} characters"
     if "minimum" in limits and "maximum" in limits and limits["maximum"] < 2**31 - 1:

@@ -1,7 +1,7 @@
 """The pages as Flask-AppBuilder views: on Airflow 2.11, and on Airflow 3 where the auth manager is FAB's.
 
-Airflow 2.11 shows them inside its own page, with its navigation, and has the REST API's ``attempts`` and ``health``
-here too, as there is no FastAPI. Airflow 3 mounts them below ``/pluginsv2``, as pages of their own.
+Airflow 2.11 shows them inside its own page, with its navigation, and has the REST API here too, as there is no FastAPI.
+Airflow 3 mounts them below ``/pluginsv2``, as pages of their own.
 
 This module is imported only where the views are wanted: it imports Flask.
 """
@@ -12,28 +12,38 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from flask import Blueprint, Response, redirect, request, session
+from flask import Blueprint, Response, current_app, redirect, request, session
 from flask_appbuilder import BaseView, expose
 from markupsafe import Markup
 from pydantic import ValidationError
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.web import content, objects
-from airflow_worker_insight.web.address import BadAddress, parse_offset, parse_panel_address
+from airflow_worker_insight.web.address import (
+    MAX_BODY,
+    BadAddress,
+    decision_of,
+    parse_attempts_address,
+    parse_panel_address,
+    parse_worker_address,
+    parse_workers_address,
+)
+from airflow_worker_insight.web.changes import is_json, may_be_made
 from airflow_worker_insight.web.database import SchemaNotReady
-from airflow_worker_insight.web.rendering import STATIC, TEMPLATES, render
+from airflow_worker_insight.web.origin import is_from_here
+from airflow_worker_insight.web.rendering import FRAGMENT, STATIC, TEMPLATES, render
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX, Urls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import TypeVar
 
     from pydantic import BaseModel
 
     from airflow_worker_insight.web.address import PanelAddress
-    from airflow_worker_insight.web.view import Panel
 
     View = TypeVar("View", bound=Callable[..., Any])
+    Query = TypeVar("Query", bound=BaseModel)
 
 MOUNTED_BELOW = "/pluginsv2"
 """Where Airflow 3 mounts the Flask app of all plugins."""
@@ -70,6 +80,20 @@ class Reader:
         if not self.may_see_workers():
             raise self._refused()
 
+    def require_pool_edit(self) -> None:
+        """Refuse a reader who may not decide which worker is given work: the right to edit Airflow's pools."""
+        if not self.may_edit_pools():
+            raise self._refused()
+
+    def may_edit_pools(self) -> bool:
+        """Return whether the reader may decide which worker is given work."""
+        return compat.flask_may_edit_pools(self._user)
+
+    @property
+    def name(self) -> str:
+        """What Airflow calls the reader."""
+        return compat.user_name(self._user)
+
     def may_see_task_instances(self, dag_id: str | None = None) -> bool:
         """Return whether the reader may see the task instances of a Dag, or any at all."""
         return compat.flask_may_see_task_instances(self._user, dag_id)
@@ -96,103 +120,149 @@ class FlaskUrls(Urls):
         super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
         self.api_root = script_root.removesuffix(MOUNTED_BELOW) if compat.is_airflow_3() else script_root
 
+    def _list(self, *, name: str) -> str:
+        """Return the list of Flask-AppBuilder's own that a page of 2.11 has beside it."""
+        return f"{self.root}/list/{name}/"
+
     def _task_instance(self, *, address: PanelAddress) -> str:
         if compat.is_airflow_3():
             return super()._task_instance(address=address)
         return f"{self.api_root}{compat.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)}"
 
 
-def _route(path: str) -> Callable[[View], View]:
+def route(path: str, *methods: str) -> Callable[[View], View]:
     """Flask-AppBuilder's ``expose``, with a type."""
-    decorator: Callable[[View], View] = expose(path)
+    decorator: Callable[[View], View] = expose(path, methods=methods or ("GET",))
     return decorator
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------
 
 
-def _page(view: View) -> View:
+def page(view: View) -> View:
     """Answer what goes wrong in a page with a page, and send one who is not logged in to the login."""
 
     @wraps(view)
-    def answer(self: WorkerInsightView, *args: Any, **kwargs: Any) -> Any:
+    def answer(self: BaseView, *args: Any, **kwargs: Any) -> Any:
         try:
             return view(self, *args, **kwargs)
         except Refused as refused:
             if refused.status == 401:  # noqa: PLR2004
                 return _to_login()
-            return self.message(refused.status, str(refused))
+            return _message(self, refused.status, str(refused))
         except BadAddress as error:
-            return self.message(422, str(error))
+            return _message(self, 422, str(error))
         except SchemaNotReady as error:
-            return self.message(503, str(error))
+            return _message(self, 503, str(error))
 
     return answer  # type: ignore[return-value]
 
 
 class WorkerInsightView(BaseView):  # type: ignore[misc]
-    """The Worker panel, its refreshing fragment, and one worker."""
+    """The Worker panel, workers, one worker and attempts, each with the fragment that refreshes it."""
 
     route_base = FLASK_URL_PREFIX
-    default_view = "panel"
+    default_view = "workers"
     template_folder = str(TEMPLATES)
 
-    @_route("/panel")
-    @_page
+    @route("/panel")
+    @route("/panel/fragment")
+    @page
     def panel(self) -> Response:
         """Show which worker ran each try of a task instance."""
         reader = Reader(compat.flask_user())
-        panel = _panel(reader)
-        return self._show(f"{panel.task_name} · Worker", "panel.html", panel=panel, url=_urls(reader))
+        address = parse_panel_address(_query())
+        reader.require_task_instances(address.dag_id)
+        panel = content.panel(address)
+        return _show(self, f"{panel.task_name} · Worker", "panel.html", panel=panel, url=urls(reader))
 
-    @_route("/panel/fragment")
-    @_page
-    def panel_fragment(self) -> Response:
-        """Return the panel without the page around it, for a page that keeps up with its task."""
+    @route("/workers")
+    @route("/workers/fragment")
+    @page
+    def workers(self) -> Response:
+        """Show the fleet: which workers there are and how they fare."""
         reader = Reader(compat.flask_user())
-        panel = _panel(reader)
-        return _html(render("panel_fragment.html", panel=panel, url=_urls(reader)))
+        address = parse_workers_address(_query())
+        reader.require_workers()
+        return _show(self, "Workers", "workers.html", page=content.workers_page(address), url=urls(reader))
 
-    @_route("/workers/<worker_id>")
-    @_page
+    @route("/workers/<worker_id>")
+    @route("/workers/<worker_id>/fragment")
+    @page
     def worker(self, worker_id: str) -> Response:
-        """Show who a worker is and the tries that it ran, of those that the reader may see."""
+        """Show a worker's life and the tries that it ran, of those that the reader may see."""
         reader = Reader(compat.flask_user())
-        offset = parse_offset(_query())
+        address = parse_worker_address(_query())
         reader.require_workers()
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
-        page = content.worker_page(worker_id, dag_ids=dag_ids, offset=offset)
+        may_decide = reader.may_edit_pools()
+        page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:
             raise Refused(404, content.NO_SUCH_WORKER)
-        return self._show(f"{page.name} · Worker", "worker.html", page=page, url=_urls(reader))
+        csrf_token = compat.flask_csrf_token() if may_decide else ""
+        return _show(self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader))
 
-    def message(self, status: int, text: str) -> Response:
-        """Say why there is nothing else to show."""
-        notice = content.problem(status, text)
-        return self._show(
-            f"{notice.title} · Worker Insight",
-            "message.html",
-            status=status,
-            notice_to_show=notice,
-            url=FlaskUrls(request.script_root),
-        )
+    @route("/workers/<worker_id>/availability", "POST")
+    @page
+    def decide(self, worker_id: str) -> Any:
+        """Write what a person decided of a worker, and show its page again."""
+        reader = Reader(compat.flask_user())
+        reader.require_workers()
+        reader.require_pool_edit()
+        if not is_from_here(request.headers, base_url=compat.base_url()):
+            raise Refused(403, content.NOT_FROM_HERE)
+        # Airflow's app has read the form already, to find its own token in it.
+        decision = decision_of(request.form.to_dict())
+        if not content.decide(worker_id, decision, changed_by=reader.name):
+            raise Refused(404, content.NO_SUCH_WORKER)
+        page = urls(reader)("worker", worker_id=worker_id)
+        assert page is not None
+        return redirect(page, 303)
 
-    def _show(self, title: str, template: str, *, status: int = 200, url: FlaskUrls, **values: Any) -> Response:
-        if compat.is_airflow_3():
-            return _html(render(template, url=url, **values), status)
-        page = render(template, layout="worker_insight/fab_page.html", url=url, **values)
-        # Airflow's page around it; what is put in is finished HTML, escaped by our own templates.
-        chrome = self.render_template("worker_insight/fab_chrome.html", title=title, page=Markup(page), url=url)  # noqa: S704
-        answer = _html(chrome, status)
-        # Airflow's own page has scripts in its markup; who may frame it is still ours to say.
-        answer.headers["content-security-policy"] = "frame-ancestors 'self'"
-        return answer
+    @route("/attempts")
+    @route("/attempts/fragment")
+    @page
+    def attempts(self) -> Response:
+        """Show every try of the Dags that the reader may read."""
+        reader = Reader(compat.flask_user())
+        address = parse_attempts_address(_query(), states=compat.task_instance_states())
+        reader.require_task_instances()
+        dag_ids = reader.readable_dag_ids()
+        if address.dag_id and reader.may_see_task_instances(address.dag_id):
+            dag_ids = {*dag_ids, address.dag_id}
+        page = content.attempts_page(address, dag_ids=dag_ids)
+        return _show(self, "Attempts", "attempts.html", page=page, url=urls(reader))
 
 
-def _panel(reader: Reader) -> Panel:
-    address = parse_panel_address(_query())
-    reader.require_task_instances(address.dag_id)
-    return content.panel(address)
+def _message(view: BaseView, status: int, text: str) -> Response:
+    """Say why there is nothing else to show."""
+    notice = content.problem(status, text)
+    return _show(
+        view,
+        f"{notice.title} · Worker Insight",
+        "message.html",
+        status=status,
+        notice_to_show=notice,
+        url=FlaskUrls(request.script_root),
+    )
+
+
+def _show(view: BaseView, title: str, template: str, *, status: int = 200, url: FlaskUrls, **values: Any) -> Response:
+    if request.path.endswith("/fragment"):
+        return _html(render(template, layout=FRAGMENT, url=url, **values), status)
+    if compat.is_airflow_3():
+        return _html(render(template, url=url, **values), status)
+    html = render(template, layout="worker_insight/fab_page.html", url=url, **values)
+    # What is put into Airflow's page is finished HTML, escaped by our own templates.
+    return in_airflows_page(view, "fab_chrome.html", status, title=title, page=Markup(html), url=url)  # noqa: S704
+
+
+def in_airflows_page(view: BaseView, template: str, status: int = 200, **values: Any) -> Response:
+    """Return a page of 2.11, which Flask renders."""
+    answer = _html(view.render_template(f"worker_insight/{template}", **values), status)
+    # Airflow's own page has scripts in its markup; who may frame it is still ours to say.
+    answer.headers["content-security-policy"] = "frame-ancestors 'self'"
+    return answer
 
 
 def _query() -> str:
@@ -200,7 +270,8 @@ def _query() -> str:
     return str(request.query_string.decode("latin-1"))
 
 
-def _urls(reader: Reader) -> FlaskUrls:
+def urls(reader: Reader) -> FlaskUrls:
+    """Return the addresses of a reader's pages."""
     return FlaskUrls(request.script_root, may_see_workers=reader.may_see_workers())
 
 
@@ -212,7 +283,8 @@ def _to_login() -> Any:
     if request.path.endswith("/fragment"):
         return _html("", 401)
     # Without scheme and host: behind a proxy they may be others than the browser's.
-    here = request.script_root + quote(request.path) + (f"?{_query()}" if request.query_string else "")
+    page = request.path.removesuffix("/availability")
+    here = request.script_root + quote(page) + (f"?{_query()}" if request.query_string else "")
     return redirect(compat.flask_login_url(FlaskUrls(request.script_root).api_root, here))
 
 
@@ -223,16 +295,20 @@ def _program(view: View) -> View:
     """Answer a program in JSON, also what goes wrong, and leave no session behind where it brought none."""
 
     @wraps(view)
-    def answer(self: WorkerInsightApi) -> Response:
+    def answer(self: WorkerInsightApi, *args: Any, **kwargs: Any) -> Response:
         came_without_session = not session
         try:
-            result: BaseModel = view(self)
+            result: BaseModel = view(self, *args, **kwargs)
         except Refused as refused:
             return _json({"detail": str(refused)}, refused.status)
+        except objects.NoSuchWorker as error:
+            return _json({"detail": str(error)}, 404)
+        except objects.BadChange as error:
+            return _json({"detail": str(error)}, 422)
         except SchemaNotReady as error:
             return _json({"detail": str(error)}, 503)
-        except ValidationError as error:
-            return _json({"detail": _problems(error)}, 422)
+        except _Invalid as invalid:
+            return _json({"detail": invalid.problems}, 422)
         finally:
             if came_without_session:
                 # Basic authentication logs in: Airflow would keep a session in its database for each request.
@@ -244,27 +320,93 @@ def _program(view: View) -> View:
 
 
 class WorkerInsightApi(BaseView):  # type: ignore[misc]
-    """The REST API's ``attempts`` and ``health`` on Airflow 2.11, behind Airflow's own authentication of its API."""
+    """The REST API on Airflow 2.11, behind Airflow's own authentication of its API."""
 
     route_base = f"{FLASK_URL_PREFIX}/api/v1"
     default_view = "attempts"
 
-    @_route("/attempts")
+    def create_blueprint(self, appbuilder: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the API out of what Airflow asks a form's token of, as Airflow's own is; see :meth:`decide`."""
+        blueprint = super().create_blueprint(appbuilder, *args, **kwargs)
+        protection = appbuilder.app.extensions.get("csrf")
+        if protection is not None:
+            protection.exempt(blueprint)
+        return blueprint
+
+    @route("/attempts")
     @_program
     def attempts(self) -> BaseModel:
         """List tries and the workers that ran them, the latest start first."""
         reader = _api_reader()
-        query = objects.AttemptQuery.model_validate({name: values[-1] for name, values in request.args.lists()})
-        reader.require_task_instances(query.dag_id)
-        dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-        return objects.AttemptsResponse.model_validate(objects.list_attempts(query, dag_ids=dag_ids))
+        query = _given(objects.AttemptQuery)
+        found = objects.list_attempts(query, dag_ids=_listed_dags(reader, query))
+        return objects.AttemptsResponse.model_validate(found)
 
-    @_route("/health")
+    @route("/workers")
+    @_program
+    def workers(self) -> BaseModel:
+        """List workers, those that are gone too."""
+        reader = _api_reader()
+        query = _given(objects.WorkerQuery)
+        reader.require_workers()
+        return objects.WorkersResponse.model_validate(objects.list_workers(query))
+
+    @route("/workers/<worker_id>")
+    @_program
+    def worker(self, worker_id: str) -> BaseModel:
+        """Show one life of a worker and its history."""
+        reader = _api_reader()
+        objects.require_worker_id(worker_id)
+        reader.require_workers()
+        return objects.OneWorkerResponse.model_validate(objects.one_worker(worker_id))
+
+    @route("/workers/<worker_id>/attempts")
+    @_program
+    def worker_attempts(self, worker_id: str) -> BaseModel:
+        """List the tries that a worker ran, the latest start first."""
+        reader = _api_reader()
+        objects.require_worker_id(worker_id)
+        query = _given(objects.WorkerAttemptQuery)
+        reader.require_workers()
+        found = objects.list_worker_attempts(worker_id, query, dag_ids=_listed_dags(reader, query))
+        return objects.AttemptsResponse.model_validate(found)
+
+    @route("/workers/<worker_id>", "PATCH")
+    @_program
+    def decide(self, worker_id: str) -> BaseModel:
+        """Make a worker available, draining or quarantined.
+
+        A request that carries a login's cookie must come from a page of this server; a form's token is for forms.
+        """
+        reader = _api_reader()
+        objects.require_worker_id(worker_id)
+        reader.require_workers()
+        reader.require_pool_edit()
+        if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=compat.base_url()):
+            raise Refused(403, objects.NOT_FROM_HERE)
+        body = request.stream.read(MAX_BODY + 1)
+        try:
+            decision = objects.parse_decision(body, is_json=is_json(request.headers))
+        except ValidationError as error:
+            raise _Invalid(error, "body") from None
+        found = objects.decide(worker_id, decision, changed_by=reader.name)
+        return objects.OneWorkerResponse.model_validate(found)
+
+    @route("/services")
+    @_program
+    def services(self) -> BaseModel:
+        """List schedulers, triggerers, Dag processors and workers."""
+        reader = _api_reader()
+        query = _given(objects.ServiceQuery)
+        reader.require_workers()
+        return objects.ServicesResponse.model_validate(objects.list_services(query))
+
+    @route("/health")
     @_program
     def health(self) -> BaseModel:
-        """Say whether the tables can be used, and what became of the reports that this process received."""
-        _api_reader()
-        return objects.HealthResponse.model_validate(objects.health())
+        """Say whether the tables can be used, what became of the reports that this process received, and who looks."""
+        reader = _api_reader()
+        return objects.HealthResponse.model_validate(objects.health(with_engines=reader.may_see_workers()))
 
 
 def _api_reader() -> Reader:
@@ -276,10 +418,31 @@ def _api_reader() -> Reader:
     return reader
 
 
-def _problems(error: ValidationError) -> list[dict[str, Any]]:
-    """Return what is wrong with a query, in the form in which FastAPI says it."""
-    found = error.errors(include_url=False, include_context=False)
-    return [{**one, "loc": ("query", *one["loc"])} for one in found]
+def _has_login_cookie() -> bool:
+    """Return whether a browser brought a session, or what Flask-Login remembers a person by."""
+    names = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_token"}
+    return any(current_app.config.get(option, name) in request.cookies for option, name in names.items())
+
+
+class _Invalid(Exception):  # noqa: N818
+    """A query string or a body that does not fit."""
+
+    def __init__(self, error: ValidationError, place: str) -> None:
+        super().__init__(str(error))
+        self.problems = objects.problems(error, place)
+
+
+def _given(query: type[Query]) -> Query:
+    """Read the query string; of what is given twice the last counts, as with FastAPI."""
+    try:
+        return query.model_validate({name: values[-1] for name, values in request.args.lists()})
+    except ValidationError as error:
+        raise _Invalid(error, "query") from None
+
+
+def _listed_dags(reader: Reader, query: objects.WorkerAttemptQuery) -> Collection[str]:
+    reader.require_task_instances(query.dag_id)
+    return {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
 
 
 def _json(value: Any, status: int) -> Response:
@@ -295,7 +458,9 @@ def appbuilder_views() -> list[dict[str, Any]]:
     """Return the views, without places in the menu."""
     views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
     if not compat.is_airflow_3():
-        views.append({"view": WorkerInsightApi()})
+        from airflow_worker_insight.web import fab_lists
+
+        views += [{"view": WorkerInsightApi()}, *({"view": view} for view in fab_lists.views())]
     return views
 
 

@@ -1,4 +1,4 @@
-"""The ``Worker`` link of every task and the ``Worker`` tab of every task instance: where the panel is."""
+"""Where the pages are in Airflow's own: the link of every task, the tab of every task instance, the navigation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,50 @@ PANEL_TAB = {
     "url_route": "worker",
 }
 """Airflow's UI fills in the braces; ``{MAP_INDEX}`` stays as it is for an unmapped task."""
+
+WORKERS_NAV = {
+    "name": "Workers",
+    "href": "/workers",
+    "destination": "nav",
+    "url_route": "worker-insight",
+    "icon": "/static/workers-light.svg",
+    "icon_dark_mode": "/static/workers-dark.svg",
+    # From 3.3 on: not below "Plugins" where other plugins have pages too.
+    "nav_top_level": True,
+}
+"""The page in the navigation of Airflow's UI."""
+
+MENU = (
+    ("Jobs", "Workers", "WorkerInsightView.workers"),
+    ("Task Instances", "Attempts", "WorkerInsightView.attempts"),
+)
+"""Entries in the menu of 2.11: what Airflow asks the right for, the text, and where it leads.
+
+Airflow shows an entry to the roles that have the right to a menu of its name. With the names of its own jobs view and
+list of task instances, those see ours who may open them, and no role must be changed.
+"""
+
+
+def external_views() -> list[dict[str, Any]]:
+    """Return the places in the UI of Airflow 3.1 and later."""
+    base = panel_base()
+    icons = {name: base + str(WORKERS_NAV[name]) for name in ("icon", "icon_dark_mode")}
+    return [
+        {**PANEL_TAB, "href": base + PANEL_TAB["href"]},
+        {**WORKERS_NAV, **icons, "href": base + str(WORKERS_NAV["href"])},
+    ]
+
+
+def menu_items() -> list[dict[str, Any]]:
+    """Return the entries of the menu: on 2.11, and on 3.0, whose UI has no other place for a plugin's page."""
+    if not compat.is_airflow_3():
+        return [{"name": name, "label": text, "category": "Browse", "href": view} for name, text, view in MENU]
+    if compat.airflow_version() < (3, 1):
+        return [
+            {"name": "Workers", "href": f"{panel_base()}/workers"},
+            {"name": "Attempts", "href": f"{panel_base()}/attempts"},
+        ]
+    return []
 
 
 def panel_base() -> str:

@@ -5,6 +5,8 @@ FastAPI serves them on Airflow 3 (``rest``) and Flask on 2.11 (``fab``).
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,15 +14,28 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.capture import counters
-from airflow_worker_insight.store import reading
+from airflow_worker_insight.store import availability, reading, workers
+from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
+from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.web import database
-from airflow_worker_insight.web.address import MAX_ID_LENGTH, MAX_INTEGER
+from airflow_worker_insight.web.address import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from pydantic import ValidationError
+    from sqlalchemy.engine import Connection
+
 MAX_LIMIT = 1000
+MAX_CHANGES = 100
+WORKER_ID = r"^[A-Za-z0-9._@:-]{1,64}$"
+
+NOT_FROM_HERE = (
+    "A change that carries a login's cookie must be JSON and come from a page of this server: send a bearer token "
+    "instead."
+)
 
 
 # --- what goes in ---------------------------------------------------------------------------------------------------
@@ -53,14 +68,64 @@ def _known_state(value: str) -> str:
     return value
 
 
-_Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterValidator(_storable)]
+_WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
+_Id = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_LENGTH, json_schema_extra=_WITHOUT_NUL),
+    AfterValidator(_storable),
+]
 _Time = Annotated[datetime, BeforeValidator(_written_as_time), AfterValidator(_aware)]
 
 
-class AttemptQuery(BaseModel):
-    """What attempts to list. Filters are combined with "and" and match whole values."""
+def _not_too_far(offset: int) -> int:
+    if offset > MAX_TOTAL:
+        raise ValueError(f"at most {MAX_TOTAL} can be skipped: look further back with a filter, such as started_at_lte")
+    return offset
+
+
+def _known_label(value: str) -> str:
+    key, equals, _ = value.partition("=")
+    if not key or not equals:
+        raise ValueError("must be a label as key=value, for example zone=eu-1")
+    return value
+
+
+_Kind = Annotated[str, Field(min_length=1, max_length=32, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)]
+_Hostname = Annotated[
+    str, Field(min_length=1, max_length=255, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)
+]
+_Note = Annotated[str, Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)]
+_Label = Annotated[
+    str,
+    Field(max_length=320, json_schema_extra={"pattern": r"^[^=\u0000]+=[^\u0000]*$"}),
+    AfterValidator(_storable),
+    AfterValidator(_known_label),
+]
+_TryState = Annotated[
+    str, Field(json_schema_extra={"enum": sorted(compat.task_instance_states())}), AfterValidator(_known_state)
+]
+_WorkerId = Annotated[str, Field(pattern=WORKER_ID)]
+Availability = Literal["available", "draining", "quarantined"]
+_WorkerState = Literal["online", "unresponsive", "offline", "lost", "unknown"]
+_WorkerOrder = Literal[
+    "name", "-name", "hostname", "-hostname", "kind", "-kind", "state", "-state", "running", "-running",
+    "registered_at", "-registered_at", "last_seen_at", "-last_seen_at",
+]  # fmt: skip
+
+
+class _Query(BaseModel):
+    """What lists have in common."""
 
     model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=MAX_LIMIT, description="How many to return at most.")
+    offset: Annotated[int, Field(ge=0), AfterValidator(_not_too_far)] = Field(
+        0, description="How many to skip.", json_schema_extra={"maximum": MAX_TOTAL}
+    )
+
+
+class WorkerAttemptQuery(_Query):
+    """What attempts of one worker to list. Filters are combined with "and" and match whole values."""
 
     dag_id: _Id | None = Field(None, description="The Dag. A Dag that the reader may not see is answered with 403.")
     run_id: _Id | None = Field(None, description="The Dag run.")
@@ -69,25 +134,15 @@ class AttemptQuery(BaseModel):
         None, description="The index of a mapped task instance; -1 for tasks that are not mapped."
     )
     try_number: Annotated[int, Field(ge=0, le=MAX_INTEGER)] | None = Field(None, description="The try's number.")
-    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$")] | None = Field(
-        None, description="One life of a worker."
-    )
-    worker_name: _Id | None = Field(None, description="A worker's name, which outlives its restarts.")
-    hostname: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_storable)] | None = Field(
-        None, description="The host of a worker."
-    )
-    state: Annotated[str, AfterValidator(_known_state)] | None = Field(
-        None, description="The try's state, as Airflow names states of task instances."
-    )
+    hostname: _Hostname | None = Field(None, description="The host of a worker.")
+    state: _TryState | None = Field(None, description="The try's state, as Airflow names states of task instances.")
     started_at_gte: _Time | None = Field(
         None, description="Started at this time or later: ISO 8601, in UTC where no offset is given."
     )
     started_at_lte: _Time | None = Field(None, description="Started at this time or earlier.")
-    limit: int = Field(50, ge=1, le=MAX_LIMIT, description="How many attempts to return at most.")
-    offset: int = Field(0, ge=0, le=MAX_INTEGER, description="How many attempts to skip.")
 
     @model_validator(mode="after")
-    def _window_is_not_reversed(self) -> AttemptQuery:
+    def _window_is_not_reversed(self) -> WorkerAttemptQuery:
         since, until = self.started_at_gte, self.started_at_lte
         if since is not None and until is not None and since > until:
             raise ValueError("started_at_gte must not be later than started_at_lte")
@@ -96,6 +151,97 @@ class AttemptQuery(BaseModel):
     def filters(self) -> reading.AttemptFilter:
         """Return what the store filters by."""
         return reading.AttemptFilter(**self.model_dump(exclude={"limit", "offset"}))
+
+
+class AttemptQuery(WorkerAttemptQuery):
+    """What attempts to list. Filters are combined with "and" and match whole values."""
+
+    worker_id: _WorkerId | None = Field(None, description="One life of a worker.")
+    worker_name: _Id | None = Field(None, description="A worker's name, which outlives its restarts.")
+
+
+class WorkerQuery(_Query):
+    """What workers to list. Filters are combined with "and" and match whole values."""
+
+    state: _WorkerState | None = Field(None, description="The worker's state; unknown where nothing tells.")
+    kind: _Kind | None = Field(None, description="celery, local, kubernetes, edge, or the executor's own name.")
+    name: _Id | None = Field(None, description="The worker's name, an operator's or its engine's.")
+    hostname: _Hostname | None = Field(None, description="The worker's host.")
+    label: _Label | None = Field(None, description="A label as key=value.")
+    queue: _Id | None = Field(None, description="A queue that the worker takes tasks from.")
+    availability: Availability | None = Field(None, description="What a person decided of the worker.")
+    order_by: _WorkerOrder = Field(
+        "-registered_at", description="What to order by; with a - in front descending. What is not known comes last."
+    )
+
+    def filters(self) -> workers.WorkerFilter:
+        """Return what the store filters by."""
+        key, _, value = (self.label or "").partition("=")
+        return workers.WorkerFilter(
+            states=None if self.state is None else frozenset({self.state}),
+            kind=self.kind,
+            name=self.name,
+            hostname=self.hostname,
+            label=None if self.label is None else (key, value),
+            queue=self.queue,
+            availability=self.availability,
+        )
+
+
+class ServiceQuery(_Query):
+    """What services to list."""
+
+    kind: Literal["scheduler", "triggerer", "dag_processor", "worker"] | None = Field(
+        None, description="What the service is."
+    )
+    state: _WorkerState | None = Field(None, description="The service's state; unknown where nothing tells.")
+
+
+class Decision(BaseModel):
+    """What a person decides of a worker."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    availability: Availability = Field(
+        description="draining: it is to finish what it runs; quarantined: the same, and a restart does not end it."
+    )
+    note: _Note | None = Field(None, description="Why.")
+
+
+def require_worker_id(worker_id: str) -> None:
+    """Refuse what no worker's ID can be, as FastAPI does.
+
+    :raises BadChange: for such an ID
+    """
+    if re.fullmatch(WORKER_ID, worker_id) is None:
+        raise BadChange("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
+
+
+class BadChange(ValueError):  # noqa: N818
+    """A change that cannot be made as it was sent; the message says why."""
+
+
+def parse_decision(body: bytes, *, is_json: bool) -> Decision:
+    """Read the body of a decision.
+
+    :param is_json: whether the request says that it is JSON
+    :raises BadChange: when it cannot be read
+    :raises pydantic.ValidationError: when it is no decision
+    """
+    if not is_json:
+        raise BadChange("The body must be JSON: send it with the content type application/json.")
+    if len(body) > MAX_BODY:
+        raise BadChange(f"The body is longer than {MAX_BODY} bytes.")
+    return Decision.model_validate_json(body)
+
+
+def problems(error: ValidationError, place: str) -> list[dict[str, Any]]:
+    """Return what is wrong with a request, in the form in which FastAPI says it.
+
+    :param place: ``query``, ``path`` or ``body``
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**one, "loc": [place, *one["loc"]]} for one in found]
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------
@@ -113,6 +259,9 @@ class AttemptWorkerResponse(BaseModel):
     process_count: int = Field(description="How many task processes of this try ran on this worker.")
     first_started_at: datetime | None
     last_started_at: datetime | None
+    load: float | None = Field(description="The machine's load average per CPU when the try started there.")
+    memory_free: float | None = Field(description="The machine's free memory at that time, as a share of all.")
+    running_beside: int | None = Field(description="How many other tries ran on the worker at that time.")
 
 
 class AttemptResponse(BaseModel):
@@ -125,7 +274,7 @@ class AttemptResponse(BaseModel):
     task_id: str
     map_index: int
     try_number: int
-    state: str | None
+    state: str | None = Field(description="null where Airflow has none, or forgot the try before it ended.")
     started_at: datetime | None
     ended_at: datetime | None
     duration: float | None = Field(description="Seconds between start and end.")
@@ -135,11 +284,102 @@ class AttemptResponse(BaseModel):
     workers: list[AttemptWorkerResponse]
 
 
-class AttemptsResponse(BaseModel):
+class _ListResponse(BaseModel):
+    """What lists have in common."""
+
+    total_entries: int = Field(description=f"How many there are, counted up to {MAX_TOTAL}.")
+    total_is_exact: bool = Field(
+        description="false where counting ended early: at the most that is counted, or at the most tries that are "
+        "looked through for a state, task_id, map_index or try_number."
+    )
+
+
+class AttemptsResponse(_ListResponse):
     """A page of attempts; ``total_entries`` counts only those that the reader may see."""
 
     attempts: list[AttemptResponse]
-    total_entries: int
+
+
+class WorkerResponse(BaseModel):
+    """One life of a worker."""
+
+    worker_id: str
+    name: str = Field(description="What an operator calls it; outlives restarts.")
+    kind: str = Field(description="celery, local, kubernetes, edge, or the executor's own name.")
+    hostname: str
+    pid: int | None
+    state: Literal["online", "unresponsive", "offline", "lost"] | None = Field(description="null where nothing tells.")
+    state_reason: str | None = Field(description="Why it is in this state, or why none is known.")
+    availability: Availability = Field(description="What a person decided of it.")
+    availability_note: str | None = Field(description="Why, in that person's words.")
+    availability_changed_by: str | None
+    availability_changed_at: datetime | None
+    queues: list[str] | None
+    concurrency: int | None
+    running: int | None = Field(description="How many tries ran on it when its engine was last looked at.")
+    started_at: datetime | None
+    registered_at: datetime
+    last_seen_at: datetime
+    ended_at: datetime | None
+    labels: dict[str, str]
+    resources: dict[str, Any]
+    versions: dict[str, Any]
+
+
+class ChangeResponse(BaseModel):
+    """One entry of a worker's history: either its state or its availability changed."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    changed_at: datetime
+    state: str | None
+    availability: str | None
+    reason: str | None
+    changed_by: str | None = Field(description="Who decided; null for what was seen.")
+
+
+class OneWorkerResponse(WorkerResponse):
+    """One life of a worker with its history."""
+
+    changes: list[ChangeResponse] = Field(description=f"The latest {MAX_CHANGES} at most, the latest first.")
+
+
+class WorkersResponse(_ListResponse):
+    """A page of workers."""
+
+    workers: list[WorkerResponse]
+
+
+class ServiceResponse(BaseModel):
+    """A process of the deployment: one of Airflow's own, or a worker."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: str = Field(description="scheduler, triggerer, dag_processor or worker.")
+    service_id: str = Field(description="The ID of Airflow's job, or of the worker.")
+    name: str
+    hostname: str
+    state: str | None = Field(description="online, unresponsive, offline or lost; null where nothing tells.")
+    started_at: datetime | None
+    last_seen_at: datetime | None
+    ended_at: datetime | None
+
+
+class ServicesResponse(_ListResponse):
+    """A page of services: Airflow's own first."""
+
+    services: list[ServiceResponse]
+
+
+class EngineResponse(BaseModel):
+    """When the workers of one engine were last looked at."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str = Field(description="celery, edge, jobs (local workers) or tries (pods and other executors).")
+    looked_at: datetime | None
+    is_current: bool = Field(description="false where nobody has looked for long: states are not known then.")
+    error: str | None = Field(description="Why the latest look failed.")
 
 
 class HealthResponse(BaseModel):
@@ -152,9 +392,19 @@ class HealthResponse(BaseModel):
     counters: dict[str, int] = Field(
         description="What became of reports in this process since it started; other processes count for themselves."
     )
+    engines: list[EngineResponse] | None = Field(
+        description="Those that were ever looked at; null for a reader who may not see workers."
+    )
 
 
 # --- how it is filled -----------------------------------------------------------------------------------------------
+
+
+class NoSuchWorker(LookupError):  # noqa: N818
+    """An ID that no worker has; the message says so."""
+
+    def __init__(self) -> None:
+        super().__init__("No worker with this ID was recorded here.")
 
 
 def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
@@ -163,19 +413,121 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str]) -> dict[str,
     :param dag_ids: the Dags that the reader may see
     """
     with database.reading() as connection:
-        attempts, total = reading.list_attempts(
-            connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
+        return _attempts(connection, query, query.filters(), dag_ids)
+
+
+def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+    """Return the same of one worker.
+
+    :raises NoSuchWorker: for an ID that none has
+    """
+    with database.reading() as connection:
+        row = _row(connection, worker_id)
+        return _attempts(connection, query, replace(query.filters(), worker_id=row.worker_id), dag_ids)
+
+
+def _attempts(
+    connection: Connection, query: WorkerAttemptQuery, filters: reading.AttemptFilter, dag_ids: Collection[str]
+) -> dict[str, Any]:
+    page = reading.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
+    return {"attempts": page.attempts, "total_entries": page.total, "total_is_exact": page.total_is_exact}
+
+
+def list_workers(query: WorkerQuery) -> dict[str, Any]:
+    """Return the fields of a :class:`WorkersResponse`."""
+    with database.reading() as connection:
+        rows, total = workers.list_workers(
+            connection, query.filters(), order_by=query.order_by, limit=query.limit, offset=query.offset
         )
-    return {"attempts": attempts, "total_entries": total}
+        decisions = workers.decisions(connection, rows)
+    return {
+        "workers": [_worker(row, decisions.get(row.ref)) for row in rows],
+        "total_entries": total,
+        "total_is_exact": total < MAX_TOTAL,
+    }
 
 
-def health() -> dict[str, Any]:
-    """Return the fields of a :class:`HealthResponse`."""
+def one_worker(worker_id: str) -> dict[str, Any]:
+    """Return the fields of a :class:`OneWorkerResponse`.
+
+    :raises NoSuchWorker: for an ID that none has
+    """
+    with database.reading() as connection:
+        return _one_worker(connection, _row(connection, worker_id))
+
+
+def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, Any]:
+    """Write a decision and return the fields of a :class:`OneWorkerResponse`.
+
+    :param changed_by: the person's name
+    :raises NoSuchWorker: for an ID that none has
+    :raises BadChange: for an ID that stands for a host
+    """
+    with database.writing() as connection:
+        try:
+            row = availability.set_availability(
+                connection,
+                worker_id,
+                decision.availability,
+                note=decision.note or None,
+                changed_by=changed_by,
+                now=database_now(connection),
+            )
+        except availability.NotOneWorker:
+            raise BadChange("This ID stands for all workers of a host: decide of one of them.") from None
+        if row is None:
+            raise NoSuchWorker
+        return _one_worker(connection, row)
+
+
+def list_services(query: ServiceQuery) -> dict[str, Any]:
+    """Return the fields of a :class:`ServicesResponse`."""
+    with database.reading() as connection:
+        services, total = workers.list_services(
+            connection, kind=query.kind, state=query.state, limit=query.limit, offset=query.offset
+        )
+    return {"services": services, "total_entries": total, "total_is_exact": total < MAX_TOTAL}
+
+
+def health(*, with_engines: bool) -> dict[str, Any]:
+    """Return the fields of a :class:`HealthResponse`.
+
+    :param with_engines: whether the reader may see workers: what went wrong with an engine may name hosts
+    """
     schema = database.schema_now()
+    engines: list[workers.EngineLook] | None = None
+    if with_engines:
+        engines = []
+        if schema is Schema.READY:
+            with database.reading() as connection:
+                engines = workers.list_engines(connection)
     return {
         "status": "healthy" if schema is Schema.READY else "unhealthy",
         "version": __version__,
         "tables": schema.value,
         "explanation": schema.explanation,
         "counters": counters.snapshot(),
+        "engines": engines,
+    }
+
+
+def _row(connection: Connection, worker_id: str) -> workers.WorkerRow:
+    row = workers.get_worker(connection, worker_id)
+    if row is None:
+        raise NoSuchWorker
+    return row
+
+
+def _one_worker(connection: Connection, row: workers.WorkerRow) -> dict[str, Any]:
+    decision = workers.decisions(connection, [row]).get(row.ref)
+    return {**_worker(row, decision), "changes": workers.changes(connection, row, limit=MAX_CHANGES)}
+
+
+def _worker(row: workers.WorkerRow, decision: workers.Change | None) -> dict[str, Any]:
+    """Return the fields of a :class:`WorkerResponse`."""
+    return {
+        **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},
+        "availability_note": None if decision is None else decision.reason,
+        "availability_changed_by": None if decision is None else decision.changed_by,
+        "availability_changed_at": None if decision is None else decision.changed_at,
     }

@@ -1,49 +1,102 @@
-"""The HTML pages (Airflow 3): the Worker panel, its refreshing fragment, one worker, and the API's description."""
+"""The HTML pages (Airflow 3): the Worker panel, workers, one worker, attempts, and the API's description.
+
+Each page has a fragment beside it: the same without what is around it, for a page that keeps itself up to date.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Request, status
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Depends, HTTPException, Request, status
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
+from airflow_worker_insight import compat
 from airflow_worker_insight.web import content
-from airflow_worker_insight.web.address import PanelAddress, parse_offset, parse_panel_address
+from airflow_worker_insight.web.address import (
+    MAX_BODY,
+    parse_attempts_address,
+    parse_decision,
+    parse_panel_address,
+    parse_worker_address,
+    parse_workers_address,
+)
 from airflow_worker_insight.web.description import describe
-from airflow_worker_insight.web.rendering import render
+from airflow_worker_insight.web.origin import is_from_here
+from airflow_worker_insight.web.rendering import FRAGMENT, render
 from airflow_worker_insight.web.security import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.web.urls import Urls
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.web.view import Panel
+    from airflow_worker_insight.web.address import AttemptsAddress
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 
 
 @router.get("/panel")
-def panel_page(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Show which worker ran each try of a task instance."""
-    panel = _panel(request, reader)
-    return HTMLResponse(render("panel.html", panel=panel, url=_urls(request, reader)))
-
-
 @router.get("/panel/fragment")
-def panel_fragment(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Return the panel without the page around it, for a page that keeps up with its task."""
-    panel = _panel(request, reader)
-    return HTMLResponse(render("panel_fragment.html", panel=panel, url=_urls(request, reader)))
+def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show which worker ran each try of a task instance."""
+    address = parse_panel_address(request.url.query)
+    reader.require_task_instances(address.dag_id)
+    return _show("panel.html", request, reader, panel=content.panel(address))
+
+
+@router.get("/workers")
+@router.get("/workers/fragment")
+def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show the fleet: which workers there are and how they fare."""
+    address = parse_workers_address(request.url.query)
+    reader.require_workers()
+    return _show("workers.html", request, reader, page=content.workers_page(address))
 
 
 @router.get("/workers/{worker_id}")
-def worker_page(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
-    """Show who a worker is and the tries that it ran, of those that the reader may see."""
-    offset = parse_offset(request.url.query)
+@router.get("/workers/{worker_id}/fragment")
+def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
+    """Show a worker's life and the tries that it ran, of those that the reader may see."""
+    address = parse_worker_address(request.url.query)
     reader.require_workers()
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
-    page = content.worker_page(worker_id, dag_ids=dag_ids, offset=offset)
+    page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
     if page is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, content.NO_SUCH_WORKER)
-    return HTMLResponse(render("worker.html", page=page, url=_urls(request, reader)))
+    return _show("worker.html", request, reader, page=page)
+
+
+async def _body(request: Request) -> bytes:
+    """Return what a form posted, or as much of it as tells that it is too long."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            break
+    return body
+
+
+@router.post("/workers/{worker_id}/availability")
+def decide(
+    request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
+) -> RedirectResponse:
+    """Write what a person decided of a worker, and show its page again."""
+    reader.require_workers()
+    reader.require_pool_edit()
+    if not is_from_here(request.headers, base_url=compat.base_url()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, content.NOT_FROM_HERE)
+    if not content.decide(worker_id, parse_decision(body), changed_by=reader.name):
+        raise HTTPException(status.HTTP_404_NOT_FOUND, content.NO_SUCH_WORKER)
+    page = _urls(request, reader)("worker", worker_id=worker_id)
+    assert page is not None
+    return RedirectResponse(page, status.HTTP_303_SEE_OTHER)
+
+
+@router.get("/attempts")
+@router.get("/attempts/fragment")
+def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show every try of the Dags that the reader may read."""
+    address = parse_attempts_address(request.url.query, states=compat.task_instance_states())
+    reader.require_task_instances()
+    page = content.attempts_page(address, dag_ids=_dag_ids(reader, address))
+    return _show("attempts.html", request, reader, page=page)
 
 
 @router.get("/docs")
@@ -60,10 +113,18 @@ def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # no
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
 
 
-def _panel(request: Request, reader: Reader) -> Panel:
-    address: PanelAddress = parse_panel_address(request.url.query)
-    reader.require_task_instances(address.dag_id)
-    return content.panel(address)
+def _dag_ids(reader: Reader, address: AttemptsAddress) -> set[str]:
+    """Return the Dags whose tries are listed: all that the reader may read, also one that Airflow has deleted."""
+    dag_ids = reader.readable_dag_ids()
+    if address.dag_id and reader.may_see_task_instances(address.dag_id):
+        dag_ids = {*dag_ids, address.dag_id}
+    return dag_ids
+
+
+def _show(template: str, request: Request, reader: Reader, **values: Any) -> HTMLResponse:
+    if request.url.path.endswith("/fragment"):
+        values["layout"] = FRAGMENT
+    return HTMLResponse(render(template, url=_urls(request, reader), **values))
 
 
 def _urls(request: Request, reader: Reader) -> Urls:

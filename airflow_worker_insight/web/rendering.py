@@ -11,6 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
 
+FRAGMENT = "worker_insight/fragment.html"
+"""The layout of a page without what is around it."""
+
 
 @cache
 def environment() -> Environment:

@@ -39,13 +39,29 @@ class Reader:
         """
         compat.require_jobs_view(self._user)
 
+    def require_pool_edit(self) -> None:
+        """Refuse a reader who may not decide which worker is given work: the right to edit Airflow's pools.
+
+        :raises fastapi.HTTPException: 403
+        """
+        compat.require_pool_edit(self._user)
+
+    def may_edit_pools(self) -> bool:
+        """Return whether :meth:`require_pool_edit` would let the reader pass."""
+        return _passes(self.require_pool_edit)
+
+    @property
+    def name(self) -> str:
+        """What Airflow calls the reader."""
+        return compat.user_name(self._user)
+
     def may_see_workers(self) -> bool:
         """Return whether :meth:`require_workers` would let the reader pass."""
         return _passes(self.require_workers)
 
-    def may_see_task_instances(self) -> bool:
-        """Return whether the reader may see task instances of any Dag at all."""
-        return _passes(self.require_task_instances)
+    def may_see_task_instances(self, dag_id: str | None = None) -> bool:
+        """Return whether the reader may see the task instances of a Dag, or any at all."""
+        return _passes(lambda: self.require_task_instances(dag_id))
 
     def readable_dag_ids(self) -> set[str]:
         """Return the Dags whose tries the reader may find in lists and totals."""

@@ -10,7 +10,7 @@ from airflow_worker_insight import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_worker_insight.web.address import PanelAddress
+    from airflow_worker_insight.web.address import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
 
 URL_PREFIX = "/worker-insight"
 """Where the plugin mounts the app below the API server's root (Airflow 3)."""
@@ -43,11 +43,24 @@ class Urls:
     def _openapi(self) -> str:
         return f"{self.root}/openapi.json"
 
-    def _worker(self, *, worker_id: str, offset: int = 0) -> str | None:
+    def _home(self) -> str:
+        return f"{self.api_root}/"
+
+    def _workers(self, *, address: WorkersAddress | None = None) -> str | None:
         if not self._may_see_workers:
             return None
-        address = f"{self.root}/workers/{quote(worker_id, safe='@:')}"
-        return f"{address}?offset={offset}" if offset else address
+        return f"{self.root}/workers{address.query() if address else ''}"
+
+    def _worker(self, *, worker_id: str, address: WorkerAddress | None = None) -> str | None:
+        if not self._may_see_workers:
+            return None
+        return f"{self.root}/workers/{quote(worker_id, safe='@:')}{address.query() if address else ''}"
+
+    def _availability(self, *, worker_id: str) -> str:
+        return f"{self.root}/workers/{quote(worker_id, safe='@:')}/availability"
+
+    def _attempts(self, *, address: AttemptsAddress | None = None) -> str:
+        return f"{self.root}/attempts{address.query() if address else ''}"
 
     def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
         address = (

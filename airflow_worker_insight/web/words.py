@@ -50,6 +50,17 @@ def duration(seconds: float) -> str:
     return f"{left} s"
 
 
+def ago(value: datetime, now: datetime) -> str:
+    """Return how long ago a point in time is, in its largest unit: ``just now``, ``12 s ago``, ``3 min ago``."""
+    seconds = (now - value).total_seconds()
+    if seconds < 1:
+        return "just now"
+    for size, unit in (*_UNITS, (1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    raise AssertionError(seconds)
+
+
 def count(number: int, singular: str, plural: str) -> str:
     """Return ``1 try``, ``2 tries``, ``5,000 processes``."""
     return f"{number:,} {singular if number == 1 else plural}"
@@ -58,6 +69,11 @@ def count(number: int, singular: str, plural: str) -> str:
 def state(value: str | None) -> str:
     """Return a task instance's state as Airflow's UI writes it: ``Up For Retry``."""
     return (value or "no_status").replace("_", " ").title()
+
+
+def worker_state(value: str | None) -> str:
+    """Return a worker's state as a page writes it; ``None`` is one of which nothing tells."""
+    return (value or "unknown").capitalize()
 
 
 def kind(value: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -82,6 +84,11 @@ def panel(airflow: Deployment, dag_id: str, page: str = "panel") -> str:
     """Return the path of a panel below the base URL; the plus of the run's ID as Airflow 3.1 leaves it."""
     root = "/pluginsv2/workerinsight" if airflow.airflow3 else "/workerinsight"
     return f"{root}/{page}?dag_id={dag_id}&run_id={RUN_ID}&task_id=load&map_index={{MAP_INDEX}}"
+
+
+def pages(airflow: Deployment) -> str:
+    """Return the path of the Flask views below the base URL."""
+    return "/pluginsv2/workerinsight" if airflow.airflow3 else "/workerinsight"
 
 
 def log_in(airflow: Deployment, user: str) -> requests.Session:
@@ -229,3 +236,84 @@ def test_times_follow_the_zone_chosen_in_airflow(airflow: Deployment, browser: B
             # Its menu is on the same page, which need not be loaded again.
             page.evaluate("document.querySelector('#timezone-utc a').click()")
             assert started.inner_text().endswith("UTC")
+
+
+# --- the fleet ------------------------------------------------------------------------------------------------------
+
+
+def test_lists_of_the_fleet_leave_out_what_a_reader_may_not_see(airflow: Deployment) -> None:
+    limited, viewer = log_in(airflow, "limited"), log_in(airflow, "viewer")
+    root = airflow.base_url + pages(airflow)
+    lists = ["attempts?window=any"] if airflow.airflow3 else ["attempts?window=any", "list/attempts/"]
+    for path in lists:
+        some = limited.get(f"{root}/{path}", timeout=30)
+        assert some.status_code == 200
+        assert "sales" in some.text
+        assert "secret" not in some.text
+        assert "secret" in viewer.get(f"{root}/{path}", timeout=30).text
+    assert limited.get(f"{root}/workers", timeout=30).status_code == 200
+    for path in ["workers", "attempts", "workers/w1", *lists]:
+        answer = requests.get(f"{root}/{path}", timeout=30, allow_redirects=False)
+        assert answer.status_code == 302
+        assert "/login" in answer.headers["location"]
+
+
+def test_only_who_may_edit_pools_decides_of_a_worker(airflow: Deployment, browser: Browser) -> None:
+    root = "/worker-insight" if airflow.airflow3 else "/workerinsight"
+    (worker, *_) = airflow.api("GET", f"{root}/api/v1/attempts").json()["attempts"][0]["workers"]
+    page_of_worker = f"{pages(airflow)}/workers/{worker['worker_id']}"
+    limited = log_in(airflow, "limited")
+    seen = limited.get(airflow.base_url + page_of_worker, timeout=30).text
+    assert "the right to edit Airflow’s pools is needed" in seen
+    forged = limited.post(
+        f"{airflow.base_url}{page_of_worker}/availability",
+        data={"availability": "quarantined"},
+        headers={"Sec-Fetch-Site": "same-origin"},
+        timeout=30,
+    )
+    assert forged.status_code in (400, 403)
+    with BrowserUser(browser, airflow, "admin") as person:
+        page = person.open(page_of_worker)
+        page.get_by_role("radio", name="Drain").check()
+        page.get_by_label("Note").fill("Kernel update")
+        page.get_by_role("button", name="Save").click()
+        page.locator("#wi-life .wi-badge-draining").wait_for()
+        assert "Kernel update" in page.locator("#wi-history").inner_text()
+        assert "by admin" in page.locator("#wi-history").inner_text()
+        page.get_by_role("radio", name="Available").check()
+        page.get_by_role("button", name="Save").click()
+        page.locator("#wi-life .wi-badge-draining").wait_for(state="detached")
+        assert not person.foreign_requests
+
+
+def test_the_menu_of_2_11_leads_to_the_pages_and_to_airflows_own_lists(airflow: Deployment, browser: Browser) -> None:
+    if airflow.airflow3:
+        pytest.skip("Airflow 3 has another navigation, see test_pages.py")
+    with BrowserUser(browser, airflow, "viewer") as person:
+        page = person.open("/home")
+        page.get_by_role("link", name="Browse").hover()
+        page.get_by_role("link", name="Workers", exact=True).click()
+        page.locator("#wi-workers").wait_for()
+        page.get_by_role("link", name="Show all workers").click()
+        page.locator("#wi-list tbody").first.wait_for()
+        folder = os.environ.get("WORKER_INSIGHT_PICTURES")
+        if folder:
+            person.settle()
+            person.screenshot(Path(folder) / "workers-2.11.png")
+        page.get_by_role("link", name="Airflow’s list").click()
+        page.wait_for_url("**/list/workers/")
+        rows = page.locator("table.table-bordered tbody tr")
+        assert rows.count() >= 1
+        name = rows.first.locator("a").inner_text()
+        person.open(f"/workerinsight/list/workers/?_flt_0_name={quote(name[:4])}")
+        assert rows.count() >= 1
+        person.open("/workerinsight/list/workers/?_flt_0_kind=edge")
+        assert page.get_by_text("No records found").is_visible()
+        person.open("/workerinsight/list/attempts/?_flt_0_dag_id=sales")
+        assert rows.count() == 2
+        page.get_by_role("link", name="At a glance").click()
+        page.locator("#wi-attempts").wait_for()
+        page.get_by_role("link", name="Browse").hover()
+        page.get_by_role("link", name="Attempts", exact=True).first.click()
+        page.locator("#wi-attempts tbody").first.wait_for()
+        assert not person.foreign_requests

@@ -99,6 +99,19 @@ def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:
     picture(person, "tab-dark", theme="dark")
 
 
+def test_a_panel_followed_inside_the_tab_says_whose_tries_it_shows(run_id: str, person: BrowserUser) -> None:
+    person.open(f"/dags/sales/runs/{run_id}/tasks/load")
+    person.page.get_by_role("tab", name="Worker").or_(person.page.get_by_role("link", name="Worker")).first.click()
+    panel = person.page.frame_locator("iframe")
+    panel.locator("tbody tr").first.wait_for()
+    # The page around the tab names its task.
+    assert not panel.get_by_role("heading", name="load", exact=True).is_visible()
+    panel.locator("tbody tr").first.get_by_role("link").first.click()
+    panel.get_by_role("heading", name="All tries").wait_for()
+    panel.get_by_role("link", name="load", exact=True).first.click()
+    panel.get_by_role("heading", name="load", exact=True).wait_for()
+
+
 def test_the_link_of_a_task_leads_to_all_its_tries(run_id: str, person: BrowserUser) -> None:
     person.open(f"/dags/sales/runs/{run_id}/tasks/load/details")
     link = person.page.get_by_role("link", name="Worker", exact=True).and_(

@@ -26,5 +26,9 @@
   });
   if (window.self !== window.top) {
     root.classList.add("wi-framed");
+    /* Followed from another of these pages inside the tab: what Airflow's page around it says is of another task. */
+    if (/\/worker-?insight\//.test(document.referrer)) {
+      root.classList.add("wi-followed");
+    }
   }
 })();

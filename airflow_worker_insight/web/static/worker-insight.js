@@ -1,5 +1,5 @@
-/* What the pages do beyond being read: times in the zone that Airflow's UI shows, and a panel that keeps up with its
-   task. Everything works without it. */
+/* What the pages do beyond being read: times in the zone that Airflow's UI shows, pages that keep up with what they
+   show, and forms that leave no empty fields in the address. Everything works without it. */
 (function () {
   "use strict";
 
@@ -40,7 +40,11 @@
       location.replace(shell.dataset.wiLogin);
       return;
     }
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    show(await answer.text());
+  }
+
+  function show(html) {
+    const page = new DOMParser().parseFromString(html, "text/html");
     document.title = page.title;
     document.body.replaceChildren(...page.body.children);
     start();
@@ -64,6 +68,7 @@
   function showTimes(root) {
     let format;
     try {
+      /* Sweden writes 2026-01-31 08:00:12. */
       format = new Intl.DateTimeFormat("sv-SE", {
         timeZone: zone(), year: "numeric", month: "2-digit", day: "2-digit",
         hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short",
@@ -73,8 +78,16 @@
     }
     for (const element of root.querySelectorAll("time[datetime]")) {
       const moment = new Date(element.dateTime);
-      if (!Number.isNaN(moment.getTime())) {
-        element.textContent = format.format(moment).replace(",", "");
+      if (Number.isNaN(moment.getTime())) {
+        continue;
+      }
+      const text = format.format(moment).replace(",", "");
+      if ("wiAgo" in element.dataset) {
+        element.title = text;
+      } else if ("wiShort" in element.dataset) {
+        element.textContent = text.slice("2026-".length, "2026-01-31 08:00".length);
+      } else {
+        element.textContent = text;
         element.title = element.dateTime;
       }
     }
@@ -84,10 +97,14 @@
 
   let timer = null;
 
+  /* The element that says how often the page asks again; inside it, or itself, is what is then replaced. */
+  function page() {
+    return document.querySelector("[data-wi-refresh]");
+  }
+
   function plan() {
     clearTimeout(timer);
-    const panel = document.getElementById("wi-panel");
-    const seconds = Number(panel && panel.dataset.wiRefresh);
+    const seconds = Number(page() && page().dataset.wiRefresh);
     if (seconds > 0 && !document.hidden) {
       timer = setTimeout(refresh, seconds * 1000);
     }
@@ -95,7 +112,7 @@
 
   async function refresh() {
     try {
-      const answer = await request(location.pathname.replace(/\/panel$/, "/panel/fragment") + location.search);
+      const answer = await request(location.pathname.replace(/\/$/, "") + "/fragment" + location.search);
       if (answer.ok) {
         replace(await answer.text());
       } else if (answer.status === 401) {
@@ -110,32 +127,98 @@
   }
 
   function replace(html) {
-    const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("wi-panel");
-    const old = document.getElementById("wi-panel");
-    if (!fresh || !old) {
+    const fresh = new DOMParser().parseFromString(html, "text/html");
+    const source = fresh.querySelector("[data-wi-refresh]");
+    if (!source || !page() || source.id !== page().id) {
       return;
     }
-    showTimes(fresh);
-    if (fresh.outerHTML === old.outerHTML) {
+    const live = [...fresh.querySelectorAll("[data-wi-live]")];
+    const gone = [...document.querySelectorAll("[data-wi-live]")].some((old) => !fresh.getElementById(old.id));
+    const added = live.some((part) => !document.getElementById(part.id));
+    if ((gone || added) && !isBeingEdited(page())) {
+      /* A part came or went, such as that which tells what a lost worker took with it. */
+      swap(page(), source);
+      return;
+    }
+    for (const part of live) {
+      const old = document.getElementById(part.id);
+      if (old && !isBeingEdited(old)) {
+        swap(old, part);
+      }
+    }
+    page().dataset.wiRefresh = source.dataset.wiRefresh;
+  }
+
+  function swap(old, part) {
+    showTimes(part);
+    if (part.outerHTML === old.outerHTML) {
       return;
     }
     const focused = old.contains(document.activeElement) ? [...old.querySelectorAll("a")].indexOf(document.activeElement) : -1;
-    old.replaceWith(fresh);
+    old.replaceWith(part);
     if (focused >= 0) {
-      const links = fresh.querySelectorAll("a");
+      const links = part.querySelectorAll("a");
       if (links[focused]) {
         links[focused].focus({ preventScroll: true });
       }
     }
   }
 
+  function isBeingEdited(part) {
+    return [...part.querySelectorAll("input, select")].some(
+      (field) =>
+        field === document.activeElement ||
+        (field.type === "radio" ? field.checked !== field.defaultChecked : false) ||
+        (field.type !== "radio" && field.tagName === "INPUT" && field.value !== field.defaultValue)
+    );
+  }
+
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       clearTimeout(timer);
-    } else if (document.querySelector("#wi-panel[data-wi-refresh]:not([data-wi-refresh='0'])")) {
+    } else if (Number(page() && page().dataset.wiRefresh) > 0) {
       refresh();
     }
   });
+
+  /* --- forms ------------------------------------------------------------------------------------------------------- */
+
+  /* Empty fields need not stand in the address; a choice needs no button. */
+  function improve(form) {
+    form.addEventListener("submit", () => {
+      for (const field of form.elements) {
+        field.disabled = field.name !== "" && field.value === "";
+      }
+      /* For who comes back to this page: the browser may show it as it was left. */
+      setTimeout(() => [...form.elements].forEach((field) => (field.disabled = false)));
+    });
+    for (const field of form.querySelectorAll("select")) {
+      field.addEventListener("change", () => form.requestSubmit());
+    }
+  }
+
+  /* Where the login is not in a cookie (Airflow 3.0), a form is sent as the pages are asked for. */
+  async function send(event) {
+    const form = event.target;
+    if (!signedInHere || form.method !== "post") {
+      return;
+    }
+    event.preventDefault();
+    const answer = await fetch(form.action, {
+      method: "POST",
+      headers: { Authorization: "Bearer " + token() },
+      body: new URLSearchParams(new FormData(form)),
+      credentials: "same-origin",
+      redirect: "manual",
+    });
+    if (answer.type === "opaqueredirect") {
+      location.reload();
+    } else {
+      show(await answer.text());
+    }
+  }
+
+  document.addEventListener("submit", send);
 
   addEventListener("storage", (event) => {
     if (event.key === "timezone") {
@@ -150,6 +233,7 @@
 
   function start() {
     showTimes(document);
+    document.querySelectorAll("[data-wi-form]").forEach(improve);
     for (const back of document.querySelectorAll("[data-wi-back]")) {
       if (history.length > 1 && document.referrer.startsWith(location.origin)) {
         back.hidden = false;

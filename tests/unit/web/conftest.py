@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store.recording import record_start
+from tests.unit.database import a_worker, add_run, add_try, at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,12 +48,17 @@ def auth_manager(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     class Manager(SimpleAuthManager):
         def is_authorized_dag(self, *, user: Any, details: Any = None, **others: Any) -> bool:
-            if user.username == "nobody" or (user.username == "few" and details and details.id == SECRET):
+            if user.username in ("nobody", "jobs only"):
+                return False
+            if user.username.startswith("few") and details and details.id == SECRET:
                 return False
             return super().is_authorized_dag(user=user, details=details, **others)
 
         def is_authorized_view(self, *, user: Any, **others: Any) -> bool:
             return user.username not in ("few", "nobody") and super().is_authorized_view(user=user, **others)
+
+        def is_authorized_pool(self, *, user: Any, **others: Any) -> bool:
+            return user.username == "admin" and super().is_authorized_pool(user=user, **others)
 
     manager = Manager()
     if hasattr(api, "_AuthManagerState"):
@@ -65,7 +72,8 @@ def auth_manager(monkeypatch: pytest.MonkeyPatch) -> Any:
 def client_of(dags: Database, auth_manager: Any) -> Callable[..., TestClient]:  # noqa: ARG001
     """Return a function that gives a client of the app, mounted as Airflow mounts it, for the reader of a name.
 
-    ``None`` is nobody in particular, "few" may see neither the Dag ``secret`` nor workers, "nobody" may see nothing.
+    ``None`` is nobody in particular. "few" may see neither the Dag ``secret`` nor workers, "few jobs" all
+    workers, "jobs only" no Dag and "nobody" nothing. Only "admin" may edit pools.
     """
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from fastapi import FastAPI
@@ -91,3 +99,27 @@ def client_of(dags: Database, auth_manager: Any) -> Callable[..., TestClient]:  
         )
 
     return client
+
+
+@pytest.fixture
+def tries(dags: Database) -> Database:
+    """Store two tries of a readable Dag, the second of which runs, and one of a secret one, on two workers."""
+    with dags.engine.begin() as connection:
+        for dag_id, starts in ((READABLE, (("w2", 2, 20), ("w1", 1, 10))), (SECRET, (("w1", 1, 30),))):
+            run = add_run(connection, dag_id, state="running", ended_at=None)
+            for worker_id, number, moment in starts:
+                has_failed = len(starts) > number
+                key = add_try(
+                    connection,
+                    run,
+                    "load",
+                    try_number=number,
+                    state="failed" if has_failed else "running",
+                    started_at=at(moment),
+                    ended_at=at(moment + 5) if has_failed else None,
+                    history=has_failed,
+                )
+                record_start(
+                    connection, key, a_worker(worker_id), try_started_at=at(moment), state="running", now=at(moment)
+                )
+    return dags

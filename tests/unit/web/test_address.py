@@ -1,14 +1,27 @@
-"""What the panel's address is read as, and which addresses are refused."""
+"""What addresses are read as and written as, and which are refused."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.web.address import BadAddress, PanelAddress, parse_offset, parse_panel_address
+from airflow_worker_insight.web.address import (
+    AttemptsAddress,
+    BadAddress,
+    PanelAddress,
+    WorkerAddress,
+    WorkersAddress,
+    WrittenDecision,
+    parse_attempts_address,
+    parse_decision,
+    parse_panel_address,
+    parse_worker_address,
+    parse_workers_address,
+)
 from airflow_worker_insight.web.urls import Urls
 
 IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=250)
@@ -70,7 +83,118 @@ def test_250_characters_are_not_too_many_whatever_they_are() -> None:
     assert parse_panel_address(f"dag_id={quote(dag_id)}&run_id=r&task_id=t").dag_id == dag_id
 
 
-def test_where_a_list_begins() -> None:
-    assert (parse_offset(""), parse_offset("offset=25"), parse_offset("x=1")) == (0, 25, 0)
-    with pytest.raises(BadAddress, match="offset"):
-        parse_offset("offset=-1")
+# --- lists ----------------------------------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=250).map(str.strip)
+MOMENTS = st.integers(365 * 86_400, 250_000_000_000).map(lambda second: datetime.fromtimestamp(second, tz=timezone.utc))
+
+
+@given(search=TEXTS, queue=TEXTS, key=TEXTS.filter(bool), offset=st.integers(0, 2**31 - 1))
+def test_the_state_of_the_list_of_workers_survives_its_way_through_an_address(
+    search: str, queue: str, key: str, offset: int
+) -> None:
+    address = WorkersAddress(
+        state="lost", seen="7d", search=search, queue=queue, group=f"label:{key}"[:250], order="-running", offset=offset
+    )
+    if not address.group.isprintable():
+        # A label cannot be written over several lines.
+        return
+    assert parse_workers_address(address.query().removeprefix("?")) == address
+
+
+@given(dag_id=TEXTS, worker=TEXTS, since=MOMENTS)
+def test_the_state_of_the_list_of_tries_survives_its_way_through_an_address(
+    dag_id: str, worker: str, since: datetime
+) -> None:
+    address = AttemptsAddress(dag_id=dag_id, worker=worker, window="7d", since=since)
+    assert parse_attempts_address(address.query().removeprefix("?"), states=()) == address
+
+
+def test_what_is_as_by_default_is_not_written() -> None:
+    assert (WorkersAddress().query(), WorkerAddress().query(), AttemptsAddress().query()) == ("", "", "")
+    assert WorkerAddress(6, datetime(2026, 1, 31, 8, tzinfo=timezone.utc), 25).query() == (
+        "?hours=6&until=2026-01-31T08%3A00%3A00Z&offset=25"
+    )
+
+
+def test_what_a_form_sends_is_read_as_a_form_means_it() -> None:
+    found = parse_attempts_address("dag_id=a+b%2Bc&run_id=&task_id=+load+&since=2026-01-31T08%3A00", states=())
+    assert found == AttemptsAddress("a b+c", "", "load", since=datetime(2026, 1, 31, 8, tzinfo=timezone.utc))
+
+
+def test_a_time_with_an_offset_is_brought_to_utc() -> None:
+    for written in ("2026-01-31T10:00%2B02:00", "2026-01-31T10:00+02:00", "2026-01-31T08:00Z"):
+        assert parse_worker_address(f"until={written}").until == datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("state=sick", "state in the address is none of any, lost, offline, online, unknown, unresponsive"),
+        ("seen=1y", "seen in the address is none of 30d, 7d, any"),
+        ("availability=off", "availability in the address is none of"),
+        ("order=pid", "order in the address is none of"),
+        ("group=pid", "group in the address is none of"),
+        ("group=label:", "group in the address is none of"),
+        ("label==a", "label in the address is not written key=value"),
+        ("offset=-1", "offset in the address is not a whole number from 0 on"),
+        (f"offset={10**30}", "offset in the address is not a whole number"),
+        ("search=%00", "search in the address contains a NUL character"),
+        (f"hostname={'h' * 256}", "hostname in the address is longer than 255"),
+        ("queue=a&queue=b", "gives queue twice"),
+        ("queue=%ff", "not valid UTF-8"),
+    ],
+)
+def test_a_list_of_workers_that_there_is_not_says_why(query: str, complaint: str) -> None:
+    with pytest.raises(BadAddress, match=complaint):
+        parse_workers_address(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("state=sick", "state in the address is none of failed, success"),
+        ("window=1y", "window in the address is none of"),
+        ("since=yesterday", "since in the address is not a date and time"),
+        ("until=9999-12-31T00:00Z", "until in the address is not within the years 1971 to 9998"),
+        ("since=0001-01-01T00:00%2B14:00", "since in the address is not a date and time"),
+        ("since=2026-01-02&until=2026-01-01", "window in the address ends before it begins"),
+        (f"task_id={'t' * 251}", "task_id in the address is longer than 250"),
+    ],
+)
+def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) -> None:
+    with pytest.raises(BadAddress, match=complaint):
+        parse_attempts_address(query, states=("failed", "success"))
+
+
+@pytest.mark.parametrize("query", ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x"])
+def test_hours_that_cannot_be_drawn_are_refused(query: str) -> None:
+    with pytest.raises(BadAddress, match=query.partition("=")[0]):
+        parse_worker_address(query)
+
+
+# --- what a form posts ----------------------------------------------------------------------------------------------
+
+
+def test_a_decision_as_a_form_posts_it() -> None:
+    assert parse_decision(b"availability=draining&note=Disk+fails%0D%0A%C3%A4&csrf_token=x") == WrittenDecision(
+        "draining", "Disk fails  ä"
+    )
+    assert parse_decision(b"availability=available&note=") == WrittenDecision("available", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"", "available, draining or quarantined"),
+        (b"availability=off", "available, draining or quarantined"),
+        (b"availability=draining&availability=available", "twice"),
+        (b"availability=draining&note=" + b"n" * 501, "longer than 500"),
+        (b"availability=draining&note=%ff", "UTF-8"),
+        (b"availability=draining&other=" + b"n" * 20_000, "larger than any"),
+        (b"\xff\x00", "available, draining or quarantined"),
+    ],
+)
+def test_a_form_that_no_page_of_ours_posts_is_refused(body: bytes, complaint: str) -> None:
+    with pytest.raises(BadAddress, match=complaint):
+        parse_decision(body)

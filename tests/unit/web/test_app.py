@@ -1,4 +1,4 @@
-"""The app on Airflow 3 with Airflow's own login: who gets in, what they see, and what bad requests are told."""
+"""The app on Airflow 3 with Airflow's own login: who gets in, what they see, and what is around it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from airflow_worker_insight import __version__, compat
+from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import record_start
@@ -25,23 +25,16 @@ if TYPE_CHECKING:
     ClientOf = Callable[..., TestClient]
 
 PANEL = "panel?dag_id=etl&run_id=run-1&task_id=load"
-PAGES = [PANEL, "panel/fragment?dag_id=etl&run_id=run-1&task_id=load", "workers/w1", "docs"]
-PROGRAMS = ["api/v1/attempts", "api/v1/health", "openapi.json"]
-
-
-@pytest.fixture
-def tries(dags: Database) -> None:
-    """Store two tries of a readable Dag and one of a secret one, on two workers."""
-    starts = [
-        (TryKey(READABLE, "run-1", "load", -1, 1), "w1", 10),
-        (TryKey(READABLE, "run-1", "load", -1, 2), "w2", 20),
-        (TryKey(SECRET, "run-1", "load", -1, 1), "w1", 30),
-    ]
-    with dags.engine.begin() as connection:
-        for key, worker_id, moment in starts:
-            record_start(
-                connection, key, a_worker(worker_id), try_started_at=at(moment), state="running", now=at(moment)
-            )
+PAGES = [PANEL, "panel/fragment?dag_id=etl&run_id=run-1&task_id=load", "workers", "workers/w1", "attempts", "docs"]
+PROGRAMS = [
+    "api/v1/attempts",
+    "api/v1/workers",
+    "api/v1/workers/w1",
+    "api/v1/workers/w1/attempts",
+    "api/v1/services",
+    "api/v1/health",
+    "openapi.json",
+]
 
 
 # --- who gets in ----------------------------------------------------------------------------------------------------
@@ -51,11 +44,15 @@ def test_no_route_forgets_to_ask_who_is_reading(client_of: ClientOf) -> None:
     from airflow_worker_insight.web.app import create_app
 
     anonymous = client_of(None)
-    routes = [route for route in create_app().routes if route.name != "static"]
-    assert len(routes) == len(PAGES) + len(PROGRAMS)
-    for route in routes:
-        answer = anonymous.get(route.path.lstrip("/").format(worker_id="w1"))
-        assert answer.status_code in (307, 401), route.path
+    asked = 0
+    for route in create_app().routes:
+        if route.name == "static":
+            continue
+        for method in route.methods - {"HEAD"}:
+            answer = anonymous.request(method, route.path.lstrip("/").format(worker_id="w1"))
+            assert answer.status_code in (303, 307, 401), (method, route.path)
+            asked += 1
+    assert asked >= len(PAGES) + len(PROGRAMS)
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
@@ -122,20 +119,6 @@ def test_static_files_are_for_all_and_nothing_beside_them(client_of: ClientOf) -
 
 
 @pytest.mark.usefixtures("tries")
-def test_lists_and_totals_leave_out_what_the_reader_may_not_see(client_of: ClientOf) -> None:
-    everything = client_of().get("api/v1/attempts").json()
-    assert [(one["dag_id"], one["try_number"]) for one in everything["attempts"]] == [
-        (SECRET, 1),
-        (READABLE, 2),
-        (READABLE, 1),
-    ]
-    for query in ("", "?worker_id=w1", "?hostname=host-1", "?limit=1", "?offset=1", "?task_id=load"):
-        found = client_of("few").get(f"api/v1/attempts{query}").json()
-        assert SECRET not in str(found)
-        assert found["total_entries"] == (1 if "worker_id" in query else 2)
-
-
-@pytest.mark.usefixtures("tries")
 def test_a_dag_that_the_reader_may_not_see_is_refused(client_of: ClientOf) -> None:
     few = client_of("few")
     answer = few.get(f"api/v1/attempts?dag_id={SECRET}")
@@ -194,94 +177,7 @@ def test_a_plus_in_a_run_id_that_airflow_3_1_leaves_as_it_is(client_of: ClientOf
         assert "w1@host-1" in client_of().get(f"panel?dag_id=etl&run_id={given}&task_id=load").text
 
 
-@pytest.mark.usefixtures("tries")
-def test_an_attempt_is_what_the_contract_says(client_of: ClientOf) -> None:
-    (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
-    assert attempt == {
-        "dag_id": "etl",
-        "run_id": "run-1",
-        "task_id": "load",
-        "map_index": -1,
-        "try_number": 1,
-        "state": "running",
-        "started_at": "2026-03-01T12:00:10Z",
-        "ended_at": None,
-        "duration": None,
-        "attribution": "reported",
-        "workers": [
-            {
-                "worker_id": "w1",
-                "name": "w1@host-1",
-                "kind": "celery",
-                "hostname": "host-1",
-                "process_count": 1,
-                "first_started_at": "2026-03-01T12:00:10Z",
-                "last_started_at": "2026-03-01T12:00:10Z",
-            }
-        ],
-    }
-
-
-@pytest.mark.parametrize(
-    ("query", "numbers"),
-    [
-        ("dag_id=etl", [2, 1]),
-        ("dag_id=etl&run_id=run-1&task_id=load&map_index=-1", [2, 1]),
-        ("dag_id=etl&limit=1", [2]),
-        ("dag_id=etl&limit=1&offset=1", [1]),
-        ("dag_id=etl&offset=2", []),
-        ("worker_name=w2@host-1", [2]),
-        ("dag_id=etl&state=running", [2, 1]),
-        ("dag_id=etl&state=success", []),
-        ("started_at_gte=2026-03-01T12:00:15Z&started_at_lte=2026-03-01T12:00:25", [2]),
-        ("started_at_gte=2026-03-01T13:00:15%2B01:00&started_at_lte=2026-03-01T12:00:25Z", [2]),
-        ("dag_id=unheard-of", []),
-        (f"task_id={quote(chr(0x1F98A) * 250)}", []),
-    ],
-)
-@pytest.mark.usefixtures("tries")
-def test_filters(client_of: ClientOf, query: str, numbers: list[int]) -> None:
-    answer = client_of().get(f"api/v1/attempts?{query}")
-    assert answer.status_code == 200, answer.text
-    assert [one["try_number"] for one in answer.json()["attempts"]] == numbers
-
-
 # --- what bad requests are told -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("query", "where", "complaint"),
-    [
-        ("colour=red", ["query", "colour"], "Extra inputs are not permitted"),
-        ("limit=0", ["query", "limit"], "greater than or equal to 1"),
-        ("limit=1001", ["query", "limit"], "less than or equal to 1000"),
-        ("limit=many", ["query", "limit"], "valid integer"),
-        ("offset=-1", ["query", "offset"], "greater than or equal to 0"),
-        (f"offset={10**30}", ["query", "offset"], "less than or equal to"),
-        (f"map_index={2**31}", ["query", "map_index"], "less than or equal to"),
-        ("try_number=first", ["query", "try_number"], "valid integer"),
-        ("worker_id=w%201", ["query", "worker_id"], "match pattern"),
-        ("worker_id=w1%0A", ["query", "worker_id"], "match pattern"),
-        (f"dag_id={'d' * 251}", ["query", "dag_id"], "at most 250"),
-        ("dag_id=", ["query", "dag_id"], "at least 1"),
-        ("dag_id=a%00", ["query", "dag_id"], "NUL"),
-        ("state=perfect", ["query", "state"], "must be one of"),
-        ("started_at_gte=yesterday", ["query", "started_at_gte"], "ISO 8601"),
-        ("started_at_gte=1700000000", ["query", "started_at_gte"], "ISO 8601"),
-        ("started_at_gte=0001-01-01T00:00:00%2B14:00", ["query", "started_at_gte"], "years 1 to 9999"),
-        (
-            "started_at_gte=2026-01-02T00:00:00Z&started_at_lte=2026-01-01T00:00:00Z",
-            ["query"],
-            "must not be later than started_at_lte",
-        ),
-    ],
-)
-def test_what_is_wrong_with_a_query_is_said(client_of: ClientOf, query: str, where: list[str], complaint: str) -> None:
-    answer = client_of().get(f"api/v1/attempts?{query}")
-    assert answer.status_code == 422
-    (problem,) = answer.json()["detail"]
-    assert problem["loc"] == where
-    assert complaint in problem["msg"]
 
 
 @pytest.mark.parametrize(
@@ -320,25 +216,15 @@ def test_tables_that_are_missing_are_named(client_of: ClientOf) -> None:
     assert client.get(PANEL).status_code == 200
     migrate.downgrade("base")
     try:
-        for path in (PANEL, "workers/w1", "api/v1/attempts"):
+        for path in (PANEL, "workers/w1", "api/v1/attempts", "api/v1/workers", "api/v1/services"):
             answer = client.get(path)
             assert answer.status_code == 503
             assert "airflow db migrate" in answer.text
         health = client.get("api/v1/health")
         assert (health.status_code, health.json()["status"], health.json()["tables"]) == (200, "unhealthy", "missing")
+        assert health.json()["engines"] == []
     finally:
         web_database.schema_check.forget()
-
-
-def test_health(client_of: ClientOf) -> None:
-    health = client_of().get("api/v1/health").json()
-    assert health == {
-        "status": "healthy",
-        "version": __version__,
-        "tables": "ready",
-        "explanation": "The tables are there and up to date.",
-        "counters": health["counters"],
-    }
 
 
 # --- around it ------------------------------------------------------------------------------------------------------
@@ -360,10 +246,18 @@ def test_every_answer_carries_the_security_headers(client_of: ClientOf, path: st
 def test_the_api_describes_itself_without_another_host(client_of: ClientOf) -> None:
     client = client_of(root="/airflow")
     document: dict[str, Any] = client.get("openapi.json").json()
-    assert set(document["paths"]) == {"/api/v1/attempts", "/api/v1/health"}
+    assert set(document["paths"]) == {
+        "/api/v1/attempts",
+        "/api/v1/workers",
+        "/api/v1/workers/{worker_id}",
+        "/api/v1/workers/{worker_id}/attempts",
+        "/api/v1/services",
+        "/api/v1/health",
+    }
     assert document["servers"] == [{"url": "/airflow/worker-insight"}]
     named = {one["name"] for one in document["paths"]["/api/v1/attempts"]["get"]["parameters"]}
     assert {"dag_id", "started_at_gte", "limit", "offset"} <= named
+    named |= {"order_by", "availability", "note"}
     page = client.get("docs").text
     for name in named:
         assert f">{name}</code>" in page

@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, request, session
+from flask_appbuilder.widgets import ListWidget
 from flask_login import AnonymousUserMixin
+from flask_wtf.csrf import CSRFProtect
 from jinja2 import DictLoader
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.reading import AttemptPage
 from airflow_worker_insight.web import content, fab, objects
-from airflow_worker_insight.web.address import PanelAddress
+from airflow_worker_insight.web.address import PanelAddress, WorkerAddress, WorkersAddress, WrittenDecision
 from airflow_worker_insight.web.database import SchemaNotReady
-from airflow_worker_insight.web.view import Panel, build_panel
+from airflow_worker_insight.web.view.attempts import build_attempts_page
+from airflow_worker_insight.web.view.panel import Panel, build_panel
+from airflow_worker_insight.web.view.worker import build_worker_page
+from airflow_worker_insight.web.view.workers import build_workers_page
 from tests.unit.database import at
 from tests.unit.web.attempts import a_try, on
+from tests.unit.web.workers import NOW, a_life, a_listing, a_worker_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -44,6 +51,7 @@ class Rights:
 
     dag_ids: set[str] = field(default_factory=set)
     jobs: bool = False
+    pools: bool = False
     logged_in: bool = True
     known_to_api: bool = True
     asked: list[str | None] = field(default_factory=list)
@@ -62,6 +70,9 @@ def rights(monkeypatch: pytest.MonkeyPatch) -> Rights:
     monkeypatch.setattr(compat, "flask_is_logged_in", lambda _: given.logged_in)
     monkeypatch.setattr(compat, "flask_may_see_task_instances", may_see_task_instances)
     monkeypatch.setattr(compat, "flask_may_see_jobs", lambda _: given.jobs)
+    monkeypatch.setattr(compat, "flask_may_edit_pools", lambda _: given.pools)
+    monkeypatch.setattr(compat, "flask_csrf_token", lambda: "of-airflow")
+    monkeypatch.setattr(compat, "user_name", lambda _: "alice")
     monkeypatch.setattr(compat, "flask_readable_dag_ids", lambda _: given.dag_ids)
     monkeypatch.setattr(compat, "flask_login_url", lambda root, next_url: f"{root}/login?next={next_url}")
     return given
@@ -81,15 +92,22 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[PanelAddress]:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], FlaskClient]:
-    """Return a function that serves the views as an Airflow of this major version does."""
+def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FlaskClient]:
+    """Return a function that serves the views as an Airflow of this major version does.
 
-    def serve(airflow: int) -> FlaskClient:
+    With ``csrf`` it asks whoever changes something for a form's token, as Airflow 2 does.
+    """
+
+    def serve(airflow: int, *, csrf: bool = False) -> FlaskClient:
         monkeypatch.setattr(compat, "is_airflow_3", lambda: airflow == 3)
+        # Airflow 3 has not the one that the lists of 2.11 are shown with.
+        monkeypatch.setattr(compat, "flask_list_widget", lambda: ListWidget)
         app: Any = Flask("airflow")
         app.secret_key = "secret"
+        if csrf:
+            CSRFProtect(app)
         app.jinja_loader = DictLoader({"airflow/main.html": AIRFLOW_PAGE})
-        appbuilder = SimpleNamespace(base_template="airflow/main.html")
+        appbuilder = SimpleNamespace(base_template="airflow/main.html", app=app)
         for one in fab.appbuilder_views():
             app.register_blueprint(one["view"].create_blueprint(appbuilder))
         app.register_blueprint(fab.blueprint())
@@ -243,22 +261,120 @@ def test_markup_in_ids_is_text(
 def test_a_workers_page_lists_only_what_the_reader_may_see(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    asked: list[tuple[str, Collection[str], int]] = []
+    asked: list[tuple[str, WorkerAddress, Collection[str], bool]] = []
 
-    def worker_page(worker_id: str, *, dag_ids: Collection[str], offset: int) -> None:
-        asked.append((worker_id, dag_ids, offset))
+    def worker_page(worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool) -> None:
+        asked.append((worker_id, address, dag_ids, may_decide))
 
     monkeypatch.setattr(content, "worker_page", worker_page)
     pages = client(airflow)
     assert pages.get("/workerinsight/workers/w1").status_code == 403
     assert not asked
     rights.jobs = True
-    answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25")
+    answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25&hours=6")
     assert answer.status_code == 404
     assert content.NO_SUCH_WORKER[:20] in answer.text
-    rights.dag_ids = {"etl"}
+    rights.dag_ids, rights.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
-    assert asked == [("celery-1@a:b", set(), 25), ("w1", {"etl"}, 0)]
+    assert asked == [
+        ("celery-1@a:b", WorkerAddress(hours=6, offset=25), set(), False),
+        ("w1", WorkerAddress(), {"etl"}, True),
+    ]
+
+
+@pytest.fixture
+def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill the list of workers, the page of one, and the list of attempts."""
+
+    def workers_page(address: WorkersAddress) -> Any:
+        return build_workers_page(address, a_listing(a_worker_row()), now=NOW)
+
+    def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool) -> Any:
+        return build_worker_page(a_life(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
+
+    def attempts_page(address: Any, *, dag_ids: Collection[str]) -> Any:
+        tries = [a_try(1, 0, 10, on("w1"))] if "etl" in dag_ids else []
+        found = AttemptPage(tries, len(tries), total_is_exact=True)
+        return build_attempts_page(address, found, dag_ids=dag_ids, states=["success"], now=NOW)
+
+    monkeypatch.setattr(content, "workers_page", workers_page)
+    monkeypatch.setattr(content, "worker_page", worker_page)
+    monkeypatch.setattr(content, "attempts_page", attempts_page)
+
+
+@both
+@pytest.mark.usefixtures("pages_shown")
+def test_each_page_and_its_fragment(client: Callable[[int], FlaskClient], rights: Rights, airflow: int) -> None:
+    rights.dag_ids, rights.jobs = {"etl"}, True
+    below = "/deep" if airflow == 2 else "/deep/pluginsv2"
+    for page, identity in (("workers", "wi-workers"), ("workers/w1", "wi-worker"), ("attempts", "wi-attempts")):
+        answer = client(airflow).get(f"/workerinsight/{page}")
+        assert answer.status_code == 200
+        assert f'id="{identity}"' in answer.text
+        assert f'href="{below}/workerinsight/workers"' in answer.text
+        assert ("<nav>Airflow</nav>" in answer.text) == (airflow == 2)
+        fragment = client(airflow).get(f"/workerinsight/{page}/fragment")
+        assert fragment.text.strip().startswith(f'<div class="wi" id="{identity}"')
+
+
+@both
+@pytest.mark.usefixtures("pages_shown")
+def test_lists_are_for_those_who_may_see_them(
+    client: Callable[[int], FlaskClient], rights: Rights, airflow: int
+) -> None:
+    pages = client(airflow)
+    for path in ("workers", "workers/fragment", "workers/w1/fragment", "attempts", "attempts/fragment"):
+        assert pages.get(f"/workerinsight/{path}").status_code == 403
+    rights.logged_in = False
+    assert pages.get("/workerinsight/workers").status_code == 302
+    assert pages.get("/workerinsight/attempts/fragment").status_code == 401
+
+
+@both
+def test_a_decision_is_kept_for_one_who_may_edit_pools(
+    client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
+) -> None:
+    decided: list[tuple[str, WrittenDecision, str]] = []
+
+    def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
+        decided.append((worker_id, decision, changed_by))
+        return worker_id == "w1"
+
+    monkeypatch.setattr(content, "decide", decide)
+    pages = client(airflow)
+
+    def post(worker_id: str = "w1", site: str = "same-origin") -> TestResponse:
+        return pages.post(
+            f"/workerinsight/workers/{worker_id}/availability",
+            data={"availability": "draining", "note": "Disk fails"},
+            headers={"Sec-Fetch-Site": site},
+        )
+
+    rights.jobs = True
+    assert post().status_code == 403
+    rights.jobs, rights.pools = False, True
+    assert post().status_code == 403
+    rights.jobs = True
+    assert post(site="cross-site").status_code == 403
+    assert not decided
+    below = "/deep" if airflow == 2 else "/deep/pluginsv2"
+    answer = post()
+    assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/workers/w1")
+    assert post("w2").status_code == 404
+    assert decided[0] == ("w1", WrittenDecision("draining", "Disk fails"), "alice")
+    rights.logged_in = rights.pools = False
+    assert post().location == f"/deep/login?next={below}/workerinsight/workers/w1"
+
+
+@both
+@pytest.mark.usefixtures("pages_shown")
+def test_the_form_carries_what_airflows_flask_app_asks_for(
+    client: Callable[[int], FlaskClient], rights: Rights, airflow: int
+) -> None:
+    rights.jobs = True
+    assert "csrf_token" not in client(airflow).get("/workerinsight/workers/w1").text
+    rights.pools = True
+    assert 'name="csrf_token" value="of-airflow"' in client(airflow).get("/workerinsight/workers/w1").text
 
 
 # --- REST -----------------------------------------------------------------------------------------------------------
@@ -282,7 +398,7 @@ def test_attempts_are_those_of_the_readable_dags(
 
     def list_attempts(query: objects.AttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
         asked.append((query, dag_ids))
-        return {"attempts": [a_try(1, 0, 10, on("w1", 0))], "total_entries": 1}
+        return {"attempts": [a_try(1, 0, 10, on("w1", 0))], "total_entries": 1, "total_is_exact": True}
 
     monkeypatch.setattr(objects, "list_attempts", list_attempts)
     rights.dag_ids = {"etl", "sales"}
@@ -343,6 +459,171 @@ def test_a_programs_login_leaves_no_session_behind(
     api.get("/workerinsight/api/v1/attempts?limit=0")
     with api.session_transaction() as kept:
         assert "_user_id" in kept
+
+
+API = "/workerinsight/api/v1"
+A_WORKER: dict[str, Any] = {
+    **dict.fromkeys(objects.WorkerResponse.model_fields),
+    "worker_id": "w1",
+    "name": "w1",
+    "kind": "celery",
+    "hostname": "host-1",
+    "availability": "draining",
+    "registered_at": at(0),
+    "last_seen_at": at(0),
+    "labels": {},
+    "resources": {},
+    "versions": {},
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Have one worker, w1; note what was asked for and decided."""
+    asked: list[tuple[Any, ...]] = []
+
+    def known(worker_id: str) -> None:
+        if worker_id != "w1":
+            raise objects.NoSuchWorker
+
+    def one_worker(worker_id: str) -> dict[str, Any]:
+        known(worker_id)
+        return {**A_WORKER, "changes": []}
+
+    def list_workers(query: objects.WorkerQuery) -> dict[str, Any]:
+        asked.append((query.label, query.order_by))
+        return {"workers": [A_WORKER], "total_entries": 1, "total_is_exact": True}
+
+    def list_worker_attempts(worker_id: str, query: Any, *, dag_ids: Collection[str]) -> dict[str, Any]:
+        known(worker_id)
+        asked.append((worker_id, query.state, dag_ids))
+        return {"attempts": [], "total_entries": 0, "total_is_exact": True}
+
+    def list_services(query: objects.ServiceQuery) -> dict[str, Any]:
+        asked.append((query.kind,))
+        return {"services": [], "total_entries": 0, "total_is_exact": True}
+
+    def decide(worker_id: str, decision: objects.Decision, *, changed_by: str) -> dict[str, Any]:
+        known(worker_id)
+        if decision.note == "host":
+            raise objects.BadChange("a whole host")
+        asked.append((worker_id, decision.availability, decision.note, changed_by))
+        return one_worker(worker_id)
+
+    for function in (one_worker, list_workers, list_worker_attempts, list_services, decide):
+        monkeypatch.setattr(objects, function.__name__, function)
+    return asked
+
+
+def test_workers_and_services_over_rest(
+    client: Callable[[int], FlaskClient], rights: Rights, recorded: list[tuple[Any, ...]]
+) -> None:
+    rights.jobs, rights.dag_ids = True, {"etl"}
+    api = client(2)
+    listed = api.get(f"{API}/workers?label=zone%3Da&order_by=-name")
+    assert listed.status_code == 200
+    assert json.loads(listed.text)["workers"][0]["registered_at"] == "2026-03-01T12:00:00Z"
+    assert json.loads(api.get(f"{API}/workers/w1").text)["changes"] == []
+    assert api.get(f"{API}/workers/w1/attempts?state=failed").status_code == 200
+    assert api.get(f"{API}/services?kind=scheduler").status_code == 200
+    assert recorded == [("zone=a", "-name"), ("w1", "failed", {"etl"}), ("scheduler",)]
+    for path in ("workers/w2", "workers/w2/attempts"):
+        assert api.get(f"{API}/{path}").status_code == 404
+    for path in ("workers/w%201", "workers/w%201/attempts", "workers?colour=red", "services?kind=cook"):
+        assert api.get(f"{API}/{path}").status_code == 422
+    assert "at most 64 characters" in detail(api.get(f"{API}/workers/{'w' * 65}"))
+
+
+def test_what_workers_are_is_for_those_who_may_see_jobs(
+    client: Callable[[int], FlaskClient], rights: Rights, recorded: list[tuple[Any, ...]]
+) -> None:
+    rights.dag_ids = {"etl"}
+    api = client(2)
+    for path in ("workers", "workers/w1", "workers/w1/attempts", "services"):
+        answer = api.get(f"{API}/{path}")
+        assert (answer.status_code, detail(answer)) == (403, "Forbidden")
+    rights.jobs, rights.dag_ids = True, set()
+    assert api.get(f"{API}/workers/w1/attempts").status_code == 403
+    assert api.get(f"{API}/workers/w1/attempts?dag_id=etl").status_code == 403
+    rights.known_to_api = False
+    for path in ("workers", "workers/w1", "workers/w%201", "workers/w1/attempts", "services"):
+        assert api.get(f"{API}/{path}").status_code == 401
+    assert not recorded
+
+
+BASIC = {"Authorization": "Basic YWRtaW46YWRtaW4="}
+
+
+@pytest.mark.parametrize(
+    ("headers", "cookie", "status"),
+    [
+        (BASIC, None, 200),
+        ({"Authorization": "Bearer token"}, None, 200),
+        ({}, None, 403),
+        # Browsers send the credentials of basic authentication by themselves once they know them.
+        ({**BASIC, "Sec-Fetch-Site": "cross-site"}, None, 403),
+        ({**BASIC, "Origin": "https://evil.example"}, None, 403),
+        ({}, "session", 403),
+        (BASIC, "session", 403),
+        ({"Authorization": "Bearer token"}, "remember_token", 403),
+        ({"Sec-Fetch-Site": "cross-site"}, "session", 403),
+        ({"Sec-Fetch-Site": "same-origin"}, "session", 200),
+        ({"Origin": "http://localhost"}, "session", 200),
+        ({"Sec-Fetch-Site": "same-origin", "Content-Type": "text/plain"}, "session", 403),
+    ],
+)
+def test_a_change_is_made_for_whom_no_page_elsewhere_speaks(
+    client: Callable[[int], FlaskClient],
+    rights: Rights,
+    recorded: list[tuple[Any, ...]],
+    headers: dict[str, str],
+    cookie: str | None,
+    status: int,
+) -> None:
+    rights.jobs = rights.pools = True
+    api = client(2)
+    if cookie is not None:
+        api.set_cookie(cookie, "given")
+    body = json.dumps({"availability": "draining", "note": "disk"})
+    answer = api.patch(f"{API}/workers/w1", data=body, headers={"Content-Type": "application/json", **headers})
+    assert answer.status_code == status
+    assert recorded == ([("w1", "draining", "disk", "alice")] if status == 200 else [])
+
+
+def test_what_is_wrong_with_a_change_is_said(
+    client: Callable[[int], FlaskClient], rights: Rights, recorded: list[tuple[Any, ...]]
+) -> None:
+    rights.jobs = True
+    api = client(2)
+
+    def patch(body: str, worker_id: str = "w1", kind: str = "application/json") -> TestResponse:
+        headers = {**BASIC, "Content-Type": kind}
+        return api.patch(f"{API}/workers/{worker_id}", data=body, headers=headers)
+
+    decision = json.dumps({"availability": "draining"})
+    assert patch(decision).status_code == 403
+    assert patch("{").status_code == 403
+    rights.pools = True
+    assert patch(decision, "w2").status_code == 404
+    assert "must be JSON" in detail(patch(decision, kind="text/plain"))
+    assert "longer than" in detail(patch(decision + " " * 20_000))
+    assert detail(patch(json.dumps({"availability": "draining", "note": "host"}))) == "a whole host"
+    (problem,) = detail(patch(json.dumps({"availability": "gone"})))
+    assert problem["loc"] == ["body", "availability"]
+    assert patch("{").status_code == 422
+    assert not recorded
+
+
+def test_airflows_form_protection_does_not_ask_programs_for_its_token(
+    client: Callable[..., FlaskClient], rights: Rights, recorded: list[tuple[Any, ...]]
+) -> None:
+    api = client(2, csrf=True)
+    rights.jobs = rights.pools = True
+    headers = {**BASIC, "Content-Type": "application/json"}
+    body = json.dumps({"availability": "draining"})
+    assert api.patch(f"{API}/workers/w1", data=body, headers=headers).status_code == 200
+    assert api.post("/workerinsight/workers/w1/availability", headers=headers).status_code == 400
+    assert len(recorded) == 1
 
 
 # --- what is asked of Airflow ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.web.strip import MAX_LANES, Bar, Strip
-from airflow_worker_insight.web.view import build_panel
+from airflow_worker_insight.web.view.panel import build_panel
 from tests.unit.database import at
 from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
 

@@ -11,13 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.web.address import PanelAddress
-from airflow_worker_insight.web.rendering import STATIC, render
+from airflow_worker_insight.store.reading import AttemptPage
+from airflow_worker_insight.store.workers import EngineLook, Group, Outcomes
+from airflow_worker_insight.web.address import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
+from airflow_worker_insight.web.rendering import FRAGMENT, STATIC, render
 from airflow_worker_insight.web.urls import Urls
-from airflow_worker_insight.web.view import Notice, build_panel, build_worker_page
+from airflow_worker_insight.web.view.attempts import build_attempts_page
+from airflow_worker_insight.web.view.panel import build_panel
+from airflow_worker_insight.web.view.parts import Notice
+from airflow_worker_insight.web.view.worker import build_worker_page
+from airflow_worker_insight.web.view.workers import build_workers_page
 from tests.unit.database import at
 from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
-from tests.unit.web.test_view import a_worker_row
+from tests.unit.web.workers import NOW, a_change, a_life, a_listing, a_worker_row
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'&{{7*7}}🦊"
 URLS = Urls("/airflow/worker-insight", may_see_workers=True)
@@ -38,7 +44,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def all(self, name: str, **attributes: str) -> list[dict[str, str | None]]:
+    def all(self, name: str, /, **attributes: str) -> list[dict[str, str | None]]:
         wanted = attributes.items()
         return [found for tag, found in self.tags if tag == name and wanted <= found.items()]
 
@@ -52,11 +58,53 @@ def hostile_pages() -> list[Page]:
     worker = on("w1", name=HOSTILE, hostname=HOSTILE, kind=HOSTILE)
     nameless = replace(one_of_the_host(HOSTILE), kind=HOSTILE)
     one = replace(a_try(1, 0, 9, worker, nameless, state=HOSTILE, attribution=HOSTILE), dag_id=HOSTILE, run_id=HOSTILE)
-    row = a_worker_row(name=HOSTILE, hostname=HOSTILE, labels={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE})
-    page = build_worker_page(row, [replace(one, task_id=HOSTILE)], total=90, offset=25, now=at(9))
+    one = replace(one, task_id=HOSTILE)
+    row = a_worker_row(
+        name=HOSTILE,
+        engine_name=HOSTILE + "2",
+        hostname=HOSTILE,
+        kind=HOSTILE,
+        state="lost",
+        state_reason=HOSTILE,
+        availability="draining",
+        ended_at=at(9),
+        queues=(HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+        labels={HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+    )
+    decided = a_change(3, availability="draining", reason=HOSTILE, changed_by=HOSTILE)
+    engines = [EngineLook(HOSTILE, NOW, is_current=True, error=HOSTILE)]
+    listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, engines=engines)
+    filtered = WorkersAddress(
+        search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100
+    )
+    grouped = a_listing(groups=[Group(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
+    tries = ([one], 30)
+    life = a_life(
+        row,
+        changes=[decided, a_change(1, state="lost", reason=HOSTILE)],
+        decision=decided,
+        others=[replace(row, ref=2)],
+        running=tries,
+        struck=tries,
+        drawn=[one],
+        outcomes=[Outcomes(at(0), {"success": 1})],
+        attempts=AttemptPage([one], 30, total_is_exact=True),
+    )
+    asked = AttemptsAddress(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, offset=50)
+    page_of = {
+        "workers.html": build_workers_page(filtered, listing, now=NOW),
+        "worker.html": build_worker_page(life, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
+        "attempts.html": build_attempts_page(
+            asked, AttemptPage([one], 90, total_is_exact=False), dag_ids=[HOSTILE], states=["success"], now=NOW
+        ),
+    }
+    by_label = WorkersAddress(group=f"label:{HOSTILE}")
     return [
         panel_page(one, address=address),
-        Page(render("worker.html", page=page, url=URLS)),
+        *(Page(render(template, page=page, url=URLS)) for template, page in page_of.items()),
+        Page(render("workers.html", page=build_workers_page(by_label, grouped, now=NOW), url=URLS)),
+        Page(render("worker.html", page=page_of["worker.html"], csrf_token=HOSTILE, url=URLS)),
         Page(render("message.html", notice_to_show=Notice("warning", HOSTILE, HOSTILE, HOSTILE), url=URLS)),
         Page(render("sign_in.html", login_url=HOSTILE, url=URLS)),
     ]
@@ -74,12 +122,13 @@ def test_pages_need_nothing_from_elsewhere_and_nothing_that_the_policy_forbids()
         for tag, attributes in page.tags:
             assert "style" not in attributes
             assert tag not in ("style", "base")
-            for name in ("src", "href"):
+            for name in ("src", "href", "action"):
                 address = attributes.get(name)
                 assert address is None or address.startswith(("/airflow/", "#")) or address == HOSTILE
         assert all("src" in attributes for attributes in page.all("script"))
     for path in STATIC.iterdir():
-        assert not re.search(r"https?://|@import|url\(", path.read_text()), path
+        written = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert not re.search(r"https?://|@import|url\(", written), path
 
 
 @given(st.text(max_size=40))
@@ -122,11 +171,89 @@ def test_a_page_leads_to_the_task_instance_in_airflow() -> None:
     assert panel_page().all("a", href="/airflow/dags/etl/runs/run-1/tasks/load")
 
 
-def test_the_fragment_is_the_panel_and_nothing_else() -> None:
-    html = render("panel_fragment.html", panel=build_panel(HERE, [a_try(1, 0, 1, on("w1"))], now=at(9)), url=URLS)
-    page = Page(html)
-    assert page.tags[0] == ("div", {"class": "wi", "id": "wi-panel", "data-wi-refresh": "0"})
+def test_a_fragment_is_the_page_without_what_is_around_it() -> None:
+    panel = build_panel(HERE, [a_try(1, 0, 1, on("w1"))], now=at(9))
+    page = Page(render("panel.html", layout=FRAGMENT, panel=panel, url=URLS))
+    assert page.tags[0] == ("div", {"class": "wi", "id": "wi-panel", "data-wi-live": None, "data-wi-refresh": "0"})
     assert not page.all("html")
+
+
+def workers_page(*rows: Any, address: WorkersAddress = WorkersAddress(), **others: Any) -> Page:  # noqa: B008
+    page = build_workers_page(address, a_listing(*rows, **others), now=NOW)
+    return Page(render("workers.html", page=page, url=URLS))
+
+
+def test_the_way_between_the_pages() -> None:
+    page = workers_page(a_worker_row())
+    (here,) = page.all("a", **{"aria-current": "page"})
+    assert here["href"] == "/airflow/worker-insight/workers"
+    assert page.all("a", href="/airflow/worker-insight/attempts")
+    assert page.all("a", href="/airflow/", **{"class": "wi-home"})
+    of_few = panel_page(a_try(1, 0, 1), url=Urls("/worker-insight"))
+    assert not of_few.all("a", href="/worker-insight/workers")
+    assert of_few.all("a", href="/worker-insight/attempts")
+
+
+def test_a_form_leads_to_the_same_list_and_keeps_what_it_does_not_ask() -> None:
+    address = WorkersAddress(state="lost", order="-running", search="w1", offset=100)
+    page = workers_page(a_worker_row(), address=address, total=300)
+    (form,) = page.all("form", method="get")
+    assert form["action"] == "/airflow/worker-insight/workers"
+    hidden = {one["name"]: one["value"] for one in page.all("input", type="hidden")}
+    assert hidden == {"state": "lost", "order": "-running"}
+    assert page.all("input", name="search", value="w1")
+    assert page.all("a", href="/airflow/worker-insight/workers?state=lost&search=w1&order=-running&offset=101")
+
+
+def test_which_column_sorts_can_be_heard() -> None:
+    page = workers_page(a_worker_row(), address=WorkersAddress(order="-running"))
+    (sorted_by,) = page.all("th", **{"aria-sort": "descending"})
+    assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
+    assert page.all(
+        "a",
+        **{"class": "wi-chip wi-life-online", "href": "/airflow/worker-insight/workers?state=online&order=-running"},
+    )
+    assert sorted_by["scope"] == "col"
+
+
+def worker_page(life: Any = None, **others: Any) -> Page:
+    known: dict[str, Any] = {"may_read": True, "may_decide": True}
+    page = build_worker_page(life or a_life(), WorkerAddress(), **{**known, **others}, now=NOW)
+    return Page(render("worker.html", page=page, url=URLS))
+
+
+def test_only_who_may_decide_gets_the_form() -> None:
+    page = worker_page()
+    (form,) = page.all("form", method="post")
+    assert form["action"] == "/airflow/worker-insight/workers/celery-1/availability"
+    assert [one["value"] for one in page.all("input", type="radio")] == ["available", "draining", "quarantined"]
+    assert "does not keep Airflow from giving the worker work" in page.text
+    without = worker_page(may_decide=False)
+    assert not without.all("form", method="post")
+    assert "the right to edit Airflow’s pools is needed" in without.text
+    assert "does not keep Airflow from giving the worker work" in without.text
+
+
+def test_what_is_drawn_can_be_heard() -> None:
+    tries = [a_try(1, 0, 900, on("celery-1"))]
+    page = worker_page(a_life(drawn=tries, outcomes=[Outcomes(at(0), {"success": 1})]))
+    drawings = page.all("svg", role="img")
+    assert [one["aria-label"] for one in drawings] == ["1 try, at most 1 side by side", "1 try: 1 success"]
+
+
+@pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", "unknown"])
+def test_each_state_of_a_worker_has_a_shape_and_a_look(state: str) -> None:
+    css = (STATIC / "worker-insight.css").read_text()
+    row = a_worker_row(state=None if state == "unknown" else state)
+    assert workers_page(row).all("span", **{"class": f"wi-life wi-life-{state}"})
+    assert f".wi-life-{state}" in css
+    assert f".wi-fill-{state}" in css
+
+
+def test_no_two_states_of_a_worker_differ_in_colour_alone() -> None:
+    html = render("workers.html", page=build_workers_page(WorkersAddress(), a_listing(), now=NOW), url=URLS)
+    chips = re.findall(r'class="wi-chip.*?<svg[^>]*>(.*?)</svg>', html, re.DOTALL)
+    assert len(chips) == len(set(chips)) == 5
 
 
 @pytest.mark.parametrize("state", ["success", "failed", "running", "up_for_retry", "queued", "skipped", "deferred"])

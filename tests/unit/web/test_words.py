@@ -45,7 +45,26 @@ def test_moments_are_in_utc_and_to_the_millisecond() -> None:
     assert words.moment(None) is None
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "just now"),
+        (0.4, "just now"),
+        (1, "1 s ago"),
+        (59.9, "59 s ago"),
+        (60, "1 min ago"),
+        (7199, "1 h ago"),
+        (86_400, "1 d ago"),
+        (86_400 * 40, "40 d ago"),
+    ],
+)
+def test_how_long_ago(seconds: float, text: str) -> None:
+    now = datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
+    assert words.ago(now - timedelta(seconds=seconds), now) == text
+
+
 def test_words() -> None:
+    assert (words.worker_state("lost"), words.worker_state(None)) == ("Lost", "Unknown")
     assert words.count(1, "try", "tries") == "1 try"
     assert words.count(5000, "process", "processes") == "5,000 processes"
     assert words.state("up_for_retry") == "Up For Retry"

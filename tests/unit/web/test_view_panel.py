@@ -1,4 +1,4 @@
-"""The view model of the panel and of a worker's page: every state in words."""
+"""The view model of the panel: every state in words."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.store.reading import WorkerRow
 from airflow_worker_insight.web.address import PanelAddress
-from airflow_worker_insight.web.view import REFRESH_SECONDS, build_panel, build_worker_page
-from tests.unit.database import NOON, at
+from airflow_worker_insight.web.view.panel import REFRESH_SECONDS, build_panel
+from tests.unit.database import at
 from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
 
 NOW = at(1000)
@@ -43,6 +42,15 @@ def test_the_rows_are_the_tries_from_the_latest_on() -> None:
 def test_a_try_on_several_workers_counts_their_processes() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 90, on("w1", 0, process_count=5000), on("w2", 50))], now=NOW).rows
     assert [cell.note for cell in row.workers] == ["5,000 processes", "1 process"]
+
+
+def test_what_the_machine_was_like_when_a_try_started() -> None:
+    busy = on("w1", load=1.234, memory_free=0.356, running_beside=1)
+    (row,) = build_panel(HERE, [a_try(1, 0, 90, busy, on("w2", running_beside=0))], now=NOW).rows
+    assert [cell.conditions for cell in row.workers] == [
+        "load 1.23 per CPU, 36% of memory free, 1 try beside it",
+        "0 tries beside it",
+    ]
 
 
 def test_the_try_that_the_reader_came_from_is_marked() -> None:
@@ -232,77 +240,3 @@ def test_letters_go_on_after_z() -> None:
 def test_an_address_is_kept_as_it_was_asked() -> None:
     address = PanelAddress("<d>", "r", "t", 1, 2)
     assert build_panel(address, [], now=NOW).address is address
-
-
-# --- a worker's page ------------------------------------------------------------------------------------------------
-
-
-def a_worker_row(**others: Any) -> WorkerRow:
-    known: dict[str, Any] = {
-        "worker_id": "celery-1",
-        "name": "w1@host-1",
-        "kind": "celery",
-        "hostname": "host-1",
-        "pid": 4711,
-        "host_only": False,
-        "started_at": NOON,
-        "registered_at": at(60),
-        "last_seen_at": at(120),
-        "labels": {"zone": "a", "region": "eu"},
-        "resources": {"cpus": 4, "memory_bytes": 8 * 1024**3, "os": "Debian", "swap_bytes": 1024},
-        "versions": {"python": "3.11.7", "provider": "0.1.0", "something_else": "1"},
-    }
-    return WorkerRow(**{**known, **others})
-
-
-def test_a_worker_says_what_it_is() -> None:
-    page = build_worker_page(a_worker_row(), [], total=0, offset=0, now=NOW)
-    facts = {fact.name: fact.text or (fact.moment.text if fact.moment else "") for fact in page.facts}
-    assert facts == {
-        "Kind": "Celery",
-        "Host": "host-1",
-        "Process": "4711",
-        "Started": "2026-03-01 12:00:00 UTC",
-        "First seen": "2026-03-01 12:01:00 UTC",
-        "Last seen": "2026-03-01 12:02:00 UTC",
-        "CPUs": "4",
-        "Memory": "8.0 GiB",
-        "System": "Debian",
-        "swap": "1.0 KiB",
-        "Worker Insight": "0.1.0",
-        "Python": "3.11.7",
-        "something else": "1",
-        "Worker ID": "celery-1",
-    }
-    assert page.labels == (("region", "eu"), ("zone", "a"))
-    assert page.empty_text == "No try of this worker was recorded in a Dag that you may read."
-
-
-def test_a_host_says_that_it_is_no_worker() -> None:
-    row = a_worker_row(host_only=True, pid=None, started_at=None, labels={}, resources={}, versions={})
-    page = build_worker_page(row, [], total=0, offset=0, now=NOW)
-    assert page.name == "A Celery worker on host-1"
-    assert "one of the workers of this host" in page.introduction
-    assert [fact.name for fact in page.facts] == ["Kind", "Host", "First seen", "Last seen", "Worker ID"]
-
-
-@pytest.mark.parametrize(
-    ("shown", "total", "offset", "text", "previous", "following"),
-    [
-        (3, 3, 0, "3 tries", None, None),
-        (25, 60, 0, "1 to 25 of 60 tries", None, 25),
-        (25, 60, 25, "26 to 50 of 60 tries", 0, 50),
-        (10, 60, 50, "51 to 60 of 60 tries", 25, None),
-        (25, 60, 10, "11 to 35 of 60 tries", 0, 35),
-        (0, 60, 1000, "", 59, None),
-        (0, 0, 25, "", 0, None),
-    ],
-)
-def test_pages_of_tries(
-    shown: int, total: int, offset: int, text: str, previous: int | None, following: int | None
-) -> None:
-    tries = [a_try(number, number, number + 1, on("w1")) for number in range(1, shown + 1)]
-    page = build_worker_page(a_worker_row(), tries, total=total, offset=offset, now=NOW)
-    assert (page.range_text, page.previous_offset, page.next_offset) == (text, previous, following)
-    if total and not shown:
-        assert page.empty_text == "There are no more tries here."

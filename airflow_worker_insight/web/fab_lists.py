@@ -1,0 +1,377 @@
+"""Workers and tries as lists of Flask-AppBuilder, with its own filters, search, order and paging (Airflow 2.11).
+
+They read through the store like every other page and not from the tables: whether a worker's state still counts, the
+state that Airflow has for a try at this moment, and the workers of one try are all put together there. So this is a
+data model of Flask-AppBuilder's own kind over the store's functions. The rights are asked as for the other pages.
+
+Airflow 3 has no such lists: from 3.1 on its FAB views do not share the session of the login, so that Flask-AppBuilder
+knows nobody there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flask_appbuilder import ModelView
+from flask_appbuilder.models.base import BaseInterface
+from flask_appbuilder.models.filters import BaseFilter, BaseFilterConverter
+from flask_babel import lazy_gettext
+from markupsafe import Markup
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import reading, workers
+from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
+from airflow_worker_insight.web import database, words
+from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route, urls
+from airflow_worker_insight.web.urls import FLASK_URL_PREFIX
+
+if TYPE_CHECKING:
+    from flask import Response
+
+TEXT, TIME = "text", "time"
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+
+class Asked(dict[str, Any]):
+    """What a list is filtered by, as Flask-AppBuilder's filters gather it; ``None`` stands for what nothing can be."""
+
+
+class _Filter(BaseFilter):  # type: ignore[misc]
+    """A filter that writes its value under a key of what is asked for."""
+
+    suffix = ""
+
+    def apply(self, query: Asked, value: Any) -> Asked:
+        key = f"{self.column_name}{self.suffix}"
+        # Nothing is equal to two values.
+        return Asked({**query, key: value if query.get(key, value) == value else None})
+
+
+class _Equal(_Filter):
+    name = lazy_gettext("Equal to")
+
+
+class _Contains(_Filter):
+    name = lazy_gettext("Contains")
+    suffix = "_contains"
+
+
+class _After(_Filter):
+    name = lazy_gettext("Greater than")
+    suffix = "_gte"
+
+
+class _Before(_Filter):
+    name = lazy_gettext("Smaller than")
+    suffix = "_lte"
+
+
+class _Filters(BaseFilterConverter):  # type: ignore[misc]
+    conversion_table = (("is_searched", [_Contains]), ("is_datetime", [_After, _Before]), ("is_string", [_Equal]))
+
+
+# --- data models ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a list: the texts of its columns, by name."""
+
+    pk: str
+    texts: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a column's text, as Flask-AppBuilder asks for it."""
+        try:
+            return self.texts[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class _Store(BaseInterface):  # type: ignore[misc]
+    """A read-only data model over the store."""
+
+    filter_converter_class = _Filters
+    columns: ClassVar[dict[str, str]]
+    searched: ClassVar[frozenset[str]] = frozenset()
+    ordered: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__(Row)
+
+    def is_searched(self, name: str) -> bool:
+        """Return whether a part of the value is looked for, and not all of it."""
+        return name in self.searched
+
+    def is_string(self, name: str) -> bool:
+        return self.columns[name] == TEXT
+
+    def is_datetime(self, name: str) -> bool:
+        return self.columns[name] == TIME
+
+    def is_nullable(self, name: str) -> bool:  # noqa: ARG002
+        return True
+
+    def get_columns_list(self) -> list[str]:
+        return list(self.columns)
+
+    get_search_columns_list = get_columns_list
+
+    def get_order_columns_list(self, list_columns: list[str] | None = None) -> list[str]:  # noqa: ARG002
+        return list(self.ordered)
+
+    def get_pk_name(self) -> str:
+        return "pk"
+
+    def query(
+        self,
+        filters: Any = None,
+        order_column: str = "",
+        order_direction: str = "",
+        page: int | None = None,
+        page_size: int | None = None,
+        **_: Any,
+    ) -> tuple[int, list[Row]]:
+        """Return how many rows there are and those of a page."""
+        asked = Asked() if filters is None else filters.apply_all(Asked())
+        if None in asked.values():
+            return 0, []
+        size = min(page_size or 100, 1000)
+        order = f"-{order_column}" if order_direction == "desc" else order_column
+        return self.rows(asked, order, limit=size, offset=(page or 0) * size)
+
+    def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:
+        """Return how many rows the store has of what is asked for, and some of them."""
+        raise NotImplementedError
+
+
+class Workers(_Store):
+    """The workers."""
+
+    columns: ClassVar = {
+        "state": TEXT,
+        "name": TEXT,
+        "kind": TEXT,
+        "hostname": TEXT,
+        "queue": TEXT,
+        "label": TEXT,
+        "running": TEXT,
+        "availability": TEXT,
+        "last_seen_at": TIME,
+    }
+    searched: ClassVar = frozenset({"name"})
+    ordered: ClassVar = ("state", "name", "kind", "hostname", "running", "last_seen_at")
+
+    def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:
+        """Read the list."""
+        state, availability = asked.get("state"), asked.get("availability")
+        known = {None, *WORKER_STATES, workers.UNKNOWN_STATE}
+        key, _, value = asked.get("label", "").partition("=")
+        if state not in known or availability not in {None, *AVAILABILITIES}:
+            return 0, []
+        filters = workers.WorkerFilter(
+            states=None if state is None else frozenset({state}),
+            search=asked.get("name_contains"),
+            kind=asked.get("kind"),
+            hostname=asked.get("hostname"),
+            queue=asked.get("queue"),
+            label=(key.strip(), value.strip()) if key else None,
+            availability=availability,
+            seen_since=_moment(asked.get("last_seen_at_gte")),
+        )
+        with database.reading() as connection:
+            found, total = workers.list_workers(
+                connection, filters, order_by=order or "name", limit=limit, offset=offset
+            )
+        return total, [_worker(one) for one in found]
+
+
+class Attempts(_Store):
+    """The tries of the Dags that the reader may read."""
+
+    columns: ClassVar = {
+        "dag_id": TEXT,
+        "run_id": TEXT,
+        "task_id": TEXT,
+        "try_number": TEXT,
+        "state": TEXT,
+        "worker_name": TEXT,
+        "hostname": TEXT,
+        "started_at": TIME,
+        "duration": TEXT,
+    }
+
+    def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:  # noqa: ARG002
+        """Read the list."""
+        reader = Reader(compat.flask_user())
+        state, number = asked.get("state"), asked.get("try_number", "")
+        if state not in {None, *compat.task_instance_states()} or not (number == "" or number.isdecimal()):
+            return 0, []
+        filters = reading.AttemptFilter(
+            **{name: asked.get(name) for name in ("dag_id", "run_id", "task_id", "state", "worker_name", "hostname")},
+            try_number=min(int(number), 2**31 - 1) if number else None,
+            started_at_gte=_moment(asked.get("started_at_gte")),
+            started_at_lte=_moment(asked.get("started_at_lte")),
+        )
+        with database.reading() as connection:
+            found, total = reading.list_attempts(
+                connection, filters, dag_ids=reader.readable_dag_ids(), limit=limit, offset=offset
+            )
+        url = urls(reader)
+        return total, [_attempt(one, url) for one in found]
+
+
+def _moment(value: Any) -> datetime | None:
+    """Return what Flask-AppBuilder's field for a date holds; one that is none does not filter, as in its own lists."""
+    if not value:
+        return None
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found
+
+
+def _worker(one: workers.WorkerRow) -> Row:
+    url = urls(Reader(compat.flask_user()))
+    running = (
+        "" if one.running is None else f"{one.running:,} / {one.concurrency:,}" if one.concurrency else one.running
+    )
+    return Row(
+        one.worker_id,
+        {
+            "state": _with_title(words.worker_state(one.state), one.state_reason),
+            "name": _link(url("worker", worker_id=one.worker_id), one.name),
+            "kind": words.kind(one.kind),
+            "hostname": one.hostname,
+            "queue": ", ".join(one.queues or ()),
+            "label": ", ".join(f"{key}={value}" for key, value in sorted(one.labels.items())),
+            "running": running,
+            "availability": one.availability,
+            "last_seen_at": _time(one.last_seen_at),
+        },
+    )
+
+
+def _attempt(one: reading.Attempt, url: Any) -> Row:
+    panel = url(
+        "panel",
+        dag_id=one.dag_id,
+        run_id=one.run_id,
+        task_id=one.task_id,
+        map_index=one.map_index,
+        try_number=one.try_number,
+    )
+    task = one.task_id if one.map_index < 0 else f"{one.task_id} [{one.map_index}]"
+    return Row(
+        panel,
+        {
+            "dag_id": one.dag_id,
+            "run_id": one.run_id,
+            "task_id": _link(panel, task),
+            "try_number": one.try_number,
+            "state": words.state(one.state),
+            "worker_name": Markup(", ").join(
+                _link(url("worker", worker_id=by.worker_id), by.name) for by in one.workers
+            ),
+            "hostname": ", ".join(dict.fromkeys(by.hostname for by in one.workers)),
+            "started_at": _time(one.started_at),
+            "duration": "" if one.duration is None else words.duration(one.duration),
+        },
+    )
+
+
+def _link(address: str | None, text: str) -> Markup:
+    return Markup('<a href="{}">{}</a>').format(address, text) if address else Markup("{}").format(text)
+
+
+def _with_title(text: str, title: str | None) -> Markup:
+    return Markup('<span title="{}">{}</span>').format(title or "", text)
+
+
+def _time(value: datetime | None) -> Markup:
+    moment = words.moment(value)
+    # Airflow's script shows it in the reader's zone.
+    return Markup("") if moment is None else Markup('<time datetime="{}">{}</time>').format(moment.iso, moment.text)
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+class _List(ModelView):  # type: ignore[misc]
+    """A list that is looked at and not changed."""
+
+    include_route_methods: ClassVar = {"list"}
+    # No permissions of its own: the reader asks for those of Airflow's.
+    base_permissions: ClassVar[list[str]] = []
+    list_widget = compat.flask_list_widget()
+    page_size = 50
+    beside = ""
+    """The page that shows the same at a glance."""
+
+    def show_list(self) -> Response:
+        """Return the page of the list."""
+        self.update_redirect()
+        return in_airflows_page(
+            self,
+            "fab_list.html",
+            title=self.list_title,
+            widgets=self._list(),
+            beside=urls(Reader(compat.flask_user()))(self.beside),
+        )
+
+
+class WorkerListView(_List):
+    """The list of workers."""
+
+    route_base = f"{FLASK_URL_PREFIX}/list/workers"
+    datamodel = Workers()
+    list_title = "Workers"
+    list_columns: ClassVar = list(Workers.columns)
+    search_exclude_columns: ClassVar = ["running"]
+    label_columns: ClassVar = {"hostname": "Host", "queue": "Queues", "label": "Labels", "last_seen_at": "Last seen"}
+    base_order = ("name", "asc")
+    beside = "workers"
+
+    @route("/")
+    @page
+    def list(self) -> Response:
+        """Show the workers."""
+        Reader(compat.flask_user()).require_workers()
+        return self.show_list()
+
+
+class AttemptListView(_List):
+    """The list of tries."""
+
+    route_base = f"{FLASK_URL_PREFIX}/list/attempts"
+    datamodel = Attempts()
+    list_title = "Attempts"
+    list_columns: ClassVar = list(Attempts.columns)
+    search_exclude_columns: ClassVar = ["duration"]
+    label_columns: ClassVar = {
+        "dag_id": "Dag",
+        "run_id": "Run",
+        "task_id": "Task",
+        "try_number": "Try",
+        "worker_name": "Worker",
+        "hostname": "Host",
+        "started_at": "Started",
+    }
+    beside = "attempts"
+
+    @route("/")
+    @page
+    def list(self) -> Response:
+        """Show the tries of the Dags that the reader may read, the latest start first."""
+        Reader(compat.flask_user()).require_task_instances()
+        return self.show_list()
+
+
+def views() -> list[ModelView]:
+    """Return the lists, without places in the menu."""
+    return [WorkerListView(), AttemptListView()]

@@ -1,0 +1,110 @@
+"""How it is known who ran a try, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.reading import Attempt
+
+WAITING = frozenset(
+    {
+        None,
+        "scheduled",
+        "queued",
+        "up_for_retry",
+        "up_for_reschedule",
+        "deferred",
+        "awaiting_input",
+        "restarting",
+    }
+)
+"""States in which no worker works on the try now, and one may later."""
+
+UNFINISHED = WAITING | {"running"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """How it is known who ran a try: the contract's word, the words for people, and one sentence."""
+
+    key: str
+    text: str
+    explanation: str
+
+
+_ATTRIBUTIONS = {
+    one.key: one
+    for one in (
+        Attribution(
+            "reported",
+            "Reported by the worker",
+            "The worker itself said that it ran this try, while it did.",
+        ),
+        Attribution(
+            "inferred",
+            "Worked out",
+            "No report of the worker arrived, and what Airflow kept of the try leaves no other worker.",
+        ),
+        Attribution(
+            "backfilled",
+            "From Airflow’s history",
+            "The try is older than the installation of Worker Insight; the worker comes from what Airflow kept of it.",
+        ),
+        Attribution(
+            "not_on_a_worker",
+            "Not on a worker",
+            "No worker ran this try: it was skipped, or the scheduler or the triggerer ended it.",
+        ),
+        Attribution(
+            "never_started",
+            "Never started",
+            "The try ended before a worker started its process: Airflow kept neither a host nor a process of it.",
+        ),
+        Attribution(
+            "unknown",
+            "Not known",
+            "No report of a worker arrived, and Airflow kept no host of this try.",
+        ),
+    )
+}
+
+_HOST_ONLY = {
+    "inferred": Attribution(
+        "inferred",
+        "Worked out: the host only",
+        "No report of the worker arrived, and Airflow keeps only the host: it was one of the workers of this host, not "
+        "known which.",
+    ),
+    "backfilled": Attribution(
+        "backfilled",
+        "From Airflow’s history: the host only",
+        "The try is older than the installation of Worker Insight, and Airflow kept only the host: it was one of the "
+        "workers of this host, not known which.",
+    ),
+}
+
+_NOT_REPORTED_YET = Attribution(
+    "inferred",
+    "Not reported yet",
+    "The try runs, and its worker has not reported yet: Airflow names the host, on which there may be several workers.",
+)
+_NOT_STARTED_YET = Attribution(
+    "never_started",
+    "Not started yet",
+    "No worker has started this try so far.",
+)
+
+
+def attribution_of(one: Attempt) -> Attribution:
+    """Return how it is known who ran a try, in words."""
+    host_only = any(worker.host_only for worker in one.workers)
+    if one.state == "running" and one.attribution == "inferred" and host_only:
+        return _NOT_REPORTED_YET
+    if one.state in UNFINISHED and not one.workers and one.attribution in ("never_started", "unknown"):
+        return _NOT_STARTED_YET
+    if host_only and one.attribution in _HOST_ONLY:
+        return _HOST_ONLY[one.attribution]
+    # A word that a later version of the contract adds is shown as it is: never blank.
+    return _ATTRIBUTIONS.get(one.attribution, Attribution(one.attribution, one.attribution.replace("_", " "), ""))

@@ -1,0 +1,130 @@
+"""Tries as rows of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.web import words
+from airflow_worker_insight.web.view.attribution import UNFINISHED, Attribution, attribution_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from airflow_worker_insight.store.reading import Attempt, AttemptWorker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCell:
+    """A worker in a row. ``mark`` is the letter of its lane in the strip, ``note`` what is to be known beside it."""
+
+    worker_id: str
+    mark: str
+    name: str
+    kind: str
+    hostname: str
+    host_only: bool
+    has_page: bool
+    note: str
+    conditions: str
+    """What its machine was like when the try started there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One try of one task instance."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    state: str
+    state_text: str
+    workers: tuple[WorkerCell, ...]
+    no_worker_text: str
+    started: words.Moment | None
+    ended: words.Moment | None
+    duration: str
+    attribution: Attribution
+    is_selected: bool
+    conditions: str
+    """What the machine of the worker whose page this is was like when the try started there."""
+
+
+def build_row(
+    one: Attempt,
+    marks: Mapping[str, str],
+    *,
+    now: datetime,
+    selected: int | None = None,
+    worker_id: str | None = None,
+) -> Row:
+    """Return a try as a row.
+
+    :param marks: the letters of the workers' lanes in the strip, by worker ID, where there is one
+    :param selected: the number of the try that the reader came from
+    :param worker_id: the worker whose page this is
+    """
+    return Row(
+        dag_id=one.dag_id,
+        run_id=one.run_id,
+        task_id=one.task_id,
+        map_index=one.map_index,
+        try_number=one.try_number,
+        state=one.state or "no_status",
+        state_text=words.state(one.state),
+        workers=tuple(_cell(one, worker, marks) for worker in one.workers),
+        no_worker_text="" if one.workers else _no_worker_text(one),
+        started=words.moment(one.started_at),
+        ended=words.moment(one.ended_at),
+        duration=_duration(one, now),
+        attribution=attribution_of(one),
+        is_selected=one.try_number == selected,
+        conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), ""),
+    )
+
+
+def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str]) -> WorkerCell:
+    note = ""
+    if worker.process_count > 1:
+        note = words.count(worker.process_count, "process", "processes")
+    elif len(one.workers) > 1 and worker.process_count == 1:
+        note = "1 process"
+    return WorkerCell(
+        worker_id=worker.worker_id,
+        mark=marks.get(worker.worker_id, ""),
+        name="One of this host’s workers" if worker.host_only else worker.name,
+        kind=words.kind(worker.kind),
+        hostname=worker.hostname,
+        host_only=worker.host_only,
+        has_page=one.is_recorded,
+        note=note,
+        conditions=_conditions(worker),
+    )
+
+
+def _conditions(worker: AttemptWorker) -> str:
+    known = []
+    if worker.load is not None:
+        known.append(f"load {worker.load:.2f} per CPU")
+    if worker.memory_free is not None:
+        known.append(f"{worker.memory_free:.0%} of memory free")
+    if worker.running_beside is not None:
+        known.append(words.count(worker.running_beside, "try beside it", "tries beside it"))
+    return ", ".join(known)
+
+
+def _no_worker_text(one: Attempt) -> str:
+    if one.attribution == "unknown" and one.state not in UNFINISHED:
+        return "Not known"
+    return "None so far" if one.state in UNFINISHED else "None"
+
+
+def _duration(one: Attempt, now: datetime) -> str:
+    if one.duration is not None:
+        return words.duration(one.duration)
+    if one.state == "running" and one.started_at is not None:
+        return f"{words.duration((now - one.started_at).total_seconds())} so far"
+    return ""

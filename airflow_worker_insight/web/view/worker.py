@@ -1,0 +1,310 @@
+"""The page of a worker: its life, its machine, what it runs now and all that it ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.web import words
+from airflow_worker_insight.web.view.availability import Availability, build_availability
+from airflow_worker_insight.web.view.parts import (
+    Ago,
+    Count,
+    Fact,
+    Load,
+    Notice,
+    Pages,
+    WorkerState,
+    ago,
+    load,
+    pages,
+    worker_state,
+)
+from airflow_worker_insight.web.view.timeline import Chart, Timeline, build_chart, build_timeline
+from airflow_worker_insight.web.view.tries import Row, build_row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from airflow_worker_insight.store.reading import Attempt, AttemptPage
+    from airflow_worker_insight.store.workers import Change, Outcomes, WorkerRow
+    from airflow_worker_insight.web.address import WorkerAddress
+
+PAGE_SIZE = 25
+
+MAX_TRIES_NOW = 50
+"""Tries that run now, or that ended with the worker, that are listed."""
+
+MAX_CHANGES = 20
+MAX_LIVES = 10
+
+EXPECTED_BACK = timedelta(hours=1)
+"""How long the page of a silent worker goes on asking."""
+
+REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
+"""How often the page of a worker asks again: while a try runs on it, and while none does."""
+
+NO_DAG = Notice(
+    "info",
+    "No tries to show",
+    "Airflow lets you read no Dag, so none of the tries of this worker is listed or counted here.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What the store says of one life of a worker; of tries, only of Dags that the reader may read."""
+
+    row: WorkerRow
+    changes: Sequence[Change]
+    decision: Change | None
+    others: Sequence[WorkerRow]
+    running: tuple[Sequence[Attempt], int]
+    struck: tuple[Sequence[Attempt], int]
+    drawn: Sequence[Attempt]
+    is_cut: bool
+    """Whether there are more tries in the hours to draw."""
+    outcomes: Sequence[Outcomes]
+    attempts: AttemptPage
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLine:
+    """One entry of a worker's history."""
+
+    changed: Ago
+    state: WorkerState | None
+    availability: str
+    """The key of what was decided, where somebody decided; its word is ``text``."""
+    text: str
+    reason: str
+    changed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class OtherLife:
+    """Another life of a worker of this name."""
+
+    worker_id: str
+    state: WorkerState
+    began: words.Moment
+    last_seen: Ago
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """Tries that have something in common: how many there are, in words, and the first of them."""
+
+    text: str
+    rows: tuple[Row, ...]
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPage:
+    """One life of a worker."""
+
+    worker_id: str
+    name: str
+    kind: str
+    address: WorkerAddress
+    introduction: str
+    state: WorkerState | None
+    """``None`` for a host, which has none."""
+    since: Ago | None
+    load: Load | None
+    facts: tuple[Fact, ...]
+    labels: tuple[tuple[str, str], ...]
+    queues: tuple[str, ...]
+    availability: Availability | None
+    struck: Tries | None
+    running: Tries | None
+    timeline: Timeline | None
+    chart: Chart | None
+    history: tuple[ChangeLine, ...]
+    others: tuple[OtherLife, ...]
+    rows: tuple[Row, ...]
+    pages: Pages
+    empty_text: str
+    notice: Notice | None
+    refresh_seconds: int
+
+
+def build_worker_page(
+    life: Life, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
+) -> WorkerPage:
+    """Return the page of a worker.
+
+    :param may_read: whether the reader may read any Dag
+    :param may_decide: whether the reader may change the worker's availability
+    """
+    row = life.row
+    found = life.attempts
+    running = _running(life, now) if may_read else None
+    return WorkerPage(
+        worker_id=row.worker_id,
+        name=f"A {words.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
+        kind=words.kind(row.kind),
+        address=address,
+        introduction=_introduction(row),
+        state=None if row.host_only else worker_state(row),
+        since=_since(life, now),
+        load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
+        facts=tuple(_facts(row)),
+        labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
+        queues=row.queues or (),
+        availability=None if row.host_only else build_availability(row, life.decision, may_decide=may_decide),
+        struck=_struck(life, now) if may_read and row.state == LOST else None,
+        running=running,
+        timeline=build_timeline(row, life.drawn, address, is_cut=life.is_cut, now=now) if may_read else None,
+        chart=build_chart(life.outcomes, address, now=now) if may_read else None,
+        history=tuple(_change(change, now) for change in life.changes),
+        others=tuple(
+            OtherLife(
+                other.worker_id,
+                worker_state(other),
+                _moment(other.started_at or other.registered_at),
+                ago(other.last_seen_at, now),
+            )
+            for other in life.others
+        ),
+        rows=tuple(build_row(one, {}, now=now, worker_id=row.worker_id) for one in found.attempts),
+        pages=pages(
+            address,
+            Count(len(found.attempts), found.total, found.total_is_exact),
+            size=PAGE_SIZE,
+            singular="try",
+            plural="tries",
+        ),
+        empty_text=(
+            "There are no more tries here."
+            if found.total
+            else "No try of this worker was recorded in a Dag that you may read."
+        ),
+        notice=None if may_read else NO_DAG,
+        refresh_seconds=_refresh(row, running, now),
+    )
+
+
+def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
+    if running is not None and running.rows:
+        return REFRESH_BUSY_SECONDS
+    # One that is silent may come back; one that left in order has a new life then, and so has most probably one that
+    # has been silent for long.
+    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
+    return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
+
+
+def _introduction(row: WorkerRow) -> str:
+    if row.host_only:
+        return (
+            "Airflow kept only the host of these tries: each ran on one of the workers of this host, not known which."
+        )
+    return "One life of a worker: after a restart it has a new ID and a page of its own."
+
+
+def _since(life: Life, now: datetime) -> Ago | None:
+    """Return when the worker came into the state in which it is."""
+    if life.row.state is None or life.row.host_only:
+        return None
+    latest = next((change for change in life.changes if change.state is not None), None)
+    if latest is not None and latest.state == life.row.state:
+        return ago(latest.changed_at, now)
+    return ago(life.row.ended_at or life.row.registered_at, now)
+
+
+def _running(life: Life, now: datetime) -> Tries | None:
+    if life.row.host_only or life.row.state in (LOST, OFFLINE):
+        return None
+    rows, total = life.running
+    return Tries(
+        text=f"{words.count(total, 'try runs', 'tries run')} on it now."
+        if total
+        else "Nothing that you may see runs on it now.",
+        rows=tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows),
+        rest=_rest(len(rows), total),
+    )
+
+
+def _struck(life: Life, now: datetime) -> Tries:
+    rows, total = life.struck
+    if total:
+        text = f"{words.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."
+    else:
+        text = "No try that you may see was running on it when it was last seen."
+    return Tries(
+        text, tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows), _rest(len(rows), total)
+    )
+
+
+def _rest(shown: int, total: int) -> str:
+    return f"And {total - shown:,} more." if total > shown else ""
+
+
+def _change(change: Change, now: datetime) -> ChangeLine:
+    return ChangeLine(
+        changed=ago(change.changed_at, now),
+        state=WorkerState(change.state, words.worker_state(change.state)) if change.state else None,
+        availability=change.availability or "",
+        text=(change.availability or "").capitalize(),
+        reason=change.reason or "",
+        changed_by=change.changed_by or "",
+    )
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+def _facts(row: WorkerRow) -> list[Fact]:
+    found = [Fact("Kind", words.kind(row.kind)), Fact("Host", row.hostname)]
+    if row.engine_name and row.engine_name != row.name:
+        found.append(Fact("Its executor’s name", row.engine_name))
+    if row.pid is not None:
+        found.append(Fact("Process", str(row.pid)))
+    if row.concurrency is not None:
+        found.append(Fact("Concurrency", f"{row.concurrency:,}"))
+    if row.started_at is not None:
+        found.append(Fact("Started", "", words.moment(row.started_at)))
+    found.append(Fact("First seen", "", words.moment(row.registered_at)))
+    found.append(Fact("Last seen", "", words.moment(row.last_seen_at)))
+    if row.ended_at is not None:
+        found.append(Fact("Ended", "", words.moment(row.ended_at)))
+    found += [_resource(name, value) for name, value in sorted(row.resources.items())]
+    found += [
+        Fact(_VERSION_NAMES.get(name, name.replace("_", " ")), str(value))
+        for name, value in sorted(row.versions.items())
+    ]
+    found.append(Fact("Worker ID", row.worker_id, is_code=True))
+    return found
+
+
+_RESOURCE_NAMES = {
+    "cpus": "CPUs",
+    "memory_bytes": "Memory",
+    "os": "System",
+    "architecture": "Architecture",
+    "image": "Image",
+}
+_VERSION_NAMES = {
+    "airflow": "Airflow",
+    "celery": "Celery",
+    "celery_provider": "Celery provider",
+    "edge_provider": "Edge provider",
+    "provider": "Worker Insight",
+    "python": "Python",
+}
+
+
+def _resource(name: str, value: object) -> Fact:
+    if name.endswith("_bytes") and isinstance(value, (int, float)):
+        return Fact(_RESOURCE_NAMES.get(name, name.removesuffix("_bytes").replace("_", " ")), words.size(value))
+    return Fact(_RESOURCE_NAMES.get(name, name.replace("_", " ")), str(value))
+
+
+def _moment(value: datetime) -> words.Moment:
+    found = words.moment(value)
+    assert found is not None
+    return found

@@ -1,0 +1,367 @@
+"""Workers, one worker and attempts in a real browser, with real Celery workers.
+
+``WORKER_INSIGHT_PICTURES=docs/images`` renews the pictures of the documentation.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.support.browser import BrowserUser
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser, Frame, Page
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres, Redis
+
+DAG = """
+import os
+import time
+
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None)
+def sales():
+    @task(retries=1, retry_delay=0)
+    def load(number, ti=None):
+        time.sleep(0.5)
+        if number == 2 and ti.try_number == 1:
+            raise ValueError("not the first time")
+
+    load.expand(number=list(range(6)))
+
+
+@dag(schedule=None)
+def night():
+    # Runs until its file appears, so that a test decides for how long.
+    @task
+    def count(ti=None):
+        while not os.path.exists(os.environ["AIRFLOW_HOME"] + "/morning"):
+            time.sleep(0.2)
+
+    count()
+
+
+sales()
+night()
+"""
+
+WORKERS = "/worker-insight/workers"
+ATTEMPTS = "/worker-insight/attempts"
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
+    """Run an Airflow that is looked at often, as yet without workers."""
+    with Deployment(
+        airflow_env("3.3.2"),
+        executor="CeleryExecutor",
+        postgres=postgres,
+        redis=redis,
+        config={
+            "worker_insight.refresh_interval": "2",
+            # A busy machine must not look like a lost worker.
+            "worker_insight.heartbeat_timeout": "30",
+            "worker_insight.lost_timeout": "45",
+            "worker_insight.worker_labels": "region=eu-west-1,zone=a",
+        },
+    ) as deployment:
+        deployment.write_dag("sales", DAG)
+        deployment.migrate()
+        deployment.start_all()
+        yield deployment
+
+
+@pytest.fixture(scope="module")
+def fleet(airflow: Deployment) -> dict[str, str]:
+    """Have two workers with finished tries and one that runs; return their IDs by name."""
+    for name in ("w1", "w2"):
+        airflow.start("celery worker", name=name)
+    airflow.wait_run("sales", airflow.trigger("sales"), expect="success")
+    airflow.trigger("night")
+
+    def workers() -> dict[str, str]:
+        found = airflow.api("GET", "/worker-insight/api/v1/workers?state=online").json()["workers"]
+        return {one["name"].partition("@")[0]: one["worker_id"] for one in found}
+
+    return airflow.wait_for(lambda: len(workers()) == 2 and workers(), 120, "both workers")
+
+
+@pytest.fixture
+def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
+    with BrowserUser(browser, airflow) as one:
+        yield one
+        assert not one.foreign_requests
+        assert not [error for error in one.errors if "Content Security Policy" in error]
+
+
+def picture(person: BrowserUser, name: str, **options: object) -> None:
+    folder = os.environ.get("WORKER_INSIGHT_PICTURES")
+    if folder:
+        person.screenshot(Path(folder) / f"{name}.png", **options)  # type: ignore[arg-type]
+
+
+def asked(page: Page | Frame) -> dict[str, str]:
+    """Return what the address asks for."""
+    return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def names(page: Page | Frame) -> list[str]:
+    return [text.partition("@")[0] for text in page.locator("#wi-list tbody .wi-name").all_inner_texts()]
+
+
+def is_wider_than_the_window(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+# --- an empty installation ------------------------------------------------------------------------------------------
+
+
+def test_an_empty_installation_says_why_and_fills_in_by_itself(airflow: Deployment, person: BrowserUser) -> None:
+    page = person.open(WORKERS)
+    expect(page.get_by_text("No worker is known yet")).to_be_visible()
+    person.open(f"{ATTEMPTS}?window=any")
+    expect(page.get_by_text("No try was recorded yet")).to_be_visible()
+    person.open(WORKERS)
+    page.evaluate("window.sameDocument = true")
+    airflow.start("celery worker", name="w0")
+    expect(page.locator("#wi-list .wi-name").first).to_contain_text("w0@", timeout=90_000)
+    assert page.evaluate("window.sameDocument")
+    airflow.stop("w0")
+    expect(page.locator(".wi-chip", has_text="Offline").locator("b")).to_have_text("1", timeout=90_000)
+
+
+# --- the list of workers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_navigation_leads_to_the_workers(person: BrowserUser) -> None:
+    person.open("/")
+    person.page.get_by_role("link", name="Workers", exact=True).first.click()
+    workers = person.page.frame_locator("iframe")
+    expect(workers.get_by_role("heading", name="Workers")).to_be_visible()
+    expect(workers.locator("#wi-list tbody")).to_have_count(2)
+    expect(workers.locator(".wi-home")).to_be_hidden()
+    picture(person, "workers-light")
+    picture(person, "workers-dark", theme="dark")
+    workers.locator("#wi-list .wi-name").first.click()
+    expect(workers.get_by_role("heading", name="Timeline")).to_be_visible()
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_address_holds_what_is_filtered_and_sorted(person: BrowserUser) -> None:
+    page = person.open(WORKERS)
+    page.get_by_label("Search").fill("W2@")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.locator("#wi-list tbody")).to_have_count(1)
+    assert asked(page) == {"search": "W2@"}
+    page.get_by_role("link", name="Online").click()
+    page.wait_for_url("**state=online**")
+    assert asked(page) == {"search": "W2@", "state": "online"}
+    # The address alone shows the same to somebody else.
+    person.open(f"{WORKERS}?{urlsplit(page.url).query}")
+    assert names(page) == ["w2"]
+    page.get_by_role("link", name="Contains").click()
+    page.wait_for_url(lambda url: "search" not in url)
+    expect(page.locator("#wi-list tbody")).to_have_count(2)
+    assert names(page) == ["w1", "w2"]
+    page.get_by_role("link", name="Worker", exact=True).click()
+    page.wait_for_url("**order=-name**")
+    assert names(page) == ["w2", "w1"]
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("Worker")
+    page.go_back()
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Worker")
+    # A choice needs no button.
+    page.locator("[name=kind]").select_option("edge")
+    page.wait_for_url("**kind=edge**")
+    expect(page.get_by_text("No worker fits", exact=True)).to_be_visible()
+
+
+@pytest.mark.usefixtures("fleet")
+def test_groups_of_workers(person: BrowserUser) -> None:
+    page = person.open(WORKERS)
+    page.get_by_label("Group by").select_option(label="Label zone")
+    page.wait_for_url("**group=label**")
+    expect(page.locator("#wi-list tbody")).to_contain_text("2 workers")
+    picture(person, "workers-grouped")
+    page.locator("#wi-list tbody a").click()
+    page.wait_for_url("**label=zone**")
+    assert names(page) == ["w1", "w2"]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_list_works_without_scripts_and_with_the_keyboard(browser: Browser, airflow: Deployment) -> None:
+    with BrowserUser(browser, airflow) as person:
+        cookies = person.context.cookies()
+    context = browser.new_context(base_url=airflow.base_url, java_script_enabled=False)
+    try:
+        context.add_cookies(cookies)  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto(airflow.base_url + WORKERS)
+        page.get_by_label("Search").fill("w1@")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**search=w1**")
+        assert names(page) == ["w1"]
+        page.locator("#wi-list .wi-name").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/workers/celery-*")
+    finally:
+        context.close()
+
+
+# --- one worker -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str], person: BrowserUser) -> None:
+    page = person.page
+
+    def runs_on() -> str | None:
+        for worker_id in fleet.values():
+            person.open(f"{WORKERS}/{worker_id}")
+            if page.locator("#wi-running-now tbody").count():
+                return worker_id
+        return None
+
+    worker_id = airflow.wait_for(runs_on, 60, "the worker of the running try")
+    expect(page.locator("#wi-life")).to_contain_text("Online")
+    expect(page.locator("#wi-timeline .wi-bar.wi-running")).to_have_count(1)
+    expect(page.locator("#wi-chart")).to_contain_text("Success")
+    expect(page.locator("#wi-tries")).to_contain_text("sales")
+    expect(page.locator(".wi-facts")).to_contain_text("zone a")
+    picture(person, "worker-light", full_page=True)
+    page.evaluate("window.sameDocument = true")
+    # What somebody writes stays while the page around it changes.
+    page.get_by_label("Note").fill("half of a sentence")
+    (airflow.home / "morning").touch()
+    expect(page.locator("#wi-running-now")).to_contain_text("Nothing that you may see runs on it now.", timeout=60_000)
+    expect(page.locator("#wi-timeline .wi-running")).to_have_count(0)
+    expect(page.get_by_label("Note")).to_have_value("half of a sentence")
+    assert page.evaluate("window.sameDocument")
+    person.open(f"{WORKERS}/{worker_id}")
+    page.locator("#wi-timeline").get_by_role("link", name="1 h").click()
+    page.wait_for_url("**hours=1**")
+    page.locator("#wi-timeline").get_by_role("link", name="Earlier").click()
+    page.wait_for_url("**until=**")
+    page.locator("#wi-timeline").get_by_role("link", name="Now").click()
+    page.wait_for_url(lambda url: "until" not in url)
+    page.locator("#wi-timeline a .wi-bar").first.click()
+    page.wait_for_url("**/panel?**")
+
+
+def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], person: BrowserUser) -> None:
+    page = person.open(f"{WORKERS}/{fleet['w1']}")
+    expect(page.locator("#wi-availability")).to_contain_text("does not keep Airflow from giving the worker work")
+    page.get_by_role("radio", name="Drain").check()
+    page.get_by_label("Note").fill("Kernel update <b>at noon</b>")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#wi-life")).to_contain_text("Draining")
+    expect(page.locator("#wi-history")).to_contain_text("Kernel update <b>at noon</b>")
+    expect(page.locator("#wi-history")).to_contain_text("by admin")
+    person.open(f"{WORKERS}?availability=draining")
+    assert names(page) == ["w1"]
+    expect(page.locator("#wi-list")).to_contain_text("Kernel update <b>at noon</b>")
+    person.open(f"{WORKERS}/{fleet['w1']}")
+    page.get_by_role("radio", name="Available").check()
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#wi-life")).not_to_contain_text("Draining")
+
+
+def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: dict[str, str], browser: Browser) -> None:
+    with BrowserUser(browser, airflow, "viewer") as viewer:
+        page = viewer.open(f"{WORKERS}/{fleet['w1']}")
+        expect(page.get_by_text("the right to edit Airflow’s pools is needed")).to_be_visible()
+        expect(page.get_by_role("button", name="Save")).to_have_count(0)
+        answer = viewer.context.request.post(
+            f"{airflow.base_url}{WORKERS}/{fleet['w1']}/availability",
+            form={"availability": "quarantined"},
+            headers={"Origin": airflow.base_url, "Sec-Fetch-Site": "same-origin"},
+        )
+        assert answer.status == 403
+    with BrowserUser(browser, airflow, "admin") as admin:
+        # The same cookie, sent by a page that is not ours.
+        forged = admin.context.request.post(
+            f"{airflow.base_url}{WORKERS}/{fleet['w1']}/availability",
+            form={"availability": "quarantined"},
+            headers={"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+        )
+        assert forged.status == 403
+        admin.open(f"{WORKERS}?availability=quarantined")
+        expect(admin.page.get_by_text("No worker fits", exact=True)).to_be_visible()
+
+
+# --- attempts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fleet")
+def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
+    page = person.open(f"{ATTEMPTS}?dag_id=sales")
+    rows = page.locator("#wi-list tbody")
+    expect(rows).to_have_count(7)
+    picture(person, "attempts-light")
+    page.get_by_label("State").select_option("failed")
+    page.wait_for_url("**state=failed**")
+    expect(rows).to_have_count(1)
+    assert asked(page) == {"dag_id": "sales", "state": "failed"}
+    rows.locator("a").first.click()
+    page.wait_for_url("**/panel?**")
+    expect(page.locator("#wi-panel tbody")).to_have_count(2)
+    person.open(f"{ATTEMPTS}?dag_id=sales&state=failed")
+    rows.locator(".wi-cell-worker a").click()
+    page.wait_for_url("**/workers/celery-*")
+    person.open(ATTEMPTS)
+    page.get_by_label("Until (UTC)").fill("2020-01-01T00:00")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+
+
+# --- colour modes and phones ----------------------------------------------------------------------------------------
+
+
+def test_every_page_fits_a_phone_and_follows_the_colour_mode(
+    airflow: Deployment, fleet: dict[str, str], browser: Browser
+) -> None:
+    backgrounds = set()
+    for theme in ("light", "dark"):
+        with BrowserUser(browser, airflow, theme=theme, width=360, height=780) as person:  # type: ignore[arg-type]
+            for path in (WORKERS, f"{WORKERS}?group=queue", f"{WORKERS}/{fleet['w1']}", ATTEMPTS):
+                person.open(path)
+                assert not is_wider_than_the_window(person.page), path
+            backgrounds.add(person.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            person.open(WORKERS)
+            if theme == "light":
+                picture(person, "workers-phone")
+    assert len(backgrounds) == 2
+
+
+# --- the end of a worker --------------------------------------------------------------------------------------------
+
+
+def test_a_lost_worker_shows_what_it_took_with_it(
+    airflow: Deployment, fleet: dict[str, str], person: BrowserUser
+) -> None:
+    (airflow.home / "morning").unlink(missing_ok=True)
+    airflow.stop("w1")
+    airflow.trigger("night")
+    page = person.open(f"{WORKERS}/{fleet['w2']}")
+    expect(page.locator("#wi-running-now")).to_contain_text("count", timeout=90_000)
+    page.evaluate("window.sameDocument = true")
+    airflow.kill("w2", descendants=True)
+    expect(page.locator("#wi-life")).to_contain_text("Lost", timeout=180_000)
+    expect(page.locator("#wi-struck")).to_contain_text("count")
+    assert page.evaluate("window.sameDocument")
+    picture(person, "worker-lost")
+    person.open(f"{WORKERS}?state=lost")
+    assert names(page) == ["w2"]
+    person.open(f"{WORKERS}?state=offline")
+    assert "w1" in names(page)

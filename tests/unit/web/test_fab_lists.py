@@ -1,0 +1,135 @@
+"""The lists of Flask-AppBuilder's own: what its filters, order and paging make of the store, and for whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+from flask_appbuilder.widgets import ListWidget
+from flask_babel import Babel
+from sqlalchemy import update
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.web import database as web_database
+from tests.unit.database import a_worker, at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.unit.database import Database
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(compat, "flask_list_widget", lambda: ListWidget)
+    from airflow_worker_insight.web import fab_lists
+
+    return fab_lists
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Be somebody who may see jobs and read the Dags of this set."""
+    dag_ids = {"etl"}
+    monkeypatch.setattr(compat, "flask_user", object)
+    monkeypatch.setattr(compat, "flask_may_see_jobs", lambda _: True)
+    monkeypatch.setattr(compat, "flask_readable_dag_ids", lambda _: dag_ids)
+    web_database.schema_check.forget()
+    app = Flask("airflow")
+    Babel(app)
+    with app.test_request_context("/"):
+        yield dag_ids
+
+
+@pytest.fixture
+def fleet(database: Database) -> Database:
+    with database.engine.begin() as connection:
+        for number, dag_id in enumerate(("etl", "etl", "secret"), 1):
+            key = TryKey(dag_id, "run-1", HOSTILE, -1, number)
+            one = a_worker(f"w{number % 2 + 1}", name=f"w{number % 2 + 1}{HOSTILE}")
+            record_start(connection, key, one, try_started_at=at(number), state="running", now=at(number))
+        connection.execute(update(worker).values(state="lost", ended_at=at(60), queues=["q"], running=1, concurrency=4))
+        connection.execute(update(worker).where(worker.c.worker_id == "w2").values(availability="draining"))
+    return database
+
+
+def found(datamodel: Any, column: str, *filters: tuple[str, str, Any], **options: Any) -> tuple[int, list[str]]:
+    """Ask as Flask-AppBuilder does, by the names that its filters have on the page."""
+    chosen = datamodel.get_filters(datamodel.get_columns_list())
+    for name, text, value in filters:
+        (kind,) = [one for one in chosen.get_search_filters()[name] if str(one.name) == text]
+        chosen.add_filter(name, type(kind), value)
+    total, rows = datamodel.query(chosen, **options)
+    return total, [str(getattr(row, column)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("filters", "hosts"),
+    [
+        ([], 2),
+        ([("name", "Contains", "W1")], 1),
+        ([("state", "Equal to", "lost")], 2),
+        ([("state", "Equal to", "online")], 0),
+        ([("state", "Equal to", "of the future")], 0),
+        ([("availability", "Equal to", "draining")], 1),
+        ([("availability", "Equal to", "of the future")], 0),
+        ([("queue", "Equal to", "q")], 2),
+        ([("label", "Equal to", "zone=a")], 2),
+        ([("label", "Equal to", "zone=b")], 0),
+        ([("kind", "Equal to", "celery"), ("hostname", "Equal to", "host-1")], 2),
+        ([("kind", "Equal to", "celery"), ("kind", "Equal to", "edge")], 0),
+        ([("last_seen_at", "Greater than", "2026-03-01 11:00:00")], 2),
+        ([("last_seen_at", "Greater than", "2026-03-02 11:00:00")], 0),
+        ([("last_seen_at", "Greater than", "yesterday")], 2),
+    ],
+)
+@pytest.mark.usefixtures("fleet", "reader")
+def test_filters_of_workers(lists: Any, filters: list[Any], hosts: int) -> None:
+    assert found(lists.Workers(), "hostname", *filters) == (hosts, ["host-1"] * hosts)
+
+
+@pytest.mark.usefixtures("fleet", "reader")
+def test_order_and_pages_of_workers(lists: Any) -> None:
+    down = found(lists.Workers(), "pk", order_column="name", order_direction="desc", page_size=1)
+    assert down == (2, ["w2"])
+    assert found(lists.Workers(), "pk", order_column="name", order_direction="asc", page=1, page_size=1) == (2, ["w2"])
+
+
+@pytest.mark.usefixtures("fleet", "reader")
+def test_names_are_links_and_never_markup(lists: Any) -> None:
+    _, names = found(lists.Workers(), "name")
+    assert names[0] == ('<a href="/workerinsight/workers/w1">w1&lt;script&gt;alert(1)&lt;/script&gt;</a>')
+    _, tasks = found(lists.Attempts(), "task_id")
+    assert all("<script>" not in task and "/workerinsight/panel?dag_id=etl&amp;" in task for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("filters", "tries"),
+    [
+        ([], ["2", "1"]),
+        ([("dag_id", "Equal to", "etl")], ["2", "1"]),
+        ([("dag_id", "Equal to", "secret")], []),
+        ([("try_number", "Equal to", "1")], ["1"]),
+        ([("try_number", "Equal to", "first")], []),
+        ([("try_number", "Equal to", "9" * 30)], []),
+        ([("worker_name", "Equal to", f"w1{HOSTILE}")], ["2"]),
+        ([("state", "Equal to", "of the future")], []),
+        ([("started_at", "Greater than", "2026-03-01 12:00:02")], ["2"]),
+        ([("started_at", "Smaller than", "2026-03-01 12:00:01")], ["1"]),
+    ],
+)
+@pytest.mark.usefixtures("fleet", "reader")
+def test_filters_of_tries_and_the_dags_that_may_be_read(lists: Any, filters: list[Any], tries: list[str]) -> None:
+    assert found(lists.Attempts(), "try_number", *filters) == (len(tries), tries)
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_reader_of_no_dag_finds_no_try(lists: Any, reader: set[str]) -> None:
+    reader.clear()
+    assert found(lists.Attempts(), "try_number") == (0, [])

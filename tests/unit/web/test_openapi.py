@@ -1,0 +1,74 @@
+"""The REST API answers as its OpenAPI document says, whatever it is sent: requests that schemathesis makes up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+
+from airflow_worker_insight import compat
+
+if compat.airflow_version() < (3, 3):
+    pytest.skip("the document is the same on every Airflow 3", allow_module_level=True)
+
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi.testclient import TestClient
+    from schemathesis import Case
+
+    ClientOf = Callable[..., TestClient]
+
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.ignored_auth,
+    checks.positive_data_acceptance,
+]
+OPERATIONS = [
+    ("GET", "/api/v1/attempts"),
+    ("GET", "/api/v1/workers"),
+    ("GET", "/api/v1/workers/{worker_id}"),
+    ("PATCH", "/api/v1/workers/{worker_id}"),
+    ("GET", "/api/v1/workers/{worker_id}/attempts"),
+    ("GET", "/api/v1/services"),
+    ("GET", "/api/v1/health"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+@pytest.mark.usefixtures("tries")
+def test_answers_are_what_the_document_says(client_of: ClientOf, method: str, path: str, mode: str) -> None:
+    client = client_of()
+    headers = {"Authorization": client.headers["Authorization"]}
+    schema = schemathesis.openapi.from_asgi("/worker-insight/openapi.json", client.app, headers=headers)
+    operation = schema[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    @settings(
+        max_examples=15,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def send(case: Case) -> None:
+        given = case.query or {}
+        # That a window must not end before it begins cannot be said in the document.
+        assume("started_at_gte" not in given or "started_at_lte" not in given)
+        case.call_and_validate(headers=headers, checks=CHECKS)
+        if case.path_parameters:
+            case.path_parameters["worker_id"] = "w1"
+            case.call_and_validate(headers=headers, checks=CHECKS)
+
+    send()
