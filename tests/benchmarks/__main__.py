@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
 
 from rich.console import Console
 
-from tests.benchmarks import claim, hook, importing, results, store
+from tests.benchmarks import claim, fleet, hook, importing, results, store
 from tests.benchmarks.setting import Setting
 from tests.support.environments import ROOT, EnvironmentFailed
 from tests.support.processes import MissingRequirement
 
-BENCHMARKS = {"import": importing.run, "hook": hook.run, "claim": claim.run, "store": store.run}
+BENCHMARKS = {
+    "import": importing.run,
+    "hook": hook.run,
+    "claim": claim.run,
+    "store": store.run,
+    "fleet": fleet.run,
+}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(","))
 
 
 def main() -> int:
@@ -23,9 +34,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small numbers: to see that it works, not to quote")
+    parser.add_argument("--sizes", type=_sizes, default=(), help="attempts, smallest first: 100000,1000000")
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    # What is ended from outside takes its servers and their gigabytes with it.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 110)
     machine = results.machine()
     console.print(
@@ -36,7 +50,7 @@ def main() -> int:
     found: list[results.Result] = []
     missing = False
     with ExitStack() as stack:
-        setting = Setting(stack, quick=args.quick)
+        setting = Setting(stack, quick=args.quick, attempts=args.sizes)
         for name in args.names or BENCHMARKS:
             load, begin = os.getloadavg()[0], time.perf_counter()
             console.print(f"\n[bold]{name}[/] (load {load:.2f} before)")
@@ -48,7 +62,8 @@ def main() -> int:
                 continue
             seconds = time.perf_counter() - begin
             results.show(console, result)
-            path = results.write(result, quick=args.quick, load_before=load, seconds=seconds)
+            trial = "-quick" if args.quick else "".join(f"-{size}" for size in args.sizes)
+            path = results.write(result, trial=trial, load_before=load, seconds=seconds)
             console.print(f"{seconds:.0f} s; written to {path.relative_to(ROOT)}", highlight=False)
             found.append(result)
     console.print()

@@ -72,6 +72,7 @@ class Target:
 
     what: str
     measured: float
+    """Infinite where nothing could be measured."""
     at_most: float
     unit: str
 
@@ -84,7 +85,7 @@ class Target:
         """Return the same as JSON takes it."""
         return {
             "what": self.what,
-            "measured": round(self.measured, 3),
+            "measured": round(self.measured, 3) if math.isfinite(self.measured) else None,
             "at_most": self.at_most,
             "unit": self.unit,
             "met": self.met,
@@ -162,10 +163,13 @@ def revision() -> str:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def write(result: Result, *, quick: bool, load_before: float, seconds: float) -> Path:
-    """Write a result as JSON and return the file; what was measured in a hurry overwrites nothing."""
+def write(result: Result, *, trial: str, load_before: float, seconds: float) -> Path:
+    """Write a result as JSON and return the file.
+
+    :param trial: what is added to its name where other sizes than the promised ones were measured
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{result.name}{'-quick' if quick else ''}.json"
+    path = FOLDER / f"{result.name}{trial}.json"
     found = {
         "benchmark": result.name,
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -28,6 +28,12 @@ class Setting:
 
     stack: ExitStack
     quick: bool = False
+    attempts: tuple[int, ...] = ()
+    """Sizes of the attempt table that were asked for in place of a benchmark's own."""
+
+    def sizes(self, full: tuple[int, ...], quick: tuple[int, ...]) -> tuple[int, ...]:
+        """Choose the sizes of the attempt table."""
+        return self.attempts or (quick if self.quick else full)
 
     def size(self, full: int, quick: int) -> int:
         """Choose a size."""

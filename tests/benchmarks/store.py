@@ -17,7 +17,7 @@ AT_MOST_PANEL_MS = 10.0
 
 def run(setting: Setting) -> Result:
     """Fill the tables of a fresh deployment and measure them at both sizes."""
-    sizes = [setting.size(100_000, 4_000), setting.size(1_000_000, 20_000)]
+    sizes = setting.sizes((100_000, 1_000_000), (4_000, 20_000))
     with Deployment(setting.environment(), executor="CeleryExecutor", postgres=setting.postgres) as airflow:
         airflow.migrate()
         found = probe(airflow, "store_probe", "--sizes", ",".join(map(str, sizes)))

@@ -15,16 +15,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filling  # type: ignore[import-not-found]
 import traffic  # type: ignore[import-not-found]
+from filling import TABLE
 from psycopg2.extras import execute_batch
 from sqlalchemy import text
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import closing, reading
-from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import WorkerRecord, record_start, upsert_worker
-from airflow_worker_insight.store.tables import attempt, worker
+from airflow_worker_insight.store import reading
+from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,34 +37,11 @@ WINDOW = 200
 REAL_EVERY = 100
 """One window in so many goes through the real statements."""
 
-TABLE = attempt.name
-
 # autovacuum_vacuum_threshold and autovacuum_vacuum_scale_factor, PostgreSQL's defaults.
 VACUUM_THRESHOLD, VACUUM_SCALE_FACTOR = 50, 0.2
 
 
 # --- filling ---------------------------------------------------------------------------------------------------------
-
-
-def worker_record(number: int) -> WorkerRecord:
-    """Return one of the workers, described as fully as a real one describes itself."""
-    host = f"airflow-worker-{number // 4:02d}.prod.example.internal"
-    return WorkerRecord(
-        worker_id=f"celery-{number:024x}",
-        name=f"worker{number % 4}@{host}",
-        kind="celery",
-        hostname=host,
-        pid=1000 + number,
-        started_at=traffic.BEGIN,
-        labels={"region": "eu-central-1", "zone": "eu-central-1a"},
-        resources={"cpus": 8, "memory_bytes": 34359738368, "os": "Debian GNU/Linux 12", "architecture": "x86_64"},
-        versions={"airflow": "3.3.2", "python": "3.12.8", "celery": "5.6.0"},
-    )
-
-
-def key(one: traffic.Start) -> TryKey:
-    """Return the key of a try."""
-    return TryKey(one.dag_id, one.run_id, one.task_id, one.map_index, one.try_number)
 
 
 class Filler:
@@ -73,13 +50,7 @@ class Filler:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.cursor: Any = connection.connection.cursor()
-        self.records = [worker_record(number) for number in range(traffic.WORKERS)]
-        # How the database holds a value of a column, where that is not the value: states are stored as numbers.
-        self.stored: dict[str, Callable[[Any], Any]] = {
-            name: processor
-            for name in ("state", "attribution")
-            if (processor := attempt.c[name].type.bind_processor(connection.dialect)) is not None
-        }
+        self.records = [filling.worker_record(number, traffic.BEGIN) for number in range(traffic.WORKERS)]
         self.rows = self.changed = self.windows = self.vacuums = 0
         with connection.begin():
             self._prepare()
@@ -90,8 +61,8 @@ class Filler:
         self.cursor.execute(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
         state = attempt.c.state.type.compile(self.connection.dialect)
         self.cursor.execute(
-            f"PREPARE close_try (bigint, bigint, integer, {state}, timestamptz, timestamptz) AS "
-            f"UPDATE {TABLE} SET state = $4, started_at = $5, ended_at = $6 "
+            f"PREPARE close_try (bigint, bigint, integer, {state}, timestamptz, timestamptz, integer) AS "
+            f"UPDATE {TABLE} SET state = $4, started_at = $5, ended_at = $6, start_slot = $7 "
             "WHERE run_key = $1 AND task_key = $2 AND try_number = $3"
         )
 
@@ -118,20 +89,14 @@ class Filler:
         self.rows += len(starts)
         self.changed += len(ended)
         if self.changed > VACUUM_THRESHOLD + VACUUM_SCALE_FACTOR * self.rows:
-            self.vacuum(TABLE)
+            filling.vacuum(self.connection, TABLE)
+            self.changed = 0
             self.vacuums += 1
 
     def _really(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
         for one in starts:
-            record_start(
-                self.connection,
-                key(one),
-                self.records[one.worker],
-                try_started_at=one.started_at,
-                state="running",
-                now=one.reported_at,
-            )
-        closing.close_tries(self.connection, [_airflow_try(one) for one in ended])
+            filling.record(self.connection, one, self.records[one.worker])
+        filling.close(self.connection, ended)
 
     def _in_bulk(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
         lines = io.StringIO()
@@ -144,18 +109,14 @@ class Filler:
         self.cursor.copy_expert(f"COPY {TABLE} ({', '.join(columns)}) FROM STDIN", lines)
         execute_batch(
             self.cursor,
-            "EXECUTE close_try (%s, %s, %s, %s, %s, %s)",
-            [
-                (at.run_key, at.task_key, at.try_number, self._store("state", one.state), one.started_at, one.ended_at)
-                for one in ended
-                for at in (key(one),)
-            ],
+            "EXECUTE close_try (%s, %s, %s, %s, %s, %s, %s)",
+            [self._closing(one) for one in ended],
             page_size=WINDOW,
         )
 
     def _row(self, one: traffic.Start) -> dict[str, Any]:
         """Return the columns that are not NULL in what the real statement writes."""
-        at = key(one)
+        at = filling.key(one)
         return {
             "run_key": at.run_key,
             "task_key": at.task_key,
@@ -165,107 +126,21 @@ class Filler:
             "ordinal": 0,
             "process_count": 1,
             "started_at": one.started_at,
-            "state": self._store("state", "running"),
-            "attribution": self._store("attribution", "reported"),
+            "start_slot": start_slot(one.started_at),
+            "state": filling.stored(self.connection, "state", "running"),
+            "attribution": filling.stored(self.connection, "attribution", "reported"),
             "dag_id": at.dag_id,
             "run_id": at.run_id,
             "task_id": at.task_id,
+            **filling.conditions(one).columns(),
         }
 
-    def _store(self, column: str, value: str) -> Any:
-        return self.stored[column](value) if column in self.stored else value
-
-    def vacuum(self, *tables: str, options: str = "") -> None:
-        """Vacuum tables, outside a transaction as PostgreSQL wants it."""
-        raw: Any = self.connection.connection.dbapi_connection
-        raw.rollback()
-        raw.autocommit = True
-        for table in tables:
-            self.cursor.execute(f"VACUUM {options} {table}")
-        raw.autocommit = False
-        self.changed = 0
-
-
-def _airflow_try(one: traffic.Start) -> AirflowTry:
-    """Return a try as reconciling reads it from Airflow's tables."""
-    return AirflowTry(
-        key=key(one),
-        state=one.state,
-        started_at=one.started_at,
-        ended_at=one.ended_at,
-        hostname=None,
-        pid=None,
-        queued_at=None,
-        executor=None,
-        queued_by_job_id=None,
-    )
-
-
-def check_equal(connection: Connection) -> None:
-    """Fail if the rows written in bulk are not of the kind that the real statements write."""
-    nullness = " || ".join(f"(({column.name} IS NULL)::int)::text" for column in attempt.columns)
-    found = connection.execute(
-        text(
-            f"SELECT DISTINCT {nullness}, ordinal, process_count, attribution FROM {TABLE} "
-            "WHERE ended_at IS NOT NULL LIMIT 10"
-        )
-    ).all()
-    if len(found) != 1:
-        raise AssertionError(f"rows of several kinds: {found}")
-
-
-# --- Airflow's own rows ----------------------------------------------------------------------------------------------
-
-_TRIES = f"""
-CREATE TEMPORARY TABLE tries ON COMMIT DROP AS
-SELECT a.run_id, a.dag_id, a.task_id, a.map_index, a.try_number, a.started_at, a.ended_at, w.hostname,
-       CASE WHEN a.ended_at IS NULL THEN 'running'
-            WHEN lead(a.try_number) OVER attempts IS NULL THEN 'success' ELSE 'failed' END AS state,
-       lead(a.try_number) OVER attempts IS NULL AS is_last,
-       (lpad(to_hex((extract(epoch FROM a.started_at) * 1000)::bigint), 12, '0')
-        || substr(md5(random()::text), 13))::uuid AS id
-FROM {TABLE} a JOIN {worker.name} w ON w.id = a.worker_ref
-WINDOW attempts AS (PARTITION BY a.run_key, a.task_key ORDER BY a.try_number)
-"""
-
-_DAG_RUNS = """
-INSERT INTO dag_run (dag_id, run_id, run_type, run_after, logical_date, queued_at, start_date, end_date, state,
-                     clear_number)
-SELECT dag_id, run_id, 'scheduled', min(started_at), substr(run_id, 12)::timestamptz, min(started_at),
-       min(started_at), max(ended_at), CASE WHEN bool_or(ended_at IS NULL) THEN 'running' ELSE 'success' END, 0
-FROM tries GROUP BY dag_id, run_id ORDER BY min(started_at)
-"""
-
-_VALUES = """
-       task_id, dag_id, run_id, map_index, started_at, ended_at, extract(epoch FROM ended_at - started_at), state,
-       try_number, 3, hostname, 'airflow', 'default_pool', 1, 'default', 1, 'PythonOperator', started_at, started_at, 1,
-       4242, 'CeleryExecutor', md5(task_id), task_id, started_at
-FROM tries"""
-
-_COLUMNS = """
-       task_id, dag_id, run_id, map_index, start_date, end_date, duration, state,
-       try_number, max_tries, hostname, unixname, pool, pool_slots, queue, priority_weight, operator, queued_dttm,
-       scheduled_dttm, queued_by_job_id, pid, executor, external_executor_id, task_display_name, updated_at"""
-
-
-def write_airflow_rows(connection: Connection) -> None:
-    """Give every try its row in Airflow's own tables: the last in task_instance, earlier ones in the history."""
-    with connection.begin():
-        # Foreign keys are checked by triggers: what is written here is right, and a million checks take minutes.
-        connection.execute(text("SET LOCAL session_replication_role = replica"))
-        connection.execute(text("SET LOCAL work_mem = '256MB'"))
-        connection.execute(text("TRUNCATE dag_run, task_instance, task_instance_history CASCADE"))
-        connection.execute(text(_TRIES))
-        connection.execute(text(_DAG_RUNS))
-        connection.execute(
-            text(f"INSERT INTO task_instance (id, {_COLUMNS}) SELECT id, {_VALUES} WHERE is_last ORDER BY started_at")
-        )
-        connection.execute(
-            text(
-                f"INSERT INTO task_instance_history (task_instance_id, {_COLUMNS}) "
-                f"SELECT id, {_VALUES} WHERE NOT is_last ORDER BY started_at"
-            )
-        )
+    def _closing(self, one: traffic.Start) -> tuple[Any, ...]:
+        """Return what close_try takes."""
+        at = filling.key(one)
+        state = filling.stored(self.connection, "state", one.state)
+        slot = start_slot(one.started_at)
+        return at.run_key, at.task_key, at.try_number, state, one.started_at, one.ended_at, slot
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -305,6 +180,7 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
     """Return the milliseconds of the reader's queries, for what is picked at random."""
     warm = 10
     all_dags = traffic.dag_ids()
+    worker_ids = [filling.worker_record(number, traffic.BEGIN).worker_id for number in range(traffic.WORKERS)]
     with connection.begin():
         connection.execute(text("SELECT setseed(0.5)"))
         instances = connection.execute(
@@ -341,7 +217,7 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
         "list: all, first page": timed(connection, [page() for _ in numbers], 2),
         "list: the last hour": timed(connection, [page(started_at_gte=begin) for _ in numbers], 2),
         "list: one worker": timed(
-            connection, [page(worker_id=worker_record(n * 7 % traffic.WORKERS).worker_id) for n in numbers], 2
+            connection, [page(worker_id=worker_ids[n * 7 % traffic.WORKERS]) for n in numbers], 2
         ),
         "list: one Dag": timed(connection, [page(dag_id=all_dags[n * 13 % len(all_dags)]) for n in numbers], 2),
         "list: one Dag run": timed(
@@ -372,12 +248,12 @@ def main() -> None:
             begin = time.perf_counter()
             filler.fill(events, size)
             filled = time.perf_counter()
-            filler.vacuum(TABLE, options="ANALYZE")
+            filling.vacuum(connection, TABLE, options="ANALYZE")
             with connection.begin():
-                check_equal(connection)
+                filling.check_equal(connection)
                 found = {**sizes(connection), "vacuums": filler.vacuums}
-            write_airflow_rows(connection)
-            filler.vacuum("dag_run", "task_instance", "task_instance_history", worker.name, options="ANALYZE")
+            filling.write_airflow_rows(connection, latest=found["attempts"])
+            filling.vacuum(connection, worker.name, options="ANALYZE")
             airflow = time.perf_counter()
             found["milliseconds"] = queries(connection, args.panels, args.lists)
             found["seconds"] = {

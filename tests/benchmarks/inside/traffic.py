@@ -12,7 +12,7 @@ import heapq
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DAGS = 400
 WORKERS = 200
 EVERY = timedelta(minutes=5)
+TASKS = 10
 RETRIED = 0.03
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
 
@@ -36,12 +37,21 @@ _MAPPED_LEVEL = 2
 _MAPPED_TASK = "transform_partitions"
 
 
+@dataclass(slots=True)
+class Run:
+    """A Dag run, which is reconciled at a time that is known when its last try has ended."""
+
+    dag_id: str
+    logical: datetime
+    run_id: str
+    closed_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """A task process starts."""
 
-    dag_id: str
-    run_id: str
+    run: Run
     task_id: str
     map_index: int
     try_number: int
@@ -50,6 +60,8 @@ class Start:
     reported_at: datetime
     ended_at: datetime
     state: str
+    conditions: dict[str, Any]
+    """What the worker's machine is like: load per CPU, share of memory that is free, tries that run beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,17 @@ def dag_ids() -> list[str]:
     return [f"{_DOMAINS[n // 5 % 8]}_{_KINDS[n % 5]}_hour_{n // 40:02d}" for n in range(DAGS)]
 
 
-def events(tries: int) -> Iterator[Start | Closed]:
+def task_ids() -> list[str]:
+    """Return the IDs of all tasks."""
+    return [task_id for level in _LEVELS for task_id in level] + [_MAPPED_TASK]
+
+
+def run_id(logical: datetime) -> str:
+    """Return the ID of the scheduled run for a time, 36 characters."""
+    return f"scheduled__{logical.isoformat()}"
+
+
+def events(tries: int, workers: int = WORKERS) -> Iterator[Start | Closed]:
     """Yield what happens, in order, until so many tries have started; what is under way then stays open."""
     chance = random.Random(20260301)
     names = dag_ids()
@@ -78,16 +100,16 @@ def events(tries: int) -> Iterator[Start | Closed]:
             event = heapq.heappop(waiting)[2]
             started += isinstance(event, Start)
             yield event
-        for moment, event in _run(names[number % DAGS], logical, begin, number % 5 == 0, chance):
+        run = Run(names[number % DAGS], logical, run_id(logical), closed_at=begin)
+        for moment, event in _run(run, begin, number % 5 == 0, workers, chance):
             heapq.heappush(waiting, (moment, order, event))
             order += 1
         number += 1
 
 
 def _run(
-    dag_id: str, logical: datetime, begin: datetime, mapped: bool, chance: random.Random
+    run: Run, begin: datetime, mapped: bool, workers: int, chance: random.Random
 ) -> list[tuple[datetime, Start | Closed]]:
-    run_id = f"scheduled__{logical.isoformat()}"
     found: list[Start] = []
     moment = begin
     for number, level in enumerate(_LEVELS):
@@ -98,15 +120,16 @@ def _run(
         )
         ends = moment
         for task_id, map_index in tasks:
-            for one in _tries(dag_id, run_id, task_id, map_index, moment, chance):
+            for one in _tries(run, task_id, map_index, moment, workers, chance):
                 found.append(one)
                 ends = max(ends, one.ended_at)
         moment = ends + timedelta(seconds=chance.uniform(0.5, 3))
-    return [(one.reported_at, one) for one in found] + [(moment + timedelta(seconds=3), Closed(tuple(found)))]
+    run.closed_at = moment + timedelta(seconds=3)
+    return [(one.reported_at, one) for one in found] + [(run.closed_at, Closed(tuple(found)))]
 
 
 def _tries(
-    dag_id: str, run_id: str, task_id: str, map_index: int, moment: datetime, chance: random.Random
+    run: Run, task_id: str, map_index: int, moment: datetime, workers: int, chance: random.Random
 ) -> Iterator[Start]:
     try_number = 1
     while True:
@@ -114,16 +137,20 @@ def _tries(
         ended_at = started_at + timedelta(seconds=chance.lognormvariate(3.6, 0.7))
         again = chance.random() < RETRIED
         yield Start(
-            dag_id=dag_id,
-            run_id=run_id,
+            run=run,
             task_id=task_id,
             map_index=map_index,
             try_number=try_number,
-            worker=chance.randrange(WORKERS),
+            worker=chance.randrange(workers),
             started_at=started_at,
             reported_at=started_at + timedelta(seconds=chance.uniform(0.1, 0.6)),
             ended_at=ended_at,
             state="failed" if again else "success",
+            conditions={
+                "load": chance.lognormvariate(-0.7, 0.6),
+                "memory_free": chance.uniform(0.05, 0.8),
+                "running_beside": chance.randrange(16),
+            },
         )
         if not again:
             return

@@ -1,0 +1,166 @@
+"""What benchmarks that fill tables share: workers, rows as the package's own statements write them, Airflow's rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from airflow_worker_insight.store import closing
+from airflow_worker_insight.store.airflow_tries import AirflowTry
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.recording import Conditions, WorkerRecord, record_start
+from airflow_worker_insight.store.tables import attempt, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    import traffic  # type: ignore[import-not-found]
+    from sqlalchemy.engine import Connection
+
+TABLE = attempt.name
+
+REGIONS = ("eu-central-1", "eu-west-1", "us-east-1")
+
+
+def worker_record(number: int, started_at: datetime) -> WorkerRecord:
+    """Return one of the workers, described as fully as a real one describes itself; four are on each host."""
+    host = f"airflow-worker-{number // 4:03d}.prod.example.internal"
+    region = REGIONS[number // 4 % len(REGIONS)]
+    name = f"worker{number % 4}@{host}"
+    return WorkerRecord(
+        worker_id=f"celery-{number:024x}",
+        name=name,
+        engine_name=name,
+        kind="celery",
+        hostname=host,
+        pid=1000 + number,
+        started_at=started_at,
+        labels={"region": region, "zone": f"{region}{'abc'[number // 12 % 3]}"},
+        resources={"cpus": 8, "memory_bytes": 34359738368, "os": "Debian GNU/Linux 12", "architecture": "x86_64"},
+        versions={"airflow": "3.3.2", "python": "3.12.8", "celery": "5.6.0"},
+    )
+
+
+def key(one: traffic.Start) -> TryKey:
+    """Return the key of a try."""
+    return TryKey(one.run.dag_id, one.run.run_id, one.task_id, one.map_index, one.try_number)
+
+
+def conditions(one: traffic.Start) -> Conditions:
+    """Return what the worker's machine was like when a try started."""
+    return Conditions(**one.conditions)
+
+
+def record(connection: Connection, one: traffic.Start, by: WorkerRecord) -> None:
+    """Record the start of a try as the claim does."""
+    record_start(
+        connection,
+        key(one),
+        by,
+        try_started_at=one.started_at,
+        state="running",
+        now=one.reported_at,
+        conditions=conditions(one),
+    )
+
+
+def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
+    """Close tries as reconciling does."""
+    closing.close_tries(
+        connection,
+        [AirflowTry(key=key(one), state=one.state, started_at=one.started_at, ended_at=one.ended_at) for one in tries],
+    )
+
+
+def stored(connection: Connection, column: str, value: str) -> Any:
+    """Return what the database holds of a word: states and the like are stored as numbers."""
+    processor = attempt.c[column].type.bind_processor(connection.dialect)
+    return value if processor is None else processor(value)
+
+
+def check_equal(connection: Connection) -> None:
+    """Fail if the rows written in bulk are not of the kind that the real statements write."""
+    nullness = " || ".join(f"(({column.name} IS NULL)::int)::text" for column in attempt.columns)
+    found = connection.execute(
+        text(
+            f"SELECT {nullness}, ordinal, process_count, attribution, start_slot = floor(extract(epoch FROM "
+            f"started_at) / 600) AS is_its_slot, count(*) FROM {TABLE} WHERE ended_at IS NOT NULL "
+            "GROUP BY 1, 2, 3, 4, 5 LIMIT 10"
+        )
+    ).all()
+    if len(found) != 1 or not found[0].is_its_slot:
+        raise AssertionError(f"rows of several kinds: {found}")
+
+
+def vacuum(connection: Connection, *tables: str, options: str = "") -> None:
+    """Vacuum tables, outside a transaction as PostgreSQL wants it."""
+    raw: Any = connection.connection.dbapi_connection
+    raw.rollback()
+    raw.autocommit = True
+    with raw.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f"VACUUM {options} {table}")
+    raw.autocommit = False
+
+
+# --- Airflow's own rows ----------------------------------------------------------------------------------------------
+
+_TRIES = f"""
+CREATE TEMPORARY TABLE tries ON COMMIT DROP AS
+SELECT a.run_id, a.dag_id, a.task_id, a.map_index, a.try_number, a.started_at, w.hostname,
+       CASE WHEN a.ended_at <= CAST(:now AS timestamptz) THEN a.ended_at END AS ended_at,
+       CASE WHEN a.ended_at IS NULL OR a.ended_at > CAST(:now AS timestamptz) THEN 'running'
+            WHEN lead(a.try_number) OVER attempts IS NULL THEN 'success' ELSE 'failed' END AS state,
+       lead(a.try_number) OVER attempts IS NULL AS is_last,
+       (lpad(to_hex((extract(epoch FROM a.started_at) * 1000)::bigint), 12, '0')
+        || substr(md5(random()::text), 13))::uuid AS id
+FROM (SELECT * FROM {TABLE} ORDER BY start_slot DESC LIMIT :latest) a JOIN {worker.name} w ON w.id = a.worker_ref
+WINDOW attempts AS (PARTITION BY a.run_key, a.task_key ORDER BY a.try_number)
+"""
+
+_DAG_RUNS = """
+INSERT INTO dag_run (dag_id, run_id, run_type, run_after, logical_date, queued_at, start_date, end_date, state,
+                     clear_number)
+SELECT dag_id, run_id, 'scheduled', min(started_at), substr(run_id, 12)::timestamptz, min(started_at),
+       min(started_at), max(ended_at), CASE WHEN bool_or(ended_at IS NULL) THEN 'running' ELSE 'success' END, 0
+FROM tries GROUP BY dag_id, run_id ORDER BY min(started_at)
+"""
+
+_VALUES = """
+       task_id, dag_id, run_id, map_index, started_at, ended_at, extract(epoch FROM ended_at - started_at), state,
+       try_number, 3, hostname, 'airflow', 'default_pool', 1, 'default', 1, 'PythonOperator', started_at, started_at, 1,
+       4242, 'CeleryExecutor', md5(task_id), task_id, started_at
+FROM tries"""
+
+_COLUMNS = """
+       task_id, dag_id, run_id, map_index, start_date, end_date, duration, state,
+       try_number, max_tries, hostname, unixname, pool, pool_slots, queue, priority_weight, operator, queued_dttm,
+       scheduled_dttm, queued_by_job_id, pid, executor, external_executor_id, task_display_name, updated_at"""
+
+AIRFLOW_TABLES = ("dag_run", "task_instance", "task_instance_history")
+
+
+def write_airflow_rows(connection: Connection, *, latest: int, now: datetime | None = None) -> None:
+    """Give the latest tries their rows in Airflow's own tables: the last of a task in one, earlier ones in the history.
+
+    :param now: a try that ends later runs; without it those do that have not ended
+    """
+    with connection.begin():
+        # Foreign keys are checked by triggers: what is written here is right, and a million checks take minutes.
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text("SET LOCAL work_mem = '256MB'"))
+        connection.execute(text(f"TRUNCATE {', '.join(AIRFLOW_TABLES)} CASCADE"))
+        connection.execute(text(_TRIES), {"latest": latest, "now": now or "infinity"})
+        connection.execute(text(_DAG_RUNS))
+        connection.execute(
+            text(f"INSERT INTO task_instance (id, {_COLUMNS}) SELECT id, {_VALUES} WHERE is_last ORDER BY started_at")
+        )
+        connection.execute(
+            text(
+                f"INSERT INTO task_instance_history (task_instance_id, {_COLUMNS}) "
+                f"SELECT id, {_VALUES} WHERE NOT is_last ORDER BY started_at"
+            )
+        )
+    vacuum(connection, *AIRFLOW_TABLES, options="ANALYZE")
