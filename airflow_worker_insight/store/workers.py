@@ -122,6 +122,7 @@ class Group:
     name: str
     states: Mapping[str | None, int]
     running: int
+    """How many tries ran on those that have not ended, and how many may."""
     concurrency: int
 
 
@@ -198,18 +199,30 @@ def decisions(connection: Connection, some: Collection[WorkerRow]) -> dict[int, 
         .group_by(change.c.worker_ref)
     )
     found = {row.worker_ref: _change(row) for row in connection.execute(select(change).where(change.c.id.in_(latest)))}
-    for one in some:
-        if one.availability == QUARANTINED and one.ref not in found:
-            inherited = connection.execute(
-                select(change)
-                .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
-                .where(*_same_name(one), change.c.availability.is_not(None))
-                .order_by(change.c.id.desc())
-                .limit(1)
-            ).first()
-            if inherited is not None:
-                found[one.ref] = _change(inherited)
-    return found
+    heirs = [one for one in some if one.availability == QUARANTINED and one.ref not in found]
+    return {**found, **_inherited(connection, heirs)}
+
+
+def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int, Change]:
+    """Return the latest quarantine of a life before, for those that began with it."""
+    if not heirs:
+        return {}
+    names = {name for one in heirs for name in (one.name, one.engine_name) if name}
+    rows = connection.execute(
+        select(change, worker.c.kind, worker.c.name, worker.c.engine_name)
+        .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
+        .where(
+            or_(worker.c.name.in_(names), worker.c.engine_name.in_(names)),
+            change.c.availability == QUARANTINED,
+        )
+        .order_by(change.c.id)
+    ).all()
+    return {
+        one.ref: _change(row)
+        for one in heirs
+        for row in rows
+        if row.kind == one.kind and (row.name == one.name or (row.engine_name and row.engine_name == one.engine_name))
+    }
 
 
 def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[WorkerRow]:
@@ -327,8 +340,9 @@ class _Sum:
 
     def add(self, row: Row[Any]) -> None:
         self._states[row.state] += row.workers
-        self._running += int(row.running)
-        self._concurrency += int(row.concurrency)
+        if row.state not in (OFFLINE, LOST):
+            self._running += int(row.running)
+            self._concurrency += int(row.concurrency)
 
     def group(self, name: str) -> Group:
         return Group(name, dict(self._states), self._running, self._concurrency)
@@ -339,7 +353,7 @@ def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
     if by in ("hostname", "kind"):
         return worker.c[by], lambda value: [value]
     if by == "queue":
-        return cast(worker.c.queues, Text), lambda text: _parsed(text, None) or [""]
+        return cast(worker.c.queues, Text), lambda text: [str(name) for name in _parsed(text, None) or [""]]
     prefix, _, key = by.partition(":")
     if prefix == "label" and key:
         return cast(worker.c.labels, Text), lambda text: [str(_parsed(text, {}).get(key, ""))]

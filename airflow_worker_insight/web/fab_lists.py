@@ -113,6 +113,10 @@ class _Store(BaseInterface):  # type: ignore[misc]
     def is_datetime(self, name: str) -> bool:
         return self.columns[name] == TIME
 
+    def is_utcdatetime(self, name: str) -> bool:
+        """Return whether Airflow's own field for points in time is to be shown, which knows time zones."""
+        return self.is_datetime(name)
+
     def is_nullable(self, name: str) -> bool:  # noqa: ARG002
         return True
 

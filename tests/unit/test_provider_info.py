@@ -116,7 +116,17 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
     for name, option in OPTIONS.items():
         monkeypatch.setenv(f"AIRFLOW__WORKER_INSIGHT__{name.upper()}", option["default"])
     assert as_read() == without
-    assert without == {"enabled": True, "worker_name": None, "worker_labels": None}
+    assert without == {
+        "enabled": True,
+        "worker_name": None,
+        "worker_labels": None,
+        "worker_image": None,
+        "refresh_interval": 30,
+        "heartbeat_timeout": 60,
+        "lost_timeout": 180,
+        "retention_days": 0,
+        "metrics_per_worker": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -127,6 +137,8 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         ("worker_name", "etl-large-1", "etl-large-1"),
         ("worker_name", "100% ä", "100% ä"),
         ("worker_labels", "region=eu,zone=a", "region=eu,zone=a"),
+        ("retention_days", "365", 365),
+        ("metrics_per_worker", "True", True),
     ],
 )
 def test_what_an_operator_sets_is_read(monkeypatch: pytest.MonkeyPatch, name: str, written: str, read: object) -> None:
