@@ -134,9 +134,7 @@ def _explain(connection: Connection, error: Exception) -> None:
         warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
         return
     _pause()
-    warn_once(
-        "claim.schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation
-    )
+    warn_once("schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation)
 
 
 def _pause() -> None:

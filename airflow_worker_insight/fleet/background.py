@@ -68,7 +68,8 @@ class Refresher:
             with compat.engine().connect() as connection:
                 schema = migrate.check(connection)
             if schema is not Schema.READY:
-                warn_once("refresh.schema", "Airflow Worker Insight does not look at workers. %s", schema.explanation)
+                # The claim may have said so already: one warning of a process is enough.
+                warn_once("schema", "%s Until then nobody looks at the workers.", schema.explanation)
                 return self._interval()
             self._is_ready = True
         outcome = go_round()

@@ -88,6 +88,16 @@ def answer_quickly(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL jit = off")
 
 
+def can_be_ids(connection: Connection, *names: str | None) -> bool:
+    """Return whether the database can hold these as Airflow's IDs.
+
+    On MySQL Airflow keeps IDs in UTF-8 of three bytes, which MySQL refuses to compare with longer characters.
+    """
+    if connection.dialect.name != "mysql" or "utf8mb4" in (getattr(attempt.c.dag_id.type, "collation", None) or ""):
+        return True
+    return all(character <= "\uffff" for name in names if name is not None for character in name)
+
+
 def digests(key: TryKey) -> tuple[int, int, int]:
     """Return what identifies a try in the attempt table."""
     return key.run_key, key.task_key, key.try_number
@@ -244,8 +254,7 @@ class _Search:
 def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> _Search | None:
     """Choose the index to follow; ``None`` where nothing can be found."""
     refs = _worker_refs(connection, filters)
-    if filters.dag_id is not None:
-        dag_ids = frozenset({filters.dag_id}) if dag_ids is None else dag_ids & {filters.dag_id}
+    dag_ids = _searched_dags(connection, filters, dag_ids)
     if refs == [] or dag_ids == frozenset():
         return None
     is_cut = refs is not None and len(refs) == MAX_LIVES
@@ -272,6 +281,19 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
         elif refs is None and dag_ids is not None and 1 < len(dag_ids) <= MAX_BRANCHES:
             branches, readable = (attempt.c.dag_id, sorted(dag_ids)), ()
     return _Search(connection, filters, refs, (*of_refs, *of_dag), readable, branches, is_scanned, is_cut)
+
+
+def _searched_dags(
+    connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None
+) -> frozenset[str] | None:
+    """Return the Dags to search, ``None`` for all."""
+    if not can_be_ids(connection, filters.dag_id, filters.run_id, filters.task_id):
+        return frozenset()
+    if dag_ids is not None:
+        dag_ids = frozenset(dag_id for dag_id in dag_ids if can_be_ids(connection, dag_id))
+    if filters.dag_id is None:
+        return dag_ids
+    return frozenset({filters.dag_id}) if dag_ids is None else dag_ids & {filters.dag_id}
 
 
 def of_dags(connection: Connection, dag_ids: frozenset[str] | None) -> tuple[Any, ...]:

@@ -134,6 +134,8 @@ def task_instance_attempts(
 
     A try that Airflow has and we have not recorded is shown with what Airflow's own columns tell.
     """
+    if not listing.can_be_ids(connection, dag_id, run_id, task_id):
+        return []
     rows = connection.execute(
         _rows().where(
             attempt.c.run_key == run_key(dag_id, run_id),

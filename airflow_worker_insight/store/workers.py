@@ -386,14 +386,9 @@ def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
         conditions.append(or_(column.last_seen_at >= filters.seen_since, column.state.in_([ONLINE, UNRESPONSIVE])))
     if filters.search is not None:
         part = filters.search.lower()
-        conditions.append(
-            or_(
-                *(
-                    func.lower(text).contains(part, autoescape=True)
-                    for text in (column.name, column.hostname, column.worker_id)
-                )
-            )
-        )
+        # IDs are plain, and MySQL refuses to look for other letters in such a column.
+        texts = [column.name, column.hostname, *([column.worker_id] if part.isascii() else [])]
+        conditions.append(or_(*(func.lower(text).contains(part, autoescape=True) for text in texts)))
     return conditions
 
 

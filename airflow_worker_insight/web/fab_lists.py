@@ -128,6 +128,9 @@ class _Store(BaseInterface):  # type: ignore[misc]
     def get_order_columns_list(self, list_columns: list[str] | None = None) -> list[str]:  # noqa: ARG002
         return list(self.ordered)
 
+    def is_pk_composite(self) -> bool:
+        return False
+
     def get_pk_name(self) -> str:
         return "pk"
 

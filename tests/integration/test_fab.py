@@ -294,7 +294,10 @@ def test_the_menu_of_2_11_leads_to_the_pages_and_to_airflows_own_lists(airflow: 
         page.get_by_role("link", name="Browse").hover()
         page.get_by_role("link", name="Workers", exact=True).click()
         page.locator("#wi-workers").wait_for()
+        page.get_by_text("Nobody looks at the workers").wait_for()
+        airflow.run("airflow-worker-insight", "refresh")
         page.get_by_role("link", name="Show all workers").click()
+        page.get_by_text("Nobody looks at the workers").wait_for(state="detached")
         page.locator("#wi-list tbody").first.wait_for()
         folder = os.environ.get("WORKER_INSIGHT_PICTURES")
         if folder:

@@ -344,6 +344,45 @@ def test_every_page_fits_a_phone_and_follows_the_colour_mode(
     assert len(backgrounds) == 2
 
 
+# --- many workers ---------------------------------------------------------------------------------------------------
+
+# They were seen tomorrow, so that no look finds them silent.
+MANY = """
+INSERT INTO worker_insight_worker (
+    worker_id, name, engine_name, kind, hostname, host_only, registered_at, last_seen_at, state, availability,
+    queues, concurrency, running, labels, resources, versions, fingerprint
+)
+SELECT 'many-' || n, 'many-' || n, 'many-' || n, 'celery', 'host-' || mod(n, 50), false, now(),
+    now() + interval '1 day', 1, 1, '["bulk"]', 16, mod(n, 17), '{"zone": "b"}', '{}', '{}', ''
+FROM generate_series(1, 2000) AS n RETURNING id
+"""
+
+
+@pytest.mark.usefixtures("fleet")
+def test_two_thousand_workers_stay_usable(airflow: Deployment, person: BrowserUser) -> None:
+    airflow.sql(MANY)
+    try:
+        page = person.open(f"{WORKERS}?queue=bulk&order=-running")
+        rows = page.locator("#wi-list tbody")
+        expect(rows).to_have_count(100)
+        expect(page.locator(".wi-chip", has_text="Online").locator("b")).to_have_text("2,000")
+        expect(page.locator(".wi-pager")).to_contain_text("1 to 100 of 2,000 workers")
+        expect(rows.first).to_contain_text("16 / 16")
+        picture(person, "workers-many")
+        page.get_by_role("link", name="Next").click()
+        expect(page.locator(".wi-pager")).to_contain_text("101 to 200 of 2,000 workers")
+        page.get_by_label("Search").fill("many-1999")
+        page.keyboard.press("Enter")
+        expect(rows).to_have_count(1)
+        page.get_by_label("Group by").select_option("hostname")
+        expect(rows).to_have_count(1)
+        person.open(f"{WORKERS}?queue=bulk&group=hostname")
+        expect(rows).to_have_count(50)
+        expect(rows.first).to_contain_text("40 workers")
+    finally:
+        airflow.sql("DELETE FROM worker_insight_worker WHERE starts_with(worker_id, 'many-') RETURNING id")
+
+
 # --- the end of a worker --------------------------------------------------------------------------------------------
 
 

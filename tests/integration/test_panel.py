@@ -92,7 +92,9 @@ def assert_shows_three_tries(panel: FrameLocator | object) -> None:
 
 def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:
     person.open(f"/dags/sales/runs/{run_id}/tasks/load")
-    person.page.get_by_role("tab", name="Worker").or_(person.page.get_by_role("link", name="Worker")).first.click()
+    person.page.get_by_role("tab", name="Worker", exact=True).or_(
+        person.page.get_by_role("link", name="Worker", exact=True)
+    ).first.click()
     panel = person.page.frame_locator("iframe")
     assert_shows_three_tries(panel)
     picture(person, "tab-light")
@@ -101,7 +103,9 @@ def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:
 
 def test_a_panel_followed_inside_the_tab_says_whose_tries_it_shows(run_id: str, person: BrowserUser) -> None:
     person.open(f"/dags/sales/runs/{run_id}/tasks/load")
-    person.page.get_by_role("tab", name="Worker").or_(person.page.get_by_role("link", name="Worker")).first.click()
+    person.page.get_by_role("tab", name="Worker", exact=True).or_(
+        person.page.get_by_role("link", name="Worker", exact=True)
+    ).first.click()
     panel = person.page.frame_locator("iframe")
     panel.locator("tbody tr").first.wait_for()
     # The page around the tab names its task.
@@ -147,8 +151,7 @@ def test_a_worker_of_the_panel_has_a_page(run_id: str, person: BrowserUser) -> N
     person.settle()
     assert "/worker-insight/workers/celery-" in person.page.url
     person.page.get_by_role("heading", name=name).wait_for()
-    person.page.get_by_text("load").first.wait_for()
-    picture(person, "worker-light", full_page=True)
+    person.page.get_by_role("link", name="load", exact=True).first.wait_for()
 
 
 def test_a_task_that_was_skipped_says_that_no_worker_ran_it(run_id: str, person: BrowserUser) -> None:

@@ -341,10 +341,8 @@ def _group_name(group: str) -> str:
 
 
 def _troubles(listing: Listing, now: datetime) -> Iterable[Notice]:
-    """Say what keeps the states of workers from being known, where there are workers."""
-    if not listing.any_worker:
-        return
-    if not any(one.is_current for one in listing.engines):
+    """Say what keeps workers, or their states, from being known."""
+    if listing.any_worker and not any(one.is_current for one in listing.engines):
         latest = max((one.looked_at for one in listing.engines if one.looked_at), default=None)
         when = "never looked at" if latest is None else f"last looked at {words.ago(latest, now)}"
         text = (

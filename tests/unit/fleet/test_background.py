@@ -99,7 +99,7 @@ def test_without_tables_it_says_what_to_do_and_begins_when_they_are_there(
         background.migrate, "check", lambda _connection: answers.pop(0) if answers else migrate.Schema.READY
     )
     run_while(lambda: gone)
-    (warning,) = [record.getMessage() for record in caplog.records if "does not look" in record.getMessage()]
+    (warning,) = [record.getMessage() for record in caplog.records if "nobody looks" in record.getMessage()]
     assert "db migrate" in warning
 
 
