@@ -178,6 +178,10 @@ def test_tasks_do_not_notice_that_the_tables_are_missing(airflow: Deployment) ->
     scheduler = airflow.components["scheduler"].pid
     assert {(one.worker.pid, one.worker.hostname) for one in recorded.values()} == {(scheduler, HOST)}
     assert left_in_xcom(airflow, "history", run_id) == []
+    # An API server that has found no tables looks again some seconds later.
+    airflow.wait_for(
+        lambda: airflow.api("GET", "/worker-insight/api/v1/attempts").status_code == 200, 30, "the tables to be seen"
+    )
     assert_rest_agrees(airflow, "history", run_id)
 
 
