@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.retention import keep_within_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from airflow_worker_insight.fleet.engines import Engine
@@ -109,17 +110,32 @@ class _Turn:
             began, began_at = time.monotonic(), database_now(connection)
             row = store.get_engine(connection, name, now=began_at)
             until = began_at + max(self.interval, LOOK_TAKES)
-            is_ours = store.take_lease(connection, name, now=began_at, until=until, only_if_due=only_if_due)
+            is_ours = store.take_lease(
+                connection, name, now=began_at, until=until, at_most=until + LOOK_TAKES, only_if_due=only_if_due
+            )
         if not is_ours:
             return EngineOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
 
         def clock() -> datetime:
             return began_at + timedelta(seconds=time.monotonic() - began)
 
+        due_at = began_at + self.interval
+        try:
+            outcome = self._look_and_write(row, clock, began_at=began_at, due_at=due_at)
+        except Exception:
+            # Otherwise nobody would look until the lease runs out.
+            with suppress(Exception), compat.short_transaction() as connection:
+                store.give_back_lease(connection, name, until=until, due_at=due_at)
+            raise
+        return outcome, (due_at - clock()).total_seconds()
+
+    def _look_and_write(
+        self, row: store.EngineRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
+    ) -> EngineOutcome:
+        name = self.engine.name
         with compat.engine().connect() as connection:
             known = tuple(store.open_lives(connection, name))
         look = self._look(View(clock, int(began_at.timestamp() // self.interval.total_seconds()), known, _read))
-        due_at = began_at + self.interval
         with compat.short_transaction() as connection:
             now = clock()
             # First, because from here on whoever else has looked at this engine waits.
@@ -135,7 +151,7 @@ class _Turn:
                 timeouts=self.timeouts,
                 now=now,
             )
-        outcome = EngineOutcome(
+        return EngineOutcome(
             name,
             looked=True,
             states=written.states,
@@ -144,7 +160,6 @@ class _Turn:
             ignored=look.ignored,
             error=look.error,
         )
-        return outcome, (due_at - clock()).total_seconds()
 
     def _look(self, view: View) -> Look:
         try:

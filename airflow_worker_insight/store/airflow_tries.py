@@ -12,6 +12,7 @@ from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
+from airflow_worker_insight.store.planning import are_among
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "remove
 
 WAITING = frozenset({None, "scheduled", "queued"})
 """States in which no process of the try runs."""
+
+BATCH = 4_000
+"""Task instances that one statement asks both tables for: SQLite takes 32,766 parameters."""
 
 FINISHED_RUN = ("success", "failed")
 """Airflow's final states of a Dag run."""
@@ -128,14 +132,18 @@ def tries_of_task_instance(
 def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> dict[TryKey, AirflowTry]:
     """Return those of the tries ``keys`` that Airflow knows."""
     wanted = set(keys)
-    if not wanted:
-        return {}
-    instances = {(key.dag_id, key.run_id, key.task_id, key.map_index) for key in wanted}
-    found = _read(
-        connection,
-        lambda table: tuple_(table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index).in_(sorted(instances)),
-    )
-    return {one.key: one for one in found if one.key in wanted}
+    instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in wanted})
+    found: dict[TryKey, AirflowTry] = {}
+    for start in range(0, len(instances), BATCH):
+        some = instances[start : start + BATCH]
+        for one in _read(connection, lambda table, some=some: are_among(connection, _instance(table), some)):
+            if one.key in wanted:
+                found[one.key] = one
+    return found
+
+
+def _instance(table: Table) -> tuple[Any, ...]:
+    return table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index
 
 
 @dataclass(frozen=True, slots=True)

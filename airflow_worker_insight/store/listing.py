@@ -7,20 +7,20 @@ that cut something off, the total is not exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, and_, any_, case, cast, func, literal, or_, select, true, tuple_
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import and_, func, or_, select, true
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.airflow_tries import FINISHED
+from airflow_worker_insight.store.airflow_tries import FINISHED, tries_of_task_instances
 from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -43,7 +43,12 @@ those."""
 KEY = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
 """What identifies a try in the attempt table; see :func:`digests`."""
 
+MAX_UNCLOSED = 10_000
+"""How many tries that are not closed yet Airflow is asked about: so many are not reconciled only where nobody does."""
+
 _NAMES = ("run_id", "task_id", "map_index", "try_number")
+_PLACE = (*(column.name for column in KEY), "start_slot", "started_at")
+_NAMED = ("dag_id", "run_id", "task_id", "map_index", "try_number", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,9 @@ def find(
     search = _search(connection, filters, dag_ids)
     if search is None:
         return Page([], 0, total_is_exact=True)
-    answer_quickly(connection)
+    do_not_compile(connection)
+    if filters.state in FINISHED:
+        search = _with_ended(search)
     rows = connection.execute(search.page(limit, offset)).all()
     keys = [(row.run_key, row.task_key, row.try_number) for row in rows]
     if len(keys) < limit and (keys or not offset):
@@ -77,15 +84,6 @@ def find(
         search.is_scanned and connection.execute(search.beyond_the_scanned()).first() is not None
     )
     return Page(keys, total, total_is_exact=total < MAX_TOTAL and not is_cut)
-
-
-def answer_quickly(connection: Connection) -> None:
-    """Have PostgreSQL not compile statements until the end of the transaction.
-
-    It guesses that looking through thousands of rows costs much, and compiling takes longer than that.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL jit = off")
 
 
 def can_be_ids(connection: Connection, *names: str | None) -> bool:
@@ -104,13 +102,8 @@ def digests(key: TryKey) -> tuple[int, int, int]:
 
 
 def is_one_of(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> Any:
-    """Say that a row belongs to one of these tries, thousands of them if need be."""
-    if connection.dialect.name != "postgresql":
-        return tuple_(*KEY).in_(keys)
-    # PostgreSQL would plan each member of a long IN on its own.
-    given = func.unnest(*(_array(column, [key[place] for key in keys]) for place, column in enumerate(KEY)))
-    rows = given.table_valued("run_key", "task_key", "try_number").render_derived()
-    return tuple_(*KEY).in_(select(rows.c.run_key, rows.c.task_key, rows.c.try_number))
+    """Say that a row of the attempt table belongs to one of these tries."""
+    return are_among(connection, KEY, keys)
 
 
 def latest_first(connection: Connection, rows: Any = attempt) -> list[Any]:
@@ -181,18 +174,25 @@ class _Search:
     """Whether there are filters for which what ``along`` leads to must be looked through."""
     is_cut: bool = False
     """Whether there are more lives of workers, or more tries in this state, than are searched."""
+    ended: tuple[tuple[int, int, int], ...] = ()
+    """The tries that are not closed yet and are in the wanted state by Airflow's word."""
 
     def page(self, limit: int, offset: int) -> Any:
         """Select the keys of a page in order."""
-        found = self._found(limit + offset, is_ordered=True)
+        found = self._found(_PLACE, self._fits, limit + offset, is_ordered=True)
         order = latest_first(self.connection, found)
         return select(*(found.c[column.name] for column in KEY)).order_by(*order).limit(limit).offset(offset)
 
     def count(self) -> Any:
         """Select how many tries are found, up to :data:`MAX_TOTAL`."""
-        found = self._found(MAX_TOTAL, is_ordered=False)
+        found = self._found(_PLACE, self._fits, MAX_TOTAL, is_ordered=False)
         within = select(found.c.try_number).limit(MAX_TOTAL).subquery()
         return select(func.count()).select_from(within)
+
+    def unclosed(self) -> Any:
+        """Select the tries that are found but for the state, and that are not closed yet."""
+        found = self._found(_NAMED, self._fits_unclosed, MAX_UNCLOSED, is_ordered=False)
+        return select(found).limit(MAX_UNCLOSED)
 
     def beyond_the_scanned(self) -> Any:
         """Select a row if there are tries that were not looked through; reads nothing but the index."""
@@ -207,7 +207,8 @@ class _Search:
         )
         return self._of_each(given, rest)
 
-    def _found(self, limit: int, *, is_ordered: bool) -> Any:
+    def _found(self, columns: Sequence[str], fits: Callable[[Any], list[Any]], limit: int, *, is_ordered: bool) -> Any:
+        """Return these columns of the rows that fit, as a subquery."""
         given, of_branch, scanned = self._given()
         window = started_between(self.filters.started_at_gte, self.filters.started_at_lte)
         conditions = [*of_branch, *self.along, *self.readable, *window]
@@ -217,8 +218,7 @@ class _Search:
             looked_through = select(attempt).where(*conditions).order_by(latest).limit(scanned)
             rows = looked_through.subquery() if given is None else looked_through.correlate(given).lateral()
             conditions = []
-        found = select(*(rows.c[name] for name in (*(column.name for column in KEY), "start_slot", "started_at")))
-        found = found.where(*conditions, *self._conditions(rows)).limit(limit)
+        found = select(*(rows.c[name] for name in columns)).where(*conditions, *fits(rows)).limit(limit)
         if is_ordered:
             found = found.order_by(*latest_first(self.connection, rows))
         return self._of_each(given, found).subquery()
@@ -228,7 +228,7 @@ class _Search:
         if self.branches is None:
             return None, [], MAX_SCANNED
         column, values = self.branches
-        given = func.unnest(_array(column, values)).table_valued("value").render_derived()
+        given = one_by_one(column, values)
         return given, [column == given.c.value], MAX_SCANNED // len(values)
 
     @staticmethod
@@ -238,17 +238,29 @@ class _Search:
         branch = statement.lateral()
         return select(branch).select_from(given.join(branch, true()))
 
-    def _conditions(self, rows: Any) -> list[Any]:
+    def _fits(self, rows: Any) -> list[Any]:
         """Say what fits, of rows that the index leads to."""
-        wanted = {name: getattr(self.filters, name) for name in _NAMES}
-        conditions = [rows.c[name] == value for name, value in wanted.items() if value is not None]
-        if self.filters.state in FINISHED:
-            conditions.append(_is_now(self.filters.state, rows))
         if self.refs is None:
-            conditions.append(rows.c.ordinal == 0)
+            first = [rows.c.ordinal == 0]
         else:
-            conditions += [_is_first_of(self.connection, self.refs, rows), counts(rows)]
-        return conditions
+            first = [_is_first_of(self.connection, self.refs, rows), counts(rows)]
+        return [*self._is_named(rows), *self._has_state(rows), *first]
+
+    def _fits_unclosed(self, rows: Any) -> list[Any]:
+        return [*self._is_named(rows), rows.c.ended_at.is_(None)]
+
+    def _is_named(self, rows: Any) -> list[Any]:
+        wanted = {name: getattr(self.filters, name) for name in _NAMES}
+        return [rows.c[name] == value for name, value in wanted.items() if value is not None]
+
+    def _has_state(self, rows: Any) -> list[Any]:
+        """Say that a try ended in the wanted state: by our word where it is closed, else by Airflow's."""
+        if self.filters.state not in FINISHED:
+            return []
+        closed = and_(rows.c.ended_at.is_not(None), rows.c.state == self.filters.state)
+        if not self.ended:
+            return [closed]
+        return [or_(closed, are_among(self.connection, [rows.c[column.name] for column in KEY], self.ended))]
 
 
 def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> _Search | None:
@@ -258,7 +270,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     if refs == [] or dag_ids == frozenset():
         return None
     is_cut = refs is not None and len(refs) == MAX_LIVES
-    of_refs = () if refs is None else (_in(connection, attempt.c.worker_ref, refs),)
+    of_refs = () if refs is None else (is_among(connection, attempt.c.worker_ref, refs),)
     of_dag = readable = ()
     if dag_ids is not None and len(dag_ids) == 1:
         of_dag = of_dags(connection, dag_ids)
@@ -271,7 +283,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
     if filters.run_id is not None and dag_ids is not None:
         run_keys = [run_key(dag_id, filters.run_id) for dag_id in sorted(dag_ids)]
-        along = (_in(connection, attempt.c.run_key, run_keys), *of_refs)
+        along = (is_among(connection, attempt.c.run_key, run_keys), *of_refs)
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut)
     is_scanned = any(getattr(filters, name) is not None for name in (*_NAMES, "state"))
     branches: tuple[Any, list[Any]] | None = None
@@ -302,19 +314,7 @@ def of_dags(connection: Connection, dag_ids: frozenset[str] | None) -> tuple[Any
         return ()
     # Not the bare column: of many Dags no database should gather all tries before it looks at the other conditions.
     column = attempt.c.dag_id if len(dag_ids) == 1 else func.coalesce(attempt.c.dag_id, "")
-    return (_in(connection, column, sorted(dag_ids)),)
-
-
-def _in(connection: Connection, column: Any, values: Sequence[Any]) -> Any:
-    if len(values) == 1:
-        return column == values[0]
-    # One parameter instead of thousands.
-    return column == any_(_array(column, values)) if connection.dialect.name == "postgresql" else column.in_(values)
-
-
-def _array(column: Any, values: Sequence[Any]) -> Any:
-    kind = ARRAY(String if isinstance(column.type, String) else column.type)
-    return cast(literal(list(values), kind), kind)
+    return (is_among(connection, column, sorted(dag_ids)),)
 
 
 def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | None:
@@ -337,7 +337,7 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
     """Keep one row per try where several of the wanted workers ran the same try."""
     other = attempt.alias("other")
     earlier = select(other.c.ordinal).where(
-        *_same_try(other, rows), _in(connection, other.c.worker_ref, refs), other.c.ordinal < rows.c.ordinal
+        *_same_try(other, rows), is_among(connection, other.c.worker_ref, refs), other.c.ordinal < rows.c.ordinal
     )
     return or_(rows.c.ordinal == 0, ~earlier.exists())
 
@@ -345,31 +345,15 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
 # --- the state that Airflow has --------------------------------------------------------------------------------------
 
 
-def _is_now(state: str, rows: Any) -> Any:
-    """Say that a try ended in a state: by our word where it is closed, else by Airflow's."""
-    return or_(
-        and_(rows.c.ended_at.is_not(None), rows.c.state == state),
-        # Scalar subqueries, which no database is tempted to answer by reading all of Airflow's table.
-        and_(
-            rows.c.ended_at.is_(None),
-            func.coalesce(
-                _airflows_word(compat.task_instance_history_table(), rows),
-                _airflows_word(compat.task_instance_table(), rows),
-                case((rows.c.state == state, state), else_=""),
-            )
-            == state,
-        ),
-    )
-
-
-def _airflows_word(table: Any, rows: Any) -> Any:
-    """Select the state of a try in one of Airflow's tables: empty for none, NULL where the table has no such try."""
-    names = ("dag_id", "task_id", "run_id", "map_index", "try_number")
-    return (
-        select(func.coalesce(table.c.state, ""))
-        .where(*(table.c[name] == rows.c[name] for name in names))
-        .scalar_subquery()
-    )
+def _with_ended(search: _Search) -> _Search:
+    """Ask Airflow once which of the tries that are not closed yet have ended in the wanted state."""
+    state = search.filters.state
+    rows = search.connection.execute(search.unclosed()).all()
+    ours = {TryKey(*row[:-1]): row.state for row in rows}
+    known = tries_of_task_instances(search.connection, ours)
+    now = {key: known[key].state if key in known else ours[key] for key in ours}
+    ended = tuple(digests(key) for key in now if now[key] == state)
+    return replace(search, ended=ended, is_cut=search.is_cut or len(rows) == MAX_UNCLOSED)
 
 
 def _keys_in_state(
@@ -383,7 +367,7 @@ def _keys_in_state(
         .where(
             instance.c.state == filters.state,
             *(instance.c[name] == value for name, value in given.items() if value is not None),
-            *([] if dag_ids is None else [_in(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
+            *([] if dag_ids is None else [is_among(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
         )
         .order_by(instance.c.start_date.desc())
         .limit(MAX_TOTAL)

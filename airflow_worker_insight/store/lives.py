@@ -12,10 +12,11 @@ from datetime import timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import run_key, task_key
+from airflow_worker_insight.store.planning import are_among
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE, QUARANTINED, UNRESPONSIVE, WorkerRecord, upsert
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
@@ -67,16 +68,27 @@ def get_engine(connection: Connection, name: str, *, now: datetime) -> EngineRow
     )
 
 
-def take_lease(connection: Connection, name: str, *, now: datetime, until: datetime, only_if_due: bool) -> bool:
+def take_lease(
+    connection: Connection, name: str, *, now: datetime, until: datetime, at_most: datetime, only_if_due: bool
+) -> bool:
     """Make this caller the one to look at an engine, and nobody else until then; ``False`` if another one is.
 
+    :param at_most: nobody can have taken it for longer than until then: the database's clock was set back, or the
+        interval made shorter, and it is due
     :param only_if_due: without it the caller looks whoever else does
     """
     conditions = [engine_table.c.name == name]
     if only_if_due:
-        conditions.append(engine_table.c.due_at <= now)
+        conditions.append(or_(engine_table.c.due_at <= now, engine_table.c.due_at > at_most))
     taken = connection.execute(update(engine_table).where(*conditions).values(due_at=until))
     return bool(taken.rowcount)
+
+
+def give_back_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
+    """Let a look that failed be repeated at a time, unless somebody else has taken the lease since."""
+    connection.execute(
+        update(engine_table).where(engine_table.c.name == name, engine_table.c.due_at == until).values(due_at=due_at)
+    )
 
 
 def write_engine(connection: Connection, row: EngineRow) -> None:
@@ -381,7 +393,7 @@ def _latest_workers(connection: Connection, keys: Sequence[tuple[int, int, int]]
     for batch in _batches(keys):
         rows = connection.execute(
             select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(
-                tuple_(*key).in_(batch), attempt.c.worker_ref != NO_WORKER
+                are_among(connection, key, batch), attempt.c.worker_ref != NO_WORKER
             )
         )
         for row in rows:

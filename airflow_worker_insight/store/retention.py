@@ -26,13 +26,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeAlias
 
-from sqlalchemy import ARRAY, and_, cast, delete, func, or_, select, tuple_
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.locks import be_the_only_writer
+from airflow_worker_insight.store.planning import are_among, do_not_compile
 from airflow_worker_insight.store.recording import LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
@@ -79,7 +80,7 @@ class Preview:
 
 def preview(connection: Connection, older_than: datetime) -> Preview:
     """Say what :func:`prune` would remove. It reads every try before the limit."""
-    _do_not_compile(connection)
+    do_not_compile(connection)
     goes = _try_goes(attempt, older_than)
     # One without a start is in no slot.
     before = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
@@ -180,7 +181,7 @@ def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Rem
 
 def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, int | None]:
     """Remove a batch of tries; return how many, and the slot of the last one where there may be more."""
-    _do_not_compile(connection)
+    do_not_compile(connection)
     found = connection.execute(
         select(*_key(attempt), attempt.c.start_slot)
         .where(*conditions)
@@ -191,30 +192,12 @@ def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, in
     ).all()
     keys = sorted({tuple(row[:3]) for row in found})
     if keys:
-        connection.execute(delete(attempt).where(tuple_(*_key(attempt)).in_(_as_rows(connection, keys))))
+        connection.execute(delete(attempt).where(are_among(connection, _key(attempt), keys)))
     return Removed(attempts=len(keys)), found[-1].start_slot if len(found) == BATCH else None
-
-
-def _as_rows(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> Any:
-    """Return what the keys of tries can be compared with. A list of rows PostgreSQL would plan for a long time."""
-    if connection.dialect.name != "postgresql":
-        return keys
-    columns = [
-        cast(list(values), ARRAY(column.type))
-        for values, column in zip(zip(*keys, strict=True), _key(attempt), strict=True)
-    ]
-    rows = func.unnest(*columns).table_valued("run_key", "task_key", "try_number").render_derived()
-    return select(*_key(rows))
 
 
 def _key(rows: Any) -> tuple[Any, ...]:
     return rows.c.run_key, rows.c.task_key, rows.c.try_number
-
-
-def _do_not_compile(connection: Connection) -> None:
-    """Keep PostgreSQL from compiling the conditions, which takes a second where reading takes some milliseconds."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL jit = off")
 
 
 def _from_the_oldest(connection: Connection) -> Any:

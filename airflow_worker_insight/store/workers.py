@@ -17,6 +17,7 @@ from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import listing, reading
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.planning import do_not_compile
 from airflow_worker_insight.store.reading import MAX_TOTAL, Attempt, AttemptFilter
 from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE
 from airflow_worker_insight.store.tables import (
@@ -613,7 +614,7 @@ nobody knows what became of them."""
 
 
 def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
-    listing.answer_quickly(connection)
+    do_not_compile(connection)
     return [attempt.c.worker_ref == one.ref, *listing.of_dags(connection, frozenset(dag_ids)), listing.counts()]
 
 

@@ -340,6 +340,20 @@ def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Databa
     assert [row["name"] for row in database.workers()] == ["edge-1"]
 
 
+def test_what_could_not_be_written_is_looked_at_again_after_an_interval(
+    database: Database, engines: list[Any], time: Time
+) -> None:
+    """And not only when the lease runs out, which is later."""
+    one = FakeEngine(workers={"w1": {"hostname": None}})
+    engines.append(one)
+    assert refresh(only_if_due=True).engines[0].error
+    one.workers = {"w1": {}}
+    assert not refresh(only_if_due=True).engines[0].looked
+    time.passes(INTERVAL)
+    assert refresh(only_if_due=True).engines[0].registered == 1
+    assert [row["name"] for row in database.workers()] == ["w1"]
+
+
 def test_an_engine_sees_its_own_open_lives_and_the_turn(database: Database, engines: list[Any], time: Time) -> None:
     engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(EDGE, "edge", {"edge-1": {}})]
     refresh(only_if_due=False)

@@ -70,16 +70,42 @@ def counted(database: Database) -> Iterator[Counter[str]]:
 
 @on_both
 def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database) -> None:
-    def take(seconds: float, *, only_if_due: bool = True) -> bool:
-        with database.engine.begin() as connection:
-            store.get_engine(connection, CELERY, now=at(seconds))
-            return store.take_lease(
-                connection, CELERY, now=at(seconds), until=at(seconds + 30), only_if_due=only_if_due
-            )
+    assert [take(database, seconds) for seconds in (0, 0, 29.9, 30, 31)] == [True, False, False, True, False]
+    assert take(database, 40, only_if_due=False)
+    assert [take(database, seconds) for seconds in (60, 70)] == [False, True]
 
-    assert [take(seconds) for seconds in (0, 0, 29.9, 30, 31)] == [True, False, False, True, False]
-    assert take(40, only_if_due=False)
-    assert [take(seconds) for seconds in (60, 70)] == [False, True]
+
+def take(database: Database, seconds: float, *, only_if_due: bool = True) -> bool:
+    with database.engine.begin() as connection:
+        store.get_engine(connection, CELERY, now=at(seconds))
+        return store.take_lease(
+            connection,
+            CELERY,
+            now=at(seconds),
+            until=at(seconds + 30),
+            at_most=at(seconds + 60),
+            only_if_due=only_if_due,
+        )
+
+
+@on_both
+def test_a_clock_that_was_set_back_does_not_keep_an_engine_from_being_looked_at(database: Database) -> None:
+    assert take(database, 3600)
+    assert take(database, 0), "3630 is further away than anybody takes it for"
+    assert not take(database, 1)
+
+
+@on_both
+def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
+    def give_back(until: float) -> None:
+        with database.engine.begin() as connection:
+            store.give_back_lease(connection, CELERY, until=at(until), due_at=at(5))
+
+    assert take(database, 0)
+    give_back(29)
+    assert not take(database, 5)
+    give_back(30)
+    assert take(database, 5)
 
 
 @on_both

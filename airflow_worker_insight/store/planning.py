@@ -1,0 +1,52 @@
+"""Say it so that PostgreSQL plans it well; the other databases are told in their plain words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import String, any_, cast, func, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.engine import Connection
+
+
+def do_not_compile(connection: Connection) -> None:
+    """Have PostgreSQL not compile statements until the end of the transaction.
+
+    It guesses that looking through thousands of rows costs much, and compiling takes longer than that.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL jit = off")
+
+
+def is_among(connection: Connection, column: Any, values: Sequence[Any]) -> Any:
+    """Say that a column has one of these values, thousands of them if need be: on PostgreSQL in one parameter."""
+    if len(values) == 1:
+        return column == values[0]
+    return column == any_(_array(column, values)) if connection.dialect.name == "postgresql" else column.in_(values)
+
+
+def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
+    """Say that several columns together have the values of one of these rows.
+
+    PostgreSQL would plan each member of a long IN on its own.
+    """
+    if connection.dialect.name != "postgresql":
+        return tuple_(*columns).in_(rows)
+    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
+    names = [f"v{place}" for place in range(len(columns))]
+    given = func.unnest(*arrays).table_valued(*names).render_derived()
+    return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
+
+
+def one_by_one(column: Any, values: Sequence[Any]) -> Any:
+    """Return these values of a column as a table with the column ``value``; PostgreSQL only."""
+    return func.unnest(_array(column, values)).table_valued("value").render_derived()
+
+
+def _array(column: Any, values: Sequence[Any]) -> Any:
+    kind = ARRAY(String if isinstance(column.type, String) else column.type)
+    return cast(literal(list(values), kind), kind)
