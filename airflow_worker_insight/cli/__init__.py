@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from airflow.cli.cli_config import GroupCommand
 
+from airflow_worker_insight import __version__
 from airflow_worker_insight.cli.definitions import DESCRIPTION, SUBCOMMANDS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def get_commands() -> list[GroupCommand]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``airflow-worker-insight`` with these arguments, by default the process's own."""
     parser = argparse.ArgumentParser(prog="airflow-worker-insight", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add(parser, SUBCOMMANDS)
     parsed = parser.parse_args(arguments)
     parsed.func(parsed)

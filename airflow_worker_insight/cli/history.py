@@ -18,6 +18,7 @@ from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.closing import first_report_at
 from airflow_worker_insight.store.retention import Removed
+from airflow_worker_insight.web.words import count
 
 
 def reconcile(args: Any) -> None:
@@ -77,8 +78,8 @@ def _go_through(
 
 def _print_outcome(runs: int, outcome: Outcome) -> None:
     print(
-        f"{runs} Dag runs: {outcome.added} tries added, {outcome.closed} closed, "
-        f"{outcome.claimed} waiting reports taken"
+        f"{count(runs, 'Dag run', 'Dag runs')}: {count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed, "
+        f"{count(outcome.claimed, 'waiting report', 'waiting reports')} taken"
     )
 
 
@@ -111,11 +112,14 @@ def _remove(older_than: datetime, expected: Removed) -> None:
                 removed += batch
                 bar.update(task, completed=removed.attempts + removed.workers)
     finally:
-        print(f"{_in_words(removed)} were removed.")
+        print(f"Removed {_in_words(removed)}.")
 
 
 def _in_words(removed: Removed) -> str:
-    return f"{removed.attempts} tries, {removed.workers} workers and {removed.changes} entries of workers' histories"
+    return (
+        f"{count(removed.attempts, 'try', 'tries')}, {count(removed.workers, 'worker', 'workers')} and "
+        f"{count(removed.changes, 'entry', 'entries')} of workers' histories"
+    )
 
 
 def _bar(what: str) -> Progress:

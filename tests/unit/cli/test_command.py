@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.cli.cli_config import Arg
 
-from airflow_worker_insight import cli, compat
+from airflow_worker_insight import __version__, cli, compat
 from airflow_worker_insight.cli import arguments
 from airflow_worker_insight.cli.definitions import SUBCOMMANDS
 from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
@@ -51,6 +51,11 @@ def test_help_names_every_command(capsys: Printed) -> None:
     for command in SUBCOMMANDS:
         assert command.name in shown
         assert command.help.split()[0] in shown
+
+
+def test_it_tells_its_version(capsys: Printed) -> None:
+    ends_with(0, "--version")
+    assert capsys.readouterr().out == f"airflow-worker-insight {__version__}\n"
 
 
 @pytest.mark.parametrize("names", [names for names, _ in COMMANDS], ids=" ".join)

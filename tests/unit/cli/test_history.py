@@ -77,7 +77,7 @@ def test_reconcile_takes_the_reports_that_wait_also_of_runs_that_run(database: D
     run("reconcile")
     assert recorded(database) == [("run-1", "reported")]
     assert stored_xcoms(database) == []
-    assert "1 waiting reports taken" in capsys.readouterr().out
+    assert "1 waiting report taken" in capsys.readouterr().out
 
 
 def test_backfill_takes_everything_that_has_ended(runs: Database, capsys: Printed) -> None:
@@ -173,7 +173,7 @@ def names(database: Database) -> list[str]:
 
 def test_a_dry_run_says_what_would_go_and_removes_nothing(tries: Database, capsys: Printed) -> None:
     assert printed(capsys, "prune", "--older-than", BEFORE_NOON, "--dry-run") == (
-        f"1 tries, 1 workers and 2 entries of workers' histories would be removed. {KEPT}\n"
+        f"1 try, 1 worker and 2 entries of workers' histories would be removed. {KEPT}\n"
     )
     assert names(tries) == ["old", "new"]
     assert len(tries.attempts()) == 2
@@ -181,7 +181,7 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(tries: Database, capsy
 
 def test_prune_removes_what_is_older(tries: Database, capsys: Printed) -> None:
     assert printed(capsys, "prune", "--older-than", BEFORE_NOON, "--yes") == (
-        "1 tries, 1 workers and 2 entries of workers' histories were removed.\n"
+        "Removed 1 try, 1 worker and 2 entries of workers' histories.\n"
     )
     assert names(tries) == ["new"]
     assert [row["run_id"] for row in tries.attempts()] == ["new"]
@@ -191,7 +191,7 @@ def test_prune_removes_what_is_older(tries: Database, capsys: Printed) -> None:
 @pytest.mark.parametrize("answer", ["", "n", None], indirect=True)
 def test_prune_asks_first(tries: Database, answer: list[str]) -> None:
     assert refused("prune", "--older-than", BEFORE_NOON) == "Nothing was removed."
-    assert "1 tries, 1 workers" in answer[0]
+    assert "1 try, 1 worker" in answer[0]
     assert "2026-03-01 12:00:00 UTC" in answer[0]
     assert names(tries) == ["old", "new"]
 
@@ -224,5 +224,5 @@ def test_an_interrupted_prune_says_what_is_done(
     monkeypatch.setattr(history.retention, "prune", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("prune", "--older-than", BEFORE_NOON, "--yes")
-    assert "1 tries, 0 workers" in capsys.readouterr().out
+    assert "1 try, 0 workers" in capsys.readouterr().out
     assert names(tries) == ["old", "new"]
