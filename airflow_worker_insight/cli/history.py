@@ -77,10 +77,9 @@ def _go_through(
 
 
 def _print_outcome(runs: int, outcome: Outcome) -> None:
-    print(
-        f"{count(runs, 'Dag run', 'Dag runs')}: {count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed, "
-        f"{count(outcome.claimed, 'waiting report', 'waiting reports')} taken"
-    )
+    done = count(runs, "Dag run", "Dag runs")
+    tries = f"{count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed"
+    print(f"{done}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
 
 
 def prune(args: Any) -> None:
