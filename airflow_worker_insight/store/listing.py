@@ -7,20 +7,20 @@ that cut something off, the total is not exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, or_, select, true
+from sqlalchemy import and_, case, func, or_, select, true
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.airflow_tries import FINISHED, tries_of_task_instances
+from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -43,12 +43,7 @@ those."""
 KEY = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
 """What identifies a try in the attempt table; see :func:`digests`."""
 
-MAX_UNCLOSED = 10_000
-"""How many tries that are not closed yet Airflow is asked about: so many are not reconciled only where nobody does."""
-
 _NAMES = ("run_id", "task_id", "map_index", "try_number")
-_PLACE = (*(column.name for column in KEY), "start_slot", "started_at")
-_NAMED = ("dag_id", "run_id", "task_id", "map_index", "try_number", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +66,12 @@ def find(
     if search is None:
         return Page([], 0, total_is_exact=True)
     do_not_compile(connection)
-    if filters.state in FINISHED:
-        search = _with_ended(search)
     rows = connection.execute(search.page(limit, offset)).all()
     keys = [(row.run_key, row.task_key, row.try_number) for row in rows]
     if len(keys) < limit and (keys or not offset):
         total = offset + len(keys)
+    elif keys and search.is_scanned:
+        total = rows[0].total
     else:
         total = connection.execute(search.count()).scalar_one()
     total = min(total, MAX_TOTAL)
@@ -174,25 +169,21 @@ class _Search:
     """Whether there are filters for which what ``along`` leads to must be looked through."""
     is_cut: bool = False
     """Whether there are more lives of workers, or more tries in this state, than are searched."""
-    ended: tuple[tuple[int, int, int], ...] = ()
-    """The tries that are not closed yet and are in the wanted state by Airflow's word."""
 
     def page(self, limit: int, offset: int) -> Any:
-        """Select the keys of a page in order."""
-        found = self._found(_PLACE, self._fits, limit + offset, is_ordered=True)
+        """Select the keys of a page in order; where tries are looked through, with how many were found."""
+        # Looking through is what costs: it is done once for the page and the total.
+        found = self._found(max(MAX_TOTAL, limit + offset) if self.is_scanned else limit + offset, is_ordered=True)
         order = latest_first(self.connection, found)
-        return select(*(found.c[column.name] for column in KEY)).order_by(*order).limit(limit).offset(offset)
+        total = [func.count().over().label("total")] if self.is_scanned else []
+        keys = [found.c[column.name] for column in KEY]
+        return select(*keys, *total).order_by(*order).limit(limit).offset(offset)
 
     def count(self) -> Any:
         """Select how many tries are found, up to :data:`MAX_TOTAL`."""
-        found = self._found(_PLACE, self._fits, MAX_TOTAL, is_ordered=False)
+        found = self._found(MAX_TOTAL, is_ordered=False)
         within = select(found.c.try_number).limit(MAX_TOTAL).subquery()
         return select(func.count()).select_from(within)
-
-    def unclosed(self) -> Any:
-        """Select the tries that are found but for the state, and that are not closed yet."""
-        found = self._found(_NAMED, self._fits_unclosed, MAX_UNCLOSED, is_ordered=False)
-        return select(found).limit(MAX_UNCLOSED)
 
     def beyond_the_scanned(self) -> Any:
         """Select a row if there are tries that were not looked through; reads nothing but the index."""
@@ -207,8 +198,7 @@ class _Search:
         )
         return self._of_each(given, rest)
 
-    def _found(self, columns: Sequence[str], fits: Callable[[Any], list[Any]], limit: int, *, is_ordered: bool) -> Any:
-        """Return these columns of the rows that fit, as a subquery."""
+    def _found(self, limit: int, *, is_ordered: bool) -> Any:
         given, of_branch, scanned = self._given()
         window = started_between(self.filters.started_at_gte, self.filters.started_at_lte)
         conditions = [*of_branch, *self.along, *self.readable, *window]
@@ -218,7 +208,8 @@ class _Search:
             looked_through = select(attempt).where(*conditions).order_by(latest).limit(scanned)
             rows = looked_through.subquery() if given is None else looked_through.correlate(given).lateral()
             conditions = []
-        found = select(*(rows.c[name] for name in columns)).where(*conditions, *fits(rows)).limit(limit)
+        found = select(*(rows.c[name] for name in (*(column.name for column in KEY), "start_slot", "started_at")))
+        found = found.where(*conditions, *self._conditions(rows)).limit(limit)
         if is_ordered:
             found = found.order_by(*latest_first(self.connection, rows))
         return self._of_each(given, found).subquery()
@@ -238,29 +229,17 @@ class _Search:
         branch = statement.lateral()
         return select(branch).select_from(given.join(branch, true()))
 
-    def _fits(self, rows: Any) -> list[Any]:
+    def _conditions(self, rows: Any) -> list[Any]:
         """Say what fits, of rows that the index leads to."""
-        if self.refs is None:
-            first = [rows.c.ordinal == 0]
-        else:
-            first = [_is_first_of(self.connection, self.refs, rows), counts(rows)]
-        return [*self._is_named(rows), *self._has_state(rows), *first]
-
-    def _fits_unclosed(self, rows: Any) -> list[Any]:
-        return [*self._is_named(rows), rows.c.ended_at.is_(None)]
-
-    def _is_named(self, rows: Any) -> list[Any]:
         wanted = {name: getattr(self.filters, name) for name in _NAMES}
-        return [rows.c[name] == value for name, value in wanted.items() if value is not None]
-
-    def _has_state(self, rows: Any) -> list[Any]:
-        """Say that a try ended in the wanted state: by our word where it is closed, else by Airflow's."""
-        if self.filters.state not in FINISHED:
-            return []
-        closed = and_(rows.c.ended_at.is_not(None), rows.c.state == self.filters.state)
-        if not self.ended:
-            return [closed]
-        return [or_(closed, are_among(self.connection, [rows.c[column.name] for column in KEY], self.ended))]
+        conditions = [rows.c[name] == value for name, value in wanted.items() if value is not None]
+        if self.filters.state in FINISHED:
+            conditions.append(_is_now(self.filters.state, rows))
+        if self.refs is None:
+            conditions.append(rows.c.ordinal == 0)
+        else:
+            conditions += [_is_first_of(self.connection, self.refs, rows), counts(rows)]
+        return conditions
 
 
 def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> _Search | None:
@@ -345,15 +324,31 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
 # --- the state that Airflow has --------------------------------------------------------------------------------------
 
 
-def _with_ended(search: _Search) -> _Search:
-    """Ask Airflow once which of the tries that are not closed yet have ended in the wanted state."""
-    state = search.filters.state
-    rows = search.connection.execute(search.unclosed()).all()
-    ours = {TryKey(*row[:-1]): row.state for row in rows}
-    known = tries_of_task_instances(search.connection, ours)
-    now = {key: known[key].state if key in known else ours[key] for key in ours}
-    ended = tuple(digests(key) for key in now if now[key] == state)
-    return replace(search, ended=ended, is_cut=search.is_cut or len(rows) == MAX_UNCLOSED)
+def _is_now(state: str, rows: Any) -> Any:
+    """Say that a try ended in a state: by our word where it is closed, else by Airflow's."""
+    return or_(
+        and_(rows.c.ended_at.is_not(None), rows.c.state == state),
+        # Scalar subqueries, which no database is tempted to answer by reading all of Airflow's table.
+        and_(
+            rows.c.ended_at.is_(None),
+            func.coalesce(
+                _airflows_word(compat.task_instance_history_table(), rows),
+                _airflows_word(compat.task_instance_table(), rows),
+                case((rows.c.state == state, state), else_=""),
+            )
+            == state,
+        ),
+    )
+
+
+def _airflows_word(table: Any, rows: Any) -> Any:
+    """Select the state of a try in one of Airflow's tables: empty for none, NULL where the table has no such try."""
+    names = ("dag_id", "task_id", "run_id", "map_index", "try_number")
+    return (
+        select(func.coalesce(table.c.state, ""))
+        .where(*(table.c[name] == rows.c[name] for name in names))
+        .scalar_subquery()
+    )
 
 
 def _keys_in_state(

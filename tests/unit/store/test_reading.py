@@ -254,21 +254,6 @@ def test_a_filter_by_state_means_the_state_that_is_shown(database: Database) -> 
 
 
 @on_both
-def test_of_very_many_tries_that_nobody_closed_the_latest_are_asked_about(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listing, "MAX_UNCLOSED", 3)
-    with database.engine.begin() as connection:
-        run = add_run(connection)
-        open_keys = [add_try(connection, run, task_id=f"t{number}", state="failed") for number in range(5)]
-    for key in open_keys:
-        record(database, key, state="running", ended_at=None)
-    found, total, is_exact = page_of(database, state="failed")
-    assert len(found) == total == 3
-    assert not is_exact
-
-
-@on_both
 def test_state_and_worker_and_dag_together(database: Database) -> None:
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection), state="running", ended_at=None)
