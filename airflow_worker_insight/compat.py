@@ -317,7 +317,7 @@ def require_task_instances(user: Any, dag_id: str | None) -> None:
     from airflow.api_fastapi.core_api.security import requires_access_dag
 
     check = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
-    check(_request_about(dag_id), user)
+    _settled(check(_request_about(dag_id), user))
 
 
 def require_jobs_view(user: Any) -> None:
@@ -328,7 +328,7 @@ def require_jobs_view(user: Any) -> None:
     from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
     from airflow.api_fastapi.core_api.security import requires_access_view
 
-    requires_access_view(AccessView.JOBS)(_request_about(None), user)
+    _settled(requires_access_view(AccessView.JOBS)(_request_about(None), user))
 
 
 def require_pool_edit(user: Any) -> None:
@@ -341,8 +341,26 @@ def require_pool_edit(user: Any) -> None:
     from airflow.api_fastapi.app import get_auth_manager
     from fastapi import HTTPException
 
-    if not get_auth_manager().is_authorized_pool(method="PUT", user=user):
+    if not _settled(get_auth_manager().is_authorized_pool(method="PUT", user=user)):
         raise HTTPException(403, "Forbidden")
+
+
+def _settled(answer: Any) -> Any:
+    """Return what a question about rights comes to, also where Airflow has made it a coroutine.
+
+    It did so from one minor version to the next with its dependencies on pools, connections and variables: one that
+    nobody waits for refuses nobody. Our routes run in threads without an event loop; where one runs, this raises.
+    """
+    import asyncio
+    import inspect
+
+    if not inspect.isawaitable(answer):
+        return answer
+
+    async def wait() -> Any:
+        return await answer
+
+    return asyncio.run(wait())
 
 
 def user_name(user: Any) -> str:
@@ -451,7 +469,7 @@ def flask_may_see_task_instances(user: Any, dag_id: str | None) -> bool:
     details = None if dag_id is None else DagDetails(id=dag_id)
     entity = DagAccessEntity.TASK_INSTANCE
     manager = _flask_auth_manager()
-    return bool(manager.is_authorized_dag(method="GET", access_entity=entity, details=details, user=user))
+    return bool(_settled(manager.is_authorized_dag(method="GET", access_entity=entity, details=details, user=user)))
 
 
 def flask_may_see_jobs(user: Any) -> bool:
@@ -460,14 +478,14 @@ def flask_may_see_jobs(user: Any) -> bool:
         return _passes(require_jobs_view, user)
     from airflow.auth.managers.models.resource_details import AccessView
 
-    return bool(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user))
+    return bool(_settled(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user)))
 
 
 def flask_may_edit_pools(user: Any) -> bool:
     """Return whether a user may edit Airflow's pools."""
     if is_airflow_3():
         return _passes(require_pool_edit, user)
-    return bool(_flask_auth_manager().is_authorized_pool(method="PUT", user=user))
+    return bool(_settled(_flask_auth_manager().is_authorized_pool(method="PUT", user=user)))
 
 
 def flask_list_widget() -> type[Any]:

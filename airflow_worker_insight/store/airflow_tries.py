@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
 from airflow_worker_insight.store.planning import are_among
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import Table
@@ -298,15 +299,11 @@ def _airflow_try(row: Row[Any]) -> AirflowTry:
     return AirflowTry(
         key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number or 0),
         state=row.state,
-        started_at=_utc(row.start_date),
-        ended_at=_utc(row.end_date),
+        started_at=utc(row.start_date),
+        ended_at=utc(row.end_date),
         hostname=row.hostname or None,
         pid=row.pid or None,
-        queued_at=_utc(row.queued_dttm),
+        queued_at=utc(row.queued_dttm),
         executor=row.executor or None,
         queued_by_job_id=row.queued_by_job_id,
     )
-
-
-def _utc(value: datetime | None) -> datetime | None:
-    return value.astimezone(timezone.utc) if value is not None else None

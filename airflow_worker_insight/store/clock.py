@@ -1,4 +1,4 @@
-"""The database's clock: the one by which the fleet is looked at, because hosts disagree by minutes."""
+"""Times: the database's clock, by which the fleet is looked at because hosts disagree by minutes, and UTC."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def database_now(connection: Connection) -> datetime:
     }.get(connection.dialect.name, func.clock_timestamp(type_=Timestamp()))
     found: datetime = connection.execute(select(now)).scalar_one()
     return found.astimezone(timezone.utc)
+
+
+def utc(value: datetime | None) -> datetime | None:
+    """Return an aware time in UTC, as readers get it."""
+    return None if value is None else value.astimezone(timezone.utc)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, func, select, update
 
 from airflow_worker_insight.store.attribution import Life
+from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.locks import kept
 from airflow_worker_insight.store.recording import WorkerRecord, upsert
@@ -54,7 +54,7 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[
     found: dict[TryKey, Recorded] = {}
     for row in rows:
         key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-        one = Recorded(state=row.state, started_at=_utc(row.started_at), ended_at=_utc(row.ended_at))
+        one = Recorded(state=row.state, started_at=utc(row.started_at), ended_at=utc(row.ended_at))
         found[key] = one if found.get(key, one) == one else Recorded(None, None, None)
     return found
 
@@ -74,7 +74,7 @@ def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
                 kind=row.kind,
                 hostname=row.hostname,
                 pid=row.pid,
-                started_at=_utc(row.started_at),
+                started_at=utc(row.started_at),
                 job_id=row.job_id,
             ),
         )
@@ -87,7 +87,7 @@ def first_report_at(connection: Connection) -> datetime | None:
     moment: datetime | None = connection.execute(
         select(func.min(worker.c.registered_at)).where(worker.c.host_only.is_(False))
     ).scalar_one()
-    return _utc(moment)
+    return utc(moment)
 
 
 def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now: datetime) -> dict[str, int]:
@@ -190,7 +190,3 @@ def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
         "run_id": one.key.run_id,
         "task_id": one.key.task_id,
     }
-
-
-def _utc(value: datetime | None) -> datetime | None:
-    return value.astimezone(timezone.utc) if value is not None else None

@@ -186,12 +186,12 @@ class _Search:
         return select(func.count()).select_from(within)
 
     def beyond_the_scanned(self) -> Any:
-        """Select a row if there are tries that were not looked through; reads nothing but the index."""
+        """Select a row if there are tries that were not looked through, of Dags that the reader may see."""
         window = _slots_between(self.filters.started_at_gte, self.filters.started_at_lte)
         given, of_branch, scanned = self._given()
         rest = (
             select(attempt.c.start_slot)
-            .where(*of_branch, *self.along, *window)
+            .where(*of_branch, *self.along, *self.readable, *window)
             .order_by(_backwards(self.connection, attempt.c.start_slot))
             .offset(scanned)
             .limit(1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import run_key, task_key
 from airflow_worker_insight.store.planning import are_among
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE, QUARANTINED, UNRESPONSIVE, WorkerRecord, upsert
@@ -408,8 +409,3 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     known = list(items)
     for start in range(0, len(known), BATCH):
         yield known[start : start + BATCH]
-
-
-def utc(value: datetime | None) -> datetime | None:
-    """Return an aware time in UTC."""
-    return None if value is None else value.astimezone(timezone.utc)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -17,6 +16,7 @@ from sqlalchemy import select
 from airflow_worker_insight import config
 from airflow_worker_insight.store import airflow_tries, listing
 from airflow_worker_insight.store.attribution import UNKNOWN, attribute
+from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
@@ -201,7 +201,7 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
     # A report is the worker's own word: where one exists, nothing inferred beside it counts.
     rows = [row for row in rows if row.attribution == REPORTED] or rows
     first = rows[0]
-    started_at, ended_at = _utc(first.started_at), _utc(first.ended_at)
+    started_at, ended_at = utc(first.started_at), utc(first.ended_at)
     return Attempt(
         dag_id=key.dag_id,
         run_id=key.run_id,
@@ -221,8 +221,8 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
                 hostname=row.hostname,
                 host_only=row.host_only,
                 process_count=row.process_count,
-                first_started_at=_utc(row.first_started_at or row.started_at),
-                last_started_at=_utc(row.last_started_at or row.first_started_at or row.started_at),
+                first_started_at=utc(row.first_started_at or row.started_at),
+                last_started_at=utc(row.last_started_at or row.first_started_at or row.started_at),
                 load=_share(row.load, 100),
                 memory_free=_share(row.memory_free, 1000),
                 running_beside=row.running_beside,
@@ -298,7 +298,3 @@ def _duration(started_at: datetime | None, ended_at: datetime | None) -> float |
     if started_at is None or ended_at is None:
         return None
     return max(0.0, (ended_at - started_at).total_seconds())
-
-
-def _utc(value: datetime | None) -> datetime | None:
-    return value.astimezone(timezone.utc) if value is not None else None

@@ -1,4 +1,4 @@
-"""Read the fleet: workers, how they fared, what they run, and Airflow's other services.
+"""Read the fleet: workers, how they fared, and Airflow's other services.
 
 What a worker's row says was true when the fleet was last looked at. Whether that still counts is decided here, so that
 pages, the REST API and the command never show a state that nobody has checked for long.
@@ -15,18 +15,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
 
 from airflow_worker_insight import compat, config
-from airflow_worker_insight.store import listing, reading
-from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.planning import do_not_compile
-from airflow_worker_insight.store.reading import MAX_TOTAL, Attempt, AttemptFilter
+from airflow_worker_insight.store.clock import database_now, utc
+from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE
 from airflow_worker_insight.store.tables import (
-    SLOT_SECONDS,
     WORKER_STATES,
-    attempt,
     change,
     engine,
-    start_slot,
     worker,
 )
 
@@ -43,12 +38,6 @@ UNKNOWN_STATE = "unknown"
 
 MAX_GROUPS = 1000
 MAX_LABEL_KEYS = 100
-
-LOOK_BACK = 10_000
-"""How many tries of a worker, from a moment backwards, are looked through for those that ran at that moment."""
-
-MAX_OPEN = 1000
-"""Tries that are not closed yet whose state is asked of Airflow for one answer."""
 
 STALE_AFTER = 3
 """Refresh intervals after which nobody can be said to look any more."""
@@ -125,14 +114,6 @@ class Group:
     running: int
     """How many tries ran on those that have not ended, and how many may."""
     concurrency: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What became of the tries that a worker started within one hour."""
-
-    hour: datetime
-    states: Mapping[str | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +415,7 @@ def list_engines(connection: Connection) -> list[EngineLook]:
     return [
         EngineLook(
             name=row.name,
-            looked_at=_utc(row.looked_at),
+            looked_at=utc(row.looked_at),
             is_current=row.looked_at is not None and row.looked_at >= oldest,
             error=row.error,
         )
@@ -509,155 +490,6 @@ def _reason(row: Row[Any], looks: _Looks) -> tuple[str | None, str | None]:
     return None, (f"{since}: run `airflow-worker-insight refresh`. An API server of Airflow 3 does it by itself.")
 
 
-# --- what it ran -----------------------------------------------------------------------------------------------------
-
-
-def running_now(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
-) -> tuple[list[Attempt], int]:
-    """Return the tries that run on a worker at this moment, by Airflow's word, and how many there are.
-
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
-    """
-    filters = AttemptFilter(worker_id=one.worker_id, state="running")
-    running, _ = reading.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
-    attempts = [one_try for one_try in running if _is_last_on(one, one_try)]
-    return attempts[:limit], len(attempts)
-
-
-def struck_tries(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
-) -> tuple[list[Attempt], int]:
-    """Return the tries that a lost worker took with it, and how many there are.
-
-    These are the ones that had not ended when it was last seen, but for those that ended well all the same.
-
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
-    """
-    if one.state != LOST:
-        return [], 0
-    attempts = [
-        one_try
-        for one_try in _not_ended(connection, one, one.last_seen_at, dag_ids=dag_ids)
-        if one_try.state not in _UNHARMED and _is_last_on(one, one_try)
-    ]
-    return attempts[:limit], len(attempts)
-
-
-def tries_between(
-    connection: Connection,
-    one: WorkerRow,
-    *,
-    dag_ids: Collection[str],
-    since: datetime,
-    until: datetime,
-    limit: int,
-) -> list[Attempt]:
-    """Return what a worker ran between two moments, the latest start first, also what had started before.
-
-    :param dag_ids: the Dags the reader may see
-    """
-    rows = connection.execute(
-        select(*listing.KEY)
-        .where(*_of(connection, one, dag_ids), *listing.started_between(since, until))
-        .order_by(*listing.latest_first(connection))
-        .limit(limit)
-    )
-    started = reading.load_attempts(connection, [tuple(row) for row in rows])
-    if len(started) < limit:
-        started += _not_ended(connection, one, since, dag_ids=dag_ids, only_before=True)
-    return started[:limit]
-
-
-def outcomes_per_hour(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], since: datetime, until: datetime
-) -> list[Outcomes]:
-    """Return what became of the tries that a worker started, the first hour first; hours without any are left out.
-
-    ``since`` and ``until`` are taken as the whole ten minutes that they are in (see :data:`~.tables.SLOT_SECONDS`).
-
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is counted
-    """
-    hours: dict[int, dict[str | None, int]] = defaultdict(lambda: defaultdict(int))
-    window = [
-        *_of(connection, one, dag_ids),
-        attempt.c.start_slot >= start_slot(since),
-        attempt.c.start_slot <= start_slot(until),
-    ]
-    closed = connection.execute(
-        select(attempt.c.start_slot, attempt.c.state, func.count().label("tries"))
-        .where(*window, attempt.c.ended_at.is_not(None))
-        .group_by(attempt.c.start_slot, attempt.c.state)
-    )
-    for row in closed:
-        hours[row.start_slot // _SLOTS_PER_HOUR][row.state] += row.tries
-    unclosed = connection.execute(
-        select(*listing.KEY, attempt.c.start_slot)
-        .where(*window, attempt.c.ended_at.is_(None))
-        .order_by(attempt.c.start_slot.desc())
-        .limit(MAX_OPEN)
-    ).all()
-    slots = {tuple(row[:3]): row.start_slot for row in unclosed}
-    for one_try in reading.load_attempts(connection, list(slots)):
-        slot = slots[listing.digests(reading.key_of(one_try))]
-        hours[slot // _SLOTS_PER_HOUR][one_try.state] += 1
-    return [Outcomes(datetime.fromtimestamp(hour * 3600, tz=timezone.utc), dict(hours[hour])) for hour in sorted(hours)]
-
-
-_SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
-
-_UNHARMED = frozenset(
-    {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
-)
-"""States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or
-nobody knows what became of them."""
-
-
-def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
-    do_not_compile(connection)
-    return [attempt.c.worker_ref == one.ref, *listing.of_dags(connection, frozenset(dag_ids)), listing.counts()]
-
-
-def _not_ended(
-    connection: Connection, one: WorkerRow, moment: datetime, *, dag_ids: Collection[str], only_before: bool = False
-) -> list[Attempt]:
-    """Return the tries of a worker that had not ended at a moment, the latest start first.
-
-    The :data:`LOOK_BACK` latest starts are looked through: a worker that ran a million tries must not be read whole.
-
-    :param only_before: whether to leave out those that started after the moment
-    """
-    conditions = _of(connection, one, dag_ids)
-    if only_before:
-        conditions += [attempt.c.start_slot <= start_slot(moment), attempt.c.started_at < moment]
-    latest = (
-        select(*listing.KEY, attempt.c.start_slot, attempt.c.started_at, attempt.c.ended_at)
-        .where(*conditions)
-        .order_by(*listing.latest_first(connection))
-        .limit(LOOK_BACK)
-        .subquery()
-    )
-    rows = connection.execute(
-        select(latest.c.run_key, latest.c.task_key, latest.c.try_number)
-        .where(or_(latest.c.ended_at.is_(None), latest.c.ended_at > moment))
-        .order_by(*listing.latest_first(connection, latest))
-        .limit(MAX_OPEN)
-    )
-    found = reading.load_attempts(connection, [tuple(row) for row in rows])
-    return [one_try for one_try in found if one_try.ended_at is None or one_try.ended_at > moment]
-
-
-def _is_last_on(one: WorkerRow, one_try: Attempt) -> bool:
-    """Return whether the worker is the one that the try was on last; it may have moved on after a deferral."""
-    if not one_try.workers:
-        return False
-    last = max(one_try.workers, key=lambda by: by.last_started_at or _LONG_AGO)
-    return last.worker_id == one.worker_id
-
-
-_LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)
-
-
 # --- services --------------------------------------------------------------------------------------------------------
 
 SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
@@ -704,14 +536,14 @@ def _job_services(connection: Connection, kind: str | None) -> list[Service]:
 
 
 def _job_service(row: Row[Any], now: datetime) -> Service:
-    seen, ended = _utc(row.latest_heartbeat), _utc(row.end_date)
+    seen, ended = utc(row.latest_heartbeat), utc(row.end_date)
     return Service(
         kind=_JOBS[row.job_type],
         service_id=str(row.id),
         name=row.hostname or "",
         hostname=row.hostname or "",
         state=_job_state(row.state, None if seen is None else now - seen, compat.job_health_threshold(row.job_type)),
-        started_at=_utc(row.start_date),
+        started_at=utc(row.start_date),
         last_seen_at=seen,
         ended_at=ended,
     )
@@ -766,10 +598,10 @@ def _worker(row: Row[Any], looks: _Looks) -> WorkerRow:
         queues=None if row.queues is None else tuple(row.queues),
         concurrency=row.concurrency,
         running=row.running,
-        started_at=_utc(row.started_at),
+        started_at=utc(row.started_at),
         registered_at=row.registered_at.astimezone(timezone.utc),
         last_seen_at=row.last_seen_at.astimezone(timezone.utc),
-        ended_at=_utc(row.ended_at),
+        ended_at=utc(row.ended_at),
         labels=row.labels,
         resources=row.resources,
         versions=row.versions,
@@ -784,7 +616,3 @@ def _change(row: Row[Any]) -> Change:
         reason=row.reason,
         changed_by=row.changed_by,
     )
-
-
-def _utc(value: datetime | None) -> datetime | None:
-    return None if value is None else value.astimezone(timezone.utc)

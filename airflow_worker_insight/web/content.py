@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import availability, reading, workers
+from airflow_worker_insight.store import availability, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
 from airflow_worker_insight.web.address import SEEN, WINDOWS
@@ -139,9 +139,9 @@ def worker_page(
         if row is None:
             return None
         now = database_now(connection)
-        since, until = timeline.window(address, now)
-        first, last = timeline.chart_window(address, now)
-        drawn = workers.tries_between(
+        since, until = timeline.window(address, row, now)
+        first, last = timeline.chart_window(address, row, now)
+        drawn = worker_tries.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
         life = worker.Life(
@@ -149,11 +149,11 @@ def worker_page(
             changes=workers.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=workers.decisions(connection, [row]).get(row.ref),
             others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
-            running=workers.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            struck=workers.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            running=worker_tries.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            struck=worker_tries.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=drawn[: timeline.MAX_TRIES],
             is_cut=len(drawn) > timeline.MAX_TRIES,
-            outcomes=workers.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
+            outcomes=worker_tries.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
             attempts=reading.find_attempts(
                 connection,
                 reading.AttemptFilter(worker_id=row.worker_id),

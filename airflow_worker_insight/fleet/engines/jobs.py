@@ -11,7 +11,8 @@ from airflow_worker_insight.fleet.sighting import Look, Sighting
 from airflow_worker_insight.identity.engines import NAME_LENGTH
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
-from airflow_worker_insight.store.lives import JOBS, utc
+from airflow_worker_insight.store.clock import utc
+from airflow_worker_insight.store.lives import JOBS
 
 if TYPE_CHECKING:
     from typing import Any

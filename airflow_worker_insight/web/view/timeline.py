@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.web import words
-from airflow_worker_insight.web.address import HOURS
+from airflow_worker_insight.web.address import HOURS, AttemptsAddress
 from airflow_worker_insight.web.view.parts import Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from airflow_worker_insight.store.reading import Attempt
-    from airflow_worker_insight.store.workers import Outcomes, WorkerRow
+    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.worker_tries import Outcomes, Stay
+    from airflow_worker_insight.store.workers import WorkerRow
     from airflow_worker_insight.web.address import WorkerAddress
 
 MAX_TRIES = 2000
@@ -33,6 +34,8 @@ CHART_HEIGHT = 96
 LEAST_WIDTH = 0.25
 """Of a bar, in percent: a try of a second within a week would vanish otherwise."""
 
+LEAST_SHARE = LEAST_WIDTH / 100
+
 LEAST_HEIGHT = 3
 """Of a piece of an hourly bar, in pixels: one failed try among thousands is what the drawing is there for."""
 
@@ -43,13 +46,15 @@ _FIRST, _LAST = ("success", "skipped"), ("upstream_failed", "up_for_retry", "fai
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A try's stay on the worker; ``x`` and ``width`` are percentages, ready to print, ``y`` is in pixels."""
+    """A try's stay on the worker, or several that nobody could tell apart.
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
+    ``x`` and ``width`` are percentages, ready to print, ``y`` is in pixels.
+    """
+
+    key: TryKey | None
+    """The one try; ``None`` for several."""
+    address: AttemptsAddress | None
+    """Lists the several."""
     x: str
     width: str
     y: int
@@ -111,10 +116,12 @@ class Timeline:
     ends_now: bool
     label: str
     notes: tuple[str, ...]
-    spans: tuple[tuple[Option, WorkerAddress], ...]
+    lengths: tuple[tuple[Option, WorkerAddress], ...]
     earlier: WorkerAddress
     later: WorkerAddress | None
     latest: WorkerAddress | None
+    """Where the timeline begins to be looked at: now, or the end of a worker that has ended."""
+    latest_text: str
 
     @property
     def height(self) -> int:
@@ -122,42 +129,57 @@ class Timeline:
         return self.lanes * self.lane_height
 
 
-def window(address: WorkerAddress, now: datetime) -> tuple[datetime, datetime]:
+def window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the beginning and the end of the hours that an address shows."""
-    end = min(address.until or now, now)
+    end = min(address.until or _latest(row, now), now)
     return end - address.hours * _HOUR, end
 
 
-def chart_window(address: WorkerAddress, now: datetime) -> tuple[datetime, datetime]:
+def chart_window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the same for the hourly bars: whole hours, at least a day of them."""
-    _, end = window(address, now)
+    _, end = window(address, row, now)
     last = (end - timedelta.resolution).replace(minute=0, second=0, microsecond=0)
     return last - (max(24, address.hours) - 1) * _HOUR, end
+
+
+def _latest(row: WorkerRow, now: datetime) -> datetime:
+    """Return until when there is anything to see: now, or the end of the hour in which the worker ended."""
+    gone = row.last_seen_at if row.host_only else row.ended_at
+    if gone is None:
+        return now
+    return min(now, gone.replace(minute=0, second=0, microsecond=0) + _HOUR)
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Stay:
-    attempt: Attempt
+class _Span:
+    """What is drawn of a stay, or of several that follow one another."""
+
+    stays: tuple[Stay, ...]
     start: datetime
     end: datetime
     is_running: bool
+    lane: int = 0
+
+    @property
+    def state(self) -> str:
+        return self.stays[0].state or "no_status"
 
 
 def build_timeline(
-    row: WorkerRow, attempts: Sequence[Attempt], address: WorkerAddress, *, is_cut: bool, now: datetime
+    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_cut: bool, now: datetime
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
-    :param attempts: those that the reader may see and that ran within the hours of the address, in any order
+    :param stays: those that the reader may see and that were on it within the hours of the address, in any order
     :param is_cut: whether there are more, earlier ones
     """
-    start, end = window(address, now)
-    stays = sorted((_stay(row, one, now) for one in attempts), key=lambda stay: (stay.start, stay.end))
-    stays = [stay for stay in stays if stay.end >= start and stay.start <= end]
-    places = _places(stays)
+    start, end = window(address, row, now)
+    spans = sorted((_span(row, one, now) for one in stays), key=lambda span: (span.start, span.end))
+    spans = [span for span in spans if span.end >= start and span.start <= end]
+    places = _places(spans)
     lanes = min(MAX_LANES, max(places, default=0) + 1)
     height = next(height for most, height in _LANE_HEIGHTS if lanes <= most)
     notes = []
@@ -165,87 +187,118 @@ def build_timeline(
         notes.append(f"Only the latest {MAX_TRIES:,} tries are drawn: choose fewer hours to see earlier ones.")
     if max(places, default=0) >= MAX_LANES:
         notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
+    in_lanes = [replace(span, lane=min(place, MAX_LANES - 1)) for span, place in zip(spans, places, strict=True)]
     step = address.hours * _HOUR
-    is_latest = address.until is None or address.until >= now
-    later = None if is_latest else address.changed(until=min(end + step, now))
+    latest = _latest(row, now)
+    is_latest = address.until is None or address.until >= latest
+    later = None if is_latest else min(end + step, latest)
     return Timeline(
-        bars=tuple(
-            _bar(stay, min(place, MAX_LANES - 1) * height, start, end)
-            for stay, place in zip(stays, places, strict=True)
-        ),
+        bars=tuple(_bar(span, row, height, start, end) for span in _together(in_lanes, (end - start) * LEAST_SHARE)),
         lanes=lanes,
         lane_height=height,
         ticks=_ticks(start, end),
-        ends_now=is_latest,
-        label=f"{words.count(len(stays), 'try', 'tries')}, at most {lanes} side by side" if stays else "No try",
+        ends_now=end == now,
+        label=f"{words.count(len(spans), 'try', 'tries')}, at most {lanes} side by side" if spans else "No try",
         notes=tuple(notes),
-        spans=tuple(
-            (Option(str(hours), _span(hours), hours == address.hours), address.changed(hours=hours)) for hours in HOURS
+        lengths=tuple(
+            (Option(str(hours), _length(hours), hours == address.hours), address.changed(hours=hours))
+            for hours in HOURS
         ),
         earlier=address.changed(until=start),
-        later=later if later is None or later.until != now else address.changed(until=None),
+        later=None if later is None else address.changed(until=None if later == latest else later),
         latest=None if is_latest else address.changed(until=None),
+        latest_text="Now" if latest == now else "Its end",
     )
 
 
-def _span(hours: int) -> str:
+def _length(hours: int) -> str:
     return f"{hours} h" if hours <= 24 else f"{hours // 24} d"  # noqa: PLR2004
 
 
-def _stay(row: WorkerRow, one: Attempt, now: datetime) -> _Stay:
+def _span(row: WorkerRow, one: Stay, now: datetime) -> _Span:
     """Return when a try was on the worker, as far as is known: it may have gone on elsewhere."""
-    mine = next((worker for worker in one.workers if worker.worker_id == row.worker_id), None)
-    started = one.started_at or now
-    start = (mine and mine.first_started_at) or started
-    last_process = (mine and mine.last_started_at) or start
-    newest = max((worker.last_started_at or started for worker in one.workers), default=start)
-    is_last = last_process >= newest
-    is_running = is_last and one.ended_at is None and one.state in ("running", "restarting") and row.ended_at is None
-    if is_running:
+    start = one.began_at or now
+    last_process = one.last_process_at or start
+    is_open = not one.went_on and one.ended_at is None and one.state in ("running", "restarting")
+    if is_open and row.ended_at is None:
         end = now
-    elif is_last:
-        # What ran when the worker was last seen ended there with it.
-        end = one.ended_at or (row.ended_at if one.state == "running" else None) or last_process
-    else:
+    elif one.went_on:
         end = last_process
-    return _Stay(one, start, max(start, end), is_running)
+    else:
+        # What ran when the worker was last seen ended there with it.
+        end = one.ended_at or (row.ended_at if is_open else None) or last_process
+    return _Span((one,), start, max(start, end), is_open and row.ended_at is None)
 
 
-def _places(stays: Iterable[_Stay]) -> list[int]:
-    """Return the lane of each stay, the first one that is free; they come in the order in which they began."""
+def _places(spans: Iterable[_Span]) -> list[int]:
+    """Return the lane of each span, the first one that is free; they come in the order in which they began."""
     free: list[int] = []
     taken: list[tuple[datetime, int]] = []
     places = []
-    for stay in stays:
-        while taken and taken[0][0] <= stay.start:
+    for span in spans:
+        while taken and taken[0][0] <= span.start:
             heappush(free, heappop(taken)[1])
         place = heappop(free) if free else len(taken)
-        heappush(taken, (stay.end, place))
+        heappush(taken, (span.end, place))
         places.append(place)
     return places
 
 
-def _bar(stay: _Stay, y: int, start: datetime, end: datetime) -> Bar:
-    one = stay.attempt
+def _together(spans: Iterable[_Span], least: timedelta) -> list[_Span]:
+    """Draw as one what follows one another in a lane in the same state and is too short to be told apart.
+
+    :param spans: in the order in which they began
+    :param least: how long the shortest span is drawn at the least
+    :return: those that ended badly at the end, because what is drawn last lies on top
+    """
+    found: list[_Span] = []
+    latest: dict[tuple[int, str], int] = {}
+    for span in spans:
+        place = latest.get((span.lane, span.state), -1)
+        if place >= 0 and _is_one_with(found[place], span, least):
+            before = found[place]
+            found[place] = replace(before, stays=(*before.stays, *span.stays), end=max(before.end, span.end))
+        else:
+            latest[span.lane, span.state] = len(found)
+            found.append(span)
+    return sorted(found, key=lambda span: span.state in _LAST)
+
+
+def _is_one_with(before: _Span, span: _Span, least: timedelta) -> bool:
+    is_short = span.end - span.start < least and not span.is_running
+    return is_short and span.start < max(before.end, before.start + least)
+
+
+def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetime) -> Bar:
     length = end - start
-    x = max(0.0, (stay.start - start) / length * 100)
-    width = max(min(100.0, (stay.end - start) / length * 100) - x, LEAST_WIDTH)
+    x = max(0.0, (span.start - start) / length * 100)
+    width = max(min(100.0, (span.end - start) / length * 100) - x, LEAST_WIDTH)
     x = min(x, 100 - LEAST_WIDTH)
-    task = one.task_id if one.map_index < 0 else f"{one.task_id} [{one.map_index}]"
-    lasted = words.duration((stay.end - stay.start).total_seconds())
+    lasted = words.duration((span.end - span.start).total_seconds())
+    when = f"from {span.start:%H:%M:%S} UTC, {lasted}{' so far' if span.is_running else ''}"
+    state = words.state(span.stays[0].state)
+    key = address = None
+    if len(span.stays) == 1:
+        key = span.stays[0].key
+        task = key.task_id if key.map_index < 0 else f"{key.task_id} [{key.map_index}]"
+        title = f"{key.dag_id}, {task}, try {key.try_number}: {state}; {when}"
+    else:
+        address = AttemptsAddress(
+            worker=row.worker_id,
+            state=span.stays[0].state or "",
+            since=span.start.replace(microsecond=0),
+            until=max(one.began_at for one in span.stays if one.began_at is not None) + timedelta(seconds=1),
+        )
+        title = f"{len(span.stays):,} tries: {state}; {when}"
     return Bar(
-        dag_id=one.dag_id,
-        run_id=one.run_id,
-        task_id=one.task_id,
-        map_index=one.map_index,
-        try_number=one.try_number,
+        key=key,
+        address=address,
         x=f"{x:.2f}%",
         width=f"{width:.2f}%",
-        y=y,
-        state=one.state or "no_status",
-        title=f"{one.dag_id}, {task}, try {one.try_number}: {words.state(one.state)}; "
-        f"from {stay.start:%H:%M:%S} UTC, {lasted}{' so far' if stay.is_running else ''}",
-        running=stay.is_running,
+        y=span.lane * height,
+        state=span.state,
+        title=title,
+        running=span.is_running,
     )
 
 
@@ -257,12 +310,12 @@ def _ticks(start: datetime, end: datetime) -> tuple[words.Moment, ...]:
 # --- hours ----------------------------------------------------------------------------------------------------------
 
 
-def build_chart(outcomes: Sequence[Outcomes], address: WorkerAddress, *, now: datetime) -> Chart | None:
+def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAddress, *, now: datetime) -> Chart | None:
     """Return what became of the tries, hour by hour, or ``None`` where there are none.
 
     :param outcomes: the tries that the reader may see, those of ``chart_window``
     """
-    start, _ = chart_window(address, now)
+    start, _ = chart_window(address, row, now)
     hours = max(24, address.hours)
     outcomes = [one for one in outcomes if start <= one.hour < start + hours * _HOUR]
     totals: dict[str, int] = {}

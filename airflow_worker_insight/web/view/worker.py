@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.store.reading import Attempt, AttemptPage
-    from airflow_worker_insight.store.workers import Change, Outcomes, WorkerRow
+    from airflow_worker_insight.store.worker_tries import Outcomes, Stay
+    from airflow_worker_insight.store.workers import Change, WorkerRow
     from airflow_worker_insight.web.address import WorkerAddress
 
 PAGE_SIZE = 25
@@ -64,7 +65,7 @@ class Life:
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
     struck: tuple[Sequence[Attempt], int]
-    drawn: Sequence[Attempt]
+    drawn: Sequence[Stay]
     is_cut: bool
     """Whether there are more tries in the hours to draw."""
     outcomes: Sequence[Outcomes]
@@ -160,7 +161,7 @@ def build_worker_page(
         struck=_struck(life, now) if may_read and row.state == LOST else None,
         running=running,
         timeline=build_timeline(row, life.drawn, address, is_cut=life.is_cut, now=now) if may_read else None,
-        chart=build_chart(life.outcomes, address, now=now) if may_read else None,
+        chart=build_chart(row, life.outcomes, address, now=now) if may_read else None,
         history=tuple(_change(change, now) for change in life.changes),
         others=tuple(
             OtherLife(
