@@ -202,7 +202,9 @@ def _broadcast(app: Any, connection: Any, command: str, answers: _Answers) -> No
     mailbox = app.control.mailbox
     channel = connection.channel()
     ticket = str(uuid.uuid4())
-    queue = mailbox.reply_queue(channel)
+    # Named after the thread. Not ``mailbox.reply_queue``: that is the one of the first thread that ever asked, while
+    # ``mailbox.oid`` is of this one, and answers would go to an address that nobody listens at (kombu 5.6.2, pidbox).
+    queue = mailbox.get_reply_queue()(channel)
     queue.declare()
     ends_at = time.monotonic() + COLLECT_SECONDS
 
@@ -227,7 +229,7 @@ def _broadcast(app: Any, connection: Any, command: str, answers: _Answers) -> No
                     "pattern": None,
                     "matcher": None,
                     "ticket": ticket,
-                    "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid},
+                    "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": queue.routing_key},
                 },
                 exchange=mailbox.exchange.name,
                 declare=[mailbox.exchange],

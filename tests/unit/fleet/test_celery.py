@@ -120,6 +120,20 @@ def names(found: Look) -> list[str]:
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 
+def test_answers_arrive_whichever_thread_asks(nodes: Any) -> None:
+    """Each look has a thread of its own, and an API server starts others that take the IDs of those that ended."""
+    nodes("w1@host-1")
+    assert names(look()) == ["w1@host-1"]
+    over = threading.Event()
+    others = [threading.Thread(target=over.wait, daemon=True) for _ in range(8)]
+    try:
+        for other in others:
+            other.start()
+            assert names(look()) == ["w1@host-1"]
+    finally:
+        over.set()
+
+
 def test_each_worker_answers_with_its_process_start_and_size(nodes: Any) -> None:
     nodes("w1@host-1")
     nodes("w2@host-2", stats={**STATS, "pid": 200, "uptime": 5, "pool": {}})
