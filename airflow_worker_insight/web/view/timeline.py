@@ -266,7 +266,8 @@ def _together(spans: Iterable[_Span], least: timedelta) -> list[_Span]:
 
 def _is_one_with(before: _Span, span: _Span, least: timedelta) -> bool:
     is_short = span.end - span.start < least and not span.is_running
-    return is_short and span.start < max(before.end, before.start + least)
+    last = before.stays[-1].began_at or before.start
+    return is_short and span.start < max(before.end, last + least)
 
 
 def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetime) -> Bar:

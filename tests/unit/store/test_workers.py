@@ -1,39 +1,25 @@
-"""What readers get of the fleet: lists, groups, one worker's history, what it runs and ran, and services."""
+"""What readers get of the fleet: lists, groups, one worker's history, and services."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, update
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import closing, listing, workers
+from airflow_worker_insight.store import closing, workers
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import inherited_availability, record_start, upsert_worker
-from airflow_worker_insight.store.tables import WORKER_STATES, attempt, change, engine, worker
-from airflow_worker_insight.store.workers import WORKER_ORDERS, WorkerFilter, WorkerRow
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from airflow_worker_insight.store.recording import inherited_availability, upsert_worker
+from airflow_worker_insight.store.tables import WORKER_STATES, change, engine, worker
+from airflow_worker_insight.store.workers import WORKER_ORDERS, WorkerFilter
+from tests.unit.database import NOON, Database, a_worker, at, on_both
+from tests.unit.store.fleet import get
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.keys import TryKey
-
-ENGINES = ("celery", "edge", "jobs", "tries")
-READABLE = {"etl"}
-
-
-@pytest.fixture(autouse=True)
-def _looked_at(database: Database) -> None:
-    """Have every engine looked at just now."""
-    with database.engine.begin() as connection:
-        now = database_now(connection)
-        connection.execute(insert(engine), [{"name": name, "due_at": now, "looked_at": now} for name in ENGINES])
+pytestmark = pytest.mark.usefixtures("looked_at")
 
 
 def register(database: Database, worker_id: str, *, host_only: bool = False, **values: Any) -> None:
@@ -53,13 +39,6 @@ def listed(
             connection, WorkerFilter(**filters), order_by=order_by, limit=limit, offset=offset
         )
     return [row.worker_id for row in rows], total
-
-
-def get(database: Database, worker_id: str) -> WorkerRow:
-    with database.engine.connect() as connection:
-        found = workers.get_worker(connection, worker_id)
-    assert found is not None
-    return found
 
 
 def look(database: Database, name: str, *, ago: timedelta | None, error: str | None = None) -> None:
@@ -232,7 +211,7 @@ def test_engines_say_when_they_were_looked_at(database: Database) -> None:
     look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
     with database.engine.connect() as connection:
         found = {one.name: one for one in workers.list_engines(connection)}
-    assert list(found) == sorted(ENGINES)
+    assert list(found) == ["celery", "edge", "jobs", "tries"]
     assert (found["celery"].is_current, found["celery"].error) == (False, "The broker did not answer")
     assert (found["edge"].is_current, found["edge"].error) == (True, None)
 
@@ -439,188 +418,6 @@ def test_an_empty_fleet(database: Database) -> None:
         assert workers.group_workers(connection, WorkerFilter(), by="queue") == []
         assert workers.label_keys(connection) == []
         assert workers.list_services(connection, kind=None, state=None, limit=10, offset=0) == ([], 0)
-
-
-# --- what it ran -----------------------------------------------------------------------------------------------------
-
-
-def a_start(
-    database: Database,
-    run: DagRunRef,
-    task_id: str,
-    *on: str,
-    started_at: datetime = NOON,
-    state: str | None = "running",
-    ended_at: datetime | None = None,
-    closed: bool = False,
-) -> TryKey:
-    """Store a try that these workers ran one after the other, as Airflow has it; ``closed`` also by our own word."""
-    with database.engine.begin() as connection:
-        key = add_try(connection, run, task_id, state=state, started_at=started_at, ended_at=ended_at)
-        for number, worker_id in enumerate(on):
-            moment = started_at + timedelta(seconds=number)
-            record_start(connection, key, a_worker(worker_id), try_started_at=started_at, state="running", now=moment)
-        if closed:
-            connection.execute(
-                update(attempt)
-                .where(attempt.c.run_key == key.run_key, attempt.c.task_key == key.task_key)
-                .values(ended_at=ended_at, state=state)
-            )
-    return key
-
-
-@pytest.fixture
-def run(database: Database) -> DagRunRef:
-    with database.engine.begin() as connection:
-        return add_run(connection, state="running", ended_at=None)
-
-
-@on_both
-def test_what_runs_now_is_what_airflow_says(database: Database, run: DagRunRef) -> None:
-    with database.engine.begin() as connection:
-        secret = add_run(connection, "secret", state="running", ended_at=None)
-    a_start(database, run, "first", "one")
-    a_start(database, run, "second", "one", started_at=at(5))
-    a_start(database, run, "moved-away", "one", "two")
-    a_start(database, run, "moved-here", "two", "one", started_at=at(-5))
-    a_start(database, run, "elsewhere", "two")
-    a_start(database, run, "deferred", "one", state="deferred")
-    a_start(database, run, "over", "one", state="success", ended_at=at(9))
-    a_start(database, secret, "hidden", "one")
-    one = get(database, "one")
-    with database.engine.connect() as connection:
-        found, total = workers.running_now(connection, one, dag_ids=READABLE, limit=2)
-        assert ([one_try.task_id for one_try in found], total) == (["second", "first"], 3)
-        found, total = workers.running_now(connection, one, dag_ids=READABLE, limit=10)
-        assert [one_try.task_id for one_try in found] == ["second", "first", "moved-here"]
-        assert {one_try.state for one_try in found} == {"running"}
-        assert workers.running_now(connection, one, dag_ids=set(), limit=10) == ([], 0)
-
-
-@on_both
-def test_a_lost_worker_took_with_it_what_had_not_ended(database: Database, run: DagRunRef) -> None:
-    with database.engine.begin() as connection:
-        secret = add_run(connection, "secret", state="running", ended_at=None)
-    a_start(database, run, "over", "one", state="failed", ended_at=at(99), closed=True)
-    a_start(database, run, "killed", "one", started_at=at(1), state="failed", ended_at=at(300), closed=True)
-    a_start(database, run, "killed-open", "one", started_at=at(2), state="failed", ended_at=at(301))
-    a_start(database, run, "not-noticed", "one", started_at=at(3))
-    a_start(database, run, "retried", "one", started_at=at(4), state="up_for_retry", ended_at=at(302))
-    a_start(database, run, "just-started", "one", started_at=at(110))
-    a_start(database, run, "made-it", "one", started_at=at(5), state="success", ended_at=at(130), closed=True)
-    a_start(database, run, "deferred", "one", started_at=at(6), state="deferred")
-    a_start(database, run, "moved-away", "one", "two", started_at=at(7))
-    a_start(database, secret, "hidden", "one", started_at=at(8))
-    with database.engine.begin() as connection:
-        forgotten = add_try(connection, run, "forgotten", state="running")
-        record_start(connection, forgotten, a_worker("one"), try_started_at=NOON, state="running", now=NOON)
-        table = compat.task_instance_table()
-        connection.execute(table.delete().where(table.c.task_id == "forgotten"))
-        lost = {"state": "lost", "last_seen_at": at(100), "ended_at": at(100)}
-        connection.execute(update(worker).where(worker.c.worker_id == "one").values(lost))
-    with database.engine.connect() as connection:
-        found, total = workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=3)
-        everything, _ = workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10)
-        assert workers.struck_tries(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
-    assert total == 5
-    assert [one_try.task_id for one_try in everything] == [
-        "just-started",
-        "retried",
-        "not-noticed",
-        "killed-open",
-        "killed",
-    ]
-    assert found == everything[:3]
-
-
-def test_a_worker_that_left_in_order_took_nothing_with_it(database: Database, run: DagRunRef) -> None:
-    a_start(database, run, "running", "one")
-    with database.engine.begin() as connection:
-        connection.execute(update(worker).values(state="offline", ended_at=at(100)))
-    with database.engine.connect() as connection:
-        assert workers.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
-
-
-@on_both
-def test_what_ran_between_two_moments(database: Database, run: DagRunRef) -> None:
-    with database.engine.begin() as connection:
-        secret = add_run(connection, "secret", state="running", ended_at=None)
-    hour = timedelta(hours=1)
-    since, until = NOON, NOON + hour
-    a_start(database, run, "before", "one", started_at=NOON - hour, state="success", ended_at=at(-1), closed=True)
-    a_start(database, run, "into", "one", started_at=NOON - hour, state="success", ended_at=at(1), closed=True)
-    a_start(database, run, "through", "one", started_at=NOON - 9 * hour)
-    a_start(database, run, "at-the-start", "one", started_at=since, state="failed", ended_at=since, closed=True)
-    a_start(database, run, "at-the-end", "one", started_at=until)
-    a_start(database, run, "after", "one", started_at=until + timedelta(seconds=1))
-    a_start(database, run, "elsewhere", "two")
-    a_start(database, secret, "hidden", "one")
-    with database.engine.connect() as connection:
-
-        def between(limit: int) -> list[str]:
-            found = workers.tries_between(
-                connection, get(database, "one"), dag_ids=READABLE, since=since, until=until, limit=limit
-            )
-            return [one_try.task_id for one_try in found]
-
-        assert between(10) == ["at-the-end", "at-the-start", "into", "through"]
-        assert between(3) == ["at-the-end", "at-the-start", "into"]
-        assert between(1) == ["at-the-end"]
-
-
-@on_both
-def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
-    with database.engine.begin() as connection:
-        secret = add_run(connection, "secret", state="running", ended_at=None)
-    hour = timedelta(hours=1)
-    for number, (started_at, state) in enumerate(
-        [
-            (NOON - hour, "success"),
-            (NOON, "success"),
-            (NOON + timedelta(minutes=59), "success"),
-            (NOON + timedelta(minutes=30), "failed"),
-            (NOON + 3 * hour, "failed"),
-        ]
-    ):
-        ended_at = started_at + timedelta(seconds=9)
-        a_start(database, run, f"t{number}", "one", started_at=started_at, state=state, ended_at=ended_at, closed=True)
-    # What Airflow knows better than our row counts.
-    key = a_start(database, run, "open", "one", started_at=NOON)
-    a_start(database, run, "elsewhere", "two", started_at=NOON)
-    a_start(database, secret, "hidden", "one", started_at=NOON)
-    with database.engine.begin() as connection:
-        change_try(connection, key, state="failed", end_date=at(60))
-        found = workers.outcomes_per_hour(
-            connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=NOON + 4 * hour
-        )
-    assert [(one.hour, one.states) for one in found] == [
-        (NOON, {"success": 2, "failed": 2}),
-        (NOON + 3 * hour, {"failed": 1}),
-    ]
-
-
-def test_a_worker_with_a_long_past_is_not_read_whole(
-    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "LOOK_BACK", 2)
-    for number in range(4):
-        a_start(database, run, f"t{number}", "one", started_at=at(number))
-    with database.engine.connect() as connection:
-        found = workers.tries_between(
-            connection, get(database, "one"), dag_ids=READABLE, since=at(100), until=at(200), limit=10
-        )
-    assert [one_try.task_id for one_try in found] == ["t3", "t2"]
-
-
-def test_only_so_many_running_tries_are_looked_through(
-    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listing, "MAX_TOTAL", 2)
-    for number in range(4):
-        a_start(database, run, f"t{number}", "one", started_at=at(number))
-    with database.engine.connect() as connection:
-        found, total = workers.running_now(connection, get(database, "one"), dag_ids=READABLE, limit=10)
-    assert ([one_try.task_id for one_try in found], total) == (["t3", "t2"], 2)
 
 
 # --- services --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import Attempt, AttemptWorker
+from airflow_worker_insight.store.worker_tries import Stay
 from airflow_worker_insight.web.address import PanelAddress
 from tests.unit.database import at
 
@@ -56,6 +58,28 @@ def a_try(
         attribution=attribution,
         workers=workers,
         is_recorded=is_recorded,
+    )
+
+
+def a_stay(
+    number: int,
+    start: float,
+    end: float | None = None,
+    *,
+    last: float | None = None,
+    state: str | None = "success",
+    went_on: bool = False,
+    **names: Any,
+) -> Stay:
+    """Return a stay that began at ``start``, of a try that ended at ``end``, in seconds after noon."""
+    known = {"dag_id": "etl", "run_id": "run-1", "task_id": "load", "map_index": -1, "try_number": number, **names}
+    return Stay(
+        key=TryKey(**known),
+        state=state,
+        began_at=_at(start),
+        last_process_at=_at(start if last is None else last),
+        ended_at=_at(end),
+        went_on=went_on,
     )
 
 

@@ -152,6 +152,34 @@ def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf) -> None:
 
 
 @pytest.mark.usefixtures("tries")
+def test_a_check_of_airflows_that_became_a_coroutine_still_refuses(
+    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow has made coroutines of some of its checks: one that nobody waits for refuses nobody."""
+    from airflow.api_fastapi.core_api import security
+
+    def later(make: Callable[..., Callable[..., None]]) -> Callable[..., Any]:
+        def make_later(*args: Any, **others: Any) -> Callable[..., Any]:
+            check = make(*args, **others)
+
+            async def ask(*asked: Any) -> None:
+                check(*asked)
+
+            return ask
+
+        return make_later
+
+    for name in ("requires_access_dag", "requires_access_view"):
+        monkeypatch.setattr(security, name, later(getattr(security, name)))
+    nobody, few = client_of("nobody"), client_of("few")
+    assert nobody.get("api/v1/workers").status_code == 403
+    assert nobody.get("api/v1/attempts").status_code == 403
+    assert few.get(f"api/v1/attempts?dag_id={SECRET}").status_code == 403
+    assert few.get(f"api/v1/attempts?dag_id={READABLE}").json()["total_entries"] == 2
+    assert client_of().get("api/v1/workers").json()["total_entries"] == 2
+
+
+@pytest.mark.usefixtures("tries")
 def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf) -> None:
     assert client_of("few").get("workers/w1").status_code == 403
     assert "workers/w1" not in client_of("few").get(PANEL).text

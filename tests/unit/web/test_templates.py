@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.store.reading import AttemptPage
-from airflow_worker_insight.store.workers import EngineLook, Group, Outcomes
+from airflow_worker_insight.store.worker_tries import Outcomes
+from airflow_worker_insight.store.workers import EngineLook, Group
 from airflow_worker_insight.web.address import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
 from airflow_worker_insight.web.rendering import FRAGMENT, STATIC, render
 from airflow_worker_insight.web.urls import Urls
@@ -22,7 +23,7 @@ from airflow_worker_insight.web.view.parts import Notice
 from airflow_worker_insight.web.view.worker import build_worker_page
 from airflow_worker_insight.web.view.workers import build_workers_page
 from tests.unit.database import at
-from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
+from tests.unit.web.attempts import HERE, a_stay, a_try, on, one_of_the_host
 from tests.unit.web.workers import NOW, a_change, a_life, a_listing, a_worker_row
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'&{{7*7}}🦊"
@@ -87,7 +88,10 @@ def hostile_pages() -> list[Page]:
         others=[replace(row, ref=2)],
         running=tries,
         struck=tries,
-        drawn=[one],
+        drawn=[
+            a_stay(1, 0, 9, dag_id=HOSTILE, run_id=HOSTILE, task_id=HOSTILE),
+            *(a_stay(number, 900, 901, state="failed", dag_id=HOSTILE) for number in (2, 3)),
+        ],
         outcomes=[Outcomes(at(0), {"success": 1})],
         attempts=AttemptPage([one], 30, total_is_exact=True),
     )
@@ -235,8 +239,7 @@ def test_only_who_may_decide_gets_the_form() -> None:
 
 
 def test_what_is_drawn_can_be_heard() -> None:
-    tries = [a_try(1, 0, 900, on("celery-1"))]
-    page = worker_page(a_life(drawn=tries, outcomes=[Outcomes(at(0), {"success": 1})]))
+    page = worker_page(a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})]))
     drawings = page.all("svg", role="img")
     assert [one["aria-label"] for one in drawings] == ["1 try, at most 1 side by side", "1 try: 1 success"]
 

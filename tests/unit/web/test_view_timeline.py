@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -11,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.store.workers import Outcomes
-from airflow_worker_insight.web.address import WorkerAddress
+from airflow_worker_insight.store.worker_tries import Outcomes
+from airflow_worker_insight.web.address import AttemptsAddress, WorkerAddress
 from airflow_worker_insight.web.view.timeline import (
     CHART_HEIGHT,
     MAX_LANES,
@@ -22,7 +21,7 @@ from airflow_worker_insight.web.view.timeline import (
     window,
 )
 from tests.unit.database import at
-from tests.unit.web.attempts import a_try, on
+from tests.unit.web.attempts import a_stay
 from tests.unit.web.workers import a_worker_row
 
 HOUR = 3600
@@ -30,12 +29,12 @@ NOW = at(HOUR)
 ONE_HOUR = WorkerAddress(hours=1)
 
 
-def drawn(*tries: Any, address: WorkerAddress = ONE_HOUR, row: Any = None, is_cut: bool = False) -> Any:
-    return build_timeline(row or a_worker_row(), tries, address, is_cut=is_cut, now=NOW)
+def drawn(*stays: Any, address: WorkerAddress = ONE_HOUR, row: Any = None, is_cut: bool = False) -> Any:
+    return build_timeline(row or a_worker_row(), stays, address, is_cut=is_cut, now=NOW)
 
 
 def mine(start: float, end: float | None, number: int = 1, **others: Any) -> Any:
-    return a_try(number, start, end, on("celery-1", start), **others)
+    return a_stay(number, start, end, **others)
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def mine(start: float, end: float | None, number: int = 1, **others: Any) -> Any
 def test_tries_one_after_another_share_a_lane_and_tries_side_by_side_do_not() -> None:
     found = drawn(mine(0, 1800), mine(1800, 3600, 2), mine(900, 2700, 3))
     assert found.lanes == 2
-    assert [(bar.try_number, bar.y, bar.x, bar.width) for bar in found.bars] == [
+    assert [(bar.key.try_number, bar.y, bar.x, bar.width) for bar in found.bars] == [
         (1, 0, "0.00%", "50.00%"),
         (3, found.lane_height, "25.00%", "50.00%"),
         (2, 0, "50.00%", "50.00%"),
@@ -52,12 +51,12 @@ def test_tries_one_after_another_share_a_lane_and_tries_side_by_side_do_not() ->
     assert found.label == "3 tries, at most 2 side by side"
 
 
-@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 600)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(9, 600)), max_size=60))
 def test_no_two_tries_of_a_lane_overlap(times: list[tuple[int, int]]) -> None:
     tries = [mine(start, start + length, number) for number, (start, length) in enumerate(times, 1)]
     lanes: dict[int, list[tuple[float, float]]] = {}
     for bar in drawn(*tries).bars:
-        start, length = times[bar.try_number - 1]
+        start, length = times[bar.key.try_number - 1]
         lanes.setdefault(bar.y, []).append((start, start + length))
     if len(lanes) < MAX_LANES:
         for stays in lanes.values():
@@ -78,16 +77,14 @@ def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
 
 
 def test_a_try_that_went_on_elsewhere_ends_here_where_its_last_process_began() -> None:
-    moved = a_try(1, 0, 3600, on("celery-1", 0, 900), on("celery-2", 1800))
-    (bar,) = drawn(moved).bars
+    (bar,) = drawn(mine(0, 3600, last=900, went_on=True)).bars
     assert (bar.x, bar.width) == ("0.00%", "25.00%")
-    back = replace(moved, workers=(on("celery-1", 1800, 2700), on("celery-2", 0, 900)))
-    (bar,) = drawn(back).bars
+    (bar,) = drawn(mine(1800, 3600, last=2700)).bars
     assert (bar.x, bar.width) == ("50.00%", "50.00%")
 
 
 def test_a_try_that_waits_is_on_no_worker() -> None:
-    (bar,) = drawn(a_try(1, 0, None, on("celery-1", 0, 900), state="deferred")).bars
+    (bar,) = drawn(mine(0, None, last=900, state="deferred")).bars
     assert (bar.width, bar.running) == ("25.00%", False)
 
 
@@ -100,6 +97,35 @@ def test_what_reaches_over_the_edges_is_cut_there() -> None:
 def test_a_short_try_can_still_be_seen() -> None:
     (bar,) = drawn(mine(3600, 3600)).bars
     assert (bar.x, bar.width) == ("99.75%", "0.25%")
+
+
+def test_what_nobody_could_tell_apart_is_drawn_as_one() -> None:
+    seconds = [mine(1800 + 2 * number, 1801 + 2 * number, number) for number in range(1, 50)]
+    failed = mine(1850, 1851, 99, state="failed")
+    many, one = drawn(*seconds, failed).bars
+    assert (many.key, many.state, many.x, many.width) == (None, "success", "50.06%", "2.69%")
+    assert many.title.startswith("49 tries: Success; from 12:30:02 UTC")
+    assert many.address == AttemptsAddress(worker="celery-1", state="success", since=at(1802), until=at(1899))
+    # What failed lies on top, and is never hidden among others.
+    assert (one.key.try_number, one.state) == (99, "failed")
+    assert drawn(*seconds, failed).label == "50 tries, at most 2 side by side"
+    assert len(drawn(mine(0, 60), mine(1800, 1801, 2)).bars) == 2
+
+
+def test_a_busy_day_stays_a_light_drawing() -> None:
+    """Sixteen lanes of tries of ten seconds, one of a hundred failed."""
+    stays = [
+        mine(
+            10 * (number // 16) - 9 * HOUR,
+            10 * (number // 16) - 9 * HOUR + 9,
+            number,
+            state="success" if number % 100 else "failed",
+        )
+        for number in range(2000)
+    ]
+    bars = drawn(*stays, address=WorkerAddress()).bars
+    assert len(bars) < 150
+    assert {bar.state for bar in bars} == {"success", "failed"}
 
 
 def test_more_tries_than_can_be_drawn_are_said_to_be_left_out() -> None:
@@ -122,7 +148,7 @@ def test_the_ways_to_other_hours() -> None:
     assert before.latest == ONE_HOUR
     assert not before.ends_now
     assert drawn(address=WorkerAddress(hours=1, until=at(0))).later == ONE_HOUR
-    assert [(option.text, option.is_chosen, address.hours) for option, address in now.spans] == [
+    assert [(option.text, option.is_chosen, address.hours) for option, address in now.lengths] == [
         ("1 h", True, 1),
         ("6 h", False, 6),
         ("24 h", False, 24),
@@ -131,8 +157,24 @@ def test_the_ways_to_other_hours() -> None:
 
 
 def test_hours_to_come_are_not_drawn() -> None:
-    assert window(WorkerAddress(hours=1, until=at(9 * HOUR)), NOW) == (at(0), NOW)
+    assert window(WorkerAddress(hours=1, until=at(9 * HOUR)), a_worker_row(), NOW) == (at(0), NOW)
     assert drawn(address=WorkerAddress(hours=1, until=at(9 * HOUR))).ends_now
+
+
+def test_of_a_worker_that_is_gone_the_last_hours_are_drawn() -> None:
+    year = timedelta(days=365)
+    gone = a_worker_row(state="lost", ended_at=at(1800) - year)
+    assert window(ONE_HOUR, gone, NOW) == (at(0) - year, at(HOUR) - year)
+    assert chart_window(ONE_HOUR, gone, NOW) == (at(-23 * HOUR) - year, at(HOUR) - year)
+    found = drawn(row=gone)
+    assert (found.latest, found.later, found.ends_now) == (None, None, False)
+    before = drawn(row=gone, address=found.earlier)
+    assert (before.latest, before.latest_text, before.later) == (ONE_HOUR, "Its end", ONE_HOUR)
+    assert drawn(row=gone, address=WorkerAddress(hours=1, until=NOW)).later is None
+    a_host = a_worker_row(host_only=True, last_seen_at=at(1800) - year)
+    assert window(ONE_HOUR, a_host, NOW)[1] == at(HOUR) - year
+    just_now = a_worker_row(state="lost", ended_at=NOW - timedelta(seconds=9))
+    assert window(ONE_HOUR, just_now, NOW)[1] == NOW
 
 
 def test_the_times_below() -> None:
@@ -152,12 +194,12 @@ def test_the_times_below() -> None:
     ],
 )
 def test_whole_hours_and_at_least_a_day_of_them(address: WorkerAddress, now: Any, first: Any, last: Any) -> None:
-    assert chart_window(address, now) == (first, last)
+    assert chart_window(address, a_worker_row(), now) == (first, last)
 
 
 def test_outcomes_are_stacked_with_failures_on_top() -> None:
     hours = [Outcomes(at(0), {"failed": 1, "success": 10, None: 1}), Outcomes(at(-HOUR), {"success": 5})]
-    chart = build_chart(hours, WorkerAddress(), now=at(1800))
+    chart = build_chart(a_worker_row(), hours, WorkerAddress(), now=at(1800))
     assert chart is not None
     now, before = chart.bars
     assert [piece.state for piece in now.pieces] == ["success", "no_status", "failed"]
@@ -176,7 +218,7 @@ def test_outcomes_are_stacked_with_failures_on_top() -> None:
 
 def test_one_failure_among_thousands_can_be_seen_and_nothing_leaves_the_drawing() -> None:
     hours = [Outcomes(at(0), {"failed": 1, "success": 100_000, "skipped": 1, "upstream_failed": 1})]
-    chart = build_chart(hours, WorkerAddress(), now=at(1800))
+    chart = build_chart(a_worker_row(), hours, WorkerAddress(), now=at(1800))
     assert chart is not None
     (bar,) = chart.bars
     assert all(piece.height >= 1 and piece.y >= 0 for piece in bar.pieces)
@@ -185,5 +227,5 @@ def test_one_failure_among_thousands_can_be_seen_and_nothing_leaves_the_drawing(
 
 def test_hours_outside_of_the_drawing_are_left_out() -> None:
     hours = [Outcomes(at(0), {"success": 1}), Outcomes(at(0) - timedelta(hours=25), {"success": 1})]
-    assert build_chart(hours, WorkerAddress(until=at(0)), now=at(1800)) is None
-    assert build_chart([], WorkerAddress(), now=at(1800)) is None
+    assert build_chart(a_worker_row(), hours, WorkerAddress(until=at(0)), now=at(1800)) is None
+    assert build_chart(a_worker_row(), [], WorkerAddress(), now=at(1800)) is None
