@@ -165,6 +165,11 @@ def key_of(one: Attempt) -> TryKey:
     return TryKey(one.dag_id, one.run_id, one.task_id, one.map_index, one.try_number)
 
 
+def without_neighbours(one: Attempt) -> Attempt:
+    """Leave out how many other tries ran beside it: these may be of Dags that the reader may not see."""
+    return replace(one, workers=tuple(replace(worker, running_beside=None) for worker in one.workers))
+
+
 # --- assembling ------------------------------------------------------------------------------------------------------
 
 

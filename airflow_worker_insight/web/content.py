@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,11 @@ _TITLES = {
 }
 
 
-def panel(address: PanelAddress) -> Panel:
-    """Return the panel of a task instance."""
+def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
+    """Return the panel of a task instance.
+
+    :param sees_workers: whether the reader may see how much runs on workers
+    """
     with database.reading() as connection:
         attempts = reading.task_instance_attempts(
             connection,
@@ -74,6 +78,8 @@ def panel(address: PanelAddress) -> Panel:
             task_id=address.task_id,
             map_index=address.map_index,
         )
+    if not sees_workers:
+        attempts = [reading.without_neighbours(one) for one in attempts]
     return build_panel(address, attempts, now=datetime.now(tz=timezone.utc))
 
 
@@ -187,10 +193,13 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
     return row is not None
 
 
-def attempts_page(address: AttemptsAddress, *, dag_ids: Collection[str]) -> attempts_view.AttemptsPage:
+def attempts_page(
+    address: AttemptsAddress, *, dag_ids: Collection[str], sees_workers: bool
+) -> attempts_view.AttemptsPage:
     """Return the list of tries.
 
     :param dag_ids: the Dags whose tries the reader may see
+    :param sees_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
@@ -201,6 +210,8 @@ def attempts_page(address: AttemptsAddress, *, dag_ids: Collection[str]) -> atte
             limit=attempts_view.PAGE_SIZE,
             offset=address.offset,
         )
+    if not sees_workers:
+        found = replace(found, attempts=[reading.without_neighbours(one) for one in found.attempts])
     return attempts_view.build_attempts_page(
         address, found, dag_ids=dag_ids, states=compat.task_instance_states(), now=now
     )

@@ -173,7 +173,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = Reader(compat.flask_user())
         address = parse_panel_address(_query())
         reader.require_task_instances(address.dag_id)
-        panel = content.panel(address)
+        panel = content.panel(address, sees_workers=reader.may_see_workers())
         return _show(self, f"{panel.task_name} · Worker", "panel.html", panel=panel, url=urls(reader))
 
     @route("/workers")
@@ -230,7 +230,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         dag_ids = reader.readable_dag_ids()
         if address.dag_id and reader.may_see_task_instances(address.dag_id):
             dag_ids = {*dag_ids, address.dag_id}
-        page = content.attempts_page(address, dag_ids=dag_ids)
+        page = content.attempts_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
         return _show(self, "Attempts", "attempts.html", page=page, url=urls(reader))
 
 
@@ -339,7 +339,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         """List tries and the workers that ran them, the latest start first."""
         reader = _api_reader()
         query = _given(objects.AttemptQuery)
-        found = objects.list_attempts(query, dag_ids=_listed_dags(reader, query))
+        found = objects.list_attempts(query, dag_ids=_listed_dags(reader, query), sees_workers=reader.may_see_workers())
         return objects.AttemptsResponse.model_validate(found)
 
     @route("/workers")

@@ -261,7 +261,9 @@ class AttemptWorkerResponse(BaseModel):
     last_started_at: datetime | None
     load: float | None = Field(description="The machine's load average per CPU when the try started there.")
     memory_free: float | None = Field(description="The machine's free memory at that time, as a share of all.")
-    running_beside: int | None = Field(description="How many other tries ran on the worker at that time.")
+    running_beside: int | None = Field(
+        description="How many other tries ran on the worker at that time; null for a reader who may not see workers."
+    )
 
 
 class AttemptResponse(BaseModel):
@@ -407,13 +409,17 @@ class NoSuchWorker(LookupError):  # noqa: N818
         super().__init__("No worker with this ID was recorded here.")
 
 
-def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
     """Return the fields of an :class:`AttemptsResponse`: tries and their workers, the latest start first.
 
     :param dag_ids: the Dags that the reader may see
+    :param sees_workers: whether the reader may see how much runs on workers
     """
     with database.reading() as connection:
-        return _attempts(connection, query, query.filters(), dag_ids)
+        found = _attempts(connection, query, query.filters(), dag_ids)
+    if not sees_workers:
+        found["attempts"] = [reading.without_neighbours(one) for one in found["attempts"]]
+    return found
 
 
 def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:

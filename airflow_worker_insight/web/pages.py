@@ -38,7 +38,7 @@ def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show which worker ran each try of a task instance."""
     address = parse_panel_address(request.url.query)
     reader.require_task_instances(address.dag_id)
-    return _show("panel.html", request, reader, panel=content.panel(address))
+    return _show("panel.html", request, reader, panel=content.panel(address, sees_workers=reader.may_see_workers()))
 
 
 @router.get("/workers")
@@ -95,7 +95,7 @@ def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show every try of the Dags that the reader may read."""
     address = parse_attempts_address(request.url.query, states=compat.task_instance_states())
     reader.require_task_instances()
-    page = content.attempts_page(address, dag_ids=_dag_ids(reader, address))
+    page = content.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
     return _show("attempts.html", request, reader, page=page)
 
 

@@ -164,7 +164,7 @@ def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) ->
     """
     reader.require_task_instances(query.dag_id)
     dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    return objects.list_attempts(query, dag_ids=dag_ids)
+    return objects.list_attempts(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
 
 
 @router.get(

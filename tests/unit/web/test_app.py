@@ -10,9 +10,9 @@ import pytest
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.recording import Conditions, record_start
 from airflow_worker_insight.web import database as web_database
-from tests.unit.database import a_worker, at
+from tests.unit.database import a_worker, add_run, add_try, at
 from tests.unit.web.conftest import READABLE, SECRET
 
 if TYPE_CHECKING:
@@ -187,6 +187,26 @@ def test_workers_are_for_those_who_may_see_jobs(client_of: ClientOf) -> None:
     assert page.status_code == 200
     assert "2 tries" in page.text
     assert "/worker-insight/workers/w1" in client_of().get(PANEL).text
+
+
+def test_what_ran_beside_a_try_is_told_to_those_who_may_see_workers(client_of: ClientOf, dags: Database) -> None:
+    with dags.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, READABLE), "load")
+        conditions = Conditions(load=0.5, memory_free=0.25, running_beside=41)
+        record_start(
+            connection, key, a_worker("w1"), try_started_at=at(0), state="running", now=at(0), conditions=conditions
+        )
+
+    def told(who: str) -> tuple[list[object], bool, bool]:
+        client = client_of(who)
+        (one,) = client.get("api/v1/attempts").json()["attempts"]
+        (worker,) = one["workers"]
+        pages = [client.get(path).text for path in (PANEL, "attempts?window=any")]
+        assert all("25% of memory free" in page for page in pages)
+        return [worker["load"], worker["running_beside"]], *("41 tries beside it" in page for page in pages)
+
+    assert told("few jobs") == ([0.5, 41], True, True)
+    assert told("few") == ([0.5, None], False, False)
 
 
 @pytest.mark.usefixtures("tries")

@@ -83,7 +83,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[PanelAddress]:
     """Fill every panel with one try, and note whose panels were asked for."""
     addresses: list[PanelAddress] = []
 
-    def panel(address: PanelAddress) -> Panel:
+    def panel(address: PanelAddress, **_: Any) -> Panel:
         addresses.append(address)
         return build_panel(address, [a_try(1, 0, 10, on("w1"))], now=at(1000))
 
@@ -234,7 +234,7 @@ def test_an_address_that_names_nothing_is_answered_with_a_page(
 def test_missing_tables_are_answered_with_what_to_do(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    def not_ready(_: PanelAddress) -> Panel:
+    def not_ready(*_: Any, **__: Any) -> Panel:
         raise SchemaNotReady(Schema.MISSING)
 
     rights.dag_ids = {"etl"}
@@ -292,7 +292,7 @@ def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool) -> Any:
         return build_worker_page(a_life(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
 
-    def attempts_page(address: Any, *, dag_ids: Collection[str]) -> Any:
+    def attempts_page(address: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
         tries = [a_try(1, 0, 10, on("w1"))] if "etl" in dag_ids else []
         found = AttemptPage(tries, len(tries), total_is_exact=True)
         return build_attempts_page(address, found, dag_ids=dag_ids, states=["success"], now=NOW)
@@ -396,7 +396,7 @@ def test_attempts_are_those_of_the_readable_dags(
 ) -> None:
     asked: list[tuple[objects.AttemptQuery, Collection[str]]] = []
 
-    def list_attempts(query: objects.AttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+    def list_attempts(query: objects.AttemptQuery, *, dag_ids: Collection[str], **_: Any) -> dict[str, Any]:
         asked.append((query, dag_ids))
         return {"attempts": [a_try(1, 0, 10, on("w1", 0))], "total_entries": 1, "total_is_exact": True}
 
