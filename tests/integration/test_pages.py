@@ -241,6 +241,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     expect(page.locator("#wi-chart")).to_contain_text("Success")
     expect(page.locator("#wi-tries")).to_contain_text("sales")
     expect(page.locator(".wi-facts")).to_contain_text("zone a")
+    person.open(f"{WORKERS}/{worker_id}?hours=1")
     picture(person, "worker-light", full_page=True)
     page.evaluate("window.sameDocument = true")
     # What somebody writes stays while the page around it changes.

@@ -234,6 +234,8 @@ def _struck(life: Life, now: datetime) -> Tries:
     rows, total = life.struck
     if total:
         text = f"{words.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."
+        if any(one.state in ("running", "restarting") for one in rows):
+            text += " Airflow says that they run until its own heartbeat of tasks times out."
     else:
         text = "No try that you may see was running on it when it was last seen."
     return Tries(

@@ -87,7 +87,12 @@ def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
     page = a_page(lost, struck=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
     assert (page.state.text, page.state.reason) == ("Lost", "No answer for 3 min.")
     assert page.since.moment.text == "2026-03-01 12:02:00 UTC"
-    assert page.struck.text == "3 tries had not ended when it was last seen, and went with it."
+    assert page.struck.text == (
+        "3 tries had not ended when it was last seen, and went with it. Airflow says that they run until its own "
+        "heartbeat of tasks times out."
+    )
+    noticed = a_page(lost, struck=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
+    assert noticed.struck.text == "1 try had not ended when it was last seen, and went with it."
     assert (len(page.struck.rows), page.struck.rest) == (1, "And 2 more.")
     assert (page.running, page.load) == (None, None)
     nothing = a_page(lost).struck
