@@ -2,6 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 AIRFLOW ?= 3.3.2
+UNITS ?= tests/unit
 
 ENVIRONMENTS = $(PYTHON) -m tests.support.environments
 # The environment with Airflow, the test tools and this source tree; made by the first target that asks for it.
@@ -12,7 +13,7 @@ DEV = dev=$$($(ENVIRONMENTS) dev $(AIRFLOW)) &&
 help:
 	@echo "demo        Airflow with the example Dags, and who ran each try (ARGS=--once: look and leave)"
 	@echo "test        all tests (ARGS='-k name' and so on go to pytest)"
-	@echo "unit        the unit tests alone (AIRFLOW=2.11.2: on that version)"
+	@echo "unit        the unit tests alone (AIRFLOW=2.11.2: on that version; UNITS=tests/unit/store: some of them)"
 	@echo "bench       the measurements, as a table and as JSON"
 	@echo "lint        ruff; and format, typecheck, architecture"
 	@echo "wheel       build the wheel into dist/"
@@ -25,7 +26,7 @@ test: services
 	@$(DEV) "$$dev/bin/python" -m pytest $(ARGS)
 
 unit:
-	@$(DEV) "$$dev/bin/python" -m pytest tests/unit $(ARGS)
+	@$(DEV) "$$dev/bin/python" -m pytest $(UNITS) $(ARGS)
 
 bench: services
 	@$(DEV) "$$dev/bin/python" -m tests.benchmarks $(ARGS)
