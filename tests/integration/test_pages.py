@@ -53,8 +53,18 @@ def night():
     count()
 
 
+@dag(schedule=None)
+def noon():
+    @task
+    def ring():
+        pass
+
+    ring()
+
+
 sales()
 night()
+noon()
 """
 
 WORKERS = "/worker-insight/workers"
@@ -327,6 +337,20 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
     page.get_by_label("Until (UTC)").fill("2020-01-01T00:00")
     page.get_by_role("button", name="Apply").click()
     expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+
+
+@pytest.mark.usefixtures("fleet")
+def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deployment, person: BrowserUser) -> None:
+    page = person.open(f"{ATTEMPTS}?dag_id=noon")
+    expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+    page.evaluate("window.sameDocument = true")
+    for number in (1, 2):
+        airflow.wait_run("noon", airflow.trigger("noon"), expect="success")
+        rows = page.locator("#wi-list tbody")
+        expect(rows).to_have_count(number, timeout=60_000)
+        # All that is listed has ended before the next one starts.
+        expect(rows.filter(has_text="Success")).to_have_count(number, timeout=60_000)
+    assert page.evaluate("window.sameDocument")
 
 
 # --- colour modes and phones ----------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 50
 
-REFRESH_SECONDS = 5
-"""How often the list asks again while one of its tries has not ended."""
+REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
+"""How often the list asks again: while one of its tries has not ended, and while the next one may start."""
 
 _WINDOWS = (
     ("1h", "1 h", "the last hour"),
@@ -105,8 +105,17 @@ def build_attempts_page(
         until=_field(address.until),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
         notice=None if attempts else _notice(address, found.total, dag_ids),
-        refresh_seconds=REFRESH_SECONDS if unfinished and not address.offset else 0,
+        refresh_seconds=_refresh(address, unfinished=unfinished, now=now),
     )
+
+
+def _refresh(address: AttemptsAddress, *, unfinished: bool, now: datetime) -> int:
+    """Return how often the list asks again: older pages do not move, and into a window that is over nothing comes."""
+    if address.offset:
+        return 0
+    if unfinished:
+        return REFRESH_SECONDS
+    return REFRESH_IDLE_SECONDS if address.until is None or address.until > now else 0
 
 
 def _field(value: datetime | None) -> str:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 100
 
-REFRESH_SECONDS = 10
-"""How often the list asks again while a worker lives, or while there is none yet."""
+REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 10, 20
+"""How often the list asks again: while a worker lives or there is none yet, and while all that fit are gone."""
 
 STATES = (ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE, OFFLINE)
 """In the order in which they matter to an operator."""
@@ -229,7 +229,7 @@ def build_workers_page(
         else "",
         troubles=tuple(_troubles(listing, now)),
         notice=None if shown else _notice(address, listing, looks_by_itself=looks_by_itself),
-        refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else 0,
+        refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_worker_insight.store.reading import AttemptPage
 from airflow_worker_insight.web.address import AttemptsAddress
-from airflow_worker_insight.web.view.attempts import REFRESH_SECONDS, build_attempts_page
+from airflow_worker_insight.web.view.attempts import REFRESH_IDLE_SECONDS, REFRESH_SECONDS, build_attempts_page
 from tests.unit.database import at
 from tests.unit.web.attempts import a_try, on
 from tests.unit.web.workers import NOW
@@ -96,8 +96,17 @@ def test_tries_that_were_not_looked_through_are_spoken_of() -> None:
 def test_the_list_keeps_up_while_a_try_has_not_ended_but_does_not_move_older_pages() -> None:
     running, done = a_try(1, 0, None, on("w1"), state="running"), a_try(1, 0, 1, on("w1"))
     assert a_page(running, done).refresh_seconds == REFRESH_SECONDS
-    assert a_page(done).refresh_seconds == 0
+    # Between two tasks nothing runs; the next one starts without anybody loading the page again.
+    assert a_page(done).refresh_seconds == a_page().refresh_seconds == REFRESH_IDLE_SECONDS
     assert a_page(running, address=AttemptsAddress(offset=50), total=51).refresh_seconds == 0
+
+
+def test_a_list_of_tries_of_a_window_that_is_over_stands_still() -> None:
+    running, done = a_try(1, 0, None, on("w1"), state="running"), a_try(1, 0, 1, on("w1"))
+    assert a_page(done, address=AttemptsAddress(until=at(999))).refresh_seconds == 0
+    assert a_page(running, address=AttemptsAddress(until=at(999))).refresh_seconds == REFRESH_SECONDS
+    assert a_page(done, address=AttemptsAddress(until=at(2000))).refresh_seconds == REFRESH_IDLE_SECONDS
+    assert a_page(done, address=AttemptsAddress(since=at(0))).refresh_seconds == REFRESH_IDLE_SECONDS
 
 
 def test_only_some_of_many_dags_are_offered() -> None:

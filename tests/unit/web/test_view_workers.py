@@ -8,7 +8,13 @@ import pytest
 
 from airflow_worker_insight.store.workers import EngineLook, Group
 from airflow_worker_insight.web.address import WorkersAddress
-from airflow_worker_insight.web.view.workers import LISTED, REFRESH_SECONDS, build_workers_page, listed_states
+from airflow_worker_insight.web.view.workers import (
+    LISTED,
+    REFRESH_IDLE_SECONDS,
+    REFRESH_SECONDS,
+    build_workers_page,
+    listed_states,
+)
 from tests.unit.database import at
 from tests.unit.web.workers import NOW, a_change, a_listing, a_worker_row
 
@@ -274,8 +280,10 @@ def test_more_groups_than_anybody_reads_are_left_to_the_search() -> None:
     assert (len(page.groups), page.rest) == (200, "800 more groups are not shown.")
 
 
-def test_the_list_keeps_up_while_a_worker_lives() -> None:
+def test_the_list_keeps_up_while_a_worker_lives_and_waits_for_those_that_come_back() -> None:
     assert a_page(a_worker_row()).refresh_seconds == REFRESH_SECONDS
     assert a_page(a_worker_row(state="unresponsive")).refresh_seconds == REFRESH_SECONDS
     gone = a_worker_row(state="offline", ended_at=at(0))
-    assert a_page(gone).refresh_seconds == 0
+    assert a_page(gone).refresh_seconds == REFRESH_IDLE_SECONDS
+    nobody_fits = a_page(address=WorkersAddress(queue="q"), counts={}, any_worker=True)
+    assert nobody_fits.refresh_seconds == REFRESH_IDLE_SECONDS
