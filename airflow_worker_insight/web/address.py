@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
+from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WORKER_ORDERS
 
@@ -156,9 +157,9 @@ class AttemptsAddress(ListAddress):
 def parse_workers_address(query: str) -> WorkersAddress:
     """Read the query string of the list of workers.
 
-    :raises BadAddress: when a value is none that there is, or too long
+    :raises BadAddress: when a name or a value is none that there is, or a value is too long
     """
-    given = _parameters(query, plus_is_space=True)
+    given = _given(query, WorkersAddress)
     label = _text(given, "label")
     if label and not label.partition("=")[0].strip():
         raise BadAddress("The label in the address is not written key=value.")
@@ -176,20 +177,20 @@ def parse_workers_address(query: str) -> WorkersAddress:
         availability=_one_of(given, "availability", AVAILABILITIES),
         group=group,
         order=_one_of(given, "order", [*WORKER_ORDERS, *(f"-{order}" for order in WORKER_ORDERS)]) or "name",
-        offset=_integer(given, "offset", minimum=0) or 0,
+        offset=_offset(given),
     )
 
 
 def parse_worker_address(query: str) -> WorkerAddress:
     """Read the query string of a worker's page.
 
-    :raises BadAddress: when a value is none that there is
+    :raises BadAddress: when a name or a value is none that there is
     """
-    given = _parameters(query, plus_is_space=True)
+    given = _given(query, WorkerAddress)
     return WorkerAddress(
         hours=int(_one_of(given, "hours", [str(hours) for hours in HOURS]) or WorkerAddress().hours),
         until=_moment(given, "until"),
-        offset=_integer(given, "offset", minimum=0) or 0,
+        offset=_offset(given),
     )
 
 
@@ -197,9 +198,10 @@ def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAd
     """Read the query string of the list of tries.
 
     :param states: the states that a task instance may have
-    :raises BadAddress: when a value is none that there is or too long, or the window ends before it begins
+    :raises BadAddress: when a name or a value is none that there is, a value is too long, or the window ends before it
+        begins
     """
-    given = _parameters(query, plus_is_space=True)
+    given = _given(query, AttemptsAddress)
     since, until = _moment(given, "since"), _moment(given, "until")
     if since is not None and until is not None and since > until:
         raise BadAddress("The window in the address ends before it begins.")
@@ -213,7 +215,7 @@ def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAd
         window=_one_of(given, "window", WINDOWS),
         since=since,
         until=until,
-        offset=_integer(given, "offset", minimum=0) or 0,
+        offset=_offset(given),
     )
 
 
@@ -264,7 +266,7 @@ def _written(value: object) -> str:
 
 def _parameters(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
     found: dict[str, str] = {}
-    for pair in (query.replace("+", " ") if plus_is_space else query).split("&"):
+    for pair in filter(None, (query.replace("+", " ") if plus_is_space else query).split("&")):
         name, _, value = pair.partition("=")
         try:
             name, value = unquote(name, errors="strict"), unquote(value, errors="strict")
@@ -274,6 +276,19 @@ def _parameters(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
             raise BadAddress(f"The address gives {name[:40]} twice.")
         found[name] = value
     return found
+
+
+def _given(query: str, address: type[ListAddress]) -> dict[str, str]:
+    """Return the parameters of a list's address; a misspelt filter must not list everything.
+
+    Airflow adds nothing to these addresses. To the panel's it may, so that one takes whatever else is there.
+    """
+    given = _parameters(query, plus_is_space=True)
+    names = [one.name for one in fields(address)]
+    for name in given:
+        if name not in names:
+            raise BadAddress(f"“{name[:40]}” is no filter of this page; there are {', '.join(names)}.")
+    return given
 
 
 def _id(given: dict[str, str], name: str) -> str:
@@ -297,6 +312,14 @@ def _integer(given: dict[str, str], name: str, *, minimum: int) -> int | None:
     if number is None or not minimum <= number <= MAX_INTEGER:
         raise BadAddress(f"The {name} in the address is not a whole number from {minimum} on.")
     return number
+
+
+def _offset(given: dict[str, str]) -> int:
+    """Return how many entries are skipped: no more than are counted, because all that are skipped have to be sorted."""
+    offset = _integer(given, "offset", minimum=0) or 0
+    if offset > MAX_TOTAL:
+        raise BadAddress(f"The offset in the address is larger than {MAX_TOTAL:,}: look further with a filter.")
+    return offset
 
 
 def _text(given: dict[str, str], name: str, *, longest: int = MAX_ID_LENGTH) -> str:

@@ -89,7 +89,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",
 MOMENTS = st.integers(365 * 86_400, 250_000_000_000).map(lambda second: datetime.fromtimestamp(second, tz=timezone.utc))
 
 
-@given(search=TEXTS, queue=TEXTS, key=TEXTS.filter(bool), offset=st.integers(0, 2**31 - 1))
+@given(search=TEXTS, queue=TEXTS, key=TEXTS.filter(bool), offset=st.integers(0, 10_000))
 def test_the_state_of_the_list_of_workers_survives_its_way_through_an_address(
     search: str, queue: str, key: str, offset: int
 ) -> None:
@@ -117,6 +117,10 @@ def test_what_is_as_by_default_is_not_written() -> None:
     )
 
 
+def test_an_ampersand_too_many_says_nothing() -> None:
+    assert parse_workers_address("&&state=lost&") == WorkersAddress(state="lost")
+
+
 def test_what_a_form_sends_is_read_as_a_form_means_it() -> None:
     found = parse_attempts_address("dag_id=a+b%2Bc&run_id=&task_id=+load+&since=2026-01-31T08%3A00", states=())
     assert found == AttemptsAddress("a b+c", "", "load", since=datetime(2026, 1, 31, 8, tzinfo=timezone.utc))
@@ -139,6 +143,9 @@ def test_a_time_with_an_offset_is_brought_to_utc() -> None:
         ("label==a", "label in the address is not written key=value"),
         ("offset=-1", "offset in the address is not a whole number from 0 on"),
         (f"offset={10**30}", "offset in the address is not a whole number"),
+        ("offset=10001", "offset in the address is larger than 10,000"),
+        ("worker=w1", "“worker” is no filter of this page; there are state, seen, search, kind, "),
+        ("=lost", "“” is no filter of this page"),
         ("search=%00", "search in the address contains a NUL character"),
         (f"hostname={'h' * 256}", "hostname in the address is longer than 255"),
         ("queue=a&queue=b", "gives queue twice"),
@@ -159,6 +166,9 @@ def test_a_list_of_workers_that_there_is_not_says_why(query: str, complaint: str
         ("until=9999-12-31T00:00Z", "until in the address is not within the years 1971 to 9998"),
         ("since=0001-01-01T00:00%2B14:00", "since in the address is not a date and time"),
         ("since=2026-01-02&until=2026-01-01", "window in the address ends before it begins"),
+        ("worker_id=w1", "“worker_id” is no filter of this page; there are dag_id, run_id, task_id, worker, hostname"),
+        ("state=failed&" + "x" * 99 + "=1", f"“{'x' * 40}” is no filter of this page"),
+        ("offset=10001", "offset in the address is larger than 10,000"),
         (f"task_id={'t' * 251}", "task_id in the address is longer than 250"),
     ],
 )
@@ -167,7 +177,7 @@ def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) 
         parse_attempts_address(query, states=("failed", "success"))
 
 
-@pytest.mark.parametrize("query", ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x"])
+@pytest.mark.parametrize("query", ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x", "offset=10001", "state=failed"])
 def test_hours_that_cannot_be_drawn_are_refused(query: str) -> None:
     with pytest.raises(BadAddress, match=query.partition("=")[0]):
         parse_worker_address(query)
