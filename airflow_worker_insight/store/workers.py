@@ -91,6 +91,9 @@ class WorkerFilter:
     """A part of the name, the host name or the ID, whatever its case."""
     seen_since: datetime | None = None
     """Last seen at this time or later, or known to be online or unresponsive when the fleet was last looked at."""
+    last_seen_at_gte: datetime | None = None
+    last_seen_at_lte: datetime | None = None
+    """Last seen not before, and not after, whatever the state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +369,10 @@ def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
         conditions.append(_holds(connection, column.queues, "[", lambda dumps: dumps(queue)))
     if filters.seen_since is not None:
         conditions.append(or_(column.last_seen_at >= filters.seen_since, column.state.in_([ONLINE, UNRESPONSIVE])))
+    if filters.last_seen_at_gte is not None:
+        conditions.append(column.last_seen_at >= filters.last_seen_at_gte)
+    if filters.last_seen_at_lte is not None:
+        conditions.append(column.last_seen_at <= filters.last_seen_at_lte)
     if filters.search is not None:
         part = filters.search.lower()
         # IDs are plain, and MySQL refuses to look for other letters in such a column.

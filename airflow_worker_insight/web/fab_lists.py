@@ -28,6 +28,8 @@ from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flask import Response
 
 TEXT, TIME = "text", "time"
@@ -60,14 +62,26 @@ class _Contains(_Filter):
     suffix = "_contains"
 
 
-class _After(_Filter):
+class _Time(_Filter):
+    """A filter of points in time; of several the narrowest counts."""
+
+    narrowest: Callable[[datetime, datetime], datetime]
+
+    def apply(self, query: Asked, value: Any) -> Asked:
+        key, found = f"{self.column_name}{self.suffix}", _moment(value)
+        return query if found is None else Asked({**query, key: self.narrowest(query.get(key, found), found)})
+
+
+class _After(_Time):
     name = lazy_gettext("Greater than")
     suffix = "_gte"
+    narrowest = staticmethod(max)
 
 
-class _Before(_Filter):
+class _Before(_Time):
     name = lazy_gettext("Smaller than")
     suffix = "_lte"
+    narrowest = staticmethod(min)
 
 
 class _Filters(BaseFilterConverter):  # type: ignore[misc]
@@ -188,7 +202,8 @@ class Workers(_Store):
             queue=asked.get("queue"),
             label=(key.strip(), value.strip()) if key else None,
             availability=availability,
-            seen_since=_moment(asked.get("last_seen_at_gte")),
+            last_seen_at_gte=asked.get("last_seen_at_gte"),
+            last_seen_at_lte=asked.get("last_seen_at_lte"),
         )
         with database.reading() as connection:
             found, total = workers.list_workers(
@@ -221,8 +236,8 @@ class Attempts(_Store):
         filters = reading.AttemptFilter(
             **{name: asked.get(name) for name in ("dag_id", "run_id", "task_id", "state", "worker_name", "hostname")},
             try_number=min(int(number), 2**31 - 1) if number else None,
-            started_at_gte=_moment(asked.get("started_at_gte")),
-            started_at_lte=_moment(asked.get("started_at_lte")),
+            started_at_gte=asked.get("started_at_gte"),
+            started_at_lte=asked.get("started_at_lte"),
         )
         with database.reading() as connection:
             found, total = reading.list_attempts(
@@ -238,9 +253,9 @@ def _moment(value: Any) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(str(value))
-    except ValueError:
+        return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+    except (ValueError, OverflowError):
         return None
-    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found
 
 
 def _worker(one: workers.WorkerRow) -> Row:

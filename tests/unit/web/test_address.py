@@ -177,7 +177,10 @@ def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) 
         parse_attempts_address(query, states=("failed", "success"))
 
 
-@pytest.mark.parametrize("query", ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x", "offset=10001", "state=failed"])
+@pytest.mark.parametrize(
+    "query",
+    ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x", "offset=10001", "state=failed"],
+)
 def test_hours_that_cannot_be_drawn_are_refused(query: str) -> None:
     with pytest.raises(BadAddress, match=query.partition("=")[0]):
         parse_worker_address(query)

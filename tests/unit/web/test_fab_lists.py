@@ -87,11 +87,37 @@ def found(datamodel: Any, column: str, *filters: tuple[str, str, Any], **options
         ([("last_seen_at", "Greater than", "2026-03-01 11:00:00")], 2),
         ([("last_seen_at", "Greater than", "2026-03-02 11:00:00")], 0),
         ([("last_seen_at", "Greater than", "yesterday")], 2),
+        ([("last_seen_at", "Greater than", "0001-01-01T00:00:00+14:00")], 2),
+        ([("last_seen_at", "Smaller than", "2026-03-01 11:00:00")], 0),
+        ([("last_seen_at", "Smaller than", "2026-03-02 11:00:00")], 2),
     ],
 )
 @pytest.mark.usefixtures("fleet", "reader")
 def test_filters_of_workers(lists: Any, filters: list[Any], hosts: int) -> None:
     assert found(lists.Workers(), "hostname", *filters) == (hosts, ["host-1"] * hosts)
+
+
+@pytest.mark.parametrize(
+    ("filters", "found_ids"),
+    [
+        ([("Greater than", "2026-03-01 12:00:03")], ["w2"]),
+        ([("Smaller than", "2026-03-01 12:00:02")], ["w1"]),
+        ([("Greater than", "2026-03-01 12:00:02"), ("Smaller than", "2026-03-01 12:00:02")], ["w1"]),
+        ([("Greater than", "2026-03-01 11:00:00"), ("Greater than", "2026-03-01 12:00:03")], ["w2"]),
+        ([("Greater than", "2026-03-01 12:00:03"), ("Greater than", "2026-03-01 11:00:00")], ["w2"]),
+        ([("Smaller than", "2026-03-01 12:00:02"), ("Smaller than", "2026-03-02 12:00:00")], ["w1"]),
+    ],
+)
+@pytest.mark.usefixtures("reader")
+def test_when_workers_were_last_seen_counts_whatever_their_state(
+    lists: Any, fleet: Database, filters: list[tuple[str, str]], found_ids: list[str]
+) -> None:
+    with fleet.engine.begin() as connection:
+        connection.execute(update(worker).values(state="online", ended_at=None))
+        for worker_id, second in (("w1", 2), ("w2", 3)):
+            connection.execute(update(worker).where(worker.c.worker_id == worker_id).values(last_seen_at=at(second)))
+    chosen = [("last_seen_at", *one) for one in filters]
+    assert found(lists.Workers(), "pk", *chosen) == (len(found_ids), found_ids)
 
 
 @pytest.mark.usefixtures("fleet", "reader")
