@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flask_appbuilder import ModelView
 from flask_appbuilder.models.base import BaseInterface
 from flask_appbuilder.models.filters import BaseFilter, BaseFilterConverter
+from flask_appbuilder.urltools import get_filter_args, get_page_args, get_page_size_args
 from flask_babel import lazy_gettext
 from markupsafe import Markup
 
@@ -24,6 +25,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import reading, workers
 from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
 from airflow_worker_insight.web import database, words
+from airflow_worker_insight.web.address import BadAddress
 from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route, urls
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX
 
@@ -49,8 +51,9 @@ class _Filter(BaseFilter):  # type: ignore[misc]
 
     def apply(self, query: Asked, value: Any) -> Asked:
         key = f"{self.column_name}{self.suffix}"
-        # Nothing is equal to two values.
-        return Asked({**query, key: value if query.get(key, value) == value else None})
+        # Nothing is equal to two values, and nothing that is stored has a NUL in it: databases refuse to look for one.
+        is_possible = query.get(key, value) == value and "\0" not in value
+        return Asked({**query, key: value if is_possible else None})
 
 
 class _Equal(_Filter):
@@ -159,11 +162,12 @@ class _Store(BaseInterface):  # type: ignore[misc]
     ) -> tuple[int, list[Row]]:
         """Return how many rows there are and those of a page."""
         asked = Asked() if filters is None else filters.apply_all(Asked())
-        if None in asked.values():
+        if None in asked.values() or (order_column and order_column not in self.ordered):
             return 0, []
-        size = min(page_size or 100, 1000)
+        size = min(max(page_size or 100, 1), 1000)
+        offset = min(max(page or 0, 0) * size, reading.MAX_TOTAL)
         order = f"-{order_column}" if order_direction == "desc" else order_column
-        return self.rows(asked, order, limit=size, offset=(page or 0) * size)
+        return self.rows(asked, order, limit=size, offset=offset)
 
     def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:
         """Return how many rows the store has of what is asked for, and some of them."""
@@ -336,7 +340,15 @@ class _List(ModelView):  # type: ignore[misc]
     """The page that shows the same at a glance."""
 
     def show_list(self) -> Response:
-        """Return the page of the list."""
+        """Return the page of the list.
+
+        :raises BadAddress: when Flask-AppBuilder could not read the address
+        """
+        try:
+            get_page_args(), get_page_size_args(), get_filter_args(self._filters)
+        except (ValueError, IndexError):
+            text = "A page or its size in the address is not a whole number, or a filter is none that there is."
+            raise BadAddress(text) from None
         self.update_redirect()
         return in_airflows_page(
             self,

@@ -127,6 +127,35 @@ def test_order_and_pages_of_workers(lists: Any) -> None:
     assert found(lists.Workers(), "pk", order_column="name", order_direction="asc", page=1, page_size=1) == (2, ["w2"])
 
 
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ({"page": -1}, ["w1", "w2"]),
+        ({"page": 10**30}, []),
+        ({"page_size": -1}, ["w1"]),
+        ({"page_size": 10**30}, ["w1", "w2"]),
+    ],
+)
+@pytest.mark.usefixtures("fleet", "reader")
+def test_pages_that_there_are_not_are_brought_to_those_that_there_are(
+    lists: Any, options: dict[str, int], ids: list[str]
+) -> None:
+    assert found(lists.Workers(), "pk", order_column="name", **options) == (2, ids)
+
+
+@pytest.mark.usefixtures("fleet", "reader")
+def test_what_nothing_can_be_finds_nothing(lists: Any) -> None:
+    nothing: tuple[int, list[str]] = (0, [])
+    for order in ("password", "-name", "queue", "name desc"):
+        assert found(lists.Workers(), "pk", order_column=order, order_direction="asc") == nothing
+        assert found(lists.Attempts(), "pk", order_column=order, order_direction="desc") == nothing
+    for column in ("hostname", "queue", "label", "kind", "state", "availability"):
+        assert found(lists.Workers(), "pk", (column, "Equal to", "a\0")) == nothing
+    assert found(lists.Workers(), "pk", ("name", "Contains", "\0")) == nothing
+    for column in ("dag_id", "run_id", "task_id", "worker_name", "hostname", "state", "try_number"):
+        assert found(lists.Attempts(), "pk", (column, "Equal to", "\0")) == nothing
+
+
 @pytest.mark.usefixtures("fleet", "reader")
 def test_names_are_links_and_never_markup(lists: Any) -> None:
     _, names = found(lists.Workers(), "name")

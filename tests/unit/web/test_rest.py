@@ -537,3 +537,17 @@ def test_what_is_wrong_with_a_query_is_said(client_of: ClientOf, query: str, whe
     (problem,) = answer.json()["detail"]
     assert problem["loc"] == where
     assert complaint in problem["msg"]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_no_parameter_takes_a_nul_to_the_database(client_of: ClientOf) -> None:
+    client = client_of()
+    document = client.get("openapi.json").json()
+    asked = 0
+    for path, methods in document["paths"].items():
+        for parameter in methods["get"].get("parameters", ()):
+            here = path.replace("{worker_id}", "w1%00" if parameter["in"] == "path" else "w1").removeprefix("/")
+            answer = client.get(here if parameter["in"] == "path" else f"{here}?{parameter['name']}=a=%00")
+            assert answer.status_code == 422, (path, parameter["name"])
+            asked += 1
+    assert asked > 20
