@@ -30,7 +30,7 @@ from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from flask import Response
 
@@ -193,15 +193,16 @@ class Workers(_Store):
 
     def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:
         """Read the list."""
-        state, availability = asked.get("state"), asked.get("availability")
-        known = {None, *WORKER_STATES, workers.UNKNOWN_STATE}
+        states = (*WORKER_STATES, workers.UNKNOWN_STATE)
+        state = _stored(asked.get("state"), states, words.worker_state)
+        availability = _stored(asked.get("availability"), AVAILABILITIES, str)
         key, _, value = asked.get("label", "").partition("=")
-        if state not in known or availability not in {None, *AVAILABILITIES}:
+        if state not in {None, *states} or availability not in {None, *AVAILABILITIES}:
             return 0, []
         filters = workers.WorkerFilter(
             states=None if state is None else frozenset({state}),
             search=asked.get("name_contains"),
-            kind=asked.get("kind"),
+            kind=_stored(asked.get("kind"), words.KINDS, words.kind),
             hostname=asked.get("hostname"),
             queue=asked.get("queue"),
             label=(key.strip(), value.strip()) if key else None,
@@ -234,11 +235,13 @@ class Attempts(_Store):
     def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:  # noqa: ARG002
         """Read the list."""
         reader = Reader(compat.flask_user())
-        state, number = asked.get("state"), asked.get("try_number", "")
-        if state not in {None, *compat.task_instance_states()} or not (number == "" or number.isdecimal()):
+        states = compat.task_instance_states()
+        state, number = _stored(asked.get("state"), states, words.state), asked.get("try_number", "")
+        if state not in {None, *states} or not (number == "" or number.isdecimal()):
             return 0, []
         filters = reading.AttemptFilter(
-            **{name: asked.get(name) for name in ("dag_id", "run_id", "task_id", "state", "worker_name", "hostname")},
+            **{name: asked.get(name) for name in ("dag_id", "run_id", "task_id", "worker_name", "hostname")},
+            state=state,
             try_number=min(int(number), 2**31 - 1) if number else None,
             started_at_gte=asked.get("started_at_gte"),
             started_at_lte=asked.get("started_at_lte"),
@@ -249,6 +252,12 @@ class Attempts(_Store):
             )
         url = urls(reader)
         return total, [_attempt(one, url) for one in found]
+
+
+def _stored(value: str | None, keys: Iterable[str], shown: Callable[[str], str]) -> str | None:
+    """Return what is stored for a word that was written as it is stored or as the list shows it, in any case."""
+    written = "" if value is None else value.strip().casefold()
+    return next((key for key in keys if written in (key.casefold(), shown(key).casefold())), value)
 
 
 def _moment(value: Any) -> datetime | None:

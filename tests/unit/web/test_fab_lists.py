@@ -15,6 +15,7 @@ from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
+from airflow_worker_insight.web import words
 from tests.unit.database import a_worker, at
 
 if TYPE_CHECKING:
@@ -75,14 +76,19 @@ def found(datamodel: Any, column: str, *filters: tuple[str, str, Any], **options
         ([], 2),
         ([("name", "Contains", "W1")], 1),
         ([("state", "Equal to", "lost")], 2),
+        ([("state", "Equal to", "Lost")], 2),
         ([("state", "Equal to", "online")], 0),
+        ([("state", "Equal to", "")], 0),
         ([("state", "Equal to", "of the future")], 0),
         ([("availability", "Equal to", "draining")], 1),
+        ([("availability", "Equal to", "Draining")], 1),
         ([("availability", "Equal to", "of the future")], 0),
         ([("queue", "Equal to", "q")], 2),
         ([("label", "Equal to", "zone=a")], 2),
         ([("label", "Equal to", "zone=b")], 0),
         ([("kind", "Equal to", "celery"), ("hostname", "Equal to", "host-1")], 2),
+        ([("kind", "Equal to", "Celery")], 2),
+        ([("kind", "Equal to", "BatchExecutor")], 0),
         ([("kind", "Equal to", "celery"), ("kind", "Equal to", "edge")], 0),
         ([("last_seen_at", "Greater than", "2026-03-01 11:00:00")], 2),
         ([("last_seen_at", "Greater than", "2026-03-02 11:00:00")], 0),
@@ -188,3 +194,18 @@ def test_filters_of_tries_and_the_dags_that_may_be_read(lists: Any, filters: lis
 def test_a_reader_of_no_dag_finds_no_try(lists: Any, reader: set[str]) -> None:
     reader.clear()
     assert found(lists.Attempts(), "try_number") == (0, [])
+
+
+@pytest.mark.usefixtures("tries", "reader")
+def test_the_state_of_a_try_is_taken_as_it_is_shown(lists: Any) -> None:
+    for written in ("failed", "Failed"):
+        assert found(lists.Attempts(), "try_number", ("state", "Equal to", written)) == (1, ["1"])
+
+
+def test_a_word_is_taken_as_it_is_shown_and_as_it_is_stored(lists: Any) -> None:
+    states = ("success", "up_for_retry")
+    for written in ("up_for_retry", "Up For Retry", " up for retry "):
+        assert lists._stored(written, states, words.state) == "up_for_retry"
+    # An executor's own name is no word of ours.
+    assert lists._stored("BatchExecutor", words.KINDS, words.kind) == "BatchExecutor"
+    assert lists._stored(None, states, words.state) is None
