@@ -30,6 +30,7 @@ def is_from_here(headers: Headers, *, base_url: str) -> bool:
     origin = headers.get("origin")
     if not origin:
         return False
-    # A proxy may put its own host into one of these; a page elsewhere can set neither of them.
-    hosts = {headers.get("host"), (headers.get("x-forwarded-host") or "").partition(",")[0].strip()}
-    return bool(urlsplit(origin).netloc) and urlsplit(origin).netloc in {*hosts, urlsplit(base_url).netloc}
+    # Behind a proxy that puts another host into the request the base URL tells. Not X-Forwarded-Host: a page elsewhere
+    # may set that one where Airflow's CORS settings allow the header.
+    came_from = urlsplit(origin).netloc
+    return bool(came_from) and came_from in {headers.get("host"), urlsplit(base_url).netloc}

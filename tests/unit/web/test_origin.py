@@ -20,7 +20,11 @@ BASE_URL = "https://airflow.example.org/team"
         ({"origin": "https://airflow.example.org"}, True),
         ({"origin": "http://10.0.0.1:8080", "host": "10.0.0.1:8080"}, True),
         ({"origin": "http://10.0.0.1:8080", "host": "10.0.0.1:8081"}, False),
-        ({"origin": "https://public.org", "host": "internal", "x-forwarded-host": "public.org, internal"}, True),
+        # A proxy that rewrites the host, without and with TLS.
+        ({"origin": "http://airflow.example.org", "host": "internal:8080"}, True),
+        ({"origin": "https://public.org", "host": "internal", "sec-fetch-site": "same-origin"}, True),
+        # A page of an allowed origin may set this header where the CORS settings let it.
+        ({"origin": "http://evil.org", "host": "internal", "x-forwarded-host": "evil.org, internal"}, False),
         ({"origin": "https://evil.org", "host": "internal"}, False),
         ({"origin": "https://airflow.example.org.evil.org"}, False),
         ({"origin": "null", "host": ""}, False),
