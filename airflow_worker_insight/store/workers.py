@@ -36,7 +36,6 @@ WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at"
 UNKNOWN_STATE = "unknown"
 """What filters call the state of a worker of which nothing tells."""
 
-MAX_GROUPS = 1000
 MAX_LABEL_KEYS = 100
 
 STALE_AFTER = 3
@@ -266,8 +265,10 @@ def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | No
     return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
 
 
-def group_workers(connection: Connection, filters: WorkerFilter, *, by: str) -> list[Group]:
-    """Return the workers grouped by what they have in common, in the order of its name.
+def group_workers(
+    connection: Connection, filters: WorkerFilter, *, by: str, limit: int, offset: int = 0
+) -> tuple[list[Group], int]:
+    """Return some of the groups of workers that have something in common, in the order of its name, and their number.
 
     Of more than :data:`~.reading.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
     one of which nothing is known is in the group with an empty name, at the end.
@@ -299,7 +300,7 @@ def group_workers(connection: Connection, filters: WorkerFilter, *, by: str) -> 
         for name in names(row.common):
             groups[name].add(row)
     ordered = sorted(groups, key=lambda name: (not name, name))
-    return [groups[name].group(name) for name in ordered[:MAX_GROUPS]]
+    return [groups[name].group(name) for name in ordered[offset : offset + limit]], len(ordered)
 
 
 def label_keys(connection: Connection) -> list[str]:

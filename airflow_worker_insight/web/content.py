@@ -92,7 +92,9 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
         total = 0
         groups: list[workers.Group] = []
         if address.group:
-            groups = workers.group_workers(connection, filters, by=address.group)
+            groups, total = workers.group_workers(
+                connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
+            )
         else:
             rows, total = workers.list_workers(
                 connection, filters, order_by=address.order, limit=workers_view.PAGE_SIZE, offset=address.offset

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.store.workers import Change, EngineLook, Group, WorkerRow
 
-PAGE_SIZE = 100
+PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
+"""How many workers, or groups of them, are on a page."""
 
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 10, 20
 """How often the list asks again: while a worker lives or there is none yet, and while all that fit are gone."""
@@ -46,9 +47,6 @@ LISTED = frozenset({ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE})
 
 MAX_QUEUES = 3
 """More queues than these are counted in a row; the worker's page names them all."""
-
-MAX_GROUPS = 200
-"""More groups than these are not listed: a search finds theirs."""
 
 REFRESH_COMMAND = "airflow-worker-insight refresh"
 
@@ -153,9 +151,7 @@ class WorkersPage:
     kind_options: tuple[Option, ...]
     seen_options: tuple[Option, ...]
     availability_options: tuple[Option, ...]
-    pages: Pages | None
-    rest: str
-    """How many more groups there are."""
+    pages: Pages
     troubles: tuple[Notice, ...]
     """What keeps the states from being known."""
     notice: Notice | None
@@ -167,8 +163,9 @@ class Listing:
     """What the store says of the workers that were asked for; of ``rows`` and ``groups`` one is empty."""
 
     rows: Sequence[WorkerRow]
-    total: int
     groups: Sequence[Group]
+    total: int
+    """How many workers, or groups, there are on all pages."""
     counts: Mapping[str | None, int]
     """Workers by state, whichever states are listed."""
     decisions: Mapping[int, Change]
@@ -193,7 +190,7 @@ def build_workers_page(
 
     :param looks_by_itself: whether Airflow's web server looks at the fleet, and not a command
     """
-    shown = len(listing.groups) if address.group else len(listing.rows)
+    shown = len(listing.groups or listing.rows)
     alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
     everything = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
     return WorkersPage(
@@ -204,7 +201,7 @@ def build_workers_page(
         filters=tuple(_filters(address)),
         columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
         lines=tuple(_line(row, listing.decisions.get(row.ref), now) for row in listing.rows),
-        groups=tuple(_group(group, address) for group in listing.groups[:MAX_GROUPS]),
+        groups=tuple(_group(group, address) for group in listing.groups),
         group_name=_group_name(address.group),
         group_options=options(
             address.group,
@@ -215,22 +212,24 @@ def build_workers_page(
         kind_options=options(address.kind, ("", "Any"), *((kind, words.kind(kind)) for kind in _KINDS)),
         seen_options=options(address.seen, *_SEEN),
         availability_options=options(address.availability, *_AVAILABILITIES),
-        pages=None
-        if address.group
-        else pages(
-            address,
-            Count(shown, listing.total, listing.total < MAX_TOTAL),
-            size=PAGE_SIZE,
-            singular="worker",
-            plural="workers",
-        ),
-        rest=words.count(len(listing.groups) - MAX_GROUPS, "more group is", "more groups are") + " not shown."
-        if len(listing.groups) > MAX_GROUPS
-        else "",
+        pages=_pages(address, listing, shown),
         troubles=tuple(_troubles(listing, now)),
         notice=None if shown else _notice(address, listing, looks_by_itself=looks_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
     )
+
+
+def _pages(address: WorkersAddress, listing: Listing, shown: int) -> Pages:
+    if not address.group:
+        count = Count(shown, listing.total, listing.total < MAX_TOTAL)
+        return pages(address, count, size=PAGE_SIZE, singular="worker", plural="workers")
+    # Of more workers than are counted the latest are grouped. A worker of several queues is in several groups.
+    states = listed_states(address)
+    grouped = sum(
+        count for state, count in listing.counts.items() if states is None or (state or UNKNOWN_STATE) in states
+    )
+    count = Count(shown, min(listing.total, MAX_TOTAL), max(grouped, listing.total) < MAX_TOTAL)
+    return pages(address, count, size=GROUPS_PAGE_SIZE, singular="group", plural="groups")
 
 
 def _chip(state: str, address: WorkersAddress, counts: Mapping[str | None, int]) -> StateChip:
@@ -366,7 +365,7 @@ def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool)
         text += " On this version of Airflow the fleet is looked at by a command, which is best run every minute:"
         return Notice("info", "No worker is known yet", text, REFRESH_COMMAND)
     if address.offset:
-        return Notice("info", "", "There are no more workers here.")
+        return Notice("info", "", f"There are no more {'groups' if address.group else 'workers'} here.")
     if list(_filters(address)):
         return Notice("info", "No worker fits", "No worker fits all of these filters.")
     if address.group and listing.counts:

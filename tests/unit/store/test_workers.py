@@ -203,7 +203,7 @@ def test_an_end_stays_known_whoever_looks(database: Database) -> None:
     assert listed(database, order_by="-state")[0][:2] == ["lost", "offline"]
     with database.engine.connect() as connection:
         assert workers.count_states(connection, WorkerFilter()) == {"offline": 1, "lost": 1, None: 2}
-        (group,) = workers.group_workers(connection, WorkerFilter(), by="kind")
+        (group,), _ = workers.group_workers(connection, WorkerFilter(), by="kind", limit=9)
     assert group.states == {"offline": 1, "lost": 1, None: 2}
 
 
@@ -332,7 +332,7 @@ def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database
     with database.engine.begin() as connection:
         closing.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
         assert workers.count_states(connection, WorkerFilter()) == {"online": 1}
-        groups = workers.group_workers(connection, WorkerFilter(), by="hostname")
+        groups, _ = workers.group_workers(connection, WorkerFilter(), by="hostname", limit=9)
     assert listed(database) == (["one"], 1)
     assert [(group.name, sum(group.states.values())) for group in groups] == [("host-1", 1)]
     one = get(database, host_worker("host-1", "celery").worker_id)
@@ -389,16 +389,27 @@ def test_groups(database: Database, by: str, expected: dict[str, Any]) -> None:
     )
     register(database, "four", kind="local", hostname="host-2", labels={}, queues=None)
     with database.engine.connect() as connection:
-        groups = workers.group_workers(connection, WorkerFilter(), by=by)
+        groups, _ = workers.group_workers(connection, WorkerFilter(), by=by, limit=9)
     assert {group.name: (group.states, group.running, group.concurrency) for group in groups} == expected
     # What is not known comes last.
     assert [group.name for group in groups] == sorted(expected, key=lambda name: (not name, name))
 
 
+@on_both
+def test_pages_of_groups_and_how_many_there_are(database: Database) -> None:
+    for number in range(5):
+        register(database, f"w{number}", hostname=f"host-{number}")
+    register(database, "of-two", hostname="host-0")
+    with database.engine.connect() as connection:
+        groups, total = workers.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=2)
+        assert ([group.name for group in groups], total) == (["host-2", "host-3"], 5)
+        assert workers.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=9) == ([], 5)
+
+
 @pytest.mark.parametrize("by", ["pid", "label:", "label", ""])
 def test_no_other_groups_are_known(database: Database, by: str) -> None:
     with database.engine.connect() as connection, pytest.raises(ValueError, match="cannot be grouped"):
-        workers.group_workers(connection, WorkerFilter(), by=by)
+        workers.group_workers(connection, WorkerFilter(), by=by, limit=9)
 
 
 @on_both
@@ -415,7 +426,7 @@ def test_an_empty_fleet(database: Database) -> None:
     assert listed(database) == ([], 0)
     with database.engine.connect() as connection:
         assert workers.count_states(connection, WorkerFilter()) == {}
-        assert workers.group_workers(connection, WorkerFilter(), by="queue") == []
+        assert workers.group_workers(connection, WorkerFilter(), by="queue", limit=9) == ([], 0)
         assert workers.label_keys(connection) == []
         assert workers.list_services(connection, kind=None, state=None, limit=10, offset=0) == ([], 0)
 

@@ -210,7 +210,7 @@ def test_groups_show_their_states_and_lead_to_their_workers() -> None:
     assert etl.load.text == "4 / 16"
     assert etl.address == WorkersAddress(queue="etl", kind="celery")
     assert (rest.name, rest.address, rest.load) == ("Not known", None, None)
-    assert (page.pages, page.notice) == (None, None)
+    assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
 def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
@@ -246,6 +246,7 @@ def test_an_empty_installation_says_why_and_what_to_do() -> None:
         (WorkersAddress(state="lost"), "No worker is in this state now."),
         (WorkersAddress(offset=5000), "There are no more workers here."),
         (WorkersAddress(group="queue"), "None of these workers is in such a group."),
+        (WorkersAddress(group="queue", offset=200), "There are no more groups here."),
     ],
 )
 def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> None:
@@ -274,10 +275,21 @@ def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) 
     assert trouble.command == "airflow-worker-insight refresh"
 
 
-def test_more_groups_than_anybody_reads_are_left_to_the_search() -> None:
-    groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(1000)]
-    page = a_page(address=WorkersAddress(group="hostname"), groups=groups, any_worker=True)
-    assert (len(page.groups), page.rest) == (200, "800 more groups are not shown.")
+def test_pages_of_two_hundred_groups() -> None:
+    def pages(offset: int, total: int, **others: Any) -> Any:
+        groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
+        address = WorkersAddress(group="hostname", offset=offset)
+        return a_page(address=address, groups=groups, total=total, any_worker=True, **others).pages
+
+    found = pages(200, 1500, counts={"online": 1500, "offline": 20_000})
+    assert found.range_text == "201 to 400 of 1,500 groups"
+    assert found.previous == WorkersAddress(group="hostname")
+    assert found.following == WorkersAddress(group="hostname", offset=400)
+    # Of more workers not all were grouped.
+    assert pages(0, 900, counts={"online": 10_000}).range_text == "1 to 200 of at least 900 groups"
+    # Workers of many queues: what cannot be skipped to is not led to.
+    last = pages(9800, 12_000, counts={"online": 900})
+    assert (last.range_text, last.following) == ("9,801 to 10,000 of at least 10,000 groups", None)
 
 
 def test_the_list_keeps_up_while_a_worker_lives_and_waits_for_those_that_come_back() -> None:

@@ -53,7 +53,7 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
         counts[row.state] = counts.get(row.state, 0) + 1
     known: dict[str, Any] = {
         "rows": rows,
-        "total": len(rows),
+        "total": len(rows) + len(others.get("groups", ())),
         "groups": (),
         "counts": counts,
         "decisions": {},
