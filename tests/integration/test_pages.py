@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -19,7 +20,7 @@ from tests.support.deployment import Deployment
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, Frame, Page
+    from playwright.sync_api import Browser, Frame, Page, Route
 
     from tests.support.environments import Environment
     from tests.support.services import Postgres, Redis
@@ -129,6 +130,15 @@ def asked(page: Page | Frame) -> dict[str, str]:
 
 def names(page: Page | Frame) -> list[str]:
     return [text.partition("@")[0] for text in page.locator("#wi-list tbody .wi-name").all_inner_texts()]
+
+
+#: Where the link leads that the keyboard is on.
+FOCUSED = "document.activeElement.getAttribute('href')"
+
+
+def refresh(page: Page) -> None:
+    """Have the page ask again now, as it does for one who comes back to it."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def is_wider_than_the_window(page: Page) -> bool:
@@ -344,13 +354,36 @@ def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deploy
     page = person.open(f"{ATTEMPTS}?dag_id=noon")
     expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
     page.evaluate("window.sameDocument = true")
+    rows = page.locator("#wi-list tbody")
     for number in (1, 2):
         airflow.wait_run("noon", airflow.trigger("noon"), expect="success")
-        rows = page.locator("#wi-list tbody")
         expect(rows).to_have_count(number, timeout=60_000)
         # All that is listed has ended before the next one starts.
         expect(rows.filter(has_text="Success")).to_have_count(number, timeout=60_000)
+        if number == 1:
+            rows.first.locator("a").first.focus()
+            focused = page.evaluate(FOCUSED)
     assert page.evaluate("window.sameDocument")
+    # The row that the keyboard is on has moved down, and the keyboard with it.
+    assert page.evaluate(FOCUSED) == focused == rows.last.locator("a").first.get_attribute("href")
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_keyboard_goes_to_no_other_row_when_its_own_is_gone(person: BrowserUser) -> None:
+    page = person.open(f"{ATTEMPTS}?dag_id=sales&state=success")
+    link = page.locator("#wi-list tbody .wi-name").first
+    href = link.get_attribute("href")
+    assert href is not None
+
+    def without_it(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace(escape(href), "#gone"))
+
+    page.route("**/attempts/fragment?*", without_it)
+    link.focus()
+    refresh(page)
+    expect(page.locator("#wi-list a[href='#gone']").first).to_be_visible()
+    assert page.evaluate(FOCUSED) is None
 
 
 # --- colour modes and phones ----------------------------------------------------------------------------------------

@@ -154,14 +154,18 @@
     if (part.outerHTML === old.outerHTML) {
       return;
     }
-    const focused = old.contains(document.activeElement) ? [...old.querySelectorAll("a")].indexOf(document.activeElement) : -1;
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    const place = focused ? alike(old, focused).indexOf(focused) : -1;
     old.replaceWith(part);
-    if (focused >= 0) {
-      const links = part.querySelectorAll("a");
-      if (links[focused]) {
-        links[focused].focus({ preventScroll: true });
-      }
+    /* Rows move: the keyboard stays with where a link leads, and goes to no other row when that one is gone. */
+    const same = focused ? alike(part, focused)[place] : null;
+    if (same) {
+      same.focus({ preventScroll: true });
     }
+  }
+
+  function alike(part, link) {
+    return [...part.querySelectorAll("a[href]")].filter((one) => one.getAttribute("href") === link.getAttribute("href"));
   }
 
   function isBeingEdited(part) {
