@@ -66,8 +66,11 @@ def test_answers_are_what_the_document_says(client_of: ClientOf, method: str, pa
         given = case.query or {}
         # That a window must not end before it begins cannot be said in the document.
         assume("started_at_gte" not in given or "started_at_lte" not in given)
-        case.call_and_validate(headers=headers, checks=CHECKS)
+        # Garbage is refused, and not taken for something else.
+        refused = [checks.negative_data_rejection] if mode == "negative" else []
+        case.call_and_validate(headers=headers, checks=[*CHECKS, *refused])
         if case.path_parameters:
+            # With an ID that fits, what was made up may be fine.
             case.path_parameters["worker_id"] = "w1"
             case.call_and_validate(headers=headers, checks=CHECKS)
 
