@@ -54,23 +54,40 @@ def test_each_command_and_its_options_are_documented() -> None:
             assert max(arg.flags, key=len) in page, f"{name} {arg.flags}"
 
 
+def endpoints() -> set[str]:
+    """Return what the page of the REST API has a heading for."""
+    return set(re.findall(r"^## `([A-Z]+ /[^`]*)`", doc("rest.md"), re.MULTILINE))
+
+
 @pytest.mark.skipif(not compat.is_airflow_3(), reason="the FastAPI app is Airflow 3's")
-def test_each_route_is_documented() -> None:
+def test_each_route_is_documented_and_each_documented_route_is_there() -> None:
     from airflow_worker_insight.web.app import create_app
 
-    pages = doc("rest.md") + doc("pages.md") + doc("security.md")
+    api, pages = set(), set()
     for route in create_app().routes:
-        path = str(getattr(route, "path", "")).removeprefix("/api/v1").removesuffix("/fragment")
-        assert path in pages, path
+        path: str = route.path  # type: ignore[attr-defined]
+        if path.startswith("/api/v1"):
+            api |= {f"{method} {path.removeprefix('/api/v1')}" for method in route.methods}  # type: ignore[attr-defined]
+        elif not path.endswith("/fragment"):
+            pages.add(f"/worker-insight{path}")
+    assert endpoints() == api
+    named = re.findall(
+        r"`(?:[A-Z]+ )?(/worker-insight/(?!api/)[^`?]*)", doc("pages.md") + doc("security.md") + doc("rest.md")
+    )
+    assert {path.removesuffix("/…") for path in named} == pages
 
 
-@pytest.mark.skipif(not compat.is_airflow_3(), reason="the FastAPI app is Airflow 3's")
-def test_each_parameter_of_the_list_is_documented() -> None:
-    from airflow_worker_insight.web.objects import AttemptQuery
+@pytest.mark.parametrize(
+    ("endpoint", "model"),
+    [("GET /attempts", "AttemptQuery"), ("GET /workers", "WorkerQuery"), ("GET /services", "ServiceQuery")],
+)
+def test_each_parameter_of_a_list_is_documented_where_the_list_is(endpoint: str, model: str) -> None:
+    from airflow_worker_insight.web import objects
 
-    page = doc("rest.md")
-    for name in AttemptQuery.model_fields:
-        assert f"`{name}`" in page, name
+    (section,) = re.findall(rf"^## `{endpoint}`$(.*?)^## ", doc("rest.md"), re.MULTILINE | re.DOTALL)
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    documented = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(documented) == sorted(getattr(objects, model).model_fields)
 
 
 @pytest.mark.parametrize("attribution", ATTRIBUTIONS)
