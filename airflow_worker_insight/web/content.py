@@ -132,13 +132,14 @@ def _worker_filter(address: WorkersAddress, now: datetime) -> workers.WorkerFilt
 
 
 def worker_page(
-    worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool
+    worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
 ) -> worker.WorkerPage | None:
     """Return the page of a worker, or ``None`` for one that was never seen.
 
-    :param dag_ids: the Dags whose tries the reader may see
+    :param dag_ids: the Dags whose tries the reader may see; ``None`` for one who may see no tries at all
     :param may_decide: whether the reader may change the worker's availability
     """
+    may_read, dag_ids = dag_ids is not None, dag_ids or ()
     # An ID that no worker can have need not be asked for.
     if not _WORKER_ID.fullmatch(worker_id):
         return None
@@ -170,7 +171,7 @@ def worker_page(
                 offset=address.offset,
             ),
         )
-    return worker.build_worker_page(life, address, may_read=bool(dag_ids), may_decide=may_decide, now=now)
+    return worker.build_worker_page(life, address, may_read=may_read, may_decide=may_decide, now=now)
 
 
 def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:

@@ -194,7 +194,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = Reader(compat.flask_user())
         address = parse_worker_address(_query())
         reader.require_workers()
-        dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
+        dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
         may_decide = reader.may_edit_pools()
         page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:

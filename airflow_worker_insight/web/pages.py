@@ -56,7 +56,7 @@ def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     """Show a worker's life and the tries that it ran, of those that the reader may see."""
     address = parse_worker_address(request.url.query)
     reader.require_workers()
-    dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else set()
+    dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
     page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
     if page is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, content.NO_SUCH_WORKER)

@@ -147,16 +147,14 @@ def _filters(address: AttemptsAddress) -> Iterable[Filter]:
 
 
 def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:
-    if not dag_ids:
-        return Notice("info", "No tries to show", "Airflow lets you read no Dag, so no try is listed or counted here.")
     if total:
         return Notice("info", "", "There are no more tries here.")
-    if address.changed() == AttemptsAddress(window=ANY):
+    if not dag_ids or address.changed() == AttemptsAddress(window=ANY):
         return Notice(
             "info",
             "No try was recorded yet",
-            "The tries of all tasks are listed here from the moment on at which they start. An administrator can fill "
-            "in those from before the installation of Worker Insight:",
+            "The tries of all Dags that Airflow lets you read are listed here from the moment on at which they start. "
+            "An administrator can fill in those from before the installation of Worker Insight:",
             "airflow-worker-insight backfill",
         )
     return Notice("info", "No try fits", "No try that you may see fits all of these filters. Remove one to see more.")

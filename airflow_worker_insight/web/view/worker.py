@@ -51,7 +51,7 @@ REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 NO_DAG = Notice(
     "info",
     "No tries to show",
-    "Airflow lets you read no Dag, so none of the tries of this worker is listed or counted here.",
+    "Airflow lets you see no task instances, so none of the tries of this worker is listed or counted here.",
 )
 
 
@@ -139,7 +139,7 @@ def build_worker_page(
 ) -> WorkerPage:
     """Return the page of a worker.
 
-    :param may_read: whether the reader may read any Dag
+    :param may_read: whether the reader may see tries at all
     :param may_decide: whether the reader may change the worker's availability
     """
     row = life.row

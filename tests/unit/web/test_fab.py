@@ -261,9 +261,11 @@ def test_markup_in_ids_is_text(
 def test_a_workers_page_lists_only_what_the_reader_may_see(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    asked: list[tuple[str, WorkerAddress, Collection[str], bool]] = []
+    asked: list[tuple[str, WorkerAddress, Collection[str] | None, bool]] = []
 
-    def worker_page(worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool) -> None:
+    def worker_page(
+        worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
+    ) -> None:
         asked.append((worker_id, address, dag_ids, may_decide))
 
     monkeypatch.setattr(content, "worker_page", worker_page)
@@ -277,7 +279,7 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
     rights.dag_ids, rights.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
     assert asked == [
-        ("celery-1@a:b", WorkerAddress(hours=6, offset=25), set(), False),
+        ("celery-1@a:b", WorkerAddress(hours=6, offset=25), None, False),
         ("w1", WorkerAddress(), {"etl"}, True),
     ]
 
@@ -289,7 +291,7 @@ def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def workers_page(address: WorkersAddress) -> Any:
         return build_workers_page(address, a_listing(a_worker_row()), now=NOW)
 
-    def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str], may_decide: bool) -> Any:
+    def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
         return build_worker_page(a_life(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
 
     def attempts_page(address: Any, *, dag_ids: Collection[str], **_: Any) -> Any:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import record_start
-from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.tables import attempt, change, engine, worker
 from tests.unit.database import a_worker, add_run, add_try
 from tests.unit.web.conftest import READABLE, SECRET
 
@@ -129,6 +129,19 @@ def test_an_empty_installation_says_why(client_of: ClientOf) -> None:
     assert "No worker is known yet" in client_of().get("workers?group=queue").text
     assert "No try that you may see fits" in client_of().get("attempts").text
     assert "airflow-worker-insight backfill" in client_of().get("attempts?window=any").text
+
+
+def test_an_installation_without_a_dag_does_not_blame_the_readers_rights(client_of: ClientOf, fleet: Database) -> None:
+    from airflow.models.dag import DagModel
+
+    with fleet.engine.begin() as connection:
+        connection.execute(delete(attempt))
+        connection.execute(delete(DagModel))
+    client = client_of()
+    assert "No try was recorded yet" in client.get("attempts").text
+    page = client.get("workers/w1").text
+    assert "Airflow lets you see no task instances" not in page
+    assert "No try of this worker was recorded in a Dag that you may read." in page
 
 
 @pytest.mark.parametrize(
@@ -249,7 +262,7 @@ def test_one_who_may_read_no_dag_sees_the_worker_and_why_there_are_no_tries(clie
     page = client_of("jobs only").get("workers/w1")
     assert page.status_code == 200
     assert "host-1" in page.text
-    assert "Airflow lets you read no Dag" in page.text
+    assert "Airflow lets you see no task instances" in page.text
     assert "run-1" not in page.text
     assert client_of("nobody").get("attempts").status_code == 403
 

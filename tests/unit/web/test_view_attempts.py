@@ -69,9 +69,16 @@ def test_windows_are_one_click_away_and_forget_other_times() -> None:
 @pytest.mark.parametrize(
     ("address", "total", "dag_ids", "text"),
     [
-        (HERE, 0, (), "Airflow lets you read no Dag"),
+        # An installation without a Dag: whoever may see no task instances at all does not come here.
+        (HERE, 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
+        (AttemptsAddress(dag_id="gone"), 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
         (HERE, 0, ("etl",), "No try that you may see fits all of these filters."),
-        (AttemptsAddress(window="any"), 0, ("etl",), "The tries of all tasks are listed here"),
+        (
+            AttemptsAddress(window="any"),
+            0,
+            ("etl",),
+            "The tries of all Dags that Airflow lets you read are listed here",
+        ),
         (AttemptsAddress(offset=5000), 60, ("etl",), "There are no more tries here."),
     ],
 )

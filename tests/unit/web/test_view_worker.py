@@ -168,7 +168,7 @@ def test_the_page_keeps_up_while_something_may_change(
 
 def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
     page = a_page(a_worker_row(state="lost", ended_at=at(120)), may_read=False)
-    assert page.notice.text.startswith("Airflow lets you read no Dag")
+    assert page.notice.text.startswith("Airflow lets you see no task instances")
     assert (page.running, page.struck, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
     assert page.facts
 
