@@ -153,8 +153,11 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     assert page.all("div", role="group")[0]["aria-label"] == (
         "2 tries on 2 workers; the last one is running on w2@host-1."
     )
-    links = page.all("a", role="listitem")
+    # A link in an item of a list: one that is the item itself is not heard as a link.
+    inside = zip(page.tags, page.tags[1:], strict=False)
+    links = [link for (_, item), (tag, link) in inside if item.get("role") == "listitem" and tag == "a"]
     assert [link["href"] for link in links] == ["#wi-try-1", "#wi-try-1", "#wi-try-2"]
+    assert not page.all("a", role="listitem")
     assert all(link["aria-label"] for link in links)
     targets = {f"#{body['id']}" for body in page.all("tbody")}
     assert {link["href"] for link in links} <= targets
@@ -239,9 +242,20 @@ def test_only_who_may_decide_gets_the_form() -> None:
 
 
 def test_what_is_drawn_can_be_heard() -> None:
-    page = worker_page(a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})]))
-    drawings = page.all("svg", role="img")
-    assert [one["aria-label"] for one in drawings] == ["1 try, at most 1 side by side", "1 try: 1 success"]
+    life = a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
+    page = worker_page(life)
+    (lanes,) = page.all("svg", role="img")
+    assert lanes["aria-label"] == "1 try, at most 1 side by side"
+    # What a drawing hides from those who hear it must not be stopped at.
+    (bar,) = [link for link in page.all("a") if "panel?" in (link["href"] or "") and "class" not in link]
+    assert bar["tabindex"] == "-1"
+    assert page.all("svg", role="group", **{"aria-label": "1 try: 1 success"})
+    name = "2026-03-01 12:00 to 13:00 UTC: 1 success"
+    (hour,) = page.all("a", **{"aria-label": name})
+    assert "tabindex" not in hour
+    week = build_worker_page(life, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
+    (hour,) = Page(render("worker.html", page=week, url=URLS)).all("a", **{"aria-label": name})
+    assert hour["tabindex"] == "-1"
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", "unknown"])
