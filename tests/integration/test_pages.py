@@ -114,6 +114,7 @@ def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
     with BrowserUser(browser, airflow) as one:
         yield one
         assert not one.foreign_requests
+        assert not one.uncaught
         assert not [error for error in one.errors if "Content Security Policy" in error]
 
 

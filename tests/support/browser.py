@@ -77,11 +77,12 @@ class BrowserUser:
         self.context.set_default_timeout(30_000)
         #: Requests to hosts other than the deployment's.
         self.foreign_requests: list[str] = []
-        #: Uncaught errors and error messages of scripts.
+        #: What pages' scripts did not catch, and what the console has of errors.
+        self.uncaught: list[str] = []
         self.errors: list[str] = []
         self.context.on("request", lambda request: self._seen(request.url))
         self.page: Page = self.context.new_page()
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", lambda error: self.uncaught.append(f"{self.page.url}: {error}"))
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.set_theme(theme)
         if user is not None:
