@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Frame, Page, Route
 
+    from tests.support.browser import Theme
     from tests.support.environments import Environment
     from tests.support.services import Postgres, Redis
 
@@ -385,6 +387,51 @@ def test_the_keyboard_goes_to_no_other_row_when_its_own_is_gone(person: BrowserU
     refresh(page)
     expect(page.locator("#wi-list a[href='#gone']").first).to_be_visible()
     assert page.evaluate(FOCUSED) is None
+
+
+@pytest.mark.usefixtures("fleet")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_that_cannot_be_refreshed_says_since_when(person: BrowserUser, theme: Theme) -> None:
+    person.set_theme(theme)
+    page = person.open(f"{ATTEMPTS}?dag_id=sales")
+    stale = page.get_by_role("status")
+    fragments = "**/attempts/fragment?*"
+    asked_for: list[str] = []
+    page.on("request", lambda request: asked_for.append(request.url) if "/fragment" in request.url else None)
+
+    def answer(status: int) -> None:
+        page.route(fragments, lambda route: route.fulfill(status=status, body="of no use"))
+
+    def refresh_once() -> None:
+        with page.expect_response(fragments):
+            refresh(page)
+
+    answer(502)
+    refresh_once()
+    expect(stale).to_have_text("")
+    refresh_once()
+    expect(stale).to_have_text(re.compile(r"^Not updated since \d\d:\d\d:\d\d UTC$"))
+    expect(stale).to_be_in_viewport()
+    expect(page.locator("#wi-list tbody")).to_have_count(7)
+    page.unroute(fragments)
+    refresh_once()
+    expect(stale).to_have_text("")
+    # An answer that is another page, such as that of a proxy in between, is none.
+    answer(200)
+    refresh_once()
+    refresh_once()
+    expect(stale).to_contain_text("Not updated since")
+    page.unroute(fragments)
+    refresh_once()
+    expect(stale).to_have_text("")
+    # What is gone is not asked for again.
+    answer(404)
+    refresh_once()
+    expect(stale).to_contain_text("Not updated since")
+    asked_for.clear()
+    refresh(page)
+    page.wait_for_timeout(1000)
+    assert asked_for == []
 
 
 # --- colour modes and phones ----------------------------------------------------------------------------------------

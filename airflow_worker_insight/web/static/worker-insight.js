@@ -65,15 +65,21 @@
     }
   }
 
-  function showTimes(root) {
-    let format;
+  function format() {
     try {
       /* Sweden writes 2026-01-31 08:00:12. */
-      format = new Intl.DateTimeFormat("sv-SE", {
+      return new Intl.DateTimeFormat("sv-SE", {
         timeZone: zone(), year: "numeric", month: "2-digit", day: "2-digit",
         hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short",
       });
     } catch {
+      return null;
+    }
+  }
+
+  function showTimes(root) {
+    const written = format();
+    if (!written) {
       return;
     }
     for (const element of root.querySelectorAll("time[datetime]")) {
@@ -81,7 +87,7 @@
       if (Number.isNaN(moment.getTime())) {
         continue;
       }
-      const text = format.format(moment).replace(",", "");
+      const text = written.format(moment).replace(",", "");
       if ("wiAgo" in element.dataset) {
         element.title = text;
       } else if ("wiShort" in element.dataset) {
@@ -96,6 +102,9 @@
   /* --- keeping up -------------------------------------------------------------------------------------------------- */
 
   let timer = null;
+  let updatedAt = new Date();
+  let failures = 0;
+  let stale = null;
 
   /* The element that says how often the page asks again; inside it, or itself, is what is then replaced. */
   function page() {
@@ -111,26 +120,53 @@
   }
 
   async function refresh() {
+    let works = false;
+    let isOver = false;
     try {
       const answer = await request(location.pathname.replace(/\/$/, "") + "/fragment" + location.search);
-      if (answer.ok) {
-        replace(await answer.text());
-      } else if (answer.status === 401) {
+      if (answer.status === 401) {
         /* Logged out: the page itself knows the way to the login. */
         location.reload();
         return;
       }
+      /* What was taken away or is gone does not come back by asking again. */
+      isOver = answer.status === 403 || answer.status === 404;
+      works = answer.ok && replace(await answer.text());
     } catch {
       /* The server is away for a moment: what is shown stays, and the next time may work. */
+    }
+    failures = works ? 0 : failures + 1;
+    updatedAt = works ? new Date() : updatedAt;
+    if (isOver) {
+      page().dataset.wiRefresh = "0";
+    }
+    if (stale) {
+      stale.textContent = isOver || failures > 1 ? "Not updated since " + clock(updatedAt) : "";
     }
     plan();
   }
 
+  function clock(moment) {
+    const written = format();
+    return written ? written.format(moment).replace(",", "").slice("2026-01-31 ".length) : moment.toISOString();
+  }
+
+  /* Where a page says that it is out of date. It is there from the beginning: screen readers tell of what changes. */
+  function addStale() {
+    if (page()) {
+      stale = document.createElement("p");
+      stale.className = "wi-stale";
+      stale.setAttribute("role", "status");
+      page().after(stale);
+    }
+  }
+
+  /* Returns whether what came is this page. */
   function replace(html) {
     const fresh = new DOMParser().parseFromString(html, "text/html");
     const source = fresh.querySelector("[data-wi-refresh]");
     if (!source || !page() || source.id !== page().id) {
-      return;
+      return false;
     }
     const live = [...fresh.querySelectorAll("[data-wi-live]")];
     const gone = [...document.querySelectorAll("[data-wi-live]")].some((old) => !fresh.getElementById(old.id));
@@ -138,7 +174,7 @@
     if ((gone || added) && !isBeingEdited(page())) {
       /* A part came or went, such as that which tells what a lost worker took with it. */
       swap(page(), source);
-      return;
+      return true;
     }
     for (const part of live) {
       const old = document.getElementById(part.id);
@@ -147,6 +183,7 @@
       }
     }
     page().dataset.wiRefresh = source.dataset.wiRefresh;
+    return true;
   }
 
   function swap(old, part) {
@@ -247,6 +284,7 @@
         });
       }
     }
+    addStale();
     plan();
   }
 
