@@ -312,6 +312,18 @@ def test_the_menu_of_2_11_leads_to_the_pages_and_to_airflows_own_lists(airflow: 
         assert rows.count() >= 1
         person.open("/workerinsight/list/workers/?_flt_0_kind=edge")
         assert page.get_by_text("No records found").is_visible()
+        for query, status in (
+            ("page_WorkerListView=-1", 200),
+            (f"page_WorkerListView={10**30}", 200),
+            ("psize_WorkerListView=-1", 200),
+            ("_oc_WorkerListView=password&_od_WorkerListView=asc", 200),
+            ("_flt_0_hostname=%00", 200),
+            ("_flt_0_last_seen_at=2020-01-01%2000:00:00&_flt_1_last_seen_at=2020-01-02%2000:00:00", 200),
+            ("page_WorkerListView=x", 422),
+            ("_flt_7_hostname=a", 422),
+        ):
+            answer = person.context.request.get(f"{airflow.base_url}/workerinsight/list/workers/?{query}")
+            assert answer.status == status, query
         person.open("/workerinsight/list/attempts/?_flt_0_dag_id=sales")
         assert rows.count() == 2
         page.get_by_role("link", name="At a glance").click()
