@@ -13,16 +13,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.sighting import Sighting
-from airflow_worker_insight.store.recording import OFFLINE
+from airflow_worker_insight.store.recording import OFFLINE, SAME_START
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from datetime import datetime
 
     from airflow_worker_insight.store.lives import Life
-
-SAME_START = timedelta(seconds=5)
-"""How far two answers about one start may differ: engines round, and messages take their time."""
 
 SKEW = timedelta(minutes=15)
 """How far the clocks of hosts may be apart."""

@@ -327,12 +327,14 @@ def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> Non
     """Remove the row ``twin`` of a life that has another one, which its own processes told of at the same time.
 
     Tries are recorded by the ID that processes report, and the twin has none. One that was inferred may name it all the
-    same: then it stays, and says why.
+    same: then it stays, and says why. What only the twin knows is kept: since when the worker is known, its queues and
+    its size, and what was decided.
     """
     is_twin = and_(worker.c.id == twin, worker.c.reported_id.is_(None))
     # Locked first: whoever infers tries holds the rows of the workers that it has read.
-    decided = connection.execute(select(worker.c.availability).where(is_twin).with_for_update()).scalar()
-    if decided is None:
+    known = (worker.c.availability, worker.c.registered_at, worker.c.queues, worker.c.concurrency)
+    row = connection.execute(select(*known).where(is_twin).with_for_update()).first()
+    if row is None:
         return
     if connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref == twin).limit(1)).first():
         known_as = connection.execute(select(worker.c.worker_id).where(worker.c.id == kept)).scalar()
@@ -340,8 +342,15 @@ def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> Non
         connection.execute(update(worker).where(is_twin).values(ended))
         return
     connection.execute(update(change).where(change.c.worker_ref == twin).values(worker_ref=kept))
-    if decided != AVAILABLE:
-        connection.execute(update(worker).where(worker.c.id == kept).values(availability=decided))
+    its = worker.c.id == kept
+    if row.availability != AVAILABLE:
+        connection.execute(update(worker).where(its).values(availability=row.availability))
+    earlier = {"registered_at": row.registered_at}
+    connection.execute(update(worker).where(its, worker.c.registered_at > row.registered_at).values(earlier))
+    for name in ("queues", "concurrency"):
+        value = getattr(row, name)
+        if value is not None:
+            connection.execute(update(worker).where(its, worker.c[name].is_(None)).values({name: value}))
     connection.execute(delete(worker).where(is_twin))
 
 

@@ -45,6 +45,12 @@ SEEN_EVERY = timedelta(seconds=60)
 FRESH = timedelta(hours=1)
 """A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
 
+SAME_START = timedelta(seconds=5)
+"""How far two tellings of one start may differ: engines round, and messages take their time."""
+
+STARTING = timedelta(seconds=60)
+"""How much later than its process a worker may say that it started: it has all of Airflow to import first."""
+
 MAX_SEEN = 10_000
 """Workers that one process remembers to have marked as seen."""
 
@@ -223,19 +229,23 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
 
 
 def _recognised(connection: Connection, record: WorkerRecord, description: Mapping[str, Any]) -> bool:
-    """Take the row that the worker's engine made before the worker's first try, if there is one.
+    """Take the row that the worker's engine made before the worker's first try, if there is one and it is certain.
 
-    The worker's clock may be wrong, so its start is not compared: of the lives that the engine knows under this name
-    and process and that have not ended, the latest is meant.
+    Name and process ID are not enough: in a container, and of all Edge workers, the next life has the same, and the
+    row may be of the life before, which the next look will call lost. So both must tell the same start. The worker's
+    is by its own clock and the engine's mostly by the database's. Where the two clocks differ, no row is taken and one
+    is made: the next look finds both to be one worker and merges them. A restart is taken for the life before only
+    where the worker's clock is wrong by just as long as that life lasted. Where the engine knows no start, the next
+    look would not know better.
     """
     if record.kind == "local":
-        # The engine's name of a scheduler is Airflow's for its host, which a worker does not know.
+        # The engine's name of a scheduler is Airflow's for its host, which a worker does not know. A job is one life.
         is_same = [worker.c.job_id == record.job_id]
     elif record.kind == "edge":
         # Its engine knows the name only, and lets no second worker have it.
-        is_same = [worker.c.engine_name == record.engine_name]
+        is_same = [worker.c.engine_name == record.engine_name, _started_as(record)]
     else:
-        is_same = [worker.c.engine_name == record.engine_name, worker.c.pid == record.pid]
+        is_same = [worker.c.engine_name == record.engine_name, worker.c.pid == record.pid, _started_as(record)]
     open_life = (
         select(worker.c.id)
         .where(
@@ -257,6 +267,14 @@ def _recognised(connection: Connection, record: WorkerRecord, description: Mappi
         .values(reported_id=record.worker_id, **description)
     )
     return bool(found.rowcount)
+
+
+def _started_as(record: WorkerRecord) -> Any:
+    """Say that the engine tells the same start of a worker as the worker itself, or none."""
+    told = worker.c.engine_started_at
+    if record.started_at is None:
+        return told.is_(None)
+    return or_(told.is_(None), told.between(record.started_at - SAME_START, record.started_at + STARTING))
 
 
 def inherited_availability(connection: Connection, kind: str, *names: str | None) -> str:

@@ -224,6 +224,54 @@ def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery
     assert {state for state, _ in states(database).values()} == {"online"}
 
 
+@on_both
+@pytest.mark.parametrize(("name", "kind", "pid"), [(CELERY, "celery", 7), (EDGE, "edge", None)])
+@pytest.mark.parametrize("skew", [-600, 0, 600])
+def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
+    database: Database, engines: list[Any], time: Time, name: str, kind: str, pid: int | None, skew: float
+) -> None:
+    """In a container the next life has the same process ID, and of Edge workers nothing but the name is known."""
+    with database.engine.connect() as connection:
+        began = clock.database_now(connection)
+    one = FakeEngine(name, kind, {"w1": {"pid": pid, "started_at": began - timedelta(hours=5), "queues": ("default",)}})
+    engines.append(one)
+    look()
+    time.passes(40)
+    restarted = began + timedelta(seconds=40)
+    told = restarted + timedelta(seconds=skew)
+    report = a_worker("new", kind=kind, engine_name="w1", pid=7, name="w1", started_at=told)
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        record_start(connection, key, report, try_started_at=told, state="running", now=restarted)
+    one.workers = {"w1": {"pid": pid, "started_at": restarted}}
+    for _ in range(3):
+        time.passes(30)
+        look()
+    assert [(row["reported_id"], row["state"]) for row in database.workers()] == [(None, "offline"), ("new", "online")]
+    assert [row["worker_id"] for row in database.attempts()] == ["new"]
+
+
+@on_both
+@pytest.mark.parametrize(("name", "kind", "pid"), [(CELERY, "celery", 7), (EDGE, "edge", None)])
+@pytest.mark.parametrize("skew", [-7200, -600, 0, 600])
+def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_look(
+    database: Database, engines: list[Any], time: Time, name: str, kind: str, pid: int | None, skew: float
+) -> None:
+    with database.engine.connect() as connection:
+        began = clock.database_now(connection)
+    one = FakeEngine(name, kind, {"w1": {"pid": pid, "started_at": began - timedelta(minutes=1)}})
+    engines.append(one)
+    look()
+    told = began - timedelta(minutes=1) + timedelta(seconds=skew)
+    report = a_worker("mine", kind=kind, engine_name="w1", pid=7, name="w1", started_at=told)
+    with database.engine.begin() as connection:
+        upsert_worker(connection, report, now=began)
+    assert len(database.workers()) == (2 if skew else 1)
+    time.passes(30)
+    look()
+    assert [(row["reported_id"], row["state"]) for row in database.workers()] == [("mine", "online")]
+
+
 def test_what_is_registered_during_a_look_is_not_judged_by_it(database: Database, engines: list[Any]) -> None:
     """A pod that came while the running tries were read would seem to have none."""
 

@@ -21,6 +21,7 @@ from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from airflow_worker_insight.store.keys import TryKey
 
@@ -143,12 +144,38 @@ def test_a_worker_is_known_before_its_first_try(database: Database) -> None:
 
 
 @on_both
-def test_its_first_report_takes_the_same_row(database: Database) -> None:
+@pytest.mark.parametrize("started_at", [at(-60), at(-64), at(-56), at(-110)])
+def test_its_first_report_takes_the_same_row(database: Database, started_at: datetime) -> None:
+    """Its process started some seconds before the worker says that it did."""
     (life,) = register(database, a_new_life())
+    one = a_worker("celery-x", engine_name="w1@host-1", pid=100, started_at=started_at)
     with database.engine.begin() as connection:
-        ref = upsert_worker(connection, a_worker("celery-x", engine_name="w1@host-1", pid=100), now=at(10))
+        ref = upsert_worker(connection, one, now=at(10))
     assert ref == life.ref
     assert [one.is_reported for one in open_lives(database)] == [True]
+
+
+@on_both
+@pytest.mark.parametrize("started_at", [at(-3600), at(-130), at(-50), at(600), None])
+def test_a_report_with_another_start_leaves_the_row_alone(database: Database, started_at: datetime | None) -> None:
+    """It may be of the life before; the next look knows."""
+    (life,) = register(database, a_new_life())
+    one = a_worker("celery-x", engine_name="w1@host-1", pid=100, started_at=started_at)
+    with database.engine.begin() as connection:
+        assert upsert_worker(connection, one, now=at(10)) != life.ref
+    assert [one.is_reported for one in open_lives(database)] == [False, True]
+
+
+@on_both
+@pytest.mark.parametrize("started_at", [at(-3600), None])
+def test_where_the_engine_knows_no_start_the_report_takes_the_row(
+    database: Database, started_at: datetime | None
+) -> None:
+    register(database, a_new_life("edge-1", kind="edge", pid=None, started_at=None))
+    (life,) = open_lives(database, EDGE)
+    one = a_worker("edge-x", kind="edge", engine_name="edge-1", started_at=started_at)
+    with database.engine.begin() as connection:
+        assert upsert_worker(connection, one, now=at(10)) == life.ref
 
 
 @on_both
@@ -258,10 +285,10 @@ def test_changes_are_kept_with_their_time_and_reason(database: Database) -> None
 
 
 @on_both
-def test_merging_keeps_the_history_and_what_was_decided(database: Database) -> None:
+def test_merging_keeps_the_history_and_what_was_decided_and_what_only_the_engine_knows(database: Database) -> None:
     with database.engine.begin() as connection:
-        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=NOON)
-    twin = register(database, a_new_life())[-1].ref
+        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=at(20))
+    twin = register(database, a_new_life(queues=("large",)))[-1].ref
     with database.engine.begin() as connection:
         store.add_changes(connection, [(twin, "unresponsive", None)], now=NOON)
         connection.execute(update(worker).where(worker.c.id == twin).values(availability="draining"))
@@ -269,6 +296,7 @@ def test_merging_keeps_the_history_and_what_was_decided(database: Database) -> N
         assert list(connection.execute(select(change.c.worker_ref)).scalars()) == [kept]
     (row,) = database.workers()
     assert (row["id"], row["availability"]) == (kept, "draining")
+    assert (row["registered_at"], row["queues"], row["concurrency"]) == (NOON, ["large"], 16)
 
 
 @on_both
