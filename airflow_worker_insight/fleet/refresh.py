@@ -24,6 +24,7 @@ from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.retention import keep_within_limit
+from airflow_worker_insight.store.tables import REASON_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,8 +168,10 @@ class _Turn:
         except Exception as error:
             log.debug("Looking at the workers of %s failed", self.engine.name, exc_info=True)
             expected = isinstance(error, EngineTrouble)
-            look = Look(error=clean(str(error) if expected else f"{type(error).__name__}: {error}", 400))
+            look = Look(error=str(error) if expected else f"{type(error).__name__}: {error}")
         if look.error:
+            # Each of several brokers may have said why. It is written beside the engine and with each of its workers.
+            look = replace(look, error=clean(look.error, REASON_LENGTH))
             warn_once(f"fleet.{self.engine.name}", "Airflow Worker Insight cannot see all workers: %s", look.error)
         if look.ignored:
             count(f"refresh.ignored.{self.engine.name}")

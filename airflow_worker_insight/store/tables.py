@@ -107,6 +107,9 @@ def start_slot(started_at: datetime | None) -> int | None:
     return None if started_at is None else math.floor(started_at.timestamp() / SLOT_SECONDS)
 
 
+REASON_LENGTH = 500
+"""Characters of a reason: why a worker is in its state, or an engine cannot be asked."""
+
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
 
 worker = Table(
@@ -134,7 +137,7 @@ worker = Table(
     Column("ended_at", Timestamp),
     # NULL where nothing tells whether it lives: the reason says why.
     Column("state", Coded(WORKER_STATES)),
-    Column("state_reason", String(500)),
+    Column("state_reason", String(REASON_LENGTH)),
     Column("availability", Coded(AVAILABILITIES), nullable=False, server_default="1"),
     Column("queues", JSON),
     Column("concurrency", Integer),
@@ -167,7 +170,7 @@ change = Table(
     Column("state", Coded(WORKER_STATES)),
     Column("availability", Coded(AVAILABILITIES)),
     # Why, in the words of the engine or of the person.
-    Column("reason", String(500)),
+    Column("reason", String(REASON_LENGTH)),
     # Who decided; NULL for what was seen.
     Column("changed_by", String(250)),
     Index("worker_insight_change_worker_ref", "worker_ref"),
@@ -183,7 +186,7 @@ engine = Table(
     # Since when it was looked at without a break and answered: silence before that says nothing.
     Column("reached_since", Timestamp),
     # Why the latest look failed; NULL where it did not.
-    Column("error", String(500)),
+    Column("error", String(REASON_LENGTH)),
 )
 
 attempt = Table(

@@ -350,6 +350,23 @@ def test_an_engine_that_is_down_makes_its_workers_unresponsive_and_never_lost(
     assert states(database) == {"w1": ("online", None)}
 
 
+@on_both
+@pytest.mark.parametrize("error", [str, EngineTrouble, RuntimeError])
+def test_however_long_the_error_is_it_is_written(
+    database: Database, celery: FakeEngine, time: Time, error: Callable[[str], Any]
+) -> None:
+    """Of several brokers that are down each says why."""
+    celery.workers = {"w1": {}}
+    look()
+    celery.workers = {}
+    celery.error = error("Celery's broker cannot be reached: Connection refused.\n" * 50)
+    time.passes(90)
+    outcome = look()
+    assert (outcome.looked, outcome.states) == (True, {"unresponsive": 1})
+    assert 400 < len(outcome.error or "") <= 500
+    assert states(database)["w1"] == ("unresponsive", outcome.error)
+
+
 def test_an_hour_in_which_nobody_looked_does_not_count(database: Database, celery: FakeEngine, time: Time) -> None:
     celery.workers = {"w1": {}}
     look()
