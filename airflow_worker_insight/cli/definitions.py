@@ -160,7 +160,8 @@ SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
         description=(
             "Asks every engine which workers are alive, and writes what has changed. An API server of Airflow 3 does "
             "this by itself; on Airflow 2.11 run `refresh --every 30` as a service. With --every several such "
-            "processes share the work: one look per interval, whoever is first."
+            "processes share the work: one look per interval, whoever is first. Without it the look is made at once; "
+            "from cron, set [worker_insight] refresh_interval to the seconds between two runs."
         ),
         func=_command("fleet.refresh_fleet"),
         args=(a.ARG_EVERY,),

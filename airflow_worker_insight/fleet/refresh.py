@@ -18,7 +18,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.fleet.engines import EngineTrouble, configured_engines
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.sighting import Look, View
-from airflow_worker_insight.fleet.states import LOOK_TAKES, Reached, Timeouts, reached_since
+from airflow_worker_insight.fleet.states import LOOK_TAKES, Timeouts, reach
 from airflow_worker_insight.fleet.writing import write_look
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
@@ -136,19 +136,21 @@ class _Turn:
         name = self.engine.name
         with compat.engine().connect() as connection:
             known = tuple(store.open_lives(connection, name))
-        look = self._look(View(clock, int(began_at.timestamp() // self.interval.total_seconds()), known, _read))
+        # Each look is due an interval after the one before began.
+        before = None if row.looked_at is None else row.due_at - self.interval
+        look = self._look(View(clock, began_at, before, self.interval, known, _read))
         with compat.short_transaction() as connection:
             now = clock()
             # First, because from here on whoever else has looked at this engine waits.
-            since = reached_since(row, look.error, now=began_at, interval=self.interval)
-            fresh = replace(row, due_at=due_at, looked_at=now, reached_since=since, error=look.error)
+            reached = reach(row, look.error, now=began_at, interval=self.interval)
+            fresh = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=look.error)
             store.write_engine(connection, fresh)
             written = write_look(
                 connection,
                 name,
                 look,
                 known={life.ref for life in known},
-                reached=Reached(since, look.error),
+                reached=reached,
                 timeouts=self.timeouts,
                 now=now,
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from sqlalchemy.engine import Connection
 
@@ -65,8 +65,12 @@ class View:
 
     clock: Callable[[], datetime]
     """The time by the database's clock."""
-    turn: int
-    """Which look it is, one more with each interval, on whichever API server."""
+    began_at: datetime
+    """When this look began, by the same clock."""
+    before: datetime | None
+    """When the one before began, on whichever API server; ``None`` where nobody has looked."""
+    interval: timedelta
+    """How far apart looks are meant to be."""
     lives: tuple[Life, ...]
     """The lives of this engine's workers that have not ended."""
     database: Callable[[], AbstractContextManager[Connection]]

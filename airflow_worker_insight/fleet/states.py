@@ -54,6 +54,8 @@ class Reached:
     """Since when every look reached it; ``None`` where this one did not."""
     error: str | None = None
     """Why this look did not, or not all of it."""
+    before: datetime | None = None
+    """Where nobody had looked for long: since when the looks until then had reached it, if the last one had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,19 @@ class Verdict:
     """Whether it gave a sign of life."""
 
 
-def reached_since(engine: EngineRow, error: str | None, *, now: datetime, interval: timedelta) -> datetime | None:
-    """Return since when an engine has been asked without a break and has answered.
+def reach(engine: EngineRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
+    """Return how an engine has been asked, and has answered, up to this look.
 
     :param engine: as it was before this look
     :param error: why this look did not reach it
     """
     if error is not None:
-        return None
-    was_asked = engine.looked_at is not None and now - engine.looked_at <= MISSED_INTERVALS * interval + LOOK_TAKES
-    return engine.reached_since if was_asked and engine.reached_since is not None else now
+        return Reached(None, error)
+    if engine.looked_at is None or engine.reached_since is None:
+        return Reached(now)
+    if now - engine.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
+        return Reached(now, before=engine.reached_since)
+    return Reached(engine.reached_since)
 
 
 def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
@@ -105,7 +110,7 @@ def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, ti
     if life.ended_at is not None:
         return None
     if reached.error is None and reached.since is not None:
-        ended = _ended(life, evidence, reached.since, now=now, timeouts=timeouts)
+        ended = _ended(life, evidence, reached, reached.since, now=now, timeouts=timeouts)
         if ended is not None:
             return ended
     if life.state is None or now - last_seen(life, now) <= timeouts.heartbeat:
@@ -158,13 +163,17 @@ def last_seen(life: Life, now: datetime) -> datetime:
     return min(life.last_seen_at, now)
 
 
-def _ended(life: Life, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+def _ended(
+    life: Life, evidence: Evidence, reached: Reached, since: datetime, *, now: datetime, timeouts: Timeouts
+) -> Verdict | None:
     """Say how a life ended of which this look, by an engine that was reached, shows no sign."""
     seen = last_seen(life, now)
     answered = life.engine_heartbeat_at
-    if evidence.lost_mailbox and answered is not None and answered >= since:
+    if evidence.lost_mailbox and answered is not None and answered >= (reached.before or since):
         return Verdict(OFFLINE, LEFT, ended_at=now)
-    is_gone = evidence.is_replaced or now - max(seen, since) > timeouts.lost
+    # Who was silent already at the last look before the pause, and is so now, was missed at both ends of it.
+    counts_from = seen if reached.before is not None and life.state == UNRESPONSIVE else max(seen, since)
+    is_gone = evidence.is_replaced or now - counts_from > timeouts.lost
     if life.state is None and is_gone:
         return Verdict(None, GONE_BEFORE, ended_at=seen)
     if evidence.is_replaced and evidence.running:

@@ -19,6 +19,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import quote
+from zlib import crc32
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import warn_once
@@ -32,6 +33,7 @@ from airflow_worker_insight.store.lives import CELERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from airflow_worker_insight.fleet.sighting import View
 
@@ -53,7 +55,7 @@ MAX_ANSWERS = 20_000
 """Answers, and goodbyes, that one look reads."""
 
 QUEUES_EVERY = 10
-"""Every so many looks the workers are asked for their queues instead, which they may change while they run."""
+"""One of so many looks asks the workers for their queues instead, which they may change while they run."""
 
 GOODBYES_KEPT = timedelta(days=1)
 """How long RabbitMQ keeps goodbyes, and their queue, while nobody looks."""
@@ -137,11 +139,32 @@ def _look(app: Any, view: View) -> Look:
 
 
 def _wants_queues(view: View) -> bool:
-    """Return whether this look asks for queues. Never twice in a row: that answer does not make a worker known."""
-    answering = [life for life in view.lives if life.engine_heartbeat_at is not None]
-    if view.turn % 2 or not answering:
+    """Return whether this look asks for queues, an answer that does not make a worker known: never at every look.
+
+    Whoever looked before was another process, as may be. It did not ask for queues if a worker answered it that has
+    none. One that never tells them is asked at every second look, and with it all others.
+    """
+    answered = [
+        life
+        for life in view.lives
+        if view.before is not None
+        and life.engine_heartbeat_at is not None
+        and view.before <= life.engine_heartbeat_at <= view.began_at
+    ]
+    if any(life.queues is None for life in answered):
+        return True
+    if view.before is None or not answered:
         return False
-    return view.turn % QUEUES_EVERY == 0 or any(life.queues is None for life in answering)
+    return _comes_round(view.began_at, view.interval) and not _comes_round(view.before, view.interval)
+
+
+def _comes_round(moment: datetime, interval: timedelta) -> bool:
+    """Return whether a moment is in one of every :data:`QUEUES_EVERY` intervals.
+
+    Those are strewn: looks that lie a multiple of intervals apart, as from cron, would meet all of them or none.
+    """
+    number = int(moment.timestamp() // interval.total_seconds())
+    return crc32(str(number).encode()) % QUEUES_EVERY == 0
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.unit.fleet.fleets import a_life
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from airflow_worker_insight.store.lives import Life
     from tests.support.services import Redis
@@ -109,8 +112,16 @@ def nodes(app: Any) -> Iterator[Any]:
         node.stop()
 
 
-def look(*lives: Life, turn: int = 1) -> Look:
-    return CeleryEngine().look(View(lambda: NOON, turn, lives, compat.engine().connect))
+INTERVAL = timedelta(seconds=30)
+LATER = at(30)
+
+
+def a_view(*lives: Life, began_at: datetime = LATER, before: datetime | None = None) -> View:
+    return View(lambda: NOON, began_at, before, INTERVAL, lives, compat.engine().connect)
+
+
+def look(*lives: Life, before: datetime | None = None) -> Look:
+    return CeleryEngine().look(a_view(*lives, before=before))
 
 
 def names(found: Look) -> list[str]:
@@ -157,20 +168,56 @@ def test_one_look_is_one_message(nodes: Any) -> None:
         assert node.asked == ["stats"] * number
 
 
-def test_queues_are_asked_for_instead_while_they_are_unknown_and_every_tenth_time(nodes: Any) -> None:
+def test_queues_are_asked_for_instead_while_they_are_unknown(nodes: Any) -> None:
     node = nodes("w1@host-1")
-    unknown, known = a_life(queues=None), a_life(queues=("default",))
-    found = look(unknown, turn=2)
+    found = look(a_life(queues=None), before=NOON)
     assert node.asked == ["active_queues"]
     (sighting,) = found.sightings
     assert (sighting.queues, sighting.is_partial, sighting.heartbeat_at) == (("default", "large"), True, NOON)
     node.asked.clear()
-    for turn in (3, 4, 10, 11):
-        look(known, turn=turn)
-    # Never twice in a row, because that answer does not tell of new workers; and not while there is nobody to ask.
-    look(unknown, turn=13)
-    look(turn=20)
-    assert node.asked == ["stats", "stats", "active_queues", "stats", "stats", "stats"]
+    look(a_life(queues=("default",)), before=NOON)
+    look(a_life(queues=None))
+    assert node.asked == ["stats", "stats"]
+
+
+def asked_for_queues(
+    minutes: float, *, knows: bool = True, tells: bool = True, began: datetime = NOON, looks: int = 200
+) -> list[bool]:
+    """Return which of many looks ask for queues, by processes that know nothing of each other.
+
+    :param minutes: how far the looks lie apart
+    :param knows: whether the worker's queues are known at first
+    :param tells: whether the worker tells its queues when it is asked
+    """
+    found: list[bool] = []
+    life, before = a_life(queues=("default",) if knows else None, engine_heartbeat_at=began), began
+    for number in range(1, looks + 1):
+        now = began + number * timedelta(minutes=minutes)
+        asks = module._wants_queues(a_view(life, began_at=now, before=before))
+        if tells or not asks:
+            life = replace(life, engine_heartbeat_at=now, queues=("default",) if asks else life.queues)
+        found.append(asks)
+        before = now
+    return found
+
+
+@pytest.mark.parametrize("minutes", [0.5, 1, 2, 5, 10, 15, 60])
+def test_however_far_looks_lie_apart_most_tell_of_new_workers_and_some_of_queues(minutes: float) -> None:
+    asked = asked_for_queues(minutes)
+    assert 0 < sum(asked) < 40
+    assert not any(one and other for one, other in itertools.pairwise(asked)), "twice in a row"
+    first, second, *_ = asked_for_queues(minutes, knows=False)
+    assert first
+    assert not second
+    silent = asked_for_queues(minutes, knows=False, tells=False)
+    assert silent == [number % 2 == 0 for number in range(len(silent))]
+
+
+def test_for_workers_that_did_not_answer_the_look_before_queues_are_not_asked() -> None:
+    for beat in (None, at(-1), at(600)):
+        life = a_life(queues=None, engine_heartbeat_at=beat)
+        assert not module._wants_queues(a_view(life, before=NOON))
+    assert not module._wants_queues(a_view(before=NOON))
 
 
 NONSENSE: list[Any] = [
@@ -211,7 +258,7 @@ def test_queues_that_make_no_sense_are_ignored(nodes: Any) -> None:
     answers: list[Any] = [None, {}, "default", {"error": "boom"}]
     for number, answer in enumerate(answers):
         nodes(f"w{number}@host-1", active_queues=answer)
-    found = look(a_life(queues=None), turn=2)
+    found = look(a_life(queues=None), before=NOON)
     assert (found.sightings, found.ignored) == ((), len(answers))
 
 
@@ -219,7 +266,7 @@ def test_of_queues_only_names_are_kept(nodes: Any) -> None:
     nodes(
         "w1@host-1", active_queues=[{"name": "<b>\x00"}, {"name": 7}, "default", {}, {"name": "x" * 300}, {"name": ""}]
     )
-    (sighting,) = look(a_life(queues=None), turn=2).sightings
+    (sighting,) = look(a_life(queues=None), before=NOON).sightings
     assert sighting.queues == ("<b>", "x" * 250)
 
 
@@ -391,7 +438,7 @@ def test_teams_that_share_a_broker_are_asked_once_and_one_that_is_down_keeps_nob
     down = celery.Celery("team", broker="redis://127.0.0.1:1/0")
     monkeypatch.setattr(compat, "celery_app", {None: app, "same": app, "down": down}.__getitem__)
     engine = CeleryEngine((None, "same", "down"))
-    found = engine.look(View(lambda: NOON, 1, (), compat.engine().connect))
+    found = engine.look(a_view())
     assert node.asked == ["stats"]
     assert names(found) == ["w1@host-1"]
     assert "cannot be reached" in (found.error or "")

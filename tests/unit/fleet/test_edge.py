@@ -54,7 +54,8 @@ def write(database: Database, table: Table, name: str = "edge-1", **others: Any)
 
 
 def look() -> tuple[Sighting, ...]:
-    return EdgeEngine().look(View(lambda: NOON, 0, (), compat.engine().connect)).sightings
+    view = View(lambda: NOON, NOON, None, timedelta(seconds=30), (), compat.engine().connect)
+    return EdgeEngine().look(view).sightings
 
 
 @on_both

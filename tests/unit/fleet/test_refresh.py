@@ -225,21 +225,21 @@ def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery
 
 
 @on_both
-@pytest.mark.parametrize(("name", "kind", "pid"), [(CELERY, "celery", 7), (EDGE, "edge", None)])
+@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
 @pytest.mark.parametrize("skew", [-600, 0, 600])
 def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
-    database: Database, engines: list[Any], time: Time, name: str, kind: str, pid: int | None, skew: float
+    database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
 ) -> None:
     """In a container the next life has the same process ID, and of Edge workers nothing but the name is known."""
     with database.engine.connect() as connection:
         began = clock.database_now(connection)
-    one = FakeEngine(name, kind, {"w1": {"pid": pid, "started_at": began - timedelta(hours=5), "queues": ("default",)}})
+    one = FakeEngine(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(hours=5), "queues": ("default",)}})
     engines.append(one)
     look()
     time.passes(40)
     restarted = began + timedelta(seconds=40)
     told = restarted + timedelta(seconds=skew)
-    report = a_worker("new", kind=kind, engine_name="w1", pid=7, name="w1", started_at=told)
+    report = a_worker("new", kind=name, engine_name="w1", pid=7, name="w1", started_at=told)
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
         record_start(connection, key, report, try_started_at=told, state="running", now=restarted)
@@ -252,18 +252,18 @@ def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
 
 
 @on_both
-@pytest.mark.parametrize(("name", "kind", "pid"), [(CELERY, "celery", 7), (EDGE, "edge", None)])
+@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
 @pytest.mark.parametrize("skew", [-7200, -600, 0, 600])
 def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_look(
-    database: Database, engines: list[Any], time: Time, name: str, kind: str, pid: int | None, skew: float
+    database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
 ) -> None:
     with database.engine.connect() as connection:
         began = clock.database_now(connection)
-    one = FakeEngine(name, kind, {"w1": {"pid": pid, "started_at": began - timedelta(minutes=1)}})
+    one = FakeEngine(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(minutes=1)}})
     engines.append(one)
     look()
     told = began - timedelta(minutes=1) + timedelta(seconds=skew)
-    report = a_worker("mine", kind=kind, engine_name="w1", pid=7, name="w1", started_at=told)
+    report = a_worker("mine", kind=name, engine_name="w1", pid=7, name="w1", started_at=told)
     with database.engine.begin() as connection:
         upsert_worker(connection, report, now=began)
     assert len(database.workers()) == (2 if skew else 1)
@@ -381,6 +381,28 @@ def test_an_hour_in_which_nobody_looked_does_not_count(database: Database, celer
     assert states(database)["w1"][0] == "online"
 
 
+@on_both
+@pytest.mark.parametrize("minutes", [1, 2, 5, 10, 60])
+def test_looks_from_cron_find_who_left_and_who_died(
+    database: Database, celery: FakeEngine, time: Time, minutes: int
+) -> None:
+    celery.workers = {"w1": {}, "w2": {}, "w3": {}}
+    celery.mailboxes = frozenset(celery.workers)
+    for _ in range(3):
+        look()
+        time.passes(60 * minutes)
+    celery.workers = {"w1": {}}
+    celery.mailboxes = frozenset({"w1", "w3"})
+    for _ in range(5):
+        look()
+        time.passes(60 * minutes)
+    assert {name: state for name, (state, _) in states(database).items()} == {
+        "w1": "online",
+        "w2": "offline",
+        "w3": "lost",
+    }
+
+
 @pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])
 def test_one_engines_error_leaves_the_others_alone(database: Database, engines: list[Any], error: Exception) -> None:
     engines += [FakeEngine(error=error), FakeEngine(EDGE, "edge", {"edge-1": {}})]
@@ -419,7 +441,9 @@ def test_what_could_not_be_written_is_looked_at_again_after_an_interval(
     assert [row["name"] for row in database.workers()] == ["w1"]
 
 
-def test_an_engine_sees_its_own_open_lives_and_the_turn(database: Database, engines: list[Any], time: Time) -> None:
+def test_an_engine_sees_its_own_open_lives_and_when_the_look_before_began(
+    database: Database, engines: list[Any], time: Time
+) -> None:
     engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(EDGE, "edge", {"edge-1": {}})]
     refresh(only_if_due=False)
     time.passes(INTERVAL)
@@ -427,7 +451,9 @@ def test_an_engine_sees_its_own_open_lives_and_the_turn(database: Database, engi
     first, second = engines[0].views
     assert first.lives == ()
     assert [life.engine_name for life in second.lives] == ["w1", "w2"]
-    assert second.turn == first.turn + 1
+    assert first.before is None
+    assert second.before == first.began_at
+    assert second.began_at - first.began_at >= timedelta(seconds=INTERVAL)
     assert [life.engine_name for life in engines[1].views[1].lives] == ["edge-1"]
     assert database.workers()
 

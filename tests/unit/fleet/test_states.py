@@ -23,7 +23,7 @@ from airflow_worker_insight.fleet.states import (
     gives_sign_of_life,
     judge,
     judge_by_tries,
-    reached_since,
+    reach,
 )
 from airflow_worker_insight.store.lives import EngineRow, Life
 from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
@@ -118,6 +118,20 @@ def test_a_mailbox_that_is_gone_is_a_goodbye_of_one_that_answered_before() -> No
     assert verdict(a_life(), gone, DOWN) is None
 
 
+def test_a_pause_hides_neither_who_left_before_it_nor_who_was_silent_at_both_ends() -> None:
+    """As between looks from cron, which lie far apart."""
+    after_a_pause = Reached(since=at(300), before=at(-3600))
+    assert verdict(a_life(), Evidence(lost_mailbox=True), after_a_pause, after=300) == Verdict(
+        OFFLINE, LEFT, ended_at=at(300)
+    )
+    missed_once = verdict(a_life(), NOBODY, after_a_pause, after=300)
+    missed_twice = verdict(a_life(state=UNRESPONSIVE), NOBODY, after_a_pause, after=300)
+    assert missed_once is not None
+    assert missed_twice is not None
+    assert (missed_once.state, missed_twice.state) == (UNRESPONSIVE, LOST)
+    assert verdict(a_life(state=UNRESPONSIVE), NOBODY, Reached(since=at(300)), after=300) == missed_once
+
+
 def test_a_new_life_ends_the_old_one() -> None:
     assert verdict(a_life(), Evidence(is_replaced=True)) == Verdict(OFFLINE, REPLACED, ended_at=NOON)
     found = verdict(a_life(), Evidence(is_replaced=True, running=2))
@@ -199,17 +213,18 @@ def test_a_pod_whose_try_has_no_heartbeat_any_more_is_lost() -> None:
 INTERVAL = timedelta(seconds=30)
 
 
-def since(looked_at: datetime | None, before: datetime | None, error: str | None = None) -> datetime | None:
+def reached(looked_at: datetime | None, before: datetime | None, error: str | None = None) -> Reached:
     engine = EngineRow("celery", NOON, looked_at, before)
-    return reached_since(engine, error, now=NOON, interval=INTERVAL)
+    return reach(engine, error, now=NOON, interval=INTERVAL)
 
 
 def test_an_engine_is_reached_from_the_first_look_without_a_break() -> None:
-    assert since(None, None) == NOON
-    assert since(at(-30), at(-600)) == at(-600)
-    assert since(at(-30), at(-600), error="down") is None
-    assert since(at(-30), None) == NOON
-    assert since(at(-3600), at(-7200)) == NOON, "nobody looked for an hour"
+    assert reached(None, None) == Reached(NOON)
+    assert reached(at(-30), at(-600)) == Reached(at(-600))
+    assert reached(at(-30), at(-600), error="down") == Reached(None, "down")
+    assert reached(at(-30), None) == Reached(NOON)
+    assert reached(at(-3600), at(-7200)) == Reached(NOON, before=at(-7200)), "nobody looked for an hour"
+    assert reached(at(-3600), None) == Reached(NOON)
 
 
 # --- whatever happens ------------------------------------------------------------------------------------------------
@@ -253,9 +268,9 @@ class World:
         error = None if moment.reachable else "down"
         sighting = a_sighting(heartbeat_at=self.heartbeat) if moment.reachable else None
         self.answered = sighting is not None and gives_sign_of_life(sighting, self.life)
-        since = reached_since(self.engine, error, now=self.time, interval=INTERVAL)
-        self.engine = replace(self.engine, looked_at=self.time, reached_since=since, error=error)
-        found = judge(self.life, Evidence(sighting), Reached(since, error), now=self.time, timeouts=TIMEOUTS)
+        reached = reach(self.engine, error, now=self.time, interval=INTERVAL)
+        self.engine = replace(self.engine, looked_at=self.time, reached_since=reached.since, error=error)
+        found = judge(self.life, Evidence(sighting), reached, now=self.time, timeouts=TIMEOUTS)
         if found is not None:
             self.life = replace(
                 self.life,
