@@ -141,16 +141,19 @@ def short_transaction() -> Iterator[Connection]:
     with engine().begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
-        if connection.dialect.name != "sqlite":
             yield connection
             return
         # The connection goes back to Airflow's pool: with the patience that Airflow gave it.
-        patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-        connection.exec_driver_sql("PRAGMA busy_timeout = 1000")
+        if connection.dialect.name == "mysql":
+            read, write, briefly = "SELECT @@SESSION.{0}", "SET SESSION {0} = {1}", ("innodb_lock_wait_timeout", 1)
+        else:
+            read, write, briefly = "PRAGMA {0}", "PRAGMA {0} = {1}", ("busy_timeout", 1000)
+        patience = connection.exec_driver_sql(read.format(briefly[0])).scalar_one()
+        connection.exec_driver_sql(write.format(*briefly))
         try:
             yield connection
         finally:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(patience)}")
+            connection.exec_driver_sql(write.format(briefly[0], int(patience)))
 
 
 def database_url() -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, case, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from airflow_worker_insight.store.locks import short_waits
 from airflow_worker_insight.store.tables import (
     AVAILABILITIES,
     WORKER_STATES,
@@ -176,19 +177,25 @@ def record_start(  # noqa: PLR0913  (each is a fact of the one start)
         "p_fingerprint": record.fingerprint,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
-    if is_late or not _write_start(connection, start):
-        if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-            raise TooManyWorkers(key)
-        upsert_worker(connection, record, now=now)
-        # The worker's row is locked now, so it stays however long ago the worker was seen.
-        if not _write_start(connection, {**start, "p_seen_since": _LONG_AGO}):
-            raise LookupError(f"worker {record.worker_id} could not be stored")
+    if is_late or not connection.execute(_first_process(), start).rowcount:
+        # In the usual case nobody is waited for. All else locks rows that others may hold, such as one who writes a
+        # look at the fleet and was frozen in the middle of it.
+        with short_waits(connection):
+            if is_late or not connection.execute(_further_process(), start).rowcount:
+                _write_worker_and_start(connection, key, record, start, now=now)
     _mark_seen(connection, record.worker_id, now=now)
 
 
-def _write_start(connection: Connection, start: Mapping[str, Any]) -> bool:
-    """Write the first process of a try on a worker, or count a further one; ``False`` if the worker must be written."""
-    return any(connection.execute(statement, start).rowcount for statement in (_first_process(), _further_process()))
+def _write_worker_and_start(
+    connection: Connection, key: TryKey, record: WorkerRecord, start: Mapping[str, Any], *, now: datetime
+) -> None:
+    if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
+        raise TooManyWorkers(key)
+    upsert_worker(connection, record, now=now)
+    # The worker's row is locked now, so it stays however long ago the worker was seen.
+    start = {**start, "p_seen_since": _LONG_AGO}
+    if not any(connection.execute(statement, start).rowcount for statement in (_first_process(), _further_process())):
+        raise LookupError(f"worker {record.worker_id} could not be stored")
 
 
 def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> int:

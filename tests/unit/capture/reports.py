@@ -67,11 +67,16 @@ def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Store an XCom as the API server does on the request of a task process."""
     from airflow.utils.session import create_session
 
+    with create_session() as session:
+        push_within(session, one, value, key)
+
+
+def push_within(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+    """Do the same in a session of the caller's."""
     model = compat.xcom_model()
     names = {"dag_id": one.key.dag_id, "run_id": one.key.run_id, "task_id": one.key.task_id}
     as_sent = {"serialize": False} if "serialize" in inspect.signature(model.set).parameters else {}
-    with create_session() as session:
-        model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)
+    model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)
 
 
 def stored_xcoms(database: Database) -> list[tuple[str, str, Any]]:

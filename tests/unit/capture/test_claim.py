@@ -11,10 +11,18 @@ import pytest
 from sqlalchemy import event, text
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import claim, counters
+from airflow_worker_insight.capture import claim, counters, reconcile
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.store import migrate
-from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
+from tests.unit.capture.reports import (
+    RunningTry,
+    a_report,
+    a_running_try,
+    airflow_3,
+    push,
+    push_within,
+    stored_xcoms,
+)
 from tests.unit.database import Database, add_try, at, on_both
 
 pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
@@ -299,6 +307,55 @@ def test_one_error_does_not_keep_the_next_report_from_being_claimed(
     push(one, a_report(one.try_id))
     assert len(database.attempts()) == 1
     assert stored_xcoms(database) == []
+
+
+on_postgres = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@on_postgres
+def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An API server was frozen while it wrote a look at the fleet."""
+    one, other = a_running_try(database), a_running_try(database, "load")
+    push(one, a_report(one.try_id))
+    with database.engine.connect() as frozen, frozen.begin():
+        frozen.execute(text("UPDATE worker_insight_worker SET running = 0"))
+        began = time.monotonic()
+        push(other, a_report(other.try_id, labels={"zone": "b"}))
+        assert time.monotonic() - began < 5
+        assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
+        assert counters.snapshot() == {"reports.claimed": 1, "reports.unclaimed": 1}
+        assert len(warnings(caplog)) == 1
+    assert reconcile.claim_all_waiting() == 1
+    assert [row["task_id"] for row in database.attempts()] == ["extract", "load"]
+    assert stored_xcoms(database) == []
+
+
+@on_postgres
+def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> None:
+    from airflow.utils.session import create_session
+
+    one, other = a_running_try(database), a_running_try(database, "load")
+    sent: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+
+    def patience_after(sender: RunningTry, **worker: Any) -> tuple[str, int]:
+        sent.clear()
+        with create_session() as session:
+            session.execute(text("SET LOCAL lock_timeout = '7s'"))
+            push_within(session, sender, a_report(sender.try_id, **worker))
+            patience = session.execute(text("SHOW lock_timeout")).scalar_one()
+        return patience, sum("set_config('lock_timeout'" in statement for statement in sent)
+
+    assert patience_after(one) == ("7s", 2)
+    assert patience_after(other) == ("7s", 0), "the usual case waits for nobody, and pays nothing"
+    assert patience_after(other) == ("7s", 2)
+    assert patience_after(one, hostname="another") == ("7s", 2)
+    assert counters.snapshot() == {"reports.claimed": 3, "reports.dropped.contradicting": 1}
+    with database.engine.connect() as frozen, frozen.begin():
+        frozen.execute(text("UPDATE worker_insight_worker SET running = 0"))
+        assert patience_after(one, labels={"zone": "b"}) == ("7s", 1), "the savepoint had it"
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------------
