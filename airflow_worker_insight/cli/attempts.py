@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
@@ -58,15 +59,24 @@ def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
     since, until = filters.started_at_gte, filters.started_at_lte
     if since is not None and until is not None and since > until:
         raise SystemExit("--started-at-gte is later than --started-at-lte")
-    attempts, total = read_pages(
-        lambda limit, offset: reading.list_attempts(
-            connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset
-        ),
-        args,
-    )
+    is_cut = False
+
+    def read(limit: int, offset: int) -> tuple[list[Attempt], int]:
+        nonlocal is_cut
+        page = reading.find_attempts(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
+        is_cut = page.is_cut
+        return page.attempts, page.total
+
+    attempts, total = read_pages(read, args)
     structured = args.output in ("json", "yaml")
     output.show([_row(one, structured=structured) for one in attempts], args.output)
     output.say_how_many(len(attempts), total, "tries")
+    if is_cut and len(attempts) >= total:
+        print(
+            "There may be older tries, which were not looked through: choose their time with --started-at-gte and "
+            "--started-at-lte, or name their Dag run or worker",
+            file=sys.stderr,
+        )
 
 
 def _row(one: Attempt, *, structured: bool) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Page:
     keys: list[tuple[int, int, int]]
     total: int
     total_is_exact: bool
+    is_cut: bool = False
+    """Whether there are older tries that were not looked through."""
 
 
 def find(
@@ -78,7 +80,7 @@ def find(
     is_cut = search.is_cut or (
         search.is_scanned and connection.execute(search.beyond_the_scanned()).first() is not None
     )
-    return Page(keys, total, total_is_exact=total < MAX_TOTAL and not is_cut)
+    return Page(keys, total, total_is_exact=total < MAX_TOTAL and not is_cut, is_cut=is_cut)
 
 
 def can_be_ids(connection: Connection, *names: str | None) -> bool:

@@ -105,6 +105,8 @@ class AttemptPage:
     """How many there are in all, counted up to :data:`MAX_TOTAL`."""
     total_is_exact: bool
     """Whether all were counted; see :mod:`~.listing` for what cuts a count short."""
+    is_cut: bool = False
+    """Whether there are older ones that no page shows, because too many would have to be looked through."""
 
 
 def find_attempts(
@@ -116,7 +118,7 @@ def find_attempts(
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
     page = listing.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
-    return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact)
+    return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
 
 
 def list_attempts(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_worker_insight.store import listing
 from airflow_worker_insight.store.tables import attempt
 from tests.unit.cli.fleet import add_worker
-from tests.unit.cli.running import Printed, printed, read, refused
+from tests.unit.cli.running import Printed, printed, read, refused, run
 from tests.unit.database import NOON, add_run, add_try, at
 
 if TYPE_CHECKING:
@@ -65,6 +67,18 @@ def test_a_window_that_ends_before_it_begins_is_refused(tries: Database) -> None
     del tries
     said = refused("attempts", "list", "--started-at-gte", "2026-03-02", "--started-at-lte", "2026-03-01")
     assert "--started-at-gte is later" in said
+
+
+def test_tries_that_were_not_looked_through_are_said_to_be_left_out(
+    tries: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del tries
+    for scanned, found, said in ((2, [], True), (3, ["by c-1"], False)):
+        monkeypatch.setattr(listing, "MAX_SCANNED", scanned)
+        run("attempts", "list", "--state", "failed", "--all", "--output", "json")
+        out, err = capsys.readouterr()
+        assert tasks(json.loads(out)) == found
+        assert ("There may be older tries" in err) is said
 
 
 def test_the_tries_of_one_worker(tries: Database, capsys: Printed) -> None:
