@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture.counters import count, warn_once
-from airflow_worker_insight.fleet.engines import EngineTrouble, configured_engines
+from airflow_worker_insight.fleet.engines import EngineTrouble, absent_engines, configured_engines
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.sighting import Look, View
 from airflow_worker_insight.fleet.states import LOOK_TAKES, Timeouts, reach
-from airflow_worker_insight.fleet.writing import write_look
+from airflow_worker_insight.fleet.writing import end_forgotten, write_look
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.clock import database_now
@@ -82,7 +82,28 @@ def refresh(*, only_if_due: bool) -> RefreshOutcome:
             outcome, engine_due_in = EngineOutcome(engine.name, looked=False, error=why), interval.total_seconds()
         outcomes.append(outcome)
         due_in = min(due_in, engine_due_in)
+    if any(one.looked for one in outcomes):
+        _end_forgotten()
     return RefreshOutcome(tuple(outcomes), max(due_in, 0.0))
+
+
+def _end_forgotten() -> None:
+    """End what is left of engines that are not configured any more; it never raises."""
+    try:
+        setting = config.executor()
+        # Without a setting nothing is known of any executor.
+        for name in absent_engines(setting) if setting else ():
+            with compat.short_transaction() as connection:
+                end_forgotten(connection, name, timeouts=_timeouts(), now=database_now(connection))
+    except Exception:
+        count("refresh.failed.forgotten")
+        log.debug("Ending the workers of engines that are not configured failed", exc_info=True)
+
+
+def _timeouts() -> Timeouts:
+    return Timeouts(
+        heartbeat=timedelta(seconds=config.heartbeat_timeout()), lost=timedelta(seconds=config.lost_timeout())
+    )
 
 
 def go_round() -> RefreshOutcome:
@@ -100,9 +121,7 @@ class _Turn:
     def __init__(self, engine: Engine, interval: timedelta) -> None:
         self.engine = engine
         self.interval = interval
-        self.timeouts = Timeouts(
-            heartbeat=timedelta(seconds=config.heartbeat_timeout()), lost=timedelta(seconds=config.lost_timeout())
-        )
+        self.timeouts = _timeouts()
 
     def take(self, *, only_if_due: bool) -> tuple[EngineOutcome, float]:
         """Look if it is this caller's turn; return what came of it, and in how many seconds the next look is due."""

@@ -33,6 +33,7 @@ REPLACED = "A new life of this worker has begun; no try ran on this one."
 GONE_BEFORE = "It was gone before anybody looked at the workers."
 TRY_ENDED = "Its try has ended."
 IDLE = "Nothing tells whether it lives while no try runs on it."
+NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor), so nobody looks at it."
 WAITING = "Its heartbeat is by a clock that is wrong, or old: it has to move before it counts."
 
 

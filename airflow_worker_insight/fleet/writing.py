@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.fleet.matching import Matches, match
-from airflow_worker_insight.fleet.states import Evidence, first_verdict, judge, judge_by_tries, last_seen
+from airflow_worker_insight.fleet.states import (
+    NOT_CONFIGURED,
+    Evidence,
+    first_verdict,
+    judge,
+    judge_by_tries,
+    last_seen,
+)
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.recording import LOST
 
@@ -54,6 +61,29 @@ def write_look(
     :param now: by the database's clock
     """
     return _Writing(connection, name, look, reached, timeouts, now).write(known)
+
+
+def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now: datetime) -> int:
+    """End the lives of an engine that no executor is of any more, once they and it are silent; return how many.
+
+    Nothing tells what became of these workers, and nobody will look. If the engine comes back, so do those that live.
+    An engine that nobody ever looked at is left alone: somebody runs it who is configured in another way.
+    """
+    engine = store.find_engine(connection, name)
+    if engine is None or engine.looked_at is None or now - engine.looked_at <= timeouts.lost:
+        return 0
+    lives = [one for one in store.open_lives(connection, name) if now - last_seen(one, now) > timeouts.lost]
+    if not lives:
+        return 0
+    running = store.running_tries(connection).counts
+    ended = {
+        one.ref: {"state": None, "state_reason": NOT_CONFIGURED, "ended_at": last_seen(one, now), "running": 0}
+        for one in lives
+        if one.ref not in running
+    }
+    store.write_lives(connection, ended)
+    store.add_changes(connection, [(ref, None, NOT_CONFIGURED) for ref in ended], now=now)
+    return len(ended)
 
 
 class _Writing:

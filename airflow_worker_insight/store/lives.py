@@ -54,12 +54,19 @@ class EngineRow:
 
 def get_engine(connection: Connection, name: str, *, now: datetime) -> EngineRow:
     """Return an engine's row; one that is not there is made, due at once."""
-    statement = select(engine_table).where(engine_table.c.name == name)
-    row = connection.execute(statement).first()
+    row = find_engine(connection, name)
+    if row is not None:
+        return row
+    fresh = {"name": name, "due_at": now}
+    connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
+    return find_engine(connection, name) or EngineRow(name, now)
+
+
+def find_engine(connection: Connection, name: str) -> EngineRow | None:
+    """Return an engine's row, or ``None`` where nobody has ever come to look at it."""
+    row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
     if row is None:
-        fresh = {"name": name, "due_at": now}
-        connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
-        row = connection.execute(statement).one()
+        return None
     return EngineRow(
         name=row.name,
         due_at=row.due_at.astimezone(timezone.utc),

@@ -10,11 +10,16 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from airflow_worker_insight.identity.engines import executor_name
+from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow_worker_insight.fleet.sighting import Look, View
+
+
+_WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
+"""What the names of an engine's executors have in them."""
 
 
 class Engine(Protocol):
@@ -60,21 +65,28 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
     from airflow_worker_insight.fleet.engines.tries import TriesEngine
 
     known = executors(setting)
+    absent = absent_engines(setting)
     found: list[Engine] = []
-    celery = [one for one in known if "Celery" in one.name]
-    if celery and _is_installed("airflow.providers.celery"):
+    if CELERY not in absent and _is_installed("airflow.providers.celery"):
         from airflow_worker_insight.fleet.engines.celery import CeleryEngine
 
-        found.append(CeleryEngine(tuple(dict.fromkeys(one.team for one in celery))))
-    if any("Edge" in one.name for one in known) and _is_installed("airflow.providers.edge3"):
+        teams = [one.team for one in known if _WORDS[CELERY] in one.name]
+        found.append(CeleryEngine(tuple(dict.fromkeys(teams))))
+    if EDGE not in absent and _is_installed("airflow.providers.edge3"):
         from airflow_worker_insight.fleet.engines.edge import EdgeEngine
 
         found.append(EdgeEngine())
-    if any("Local" in one.name for one in known):
+    if JOBS not in absent:
         from airflow_worker_insight.fleet.engines.jobs import JobsEngine
 
         found.append(JobsEngine())
     return [*found, TriesEngine()]
+
+
+def absent_engines(setting: str | None) -> Sequence[str]:
+    """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
+    known = executors(setting)
+    return [name for name, word in _WORDS.items() if not any(word in one.name for one in known)]
 
 
 def _is_installed(module: str) -> bool:

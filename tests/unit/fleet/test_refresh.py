@@ -15,6 +15,7 @@ from airflow_worker_insight.fleet import refresh as module
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, go_round, refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
+from airflow_worker_insight.fleet.states import NOT_CONFIGURED
 from airflow_worker_insight.store import clock
 from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
 from airflow_worker_insight.store.recording import record_start, upsert_worker
@@ -401,6 +402,47 @@ def test_looks_from_cron_find_who_left_and_who_died(
         "w2": "offline",
         "w3": "lost",
     }
+
+
+@on_both
+def test_workers_of_an_executor_that_is_not_configured_any_more_end(
+    database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines += [FakeEngine(workers={"w1": {}, "busy": {"pid": 200}}), FakeEngine(TRIES, "kubernetes")]
+    refresh(only_if_due=False)
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        now = clock.database_now(connection)
+        one = a_worker("busy", engine_name="busy", pid=200, name="busy", started_at=None)
+        record_start(connection, key, one, try_started_at=now, state="running", now=now)
+    refresh(only_if_due=False)
+    celery = engines.pop(0)
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    time.passes(3600)
+    look()
+    assert states(database)["w1"] == ("online", None), "its provider may be installed elsewhere"
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
+    look()
+    assert states(database) == {"w1": (None, NOT_CONFIGURED), "busy": ("online", None)}
+    assert [row["ended_at"] == row["last_seen_at"] for row in database.workers()] == [True, False]
+    assert history(database) == [("w1", None)]
+    engines.insert(0, celery)
+    look()
+    assert states(database)["w1"] == ("online", None)
+    assert len(database.workers()) == 2
+
+
+def test_workers_of_an_engine_that_nobody_ever_looked_at_are_left_alone(
+    database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This server may be configured in another way than those who run it."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
+    engines.append(FakeEngine(TRIES, "kubernetes"))
+    with database.engine.begin() as connection:
+        upsert_worker(connection, a_worker("celery-x"), now=clock.database_now(connection))
+    time.passes(86400)
+    look()
+    assert [(row["state"], row["ended_at"]) for row in database.workers()] == [("online", None)]
 
 
 @pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])

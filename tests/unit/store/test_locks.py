@@ -34,9 +34,14 @@ class FakeMySQL:
 
 def test_on_mysql_the_connection_gets_its_patience_back_whatever_happens() -> None:
     connection = FakeMySQL()
-    with pytest.raises(ValueError, match="locked"), short_waits(connection):  # type: ignore[arg-type]
-        assert connection.set == ["1"]
-        raise ValueError("locked")
+
+    def wait() -> None:
+        with short_waits(connection):  # type: ignore[arg-type]
+            assert connection.set == ["1"]
+            raise ValueError("locked")
+
+    with pytest.raises(ValueError, match="locked"):
+        wait()
     assert connection.set == ["1", "50"]
 
 
