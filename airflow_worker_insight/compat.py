@@ -209,6 +209,16 @@ def job_health_threshold(job_type: str) -> timedelta:
     return timedelta(seconds=health_check_threshold(job_type, Job._heartrate(job_type)))  # noqa: SLF001
 
 
+def task_heartbeat_timeout() -> timedelta:
+    """Return after how long without a heartbeat the scheduler fails a try that runs."""
+    from datetime import timedelta
+
+    from airflow.configuration import conf
+
+    option = "task_instance_heartbeat_timeout" if is_airflow_3() else "scheduler_zombie_task_threshold"
+    return timedelta(seconds=conf.getint("scheduler", option, fallback=300))
+
+
 def xcom_model() -> Any:
     """Return the mapped class behind Airflow 3's ``xcom`` table."""
     from airflow.models.xcom import XComModel

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, or_, select
 
+from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries, listing, reading
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import do_not_compile
 from airflow_worker_insight.store.reading import AttemptFilter
-from airflow_worker_insight.store.recording import LOST
+from airflow_worker_insight.store.recording import LOST, SAME_START
 from airflow_worker_insight.store.tables import SLOT_SECONDS, attempt, start_slot
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def struck_tries(
 ) -> tuple[list[Attempt], int]:
     """Return the tries that a lost worker took with it, and how many there are.
 
-    These are the ones that had not ended when it was last seen, but for those that ended well all the same.
+    These are the ones that had not ended when it was last seen, but for those that ended well all the same. The end of
+    a try that ended by itself is by the worker's clock; where that is known to be ahead, such ends seem to be later.
 
     :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
     """
@@ -87,10 +89,21 @@ def struck_tries(
         return [], 0
     attempts = [
         one_try
-        for one_try in _not_ended(connection, one, one.last_seen_at, dag_ids=dag_ids)
+        for one_try in _not_ended(connection, one, one.last_seen_at + _may_seem_later(one), dag_ids=dag_ids)
         if one_try.state not in _UNHARMED and _is_last_on(one, one_try)
     ]
     return attempts[:limit], len(attempts)
+
+
+def _may_seem_later(one: WorkerRow) -> timedelta:
+    """Return how much later than it was an end may seem: of what ended by itself, and not of what Airflow ended.
+
+    Airflow fails a try that was taken along after this time without a heartbeat, by a clock of its own. Later ends than
+    that cannot be told apart: they count as taken along.
+    """
+    if one.clock_ahead is None or one.clock_ahead <= SAME_START:
+        return timedelta(0)
+    return min(one.clock_ahead + SAME_START, compat.task_heartbeat_timeout())
 
 
 def stays_between(

@@ -72,6 +72,8 @@ class WorkerRow:
     labels: Mapping[str, str]
     resources: Mapping[str, Any]
     versions: Mapping[str, str]
+    clock_ahead: timedelta | None = None
+    """How far the worker's clock is ahead of the database's, or a little less; ``None`` where nothing tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -613,7 +615,20 @@ def _worker(row: Row[Any], looks: _Looks) -> WorkerRow:
         labels=row.labels,
         resources=row.resources,
         versions=row.versions,
+        clock_ahead=_clock_ahead(row),
     )
+
+
+def _clock_ahead(row: Row[Any]) -> timedelta | None:
+    """Compare the start of the worker's process by its own clock with its start by the database's.
+
+    The worker says that it started when it had imported all it needs, some seconds after its process. Of other engines
+    than Celery the start is by a clock of the worker's too, or of a scheduler's.
+    """
+    if row.kind != "celery" or row.reported_id is None or row.started_at is None or row.engine_started_at is None:
+        return None
+    ahead: timedelta = row.started_at - row.engine_started_at
+    return ahead
 
 
 def _change(row: Row[Any]) -> Change:
