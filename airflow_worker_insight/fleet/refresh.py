@@ -173,6 +173,13 @@ class _Turn:
                 timeouts=self.timeouts,
                 now=now,
             )
+        if look.on_written is not None:
+            try:
+                look.on_written()
+            except Exception:
+                # It will be told again.
+                count(f"refresh.failed.{name}")
+                log.debug("Telling %s that its workers are written failed", name, exc_info=True)
         return EngineOutcome(
             name,
             looked=True,

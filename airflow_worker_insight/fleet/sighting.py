@@ -57,6 +57,8 @@ class Look:
     it dies; ``None`` where the engine does not tell."""
     ignored: int = 0
     """Answers that made no sense."""
+    on_written: Callable[[], None] | None = None
+    """What is to be done once all this is written: until then the engine keeps what it says only once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
 from airflow_worker_insight.store.lives import CELERY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from airflow_worker_insight.fleet.sighting import View
@@ -51,6 +51,9 @@ COLLECT_SECONDS = 10.0
 LOOK_SECONDS = 30.0
 """How long a look at one broker may take, whatever its client waits for."""
 
+FORGET_SECONDS = 10.0
+"""How long removing goodbyes from one broker may take."""
+
 MAX_ANSWERS = 20_000
 """Answers, and goodbyes, that one look reads."""
 
@@ -64,7 +67,7 @@ MAX_QUEUES = 100
 MAX_UPTIME = 10 * 365 * 86400
 MAX_NUMBER = 2**31 - 1
 
-_bounded: dict[str, Bounded[Look]] = {}
+_bounded: dict[str, Bounded[Any]] = {}
 """By broker, so that one that hangs keeps nobody from asking the others."""
 
 
@@ -79,10 +82,15 @@ class CeleryEngine:
     def look(self, view: View) -> Look:
         """Return the workers that answered and those that said goodbye; what failed at one broker is its error."""
         looks, errors = [], []
+        forget: list[Callable[[], None]] = []
         for broker, app in _apps(self._teams).items():
             try:
                 bounded = _bounded.setdefault(broker, Bounded("Celery's broker"))
-                looks.append(bounded.ask(partial(_look, app, view), seconds=LOOK_SECONDS))
+                found, goodbyes = bounded.ask(partial(_look, app, view), seconds=LOOK_SECONDS)
+                looks.append(found)
+                if goodbyes:
+                    question = partial(_forget_goodbyes, app, goodbyes)
+                    forget.append(partial(bounded.ask, question, seconds=FORGET_SECONDS))
             except Exception as error:
                 log.debug("Looking at Celery's workers failed", exc_info=True)
                 errors.append(_explanation(error, app))
@@ -92,7 +100,13 @@ class CeleryEngine:
             error=" ".join(dict.fromkeys(errors)) or None,
             mailboxes=frozenset().union(*known) if known and len(known) == len(looks) else None,
             ignored=sum(one.ignored for one in looks),
+            on_written=partial(_do_all, forget) if forget else None,
         )
+
+
+def _do_all(actions: Iterable[Callable[[], None]]) -> None:
+    for action in actions:
+        action()
 
 
 def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
@@ -120,13 +134,15 @@ def _passwords(app: Any) -> list[str]:
     return [secret for secret in {password, quote(password or "", safe="")} if secret]
 
 
-def _look(app: Any, view: View) -> Look:
+def _look(app: Any, view: View) -> tuple[Look, frozenset[bytes]]:
+    """Return what a broker's workers say, and which goodbyes are to be forgotten when that is written."""
     if not app.conf.worker_enable_remote_control:
         raise EngineTrouble("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
     with _connection(app) as connection:
         if "fanout" not in connection.transport.implements.exchange_type:
             raise EngineTrouble("Celery's remote control does not work with this broker.")
-        goodbyes = _goodbyes(app, connection)
+        # Read before the answers: one that answers after it said goodbye has not left.
+        goodbyes, read = _goodbyes(app, connection)
         wants_queues = _wants_queues(view)
         answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, view)
         _broadcast(app, connection, "active_queues" if wants_queues else "stats", answers)
@@ -135,7 +151,7 @@ def _look(app: Any, view: View) -> Look:
     answered = {(one.engine_name, one.pid) for one in answers.sightings}
     # Celery also says goodbye when a worker loses its connection: one that answers has not left.
     left = [one for one in goodbyes if not answered & {(one.engine_name, one.pid), (one.engine_name, None)}]
-    return Look((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored)
+    return Look((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored), read
 
 
 def _wants_queues(view: View) -> bool:
@@ -333,37 +349,64 @@ def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
     return frozenset(clean(queue.removesuffix(suffix), NAME_LENGTH) for *_, queue in bindings)
 
 
-def _goodbyes(app: Any, connection: Any) -> list[Sighting]:
-    """Return the workers that said goodbye since the look before, from a queue of ours on RabbitMQ."""
+def _goodbyes(app: Any, connection: Any) -> tuple[list[Sighting], frozenset[bytes]]:
+    """Return the workers that said goodbye, from a queue of ours on RabbitMQ, and what tells these messages again."""
     if connection.transport.driver_type != "amqp":
-        return []
-    return _try(lambda: list(_read_goodbyes(app, connection)), "could not read the workers' goodbyes") or []
+        return [], frozenset()
+    nothing: tuple[list[Sighting], frozenset[bytes]] = ([], frozenset())
+    return _try(lambda: _read_goodbyes(app, connection), "could not read the workers' goodbyes") or nothing
 
 
-def _read_goodbyes(app: Any, connection: Any) -> Iterator[Sighting]:
+def _read_goodbyes(app: Any, connection: Any) -> tuple[list[Sighting], frozenset[bytes]]:
+    """Read the goodbyes without taking them: who says goodbye says it once, and what was read may not get written."""
+    found, read = [], set()
+    for message in _goodbye_messages(app, connection):
+        read.add(_digest(message))
+        sighting = _goodbye(_try(message.decode, "could not read a goodbye"))
+        if sighting is not None:
+            found.append(sighting)
+    return found, frozenset(read)
+
+
+def _forget_goodbyes(app: Any, read: frozenset[bytes]) -> None:
+    """Take the goodbyes that were read before, and leave those that came since."""
+    with _connection(app) as connection:
+        for message in _goodbye_messages(app, connection):
+            if _digest(message) in read:
+                message.ack()
+
+
+def _goodbye_messages(app: Any, connection: Any) -> Iterator[Any]:
+    """Yield the messages of our queue; those that are not acknowledged by the end go back into it."""
     from celery.events.event import get_exchange
     from kombu import Queue
 
-    # Deployments may share a broker, and what one has read is gone.
+    # Deployments may share a broker, and what one has taken is gone.
     deployment = blake2b(compat.engine().url.render_as_string(hide_password=True).encode(), digest_size=8).hexdigest()
-    queue = Queue(
-        f"worker-insight.goodbyes.{deployment}",
-        exchange=get_exchange(connection, name=app.conf.event_exchange),
-        routing_key="worker.offline",
-        durable=True,
-        auto_delete=False,
-        expires=GOODBYES_KEPT.total_seconds(),
-        message_ttl=GOODBYES_KEPT.total_seconds(),
-        max_length=MAX_ANSWERS,
-    )(connection.channel())
-    queue.declare()
-    for _ in range(MAX_ANSWERS):
-        message = queue.get(no_ack=True, accept=["json"])
-        if message is None:
-            return
-        sighting = _goodbye(_try(message.decode, "could not read a goodbye"))
-        if sighting is not None:
-            yield sighting
+    with connection.channel() as channel:
+        queue = Queue(
+            f"worker-insight.goodbyes.{deployment}",
+            exchange=get_exchange(connection, name=app.conf.event_exchange),
+            routing_key="worker.offline",
+            durable=True,
+            auto_delete=False,
+            expires=GOODBYES_KEPT.total_seconds(),
+            message_ttl=GOODBYES_KEPT.total_seconds(),
+            max_length=MAX_ANSWERS,
+        )(channel)
+        queue.declare()
+        messages: list[Any] = []
+        while len(messages) < MAX_ANSWERS and (message := queue.get(accept=["json"])) is not None:
+            messages.append(message)
+        yield from messages
+        for message in messages:
+            if not message.acknowledged:
+                message.requeue()
+
+
+def _digest(message: Any) -> bytes:
+    body = message.body
+    return blake2b(body.encode() if isinstance(body, str) else bytes(body), digest_size=16).digest()
 
 
 def _goodbye(event: Any) -> Sighting | None:

@@ -360,7 +360,7 @@ def test_elsewhere_a_queue_of_ours_keeps_the_goodbyes(database: Database) -> Non
     assert database.url
     app = celery.Celery("airflow", broker="memory://")
     with app.connection_for_write() as connection:
-        assert list(module._read_goodbyes(app, connection)) == []
+        assert module._read_goodbyes(app, connection) == ([], frozenset())
         events = app.events.Dispatcher(connection, hostname="w1@host-1")
         events.send("worker-heartbeat")
         events.send("worker-offline")
@@ -368,16 +368,38 @@ def test_elsewhere_a_queue_of_ours_keeps_the_goodbyes(database: Database) -> Non
         other.send("worker-online")
         for nonsense in ({"pid": "x"}, {"hostname": 7}, {"hostname": ""}):
             events.send("worker-offline", Event=lambda _type, n=nonsense, **_: {"type": "worker-offline", **n})
-        (goodbye,) = module._read_goodbyes(app, connection)
+        (goodbye,), read = module._read_goodbyes(app, connection)
         assert (goodbye.engine_name, goodbye.pid, goodbye.has_left) == ("w1@host-1", events.pid, True)
-        assert list(module._read_goodbyes(app, connection)) == [], "each is told once"
+        assert module._read_goodbyes(app, connection) == ([goodbye], read), "it may not have been written"
+        other.send("worker-offline")
+        module._forget_goodbyes(app, read)
+        (later,), _ = module._read_goodbyes(app, connection)
+        assert later.engine_name == "w2@host-1", "what came since stays"
+
+
+@pytest.mark.usefixtures("database")
+def test_goodbyes_are_forgotten_when_they_are_written(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert database.url
+    app = celery.Celery("airflow", broker="memory://")
+    monkeypatch.setattr(compat, "celery_app", lambda _team: app)
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_goodbyes", module._read_goodbyes)
+    look()
+    with app.connection_for_write() as connection:
+        app.events.Dispatcher(connection, hostname="w1@host-1").send("worker-offline")
+    for _ in range(2):
+        found = look()
+        assert names(found) == ["w1@host-1"]
+    assert found.on_written is not None
+    found.on_written()
+    assert look() == Look()
 
 
 def test_one_that_said_goodbye_and_answers_has_not_left(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Celery says goodbye when a worker loses its connection, too."""
     nodes("w1@host-1")
     left = [module._goodbye({"type": "worker-offline", "hostname": f"w{n}@host-1", "pid": 100}) for n in (1, 2)]
-    monkeypatch.setattr(module, "_goodbyes", lambda _app, _connection: left)
+    monkeypatch.setattr(module, "_goodbyes", lambda _app, _connection: (left, frozenset()))
     found = look()
     assert sorted((one.engine_name, one.has_left) for one in found.sightings) == [
         ("w1@host-1", False),

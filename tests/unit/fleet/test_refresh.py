@@ -469,6 +469,27 @@ def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Databa
     assert [row["name"] for row in database.workers()] == ["edge-1"]
 
 
+def test_an_engine_is_told_when_what_it_said_is_written(database: Database, celery: FakeEngine) -> None:
+    told: list[str] = []
+    facts: dict[str, Any] = {}
+
+    def written() -> None:
+        told.extend(row["name"] for row in database.workers())
+        raise OSError("the broker went away")
+
+    def one(view: View) -> Look:
+        seen = {"hostname": "host-1", "heartbeat_at": view.clock(), **facts}
+        return Look((Sighting(kind="celery", engine_name="w1", **seen),), on_written=written)
+
+    celery.look = one  # type: ignore[method-assign]
+    facts["hostname"] = None
+    assert look().error
+    assert told == []
+    facts.clear()
+    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 1}, registered=1)
+    assert told == ["w1"]
+
+
 def test_what_could_not_be_written_is_looked_at_again_after_an_interval(
     database: Database, engines: list[Any], time: Time
 ) -> None:
