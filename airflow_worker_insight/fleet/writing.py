@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_worker_insight.fleet.matching import Matches, match
 from airflow_worker_insight.fleet.states import (
@@ -16,7 +16,7 @@ from airflow_worker_insight.fleet.states import (
     last_seen,
 )
 from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.recording import LOST
+from airflow_worker_insight.store.recording import LOST, SAME_START
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -86,6 +86,13 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     return len(ended)
 
 
+class _Bearer(NamedTuple):
+    """Who bears a name now."""
+
+    ref: int | None
+    started_at: datetime
+
+
 class _Writing:
     def __init__(
         self, connection: Connection, name: str, look: Look, reached: Reached, timeouts: Timeouts, now: datetime
@@ -115,12 +122,12 @@ class _Writing:
         sighted = {life.ref: (sighting, life) for sighting, life in matches.pairs}
         revived = [life for _, life in matches.pairs if life.ended_at is not None and life not in lives]
         new = self._new(matches.unmatched)
-        names = self._alive_names(matches, new)
+        bearers = self._bearers(matches, new)
         for life in (*lives, *revived):
             if life.ref in gone or (life.ref not in known and life.ref not in sighted):
                 continue
             sighting = sighted[life.ref][0] if life.ref in sighted else None
-            self._judge(life, sighting, running, names)
+            self._judge(life, sighting, running, bearers)
         store.register(self.connection, new, now=self.now)
         self.states.update(one.state for one in new)
         store.write_lives(self.connection, self.values)
@@ -170,22 +177,25 @@ class _Writing:
             found.setdefault((new.kind, new.engine_name, new.pid, new.job_id), new)
         return list(found.values())
 
-    def _alive_names(self, matches: Matches, new: Sequence[store.NewLife]) -> dict[str, int | None]:
-        """Return the names that a process bears now, each with the row of its latest life if that is known."""
-        names: dict[str, int | None] = {}
+    def _bearers(self, matches: Matches, new: Sequence[store.NewLife]) -> dict[str, list[_Bearer]]:
+        """Return the lives that bear each name now; one that is not written yet is later than all others."""
+        bearers: dict[str, list[_Bearer]] = defaultdict(list)
         for sighting, life in matches.pairs:
             if not sighting.has_left and not sighting.is_partial:
-                names[sighting.engine_name] = max(names.get(sighting.engine_name) or 0, life.ref)
-        return {**names, **{one.engine_name: None for one in new}}
+                started_at = sighting.started_at or life.engine_started_at or life.registered_at
+                bearers[sighting.engine_name].append(_Bearer(life.ref, started_at))
+        for one in new:
+            bearers[one.engine_name].append(_Bearer(None, one.started_at or self.now))
+        return bearers
 
     def _judge(
-        self, life: Life, sighting: Sighting | None, running: RunningTries, names: Mapping[str, int | None]
+        self, life: Life, sighting: Sighting | None, running: RunningTries, bearers: Mapping[str, Sequence[_Bearer]]
     ) -> None:
         runs = running.counts.get(life.ref, 0)
         evidence = Evidence(
             sighting=sighting,
             lost_mailbox=self._lost_mailbox(life),
-            is_replaced=sighting is None and self._is_replaced(life, names),
+            is_replaced=sighting is None and self._is_replaced(life, bearers),
             running=runs,
         )
         say = judge_by_tries if self.name == store.TRIES else judge
@@ -223,13 +233,19 @@ class _Writing:
     def _lost_mailbox(self, life: Life) -> bool:
         return self.look.mailboxes is not None and life.engine_name not in self.look.mailboxes
 
-    def _is_replaced(self, life: Life, names: Mapping[str, int | None]) -> bool:
-        """Tell whether a later life bears this one's name."""
-        name = life.engine_name
-        if name is None or name not in names or self.name in (store.TRIES, store.JOBS):
+    def _is_replaced(self, life: Life, bearers: Mapping[str, Sequence[_Bearer]]) -> bool:
+        """Tell whether a later life bears this one's name.
+
+        Of Celery two workers may bear one at the same time, and one that did not answer is not replaced by the other: a
+        life that replaces it has started after its last answer. Of Edge no two have the same name.
+        """
+        if life.engine_name is None or self.name in (store.TRIES, store.JOBS):
             return False
-        later = names[name]
-        return later is None or later > life.ref
+        later = [one for one in bearers.get(life.engine_name, ()) if one.ref is None or one.ref > life.ref]
+        if self.name != store.CELERY:
+            return bool(later)
+        answered = life.engine_heartbeat_at or last_seen(life, self.now)
+        return any(one.started_at >= answered - SAME_START for one in later)
 
 
 def _facts(life: Life, sighting: Sighting) -> dict[str, Any]:

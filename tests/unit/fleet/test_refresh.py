@@ -172,6 +172,40 @@ def test_a_worker_that_died_while_tries_ran_on_it_is_lost_though_it_was_restarte
     ]
 
 
+def test_of_two_workers_under_one_name_one_that_misses_a_look_is_not_replaced_by_the_other(
+    database: Database, celery: FakeEngine, time: Time
+) -> None:
+    with database.engine.connect() as connection:
+        began = clock.database_now(connection)
+    alive = {1: began - timedelta(hours=2), 2: began - timedelta(hours=1)}
+
+    def answer(view: View) -> Look:
+        known = {"kind": "celery", "engine_name": "w@h", "hostname": "h", "heartbeat_at": view.clock()}
+        return Look(tuple(Sighting(pid=pid, started_at=start, **known) for pid, start in alive.items()))
+
+    celery.look = answer  # type: ignore[method-assign]
+    look()
+    with database.engine.begin() as connection:
+        key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
+        one = a_worker("x", engine_name="w@h", pid=1, name="w@h", started_at=alive[1])
+        record_start(connection, key, one, try_started_at=began, state="running", now=began)
+    time.passes(30)
+    look()
+    first = alive.pop(1)
+    time.passes(30)
+    look()
+    assert [(row["pid"], row["state"]) for row in database.workers()] == [(1, "online"), (2, "online")]
+    alive[1] = first
+    time.passes(30)
+    look()
+    assert history(database) == []
+    # A restart in its place.
+    alive[1] = began + timedelta(seconds=100)
+    time.passes(30)
+    look()
+    assert [(row["pid"], row["state"]) for row in database.workers()] == [(1, "lost"), (2, "online"), (1, "online")]
+
+
 @on_both
 def test_a_goodbye_and_a_mailbox_that_is_gone_are_offline(database: Database, celery: FakeEngine) -> None:
     celery.workers = {"w1": {}, "w2": {}, "w3": {}}
