@@ -16,7 +16,7 @@ from airflow_worker_insight.fleet.states import (
     last_seen,
 )
 from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.recording import LOST, SAME_START
+from airflow_worker_insight.store.recording import LOST, ONLINE, SAME_START
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -226,9 +226,16 @@ class _Writing:
             return
         values["state"] = verdict.state
         self.changes += 1
-        # A pod lives for one try, whose history says the same.
-        if self.name != store.TRIES or verdict.state == LOST:
+        if self._is_news(life, verdict):
             self.history.append((life.ref, verdict.state, verdict.reason))
+
+    def _is_news(self, life: Life, verdict: Verdict) -> bool:
+        """Tell whether a change is kept: not what the history of the worker's tries says as well."""
+        states = {life.state, verdict.state}
+        if self.name != store.TRIES or LOST in states:
+            return True
+        # A pod lives for one try. Any other worker of which only its tries tell is online as long as it runs one.
+        return life.kind != "kubernetes" and not states <= {ONLINE, None}
 
     def _lost_mailbox(self, life: Life) -> bool:
         return self.look.mailboxes is not None and life.engine_name not in self.look.mailboxes

@@ -660,6 +660,31 @@ def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.
     assert look().states == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [("kubernetes", ["lost", "online"]), ("MyExecutor", ["unresponsive", "lost", "online"])],
+)
+def test_one_that_comes_back_has_a_history_that_says_so(
+    database: Database, engines: list[Any], time: Time, kind: str, kept: list[str]
+) -> None:
+    engines.append(FakeEngine(TRIES, kind))
+    with database.engine.begin() as connection:
+        beat = clock.database_now(connection)
+        ref = upsert_worker(connection, a_worker("one", kind=kind), now=beat)
+    workers = {"one": {"ref": ref, "heartbeat_at": beat}}
+    engines[0].workers = workers
+    for _ in range(8):
+        look()
+        time.passes(30)
+    workers["one"]["heartbeat_at"] = beat + timedelta(minutes=4)
+    look()
+    engines[0].workers = {}
+    look()
+    (row,) = database.workers()
+    assert row["state"] == ("offline" if kind == "kubernetes" else None)
+    assert [state for _, state in history(database)] == kept
+
+
 @on_both
 @pytest.mark.usefixtures("time")
 def test_an_unknown_executors_worker_is_online_only_while_it_runs_something(
