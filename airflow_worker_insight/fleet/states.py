@@ -95,7 +95,8 @@ def reach(engine: EngineRow, error: str | None, *, now: datetime, interval: time
         return Reached(now)
     if now - engine.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
         return Reached(now, before=engine.reached_since)
-    return Reached(engine.reached_since)
+    # A time that is yet to come was written before the database's clock was set back: silence would never count.
+    return Reached(min(engine.reached_since, now))
 
 
 def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts) -> Verdict | None:

@@ -347,6 +347,20 @@ def test_a_last_sight_in_the_future_does_not_keep_a_worker_alive(
     assert states(database)["w1"][0] == "lost"
 
 
+def test_a_clock_that_was_set_back_does_not_keep_a_worker_from_being_lost(
+    database: Database, celery: FakeEngine, time: Time
+) -> None:
+    time.passes(7200)
+    celery.workers = {"w1": {}}
+    look()
+    time.passes(-7200)
+    celery.workers = {}
+    for _ in range(8):
+        time.passes(30)
+        look()
+    assert states(database)["w1"][0] == "lost"
+
+
 @on_both
 def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, celery: FakeEngine, time: Time) -> None:
     sent: list[str] = []

@@ -225,6 +225,7 @@ def test_an_engine_is_reached_from_the_first_look_without_a_break() -> None:
     assert reached(at(-30), None) == Reached(NOON)
     assert reached(at(-3600), at(-7200)) == Reached(NOON, before=at(-7200)), "nobody looked for an hour"
     assert reached(at(-3600), None) == Reached(NOON)
+    assert reached(at(7200), at(3600)) == Reached(NOON), "the clock was set back"
 
 
 # --- whatever happens ------------------------------------------------------------------------------------------------
