@@ -57,21 +57,15 @@ def executors(setting: str | None) -> list[Executor]:
 
 
 def configured_engines(setting: str | None) -> Sequence[Engine]:
-    """Return the adapters to look with, for the executors that are configured and installed.
+    """Return the adapters to look with, in this order, for the executors that are configured and installed.
 
     A subclass of an executor (``WorkerInsightCeleryExecutor``) and the executors of two engines of 2.11
     (``CeleryKubernetesExecutor``) have the engine's name in theirs.
     """
     from airflow_worker_insight.fleet.engines.tries import TriesEngine
 
-    known = executors(setting)
     absent = absent_engines(setting)
     found: list[Engine] = []
-    if CELERY not in absent and _is_installed("airflow.providers.celery"):
-        from airflow_worker_insight.fleet.engines.celery import CeleryEngine
-
-        teams = [one.team for one in known if _WORDS[CELERY] in one.name]
-        found.append(CeleryEngine(tuple(dict.fromkeys(teams))))
     if EDGE not in absent and _is_installed("airflow.providers.edge3"):
         from airflow_worker_insight.fleet.engines.edge import EdgeEngine
 
@@ -80,7 +74,14 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
         from airflow_worker_insight.fleet.engines.jobs import JobsEngine
 
         found.append(JobsEngine())
-    return [*found, TriesEngine()]
+    found.append(TriesEngine())
+    # Last, because its brokers may hang, and the others have nothing to wait for but the database.
+    if CELERY not in absent and _is_installed("airflow.providers.celery"):
+        from airflow_worker_insight.fleet.engines.celery import CeleryEngine
+
+        teams = [one.team for one in executors(setting) if _WORDS[CELERY] in one.name]
+        found.append(CeleryEngine(tuple(dict.fromkeys(teams))))
+    return found
 
 
 def absent_engines(setting: str | None) -> Sequence[str]:

@@ -54,6 +54,9 @@ LOOK_SECONDS = 30.0
 FORGET_SECONDS = 10.0
 """How long removing goodbyes from one broker may take."""
 
+ALL_SECONDS = 50.0
+"""How long the looks at all brokers may take: whoever looks has less than ``states.LOOK_TAKES`` until another may."""
+
 MAX_ANSWERS = 20_000
 """Answers, and goodbyes, that one look reads."""
 
@@ -83,10 +86,14 @@ class CeleryEngine:
         """Return the workers that answered and those that said goodbye; what failed at one broker is its error."""
         looks, errors = [], []
         forget: list[Callable[[], None]] = []
-        for broker, app in _apps(self._teams).items():
+        apps = _apps(self._teams)
+        ends_at = time.monotonic() + ALL_SECONDS
+        for asked, (broker, app) in enumerate(apps.items()):
+            # What one does not need is there for those after it, and one that hangs takes no more than its share.
+            share = (ends_at - time.monotonic()) / (len(apps) - asked)
             try:
                 bounded = _bounded.setdefault(broker, Bounded("Celery's broker"))
-                found, goodbyes = bounded.ask(partial(_look, app, view), seconds=LOOK_SECONDS)
+                found, goodbyes = bounded.ask(partial(_look, app, view), seconds=min(LOOK_SECONDS, share))
                 looks.append(found)
                 if goodbyes:
                     question = partial(_forget_goodbyes, app, goodbyes)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.fleet.bounded import NoAnswer
 from airflow_worker_insight.fleet.engines import celery as module
 from airflow_worker_insight.fleet.engines.celery import CeleryEngine
 from airflow_worker_insight.fleet.sighting import Look, View
+from airflow_worker_insight.fleet.states import LOOK_TAKES
 from tests.unit.database import NOON, Database, at
 from tests.unit.fleet.fleets import a_life
 
@@ -437,6 +439,33 @@ def test_a_broker_that_hangs_is_given_up(app: Any, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
         assert "did not answer" in (look().error or "")
         assert "still waits" in (look().error or "")
+
+
+def test_many_brokers_that_hang_are_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its share of the time that all have, and one that answers at once leaves its own to the others."""
+    given: list[float] = []
+
+    class Waits:
+        def ask(self, _question: object, *, seconds: float) -> None:
+            given.append(round(seconds))
+            time.passed += 0.0 if len(given) == 1 else seconds
+            raise NoAnswer("It did not answer.")
+
+    class Clock:
+        passed = 0.0
+
+        def monotonic(self) -> float:
+            return self.passed
+
+    time = Clock()
+    apps = {name: celery.Celery("team", broker=f"redis://{name}:1/0") for name in "abcdef"}
+    monkeypatch.setattr(compat, "celery_app", apps.__getitem__)
+    monkeypatch.setattr(module, "_bounded", {})
+    monkeypatch.setattr(module, "Bounded", lambda _name: Waits())
+    monkeypatch.setattr(module, "time", time)
+    assert CeleryEngine(tuple(apps)).look(a_view()).error == "It did not answer."
+    assert given == [8, 10, 10, 10, 10, 10]
+    assert timedelta(seconds=time.passed) < LOOK_TAKES
 
 
 def test_where_remote_control_is_switched_off_that_is_the_reason(app: Any) -> None:

@@ -52,7 +52,10 @@ def test_all_executors_are_read_with_their_teams(setting: str | None, expected: 
     ],
 )
 def test_an_engine_is_looked_at_where_an_executor_of_it_is_configured(setting: str | None, names: list[str]) -> None:
-    assert [engine.name for engine in configured_engines(setting)] == names
+    found = [engine.name for engine in configured_engines(setting)]
+    assert sorted(found) == sorted(names)
+    # Its brokers may hang.
+    assert found[-1] == (CELERY if CELERY in names else TRIES)
 
 
 def test_an_engine_without_its_provider_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
