@@ -6,7 +6,14 @@ are repeated here because a task process does not load the providers' configurat
 
 from __future__ import annotations
 
+import logging
+
+log = logging.getLogger(__name__)
+
 SECTION = "worker_insight"
+
+_warned: set[str] = set()
+"""Options that this process has warned of."""
 
 
 def enabled() -> bool:
@@ -61,9 +68,17 @@ def _conf_boolean(option: str, *, fallback: bool) -> bool:
 
 
 def _conf_integer(option: str, *, fallback: int) -> int:
+    """Read a number; what is none counts as the default, because every page and every look asks for these."""
     from airflow.configuration import conf
+    from airflow.exceptions import AirflowConfigException
 
-    return int(conf.getint(SECTION, option, fallback=fallback))
+    try:
+        return int(conf.getint(SECTION, option, fallback=fallback))
+    except AirflowConfigException as error:
+        if option not in _warned:
+            _warned.add(option)
+            log.warning("Airflow Worker Insight takes [%s] %s to be %d: %s", SECTION, option, fallback, error)
+        return fallback
 
 
 def _conf_text(option: str) -> str | None:
