@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -65,6 +66,9 @@ QUEUES_EVERY = 10
 
 GOODBYES_KEPT = timedelta(days=1)
 """How long RabbitMQ keeps goodbyes, and their queue, while nobody looks."""
+
+MAX_SAME_NAME = 100
+"""Answers under one name that a look takes: a few workers may have one by mistake, more are made up."""
 
 MAX_QUEUES = 100
 MAX_UPTIME = 10 * 365 * 86400
@@ -219,6 +223,7 @@ class _Answers:
     def __init__(self, read: Callable[[str, Any, View], Sighting | None], view: View) -> None:
         self.sightings: list[Sighting] = []
         self.ignored = 0
+        self._names: Counter[str] = Counter()
         self._read = read
         self._view = view
 
@@ -231,9 +236,10 @@ class _Answers:
         if isinstance(body, dict) and len(body) == 1:
             (name, answer), *_ = body.items()
             sighting = self._read(clean(name, NAME_LENGTH), answer, self._view) if clean(name, NAME_LENGTH) else None
-        if sighting is None:
+        if sighting is None or self._names[sighting.engine_name] >= MAX_SAME_NAME:
             self.ignored += 1
         else:
+            self._names[sighting.engine_name] += 1
             self.sightings.append(sighting)
 
 

@@ -335,6 +335,16 @@ def test_who_never_stops_answering_does_not_keep_the_look(nodes: Any, monkeypatc
     assert len(look().sightings) == 3
 
 
+def test_of_many_answers_under_one_name_some_are_taken() -> None:
+    """Each is compared with all lives of its name."""
+    answers = module._Answers(module._stats_sighting, a_view())
+    for pid in range(1, 301):
+        answers.take({"w1@host-1": {**STATS, "pid": pid}})
+    answers.take({"w2@host-1": STATS})
+    assert [one.engine_name for one in answers.sightings] == ["w1@host-1"] * module.MAX_SAME_NAME + ["w2@host-1"]
+    assert answers.ignored == 200
+
+
 def test_nothing_is_left_in_the_broker(nodes: Any, broker: str, redis: Redis) -> None:
     client = redis.client(int(broker.rpartition("/")[2]))
     nodes("w1@host-1")
