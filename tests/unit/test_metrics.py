@@ -293,6 +293,18 @@ def test_a_gauge_of_a_kind_that_is_gone_becomes_zero(sent: Sent) -> None:
     ]
 
 
+def test_kinds_that_workers_make_up_have_one_series_together(sent: Sent) -> None:
+    for round_ in range(3):
+        made_up = {(f"kind{round_}.{number:02}", "online"): 1 for number in range(50)}
+        sent.clear()
+        gauges.emit_fleet({**made_up, ("celery", "online"): 7, ("local", "lost"): 1})
+    kinds = {name.removeprefix("worker_insight.workers.").partition(".")[2] for name, _ in sent}
+    assert len(kinds) == gauges.MAX_KINDS + 1
+    assert ("worker_insight.workers.online.celery", 7) in sent
+    assert ("worker_insight.workers.lost.local", 1) in sent
+    assert ("worker_insight.workers.online.other", 50) in sent
+
+
 def test_gauges_of_a_worker_that_is_gone_become_zero_once(sent: Sent) -> None:
     gauges.emit_fleet({}, [Load("w1", 2, 4), Load("w2", None, 1)])
     gauges.emit_fleet({}, [Load("w2", 1, 1)])
