@@ -515,7 +515,8 @@ def list_services(
 ) -> tuple[list[Service], int]:
     """Return a page of the deployment's processes and how many there are: Airflow's own first, then the workers.
 
-    Airflow's own are healthy by Airflow's own thresholds.
+    Airflow's own are healthy by Airflow's own thresholds, from a heartbeat by their host's clock: where that is behind
+    the database's they seem to be silent for as long, and where it is ahead to live for as long after their end.
 
     :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
     :param state: a worker's state, or ``None`` for all
