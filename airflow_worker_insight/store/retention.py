@@ -1,4 +1,4 @@
-"""Forget what is older than a limit: tries, then workers that no kept try names, with their history.
+"""Forget what is older than a limit: tries, workers that no kept try names, and what happened to the others.
 
 A try goes as a whole, with the rows of all its workers, when it ended before the limit; one that never ended when it
 started before it and Airflow does not have it any more; one without any times with the rest of its Dag run. All is
@@ -46,7 +46,7 @@ SETTLED = timedelta(days=1)
 """A worker that was seen within this time stays, whatever the limit: see above."""
 
 STEP = 5_000
-"""Tries and workers that :func:`keep_within_limit` removes at once: its thread has other things to do."""
+"""Rows that :func:`keep_within_limit` removes at once: its thread has other things to do."""
 
 REST = 3600.0
 """Seconds that :func:`keep_within_limit` does nothing after it has found nothing more to remove."""
@@ -64,6 +64,11 @@ class Removed:
     attempts: int = 0
     workers: int = 0
     changes: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How much it is in all, as budgets count it."""
+        return self.attempts + self.workers + self.changes
 
     def __add__(self, other: Removed) -> Removed:
         """Sum two batches."""
@@ -88,7 +93,7 @@ def preview(connection: Connection, older_than: datetime) -> Preview:
     workers = select(worker.c.id).where(
         *_worker_goes(older_than, database_now(connection)), ~_is_named(lambda row: ~_try_goes(row, older_than))
     )
-    changes = select(change.c.id).where(change.c.worker_ref.in_(workers))
+    changes = select(change.c.id).where(or_(change.c.worker_ref.in_(workers), _change_goes(older_than)))
     oldest = connection.execute(
         select(attempt.c.started_at)
         .where(attempt.c.start_slot.is_not(None), ~goes)
@@ -109,6 +114,7 @@ def prune(older_than: datetime, *, transaction: Transaction = compat.short_trans
     """
     yield from _prune_tries(older_than, transaction)
     yield from _prune_workers(older_than, transaction)
+    yield from _prune_changes(older_than, transaction)
 
 
 def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = compat.short_transaction) -> Removed:
@@ -119,7 +125,7 @@ def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = 
     total = Removed()
     for removed in prune(older_than, transaction=transaction):
         total += removed
-        if total.attempts + total.workers >= budget:
+        if total.rows >= budget:
             break
     return total
 
@@ -145,7 +151,7 @@ def keep_within_limit() -> Removed | None:
     except Exception as error:  # noqa: BLE001
         log.warning("Airflow Worker Insight could not remove what is older than its limit: %s", error)
         return None
-    if removed is not None and removed.attempts + removed.workers >= STEP:
+    if removed is not None and removed.rows >= STEP:
         _rests_until = 0.0
     return removed
 
@@ -327,3 +333,40 @@ def _is_named(stays: Callable[[Any], Any]) -> Any:
     """Say that a worker is named by a try of which ``stays`` says so."""
     row = attempt.alias()
     return _exists(row, row.c.worker_ref == worker.c.id, stays(row))
+
+
+# --- the history of workers that stay --------------------------------------------------------------------------------
+
+
+def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
+    """Remove old entries of histories, in the order of their rows."""
+    last: int | None = 0
+    while last is not None:
+        with transaction() as connection:
+            found: Sequence[int] = (
+                connection.execute(
+                    select(change.c.id)
+                    .where(change.c.id > last, _change_goes(older_than))
+                    .order_by(change.c.id)
+                    .limit(BATCH)
+                    .with_for_update(skip_locked=True)
+                )
+                .scalars()
+                .all()
+            )
+            if found:
+                connection.execute(delete(change).where(change.c.id.in_(found)))
+        yield Removed(changes=len(found))
+        last = found[-1] if len(found) == BATCH else None
+
+
+def _change_goes(older_than: datetime) -> Any:
+    """Say that an entry of a history goes though its worker stays: what was seen, before something else was.
+
+    What a person decided stays as long as the worker: it may be what counts, for a later life too.
+    """
+    later = change.alias()
+    was_replaced = _exists(
+        later, later.c.worker_ref == change.c.worker_ref, later.c.availability.is_(None), later.c.id > change.c.id
+    )
+    return and_(change.c.changed_at < older_than, change.c.availability.is_(None), was_replaced)

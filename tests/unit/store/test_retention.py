@@ -265,6 +265,43 @@ def test_a_worker_that_was_seen_within_a_day_stays_whatever_the_limit(database: 
 
 
 @on_both
+def test_of_a_worker_that_stays_old_history_goes_but_for_what_counts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    ref = store_worker(database, state="online", ended_at=None)
+    idle = store_worker(database, "celery-2", state="lost", ended_at=None, last_seen_at=at(DAY))
+    history: list[tuple[int, float, str | None, str | None]] = [
+        (ref, -5, "unresponsive", None),
+        (ref, -4, None, "quarantined"),
+        (ref, -4, "online", None),
+        (idle, -4, "unresponsive", None),
+        (idle, -3, "lost", None),
+        (ref, -3, None, "available"),
+        (ref, -2, None, None),
+        (ref, 1, "unresponsive", None),
+        (ref, 2, "online", None),
+    ]
+    with database.engine.begin() as connection:
+        for worker_ref, day, state, decided in history:
+            values = {"worker_ref": worker_ref, "changed_at": at(day * DAY), "state": state, "availability": decided}
+            connection.execute(insert(change).values(values))
+        expected = retention.preview(connection, LIMIT).removed
+    assert sum(retention.prune(LIMIT), Removed()) == expected == Removed(changes=4)
+    with database.engine.connect() as connection:
+        left = connection.execute(
+            select(change.c.worker_ref, change.c.state, change.c.availability).order_by(change.c.id)
+        ).all()
+    assert [tuple(row) for row in left] == [
+        (ref, None, "quarantined"),
+        (idle, "lost", None),
+        (ref, None, "available"),
+        (ref, "unresponsive", None),
+        (ref, "online", None),
+    ]
+
+
+@on_both
 def test_the_oldest_try_that_stays_is_named(database: Database) -> None:
     store_old_try(database)
     for seconds in (30, 20, 700):
@@ -367,7 +404,7 @@ def test_what_goes_wrong_is_said_and_tried_again_later(
     limit(30)
     store_ages(database)
     with monkeypatch.context() as broken:
-        broken.setenv("AIRFLOW__WORKER_INSIGHT__RETENTION_DAYS", "a month")
+        broken.setattr(retention, "BATCH", "many")
         assert [retention.keep_within_limit() for _ in range(2)] == [None, None]
     assert len([record for record in caplog.records if "older than its limit" in record.getMessage()]) == 1
     assert len(tries(database)) == 4
