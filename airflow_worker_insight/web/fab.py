@@ -182,8 +182,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def workers(self) -> Response:
         """Show the fleet: which workers there are and how they fare."""
         reader = Reader(compat.flask_user())
-        address = parse_workers_address(_query())
         reader.require_workers()
+        address = parse_workers_address(_query())
         return _show(self, "Workers", "workers.html", page=content.workers_page(address), url=urls(reader))
 
     @route("/workers/<worker_id>")
@@ -192,8 +192,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def worker(self, worker_id: str) -> Response:
         """Show a worker's life and the tries that it ran, of those that the reader may see."""
         reader = Reader(compat.flask_user())
-        address = parse_worker_address(_query())
         reader.require_workers()
+        address = parse_worker_address(_query())
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
         may_decide = reader.may_edit_pools()
         page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
@@ -225,8 +225,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def attempts(self) -> Response:
         """Show every try of the Dags that the reader may read."""
         reader = Reader(compat.flask_user())
-        address = parse_attempts_address(_query(), states=compat.task_instance_states())
         reader.require_task_instances()
+        address = parse_attempts_address(_query(), states=compat.task_instance_states())
         dag_ids = reader.readable_dag_ids()
         if address.dag_id and reader.may_see_task_instances(address.dag_id):
             dag_ids = {*dag_ids, address.dag_id}

@@ -45,8 +45,8 @@ def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
 @router.get("/workers/fragment")
 def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show the fleet: which workers there are and how they fare."""
-    address = parse_workers_address(request.url.query)
     reader.require_workers()
+    address = parse_workers_address(request.url.query)
     return _show("workers.html", request, reader, page=content.workers_page(address))
 
 
@@ -54,8 +54,8 @@ def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
 @router.get("/workers/{worker_id}/fragment")
 def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     """Show a worker's life and the tries that it ran, of those that the reader may see."""
-    address = parse_worker_address(request.url.query)
     reader.require_workers()
+    address = parse_worker_address(request.url.query)
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
     page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
     if page is None:
@@ -93,8 +93,8 @@ def decide(
 @router.get("/attempts/fragment")
 def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show every try of the Dags that the reader may read."""
-    address = parse_attempts_address(request.url.query, states=compat.task_instance_states())
     reader.require_task_instances()
+    address = parse_attempts_address(request.url.query, states=compat.task_instance_states())
     page = content.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
     return _show("attempts.html", request, reader, page=page)
 

@@ -330,6 +330,9 @@ def test_lists_are_for_those_who_may_see_them(
     rights.logged_in = False
     assert pages.get("/workerinsight/workers").status_code == 302
     assert pages.get("/workerinsight/attempts/fragment").status_code == 401
+    # The login comes before what is wrong with the address.
+    for path in ("workers?colour=red", "workers/w1?dag_id=etl", "attempts?colour=red"):
+        assert pages.get(f"/workerinsight/{path}").status_code == 302
 
 
 @pytest.mark.parametrize("query", ["page_{}=x", "psize_{}=1.5", "page_{}=", "_flt_7_hostname=a"])
