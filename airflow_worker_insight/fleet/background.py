@@ -60,7 +60,7 @@ class Refresher:
                     type(error).__name__,
                     error,
                 )
-                wait = self._interval()
+                wait = config.refresh_interval()
 
     def _once(self) -> float:
         """Look if it is due; return in how many seconds to come again."""
@@ -70,7 +70,7 @@ class Refresher:
             if schema is not Schema.READY:
                 # The claim may have said so already: one warning of a process is enough.
                 warn_once("schema", "%s Until then nobody looks at the workers.", schema.explanation)
-                return self._interval()
+                return config.refresh_interval()
             self._is_ready = True
         outcome = go_round()
         for one in outcome.engines:
@@ -80,14 +80,8 @@ class Refresher:
                 warn_once(f"refresh.{one.name}", "Airflow Worker Insight could not look at %s: %s", one.name, one.error)
         return outcome.due_in
 
-    def _interval(self) -> float:
-        try:
-            return float(config.refresh_interval())
-        except Exception:  # noqa: BLE001
-            return 60.0  # What is written there is no number.
-
     def _jitter(self) -> float:
-        return random.uniform(0.05, max(0.1, JITTER * self._interval()))  # noqa: S311
+        return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311
 
 
 @asynccontextmanager
