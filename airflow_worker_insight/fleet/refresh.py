@@ -89,15 +89,15 @@ def refresh(*, only_if_due: bool) -> RefreshOutcome:
 
 def _end_forgotten() -> None:
     """End what is left of engines that are not configured any more; it never raises."""
-    try:
-        setting = config.executor()
-        # Without a setting nothing is known of any executor.
-        for name in absent_engines(setting) if setting else ():
+    setting = config.executor()
+    # Without a setting nothing is known of any executor.
+    for name in absent_engines(setting) if setting else ():
+        try:
             with compat.short_transaction() as connection:
                 end_forgotten(connection, name, timeouts=_timeouts(), now=database_now(connection))
-    except Exception:
-        count("refresh.failed.forgotten")
-        log.debug("Ending the workers of engines that are not configured failed", exc_info=True)
+        except Exception:
+            count(f"refresh.failed.{name}")
+            log.debug("Ending the workers of %s, which is not configured any more, failed", name, exc_info=True)
 
 
 def _timeouts() -> Timeouts:
