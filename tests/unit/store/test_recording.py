@@ -177,7 +177,10 @@ def test_the_usual_start_is_one_statement(database: Database) -> None:
     assert seen == ["INSERT worker_insight_attempt"]
     with statements(database) as seen:
         start(database, a_worker(), replace(KEY, task_id="load"), now=at(31))
-    assert seen == ["INSERT worker_insight_attempt", "UPDATE worker_insight_attempt"]
+    # Around a wait for somebody's lock PostgreSQL is told how long it may take, and then that it is over.
+    writes = [statement for statement in seen if "worker_insight" in statement]
+    assert writes == ["INSERT worker_insight_attempt", "UPDATE worker_insight_attempt"]
+    assert len(seen) <= 4
 
 
 @on_both
