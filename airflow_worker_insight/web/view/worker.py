@@ -218,13 +218,18 @@ def _since(life: Life, now: datetime) -> Ago | None:
 
 
 def _running(life: Life, now: datetime) -> Tries | None:
-    if life.row.host_only or life.row.state in (LOST, OFFLINE):
-        return None
     rows, total = life.running
+    # One that was told to stop may let its tries end: a warm shutdown takes as long as they do.
+    if life.row.host_only or life.row.state == LOST or (life.row.state == OFFLINE and not total):
+        return None
+    if life.row.state == OFFLINE:
+        text = f"It was told to stop; {words.count(total, 'try still runs', 'tries still run')} on it."
+    elif total:
+        text = f"{words.count(total, 'try runs', 'tries run')} on it now."
+    else:
+        text = "Nothing that you may see runs on it now."
     return Tries(
-        text=f"{words.count(total, 'try runs', 'tries run')} on it now."
-        if total
-        else "Nothing that you may see runs on it now.",
+        text=text,
         rows=tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows),
         rest=_rest(len(rows), total),
     )

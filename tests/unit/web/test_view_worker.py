@@ -138,6 +138,17 @@ def test_what_runs_now_is_listed_and_counted() -> None:
     assert a_page().running.text == "Nothing that you may see runs on it now."
 
 
+@pytest.mark.parametrize(("total", "text"), [(1, "1 try still runs on it."), (2, "2 tries still run on it.")])
+def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, text: str) -> None:
+    offline = a_worker_row(state="offline", ended_at=at(900))
+    running = [a_try(number, 0, None, on("celery-1"), state="running") for number in range(1, total + 1)]
+    page = a_page(offline, running=(running, total))
+    assert page.running.text == f"It was told to stop; {text}"
+    assert len(page.running.rows) == total
+    assert page.refresh_seconds == REFRESH_BUSY_SECONDS
+    assert a_page(offline).running is None
+
+
 def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
     one = a_try(1, 0, 1, on("celery-0", load=9.0), on("celery-1", load=0.5))
     page = a_page(attempts=AttemptPage([one], 1, total_is_exact=True))
