@@ -165,6 +165,15 @@ def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
     return None if row is None else _worker(row, _Looks.of(connection))
 
 
+def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str, WorkerRow]:
+    """Return those of some workers that are known, by the ID that they are asked for by."""
+    if not worker_ids:
+        return {}
+    rows = connection.execute(select(worker).where(worker.c.worker_id.in_(worker_ids))).all()
+    looks = _Looks.of(connection)
+    return {row.worker_id: _worker(row, looks) for row in rows}
+
+
 def changes(connection: Connection, one: WorkerRow, *, limit: int) -> list[Change]:
     """Return a worker's history, the latest change first."""
     rows = connection.execute(

@@ -68,7 +68,7 @@ _TITLES = {
 def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
-    :param sees_workers: whether the reader may see how much runs on workers
+    :param sees_workers: whether the reader may see how workers fare and how much runs on them
     """
     with database.reading() as connection:
         attempts = reading.task_instance_attempts(
@@ -78,9 +78,11 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
             task_id=address.task_id,
             map_index=address.map_index,
         )
+        worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
+        lives = workers.get_workers(connection, worker_ids) if sees_workers else {}
     if not sees_workers:
         attempts = [reading.without_neighbours(one) for one in attempts]
-    return build_panel(address, attempts, now=datetime.now(tz=timezone.utc))
+    return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc))
 
 
 def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.store.recording import LOST
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.strip import Strip, build_strip
 from airflow_worker_insight.web.view.attribution import UNFINISHED, WAITING, Attribution
@@ -12,14 +13,23 @@ from airflow_worker_insight.web.view.parts import Notice
 from airflow_worker_insight.web.view.tries import Row, build_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from airflow_worker_insight.store.reading import Attempt
+    from airflow_worker_insight.store.workers import WorkerRow
     from airflow_worker_insight.web.address import PanelAddress
 
 REFRESH_SECONDS = 5
 """How often a panel asks again while its task has not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What Airflow still says of the last try although its worker has been gone ``since`` then."""
+
+    text: str
+    since: words.Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,7 @@ class Panel:
     address: PanelAddress
     task_name: str
     summary: str
+    doubt: Doubt | None
     rows: tuple[Row, ...]
     strip: Strip | None
     notices: tuple[Notice, ...]
@@ -37,15 +48,18 @@ class Panel:
     """How often to ask again; 0 for a task instance that has ended."""
 
 
-def build_panel(address: PanelAddress, attempts: Sequence[Attempt], *, now: datetime) -> Panel:
+def build_panel(
+    address: PanelAddress, attempts: Sequence[Attempt], lives: Mapping[str, WorkerRow] | None = None, *, now: datetime
+) -> Panel:
     """Return the panel of a task instance.
 
     :param attempts: every try of it, in any order; a try numbered 0 has not been scheduled
+    :param lives: the workers whose state the reader may see, by their IDs
     :param now: the time until which a running try lasts
     """
     tries = sorted((one for one in attempts if one.try_number > 0), key=lambda one: -one.try_number)
     marks = _marks(tries)
-    rows = tuple(build_row(one, marks, now=now, selected=address.try_number) for one in tries)
+    rows = tuple(build_row(one, marks, lives, now=now, selected=address.try_number) for one in tries)
     summary = _summary(tries)
     explanations = {row.attribution.text: row.attribution for row in rows}
     latest = max(attempts, key=lambda one: one.try_number, default=None)
@@ -54,6 +68,7 @@ def build_panel(address: PanelAddress, attempts: Sequence[Attempt], *, now: date
         address=address,
         task_name=_task_name(address.task_id, address.map_index),
         summary=summary,
+        doubt=_doubt(tries, lives or {}),
         rows=rows,
         strip=build_strip(tries, marks, now=now, label=summary),
         notices=tuple(_notices(attempts, tries)),
@@ -114,6 +129,16 @@ def _summary(tries: Sequence[Attempt]) -> str:
     if len(tries) == 1:
         return f"The only try so far {did}."
     return f"{_how_many(tries)}; the last one {did}."
+
+
+def _doubt(tries: Sequence[Attempt], lives: Mapping[str, WorkerRow]) -> Doubt | None:
+    """Say that nobody works on the last try any more, although Airflow says so until its own heartbeat times out."""
+    if not tries or tries[0].state not in ("running", "restarting") or not tries[0].workers:
+        return None
+    last = max(tries[0].workers, key=lambda worker: (worker.last_started_at is not None, worker.last_started_at))
+    life = lives.get(last.worker_id)
+    since = words.moment(life.ended_at or life.last_seen_at) if life is not None and life.state == LOST else None
+    return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
 
 
 def _how_many(tries: Sequence[Attempt]) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.store.recording import LOST, OFFLINE, UNRESPONSIVE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.view.attribution import UNFINISHED, Attribution, attribution_of
+from airflow_worker_insight.web.view.parts import WorkerState, worker_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from airflow_worker_insight.store.reading import Attempt, AttemptWorker
+    from airflow_worker_insight.store.workers import WorkerRow
+
+_NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,8 @@ class WorkerCell:
     hostname: str
     host_only: bool
     has_page: bool
+    state: WorkerState | None
+    """What became of it, where it is not online and the reader may know."""
     note: str
     conditions: str
     """What its machine was like when the try started there."""
@@ -56,6 +63,7 @@ class Row:
 def build_row(
     one: Attempt,
     marks: Mapping[str, str],
+    lives: Mapping[str, WorkerRow] | None = None,
     *,
     now: datetime,
     selected: int | None = None,
@@ -64,6 +72,7 @@ def build_row(
     """Return a try as a row.
 
     :param marks: the letters of the workers' lanes in the strip, by worker ID, where there is one
+    :param lives: the workers whose state is to be told, by their IDs
     :param selected: the number of the try that the reader came from
     :param worker_id: the worker whose page this is
     """
@@ -75,7 +84,7 @@ def build_row(
         try_number=one.try_number,
         state=one.state or "no_status",
         state_text=words.state(one.state),
-        workers=tuple(_cell(one, worker, marks) for worker in one.workers),
+        workers=tuple(_cell(one, worker, marks, (lives or {}).get(worker.worker_id)) for worker in one.workers),
         no_worker_text="" if one.workers else _no_worker_text(one),
         started=words.moment(one.started_at),
         ended=words.moment(one.ended_at),
@@ -86,7 +95,7 @@ def build_row(
     )
 
 
-def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str]) -> WorkerCell:
+def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str], life: WorkerRow | None) -> WorkerCell:
     note = ""
     if worker.process_count > 1:
         note = words.count(worker.process_count, "process", "processes")
@@ -100,6 +109,7 @@ def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str]) -> Work
         hostname=worker.hostname,
         host_only=worker.host_only,
         has_page=one.is_recorded,
+        state=worker_state(life) if life is not None and life.state in _NOT_ONLINE else None,
         note=note,
         conditions=_conditions(worker),
     )

@@ -81,6 +81,17 @@ def test_a_worker_by_the_id_that_its_processes_report(database: Database) -> Non
 
 
 @on_both
+def test_some_workers_by_their_ids_are_as_stale_as_any(database: Database) -> None:
+    register(database, "celery-1")
+    register(database, "celery-2")
+    register(database, "celery-3", state="lost")
+    with database.engine.connect() as connection:
+        found = workers.get_workers(connection, {"celery-1", "celery-3", "celery-4"})
+        assert found == {name: workers.get_worker(connection, name) for name in ("celery-1", "celery-3")}
+        assert workers.get_workers(connection, ()) == {}
+
+
+@on_both
 def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
     register(database, "first", name="w1")
     register(database, "another-kind", name="w1", kind="local")

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from sqlalchemy import update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import Conditions, record_start
+from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
 from tests.unit.database import a_worker, add_run, add_try, at
 from tests.unit.web.conftest import READABLE, SECRET
@@ -207,6 +209,16 @@ def test_what_ran_beside_a_try_is_told_to_those_who_may_see_workers(client_of: C
 
     assert told("few jobs") == ([0.5, 41], True, True)
     assert told("few") == ([0.5, None], False, False)
+
+
+@pytest.mark.usefixtures("tries")
+def test_what_became_of_a_worker_is_told_to_those_who_may_see_workers(client_of: ClientOf, dags: Database) -> None:
+    with dags.engine.begin() as connection:
+        connection.execute(update(worker).values(state="lost", ended_at=at(9)))
+    told, untold = (client_of(who).get(PANEL).text for who in ("few jobs", "few"))
+    assert "Airflow still counts it as running, but w2@host-1 has been lost since" in told
+    assert "wi-life-lost" in told
+    assert "lost" not in untold
 
 
 @pytest.mark.usefixtures("tries")
