@@ -90,7 +90,7 @@ def struck_tries(
     attempts = [
         one_try
         for one_try in _not_ended(connection, one, one.last_seen_at + _may_seem_later(one), dag_ids=dag_ids)
-        if one_try.state not in _UNHARMED and _is_last_on(one, one_try)
+        if one_try.state not in UNHARMED and _is_last_on(one, one_try)
     ]
     return attempts[:limit], len(attempts)
 
@@ -214,7 +214,7 @@ def outcomes_per_hour(
 
 _SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
 
-_UNHARMED = frozenset(
+UNHARMED = frozenset(
     {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
 )
 """States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or

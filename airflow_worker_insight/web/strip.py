@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.store.worker_tries import UNHARMED
 from airflow_worker_insight.web import words
 
 if TYPE_CHECKING:
@@ -87,23 +88,33 @@ class _Stay:
     processes: int
     is_last: bool
     is_thread: bool = False
+    is_cut: bool = False
+    """Whether it ends with the worker, which was lost, and not where Airflow noticed."""
 
 
-def build_strip(attempts: Sequence[Attempt], marks: Mapping[str, str], *, now: datetime, label: str) -> Strip | None:
+def build_strip(
+    attempts: Sequence[Attempt],
+    marks: Mapping[str, str],
+    lost: Mapping[str, datetime] | None = None,
+    *,
+    now: datetime,
+    label: str,
+) -> Strip | None:
     """Draw the strip.
 
     :param attempts: the tries of a task instance, in any order
     :param marks: the letter of each worker, by worker ID, in the order of the lanes
+    :param lost: when workers were lost, by worker ID: nothing that they took with them is drawn beyond
     :param label: the strip in one sentence, for those who cannot see it
     :returns: ``None`` when there is nothing to see: no try was on a worker, as far as is known
     """
     ordered = sorted(attempts, key=lambda one: one.try_number)
-    stays = [stay for one in ordered for stay in _stays(one, now)]
+    stays = [stay for one in ordered for stay in _stays(one, lost or {}, now)]
     if not any(stay.lane in marks for stay in stays):
         return None
     positions = _positions(stays)
     start, end = min(stay.start for stay in stays), max(stay.end for stay in stays)
-    ends_now = any(_is_running(one) for one in ordered)
+    ends_now = any(_is_running(stay.attempt) and not stay.is_cut and stay.end == end for stay in stays)
     return Strip(
         lanes=_lanes(stays, marks, positions),
         start=_moment(start),
@@ -118,7 +129,7 @@ def build_strip(attempts: Sequence[Attempt], marks: Mapping[str, str], *, now: d
 # --- where a try was ------------------------------------------------------------------------------------------------
 
 
-def _stays(one: Attempt, now: datetime) -> list[_Stay]:
+def _stays(one: Attempt, lost: Mapping[str, datetime], now: datetime) -> list[_Stay]:
     """Return where a try was and when, as far as is known: when each process started, not when it ended."""
     if one.started_at is None:
         return []
@@ -126,10 +137,14 @@ def _stays(one: Attempt, now: datetime) -> list[_Stay]:
     if not one.workers:
         lane = UNKNOWN if one.attribution == "unknown" else NOWHERE
         return [_Stay(one, lane, one.started_at, whole_end, 0, is_last=True)]
+    last = max(one.workers, key=lambda worker: (worker.last_started_at or one.started_at, worker.worker_id))
+    ended = lost.get(last.worker_id)
+    is_cut = ended is not None and ended < whole_end and one.state not in UNHARMED
+    if ended is not None and is_cut:
+        whole_end = max(one.started_at, ended)
     if len(one.workers) == 1 and not _is_waiting(one):
         only = one.workers[0]
-        return [_Stay(one, only.worker_id, one.started_at, whole_end, only.process_count, is_last=True)]
-    last = max(one.workers, key=lambda worker: (worker.last_started_at or one.started_at, worker.worker_id))
+        return [_Stay(one, only.worker_id, one.started_at, whole_end, only.process_count, is_last=True, is_cut=is_cut)]
     found = []
     for worker in one.workers:
         found.append(_Stay(one, worker.worker_id, one.started_at, whole_end, 0, is_last=False, is_thread=True))
@@ -137,7 +152,9 @@ def _stays(one: Attempt, now: datetime) -> list[_Stay]:
         is_last = worker is last
         if is_last and not _is_waiting(one):
             end = max(end, whole_end)
-        found.append(_Stay(one, worker.worker_id, start, end, worker.process_count, is_last=is_last))
+        found.append(
+            _Stay(one, worker.worker_id, start, end, worker.process_count, is_last=is_last, is_cut=is_last and is_cut)
+        )
     return found
 
 
@@ -238,7 +255,7 @@ def _bar(stay: _Stay, start: float, end: float) -> Bar:
         if stay.processes > 1 and width >= WIDE
         else "",
         sure=one.attribution in SURE,
-        running=stay.is_last and _is_running(one),
+        running=stay.is_last and _is_running(one) and not stay.is_cut,
         thin=width < THIN * len(label),
         is_thread=stay.is_thread,
     )
@@ -253,7 +270,8 @@ def _title(stay: _Stay) -> str:
     parts = [f"Try {one.try_number} {where}"]
     if stay.is_last:
         parts.append(words.state(one.state))
-    parts.append(f"from {stay.start:%H:%M:%S} UTC, {words.duration(_seconds(stay.end - stay.start))}")
+    lasted = words.duration(_seconds(stay.end - stay.start))
+    parts.append(f"from {stay.start:%H:%M:%S} UTC, {lasted}{', until the worker was lost' if stay.is_cut else ''}")
     if stay.processes > 1:
         parts.append(words.count(stay.processes, "process", "processes"))
     return "; ".join(parts)

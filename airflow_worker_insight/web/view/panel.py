@@ -70,7 +70,7 @@ def build_panel(
         summary=summary,
         doubt=_doubt(tries, lives or {}),
         rows=rows,
-        strip=build_strip(tries, marks, now=now, label=summary),
+        strip=build_strip(tries, marks, _lost(lives or {}), now=now, label=summary),
         notices=tuple(_notices(attempts, tries)),
         explanations=tuple(explanations.values()),
         refresh_seconds=REFRESH_SECONDS if unfinished else 0,
@@ -139,6 +139,10 @@ def _doubt(tries: Sequence[Attempt], lives: Mapping[str, WorkerRow]) -> Doubt | 
     life = lives.get(last.worker_id)
     since = words.moment(life.ended_at or life.last_seen_at) if life is not None and life.state == LOST else None
     return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
+
+
+def _lost(lives: Mapping[str, WorkerRow]) -> dict[str, datetime]:
+    return {worker_id: life.ended_at or life.last_seen_at for worker_id, life in lives.items() if life.state == LOST}
 
 
 def _how_many(tries: Sequence[Attempt]) -> str:

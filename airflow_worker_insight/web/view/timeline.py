@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.store.recording import LOST, OFFLINE
+from airflow_worker_insight.store.worker_tries import UNHARMED
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import HOURS, AttemptsAddress
 from airflow_worker_insight.web.view.parts import Option
@@ -106,10 +108,19 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """The worker's end: where it is in the drawing, ready to print, and what it was."""
+
+    x: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """The tries of some hours in lanes, and the ways to other hours."""
 
     bars: tuple[Bar, ...]
+    end: End | None
     lanes: int
     lane_height: int
     ticks: tuple[words.Moment, ...]
@@ -161,6 +172,8 @@ class _Span:
     start: datetime
     end: datetime
     is_running: bool
+    is_cut: bool = False
+    """Whether it ends with the worker, which was lost, and not where Airflow noticed."""
     lane: int = 0
 
     @property
@@ -194,6 +207,7 @@ def build_timeline(
     later = None if is_latest else min(end + step, latest)
     return Timeline(
         bars=tuple(_bar(span, row, height, start, end) for span in _together(in_lanes, (end - start) * LEAST_SHARE)),
+        end=_end(row, start, end),
         lanes=lanes,
         lane_height=height,
         ticks=_ticks(start, end),
@@ -211,6 +225,15 @@ def build_timeline(
     )
 
 
+def _end(row: WorkerRow, start: datetime, end: datetime) -> End | None:
+    if row.state not in (LOST, OFFLINE) or row.ended_at is None or not start <= row.ended_at <= end:
+        return None
+    return End(
+        f"{(row.ended_at - start) / (end - start):.2%}",
+        f"{words.worker_state(row.state)} at {row.ended_at:%H:%M:%S} UTC",
+    )
+
+
 def _length(hours: int) -> str:
     return f"{hours} h" if hours <= 24 else f"{hours // 24} d"  # noqa: PLR2004
 
@@ -220,14 +243,20 @@ def _span(row: WorkerRow, one: Stay, now: datetime) -> _Span:
     start = one.began_at or now
     last_process = one.last_process_at or start
     is_open = not one.went_on and one.ended_at is None and one.state in ("running", "restarting")
-    if is_open and row.ended_at is None:
+    # One that was told to stop may still let its tries end.
+    is_running = is_open and (row.ended_at is None or row.state == OFFLINE)
+    is_cut = False
+    if is_running:
         end = now
     elif one.went_on:
         end = last_process
     else:
-        # What ran when the worker was last seen ended there with it.
         end = one.ended_at or (row.ended_at if is_open else None) or last_process
-    return _Span((one,), start, max(start, end), is_open and row.ended_at is None)
+        # What ran when the worker was last seen ended there with it, whenever Airflow noticed.
+        if row.state == LOST and row.ended_at is not None and one.state not in UNHARMED:
+            is_cut = is_open or end > row.ended_at
+            end = min(end, row.ended_at)
+    return _Span((one,), start, max(start, end), is_running, is_cut)
 
 
 def _places(spans: Iterable[_Span]) -> list[int]:
@@ -265,7 +294,7 @@ def _together(spans: Iterable[_Span], least: timedelta) -> list[_Span]:
 
 
 def _is_one_with(before: _Span, span: _Span, least: timedelta) -> bool:
-    is_short = span.end - span.start < least and not span.is_running
+    is_short = span.end - span.start < least and not span.is_running and span.is_cut == before.is_cut
     last = before.stays[-1].began_at or before.start
     return is_short and span.start < max(before.end, last + least)
 
@@ -277,6 +306,10 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
     x = min(x, 100 - LEAST_WIDTH)
     lasted = words.duration((span.end - span.start).total_seconds())
     when = f"from {span.start:%H:%M:%S} UTC, {lasted}{' so far' if span.is_running else ''}"
+    if span.is_cut:
+        when += ", until the worker was lost"
+        noticed = span.stays[0].ended_at
+        when += f"; Airflow noticed at {noticed:%H:%M:%S} UTC" if len(span.stays) == 1 and noticed else ""
     state = words.state(span.stays[0].state)
     key = address = None
     if len(span.stays) == 1:

@@ -11,6 +11,7 @@ from airflow_worker_insight.web.strip import MAX_LANES, Bar, Strip
 from airflow_worker_insight.web.view.panel import build_panel
 from tests.unit.database import at
 from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
+from tests.unit.web.workers import a_worker_row
 
 if TYPE_CHECKING:
     from airflow_worker_insight.store.reading import Attempt
@@ -50,6 +51,22 @@ def test_retries_on_different_workers_stand_on_different_lanes() -> None:
         "6 min 40 s",
     )
     assert strip.notes == ()
+
+
+def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
+    lives = {"w1": a_worker_row("w1", state="lost", ended_at=at(400))}
+    running = a_try(2, 200, None, on("w1"), state="running")
+    strip = build_panel(HERE, [a_try(1, 0, 100, on("w1"), state="failed"), running], lives, now=at(1000)).strip
+    assert strip is not None
+    before, cut = strip.lanes[0].bars
+    assert (span(before), span(cut)) == ((0, 25), (50, 100))
+    assert (cut.running, strip.ends_now, strip.end.text) == (False, False, "2026-03-01 12:06:40 UTC")
+    assert cut.title.endswith("from 12:03:20 UTC, 3 min 20 s, until the worker was lost")
+    assert "lost" not in before.title
+    # What ended well all the same was not cut off.
+    well = build_panel(HERE, [a_try(1, 0, 1000, on("w1"))], lives, now=at(1000)).strip
+    assert well is not None
+    assert well.end.text == "2026-03-01 12:16:40 UTC"
 
 
 def test_one_try_fills_the_strip_also_when_it_took_no_time() -> None:

@@ -74,6 +74,28 @@ def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
     lost = a_worker_row(state="lost", ended_at=at(2700))
     (bar,) = drawn(mine(1800, None, state="running"), row=lost).bars
     assert (bar.width, bar.running) == ("25.00%", False)
+    assert bar.title.endswith("from 12:30:00 UTC, 15 min, until the worker was lost")
+    noticed = drawn(mine(1800, 3500, state="failed"), row=lost)
+    assert noticed.bars[0].width == "25.00%"
+    assert noticed.bars[0].title.endswith("15 min, until the worker was lost; Airflow noticed at 12:58:20 UTC")
+    assert (noticed.end.x, noticed.end.title) == ("75.00%", "Lost at 12:45:00 UTC")
+    # What ended well or before was not cut off.
+    assert drawn(mine(1800, 3600), row=lost).bars[0].width == "50.00%"
+    assert "lost" not in drawn(mine(1800, 2000, state="failed"), row=lost).bars[0].title
+
+
+def test_what_still_runs_on_a_worker_that_was_told_to_stop_goes_on() -> None:
+    offline = a_worker_row(state="offline", ended_at=at(2700))
+    found = drawn(mine(1800, None, state="running"), row=offline)
+    assert (found.bars[0].width, found.bars[0].running) == ("50.00%", True)
+    assert found.end.title == "Offline at 12:45:00 UTC"
+
+
+def test_an_end_that_is_not_in_these_hours_is_not_drawn() -> None:
+    assert drawn().end is None
+    assert drawn(row=a_worker_row(state=None, ended_at=at(2700))).end is None
+    lost = a_worker_row(state="lost", ended_at=at(2700))
+    assert drawn(row=lost, address=WorkerAddress(hours=1, until=at(2000))).end is None
 
 
 def test_a_try_that_went_on_elsewhere_ends_here_where_its_last_process_began() -> None:
