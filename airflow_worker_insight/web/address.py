@@ -130,7 +130,8 @@ class WorkersAddress(ListAddress):
 class WorkerAddress(ListAddress):
     """What the page of a worker shows: which hours of its timeline, and which page of its tries."""
 
-    hours: int = 24
+    hours: int | None = None
+    """``None`` is as many as hold the worker's life, and a day at the most."""
     until: datetime | None = None
     """Where the timeline ends; ``None`` is now."""
     offset: int = 0
@@ -187,8 +188,9 @@ def parse_worker_address(query: str) -> WorkerAddress:
     :raises BadAddress: when a name or a value is none that there is
     """
     given = _given(query, WorkerAddress)
+    hours = _one_of(given, "hours", [str(hours) for hours in HOURS])
     return WorkerAddress(
-        hours=int(_one_of(given, "hours", [str(hours) for hours in HOURS]) or WorkerAddress().hours),
+        hours=int(hours) if hours else None,
         until=_moment(given, "until"),
         offset=_offset(given),
     )

@@ -41,6 +41,9 @@ LEAST_SHARE = LEAST_WIDTH / 100
 LEAST_HEIGHT = 3
 """Of a piece of an hourly bar, in pixels: one failed try among thousands is what the drawing is there for."""
 
+DAY = 24
+"""Hours that the hourly bars show at the least, and a timeline at the most where nobody asked for more."""
+
 _HOUR = timedelta(hours=1)
 _LANE_HEIGHTS = ((8, 18), (20, 12), (MAX_LANES, 7))
 _FIRST, _LAST = ("success", "skipped"), ("upstream_failed", "up_for_retry", "failed")
@@ -143,14 +146,25 @@ class Timeline:
 def window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the beginning and the end of the hours that an address shows."""
     end = min(address.until or _latest(row, now), now)
-    return end - address.hours * _HOUR, end
+    return end - _hours(address, row, now) * _HOUR, end
 
 
 def chart_window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the same for the hourly bars: whole hours, at least a day of them."""
     _, end = window(address, row, now)
     last = (end - timedelta.resolution).replace(minute=0, second=0, microsecond=0)
-    return last - (max(24, address.hours) - 1) * _HOUR, end
+    return last - (max(DAY, _hours(address, row, now)) - 1) * _HOUR, end
+
+
+def _hours(address: WorkerAddress, row: WorkerRow, now: datetime) -> int:
+    """Return how many hours are drawn: without a wish as few as hold the worker's life, and a day at the most."""
+    if address.hours is not None:
+        return address.hours
+    began = row.started_at or row.registered_at
+    # A host stands for workers that came and went.
+    if address.until is not None or row.host_only or began > _latest(row, now):
+        return DAY
+    return next((hours for hours in HOURS if hours >= DAY or _latest(row, now) - began <= hours * _HOUR), DAY)
 
 
 def _latest(row: WorkerRow, now: datetime) -> datetime:
@@ -201,7 +215,8 @@ def build_timeline(
     if max(places, default=0) >= MAX_LANES:
         notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
     in_lanes = [replace(span, lane=min(place, MAX_LANES - 1)) for span, place in zip(spans, places, strict=True)]
-    step = address.hours * _HOUR
+    hours = _hours(address, row, now)
+    step = hours * _HOUR
     latest = _latest(row, now)
     is_latest = address.until is None or address.until >= latest
     later = None if is_latest else min(end + step, latest)
@@ -215,11 +230,10 @@ def build_timeline(
         label=f"{words.count(len(spans), 'try', 'tries')}, at most {lanes} side by side" if spans else "No try",
         notes=tuple(notes),
         lengths=tuple(
-            (Option(str(hours), _length(hours), hours == address.hours), address.changed(hours=hours))
-            for hours in HOURS
+            (Option(str(length), _length(length), length == hours), address.changed(hours=length)) for length in HOURS
         ),
-        earlier=address.changed(until=start),
-        later=None if later is None else address.changed(until=None if later == latest else later),
+        earlier=address.changed(hours=hours, until=start),
+        later=None if later is None else address.changed(hours=hours, until=None if later == latest else later),
         latest=None if is_latest else address.changed(until=None),
         latest_text="Now" if latest == now else "Its end",
     )
@@ -235,7 +249,7 @@ def _end(row: WorkerRow, start: datetime, end: datetime) -> End | None:
 
 
 def _length(hours: int) -> str:
-    return f"{hours} h" if hours <= 24 else f"{hours // 24} d"  # noqa: PLR2004
+    return f"{hours} h" if hours <= DAY else f"{hours // DAY} d"
 
 
 def _span(row: WorkerRow, one: Stay, now: datetime) -> _Span:
@@ -350,7 +364,7 @@ def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAdd
     :param outcomes: the tries that the reader may see, those of ``chart_window``
     """
     start, _ = chart_window(address, row, now)
-    hours = max(24, address.hours)
+    hours = max(DAY, _hours(address, row, now))
     outcomes = [one for one in outcomes if start <= one.hour < start + hours * _HOUR]
     totals: dict[str, int] = {}
     for hour in outcomes:

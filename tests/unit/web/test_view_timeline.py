@@ -145,7 +145,7 @@ def test_a_busy_day_stays_a_light_drawing() -> None:
         )
         for number in range(2000)
     ]
-    bars = drawn(*stays, address=WorkerAddress()).bars
+    bars = drawn(*stays, address=WorkerAddress(hours=24)).bars
     assert len(bars) < 150
     assert {bar.state for bar in bars} == {"success", "failed"}
 
@@ -176,6 +176,43 @@ def test_the_ways_to_other_hours() -> None:
         ("24 h", False, 24),
         ("7 d", False, 168),
     ]
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "hours"),
+    [
+        (0, None, 1),
+        (-1, None, 6),
+        (-5 * HOUR, None, 6),
+        (-6 * HOUR, None, 24),
+        (-900 * HOUR, None, 24),
+        (-1800, -900, 1),
+        # The hours end with that in which the worker did.
+        (-4500, -900, 6),
+        (-900 * HOUR, -899.5 * HOUR, 1),
+        # Clocks may differ.
+        (9 * HOUR, None, 24),
+    ],
+)
+def test_the_timeline_opens_with_the_hours_that_hold_the_workers_life(
+    began: float, ended: float | None, hours: int
+) -> None:
+    row = a_worker_row(started_at=at(began), ended_at=None if ended is None else at(ended))
+    anything = WorkerAddress()
+    first, last = window(anything, row, NOW)
+    assert last - first == timedelta(hours=hours)
+    found = drawn(row=row, address=anything)
+    assert [address.hours for option, address in found.lengths if option.is_chosen] == [hours]
+    assert found.earlier == WorkerAddress(hours, first)
+    # What an address with an end shows does not grow with the worker.
+    assert window(WorkerAddress(until=at(0)), row, NOW) == (at(-24 * HOUR), at(0))
+    unstarted = a_worker_row(started_at=None, registered_at=at(began), ended_at=row.ended_at)
+    assert window(anything, unstarted, NOW) == (first, last)
+
+
+def test_of_a_host_a_day_is_drawn() -> None:
+    first, last = window(WorkerAddress(), a_worker_row(host_only=True, last_seen_at=NOW), NOW)
+    assert last - first == timedelta(hours=24)
 
 
 def test_hours_to_come_are_not_drawn() -> None:
