@@ -24,6 +24,11 @@ class Moment:
     iso: str
     text: str
 
+    @property
+    def bare(self) -> str:
+        """The same without the zone, for a column whose heading names it."""
+        return self.text.removesuffix(" UTC")
+
 
 def moment(value: datetime | None) -> Moment | None:
     """Return a point in time as the pages write it, or ``None`` for none."""

@@ -87,7 +87,7 @@ def assert_shows_three_tries(panel: FrameLocator | object) -> None:
     assert [text.split()[0] for text in texts] == ["3", "2", "1"]
     assert ["Success" in text for text in texts] == [True, False, False]
     assert all("w1@" in text or "w2@" in text for text in texts)
-    assert all("Reported by the worker" in text for text in texts)
+    assert all("Reported" in text for text in texts)
 
 
 def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:

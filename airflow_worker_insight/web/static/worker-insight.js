@@ -82,6 +82,9 @@
     if (!written) {
       return;
     }
+    for (const element of root.querySelectorAll("[data-wi-zone]")) {
+      element.textContent = zone().replaceAll("_", " ");
+    }
     for (const element of root.querySelectorAll("time[datetime]")) {
       const moment = new Date(element.dateTime);
       if (Number.isNaN(moment.getTime())) {
@@ -89,6 +92,9 @@
       }
       const text = written.format(moment).replace(",", "");
       if ("wiAgo" in element.dataset) {
+        element.title = text;
+      } else if ("wiBare" in element.dataset) {
+        element.textContent = text.slice(0, "2026-01-31 08:00:12".length);
         element.title = text;
       } else if ("wiShort" in element.dataset) {
         element.textContent = text.slice("2026-".length, "2026-01-31 08:00".length);

@@ -39,7 +39,7 @@ _ATTRIBUTIONS = {
     for one in (
         Attribution(
             "reported",
-            "Reported by the worker",
+            "Reported",
             "The worker itself said that it ran this try, while it did.",
         ),
         Attribution(
@@ -49,7 +49,7 @@ _ATTRIBUTIONS = {
         ),
         Attribution(
             "backfilled",
-            "From Airflow’s history",
+            "From history",
             "The try is older than the installation of Worker Insight; the worker comes from what Airflow kept of it.",
         ),
         Attribution(
@@ -73,13 +73,13 @@ _ATTRIBUTIONS = {
 _HOST_ONLY = {
     "inferred": Attribution(
         "inferred",
-        "Worked out: the host only",
+        "Host worked out",
         "No report of the worker arrived, and Airflow keeps only the host: it was one of the workers of this host, not "
         "known which.",
     ),
     "backfilled": Attribution(
         "backfilled",
-        "From Airflow’s history: the host only",
+        "Host from history",
         "The try is older than the installation of Worker Insight, and Airflow kept only the host: it was one of the "
         "workers of this host, not known which.",
     ),

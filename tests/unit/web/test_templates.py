@@ -45,7 +45,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def all(self, name: str, /, **attributes: str) -> list[dict[str, str | None]]:
+    def all(self, name: str, /, **attributes: str | None) -> list[dict[str, str | None]]:
         wanted = attributes.items()
         return [found for tag, found in self.tags if tag == name and wanted <= found.items()]
 
@@ -162,6 +162,22 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     targets = {f"#{body['id']}" for body in page.all("tbody")}
     assert {link["href"] for link in links} <= targets
     assert page.all("div", id="wi-panel")[0]["data-wi-refresh"] == "5"
+
+
+def test_a_column_of_times_names_their_zone_once() -> None:
+    one = a_try(1, 0, 10, on("w1"))
+    lists = AttemptPage([one], 1, total_is_exact=True)
+    attempts = build_attempts_page(AttemptsAddress(), lists, dag_ids=["etl"], states=["success"], now=NOW)
+    pages = [
+        panel_page(one),
+        worker_page(a_life(attempts=lists)),
+        Page(render("attempts.html", page=attempts, url=URLS)),
+    ]
+    for page in pages:
+        (time,) = page.all("time", title="2026-03-01 12:00:00 UTC", **{"data-wi-bare": None})
+        assert time["datetime"] == "2026-03-01T12:00:00.000Z"
+        assert len([tag for tag, found in page.tags if "data-wi-zone" in found]) == 1
+        assert "Started UTC" in " ".join(page.text.split())
 
 
 def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:

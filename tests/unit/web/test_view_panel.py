@@ -70,12 +70,12 @@ def test_a_mapped_task_instance_shows_its_index() -> None:
 @pytest.mark.parametrize(
     ("attribution", "state", "workers", "text", "explanation"),
     [
-        ("reported", "success", [on("w1")], "Reported by the worker", "The worker itself said"),
+        ("reported", "success", [on("w1")], "Reported", "The worker itself said"),
         ("inferred", "failed", [on("w1")], "Worked out", "leaves no other worker"),
-        ("inferred", "failed", [one_of_the_host()], "Worked out: the host only", "one of the workers of this host"),
+        ("inferred", "failed", [one_of_the_host()], "Host worked out", "one of the workers of this host"),
         ("inferred", "running", [one_of_the_host()], "Not reported yet", "has not reported yet"),
-        ("backfilled", "success", [on("w1")], "From Airflow’s history", "older than the installation"),
-        ("backfilled", "success", [one_of_the_host()], "From Airflow’s history: the host only", "not known which"),
+        ("backfilled", "success", [on("w1")], "From history", "older than the installation"),
+        ("backfilled", "success", [one_of_the_host()], "Host from history", "not known which"),
         ("not_on_a_worker", "skipped", [], "Not on a worker", "No worker ran this try"),
         ("never_started", "failed", [], "Never started", "before a worker started its process"),
         ("never_started", "queued", [], "Not started yet", "No worker has started this try so far"),
