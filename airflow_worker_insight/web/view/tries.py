@@ -21,6 +21,14 @@ _NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a worker's machine was like when a try started there: in short, and in a sentence."""
+
+    text: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerCell:
     """A worker in a row. ``mark`` is the letter of its lane in the strip, ``note`` what is to be known beside it."""
 
@@ -34,8 +42,7 @@ class WorkerCell:
     state: WorkerState | None
     """What became of it, where it is not online and the reader may know."""
     note: str
-    conditions: str
-    """What its machine was like when the try started there."""
+    conditions: Conditions | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,8 @@ class Row:
     duration: str
     attribution: Attribution
     is_selected: bool
-    conditions: str
-    """What the machine of the worker whose page this is was like when the try started there."""
+    conditions: Conditions | None
+    """Of the worker whose page this is."""
 
 
 def build_row(
@@ -91,7 +98,7 @@ def build_row(
         duration=_duration(one, now),
         attribution=attribution_of(one),
         is_selected=one.try_number == selected,
-        conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), ""),
+        conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), None),
     )
 
 
@@ -115,15 +122,21 @@ def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str], life: W
     )
 
 
-def _conditions(worker: AttemptWorker) -> str:
+def _conditions(worker: AttemptWorker) -> Conditions | None:
     known = []
     if worker.load is not None:
-        known.append(f"load {worker.load:.2f} per CPU")
+        known.append((f"load {worker.load:.1f}", f"load {worker.load:.2f} per CPU"))
     if worker.memory_free is not None:
-        known.append(f"{worker.memory_free:.0%} of memory free")
+        known.append((f"{worker.memory_free:.0%} free", f"{worker.memory_free:.0%} of memory free"))
     if worker.running_beside is not None:
-        known.append(words.count(worker.running_beside, "try beside it", "tries beside it"))
-    return ", ".join(known)
+        beside = words.count(worker.running_beside, "try beside it", "tries beside it")
+        known.append((f"{worker.running_beside:,} beside", beside))
+    if not known:
+        return None
+    return Conditions(
+        text=" · ".join(short for short, _ in known),
+        title="When the try started here: " + ", ".join(sentence for _, sentence in known),
+    )
 
 
 def _no_worker_text(one: Attempt) -> str:

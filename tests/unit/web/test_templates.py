@@ -164,6 +164,15 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     assert page.all("div", id="wi-panel")[0]["data-wi-refresh"] == "5"
 
 
+def test_a_row_of_the_panel_leaves_the_workers_id_to_its_page() -> None:
+    page = panel_page(
+        a_try(1, 0, 10, on("w1-of-its-own", name="w1")), a_try(2, 0, 10, on("w2", name="w2"), is_recorded=False)
+    )
+    assert "w1-of-its-own" not in page.text
+    assert page.all("a", title="w1-of-its-own")
+    assert page.all("span", title="w2")
+
+
 def test_a_column_of_times_names_their_zone_once() -> None:
     one = a_try(1, 0, 10, on("w1"))
     lists = AttemptPage([one], 1, total_is_exact=True)

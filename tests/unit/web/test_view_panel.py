@@ -48,10 +48,15 @@ def test_a_try_on_several_workers_counts_their_processes() -> None:
 def test_what_the_machine_was_like_when_a_try_started() -> None:
     busy = on("w1", load=1.234, memory_free=0.356, running_beside=1)
     (row,) = build_panel(HERE, [a_try(1, 0, 90, busy, on("w2", running_beside=0))], now=NOW).rows
-    assert [cell.conditions for cell in row.workers] == [
-        "load 1.23 per CPU, 36% of memory free, 1 try beside it",
-        "0 tries beside it",
+    assert [(cell.conditions.text, cell.conditions.title) for cell in row.workers if cell.conditions] == [
+        (
+            "load 1.2 · 36% free · 1 beside",
+            "When the try started here: load 1.23 per CPU, 36% of memory free, 1 try beside it",
+        ),
+        ("0 beside", "When the try started here: 0 tries beside it"),
     ]
+    (row,) = build_panel(HERE, [a_try(1, 0, 90, on("w1"))], now=NOW).rows
+    assert row.workers[0].conditions is None
 
 
 def test_the_try_that_the_reader_came_from_is_marked() -> None:

@@ -152,7 +152,7 @@ def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, 
 def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
     one = a_try(1, 0, 1, on("celery-0", load=9.0), on("celery-1", load=0.5))
     page = a_page(attempts=AttemptPage([one], 1, total_is_exact=True))
-    assert page.rows[0].conditions == "load 0.50 per CPU"
+    assert page.rows[0].conditions.title == "When the try started here: load 0.50 per CPU"
 
 
 @pytest.mark.parametrize(
