@@ -12,7 +12,7 @@ from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.store import workers
-from airflow_worker_insight.store.availability import NotOneWorker, set_availability
+from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
@@ -92,6 +92,8 @@ def _decide(args: Any, availability: str) -> None:
             )
     except NotOneWorker:
         raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
+    except EndedLife as error:
+        raise SystemExit(str(error)) from None
     print(f"{one.name} ({one.worker_id}) is {availability} now.")
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
+from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.workers import get_worker
+from airflow_worker_insight.store.workers import get_worker, later_life
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,6 +25,10 @@ class NotOneWorker(ValueError):  # noqa: N818
     """A row that stands for all workers of a host: nothing can be decided of it."""
 
 
+class EndedLife(ValueError):  # noqa: N818
+    """A life that is over: what was decided of it would mean nothing. The message says of which one to decide."""
+
+
 def set_availability(
     connection: Connection, worker_id: str, availability: str, *, note: str | None, changed_by: str, now: datetime
 ) -> WorkerRow | None:
@@ -36,12 +41,14 @@ def set_availability(
     :param changed_by: the person's name, as Airflow has it
     :param now: by the database's clock
     :raises NotOneWorker: when the ID stands for a host
+    :raises EndedLife: when the life is over and the decision would mean nothing
     """
     one = get_worker(connection, worker_id)
     if one is None:
         return None
     if one.host_only:
         raise NotOneWorker(worker_id)
+    _require_meaning(connection, one, availability)
     # Whoever decides at the same time waits here, so that the row and the end of its history say the same.
     decided = connection.execute(
         select(worker.c.availability).where(worker.c.id == one.ref).with_for_update()
@@ -65,3 +72,28 @@ def set_availability(
         )
     )
     return get_worker(connection, worker_id)
+
+
+def _require_meaning(connection: Connection, one: WorkerRow, availability: str) -> None:
+    """Refuse what would be decided of nobody.
+
+    A life that is over can be released; its quarantine means something for as long as the next life of its name will
+    begin with it.
+    """
+    if availability == AVAILABLE or one.state in (ONLINE, UNRESPONSIVE):
+        return
+    later = later_life(connection, one)
+    if later is None:
+        if availability == DRAINING and one.ended_at is not None:
+            raise EndedLife(
+                f"{one.worker_id} has ended, and a drain ends with it: quarantine it to keep work off the next one of "
+                "its name."
+            )
+        return
+    over = "has ended" if one.ended_at is not None else "was followed by another life"
+    if later.ended_at is None:
+        raise EndedLife(f"{one.worker_id} {over}; its name is now borne by {later.worker_id}: decide of that one.")
+    raise EndedLife(
+        f"{one.worker_id} {over}, and the latest of its name, {later.worker_id}, has ended too: quarantine that one to "
+        "keep work off the next."
+    )

@@ -18,7 +18,15 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import run_key, task_key
 from airflow_worker_insight.store.planning import are_among
-from airflow_worker_insight.store.recording import AVAILABLE, ONLINE, QUARANTINED, UNRESPONSIVE, WorkerRecord, upsert
+from airflow_worker_insight.store.recording import (
+    AVAILABLE,
+    LOCAL,
+    ONLINE,
+    QUARANTINED,
+    UNRESPONSIVE,
+    WorkerRecord,
+    upsert,
+)
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
 
@@ -35,7 +43,7 @@ CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
 """The engines' names, as in :func:`.workers.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
 engine knows."""
 
-_KINDS = {CELERY: "celery", EDGE: "edge", JOBS: "local"}
+_KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -282,10 +290,11 @@ def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, An
 
 def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:
     """Return which of these begin in quarantine: ``recording.inherited_availability`` for many at once."""
-    names = {(life.kind, life.engine_name) for life in lives}
-    latest: dict[tuple[str, str], tuple[int, str]] = {}
-    for column in (worker.c.name, worker.c.engine_name):
-        for batch in _batches(sorted({name for _, name in names})):
+    names = {life.engine_name for life in lives}
+    hosts = {life.hostname for life in lives if life.kind == LOCAL}
+    latest: dict[tuple[str, str, str], tuple[int, str]] = {}
+    for column, wanted in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
+        for batch in _batches(sorted(wanted)):
             last = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
                 .where(column.in_(batch), worker.c.host_only.is_(False))
@@ -293,10 +302,17 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
                 .subquery()
             )
             statement = select(last, worker.c.availability).join(worker, worker.c.id == last.c.ref)
+            by = "host" if column is worker.c.hostname else "name"
             for row in connection.execute(statement):
-                key, found = (row.kind, row.called), (row.ref, row.availability)
+                key, found = (by, row.kind, row.called), (row.ref, row.availability)
                 latest[key] = max(latest.get(key, found), found)
-    return [life for life in lives if latest.get((life.kind, life.engine_name), (0, ""))[1] == QUARANTINED]
+
+    def last_life(life: NewLife) -> tuple[int, str]:
+        keys = [("name", life.kind, life.engine_name)]
+        keys += [("host", life.kind, life.hostname)] if life.kind == LOCAL else []
+        return max(latest.get(key, (0, "")) for key in keys)
+
+    return [life for life in lives if last_life(life)[1] == QUARANTINED]
 
 
 def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:

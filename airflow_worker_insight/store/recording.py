@@ -29,7 +29,7 @@ from airflow_worker_insight.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 REPORTED = "reported"
 ONLINE, UNRESPONSIVE, OFFLINE, LOST = WORKER_STATES
 AVAILABLE, DRAINING, QUARANTINED = AVAILABILITIES
+LOCAL = "local"
+"""The kind of a scheduler's own workers."""
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
@@ -225,7 +227,9 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
             "registered_at": now,
             "last_seen_at": now,
             "state": ONLINE,
-            "availability": inherited_availability(connection, record.kind, record.name, record.engine_name),
+            "availability": inherited_availability(
+                connection, record.kind, (record.name, record.engine_name), record.hostname
+            ),
             **changing,
         }
         connection.execute(insert_new(connection.dialect.name, worker, values))
@@ -245,7 +249,7 @@ def _recognised(connection: Connection, record: WorkerRecord, description: Mappi
     where the worker's clock is wrong by just as long as that life lasted. Where the engine knows no start, the next
     look would not know better.
     """
-    if record.kind == "local":
+    if record.kind == LOCAL:
         # The engine's name of a scheduler is Airflow's for its host, which a worker does not know. A job is one life.
         is_same = [worker.c.job_id == record.job_id]
     elif record.kind == "edge":
@@ -284,25 +288,34 @@ def _started_as(record: WorkerRecord) -> Any:
     return or_(told.is_(None), told.between(record.started_at - SAME_START, record.started_at + STARTING))
 
 
-def inherited_availability(connection: Connection, kind: str, *names: str | None) -> str:
+def inherited_availability(connection: Connection, kind: str, names: Iterable[str | None], hostname: str) -> str:
     """Return what a new life begins with: a quarantine outlives a restart, a drain does not.
 
     Else a sick worker would be given work again as soon as something restarts it.
 
     :param names: what the worker is called, by an operator and by its engine
+    :param hostname: what Airflow calls its host
     """
-    called = [name for name in names if name]
     latest = (
         select(worker.c.availability)
-        .where(
-            worker.c.kind == kind,
-            or_(worker.c.name.in_(called), worker.c.engine_name.in_(called)),
-            worker.c.host_only.is_(False),
-        )
+        .where(*are_called(kind, names, hostname), worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(1)
     )
     return QUARANTINED if connection.execute(latest).scalar() == QUARANTINED else AVAILABLE
+
+
+def are_called(kind: str, names: Iterable[str | None], hostname: str) -> list[Any]:
+    """Match the lives of a worker: what is called so by an operator or by its engine.
+
+    A local worker is called after its host, which its engine and its own processes may know by different names; the
+    name of the host that Airflow has is the same for both.
+    """
+    called = [name for name in names if name]
+    bears = [worker.c.name.in_(called), worker.c.engine_name.in_(called)]
+    if kind == LOCAL:
+        bears.append(worker.c.hostname == hostname)
+    return [worker.c.kind == kind, or_(*bears)]
 
 
 _seen: dict[str, datetime] = {}

@@ -17,7 +17,7 @@ from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store.clock import database_now, utc
 from airflow_worker_insight.store.reading import MAX_TOTAL
-from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE
+from airflow_worker_insight.store.recording import LOCAL, LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE, are_called
 from airflow_worker_insight.store.tables import (
     WORKER_STATES,
     change,
@@ -88,6 +88,7 @@ class WorkerFilter:
     label: tuple[str, str] | None = None
     queue: str | None = None
     availability: str | None = None
+    """What is decided of them. It is nothing any more of a life that has ended and that another one followed."""
     search: str | None = None
     """A part of the name, the host name or the ID, whatever its case."""
     seen_since: datetime | None = None
@@ -232,11 +233,19 @@ def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[W
     return [_worker(row, looks) for row in rows]
 
 
+def later_life(connection: Connection, one: WorkerRow) -> WorkerRow | None:
+    """Return the latest life of a worker's name, unless it is this one."""
+    row = connection.execute(
+        select(worker)
+        .where(*_same_name(one), worker.c.id > one.ref, worker.c.host_only.is_(False))
+        .order_by(worker.c.id.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else _worker(row, _Looks.of(connection))
+
+
 def _same_name(one: WorkerRow) -> list[Any]:
-    names = [worker.c.name == one.name]
-    if one.engine_name is not None:
-        names.append(worker.c.engine_name == one.engine_name)
-    return [worker.c.kind == one.kind, or_(*names)]
+    return are_called(one.kind, (one.name, one.engine_name), one.hostname)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -371,6 +380,8 @@ def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
         for name in ("kind", "hostname", "availability")
         if getattr(filters, name) is not None
     ]
+    if filters.availability is not None:
+        conditions.append(or_(column.ended_at.is_(None), _is_latest()))
     if filters.name is not None:
         conditions.append(or_(column.name == filters.name, column.engine_name == filters.name))
     if filters.label is not None:
@@ -391,6 +402,18 @@ def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
         texts = [column.name, column.hostname, *([column.worker_id] if part.isascii() else [])]
         conditions.append(or_(*(func.lower(text).contains(part, autoescape=True) for text in texts)))
     return conditions
+
+
+def _is_latest() -> Any:
+    """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index."""
+    later = worker.alias("later")
+
+    def followed(name: str) -> Any:
+        same = (later.c[name] == worker.c[name], later.c.kind == worker.c.kind, later.c.id > worker.c.id)
+        return select(later.c.id).where(*same, later.c.host_only.is_(False)).exists()
+
+    by_host = and_(worker.c.kind == LOCAL, followed("hostname"))
+    return not_(or_(followed("name"), followed("engine_name"), by_host))
 
 
 def _holds(connection: Connection, column: Any, bracket: str, written: Callable[[Callable[[str], str]], str]) -> Any:

@@ -11,7 +11,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import availability, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
-from airflow_worker_insight.web.address import SEEN, WINDOWS
+from airflow_worker_insight.web.address import SEEN, WINDOWS, BadAddress
 from airflow_worker_insight.web.view import attempts as attempts_view
 from airflow_worker_insight.web.view import timeline, worker
 from airflow_worker_insight.web.view import workers as workers_view
@@ -180,6 +180,7 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
     """Write what a person decided of a worker; ``False`` for a worker of which nothing can be decided.
 
     :param changed_by: the person's name
+    :raises BadAddress: when the worker's life is over and the decision would mean nothing
     """
     if not _WORKER_ID.fullmatch(worker_id):
         return False
@@ -195,6 +196,8 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
             )
         except availability.NotOneWorker:
             return False
+        except availability.EndedLife as error:
+            raise BadAddress(str(error)) from None
     return row is not None
 
 

@@ -169,7 +169,10 @@ class WorkerQuery(_Query):
     hostname: _Hostname | None = Field(None, description="The worker's host.")
     label: _Label | None = Field(None, description="A label as key=value.")
     queue: _Id | None = Field(None, description="A queue that the worker takes tasks from.")
-    availability: Availability | None = Field(None, description="What a person decided of the worker.")
+    availability: Availability | None = Field(
+        None,
+        description="What a person decided of the worker; not of lives that have ended and were followed by others.",
+    )
     order_by: _WorkerOrder = Field(
         "-registered_at", description="What to order by; with a - in front descending. What is not known comes last."
     )
@@ -467,7 +470,7 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
 
     :param changed_by: the person's name
     :raises NoSuchWorker: for an ID that none has
-    :raises BadChange: for an ID that stands for a host
+    :raises BadChange: for an ID that stands for a host, or for a life that is over
     """
     with database.writing() as connection:
         try:
@@ -481,6 +484,8 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
             )
         except availability.NotOneWorker:
             raise BadChange("This ID stands for all workers of a host: decide of one of them.") from None
+        except availability.EndedLife as error:
+            raise BadChange(str(error)) from None
         if row is None:
             raise NoSuchWorker
         return _one_worker(connection, row)

@@ -232,7 +232,10 @@ async def _body(request: Request) -> bytes:
     response_model=OneWorkerResponse,
     responses={
         **_example(_ONE_WORKER_EXAMPLE, finds_one=True),
-        422: {"model": Problem, "description": "The body is not such a decision, or the ID stands for a whole host."},
+        422: {
+            "model": Problem,
+            "description": "The body is not such a decision, or the ID stands for a whole host or a life that is over.",
+        },
     },
     openapi_extra={
         "requestBody": {

@@ -79,9 +79,10 @@ def decision(availability: str, latest: Change | None) -> Decision:
 
 
 def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool) -> Availability:
-    """Return what is decided of a worker and what may be."""
+    """Return what is decided of a worker and what may be: a life that has ended cannot be drained."""
+    choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
     return Availability(
         decision=decision(row.availability, latest),
-        choices=tuple(Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES),
+        choices=tuple(one for one in choices if one.is_chosen or one.value != DRAINING or row.ended_at is None),
         may_decide=may_decide,
     )

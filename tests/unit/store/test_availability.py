@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import insert, update
 
 from airflow_worker_insight.store import closing, workers
 from airflow_worker_insight.store.attribution import host_worker
-from airflow_worker_insight.store.availability import NotOneWorker, set_availability
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.lives import NewLife, register
+from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.tables import engine, worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both
+from tests.unit.store.fleet import get
 
 if TYPE_CHECKING:
     from airflow_worker_insight.store.workers import WorkerRow
+
+HOST = "etl-1.example.org"
 
 
 def decide(
@@ -96,3 +105,82 @@ def test_nothing_is_decided_of_a_host(database: Database) -> None:
 def test_a_long_name_and_a_long_note_are_stored(database: Database) -> None:
     decide(database, "draining", "n" * 500, changed_by="ä" * 300)
     assert history(database) == [("draining", "n" * 500, "ä" * 250)]
+
+
+# --- lives that are over ---------------------------------------------------------------------------------------------
+
+
+def end(database: Database, worker_id: str, state: str = "lost") -> None:
+    with database.engine.begin() as connection:
+        values = {"state": state, "ended_at": at(5)}
+        connection.execute(update(worker).where(worker.c.worker_id == worker_id).values(**values))
+
+
+def follow(database: Database, worker_id: str = "next") -> None:
+    with database.engine.begin() as connection:
+        upsert_worker(connection, a_worker(worker_id, name="one@host-1", pid=101), now=at(6))
+
+
+def availability(database: Database, worker_id: str) -> str:
+    return get(database, worker_id).availability
+
+
+@pytest.mark.parametrize("decision", ["draining", "quarantined"])
+def test_of_a_life_that_another_followed_only_its_release_is_decided(database: Database, decision: str) -> None:
+    decide(database, "quarantined", "disk")
+    end(database, "one")
+    follow(database)
+    with pytest.raises(EndedLife, match="one has ended; its name is now borne by next: decide of that one"):
+        decide(database, decision, "why not")
+    assert history(database) == [("quarantined", "disk", "ann")]
+    decide(database, "available")
+    assert (availability(database, "one"), availability(database, "next")) == ("available", "quarantined")
+    end(database, "next", "offline")
+    with pytest.raises(EndedLife, match="one has ended, and the latest of its name, next, has ended too"):
+        decide(database, decision)
+
+
+def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Database) -> None:
+    follow(database)
+    with pytest.raises(EndedLife, match="one was followed by another life; its name is now borne by next"):
+        decide(database, "draining")
+    with database.engine.begin() as connection:
+        connection.execute(insert(engine).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
+    # Where somebody looks and both live, two workers bear the name.
+    assert decide(database, "draining") is not None
+
+
+def test_an_end_cannot_be_drained(database: Database) -> None:
+    end(database, "one", "offline")
+    with pytest.raises(EndedLife, match="quarantine it to keep work off the next one"):
+        decide(database, "draining")
+    assert history(database) == []
+
+
+@pytest.mark.parametrize("kind", ["celery", "edge", "local"])
+@pytest.mark.parametrize("registered_by", ["its engine", "its first try"])
+@pytest.mark.parametrize("state", ["offline", "lost"])
+@on_both
+def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
+    database: Database, kind: str, registered_by: str, state: str
+) -> None:
+    # A scheduler's host has another name with Airflow than with the kernel, and the operator has named each worker.
+    engine_name, own_name = (f"local@{HOST}", "local@short") if kind == "local" else ("w1@a", "w1@a")
+    facts = {"kind": kind, "hostname": HOST, "job_id": 1 if kind == "local" else None}
+    told = NewLife(engine_name=engine_name, state="online", pid=100 if kind == "celery" else None, **facts)  # type: ignore[arg-type]
+    with database.engine.begin() as connection:
+        register(connection, [told], now=NOON)
+        upsert_worker(connection, a_worker("first", name="etl", engine_name=own_name, **facts), now=NOON)
+    first = next(row["worker_id"] for row in database.workers() if row["reported_id"] == "first")
+    end(database, first, state)
+    assert decide(database, "quarantined", "disk fails", worker_id=first) is not None
+    again = {**facts, "job_id": 2 if kind == "local" else None}
+    with database.engine.begin() as connection:
+        if registered_by == "its engine":
+            register(connection, [replace(told, pid=7, job_id=again["job_id"])], now=at(9))  # type: ignore[arg-type]
+        else:
+            key = TryKey("etl", "run-1", "load", -1, 1)
+            record = a_worker("second", name=own_name, engine_name=own_name, pid=101, **again)
+            record_start(connection, key, record, try_started_at=at(9), state="running", now=at(9))
+    rows = [row for row in database.workers() if row["hostname"] == HOST]
+    assert [row["availability"] for row in rows] == ["quarantined", "quarantined"]

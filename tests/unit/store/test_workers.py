@@ -160,7 +160,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     register(database, "first", name="w1")
     with database.engine.begin() as connection:
         set_availability(connection, "first", "quarantined", note="bad disk", changed_by="ann", now=NOON)
-        assert inherited_availability(connection, "celery", "w1") == "quarantined"
+        assert inherited_availability(connection, "celery", ["w1"], "host-1") == "quarantined"
     register(database, "second", name="w1")
     second = get(database, "second")
     assert second.availability == "quarantined"
@@ -169,6 +169,37 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
         decision = workers.decisions(connection, [second])[second.ref]
     assert (decision.reason, decision.changed_by) == ("bad disk", "ann")
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "host"),
+    [
+        ({"name": "w1"}, {"name": "w1"}, "host-1"),
+        ({"name": "etl", "engine_name": "w1"}, {"name": "w1", "engine_name": "w1"}, "host-1"),
+        ({"name": "local@a.org", "kind": "local"}, {"name": "local@a", "kind": "local"}, "a.org"),
+    ],
+)
+@on_both
+def test_a_decision_on_a_life_that_is_over_is_nothing_to_look_for(
+    database: Database, older: dict[str, Any], newer: dict[str, Any], host: str
+) -> None:
+    register(database, "older", hostname=host, **older, availability="quarantined", state="lost", ended_at=at(5))
+    quarantined: dict[str, Any] = {"availability": "quarantined"}
+    # The next life would begin with it.
+    assert listed(database, **quarantined) == (["older"], 1)
+    register(database, "newer", hostname=host, **newer, state="online")
+    assert listed(database, **quarantined) == (["newer"], 1)
+    assert listed(database, availability="available") == ([], 0)
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.worker_id == "newer").values(availability="available"))
+    assert listed(database, **quarantined) == ([], 0)
+    assert listed(database, availability="available") == (["newer"], 1)
+    with database.engine.connect() as connection:
+        assert workers.count_states(connection, WorkerFilter(**quarantined)) == {}
+    # Of two that live under one name each has its own.
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).values(state="online", ended_at=None))
+    assert listed(database, **quarantined) == (["older"], 1)
 
 
 # --- whether a state still counts ------------------------------------------------------------------------------------

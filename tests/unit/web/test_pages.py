@@ -10,9 +10,9 @@ from sqlalchemy import delete, insert, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, engine, worker
-from tests.unit.database import a_worker, add_run, add_try
+from tests.unit.database import NOON, a_worker, add_run, add_try
 from tests.unit.web.conftest import READABLE, SECRET
 
 if TYPE_CHECKING:
@@ -352,4 +352,20 @@ def test_nothing_is_decided_of_what_is_no_worker(client_of: ClientOf, fleet: Dat
     for worker_id in ("unheard-of", "w2", "%3Cb%3E"):
         answer = decide(client_of(), worker_id)
         assert answer.status_code == 404
+    assert {row["availability"] for row in fleet.workers()} == {"available"}
+
+
+def test_what_is_decided_of_a_life_that_is_over_is_refused_with_the_one_that_is_meant(
+    client_of: ClientOf, fleet: Database
+) -> None:
+    with fleet.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.worker_id == "w2").values(state="lost", ended_at=NOON))
+    client = client_of()
+    page = client.get("workers/w2").text
+    assert ('value="quarantined"' in page, 'value="draining"' in page) == (True, False)
+    with fleet.engine.begin() as connection:
+        upsert_worker(connection, a_worker("w3", name="w2@host-1", pid=101), now=NOON)
+    answer = decide(client, "w2", availability="quarantined", note="")
+    assert answer.status_code == 422
+    assert "w2 has ended; its name is now borne by w3: decide of that one." in answer.text
     assert {row["availability"] for row in fleet.workers()} == {"available"}

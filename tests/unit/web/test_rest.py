@@ -13,7 +13,7 @@ from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.store import closing
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import Conditions, record_start
+from airflow_worker_insight.store.recording import Conditions, record_start, upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, at
 from tests.unit.web.conftest import READABLE, SECRET
@@ -551,3 +551,26 @@ def test_no_parameter_takes_a_nul_to_the_database(client_of: ClientOf) -> None:
             assert answer.status_code == 422, (path, parameter["name"])
             asked += 1
     assert asked > 20
+
+
+def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_meant(
+    client_of: ClientOf, fleet: Database
+) -> None:
+    client = client_of()
+    with fleet.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.worker_id == "w2").values(state="lost", ended_at=NOON))
+    answer = client.patch("api/v1/workers/w2", json=DRAIN)
+    assert (answer.status_code, "a drain ends with it" in answer.json()["detail"]) == (422, True)
+    # But the next life begins with a quarantine.
+    assert client.patch("api/v1/workers/w2", json={"availability": "quarantined"}).status_code == 200
+    with fleet.engine.begin() as connection:
+        upsert_worker(connection, a_worker("w3", name="w2@host-1", pid=101), now=NOON)
+    assert client.get("api/v1/workers/w3").json()["availability"] == "quarantined"
+    for decision in (DRAIN, {"availability": "quarantined", "note": "more"}):
+        answer = client.patch("api/v1/workers/w2", json=decision)
+        assert (answer.status_code, answer.json()["detail"]) == (
+            422,
+            "w2 has ended; its name is now borne by w3: decide of that one.",
+        )
+    assert ids(client.get("api/v1/workers?availability=quarantined")) == ["w3"]
+    assert client.patch("api/v1/workers/w2", json={"availability": "available"}).status_code == 200
