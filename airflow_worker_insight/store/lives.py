@@ -23,8 +23,10 @@ from airflow_worker_insight.store.recording import (
     LOCAL,
     ONLINE,
     QUARANTINED,
+    SINCE_BEFORE,
     UNRESPONSIVE,
     WorkerRecord,
+    note_inheritance,
     upsert,
 )
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
@@ -252,6 +254,10 @@ def register(connection: Connection, lives: Sequence[NewLife], *, now: datetime)
         same = [row for row in rows if ("queues" in row) is with_queues]
         if same:
             connection.execute(insert(worker), same)
+    for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
+        columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
+        for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
+            note_inheritance(connection, row.id, row.kind, [row.engine_name], row.hostname, now=now)
 
 
 def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, Any]:
@@ -364,6 +370,10 @@ def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> Non
         ended = {"state": None, "state_reason": f"It is the same worker as {known_as}.", "ended_at": now}
         connection.execute(update(worker).where(is_twin).values(ended))
         return
+    # Where both began in quarantine, that stands in the history once.
+    began = [change.c.availability == QUARANTINED, change.c.reason.startswith(SINCE_BEFORE)]
+    if connection.execute(select(change.c.id).where(change.c.worker_ref == kept, *began).limit(1)).first():
+        connection.execute(delete(change).where(change.c.worker_ref == twin, *began))
     connection.execute(update(change).where(change.c.worker_ref == twin).values(worker_ref=kept))
     its = worker.c.id == kept
     if row.availability != AVAILABLE:

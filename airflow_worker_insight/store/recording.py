@@ -24,6 +24,7 @@ from airflow_worker_insight.store.tables import (
     WORKER_STATES,
     Timestamp,
     attempt,
+    change,
     start_slot,
     worker,
 )
@@ -44,6 +45,9 @@ LOCAL = "local"
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
+
+SINCE_BEFORE = "Since a life before, "
+"""How the history of a life begins that began in quarantine."""
 
 FRESH = timedelta(hours=1)
 """A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
@@ -220,22 +224,25 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
         "fingerprint": record.fingerprint,
         **record.description(),
     }
+    inherited = AVAILABLE
     if known is None and not _recognised(connection, record, changing):
+        names = (record.name, record.engine_name)
+        inherited = inherited_availability(connection, record.kind, names, record.hostname)
         values = {
             "worker_id": record.worker_id,
             "reported_id": record.worker_id,
             "registered_at": now,
             "last_seen_at": now,
             "state": ONLINE,
-            "availability": inherited_availability(
-                connection, record.kind, (record.name, record.engine_name), record.hostname
-            ),
+            "availability": inherited,
             **changing,
         }
         connection.execute(insert_new(connection.dialect.name, worker, values))
     # Also where another process of the worker has just been first. It holds the row's lock until the caller is done.
     connection.execute(update(worker).where(mine).values(changing))
     row_id: int = connection.execute(select(worker.c.id).where(mine)).scalar_one()
+    if inherited == QUARANTINED:
+        note_inheritance(connection, row_id, record.kind, (record.name, record.engine_name), record.hostname, now=now)
     return row_id
 
 
@@ -305,6 +312,33 @@ def inherited_availability(connection: Connection, kind: str, names: Iterable[st
     return QUARANTINED if connection.execute(latest).scalar() == QUARANTINED else AVAILABLE
 
 
+def note_inheritance(
+    connection: Connection, ref: int, kind: str, names: Iterable[str | None], hostname: str, *, now: datetime
+) -> None:
+    """Write, as the first entry of a life's history, whose decision the quarantine is that it began with.
+
+    The caller holds the row of the life, by its ID ``ref``. Of lives that inherit one after another each names the one
+    that the decision was made of.
+    """
+    decision = change.c.availability.is_not(None)
+    if connection.execute(select(change.c.id).where(change.c.worker_ref == ref, decision).limit(1)).first():
+        return
+    before = connection.execute(
+        select(worker.c.worker_id, change.c.reason, change.c.changed_by)
+        .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
+        .where(*are_called(kind, names, hostname), worker.c.id < ref, change.c.availability == QUARANTINED)
+        .order_by(worker.c.id.desc(), change.c.id.desc())
+        .limit(1)
+    ).first()
+    if before is None:
+        return
+    why = before.reason or ""
+    if not why.startswith(SINCE_BEFORE):
+        why = f"{SINCE_BEFORE}{before.worker_id}{f': {why}' if why else ''}"
+    values = {"changed_at": now, "availability": QUARANTINED, "reason": why[:500], "changed_by": before.changed_by}
+    connection.execute(insert(change).values(worker_ref=ref, **values))
+
+
 def are_called(kind: str, names: Iterable[str | None], hostname: str) -> list[Any]:
     """Match the lives of a worker: what is called so by an operator or by its engine.
 
@@ -312,7 +346,7 @@ def are_called(kind: str, names: Iterable[str | None], hostname: str) -> list[An
     name of the host that Airflow has is the same for both.
     """
     called = [name for name in names if name]
-    bears = [worker.c.name.in_(called), worker.c.engine_name.in_(called)]
+    bears: list[Any] = [worker.c.name.in_(called), worker.c.engine_name.in_(called)]
     if kind == LOCAL:
         bears.append(worker.c.hostname == hostname)
     return [worker.c.kind == kind, or_(*bears)]

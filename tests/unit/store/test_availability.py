@@ -13,7 +13,7 @@ from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.lives import NewLife, register
+from airflow_worker_insight.store.lives import NewLife, merge, register
 from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both
@@ -184,3 +184,40 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
             record_start(connection, key, record, try_started_at=at(9), state="running", now=at(9))
     rows = [row for row in database.workers() if row["hostname"] == HOST]
     assert [row["availability"] for row in rows] == ["quarantined", "quarantined"]
+    with database.engine.connect() as connection:
+        (began,) = workers.changes(connection, get(database, rows[1]["worker_id"]), limit=10)
+    assert (began.availability, began.changed_by, began.changed_at) == ("quarantined", "ann", at(9))
+    assert began.reason == f"Since a life before, {first}: disk fails"
+
+
+@on_both
+def test_a_quarantine_that_is_handed_down_names_the_life_that_it_was_decided_of(database: Database) -> None:
+    decide(database, "quarantined")
+    for number in range(2):
+        end(database, f"next-{number - 1}" if number else "one")
+        follow(database, f"next-{number}")
+        # A second process of the same life adds nothing.
+        with database.engine.begin() as connection:
+            upsert_worker(connection, a_worker(f"next-{number}", name="one@host-1", pid=101), now=at(7))
+    with database.engine.connect() as connection:
+        entries = workers.changes(connection, get(database, "next-1"), limit=10)
+        decision = workers.decisions(connection, [get(database, "next-1")])
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
+    assert list(decision.values()) == entries
+
+
+def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Database) -> None:
+    decide(database, "quarantined", "disk")
+    end(database, "one")
+    follow(database)
+    with database.engine.begin() as connection:
+        register(
+            connection,
+            [NewLife(kind="celery", engine_name="one@host-1", hostname="host-1", state="online")],
+            now=at(7),
+        )
+    kept, twin = database.workers()[-2:]
+    with database.engine.begin() as connection:
+        merge(connection, kept["id"], twin["id"], now=at(8))
+        entries = workers.changes(connection, get(database, "next"), limit=10)
+    assert [entry.reason for entry in entries] == ["Since a life before, one: disk"]

@@ -168,7 +168,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
         # What became of the first life later says nothing of the second.
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
         decision = workers.decisions(connection, [second])[second.ref]
-    assert (decision.reason, decision.changed_by) == ("bad disk", "ann")
+    assert (decision.reason, decision.changed_by) == ("Since a life before, first: bad disk", "ann")
 
 
 @pytest.mark.parametrize(
