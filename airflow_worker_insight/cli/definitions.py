@@ -18,8 +18,10 @@ RECONCILE_HOURS = 24
 
 _SHOWN = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
 _WITHOUT_A_SHIM = (
-    "The decision is kept with its note, its author and its time. Tasks are kept off the worker only where an executor "
-    "of Airflow Worker Insight places them: Airflow's own executors do not ask."
+    "The decision is kept with its note, its author and its time, and shown. By itself it keeps no task off the "
+    "worker: Airflow's own executors do not ask, only an executor of this package does. With any Celery what works is "
+    "`airflow celery remove-queue -H NODE -q QUEUE`, until the worker restarts, or SIGTERM, after which it finishes "
+    "what it runs."
 )
 
 
@@ -62,24 +64,26 @@ _WORKERS = GroupCommand(
         ),
         ActionCommand(
             name="drain",
-            help="Give a worker no new tasks until it restarts or is released",
-            description=f"Give a worker no new tasks until it restarts or is released. {_WITHOUT_A_SHIM}",
+            help="Note that a worker is to get no new tasks until it restarts or is released",
+            description=(
+                f"Note that a worker is to get no new tasks until it restarts or is released. {_WITHOUT_A_SHIM}"
+            ),
             func=_command("workers.drain"),
-            args=(a.ARG_WORKER, a.ARG_NOTE),
+            args=(a.ARG_WORKER, a.ARG_NOTE, a.ARG_YES),
         ),
         ActionCommand(
             name="quarantine",
-            help="Give a worker, and those of its name after it, no new tasks until it is released",
+            help="Note that a worker, and those of its name after it, are to get no new tasks until it is released",
             description=(
-                "Give a worker no new tasks until it is released. A worker of the same name that follows it begins in "
-                f"quarantine too. {_WITHOUT_A_SHIM}"
+                "Note that a worker is to get no new tasks until it is released. A worker of the same name that "
+                f"follows it begins in quarantine too. {_WITHOUT_A_SHIM}"
             ),
             func=_command("workers.quarantine"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
         ),
         ActionCommand(
             name="release",
-            help="Give a worker tasks again",
+            help="Note that a worker may get tasks again",
             func=_command("workers.release"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
         ),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
-from airflow_worker_insight import compat
+from airflow_worker_insight import compat, config
 from airflow_worker_insight.cli import output
-from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.cli.common import confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.store import workers
-from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
+from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 
 MAX_CHANGES = 50
 """Entries of a worker's history that are shown: the latest."""
+
+OUR_EXECUTORS = "WorkerInsight"
+"""What the names of this package's executors begin with."""
+
+NOT_BY_ITSELF = (
+    "Airflow goes on giving it tasks: no executor of this package is in [core] executor, and others do not ask. With "
+    "any Celery `airflow celery remove-queue` or SIGTERM keeps work off a worker."
+)
 
 
 @suppress_logs_and_warning
@@ -63,25 +72,32 @@ def show(args: Any) -> None:
 
 
 def drain(args: Any) -> None:
-    """Give a worker no new tasks until it restarts or is released."""
+    """Decide that a worker is to get no new tasks until it restarts or is released."""
     _decide(args, DRAINING)
 
 
 def quarantine(args: Any) -> None:
-    """Give a worker, and those of its name after it, no new tasks until it is released."""
+    """Decide that a worker, and those of its name after it, are to get no new tasks until it is released."""
     _decide(args, QUARANTINED)
 
 
 def release(args: Any) -> None:
-    """Give a worker tasks again."""
+    """Decide that a worker may get tasks again."""
     _decide(args, AVAILABLE)
 
 
 def _decide(args: Any, availability: str) -> None:
     require_tables()
     try:
-        with compat.engine().begin() as connection:
+        with compat.engine().connect() as connection:
             one = one_worker(connection, args.worker)
+            weaker = None
+            if availability == DRAINING and one.availability == QUARANTINED:
+                require_meaning(connection, one, availability)
+                weaker = _weaker(one, workers.decisions(connection, [one]).get(one.ref))
+        if weaker and not args.yes and not confirmed(weaker):
+            raise SystemExit("Nothing was changed: --yes drains it without asking.")
+        with compat.engine().begin() as connection:
             set_availability(
                 connection,
                 one.worker_id,
@@ -90,11 +106,23 @@ def _decide(args: Any, availability: str) -> None:
                 changed_by=getuser(),
                 now=database_now(connection),
             )
-    except NotOneWorker:
-        raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
     except EndedLife as error:
         raise SystemExit(str(error)) from None
+    except NotOneWorker:
+        raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
     print(f"{one.name} ({one.worker_id}) is {availability} now.")
+    if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
+        print(NOT_BY_ITSELF, file=sys.stderr)
+
+
+def _weaker(one: WorkerRow, decided: Change | None) -> str:
+    """Ask whether somebody's quarantine is to become a drain, with whose it is and why."""
+    by = f" by {decided.changed_by}" if decided is not None and decided.changed_by else ""
+    why = f": {decided.reason}" if decided is not None and decided.reason else ""
+    return (
+        f"{one.name} ({one.worker_id}) was quarantined{by}{why}. A drain is weaker: it ends with a restart. "
+        "Drain it instead?"
+    )
 
 
 def _line(row: WorkerRow) -> dict[str, Any]:

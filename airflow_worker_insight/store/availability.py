@@ -48,7 +48,7 @@ def set_availability(
         return None
     if one.host_only:
         raise NotOneWorker(worker_id)
-    _require_meaning(connection, one, availability)
+    require_meaning(connection, one, availability)
     # Whoever decides at the same time waits here, so that the row and the end of its history say the same.
     decided = connection.execute(
         select(worker.c.availability).where(worker.c.id == one.ref).with_for_update()
@@ -74,11 +74,13 @@ def set_availability(
     return get_worker(connection, worker_id)
 
 
-def _require_meaning(connection: Connection, one: WorkerRow, availability: str) -> None:
+def require_meaning(connection: Connection, one: WorkerRow, availability: str) -> None:
     """Refuse what would be decided of nobody.
 
     A life that is over can be released; its quarantine means something for as long as the next life of its name will
     begin with it.
+
+    :raises EndedLife: for any other decision on it
     """
     if availability == AVAILABLE or one.state in (ONLINE, UNRESPONSIVE):
         return

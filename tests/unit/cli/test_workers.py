@@ -222,11 +222,60 @@ def test_a_decision_is_kept_with_its_note_and_author(fleet: Database, capsys: Pr
     assert history(fleet) == [("draining", "new kernel", me), ("quarantined", None, me), ("available", None, me)]
 
 
-def test_help_says_who_heeds_a_decision(capsys: Printed) -> None:
+def test_help_says_who_heeds_a_decision(capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
     for command in ("drain", "quarantine"):
         with pytest.raises(SystemExit):
             run("workers", command, "--help")
-        assert "Airflow's own executors do not ask" in " ".join(capsys.readouterr().out.split())
+        said = " ".join(capsys.readouterr().out.split())
+        for part in ("Airflow's own executors do not ask", "airflow celery remove-queue", "SIGTERM"):
+            assert part in said
+    with pytest.raises(SystemExit):
+        run("workers", "--help")
+    assert "Give a worker" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("executor", "is_heeded"),
+    [
+        ("CeleryExecutor", False),
+        ("LocalExecutor,airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", True),
+    ],
+)
+def test_a_decision_that_no_executor_heeds_says_so(
+    fleet: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch, executor: str, is_heeded: bool
+) -> None:
+    del fleet
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+    for command in ("drain", "quarantine"):
+        run("workers", command, "c-1")
+        said = capsys.readouterr()
+        assert said.out.endswith(" now.\n")
+        assert ("remove-queue" in said.err, said.err.count("\n")) == ((False, 0) if is_heeded else (True, 1))
+    run("workers", "release", "c-1")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("answer", ["", "n", None], indirect=True)
+def test_a_quarantine_is_not_weakened_unasked(fleet: Database, answer: list[str]) -> None:
+    run("workers", "quarantine", "c-1", "--note", "disk")
+    assert refused("workers", "drain", "c-1") == "Nothing was changed: --yes drains it without asking."
+    assert f"was quarantined by {getpass.getuser()}: disk. A drain is weaker" in answer[0]
+    assert history(fleet) == [("quarantined", "disk", getpass.getuser())]
+
+
+@pytest.mark.parametrize("answer", ["y"], indirect=True)
+def test_a_quarantine_is_weakened_after_a_yes(fleet: Database, answer: list[str], capsys: Printed) -> None:
+    del answer
+    run("workers", "quarantine", "c-1")
+    assert "is draining now" in printed(capsys, "workers", "drain", "c-1")
+    assert fleet.workers()[0]["availability"] == "draining"
+
+
+def test_a_quarantine_is_weakened_with_yes(fleet: Database, capsys: Printed) -> None:
+    run("workers", "quarantine", "c-1")
+    assert "is draining now" in printed(capsys, "workers", "drain", "c-1", "--yes")
+    assert fleet.workers()[0]["availability"] == "draining"
 
 
 def test_nothing_is_decided_of_a_whole_host(database: Database) -> None:
