@@ -90,7 +90,7 @@ def note(text: str) -> str:
 
 # --- workers ---------------------------------------------------------------------------------------------------------
 
-ARG_WORKER = Arg(("worker",), help="The worker's ID, or its name if no other living worker has it", metavar="WORKER")
+ARG_WORKER = Arg(("worker",), help="The worker's ID, or its name if one living worker alone has it", metavar="WORKER")
 ARG_WORKER_STATE = Arg(
     ("--state",),
     type=words(_STATES),

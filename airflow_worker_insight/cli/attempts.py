@@ -47,7 +47,7 @@ def of_worker(args: Any) -> None:
     require_tables()
     with compat.engine().connect() as connection:
         filters = AttemptFilter(
-            worker_id=one_worker(connection, args.worker).worker_id,
+            worker_id=one_worker(connection, args.worker, also_gone=True).worker_id,
             state=args.state,
             started_at_gte=args.started_at_gte,
             started_at_lte=args.started_at_lte,

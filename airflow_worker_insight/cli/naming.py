@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.store import workers
@@ -19,10 +20,11 @@ MAX_CANDIDATES = 10
 """Workers that an error names."""
 
 
-def one_worker(connection: Connection, named: str) -> WorkerRow:
+def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -> WorkerRow:
     """Return the worker that is meant.
 
     :param named: an ID, or a name that is unique among the lives that have not ended
+    :param also_gone: where none lives take the latest life of the name, and say so: for commands that only read
     :raises SystemExit: with those that may have been meant
     """
     found = workers.get_worker(connection, named)
@@ -34,6 +36,14 @@ def one_worker(connection: Connection, named: str) -> WorkerRow:
         return alive[0]
     if alive:
         raise SystemExit(f"{len(alive)} living workers are named {named!r}; name one by its ID:{_lines(alive)}")
+    if lives and also_gone:
+        latest = lives[0]
+        print(
+            f"No living worker is named {named!r}: this is its latest life, {latest.worker_id} "
+            f"({latest.state or UNKNOWN_STATE}).",
+            file=sys.stderr,
+        )
+        return latest
     if lives:
         raise SystemExit(f"No living worker is named {named!r}; these were:{_lines(lives)}")
     similar, _ = workers.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)

@@ -60,7 +60,7 @@ def show(args: Any) -> None:
     """Show all that is known of a worker."""
     require_tables()
     with compat.engine().connect() as connection:
-        one = one_worker(connection, args.worker)
+        one = one_worker(connection, args.worker, also_gone=True)
         history = [_entry(entry) for entry in workers.changes(connection, one, limit=MAX_CHANGES)]
     facts = _facts(one)
     if args.output in ("json", "yaml"):

@@ -189,6 +189,20 @@ def test_a_name_that_no_living_worker_has_is_refused_with_those_that_had_it(flee
     assert "x-1  local@c  local  c  offline" in said
 
 
+def test_what_only_reads_takes_the_latest_life_of_a_name_and_says_so(fleet: Database, capsys: Printed) -> None:
+    add_worker(fleet, "x-2", name="local@c", kind="local", hostname="c", pid=7, state="lost", ended_at=at(12))
+    for command, shown in (("show", "worker_id"), ("attempts", "task_id")):
+        run("workers", command, "local@c", "--output", "json")
+        said = capsys.readouterr()
+        assert json.loads(said.out)[0][shown].endswith("x-2")
+        assert said.err == "No living worker is named 'local@c': this is its latest life, x-2 (lost).\n"
+    # That of an ID needs no word.
+    run("workers", "show", "x-1")
+    assert capsys.readouterr().err == ""
+    for command in ("drain", "quarantine", "release"):
+        assert refused("workers", command, "local@c").startswith("No living worker is named 'local@c'; these were:")
+
+
 def test_a_worker_that_is_not_known_is_refused_with_those_that_are_like_it(fleet: Database) -> None:
     del fleet
     said = refused("workers", "show", "edge")
