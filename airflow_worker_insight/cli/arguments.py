@@ -62,6 +62,16 @@ def words(allowed: tuple[str, ...]) -> Callable[[str], frozenset[str]]:
     return read
 
 
+def try_state(text: str) -> str:
+    """Read a state of a try: one that Airflow has."""
+    from airflow_worker_insight import compat
+
+    states = compat.task_instance_states()
+    if text not in states:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(states))}")
+    return text
+
+
 def number(least: int) -> Callable[[str], int]:
     """Return what reads a whole number that is at least ``least``."""
 
@@ -118,7 +128,7 @@ ARG_MAP_INDEX = Arg(("--map-index",), type=number(-1), help="Only this mapped ta
 ARG_TRY_NUMBER = Arg(("--try-number",), type=number(0), help="Only tries of this number")
 ARG_WORKER_ID = Arg(("--worker-id",), help="Only tries that the worker with this ID ran")
 ARG_WORKER_NAME = Arg(("--worker-name",), help="Only tries that a worker of this name ran")
-ARG_TRY_STATE = Arg(("--state",), help="Only tries in this state, as Airflow has it now")
+ARG_TRY_STATE = Arg(("--state",), type=try_state, help="Only tries in this state, as Airflow has it now")
 ARG_STARTED_AT_GTE = Arg(
     ("--started-at-gte",), type=moment, metavar="TIME", help="Only tries that started at this time (UTC) or later"
 )

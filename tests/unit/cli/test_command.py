@@ -112,6 +112,9 @@ workers list --output xml
 workers show
 workers drain
 workers drain w1 --note two\\nlines
+attempts list --state bogus
+attempts list --state failed,success
+workers attempts w1 --state lost
 attempts list --map-index -2
 attempts list --try-number one
 attempts list --started-at-gte yesterday
@@ -143,6 +146,14 @@ def test_a_mistake_is_said_and_ends_with_2(line: str, capsys: Printed) -> None:
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "usage: airflow-worker-insight" in shown.err
+
+
+def test_a_state_that_is_none_is_said_with_those_that_are(capsys: Printed) -> None:
+    ends_with(2, "attempts", "list", "--state", "bogus")
+    said = capsys.readouterr().err
+    assert "argument --state: 'bogus' is not one of " in said
+    for state in ("deferred", "failed", "upstream_failed"):
+        assert state in said
 
 
 @pytest.mark.parametrize(
