@@ -13,6 +13,7 @@ from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.store import reading
 from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
+from airflow_worker_insight.web.objects import AttemptResponse
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -68,8 +69,12 @@ def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
         return page.attempts, page.total
 
     attempts, total = read_pages(read, args)
-    structured = args.output in ("json", "yaml")
-    output.show([_row(one, structured=structured) for one in attempts], args.output)
+    rows = (
+        [output.like_rest(AttemptResponse, one) for one in attempts]
+        if output.is_structured(args.output)
+        else [_line(one) for one in attempts]
+    )
+    output.show(rows, args.output)
     output.say_how_many(len(attempts), total, "tries")
     if is_cut and len(attempts) >= total:
         print(
@@ -79,7 +84,7 @@ def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
         )
 
 
-def _row(one: Attempt, *, structured: bool) -> dict[str, Any]:
+def _line(one: Attempt) -> dict[str, Any]:
     return {
         "dag_id": one.dag_id,
         "run_id": one.run_id,
@@ -91,10 +96,5 @@ def _row(one: Attempt, *, structured: bool) -> dict[str, Any]:
         "ended_at": one.ended_at,
         "duration": one.duration,
         "attribution": one.attribution,
-        "workers": [
-            {"worker_id": by.worker_id, "name": by.name, "kind": by.kind, "hostname": by.hostname}
-            if structured
-            else by.name
-            for by in one.workers
-        ],
+        "workers": [by.name for by in one.workers],
     }

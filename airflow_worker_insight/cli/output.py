@@ -5,25 +5,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.cli.simple_table import AirflowConsole
 
 from airflow_worker_insight.store.reading import MAX_TOTAL
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 _STRUCTURED = ("json", "yaml")
 
 
+def is_structured(output: str) -> bool:
+    """Return whether a program reads it: then it gets the objects of the REST API, see :func:`like_rest`."""
+    return output in _STRUCTURED
+
+
+def like_rest(model: type[BaseModel], fields: Any) -> dict[str, Any]:
+    """Return an object as the REST API has it: numbers, and all times in one form."""
+    return model.model_validate(fields).model_dump(mode="json")
+
+
 def show(rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    """Print rows as ``output`` says.
+    """Print rows as ``output`` says; for JSON and YAML they are of what these know.
 
     What Airflow's console would read as its own markup is printed as it is: names come from anywhere.
     """
     is_yaml = output == "yaml"
     # A line of YAML must not be broken at the edge of a screen.
     console = AirflowConsole(markup=False, emoji=False, highlight=False, soft_wrap=is_yaml)
-    as_printed = _plain if output in _STRUCTURED else _in_a_cell
-    console.print_as([{name: as_printed(value) for name, value in row.items()} for row in rows], output)
+    if is_structured(output):
+        # Airflow's print_as would make texts of numbers.
+        printer: Any = console.print_as_yaml if is_yaml else console.print_as_json
+        printer([dict(row) for row in rows])
+        return
+    console.print_as([{name: _in_a_cell(value) for name, value in row.items()} for row in rows], output)
 
 
 def say_how_many(shown: int, total: int, what: str) -> None:
@@ -31,10 +48,6 @@ def say_how_many(shown: int, total: int, what: str) -> None:
     if shown < total:
         of = f"{MAX_TOTAL} or more" if total >= MAX_TOTAL else total
         print(f"{shown} of {of} {what} shown: use --limit or --all", file=sys.stderr)
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _in_a_cell(value: Any) -> str:

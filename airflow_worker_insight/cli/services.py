@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from airflow.utils.cli import suppress_logs_and_warning
@@ -11,6 +12,7 @@ from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.workers import UNKNOWN_STATE
+from airflow_worker_insight.web.objects import ServiceResponse
 
 
 @suppress_logs_and_warning
@@ -24,18 +26,8 @@ def list_services(args: Any) -> None:
             ),
             args,
         )
-    rows = [
-        {
-            "kind": one.kind,
-            "service_id": one.service_id,
-            "name": one.name,
-            "hostname": one.hostname,
-            "state": one.state or UNKNOWN_STATE,
-            "started_at": one.started_at,
-            "last_seen_at": one.last_seen_at,
-            "ended_at": one.ended_at,
-        }
-        for one in found
-    ]
+    rows = [output.like_rest(ServiceResponse, one) for one in found]
+    if not output.is_structured(args.output):
+        rows = [{**asdict(one), "state": one.state or UNKNOWN_STATE} for one in found]
     output.show(rows, args.output)
     output.say_how_many(len(rows), total, "processes")

@@ -10,15 +10,20 @@ from airflow.utils.platform import getuser
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.cli import output
-from airflow_worker_insight.cli.common import confirmed, read_pages, require_tables
+from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
+from airflow_worker_insight.web.objects import OneWorkerResponse, WorkerResponse, worker_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Connection
+
     from airflow_worker_insight.store.workers import Change, WorkerRow
 
 MAX_CHANGES = 50
@@ -51,7 +56,12 @@ def list_workers(args: Any) -> None:
         rows, total = read_pages(
             lambda limit, offset: workers.list_workers(connection, filters, limit=limit, offset=offset), args
         )
-    output.show([_line(row) for row in rows], args.output)
+        decided = [decision for page in _pages(rows) for decision in _decisions(connection, page)]
+    if output.is_structured(args.output):
+        found = zip(rows, decided, strict=True)
+        output.show([output.like_rest(WorkerResponse, worker_fields(row, why)) for row, why in found], args.output)
+    else:
+        output.show([_line(row) for row in rows], args.output)
     output.say_how_many(len(rows), total, "workers")
 
 
@@ -61,14 +71,18 @@ def show(args: Any) -> None:
     require_tables()
     with compat.engine().connect() as connection:
         one = one_worker(connection, args.worker, also_gone=True)
-        history = [_entry(entry) for entry in workers.changes(connection, one, limit=MAX_CHANGES)]
-    facts = _facts(one)
-    if args.output in ("json", "yaml"):
-        output.show([{**facts, "changes": history}], args.output)
+        changes = workers.changes(connection, one, limit=MAX_CHANGES)
+        (decision,) = _decisions(connection, [one])
+    if output.is_structured(args.output):
+        fields = {**worker_fields(one, decision), "changes": changes}
+        output.show(
+            [{**output.like_rest(OneWorkerResponse, fields), "engine_name": one.engine_name}],
+            args.output,
+        )
         return
-    output.show([{"property": name, "value": value} for name, value in facts.items()], args.output)
-    if history:
-        output.show(history, args.output)
+    output.show([{"property": name, "value": value} for name, value in _facts(one).items()], args.output)
+    if changes:
+        output.show([_entry(entry) for entry in changes], args.output)
 
 
 def drain(args: Any) -> None:
@@ -123,6 +137,17 @@ def _weaker(one: WorkerRow, decided: Change | None) -> str:
         f"{one.name} ({one.worker_id}) was quarantined{by}{why}. A drain is weaker: it ends with a restart. "
         "Drain it instead?"
     )
+
+
+def _decisions(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
+    """Return the decision behind each worker's availability."""
+    found = workers.decisions(connection, rows)
+    return [found.get(row.ref) for row in rows]
+
+
+def _pages(rows: list[WorkerRow]) -> Iterator[list[WorkerRow]]:
+    for start in range(0, len(rows), PAGE):
+        yield rows[start : start + PAGE]
 
 
 def _line(row: WorkerRow) -> dict[str, Any]:

@@ -450,7 +450,7 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
         )
         decisions = workers.decisions(connection, rows)
     return {
-        "workers": [_worker(row, decisions.get(row.ref)) for row in rows],
+        "workers": [worker_fields(row, decisions.get(row.ref)) for row in rows],
         "total_entries": total,
         "total_is_exact": total < MAX_TOTAL,
     }
@@ -531,10 +531,10 @@ def _row(connection: Connection, worker_id: str) -> workers.WorkerRow:
 
 def _one_worker(connection: Connection, row: workers.WorkerRow) -> dict[str, Any]:
     decision = workers.decisions(connection, [row]).get(row.ref)
-    return {**_worker(row, decision), "changes": workers.changes(connection, row, limit=MAX_CHANGES)}
+    return {**worker_fields(row, decision), "changes": workers.changes(connection, row, limit=MAX_CHANGES)}
 
 
-def _worker(row: workers.WorkerRow, decision: workers.Change | None) -> dict[str, Any]:
+def worker_fields(row: workers.WorkerRow, decision: workers.Change | None) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},

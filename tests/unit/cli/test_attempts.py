@@ -96,14 +96,27 @@ def test_a_try_is_printed_with_its_workers(tries: Database, capsys: Printed) -> 
         "dag_id": "etl",
         "run_id": "run-1",
         "task_id": "by c-1",
-        "map_index": "5",
-        "try_number": "2",
+        "map_index": 5,
+        "try_number": 2,
         "state": "failed",
-        "started_at": NOON.isoformat(),
-        "ended_at": at(90).isoformat(),
-        "duration": "90.0",
+        "started_at": "2026-03-01T12:00:00Z",
+        "ended_at": "2026-03-01T12:01:30Z",
+        "duration": 90.0,
         "attribution": "reported",
-        "workers": [{"worker_id": "c-1", "name": "w1", "kind": "celery", "hostname": "host-0"}],
+        "workers": [
+            {
+                "worker_id": "c-1",
+                "name": "w1",
+                "kind": "celery",
+                "hostname": "host-0",
+                "process_count": 1,
+                "first_started_at": "2026-03-01T12:00:00Z",
+                "last_started_at": "2026-03-01T12:00:00Z",
+                "load": None,
+                "memory_free": None,
+                "running_beside": None,
+            }
+        ],
     }
     shown = " ".join(printed(capsys, "workers", "attempts", "c-1").split())
     assert "failed | 2026-03-01 12:00:00 | 2026-03-01 12:01:30 | 90.0 | reported | w1" in shown

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from airflow_worker_insight.store.tables import change
+from airflow_worker_insight.web import objects
+from airflow_worker_insight.web.objects import (
+    OneWorkerResponse,
+    ServiceQuery,
+    ServicesResponse,
+    WorkerQuery,
+    WorkersResponse,
+)
 from tests.unit.cli.fleet import add_worker, looked_at
 from tests.unit.cli.running import Printed, printed, read, refused, run
 from tests.unit.database import Database, a_worker, at
@@ -61,26 +70,60 @@ def test_workers_are_filtered(fleet: Database, capsys: Printed, options: list[st
 def test_a_row_says_how_the_worker_is(fleet: Database, capsys: Printed) -> None:
     del fleet
     (row,) = read(capsys, "workers", "list", "--state", "online")
-    assert row["last_seen_at"].endswith("+00:00")
-    del row["last_seen_at"]
-    # Airflow's own JSON has texts for numbers.
+    now = row.pop("last_seen_at")
+    assert re.fullmatch(r"2026-03-01T1[0-9:]+Z", now)
     assert row == {
         "worker_id": "c-1",
         "name": "w1@a",
         "kind": "celery",
-        "state": "online",
-        "availability": "available",
-        "running": "1",
-        "concurrency": "4",
-        "queues": ["default"],
         "hostname": "a",
+        "pid": 100,
+        "state": "online",
+        "state_reason": None,
+        "availability": "available",
+        "availability_note": None,
+        "availability_changed_by": None,
+        "availability_changed_at": None,
+        "queues": ["default"],
+        "concurrency": 4,
+        "running": 1,
+        "started_at": "2026-03-01T11:00:00Z",
+        "registered_at": "2026-03-01T12:00:00Z",
+        "ended_at": None,
+        "labels": {"zone": "a"},
+        "resources": {"cpus": 4},
+        "versions": {"airflow": "3"},
     }
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_a_program_gets_what_the_rest_api_gives(fleet: Database, capsys: Printed, output: str) -> None:
+    """Numbers are numbers, all times have one form, and who decided what and why is there."""
+    del fleet
+    run("workers", "quarantine", "c-1", "--note", "disk")
+    listed = read(capsys, "workers", "list", output=output)
+    query = WorkerQuery()
+    assert listed == WorkersResponse.model_validate(objects.list_workers(query)).model_dump(mode="json")["workers"]
+    (decided,) = [row for row in listed if row["worker_id"] == "c-1"]
+    assert (decided["availability_note"], decided["availability_changed_by"]) == ("disk", getpass.getuser())
+    (shown,) = read(capsys, "workers", "show", "c-1", output=output)
+    assert shown.pop("engine_name") is None
+    assert shown == OneWorkerResponse.model_validate(objects.one_worker("c-1")).model_dump(mode="json")
+    services = read(capsys, "services", "list", output=output)
+    found = ServicesResponse.model_validate(objects.list_services(ServiceQuery())).model_dump(mode="json")
+    assert services == found["services"]
+    tries = read(capsys, "attempts", "list", output=output)
+    query_ = objects.AttemptQuery()
+    page = objects.list_attempts(query_, dag_ids={"etl"}, sees_workers=True)
+    assert tries == objects.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
 
 
 def test_a_state_that_nobody_has_looked_at_is_unknown(database: Database, capsys: Printed) -> None:
     add_worker(database, "c-1")
     (row,) = read(capsys, "workers", "list")
-    assert row["state"] == "unknown"
+    assert row["state"] is None
+    assert "airflow-worker-insight refresh" in row["state_reason"]
+    assert " unknown " in printed(capsys, "workers", "list")
     shown = printed(capsys, "workers", "show", "c-1")
     assert "airflow-worker-insight refresh" in shown
 
@@ -147,11 +190,12 @@ def test_a_worker_is_shown_with_all_that_is_known(fleet: Database, capsys: Print
     (row,) = read(capsys, "workers", "show", "e-1")
     assert row["labels"] == {"zone": "b"}
     assert row["versions"] == a_worker().versions
-    assert row["resources"] == {"cpus": "4"}
-    assert (row["state"], row["availability"], row["pid"]) == ("unresponsive", "quarantined", "100")
+    assert row["resources"] == {"cpus": 4}
+    assert (row["state"], row["availability"], row["pid"]) == ("unresponsive", "quarantined", 100)
     (entry,) = row["changes"]
     del entry["changed_at"]
-    assert entry == {"change": "quarantined", "reason": "disk is full", "changed_by": getpass.getuser()}
+    decision = {"state": None, "availability": "quarantined", "reason": "disk is full"}
+    assert entry == {**decision, "changed_by": getpass.getuser()}
 
     shown = " ".join(printed(capsys, "workers", "show", "e-1").split())
     for part in ("availability | quarantined", "labels | zone=b", "disk is full", getpass.getuser()):
