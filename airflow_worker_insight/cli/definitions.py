@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, GroupCommand, lazy_load_command
 
@@ -26,8 +27,17 @@ _WITHOUT_A_SHIM = (
 
 
 def _command(name: str) -> Callable[..., None]:
-    """Return what runs a function of this package, which is imported then."""
-    return lazy_load_command(f"airflow_worker_insight.cli.{name}")
+    """Return what runs a function of this package, which is imported then, with log messages beside its result."""
+    load = lazy_load_command(f"airflow_worker_insight.cli.{name}")
+
+    @wraps(load)
+    def run(args: Any) -> None:
+        from airflow_worker_insight.cli.common import logs_on_stderr
+
+        with logs_on_stderr():
+            load(args)
+
+    return run
 
 
 _WORKERS = GroupCommand(

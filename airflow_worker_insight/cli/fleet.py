@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from contextlib import contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.refresh import go_round, refresh
@@ -22,14 +24,30 @@ if TYPE_CHECKING:
 def refresh_fleet(args: Any) -> None:
     """Look at the fleet; exit with 1 where an engine could not be asked."""
     require_tables()
-    if args.every is not None:
-        _go_on(args.every)
-        return
-    outcome = refresh(only_if_due=False)
-    report_fleet()
+    with _errors_said_once():
+        if args.every is not None:
+            _go_on(args.every)
+            return
+        outcome = refresh(only_if_due=False)
+        report_fleet()
     _print_outcome(outcome)
     if any(engine.error is not None for engine in outcome.engines):
         raise SystemExit(1)
+
+
+@contextmanager
+def _errors_said_once() -> Iterator[None]:
+    """Keep out of the log that an engine cannot be asked: it is printed here, each time and not only the first."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Airflow Worker Insight cannot see all workers")
+
+    log = logging.getLogger(counters.__name__)
+    log.addFilter(is_news)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_news)
 
 
 def _go_on(seconds: int) -> None:

@@ -75,7 +75,7 @@ def test_what_a_command_runs_is_there(names: list[str], command: Any) -> None:
     """It is found by its name when it runs, and not before."""
     import importlib
 
-    path = command.func.__closure__
+    path = command.func.__wrapped__.__closure__
     (import_path,) = [
         cell.cell_contents for cell in path if isinstance(cell.cell_contents, str) and "." in cell.cell_contents
     ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +14,7 @@ from sqlalchemy import inspect, text
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt
 from tests.unit.cli.running import Printed, ends_with, refused, run
+from tests.unit.database import OUR_COMMAND
 
 if TYPE_CHECKING:
     from tests.unit.database import Database
@@ -48,6 +53,21 @@ def test_migrate_can_only_print(without_tables: Database, capsys: Printed) -> No
     run("db", "migrate", "--show-sql-only")
     assert f"CREATE TABLE {attempt.name}" in capsys.readouterr().out
     assert not inspect(without_tables.engine).has_table(attempt.name)
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["downgrade", "--to-revision", "base"]], ids=" ".join)
+def test_what_is_printed_is_sql(without_tables: Database, command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUR_COMMAND, "db", *command, "--show-sql-only"],
+        env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": without_tables.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert re.match(r"(CREATE TABLE|--|BEGIN|DROP)", done.stdout)
+    assert "alembic" not in done.stdout.replace(VERSION_TABLE, "")
+    assert "Generating static SQL" in done.stderr
 
 
 @pytest.mark.parametrize("answer", ["", "n", "no", "yes please", None], indirect=True)

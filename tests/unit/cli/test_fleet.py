@@ -141,3 +141,25 @@ def test_as_a_service_it_ends_in_order(local: Database, tmp_path: Path, number: 
         service.kill()
         service.wait()
     assert "Traceback" not in out.read_text()
+
+
+def test_an_error_is_said_once_and_beside_the_result(database: Database, tmp_path: Path) -> None:
+    """Airflow's own logging has messages on the standard output."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+        "AIRFLOW__CELERY__BROKER_URL": "redis://127.0.0.1:1/0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", OUR_COMMAND, "refresh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("Celery's broker cannot be reached") == 1
+    assert done.stdout.splitlines() == ["celery: no workers", "tries: no workers"]
