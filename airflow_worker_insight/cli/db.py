@@ -30,7 +30,8 @@ def check_tables(args: Any) -> None:  # noqa: ARG001
 
 def downgrade_tables(args: Any) -> None:
     """Bring the tables back to an earlier version; this can remove recorded tries."""
-    question = f"Go back to {args.to_revision}? What was recorded may be lost."
+    lost = "is lost" if args.to_revision == "base" else "may be lost"
+    question = f"Go back to {args.to_revision}? What was recorded {lost}."
     if not args.show_sql_only and not args.yes and not confirmed(question):
         raise SystemExit("Nothing was changed.")
     try:
