@@ -184,6 +184,14 @@ def stored_try_id(try_id: UUID) -> UUID | str:
     return try_id if airflow_version() >= (3, 2) else str(try_id)
 
 
+def dag_table() -> Table:
+    """Return Airflow's table of Dags."""
+    from airflow.models.dag import DagModel
+
+    table: Table = DagModel.__table__
+    return table
+
+
 def dag_run_table() -> Table:
     """Return Airflow's ``dag_run`` table."""
     from airflow.models.dagrun import DagRun

@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from sqlalchemy import select
+
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import availability, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
@@ -141,7 +143,7 @@ def worker_page(
     :param dag_ids: the Dags whose tries the reader may see; ``None`` for one who may see no tries at all
     :param may_decide: whether the reader may change the worker's availability
     """
-    may_read, dag_ids = dag_ids is not None, dag_ids or ()
+    may_read, dag_ids = dag_ids is not None, frozenset(dag_ids or ())
     # An ID that no worker can have need not be asked for.
     if not _WORKER_ID.fullmatch(worker_id):
         return None
@@ -157,6 +159,7 @@ def worker_page(
         )
         life = worker.Life(
             row=row,
+            is_whole=_are_all(connection, dag_ids),
             changes=workers.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=workers.decisions(connection, [row]).get(row.ref),
             others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
@@ -174,6 +177,11 @@ def worker_page(
             ),
         )
     return worker.build_worker_page(life, address, may_read=may_read, may_decide=may_decide, now=now)
+
+
+def _are_all(connection: Connection, dag_ids: frozenset[str]) -> bool:
+    """Return whether a reader of these Dags may read all that Airflow has."""
+    return dag_ids >= {*connection.execute(select(compat.dag_table().c.dag_id)).scalars()}
 
 
 def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:

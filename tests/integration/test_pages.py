@@ -270,7 +270,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     # What somebody writes stays while the page around it changes.
     page.get_by_label("Note").fill("half of a sentence")
     (airflow.home / "morning").touch()
-    expect(page.locator("#wi-running-now")).to_contain_text("Nothing that you may see runs on it now.", timeout=60_000)
+    expect(page.locator("#wi-running-now")).to_contain_text("Nothing runs on it now.", timeout=60_000)
     expect(page.locator("#wi-timeline .wi-running")).to_have_count(0)
     expect(page.get_by_label("Note")).to_have_value("half of a sentence")
     assert page.evaluate("window.sameDocument")

@@ -60,6 +60,8 @@ class Life:
     """What the store says of one life of a worker; of tries, only of Dags that the reader may read."""
 
     row: WorkerRow
+    is_whole: bool
+    """Whether the reader may read all Dags: nothing of what it ran is left out."""
     changes: Sequence[Change]
     decision: Change | None
     others: Sequence[WorkerRow]
@@ -183,6 +185,8 @@ def build_worker_page(
         empty_text=(
             "There are no more tries here."
             if found.total
+            else "No try of this worker was recorded."
+            if life.is_whole
             else "No try of this worker was recorded in a Dag that you may read."
         ),
         notice=None if may_read else NO_DAG,
@@ -227,7 +231,7 @@ def _running(life: Life, now: datetime) -> Tries | None:
     elif total:
         text = f"{words.count(total, 'try runs', 'tries run')} on it now."
     else:
-        text = "Nothing that you may see runs on it now."
+        text = "Nothing runs on it now." if life.is_whole else "Nothing that you may see runs on it now."
     return Tries(
         text=text,
         rows=tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows),
@@ -242,7 +246,8 @@ def _struck(life: Life, now: datetime) -> Tries:
         if any(one.state in ("running", "restarting") for one in rows):
             text += " Airflow says that they run until its own heartbeat of tasks times out."
     else:
-        text = "No try that you may see was running on it when it was last seen."
+        what = "No try" if life.is_whole else "No try that you may see"
+        text = f"{what} was running on it when it was last seen."
     return Tries(
         text, tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows), _rest(len(rows), total)
     )

@@ -49,7 +49,15 @@ def test_a_worker_says_what_it_is() -> None:
     }
     assert page.labels == (("region", "eu"), ("zone", "a"))
     assert page.queues == ("default",)
+    assert page.empty_text == "No try of this worker was recorded."
+
+
+def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
+    page = a_page(is_whole=False)
     assert page.empty_text == "No try of this worker was recorded in a Dag that you may read."
+    assert page.running.text == "Nothing that you may see runs on it now."
+    lost = a_page(a_worker_row(state="lost", ended_at=at(120)), is_whole=False)
+    assert lost.struck.text == "No try that you may see was running on it when it was last seen."
 
 
 def test_a_name_that_an_operator_gave_stands_beside_that_of_the_executor() -> None:
@@ -96,7 +104,7 @@ def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
     assert (len(page.struck.rows), page.struck.rest) == (1, "And 2 more.")
     assert (page.running, page.load) == (None, None)
     nothing = a_page(lost).struck
-    assert nothing.text == "No try that you may see was running on it when it was last seen."
+    assert nothing.text == "No try was running on it when it was last seen."
     assert a_page().struck is None
 
 
@@ -135,7 +143,7 @@ def test_what_runs_now_is_listed_and_counted() -> None:
     page = a_page(running=(running, 2))
     assert page.running.text == "2 tries run on it now."
     assert [row.duration for row in page.running.rows] == ["16 min 40 s so far"] * 2
-    assert a_page().running.text == "Nothing that you may see runs on it now."
+    assert a_page().running.text == "Nothing runs on it now."
 
 
 @pytest.mark.parametrize(("total", "text"), [(1, "1 try still runs on it."), (2, "2 tries still run on it.")])

@@ -67,6 +67,7 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
 def a_life(row: WorkerRow | None = None, **others: Any) -> Life:
     """Return a worker that ran nothing and of which nothing happened, but for what is given."""
     known: dict[str, Any] = {
+        "is_whole": True,
         "changes": (),
         "decision": None,
         "others": (),
