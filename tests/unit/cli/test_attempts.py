@@ -11,7 +11,7 @@ from airflow_worker_insight.store import listing
 from airflow_worker_insight.store.tables import attempt
 from tests.unit.cli.fleet import add_worker
 from tests.unit.cli.running import Printed, printed, read, refused, run
-from tests.unit.database import NOON, add_run, add_try, at
+from tests.unit.database import add_run, add_try, at
 
 if TYPE_CHECKING:
     from tests.unit.database import Database
