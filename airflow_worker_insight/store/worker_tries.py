@@ -200,15 +200,14 @@ def outcomes_per_hour(
     for row in closed:
         hours[row.start_slot // _SLOTS_PER_HOUR][row.state] += row.tries
     unclosed = connection.execute(
-        select(*listing.KEY, attempt.c.start_slot)
+        _stays(attempt)
+        .add_columns(attempt.c.start_slot)
         .where(*window, attempt.c.ended_at.is_(None))
         .order_by(attempt.c.start_slot.desc())
         .limit(MAX_OPEN)
     ).all()
-    slots = {tuple(row[:3]): row.start_slot for row in unclosed}
-    for one_try in reading.load_attempts(connection, list(slots)):
-        slot = slots[listing.digests(reading.key_of(one_try))]
-        hours[slot // _SLOTS_PER_HOUR][one_try.state] += 1
+    for row, stay in zip(unclosed, _with_airflows_word(connection, unclosed), strict=True):
+        hours[row.start_slot // _SLOTS_PER_HOUR][stay.state] += 1
     return [Outcomes(datetime.fromtimestamp(hour * 3600, tz=timezone.utc), dict(hours[hour])) for hour in sorted(hours)]
 
 

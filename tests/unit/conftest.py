@@ -8,7 +8,12 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
+
+# How long an example takes says something of the machine only.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 # Airflow reads these when it is imported, which the test modules do.
 _home = tempfile.mkdtemp(prefix="worker-insight-unit-")

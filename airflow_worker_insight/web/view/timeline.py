@@ -294,23 +294,30 @@ def _together(spans: Iterable[_Span], least: timedelta) -> list[_Span]:
     :param least: how long the shortest span is drawn at the least
     :return: those that ended badly at the end, because what is drawn last lies on top
     """
-    found: list[_Span] = []
-    latest: dict[tuple[int, str], int] = {}
+    groups: list[list[_Span]] = []
+    # Until when each of them is drawn, and which one is the latest of its lane and state.
+    reach: list[datetime] = []
+    latest: dict[tuple[int, str, bool], int] = {}
     for span in spans:
-        place = latest.get((span.lane, span.state), -1)
-        if place >= 0 and _is_one_with(found[place], span, least):
-            before = found[place]
-            found[place] = replace(before, stays=(*before.stays, *span.stays), end=max(before.end, span.end))
+        key = (span.lane, span.state, span.is_cut)
+        place = latest.get(key, -1)
+        is_short = span.end - span.start < least and not span.is_running
+        until = max(span.end, span.start + least)
+        if place >= 0 and is_short and span.start < reach[place]:
+            groups[place].append(span)
+            reach[place] = max(reach[place], until)
         else:
-            latest[span.lane, span.state] = len(found)
-            found.append(span)
-    return sorted(found, key=lambda span: span.state in _LAST)
+            latest[key] = len(groups)
+            groups.append([span])
+            reach.append(until)
+    return sorted(map(_fused, groups), key=lambda span: span.state in _LAST)
 
 
-def _is_one_with(before: _Span, span: _Span, least: timedelta) -> bool:
-    is_short = span.end - span.start < least and not span.is_running and span.is_cut == before.is_cut
-    last = before.stays[-1].began_at or before.start
-    return is_short and span.start < max(before.end, last + least)
+def _fused(spans: Sequence[_Span]) -> _Span:
+    if len(spans) == 1:
+        return spans[0]
+    stays = tuple(stay for span in spans for stay in span.stays)
+    return replace(spans[0], stays=stays, end=max(span.end for span in spans))
 
 
 def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetime) -> Bar:

@@ -51,7 +51,7 @@ def test_tries_one_after_another_share_a_lane_and_tries_side_by_side_do_not() ->
     assert found.label == "3 tries, at most 2 side by side"
 
 
-@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(9, 600)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(10, 600)), max_size=60))
 def test_no_two_tries_of_a_lane_overlap(times: list[tuple[int, int]]) -> None:
     tries = [mine(start, start + length, number) for number, (start, length) in enumerate(times, 1)]
     lanes: dict[int, list[tuple[float, float]]] = {}
