@@ -1,0 +1,347 @@
+"""Decide which worker a task is to run on: pure functions, no I/O, and nothing of Airflow.
+
+In front of every strategy stands what no strategy may overrule: a worker must live, be available, consume the task's
+queue, have the labels that the task asks for, and have room; and a retry goes to a worker that has not failed this
+task instance. Each decision says in one line what was chosen, and who was left out and why.
+
+Who may be chosen is the same for all tasks that ask for the same queue and labels, so that is worked out once for each
+such group; within it the next worker is found in a heap. A decision costs some microseconds however many workers there
+are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, Protocol
+
+from airflow_worker_insight.store.decisions import (
+    AGAIN,
+    BAD_LABELS,
+    ELSEWHERE,
+    FULL,
+    LEAST_LOADED,
+    NO_LABEL,
+    NO_WORKER,
+    NOT_AVAILABLE,
+    OTHERS_FULL,
+    ROUND_ROBIN,
+    STICKY,
+    STICKY_NEXT,
+    STRATEGIES,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+MAX_NAMED = 3
+"""How many workers a line names of those that were left out for one reason."""
+
+TEXT_LENGTH = 300
+"""Characters of a line at most: as many as the database keeps."""
+
+_MASK = 2**64 - 1
+
+
+class UnknownStrategy(ValueError):  # noqa: N818
+    """A strategy that there is not; the message names those that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One try that is to be placed."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    queue: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the worker's labels must be."""
+    avoid: frozenset[str] = frozenset()
+    """Names of the workers that have failed this task instance."""
+    trouble: str | None = None
+    """What is wrong with what it asks for: then it is not placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One life of a worker, as the registry has it."""
+
+    ref: int
+    worker_id: str
+    name: str
+    queues: frozenset[str]
+    """The queues that it consumes, but for its own."""
+    concurrency: int
+    """How many tasks it runs at once."""
+    capacity: int
+    """How many it may have, running and waiting."""
+    load: int = 0
+    """How many it has."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    state: str | None = "online"
+    availability: str = "available"
+    trouble: str | None = None
+    """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a task goes and why."""
+
+    worker: Candidate | None
+    """``None`` where nobody fits."""
+    reason: str
+    """One of :data:`airflow_worker_insight.store.decisions.REASONS`."""
+    text: str
+    """The same in one line, with who was left out."""
+
+
+class Placer:
+    """Places tasks one after the other, and counts its own placements among what the workers have."""
+
+    def __init__(
+        self, strategy: str, candidates: Sequence[Candidate], history: MutableMapping[int, int] | None = None
+    ) -> None:
+        """Take the workers as they are now.
+
+        :param strategy: one of :data:`airflow_worker_insight.store.decisions.STRATEGIES`
+        :param history: when each worker (by ``ref``) was given something last, as a growing number; it is carried on,
+            so that what is equal otherwise goes round, also from one placer to the next
+        :raises UnknownStrategy: for any other strategy
+        """
+        check_strategy(strategy)
+        self._strategy = strategy
+        self._candidates = candidates
+        self._loads = [one.load for one in candidates]
+        self._history = {} if history is None else history
+        self._turn = max(self._history.values(), default=0)
+        self._groups: dict[tuple[str, frozenset[tuple[str, str]]], _Group] = {}
+
+    def place(self, task: Task) -> Decision:
+        """Decide where a task goes, and count it there."""
+        if task.trouble is not None:
+            return Decision(None, BAD_LABELS, _line(f"waits: {task.trouble}"))
+        group = self._group(task)
+        chosen, reason = self._choose(group, task)
+        if chosen is None:
+            return Decision(None, reason, _line(f"waits: {_WAITS[reason].format(queue=task.queue)}", group.left_out))
+        one = self._candidates[chosen]
+        text = _line(
+            f"{one.name}: {_CHOSEN[reason]} ({self._loads[chosen]} of {one.capacity}) of {len(group.members)}",
+            f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+            group.left_out,
+        )
+        self._loads[chosen] += 1
+        self._turn += 1
+        self._history[one.ref] = self._turn
+        return Decision(one, reason, text)
+
+    def _group(self, task: Task) -> _Group:
+        key = (task.queue, frozenset(task.labels.items()))
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group.of(self._candidates, task)
+            group.order = _Sticky(self, group) if self._strategy == STICKY else _Heap(self, group)
+        return group
+
+    def _choose(self, group: _Group, task: Task) -> tuple[int | None, str]:
+        """Return the place of the chosen worker, or ``None``, and the reason."""
+        if not group.members:
+            return None, group.why_empty
+        avoided = (
+            {place for place in group.members if self._candidates[place].name in task.avoid} if task.avoid else _NONE
+        )
+        reason = self._strategy
+        if avoided and len(avoided) == len(group.members):
+            # It is a rule for those who can choose.
+            avoided, reason = _NONE, AGAIN
+        assert group.order is not None
+        chosen, is_first = group.order.next(task, avoided)
+        if chosen is None:
+            return None, OTHERS_FULL if avoided else FULL
+        if reason == AGAIN or not avoided:
+            return chosen, reason if is_first or reason == AGAIN else STICKY_NEXT
+        return chosen, ELSEWHERE
+
+    # --- for the orders below
+
+    def has_room(self, place: int) -> bool:
+        """Return whether a worker may be given more."""
+        return self._loads[place] < self._candidates[place].capacity
+
+    def score(self, place: int) -> tuple[float, int]:
+        """Return what the worker with the least of it is chosen by. It only ever grows."""
+        one = self._candidates[place]
+        last = self._history.get(one.ref, 0)
+        # Relative to what it runs at once: what waits on a small worker while a large one idles helps nobody.
+        return (self._loads[place] / one.concurrency if self._strategy == LEAST_LOADED else 0.0, last)
+
+    def name(self, place: int) -> str:
+        """Return the name of a worker."""
+        return self._candidates[place].name
+
+
+class _Order(Protocol):
+    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
+        """Return the worker that is next and has room, and whether it is the one that the task wanted first."""
+
+
+class _Heap:
+    """The workers by their score, the least first."""
+
+    def __init__(self, placer: Placer, group: _Group) -> None:
+        self._placer = placer
+        # Of equal ones first the one whose name has the least digest: not always the first in the alphabet.
+        self._heap = [(placer.score(place), _digest(placer.name(place)), place) for place in group.members]
+        heapify(self._heap)
+
+    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:  # noqa: ARG002
+        heap, aside = self._heap, []
+        chosen = None
+        while heap:
+            score, digest, place = heap[0]
+            if not self._placer.has_room(place):
+                heappop(heap)
+                continue
+            now = self._placer.score(place)
+            if now != score:
+                # It was given something since, perhaps for another group: its score has grown.
+                heapreplace(heap, (now, digest, place))
+                continue
+            if place in avoided:
+                aside.append(heappop(heap))
+                continue
+            chosen = place
+            break
+        for entry in aside:
+            heappush(heap, entry)
+        return chosen, True
+
+
+class _Sticky:
+    """The workers in an order that is each task's own, and changes only by who comes and goes: rendezvous hashing."""
+
+    def __init__(self, placer: Placer, group: _Group) -> None:
+        self._placer = placer
+        self._digests = [(_digest(placer.name(place)), place) for place in group.members]
+        self._orders: dict[tuple[str, str], list[int]] = {}
+
+    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
+        for number, place in enumerate(self._order(task)):
+            if place not in avoided and self._placer.has_room(place):
+                return place, number == 0
+        return None, False
+
+    def _order(self, task: Task) -> list[int]:
+        key = (task.dag_id, task.task_id)
+        order = self._orders.get(key)
+        if order is None:
+            own = _digest("\0".join(key))
+            ranked = sorted(((_mix(own ^ digest), place) for digest, place in self._digests), reverse=True)
+            order = self._orders[key] = [place for _, place in ranked]
+        return order
+
+
+@dataclass(slots=True)
+class _Group:
+    """Who may be chosen for all tasks with the same queue and labels."""
+
+    members: list[int]
+    """The places of the workers that fit, full or not."""
+    left_out: str
+    """Who does not fit and why, in words."""
+    why_empty: str = NO_WORKER
+    """Why nobody fits, where that is so."""
+    order: _Order | None = None
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], task: Task) -> _Group:
+        members: list[int] = []
+        out: dict[str, list[str]] = {}
+        why_empty = NO_WORKER
+        for place, one in enumerate(candidates):
+            if task.queue not in one.queues:
+                # It has nothing to do with this task: naming all these would say nothing.
+                continue
+            why = _is_out(one)
+            if why is not None:
+                why_empty = NOT_AVAILABLE if why_empty == NO_WORKER else why_empty
+            elif any(one.labels.get(key) != value for key, value in task.labels.items()):
+                why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
+                why_empty = NO_LABEL
+            else:
+                members.append(place)
+                continue
+            out.setdefault(why, []).append(one.name)
+        return cls(
+            members,
+            "left out: " + "; ".join(_named(names, why) for why, names in out.items()) if out else "",
+            why_empty,
+        )
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuse a strategy that there is not.
+
+    :raises UnknownStrategy: with a message for an operator
+    """
+    if strategy not in STRATEGIES:
+        raise UnknownStrategy(f"there is no placement strategy {strategy!r}: it is one of {', '.join(STRATEGIES)}")
+
+
+_NONE: frozenset[int] = frozenset()
+
+_CHOSEN = {
+    LEAST_LOADED: "least loaded",
+    ROUND_ROBIN: "next in turn",
+    STICKY: "the one that this task sticks to",
+    STICKY_NEXT: "next of those that this task sticks to",
+    ELSEWHERE: "a retry elsewhere",
+    AGAIN: "has failed this task before, but nobody else fits",
+}
+
+_WAITS = {
+    NO_WORKER: "no worker that is known consumes the queue {queue}",
+    NOT_AVAILABLE: "no worker of the queue {queue} is available",
+    NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
+    FULL: "all workers that fit have as much as they may",
+    OTHERS_FULL: "the workers that have not failed it have as much as they may",
+}
+
+
+def _is_out(one: Candidate) -> str | None:
+    """Return why a worker is given nothing, whatever the task."""
+    if one.state != "online":
+        return one.state or "of unknown state"
+    if one.availability != "available":
+        return one.availability
+    return one.trouble
+
+
+def _named(names: Sequence[str], why: str) -> str:
+    return f"{_list(names)} ({why})"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _line(*parts: str) -> str:
+    text = "; ".join(part for part in parts if part)
+    return text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _mix(value: int) -> int:
+    """Scatter the bits of a number (the end of splitmix64): a digest for each pair would take too long."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
