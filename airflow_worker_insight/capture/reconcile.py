@@ -16,7 +16,7 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.store import airflow_tries, closing, xcoms
+from airflow_worker_insight.store import airflow_tries, closing, placements, xcoms
 from airflow_worker_insight.store.attribution import Verdict, attribute
 from airflow_worker_insight.store.tables import NO_WORKER
 
@@ -89,6 +89,7 @@ def reconcile_runs(
         now=datetime.now(timezone.utc),
     )
     closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
+    placements.keep(connection, runs)
     for attribution, number in Counter(verdict.attribution for _, verdict in plan.add).items():
         count(f"tries.{attribution}", number)
     return Outcome(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import run_key, task_key
 from airflow_worker_insight.store.planning import are_among
@@ -365,6 +366,7 @@ def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> Non
     row = connection.execute(select(*known).where(is_twin).with_for_update()).first()
     if row is None:
         return
+    placements.rename_worker(connection, twin, kept)
     if connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref == twin).limit(1)).first():
         known_as = connection.execute(select(worker.c.worker_id).where(worker.c.id == kept)).scalar()
         ended = {"state": None, "state_reason": f"It is the same worker as {known_as}.", "ended_at": now}
@@ -414,6 +416,15 @@ def running_tries(connection: Connection) -> RunningTries:
         if beat is not None:
             heartbeats[ref] = max(heartbeats.get(ref, beat), beat)
     return RunningTries(counts, heartbeats)
+
+
+def running_on(connection: Connection) -> dict[tuple[int, int, int], int]:
+    """Return the tries that run now, by their digests, with the row ID of the worker that each runs on."""
+    keys = sorted(
+        (run_key(row.dag_id, row.run_id), task_key(row.task_id, row.map_index), row.try_number)
+        for row in connection.execute(_running())
+    )
+    return _latest_workers(connection, keys)
 
 
 def _running() -> Any:

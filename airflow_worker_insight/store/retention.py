@@ -30,6 +30,7 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.locks import be_the_only_writer
@@ -112,6 +113,9 @@ def prune(older_than: datetime, *, transaction: Transaction = compat.short_trans
 
     :param transaction: begins one on Airflow's database; by default one that does not wait long for others
     """
+    # Where reconciling has not done it, because Airflow's own history of the run was removed first.
+    with transaction() as connection:
+        placements.forget(connection, older_than)
     yield from _prune_tries(older_than, transaction)
     yield from _prune_workers(older_than, transaction)
     yield from _prune_changes(older_than, transaction)

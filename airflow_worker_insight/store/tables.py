@@ -1,4 +1,4 @@
-"""The tables: one row per life of a worker, one row per try and worker that ran it, and what is known of the fleet.
+"""The tables: one row per life of a worker, one row per try and worker that ran it, the fleet, and what is placed.
 
 They live on a metadata of their own, in Airflow's schema. A try's row is written millions of times, so it holds only
 what the try itself is; what a worker *is* stands once in the worker's row (``worker_ref`` points there).
@@ -26,6 +26,8 @@ from sqlalchemy import (
     TypeDecorator,
 )
 from sqlalchemy.dialects import mysql
+
+from airflow_worker_insight.store.decisions import REASONS
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -221,8 +223,34 @@ attempt = Table(
     Column("dag_id", StringID(), nullable=False),
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
+    # Why it was placed where it was, by an executor of this package; filled in when the try is closed.
+    Column("placement", Coded(REASONS)),
     # On PostgreSQL the migration makes the slot NULLS FIRST: read backwards it is in the order of lists.
     Index("worker_insight_attempt_start_slot", "start_slot"),
     Index("worker_insight_attempt_worker_ref", "worker_ref", "start_slot"),
     Index("worker_insight_attempt_dag_id", "dag_id", "start_slot"),
+)
+
+placement = Table(
+    "worker_insight_placement",
+    metadata,
+    # What is placed now, by whichever scheduler, and until the Dag run has ended and is reconciled why.
+    Column("run_key", BigInteger, primary_key=True, autoincrement=False),
+    Column("task_key", BigInteger, primary_key=True, autoincrement=False),
+    Column("try_number", Integer, primary_key=True, autoincrement=False),
+    Column("map_index", Integer, nullable=False),
+    # NULL while it waits for a worker, and where it was handed to the queue that all share.
+    Column("worker_ref", Integer),
+    # Whether it takes one of its worker's places: until the try has ended.
+    Column("is_open", Boolean, nullable=False),
+    Column("reason", Coded(REASONS), nullable=False),
+    Column("placed_at", Timestamp, nullable=False),
+    # The worker's own queue that it was sent to.
+    Column("own_queue", String(100)),
+    Column("detail", String(300), nullable=False),
+    Column("dag_id", StringID(), nullable=False),
+    Column("run_id", StringID(), nullable=False),
+    Column("task_id", StringID(), nullable=False),
+    Index("worker_insight_placement_open", "is_open", "worker_ref"),
+    Index("worker_insight_placement_placed_at", "placed_at"),
 )

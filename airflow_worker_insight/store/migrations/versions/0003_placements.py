@@ -1,0 +1,56 @@
+"""What the executors of this package place, and why a try was placed where it was.
+
+Revision ID: 0003
+Revises: 0002
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from airflow.models.base import StringID
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+from airflow_worker_insight.store.tables import metadata
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+Timestamp = sa.TIMESTAMP(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
+
+ATTEMPT, PLACEMENT = "worker_insight_attempt", "worker_insight_placement"
+
+
+def upgrade() -> None:
+    """Make the table, and room for the reason on each try: nothing is rewritten, because it begins as NULL."""
+    schema = metadata.schema
+    op.create_table(
+        PLACEMENT,
+        sa.Column("run_key", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_key", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("try_number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("map_index", sa.Integer(), nullable=False),
+        sa.Column("worker_ref", sa.Integer()),
+        sa.Column("is_open", sa.Boolean(), nullable=False),
+        sa.Column("reason", sa.SmallInteger(), nullable=False),
+        sa.Column("placed_at", Timestamp, nullable=False),
+        sa.Column("own_queue", sa.String(100)),
+        sa.Column("detail", sa.String(300), nullable=False),
+        sa.Column("dag_id", StringID(), nullable=False),
+        sa.Column("run_id", StringID(), nullable=False),
+        sa.Column("task_id", StringID(), nullable=False),
+        sa.PrimaryKeyConstraint("run_key", "task_key", "try_number", name="worker_insight_placement_pkey"),
+        schema=schema,
+    )
+    op.create_index("worker_insight_placement_open", PLACEMENT, ["is_open", "worker_ref"], schema=schema)
+    op.create_index("worker_insight_placement_placed_at", PLACEMENT, ["placed_at"], schema=schema)
+    op.add_column(ATTEMPT, sa.Column("placement", sa.SmallInteger()), schema=schema)
+
+
+def downgrade() -> None:
+    """Forget what is placed and why."""
+    schema = metadata.schema
+    op.drop_column(ATTEMPT, "placement", schema=schema)
+    op.drop_table(PLACEMENT, schema=schema)

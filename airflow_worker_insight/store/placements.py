@@ -1,0 +1,327 @@
+"""Read and write what is placed: the view that all schedulers of a deployment share.
+
+A placement is written before the task is sent, so that the other schedulers count it, and takes one of its worker's
+places until the try has ended. Its line of explanation stays until the Dag run is reconciled: then only the reason is
+kept, in two bytes of the try itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import timezone
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.store import airflow_tries
+from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.store.planning import are_among
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection, Row
+
+    from airflow_worker_insight.store.airflow_tries import DagRunRef
+
+BATCH = 500
+"""Rows that one statement reads or changes by their keys."""
+
+EARLIER_TRIES = 20
+"""How many tries are looked back for workers that failed a task instance."""
+
+UNHARMED = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
+"""States of an earlier try that say nothing against the worker that ran it."""
+
+PLACES_TAKEN = ("queued", "running", "restarting")
+"""Airflow's states of a try that takes a place at its worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a try was placed, or that it waits. Times are aware UTC."""
+
+    key: TryKey
+    reason: str
+    """One of :data:`~.decisions.REASONS`."""
+    detail: str
+    """The same in one line, with who was left out."""
+    worker_ref: int | None = None
+    own_queue: str | None = None
+    """The worker's own queue that it was sent to."""
+    placed_at: datetime | None = None
+    is_open: bool = True
+
+
+def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
+    """Write placements, in the place of what was written of these tries before. The caller owns the transaction."""
+    if placements:
+        connection.execute(_upsert(connection.dialect.name), [_row(one, now) for one in placements])
+
+
+def _row(one: Placement, now: datetime) -> dict[str, Any]:
+    return {
+        "run_key": one.key.run_key,
+        "task_key": one.key.task_key,
+        "try_number": one.key.try_number,
+        "map_index": one.key.map_index,
+        "worker_ref": one.worker_ref,
+        "is_open": one.is_open,
+        "reason": one.reason,
+        "placed_at": now,
+        "own_queue": one.own_queue,
+        "detail": one.detail,
+        "dag_id": one.key.dag_id,
+        "run_id": one.key.run_id,
+        "task_id": one.key.task_id,
+    }
+
+
+def _upsert(dialect: str) -> Any:
+    keys = [column.name for column in placement.primary_key]
+    others = [column.name for column in placement.c if column.name not in keys]
+    if dialect == "mysql":
+        my = mysql.insert(placement)
+        return my.on_duplicate_key_update({name: my.inserted[name] for name in others})
+    if dialect == "postgresql":
+        pg = postgresql.insert(placement)
+        return pg.on_conflict_do_update(index_elements=keys, set_={name: pg.excluded[name] for name in others})
+    lite = sqlite.insert(placement)
+    return lite.on_conflict_do_update(index_elements=keys, set_={name: lite.excluded[name] for name in others})
+
+
+def close(connection: Connection, keys: Collection[TryKey]) -> None:
+    """Write that these tries have ended and take no place any more; those that nobody placed are passed by."""
+    for batch in _batches(sorted(_digests(key) for key in keys)):
+        connection.execute(
+            update(placement)
+            .where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(True))
+            .values(is_open=False)
+        )
+
+
+def loads(connection: Connection) -> dict[int, int]:
+    """Return how many tries are placed on each worker and have not ended, by the row ID of the worker."""
+    rows = connection.execute(
+        select(placement.c.worker_ref, func.count().label("tries"))
+        .where(placement.c.is_open.is_(True), placement.c.worker_ref.is_not(None))
+        .group_by(placement.c.worker_ref)
+    )
+    return {row.worker_ref: int(row.tries) for row in rows}
+
+
+def open_placements(connection: Connection, *, own_queues: Collection[str] | None = None) -> list[Placement]:
+    """Return what is placed or waits, the earliest first.
+
+    :param own_queues: only what was sent to one of these queues
+    """
+    conditions = [placement.c.is_open.is_(True)]
+    if own_queues is not None:
+        conditions.append(placement.c.own_queue.in_(sorted(own_queues)))
+    rows = connection.execute(select(placement).where(*conditions).order_by(placement.c.placed_at))
+    return [_placement(row) for row in rows]
+
+
+def own_queues(connection: Connection) -> dict[str, set[int]]:
+    """Return the workers' own queues to which something was sent that has not ended, with the workers' row IDs."""
+    found: dict[str, set[int]] = defaultdict(set)
+    rows = connection.execute(
+        select(placement.c.own_queue, placement.c.worker_ref)
+        .where(placement.c.is_open.is_(True), placement.c.own_queue.is_not(None))
+        .distinct()
+    )
+    for row in rows:
+        found[row.own_queue].add(row.worker_ref or NO_WORKER)
+    return dict(found)
+
+
+def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement]:
+    """Return what is known of the placing of each try of a task instance, by the try's number."""
+    rows = connection.execute(
+        select(placement).where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
+    )
+    return {row.try_number: _placement(row) for row in rows if row.dag_id == key.dag_id}
+
+
+def kept_reasons(connection: Connection, key: TryKey) -> dict[int, str]:
+    """Return why the tries of a task instance were placed where they were, as kept with them, by their numbers."""
+    rows = connection.execute(
+        select(attempt.c.try_number, attempt.c.placement).where(
+            attempt.c.run_key == key.run_key, attempt.c.task_key == key.task_key, attempt.c.placement.is_not(None)
+        )
+    )
+    return {row.try_number: row.placement for row in rows}
+
+
+def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], limit: int) -> tuple[list[Placement], int]:
+    """Return what is placed on a worker and waits there for its start, the earliest first, and how much there is.
+
+    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    """
+    rows = connection.execute(
+        select(placement)
+        .where(placement.c.is_open.is_(True), placement.c.worker_ref == ref)
+        .order_by(placement.c.placed_at)
+    ).all()
+    readable = frozenset(dag_ids)
+    placed = [_placement(row) for row in rows if row.dag_id in readable]
+    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
+    waiting = [one for one in placed if one.key in states and states[one.key].state == "queued"]
+    return waiting[:limit], len(waiting)
+
+
+def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, frozenset[str]]:
+    """Return for each of these tries the names of the workers that failed the task instance in an earlier one.
+
+    A try that was killed before it could report is known by where it was placed. One that has moved on after a deferral
+    counts against the worker that ran it last.
+
+    :param keys: tries that are about to start; first tries have none before them and cost nothing
+    """
+    earlier = {
+        TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number): key
+        for key in keys
+        for number in range(max(1, key.try_number - EARLIER_TRIES), key.try_number)
+    }
+    if not earlier:
+        return {}
+    by_digest = {_digests(before): before for before in earlier}
+    ran: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
+    for batch in _batches(sorted(by_digest)):
+        for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
+            before = by_digest[row.run_key, row.task_key, row.try_number]
+            ran[before] = max(ran.get(before, ((0, row.place), row.name)), ((1, row.place), row.name))
+        for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
+            # What it was sent to is a guess beside what it said itself.
+            ran.setdefault(by_digest[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
+    ends = airflow_tries.tries_of_task_instances(connection, ran)
+    found: dict[TryKey, set[str]] = defaultdict(set)
+    for before, (_, name) in ran.items():
+        if before not in ends or ends[before].state not in UNHARMED:
+            found[earlier[before]].add(name)
+    return {key: frozenset(names) for key, names in found.items()}
+
+
+def _workers_of(connection: Connection, keys: Sequence[tuple[int, int, int]], table: Any, place: Any) -> Any:
+    """Select the workers of tries; of several of one try the one with the greatest ``place`` was the last."""
+    name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
+    return (
+        select(*_key(table), place.label("place"), name)
+        .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
+        .where(are_among(connection, _key(table), keys))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What Airflow keeps of a try that is to be placed."""
+
+    key: TryKey
+    state: str | None
+    queue: str
+    pool: str
+    executor_config: Any
+
+
+def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wanted]:
+    """Ask Airflow for the queue, pool and executor's configuration of tries that have not been superseded."""
+    table = compat.task_instance_table()
+    names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
+    found: dict[TryKey, Wanted] = {}
+    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})):
+        rows = connection.execute(
+            select(
+                *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
+            ).where(are_among(connection, names, batch))
+        )
+        for row in rows:
+            key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
+            found[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
+    return {key: one for key, one in found.items() if key in set(keys)}
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep found: places that were given back, and tries that run on workers where nobody placed them."""
+
+    closed: int
+    unplaced: Mapping[int, int]
+
+
+def sweep(connection: Connection, running: Mapping[tuple[int, int, int], int], *, settled: datetime) -> Swept:
+    """Give back the places of tries that neither wait nor run any more, as far as Airflow knows.
+
+    A scheduler gives back the places of its own; this is for those whose scheduler died.
+
+    :param running: see :func:`.lives.running_on`
+    :param settled: what was placed later is left alone
+    """
+    placed = open_placements(connection)
+    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
+    over = [
+        one.key
+        for one in placed
+        if one.placed_at is not None
+        and one.placed_at < settled
+        and (one.key not in states or states[one.key].state not in PLACES_TAKEN)
+    ]
+    close(connection, over)
+    known = {_digests(one.key) for one in placed if one.worker_ref is not None}
+    return Swept(len(over), Counter(ref for key, ref in running.items() if key not in known))
+
+
+def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:
+    """Keep with each recorded try of these Dag runs why it was placed, and forget the rest of what has ended."""
+    keys = sorted({run_key(run.dag_id, run.run_id) for run in runs})
+    if connection.execute(select(placement.c.run_key).where(placement.c.run_key.in_(keys)).limit(1)).first() is None:
+        return
+    same = [ours == theirs for ours, theirs in zip(_key(attempt), _key(placement), strict=True)]
+    # A scalar subquery, because MySQL and SQLite say UPDATE … FROM in other words.
+    reason = select(placement.c.reason).where(*same).correlate(attempt).scalar_subquery()
+    connection.execute(
+        update(attempt)
+        .where(attempt.c.run_key.in_(keys), select(placement.c.run_key).where(*same).correlate(attempt).exists())
+        .values(placement=reason)
+    )
+    connection.execute(delete(placement).where(placement.c.run_key.in_(keys), placement.c.is_open.is_(False)))
+
+
+def forget(connection: Connection, older_than: datetime) -> None:
+    """Remove what was placed before a time and has ended."""
+    connection.execute(delete(placement).where(placement.c.placed_at < older_than, placement.c.is_open.is_(False)))
+
+
+def rename_worker(connection: Connection, old: int, new: int) -> None:
+    """Write that what was placed on a worker's row is placed on another row of the same worker."""
+    connection.execute(update(placement).where(placement.c.worker_ref == old).values(worker_ref=new))
+
+
+def _placement(row: Row[Any]) -> Placement:
+    return Placement(
+        key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number),
+        reason=row.reason,
+        detail=row.detail,
+        worker_ref=row.worker_ref,
+        own_queue=row.own_queue,
+        placed_at=row.placed_at.astimezone(timezone.utc),
+        is_open=row.is_open,
+    )
+
+
+def _key(table: Any) -> tuple[Any, ...]:
+    return table.c.run_key, table.c.task_key, table.c.try_number
+
+
+def _digests(key: TryKey) -> tuple[int, int, int]:
+    return key.run_key, key.task_key, key.try_number
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    known = list(items)
+    for start in range(0, len(known), BATCH):
+        yield known[start : start + BATCH]

@@ -1,0 +1,200 @@
+"""What is placed, as all schedulers see it, on the databases whose statements differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from airflow_worker_insight.capture.reconcile import reconcile_runs
+from airflow_worker_insight.store import lives, placements
+from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS
+from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.retention import prune
+from airflow_worker_insight.store.tables import placement
+from tests.unit.database import NOON, RUN_ENDED, Database, a_worker, add_run, add_try, at, change_try, on_both
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.keys import TryKey
+
+LINE = "w1@etl-1: least loaded (0 of 6) of 2"
+
+
+def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:
+    known: dict[str, Any] = {
+        "reason": LEAST_LOADED,
+        "detail": LINE,
+        "worker_ref": ref,
+        "own_queue": ref and f"own.{ref}",
+    }
+    return Placement(key, **{**known, **others})
+
+
+def a_live_try(connection: Connection, task_id: str, *, state: str = "queued", **others: Any) -> TryKey:
+    run = add_run(connection, run_id=f"run-{task_id}", state="running", ended_at=None)
+    return add_try(connection, run, task_id, state=state, ended_at=None, hostname=None, **others)
+
+
+def stored(connection: Connection) -> list[Any]:
+    return list(connection.execute(select(placement).order_by(placement.c.task_id)))
+
+
+def test_codes_never_move() -> None:
+    assert REASONS == (
+        "least_loaded",
+        "round_robin",
+        "sticky",
+        "sticky_next",
+        "elsewhere",
+        "again",
+        "shared_queue",
+        "plain",
+        "waits_no_worker",
+        "waits_not_available",
+        "waits_no_label",
+        "waits_full",
+        "waits_others_full",
+        "waits_bad_labels",
+    )
+
+
+@on_both
+def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> None:
+    with database.engine.begin() as connection:
+        keys = [a_live_try(connection, f"task-{n}") for n in range(4)]
+        waits = replace(placed(keys[3]), reason=FULL, detail="waits")
+        placements.write(connection, [placed(keys[0], 1), placed(keys[1], 1), placed(keys[2], 2), waits], now=NOON)
+        assert placements.loads(connection) == {1: 2, 2: 1}
+        # What waited is placed, by whichever scheduler.
+        placements.write(connection, [placed(keys[3], 2)], now=at(1))
+        assert placements.loads(connection) == {1: 2, 2: 2}
+        assert placements.own_queues(connection) == {"own.1": {1}, "own.2": {2}}
+        assert [one.key for one in placements.open_placements(connection, own_queues={"own.2"})] == [keys[2], keys[3]]
+        placements.close(connection, [keys[0], keys[3], replace(keys[3], try_number=7)])
+        assert placements.loads(connection) == {1: 1, 2: 1}
+        one = placements.of_task_instance(connection, keys[0])[1]
+        assert one == replace(placed(keys[0], 1), placed_at=NOON, is_open=False)
+
+
+@on_both
+def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection)
+        ref = upsert_worker(connection, a_worker(), now=NOON)
+        key = add_try(connection, run)
+        late = add_try(connection, run, "late", state="running", ended_at=None)
+        record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
+        placements.write(connection, [placed(key, ref, is_open=False, reason=ELSEWHERE), placed(late, ref)], now=NOON)
+        assert placements.kept_reasons(connection, key) == {}
+        reconcile_runs(connection, [run])
+        assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
+        assert [row.task_id for row in stored(connection)] == ["late"]
+        change_try(connection, late, state="success", end_date=at(700))
+        placements.close(connection, [late])
+        reconcile_runs(connection, [run])
+        assert placements.kept_reasons(connection, late) == {1: LEAST_LOADED}
+        assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
+        assert stored(connection) == []
+
+
+@on_both
+def test_the_workers_that_failed_a_task_instance(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        for name in ("w1", "w2", "w3"):
+            upsert_worker(connection, a_worker(name, engine_name=f"{name}@host-1"), now=NOON)
+        third = upsert_worker(connection, a_worker("w3", engine_name="w3@host-1"), now=NOON)
+        last = add_try(connection, run, try_number=5, state="queued", ended_at=None, hostname=None)
+        tries = {}
+        for number, (worker, state) in enumerate((("w1", "failed"), ("w2", "success"), (None, "failed")), start=1):
+            tries[number] = add_try(connection, run, try_number=number, state=state, history=True)
+            if worker:
+                record = a_worker(worker, engine_name=f"{worker}@host-1")
+                record_start(
+                    connection, tries[number], record, try_started_at=at(number), state="running", now=at(number)
+                )
+        # The third was killed before it could report, and the fourth Airflow has lost.
+        placements.write(connection, [placed(tries[3], third, is_open=False)], now=NOON)
+        other = add_try(connection, run, "other", state="queued", ended_at=None, hostname=None)
+        assert placements.failed_on(connection, [last, other]) == {last: {"w1@host-1", "w3@host-1"}}
+        assert placements.failed_on(connection, [other]) == {}
+
+
+@on_both
+def test_a_try_that_moved_counts_against_the_last_of_its_workers(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        last = add_try(connection, run, try_number=2, state="queued", ended_at=None, hostname=None)
+        before = add_try(connection, run, try_number=1, state="failed", history=True)
+        for moment, name in enumerate(("w1", "w2"), start=1):
+            record = a_worker(name, engine_name=f"{name}@host-1")
+            record_start(connection, before, record, try_started_at=at(1), state="running", now=at(moment))
+        assert placements.failed_on(connection, [last]) == {last: {"w2@host-1"}}
+
+
+@on_both
+def test_what_airflow_has_of_a_try_to_be_placed(database: Database) -> None:
+    with database.engine.begin() as connection:
+        labels = {"worker_insight": {"labels": {"zone": "a"}}}
+        key = a_live_try(connection, "extract", executor_config=labels, queue="gpu")
+        gone = replace(key, try_number=2)
+        (one,) = placements.wanted(connection, [key, gone]).values()
+        assert (one.key, one.state, one.queue, one.pool) == (key, "queued", "gpu", "default_pool")
+        assert one.executor_config == labels
+
+
+@on_both
+def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
+    with database.engine.begin() as connection:
+        worker = a_worker()
+        ref = upsert_worker(connection, worker, now=NOON)
+        ended = a_live_try(connection, "ended", state="success")
+        queued, fresh = a_live_try(connection, "queued"), a_live_try(connection, "fresh", state="scheduled")
+        running, elsewhere = (a_live_try(connection, name, state="running") for name in ("running", "elsewhere"))
+        for key in (running, elsewhere):
+            record_start(connection, key, worker, try_started_at=at(1), state="running", now=at(1))
+        old = [placed(key, ref) for key in (ended, queued, running)]
+        placements.write(connection, old, now=NOON)
+        placements.write(connection, [placed(fresh, ref)], now=at(100))
+        swept = placements.sweep(connection, lives.running_on(connection), settled=at(60))
+        assert (swept.closed, swept.unplaced) == (1, {ref: 1})
+        assert {one.key for one in placements.open_placements(connection)} == {queued, running, fresh}
+
+
+@on_both
+def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
+    with database.engine.begin() as connection:
+        waits, runs = a_live_try(connection, "waits"), a_live_try(connection, "runs", state="running")
+        placements.write(connection, [placed(waits, 7), placed(runs, 7)], now=NOON)
+        found, total = placements.placed_on(connection, 7, dag_ids={"etl"}, limit=10)
+        assert ([one.key for one in found], total) == ([waits], 1)
+        assert placements.placed_on(connection, 7, dag_ids={"other"}, limit=10) == ([], 0)
+
+
+def test_what_has_ended_is_forgotten_with_the_tries(database: Database) -> None:
+    with database.engine.begin() as connection:
+        ended, open_ = a_live_try(connection, "ended"), a_live_try(connection, "open")
+        placements.write(connection, [placed(ended, 1, is_open=False), placed(open_, 1)], now=NOON)
+    list(prune(RUN_ENDED + timedelta(days=1)))
+    with database.engine.connect() as connection:
+        assert [row.task_id for row in stored(connection)] == ["open"]
+
+
+@on_both
+@pytest.mark.parametrize("number", [0, 1, 1100])
+def test_any_number_is_written(database: Database, number: int) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection)
+        keys = [add_try(connection, run, state="queued", ended_at=None, hostname=None)] if number else []
+        keys += [replace(keys[0], map_index=n) for n in range(1, number)]
+        for _ in range(2):
+            placements.write(connection, [placed(key, 1) for key in keys], now=NOON)
+        assert placements.loads(connection) == ({1: number} if number else {})
+        placements.close(connection, keys)
+        assert placements.loads(connection) == {}
