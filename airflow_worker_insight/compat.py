@@ -291,6 +291,22 @@ def celery_app(team: str | None) -> Any:
     return utils.create_celery_app(ExecutorConf(team))
 
 
+def executors_celery_app(executor: Any) -> Any:
+    """Return the Celery application of a CeleryExecutor; before its provider's 3.15 there was one for all."""
+    app = getattr(executor, "celery_app", None)
+    return app if app is not None else celery_app(None)
+
+
+def queued_task(item: Any) -> tuple[Any, str | None]:
+    """Return the ``executor_config`` and, on 2.11, the pool of one of an executor's queued tasks.
+
+    Airflow 3 queues a workload, which does not name the pool; 2.11 a tuple that ends with the task instance.
+    """
+    if isinstance(item, tuple):
+        return item[-1].executor_config, item[-1].pool
+    return getattr(getattr(item, "ti", None), "executor_config", None), None
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,26 @@ def lost_timeout() -> int:
     return max(heartbeat_timeout(), _conf_integer("lost_timeout", fallback=180))
 
 
+def placement_strategy() -> str:
+    """Return how the executors of this package choose among the workers that fit."""
+    return _conf_text("placement_strategy") or "least_loaded"
+
+
+def placement_backlog() -> int:
+    """Return how many tasks may wait at a worker beyond those that it runs."""
+    return max(0, _conf_integer("placement_backlog", fallback=4))
+
+
+def placement_fallback() -> str:
+    """Return what becomes of a task that no worker fits: ``wait`` or ``shared_queue``."""
+    return _conf_text("placement_fallback") or "wait"
+
+
+def placement_labels() -> str | None:
+    """Return the labels that tasks of a pool ask for, as written: see ``executors.rules``."""
+    return _conf_text("placement_labels")
+
+
 def _conf_boolean(option: str, *, fallback: bool) -> bool:
     from airflow.configuration import conf
 

@@ -35,6 +35,10 @@ COUNTERS = (
     "tries.never_started",
     "tries.unknown",
     "runs.not_reconciled",
+    "placement.plain",
+    "placement.shared",
+    "placement.moved",
+    "placement.failed",
     *(f"refresh.{what}.{engine}" for what in ("failed", "ignored") for engine in ("celery", "edge", "jobs", "tries")),
 )
 TIMERS = ("claim.duration",)

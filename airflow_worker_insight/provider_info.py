@@ -16,6 +16,7 @@ def get_provider_info() -> dict[str, Any]:
         "versions": [__version__],
         "db-managers": ["airflow_worker_insight.store.db_manager.WorkerInsightDBManager"],
         "cli": ["airflow_worker_insight.cli.get_commands"],
+        "executors": ["airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"],
         "config": {
             "worker_insight": {
                 "description": "Which worker ran each try: what is recorded and what a worker says of itself.",
@@ -100,6 +101,46 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "integer",
                         "example": "365",
                         "default": "0",
+                    },
+                    "placement_strategy": {
+                        "description": (
+                            "How an executor of this package chooses among the workers that fit a task: least_loaded, "
+                            "round_robin or sticky. Airflow's own executors do not read it."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": None,
+                        "default": "least_loaded",
+                    },
+                    "placement_backlog": {
+                        "description": (
+                            "How many tasks may wait at a worker beyond those that it runs. What exceeds it stays with "
+                            "the scheduler and is placed later, on whichever worker is free then."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "integer",
+                        "example": None,
+                        "default": "4",
+                    },
+                    "placement_fallback": {
+                        "description": (
+                            "What becomes of a task that no worker fits: with wait it waits and says why, with "
+                            "shared_queue it is handed to the queue that all its workers share."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "shared_queue",
+                        "default": "wait",
+                    },
+                    "placement_labels": {
+                        "description": (
+                            "Labels that a worker must have to be given tasks of a pool, as JSON by pool, or as a "
+                            "comma-separated list of pool:key=value."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "gpu_pool:gpu=yes,eu_pool:region=eu-west-1",
+                        "default": "",
                     },
                     "metrics_per_worker": {
                         "description": (

@@ -157,6 +157,8 @@ class Placer:
         )
         reason = self._strategy
         if avoided and len(avoided) == len(group.members):
+            if any(self._candidates[place].name not in task.avoid for place in group.soon):
+                return None, OTHERS_FULL
             # It is a rule for those who can choose.
             avoided, reason = _NONE, AGAIN
         assert group.order is not None
@@ -252,6 +254,8 @@ class _Group:
 
     members: list[int]
     """The places of the workers that fit, full or not."""
+    soon: list[int]
+    """The places of those that fit but for a trouble that may be over soon."""
     left_out: str
     """Who does not fit and why, in words."""
     why_empty: str = NO_WORKER
@@ -261,6 +265,7 @@ class _Group:
     @classmethod
     def of(cls, candidates: Sequence[Candidate], task: Task) -> _Group:
         members: list[int] = []
+        soon: list[int] = []
         out: dict[str, list[str]] = {}
         why_empty = NO_WORKER
         for place, one in enumerate(candidates):
@@ -268,9 +273,12 @@ class _Group:
                 # It has nothing to do with this task: naming all these would say nothing.
                 continue
             why = _is_out(one)
+            has_labels = all(one.labels.get(key) == value for key, value in task.labels.items())
             if why is not None:
                 why_empty = NOT_AVAILABLE if why_empty == NO_WORKER else why_empty
-            elif any(one.labels.get(key) != value for key, value in task.labels.items()):
+                if has_labels and one.availability == "available" and one.state in _MAY_COME_BACK:
+                    soon.append(place)
+            elif not has_labels:
                 why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
             else:
@@ -279,6 +287,7 @@ class _Group:
             out.setdefault(why, []).append(one.name)
         return cls(
             members,
+            soon,
             "left out: " + "; ".join(_named(names, why) for why, names in out.items()) if out else "",
             why_empty,
         )
@@ -309,8 +318,10 @@ _WAITS = {
     NOT_AVAILABLE: "no worker of the queue {queue} is available",
     NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
     FULL: "all workers that fit have as much as they may",
-    OTHERS_FULL: "the workers that have not failed it have as much as they may",
+    OTHERS_FULL: "the workers that have not failed it have as much as they may, or do not answer now",
 }
+
+_MAY_COME_BACK = ("online", "unresponsive")
 
 
 def _is_out(one: Candidate) -> str | None:

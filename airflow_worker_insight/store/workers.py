@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -268,6 +268,49 @@ def list_workers(
     return [_worker(row, looks) for row in rows], total
 
 
+def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
+    """Return the workers of a kind that have not ended, for an executor, and why nobody knows of them if so.
+
+    What a worker's labels are is known from its first try on: until then they are those of the life before it.
+    """
+    looks = _Looks.of(connection)
+    if engine_of(kind) in looks.stale:
+        return [], "Nobody looks at the workers."
+    rows = connection.execute(
+        select(worker)
+        .where(
+            worker.c.kind == kind,
+            worker.c.host_only.is_(False),
+            worker.c.ended_at.is_(None),
+            worker.c.state.in_(_LIVE),
+        )
+        .order_by(worker.c.id)
+    ).all()
+    silent = [row.engine_name for row in rows if row.reported_id is None and row.engine_name]
+    labels = _latest_labels(connection, kind, silent)
+    found = [_worker(row, looks) for row in rows]
+    return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
+
+
+def _latest_labels(connection: Connection, kind: str, engine_names: Collection[str]) -> dict[str, Mapping[str, str]]:
+    """Return the labels of the latest life of each of these names that has told them."""
+    if not engine_names:
+        return {}
+    latest = (
+        select(func.max(worker.c.id))
+        .where(worker.c.engine_name.in_(engine_names), worker.c.kind == kind, worker.c.reported_id.is_not(None))
+        .group_by(worker.c.engine_name)
+    )
+    rows = connection.execute(select(worker.c.engine_name, worker.c.labels).where(worker.c.id.in_(latest)))
+    return {row.engine_name: row.labels for row in rows}
+
+
+def names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
+    """Return what the workers with these row IDs are called."""
+    rows = connection.execute(select(worker.c.id, worker.c.name).where(worker.c.id.in_(list(refs))))
+    return {row.id: row.name for row in rows}
+
+
 def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
     """Return how many workers are in each state, whatever ``filters.states`` says.
 
@@ -461,7 +504,10 @@ def list_engines(connection: Connection) -> list[EngineLook]:
             is_current=row.looked_at is not None and row.looked_at >= oldest,
             error=row.error,
         )
-        for row in connection.execute(select(engine).order_by(engine.c.name))
+        # Beside them stand other leases.
+        for row in connection.execute(
+            select(engine).where(engine.c.name.in_({*_ENGINES.values(), _OTHER_KINDS})).order_by(engine.c.name)
+        )
     ]
 
 

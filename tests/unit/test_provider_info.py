@@ -45,7 +45,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert get_provider_info()["versions"] == [airflow_worker_insight.__version__]
 
 
-@pytest.mark.parametrize("kind", ["db-managers", "cli"])
+@pytest.mark.parametrize("kind", ["db-managers", "cli", "executors"])
 def test_what_it_names_is_there(kind: str) -> None:
     if kind == "db-managers" and not compat.is_airflow_3():
         pytest.skip("Airflow 2.11 has no DB managers and does not read the key")
@@ -126,6 +126,10 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         "lost_timeout": 180,
         "retention_days": 0,
         "metrics_per_worker": False,
+        "placement_strategy": "least_loaded",
+        "placement_backlog": 4,
+        "placement_fallback": "wait",
+        "placement_labels": None,
     }
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 from urllib.parse import quote
 from zlib import crc32
 
@@ -33,7 +33,7 @@ from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
 from airflow_worker_insight.store.lives import CELERY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from airflow_worker_insight.fleet.sighting import View
@@ -69,6 +69,9 @@ GOODBYES_KEPT = timedelta(days=1)
 
 MAX_SAME_NAME = 100
 """Answers under one name that a look takes: a few workers may have one by mistake, more are made up."""
+
+OWN_QUEUE_PREFIX = "worker-insight.worker."
+"""What the name of a worker's own queue begins with; behind it stands the worker's ID."""
 
 MAX_QUEUES = 100
 MAX_UPTIME = 10 * 365 * 86400
@@ -147,16 +150,14 @@ def _passwords(app: Any) -> list[str]:
 
 def _look(app: Any, view: View) -> tuple[Look, frozenset[bytes]]:
     """Return what a broker's workers say, and which goodbyes are to be forgotten when that is written."""
-    if not app.conf.worker_enable_remote_control:
-        raise EngineTrouble("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
-    with _connection(app) as connection:
-        if "fanout" not in connection.transport.implements.exchange_type:
-            raise EngineTrouble("Celery's remote control does not work with this broker.")
+    require_remote_control(app)
+    with connected(app) as connection:
+        require_fanout(connection)
         # Read before the answers: one that answers after it said goodbye has not left.
         goodbyes, read = _goodbyes(app, connection)
         wants_queues = _wants_queues(view)
         answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, view)
-        _broadcast(app, connection, "active_queues" if wants_queues else "stats", answers)
+        broadcast(app, connection, [Call("active_queues" if wants_queues else "stats")], answers)
         # Read after the answers: a worker that is just starting has its mailbox by then.
         mailboxes = _mailboxes(app, connection)
     answered = {(one.engine_name, one.pid) for one in answers.sightings}
@@ -194,8 +195,26 @@ def _comes_round(moment: datetime, interval: timedelta) -> bool:
     return crc32(str(number).encode()) % QUEUES_EVERY == 0
 
 
+def require_remote_control(app: Any) -> None:
+    """Refuse an application whose workers cannot be told anything.
+
+    :raises EngineTrouble: with the reason
+    """
+    if not app.conf.worker_enable_remote_control:
+        raise EngineTrouble("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
+
+
+def require_fanout(connection: Any) -> None:
+    """Refuse a broker that cannot send to all workers.
+
+    :raises EngineTrouble: with the reason
+    """
+    if "fanout" not in connection.transport.implements.exchange_type:
+        raise EngineTrouble("Celery's remote control does not work with this broker.")
+
+
 @contextmanager
-def _connection(app: Any) -> Iterator[Any]:
+def connected(app: Any) -> Iterator[Any]:
     """Yield a connection to the broker that waits for nothing longer than seconds."""
     driver = app.connection_for_write().transport.driver_type
     options = {
@@ -215,6 +234,26 @@ def _connection(app: Any) -> Iterator[Any]:
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One command of Celery's remote control, to all workers or to some."""
+
+    command: str
+    arguments: Mapping[str, str] = {}
+    nodes: Sequence[str] | None = None
+
+
+class Answers(Protocol):
+    """Takes what workers answer; its length is how many there were, with those that make no sense."""
+
+    ignored: int
+
+    def __len__(self) -> int:
+        """Return how many answers there were."""
+
+    def take(self, body: object) -> None:
+        """Take an answer, which anybody who reaches the broker may have written."""
 
 
 class _Answers:
@@ -243,11 +282,16 @@ class _Answers:
             self.sightings.append(sighting)
 
 
-def _broadcast(app: Any, connection: Any, command: str, answers: _Answers) -> None:
-    """Send one command to all workers and take their answers until there are no more.
+def broadcast(
+    app: Any, connection: Any, calls: Sequence[Call], answers: Answers, *, expected: int = MAX_ANSWERS
+) -> None:
+    """Send commands to workers and take their answers until there are no more.
 
     Celery's own ``broadcast`` sends over a connection that waits for ever, raises on the first answer that it cannot
     decode, and goes on for as long as somebody answers.
+
+    :param connection: of :func:`connected`
+    :param expected: with so many answers nobody is waited for any longer
     """
     from kombu import Consumer, Producer
 
@@ -273,23 +317,25 @@ def _broadcast(app: Any, connection: Any, command: str, answers: _Answers) -> No
     )
     try:
         with consumer:
-            Producer(channel, auto_declare=False).publish(
-                {
-                    "method": command,
-                    "arguments": {},
-                    "destination": None,
-                    "pattern": None,
-                    "matcher": None,
-                    "ticket": ticket,
-                    "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": queue.routing_key},
-                },
-                exchange=mailbox.exchange.name,
-                declare=[mailbox.exchange],
-                # No "expires": it is compared with the worker's own clock.
-                headers={"clock": app.clock.forward(), "expires": 0},
-                serializer=mailbox.serializer,
-            )
-            while len(answers) < MAX_ANSWERS and (left := ends_at - time.monotonic()) > 0:
+            producer = Producer(channel, auto_declare=False)
+            for call in calls:
+                producer.publish(
+                    {
+                        "method": call.command,
+                        "arguments": dict(call.arguments),
+                        "destination": None if call.nodes is None else list(call.nodes),
+                        "pattern": None,
+                        "matcher": None,
+                        "ticket": ticket,
+                        "reply_to": {"exchange": mailbox.reply_exchange.name, "routing_key": mailbox.oid},
+                    },
+                    exchange=mailbox.exchange.name,
+                    declare=[mailbox.exchange],
+                    # No "expires": it is compared with the worker's own clock.
+                    headers={"clock": app.clock.forward(), "expires": 0},
+                    serializer=mailbox.serializer,
+                )
+            while len(answers) < min(expected, MAX_ANSWERS) and (left := ends_at - time.monotonic()) > 0:
                 try:
                     connection.drain_events(timeout=min(QUIET_SECONDS, left))
                 except TimeoutError:
@@ -323,15 +369,24 @@ def _queues_sighting(name: str, answer: Any, view: View) -> Sighting | None:
     """Read an answer to ``active_queues``, which does not tell the process."""
     if not isinstance(answer, list):
         return None
-    names = {clean(queue.get("name"), NAME_LENGTH) for queue in answer[:MAX_QUEUES] if isinstance(queue, dict)}
+    names = queue_names(answer)
     return Sighting(
         kind="celery",
         engine_name=name,
         hostname=_host(name),
         heartbeat_at=view.clock(),
-        queues=tuple(sorted(queue for queue in names if queue)),
+        # Those that our own executor makes are no news to anybody.
+        queues=tuple(sorted(queue for queue in names if not queue.startswith(OWN_QUEUE_PREFIX))),
         is_partial=True,
     )
+
+
+def queue_names(answer: Any) -> set[str]:
+    """Return the queues of an answer to ``active_queues``."""
+    if not isinstance(answer, list):
+        return set()
+    names = (clean(queue.get("name"), NAME_LENGTH) for queue in answer[:MAX_QUEUES] if isinstance(queue, dict))
+    return {name for name in names if name}
 
 
 def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
@@ -383,7 +438,7 @@ def _read_goodbyes(app: Any, connection: Any) -> tuple[list[Sighting], frozenset
 
 def _forget_goodbyes(app: Any, read: frozenset[bytes]) -> None:
     """Take the goodbyes that were read before, and leave those that came since."""
-    with _connection(app) as connection:
+    with connected(app) as connection:
         for message in _goodbye_messages(app, connection):
             if _digest(message) in read:
                 message.ack()

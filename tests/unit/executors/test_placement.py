@@ -129,6 +129,14 @@ def test_a_retry_waits_for_others_that_are_full(strategy: str) -> None:
 
 
 @each_strategy
+@pytest.mark.parametrize("changed", [{"trouble": "does not answer"}, {"state": "unresponsive"}])
+def test_a_retry_waits_for_others_that_may_be_back_soon(strategy: str, changed: dict[str, Any]) -> None:
+    failed, other = workers(2)
+    decision = Placer(strategy, [failed, replace(other, **changed)]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
+
+
+@each_strategy
 def test_a_retry_goes_to_the_same_one_where_there_is_no_other(strategy: str) -> None:
     failed, other = workers(2)
     gone = replace(other, availability="quarantined")

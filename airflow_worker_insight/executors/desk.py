@@ -1,0 +1,144 @@
+"""Place a batch of tasks: what is asked for, what is known of the workers, and what is written of the decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, Decision, Placer, Task
+from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
+from airflow_worker_insight.executors.rules import BadRules
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.decisions import BAD_LABELS, SHARED_QUEUE
+from airflow_worker_insight.store.placements import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.executors.rules import Rules
+    from airflow_worker_insight.store.keys import TryKey
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A task that is to be placed, as its executor has it."""
+
+    key: TryKey
+    queue: str
+    executor_config: Any = None
+    pool: str | None = None
+    """``None`` where the executor does not know it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What was known of the workers at a moment."""
+
+    candidates: tuple[Candidate, ...]
+    """Their loads are not in it: these change with each task."""
+    taken_at: float
+    """By this process's monotonic clock."""
+    trouble: str | None = None
+    """Why nothing can be placed by it."""
+    unplaced: Mapping[int, int] = field(default_factory=dict)
+    """How many tries run on each worker that no executor of this package placed there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A task with its decision."""
+
+    asked: Asked
+    decision: Decision
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to wait."""
+        return self.decision.worker is None and self.decision.reason != SHARED_QUEUE
+
+    def placement(self, own_queue: str | None, *, note: str = "") -> Placement:
+        """Return what is written of it.
+
+        :param own_queue: the worker's own queue that it is sent to
+        :param note: put in front of the line
+        """
+        worker = self.decision.worker
+        return Placement(
+            self.asked.key,
+            reason=self.decision.reason,
+            detail=f"{note}{self.decision.text}"[:TEXT_LENGTH],
+            worker_ref=None if worker is None else worker.ref,
+            own_queue=own_queue,
+        )
+
+
+class Desk:
+    """Decides for one executor; what it gave to whom last is kept from one batch to the next."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._history: dict[int, int] = {}
+
+    def decide(
+        self, connection: Connection, asked: Sequence[Asked], snapshot: Snapshot, *, most: int | None = None
+    ) -> list[Placed]:
+        """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
+
+        It reads a fixed number of times, however many tasks and workers there are, and writes nothing.
+        """
+        loads = placements.loads(connection)
+        failed = placements.failed_on(connection, [one.key for one in asked if one.key.try_number > 1])
+        pools = self._pools(connection, asked)
+        placer = Placer(
+            self.rules.strategy,
+            [
+                replace(one, load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0))
+                for one in snapshot.candidates
+            ],
+            self._history,
+        )
+        found: list[Placed] = []
+        left = len(asked) if most is None else most
+        for one in asked:
+            if left <= 0:
+                break
+            decision = self._fallback(placer.place(self._task(one, pools, failed)), one)
+            found.append(Placed(one, decision))
+            left -= not found[-1].waits
+        return found
+
+    def _task(self, one: Asked, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]) -> Task:
+        key = one.key
+        labels: dict[str, str] = {}
+        trouble = None
+        try:
+            labels = self.rules.labels_for(one.pool or pools.get(key), one.executor_config)
+        except BadRules as error:
+            trouble = str(error)
+        return Task(
+            dag_id=key.dag_id,
+            run_id=key.run_id,
+            task_id=key.task_id,
+            map_index=key.map_index,
+            try_number=key.try_number,
+            queue=one.queue,
+            labels=labels,
+            avoid=failed.get(key, frozenset()),
+            trouble=trouble,
+        )
+
+    def _pools(self, connection: Connection, asked: Sequence[Asked]) -> dict[TryKey, str]:
+        """Ask Airflow for the pools, where it matters and the executor does not know them."""
+        unknown = [one.key for one in asked if one.pool is None] if self.rules.pool_labels else []
+        return {key: one.pool for key, one in placements.wanted(connection, unknown).items()}
+
+    def _fallback(self, decision: Decision, one: Asked) -> Decision:
+        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE:
+            return decision
+        if decision.reason == BAD_LABELS:
+            text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
+        else:
+            text = f"to the queue {one.queue} that all share, because it else {decision.text}"
+        return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

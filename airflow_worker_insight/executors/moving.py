@@ -1,0 +1,207 @@
+"""Take back what waits at a Celery worker that will not run it, and place it again.
+
+A message is read from the worker's own queue, placed by the same rules as any task, and published as it is, with the
+same task ID, to another worker's: so it does not matter which scheduler sent it. On Redis a worker also keeps what it
+has fetched and not acknowledged in a hash; what is there of a worker that is gone is put back into its queue first.
+RabbitMQ does that by itself.
+
+Airflow refuses to start a try twice, so a message that exists twice for a moment is run once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.counters import count
+from airflow_worker_insight.executors.desk import Asked, Placed
+from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.fleet.engines.celery import connected
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.keys import TryKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from airflow_worker_insight.executors.desk import Desk, Snapshot
+    from airflow_worker_insight.store.placements import Placement
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Messages that are read, placed and sent at once."""
+
+SCAN = 500
+"""Entries of Redis's hash that are read at once."""
+
+QUEUED = "queued"
+"""Airflow's state of a try whose message waits."""
+
+
+def take_back(app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from: str, is_gone: bool) -> int:
+    """Move the messages of a worker's own queue to other workers; what nobody has room for stays there.
+
+    :param came_from: the worker's name, for the reader
+    :param is_gone: whether the worker is no more: then also what it had fetched is taken, and its queue removed
+    :return: how many were moved
+    """
+    moved = 0
+    with connected(app) as connection:
+        channel = connection.channel()
+        source = _queue(queue)(channel)
+        source.declare()
+        known = _known(queue)
+        if is_gone and connection.transport.driver_type == "redis":
+            _restore(channel, queue, known)
+        left = 0
+        while not left:
+            messages = list(_read(source))
+            if not messages:
+                break
+            done, left = _place_again(channel, messages, known, desk, snapshot, note=f"taken back from {came_from}: ")
+            moved += done
+        if is_gone and not left:
+            source.delete(if_empty=True)
+    if moved:
+        count("placement.moved", moved)
+        log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, came_from)
+    return moved
+
+
+def _queue(name: str) -> Any:
+    """Return a queue as Celery declares one that it has not heard of, on both of its ends."""
+    from kombu import Exchange, Queue
+
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+
+
+def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:
+    """Return what is placed on a queue, by the names of the task instance."""
+    with compat.engine().connect() as connection:
+        found = placements.open_placements(connection, own_queues=[queue])
+    return {one.key.task_instance.as_tuple(): one for one in found}
+
+
+def _read(source: Any) -> Iterator[Any]:
+    for _ in range(BATCH):
+        message = source.get(no_ack=False, accept=["json"])
+        if message is None:
+            return
+        yield message
+
+
+def _place_again(
+    channel: Any,
+    messages: Sequence[Any],
+    known: dict[tuple[str, str, str, int], Placement],
+    desk: Desk,
+    snapshot: Snapshot,
+    *,
+    note: str,
+) -> tuple[int, int]:
+    """Send messages on to whoever they are placed on now; return how many went, and how many went back."""
+    by_key: dict[TryKey, Any] = {}
+    for message in messages:
+        key = _key(message, known)
+        if key is None or key in by_key:
+            # Nobody of ours sent it, or it is there twice.
+            log.warning("Airflow Worker Insight dropped a message that it cannot read or that is there twice")
+            message.ack()
+        else:
+            by_key[key] = message
+    with compat.short_transaction() as connection:
+        wanted = placements.wanted(connection, list(by_key))
+        asked = [
+            Asked(key, one.queue, one.executor_config, one.pool) for key, one in wanted.items() if one.state == QUEUED
+        ]
+        placed = [one for one in desk.decide(connection, asked, snapshot) if not one.waits]
+        placements.write(
+            connection, [one.placement(_target(one)[0], note=note) for one in placed], now=database_now(connection)
+        )
+    for one in placed:
+        message = by_key.pop(one.asked.key)
+        _publish(channel, message, _target(one)[1])
+        message.ack()
+    waiting = {one.key for one in asked}
+    left = 0
+    for key, message in by_key.items():
+        if key in waiting:
+            message.reject(requeue=True)
+            left += 1
+        else:
+            # It has ended meanwhile, or runs already: Airflow would refuse to start it.
+            message.ack()
+    return len(placed), left
+
+
+def _target(one: Placed) -> tuple[str | None, str]:
+    """Return the own queue of the worker, if there is one, and the queue to send to."""
+    worker = one.decision.worker
+    return (None, one.asked.queue) if worker is None else (own_queue(worker.worker_id),) * 2
+
+
+def _publish(channel: Any, message: Any, queue: str) -> None:
+    from kombu import Producer
+
+    own = ("delivery_info", "delivery_tag", "delivery_mode", "body_encoding")
+    properties = {name: value for name, value in message.properties.items() if name not in own}
+    Producer(channel, auto_declare=False).publish(
+        message.body,
+        exchange="",
+        routing_key=queue,
+        headers=message.headers,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        delivery_mode=2,
+        **properties,
+    )
+
+
+def _key(message: Any, known: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
+    """Return whose message it is: Airflow 3's holds the workload, 2.11's a command without the try's number."""
+    try:
+        argument = message.payload[0][0]
+        if isinstance(argument, str):
+            ti = json.loads(argument)["ti"]
+            return TryKey(ti["dag_id"], ti["run_id"], ti["task_id"], ti["map_index"], ti["try_number"])
+        dag_id, task_id, run_id = argument[3:6]
+        map_index = int(argument[argument.index("--map-index") + 1]) if "--map-index" in argument else -1
+        return known[dag_id, run_id, task_id, map_index].key
+    except Exception:
+        log.debug("Airflow Worker Insight cannot read a message", exc_info=True)
+        return None
+
+
+# --- what a worker on Redis had fetched ------------------------------------------------------------------------------
+
+
+def _restore(channel: Any, queue: str, known: dict[tuple[str, str, str, int], Placement]) -> None:
+    """Put what a worker that is gone had fetched from its own queue back into it, if it has not begun to run."""
+    found = {tag: key for tag, key in _fetched(channel, queue, known) if key is not None}
+    if not found:
+        return
+    with compat.engine().connect() as connection:
+        wanted = placements.wanted(connection, list(set(found.values())))
+    for tag, key in found.items():
+        one = wanted.get(key)
+        if one is not None and one.state == QUEUED:
+            channel.qos.restore_by_tag(tag)
+        else:
+            # It ran there, or has ended: only Airflow's own heartbeat of the try may say what becomes of it.
+            channel.qos.ack(tag)
+
+
+def _fetched(
+    channel: Any, queue: str, known: dict[tuple[str, str, str, int], Placement]
+) -> Iterator[tuple[str, TryKey | None]]:
+    with channel.conn_or_acquire() as client:
+        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(channel.unacked_key, count=SCAN))
+    for tag, entry in entries:
+        if queue.encode() not in entry:
+            continue
+        raw, _exchange, routing_key = json.loads(entry)
+        if routing_key == queue:
+            yield tag.decode(), _key(channel.message_to_python(raw), known)

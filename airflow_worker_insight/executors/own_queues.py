@@ -1,0 +1,106 @@
+"""A queue of its own for each life of a Celery worker: made by Celery's remote control, with workers started as ever.
+
+A worker is told to consume one more queue, and is given work through it only once its own answer says that it does. A
+worker that starts anew has forgotten, which tells it from the life before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.fleet.engines.celery import (
+    OWN_QUEUE_PREFIX,
+    Call,
+    broadcast,
+    connected,
+    queue_names,
+    require_fanout,
+    require_remote_control,
+)
+from airflow_worker_insight.identity.engines import NAME_LENGTH
+from airflow_worker_insight.identity.text import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def own_queue(worker_id: str) -> str:
+    """Return the name of a worker's own queue."""
+    return f"{OWN_QUEUE_PREFIX}{worker_id}"
+
+
+def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Have each worker consume its own queue, or not; return the queues that each one which answered consumes now.
+
+    It waits for answers, some seconds at most, and raises what keeps it from asking.
+
+    :param give: by node name the own queues of workers that are to be given work
+    :param hold: the same of those that are to be given none: what waits there is for others to take
+    """
+    require_remote_control(app)
+    with connected(app) as connection:
+        require_fanout(connection)
+        found = _Queues()
+        broadcast(app, connection, [Call("active_queues")], found, expected=len(give.keys() | hold.keys()))
+        consumed = found.by_node
+        missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
+        spare = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
+        calls = [Call("add_consumer", {"queue": queue}, [node]) for node, queue in missing.items()]
+        calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in spare.items()]
+        if calls:
+            agreed = _Agreed()
+            broadcast(app, connection, calls, agreed, expected=len(calls))
+            for node in agreed.nodes & missing.keys():
+                consumed[node].add(missing[node])
+            for node in agreed.nodes & spare.keys():
+                consumed[node].discard(spare[node])
+    return {node: frozenset(queues) for node, queues in consumed.items()}
+
+
+class _Queues:
+    """Answers to ``active_queues``; of two workers under one name, what both consume."""
+
+    def __init__(self) -> None:
+        self.by_node: dict[str, set[str]] = {}
+        self.ignored = 0
+        self._number = 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def take(self, body: object) -> None:
+        self._number += 1
+        node, answer = _read(body)
+        if node is None or not isinstance(answer, list):
+            self.ignored += 1
+            return
+        queues = queue_names(answer)
+        self.by_node[node] = queues & self.by_node.get(node, queues)
+
+
+class _Agreed:
+    """The nodes that did as they were told."""
+
+    def __init__(self) -> None:
+        self.nodes: set[str] = set()
+        self.ignored = 0
+        self._number = 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def take(self, body: object) -> None:
+        self._number += 1
+        node, answer = _read(body)
+        if node is not None and isinstance(answer, dict) and "ok" in answer:
+            self.nodes.add(node)
+        else:
+            self.ignored += 1
+
+
+def _read(body: object) -> tuple[str | None, Any]:
+    """Read an answer: an object with the worker's name as its only key."""
+    if not isinstance(body, dict) or len(body) != 1:
+        return None, None
+    ((name, answer),) = body.items()
+    return clean(name, NAME_LENGTH) or None, answer

@@ -1,0 +1,111 @@
+"""What an operator and a Dag's author say of where tasks go: read and checked, no I/O.
+
+A mistake of the operator keeps the scheduler from starting, with a message that says what is wrong. A mistake in a Dag
+is that task's own: it waits, and its page says why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import config
+from airflow_worker_insight.executors.placement import check_strategy
+from airflow_worker_insight.identity.text import LABEL_VALUE_LENGTH, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WAIT, SHARED_QUEUE = FALLBACKS = ("wait", "shared_queue")
+
+MAX_LABELS = 32
+
+OWN_KEY = "worker_insight"
+"""What of a task's ``executor_config`` is for us."""
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+
+
+class BadRules(ValueError):  # noqa: N818
+    """A setting, or what a task asks for, that makes no sense; the message says what, for whoever wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How tasks are placed."""
+
+    strategy: str
+    backlog: int
+    fallback: str = WAIT
+    pool_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What labels a worker must have for tasks of a pool."""
+
+    def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:
+        """Return the labels that a worker must have for a task; where pool and task differ, the task's count.
+
+        :raises BadRules: when what the task asks for makes no sense
+        """
+        return {**self.pool_labels.get(pool or "", {}), **asked_labels(executor_config)}
+
+
+def read_rules() -> Rules:
+    """Return the rules of the configuration.
+
+    :raises ValueError: when a setting makes no sense
+    """
+    strategy, fallback = config.placement_strategy(), config.placement_fallback()
+    check_strategy(strategy)
+    if fallback not in FALLBACKS:
+        raise BadRules(f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}")
+    return Rules(strategy, config.placement_backlog(), fallback, parse_pool_labels(config.placement_labels()))
+
+
+def parse_pool_labels(setting: str | None) -> dict[str, dict[str, str]]:
+    """Read ``pool:key=value,pool:key=value``, or the same as JSON.
+
+    :raises BadRules: for anything else
+    """
+    if setting is None or not setting.strip():
+        return {}
+    where = "[worker_insight] placement_labels"
+    if setting.lstrip().startswith("{"):
+        try:
+            given = json.loads(setting)
+        except (ValueError, RecursionError) as error:
+            raise BadRules(f"{where} is no JSON: {error}") from None
+        return {pool: _labels(labels, f"{where}, pool {pool!r},") for pool, labels in given.items()}
+    found: dict[str, dict[str, str]] = {}
+    for item in filter(None, (part.strip() for part in re.split(r"[,\n]", setting))):
+        # A pool's name may hold a colon, a label's key does not.
+        pool, colon, label = item.rpartition(":")
+        key, equals, value = label.partition("=")
+        if not (pool and colon and equals):
+            raise BadRules(f"{where} is a list of pool:key=value, and {item!r} is none")
+        found.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
+    return found
+
+
+def asked_labels(executor_config: Any) -> dict[str, str]:
+    """Return the labels that a task asks for in its ``executor_config``: ``{"worker_insight": {"labels": {…}}}``.
+
+    :raises BadRules: when it asks for something else there
+    """
+    if not isinstance(executor_config, dict) or OWN_KEY not in executor_config:
+        return {}
+    own = executor_config[OWN_KEY]
+    if not isinstance(own, dict) or not own.keys() <= {"labels"}:
+        raise BadRules(f'its executor_config["{OWN_KEY}"] is not {{"labels": {{…}}}}')
+    return _labels(own.get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
+
+
+def _labels(given: Any, where: str) -> dict[str, str]:
+    if not isinstance(given, dict) or len(given) > MAX_LABELS:
+        raise BadRules(f"{where} the labels are no mapping of at most {MAX_LABELS} keys to texts")
+    for key, value in given.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise BadRules(f"{where} {clean(repr(key), 80)} is no key of a label")
+        if not isinstance(value, str) or not value or clean(value, LABEL_VALUE_LENGTH) != value:
+            raise BadRules(f"{where} {key}={clean(repr(value), 80)} is no label: its value is a text")
+    return dict(given)

@@ -1,0 +1,278 @@
+"""What an executor knows of its workers: kept up to date beside the scheduler's loop, which never waits for it.
+
+One thread per executor reads the registry every few seconds, has each worker consume a queue of its own, takes back
+what waits at workers that will not run it, and gives back places that nobody gave back. What it knows is handed over as
+one object. Where that is missing, in trouble or old, the executor does as Airflow's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.executors import moving
+from airflow_worker_insight.executors.desk import Snapshot
+from airflow_worker_insight.executors.own_queues import own_queue, settle
+from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.fleet.bounded import Bounded
+from airflow_worker_insight.fleet.engines import EngineTrouble
+from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
+from airflow_worker_insight.fleet.refresh import refresh
+from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.store import lives, migrate, placements, workers
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.executors.desk import Desk
+    from airflow_worker_insight.store.workers import WorkerRow
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 2.0
+"""How long lies between two readings of the registry."""
+
+ASK_EVERY = 10.0
+"""Seconds between two questions to the workers which queues they consume."""
+
+ASK_AGAIN = 4.0
+"""The same where one is to consume its own queue and does not yet."""
+
+ASK_SECONDS = 20.0
+"""How long asking may take at most."""
+
+SILENT_AFTER = 2
+"""Questions that a worker has not answered after which it is given nothing new."""
+
+TIDY_EVERY = 5.0
+"""Seconds between two looks for messages that wait at workers that will not run them."""
+
+SWEEP_EVERY = timedelta(seconds=30)
+"""Time between two sweeps, and how old a placement is at least that is swept."""
+
+TIDY_TAKES = timedelta(seconds=60)
+"""How long taking back may take before another scheduler takes over."""
+
+LEASE = "placing"
+"""The row of the engines' table by which one scheduler at a time takes back."""
+
+STOP_SECONDS = 2.0
+
+
+class Watch:
+    """Watches the Celery workers of one executor."""
+
+    def __init__(self, app: Any, desk: Desk) -> None:
+        self.app = app
+        self.desk = desk
+        self._snapshot: Snapshot | None = None
+        self._stopping = Event()
+        self._thread: Thread | None = None
+        self._asking: Bounded[dict[str, frozenset[str]]] = Bounded("Celery's workers")
+        self._consumed: dict[str, frozenset[str]] = {}
+        self._unanswered: Counter[str] = Counter()
+        self._asked_at: float | None = None
+        self._ask_trouble: str | None = None
+        self._tidy_due = self._sweep_due = 0.0
+        self._unplaced: dict[int, int] = {}
+        self._is_ready = False
+
+    def start(self) -> None:
+        """Begin; calling it again changes nothing."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="worker-insight-placing", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being done, or leave it behind."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what is known of the workers; ``None`` before anything is."""
+        return self._snapshot
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.go_round()
+            except Exception as error:
+                log.debug("Watching the workers failed", exc_info=True)
+                self._publish((), f"{type(error).__name__}: {error}")
+            self._stopping.wait(ROUND_SECONDS)
+
+    def go_round(self) -> None:
+        """Do everything that is due once."""
+        if config.enabled() and self._has_tables():
+            # The API servers of Airflow 3 do it too; whoever finds it due is the one.
+            refresh(only_if_due=True)
+        living, trouble = self._registry()
+        if trouble is None:
+            self._ask(living)
+            trouble = self._ask_trouble
+        self._publish(tuple(map(self._candidate, living)), trouble)
+        if trouble is not None or self._asked_at is None:
+            return
+        now = time.monotonic()
+        if now >= self._sweep_due:
+            self._sweep_due = now + SWEEP_EVERY.total_seconds()
+            self._sweep()
+        if now >= self._tidy_due:
+            self._tidy_due = now + TIDY_EVERY
+            self._tidy(living)
+
+    def _publish(self, candidates: tuple[Candidate, ...], trouble: str | None) -> None:
+        self._snapshot = Snapshot(
+            candidates,
+            taken_at=time.monotonic(),
+            trouble=None if trouble is None else clean(trouble, 400),
+            unplaced=self._unplaced,
+        )
+
+    # --- the registry
+
+    def _has_tables(self) -> bool:
+        if not self._is_ready:
+            with compat.engine().connect() as connection:
+                self._is_ready = migrate.check(connection) is migrate.Schema.READY
+        return self._is_ready
+
+    def _registry(self) -> tuple[list[WorkerRow], str | None]:
+        """Return the workers that live, or why nobody knows."""
+        if not self._is_ready:
+            with compat.engine().connect() as connection:
+                schema = migrate.check(connection)
+            if schema is not migrate.Schema.READY:
+                return [], schema.explanation
+            self._is_ready = True
+        try:
+            with compat.engine().connect() as connection:
+                return workers.living(connection, "celery")
+        except Exception:
+            # The tables may have been taken away.
+            self._is_ready = False
+            raise
+
+    def _candidate(self, one: WorkerRow) -> Candidate:
+        node = one.engine_name or one.name
+        concurrency = max(1, one.concurrency or 1)
+        consumed = self._consumed.get(node)
+        queues = consumed if consumed is not None else one.queues or ()
+        return Candidate(
+            ref=one.ref,
+            worker_id=one.worker_id,
+            name=node,
+            queues=frozenset(queue for queue in queues if not queue.startswith(OWN_QUEUE_PREFIX)),
+            concurrency=concurrency,
+            capacity=concurrency + self.desk.rules.backlog,
+            labels=one.labels,
+            state=one.state,
+            availability=one.availability,
+            trouble=self._trouble_with(one),
+        )
+
+    def _trouble_with(self, one: WorkerRow) -> str | None:
+        node = one.engine_name or one.name
+        if self._unanswered[node] >= SILENT_AFTER:
+            return "does not answer"
+        if own_queue(one.worker_id) not in self._consumed.get(node, ()):
+            return "does not consume a queue of its own yet"
+        return None
+
+    # --- the workers' own queues
+
+    def _ask(self, living: list[WorkerRow]) -> None:
+        """Ask the workers for their queues, if that is due, and have each consume its own."""
+        give = {one.engine_name: own_queue(one.worker_id) for one in living if one.engine_name and _is_usable(one)}
+        hold = {
+            one.engine_name: own_queue(one.worker_id)
+            for one in living
+            if one.engine_name and one.availability != AVAILABLE and one.engine_name not in give
+        }
+        for node in self._consumed.keys() - give.keys() - hold.keys():
+            del self._consumed[node]
+        now = time.monotonic()
+        wait = 0.0 if self._asked_at is None else self._asked_at + self._pace(give, hold) - now
+        if not (give or hold):
+            self._asked_at, self._ask_trouble = now, None
+            return
+        if wait > 0:
+            return
+        try:
+            answers = self._asking.ask(partial(settle, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
+        except Exception as error:  # noqa: BLE001
+            self._ask_trouble = str(error) if isinstance(error, EngineTrouble) else "Celery's broker cannot be reached"
+            return
+        finally:
+            self._asked_at = time.monotonic()
+        self._ask_trouble = None if answers else "none of Celery's workers answers"
+        self._consumed.update(answers)
+        for node in give.keys() | hold.keys():
+            self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
+
+    def _pace(self, give: dict[str, str], hold: dict[str, str]) -> float:
+        is_settled = all(queue in self._consumed.get(node, ()) for node, queue in give.items())
+        is_held = not any(queue in self._consumed.get(node, ()) for node, queue in hold.items())
+        return ASK_EVERY if is_settled and is_held else ASK_AGAIN
+
+    # --- what is left behind
+
+    def _sweep(self) -> None:
+        with compat.short_transaction() as connection:
+            settled = database_now(connection) - SWEEP_EVERY
+            swept = placements.sweep(connection, lives.running_on(connection), settled=settled)
+        self._unplaced = dict(swept.unplaced)
+
+    def _tidy(self, living: list[WorkerRow]) -> None:
+        """Take back what waits where it will not run, unless another scheduler is at it."""
+        with compat.engine().connect() as connection:
+            queues = placements.own_queues(connection)
+        stranded = {queue: fate for queue in queues if (fate := self._is_gone(queue, living)) is not None}
+        if not stranded or self._snapshot is None:
+            return
+        with compat.short_transaction() as connection:
+            now = database_now(connection)
+            lives.get_engine(connection, LEASE, now=now)
+            until = now + TIDY_TAKES
+            if not lives.take_lease(
+                connection, LEASE, now=now, until=until, at_most=until + TIDY_TAKES, only_if_due=True
+            ):
+                return
+            names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
+        try:
+            for queue, is_gone in stranded.items():
+                came_from = next((names[ref] for ref in queues[queue] if ref in names), "a worker that is gone")
+                moving.take_back(self.app, queue, self.desk, self._snapshot, came_from=came_from, is_gone=is_gone)
+        except Exception as error:
+            count("placement.failed")
+            log.debug("Taking tasks back failed", exc_info=True)
+            warn_once("placing.moving", "Airflow Worker Insight could not take tasks back: %s", error)
+        finally:
+            with suppress(Exception), compat.short_transaction() as connection:
+                lives.give_back_lease(connection, LEASE, until=until, due_at=now)
+
+    def _is_gone(self, queue: str, living: list[WorkerRow]) -> bool | None:
+        """Return whether the worker of an own queue is no more; ``None`` where nothing is to be taken back from it."""
+        one = next((one for one in living if own_queue(one.worker_id) == queue), None)
+        if one is None:
+            # Its row may have been merged with another of the same worker, which goes on consuming the queue.
+            return None if any(queue in queues for queues in self._consumed.values()) else True
+        node = one.engine_name or one.name
+        if node in self._consumed and queue not in self._consumed[node] and _is_usable(one):
+            # It has forgotten that queue, so it is another life, or somebody has told it to.
+            return True
+        is_fine = _is_usable(one) and self._unanswered[node] < SILENT_AFTER
+        return None if is_fine else False
+
+
+def _is_usable(one: WorkerRow) -> bool:
+    return one.state == ONLINE and one.availability == AVAILABLE
