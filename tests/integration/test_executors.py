@@ -131,3 +131,129 @@ def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
     assert second == {"w2": first["w1"]}, [
         (row["map_index"], row["try_number"], row["engine_name"], row["detail"]) for row in placements(airflow)
     ]
+
+
+def worker_id(airflow: Deployment, name: str) -> str:
+    (row,) = airflow.sql(
+        "SELECT worker_id FROM worker_insight_worker WHERE engine_name = :name AND ended_at IS NULL",
+        name=f"{name}@{HOST}",
+    )
+    return str(row["worker_id"])
+
+
+def decide(airflow: Deployment, name: str, availability: str) -> None:
+    answer = airflow.api(
+        "PATCH",
+        f"/worker-insight/api/v1/workers/{worker_id(airflow, name)}",
+        json={"availability": availability, "note": "a test"},
+    )
+    assert answer.ok, answer.text
+
+
+def open_on(airflow: Deployment, name: str) -> int:
+    return sum(row["is_open"] and row["engine_name"] == f"{name}@{HOST}" for row in placements(airflow))
+
+
+def test_a_drained_worker_finishes_what_it_runs_and_gets_nothing_new(airflow: Deployment) -> None:
+    run_id = airflow.trigger("many", conf={"number": 40, "seconds": 0.5})
+
+    def ran() -> Counter[str | None]:
+        return ran_on(airflow, "many", run_id, "short")
+
+    airflow.wait_for(lambda: ran()["w1"] >= 3, 120, "it to be at work")
+    decide(airflow, "w1", "draining")
+    try:
+        airflow.wait_for(lambda: open_on(airflow, "w1") == 0, 120, "it to be empty")
+        on_w1 = ran()["w1"]
+        assert sum(ran().values()) < 40, "there was more to do"
+        airflow.wait_run("many", run_id, timeout=300, expect="success")
+        assert ran() == {"w1": on_w1, "w2": 40 - on_w1}
+    finally:
+        decide(airflow, "w1", "available")
+    # It is given work again.
+    run_id = airflow.trigger("many", conf={"number": 10})
+    airflow.wait_run("many", run_id, timeout=300, expect="success")
+    assert ran()["w1"] > 0
+
+
+def test_with_everybody_in_quarantine_tasks_wait_and_say_why(airflow: Deployment) -> None:
+    for name in ("w1", "w2"):
+        decide(airflow, name, "quarantined")
+    try:
+        run_id = airflow.trigger("many", conf={"number": 1})
+        (row,) = airflow.wait_for(
+            lambda: [row for row in placements(airflow) if row["run_id"] == run_id], 60, "the reason to be written"
+        )
+        assert (row["engine_name"], row["task_id"]) == (None, "numbers")
+        assert "no worker of the queue default is available" in row["detail"]
+        assert f"w1@{HOST}, w2@{HOST} (quarantined)" in row["detail"]
+    finally:
+        decide(airflow, "w2", "available")
+    airflow.wait_run("many", run_id, timeout=120, expect="success")
+    assert set(ran_on(airflow, "many", run_id, "short")) == {"w2"}
+
+
+# --- workers that die ------------------------------------------------------------------------------------------------
+
+HELD = (
+    WITNESS
+    + """
+import time
+
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None, params={"number": 54})
+def held():
+    @task(queue="prepare")
+    def numbers(params):
+        return list(range(int(params["number"])))
+
+    @task(retries=2, retry_delay=0)
+    def effect(number, **context):
+        while not os.path.exists(os.path.join(os.environ["AIRFLOW_HOME"], "go")):
+            time.sleep(0.2)
+        witness(context)
+
+    effect.expand(number=numbers())
+
+
+held()
+"""
+)
+
+
+def test_what_waits_at_a_worker_that_is_killed_runs_elsewhere_exactly_once(
+    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
+) -> None:
+    config = {
+        **QUICK,
+        "worker_insight.placement_backlog": "50",
+        "celery.worker_concurrency": "4",
+        "scheduler.task_instance_heartbeat_timeout": "30",
+        "scheduler.task_instance_heartbeat_timeout_detection_interval": "5",
+    }
+    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
+        airflow.write_dag("held", HELD)
+        airflow.migrate()
+        start_worker(airflow, "w0", "--queues", "prepare", life="w0", wait=False)
+        start(airflow, "w1")
+        airflow.start_all()
+        run_id = airflow.trigger("held")
+
+        def states() -> Counter[str]:
+            return Counter(row["state"] for row in airflow.task_instances("held", run_id) if row["task_id"] == "effect")
+
+        airflow.wait_for(lambda: states() == {"running": 4, "queued": 50}, 180, "4 to run and 50 to wait")
+        airflow.wait_for(lambda: open_on(airflow, "w1") == 54, 60, "all to be placed")
+        start(airflow, "w2")
+        airflow.kill("w1", descendants=True)
+        airflow.wait_for(lambda: open_on(airflow, "w2") >= 50, 70, "what waited to be taken back")
+        (airflow.home / "go").touch()
+        airflow.wait_run("held", run_id, timeout=300, expect="success")
+        done = Counter(key.map_index for key in witnessed(airflow, "held", run_id))
+        assert done == dict.fromkeys(range(54), 1)
+        assert {life for lives in witnessed(airflow, "held", run_id).values() for life in lives} == {"w2"}
+        taken = [row for row in placements(airflow) if row["detail"].startswith("taken back from w1")]
+        kept = airflow.sql("SELECT count(*) AS n FROM worker_insight_attempt WHERE placement IS NOT NULL")
+        assert len(taken) == 50 or kept[0]["n"] > 0
