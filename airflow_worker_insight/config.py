@@ -116,6 +116,11 @@ def executor() -> str | None:
     return str(value) if value else None
 
 
+def places_tasks() -> bool:
+    """Return whether an executor of this package is among those of ``[core] executor``."""
+    return "airflow_worker_insight.executors." in (executor() or "")
+
+
 def parallelism() -> int | None:
     """Return Airflow's own ``[core] parallelism``, or ``None`` where it is without limit."""
     from airflow.configuration import conf

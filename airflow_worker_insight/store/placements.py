@@ -152,10 +152,42 @@ def kept_reasons(connection: Connection, key: TryKey) -> dict[int, str]:
     """Return why the tries of a task instance were placed where they were, as kept with them, by their numbers."""
     rows = connection.execute(
         select(attempt.c.try_number, attempt.c.placement).where(
-            attempt.c.run_key == key.run_key, attempt.c.task_key == key.task_key, attempt.c.placement.is_not(None)
+            attempt.c.run_key == key.run_key,
+            attempt.c.task_key == key.task_key,
+            attempt.c.dag_id == key.dag_id,
+            attempt.c.placement.is_not(None),
         )
     )
     return {row.try_number: row.placement for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a try was placed where it was, or waits."""
+
+    reason: str
+    detail: str | None = None
+    """The whole line, until the Dag run is reconciled."""
+
+
+def why(connection: Connection, key: TryKey) -> dict[int, Why]:
+    """Return what is known of the placing of each try of a task instance, by the try's number."""
+    kept = {number: Why(reason) for number, reason in kept_reasons(connection, key).items()}
+    return {
+        **kept,
+        **{number: Why(one.reason, one.detail) for number, one in of_task_instance(connection, key).items()},
+    }
+
+
+def open_on(connection: Connection, ref: int) -> int:
+    """Return how many tries of all Dags are placed on a worker and have not ended."""
+    return int(
+        connection.execute(
+            select(func.count())
+            .select_from(placement)
+            .where(placement.c.is_open.is_(True), placement.c.worker_ref == ref)
+        ).scalar_one()
+    )
 
 
 def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], limit: int) -> tuple[list[Placement], int]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from airflow_worker_insight import compat
-from airflow_worker_insight.store import availability, reading, worker_tries, workers
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.store import availability, placements, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
 from airflow_worker_insight.web.address import SEEN, WINDOWS, BadAddress
@@ -82,9 +82,11 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
         )
         worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
         lives = workers.get_workers(connection, worker_ids) if sees_workers else {}
+        # Of a task instance that nobody knows nothing was placed either.
+        placed = placements.why(connection, reading.key_of(attempts[0])) if attempts else {}
     if not sees_workers:
         attempts = [reading.without_neighbours(one) for one in attempts]
-    return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc))
+    return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc), placed=placed)
 
 
 def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
@@ -164,6 +166,9 @@ def worker_page(
             decision=workers.decisions(connection, [row]).get(row.ref),
             others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
             running=worker_tries.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            taken=placements.open_on(connection, row.ref),
+            places=config.places_tasks(),
             struck=worker_tries.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=drawn[: timeline.MAX_TRIES],
             is_cut=len(drawn) > timeline.MAX_TRIES,

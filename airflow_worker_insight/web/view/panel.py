@@ -10,12 +10,14 @@ from airflow_worker_insight.web import words
 from airflow_worker_insight.web.strip import Strip, build_strip
 from airflow_worker_insight.web.view.attribution import UNFINISHED, WAITING, Attribution
 from airflow_worker_insight.web.view.parts import Notice
+from airflow_worker_insight.web.view.placement import why_text
 from airflow_worker_insight.web.view.tries import Row, build_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from airflow_worker_insight.store.placements import Why
     from airflow_worker_insight.store.reading import Attempt
     from airflow_worker_insight.store.workers import WorkerRow
     from airflow_worker_insight.web.address import PanelAddress
@@ -49,17 +51,27 @@ class Panel:
 
 
 def build_panel(
-    address: PanelAddress, attempts: Sequence[Attempt], lives: Mapping[str, WorkerRow] | None = None, *, now: datetime
+    address: PanelAddress,
+    attempts: Sequence[Attempt],
+    lives: Mapping[str, WorkerRow] | None = None,
+    *,
+    now: datetime,
+    placed: Mapping[int, Why] | None = None,
 ) -> Panel:
     """Return the panel of a task instance.
 
     :param attempts: every try of it, in any order; a try numbered 0 has not been scheduled
     :param lives: the workers whose state the reader may see, by their IDs
+    :param placed: why tries were placed where they were, by their numbers
     :param now: the time until which a running try lasts
     """
     tries = sorted((one for one in attempts if one.try_number > 0), key=lambda one: -one.try_number)
     marks = _marks(tries)
-    rows = tuple(build_row(one, marks, lives, now=now, selected=address.try_number) for one in tries)
+    known = placed or {}
+    rows = tuple(
+        build_row(one, marks, lives, now=now, selected=address.try_number, why=why_text(known.get(one.try_number)))
+        for one in tries
+    )
     summary = _summary(tries)
     explanations = {row.attribution.text: row.attribution for row in rows}
     latest = max(attempts, key=lambda one: one.try_number, default=None)

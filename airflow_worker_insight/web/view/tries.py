@@ -65,6 +65,8 @@ class Row:
     is_selected: bool
     conditions: Conditions | None
     """Of the worker whose page this is."""
+    why: str = ""
+    """Why it was placed where it was, or waits, where an executor of this package decides."""
 
 
 def build_row(
@@ -75,6 +77,7 @@ def build_row(
     now: datetime,
     selected: int | None = None,
     worker_id: str | None = None,
+    why: str = "",
 ) -> Row:
     """Return a try as a row.
 
@@ -82,6 +85,7 @@ def build_row(
     :param lives: the workers whose state is to be told, by their IDs
     :param selected: the number of the try that the reader came from
     :param worker_id: the worker whose page this is
+    :param why: why it was placed where it was
     """
     return Row(
         dag_id=one.dag_id,
@@ -99,6 +103,7 @@ def build_row(
         attribution=attribution_of(one),
         is_selected=one.try_number == selected,
         conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), None),
+        why=why,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.store.recording import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.view.availability import Availability, build_availability
 from airflow_worker_insight.web.view.parts import (
@@ -22,6 +22,7 @@ from airflow_worker_insight.web.view.parts import (
     pages,
     worker_state,
 )
+from airflow_worker_insight.web.view.placement import PlacedTries, build_placed
 from airflow_worker_insight.web.view.timeline import Chart, Timeline, build_chart, build_timeline
 from airflow_worker_insight.web.view.tries import Row, build_row
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.store.reading import Attempt, AttemptPage
     from airflow_worker_insight.store.worker_tries import Outcomes, Stay
     from airflow_worker_insight.store.workers import Change, WorkerRow
@@ -72,6 +74,12 @@ class Life:
     """Whether there are more tries in the hours to draw."""
     outcomes: Sequence[Outcomes]
     attempts: AttemptPage
+    placed: tuple[Sequence[Placement], int] = ((), 0)
+    """What waits here for its start."""
+    taken: int = 0
+    """How many tries of all Dags are placed here and have not ended."""
+    places: bool = False
+    """Whether an executor that places tasks is configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,7 @@ class WorkerPage:
     availability: Availability | None
     struck: Tries | None
     running: Tries | None
+    placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
     history: tuple[ChangeLine, ...]
@@ -162,6 +171,7 @@ def build_worker_page(
         availability=None if row.host_only else build_availability(row, life.decision, may_decide=may_decide),
         struck=_struck(life, now) if may_read and row.state == LOST else None,
         running=running,
+        placed=_placed(life) if may_read else None,
         timeline=build_timeline(row, life.drawn, address, is_cut=life.is_cut, now=now) if may_read else None,
         chart=build_chart(row, life.outcomes, address, now=now) if may_read else None,
         history=tuple(_change(change, now) for change in life.changes),
@@ -237,6 +247,17 @@ def _running(life: Life, now: datetime) -> Tries | None:
         rows=tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows),
         rest=_rest(len(rows), total),
     )
+
+
+def _placed(life: Life) -> PlacedTries | None:
+    row = life.row
+    if row.host_only or row.state in (LOST, OFFLINE):
+        return None
+    if not (life.places or life.taken):
+        return None
+    # What runs here without having been placed here counts too.
+    taken = max(life.taken, row.running or 0)
+    return build_placed(life.placed, taken, may_be_given=row.availability == AVAILABLE)
 
 
 def _struck(life: Life, now: datetime) -> Tries:

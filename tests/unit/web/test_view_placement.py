@@ -1,0 +1,106 @@
+"""Why a try was placed where it was, on the panel and on the page of the worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.placements import Placement, Why
+from airflow_worker_insight.store.tables import placement
+from airflow_worker_insight.web.view.panel import build_panel
+from airflow_worker_insight.web.view.placement import why_text
+from airflow_worker_insight.web.view.worker import build_worker_page
+from tests.unit.database import NOON, add_run, add_try
+from tests.unit.web.attempts import HERE, a_try, on
+from tests.unit.web.workers import NOW, a_life, a_worker_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.testclient import TestClient
+
+    from tests.unit.database import Database
+
+LINE = "w2@etl-1: least loaded (3 of 16) of 4; left out: w3@etl-1 (draining)"
+
+
+def placed(task_id: str = "load", **others: Any) -> Placement:
+    known: dict[str, Any] = {"reason": LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
+    return Placement(TryKey("etl", "run-1", task_id, -1, 1), **{**known, **others})
+
+
+def page(**others: Any) -> Any:
+    from airflow_worker_insight.web.address import WorkerAddress
+
+    row = others.pop("row", a_worker_row(running=0))
+    return build_worker_page(a_life(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
+
+
+def test_the_panel_says_why() -> None:
+    tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
+    panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
+    assert [row.why for row in panel.rows] == [
+        "Placed: kept away from a worker that had failed this task",
+        f"Placed: {LINE}",
+    ]
+    assert [row.why for row in build_panel(HERE, tries, now=NOW).rows] == ["", ""]
+
+
+def test_one_that_waits_says_what_for() -> None:
+    assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
+        "Not placed yet: all workers that fit have as much as they may"
+    )
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_has_words(reason: str) -> None:
+    text = why_text(Why(reason))
+    assert reason not in text
+    assert text.startswith("It waited" if reason in WAITING else "Placed: ")
+
+
+@pytest.mark.parametrize(
+    ("availability", "others", "text"),
+    [
+        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free place."),
+        ("available", {"taken": 3}, "Nothing that you may see waits here for a free place."),
+        ("draining", {"taken": 3}, "3 tries here have not ended; nothing new comes."),
+        ("quarantined", {"taken": 1}, "1 try here has not ended; nothing new comes."),
+        ("draining", {}, "It is empty: no try runs or waits here, and nothing new comes."),
+    ],
+)
+def test_the_worker_says_what_is_placed(availability: str, others: dict[str, Any], text: str) -> None:
+    found = page(row=a_worker_row(availability=availability, running=0), places=True, **others).placed
+    assert found.text == text
+    assert bool(found.rest) == (text.startswith("60"))
+
+
+def test_without_an_executor_that_places_nothing_is_said() -> None:
+    assert page().placed is None
+    assert page(row=a_worker_row(availability="draining")).placed is None
+    assert page(row=a_worker_row(state="lost"), places=True, taken=1).placed is None
+
+
+def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
+    found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
+    assert found.text == "2 tries here have not ended; nothing new comes."
+
+
+def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
+    with tries.engine.begin() as connection:
+        worker = tries.workers()[0]
+        run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
+        key = add_try(connection, run, "waits", state="queued", ended_at=None, hostname=None)
+        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], own_queue="own")
+        placements.write(connection, [one], now=NOON)
+        assert connection.execute(placement.select()).first()
+    client = client_of("admin")
+    panel = client.get(f"/panel?dag_id={key.dag_id}&run_id={key.run_id}&task_id=waits")
+    assert f"Placed: {LINE}" in panel.text
+    shown = client.get(f"/workers/{worker['worker_id']}")
+    assert "1 try waits here for a free place." in shown.text
+    assert LINE in shown.text
