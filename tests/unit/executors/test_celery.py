@@ -1,0 +1,429 @@
+"""The executor between Airflow's own and the workers: what it changes, and that all else is the parent's."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import counters
+from airflow_worker_insight.executors.desk import Desk, Snapshot
+from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.rules import Rules
+from airflow_worker_insight.store import migrate, placements
+from airflow_worker_insight.store.decisions import BAD_LABELS, FULL, NO_LABEL, SHARED_QUEUE
+from tests.unit.database import add_run, add_try
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.placements import Placement
+    from tests.unit.database import Database
+
+pytest.importorskip("celery")
+if not compat.is_airflow_3():
+    pytest.skip("the tuples of 2.11 are tried by the integration tests", allow_module_level=True)
+
+from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+
+from airflow_worker_insight.executors import celery as module
+from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
+
+W1 = Candidate(ref=1, worker_id="celery-1", name="w1@host", queues=frozenset({"default"}), concurrency=2, capacity=3)
+
+
+class FakeWatch:
+    """Knows what a test says."""
+
+    def __init__(self, *candidates: Candidate, **others: Any) -> None:
+        self.known: Snapshot | None = Snapshot(candidates, time.monotonic(), **others)
+
+    def snapshot(self) -> Snapshot | None:
+        return self.known
+
+    def stop(self) -> None:
+        pass
+
+
+class Sent(list[tuple[str, str]]):
+    """What was handed to Celery: the task and its queue."""
+
+    fails = False
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    from airflow.providers.celery.executors.celery_executor_utils import ExceptionWithTraceback
+
+    found = Sent()
+
+    def send(_self: Any, items: Any) -> list[Any]:
+        results = []
+        for key, workload, queue, *_ in items:
+            found.append((getattr(key, "task_id", str(key)), queue))
+            result: Any = SimpleNamespace(task_id=str(uuid.uuid4()), backend=None, state="PENDING")
+            results.append((key, workload, ExceptionWithTraceback(OSError("refused"), "") if found.fails else result))
+        return results
+
+    name = (
+        "_send_workloads_to_celery" if hasattr(CeleryExecutor, "_send_workloads_to_celery") else "_send_tasks_to_celery"
+    )
+    monkeypatch.setattr(CeleryExecutor, name, send)
+    return found
+
+
+@pytest.fixture
+def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:  # noqa: ARG001
+    monkeypatch.setattr(counters, "_warned", set())
+    made = WorkerInsightCeleryExecutor(parallelism=32)
+    made._desk = Desk(Rules("least_loaded", 1))
+    made._watch = FakeWatch(W1)  # type: ignore[assignment]
+    return made
+
+
+def a_workload(task_id: str, *, try_number: int = 1, priority: int = 1, **others: Any) -> Any:
+    from airflow.executors import workloads
+
+    ti = SimpleNamespace(
+        id=uuid.uuid4(),
+        dag_version_id=uuid.uuid4(),
+        dag_id="etl",
+        run_id="run-1",
+        task_id=task_id,
+        try_number=try_number,
+        map_index=-1,
+        pool_slots=1,
+        queue="default",
+        priority_weight=priority,
+        executor_config=None,
+        parent_context_carrier=None,
+        context_carrier=None,
+        queued_dttm=None,
+        external_executor_id=None,
+        hostname=None,
+        dag_model=SimpleNamespace(bundle_name="dags", relative_fileloc="etl.py"),
+        dag_run=SimpleNamespace(bundle_version=None),
+        **others,
+    )
+    bundle = workloads.BundleInfo(name="dags", version=None)
+    model: Any = workloads.ExecuteTask.model_fields["ti"].annotation
+    return workloads.ExecuteTask(
+        ti=model.model_validate(ti, from_attributes=True),
+        dag_rel_path="etl.py",
+        token="t",
+        log_path="l",
+        bundle_info=bundle,  # type: ignore[arg-type]
+    )
+
+
+def queue(executor: Any, *task_ids: str, **others: Any) -> list[Any]:
+    made = [a_workload(task_id, **others) for task_id in task_ids]
+    for workload in made:
+        executor.queue_workload(workload, session=None)
+    return [workload.ti.key for workload in made]
+
+
+def stored(database: Database) -> list[Placement]:
+    with database.engine.connect() as connection:
+        return placements.open_placements(connection)
+
+
+def loads(database: Database) -> dict[int, int]:
+    with database.engine.connect() as connection:
+        return placements.loads(connection)
+
+
+# --- what it changes -------------------------------------------------------------------------------------------------
+
+
+def test_a_task_goes_to_its_workers_own_queue(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    (key,) = queue(executor, "extract")
+    executor.trigger_tasks(8)
+    assert sent == [("extract", own_queue("celery-1"))]
+    assert executor.running == {key}
+    assert not executor.queued_tasks
+    (one,) = stored(database)
+    assert (one.key.task_id, one.worker_ref, one.own_queue) == ("extract", 1, own_queue("celery-1"))
+    assert one.detail == "w1@host: least loaded (0 of 3) of 1"
+
+
+def test_what_does_not_fit_stays_and_goes_when_there_is_room(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    keys = queue(executor, *(f"task-{number}" for number in range(5)))
+    executor.trigger_tasks(8)
+    assert len(sent) == 3
+    assert len(executor.queued_tasks) == 2
+    assert loads(database) == {1: 3}
+    executor.trigger_tasks(8)
+    assert len(sent) == 3
+    executor.success(keys[0])
+    executor.fail(keys[1])
+    executor._give_back()
+    assert loads(database) == {1: 1}
+    executor.trigger_tasks(8)
+    assert len(sent) == 5
+    assert not executor.queued_tasks
+
+
+def test_one_that_waits_keeps_no_other_from_its_place(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
+    nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
+    waiting = [a_workload(f"moon-{number}", priority=9) for number in range(4)]
+    for workload in waiting:
+        workload.ti.executor_config = nowhere
+        executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
+    queue(executor, "extract")
+    executor.trigger_tasks(2)
+    assert [task for task, _ in sent] == ["extract"]
+    assert len(executor.queued_tasks) == 4
+
+
+def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
+    queue(executor, "low", priority=1)
+    queue(executor, "high", priority=2)
+    executor.trigger_tasks(0)
+    assert sent == []
+    executor.trigger_tasks(1)
+    assert [task for task, _ in sent] == ["high"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, BAD_LABELS), ("moon", BAD_LABELS)],
+)
+def test_why_a_task_waits_is_written_once_it_has_waited(
+    executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workload,) = [a_workload("extract")]
+    workload.ti.executor_config = {"worker_insight": asked}
+    executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
+    executor.trigger_tasks(8)
+    assert stored(database) == []
+    monkeypatch.setattr(module, "TOLD_AFTER", 0.0)
+    executor.trigger_tasks(8)
+    (one,) = stored(database)
+    assert (one.reason, one.worker_ref, one.own_queue) == (reason, None, None)
+    assert loads(database) == {}
+    workload.ti.executor_config = None
+    executor.trigger_tasks(8)
+    assert loads(database) == {1: 1}
+
+
+def test_with_that_fallback_it_goes_to_the_shared_queue(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    executor._desk = Desk(Rules("least_loaded", 1, "shared_queue"))
+    executor._watch = FakeWatch(replace(W1, availability="quarantined"))  # type: ignore[assignment]
+    queue(executor, "extract")
+    executor.trigger_tasks(8)
+    assert sent == [("extract", "default")]
+    (one,) = stored(database)
+    assert (one.reason, one.worker_ref) == (SHARED_QUEUE, None)
+    assert "w1@host (quarantined)" in one.detail
+
+
+def test_a_full_worker_is_full_for_all_schedulers(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    other = WorkerInsightCeleryExecutor(parallelism=32)
+    other._desk, other._watch = executor._desk, executor._watch
+    queue(other, *(f"other-{number}" for number in range(3)))
+    other.trigger_tasks(8)
+    queue(executor, "extract")
+    monkeypatch.setattr(module, "TOLD_AFTER", 0.0)
+    executor.trigger_tasks(8)
+    assert len(sent) == 3
+    assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [FULL]
+
+
+def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    from airflow_worker_insight.store.recording import upsert_worker
+    from tests.unit.database import NOON, a_worker
+
+    refs = {}
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        add_try(connection, run, try_number=2, state="queued", ended_at=None, hostname=None)
+        first = add_try(connection, run, try_number=1, state="failed", history=True)
+        for name in ("w1", "w2"):
+            refs[name] = upsert_worker(connection, a_worker(f"celery-{name}", engine_name=f"{name}@host"), now=NOON)
+        one = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
+        placements.write(connection, [one], now=NOON)
+    w2 = replace(W1, ref=refs["w2"], worker_id="celery-2", name="w2@host", load=0)
+    executor._watch = FakeWatch(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
+    for _ in range(2):
+        sent.clear()
+        queue(executor, "extract", try_number=2)
+        executor.trigger_tasks(8)
+        assert sent == [("extract", own_queue("celery-2"))]
+        executor.running.clear()
+
+
+# --- where the workers cannot be seen --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["trouble", "old", "nothing", "tables"])
+def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch: Any = executor._watch
+    executor._started_at = time.monotonic() - 60
+    if why == "trouble":
+        watch.known = Snapshot((W1,), time.monotonic(), trouble="nobody looks")
+    elif why == "old":
+        watch.known = Snapshot((W1,), time.monotonic() - 3600)
+    elif why == "nothing":
+        watch.known = None
+    else:
+        migrate.downgrade("base")
+    for number in range(3):
+        queue(executor, f"task-{number}")
+        executor.trigger_tasks(8)
+    assert sent == [(f"task-{number}", "default") for number in range(3)]
+    assert len(executor.running) == 3
+    assert [record.message for record in caplog.records].count(
+        next(record.message for record in caplog.records if "as Airflow's own CeleryExecutor does" in record.message)
+    ) == 1
+
+
+def test_a_scheduler_that_has_just_started_waits_for_a_moment(
+    executor: WorkerInsightCeleryExecutor, sent: Sent
+) -> None:
+    watch: Any = executor._watch
+    watch.known, executor._started_at = None, time.monotonic()
+    queue(executor, "extract")
+    executor.trigger_tasks(8)
+    assert sent == []
+    assert executor.queued_tasks
+
+
+def test_a_command_that_sends_one_task_does_as_the_parent(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "in_scheduler", lambda: False)
+    executor._watch = None
+    executor.start()
+    assert executor._watch is None
+    queue(executor, "extract")
+    executor.trigger_tasks(8)
+    executor.sync()
+    assert sent == [("extract", "default")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"), [("STRATEGY", "fastest", "fastest"), ("LABELS", "gpu", "pool:key=value")]
+)
+def test_a_setting_that_makes_no_sense_keeps_the_scheduler_from_starting(
+    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch, option: str, value: str, says: str
+) -> None:
+    from airflow.exceptions import AirflowConfigException
+
+    monkeypatch.setenv(f"AIRFLOW__WORKER_INSIGHT__PLACEMENT_{option}", value)
+    with pytest.raises(AirflowConfigException, match=says):
+        executor.start()
+
+
+def test_ends_that_cannot_be_written_are_written_later(
+    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = queue(executor, "extract")
+    executor.trigger_tasks(8)
+    executor.success(key)
+    with monkeypatch.context() as broken:
+        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
+        executor._give_back()
+    assert loads(database) == {1: 1}
+    executor._give_back()
+    assert loads(database) == {}
+
+
+# --- what stays the parent's -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["parent", "placing"])
+def either(request: pytest.FixtureRequest, executor: WorkerInsightCeleryExecutor) -> CeleryExecutor:
+    """Return either executor: what is published of Airflow's must hold for both."""
+    return executor if request.param == "placing" else CeleryExecutor(parallelism=32)
+
+
+def a_key(key: Any) -> TryKey:
+    return module._try_key(key)
+
+
+def test_queued_run_and_ended(either: CeleryExecutor) -> None:
+    good, bad = queue(either, "good", "bad")
+    assert either.has_task(SimpleNamespace(id=None, key=good))  # type: ignore[arg-type]
+    either.trigger_tasks(8)
+    events = either.get_event_buffer()
+    assert {key: state for key, (state, _) in events.items()} == {good: "queued", bad: "queued"}
+    assert all(info for _, info in events.values()), "the ID of the Celery task"
+    assert either.slots_occupied == 2
+    either.update_task_state(good, "SUCCESS", None)
+    either.update_task_state(bad, "FAILURE", None)
+    assert {key: state for key, (state, _) in either.get_event_buffer().items()} == {good: "success", bad: "failed"}
+    assert (either.running, either.slots_occupied) == (set(), 0)
+
+
+def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database: Database) -> None:
+    sent.fails = True
+    (key,) = queue(either, "extract")
+    either.trigger_tasks(8)
+    assert either.get_event_buffer()[key][0] == "failed"
+    assert not either.queued_tasks
+    either.sync()
+    assert loads(database) == {}
+
+
+def test_revoked(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
+    revoked: list[str] = []
+    control = SimpleNamespace(revoke=revoked.append)
+    monkeypatch.setattr(type(compat.executors_celery_app(either)), "control", control)
+    sent_key, waiting_key = queue(either, "sent", "waiting")
+    either.queued_tasks.pop(waiting_key)
+    either.trigger_tasks(8)
+    queue(either, "waiting")
+    for key in (sent_key, waiting_key):
+        either.revoke_task(ti=SimpleNamespace(key=key))  # type: ignore[arg-type]
+    assert len(revoked) == 1
+    assert (either.running, either.queued_tasks) == (set(), {})
+    either.sync()
+    assert loads(database) == {}
+
+
+def test_adopted(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher: Any = either.bulk_state_fetcher
+    monkeypatch.setattr(fetcher, "get_many", lambda results: {one.task_id: ("STARTED", None) for one in results})
+    (key,) = queue(WorkerInsightCeleryExecutor(), "extract")
+    known = SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()))
+    unknown = SimpleNamespace(key=a_workload("other").ti.key, external_executor_id=None)
+    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    assert either.try_adopt_task_instances([known, unknown]) == [unknown]  # type: ignore[list-item]
+    assert either.running == {key}
+
+
+def test_ended_with_the_scheduler(either: CeleryExecutor) -> None:
+    either.end()
+    either.terminate()  # type: ignore[no-untyped-call]
+
+
+def test_callbacks_go_the_parents_way(either: CeleryExecutor, sent: Sent) -> None:
+    if compat.airflow_version() < (3, 2):
+        pytest.skip("executors run callbacks from 3.2 on")
+    callback = SimpleNamespace(key="callback-1")
+    either._send_workloads([("callback-1", callback, "callbacks", None)])  # type: ignore[arg-type]
+    assert sent == [("callback-1", "callbacks")]
+
+
+def test_it_says_of_itself_what_the_parent_says() -> None:
+    for name in ("supports_ad_hoc_ti_run", "supports_callbacks", "supports_multi_team", "is_local", "serve_logs"):
+        assert getattr(WorkerInsightCeleryExecutor, name, None) == getattr(CeleryExecutor, name, None)
+    assert WorkerInsightCeleryExecutor.get_cli_commands is CeleryExecutor.get_cli_commands

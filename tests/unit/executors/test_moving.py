@@ -1,0 +1,178 @@
+"""Messages at a worker that will not run them, on a real Redis: each goes to another worker once, as it was."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight.executors.desk import Desk, Snapshot
+from airflow_worker_insight.executors.moving import take_back
+from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.rules import Rules
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.decisions import LEAST_LOADED
+from airflow_worker_insight.store.placements import Placement
+from tests.unit.database import NOON, Database, add_run, add_try, change_try, on_both
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.keys import TryKey
+    from tests.support.services import Redis
+
+celery = pytest.importorskip("celery")
+
+DEAD, ALIVE = own_queue("dead"), own_queue("alive")
+
+
+def a_candidate(**others: Any) -> Candidate:
+    known: dict[str, Any] = {"queues": frozenset({"default"}), "concurrency": 4, "capacity": 100}
+    return Candidate(ref=2, worker_id="alive", name="w2@host", **{**known, **others})
+
+
+class Broker:
+    """What the workers' queues hold."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.url = redis.broker_url()
+        self.app = celery.Celery("airflow.executors.celery_executor", broker=self.url)
+        self.app.conf.update(accept_content=["json"], task_serializer="json")
+        self.client = redis.client(int(self.url.rpartition("/")[2]))
+        self.client.flushdb()
+
+    def send(self, key: TryKey, queue: str = DEAD, *, command: bool = False) -> str:
+        if command:
+            argument: Any = ["airflow", "tasks", "run", key.dag_id, key.task_id, key.run_id, "--local"]
+            argument += ["--map-index", str(key.map_index)] if key.map_index >= 0 else []
+        else:
+            names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+            argument = json.dumps({"ti": {name: getattr(key, name) for name in names}, "token": "secret"})
+        result = self.app.send_task("execute_workload", args=[argument], queue=queue, task_id=f"id-{key.map_index}")
+        return str(result.id)
+
+    def fetch(self, queue: str = DEAD) -> None:
+        """Have the worker fetch a message and die."""
+        from kombu import Queue
+
+        connection = self.app.connection_for_read()
+        channel = connection.channel()
+        assert Queue(queue)(channel).get(no_ack=False) is not None
+        # It is killed: what it would give back when it ends in order stays.
+        channel.qos._on_collect.cancel()
+        channel.qos._delivered.clear()
+        channel.client.connection_pool.disconnect()
+
+    def held(self, queue: str) -> list[dict[str, Any]]:
+        return [json.loads(raw) for raw in reversed(self.client.lrange(queue, 0, -1))]
+
+    def ids(self, queue: str) -> list[str]:
+        return sorted(one["headers"]["id"] for one in self.held(queue))
+
+    def unacked(self) -> int:
+        return int(self.client.hlen("unacked"))
+
+
+@pytest.fixture
+def broker(redis: Redis) -> Broker:
+    return Broker(redis)
+
+
+def store(database: Database, number: int, *, state: str = "queued") -> list[TryKey]:
+    """Store mapped tries that are placed on the worker that is gone."""
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        keys = [
+            add_try(connection, run, map_index=index, state=state, ended_at=None, hostname=None, queue="default")
+            for index in range(number)
+        ]
+        placements.write(
+            connection, [Placement(key, LEAST_LOADED, "w1", worker_ref=1, own_queue=DEAD) for key in keys], now=NOON
+        )
+    return keys
+
+
+def move(broker: Broker, *candidates: Candidate, is_gone: bool = True, fallback: str = "wait") -> int:
+    desk = Desk(Rules("least_loaded", 4, fallback))
+    return take_back(broker.app, DEAD, desk, Snapshot(candidates, 0.0), came_from="w1@host", is_gone=is_gone)
+
+
+@on_both
+def test_what_waited_and_what_was_fetched_goes_elsewhere_as_it_was(database: Database, broker: Broker) -> None:
+    keys = store(database, 5)
+    ids = sorted(broker.send(key) for key in keys)
+    before = {one["headers"]["id"]: (one["body"], one["headers"]) for one in broker.held(DEAD)}
+    broker.fetch()
+    broker.fetch()
+    assert (len(broker.held(DEAD)), broker.unacked()) == (3, 2)
+    assert move(broker, a_candidate()) == 5
+    assert broker.ids(ALIVE) == ids
+    for one in broker.held(ALIVE):
+        body, headers = before[one["headers"]["id"]]
+        assert one["body"] == body
+        assert {name: one["headers"][name] for name in headers} == headers
+        # Whoever fetches it next gives it back to where it is now.
+        assert one["properties"]["delivery_info"]["routing_key"] == ALIVE
+        assert one["properties"]["correlation_id"] == one["headers"]["id"]
+    assert (broker.held(DEAD), broker.unacked()) == ([], 0)
+    with database.engine.connect() as connection:
+        found = placements.open_placements(connection)
+        assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
+        assert all(one.detail.startswith("taken back from w1@host: w2@host: least loaded") for one in found)
+    assert not broker.client.exists(f"_kombu.binding.{DEAD}")
+
+
+def test_what_a_living_worker_has_fetched_is_left_to_it(database: Database, broker: Broker) -> None:
+    for key in store(database, 3):
+        broker.send(key)
+    broker.fetch()
+    assert move(broker, a_candidate(), is_gone=False) == 2
+    assert broker.unacked() == 1
+
+
+def test_what_ran_there_is_not_sent_again(database: Database, broker: Broker) -> None:
+    running, waiting = store(database, 2)
+    with database.engine.begin() as connection:
+        change_try(connection, running, state="running")
+    broker.send(running)
+    broker.fetch()
+    waiting_id = broker.send(waiting)
+    assert move(broker, a_candidate()) == 1
+    assert broker.ids(ALIVE) == [waiting_id]
+    assert broker.unacked() == 0
+
+
+def test_what_nobody_has_room_for_stays_until_somebody_has(database: Database, broker: Broker) -> None:
+    ids = sorted(broker.send(key) for key in store(database, 5))
+    assert move(broker, a_candidate(capacity=2)) == 2
+    assert len(broker.ids(DEAD)) == 3
+    assert broker.unacked() == 0
+    assert move(broker) == 0
+    assert move(broker, a_candidate()) == 3
+    assert broker.ids(ALIVE) == ids
+
+
+def test_with_that_fallback_it_goes_to_the_shared_queue(database: Database, broker: Broker) -> None:
+    ids = [broker.send(key) for key in store(database, 2)]
+    assert move(broker, fallback="shared_queue") == 2
+    assert broker.ids("default") == sorted(ids)
+
+
+def test_more_than_a_batch(database: Database, broker: Broker) -> None:
+    for key in store(database, 250):
+        broker.send(key)
+    assert move(broker, a_candidate(capacity=1000)) == 250
+    assert len(broker.held(ALIVE)) == 250
+
+
+def test_the_commands_of_airflow_2(database: Database, broker: Broker) -> None:
+    ids = [broker.send(key, command=True) for key in store(database, 3)]
+    assert move(broker, a_candidate()) == 3
+    assert broker.ids(ALIVE) == sorted(ids)
+
+
+def test_what_is_no_message_of_ours_is_dropped(database: Database, broker: Broker) -> None:
+    store(database, 1)
+    broker.app.send_task("something", args=[{"a": 1}], queue=DEAD)
+    assert move(broker, a_candidate()) == 0
+    assert (broker.held(DEAD), broker.held(ALIVE)) == ([], [])
