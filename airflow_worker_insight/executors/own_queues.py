@@ -41,7 +41,8 @@ def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dic
     with connected(app) as connection:
         require_fanout(connection)
         found = _Queues()
-        broadcast(app, connection, [Call("active_queues")], found, expected=len(give.keys() | hold.keys()))
+        # All answers are waited for: of two workers under one name both must have said it.
+        broadcast(app, connection, [Call("active_queues")], found)
         consumed = found.by_node
         missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
         spare = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}

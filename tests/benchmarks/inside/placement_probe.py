@@ -1,0 +1,66 @@
+"""Time placement decisions in this interpreter, and print microseconds per decision as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from airflow_worker_insight.executors.placement import Candidate, Placer, Task
+from airflow_worker_insight.store.decisions import STRATEGIES
+
+
+def main() -> None:
+    """Take the number of rounds, of tasks, and the numbers of workers."""
+    rounds, number = int(sys.argv[1]), int(sys.argv[2])
+    sizes = [int(size) for size in sys.argv[3].split(",")]
+    found: dict[str, list[float]] = {f"{name}, {size} workers": [] for name in STRATEGIES for size in sizes}
+    for _ in range(rounds):
+        for strategy in STRATEGIES:
+            for size in sizes:
+                placer = Placer(strategy, fleet(size, number))
+                tasks = work(number, size)
+                began = time.perf_counter()
+                for task in tasks:
+                    placer.place(task)
+                found[f"{strategy}, {size} workers"].append((time.perf_counter() - began) / number * 1e6)
+    print(json.dumps(found))
+
+
+def fleet(size: int, tasks: int) -> list[Candidate]:
+    """Return workers of three sizes on two queues, one in twenty of which is drained, with room for all tasks."""
+    return [
+        Candidate(
+            ref=number,
+            worker_id=f"celery-{number}",
+            name=f"worker-{number}@etl-{number // 4}",
+            queues=frozenset({"default", "large"} if number % 3 == 0 else {"default"}),
+            concurrency=(8, 16, 32)[number % 3],
+            capacity=2 * tasks,
+            load=number % 7,
+            labels={"zone": "abc"[number % 3]},
+            availability="draining" if number % 20 == 19 else "available",
+        )
+        for number in range(size)
+    ]
+
+
+def work(tasks: int, size: int) -> list[Task]:
+    """Return tasks of 500 Dags: one in ten asks for a label, one in thirty is a retry."""
+    return [
+        Task(
+            dag_id=f"dag-{number % 500}",
+            run_id="run",
+            task_id=f"task-{number % 10}",
+            map_index=-1,
+            try_number=2 if number % 30 == 0 else 1,
+            queue="large" if number % 5 == 0 else "default",
+            labels={"zone": "a"} if number % 10 == 0 else {},
+            avoid=frozenset({f"worker-{number % size}@etl-{number % size // 4}"}) if number % 30 == 0 else frozenset(),
+        )
+        for number in range(tasks)
+    ]
+
+
+if __name__ == "__main__":
+    main()
