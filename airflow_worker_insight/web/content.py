@@ -86,6 +86,8 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
         placed = placements.why(connection, reading.key_of(attempts[0])) if attempts else {}
     if not sees_workers:
         attempts = [reading.without_neighbours(one) for one in attempts]
+        # The line names workers that the try has nothing to do with.
+        placed = {number: replace(one, detail=None) for number, one in placed.items()}
     return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc), placed=placed)
 
 
