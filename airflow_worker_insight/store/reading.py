@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from airflow_worker_insight import config
+from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries, listing
 from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
@@ -160,6 +160,11 @@ def task_instance_attempts(
 def load_attempts(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
     """Return the tries with these digests (see :func:`~.listing.digests`) as they are now, in the order given."""
     return _with_live_state(connection, _load(connection, keys))
+
+
+def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
+    """Return whether these are all Dags that Airflow has."""
+    return frozenset(dag_ids) >= {*connection.execute(select(compat.dag_table().c.dag_id)).scalars()}
 
 
 def key_of(one: Attempt) -> TryKey:

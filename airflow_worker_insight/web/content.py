@@ -7,8 +7,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import availability, placements, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
@@ -163,7 +161,7 @@ def worker_page(
         )
         life = worker.Life(
             row=row,
-            is_whole=_are_all(connection, dag_ids),
+            is_whole=reading.are_all_dags(connection, dag_ids),
             changes=workers.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=workers.decisions(connection, [row]).get(row.ref),
             others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
@@ -184,11 +182,6 @@ def worker_page(
             ),
         )
     return worker.build_worker_page(life, address, may_read=may_read, may_decide=may_decide, now=now)
-
-
-def _are_all(connection: Connection, dag_ids: frozenset[str]) -> bool:
-    """Return whether a reader of these Dags may read all that Airflow has."""
-    return dag_ids >= {*connection.execute(select(compat.dag_table().c.dag_id)).scalars()}
 
 
 def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
