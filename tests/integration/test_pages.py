@@ -350,6 +350,15 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
     page.get_by_label("Until (UTC)").fill("2020-01-01T00:00")
     page.get_by_role("button", name="Apply").click()
     expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+    # The fields are in the zone of the page, the address is in UTC.
+    page.evaluate("localStorage.setItem('timezone', '\"Asia/Tokyo\"')")
+    page.reload()
+    field = page.get_by_label("Until (Asia/Tokyo)")
+    expect(field).to_have_value("2020-01-01T09:00")
+    field.fill("2020-01-01T10:30")
+    page.get_by_role("button", name="Apply").click()
+    page.wait_for_url(lambda url: "until=2020-01-01T01%3A30" in url)
+    page.evaluate("localStorage.removeItem('timezone')")
 
 
 @pytest.mark.usefixtures("fleet")

@@ -85,6 +85,10 @@
     for (const element of root.querySelectorAll("[data-wi-zone]")) {
       element.textContent = zone().replaceAll("_", " ");
     }
+    for (const field of root.querySelectorAll("[data-wi-utc]")) {
+      field.defaultValue = field.dataset.wiUtc && fieldText(wall(Date.parse(field.dataset.wiUtc + "Z")));
+      field.value = field.defaultValue;
+    }
     for (const element of root.querySelectorAll("time[datetime]")) {
       const moment = new Date(element.dateTime);
       if (Number.isNaN(moment.getTime())) {
@@ -103,6 +107,22 @@
         element.title = element.dateTime;
       }
     }
+  }
+
+  /* What clocks of the zone show at a moment, as a moment of UTC; both in milliseconds. */
+  function wall(moment) {
+    return Date.parse(format().format(moment).slice(0, "2026-01-31 08:00:12".length).replace(" ", "T") + "Z");
+  }
+
+  function fieldText(moment) {
+    return new Date(moment).toISOString().slice(0, "2026-01-31T08:00".length);
+  }
+
+  /* What a field holds, in UTC. The second look is for a clock that was put forward or back in between. */
+  function utcText(text) {
+    const shown = Date.parse(text + "Z");
+    const near = shown - (wall(shown) - shown);
+    return fieldText(shown - (wall(near) - near));
   }
 
   /* --- keeping up -------------------------------------------------------------------------------------------------- */
@@ -236,8 +256,14 @@
       for (const field of form.elements) {
         field.disabled = field.name !== "" && field.value === "";
       }
+      const moments = format() ? [...form.querySelectorAll("[data-wi-utc]")].filter((field) => field.value) : [];
+      const shown = moments.map((field) => field.value);
+      moments.forEach((field) => (field.value = utcText(field.value)));
       /* For who comes back to this page: the browser may show it as it was left. */
-      setTimeout(() => [...form.elements].forEach((field) => (field.disabled = false)));
+      setTimeout(() => {
+        [...form.elements].forEach((field) => (field.disabled = false));
+        moments.forEach((field, place) => (field.value = shown[place]));
+      });
     });
     for (const field of form.querySelectorAll("select")) {
       field.addEventListener("change", () => form.requestSubmit());

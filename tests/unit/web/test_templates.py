@@ -185,8 +185,19 @@ def test_a_column_of_times_names_their_zone_once() -> None:
     for page in pages:
         (time,) = page.all("time", title="2026-03-01 12:00:00 UTC", **{"data-wi-bare": None})
         assert time["datetime"] == "2026-03-01T12:00:00.000Z"
-        assert len([tag for tag, found in page.tags if "data-wi-zone" in found]) == 1
+        assert len(page.all("span", **{"class": "wi-zone", "data-wi-zone": None})) == 1
         assert "Started UTC" in " ".join(page.text.split())
+
+
+def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
+    found = AttemptPage([], 0, total_is_exact=True)
+    address = AttemptsAddress(since=at(0))
+    attempts = build_attempts_page(address, found, dag_ids=["etl"], states=["success"], now=NOW)
+    page = Page(render("attempts.html", page=attempts, url=URLS))
+    assert page.all("input", name="since", value="2026-03-01T12:00", **{"data-wi-utc": "2026-03-01T12:00"})
+    assert page.all("input", name="until", value="", **{"data-wi-utc": ""})
+    assert "From (UTC)" in page.text
+    assert "Until (UTC)" in page.text
 
 
 def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
