@@ -200,6 +200,18 @@ def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
     assert "Until (UTC)" in page.text
 
 
+def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
+    css = (STATIC / "worker-insight.css").read_text()
+    narrow = css[css.index("@container (max-width: 40rem)") :]
+    lists = AttemptPage([a_try(1, 0, 10, on("w1", load=1.0))], 1, total_is_exact=True)
+    page = worker_page(a_life(attempts=lists))
+    assert page.all("table", **{"class": "wi-table wi-tries"})
+    assert panel_page(a_try(1, 0, 10, on("w1"))).all("table", **{"class": "wi-table wi-tries"})
+    # A cell without a place in the card would be anywhere.
+    for cell in (*page.all("td"), *page.all("th", scope="row")):
+        assert f".wi-tries .{cell['class']}" in narrow
+
+
 def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
     one = a_try(1, 0, 10, on("w:1@x"))
     assert panel_page(one).all("a", href="/airflow/worker-insight/workers/w:1@x")
