@@ -1,0 +1,86 @@
+"""The executor that places tasks, on each supported Airflow before the newest: what its own executor lets it do."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.accounting import WITNESS, start_worker, witnessed
+from tests.integration.test_versions import DB_MANAGER
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres, Redis
+
+HOST = socket.gethostname()
+EXECUTOR = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
+
+DAG = (
+    WITNESS
+    + """
+from datetime import datetime
+
+try:
+    from airflow.sdk import dag, task
+except ImportError:
+    from airflow.decorators import dag, task
+
+
+@dag(schedule=None, start_date=datetime(2025, 1, 1), catchup=False)
+def placed():
+    @task(retries=1, retry_delay=0)
+    def picky(number, **context):
+        witness(context)
+        if os.environ["TEST_WORKER_LIFE"] == "w1":
+            raise RuntimeError("this machine is broken")
+
+    picky.expand(number=list(range(8)))
+
+
+placed()
+"""
+)
+
+
+@pytest.mark.parametrize("version", ["2.11.2", "3.0.6", "3.1.8", "3.2.2"])
+def test_tasks_are_spread_and_retries_go_elsewhere(
+    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis, version: str
+) -> None:
+    config = {
+        "worker_insight.refresh_interval": "3",
+        "core.parallelism": "32",
+        "scheduler.standalone_dag_processor": "False",
+    }
+    if version.startswith(("3.0", "3.1")):
+        config["database.external_db_managers"] = DB_MANAGER
+    with Deployment(airflow_env(version), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
+        airflow.write_dag("placed", DAG)
+        airflow.migrate()
+        if version.startswith("2."):
+            airflow.run("airflow-worker-insight", "db", "migrate")
+        for name in ("w1", "w2"):
+            start_worker(airflow, name, life=name, wait=False)
+        airflow.start_all()
+        for name in ("w1", "w2"):
+            airflow.wait_ready(airflow.components[name])
+        run_id = airflow.trigger("placed")
+        airflow.wait_run("placed", run_id, timeout=300, expect="success")
+
+        found = witnessed(airflow, "placed", run_id)
+        first = Counter(lives[0] for key, lives in found.items() if key.try_number == 1)
+        second = Counter(lives[0] for key, lives in found.items() if key.try_number == 2)
+        assert first == {"w1": 4, "w2": 4}
+        assert second == {"w2": 4}
+
+        def kept() -> bool:
+            rows = airflow.sql("SELECT placement, count(*) AS n FROM worker_insight_attempt GROUP BY placement")
+            return {row["placement"]: row["n"] for row in rows} == {1: 8, 5: 4}
+
+        airflow.wait_for(kept, 60, "the reasons to be kept with the tries")
+        assert airflow.sql("SELECT count(*) AS n FROM worker_insight_placement") == [{"n": 0}]
