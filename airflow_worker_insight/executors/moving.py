@@ -121,10 +121,25 @@ def _place_again(
         placements.write(
             connection, [one.placement(_target(one)[0], note=note) for one in placed], now=database_now(connection)
         )
-    for one in placed:
-        message = by_key.pop(one.asked.key)
-        _publish(channel, message, _target(one)[1])
-        message.ack()
+    left_to_send = list(placed)
+    try:
+        while left_to_send:
+            one = left_to_send[0]
+            message = by_key[one.asked.key]
+            _publish(channel, message, _target(one)[1])
+            message.ack()
+            left_to_send.pop(0)
+            del by_key[one.asked.key]
+    except Exception:
+        # What was not sent goes back to where it was with the channel: it is to be found there.
+        _write_back(
+            [
+                before
+                for one in left_to_send
+                if (before := known.get(one.asked.key.task_instance.as_tuple())) is not None
+            ]
+        )
+        raise
     waiting = {one.key for one in asked}
     left = 0
     for key, message in by_key.items():
@@ -135,6 +150,11 @@ def _place_again(
             # It has ended meanwhile, or runs already: Airflow would refuse to start it.
             message.ack()
     return len(placed), left
+
+
+def _write_back(before: Sequence[Placement]) -> None:
+    with compat.short_transaction() as connection:
+        placements.write(connection, before, now=database_now(connection))
 
 
 def _target(one: Placed) -> tuple[str | None, str]:

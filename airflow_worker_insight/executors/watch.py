@@ -22,6 +22,7 @@ from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue, settle
 from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
@@ -64,6 +65,9 @@ TIDY_TAKES = timedelta(seconds=60)
 LEASE = "placing"
 """The row of the engines' table by which one scheduler at a time takes back."""
 
+GIVES_UP_AFTER = 3
+"""Rounds, or questions to the workers, that fail one after the other before nothing is placed any more."""
+
 STOP_SECONDS = 2.0
 
 
@@ -80,7 +84,9 @@ class Watch:
         self._consumed: dict[str, frozenset[str]] = {}
         self._unanswered: Counter[str] = Counter()
         self._asked_at: float | None = None
+        self._ask_failures = 0
         self._ask_trouble: str | None = None
+        self._failures = 0
         self._tidy_due = self._sweep_due = 0.0
         self._unplaced: dict[int, int] = {}
         self._is_ready = False
@@ -105,9 +111,13 @@ class Watch:
         while not self._stopping.is_set():
             try:
                 self.go_round()
+                self._failures = 0
             except Exception as error:
                 log.debug("Watching the workers failed", exc_info=True)
-                self._publish((), f"{type(error).__name__}: {error}")
+                self._failures += 1
+                # One failure is no reason to forget what was known a moment ago.
+                if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
+                    self._publish((), f"{type(error).__name__}: {getattr(error, 'orig', None) or error!s}")
             self._stopping.wait(ROUND_SECONDS)
 
     def go_round(self) -> None:
@@ -209,15 +219,27 @@ class Watch:
             return
         try:
             answers = self._asking.ask(partial(settle, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
+        except EngineTrouble as error:
+            self._ask_trouble = str(error)
+            return
         except Exception as error:  # noqa: BLE001
-            self._ask_trouble = str(error) if isinstance(error, EngineTrouble) else "Celery's broker cannot be reached"
+            self._not_answered(f"Celery's broker cannot be reached: {type(error).__name__}")
             return
         finally:
             self._asked_at = time.monotonic()
-        self._ask_trouble = None if answers else "none of Celery's workers answers"
-        self._consumed.update(answers)
         for node in give.keys() | hold.keys():
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
+        self._consumed.update(answers)
+        if answers:
+            self._ask_failures, self._ask_trouble = 0, None
+        else:
+            self._not_answered("None of Celery's workers answers.")
+
+    def _not_answered(self, why: str) -> None:
+        """Give up after some questions in a row, or at once where there never was an answer."""
+        self._ask_failures += 1
+        if self._ask_failures >= GIVES_UP_AFTER or not self._consumed:
+            self._ask_trouble = why
 
     def _pace(self, give: dict[str, str], hold: dict[str, str]) -> float:
         is_settled = all(queue in self._consumed.get(node, ()) for node, queue in give.items())
@@ -238,6 +260,9 @@ class Watch:
             queues = placements.own_queues(connection)
         stranded = {queue: fate for queue in queues if (fate := self._is_gone(queue, living)) is not None}
         if not stranded or self._snapshot is None:
+            return
+        if self.desk.rules.fallback == WAIT and not any(_may_be_given(one) for one in self._snapshot.candidates):
+            # There is nobody to give it to.
             return
         with compat.short_transaction() as connection:
             now = database_now(connection)
@@ -272,6 +297,10 @@ class Watch:
             return True
         is_fine = _is_usable(one) and self._unanswered[node] < SILENT_AFTER
         return None if is_fine else False
+
+
+def _may_be_given(one: Candidate) -> bool:
+    return one.trouble is None and one.state == ONLINE and one.availability == AVAILABLE
 
 
 def _is_usable(one: WorkerRow) -> bool:

@@ -17,9 +17,6 @@ AGAIN = "again"
 SHARED_QUEUE = "shared_queue"
 """Nobody fitted, and it was handed to the queue that all its workers share."""
 
-PLAIN = "plain"
-"""The workers could not be seen, and it was sent as Airflow's own executor does."""
-
 NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_LABELS = WAITING = (
     "waits_no_worker",
     "waits_not_available",
@@ -31,4 +28,4 @@ NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_LABELS = WAITING = (
 """Why a task waits for a worker."""
 
 # The order is what the database holds: words may be added at the end and never moved.
-REASONS = (*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE, PLAIN, *WAITING)
+REASONS = (*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE, *WAITING)

@@ -69,7 +69,14 @@ def build_panel(
     marks = _marks(tries)
     known = placed or {}
     rows = tuple(
-        build_row(one, marks, lives, now=now, selected=address.try_number, why=why_text(known.get(one.try_number)))
+        build_row(
+            one,
+            marks,
+            lives,
+            now=now,
+            selected=address.try_number,
+            why=why_text(known.get(one.try_number), has_started=bool(one.workers)),
+        )
         for one in tries
     )
     summary = _summary(tries)

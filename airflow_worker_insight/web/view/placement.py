@@ -21,7 +21,6 @@ _KEPT = {
     decisions.ELSEWHERE: "kept away from a worker that had failed this task",
     decisions.AGAIN: "on a worker that had failed this task before, because there was no other",
     decisions.SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
-    decisions.PLAIN: "sent as Airflow’s own executor does",
 }
 
 
@@ -47,15 +46,16 @@ class PlacedTries:
     rest: str
 
 
-def why_text(one: Why | None) -> str:
-    """Return why a try was placed where it was; empty where no executor of this package placed it."""
+def why_text(one: Why | None, *, has_started: bool = False) -> str:
+    """Return why a try was placed where it was, or waits; empty where no executor of this package placed it."""
     if one is None:
         return ""
-    if one.reason in decisions.WAITING:
-        return (
-            f"Not placed yet: {(one.detail or '').removeprefix('waits: ')}" if one.detail else "It waited for a worker"
-        )
-    return f"Placed: {one.detail or _KEPT.get(one.reason, one.reason)}"
+    if one.reason not in decisions.WAITING:
+        return f"Placed: {one.detail or _KEPT.get(one.reason, one.reason)}"
+    if has_started:
+        # The executor could not see the workers when it was sent.
+        return "It waited for a worker, and was then sent to the queue that all its workers share"
+    return f"Not placed yet: {one.detail.removeprefix('waits: ')}" if one.detail else "It waited for a worker"
 
 
 def build_placed(waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool) -> PlacedTries | None:

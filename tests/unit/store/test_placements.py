@@ -54,7 +54,6 @@ def test_codes_never_move() -> None:
         "elsewhere",
         "again",
         "shared_queue",
-        "plain",
         "waits_no_worker",
         "waits_not_available",
         "waits_no_label",

@@ -1,0 +1,314 @@
+"""What an executor knows of its workers, and what it does for them, with workers and a broker that a test makes up."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from airflow_worker_insight.executors import watch as module
+from airflow_worker_insight.executors.desk import Desk
+from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.rules import Rules
+from airflow_worker_insight.executors.watch import Watch
+from airflow_worker_insight.fleet.engines import EngineTrouble
+from airflow_worker_insight.store import migrate, placements
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.decisions import LEAST_LOADED
+from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.tables import engine, worker
+from tests.support.processes import wait_for
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.executors.placement import Candidate
+
+RULES = Rules("least_loaded", 4)
+
+
+class Workers:
+    """The workers as they answer, and what they were told."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, set[str]] = {}
+        self.asked: list[tuple[dict[str, str], dict[str, str]]] = []
+        self.error: Exception | None = None
+        self.obey = True
+
+    def settle(self, _app: Any, *, give: dict[str, str], hold: dict[str, str]) -> dict[str, frozenset[str]]:
+        self.asked.append((give, hold))
+        if self.error is not None:
+            raise self.error
+        if self.obey:
+            for node in give.keys() & self.queues.keys():
+                self.queues[node].add(give[node])
+            for node in hold.keys() & self.queues.keys():
+                self.queues[node].discard(hold[node])
+        return {node: frozenset(queues) for node, queues in self.queues.items()}
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    made = Workers()
+    monkeypatch.setattr(module, "settle", made.settle)
+    monkeypatch.setattr(module, "refresh", lambda **_: None)
+    monkeypatch.setattr(module, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(module, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(module, "TIDY_EVERY", 0.0)
+    return made
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """Collect what is taken back: the queue, whose it is, and whether that worker is gone."""
+    found: list[tuple[str, str, bool]] = []
+
+    def take_back(_app: Any, queue: str, *_: Any, came_from: str, is_gone: bool) -> int:
+        found.append((queue, came_from, is_gone))
+        return 1
+
+    monkeypatch.setattr(module.moving, "take_back", take_back)
+    return found
+
+
+def look_at(database: Database, workers: Workers, *names: str, **others: Any) -> dict[str, int]:
+    """Have workers that live and that were looked at just now; return their rows' IDs."""
+    refs = {}
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        connection.execute(engine.delete())
+        connection.execute(insert(engine).values(name="celery", due_at=now, looked_at=now))
+        for name in names:
+            refs[name] = upsert_worker(connection, a_worker(name, engine_name=f"{name}@host"), now=now)
+            values = {"state": "online", "concurrency": 2, "queues": ["default"], **others}
+            connection.execute(update(worker).where(worker.c.id == refs[name]).values(**values))
+            workers.queues.setdefault(f"{name}@host", {"default"})
+    return refs
+
+
+def change(database: Database, ref: int, **values: Any) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.id == ref).values(**values))
+
+
+def place(database: Database, ref: int, name: str) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, run_id=f"run-{name}", state="running", ended_at=None)
+        key = add_try(connection, run, name, state="queued", ended_at=None, hostname=None)
+        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
+        placements.write(connection, [one], now=NOON)
+
+
+def candidates(watch: Watch) -> dict[str, Candidate]:
+    snapshot = watch.snapshot()
+    assert snapshot is not None
+    assert snapshot.trouble is None
+    return {one.name: one for one in snapshot.candidates}
+
+
+@on_both
+def test_workers_become_candidates_once_they_consume_their_own_queue(database: Database, workers: Workers) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    del workers.queues["w2@host"]
+    watch = Watch(None, Desk(RULES))
+    assert watch.snapshot() is None
+    watch.go_round()
+    one, other = candidates(watch).values()
+    assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
+    assert one.trouble is None
+    assert other.trouble == "does not consume a queue of its own yet"
+    assert workers.asked == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
+
+
+def test_decisions_of_people_are_told_to_the_worker(database: Database, workers: Workers) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    change(database, refs["w1"], availability="quarantined")
+    watch.go_round()
+    assert candidates(watch)["w1@host"].availability == "quarantined"
+    assert own_queue("w1") not in workers.queues["w1@host"]
+    change(database, refs["w1"], availability="available")
+    watch.go_round()
+    assert candidates(watch)["w1@host"].trouble is None
+
+
+def test_one_that_does_not_answer_is_given_nothing_until_it_does(
+    database: Database, workers: Workers, taken: list[Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    silent = workers.queues.pop("w1@host")
+    watch.go_round()
+    assert candidates(watch)["w1@host"].trouble is None, "an answer may go astray"
+    assert taken == []
+    watch.go_round()
+    assert candidates(watch)["w1@host"].trouble == "does not answer"
+    assert taken == [(own_queue("w1"), "w1@host-1", False)]
+    workers.queues["w1@host"] = silent
+    watch.go_round()
+    assert candidates(watch)["w1@host"].trouble is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_gone"),
+    [
+        ({"state": "lost", "ended_at": NOON}, True),
+        ({"state": "offline", "ended_at": NOON}, True),
+        ({"state": "unresponsive"}, False),
+        ({"availability": "quarantined"}, False),
+        ({"availability": "draining"}, False),
+        ({}, None),
+    ],
+)
+def test_what_waits_is_taken_back_from(
+    database: Database, workers: Workers, taken: list[Any], changed: dict[str, Any], is_gone: bool | None
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    if changed:
+        change(database, refs["w1"], **changed)
+        if "ended_at" in changed:
+            del workers.queues["w1@host"]
+    watch.go_round()
+    assert taken == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
+
+
+def test_a_worker_that_has_forgotten_its_queue_is_another_life(
+    database: Database, workers: Workers, taken: list[Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    workers.queues["w1@host"], workers.obey = {"default"}, False
+    watch.go_round()
+    assert taken == [(own_queue("w1"), "w1@host-1", True)]
+
+
+def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers, taken: list[Any]) -> None:
+    refs = look_at(database, workers, "w1")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    change(database, refs["w1"], availability="quarantined")
+    watch.go_round()
+    assert taken == []
+    watch.desk = Desk(Rules("least_loaded", 4, "shared_queue"))
+    watch.go_round()
+    assert taken == [(own_queue("w1"), "w1@host-1", False)]
+
+
+def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    change(database, refs["w1"], state="unresponsive")
+    with database.engine.begin() as connection:
+        due = database_now(connection) + timedelta(seconds=30)
+        connection.execute(insert(engine).values(name=module.LEASE, due_at=due))
+    watch.go_round()
+    assert taken == []
+    with database.engine.begin() as connection:
+        connection.execute(update(engine).where(engine.c.name == module.LEASE).values(due_at=NOON))
+    watch.go_round()
+    watch.go_round()
+    assert len(taken) == 2, "the lease is given back"
+
+
+def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(database: Database, workers: Workers) -> None:
+    refs = look_at(database, workers, "w1", ended_at=NOON, state="lost", labels={"zone": "b"})
+    new = look_at(database, workers, "w1b")
+    change(database, new["w1b"], engine_name="w1@host", reported_id=None, labels={})
+    assert refs != new
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    (one,) = candidates(watch).values()
+    assert (one.name, one.labels) == ("w1@host", {"zone": "b"})
+
+
+# --- trouble ---------------------------------------------------------------------------------------------------------
+
+
+def trouble(watch: Watch) -> str | None:
+    snapshot = watch.snapshot()
+    assert snapshot is not None
+    return snapshot.trouble
+
+
+def test_nobody_looks(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1")
+    with database.engine.begin() as connection:
+        connection.execute(update(engine).values(looked_at=NOON))
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert "Nobody looks" in (trouble(watch) or "")
+
+
+def test_there_are_no_tables(database: Database, workers: Workers) -> None:
+    assert workers.asked == []
+    assert database.url
+    migrate.downgrade("base")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert "do not exist" in (trouble(watch) or "")
+
+
+def test_remote_control_is_off(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1")
+    workers.error = EngineTrouble("it is off")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert trouble(watch) == "it is off"
+
+
+@pytest.mark.parametrize("how", ["the broker", "the workers"])
+def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, workers: Workers, how: str) -> None:
+    look_at(database, workers, "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    queues = dict(workers.queues)
+    if how == "the broker":
+        workers.error = ConnectionError("refused")
+    else:
+        workers.queues.clear()
+    for _ in range(module.GIVES_UP_AFTER - 1):
+        watch.go_round()
+        assert trouble(watch) is None
+    watch.go_round()
+    assert trouble(watch) is not None
+    workers.error = None
+    workers.queues.update(queues)
+    watch.go_round()
+    assert trouble(watch) is None
+
+
+def test_the_thread_goes_on_after_failures_and_ends(
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(database, workers, "w1")
+    monkeypatch.setattr(module, "ROUND_SECONDS", 0.01)
+    watch = Watch(None, Desk(RULES))
+    go_round, calls = watch.go_round, []
+
+    def fails() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError("away")
+        go_round()
+
+    monkeypatch.setattr(watch, "go_round", fails)
+    watch.start()
+    watch.start()
+    wait_for(lambda: watch.snapshot() is not None and trouble(watch) is None, 20, "the third round")
+    watch.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "worker-insight-placing"]
