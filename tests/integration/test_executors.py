@@ -257,3 +257,29 @@ def test_what_waits_at_a_worker_that_is_killed_runs_elsewhere_exactly_once(
         taken = [row for row in placements(airflow) if row["detail"].startswith("taken back from w1")]
         kept = airflow.sql("SELECT count(*) AS n FROM worker_insight_attempt WHERE placement IS NOT NULL")
         assert len(taken) == 50 or kept[0]["n"] > 0
+
+
+def test_a_scheduler_that_is_killed_leaves_nothing_behind(
+    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
+) -> None:
+    config = {
+        **QUICK,
+        "scheduler.orphaned_tasks_check_interval": "5",
+        "scheduler.scheduler_health_check_threshold": "10",
+    }
+    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
+        airflow.write_dag("held", HELD.replace("54", "24"))
+        airflow.migrate()
+        start_worker(airflow, "w0", "--queues", "prepare", life="w0", wait=False)
+        start(airflow, "w1", "w2")
+        airflow.start_all()
+        run_id = airflow.trigger("held")
+        # Two run and four wait at each of both; the rest waits with the scheduler, and goes with it.
+        airflow.wait_for(lambda: open_on(airflow, "w1") == open_on(airflow, "w2") == 6, 180, "both to be full")
+        airflow.kill("scheduler", descendants=True)
+        airflow.start("scheduler", name="scheduler-2")
+        (airflow.home / "go").touch()
+        airflow.wait_run("held", run_id, timeout=300, expect="success")
+        done = Counter(key.map_index for key in witnessed(airflow, "held", run_id))
+        assert done == dict.fromkeys(range(24), 1)
+        airflow.wait_for(lambda: not open_on(airflow, "w1") and not open_on(airflow, "w2"), 60, "all places to be free")
