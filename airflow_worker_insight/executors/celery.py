@@ -37,9 +37,6 @@ OLD_AFTER = 60.0
 BEGIN_SECONDS = 20.0
 """How long tasks wait at most for the first that is known of the workers, when a scheduler has just started."""
 
-TOLD_AFTER = 5.0
-"""How long a task waits before that is written for its page: most wait for a moment only."""
-
 MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
@@ -54,8 +51,8 @@ class WorkerInsightCeleryExecutor(CeleryExecutor):
         self._started_at = 0.0
         self._open_slots: int | None = None
         self._ended: list[TryKey] = []
-        # When a task was first found to wait, and the reason that was written of it.
-        self._waiting: dict[TryKey, tuple[float, str | None]] = {}
+        # The tasks that wait, and the reason that was written of each.
+        self._waiting: dict[TryKey, str] = {}
 
     def start(self) -> None:
         """Begin to watch the workers.
@@ -160,19 +157,32 @@ class WorkerInsightCeleryExecutor(CeleryExecutor):
         return Asked(key, item[2], executor_config, pool)
 
     def _to_tell(self, decided: Iterable[Placed]) -> list[Placed]:
-        """Return the tasks whose waiting is to be written: those that have waited for a while, and for a new reason."""
-        now = time.monotonic()
-        before, self._waiting = self._waiting, {}
-        found = []
-        for one in decided:
-            if not one.waits:
-                continue
-            since, told = before.get(one.asked.key, (now, None))
-            if now - since >= TOLD_AFTER and told != one.decision.reason:
-                found.append(one)
-                told = one.decision.reason
-            self._waiting[one.asked.key] = (since, told)
-        return found
+        """Return the tasks whose waiting is to be written: for their pages, and for whoever adopts them."""
+        before = self._waiting
+        waiting = [one for one in decided if one.waits]
+        self._waiting = {one.asked.key: one.decision.reason for one in waiting}
+        return [one for one in waiting if before.get(one.asked.key) != one.decision.reason]
+
+    # --- adoption
+
+    def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
+        """Adopt as the parent does what was sent; what only waited for a worker is given back, to be queued again.
+
+        It has the ID of a message that was never sent: the parent would wait for that until it counts as stuck.
+        """
+        by_key = {_try_key(ti.key): ti for ti in tis}
+        waiting = self._never_sent(by_key)
+        sent = [ti for key, ti in by_key.items() if key not in waiting]
+        adopted_not = super().try_adopt_task_instances(sent) if sent else []
+        return [*adopted_not, *(by_key[key] for key in waiting)]
+
+    def _never_sent(self, keys: Iterable[TryKey]) -> set[TryKey]:
+        try:
+            with compat.short_transaction() as connection:
+                return placements.waiting(connection, list(keys))
+        except Exception as error:  # noqa: BLE001
+            warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)
+            return set()
 
     # --- ends
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries
+from airflow_worker_insight.store.decisions import WAITING
 from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.planning import are_among
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
@@ -125,6 +126,22 @@ def open_placements(connection: Connection, *, own_queues: Collection[str] | Non
         conditions.append(placement.c.own_queue.in_(sorted(own_queues)))
     rows = connection.execute(select(placement).where(*conditions).order_by(placement.c.placed_at))
     return [_placement(row) for row in rows]
+
+
+def waiting(connection: Connection, keys: Collection[TryKey]) -> set[TryKey]:
+    """Return those of these tries that wait for a worker, so that no message of theirs was ever sent."""
+    by_digest = {_digests(key): key for key in keys}
+    found = set()
+    for batch in _batches(sorted(by_digest)):
+        rows = connection.execute(
+            select(*_key(placement)).where(
+                are_among(connection, _key(placement), batch),
+                placement.c.is_open.is_(True),
+                placement.c.reason.in_(WAITING),
+            )
+        )
+        found |= {by_digest[row.run_key, row.task_key, row.try_number] for row in rows}
+    return found
 
 
 def own_queues(connection: Connection) -> dict[str, set[int]]:

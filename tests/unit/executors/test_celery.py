@@ -198,17 +198,16 @@ def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExec
     ("asked", "reason"),
     [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, BAD_LABELS), ("moon", BAD_LABELS)],
 )
-def test_why_a_task_waits_is_written_once_it_has_waited(
-    executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+def test_why_a_task_waits_is_written_once(
+    executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str
 ) -> None:
     (workload,) = [a_workload("extract")]
     workload.ti.executor_config = {"worker_insight": asked}
     executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
     executor.trigger_tasks(8)
-    assert stored(database) == []
-    monkeypatch.setattr(module, "TOLD_AFTER", 0.0)
-    executor.trigger_tasks(8)
     (one,) = stored(database)
+    executor.trigger_tasks(8)
+    assert stored(database) == [one]
     assert (one.reason, one.worker_ref, one.own_queue) == (reason, None, None)
     assert loads(database) == {}
     workload.ti.executor_config = None
@@ -230,14 +229,13 @@ def test_with_that_fallback_it_goes_to_the_shared_queue(
 
 
 def test_a_full_worker_is_full_for_all_schedulers(
-    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch, database: Database
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     other = WorkerInsightCeleryExecutor(parallelism=32)
     other._desk, other._watch = executor._desk, executor._watch
     queue(other, *(f"other-{number}" for number in range(3)))
     other.trigger_tasks(8)
     queue(executor, "extract")
-    monkeypatch.setattr(module, "TOLD_AFTER", 0.0)
     executor.trigger_tasks(8)
     assert len(sent) == 3
     assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [FULL]
@@ -408,6 +406,29 @@ def test_adopted(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("celery.result.AsyncResult.result", None)
     assert either.try_adopt_task_instances([known, unknown]) == [unknown]  # type: ignore[list-item]
     assert either.running == {key}
+
+
+def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
+    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        executor.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("PENDING", None) for one in results}
+    )
+    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    keys = queue(executor, *(f"task-{number}" for number in range(5)))
+    executor.trigger_tasks(8)
+    sent_keys = set(executor.running)
+    assert len(sent_keys) == 3
+    # The scheduler dies, and another one finds what it had queued; Airflow has given each an ID before it was sent.
+    after = WorkerInsightCeleryExecutor(parallelism=32)
+    tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4())) for key in keys]
+    assert {ti.key for ti in after.try_adopt_task_instances(tis)} == set(keys) - sent_keys
+    assert after.running == sent_keys
+    with monkeypatch.context() as broken:
+        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
+        other = WorkerInsightCeleryExecutor(parallelism=32)
+        assert list(other.try_adopt_task_instances(tis)) == []
+        assert other.running == set(keys)
 
 
 def test_ended_with_the_scheduler(either: CeleryExecutor) -> None:
