@@ -87,7 +87,9 @@ OWN_2 = OWN | {
     "airflow_worker_insight.capture.counters",
     "airflow_worker_insight.capture.direct",
     "airflow_worker_insight.store",
+    "airflow_worker_insight.store.decisions",
     "airflow_worker_insight.store.keys",
+    "airflow_worker_insight.store.locks",
     "airflow_worker_insight.store.recording",
     "airflow_worker_insight.store.tables",
 }
