@@ -316,6 +316,8 @@ def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | 
 
 def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
     """Keep one row per try where several of the wanted workers ran the same try."""
+    if len(refs) == 1:
+        return true()
     other = attempt.alias("other")
     earlier = select(other.c.ordinal).where(
         *_same_try(other, rows), is_among(connection, other.c.worker_ref, refs), other.c.ordinal < rows.c.ordinal
