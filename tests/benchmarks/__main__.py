@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from tests.benchmarks import claim, fleet, hook, importing, placement, results, store
+from tests.benchmarks import claim, dispatch, fleet, hook, importing, placement, results, store
 from tests.benchmarks.setting import Setting
 from tests.support.environments import ROOT, EnvironmentFailed
 from tests.support.processes import MissingRequirement
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "claim": claim.run,
     "store": store.run,
     "placement": placement.run,
+    "dispatch": dispatch.run,
     "fleet": fleet.run,
 }
 
