@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from tests.unit.database import Database
 
 pytest.importorskip("celery")
-if not compat.is_airflow_3():
-    pytest.skip("the tuples of 2.11 are tried by the integration tests", allow_module_level=True)
 
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 
@@ -87,8 +85,6 @@ def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def a_workload(task_id: str, *, try_number: int = 1, priority: int = 1, **others: Any) -> Any:
-    from airflow.executors import workloads
-
     ti = SimpleNamespace(
         id=uuid.uuid4(),
         dag_version_id=uuid.uuid4(),
@@ -110,6 +106,14 @@ def a_workload(task_id: str, *, try_number: int = 1, priority: int = 1, **others
         dag_run=SimpleNamespace(bundle_version=None),
         **others,
     )
+    if not compat.is_airflow_3():
+        from airflow.models.taskinstancekey import TaskInstanceKey
+
+        ti.key = TaskInstanceKey(ti.dag_id, ti.task_id, ti.run_id, ti.try_number, ti.map_index)
+        ti.pool = "default_pool"
+        return SimpleNamespace(ti=ti)
+    from airflow.executors import workloads
+
     bundle = workloads.BundleInfo(name="dags", version=None)
     model: Any = workloads.ExecuteTask.model_fields["ti"].annotation
     return workloads.ExecuteTask(
@@ -121,11 +125,19 @@ def a_workload(task_id: str, *, try_number: int = 1, priority: int = 1, **others
     )
 
 
-def queue(executor: Any, *task_ids: str, **others: Any) -> list[Any]:
-    made = [a_workload(task_id, **others) for task_id in task_ids]
-    for workload in made:
+def put(executor: Any, workload: Any) -> Any:
+    """Queue a task as the scheduler of this Airflow does: a workload, or on 2.11 a command with its task instance."""
+    if compat.is_airflow_3():
         executor.queue_workload(workload, session=None)
-    return [workload.ti.key for workload in made]
+        return workload.ti.key
+    ti, key = workload.ti, workload.ti.key
+    command = ["airflow", "tasks", "run", key.dag_id, key.task_id, key.run_id, "--local"]
+    executor.queued_tasks[key] = (command, ti.priority_weight, ti.queue, ti)
+    return key
+
+
+def queue(executor: Any, *task_ids: str, **others: Any) -> list[Any]:
+    return [put(executor, a_workload(task_id, **others)) for task_id in task_ids]
 
 
 def stored(database: Database) -> list[Placement]:
@@ -178,7 +190,7 @@ def test_one_that_waits_keeps_no_other_from_its_place(executor: WorkerInsightCel
     waiting = [a_workload(f"moon-{number}", priority=9) for number in range(4)]
     for workload in waiting:
         workload.ti.executor_config = nowhere
-        executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
+        put(executor, workload)
     queue(executor, "extract")
     executor.trigger_tasks(2)
     assert [task for task, _ in sent] == ["extract"]
@@ -203,7 +215,7 @@ def test_why_a_task_waits_is_written_once(
 ) -> None:
     (workload,) = [a_workload("extract")]
     workload.ti.executor_config = {"worker_insight": asked}
-    executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
+    put(executor, workload)
     executor.trigger_tasks(8)
     (one,) = stored(database)
     executor.trigger_tasks(8)
