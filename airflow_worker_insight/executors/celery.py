@@ -130,6 +130,10 @@ class WorkerInsightCeleryExecutor(CeleryExecutor):
         except Exception as error:
             log.debug("Placing failed", exc_info=True)
             trouble = f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]
+        for item in tasks[:slots]:
+            if self._waiting.pop(_try_key(item[0]), None) is not None:
+                # It waits no more, which is not to be read from what was written of it.
+                self._note_end(item[0])
         count("placement.plain", min(slots, len(tasks)))
         warn_once(
             "placing.plain",

@@ -307,6 +307,23 @@ def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once
     ) == 1
 
 
+def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    (key,) = queue(executor, "extract")
+    executor.trigger_tasks(8)
+    with database.engine.connect() as connection:
+        assert placements.waiting(connection, [a_key(key)]) == {a_key(key)}
+    watch.known = Snapshot((), time.monotonic(), trouble="nobody looks")
+    executor.trigger_tasks(8)
+    executor._give_back()
+    assert sent == [("extract", "default")]
+    with database.engine.connect() as connection:
+        assert placements.waiting(connection, [a_key(key)]) == set()
+
+
 def test_a_scheduler_that_has_just_started_waits_for_a_moment(
     executor: WorkerInsightCeleryExecutor, sent: Sent
 ) -> None:
