@@ -9,7 +9,7 @@ from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, D
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.rules import BadRules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import BAD_LABELS, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
 
 if TYPE_CHECKING:
@@ -137,8 +137,5 @@ class Desk:
     def _fallback(self, decision: Decision, one: Asked) -> Decision:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE:
             return decision
-        if decision.reason == BAD_LABELS:
-            text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
-        else:
-            text = f"to the queue {one.queue} that all share, because it else {decision.text}"
+        text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture.counters import count
+from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Placed
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.fleet.engines.celery import connected
@@ -58,7 +58,7 @@ def take_back(app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from
             _restore(channel, queue, known)
         left = 0
         while not left:
-            messages = list(_read(source))
+            messages = list(_read(source, app.conf.accept_content))
             if not messages:
                 break
             done, left = _place_again(channel, messages, known, desk, snapshot, note=f"taken back from {came_from}: ")
@@ -85,9 +85,9 @@ def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:
     return {one.key.task_instance.as_tuple(): one for one in found}
 
 
-def _read(source: Any) -> Iterator[Any]:
+def _read(source: Any, accept: Any) -> Iterator[Any]:
     for _ in range(BATCH):
-        message = source.get(no_ack=False, accept=["json"])
+        message = source.get(no_ack=False, accept=accept)
         if message is None:
             return
         yield message
@@ -104,11 +104,15 @@ def _place_again(
 ) -> tuple[int, int]:
     """Send messages on to whoever they are placed on now; return how many went, and how many went back."""
     by_key: dict[TryKey, Any] = {}
+    left = 0
     for message in messages:
         key = _key(message, known)
-        if key is None or key in by_key:
-            # Nobody of ours sent it, or it is there twice.
-            log.warning("Airflow Worker Insight dropped a message that it cannot read or that is there twice")
+        if key is None:
+            warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
+            message.reject(requeue=True)
+            left += 1
+        elif key in by_key:
+            # It is there twice, because a scheduler died while it moved it.
             message.ack()
         else:
             by_key[key] = message
@@ -141,7 +145,6 @@ def _place_again(
         )
         raise
     waiting = {one.key for one in asked}
-    left = 0
     for key, message in by_key.items():
         if key in waiting:
             message.reject(requeue=True)
@@ -186,7 +189,8 @@ def _key(message: Any, known: dict[tuple[str, str, str, int], Placement]) -> Try
         argument = message.payload[0][0]
         if isinstance(argument, str):
             ti = json.loads(argument)["ti"]
-            return TryKey(ti["dag_id"], ti["run_id"], ti["task_id"], ti["map_index"], ti["try_number"])
+            dag_id, run_id, task_id = (str(ti[name]) for name in ("dag_id", "run_id", "task_id"))
+            return TryKey(dag_id, run_id, task_id, int(ti["map_index"]), int(ti["try_number"]))
         dag_id, task_id, run_id = argument[3:6]
         map_index = int(argument[argument.index("--map-index") + 1]) if "--map-index" in argument else -1
         return known[dag_id, run_id, task_id, map_index].key

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.moving import take_back
 from airflow_worker_insight.executors.own_queues import own_queue
@@ -171,8 +172,41 @@ def test_the_commands_of_airflow_2(database: Database, broker: Broker) -> None:
     assert broker.ids(ALIVE) == sorted(ids)
 
 
-def test_what_is_no_message_of_ours_is_dropped(database: Database, broker: Broker) -> None:
-    store(database, 1)
+def test_what_is_no_message_of_ours_is_left_alone(database: Database, broker: Broker) -> None:
+    (key,) = store(database, 1)
     broker.app.send_task("something", args=[{"a": 1}], queue=DEAD)
-    assert move(broker, a_candidate()) == 0
-    assert (broker.held(DEAD), broker.held(ALIVE)) == ([], [])
+    broker.app.send_task("something", args=['{"ti": {"dag_id": 1}}'], queue=DEAD)
+    ours = broker.send(key)
+    assert move(broker, a_candidate()) == 1
+    assert (len(broker.held(DEAD)), broker.ids(ALIVE)) == (2, [ours])
+
+
+def test_one_that_is_there_twice_is_sent_once(database: Database, broker: Broker) -> None:
+    (key,) = store(database, 1)
+    broker.send(key)
+    broker.send(key)
+    assert move(broker, a_candidate()) == 1
+    assert (len(broker.held(DEAD)), len(broker.held(ALIVE))) == (0, 1)
+
+
+def test_what_cannot_be_sent_is_found_where_it_was(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sorted(broker.send(key) for key in store(database, 3))
+    publish, sent = moving._publish, []
+
+    def fails(*args: Any) -> None:
+        if sent:
+            raise ConnectionError("the broker is gone")
+        sent.append(args)
+        publish(*args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(moving, "_publish", fails)
+        with pytest.raises(ConnectionError):
+            move(broker, a_candidate())
+    assert (len(broker.held(ALIVE)), len(broker.held(DEAD)), broker.unacked()) == (1, 2, 0)
+    with database.engine.connect() as connection:
+        assert len(placements.open_placements(connection, own_queues=[DEAD])) == 2
+    assert move(broker, a_candidate()) == 2
+    assert broker.ids(ALIVE) == ids
