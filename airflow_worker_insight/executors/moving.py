@@ -14,6 +14,9 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+# Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
+from kombu import Exchange, Producer, Queue
+
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Placed
@@ -73,8 +76,6 @@ def take_back(app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from
 
 def _queue(name: str) -> Any:
     """Return a queue as Celery declares one that it has not heard of, on both of its ends."""
-    from kombu import Exchange, Queue
-
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
@@ -167,8 +168,6 @@ def _target(one: Placed) -> tuple[str | None, str]:
 
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
-    from kombu import Producer
-
     own = ("delivery_info", "delivery_tag", "delivery_mode", "body_encoding")
     properties = {name: value for name, value in message.properties.items() if name not in own}
     Producer(channel, auto_declare=False).publish(
