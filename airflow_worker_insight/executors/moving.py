@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 BATCH = 100
 """Messages that are read, placed and sent at once."""
 
+MAX_MOVED = 10_000
+"""Messages that are moved from one worker at once."""
+
 SCAN = 500
 """Entries of Redis's hash that are read at once."""
 
@@ -44,11 +47,21 @@ QUEUED = "queued"
 """Airflow's state of a try whose message waits."""
 
 
-def take_back(app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from: str, is_gone: bool) -> int:
+def take_back(
+    app: Any,
+    queue: str,
+    desk: Desk,
+    snapshot: Snapshot,
+    *,
+    came_from: str,
+    is_gone: bool = False,
+    most: int = MAX_MOVED,
+) -> int:
     """Move the messages of a worker's own queue to other workers; what nobody has room for stays there.
 
     :param came_from: the worker's name, for the reader
     :param is_gone: whether the worker is no more: then also what it had fetched is taken, and its queue removed
+    :param most: how many to move at most
     :return: how many were moved
     """
     moved = 0
@@ -61,7 +74,7 @@ def take_back(app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from
             _restore(channel, queue, known)
         left = 0
         while not left:
-            messages = list(_read(source, app.conf.accept_content))
+            messages = list(_read(source, app.conf.accept_content, min(BATCH, most - moved)))
             if not messages:
                 break
             done, left = _place_again(channel, messages, known, desk, snapshot, note=f"taken back from {came_from}: ")
@@ -86,8 +99,8 @@ def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:
     return {one.key.task_instance.as_tuple(): one for one in found}
 
 
-def _read(source: Any, accept: Any) -> Iterator[Any]:
-    for _ in range(BATCH):
+def _read(source: Any, accept: Any, most: int) -> Iterator[Any]:
+    for _ in range(most):
         message = source.get(no_ack=False, accept=accept)
         if message is None:
             return

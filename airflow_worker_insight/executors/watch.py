@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from threading import Event, Thread
@@ -33,6 +34,8 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from airflow_worker_insight.executors.desk import Desk
     from airflow_worker_insight.store.workers import WorkerRow
 
@@ -255,35 +258,72 @@ class Watch:
         self._unplaced = dict(swept.unplaced)
 
     def _tidy(self, living: list[WorkerRow]) -> None:
-        """Take back what waits where it will not run, unless another scheduler is at it."""
+        """Take back what waits where it will not run, or not soon, unless another scheduler is at it."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return
+        usable = [one for one in snapshot.candidates if _may_be_given(one)]
+        if not usable and self.desk.rules.fallback == WAIT:
+            # There is nobody to give it to.
+            return
         with compat.engine().connect() as connection:
             queues = placements.own_queues(connection)
-        stranded = {queue: fate for queue in queues if (fate := self._is_gone(queue, living)) is not None}
-        if not stranded or self._snapshot is None:
-            return
-        if self.desk.rules.fallback == WAIT and not any(_may_be_given(one) for one in self._snapshot.candidates):
-            # There is nobody to give it to.
+            loads = placements.loads(connection)
+            names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
+        moves = []
+        for queue, refs in queues.items():
+            is_gone = self._is_gone(queue, living)
+            if is_gone is not None:
+                came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
+                moves.append(partial(moving.take_back, queue=queue, came_from=came_from, is_gone=is_gone))
+        with self._lease(bool(moves)) as is_ours:
+            if is_ours:
+                for move in moves:
+                    move(self.app, desk=self.desk, snapshot=snapshot)
+        idle = [replace(one, capacity=one.concurrency) for one in usable if loads.get(one.ref, 0) < one.concurrency]
+        busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
+        if not moves:
+            with self._lease(bool(idle and busy)) as is_ours:
+                if is_ours:
+                    self._level(busy, replace(snapshot, candidates=tuple(idle)), loads)
+
+    def _level(self, busy: list[Candidate], snapshot: Snapshot, loads: Mapping[int, int]) -> None:
+        """Take what waits at workers that are slow back for those that have nothing to do.
+
+        :param snapshot: with those that have nothing to do alone
+        """
+        free = sum(one.concurrency - loads.get(one.ref, 0) for one in snapshot.candidates)
+        for one in busy:
+            if free <= 0:
+                return
+            waits = min(free, loads[one.ref] - one.concurrency)
+            free -= moving.take_back(
+                self.app, own_queue(one.worker_id), self.desk, snapshot, came_from=one.name, most=waits
+            )
+
+    @contextmanager
+    def _lease(self, is_wanted: bool) -> Iterator[bool]:
+        """Say whether this scheduler is the one to move messages; what fails meanwhile is counted and told once."""
+        if not is_wanted:
+            yield False
             return
         with compat.short_transaction() as connection:
             now = database_now(connection)
             lives.get_engine(connection, LEASE, now=now)
             until = now + TIDY_TAKES
-            if not lives.take_lease(
+            is_ours = lives.take_lease(
                 connection, LEASE, now=now, until=until, at_most=until + TIDY_TAKES, only_if_due=True
-            ):
-                return
-            names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
+            )
         try:
-            for queue, is_gone in stranded.items():
-                came_from = next((names[ref] for ref in queues[queue] if ref in names), "a worker that is gone")
-                moving.take_back(self.app, queue, self.desk, self._snapshot, came_from=came_from, is_gone=is_gone)
+            yield is_ours
         except Exception as error:
             count("placement.failed")
             log.debug("Taking tasks back failed", exc_info=True)
             warn_once("placing.moving", "Airflow Worker Insight could not take tasks back: %s", error)
         finally:
-            with suppress(Exception), compat.short_transaction() as connection:
-                lives.give_back_lease(connection, LEASE, until=until, due_at=now)
+            if is_ours:
+                with suppress(Exception), compat.short_transaction() as connection:
+                    lives.give_back_lease(connection, LEASE, until=until, due_at=now)
 
     def _is_gone(self, queue: str, living: list[WorkerRow]) -> bool | None:
         """Return whether the worker of an own queue is no more; ``None`` where nothing is to be taken back from it."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 RULES = Rules("least_loaded", 4)
 
+levelled: list[int | None] = []
+"""How many were to be taken back at most, each time."""
+
 
 class Workers:
     """The workers as they answer, and what they were told."""
@@ -66,10 +69,12 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     """Collect what is taken back: the queue, whose it is, and whether that worker is gone."""
     found: list[tuple[str, str, bool]] = []
+    levelled.clear()
 
-    def take_back(_app: Any, queue: str, *_: Any, came_from: str, is_gone: bool) -> int:
+    def take_back(_app: Any, queue: str, *_: Any, came_from: str, is_gone: bool = False, **others: Any) -> int:
         found.append((queue, came_from, is_gone))
-        return 1
+        levelled.append(others.get("most"))
+        return others.get("most") or 1
 
     monkeypatch.setattr(module.moving, "take_back", take_back)
     return found
@@ -95,10 +100,10 @@ def change(database: Database, ref: int, **values: Any) -> None:
         connection.execute(update(worker).where(worker.c.id == ref).values(**values))
 
 
-def place(database: Database, ref: int, name: str) -> None:
+def place(database: Database, ref: int, name: str, task_id: str = "extract") -> None:
     with database.engine.begin() as connection:
-        run = add_run(connection, run_id=f"run-{name}", state="running", ended_at=None)
-        key = add_try(connection, run, name, state="queued", ended_at=None, hostname=None)
+        run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
+        key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
         one = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
         placements.write(connection, [one], now=NOON)
 
@@ -223,6 +228,28 @@ def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers
     watch.go_round()
     watch.go_round()
     assert len(taken) == 2, "the lease is given back"
+
+
+def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
+    database: Database, workers: Workers, taken: list[Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    # Each runs two at once.
+    for number in range(5):
+        place(database, refs["w1"], "w1", f"task-{number}")
+    for number in range(2):
+        place(database, refs["w2"], "w2", f"other-{number}")
+    watch.go_round()
+    assert taken == []
+    with database.engine.begin() as connection:
+        placements.close(
+            connection, [one.key for one in placements.open_placements(connection) if one.worker_ref == refs["w2"]]
+        )
+    watch.go_round()
+    assert taken == [(own_queue("w1"), "w1@host", False)]
+    assert levelled == [2]
 
 
 def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(database: Database, workers: Workers) -> None:
