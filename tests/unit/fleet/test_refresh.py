@@ -366,7 +366,9 @@ def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, c
     sent: list[str] = []
 
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement)
+        # How long SQLite waits is set for each transaction.
+        if not statement.startswith("PRAGMA"):
+            sent.append(statement)
 
     event.listen(database.engine, "before_cursor_execute", count)
     celery.workers = {f"w{number}@host-{number // 10}": {"pid": number + 1} for number in range(2000)}
