@@ -22,8 +22,17 @@ help:
 demo:
 	@$(PYTHON) scripts/demo $(ARGS)
 
+# Two processes side by side must name the cases that are sets alike.
+export PYTHONHASHSEED = 0
+
+# The unit tests side by side; then those that run Airflow's processes, which have the machine to themselves.
 test: services
+ifeq ($(strip $(ARGS)),)
+	@$(DEV) "$$dev/bin/python" -m pytest tests/unit -n 2 --dist loadfile
+	@$(DEV) "$$dev/bin/python" -m pytest tests/integration
+else
 	@$(DEV) "$$dev/bin/python" -m pytest $(ARGS)
+endif
 
 unit:
 	@$(DEV) "$$dev/bin/python" -m pytest $(UNITS) $(ARGS)

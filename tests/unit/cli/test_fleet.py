@@ -162,4 +162,4 @@ def test_an_error_is_said_once_and_beside_the_result(database: Database, tmp_pat
     )
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("Celery's broker cannot be reached") == 1
-    assert done.stdout.splitlines() == ["celery: no workers", "tries: no workers"]
+    assert done.stdout.splitlines() == ["tries: no workers", "celery: no workers"]
