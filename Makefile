@@ -25,14 +25,10 @@ demo:
 # Two processes side by side must name the cases that are sets alike.
 export PYTHONHASHSEED = 0
 
-# The unit tests side by side; then those that run Airflow's processes, which have the machine to themselves.
+# Two files of tests side by side: most of the time one of them waits for processes of Airflow's.
+test: ARGS := $(if $(ARGS),$(ARGS),-n 2 --dist loadfile)
 test: services
-ifeq ($(strip $(ARGS)),)
-	@$(DEV) "$$dev/bin/python" -m pytest tests/unit -n 2 --dist loadfile
-	@$(DEV) "$$dev/bin/python" -m pytest tests/integration
-else
 	@$(DEV) "$$dev/bin/python" -m pytest $(ARGS)
-endif
 
 unit:
 	@$(DEV) "$$dev/bin/python" -m pytest $(UNITS) $(ARGS)
