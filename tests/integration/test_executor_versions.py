@@ -1,6 +1,6 @@
 """The executor that places tasks, on the oldest Airflow of each kind: what its own executor lets it do.
 
-On 3.1 and 3.2 it was tried by hand: the provider's executor is the same there as on 3.0 or as on 3.3.
+3.1 and 3.2 belong here too: on both a second try has been seen on the worker that failed the first one.
 """
 
 from __future__ import annotations
