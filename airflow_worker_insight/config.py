@@ -66,9 +66,9 @@ def placement_strategy() -> str:
     return _conf_text("placement_strategy") or "least_loaded"
 
 
-def placement_backlog() -> int:
-    """Return how many tasks may wait at a worker beyond those that it runs."""
-    return max(0, _conf_integer("placement_backlog", fallback=4))
+def placement_backlog() -> str | None:
+    """Return how many tasks may wait at a worker beyond those that it runs, as written: see ``executors.rules``."""
+    return _conf_text("placement_backlog")
 
 
 def placement_fallback() -> str:

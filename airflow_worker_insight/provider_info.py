@@ -115,12 +115,13 @@ def get_provider_info() -> dict[str, Any]:
                     "placement_backlog": {
                         "description": (
                             "How many tasks may wait at a worker beyond those that it runs. What exceeds it stays with "
-                            "the scheduler and is placed later, on whichever worker is free then."
+                            "the scheduler and is placed later, on whichever worker is free then. Empty: as many as "
+                            "the worker runs at once, and at least 4."
                         ),
                         "version_added": "0.1.0",
                         "type": "integer",
                         "example": None,
-                        "default": "4",
+                        "default": "",
                     },
                     "placement_fallback": {
                         "description": (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
-from airflow_worker_insight.executors.rules import BadRules
+from airflow_worker_insight.executors.rules import BadRules, asked_worker
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.decisions import SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
@@ -79,7 +80,7 @@ class Desk:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self._history: dict[int, int] = {}
+        self._history: dict[int, float] = {}
 
     def decide(
         self, connection: Connection, asked: Sequence[Asked], snapshot: Snapshot, *, most: int | None = None
@@ -98,6 +99,7 @@ class Desk:
                 for one in snapshot.candidates
             ],
             self._history,
+            now=time.monotonic(),
         )
         found: list[Placed] = []
         left = len(asked) if most is None else most
@@ -112,8 +114,9 @@ class Desk:
     def _task(self, one: Asked, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]) -> Task:
         key = one.key
         labels: dict[str, str] = {}
-        trouble = None
+        worker = trouble = None
         try:
+            worker = asked_worker(one.executor_config)
             labels = self.rules.labels_for(one.pool or pools.get(key), one.executor_config)
         except BadRules as error:
             trouble = str(error)
@@ -125,6 +128,7 @@ class Desk:
             try_number=key.try_number,
             queue=one.queue,
             labels=labels,
+            worker=worker,
             avoid=failed.get(key, frozenset()),
             trouble=trouble,
         )

@@ -1,12 +1,12 @@
 """Decide which worker a task is to run on: pure functions, no I/O, and nothing of Airflow.
 
 In front of every strategy stands what no strategy may overrule: a worker must live, be available, consume the task's
-queue, have the labels that the task asks for, and have room; and a retry goes to a worker that has not failed this
-task instance. Each decision says in one line what was chosen, and who was left out and why.
+queue, have what the task asks for (labels, or a name), and have room; a retry goes to a worker that has not failed this
+task instance; and a worker that takes much longer than the others for the same tasks is given something only when these
+take nothing any more. Each decision says in one line what was chosen, and who was left out and why.
 
-Who may be chosen is the same for all tasks that ask for the same queue and labels, so that is worked out once for each
-such group; within it the next worker is found in a heap. A decision costs some microseconds however many workers there
-are.
+Who may be chosen is the same for all tasks that ask for the same, so that is worked out once for each such group;
+within it the next worker is found in a heap. A decision costs some microseconds however many workers there are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from airflow_worker_insight.store.decisions import (
     AGAIN,
-    BAD_LABELS,
+    BAD_WISH,
     ELSEWHERE,
     FULL,
     LEAST_LOADED,
     NO_LABEL,
+    NO_SUCH_WORKER,
     NO_WORKER,
     NOT_AVAILABLE,
     OTHERS_FULL,
     ROUND_ROBIN,
+    SLOW,
     STICKY,
     STICKY_NEXT,
     STRATEGIES,
@@ -40,6 +42,13 @@ MAX_NAMED = 3
 
 TEXT_LENGTH = 300
 """Characters of a line at most: as many as the database keeps."""
+
+SLOW_FROM = 3.0
+"""Times as long as the others for the same tasks, from which on a worker counts as slow."""
+
+PATIENCE = 30.0
+"""Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may
+take longer than the task would on it."""
 
 _MASK = 2**64 - 1
 
@@ -60,6 +69,8 @@ class Task:
     queue: str
     labels: Mapping[str, str] = field(default_factory=dict)
     """What the worker's labels must be."""
+    worker: str | None = None
+    """What the worker must be called, where only one will do."""
     avoid: frozenset[str] = frozenset()
     """Names of the workers that have failed this task instance."""
     trouble: str | None = None
@@ -84,6 +95,10 @@ class Candidate:
     labels: Mapping[str, str] = field(default_factory=dict)
     state: str | None = "online"
     availability: str = "available"
+    alias: str | None = None
+    """What it is called beside its name."""
+    slowness: float = 1.0
+    """How many times as long as the others it takes for the same tasks: see :mod:`.pace`."""
     trouble: str | None = None
     """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
 
@@ -104,13 +119,19 @@ class Placer:
     """Places tasks one after the other, and counts its own placements among what the workers have."""
 
     def __init__(
-        self, strategy: str, candidates: Sequence[Candidate], history: MutableMapping[int, int] | None = None
+        self,
+        strategy: str,
+        candidates: Sequence[Candidate],
+        history: MutableMapping[int, float] | None = None,
+        *,
+        now: float = 0.0,
     ) -> None:
         """Take the workers as they are now.
 
         :param strategy: one of :data:`airflow_worker_insight.store.decisions.STRATEGIES`
-        :param history: when each worker (by ``ref``) was given something last, as a growing number; it is carried on,
-            so that what is equal otherwise goes round, also from one placer to the next
+        :param history: when each worker (by ``ref``) was given something last, in seconds; it is carried on, so that
+            what is equal otherwise goes round, also from one placer to the next
+        :param now: the same clock's time, which never goes back
         :raises UnknownStrategy: for any other strategy
         """
         check_strategy(strategy)
@@ -118,17 +139,20 @@ class Placer:
         self._candidates = candidates
         self._loads = [one.load for one in candidates]
         self._history = {} if history is None else history
-        self._turn = max(self._history.values(), default=0)
-        self._groups: dict[tuple[str, frozenset[tuple[str, str]]], _Group] = {}
+        self._now = now
+        # Of what is given at one time the order counts.
+        self._turn = max(now, *self._history.values(), 0.0)
+        self._groups: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Group] = {}
 
     def place(self, task: Task) -> Decision:
         """Decide where a task goes, and count it there."""
         if task.trouble is not None:
-            return Decision(None, BAD_LABELS, _line(f"waits: {task.trouble}"))
+            return Decision(None, BAD_WISH, _line(f"waits: {task.trouble}"))
         group = self._group(task)
         chosen, reason = self._choose(group, task)
         if chosen is None:
-            return Decision(None, reason, _line(f"waits: {_WAITS[reason].format(queue=task.queue)}", group.left_out))
+            why = _WAITS[reason].format(queue=task.queue, worker=task.worker)
+            return Decision(None, reason, _line(f"waits: {why}", group.left_out))
         one = self._candidates[chosen]
         text = _line(
             f"{one.name}: {_CHOSEN[reason]} ({self._loads[chosen]} of {one.capacity}) of {len(group.members)}",
@@ -136,16 +160,17 @@ class Placer:
             group.left_out,
         )
         self._loads[chosen] += 1
-        self._turn += 1
+        self._turn += _TURN
         self._history[one.ref] = self._turn
         return Decision(one, reason, text)
 
     def _group(self, task: Task) -> _Group:
-        key = (task.queue, frozenset(task.labels.items()))
+        key = (task.queue, frozenset(task.labels.items()), task.worker)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group.of(self._candidates, task)
-            group.order = _Sticky(self, group) if self._strategy == STICKY else _Heap(self, group)
+            for tier in group.tiers:
+                tier.order = _Sticky(self, tier.members) if self._strategy == STICKY else _Heap(self, tier.members)
         return group
 
     def _choose(self, group: _Group, task: Task) -> tuple[int | None, str]:
@@ -155,19 +180,35 @@ class Placer:
         avoided = (
             {place for place in group.members if self._candidates[place].name in task.avoid} if task.avoid else _NONE
         )
-        reason = self._strategy
         if avoided and len(avoided) == len(group.members):
             if any(self._candidates[place].name not in task.avoid for place in group.soon):
                 return None, OTHERS_FULL
             # It is a rule for those who can choose.
-            avoided, reason = _NONE, AGAIN
-        assert group.order is not None
-        chosen, is_first = group.order.next(task, avoided)
-        if chosen is None:
-            return None, OTHERS_FULL if avoided else FULL
-        if reason == AGAIN or not avoided:
-            return chosen, reason if is_first or reason == AGAIN else STICKY_NEXT
-        return chosen, ELSEWHERE
+            chosen, reason = self._next(group, task, _NONE)
+            return chosen, reason if chosen is None else AGAIN
+        chosen, reason = self._next(group, task, avoided)
+        if not avoided:
+            return chosen, reason
+        return chosen, OTHERS_FULL if chosen is None else ELSEWHERE
+
+    def _next(self, group: _Group, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, str]:
+        fast, slow = group.tiers
+        assert fast.order is not None
+        assert slow.order is not None
+        chosen, is_first = fast.order.next(task, avoided)
+        if chosen is not None:
+            return chosen, self._strategy if is_first else STICKY_NEXT
+        if slow.members and not self._takes(fast, avoided):
+            chosen, _ = slow.order.next(task, avoided)
+        return chosen, FULL if chosen is None else SLOW
+
+    def _takes(self, tier: _Tier, avoided: frozenset[int] | set[int]) -> bool:
+        """Return whether workers that have no room now have taken something lately, so that they soon will again."""
+        return any(
+            self._now - self._history.get(self._candidates[place].ref, -PATIENCE) < PATIENCE
+            for place in tier.members
+            if place not in avoided
+        )
 
     # --- for the orders below
 
@@ -175,10 +216,10 @@ class Placer:
         """Return whether a worker may be given more."""
         return self._loads[place] < self._candidates[place].capacity
 
-    def score(self, place: int) -> tuple[float, int]:
+    def score(self, place: int) -> tuple[float, float]:
         """Return what the worker with the least of it is chosen by. It only ever grows."""
         one = self._candidates[place]
-        last = self._history.get(one.ref, 0)
+        last = self._history.get(one.ref, 0.0)
         # Relative to what it runs at once: what waits on a small worker while a large one idles helps nobody.
         return (self._loads[place] / one.concurrency if self._strategy == LEAST_LOADED else 0.0, last)
 
@@ -195,10 +236,10 @@ class _Order(Protocol):
 class _Heap:
     """The workers by their score, the least first."""
 
-    def __init__(self, placer: Placer, group: _Group) -> None:
+    def __init__(self, placer: Placer, members: Sequence[int]) -> None:
         self._placer = placer
         # Of equal ones first the one whose name has the least digest: not always the first in the alphabet.
-        self._heap = [(placer.score(place), _digest(placer.name(place)), place) for place in group.members]
+        self._heap = [(placer.score(place), _digest(placer.name(place)), place) for place in members]
         heapify(self._heap)
 
     def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:  # noqa: ARG002
@@ -227,9 +268,9 @@ class _Heap:
 class _Sticky:
     """The workers in an order that is each task's own, and changes only by who comes and goes: rendezvous hashing."""
 
-    def __init__(self, placer: Placer, group: _Group) -> None:
+    def __init__(self, placer: Placer, members: Sequence[int]) -> None:
         self._placer = placer
-        self._digests = [(_digest(placer.name(place)), place) for place in group.members]
+        self._digests = [(_digest(placer.name(place)), place) for place in members]
         self._orders: dict[tuple[str, str], list[int]] = {}
 
     def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
@@ -249,44 +290,57 @@ class _Sticky:
 
 
 @dataclass(slots=True)
+class _Tier:
+    """Workers among which the strategy chooses."""
+
+    members: list[int] = field(default_factory=list)
+    order: _Order | None = None
+
+
+@dataclass(slots=True)
 class _Group:
-    """Who may be chosen for all tasks with the same queue and labels."""
+    """Who may be chosen for all tasks that ask for the same."""
 
     members: list[int]
     """The places of the workers that fit, full or not."""
+    tiers: tuple[_Tier, _Tier]
+    """The same, those that are as fast as others and those that are slow."""
     soon: list[int]
     """The places of those that fit but for a trouble that may be over soon."""
     left_out: str
-    """Who does not fit and why, in words."""
-    why_empty: str = NO_WORKER
+    """Who does not fit, or is passed by, and why, in words."""
+    why_empty: str
     """Why nobody fits, where that is so."""
-    order: _Order | None = None
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], task: Task) -> _Group:
-        members: list[int] = []
+        fast, slow = _Tier(), _Tier()
         soon: list[int] = []
         out: dict[str, list[str]] = {}
-        why_empty = NO_WORKER
+        why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
         for place, one in enumerate(candidates):
-            if task.queue not in one.queues:
+            if task.queue not in one.queues or task.worker not in (None, one.name, one.alias):
                 # It has nothing to do with this task: naming all these would say nothing.
                 continue
             why = _is_out(one)
             has_labels = all(one.labels.get(key) == value for key, value in task.labels.items())
             if why is not None:
-                why_empty = NOT_AVAILABLE if why_empty == NO_WORKER else why_empty
+                why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
                 if has_labels and one.availability == "available" and one.state in _MAY_COME_BACK:
                     soon.append(place)
             elif not has_labels:
                 why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
-            else:
-                members.append(place)
+            elif one.slowness < SLOW_FROM:
+                fast.members.append(place)
                 continue
+            else:
+                slow.members.append(place)
+                why = f"takes {one.slowness:.0f} times as long as others"
             out.setdefault(why, []).append(one.name)
         return cls(
-            members,
+            fast.members + slow.members,
+            (fast, slow),
             soon,
             "left out: " + "; ".join(_named(names, why) for why, names in out.items()) if out else "",
             why_empty,
@@ -304,6 +358,8 @@ def check_strategy(strategy: str) -> None:
 
 _NONE: frozenset[int] = frozenset()
 
+_TURN = 1e-6
+
 _CHOSEN = {
     LEAST_LOADED: "least loaded",
     ROUND_ROBIN: "next in turn",
@@ -311,12 +367,14 @@ _CHOSEN = {
     STICKY_NEXT: "next of those that this task sticks to",
     ELSEWHERE: "a retry elsewhere",
     AGAIN: "has failed this task before, but nobody else fits",
+    SLOW: "slow, but nobody faster takes anything now",
 }
 
 _WAITS = {
     NO_WORKER: "no worker that is known consumes the queue {queue}",
     NOT_AVAILABLE: "no worker of the queue {queue} is available",
     NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
+    NO_SUCH_WORKER: "no worker of the queue {queue} is called {worker}",
     FULL: "all workers that fit have as much as they may",
     OTHERS_FULL: "the workers that have not failed it have as much as they may, or do not answer now",
 }

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.executors.placement import check_strategy
+from airflow_worker_insight.identity.engines import NAME_LENGTH
 from airflow_worker_insight.identity.text import LABEL_VALUE_LENGTH, clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WAIT, SHARED_QUEUE = FALLBACKS = ("wait", "shared_queue")
+
+LEAST_BACKLOG = 4
+"""How many may wait at a worker at least, where nobody has said otherwise."""
 
 MAX_LABELS = 32
 
@@ -37,10 +41,14 @@ class Rules:
     """How tasks are placed."""
 
     strategy: str
-    backlog: int
+    backlog: int | None = None
     fallback: str = WAIT
     pool_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What labels a worker must have for tasks of a pool."""
+
+    def capacity(self, concurrency: int) -> int:
+        """Return how many tasks a worker may have, running and waiting."""
+        return concurrency + (max(LEAST_BACKLOG, concurrency) if self.backlog is None else self.backlog)
 
     def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:
         """Return the labels that a worker must have for a task; where pool and task differ, the task's count.
@@ -59,7 +67,15 @@ def read_rules() -> Rules:
     check_strategy(strategy)
     if fallback not in FALLBACKS:
         raise BadRules(f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}")
-    return Rules(strategy, config.placement_backlog(), fallback, parse_pool_labels(config.placement_labels()))
+    return Rules(strategy, _backlog(config.placement_backlog()), fallback, parse_pool_labels(config.placement_labels()))
+
+
+def _backlog(setting: str | None) -> int | None:
+    if setting is None:
+        return None
+    if not setting.strip().isdecimal():
+        raise BadRules(f"[worker_insight] placement_backlog is a whole number, 0 or more, or empty, not {setting!r}")
+    return int(setting)
 
 
 def parse_pool_labels(setting: str | None) -> dict[str, dict[str, str]]:
@@ -90,14 +106,29 @@ def parse_pool_labels(setting: str | None) -> dict[str, dict[str, str]]:
 def asked_labels(executor_config: Any) -> dict[str, str]:
     """Return the labels that a task asks for in its ``executor_config``: ``{"worker_insight": {"labels": {…}}}``.
 
-    :raises BadRules: when it asks for something else there
+    :raises BadRules: when it asks for something that there is not
     """
+    return _labels(_own(executor_config).get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
+
+
+def asked_worker(executor_config: Any) -> str | None:
+    """Return the name of the worker that a task asks for: ``{"worker_insight": {"worker": "…"}}``.
+
+    :raises BadRules: when it asks for something that there is not
+    """
+    name = _own(executor_config).get("worker")
+    if name is not None and (not isinstance(name, str) or not name or clean(name, NAME_LENGTH) != name):
+        raise BadRules(f'in its executor_config["{OWN_KEY}"] the worker {clean(repr(name), 80)} is no name')
+    return name
+
+
+def _own(executor_config: Any) -> Mapping[str, Any]:
     if not isinstance(executor_config, dict) or OWN_KEY not in executor_config:
         return {}
     own = executor_config[OWN_KEY]
-    if not isinstance(own, dict) or not own.keys() <= {"labels"}:
-        raise BadRules(f'its executor_config["{OWN_KEY}"] is not {{"labels": {{…}}}}')
-    return _labels(own.get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
+    if not isinstance(own, dict) or not own.keys() <= {"labels", "worker"}:
+        raise BadRules(f'its executor_config["{OWN_KEY}"] is not {{"labels": {{…}}}} or {{"worker": "…"}}')
+    return own
 
 
 def _labels(given: Any, where: str) -> dict[str, str]:

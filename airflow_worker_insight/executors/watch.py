@@ -22,21 +22,24 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue, settle
-from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.pace import Ran, slowness
+from airflow_worker_insight.executors.placement import SLOW_FROM, Candidate
 from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.fleet.refresh import refresh
 from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store import lives, migrate, placements, workers
+from airflow_worker_insight.store import durations, lives, migrate, placements, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
 
     from airflow_worker_insight.executors.desk import Desk
+    from airflow_worker_insight.store.durations import Stay
     from airflow_worker_insight.store.workers import WorkerRow
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,15 @@ TIDY_TAKES = timedelta(seconds=60)
 LEASE = "placing"
 """The row of the engines' table by which one scheduler at a time takes back."""
 
+COMPARE_EVERY = 10.0
+"""Seconds between two looks at how long the workers take for the same tasks."""
+
+COMPARED = timedelta(minutes=15)
+"""How old a try is at most that is compared: a worker that was slow is given work again some time later."""
+
+MOST_COMPARED = 2_000
+"""Tries that are compared at most."""
+
 GIVES_UP_AFTER = 3
 """Rounds, or questions to the workers, that fail one after the other before nothing is placed any more."""
 
@@ -90,7 +102,8 @@ class Watch:
         self._ask_failures = 0
         self._ask_trouble: str | None = None
         self._failures = 0
-        self._tidy_due = self._sweep_due = 0.0
+        self._tidy_due = self._sweep_due = self._compare_due = 0.0
+        self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
         self._is_ready = False
 
@@ -132,6 +145,7 @@ class Watch:
         if trouble is None:
             self._ask(living)
             trouble = self._ask_trouble
+            self._compare(living)
         self._publish(tuple(map(self._candidate, living)), trouble)
         if trouble is not None or self._asked_at is None:
             return
@@ -186,10 +200,12 @@ class Watch:
             name=node,
             queues=frozenset(queue for queue in queues if not queue.startswith(OWN_QUEUE_PREFIX)),
             concurrency=concurrency,
-            capacity=concurrency + self.desk.rules.backlog,
+            capacity=self.desk.rules.capacity(concurrency),
             labels=one.labels,
             state=one.state,
             availability=one.availability,
+            alias=one.name,
+            slowness=self._slowness.get(one.ref, 1.0),
             trouble=self._trouble_with(one),
         )
 
@@ -200,6 +216,21 @@ class Watch:
         if own_queue(one.worker_id) not in self._consumed.get(node, ()):
             return "does not consume a queue of its own yet"
         return None
+
+    def _compare(self, living: list[WorkerRow]) -> None:
+        """Look at how long the workers take for the same tasks, if that is due."""
+        if time.monotonic() < self._compare_due:
+            return
+        self._compare_due = time.monotonic() + COMPARE_EVERY
+        ahead = {one.ref: one.clock_ahead or timedelta(0) for one in living}
+        if len(ahead) < 2:  # noqa: PLR2004
+            self._slowness = {}
+            return
+        with compat.engine().connect() as connection:
+            now = database_now(connection)
+            stays = durations.recent_stays(connection, since=now - COMPARED, most=MOST_COMPARED)
+        # By the worker's own clock, as its start is.
+        self._slowness = slowness(_ran(one, now + ahead[one.ref]) for one in stays if one.ref in ahead)
 
     # --- the workers' own queues
 
@@ -280,8 +311,10 @@ class Watch:
             if is_ours:
                 for move in moves:
                     move(self.app, desk=self.desk, snapshot=snapshot)
-        idle = [replace(one, capacity=one.concurrency) for one in usable if loads.get(one.ref, 0) < one.concurrency]
+        fast = [one for one in usable if one.slowness < SLOW_FROM]
+        idle = [replace(one, capacity=one.concurrency) for one in fast if loads.get(one.ref, 0) < one.concurrency]
         busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
+        busy.sort(key=lambda one: one.slowness, reverse=True)
         if not moves:
             with self._lease(bool(idle and busy)) as is_ours:
                 if is_ours:
@@ -337,6 +370,11 @@ class Watch:
             return True
         is_fine = _is_usable(one) and self._unanswered[node] < SILENT_AFTER
         return None if is_fine else False
+
+
+def _ran(one: Stay, now: datetime) -> Ran:
+    seconds = ((one.ended_at or now) - one.started_at).total_seconds()
+    return Ran(one.ref, (one.key.dag_id, one.key.task_id), seconds, has_ended=one.ended_at is not None)
 
 
 def _may_be_given(one: Candidate) -> bool:

@@ -14,18 +14,26 @@ ELSEWHERE = "elsewhere"
 AGAIN = "again"
 """A retry on a worker that has failed this task instance, because there is no other."""
 
+SLOW = "slow"
+"""The worker takes much longer than the others for the same tasks, but these took nothing any more."""
+
 SHARED_QUEUE = "shared_queue"
 """Nobody fitted, and it was handed to the queue that all its workers share."""
 
-NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_LABELS = WAITING = (
+NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH = WAITING = (
     "waits_no_worker",
     "waits_not_available",
     "waits_no_label",
+    "waits_no_such_worker",
     "waits_full",
     "waits_others_full",
-    "waits_bad_labels",
+    "waits_bad_wish",
 )
 """Why a task waits for a worker."""
 
 # The order is what the database holds: words may be added at the end and never moved.
-REASONS = (*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE, *WAITING)
+REASONS = (
+    *(*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE),
+    *(NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_WISH),
+    *(SLOW, NO_SUCH_WORKER),
+)

@@ -127,7 +127,7 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         "retention_days": 0,
         "metrics_per_worker": False,
         "placement_strategy": "least_loaded",
-        "placement_backlog": 4,
+        "placement_backlog": None,
         "placement_fallback": "wait",
         "placement_labels": None,
     }

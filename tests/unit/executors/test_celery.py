@@ -17,7 +17,7 @@ from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import migrate, placements
-from airflow_worker_insight.store.decisions import BAD_LABELS, FULL, NO_LABEL, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, SHARED_QUEUE
 from tests.unit.database import add_run, add_try
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExec
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
-    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, BAD_LABELS), ("moon", BAD_LABELS)],
+    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, BAD_WISH), ("moon", BAD_WISH)],
 )
 def test_why_a_task_waits_is_written_once(
     executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str

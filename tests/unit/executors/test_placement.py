@@ -9,19 +9,29 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, Placer, Task, UnknownStrategy
+from airflow_worker_insight.executors.placement import (
+    PATIENCE,
+    SLOW_FROM,
+    TEXT_LENGTH,
+    Candidate,
+    Placer,
+    Task,
+    UnknownStrategy,
+)
 from airflow_worker_insight.store.decisions import (
     AGAIN,
-    BAD_LABELS,
+    BAD_WISH,
     ELSEWHERE,
     FULL,
     LEAST_LOADED,
     NO_LABEL,
+    NO_SUCH_WORKER,
     NO_WORKER,
     NOT_AVAILABLE,
     OTHERS_FULL,
     REASONS,
     ROUND_ROBIN,
+    SLOW,
     STICKY,
     STICKY_NEXT,
     STRATEGIES,
@@ -97,8 +107,28 @@ def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
 
 def test_a_task_that_asks_for_nonsense_waits_and_says_so() -> None:
     decision = Placer(LEAST_LOADED, workers(1)).place(a_task(trouble="its labels are no mapping"))
-    assert (decision.worker, decision.reason) == (None, BAD_LABELS)
+    assert (decision.worker, decision.reason) == (None, BAD_WISH)
     assert decision.text == "waits: its labels are no mapping"
+
+
+@each_strategy
+@pytest.mark.parametrize("asked", ["w2@etl-1", "reports"])
+def test_a_task_may_ask_for_one_worker_by_either_of_its_names(strategy: str, asked: str) -> None:
+    one, other = workers(2)
+    other = replace(other, alias="reports")
+    placer = Placer(strategy, [one, other])
+    assert set(names(placer, many(6, worker=asked))) == {"w2@etl-1"}
+    full = placer.place(a_task(worker=asked))
+    assert (full.worker, full.reason) == (None, FULL)
+    away = Placer(strategy, [one, replace(other, availability="draining")]).place(a_task(worker=asked))
+    assert (away.worker, away.reason) == (None, NOT_AVAILABLE)
+
+
+@each_strategy
+def test_a_worker_that_there_is_not_is_named(strategy: str) -> None:
+    decision = Placer(strategy, workers(2)).place(a_task(worker="w7@etl-1"))
+    assert (decision.worker, decision.reason) == (None, NO_SUCH_WORKER)
+    assert decision.text == "waits: no worker of the queue default is called w7@etl-1"
 
 
 @pytest.mark.parametrize("strategy", ["", "fastest", "LEAST_LOADED"])
@@ -153,6 +183,44 @@ def test_what_a_retry_passes_by_is_there_for_the_next(strategy: str) -> None:
     assert placer.place(a_task(avoid=frozenset({"w2@etl-1"}))).worker == workers(2)[0]
 
 
+# --- slow workers ----------------------------------------------------------------------------------------------------
+
+
+@each_strategy
+def test_a_slow_worker_is_given_nothing_while_the_others_take_something(strategy: str) -> None:
+    slow, fast = workers(2)
+    slow = replace(slow, slowness=10.2)
+    history: dict[int, float] = {}
+    placer = Placer(strategy, [slow, fast], history, now=100.0)
+    assert set(names(placer, many(6))) == {fast.name}
+    # The other one is full, and has just been given something.
+    decision = placer.place(a_task())
+    assert (decision.worker, decision.reason) == (None, FULL)
+    assert f"{slow.name} (takes 10 times as long as others)" in decision.text
+    full = [slow, replace(fast, load=6)]
+    assert Placer(strategy, full, history, now=100.0 + PATIENCE - 1).place(a_task()).worker is None
+
+
+@each_strategy
+def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: str) -> None:
+    slow, fast = workers(2)
+    full = [replace(slow, slowness=SLOW_FROM), replace(fast, load=6)]
+    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + PATIENCE)):
+        decision = Placer(strategy, full, history, now=now).place(a_task())
+        assert decision.worker == full[0]
+        assert decision.reason == SLOW
+    assert Placer(strategy, full[:1]).place(a_task()).reason == SLOW
+
+
+@each_strategy
+def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(strategy: str) -> None:
+    slow, failed = workers(2)
+    slow = replace(slow, slowness=5.0)
+    placer = Placer(strategy, [slow, failed], {failed.ref: 100.0}, now=100.0)
+    decision = placer.place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (slow, ELSEWHERE)
+
+
 # --- strategies ------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +234,7 @@ def test_the_least_loaded_is_so_relative_to_what_it_runs_at_once() -> None:
 
 @pytest.mark.parametrize("strategy", [LEAST_LOADED, ROUND_ROBIN])
 def test_equal_ones_take_turns_also_from_one_batch_to_the_next(strategy: str) -> None:
-    history: dict[int, int] = {}
+    history: dict[int, float] = {}
     placed = [
         decision.worker.name
         for task in many(40)
@@ -257,10 +325,11 @@ def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
             load=chance.randint(0, 12),
             state=chance.choice(["online", "online", "online", "lost", None]),
             availability=chance.choice(["available", "available", "draining"]),
+            slowness=chance.choice([1.0, 1.0, 1.0, 9.0]),
         )
         for one in workers(chance.randint(0, 12))
     ]
-    placer = Placer(strategy, fleet)
+    placer = Placer(strategy, fleet, now=1000.0)
     loads = {one.ref: one.load for one in fleet}
     for number in range(60):
         task = a_task(
@@ -284,12 +353,17 @@ def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
         free = [one for one in fits if loads[one.ref] < one.capacity]
         others = [one for one in free if one.name not in task.avoid]
         if decision.worker is None:
-            assert not (others if any(one.name not in task.avoid for one in fits) else free)
+            left = others if any(one.name not in task.avoid for one in fits) else free
+            # Faster ones have just been given something.
+            assert all(one.slowness >= SLOW_FROM for one in left)
             continue
         assert decision.worker in free
+        if decision.worker.slowness >= SLOW_FROM:
+            assert not [one for one in (others or free) if one.slowness < SLOW_FROM]
         assert decision.worker in others or all(one.name in task.avoid for one in fits)
         if strategy == LEAST_LOADED:
             allowed = others or free
+            allowed = [one for one in allowed if one.slowness < SLOW_FROM] or allowed
             least = min(loads[one.ref] / one.concurrency for one in allowed)
             assert loads[decision.worker.ref] / decision.worker.concurrency == least
         loads[decision.worker.ref] += 1

@@ -7,19 +7,35 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.executors.placement import UnknownStrategy
-from airflow_worker_insight.executors.rules import BadRules, Rules, asked_labels, parse_pool_labels, read_rules
+from airflow_worker_insight.executors.rules import (
+    BadRules,
+    Rules,
+    asked_labels,
+    asked_worker,
+    parse_pool_labels,
+    read_rules,
+)
 
 
 def test_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_rules() == Rules("least_loaded", 4, "wait", {})
-    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_BACKLOG", "-1")
+    assert read_rules() == Rules("least_loaded", None, "wait", {})
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_BACKLOG", "0")
     assert read_rules().backlog == 0
+
+
+@pytest.mark.parametrize(
+    ("backlog", "concurrency", "capacity"), [(None, 2, 6), (None, 16, 32), (0, 16, 16), (50, 4, 54)]
+)
+def test_how_much_a_worker_may_have(backlog: int | None, concurrency: int, capacity: int) -> None:
+    assert Rules("least_loaded", backlog).capacity(concurrency) == capacity
 
 
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
         ("strategy", "fastest", "least_loaded, round_robin, sticky"),
+        ("backlog", "-1", "0 or more"),
+        ("backlog", "many", "0 or more"),
         ("fallback", "drop", "wait, shared_queue"),
         ("labels", "gpu=yes", "pool:key=value"),
         ("labels", "pool:gpu", "pool:key=value"),
@@ -69,6 +85,17 @@ def test_a_task_that_asks_for_nothing(nothing: Any) -> None:
 def test_a_task_that_asks_for_nonsense_is_told_so(asked: Any) -> None:
     with pytest.raises(BadRules, match="executor_config"):
         asked_labels({"worker_insight": asked})
+
+
+def test_a_task_asks_for_a_worker() -> None:
+    assert asked_worker({"worker_insight": {"worker": "etl-1"}}) == "etl-1"
+    assert asked_worker({"worker_insight": {"labels": {}}}) is None
+
+
+@pytest.mark.parametrize("name", ["", 1, ["etl-1"], "etl\n1", "x" * 300])
+def test_a_worker_that_is_no_name(name: Any) -> None:
+    with pytest.raises(BadRules, match="is no name"):
+        asked_worker({"worker_insight": {"worker": name}})
 
 
 def test_what_a_task_asks_for_counts_before_its_pool() -> None:

@@ -19,7 +19,7 @@ from airflow_worker_insight.store import migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import LEAST_LOADED
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
@@ -250,6 +250,63 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
     watch.go_round()
     assert taken == [(own_queue("w1"), "w1@host", False)]
     assert levelled == [2]
+
+
+def run(database: Database, name: str, number: int, *, seconds: float, state: str) -> None:
+    """Have tries of one task run on a worker since so many seconds ago, to their end or until now."""
+    record = a_worker(name, engine_name=f"{name}@host")
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        began = now - timedelta(seconds=seconds)
+        dag_run = add_run(connection, run_id=f"run-{name}-{state}", state="running", ended_at=None)
+        for map_index in range(number):
+            ended_at = now if state == "success" else None
+            key = add_try(connection, dag_run, "load", map_index, state=state, started_at=began, ended_at=ended_at)
+            record_start(connection, key, record, try_started_at=began, state="running", now=began)
+
+
+def test_a_slow_worker_is_known_by_what_it_still_runs(
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(database, workers, "w1", "w2")
+    run(database, "w1", 3, seconds=10, state="success")
+    run(database, "w2", 2, seconds=100, state="running")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    found = candidates(watch)
+    assert found["w1@host"].slowness == 1
+    assert round(found["w2@host"].slowness) == 10
+    # What was slow is forgotten some time later.
+    monkeypatch.setattr(module, "COMPARED", timedelta(seconds=50))
+    watch._compare_due = 0.0
+    watch.go_round()
+    assert candidates(watch)["w2@host"].slowness == 1
+
+
+def test_what_waits_at_a_slow_worker_is_taken_back_first_and_nothing_is_taken_for_it(
+    database: Database, workers: Workers, taken: list[Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2", "w3")
+    run(database, "w1", 3, seconds=10, state="success")
+    run(database, "w2", 2, seconds=100, state="running")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    for number in range(4):
+        place(database, refs["w1"], "w1", f"task-{number}")
+    for number in range(3):
+        place(database, refs["w2"], "w2", f"other-{number}")
+    watch.go_round()
+    # Two of w1's and one of w2's wait, and w3 has room for two.
+    assert taken == [(own_queue("w2"), "w2@host", False), (own_queue("w1"), "w1@host", False)]
+    assert levelled == [1, 1]
+    taken.clear()
+    with database.engine.begin() as connection:
+        placements.close(
+            connection, [one.key for one in placements.open_placements(connection) if one.worker_ref == refs["w2"]]
+        )
+    change(database, refs["w3"], availability="draining")
+    watch.go_round()
+    assert taken == [], "the slow one alone has nothing to do"
 
 
 def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(database: Database, workers: Workers) -> None:

@@ -59,7 +59,9 @@ def test_codes_never_move() -> None:
         "waits_no_label",
         "waits_full",
         "waits_others_full",
-        "waits_bad_labels",
+        "waits_bad_wish",
+        "slow",
+        "waits_no_such_worker",
     )
 
 

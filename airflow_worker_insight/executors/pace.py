@@ -1,0 +1,79 @@
+"""Say how many times as long as the others a worker takes for the same tasks: pure functions, no I/O.
+
+Only tries of the same task are compared, so that a worker which was given the long tasks does not count as slow. What
+still runs counts as soon as it has taken longer than its task takes elsewhere: of a worker that has become ten times
+slower nothing ends for a long time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median, median_low
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+LEAST_ELSEWHERE = 3
+"""Tries of a task on other workers that tell how long it takes."""
+
+LEAST_TRIES = 2
+"""Tries of a worker that tell how fast it is. Half of them at least must have been slow."""
+
+MARGIN = 1.0
+"""Seconds that a try takes longer at least, to say something: below it is the noise of starting a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A try that has run on a worker, or runs."""
+
+    ref: int
+    task: tuple[str, str]
+    """The Dag's and the task's ID."""
+    seconds: float
+    """How long it took, or has taken up to now."""
+    has_ended: bool
+
+
+def slowness(tries: Iterable[Ran]) -> dict[int, float]:
+    """Return how many times as long as the others each worker takes, at least 1.
+
+    It is the median of what its tries took, each divided by the median of the same task's on the other workers. Workers
+    of which there is too little to compare are left out.
+    """
+    by_task: dict[tuple[str, str], list[Ran]] = defaultdict(list)
+    for one in tries:
+        by_task[one.task].append(one)
+    ratios: dict[int, list[float]] = defaultdict(list)
+    for same in by_task.values():
+        usual = _elsewhere(same)
+        for one in same:
+            if one.ref in usual:
+                ratio = _ratio(one.seconds, usual[one.ref])
+                # Of what runs nobody knows yet that it will not take long.
+                if one.has_ended or ratio > 1:
+                    ratios[one.ref].append(ratio)
+    return {ref: median_low(found) for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
+
+
+def _elsewhere(same: Iterable[Ran]) -> Mapping[int, float]:
+    """Return for each worker how long a task usually takes on the others, where enough of them tell."""
+    took: dict[int, list[float]] = defaultdict(list)
+    for one in same:
+        took[one.ref] += [one.seconds] if one.has_ended else []
+    if len(took) < 2:  # noqa: PLR2004
+        return {}
+    # The median of each worker's median: one that ran most of them does not speak for all.
+    medians = {ref: median(found) for ref, found in took.items() if found}
+    number = sum(map(len, took.values()))
+    return {
+        ref: median(one for other, one in medians.items() if other != ref)
+        for ref, found in took.items()
+        if number - len(found) >= LEAST_ELSEWHERE
+    }
+
+
+def _ratio(seconds: float, usual: float) -> float:
+    return max(1.0, seconds / usual) if seconds - usual >= MARGIN and usual > 0 else 1.0

@@ -1,0 +1,69 @@
+"""Read how long tries took lately, and on which worker: what the executors compare workers by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timezone
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from airflow_worker_insight.store import airflow_tries
+from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.planning import do_not_compile
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, start_slot
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A try that ran on one worker from its start to its end, or runs there. Times are aware UTC, by its clock."""
+
+    key: TryKey
+    ref: int
+    started_at: datetime
+    ended_at: datetime | None
+    """``None`` while it runs."""
+
+
+def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[Stay]:
+    """Return the latest tries that succeeded or run, up to ``most``.
+
+    Left out are those of several processes (a deferral, a sensor that is rescheduled), whose time says nothing of a
+    worker, and what failed, which may take any time.
+    """
+    do_not_compile(connection)
+    rows = connection.execute(
+        select(
+            *(attempt.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")),
+            *(attempt.c[name] for name in ("worker_ref", "started_at", "ended_at", "state")),
+        )
+        .where(
+            attempt.c.start_slot >= start_slot(since),
+            attempt.c.started_at >= since,
+            attempt.c.worker_ref != NO_WORKER,
+            attempt.c.process_count == 1,
+            attempt.c.ordinal == 0,
+        )
+        # The slot in front is what the index is ordered by.
+        .order_by(attempt.c.start_slot.desc(), attempt.c.started_at.desc())
+        .limit(most)
+    ).all()
+    keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
+    # What has not been closed yet only Airflow knows to have ended.
+    open_ones = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
+    known = airflow_tries.tries_of_task_instances(connection, open_ones) if open_ones else {}
+    found = []
+    for key, row in zip(keys, rows, strict=True):
+        state, ended_at = row.state, row.ended_at
+        if ended_at is None:
+            one = known.get(key)
+            state, ended_at = (one.state, one.ended_at) if one is not None else (None, None)
+        if (state == "success" and ended_at is not None) or state == "running":
+            ended_at = ended_at.astimezone(timezone.utc) if state == "success" else None
+            found.append(Stay(key, row.worker_ref, row.started_at.astimezone(timezone.utc), ended_at))
+    return found

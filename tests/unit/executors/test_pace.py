@@ -1,0 +1,70 @@
+"""How many times as long as the others a worker takes, from tries of the same tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_worker_insight.executors.pace import Ran, slowness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def ran(ref: int, *seconds: float, task: str = "load", has_ended: bool = True) -> list[Ran]:
+    return [Ran(ref, ("etl", task), one, has_ended) for one in seconds]
+
+
+def rounded(tries: Iterable[Ran]) -> dict[int, float]:
+    return {ref: round(one, 1) for ref, one in slowness(tries).items()}
+
+
+def test_a_worker_is_compared_with_the_others_by_the_same_task() -> None:
+    found = rounded([*ran(1, 10, 11, 9), *ran(2, 10, 10, 12), *ran(3, 100, 102, 98)])
+    assert found == {1: 1.0, 2: 1.0, 3: 10.0}
+
+
+def test_who_was_given_the_long_tasks_is_not_slow() -> None:
+    tries = [
+        *ran(1, 10, 10, 10),
+        *ran(2, 10, 10, 10),
+        *ran(1, 600, 600, 600, task="train"),
+        *ran(2, 600, task="train"),
+    ]
+    assert rounded(tries) == {1: 1.0, 2: 1.0}
+
+
+def test_what_still_runs_counts_once_it_takes_longer_than_elsewhere() -> None:
+    elsewhere = [*ran(1, 10, 10), *ran(2, 10, 10)]
+    assert rounded([*elsewhere, *ran(3, 40, 41, has_ended=False)])[3] == 4.0
+    # Up to now it is as fast as any.
+    assert 3 not in slowness([*elsewhere, *ran(3, 4, 5, has_ended=False)])
+
+
+def test_one_long_try_among_many_says_nothing() -> None:
+    assert rounded([*ran(1, 10, 10, 10), *ran(2, 10, 10, 500)])[2] == 1.0
+    # Nor does one alone.
+    assert 2 not in slowness([*ran(1, 10, 10, 10), *ran(2, 500)])
+
+
+def test_one_worker_that_ran_most_of_them_does_not_speak_for_all() -> None:
+    tries = [*ran(1, *[100] * 50), *ran(2, 10, 10), *ran(3, 10, 10), *ran(4, 10, 10)]
+    assert rounded(tries) == {1: 10.0, 2: 1.0, 3: 1.0, 4: 1.0}
+
+
+@pytest.mark.parametrize(
+    "tries",
+    [
+        [],
+        ran(1, 10, 10, 10),
+        [*ran(1, 10), *ran(2, 100, 100)],
+        [*ran(1, 10, 10, 10, has_ended=False), *ran(2, 100, 100, has_ended=False)],
+    ],
+)
+def test_where_there_is_too_little_to_compare_nobody_is_slow(tries: list[Ran]) -> None:
+    assert all(one == 1 for one in slowness(tries).values())
+
+
+def test_the_noise_of_starting_a_process_is_not_slowness() -> None:
+    assert rounded([*ran(1, 0.1, 0.1, 0.1), *ran(2, 0.9, 0.9, 0.9), *ran(3, 0.0, 0.0, 0.0)]) == {1: 1.0, 2: 1.0, 3: 1.0}
