@@ -58,45 +58,53 @@ def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dic
     return {node: frozenset(queues) for node, queues in consumed.items()}
 
 
-class _Queues:
+class _Answers:
+    """Answers of workers, one of each; what is none is counted and passed by."""
+
+    def __init__(self) -> None:
+        self.ignored = 0
+        self._number = 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def take(self, body: object) -> None:
+        self._number += 1
+        node, answer = _read(body)
+        if node is None or not self._note(node, answer):
+            self.ignored += 1
+
+    def _note(self, node: str, answer: Any) -> bool:
+        raise NotImplementedError
+
+
+class _Queues(_Answers):
     """Answers to ``active_queues``; of two workers under one name, what both consume."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.by_node: dict[str, set[str]] = {}
-        self.ignored = 0
-        self._number = 0
 
-    def __len__(self) -> int:
-        return self._number
-
-    def take(self, body: object) -> None:
-        self._number += 1
-        node, answer = _read(body)
-        if node is None or not isinstance(answer, list):
-            self.ignored += 1
-            return
+    def _note(self, node: str, answer: Any) -> bool:
+        if not isinstance(answer, list):
+            return False
         queues = queue_names(answer)
         self.by_node[node] = queues & self.by_node.get(node, queues)
+        return True
 
 
-class _Agreed:
+class _Agreed(_Answers):
     """The nodes that did as they were told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.nodes: set[str] = set()
-        self.ignored = 0
-        self._number = 0
 
-    def __len__(self) -> int:
-        return self._number
-
-    def take(self, body: object) -> None:
-        self._number += 1
-        node, answer = _read(body)
-        if node is not None and isinstance(answer, dict) and "ok" in answer:
-            self.nodes.add(node)
-        else:
-            self.ignored += 1
+    def _note(self, node: str, answer: Any) -> bool:
+        if not isinstance(answer, dict) or "ok" not in answer:
+            return False
+        self.nodes.add(node)
+        return True
 
 
 def _read(body: object) -> tuple[str | None, Any]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from tests.benchmarks import claim, dispatch, fleet, hook, importing, placement, results, store
+from tests.benchmarks import claim, dispatch, executor, fleet, hook, importing, placement, results, store
 from tests.benchmarks.setting import Setting
 from tests.support.environments import ROOT, EnvironmentFailed
 from tests.support.processes import MissingRequirement
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "store": store.run,
     "placement": placement.run,
     "dispatch": dispatch.run,
+    "executor": executor.run,
     "fleet": fleet.run,
 }
 
