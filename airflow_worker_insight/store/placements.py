@@ -19,7 +19,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries
 from airflow_worker_insight.store.decisions import WAITING
 from airflow_worker_insight.store.keys import TryKey, run_key
-from airflow_worker_insight.store.planning import are_among
+from airflow_worker_insight.store.planning import are_among, as_table
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -61,12 +61,29 @@ class Placement:
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
     """Write placements, in the place of what was written of these tries before. The caller owns the transaction."""
-    if placements:
-        connection.execute(_upsert(connection.dialect.name), [_row(one, now) for one in placements])
+    rows = [_values(one, now) for one in placements]
+    keys = [column.name for column in placement.primary_key]
+    others = [column.name for column in placement.c if column.name not in keys]
+    dialect = connection.dialect.name
+    if not rows:
+        return
+    if dialect == "postgresql":
+        new = postgresql.insert(placement).from_select(list(placement.c), as_table(list(placement.c), rows))
+        connection.execute(new.on_conflict_do_update(index_elements=keys, set_={n: new.excluded[n] for n in others}))
+        return
+    given = [dict(zip(placement.c.keys(), row, strict=True)) for row in rows]
+    if dialect == "mysql":
+        my = mysql.insert(placement)
+        connection.execute(my.on_duplicate_key_update({name: my.inserted[name] for name in others}), given)
+    else:
+        lite = sqlite.insert(placement)
+        replaced = {name: lite.excluded[name] for name in others}
+        connection.execute(lite.on_conflict_do_update(index_elements=keys, set_=replaced), given)
 
 
-def _row(one: Placement, now: datetime) -> dict[str, Any]:
-    return {
+def _values(one: Placement, now: datetime) -> tuple[Any, ...]:
+    """Return the values of a row, in the order of the table's columns."""
+    values = {
         "run_key": one.key.run_key,
         "task_key": one.key.task_key,
         "try_number": one.key.try_number,
@@ -81,19 +98,7 @@ def _row(one: Placement, now: datetime) -> dict[str, Any]:
         "run_id": one.key.run_id,
         "task_id": one.key.task_id,
     }
-
-
-def _upsert(dialect: str) -> Any:
-    keys = [column.name for column in placement.primary_key]
-    others = [column.name for column in placement.c if column.name not in keys]
-    if dialect == "mysql":
-        my = mysql.insert(placement)
-        return my.on_duplicate_key_update({name: my.inserted[name] for name in others})
-    if dialect == "postgresql":
-        pg = postgresql.insert(placement)
-        return pg.on_conflict_do_update(index_elements=keys, set_={name: pg.excluded[name] for name in others})
-    lite = sqlite.insert(placement)
-    return lite.on_conflict_do_update(index_elements=keys, set_={name: lite.excluded[name] for name in others})
+    return tuple(values[column.name] for column in placement.c)
 
 
 def close(connection: Connection, keys: Collection[TryKey]) -> None:

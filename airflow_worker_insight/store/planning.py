@@ -36,15 +36,23 @@ def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tup
     """
     if connection.dialect.name != "postgresql":
         return tuple_(*columns).in_(rows)
-    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
-    names = [f"v{place}" for place in range(len(columns))]
-    given = func.unnest(*arrays).table_valued(*names).render_derived()
-    return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
+    return tuple_(*columns).in_(as_table(columns, rows))
 
 
 def one_by_one(column: Any, values: Sequence[Any]) -> Any:
     """Return these values of a column as a table with the column ``value``; PostgreSQL only."""
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
+
+
+def as_table(columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
+    """Select these rows, one parameter for each column: psycopg2 sends an ``executemany`` row by row; PostgreSQL only.
+
+    https://www.psycopg.org/docs/extras.html#fast-execution-helpers
+    """
+    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
+    names = [f"v{place}" for place in range(len(columns))]
+    given = func.unnest(*arrays).table_valued(*names).render_derived()
+    return select(*(given.c[name] for name in names))
 
 
 def _array(column: Any, values: Sequence[Any]) -> Any:
