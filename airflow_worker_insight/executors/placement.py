@@ -155,7 +155,8 @@ class Placer:
             return Decision(None, reason, _line(f"waits: {why}", group.left_out))
         one = self._candidates[chosen]
         text = _line(
-            f"{one.name}: {_CHOSEN[reason]} ({self._loads[chosen]} of {one.capacity}) of {len(group.members)}",
+            f"{one.name}: {_CHOSEN[reason].format(number=_workers(len(group.members)))}, {self._loads[chosen]} of"
+            f" {one.capacity} places taken",
             f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
             group.left_out,
         )
@@ -361,8 +362,8 @@ _NONE: frozenset[int] = frozenset()
 _TURN = 1e-6
 
 _CHOSEN = {
-    LEAST_LOADED: "least loaded",
-    ROUND_ROBIN: "next in turn",
+    LEAST_LOADED: "least loaded of {number}",
+    ROUND_ROBIN: "next in turn of {number}",
     STICKY: "the one that this task sticks to",
     STICKY_NEXT: "next of those that this task sticks to",
     ELSEWHERE: "a retry elsewhere",
@@ -389,6 +390,10 @@ def _is_out(one: Candidate) -> str | None:
     if one.availability != "available":
         return one.availability
     return one.trouble
+
+
+def _workers(number: int) -> str:
+    return f"{number} workers" if number != 1 else "one worker"
 
 
 def _named(names: Sequence[str], why: str) -> str:

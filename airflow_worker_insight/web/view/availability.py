@@ -12,9 +12,13 @@ from airflow_worker_insight.web import words
 if TYPE_CHECKING:
     from airflow_worker_insight.store.workers import Change, WorkerRow
 
-EFFECT = (
+NO_EFFECT = (
     "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "
     "an executor of Worker Insight does that."
+)
+EFFECT = (
+    "A decision is kept and shown to everybody. The executor of Worker Insight gives the worker work accordingly; "
+    "Airflow’s own do not ask."
 )
 
 
@@ -52,7 +56,7 @@ class Availability:
     decision: Decision
     choices: tuple[Choice, ...]
     may_decide: bool
-    effect: str = EFFECT
+    effect: str
     max_note_length: int = MAX_NOTE_LENGTH
 
 
@@ -78,11 +82,15 @@ def decision(availability: str, latest: Change | None) -> Decision:
     )
 
 
-def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool) -> Availability:
-    """Return what is decided of a worker and what may be: a life that has ended cannot be drained."""
+def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
+    """Return what is decided of a worker and what may be: a life that has ended cannot be drained.
+
+    :param places: whether an executor of this package is configured
+    """
     choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
     return Availability(
         decision=decision(row.availability, latest),
         choices=tuple(one for one in choices if one.is_chosen or one.value != DRAINING or row.ended_at is None),
         may_decide=may_decide,
+        effect=EFFECT if places else NO_EFFECT,
     )

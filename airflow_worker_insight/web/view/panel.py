@@ -90,7 +90,7 @@ def build_panel(
         doubt=_doubt(tries, lives or {}),
         rows=rows,
         strip=build_strip(tries, marks, _lost(lives or {}), now=now, label=summary),
-        notices=tuple(_notices(attempts, tries)),
+        notices=tuple(_notices(attempts, tries, known)),
         explanations=tuple(explanations.values()),
         refresh_seconds=REFRESH_SECONDS if unfinished else 0,
     )
@@ -190,7 +190,7 @@ def _where(one: Attempt) -> str:
     return f" on a worker of {worker.hostname}" if worker.host_only else f" on {worker.name}"
 
 
-def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt]) -> list[Notice]:
+def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapping[int, Why]) -> list[Notice]:
     if not attempts:
         return [
             Notice(
@@ -222,7 +222,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt]) -> list[Noti
             )
         )
     elif not tries or all(one.state in WAITING and not one.workers for one in tries):
-        found.append(_no_try_yet(latest))
+        found.append(_no_try_yet(latest, is_explained=latest.try_number in placed))
     if _wants_backfill(tries):
         found.append(
             Notice(
@@ -236,8 +236,10 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt]) -> list[Noti
     return found
 
 
-def _no_try_yet(latest: Attempt) -> Notice:
-    if latest.state in ("queued", "scheduled"):
+def _no_try_yet(latest: Attempt, *, is_explained: bool) -> Notice:
+    if latest.state == "queued" and is_explained:
+        text = "The task waits for a worker to start it. Below stands which one, or why there is none."
+    elif latest.state in ("queued", "scheduled"):
         text = (
             "The task waits for a worker to start it. If it waits for long, check that a worker of its queue is "
             "running and that its pool has free slots."

@@ -20,7 +20,7 @@ _KEPT = {
     decisions.STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
     decisions.ELSEWHERE: "kept away from a worker that had failed this task",
     decisions.AGAIN: "on a worker that had failed this task before, because there was no other",
-    decisions.SLOW: "on a slow worker, because nobody faster took anything any more",
+    decisions.SLOW: "on a worker that takes longer than others, because none of these took anything any more",
     decisions.SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
 }
 

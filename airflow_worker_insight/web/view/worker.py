@@ -168,7 +168,9 @@ def build_worker_page(
         facts=tuple(_facts(row)),
         labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
         queues=row.queues or (),
-        availability=None if row.host_only else build_availability(row, life.decision, may_decide=may_decide),
+        availability=None
+        if row.host_only
+        else build_availability(row, life.decision, may_decide=may_decide, places=life.places),
         struck=_struck(life, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(life) if may_read else None,

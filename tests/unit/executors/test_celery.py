@@ -163,7 +163,7 @@ def test_a_task_goes_to_its_workers_own_queue(
     assert not executor.queued_tasks
     (one,) = stored(database)
     assert (one.key.task_id, one.worker_ref, one.own_queue) == ("extract", 1, own_queue("celery-1"))
-    assert one.detail == "w1@host: least loaded (0 of 3) of 1"
+    assert one.detail == "w1@host: least loaded of one worker, 0 of 3 places taken"
 
 
 def test_what_does_not_fit_stays_and_goes_when_there_is_room(

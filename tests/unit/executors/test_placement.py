@@ -293,7 +293,7 @@ def test_a_decision_explains_itself_in_one_line() -> None:
         replace(lost, state="lost"),
     ]
     assert Placer(LEAST_LOADED, candidates).place(a_task()).text == (
-        "w1@etl-1: least loaded (2 of 6) of 1; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
+        "w1@etl-1: least loaded of one worker, 2 of 6 places taken; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.store.keys import TryKey
 
-LINE = "w1@etl-1: least loaded (0 of 6) of 2"
+LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 places taken"
 
 
 def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:

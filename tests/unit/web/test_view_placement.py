@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.unit.database import Database
 
-LINE = "w2@etl-1: least loaded (3 of 16) of 4; left out: w3@etl-1 (draining)"
+LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 places taken; left out: w3@etl-1 (draining)"
 
 
 def placed(task_id: str = "load", **others: Any) -> Placement:

@@ -235,6 +235,7 @@ def test_a_decision_in_force_and_what_may_be_decided() -> None:
 
 def test_the_page_says_that_a_decision_alone_keeps_no_work_away() -> None:
     assert "does not keep Airflow from giving the worker work" in a_page().availability.effect
+    assert "gives the worker work accordingly" in a_page(places=True).availability.effect
 
 
 def test_the_note_of_another_decision_is_not_passed_off_as_this_ones() -> None:
