@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import timezone
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries
 from airflow_worker_insight.store.decisions import WAITING
 from airflow_worker_insight.store.keys import TryKey, run_key
-from airflow_worker_insight.store.planning import are_among, as_table
+from airflow_worker_insight.store.planning import are_among, upsert_many
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -61,29 +62,17 @@ class Placement:
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
     """Write placements, in the place of what was written of these tries before. The caller owns the transaction."""
-    rows = [_values(one, now) for one in placements]
-    keys = [column.name for column in placement.primary_key]
-    others = [column.name for column in placement.c if column.name not in keys]
-    dialect = connection.dialect.name
-    if not rows:
+    if not placements:
         return
-    if dialect == "postgresql":
-        new = postgresql.insert(placement).from_select(list(placement.c), as_table(list(placement.c), rows))
-        connection.execute(new.on_conflict_do_update(index_elements=keys, set_={n: new.excluded[n] for n in others}))
-        return
-    given = [dict(zip(placement.c.keys(), row, strict=True)) for row in rows]
-    if dialect == "mysql":
-        my = mysql.insert(placement)
-        connection.execute(my.on_duplicate_key_update({name: my.inserted[name] for name in others}), given)
+    rows = [_row(one, now) for one in placements]
+    if connection.dialect.name == "postgresql":
+        connection.execute(_upsert_many(), {name: [row[name] for row in rows] for name in placement.c.keys()})  # noqa: SIM118
     else:
-        lite = sqlite.insert(placement)
-        replaced = {name: lite.excluded[name] for name in others}
-        connection.execute(lite.on_conflict_do_update(index_elements=keys, set_=replaced), given)
+        connection.execute(_upsert(connection.dialect.name), rows)
 
 
-def _values(one: Placement, now: datetime) -> tuple[Any, ...]:
-    """Return the values of a row, in the order of the table's columns."""
-    values = {
+def _row(one: Placement, now: datetime) -> dict[str, Any]:
+    return {
         "run_key": one.key.run_key,
         "task_key": one.key.task_key,
         "try_number": one.key.try_number,
@@ -98,7 +87,21 @@ def _values(one: Placement, now: datetime) -> tuple[Any, ...]:
         "run_id": one.key.run_id,
         "task_id": one.key.task_id,
     }
-    return tuple(values[column.name] for column in placement.c)
+
+
+@cache
+def _upsert_many() -> Any:
+    return upsert_many(placement)
+
+
+def _upsert(dialect: str) -> Any:
+    keys = [column.name for column in placement.primary_key]
+    others = [column.name for column in placement.c if column.name not in keys]
+    if dialect == "mysql":
+        my = mysql.insert(placement)
+        return my.on_duplicate_key_update({name: my.inserted[name] for name in others})
+    lite = sqlite.insert(placement)
+    return lite.on_conflict_do_update(index_elements=keys, set_={name: lite.excluded[name] for name in others})
 
 
 def close(connection: Connection, keys: Collection[TryKey]) -> None:

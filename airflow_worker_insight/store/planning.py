@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, any_, cast, func, literal, select, tuple_
+from sqlalchemy import String, any_, bindparam, cast, func, literal, select, text, tuple_
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import Table
     from sqlalchemy.engine import Connection
 
 
@@ -36,7 +38,10 @@ def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tup
     """
     if connection.dialect.name != "postgresql":
         return tuple_(*columns).in_(rows)
-    return tuple_(*columns).in_(as_table(columns, rows))
+    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
+    names = [f"v{place}" for place in range(len(columns))]
+    given = func.unnest(*arrays).table_valued(*names).render_derived()
+    return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
 
 
 def one_by_one(column: Any, values: Sequence[Any]) -> Any:
@@ -44,17 +49,28 @@ def one_by_one(column: Any, values: Sequence[Any]) -> Any:
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
 
 
-def as_table(columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
-    """Select these rows, one parameter for each column: psycopg2 sends an ``executemany`` row by row; PostgreSQL only.
+def upsert_many(table: Table) -> Any:
+    """Return a statement that writes rows in the place of those with their primary keys; PostgreSQL only.
 
-    https://www.psycopg.org/docs/extras.html#fast-execution-helpers
+    It takes one list for each column, by the column's name: psycopg2 sends an ``executemany`` row by row
+    (https://www.psycopg.org/docs/extras.html#fast-execution-helpers). It is plain SQL, because SQLAlchemy compiles an
+    ``INSERT … ON CONFLICT`` anew each time.
     """
-    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
-    names = [f"v{place}" for place in range(len(columns))]
-    given = func.unnest(*arrays).table_valued(*names).render_derived()
-    return select(*(given.c[name] for name in names))
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    name = dialect.identifier_preparer.format_table(table)
+    columns = ", ".join(column.name for column in table.c)
+    arrays = ", ".join(f"CAST(:{column.name} AS {column.type.compile(dialect)}[])" for column in table.c)
+    keys = ", ".join(column.name for column in table.primary_key)
+    new = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.c if not column.primary_key)
+    return text(
+        f"INSERT INTO {name} ({columns}) SELECT * FROM unnest({arrays}) ON CONFLICT ({keys}) DO UPDATE SET {new}"  # noqa: S608
+    ).bindparams(*(bindparam(column.name, type_=_many(column)) for column in table.c))
 
 
 def _array(column: Any, values: Sequence[Any]) -> Any:
-    kind = ARRAY(String if isinstance(column.type, String) else column.type)
+    kind = _many(column)
     return cast(literal(list(values), kind), kind)
+
+
+def _many(column: Any) -> Any:
+    return ARRAY(String if isinstance(column.type, String) else column.type)

@@ -252,5 +252,4 @@ placement = Table(
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
     Index("worker_insight_placement_open", "is_open", "worker_ref"),
-    Index("worker_insight_placement_placed_at", "placed_at"),
 )

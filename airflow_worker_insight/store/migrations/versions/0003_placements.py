@@ -45,7 +45,6 @@ def upgrade() -> None:
         schema=schema,
     )
     op.create_index("worker_insight_placement_open", PLACEMENT, ["is_open", "worker_ref"], schema=schema)
-    op.create_index("worker_insight_placement_placed_at", PLACEMENT, ["placed_at"], schema=schema)
     op.add_column(ATTEMPT, sa.Column("placement", sa.SmallInteger()), schema=schema)
 
 
