@@ -311,21 +311,24 @@ class Watch:
             if is_ours:
                 for move in moves:
                     move(self.app, desk=self.desk, snapshot=snapshot)
-        fast = [one for one in usable if one.slowness < SLOW_FROM]
-        idle = [replace(one, capacity=one.concurrency) for one in fast if loads.get(one.ref, 0) < one.concurrency]
+        idle = [one for one in usable if one.slowness < SLOW_FROM and loads.get(one.ref, 0) < one.concurrency]
         busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
         busy.sort(key=lambda one: one.slowness, reverse=True)
         if not moves:
             with self._lease(bool(idle and busy)) as is_ours:
                 if is_ours:
-                    self._level(busy, replace(snapshot, candidates=tuple(idle)), loads)
+                    self._level(busy, idle, snapshot, loads)
 
-    def _level(self, busy: list[Candidate], snapshot: Snapshot, loads: Mapping[int, int]) -> None:
-        """Take what waits at workers that are slow back for those that have nothing to do.
-
-        :param snapshot: with those that have nothing to do alone
-        """
-        free = sum(one.concurrency - loads.get(one.ref, 0) for one in snapshot.candidates)
+    def _level(
+        self, busy: list[Candidate], idle: list[Candidate], snapshot: Snapshot, loads: Mapping[int, int]
+    ) -> None:
+        """Take what waits at workers that are slow back for those that have nothing to do."""
+        free = sum(one.concurrency - loads.get(one.ref, 0) for one in idle)
+        # All others are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
+        room = {one.ref: one.concurrency for one in idle}
+        snapshot = replace(
+            snapshot, candidates=tuple(replace(one, capacity=room.get(one.ref, 0)) for one in snapshot.candidates)
+        )
         for one in busy:
             if free <= 0:
                 return

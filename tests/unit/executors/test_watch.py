@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, update
 
 from airflow_worker_insight.executors import watch as module
-from airflow_worker_insight.executors.desk import Desk
+from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.placement import Candidate, Placer, Task
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.store import migrate, placements
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import LEAST_LOADED
+from airflow_worker_insight.store.decisions import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
 
-if TYPE_CHECKING:
-    from airflow_worker_insight.executors.placement import Candidate
-
 RULES = Rules("least_loaded", 4)
 
 levelled: list[int | None] = []
 """How many were to be taken back at most, each time."""
+
+offered: list[Candidate] = []
+"""The workers among which was chosen the last time."""
 
 
 class Workers:
@@ -71,9 +73,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     found: list[tuple[str, str, bool]] = []
     levelled.clear()
 
-    def take_back(_app: Any, queue: str, *_: Any, came_from: str, is_gone: bool = False, **others: Any) -> int:
+    def take_back(
+        _app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from: str, is_gone: bool = False, **others: Any
+    ) -> int:
         found.append((queue, came_from, is_gone))
         levelled.append(others.get("most"))
+        assert isinstance(desk, Desk)
+        offered[:] = snapshot.candidates
         return others.get("most") or 1
 
     monkeypatch.setattr(module.moving, "take_back", take_back)
@@ -250,6 +256,11 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
     watch.go_round()
     assert taken == [(own_queue("w1"), "w1@host", False)]
     assert levelled == [2]
+    # What waits at the slow one and has failed on the idle one stays.
+    placer = Placer(LEAST_LOADED, offered)
+    retry = Task("etl", "run-1", "extract", -1, 2, "default", avoid=frozenset({"w2@host"}))
+    assert placer.place(retry).reason == OTHERS_FULL
+    assert placer.place(replace(retry, avoid=frozenset())).worker == replace(candidates(watch)["w2@host"], capacity=2)
 
 
 def run(database: Database, name: str, number: int, *, seconds: float, state: str) -> None:
