@@ -1,15 +1,14 @@
-"""The executor that places tasks, on real Celery workers: where tasks go, and what becomes of them when workers do."""
+"""The executor that places tasks, on real Celery workers and beside Airflow's own: where tasks go, and what waits."""
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import WITNESS, start_worker, witnessed
+from tests.integration.accounting import WITNESS, witnessed
+from tests.integration.placing import EXECUTOR, HELD, HOST, QUICK, Held, open_on, placements, ran_on, start_workers
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -18,125 +17,87 @@ if TYPE_CHECKING:
     from tests.support.environments import Environment
     from tests.support.services import Postgres, Redis
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("WORKER_INSIGHT_UNFINISHED"),
-    reason="the executor is not finished: WORKER_INSIGHT_UNFINISHED=1 tries it",
-)
-
-HOST = socket.gethostname()
-EXECUTOR = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
-
-QUICK = {
-    "worker_insight.refresh_interval": "3",
-    "worker_insight.heartbeat_timeout": "10",
-    "worker_insight.lost_timeout": "15",
-    # Nothing changes in the Dag files: the processor's time is better spent on tasks.
-    "dag_processor.min_file_process_interval": "600",
-    "core.parallelism": "64",
-    "core.max_active_tasks_per_dag": "64",
-}
-
-MANY = (
-    WITNESS
-    + """
-import time
-
-from airflow.sdk import dag, task
-
-
-@dag(schedule=None, params={"number": 40, "seconds": 0.0})
-def many():
-    @task
-    def numbers(params):
-        return list(range(int(params["number"])))
-
-    @task(retries=2, retry_delay=0)
-    def short(number, **context):
-        witness(context)
-        time.sleep(float(context["params"]["seconds"]))
-
-    short.expand(number=numbers())
-
-
-many()
-"""
-)
+HERE = '"executor": "placed"'
 
 POISONED = (
     WITNESS
-    + """
+    + f"""
 from airflow.sdk import dag, task
 
 
-@dag(schedule=None)
+@dag(schedule=None, default_args={{{HERE}}})
 def poisoned():
-    @task
-    def numbers():
-        return list(range(20))
-
     @task(retries=1, retry_delay=0)
     def picky(number, **context):
         witness(context)
-        if os.environ["TEST_WORKER_LIFE"].startswith("w1"):
+        if os.environ["TEST_WORKER_LIFE"] == "w1":
             raise RuntimeError("this machine is broken")
 
-    picky.expand(number=numbers())
+    picky.expand(number=list(range(20)))
 
 
 poisoned()
 """
 )
 
+BOTH = (
+    WITNESS
+    + """
+from datetime import timedelta
+from pathlib import Path
+import time
 
-def start(airflow: Deployment, *names: str) -> None:
-    for name in names:
-        start_worker(airflow, name, life=name, wait=False)
-    for name in names:
-        airflow.wait_ready(airflow.components[name])
-
-
-def placements(airflow: Deployment) -> list[dict[str, Any]]:
-    return airflow.sql(
-        "SELECT p.*, w.engine_name FROM worker_insight_placement p "
-        "LEFT JOIN worker_insight_worker w ON w.id = p.worker_ref ORDER BY p.placed_at"
-    )
+from airflow.sdk import DeadlineAlert, DeadlineReference, SyncCallback, dag, task
 
 
-def ran_on(airflow: Deployment, dag_id: str, run_id: str, task_id: str) -> Counter[str | None]:
-    found = witnessed(airflow, dag_id, run_id)
-    return Counter(lives[-1] for key, lives in found.items() if key.task_id == task_id)
+@dag(
+    schedule=None,
+    deadline=DeadlineAlert(
+        DeadlineReference.DAGRUN_QUEUED_AT, timedelta(seconds=1), SyncCallback("calls.late", executor="placed")
+    ),
+)
+def both():
+    @task(executor="placed")
+    def by_this(**context):
+        witness(context)
+        while not Path(os.environ["AIRFLOW_HOME"], "late").exists():
+            time.sleep(0.1)
+
+    @task
+    def by_airflows_own(**context):
+        witness(context)
+
+    by_this()
+    by_airflows_own()
+
+
+both()
+"""
+)
+
+CALLS = """
+import os
+from pathlib import Path
+
+
+def late(context):
+    Path(os.environ["AIRFLOW_HOME"], "late").write_text(os.environ["TEST_WORKER_LIFE"])
+"""
 
 
 @pytest.fixture(scope="module")
 def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
-    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=QUICK) as airflow:
-        airflow.write_dag("many", MANY)
+    executors = f"CeleryExecutor,placed:{EXECUTOR}"
+    with Deployment(airflow_env("3.3.2"), executor=executors, postgres=postgres, redis=redis, config=QUICK) as airflow:
+        airflow.write_dag("held", HELD.replace('"retries"', f'{HERE}, "retries"'))
         airflow.write_dag("poisoned", POISONED)
+        airflow.write_dag("both", BOTH)
+        (airflow.home / "config").mkdir()
+        (airflow.home / "config" / "calls.py").write_text(CALLS)
         airflow.migrate()
-        start(airflow, "w1", "w2")
+        start_workers(airflow, "w1", "w2")
         airflow.start_all()
         yield airflow
-
-
-def test_tasks_are_spread_over_the_workers(airflow: Deployment) -> None:
-    run_id = airflow.trigger("many", conf={"number": 40})
-    airflow.wait_run("many", run_id, timeout=300, expect="success")
-    spread = ran_on(airflow, "many", run_id, "short")
-    assert sum(spread.values()) == 40
-    assert set(spread) == {"w1", "w2"}
-    assert max(spread.values()) <= 1.1 * 20
-
-
-def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
-    run_id = airflow.trigger("poisoned")
-    airflow.wait_run("poisoned", run_id, timeout=300, expect="success")
-    found = witnessed(airflow, "poisoned", run_id)
-    first = Counter(lives[0] for key, lives in found.items() if key.try_number == 1)
-    second = Counter(lives[0] for key, lives in found.items() if key.try_number == 2)
-    assert first["w1"] > 0
-    assert second == {"w2": first["w1"]}, [
-        (row["map_index"], row["try_number"], row["engine_name"], row["detail"]) for row in placements(airflow)
-    ]
 
 
 def worker_id(airflow: Deployment, name: str) -> str:
@@ -156,136 +117,138 @@ def decide(airflow: Deployment, name: str, availability: str) -> None:
     assert answer.ok, answer.text
 
 
-def open_on(airflow: Deployment, name: str) -> int:
-    return sum(row["is_open"] and row["engine_name"] == f"{name}@{HOST}" for row in placements(airflow))
+def page_of_worker(airflow: Deployment, name: str) -> str:
+    answer = airflow.api("GET", f"/worker-insight/workers/{worker_id(airflow, name)}")
+    assert answer.ok, answer.text
+    return answer.text
+
+
+def panel(airflow: Deployment, run: Held, task_id: str) -> str:
+    where = {"dag_id": "held", "run_id": run.run_id, "task_id": task_id}
+    answer = airflow.api("GET", "/worker-insight/panel", params=where)
+    assert answer.ok, answer.text
+    return answer.text
+
+
+def settled(airflow: Deployment, **loads: int) -> None:
+    """Wait until so many tries are placed on each worker."""
+    airflow.wait_for(lambda: {name: open_on(airflow, name) for name in loads} == loads, 60, f"{loads} to be placed")
+
+
+def test_tasks_are_spread_over_the_workers(airflow: Deployment) -> None:
+    run = Held(airflow, 20)
+    # Each runs two and is given four more; for the rest there is no room.
+    run.wait_states(running=4, queued=16)
+    settled(airflow, w1=6, w2=6)
+    waiting = [row for row in placements(airflow, run.run_id) if row["is_open"] and row["on"] is None]
+    assert {row["detail"] for row in waiting} == {"waits: all workers that fit have as much as they may"}
+    run.finish()
+    assert set(run.ran()) == {"w1", "w2"}
+
+
+def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
+    run_id = airflow.trigger("poisoned")
+    airflow.wait_run("poisoned", run_id, timeout=300, expect="success")
+    found = witnessed(airflow, "poisoned", run_id)
+    first = Counter(lives[0] for key, lives in found.items() if key.try_number == 1)
+    second = Counter(lives[0] for key, lives in found.items() if key.try_number == 2)
+    assert first["w1"] > 0
+    assert second == {"w2": first["w1"]}
 
 
 def test_a_drained_worker_finishes_what_it_runs_and_gets_nothing_new(airflow: Deployment) -> None:
-    run_id = airflow.trigger("many", conf={"number": 40, "seconds": 0.5})
-
-    def ran() -> Counter[str | None]:
-        return ran_on(airflow, "many", run_id, "short")
-
-    airflow.wait_for(lambda: ran()["w1"] >= 3, 120, "it to be at work")
+    run = Held(airflow, 8)
+    run.wait_states(running=4, queued=4)
+    settled(airflow, w1=4, w2=4)
     decide(airflow, "w1", "draining")
     try:
-        airflow.wait_for(lambda: open_on(airflow, "w1") == 0, 120, "it to be empty")
-        on_w1 = ran()["w1"]
-        assert sum(ran().values()) < 40, "there was more to do"
-        airflow.wait_run("many", run_id, timeout=300, expect="success")
-        assert ran() == {"w1": on_w1, "w2": 40 - on_w1}
+        # What waits there goes to the other.
+        settled(airflow, w1=2, w2=6)
+        assert "2 tries here have not ended; nothing new comes." in page_of_worker(airflow, "w1")
+        more = Held(airflow, 10)
+        more.wait_states(queued=10)
+        run.go()
+        airflow.wait_for(lambda: "It is empty" in page_of_worker(airflow, "w1"), 60, "the page to say that it is empty")
+        assert more.states()["success"] == 0, "there is more to do"
+        run.finish()
+        more.finish()
+        assert run.ran() == {"w1": 2, "w2": 6}
+        assert more.ran() == {"w2": 10}
     finally:
         decide(airflow, "w1", "available")
     # It is given work again.
-    run_id = airflow.trigger("many", conf={"number": 10})
-    airflow.wait_run("many", run_id, timeout=300, expect="success")
-    assert ran()["w1"] > 0
+    run = Held(airflow, 4)
+    settled(airflow, w1=2, w2=2)
+    run.finish()
 
 
 def test_with_everybody_in_quarantine_tasks_wait_and_say_why(airflow: Deployment) -> None:
+    runs = []
+
+    def waits() -> Held | None:
+        """Have another run, and return it if its first task waits: deciding takes effect after some seconds."""
+        runs.append(run := Held(airflow, 1))
+        (row,) = airflow.wait_for(lambda: placements(airflow, run.run_id), 60, "it to be placed or to wait")
+        return run if row["on"] is None else None
+
     for name in ("w1", "w2"):
         decide(airflow, name, "quarantined")
     try:
-        run_id = airflow.trigger("many", conf={"number": 1})
-        (row,) = airflow.wait_for(
-            lambda: [row for row in placements(airflow) if row["run_id"] == run_id], 60, "the reason to be written"
-        )
-        assert (row["engine_name"], row["task_id"]) == (None, "numbers")
-        assert "no worker of the queue default is available" in row["detail"]
-        assert f"w1@{HOST}, w2@{HOST} (quarantined)" in row["detail"]
+        waiting = airflow.wait_for(waits, 60, "a task to wait")
+        said = panel(airflow, waiting, "numbers")
+        assert "Not placed yet: no worker of the queue default is available" in said
+        assert "(quarantined)" in said
     finally:
-        decide(airflow, "w2", "available")
-    airflow.wait_run("many", run_id, timeout=120, expect="success")
-    assert set(ran_on(airflow, "many", run_id, "short")) == {"w2"}
+        for name in ("w1", "w2"):
+            decide(airflow, name, "available")
+    for run in runs:
+        run.finish()
 
 
-# --- workers that die ------------------------------------------------------------------------------------------------
-
-HELD = (
-    WITNESS
-    + """
-import time
-
-from airflow.sdk import dag, task
-
-
-@dag(schedule=None, params={"number": 54})
-def held():
-    @task(queue="prepare")
-    def numbers(params):
-        return list(range(int(params["number"])))
-
-    @task(retries=2, retry_delay=0)
-    def effect(number, **context):
-        while not os.path.exists(os.path.join(os.environ["AIRFLOW_HOME"], "go")):
-            time.sleep(0.2)
-        witness(context)
-
-    effect.expand(number=numbers())
+def test_beside_airflows_own_executor_and_with_callbacks(airflow: Deployment) -> None:
+    run_id = airflow.trigger("both")
+    airflow.wait_for(lambda: placements(airflow, run_id), 60, "it to be placed")
+    assert {row["task_id"] for row in placements(airflow, run_id)} == {"by_this"}
+    airflow.wait_run("both", run_id, expect="success")
+    assert (airflow.home / "late").read_text() in {"w1", "w2"}
+    assert len(witnessed(airflow, "both", run_id)) == 2
 
 
-held()
-"""
-)
+def test_what_waits_at_a_worker_and_is_failed_or_cleared(airflow: Deployment) -> None:
+    run = Held(airflow, 12)
+    run.wait_states(running=4, queued=8)
+    settled(airflow, w1=6, w2=6)
+    failed, cleared, *_ = (
+        row["map_index"]
+        for row in airflow.task_instances("held", run.run_id)
+        if row["task_id"] == "effect" and row["state"] == "queued"
+    )
+    task = f"/dags/held/dagRuns/{run.run_id}/taskInstances/effect"
+    answer = airflow.api("PATCH", f"{task}/{failed}", json={"new_state": "failed"})
+    assert answer.ok, answer.text
+    body = {"dag_run_id": run.run_id, "task_ids": [["effect", cleared]], "dry_run": False, "only_failed": False}
+    answer = airflow.api("POST", "/dags/held/clearTaskInstances", json=body)
+    assert answer.ok, answer.text
+    run.go()
+    airflow.wait_run("held", run.run_id, expect="failed")
+    did = Counter(key.map_index for key, lives in witnessed(airflow, "held", run.run_id).items() for _ in lives)
+    assert did == dict.fromkeys(set(range(12)) - {failed}, 1)
+    settled(airflow, w1=0, w2=0)
 
 
-def test_what_waits_at_a_worker_that_is_killed_runs_elsewhere_exactly_once(
-    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
-) -> None:
-    config = {
-        **QUICK,
-        "worker_insight.placement_backlog": "50",
-        "celery.worker_concurrency": "4",
-        "scheduler.task_instance_heartbeat_timeout": "30",
-        "scheduler.task_instance_heartbeat_timeout_detection_interval": "5",
-    }
-    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
-        airflow.write_dag("held", HELD)
-        airflow.migrate()
-        start_worker(airflow, "w0", "--queues", "prepare", life="w0", wait=False)
-        start(airflow, "w1")
-        airflow.start_all()
-        run_id = airflow.trigger("held")
+def test_messages_that_the_broker_has_lost(airflow: Deployment, redis: Redis) -> None:
+    airflow.stop("scheduler")
+    impatient = {"TASK_QUEUED_TIMEOUT": "10", "TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "2"}
+    airflow.start("scheduler", env={f"AIRFLOW__SCHEDULER__{name}": value for name, value in impatient.items()})
+    run = Held(airflow, 12)
+    run.wait_states(running=4, queued=8)
+    settled(airflow, w1=6, w2=6)
+    redis.client(int(airflow.env["AIRFLOW__CELERY__BROKER_URL"].rpartition("/")[2])).flushdb()
 
-        def states() -> Counter[str]:
-            return Counter(row["state"] for row in airflow.task_instances("held", run_id) if row["task_id"] == "effect")
+    def requeued() -> bool:
+        events = "SELECT 1 FROM log WHERE run_id = :run_id AND event = 'stuck in queued reschedule'"
+        return len(airflow.sql(events, run_id=run.run_id)) >= 8
 
-        airflow.wait_for(lambda: states() == {"running": 4, "queued": 50}, 180, "4 to run and 50 to wait")
-        airflow.wait_for(lambda: open_on(airflow, "w1") == 54, 60, "all to be placed")
-        start(airflow, "w2")
-        airflow.kill("w1", descendants=True)
-        airflow.wait_for(lambda: open_on(airflow, "w2") >= 50, 70, "what waited to be taken back")
-        (airflow.home / "go").touch()
-        airflow.wait_run("held", run_id, timeout=300, expect="success")
-        done = Counter(key.map_index for key in witnessed(airflow, "held", run_id))
-        assert done == dict.fromkeys(range(54), 1)
-        assert {life for lives in witnessed(airflow, "held", run_id).values() for life in lives} == {"w2"}
-        taken = [row for row in placements(airflow) if row["detail"].startswith("taken back from w1")]
-        kept = airflow.sql("SELECT count(*) AS n FROM worker_insight_attempt WHERE placement IS NOT NULL")
-        assert len(taken) == 50 or kept[0]["n"] > 0
-
-
-def test_a_scheduler_that_is_killed_leaves_nothing_behind(
-    airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
-) -> None:
-    config = {
-        **QUICK,
-        "scheduler.orphaned_tasks_check_interval": "5",
-        "scheduler.scheduler_health_check_threshold": "10",
-    }
-    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
-        airflow.write_dag("held", HELD.replace("54", "24"))
-        airflow.migrate()
-        start_worker(airflow, "w0", "--queues", "prepare", life="w0", wait=False)
-        start(airflow, "w1", "w2")
-        airflow.start_all()
-        run_id = airflow.trigger("held")
-        # Two run and four wait at each of both; the rest waits with the scheduler, and goes with it.
-        airflow.wait_for(lambda: open_on(airflow, "w1") == open_on(airflow, "w2") == 6, 180, "both to be full")
-        airflow.kill("scheduler", descendants=True)
-        airflow.start("scheduler", name="scheduler-2")
-        (airflow.home / "go").touch()
-        airflow.wait_run("held", run_id, timeout=300, expect="success")
-        done = Counter(key.map_index for key in witnessed(airflow, "held", run_id))
-        assert done == dict.fromkeys(range(24), 1)
-        airflow.wait_for(lambda: not open_on(airflow, "w1") and not open_on(airflow, "w2"), 60, "all places to be free")
+    airflow.wait_for(requeued, 60, "Airflow to queue again what waited")
+    run.finish()
+    settled(airflow, w1=0, w2=0)

@@ -633,6 +633,12 @@ class Deployment:
             connection.commit()
             return rows
 
+    def without_database(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which nobody reaches the metadata database on PostgreSQL."""
+        assert self.postgres
+        assert self._database
+        return self.postgres.closed(self._database)
+
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return what Airflow itself knows about the current try of each task of a run."""
         return self.sql(

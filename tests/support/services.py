@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -19,6 +20,7 @@ import redis
 from tests.support.processes import MissingRequirement, free_port, stop, tail, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import IO
 
@@ -168,18 +170,29 @@ class Postgres(_Service):
         """Drop a database, whoever is still connected."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    @contextlib.contextmanager
+    def closed(self, database: str) -> Iterator[None]:
+        """Refuse all connections to a database, and end those that there are."""
+        self.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false')
+        try:
+            self.disconnect(database)
+            yield
+        finally:
+            self.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true')
+
     def url(self, database: str) -> str:
         """Return the URL of a database as Airflow wants it."""
         return f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/{database}"
 
 
 class Redis(_Service):
-    """A Redis server that writes nothing to disk."""
+    """A Redis server, which writes to disk only if it is to keep what it holds over a restart."""
 
     name = "redis"
     databases = 256
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = False) -> None:
+        self._keeps = keeps
         command = shutil.which("redis-server")
         if command is None:
             raise MissingRequirement("Redis", "apt-get install redis-server")
@@ -188,7 +201,7 @@ class Redis(_Service):
         super().__init__()
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        options = ["--save", "", "--appendonly", "no", "--databases", str(self.databases)]
+        options = ["--save", "", "--appendonly", "yes" if self._keeps else "no", "--databases", str(self.databases)]
         return subprocess.Popen(
             [self._command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder, *options],
             stdin=subprocess.DEVNULL,
@@ -203,6 +216,12 @@ class Redis(_Service):
             return bool(self.client().ping())
         except redis.ConnectionError:
             return False
+
+    def restart(self) -> None:
+        """Stop the server and start it again on the same port, with what it held if it was to keep that."""
+        assert self._process is not None
+        stop(self._process, self._stop_signal())
+        self.start()
 
     def client(self, database: int = 0) -> redis.Redis:
         """Return a client of one of the numbered databases."""

@@ -1,0 +1,121 @@
+"""The executor that places tasks, and all that can go: a worker, a scheduler, the broker, the database.
+
+Whatever goes: all tasks end well, and each does once what it has to do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, open_on, placements, start_workers
+from tests.support.deployment import Deployment
+from tests.support.services import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres
+
+ALL = 54
+"""What one worker is given here: four run and fifty wait."""
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Redis]:
+    """Run a Redis of our own, which may be restarted."""
+    with Redis(keeps=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, broker: Redis) -> Iterator[Deployment]:
+    config = {
+        **QUICK,
+        "celery.worker_concurrency": "4",
+        "worker_insight.placement_backlog": "50",
+        # What has died is noticed after seconds instead of minutes.
+        "scheduler.task_instance_heartbeat_timeout": "20",
+        "scheduler.task_instance_heartbeat_timeout_detection_interval": "3",
+        "scheduler.task_instance_heartbeat_sec": "3",
+        "workers.min_heartbeat_interval": "3",
+        "scheduler.orphaned_tasks_check_interval": "5",
+        "scheduler.scheduler_health_check_threshold": "10",
+    }
+    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=broker, config=config) as airflow:
+        airflow.write_dag("held", HELD)
+        airflow.migrate()
+        airflow.start_all()
+        yield airflow
+
+
+@pytest.fixture
+def worker(airflow: Deployment) -> str:
+    """Return the name of the only worker, which is new if there was none."""
+    living = [one.name for one in airflow.components.values() if one.kind == "celery worker" and one.alive]
+    for name in living[1:]:
+        airflow.stop(name)
+    if living:
+        return living[0]
+    name = f"w{len(airflow.components)}"
+    start_workers(airflow, name)
+    return name
+
+
+def test_a_worker_that_is_killed(airflow: Deployment, worker: str) -> None:
+    run = Held(airflow, ALL)
+    run.wait_states(running=4, queued=50)
+    airflow.wait_for(lambda: open_on(airflow, worker) == ALL, 60, "all to be placed")
+    airflow.kill(worker, descendants=True)
+    killed_at = time.monotonic()
+    start_workers(airflow, "another")
+    run.wait_states(running=8, queued=46)
+    print(f"the first that waited ran elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
+    airflow.wait_for(lambda: open_on(airflow, "another") == 50, 60, "all that waited to be placed elsewhere")
+    print(f"all that waited was placed elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
+    assert all(
+        row["detail"].startswith(f"taken back from {worker}@")
+        for row in placements(airflow, run.run_id)
+        if row["on"] == "another"
+    )
+    run.finish()
+    print(f"all had ended {time.monotonic() - killed_at:.0f} s after the kill")
+    assert run.ran() == {"another": ALL}
+
+
+def test_a_scheduler_that_is_killed(airflow: Deployment, worker: str) -> None:
+    # Six wait with the scheduler for a place at the worker, and go with it.
+    run = Held(airflow, ALL + 6)
+    run.wait_states(running=4, queued=56)
+    airflow.wait_for(lambda: len(placements(airflow, run.run_id)) == ALL + 7, 60, "all to be placed or to wait")
+    airflow.kill("scheduler", descendants=True)
+    airflow.start("scheduler", name="scheduler")
+    run.finish()
+    airflow.wait_for(lambda: not open_on(airflow, worker), 60, "all places to be free")
+
+
+def test_redis_that_is_restarted(airflow: Deployment, worker: str, broker: Redis) -> None:
+    run = Held(airflow, ALL + 6)
+    run.wait_states(running=4, queued=56)
+    airflow.wait_for(lambda: open_on(airflow, worker) == ALL, 60, "all to be placed")
+    broker.restart()
+    run.finish()
+
+
+def test_a_database_that_is_gone_for_half_a_minute(airflow: Deployment, worker: str) -> None:
+    run = Held(airflow, ALL + 6)
+    run.wait_states(running=4, queued=56)
+    for component in airflow.components.values():
+        component.expected_to_end = True
+    with airflow.without_database():
+        time.sleep(30)
+    # What has ended is started again, as by whatever runs an Airflow's processes.
+    for component in list(airflow.components.values()):
+        if component.name != "another":
+            print(component.name, "alive" if component.alive else "ended")
+        if not component.alive and component.kind != "celery worker":
+            airflow.start(component.kind, name=component.name)
+    run.finish()
