@@ -319,17 +319,16 @@ def sweep(connection: Connection, running: Mapping[tuple[int, int, int], int], *
     :param settled: what was placed later is left alone
     """
     placed = open_placements(connection)
-    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
-    over = [
-        one.key
-        for one in placed
-        if one.placed_at is not None
-        and one.placed_at < settled
-        and (one.key not in states or states[one.key].state not in PLACES_TAKEN)
-    ]
+    over = _have_ended(connection, [one for one in placed if one.placed_at is not None and one.placed_at < settled])
     close(connection, over)
     known = {_digests(one.key) for one in placed if one.worker_ref is not None}
     return Swept(len(over), Counter(ref for key, ref in running.items() if key not in known))
+
+
+def _have_ended(connection: Connection, placed: Sequence[Placement]) -> list[TryKey]:
+    """Return those of these tries that neither wait nor run, as far as Airflow knows."""
+    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
+    return [one.key for one in placed if one.key not in states or states[one.key].state not in PLACES_TAKEN]
 
 
 def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:
@@ -337,6 +336,8 @@ def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:
     keys = sorted({run_key(run.dag_id, run.run_id) for run in runs})
     if connection.execute(select(placement.c.run_key).where(placement.c.run_key.in_(keys)).limit(1)).first() is None:
         return
+    # A Dag run may end before its scheduler has heard of the end of its last try.
+    close(connection, _have_ended(connection, _open_of_runs(connection, keys)))
     same = [ours == theirs for ours, theirs in zip(_key(attempt), _key(placement), strict=True)]
     # A scalar subquery, because MySQL and SQLite say UPDATE … FROM in other words.
     reason = select(placement.c.reason).where(*same).correlate(attempt).scalar_subquery()
@@ -346,6 +347,11 @@ def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:
         .values(placement=reason)
     )
     connection.execute(delete(placement).where(placement.c.run_key.in_(keys), placement.c.is_open.is_(False)))
+
+
+def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement]:
+    rows = connection.execute(select(placement).where(placement.c.is_open.is_(True), placement.c.run_key.in_(keys)))
+    return [_placement(row) for row in rows]
 
 
 def forget(connection: Connection, older_than: datetime) -> None:

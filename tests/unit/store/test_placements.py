@@ -96,8 +96,8 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         reconcile_runs(connection, [run])
         assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
         assert [row.task_id for row in stored(connection)] == ["late"]
+        # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
-        placements.close(connection, [late])
         reconcile_runs(connection, [run])
         assert placements.kept_reasons(connection, late) == {1: LEAST_LOADED}
         assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
