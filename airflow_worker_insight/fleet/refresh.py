@@ -18,7 +18,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.fleet.engines import EngineTrouble, absent_engines, configured_engines
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.sighting import Look, View
-from airflow_worker_insight.fleet.states import LOOK_TAKES, Timeouts, reach
+from airflow_worker_insight.fleet.states import Timeouts, reach
 from airflow_worker_insight.fleet.writing import end_forgotten, write_look
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
@@ -129,9 +129,9 @@ class _Turn:
         with compat.short_transaction() as connection:
             began, began_at = time.monotonic(), database_now(connection)
             row = store.get_engine(connection, name, now=began_at)
-            until = began_at + max(self.interval, LOOK_TAKES)
+            until = began_at + max(self.interval, store.LOOK_TAKES)
             is_ours = store.take_lease(
-                connection, name, now=began_at, until=until, at_most=until + LOOK_TAKES, only_if_due=only_if_due
+                connection, name, now=began_at, until=until, at_most=until + store.LOOK_TAKES, only_if_due=only_if_due
             )
         if not is_ours:
             return EngineOutcome(name, looked=False), (row.due_at - began_at).total_seconds()

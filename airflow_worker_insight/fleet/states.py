@@ -10,23 +10,20 @@ Nothing is ever said to be lost because its engine could not be asked, or becaus
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.matching import SKEW
+from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from airflow_worker_insight.fleet.sighting import Sighting
     from airflow_worker_insight.store.lives import EngineRow, Life
 
 MISSED_INTERVALS = 3
 """After so many intervals without a look nobody has looked: silence in that time counts for nothing."""
-
-LOOK_TAKES = timedelta(seconds=60)
-"""How long a look may take at most."""
 
 LEFT = "It was stopped in order."
 REPLACED = "A new life of this worker has begun; no try ran on this one."

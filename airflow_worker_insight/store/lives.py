@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timezone
+from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,10 @@ _KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
+
+
+LOOK_TAKES = timedelta(seconds=60)
+"""How long a look may take at most: after so long another one may look, should this one have died."""
 
 
 @dataclass(frozen=True, slots=True)

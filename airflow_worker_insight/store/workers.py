@@ -16,6 +16,7 @@ from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store.clock import database_now, utc
+from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import LOCAL, LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE, are_called
 from airflow_worker_insight.store.tables import (
@@ -272,8 +273,11 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     """Return the workers of a kind that have not ended, for an executor, and why nobody knows of them if so.
 
     What a worker's labels are is known from its first try on: until then they are those of the life before it.
+
+    Whoever looks may die while it does. What was seen before counts until another one may look: the executor itself
+    asks the workers meanwhile.
     """
-    looks = _Looks.of(connection)
+    looks = _Looks.of(connection, patience=LOOK_TAKES)
     if engine_of(kind) in looks.stale:
         return [], "Nobody looks at the workers."
     rows = connection.execute(
@@ -494,9 +498,12 @@ def _order(order_by: str, looks: _Looks) -> list[Any]:
 # --- whether a state still counts ------------------------------------------------------------------------------------
 
 
-def list_engines(connection: Connection) -> list[EngineLook]:
-    """Return the engines that were ever looked at, in the order of their names."""
-    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval())
+def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -> list[EngineLook]:
+    """Return the engines that were ever looked at, in the order of their names.
+
+    :param patience: how much longer than usual a look counts as current
+    """
+    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval()) - patience
     return [
         EngineLook(
             name=row.name,
@@ -519,8 +526,8 @@ class _Looks:
     stale: frozenset[str]
 
     @classmethod
-    def of(cls, connection: Connection) -> _Looks:
-        engines = list_engines(connection)
+    def of(cls, connection: Connection, *, patience: timedelta = timedelta()) -> _Looks:
+        engines = list_engines(connection, patience=patience)
         current = {one.name for one in engines if one.is_current}
         names = {*_ENGINES.values(), _OTHER_KINDS}
         return cls({one.name: one.looked_at for one in engines}, frozenset(names - current))

@@ -17,7 +17,7 @@ from airflow_worker_insight.executors.placement import Candidate, Placer, Task
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.fleet.engines import EngineTrouble
-from airflow_worker_insight.store import migrate, placements
+from airflow_worker_insight.store import lives, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.store.placements import Placement
@@ -347,6 +347,16 @@ def test_nobody_looks(database: Database, workers: Workers) -> None:
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     assert "Nobody looks" in (trouble(watch) or "")
+
+
+def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
+    look_at(database, workers, "w1")
+    with database.engine.begin() as connection:
+        connection.execute(update(engine).values(looked_at=database_now(connection) - lives.LOOK_TAKES))
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert candidates(watch)["w1@host"].state == "online", "until another one may look"
 
 
 def test_there_are_no_tables(database: Database, workers: Workers) -> None:
