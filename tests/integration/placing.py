@@ -21,6 +21,8 @@ QUICK = {
     # Nothing changes in the Dag files: the processor's time is better spent on tasks.
     "dag_processor.min_file_process_interval": "600",
     "core.parallelism": "256",
+    # A supervisor that misses the end of its task notices it with its next heartbeat.
+    "workers.min_heartbeat_interval": "1",
 }
 
 HELD = (

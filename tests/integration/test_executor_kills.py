@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, open_on, placements, start_workers
+from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, let_all_go, open_on, placements, start_workers
 from tests.support.deployment import Deployment
 from tests.support.services import Redis
 
@@ -41,7 +41,6 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, broke
         "scheduler.task_instance_heartbeat_timeout": "20",
         "scheduler.task_instance_heartbeat_timeout_detection_interval": "3",
         "scheduler.task_instance_heartbeat_sec": "3",
-        "workers.min_heartbeat_interval": "3",
         "scheduler.orphaned_tasks_check_interval": "5",
         "scheduler.scheduler_health_check_threshold": "10",
     }
@@ -50,6 +49,13 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, broke
         airflow.migrate()
         airflow.start_all()
         yield airflow
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(airflow: Deployment) -> Iterator[None]:
+    """Have the tasks of a test that failed leave the workers to the next one."""
+    yield
+    let_all_go(airflow)
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_a_scheduler_that_is_killed(airflow: Deployment, worker: str) -> None:
     run.wait_states(running=4, queued=56)
     airflow.wait_for(lambda: len(placements(airflow, run.run_id)) == ALL + 7, 60, "all to be placed or to wait")
     airflow.kill("scheduler", descendants=True)
-    airflow.start("scheduler", name="scheduler")
+    airflow.start("scheduler")
     run.finish()
     airflow.wait_for(lambda: not open_on(airflow, worker), 60, "all places to be free")
 
@@ -105,17 +111,57 @@ def test_redis_that_is_restarted(airflow: Deployment, worker: str, broker: Redis
     run.finish()
 
 
-def test_a_database_that_is_gone_for_half_a_minute(airflow: Deployment, worker: str) -> None:
+def test_two_schedulers_of_which_one_is_stopped(airflow: Deployment, worker: str) -> None:
+    airflow.start("scheduler", name="another scheduler", wait=False)
+    start_workers(airflow, "second")
+    airflow.wait_ready(airflow.components["another scheduler"])
+
+    def by_both() -> Held | None:
+        """Have a run that fills both workers; return it if both schedulers had a part in it."""
+        run = Held(airflow, 2 * ALL + 12)
+        airflow.wait_for(lambda: open_on(airflow, worker) == open_on(airflow, "second") == ALL, 60, "both to be full")
+        query = "SELECT count(DISTINCT queued_by_job_id) AS n FROM task_instance WHERE run_id = :run AND map_index >= 0"
+        if airflow.sql(query, run=run.run_id) == [{"n": 2}]:
+            return run
+        run.finish()
+        return None
+
+    run = airflow.wait_for(by_both, 200, "both schedulers to have a part in a run")
+    airflow.stop("scheduler")
+    run.finish()
+    airflow.wait_for(lambda: not open_on(airflow, worker) and not open_on(airflow, "second"), 60, "all to be free")
+
+
+def test_our_table_locked_and_then_gone(airflow: Deployment, worker: str) -> None:
+    """It does as Airflow's own executor meanwhile."""
+    table = "worker_insight_placement"
+    with airflow.connected() as connection, connection.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        run = Held(airflow, 8)
+        run.finish()
+    airflow.sql(f"ALTER TABLE {table} RENAME TO {table}_gone")
+    try:
+        run = Held(airflow, 8)
+        run.finish()
+    finally:
+        airflow.sql(f"ALTER TABLE {table}_gone RENAME TO {table}")
+    run = Held(airflow, 6)
+    airflow.wait_for(lambda: open_on(airflow, worker) == 6, 60, "it to place again")
+    run.finish()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_database_that_is_gone_for_half_a_minute(airflow: Deployment) -> None:
     run = Held(airflow, ALL + 6)
     run.wait_states(running=4, queued=56)
-    for component in airflow.components.values():
+    living = [component for component in airflow.components.values() if component.alive]
+    for component in living:
         component.expected_to_end = True
     with airflow.without_database():
         time.sleep(30)
-    # What has ended is started again, as by whatever runs an Airflow's processes.
-    for component in list(airflow.components.values()):
-        if component.name != "another":
-            print(component.name, "alive" if component.alive else "ended")
+    print("ended:", *(component.name for component in living if not component.alive))
+    # Started again, as by whatever runs an Airflow's processes. The workers do without it.
+    for component in living:
         if not component.alive and component.kind != "celery worker":
             airflow.start(component.kind, name=component.name)
     run.finish()

@@ -633,6 +633,12 @@ class Deployment:
             connection.commit()
             return rows
 
+    def connected(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a connection to the metadata database on PostgreSQL; its transaction ends with the context."""
+        assert self.postgres
+        assert self._database
+        return self.postgres.connected(self._database)
+
     def without_database(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which nobody reaches the metadata database on PostgreSQL."""
         assert self.postgres

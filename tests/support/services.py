@@ -147,14 +147,15 @@ class Postgres(_Service):
 
     def execute(self, statement: str, parameters: Any = None, database: str = "postgres") -> list[dict[str, Any]]:
         """Run one statement outside a transaction and return its rows, if it has any."""
-        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname=database)
-        try:
+        with self.connected(database) as connection:
             connection.autocommit = True
             with connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
                 cursor.execute(statement, parameters)
                 return [dict(row) for row in cursor.fetchall()] if cursor.description else []
-        finally:
-            connection.close()
+
+    def connected(self, database: str) -> contextlib.AbstractContextManager[Any]:
+        """Return a connection, which is closed with the context."""
+        return contextlib.closing(psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname=database))
 
     def create_database(self, template: str | None = None) -> str:
         """Create a database, empty or as a copy of another, and return its name."""
