@@ -29,7 +29,7 @@ pytest.importorskip("celery")
 
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 
-from airflow_worker_insight.executors import celery as module
+from airflow_worker_insight.executors import placing
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
 
 W1 = Candidate(ref=1, worker_id="celery-1", name="w1@host", queues=frozenset({"default"}), concurrency=2, capacity=3)
@@ -385,7 +385,7 @@ def either(request: pytest.FixtureRequest, executor: WorkerInsightCeleryExecutor
 
 
 def a_key(key: Any) -> TryKey:
-    return module._try_key(key)
+    return placing.try_key(key)
 
 
 def test_queued_run_and_ended(either: CeleryExecutor) -> None:

@@ -1,0 +1,236 @@
+"""What all executors of this package have in common: they place a batch of tasks, and note what waits and what ends.
+
+It stands between an executor and its parent, which is one of Airflow's own. How a placed task reaches its worker is the
+executor's business; where it goes is decided here, from what its watch knows of the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow.exceptions import AirflowConfigException
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.executors.desk import Asked, Desk
+from airflow_worker_insight.executors.rules import read_rules
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.keys import TryKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from airflow.executors.base_executor import BaseExecutor
+
+    from airflow_worker_insight.executors.desk import Placed, Snapshot
+    from airflow_worker_insight.executors.placement import Candidate
+    from airflow_worker_insight.executors.rules import Rules
+else:
+    BaseExecutor = object
+
+log = logging.getLogger(__name__)
+
+OLD_AFTER = 60.0
+"""Seconds after which what is known of the workers counts for nothing."""
+
+BEGIN_SECONDS = 20.0
+"""How long tasks wait at most for the first that is known of the workers, when a scheduler has just started."""
+
+MAX_ENDED = 100_000
+"""Ends that are remembered while the database cannot be written."""
+
+
+class Watches(Protocol):
+    """Knows the workers, from a thread of its own."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End."""
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what is known of the workers; ``None`` before anything is."""
+
+
+class PlacesTasks(BaseExecutor):
+    """The front of an executor that places tasks: to be put before Airflow's own among the bases of a class."""
+
+    plainly = "runs them as Airflow's own executor does"
+    """What becomes of tasks while the workers cannot be seen, in words for the log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._desk: Desk | None = None
+        self._watch: Watches | None = None
+        self._started_at = 0.0
+        self._open_slots: int | None = None
+        self._ended: list[TryKey] = []
+        # The tasks that wait, and the reason that was written of each.
+        self._waiting: dict[TryKey, str] = {}
+
+    # --- what differs from one executor to another
+
+    def read_rules(self) -> Rules:
+        """Return the rules of the configuration.
+
+        :raises ValueError: when a setting makes no sense
+        """
+        return read_rules()
+
+    def make_watch(self, desk: Desk) -> Watches:
+        """Return what watches the workers in a scheduler."""
+        raise NotImplementedError
+
+    def own_queue(self, worker: Candidate) -> str | None:
+        """Return the worker's own queue that a task is sent to, where it has one."""
+        raise NotImplementedError
+
+    def as_now(self, snapshot: Snapshot, asked: Sequence[Asked]) -> Snapshot:  # noqa: ARG002
+        """Return what is known of the workers with what has changed since, for a batch of tasks."""
+        return snapshot
+
+    # --- its life
+
+    def start(self) -> None:
+        """Begin to watch the workers.
+
+        :raises AirflowConfigException: when a setting makes no sense
+        """
+        try:
+            self._desk = Desk(self.read_rules())
+        except ValueError as error:
+            raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
+        super().start()  # type: ignore[no-untyped-call]
+        self._started_at = time.monotonic()
+        # A command that sends one task and ends does as Airflow's own executor.
+        if compat.in_scheduler():
+            self._watch = self.make_watch(self._desk)
+            self._watch.start()
+
+    def end(self, *args: Any, **kwargs: Any) -> None:
+        """End as the parent does."""
+        if self._watch is not None:
+            self._watch.stop()
+        super().end(*args, **kwargs)
+        self._give_back()
+
+    # --- placing
+
+    def trigger_tasks(self, open_slots: int) -> None:
+        """Hand over all queued tasks, and send as many as there are slots: those that wait keep no other from its."""
+        self._open_slots = open_slots
+        try:
+            super().trigger_tasks(max(open_slots, self._queued()) if open_slots > 0 else open_slots)
+        finally:
+            self._open_slots = None
+
+    def _queued(self) -> int:
+        return len(self.queued_tasks) + len(getattr(self, "queued_callbacks", ()))
+
+    def place(self, asked: Sequence[Asked], slots: int) -> list[Placed] | None:
+        """Decide which of these tasks go where now, and write it: those that are not returned wait.
+
+        :param slots: how many may go at most
+        :return: ``None`` where the workers cannot be seen, which is said once and counted
+        """
+        assert self._watch is not None
+        snapshot = self._watch.snapshot()
+        now = time.monotonic()
+        if snapshot is None and now - self._started_at < BEGIN_SECONDS:
+            return []
+        try:
+            trouble = _trouble(snapshot, now)
+            if snapshot is not None and trouble is None:
+                return self._place(asked, slots, self.as_now(snapshot, asked))
+        except Exception as error:
+            log.debug("Placing failed", exc_info=True)
+            trouble = f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]
+        count("placement.plain", min(slots, len(asked)))
+        warn_once("placing.plain", "Airflow Worker Insight cannot place tasks and %s: %s", self.plainly, trouble)
+        return None
+
+    def _place(self, asked: Sequence[Asked], slots: int, snapshot: Snapshot) -> list[Placed]:
+        assert self._desk is not None
+        with compat.short_transaction() as connection:
+            decided = self._desk.decide(connection, asked, snapshot, most=slots)
+            sent = [one for one in decided if not one.waits]
+            written = [one.placement(self._own_queue(one)) for one in (*sent, *self._to_tell(decided))]
+            placements.write(connection, written, now=database_now(connection))
+        shared = sum(one.decision.worker is None for one in sent)
+        if shared:
+            count("placement.shared", shared)
+        return sent
+
+    def _own_queue(self, one: Placed) -> str | None:
+        return None if one.decision.worker is None else self.own_queue(one.decision.worker)
+
+    def _to_tell(self, decided: Iterable[Placed]) -> list[Placed]:
+        """Return the tasks whose waiting is to be written: for their pages, and for whoever adopts them."""
+        before = self._waiting
+        waiting = [one for one in decided if one.waits]
+        self._waiting = {one.asked.key: one.decision.reason for one in waiting}
+        return [one for one in waiting if before.get(one.asked.key) != one.decision.reason]
+
+    def note_plain(self, keys: Iterable[Any]) -> None:
+        """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
+        for key in keys:
+            if self._waiting.pop(try_key(key), None) is not None:
+                self._note_end(key)
+
+    # --- ends
+
+    def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
+        """Note that a task has ended, and do as the parent does."""
+        super().change_state(key, state, info, remove_running=remove_running)
+        if remove_running:
+            self._note_end(key)
+
+    def revoke_task(self, *, ti: Any) -> None:
+        """Revoke a task as the parent does."""
+        super().revoke_task(ti=ti)
+        self._note_end(ti.key)
+
+    def sync(self) -> None:
+        """Learn what has ended as the parent does, and give back its places."""
+        super().sync()
+        self._give_back()
+
+    def _note_end(self, key: Any) -> None:
+        if is_task(key) and len(self._ended) < MAX_ENDED:
+            self._ended.append(try_key(key))
+
+    def _give_back(self) -> None:
+        if not self._ended or self._watch is None:
+            self._ended.clear()
+            return
+        try:
+            with compat.short_transaction() as connection:
+                placements.close(connection, self._ended)
+        except Exception as error:  # noqa: BLE001
+            # They are given back with the next ones.
+            warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)
+        else:
+            self._ended.clear()
+
+
+def is_task(key: Any) -> bool:
+    """Return whether the key of what an executor has is a task's, and not a callback's or a connection test's."""
+    return hasattr(key, "dag_id")
+
+
+def try_key(key: Any) -> TryKey:
+    """Return Airflow's key of a task as ours."""
+    return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
+
+
+def _trouble(snapshot: Snapshot | None, now: float) -> str | None:
+    """Return why nothing can be placed by what is known."""
+    if snapshot is None:
+        return "Nothing is known of the workers."
+    if now - snapshot.taken_at > OLD_AFTER:
+        return "What is known of the workers is old."
+    return snapshot.trouble
