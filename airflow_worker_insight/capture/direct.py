@@ -40,7 +40,7 @@ def record(task_instance: Any) -> None:
             record_start(
                 connection,
                 key,
-                _worker_record(worker, job_id=task_instance.queued_by_job_id),
+                worker_record(worker, job_id=task_instance.queued_by_job_id),
                 try_started_at=task_instance.start_date,
                 state="running",
                 now=datetime.now(timezone.utc),
@@ -54,7 +54,7 @@ def record(task_instance: Any) -> None:
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None
 
 
-def _worker_record(worker: Worker, *, job_id: int | None) -> WorkerRecord:
+def worker_record(worker: Worker, *, job_id: int | None) -> WorkerRecord:
     """Return the worker as its row; ``job_id`` is the scheduler that queued the try, whose own a local worker is."""
     return WorkerRecord(
         worker_id=worker.worker_id,

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.sighting import Sighting
+from airflow_worker_insight.identity.engines import is_named_local
 from airflow_worker_insight.store.recording import OFFLINE, SAME_START
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def _key(one: Sighting | Life) -> Hashable:
     if isinstance(one, Sighting) and one.ref is not None:
         return one.ref
     # A scheduler is known by its job, and where a worker does not know its job by their host.
-    return (one.kind, one.hostname if one.kind == "local" else one.engine_name)
+    is_by_host = one.kind == "local" and not is_named_local(one.kind, one.engine_name)
+    return (one.kind, "on", one.hostname) if is_by_host else (one.kind, one.engine_name)
 
 
 def _started_together(sighting: Sighting, life: Life) -> bool:

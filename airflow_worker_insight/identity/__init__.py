@@ -11,6 +11,6 @@ task process pays for it.
 from __future__ import annotations
 
 from airflow_worker_insight.identity.conditions import conditions
-from airflow_worker_insight.identity.worker import Worker, whoami
+from airflow_worker_insight.identity.worker import Worker, local_worker, whoami
 
-__all__ = ["Worker", "conditions", "whoami"]
+__all__ = ["Worker", "conditions", "local_worker", "whoami"]

@@ -45,6 +45,8 @@ class Found(NamedTuple):
     """The worker's main process: it lives as long as the worker does. Not known of everything."""
     pod: str = ""
     """What is the same for all processes of a pod and of no other pod, where the pod is the worker."""
+    is_one_of_several: bool = False
+    """Whether the main process is that of several workers, which only their names tell apart."""
 
 
 def recognise(around: Surroundings) -> Found:
@@ -155,6 +157,26 @@ _SUPERVISOR = "airflow supervisor: "
 _LOCAL_WORKER = "airflow worker -- LocalExecutor"
 _FORK_SERVER = "from multiprocessing.forkserver import"
 
+# "local@HOST" is the one worker that all processes of Airflow's LocalExecutor are. An executor that has several gives
+# each another name, and its processes a variable that says which of them they belong to, and to which scheduler: a task
+# may start another Airflow, which inherits the variable and is none of them.
+PLAIN_LOCAL = "local"
+LOCAL_WORKER_VARIABLE = "_AIRFLOW_WORKER_INSIGHT_LOCAL_WORKER"
+
+
+def local_worker_environment(name: str, owner_pid: int) -> dict[str, str]:
+    """Return what a process needs in its environment to be taken for one of a scheduler's named workers.
+
+    :param name: the worker's name with its host, ``NAME@HOST``
+    :param owner_pid: the scheduler's process
+    """
+    return {LOCAL_WORKER_VARIABLE: f"{owner_pid}:{name}"}
+
+
+def is_named_local(kind: str, engine_name: str | None) -> bool:
+    """Return whether a worker is one of several that a scheduler has on its machine."""
+    return kind == "local" and engine_name is not None and not engine_name.startswith(f"{PLAIN_LOCAL}@")
+
 
 def _local(around: Surroundings, index: int) -> Found | None:
     """Match a worker process of LocalExecutor: the worker is the scheduler that owns it."""
@@ -169,10 +191,21 @@ def _local(around: Surroundings, index: int) -> Found | None:
         ),
         None,
     )
+    named = _named_local(around, owner)
+    if named is not None:
+        return named
     # When a scheduler is killed, its workers finish as children of the init process, which is no scheduler.
     if owner is not None and owner.pid == 1 and not _airflow_command(owner.argv):
         owner = None
-    return Found("local", f"local@{around.host}", owner)
+    return _named_local(around, owner) or Found("local", f"{PLAIN_LOCAL}@{around.host}", owner)
+
+
+def _named_local(around: Surroundings, owner: Process | None) -> Found | None:
+    """Recognise one of several workers of a scheduler, also where that is gone."""
+    pid, _, name = around.environ.get(LOCAL_WORKER_VARIABLE, "").partition(":")
+    if not name or (owner is not None and pid != str(owner.pid)):
+        return None
+    return Found("local", name, owner, is_one_of_several=True)
 
 
 def _under_a_scheduler(around: Surroundings) -> Found | None:
@@ -184,7 +217,7 @@ def _under_a_scheduler(around: Surroundings) -> Found | None:
     if owner is None:
         return None
     if around.executor.endswith("LocalExecutor"):
-        return Found("local", f"local@{around.host}", owner)
+        return _named_local(around, owner) or Found("local", f"{PLAIN_LOCAL}@{around.host}", owner)
     return Found(around.executor or "unknown", around.host, owner)
 
 

@@ -74,10 +74,51 @@ def whoami(
     :param labels: labels an operator gave this worker: ``region=…,zone=…``
     :param image: the container image that an operator says this worker runs in
     """
-    host = ask(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
+    host = _host()
     nothing: dict[str, str] = {}
     nobody = (_id("unknown", host), engines.Found("unknown", host, None), nothing)
-    worker_id, found, own_labels = ask(lambda: _identify(host, executor), nobody)
+    return _described(
+        ask(lambda: _identify(host, executor), nobody), host, hostname=hostname, name=name, labels=labels, image=image
+    )
+
+
+def local_worker(
+    name: str, *, hostname: str | None = None, labels: str | None = None, image: str | None = None
+) -> tuple[Worker, dict[str, str]]:
+    """Return one of the named workers that this process, a scheduler, has on its machine, before any process of it is.
+
+    Its task processes say the same of themselves, given the environment that is returned with it.
+
+    :param name: what an operator calls it
+    :param hostname: what Airflow calls this machine; with it the name is one of all schedulers' workers
+    :param labels: as for :func:`whoami`
+    :param image: as for :func:`whoami`
+    """
+    host = _host()
+    around = _surroundings(host, "LocalExecutor")
+    full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", engines.NAME_LENGTH)
+    found = engines.Found("local", full_name, next(iter(around.lineage), None), is_one_of_several=True)
+    worker = _described(
+        (_life(found, around), found, engines.kubernetes_labels(around)),
+        host,
+        hostname=hostname,
+        name=name,
+        labels=labels,
+        image=image,
+    )
+    return worker, engines.local_worker_environment(full_name, os.getpid())
+
+
+def _described(
+    identified: tuple[str, engines.Found, dict[str, str]],
+    host: str,
+    *,
+    hostname: str | None,
+    name: str | None,
+    labels: str | None,
+    image: str | None,
+) -> Worker:
+    worker_id, found, own_labels = identified
     main = found.main
     return Worker(
         worker_id=worker_id,
@@ -93,18 +134,23 @@ def whoami(
     )
 
 
+def _host() -> str:
+    return ask(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
+
+
 def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_namespace: str) -> str:
     """Return the ID of this life of the worker: a digest of what stays the same as long as it lives.
 
-    The worker's name is not part of it where the main process is known. Two workers never share one, and a
-    name can be lost: after ``run_as_user`` in a worker without a pool (see ``engines``), which is still the
-    same worker.
+    The worker's name is not part of it where the main process is known. Two workers never share one, but for the named
+    ones of a scheduler, and a name can be lost: after ``run_as_user`` in a worker without a pool (see ``engines``),
+    which is still the same worker.
     """
     if found.pod:
         return _id(found.kind, found.pod, found.name)
     here = (boot_id, pid_namespace, around.host)
     if found.main:
-        return _id(found.kind, *here, str(found.main.pid), found.main.start)
+        name = [found.name] if found.is_one_of_several else []
+        return _id(found.kind, *here, str(found.main.pid), found.main.start, *name)
     # All that lives as long as the worker is the host (or the container, whose first process we then see).
     first = around.lineage[-1] if around.lineage and around.lineage[-1].pid == 1 else None
     return _id(found.kind, *here, first.start if first else "", found.name)
@@ -112,7 +158,13 @@ def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_n
 
 def _identify(host: str, executor: object) -> tuple[str, engines.Found, dict[str, str]]:
     """Return the worker's ID, the worker, and the labels that its surroundings give it."""
-    around = engines.Surroundings(
+    around = _surroundings(host, executor)
+    found = engines.recognise(around)
+    return _life(found, around), found, engines.kubernetes_labels(around)
+
+
+def _surroundings(host: str, executor: object) -> engines.Surroundings:
+    return engines.Surroundings(
         lineage=ask(process.lineage, []),
         environ=os.environ,
         modules=sys.modules,
@@ -120,9 +172,10 @@ def _identify(host: str, executor: object) -> tuple[str, engines.Found, dict[str
         executor=engines.executor_name(executor),
         service_account_namespace=_service_account_namespace(),
     )
-    found = engines.recognise(around)
-    worker_id = life(found, around, process.boot_id(), process.pid_namespace())
-    return worker_id, found, engines.kubernetes_labels(around)
+
+
+def _life(found: engines.Found, around: engines.Surroundings) -> str:
+    return life(found, around, process.boot_id(), process.pid_namespace())
 
 
 def _id(kind: str, *facts: str) -> str:

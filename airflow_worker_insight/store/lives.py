@@ -12,7 +12,7 @@ from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import and_, case, delete, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import placements
@@ -27,6 +27,7 @@ from airflow_worker_insight.store.recording import (
     SINCE_BEFORE,
     UNRESPONSIVE,
     WorkerRecord,
+    are_named_local,
     note_inheritance,
     upsert,
 )
@@ -210,6 +211,15 @@ def latest_ended_lives(connection: Connection, kind: str, engine_names: Collecti
     return found
 
 
+def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[Life]:
+    """Return the named workers that these schedulers have on their machines, by their jobs, ended or not."""
+    return [
+        life
+        for batch in _batches(sorted(job_ids))
+        for life in _lives(connection, are_named_local(worker), worker.c.job_id.in_(batch))
+    ]
+
+
 def _is_of_engine(engine_name: str) -> Any:
     if engine_name == TRIES:
         return worker.c.kind.not_in(list(_KINDS.values()))
@@ -262,7 +272,7 @@ def register(connection: Connection, lives: Sequence[NewLife], *, now: datetime)
     for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
-            note_inheritance(connection, row.id, row.kind, [row.engine_name], row.hostname, now=now)
+            note_inheritance(connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now)
 
 
 def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, Any]:
@@ -308,7 +318,7 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
         for batch in _batches(sorted(wanted)):
             last = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
-                .where(column.in_(batch), worker.c.host_only.is_(False))
+                .where(column.in_(batch), worker.c.host_only.is_(False), not_(are_named_local(worker)))
                 .group_by(worker.c.kind, column)
                 .subquery()
             )

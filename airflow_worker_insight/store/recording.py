@@ -15,9 +15,10 @@ from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, func, insert, literal, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, insert, literal, not_, or_, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
 from airflow_worker_insight.store.locks import short_waits
 from airflow_worker_insight.store.tables import (
     AVAILABILITIES,
@@ -30,7 +31,7 @@ from airflow_worker_insight.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
@@ -226,8 +227,9 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
     }
     inherited = AVAILABLE
     if known is None and not _recognised(connection, record, changing):
-        names = (record.name, record.engine_name)
-        inherited = inherited_availability(connection, record.kind, names, record.hostname)
+        inherited = inherited_availability(
+            connection, record.kind, record.name, record.engine_name, hostname=record.hostname
+        )
         values = {
             "worker_id": record.worker_id,
             "reported_id": record.worker_id,
@@ -242,7 +244,9 @@ def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime
     connection.execute(update(worker).where(mine).values(changing))
     row_id: int = connection.execute(select(worker.c.id).where(mine)).scalar_one()
     if inherited == QUARANTINED:
-        note_inheritance(connection, row_id, record.kind, (record.name, record.engine_name), record.hostname, now=now)
+        note_inheritance(
+            connection, row_id, record.kind, record.name, record.engine_name, hostname=record.hostname, now=now
+        )
     return row_id
 
 
@@ -256,6 +260,9 @@ def _recognised(connection: Connection, record: WorkerRecord, description: Mappi
     where the worker's clock is wrong by just as long as that life lasted. Where the engine knows no start, the next
     look would not know better.
     """
+    if is_named_local(record.kind, record.engine_name):
+        # Nobody but its own scheduler makes it known, and by the ID that its processes report.
+        return False
     if record.kind == LOCAL:
         # The engine's name of a scheduler is Airflow's for its host, which a worker does not know. A job is one life.
         is_same = [worker.c.job_id == record.job_id]
@@ -295,17 +302,20 @@ def _started_as(record: WorkerRecord) -> Any:
     return or_(told.is_(None), told.between(record.started_at - SAME_START, record.started_at + STARTING))
 
 
-def inherited_availability(connection: Connection, kind: str, names: Iterable[str | None], hostname: str) -> str:
+def inherited_availability(
+    connection: Connection, kind: str, name: str | None, engine_name: str | None, *, hostname: str
+) -> str:
     """Return what a new life begins with: a quarantine outlives a restart, a drain does not.
 
     Else a sick worker would be given work again as soon as something restarts it.
 
-    :param names: what the worker is called, by an operator and by its engine
+    :param name: what an operator calls the worker
+    :param engine_name: what its engine calls it
     :param hostname: what Airflow calls its host
     """
     latest = (
         select(worker.c.availability)
-        .where(*are_called(kind, names, hostname), worker.c.host_only.is_(False))
+        .where(*are_called(kind, name, engine_name, hostname=hostname), worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(1)
     )
@@ -313,7 +323,14 @@ def inherited_availability(connection: Connection, kind: str, names: Iterable[st
 
 
 def note_inheritance(
-    connection: Connection, ref: int, kind: str, names: Iterable[str | None], hostname: str, *, now: datetime
+    connection: Connection,
+    ref: int,
+    kind: str,
+    name: str | None,
+    engine_name: str | None,
+    *,
+    hostname: str,
+    now: datetime,
 ) -> None:
     """Write, as the first entry of a life's history, whose decision the quarantine is that it began with.
 
@@ -326,7 +343,11 @@ def note_inheritance(
     before = connection.execute(
         select(worker.c.worker_id, change.c.reason, change.c.changed_by)
         .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
-        .where(*are_called(kind, names, hostname), worker.c.id < ref, change.c.availability == QUARANTINED)
+        .where(
+            *are_called(kind, name, engine_name, hostname=hostname),
+            worker.c.id < ref,
+            change.c.availability == QUARANTINED,
+        )
         .order_by(worker.c.id.desc(), change.c.id.desc())
         .limit(1)
     ).first()
@@ -339,17 +360,30 @@ def note_inheritance(
     connection.execute(insert(change).values(worker_ref=ref, **values))
 
 
-def are_called(kind: str, names: Iterable[str | None], hostname: str) -> list[Any]:
+def are_called(kind: str, name: str | None, engine_name: str | None, *, hostname: str) -> list[Any]:
     """Match the lives of a worker: what is called so by an operator or by its engine.
 
-    A local worker is called after its host, which its engine and its own processes may know by different names; the
-    name of the host that Airflow has is the same for both.
+    A scheduler's one local worker is called after its host, which its engine and its own processes may know by
+    different names; the name of the host that Airflow has is the same for both. Of several, what the engine calls them
+    says all: another host may have workers of the same names.
     """
-    called = [name for name in names if name]
+    if is_named_local(kind, engine_name):
+        return [worker.c.kind == kind, worker.c.engine_name == engine_name]
+    called = [one for one in (name, engine_name) if one]
     bears: list[Any] = [worker.c.name.in_(called), worker.c.engine_name.in_(called)]
     if kind == LOCAL:
         bears.append(worker.c.hostname == hostname)
+        return [worker.c.kind == kind, or_(*bears), not_(are_named_local(worker))]
     return [worker.c.kind == kind, or_(*bears)]
+
+
+def are_named_local(table: Any) -> Any:
+    """Match the rows of local workers of which a scheduler has several: ``identity.engines.is_named_local``.
+
+    :param table: the table of workers, or an alias of it
+    """
+    is_plain = or_(table.c.engine_name.is_(None), table.c.engine_name.startswith(f"{PLAIN_LOCAL}@", autoescape=True))
+    return and_(table.c.kind == LOCAL, not_(is_plain))
 
 
 _seen: dict[str, datetime] = {}

@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.identity.engines import is_named_local
 from airflow_worker_insight.store.clock import database_now, utc
 from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.reading import MAX_TOTAL
-from airflow_worker_insight.store.recording import LOCAL, LOST, OFFLINE, ONLINE, QUARANTINED, UNRESPONSIVE, are_called
+from airflow_worker_insight.store.recording import (
+    LOCAL,
+    LOST,
+    OFFLINE,
+    ONLINE,
+    QUARANTINED,
+    UNRESPONSIVE,
+    are_called,
+    are_named_local,
+)
 from airflow_worker_insight.store.tables import (
     WORKER_STATES,
     change,
@@ -218,7 +228,11 @@ def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int
         one.ref: _change(row)
         for one in heirs
         for row in rows
-        if row.kind == one.kind and (row.name == one.name or (row.engine_name and row.engine_name == one.engine_name))
+        if row.kind == one.kind
+        and (
+            (row.engine_name and row.engine_name == one.engine_name)
+            or (row.name == one.name and not is_named_local(one.kind, one.engine_name))
+        )
     }
 
 
@@ -246,7 +260,7 @@ def later_life(connection: Connection, one: WorkerRow) -> WorkerRow | None:
 
 
 def _same_name(one: WorkerRow) -> list[Any]:
-    return are_called(one.kind, (one.name, one.engine_name), one.hostname)
+    return are_called(one.kind, one.name, one.engine_name, hostname=one.hostname)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -455,12 +469,14 @@ def _is_latest() -> Any:
     """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index."""
     later = worker.alias("later")
 
-    def followed(name: str) -> Any:
-        same = (later.c[name] == worker.c[name], later.c.kind == worker.c.kind, later.c.id > worker.c.id)
+    def followed(name: str, *conditions: Any) -> Any:
+        same = (later.c[name] == worker.c[name], later.c.kind == worker.c.kind, later.c.id > worker.c.id, *conditions)
         return select(later.c.id).where(*same, later.c.host_only.is_(False)).exists()
 
-    by_host = and_(worker.c.kind == LOCAL, followed("hostname"))
-    return not_(or_(followed("name"), followed("engine_name"), by_host))
+    is_named = are_named_local(worker)
+    by_name = and_(not_(is_named), followed("name"))
+    by_host = and_(worker.c.kind == LOCAL, not_(is_named), followed("hostname", not_(are_named_local(later))))
+    return not_(or_(by_name, followed("engine_name"), by_host))
 
 
 def _holds(connection: Connection, column: Any, bracket: str, written: Callable[[Callable[[str], str]], str]) -> Any:

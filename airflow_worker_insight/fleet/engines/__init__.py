@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
 """What the names of an engine's executors have in them."""
 
+NAMED_LOCAL_EXECUTOR = "WorkerInsightLocalExecutor"
+"""The executor of this package that has named workers on the scheduler's machine."""
+
 
 class Engine(Protocol):
     """Looks at the workers of one engine."""
@@ -73,7 +76,7 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
     if JOBS not in absent:
         from airflow_worker_insight.fleet.engines.jobs import JobsEngine
 
-        found.append(JobsEngine())
+        found.append(JobsEngine(has_plain=_has_plain_local(setting)))
     found.append(TriesEngine())
     # Last, because its brokers may hang, and the others have nothing to wait for but the database.
     if CELERY not in absent and _is_installed("airflow.providers.celery"):
@@ -88,6 +91,11 @@ def absent_engines(setting: str | None) -> Sequence[str]:
     """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
     known = executors(setting)
     return [name for name, word in _WORDS.items() if not any(word in one.name for one in known)]
+
+
+def _has_plain_local(setting: str | None) -> bool:
+    """Return whether a local executor is configured whose one worker is the scheduler, and that has no named ones."""
+    return any(_WORDS[JOBS] in one.name and one.name != NAMED_LOCAL_EXECUTOR for one in executors(setting))
 
 
 def _is_installed(module: str) -> bool:

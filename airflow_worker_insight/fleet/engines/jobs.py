@@ -1,18 +1,19 @@
-"""LocalExecutor: its worker is the scheduler, and Airflow keeps a job for each scheduler."""
+"""LocalExecutor: its workers are the scheduler's own, and Airflow keeps a job for each scheduler."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import or_, select
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.identity.engines import NAME_LENGTH
+from airflow_worker_insight.identity.engines import NAME_LENGTH, PLAIN_LOCAL, is_named_local
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
 from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.lives import JOBS
+from airflow_worker_insight.store.lives import JOBS, named_local_lives
 
 if TYPE_CHECKING:
     from typing import Any
@@ -20,41 +21,63 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
     from airflow_worker_insight.fleet.sighting import View
+    from airflow_worker_insight.store.lives import Life
 
 
 class JobsEngine:
     """Looks at Airflow's ``job`` table.
 
     Its ``executor_class`` is never filled in (2.11 to 3.3), so each scheduler of a deployment that has LocalExecutor
-    among its executors is a local worker.
+    among its executors is a local worker. One that has named workers on its machine has made these known itself: they
+    live as long as its job does.
     """
 
     name = JOBS
 
+    def __init__(self, *, has_plain: bool = True) -> None:
+        self._has_plain = has_plain
+        """Whether LocalExecutor is configured, beside or without named workers."""
+
     def look(self, view: View) -> Look:
-        """Return the schedulers that run, and those that have ended since they were last seen."""
+        """Return the workers of the schedulers that run, and of those that have ended since they were last seen."""
         job = compat.job_table()
         known = [life.job_id for life in view.lives if life.job_id is not None]
         statement = select(job.c.id, job.c.state, job.c.hostname, job.c.start_date, job.c.latest_heartbeat).where(
             job.c.job_type == "SchedulerJob", or_(job.c.state == "running", job.c.id.in_(known))
         )
         with view.database() as connection:
-            rows = connection.execute(statement).all()
+            rows = {row.id: row for row in connection.execute(statement)}
+            named = named_local_lives(connection, rows)
+        plain = {life.job_id for life in view.lives if not is_named_local(life.kind, life.engine_name)}
         concurrency = config.parallelism()
-        return Look(tuple(_sighting(row, concurrency) for row in rows))
+        found = [_scheduler(row, concurrency) for row in rows.values() if self._has_plain or row.id in plain]
+        return Look((*found, *(_named(life, rows[life.job_id]) for life in named if life.job_id is not None)))
 
 
-def _sighting(row: Row[Any], concurrency: int | None) -> Sighting:
+def _scheduler(row: Row[Any], concurrency: int | None) -> Sighting:
     hostname = clean(row.hostname, HOSTNAME_LENGTH)
+    return replace(
+        _sighting(row),
+        engine_name=clean(f"{PLAIN_LOCAL}@{hostname}", NAME_LENGTH),
+        hostname=hostname,
+        concurrency=concurrency,
+    )
+
+
+def _named(life: Life, row: Row[Any]) -> Sighting:
+    return replace(_sighting(row), engine_name=life.engine_name or "", hostname=life.hostname, ref=life.ref)
+
+
+def _sighting(row: Row[Any]) -> Sighting:
+    """Return what a scheduler's job says of its workers."""
     # Airflow writes "success" when a scheduler was told to end, "failed" when it broke or another one missed it.
     return Sighting(
         kind="local",
-        engine_name=clean(f"local@{hostname}", NAME_LENGTH),
-        hostname=hostname,
+        engine_name="",
+        hostname="",
         job_id=row.id,
         started_at=utc(row.start_date),
         heartbeat_at=utc(row.latest_heartbeat) if row.state == "running" else None,
         has_left=row.state == "success",
-        concurrency=concurrency,
         trouble="Airflow says that its job has failed." if row.state == "failed" else None,
     )

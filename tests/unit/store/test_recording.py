@@ -524,7 +524,9 @@ def test_a_worker_is_the_same_by_either_of_its_names(
     decide(database, "quarantined")
     record = a_worker("second", pid=101, **others)
     with database.engine.connect() as connection:
-        found = inherited_availability(connection, record.kind, (record.name, record.engine_name), record.hostname)
+        found = inherited_availability(
+            connection, record.kind, record.name, record.engine_name, hostname=record.hostname
+        )
     assert found == inherited
 
 

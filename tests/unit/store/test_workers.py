@@ -160,7 +160,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     register(database, "first", name="w1")
     with database.engine.begin() as connection:
         set_availability(connection, "first", "quarantined", note="bad disk", changed_by="ann", now=NOON)
-        assert inherited_availability(connection, "celery", ["w1"], "host-1") == "quarantined"
+        assert inherited_availability(connection, "celery", "w1", None, hostname="host-1") == "quarantined"
     register(database, "second", name="w1")
     second = get(database, "second")
     assert second.availability == "quarantined"
