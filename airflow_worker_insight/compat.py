@@ -307,6 +307,68 @@ def queued_task(item: Any) -> tuple[Any, str | None]:
     return getattr(getattr(item, "ti", None), "executor_config", None), None
 
 
+# --- LocalExecutor ---------------------------------------------------------------------------------------------------
+
+
+def run_locally(executor: Any, key: Any, item: Any) -> None:
+    """Hand something to a LocalExecutor, past its queued tasks: a workload, or on 2.11 a command.
+
+    :param key: Airflow's key of it
+    """
+    if not is_airflow_3():
+        executor.execute_async(key, item)
+        return
+    # 3.0 hands it on at once, later versions when they are told to.
+    executor.queue_workload(item, session=None)
+    if airflow_version() >= (3, 1):
+        executor._process_workloads([item])  # noqa: SLF001
+
+
+def workload_key(workload: Any) -> Any:
+    """Return Airflow's key of a workload, by which an executor tells what has become of it."""
+    if hasattr(workload, "key"):
+        return workload.key
+    return workload.ti.key if hasattr(workload, "ti") else workload.callback.id
+
+
+def local_processes(executor: Any) -> list[Any]:
+    """Return the processes of a LocalExecutor that it knows of, dead ones too."""
+    return list(executor.workers.values() if isinstance(executor.workers, dict) else executor.workers)
+
+
+def local_processes_come_back() -> bool:
+    """Return whether LocalExecutor starts a process in the place of one that died."""
+    return is_airflow_3()
+
+
+def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Return what a process of Airflow 3's LocalExecutor runs, and what it is given."""
+    from inspect import signature
+
+    run = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001
+    known = {
+        "logger_name": executor.log.name,
+        "input": executor.activity_queue,
+        "output": executor.result_queue,
+        "unread_messages": executor._unread_messages,  # noqa: SLF001
+        # From 3.2 on.
+        "team_conf": getattr(executor, "conf", None),
+    }
+    return run, {name: known[name] for name in signature(run).parameters}
+
+
+def executors_team(executor: Any) -> str | None:
+    """Return the team that an executor is of (Airflow 3.1 and later)."""
+    return getattr(executor, "team_name", None)
+
+
+def hostname() -> str:
+    """Return what Airflow calls this host."""
+    from airflow.utils.net import get_hostname
+
+    return str(get_hostname())
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,11 @@ def placement_labels() -> str | None:
     return _conf_text("placement_labels")
 
 
+def local_workers() -> str:
+    """Return the local workers of a scheduler as written: see ``executors.local_workers``."""
+    return _conf_text("local_workers") or "local-1,local-2"
+
+
 def _conf_boolean(option: str, *, fallback: bool) -> bool:
     from airflow.configuration import conf
 

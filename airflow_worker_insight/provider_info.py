@@ -16,7 +16,10 @@ def get_provider_info() -> dict[str, Any]:
         "versions": [__version__],
         "db-managers": ["airflow_worker_insight.store.db_manager.WorkerInsightDBManager"],
         "cli": ["airflow_worker_insight.cli.get_commands"],
-        "executors": ["airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"],
+        "executors": [
+            "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor",
+            "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor",
+        ],
         "config": {
             "worker_insight": {
                 "description": "Which worker ran each try: what is recorded and what a worker says of itself.",
@@ -142,6 +145,17 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "gpu_pool:gpu=yes,eu_pool:region=eu-west-1",
                         "default": "",
+                    },
+                    "local_workers": {
+                        "description": (
+                            "The workers that WorkerInsightLocalExecutor has on each scheduler's machine, as a "
+                            "comma-separated list of names, each with how many tasks it runs at once (name:number). "
+                            "Those without a number share what the others leave of [core] parallelism."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "etl:8,reports:2",
+                        "default": "local-1,local-2",
                     },
                     "metrics_per_worker": {
                         "description": (

@@ -45,6 +45,8 @@ class Snapshot:
     """Why nothing can be placed by it."""
     unplaced: Mapping[int, int] = field(default_factory=dict)
     """How many tries run on each worker that no executor of this package placed there."""
+    loads: Mapping[int, int] | None = None
+    """How many tries each worker has, where the executor knows that better than what all schedulers have written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Desk:
 
         It reads a fixed number of times, however many tasks and workers there are, and writes nothing.
         """
-        loads = placements.loads(connection)
+        loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = placements.failed_on(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
         placer = Placer(

@@ -30,6 +30,7 @@ from airflow_worker_insight.store.recording import (
     are_named_local,
     note_inheritance,
     upsert,
+    upsert_worker,
 )
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
@@ -307,6 +308,12 @@ def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, An
         "engine_started_at": life.started_at,
         "engine_heartbeat_at": life.heartbeat_at,
     }
+
+
+def register_own(connection: Connection, record: WorkerRecord, *, concurrency: int, now: datetime) -> None:
+    """Write a worker that the caller itself is about to start; ``record`` is what its processes will report."""
+    ref = upsert_worker(connection, record, now=now)
+    connection.execute(update(worker).where(worker.c.id == ref).values(concurrency=concurrency, running=0))
 
 
 def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:

@@ -1,0 +1,186 @@
+"""Watch the workers that a scheduler has itself, from a thread beside its loop.
+
+They are written into the registry before the scheduler's loop begins, so that each can be seen and drained before its
+first task. From then on their rows are read for what a person has decided, and places are given back that nobody gave
+back. That they live is known anyway: they are this process's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.executors.desk import Snapshot
+from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.fleet.refresh import refresh
+from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.store import airflow_tries, lives, migrate, placements, workers
+from airflow_worker_insight.store.clock import database_now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.recording import WorkerRecord
+    from airflow_worker_insight.store.workers import WorkerRow
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 2.0
+"""How long lies between two readings of the registry."""
+
+SWEEP_EVERY = timedelta(seconds=30)
+"""Time between two sweeps, and how old a placement is at least that is swept."""
+
+GIVES_UP_AFTER = 3
+"""Rounds that fail one after the other before nothing is placed any more."""
+
+STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWorker:
+    """One of this scheduler's own workers."""
+
+    record: WorkerRecord
+    """What its processes will report."""
+    concurrency: int
+
+
+class OwnWorkers:
+    """Makes a scheduler's own workers known, and watches what is decided of them."""
+
+    def __init__(self, own: Sequence[OwnWorker]) -> None:
+        self.own = {one.record.worker_id: one for one in own}
+        self._snapshot: Snapshot | None = None
+        self._stopping = Event()
+        self._thread: Thread | None = None
+        self._is_ready = False
+        self._failures = 0
+        self._sweep_due = 0.0
+        # Both are handed from one thread to the other.
+        self._doubted: deque[TryKey] = deque()
+        self._over: deque[TryKey] = deque()
+
+    def start(self) -> None:
+        """Make the workers known, and begin to watch; calling it again changes nothing."""
+        if self._thread is None:
+            self._try(self._read)
+            self._thread = Thread(target=self._work, name="worker-insight-own-workers", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being done, or leave it behind."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what is known of the workers; ``None`` before anything is."""
+        return self._snapshot
+
+    def doubt(self, key: TryKey) -> None:
+        """Have it found out whether a try is over that may never say so: a process of its worker died."""
+        self._doubted.append(key)
+
+    def take_over(self) -> list[TryKey]:
+        """Return those of the doubted tries that have turned out to be over since the last time."""
+        return [self._over.popleft() for _ in range(len(self._over))]
+
+    def _work(self) -> None:
+        while not self._stopping.wait(ROUND_SECONDS):
+            self._try(self.go_round)
+
+    def _try(self, act: Any) -> None:
+        try:
+            act()
+            self._failures = 0
+        except Exception as error:
+            log.debug("Watching the workers failed", exc_info=True)
+            # The tables may have been taken away.
+            self._is_ready = False
+            self._failures += 1
+            # One failure is no reason to forget what was known a moment ago.
+            if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
+                self._publish({}, f"{type(error).__name__}: {getattr(error, 'orig', None) or error!s}")
+
+    def go_round(self) -> None:
+        """Do everything that is due once."""
+        self._read()
+        if not self._is_ready:
+            return
+        if config.enabled():
+            # The API servers of Airflow 3 do it too; whoever finds it due is the one.
+            refresh(only_if_due=True)
+        now = time.monotonic()
+        if now >= self._sweep_due:
+            self._sweep_due = now + SWEEP_EVERY.total_seconds()
+            with compat.short_transaction() as connection:
+                settled = database_now(connection) - SWEEP_EVERY
+                placements.sweep(connection, {}, settled=settled)
+        self._look_after_doubted()
+
+    def _read(self) -> None:
+        """Read the rows of the workers, and write those that are missing."""
+        if not self._is_ready:
+            with compat.engine().connect() as connection:
+                schema = migrate.check(connection)
+            if schema is not migrate.Schema.READY:
+                self._publish({}, schema.explanation)
+                return
+            self._is_ready = True
+        rows = self._rows()
+        missing = [one for worker_id, one in self.own.items() if worker_id not in rows]
+        if missing:
+            with compat.short_transaction() as connection:
+                now = database_now(connection)
+                for one in missing:
+                    lives.register_own(connection, one.record, concurrency=one.concurrency, now=now)
+            rows = self._rows()
+        self._publish(rows, None)
+
+    def _rows(self) -> dict[str, WorkerRow]:
+        with compat.engine().connect() as connection:
+            return workers.get_workers(connection, self.own.keys())
+
+    def _publish(self, rows: Mapping[str, WorkerRow], trouble: str | None) -> None:
+        self._snapshot = Snapshot(
+            tuple(self._candidate(row) for row in rows.values()),
+            taken_at=time.monotonic(),
+            trouble=None if trouble is None else clean(trouble, 400),
+        )
+
+    def _candidate(self, row: WorkerRow) -> Candidate:
+        concurrency = self.own[row.worker_id].concurrency
+        return Candidate(
+            ref=row.ref,
+            worker_id=row.worker_id,
+            name=row.engine_name or row.name,
+            # LocalExecutor runs tasks of every queue: its executor names those of a batch.
+            queues=frozenset(),
+            concurrency=concurrency,
+            # Nothing waits at a local worker: it would be bound to it for nothing.
+            capacity=concurrency,
+            labels=row.labels,
+            availability=row.availability,
+        )
+
+    def _look_after_doubted(self) -> None:
+        keys = [self._doubted.popleft() for _ in range(len(self._doubted))]
+        if not keys:
+            return
+        try:
+            with compat.engine().connect() as connection:
+                found = airflow_tries.tries_of_task_instances(connection, keys)
+        except Exception:
+            self._doubted.extend(keys)
+            raise
+        for key in keys:
+            is_over = key not in found or found[key].state not in placements.PLACES_TAKEN
+            (self._over if is_over else self._doubted).append(key)
