@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from airflow_worker_insight.store.decisions import LEAST_LOADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from airflow_worker_insight.executors.desk import Desk, Snapshot
     from airflow_worker_insight.store.keys import TryKey
@@ -45,17 +46,17 @@ class Processes(LocalExecutor):
     """
 
     def __init__(
-        self, record: WorkerRecord, environment: Mapping[str, str], tell: Callable[..., None], **others: Any
+        self, record: WorkerRecord, environment: Mapping[str, str], owner: NamedWorkers, **others: Any
     ) -> None:
         """Take what the processes will say of themselves.
 
         :param environment: what they need to say so
-        :param tell: called with a key, its state, more of it, and whether it is over, whenever something has changed
+        :param owner: the executor that the worker is one of
         """
         super().__init__(**others)  # type: ignore[no-untyped-call]
         self.record = record
         self._environment = {**environment, NAME_VARIABLE: record.name}
-        self._tell = tell
+        self._owner = owner
         # A task may be queued again before its end is read, so that one is there twice.
         self._at_work: Counter[Any] = Counter()
         self._alive: frozenset[int] = frozenset()
@@ -108,7 +109,8 @@ class Processes(LocalExecutor):
         # The environment is set within: a fork server passes on its own and not this process's.
         run, arguments = compat.local_process(self)
         process = multiprocessing.Process(target=_run_as, args=(self._environment, run), kwargs=arguments)
-        process.start()
+        with self._owner.at_rest():
+            process.start()
         assert process.pid is not None
         self.workers[process.pid] = process
 
@@ -119,7 +121,7 @@ class Processes(LocalExecutor):
         if is_over and self.has(key):
             self._at_work[key] -= 1
             self._at_work += Counter()
-        self._tell(key, state, info, is_over=is_over)
+        self._owner.told(key, state, info, is_over=is_over)
 
 
 class NamedWorkers(LocalExecutor):
@@ -141,7 +143,7 @@ class NamedWorkers(LocalExecutor):
             )
             job_id = self.job_id if isinstance(self.job_id, int) else None
             record = worker_record(worker, job_id=job_id)
-            self._workers.append(Processes(record, environment, self.told, parallelism=one.concurrency, **others))
+            self._workers.append(Processes(record, environment, self, parallelism=one.concurrency, **others))
 
     def start(self) -> None:
         """Start the processes of all workers."""
@@ -158,6 +160,10 @@ class NamedWorkers(LocalExecutor):
         for one in self._workers:
             one.end()
         self._workers.clear()
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Keep threads beside this one from what must not be forked in the middle."""
+        return nullcontext()
 
     def hand_over(self, one: Processes, key: Any, item: Any) -> None:
         """Run something on a worker."""
@@ -193,6 +199,10 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
     def make_watch(self, desk: Desk) -> OwnWorkers:  # noqa: ARG002
         """Return what makes the workers known and watches what is decided of them."""
         return OwnWorkers([OwnWorker(one.record, one.parallelism) for one in self._workers])
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Keep the thread that watches the workers from beginning anything meanwhile."""
+        return self._watch.at_rest() if isinstance(self._watch, OwnWorkers) else super().at_rest()
 
     def own_queue(self, worker: Candidate) -> None:
         """Return nothing: tasks are handed to a worker's processes."""

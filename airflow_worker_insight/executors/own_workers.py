@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.executors.desk import Snapshot
@@ -24,7 +25,7 @@ from airflow_worker_insight.store import airflow_tries, lives, migrate, placemen
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from airflow_worker_insight.store.keys import TryKey
     from airflow_worker_insight.store.recording import WorkerRecord
@@ -40,6 +41,9 @@ SWEEP_EVERY = timedelta(seconds=30)
 
 GIVES_UP_AFTER = 3
 """Rounds that fail one after the other before nothing is placed any more."""
+
+REST_SECONDS = 1.0
+"""How long starting a process waits at most for the thread to be done with what it is at."""
 
 STOP_SECONDS = 2.0
 
@@ -60,6 +64,7 @@ class OwnWorkers:
         self.own = {one.record.worker_id: one for one in own}
         self._snapshot: Snapshot | None = None
         self._stopping = Event()
+        self._busy = Lock()
         self._thread: Thread | None = None
         self._is_ready = False
         self._failures = 0
@@ -85,6 +90,16 @@ class OwnWorkers:
         """Return what is known of the workers; ``None`` before anything is."""
         return self._snapshot
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep the thread from beginning anything meanwhile: a process that is forked inherits the locks it holds."""
+        is_at_rest = self._busy.acquire(timeout=REST_SECONDS)
+        try:
+            yield
+        finally:
+            if is_at_rest:
+                self._busy.release()
+
     def doubt(self, key: TryKey) -> None:
         """Have it found out whether a try is over that may never say so: a process of its worker died."""
         self._doubted.append(key)
@@ -97,9 +112,10 @@ class OwnWorkers:
         while not self._stopping.wait(ROUND_SECONDS):
             self._try(self.go_round)
 
-    def _try(self, act: Any) -> None:
+    def _try(self, act: Callable[[], None]) -> None:
         try:
-            act()
+            with self._busy:
+                act()
             self._failures = 0
         except Exception as error:
             log.debug("Watching the workers failed", exc_info=True)

@@ -130,6 +130,7 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         "placement_backlog": None,
         "placement_fallback": "wait",
         "placement_labels": None,
+        "local_workers": "local-1,local-2",
     }
 
 

@@ -28,7 +28,7 @@ def a_workload(task_id: str, *, try_number: int = 1, priority: int = 1, **others
         external_executor_id=None,
         hostname=None,
         dag_model=SimpleNamespace(bundle_name="dags", relative_fileloc="etl.py"),
-        dag_run=SimpleNamespace(bundle_version=None),
+        dag_run=SimpleNamespace(bundle_version=None, start_date=None),
         **others,
     )
     if not compat.is_airflow_3():

@@ -46,6 +46,7 @@ def test_all_executors_are_read_with_their_teams(setting: str | None, expected: 
         ("CeleryKubernetesExecutor", [CELERY, TRIES]),
         ("LocalKubernetesExecutor", [JOBS, TRIES]),
         ("airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", [CELERY, TRIES]),
+        ("placed:airflow_worker_insight.executors.local.WorkerInsightLocalExecutor", [JOBS, TRIES]),
         ("LocalExecutor,EdgeExecutor;team=CeleryExecutor", [CELERY, EDGE, JOBS, TRIES]),
         ("SequentialExecutor", [TRIES]),
         (None, [TRIES]),

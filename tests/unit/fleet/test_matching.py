@@ -121,6 +121,17 @@ def test_a_local_worker_is_its_schedulers_job() -> None:
     assert matched(sighting, a_life(1, **local, job_id=None, state=LOST, ended_at=NOON)) is None
 
 
+def test_several_local_workers_of_one_scheduler_are_not_its_one_worker() -> None:
+    local = {"kind": "local", "pid": None, "job_id": 7}
+    etl = a_life(1, **local, engine_name="etl@host-1", is_reported=True)
+    plain = a_life(2, **local, engine_name="local@host-1")
+    sighting = a_sighting(**local, engine_name="local@host-1")
+    assert matched(sighting, etl) is None
+    assert matched(sighting, etl, plain) == 2
+    assert not match([sighting], [etl, plain]).twins
+    assert matched(a_sighting(**local, engine_name="etl@host-1", ref=1), etl, plain) == 1
+
+
 def test_a_sighting_of_a_row_is_of_that_row() -> None:
     assert matched(a_sighting(kind="kubernetes", ref=2), a_life(1), a_life(2, kind="kubernetes")) == 2
     assert matched(a_sighting(kind="kubernetes", ref=3), a_life(1), a_life(2, kind="kubernetes")) is None

@@ -17,6 +17,7 @@ from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, 
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.fleet.states import NOT_CONFIGURED
 from airflow_worker_insight.store import clock
+from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
 from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import change, worker
@@ -721,6 +722,51 @@ def test_an_unknown_executors_worker_is_online_only_while_it_runs_something(
         assert bool(row["state_reason"]) is (expected is None)
         assert row["ended_at"] is None
     assert history(database) == []
+
+
+@pytest.mark.parametrize("is_one_of_two", [False, True])
+@on_both
+def test_a_scheduler_with_named_workers_is_each_of_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch, time: Time, is_one_of_two: bool
+) -> None:
+    path = "placed:airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,{path}" if is_one_of_two else path)
+    job = compat.job_table()
+    with database.engine.begin() as connection:
+        now = time(connection)
+        row = {"id": 1, "job_type": "SchedulerJob", "hostname": "host-1", "start_date": now, "state": "running"}
+        connection.execute(job.insert().values(**row, latest_heartbeat=now))
+        for name in ("etl", "reports"):
+            own = a_worker(f"local-{name}", name=name, kind="local", engine_name=f"{name}@host-1", job_id=1)
+            store.register_own(connection, own, concurrency=2, now=now)
+    plain = ["local@host-1"] if is_one_of_two else []
+    look()
+    assert [row["name"] for row in database.workers()] == ["etl", "reports", *plain]
+
+    def beat(**values: Any) -> None:
+        time.passes(30)
+        with database.engine.begin() as connection:
+            connection.execute(job.update().values(latest_heartbeat=time(connection), **values))
+
+    for _ in range(3):
+        beat()
+        look()
+    rows = database.workers()
+    assert [(row["state"], row["job_id"]) for row in rows] == [("online", 1)] * len(rows)
+    assert [row["concurrency"] for row in rows[:2]] == [2, 2]
+    assert [row["worker_id"] for row in rows[:2]] == ["local-etl", "local-reports"]
+    # It was frozen, and is seen again.
+    for _ in range(8):
+        time.passes(30)
+        look()
+    assert {row["state"] for row in database.workers()} == {"lost"}
+    beat()
+    look()
+    assert {row["state"] for row in database.workers()} == {"online"}
+    beat(state="success")
+    look()
+    assert {row["state"] for row in database.workers()} == {"offline"}
+    assert len(database.workers()) == len(rows)
 
 
 @on_both

@@ -11,7 +11,9 @@ from airflow_worker_insight.identity.engines import (
     Found,
     Surroundings,
     executor_name,
+    is_named_local,
     kubernetes_labels,
+    local_worker_environment,
     recognise,
 )
 
@@ -126,6 +128,30 @@ def test_celery_loaded_but_handling_no_message_says_nothing() -> None:
 def test_worker_of_a_killed_scheduler_does_not_take_init_for_its_scheduler() -> None:
     found = recognise(around([*recorded.LOCAL_332_A[:2], OUTSIDE[-1]]))
     assert found == Found("local", "local@host-1", None)
+
+
+def test_one_of_several_workers_of_a_scheduler_says_so_in_its_environment() -> None:
+    scheduler = recorded.LOCAL_332_A[-1]
+    environ = local_worker_environment("etl@host-1", scheduler.pid)
+    found = recognise(around(recorded.LOCAL_332_A, environ=environ))
+    assert found == Found("local", "etl@host-1", scheduler, is_one_of_several=True)
+    assert is_named_local(found.kind, found.name)
+    # Its scheduler was killed: init is its parent now.
+    orphan = recognise(around([*recorded.LOCAL_332_A[:2], OUTSIDE[-1]], environ=environ))
+    assert orphan == Found("local", "etl@host-1", None, is_one_of_several=True)
+
+
+def test_another_airflow_below_one_of_several_workers_is_none_of_them() -> None:
+    environ = local_worker_environment("etl@host-1", 1234567)
+    found = recognise(around(recorded.LOCAL_332_A, environ=environ))
+    assert found == recognise(around(recorded.LOCAL_332_A))
+    assert not is_named_local(found.kind, found.name)
+
+
+def test_the_scheduler_of_several_workers_may_be_the_first_process_whatever_its_command() -> None:
+    first = process(1, 130678, "my-scheduler")
+    environ = local_worker_environment("etl@host-1", 1)
+    assert recognise(around([*recorded.LOCAL_332_A[:2], first], environ=environ)).main == first
 
 
 def test_scheduler_may_be_the_first_process_of_a_container() -> None:

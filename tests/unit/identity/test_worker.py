@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_worker_insight.identity import Worker, engines, machine, process, versions, whoami
+from airflow_worker_insight.identity import Worker, engines, local_worker, machine, process, versions, whoami
 from airflow_worker_insight.identity import worker as worker_module
 from airflow_worker_insight.identity.engines import Found, Surroundings
 from airflow_worker_insight.identity.process import Process
@@ -75,6 +75,29 @@ def test_ids_are_the_same_in_every_release() -> None:
     """An ID is stored with each try: another way to make it would show every running worker a second time."""
     assert id_of(recorded.CELERY_332_W1) == "celery-8c6e987bf5414aed222fbe2b"
     assert id_of(recorded.LOCAL_332_A) == "local-116200ebfa1506df75a958e6"
+
+
+def test_several_workers_of_one_scheduler_have_different_ids() -> None:
+    pid = recorded.LOCAL_332_A[-1].pid
+    names = ("etl@host-1", "reports@host-1")
+    ids = {
+        id_of(lineage, environ=engines.local_worker_environment(name, pid))
+        for name in names
+        for lineage in (recorded.LOCAL_332_A, recorded.LOCAL_332_B)
+    }
+    assert len(ids) == 2
+    assert id_of(recorded.LOCAL_332_A) not in ids
+
+
+def test_a_scheduler_knows_what_its_workers_will_say() -> None:
+    worker, environment = local_worker("etl", hostname="host.example.com", labels="zone=a")
+    assert (worker.name, worker.kind, worker.hostname) == ("etl", "local", "host.example.com")
+    assert (worker.engine_name, worker.pid) == ("etl@host.example.com", os.getpid())
+    assert worker.labels == {"zone": "a"}
+    assert WORKER_ID.fullmatch(worker.worker_id)
+    assert environment == engines.local_worker_environment("etl@host.example.com", os.getpid())
+    other, _ = local_worker("reports", hostname="host.example.com")
+    assert other.worker_id != worker.worker_id
 
 
 def test_workers_of_one_host_have_different_ids() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from airflow_worker_insight.store import recording
+from airflow_worker_insight.store import lives, recording
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import task_instance_attempts
 from airflow_worker_insight.store.recording import (
@@ -528,6 +528,37 @@ def test_a_worker_is_the_same_by_either_of_its_names(
             connection, record.kind, record.name, record.engine_name, hostname=record.hostname
         )
     assert found == inherited
+
+
+@pytest.mark.parametrize(
+    ("engine_name", "hostname", "inherited"),
+    [
+        ("etl@host-1", "host-1", "quarantined"),
+        # The scheduler's other workers, and the one that it is itself.
+        ("reports@host-1", "host-1", "available"),
+        ("local@host-1", "host-1", "available"),
+        # Another host has a worker of the same name.
+        ("etl@host-2", "host-2", "available"),
+    ],
+)
+def test_what_is_decided_of_one_of_several_local_workers_is_of_no_other(
+    database: Database, engine_name: str, hostname: str, inherited: str
+) -> None:
+    local = {"kind": "local", "job_id": 1}
+    start(database, a_worker("first", name="etl", engine_name="etl@host-1", **local))
+    decide(database, "quarantined")
+    name = engine_name.partition("@")[0]
+    second = a_worker("second", name=name, engine_name=engine_name, hostname=hostname, pid=101, kind="local", job_id=2)
+    start(database, second, replace(KEY, task_id="load"))
+    assert database.workers()[-1]["availability"] == inherited
+
+
+def test_one_of_several_local_workers_is_not_the_row_of_their_scheduler(database: Database) -> None:
+    life = lives.NewLife("local", "local@host-1", "host-1", "online", job_id=7)
+    with database.engine.begin() as connection:
+        lives.register(connection, [life], now=NOON)
+    start(database, a_worker("etl", name="etl", engine_name="etl@host-1", kind="local", job_id=7))
+    assert [row["engine_name"] for row in database.workers()] == ["local@host-1", "etl@host-1"]
 
 
 def test_a_host_is_no_life_of_a_worker(database: Database) -> None:

@@ -202,6 +202,23 @@ def test_a_decision_on_a_life_that_is_over_is_nothing_to_look_for(
     assert listed(database, **quarantined) == (["older"], 1)
 
 
+def test_a_decision_on_one_of_several_local_workers_is_not_over_because_another_one_came(database: Database) -> None:
+    local = {"kind": "local", "hostname": "host-1"}
+    etl = {"name": "etl", "engine_name": "etl@host-1", **local}
+    register(database, "etl-1", **etl, availability="quarantined", state="lost", ended_at=at(5))
+    register(database, "reports-2", name="reports", engine_name="reports@host-1", **local, state="online")
+    register(database, "plain", name="local@host-1", engine_name="local@host-1", **local, state="online")
+    assert listed(database, availability="quarantined") == (["etl-1"], 1)
+    first = get(database, "etl-1")
+    with database.engine.connect() as connection:
+        assert workers.later_life(connection, first) is None
+        assert workers.other_lives(connection, get(database, "plain"), limit=9) == []
+    register(database, "etl-2", **etl, state="online")
+    assert listed(database, availability="quarantined") == (["etl-2"], 1)
+    with database.engine.connect() as connection:
+        assert [one.worker_id for one in workers.other_lives(connection, first, limit=9)] == ["etl-2"]
+
+
 # --- whether a state still counts ------------------------------------------------------------------------------------
 
 KINDS = [("celery", "celery"), ("edge", "edge"), ("local", "jobs"), ("kubernetes", "tries"), ("MyExecutor", "tries")]
