@@ -341,6 +341,18 @@ def local_processes_come_back() -> bool:
     return is_airflow_3()
 
 
+def let_local_processes_go(executor: Any) -> None:
+    """Have each process of a LocalExecutor of Airflow 3 end after what it has begun.
+
+    ``LocalExecutor.end`` asks for each process whether it lives just before it puts a message for it into the queue
+    that all read. One that takes the message of another and ends before it is asked leaves that one waiting, and the
+    scheduler with it (3.0 to 3.3). Messages that nobody takes go with the queue.
+    """
+    if is_airflow_3():
+        for _ in local_processes(executor):
+            executor.activity_queue.put(None)
+
+
 def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     """Return what a process of Airflow 3's LocalExecutor runs, and what it is given."""
     from inspect import signature

@@ -105,6 +105,11 @@ class Processes(LocalExecutor):
                 self._spawn_worker()
         self._alive = self._living()
 
+    def end(self) -> None:
+        """Let the processes do what they have begun, and wait for them."""
+        compat.let_local_processes_go(self)
+        super().end()
+
     def _spawn_worker(self) -> None:
         # The environment is set within: a fork server passes on its own and not this process's.
         run, arguments = compat.local_process(self)
@@ -183,7 +188,7 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._history: dict[int, int] = {}
+        self._history: dict[int, float] = {}
         # Where 2.11 is about to run a task.
         self._chosen: dict[Any, Processes] = {}
 
