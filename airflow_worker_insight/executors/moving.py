@@ -43,6 +43,9 @@ MAX_MOVED = 10_000
 SCAN = 500
 """Entries of Redis's hash that are read at once."""
 
+KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
+"""What Celery has written beside a message, its headers and its kind."""
+
 QUEUED = "queued"
 """Airflow's state of a try whose message waits."""
 
@@ -181,8 +184,8 @@ def _target(one: Placed) -> tuple[str | None, str]:
 
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
-    own = ("delivery_info", "delivery_tag", "delivery_mode", "body_encoding")
-    properties = {name: value for name, value in message.properties.items() if name not in own}
+    # All else is given here, or the broker's own, and each broker has others.
+    properties = {name: message.properties[name] for name in KEPT_PROPERTIES if name in message.properties}
     Producer(channel, auto_declare=False).publish(
         message.body,
         exchange="",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -179,6 +180,32 @@ def test_what_is_no_message_of_ours_is_left_alone(database: Database, broker: Br
     ours = broker.send(key)
     assert move(broker, a_candidate()) == 1
     assert (len(broker.held(DEAD)), broker.ids(ALIVE)) == (2, [ours])
+
+
+def test_a_message_as_rabbitmq_hands_it_out(broker: Broker) -> None:
+    properties = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "application_headers": {"id": "id-1"},
+        "delivery_mode": 2,
+        "priority": 0,
+        "correlation_id": "id-1",
+        "reply_to": "somebody",
+        "expiration": "60000",
+    }
+    message = SimpleNamespace(
+        body=b"[]",
+        headers={"id": "id-1"},
+        content_type="application/json",
+        content_encoding="utf-8",
+        properties=properties,
+    )
+    with broker.app.connection_for_write() as connection:
+        moving._publish(connection.channel(), message, ALIVE)
+    (sent,) = broker.held(ALIVE)
+    assert (sent["headers"], sent["content-type"]) == ({"id": "id-1"}, "application/json")
+    kept = ("priority", "correlation_id", "reply_to")
+    assert {name: sent["properties"][name] for name in kept} == {name: properties[name] for name in kept}
 
 
 def test_one_that_is_there_twice_is_sent_once(database: Database, broker: Broker) -> None:
