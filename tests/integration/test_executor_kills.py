@@ -78,15 +78,11 @@ def test_a_worker_that_is_killed(airflow: Deployment, worker: str) -> None:
     airflow.kill(worker, descendants=True)
     killed_at = time.monotonic()
     start_workers(airflow, "another")
-    run.wait_states(running=8, queued=46)
-    print(f"the first that waited ran elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
-    airflow.wait_for(lambda: open_on(airflow, "another") == 50, 60, "all that waited to be placed elsewhere")
-    print(f"all that waited was placed elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
-    assert all(
-        row["detail"].startswith(f"taken back from {worker}@")
-        for row in placements(airflow, run.run_id)
-        if row["on"] == "another"
-    )
+    airflow.wait_for(lambda: open_on(airflow, "another") >= 50, 90, "all that waited to be placed elsewhere")
+    print(f"what waited was placed elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
+    moved = [row for row in placements(airflow, run.run_id) if row["on"] == "another" and row["try_number"] == 1]
+    assert len(moved) == 50
+    assert all(row["detail"].startswith(f"taken back from {worker}@") for row in moved)
     run.finish()
     print(f"all had ended {time.monotonic() - killed_at:.0f} s after the kill")
     assert run.ran() == {"another": ALL}
@@ -116,10 +112,15 @@ def test_two_schedulers_of_which_one_is_stopped(airflow: Deployment, worker: str
     start_workers(airflow, "second")
     airflow.wait_ready(airflow.components["another scheduler"])
 
+    def loads() -> tuple[int, int]:
+        return open_on(airflow, worker), open_on(airflow, "second")
+
     def by_both() -> Held | None:
         """Have a run that fills both workers; return it if both schedulers had a part in it."""
         run = Held(airflow, 2 * ALL + 12)
-        airflow.wait_for(lambda: open_on(airflow, worker) == open_on(airflow, "second") == ALL, 60, "both to be full")
+        airflow.wait_for(lambda: min(loads()) >= ALL, 60, "both to be full")
+        # Two that decide in one moment may give the same place away.
+        assert max(loads()) - min(loads()) <= 2
         query = "SELECT count(DISTINCT queued_by_job_id) AS n FROM task_instance WHERE run_id = :run AND map_index >= 0"
         if airflow.sql(query, run=run.run_id) == [{"n": 2}]:
             return run
@@ -129,7 +130,7 @@ def test_two_schedulers_of_which_one_is_stopped(airflow: Deployment, worker: str
     run = airflow.wait_for(by_both, 200, "both schedulers to have a part in a run")
     airflow.stop("scheduler")
     run.finish()
-    airflow.wait_for(lambda: not open_on(airflow, worker) and not open_on(airflow, "second"), 60, "all to be free")
+    airflow.wait_for(lambda: loads() == (0, 0), 60, "all places to be free")
 
 
 def test_our_table_locked_and_then_gone(airflow: Deployment, worker: str) -> None:

@@ -166,7 +166,7 @@ def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
 def test_a_drained_worker_finishes_what_it_runs_and_gets_nothing_new(airflow: Deployment) -> None:
     run = Held(airflow, 8)
     run.wait_states(running=4, queued=4)
-    settled(airflow, w1=4, w2=4)
+    airflow.wait_for(lambda: open_on(airflow, "w1") + open_on(airflow, "w2") == 8, 60, "all to be placed")
     decide(airflow, "w1", "draining")
     try:
         # What waits there goes to the other.
@@ -193,7 +193,7 @@ def test_with_everybody_in_quarantine_tasks_wait_and_say_why(airflow: Deployment
     def waits() -> Held | None:
         """Have another run, and return it if its first task waits: deciding takes effect after some seconds."""
         runs.append(run := Held(airflow, 1))
-        (row,) = airflow.wait_for(lambda: placements(airflow, run.run_id), 60, "it to be placed or to wait")
+        row, *_ = airflow.wait_for(lambda: placements(airflow, run.run_id), 60, "it to be placed or to wait")
         return run if row["on"] is None else None
 
     for name in ("w1", "w2"):
@@ -212,8 +212,8 @@ def test_with_everybody_in_quarantine_tasks_wait_and_say_why(airflow: Deployment
 
 def test_beside_airflows_own_executor_and_with_callbacks(airflow: Deployment) -> None:
     run_id = airflow.trigger("both")
-    airflow.wait_for(lambda: placements(airflow, run_id), 60, "it to be placed")
-    assert {row["task_id"] for row in placements(airflow, run_id)} == {"by_this"}
+    placed = airflow.wait_for(lambda: placements(airflow, run_id), 60, "it to be placed")
+    assert {row["task_id"] for row in placed} == {"by_this"}
     airflow.wait_run("both", run_id, expect="success")
     assert (airflow.home / "late").read_text() in {"w1", "w2"}
     assert len(witnessed(airflow, "both", run_id)) == 2
