@@ -341,12 +341,11 @@ def local_processes_come_back() -> bool:
     return is_airflow_3()
 
 
-def let_local_processes_go(executor: Any) -> None:
-    """Have each process of a LocalExecutor of Airflow 3 end after what it has begun.
+def dismiss_local_processes(executor: Any) -> None:
+    """Tell all processes of Airflow 3's LocalExecutor to end, as its own ``end`` may fail to do (3.0 to 3.3).
 
-    ``LocalExecutor.end`` asks for each process whether it lives just before it puts a message for it into the queue
-    that all read. One that takes the message of another and ends before it is asked leaves that one waiting, and the
-    scheduler with it (3.0 to 3.3). Messages that nobody takes go with the queue.
+    That sends one message for each that lives. One that takes it and ends before ``end`` comes to it is sent none, so
+    that another one is left without, and the scheduler waits for that forever. What is sent too much does no harm.
     """
     if is_airflow_3():
         for _ in local_processes(executor):

@@ -106,8 +106,8 @@ class Processes(LocalExecutor):
         self._alive = self._living()
 
     def end(self) -> None:
-        """Let the processes do what they have begun, and wait for them."""
-        compat.let_local_processes_go(self)
+        """Wait until all is done, and end the processes, as the parent does."""
+        compat.dismiss_local_processes(self)
         super().end()
 
     def _spawn_worker(self) -> None:

@@ -113,6 +113,8 @@ def start(
     """Return a function that starts an executor as a scheduler does; it is ended with the test."""
     monkeypatch.setattr(counters, "_warned", set())
     monkeypatch.setattr(own_workers, "refresh", lambda **_: None)
+    # The tests go round themselves.
+    monkeypatch.setattr(own_workers, "ROUND_SECONDS", 3600.0)
     monkeypatch.setattr(compat, "in_scheduler", lambda: True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
@@ -133,7 +135,7 @@ def start(
 def end(executor: Any) -> None:
     if not isinstance(executor, WorkerInsightLocalExecutor):
         # Airflow's own might wait for ever.
-        compat.let_local_processes_go(executor)
+        compat.dismiss_local_processes(executor)
     executor.end()
 
 
@@ -392,6 +394,35 @@ def test_a_scheduler_that_ends_waits_for_its_tasks(executor: Any, work: Work, da
     executor.end()
     assert set(executor.get_event_buffer()) == set(keys)
     assert (executor.running, loads(database)) == (set(), {})
+
+
+@pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 sends as many messages as there are processes")
+def test_a_process_that_takes_the_message_of_another_one_leaves_none_behind(
+    executor: Any, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue(executor, "held-1", "held-2")
+    running(executor, work, 2)
+    (idle, *_) = [
+        process
+        for one in executor._workers[:1]
+        for process in compat.local_processes(one)
+        if process.pid not in {said["pid"] for said in work.ran()}
+    ]
+    is_alive = type(idle).is_alive
+
+    def slow(process: Any) -> bool:
+        # The parent is so slow that the one with nothing to do has ended when it comes to it.
+        if process is idle:
+            process.join()
+        return is_alive(process)
+
+    first = executor._workers[0]
+    # It is looked at last.
+    first.workers = {process.pid: process for process in sorted(first.workers.values(), key=lambda one: one is idle)}
+    monkeypatch.setattr(type(idle), "is_alive", slow)
+    work.let_go()
+    executor.end()
+    assert executor.running == set()
 
 
 # --- what stays the parent's -----------------------------------------------------------------------------------------
