@@ -130,10 +130,11 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres) -> It
 
 
 def test_workers_are_known_before_their_first_task(airflow: Deployment) -> None:
-    found = {row["name"]: row for row in workers(airflow)}
-    assert set(found) == {"w1", "w2"}
-    assert {(row["kind"], row["state"], row["concurrency"]) for row in found.values()} == {("local", "online", 2)}
-    assert len({row["worker_id"] for row in found.values()}) == 2
+    # A scheduler's job is there a moment before its executors have started.
+    found = airflow.wait_for(lambda: workers(airflow), 30, "workers")
+    assert [row["name"] for row in sorted(found, key=lambda row: str(row["name"]))] == ["w1", "w2"]
+    assert {(row["kind"], row["state"], row["concurrency"]) for row in found} == {("local", "online", 2)}
+    assert len({row["worker_id"] for row in found}) == 2
 
 
 def test_tasks_are_spread_and_each_try_is_reported_with_its_worker(airflow: Deployment) -> None:
@@ -197,7 +198,7 @@ def test_a_scheduler_that_is_killed_leaves_nothing_behind(airflow: Deployment) -
     airflow.kill("scheduler", descendants=True)
     (airflow.home / "go").touch()
     airflow.start("scheduler")
-    after = workers(airflow)
+    after = airflow.wait_for(lambda: workers(airflow), 30, "workers")
     assert {row["name"] for row in after} == {"w1", "w2"}
     assert not {row["worker_id"] for row in before} & {row["worker_id"] for row in after}
     airflow.wait_run("many", run_id, expect="success")
