@@ -6,6 +6,7 @@ host is, as "one of the workers of this host"; else the reason why nothing is kn
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -68,12 +69,12 @@ def attribute(
     """Say who ran a try, from what Airflow kept of it.
 
     :param lives: the recorded lives of workers, at least those on the try's host
-    :param default_executor: the executor of tries that name none
+    :param default_executor: ``[core] executor``: the first one is that of tries that name none
     :param backfilled: whether the try is older than the installation
     """
     if one.is_lost:
         return Verdict(UNKNOWN)
-    kind = kind_of(one.executor or default_executor)
+    kind = kind_of(_spelt_out(one.executor, default_executor))
     found = BACKFILLED if backfilled else INFERRED
     if one.hostname is None:
         return Verdict(_without_host(one))
@@ -123,6 +124,18 @@ def host_worker(hostname: str, kind: str) -> WorkerRecord:
         hostname=hostname[:255],
         host_only=True,
     )
+
+
+def _spelt_out(named: str | None, setting: str | None) -> str | None:
+    """Return the executor that a try names, or the default; where it names an alias, that with its path."""
+    if not named or not setting:
+        return named or setting
+    for one in re.split(r"[,;]", setting):
+        # Since Airflow 3.2 a team stands in front.
+        spelt = one.rpartition("=")[2].strip()
+        if spelt.partition(":")[0] == named:
+            return spelt
+    return named
 
 
 def kind_of(executor: str | None) -> str:

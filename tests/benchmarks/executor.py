@@ -149,6 +149,8 @@ def _deployment(setting: Setting, executor: str, concurrency: int) -> Deployment
             "core.max_active_tasks_per_dag": "1000",
             # The processor's time is the tasks'.
             "dag_processor.min_file_process_interval": "600",
+            # Airflow's supervisor often notices the end of a short task only with its next heartbeat.
+            "workers.min_heartbeat_interval": "1",
         },
     )
 

@@ -219,6 +219,16 @@ def test_the_kind_of_an_executor(written: str | None, kind: str) -> None:
     assert kind_of(written) == kind
 
 
+@pytest.mark.parametrize(
+    ("named", "kind"), [("placed", "celery"), ("teams", "local"), ("LocalExecutor", "local"), ("gone", "gone")]
+)
+def test_an_alias_is_no_kind(named: str, kind: str) -> None:
+    setting = "LocalExecutor, placed:its.path.WorkerInsightCeleryExecutor;billing=teams:its.path.LocalExecutor"
+    verdict = attribute(a_try(executor=named), lives=(), default_executor=setting)
+    assert verdict.worker is not None
+    assert verdict.worker.kind == kind
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=400))
 def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
     record = host_worker(hostname, "celery")
