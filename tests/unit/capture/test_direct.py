@@ -79,7 +79,7 @@ def test_both_ways_of_recording_write_the_same_worker(monkeypatch: pytest.Monkey
     """An Airflow that is upgraded keeps its workers."""
     a_worker_of(monkeypatch, "celery")
     reported = worker_record(identity.whoami().as_dict(), job_id=7)
-    assert direct._worker_record(identity.whoami(), job_id=7) == reported
+    assert direct.worker_record(identity.whoami(), job_id=7) == reported
 
 
 def test_without_tables_it_says_what_to_run(database: Database) -> None:
