@@ -89,7 +89,8 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         It has the ID of a message that was never sent: the parent would wait for that until it counts as stuck.
         """
         by_key = {try_key(ti.key): ti for ti in tis}
-        waiting = self._never_sent(by_key)
+        # What runs was sent, whatever was written of it.
+        waiting = self._never_sent(key for key, ti in by_key.items() if ti.state == "queued")
         sent = [ti for key, ti in by_key.items() if key not in waiting]
         adopted_not = super().try_adopt_task_instances(sent) if sent else []
         return [*adopted_not, *(by_key[key] for key in waiting)]

@@ -43,6 +43,8 @@ class Snapshot:
     """By this process's monotonic clock."""
     trouble: str | None = None
     """Why nothing can be placed by it."""
+    may_share: bool = True
+    """Whether what nobody fits may go to the shared queue, where that is configured."""
     unplaced: Mapping[int, int] = field(default_factory=dict)
     """How many tries run on each worker that no executor of this package placed there."""
     loads: Mapping[int, int] | None = None
@@ -85,12 +87,20 @@ class Desk:
         self._history: dict[int, float] = {}
 
     def decide(
-        self, connection: Connection, asked: Sequence[Asked], snapshot: Snapshot, *, most: int | None = None
+        self,
+        connection: Connection,
+        asked: Sequence[Asked],
+        snapshot: Snapshot,
+        *,
+        most: int | None = None,
     ) -> list[Placed]:
         """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
 
-        It reads a fixed number of times, however many tasks and workers there are, and writes nothing.
+        It reads once, and once more for each few hundred tries that came before the retries among them; it writes
+        nothing.
         """
+        refs = {one.ref for one in snapshot.candidates}
+        self._history = {ref: at for ref, at in self._history.items() if ref in refs}
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = placements.failed_on(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
@@ -108,7 +118,9 @@ class Desk:
         for one in asked:
             if left <= 0:
                 break
-            decision = self._fallback(placer.place(self._task(one, pools, failed)), one)
+            decision = placer.place(self._task(one, pools, failed))
+            if snapshot.may_share:
+                decision = self._fallback(decision, one)
             found.append(Placed(one, decision))
             left -= not found[-1].waits
         return found

@@ -63,7 +63,7 @@ def take_back(
     """Move the messages of a worker's own queue to other workers; what nobody has room for stays there.
 
     :param came_from: the worker's name, for the reader
-    :param is_gone: whether the worker is no more: then also what it had fetched is taken, and its queue removed
+    :param is_gone: whether the worker is no more: then also what it had fetched is taken
     :param most: how many to move at most
     :return: how many were moved
     """
@@ -82,12 +82,21 @@ def take_back(
                 break
             done, left = _place_again(channel, messages, known, desk, snapshot, note=f"taken back from {came_from}: ")
             moved += done
-        if is_gone and not left:
-            source.delete(if_empty=True)
     if moved:
         count("placement.moved", moved)
         log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, came_from)
     return moved
+
+
+def remove_queues(app: Any, queues: Iterable[str]) -> None:
+    """Remove the own queues of workers that have been gone for long, but for those in which something is left."""
+    with connected(app) as connection:
+        channel = connection.channel()
+        for name in queues:
+            queue = _queue(name)(channel)
+            # One that is not there cannot be removed on every broker.
+            queue.declare()
+            queue.delete(if_empty=True, if_unused=True)
 
 
 def _queue(name: str) -> Any:
@@ -128,10 +137,11 @@ def _place_again(
             warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
             message.reject(requeue=True)
             left += 1
-        elif key in by_key:
-            # It is there twice, because a scheduler died while it moved it.
-            message.ack()
         else:
+            if key in by_key:
+                # Airflow has revoked the earlier one as stuck and queued the try again, or a scheduler died while it
+                # moved it.
+                by_key[key].ack()
             by_key[key] = message
     with compat.short_transaction() as connection:
         wanted = placements.wanted(connection, list(by_key))
@@ -139,28 +149,19 @@ def _place_again(
             Asked(key, one.queue, one.executor_config, one.pool) for key, one in wanted.items() if one.state == QUEUED
         ]
         placed = [one for one in desk.decide(connection, asked, snapshot) if not one.waits]
-        placements.write(
-            connection, [one.placement(_target(one)[0], note=note) for one in placed], now=database_now(connection)
-        )
-    left_to_send = list(placed)
+    sent: list[Placed] = []
     try:
-        while left_to_send:
-            one = left_to_send[0]
+        for one in placed:
             message = by_key[one.asked.key]
             _publish(channel, message, _target(one)[1])
             message.ack()
-            left_to_send.pop(0)
+            sent.append(one)
             del by_key[one.asked.key]
-    except Exception:
-        # What was not sent goes back to where it was with the channel: it is to be found there.
-        _write_back(
-            [
-                before
-                for one in left_to_send
-                if (before := known.get(one.asked.key.task_instance.as_tuple())) is not None
-            ]
-        )
-        raise
+    finally:
+        # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
+        with compat.short_transaction() as connection:
+            written = [one.placement(_target(one)[0], note=note) for one in sent]
+            placements.write(connection, written, now=database_now(connection))
     waiting = {one.key for one in asked}
     for key, message in by_key.items():
         if key in waiting:
@@ -170,11 +171,6 @@ def _place_again(
             # It has ended meanwhile, or runs already: Airflow would refuse to start it.
             message.ack()
     return len(placed), left
-
-
-def _write_back(before: Sequence[Placement]) -> None:
-    with compat.short_transaction() as connection:
-        placements.write(connection, before, now=database_now(connection))
 
 
 def _target(one: Placed) -> tuple[str | None, str]:
@@ -237,7 +233,10 @@ def _fetched(
     channel: Any, queue: str, known: dict[tuple[str, str, str, int], Placement]
 ) -> Iterator[tuple[str, TryKey | None]]:
     with channel.conn_or_acquire() as client:
-        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(channel.unacked_key, count=SCAN))
+        # kombu puts the prefix of its keys before those of some commands only, and not of this one
+        # (kombu.transport.redis.GlobalKeyPrefixMixin).
+        key = f"{getattr(client, 'global_keyprefix', '')}{channel.unacked_key}"
+        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(key, count=SCAN))
     for tag, entry in entries:
         if queue.encode() not in entry:
             continue

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEAST_ELSEWHERE = 3
 """Tries of a task on other workers that tell how long it takes."""
 
-LEAST_TRIES = 2
+LEAST_TRIES = 3
 """Tries of a worker that tell how fast it is. Half of them at least must have been slow."""
 
 MARGIN = 1.0

@@ -101,6 +101,8 @@ class Candidate:
     """How many times as long as the others it takes for the same tasks: see :mod:`.pace`."""
     trouble: str | None = None
     """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
+    comes_back: bool = True
+    """Whether a retry that has no other worker waits until its trouble is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +201,17 @@ class Placer:
         chosen, is_first = fast.order.next(task, avoided)
         if chosen is not None:
             return chosen, self._strategy if is_first else STICKY_NEXT
-        if slow.members and not self._takes(fast, avoided):
+        if slow.members and (self._is_sooner(group) or not self._takes(fast, avoided)):
             chosen, _ = slow.order.next(task, avoided)
+        if chosen is None:
+            group.waiting += 1
         return chosen, FULL if chosen is None else SLOW
+
+    def _is_sooner(self, group: _Group) -> bool:
+        """Return whether so many wait already that a slow worker has done a task before the others come to it."""
+        fast, slow = group.tiers
+        places = sum(self._candidates[place].concurrency for place in fast.members)
+        return group.waiting >= places * (min(self._candidates[place].slowness for place in slow.members) - 1)
 
     def _takes(self, tier: _Tier, avoided: frozenset[int] | set[int]) -> bool:
         """Return whether workers that have no room now have taken something lately, so that they soon will again."""
@@ -272,16 +282,23 @@ class _Sticky:
     def __init__(self, placer: Placer, members: Sequence[int]) -> None:
         self._placer = placer
         self._digests = [(_digest(placer.name(place)), place) for place in members]
+        self._first: dict[tuple[str, str], int] = {}
         self._orders: dict[tuple[str, str], list[int]] = {}
 
     def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
-        for number, place in enumerate(self._order(task)):
+        key = (task.dag_id, task.task_id)
+        first = self._first.get(key)
+        if first is None and self._digests:
+            own = _digest("\0".join(key))
+            first = self._first[key] = max((_mix(own ^ digest), place) for digest, place in self._digests)[1]
+        if first is not None and first not in avoided and self._placer.has_room(first):
+            return first, True
+        for place in self._order(key):
             if place not in avoided and self._placer.has_room(place):
-                return place, number == 0
+                return place, False
         return None, False
 
-    def _order(self, task: Task) -> list[int]:
-        key = (task.dag_id, task.task_id)
+    def _order(self, key: tuple[str, str]) -> list[int]:
         order = self._orders.get(key)
         if order is None:
             own = _digest("\0".join(key))
@@ -312,6 +329,8 @@ class _Group:
     """Who does not fit, or is passed by, and why, in words."""
     why_empty: str
     """Why nobody fits, where that is so."""
+    waiting: int = 0
+    """How many tasks have found no room."""
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], task: Task) -> _Group:
@@ -327,7 +346,7 @@ class _Group:
             has_labels = all(one.labels.get(key) == value for key, value in task.labels.items())
             if why is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
-                if has_labels and one.availability == "available" and one.state in _MAY_COME_BACK:
+                if has_labels and one.comes_back and one.availability == "available" and one.state in _MAY_COME_BACK:
                     soon.append(place)
             elif not has_labels:
                 why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))

@@ -39,6 +39,9 @@ OLD_AFTER = 60.0
 BEGIN_SECONDS = 20.0
 """How long tasks wait at most for the first that is known of the workers, when a scheduler has just started."""
 
+GIVES_UP_AFTER = 3
+"""Times in a row that placing fails before tasks are sent as Airflow's own executor does."""
+
 MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
@@ -69,6 +72,8 @@ class PlacesTasks(BaseExecutor):
         self._started_at = 0.0
         self._open_slots: int | None = None
         self._ended: list[TryKey] = []
+        self._failures = 0
+        self._is_plain = False
         # The tasks that wait, and the reason that was written of each.
         self._waiting: dict[TryKey, str] = {}
 
@@ -142,24 +147,42 @@ class PlacesTasks(BaseExecutor):
         now = time.monotonic()
         if snapshot is None and now - self._started_at < BEGIN_SECONDS:
             return []
-        try:
-            trouble = _trouble(snapshot, now)
-            if snapshot is not None and trouble is None:
-                return self._place(asked, slots, self.as_now(snapshot, asked))
-        except Exception as error:
-            log.debug("Placing failed", exc_info=True)
-            trouble = f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]
+        trouble = _trouble(snapshot, now)
+        if snapshot is not None and trouble is None:
+            try:
+                placed = self._place(asked, slots, self.as_now(snapshot, asked))
+            except Exception as error:
+                log.debug("Placing failed", exc_info=True)
+                trouble = _in_a_line(error)
+                self._failures += 1
+                if self._failures < GIVES_UP_AFTER:
+                    # A lock that was not free in time is no reason to pass by what was decided of the workers.
+                    return []
+            else:
+                self._failures = 0
+                self._say(None)
+                return placed
         count("placement.plain", min(slots, len(asked)))
-        warn_once("placing.plain", "Airflow Worker Insight cannot place tasks and %s: %s", self.plainly, trouble)
+        self._say(trouble)
         return None
+
+    def _say(self, trouble: str | None) -> None:
+        """Say that tasks are not placed any more, or again, when that changes."""
+        if trouble is not None and not self._is_plain:
+            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", self.plainly, trouble)
+        elif trouble is None and self._is_plain:
+            log.info("Airflow Worker Insight places tasks again")
+        self._is_plain = trouble is not None
 
     def _place(self, asked: Sequence[Asked], slots: int, snapshot: Snapshot) -> list[Placed]:
         assert self._desk is not None
         with compat.short_transaction() as connection:
             decided = self._desk.decide(connection, asked, snapshot, most=slots)
             sent = [one for one in decided if not one.waits]
-            written = [one.placement(self._own_queue(one)) for one in (*sent, *self._to_tell(decided))]
+            told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.reason]
+            written = [one.placement(self._own_queue(one)) for one in (*sent, *told)]
             placements.write(connection, written, now=database_now(connection))
+        self._note_waiting(asked, decided)
         shared = sum(one.decision.worker is None for one in sent)
         if shared:
             count("placement.shared", shared)
@@ -168,12 +191,13 @@ class PlacesTasks(BaseExecutor):
     def _own_queue(self, one: Placed) -> str | None:
         return None if one.decision.worker is None else self.own_queue(one.decision.worker)
 
-    def _to_tell(self, decided: Iterable[Placed]) -> list[Placed]:
-        """Return the tasks whose waiting is to be written: for their pages, and for whoever adopts them."""
-        before = self._waiting
-        waiting = [one for one in decided if one.waits]
-        self._waiting = {one.asked.key: one.decision.reason for one in waiting}
-        return [one for one in waiting if before.get(one.asked.key) != one.decision.reason]
+    def _note_waiting(self, asked: Sequence[Asked], decided: Sequence[Placed]) -> None:
+        """Remember of which tasks it is written that they wait; those behind the last slot are as they were."""
+        still = {one.key for one in asked} - {one.asked.key for one in decided}
+        self._waiting = {
+            **{key: reason for key, reason in self._waiting.items() if key in still},
+            **{one.asked.key: one.decision.reason for one in decided if one.waits},
+        }
 
     def note_plain(self, keys: Iterable[Any]) -> None:
         """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
@@ -225,6 +249,10 @@ def is_task(key: Any) -> bool:
 def try_key(key: Any) -> TryKey:
     """Return Airflow's key of a task as ours."""
     return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]
 
 
 def _trouble(snapshot: Snapshot | None, now: float) -> str | None:

@@ -59,11 +59,20 @@ ASK_SECONDS = 20.0
 SILENT_AFTER = 2
 """Questions that a worker has not answered after which it is given nothing new."""
 
+COMES_BACK_WITHIN = 12
+"""Questions without an answer after which nobody waits for a worker any more."""
+
 TIDY_EVERY = 5.0
 """Seconds between two looks for messages that wait at workers that will not run them."""
 
 SWEEP_EVERY = timedelta(seconds=30)
 """Time between two sweeps, and how old a placement is at least that is swept."""
+
+REMOVED_AFTER, REMOVED_WITHIN = timedelta(minutes=5), timedelta(hours=2)
+"""How long after a worker's end its own queue is removed: by then nobody sends to it any more."""
+
+MOST_REMOVED = 100
+"""Queues that are removed at once."""
 
 TIDY_TAKES = timedelta(seconds=60)
 """How long taking back may take before another scheduler takes over."""
@@ -98,6 +107,9 @@ class Watch:
         self._asking: Bounded[dict[str, frozenset[str]]] = Bounded("Celery's workers")
         self._consumed: dict[str, frozenset[str]] = {}
         self._unanswered: Counter[str] = Counter()
+        self._answered: set[str] = set()
+        self._held: frozenset[str] = frozenset()
+        self._removed: frozenset[str] = frozenset()
         self._asked_at: float | None = None
         self._ask_failures = 0
         self._ask_trouble: str | None = None
@@ -207,6 +219,7 @@ class Watch:
             alias=one.name,
             slowness=self._slowness.get(one.ref, 1.0),
             trouble=self._trouble_with(one),
+            comes_back=node in self._answered and self._unanswered[node] < COMES_BACK_WITHIN,
         )
 
     def _trouble_with(self, one: WorkerRow) -> str | None:
@@ -244,13 +257,16 @@ class Watch:
         }
         for node in self._consumed.keys() - give.keys() - hold.keys():
             del self._consumed[node]
+        self._answered &= {one.engine_name or one.name for one in living}
         now = time.monotonic()
         wait = 0.0 if self._asked_at is None else self._asked_at + self._pace(give, hold) - now
         if not (give or hold):
             self._asked_at, self._ask_trouble = now, None
             return
-        if wait > 0:
+        # Who has just been drained is to take nothing more from its queue.
+        if wait > 0 and hold.keys() <= self._held:
             return
+        self._held = frozenset(hold)
         try:
             answers = self._asking.ask(partial(settle, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
         except EngineTrouble as error:
@@ -264,6 +280,7 @@ class Watch:
         for node in give.keys() | hold.keys():
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)
+        self._answered |= answers.keys()
         if answers:
             self._ask_failures, self._ask_trouble = 0, None
         else:
@@ -286,7 +303,12 @@ class Watch:
         with compat.short_transaction() as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, lives.running_on(connection), settled=settled)
+            ended = workers.ended(connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER)
         self._unplaced = dict(swept.unplaced)
+        left = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]
+        if left:
+            moving.remove_queues(self.app, left)
+            self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(left))
 
     def _tidy(self, living: list[WorkerRow]) -> None:
         """Take back what waits where it will not run, or not soon, unless another scheduler is at it."""
@@ -327,7 +349,9 @@ class Watch:
         # All others are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
         room = {one.ref: one.concurrency for one in idle}
         snapshot = replace(
-            snapshot, candidates=tuple(replace(one, capacity=room.get(one.ref, 0)) for one in snapshot.candidates)
+            snapshot,
+            candidates=tuple(replace(one, capacity=room.get(one.ref, 0)) for one in snapshot.candidates),
+            may_share=False,
         )
         for one in busy:
             if free <= 0:
@@ -368,9 +392,11 @@ class Watch:
             # Its row may have been merged with another of the same worker, which goes on consuming the queue.
             return None if any(queue in queues for queues in self._consumed.values()) else True
         node = one.engine_name or one.name
-        if node in self._consumed and queue not in self._consumed[node] and _is_usable(one):
-            # It has forgotten that queue, so it is another life, or somebody has told it to.
-            return True
+        if node not in self._answered:
+            # It may be of another team, with a broker of its own.
+            return None
+        # That it does not consume the queue is no sign: another scheduler may just have told it to. Of a worker that
+        # was restarted the next look at the engine ends the row.
         is_fine = _is_usable(one) and self._unanswered[node] < SILENT_AFTER
         return None if is_fine else False
 

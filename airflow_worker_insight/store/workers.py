@@ -310,6 +310,16 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
 
 
+def ended(connection: Connection, kind: str, *, since: datetime, until: datetime) -> list[str]:
+    """Return the IDs of the workers of a kind that ended between two times."""
+    rows = connection.execute(
+        select(worker.c.worker_id).where(
+            worker.c.kind == kind, worker.c.host_only.is_(False), worker.c.ended_at.between(since, until)
+        )
+    )
+    return [row.worker_id for row in rows]
+
+
 def _latest_labels(connection: Connection, kind: str, engine_names: Collection[str]) -> dict[str, Mapping[str, str]]:
     """Return the labels of the latest life of each of these names that has told them."""
     if not engine_names:

@@ -17,7 +17,7 @@ from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import migrate, placements
-from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE
 from tests.unit.database import add_run, add_try
 from tests.unit.executors.workloads import a_workload, put, queue
 
@@ -252,6 +252,57 @@ def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once
     ) == 1
 
 
+def test_one_failure_is_no_reason_to_pass_by_what_was_decided(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    queue(executor, "extract")
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    with monkeypatch.context() as broken:
+        broken.setattr(placements, "write", lambda *_, **__: 1 / 0)
+        executor.trigger_tasks(8)
+    assert sent == []
+    # Its reason is written as soon as it can be.
+    executor.trigger_tasks(8)
+    with database.engine.connect() as connection:
+        (one,) = placements.open_placements(connection)
+    assert one.reason == NOT_AVAILABLE
+
+
+def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    watch: Any = executor._watch
+    known = watch.known
+    for number in range(2):
+        for snapshot in (replace(known, trouble="nobody looks"), replace(known, taken_at=time.monotonic())):
+            watch.known = snapshot
+            queue(executor, f"task-{number}-{snapshot.trouble}")
+            executor.trigger_tasks(8)
+    assert len(sent) == 4
+    said = [one.message for one in caplog.records if one.name == placing.__name__]
+    assert ["cannot place" in one for one in said] == [True, False, True, False]
+
+
+def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    keys = queue(executor, "extract", "load")
+    executor.trigger_tasks(8)
+    # One of them is sent, and the other one is not come to.
+    watch.known = Snapshot((W1,), time.monotonic())
+    executor.trigger_tasks(1)
+    assert len(sent) == 1
+    watch.known = Snapshot((), time.monotonic(), trouble="nobody looks")
+    executor.trigger_tasks(8)
+    executor._give_back()
+    with database.engine.connect() as connection:
+        assert placements.waiting(connection, [a_key(key) for key in keys]) == set()
+
+
 def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
@@ -397,7 +448,7 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
     assert len(sent_keys) == 3
     # The scheduler dies, and another one finds what it had queued; Airflow has given each an ID before it was sent.
     after = WorkerInsightCeleryExecutor()
-    tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4())) for key in keys]
+    tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()), state="queued") for key in keys]
     assert {ti.key for ti in after.try_adopt_task_instances(tis)} == set(keys) - sent_keys
     assert after.running == sent_keys
     with monkeypatch.context() as broken:
@@ -405,6 +456,9 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
         other = WorkerInsightCeleryExecutor()
         assert list(other.try_adopt_task_instances(tis)) == []
         assert other.running == set(keys)
+    # What runs was sent, whatever was written of it.
+    running = [SimpleNamespace(key=ti.key, external_executor_id=ti.external_executor_id, state="running") for ti in tis]
+    assert list(WorkerInsightCeleryExecutor().try_adopt_task_instances(running)) == []
 
 
 def test_ended_with_the_scheduler(either: CeleryExecutor) -> None:

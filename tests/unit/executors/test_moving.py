@@ -10,7 +10,7 @@ import pytest
 
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Desk, Snapshot
-from airflow_worker_insight.executors.moving import take_back
+from airflow_worker_insight.executors.moving import remove_queues, take_back
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
@@ -43,14 +43,15 @@ class Broker:
         self.client = redis.client(int(self.url.rpartition("/")[2]))
         self.client.flushdb()
 
-    def send(self, key: TryKey, queue: str = DEAD, *, command: bool = False) -> str:
+    def send(self, key: TryKey, queue: str = DEAD, *, command: bool = False, task_id: str | None = None) -> str:
         if command:
             argument: Any = ["airflow", "tasks", "run", key.dag_id, key.task_id, key.run_id, "--local"]
             argument += ["--map-index", str(key.map_index)] if key.map_index >= 0 else []
         else:
             names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
             argument = json.dumps({"ti": {name: getattr(key, name) for name in names}, "token": "secret"})
-        result = self.app.send_task("execute_workload", args=[argument], queue=queue, task_id=f"id-{key.map_index}")
+        task_id = task_id or f"id-{key.map_index}"
+        result = self.app.send_task("execute_workload", args=[argument], queue=queue, task_id=task_id)
         return str(result.id)
 
     def fetch(self, queue: str = DEAD) -> None:
@@ -121,7 +122,26 @@ def test_what_waited_and_what_was_fetched_goes_elsewhere_as_it_was(database: Dat
         found = placements.open_placements(connection)
         assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
         assert all(one.detail.startswith("taken back from w1@host: w2@host: least loaded") for one in found)
-    assert not broker.client.exists(f"_kombu.binding.{DEAD}")
+
+
+def test_queues_in_which_nothing_is_left_are_removed(database: Database, broker: Broker) -> None:
+    (key,) = store(database, 1)
+    broker.send(key)
+    remove_queues(broker.app, [DEAD, ALIVE, "never-there"])
+    assert broker.held(DEAD)
+    assert move(broker, a_candidate()) == 1
+    remove_queues(broker.app, [DEAD, ALIVE])
+    assert [broker.client.exists(f"_kombu.binding.{name}") for name in (DEAD, ALIVE)] == [0, 1]
+
+
+def test_what_was_fetched_is_found_below_a_prefix_of_the_brokers_keys(database: Database, broker: Broker) -> None:
+    broker.app.conf.broker_transport_options = {"global_keyprefix": "pre:"}
+    (key,) = store(database, 1)
+    broker.send(key)
+    broker.fetch()
+    assert broker.client.hlen("pre:unacked") == 1
+    assert move(broker, a_candidate()) == 1
+    assert (broker.client.hlen("pre:unacked"), broker.client.llen(f"pre:{ALIVE}")) == (0, 1)
 
 
 def test_what_a_living_worker_has_fetched_is_left_to_it(database: Database, broker: Broker) -> None:
@@ -208,12 +228,12 @@ def test_a_message_as_rabbitmq_hands_it_out(broker: Broker) -> None:
     assert {name: sent["properties"][name] for name in kept} == {name: properties[name] for name in kept}
 
 
-def test_one_that_is_there_twice_is_sent_once(database: Database, broker: Broker) -> None:
+def test_of_two_messages_of_one_try_the_later_one_is_sent(database: Database, broker: Broker) -> None:
     (key,) = store(database, 1)
-    broker.send(key)
-    broker.send(key)
+    broker.send(key, task_id="revoked")
+    broker.send(key, task_id="again")
     assert move(broker, a_candidate()) == 1
-    assert (len(broker.held(DEAD)), len(broker.held(ALIVE))) == (0, 1)
+    assert (broker.held(DEAD), broker.ids(ALIVE)) == ([], ["again"])
 
 
 def test_what_cannot_be_sent_is_found_where_it_was(

@@ -213,6 +213,23 @@ def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: s
 
 
 @each_strategy
+def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_done(strategy: str) -> None:
+    slow, fast = workers(2, capacity=4)
+    slow = replace(slow, slowness=4.0)
+    # The other one does four at once: it would come to the twelfth after three times four.
+    placed = names(Placer(strategy, [slow, fast], now=100.0), many(4 + 12 + 6))
+    assert placed == [fast.name] * 4 + [None] * 12 + [slow.name] * 4 + [None] * 2
+
+
+@each_strategy
+def test_a_retry_does_not_wait_for_one_that_is_silent_for_long(strategy: str) -> None:
+    failed, silent = workers(2)
+    silent = replace(silent, trouble="does not answer", comes_back=False)
+    decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (failed, AGAIN)
+
+
+@each_strategy
 def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(strategy: str) -> None:
     slow, failed = workers(2)
     slow = replace(slow, slowness=5.0)

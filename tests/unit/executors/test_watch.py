@@ -193,7 +193,7 @@ def test_what_waits_is_taken_back_from(
     assert taken == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
 
 
-def test_a_worker_that_has_forgotten_its_queue_is_another_life(
+def test_what_a_living_worker_has_fetched_is_left_to_it_although_its_queue_is_not_seen(
     database: Database, workers: Workers, taken: list[Any]
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
@@ -202,7 +202,65 @@ def test_a_worker_that_has_forgotten_its_queue_is_another_life(
     watch.go_round()
     workers.queues["w1@host"], workers.obey = {"default"}, False
     watch.go_round()
-    assert taken == [(own_queue("w1"), "w1@host-1", True)]
+    assert taken == [], "another scheduler may just have told it to consume it"
+
+
+def test_a_worker_that_has_never_answered_here_may_be_another_teams(
+    database: Database, workers: Workers, taken: list[Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    del workers.queues["w1@host"]
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    for _ in range(module.SILENT_AFTER + 1):
+        watch.go_round()
+    assert taken == []
+    found = candidates(watch)
+    assert [found[f"{name}@host"].comes_back for name in ("w1", "w2")] == [False, True]
+
+
+def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1", "w2")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    del workers.queues["w1@host"]
+    for _ in range(module.COMES_BACK_WITHIN - 1):
+        watch.go_round()
+        assert candidates(watch)["w1@host"].comes_back
+    watch.go_round()
+    assert not candidates(watch)["w1@host"].comes_back
+
+
+def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    monkeypatch.setattr(module, "ASK_EVERY", 3600.0)
+    monkeypatch.setattr(module, "ASK_AGAIN", 3600.0)
+    watch.go_round()
+    assert len(workers.asked) == 1
+    change(database, refs["w1"], availability="draining")
+    for _ in range(2):
+        watch.go_round()
+    assert len(workers.asked) == 2
+    assert own_queue("w1") not in workers.queues["w1@host"]
+
+
+def test_own_queues_of_workers_that_ended_are_removed_once(
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = look_at(database, workers, "w1", "w2", "w3")
+    removed: list[str] = []
+    monkeypatch.setattr(module.moving, "remove_queues", lambda _app, queues: removed.extend(queues))
+    monkeypatch.setattr(module, "SWEEP_EVERY", timedelta(0))
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+    change(database, refs["w1"], state="offline", ended_at=now - timedelta(minutes=10))
+    change(database, refs["w2"], state="lost", ended_at=now - timedelta(minutes=1))
+    watch = Watch(None, Desk(RULES))
+    for _ in range(3):
+        watch.go_round()
+    assert removed == [own_queue("w1")]
 
 
 def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers, taken: list[Any]) -> None:
@@ -281,7 +339,7 @@ def test_a_slow_worker_is_known_by_what_it_still_runs(
 ) -> None:
     look_at(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
-    run(database, "w2", 2, seconds=100, state="running")
+    run(database, "w2", 3, seconds=100, state="running")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     found = candidates(watch)
@@ -299,7 +357,7 @@ def test_what_waits_at_a_slow_worker_is_taken_back_first_and_nothing_is_taken_fo
 ) -> None:
     refs = look_at(database, workers, "w1", "w2", "w3")
     run(database, "w1", 3, seconds=10, state="success")
-    run(database, "w2", 2, seconds=100, state="running")
+    run(database, "w2", 3, seconds=100, state="running")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     for number in range(4):
