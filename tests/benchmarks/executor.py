@@ -109,7 +109,7 @@ def run(setting: Setting) -> Result:
         percent = 100 * one.failed_again / one.failed_first if one.failed_first else 0.0
         poisoned.add(name, one.failed_first, one.failed_again, percent)
     death = Grid(
-        "SIGKILL of a worker, timeouts as shipped: seconds until what waited there ran elsewhere",
+        "SIGKILL of a worker, this package's timeouts as shipped: seconds until what waited there ran elsewhere",
         ("", "waited", "first", "last"),
     )
     for number, (waited, first, last) in enumerate(deaths, 1):
@@ -137,7 +137,7 @@ def _seconds(setting: Setting) -> float:
     return float(setting.size(4, 1))
 
 
-def _deployment(setting: Setting, executor: str, concurrency: int) -> Deployment:
+def _deployment(setting: Setting, executor: str, concurrency: int, **others: str) -> Deployment:
     return Deployment(
         setting.environment(),
         executor=executor,
@@ -151,6 +151,7 @@ def _deployment(setting: Setting, executor: str, concurrency: int) -> Deployment
             "dag_processor.min_file_process_interval": "600",
             # Airflow's supervisor often notices the end of a short task only with its next heartbeat.
             "workers.min_heartbeat_interval": "1",
+            **others,
         },
     )
 
@@ -219,7 +220,8 @@ def _one(setting: Setting, executor: str) -> Found:
 def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
     """Kill a worker some times; return how many tasks waited there and when the first and last of them ran."""
     found = []
-    with _deployment(setting, OURS, 4) as airflow:
+    # The tries that a killed worker ran would keep the next death waiting for five minutes.
+    with _deployment(setting, OURS, 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
         _begin(airflow)
         for _ in range(setting.size(3, 1)):
             run_id = airflow.trigger("short", conf={"number": 60, "seconds": 8})
