@@ -185,6 +185,7 @@ class OwnWorkers:
             capacity=concurrency,
             labels=row.labels,
             availability=row.availability,
+            alias=row.name,
         )
 
     def _look_after_doubted(self) -> None:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 LEAST_ELSEWHERE = 3
 """Tries of a task on other workers that tell how long it takes."""
 
-LEAST_TRIES = 3
-"""Tries of a worker that tell how fast it is. Half of them at least must have been slow."""
+LEAST_TRIES, LATEST_TRIES = 3, 5
+"""How many tries of a worker tell how fast it is: its latest ones, because it may have become slow just now. More than
+half of them must have been slow."""
 
 MARGIN = 1.0
 """Seconds that a try takes longer at least, to say something: below it is the noise of starting a process."""
@@ -40,6 +41,8 @@ class Ran:
 def slowness(tries: Iterable[Ran]) -> dict[int, float]:
     """Return how many times as long as the others each worker takes, at least 1.
 
+    :param tries: the latest first
+
     It is the median of what its tries took, each divided by the median of the same task's on the other workers. Workers
     of which there is too little to compare are left out.
     """
@@ -55,7 +58,7 @@ def slowness(tries: Iterable[Ran]) -> dict[int, float]:
                 # Of what runs nobody knows yet that it will not take long.
                 if one.has_ended or ratio > 1:
                     ratios[one.ref].append(ratio)
-    return {ref: median_low(found) for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
+    return {ref: median_low(found[:LATEST_TRIES]) for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
 
 
 def _elsewhere(same: Iterable[Ran]) -> Mapping[int, float]:

@@ -373,7 +373,9 @@ def check_strategy(strategy: str) -> None:
     :raises UnknownStrategy: with a message for an operator
     """
     if strategy not in STRATEGIES:
-        raise UnknownStrategy(f"there is no placement strategy {strategy!r}: it is one of {', '.join(STRATEGIES)}")
+        raise UnknownStrategy(
+            f"[worker_insight] placement_strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}"
+        )
 
 
 _NONE: frozenset[int] = frozenset()

@@ -74,7 +74,7 @@ class PlacesTasks(BaseExecutor):
         self._ended: list[TryKey] = []
         self._failures = 0
         self._is_plain = False
-        # The tasks that wait, and the reason that was written of each.
+        # The tasks that wait, and what was written of each.
         self._waiting: dict[TryKey, str] = {}
 
     # --- what differs from one executor to another
@@ -179,7 +179,7 @@ class PlacesTasks(BaseExecutor):
         with compat.short_transaction() as connection:
             decided = self._desk.decide(connection, asked, snapshot, most=slots)
             sent = [one for one in decided if not one.waits]
-            told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.reason]
+            told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
             written = [one.placement(self._own_queue(one)) for one in (*sent, *told)]
             placements.write(connection, written, now=database_now(connection))
         self._note_waiting(asked, decided)
@@ -195,8 +195,8 @@ class PlacesTasks(BaseExecutor):
         """Remember of which tasks it is written that they wait; those behind the last slot are as they were."""
         still = {one.key for one in asked} - {one.asked.key for one in decided}
         self._waiting = {
-            **{key: reason for key, reason in self._waiting.items() if key in still},
-            **{one.asked.key: one.decision.reason for one in decided if one.waits},
+            **{key: text for key, text in self._waiting.items() if key in still},
+            **{one.asked.key: one.decision.text for one in decided if one.waits},
         }
 
     def note_plain(self, keys: Iterable[Any]) -> None:

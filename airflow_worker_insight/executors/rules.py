@@ -126,8 +126,12 @@ def _own(executor_config: Any) -> Mapping[str, Any]:
     if not isinstance(executor_config, dict) or OWN_KEY not in executor_config:
         return {}
     own = executor_config[OWN_KEY]
-    if not isinstance(own, dict) or not own.keys() <= {"labels", "worker"}:
-        raise BadRules(f'its executor_config["{OWN_KEY}"] is not {{"labels": {{…}}}} or {{"worker": "…"}}')
+    if not isinstance(own, dict):
+        raise BadRules(f'its executor_config["{OWN_KEY}"] is no mapping with "labels", "worker", or both')
+    for name in own.keys() - {"labels", "worker"}:
+        raise BadRules(
+            f'its executor_config["{OWN_KEY}"] has {clean(repr(name), 80)}: there are "labels" and "worker" only'
+        )
     return own
 
 

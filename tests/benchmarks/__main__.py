@@ -23,7 +23,9 @@ BENCHMARKS = {
     "store": store.run,
     "placement": placement.run,
     "dispatch": dispatch.run,
-    "executor": executor.run,
+    "spread": executor.spread,
+    "slow": executor.slow,
+    "death": executor.death,
     "fleet": fleet.run,
 }
 

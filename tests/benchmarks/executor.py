@@ -19,8 +19,10 @@ from tests.support.deployment import Deployment
 if TYPE_CHECKING:
     from tests.benchmarks.setting import Setting
 
-PLAIN = "CeleryExecutor"
-OURS = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
+PLAIN, OURS = EXECUTORS = {
+    "CeleryExecutor": "CeleryExecutor",
+    "WorkerInsightCeleryExecutor": "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor",
+}
 
 WORKERS = ("w1", "w2", "w3", "w4")
 BROKEN, SLOW = WORKERS[0], WORKERS[-1]
@@ -28,6 +30,9 @@ TIMES_SLOWER = 10
 
 UNEVEN_AT_MOST = 10.0
 """Percent that a worker may have more or less than its share."""
+
+CLEARLY_BELOW = 0.95
+"""Times what it takes on Airflow's own."""
 
 DAGS = """
 import os
@@ -72,14 +77,10 @@ poisoned()
 
 @dataclass(frozen=True)
 class Found:
-    """What one executor did."""
+    """How many of a Dag run's tasks each worker ran, and how long the run took."""
 
     shares: dict[str, int]
     seconds: float
-    slowed_seconds: float
-    slowed_shares: dict[str, int]
-    failed_first: int
-    failed_again: int
 
     @property
     def uneven(self) -> float:
@@ -88,53 +89,70 @@ class Found:
         return 100 * max(abs(self.shares.get(name, 0) - share) for name in WORKERS) / share
 
 
-def run(setting: Setting) -> Result:
-    """Run the same on both, one after the other, and the death of a worker on ours."""
-    plain, ours = (_one(setting, executor) for executor in (PLAIN, OURS))
-    deaths = _deaths(setting)
-    both = (("CeleryExecutor", plain), ("WorkerInsightCeleryExecutor", ours))
-    spread = Grid(
-        f"{sum(ours.shares.values())} short tasks on four workers, two at once on each",
-        ("", *WORKERS, "farthest from even (%)", "seconds"),
-    )
-    slowed = Grid(
-        f"{sum(ours.slowed_shares.values())} tasks of {_seconds(setting):.0f} s, {SLOW} takes {TIMES_SLOWER} times as"
-        " long; four at once on each",
-        ("", *WORKERS, "seconds"),
-    )
+def spread(setting: Setting) -> Result:
+    """Run short tasks, and tasks that fail on one worker only: on Airflow's own, and on ours."""
+    found: dict[str, Found] = {}
+    failed: dict[str, tuple[int, int]] = {}
+    for name, executor in EXECUTORS.items():
+        with _deployment(setting, executor, 2) as airflow:
+            _begin(airflow)
+            found[name] = _found(airflow, _run(airflow, "short", number=setting.size(500, 40), seconds=0))
+            run_id = _run(airflow, "poisoned", number=setting.size(100, 16))
+            failed[name] = _shares(airflow, run_id)[BROKEN], _shares(airflow, run_id, 2)[BROKEN]
+    title = f"{setting.size(500, 40)} short tasks on four workers, two at once on each"
+    grid = Grid(title, ("", *WORKERS, "farthest from even (%)", "seconds"))
     poisoned = Grid(f"Tasks that fail on {BROKEN} only", ("", "failed first", "first retry failed too", "%"))
-    for name, one in both:
-        spread.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.uneven, one.seconds)
-        slowed.add(name, *(one.slowed_shares.get(worker, 0) for worker in WORKERS), one.slowed_seconds)
-        percent = 100 * one.failed_again / one.failed_first if one.failed_first else 0.0
-        poisoned.add(name, one.failed_first, one.failed_again, percent)
-    death = Grid(
+    for name, one in found.items():
+        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.uneven, one.seconds)
+        first, again = failed[name]
+        poisoned.add(name, first, again, 100 * again / first if first else 0.0)
+    targets = [
+        Target("spread: farthest from an even share", found[OURS].uneven, UNEVEN_AT_MOST, "%"),
+        Target("spread: first retries on the worker that failed them", float(failed[OURS][1]), 0.0, "tries"),
+    ]
+    data = {name: {**vars(one), "uneven": one.uneven, "failed": failed[name]} for name, one in found.items()}
+    return Result("spread", [grid, poisoned], targets, data, _versions(setting))
+
+
+def slow(setting: Setting) -> Result:
+    """Run tasks of which one worker takes ten times as long: on Airflow's own, and on ours."""
+    number, seconds = setting.size(500, 60), float(setting.size(4, 1))
+    found: dict[str, Found] = {}
+    for name, executor in EXECUTORS.items():
+        with _deployment(setting, executor, 4) as airflow:
+            _begin(airflow)
+            found[name] = _found(airflow, _run(airflow, "short", number=number, seconds=seconds, slow=SLOW))
+    title = (
+        f"{number} tasks of {seconds:.0f} s, of which {SLOW} takes {TIMES_SLOWER} times as long; four at once on each"
+    )
+    grid = Grid(title, ("", *WORKERS, "seconds"))
+    for name, one in found.items():
+        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.seconds)
+    ratio = found[OURS].seconds / found[PLAIN].seconds
+    targets = [Target("slow: the time, against Airflow's own", ratio, CLEARLY_BELOW, "times")]
+    return Result("slow", [grid], targets, {name: vars(one) for name, one in found.items()}, _versions(setting))
+
+
+def death(setting: Setting) -> Result:
+    """Kill a worker some times; show when what waited there ran elsewhere."""
+    grid = Grid(
         "SIGKILL of a worker, this package's timeouts as shipped: seconds until what waited there ran elsewhere",
         ("", "waited", "first", "last"),
     )
-    for number, (waited, first, last) in enumerate(deaths, 1):
-        death.add(f"death {number}", waited, first, last)
-    targets = [
-        Target("executor: farthest from an even share", ours.uneven, UNEVEN_AT_MOST, "%"),
-        Target(
-            "executor: one slow worker, against Airflow's own",
-            ours.slowed_seconds / plain.slowed_seconds,
-            0.95,
-            "times",
-        ),
-        Target("executor: first retries on the worker that failed them", float(ours.failed_again), 0.0, "tries"),
-    ]
-    data = {
-        **{name: {**vars(one), "uneven": one.uneven} for name, one in both},
-        "deaths": [{"waited": waited, "first": first, "last": last} for waited, first, last in deaths],
-    }
+    found = _deaths(setting)
+    for number, (waited, first, last) in enumerate(found, 1):
+        grid.add(f"death {number}", waited, first, last)
+    data = {"deaths": [{"waited": waited, "first": first, "last": last} for waited, first, last in found]}
+    return Result("death", [grid], [], data, _versions(setting))
+
+
+def _versions(setting: Setting) -> dict[str, str]:
     names = ("apache-airflow", "apache-airflow-providers-celery", "celery", "airflow-worker-insight")
-    versions = distributions(setting.environment(), *names)
-    return Result("executor", [spread, slowed, poisoned, death], targets, data, versions)
+    return distributions(setting.environment(), *names)
 
 
-def _seconds(setting: Setting) -> float:
-    return float(setting.size(4, 1))
+def _found(airflow: Deployment, run_id: str) -> Found:
+    return Found(dict(_shares(airflow, run_id)), _took(airflow, run_id))
 
 
 def _deployment(setting: Setting, executor: str, concurrency: int, **others: str) -> Deployment:
@@ -202,26 +220,11 @@ def _took(airflow: Deployment, run_id: str) -> float:
     return float(row["seconds"])
 
 
-def _one(setting: Setting, executor: str) -> Found:
-    with _deployment(setting, executor, 2) as airflow:
-        _begin(airflow)
-        run_id = _run(airflow, "short", number=setting.size(500, 40), seconds=0)
-        shares, seconds = _shares(airflow, run_id), _took(airflow, run_id)
-        run_id = _run(airflow, "poisoned", number=setting.size(100, 16))
-        failed_first = _shares(airflow, run_id)[BROKEN]
-        failed_again = _shares(airflow, run_id, 2)[BROKEN]
-    with _deployment(setting, executor, 4) as airflow:
-        _begin(airflow)
-        run_id = _run(airflow, "short", number=setting.size(500, 60), seconds=_seconds(setting), slow=SLOW)
-        slowed = _took(airflow, run_id)
-        return Found(dict(shares), seconds, slowed, dict(_shares(airflow, run_id)), failed_first, failed_again)
-
-
 def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
     """Kill a worker some times; return how many tasks waited there and when the first and last of them ran."""
     found = []
     # The tries that a killed worker ran would keep the next death waiting for five minutes.
-    with _deployment(setting, OURS, 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
+    with _deployment(setting, EXECUTORS[OURS], 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
         _begin(airflow)
         for _ in range(setting.size(3, 1)):
             run_id = airflow.trigger("short", conf={"number": 60, "seconds": 8})

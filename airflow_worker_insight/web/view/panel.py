@@ -75,7 +75,7 @@ def build_panel(
             lives,
             now=now,
             selected=address.try_number,
-            why=why_text(known.get(one.try_number), has_started=bool(one.workers)),
+            why=why_text(known.get(one.try_number), has_started=bool(one.workers), is_over=one.state not in UNFINISHED),
         )
         for one in tries
     )
@@ -223,7 +223,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
         )
     elif not tries or all(one.state in WAITING and not one.workers for one in tries):
         found.append(_no_try_yet(latest, is_explained=latest.try_number in placed))
-    if _wants_backfill(tries):
+    if _wants_backfill([one for one in tries if one.try_number not in placed]):
         found.append(
             Notice(
                 "info",

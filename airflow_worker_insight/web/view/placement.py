@@ -47,8 +47,12 @@ class PlacedTries:
     rest: str
 
 
-def why_text(one: Why | None, *, has_started: bool = False) -> str:
-    """Return why a try was placed where it was, or waits; empty where no executor of this package placed it."""
+def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
+    """Return why a try was placed where it was, or waits; empty where no executor of this package placed it.
+
+    :param has_started: whether a worker has begun with it
+    :param is_over: whether it has ended
+    """
     if one is None:
         return ""
     if one.reason not in decisions.WAITING:
@@ -56,7 +60,9 @@ def why_text(one: Why | None, *, has_started: bool = False) -> str:
     if has_started:
         # The executor could not see the workers when it was sent.
         return "It waited for a worker, and was then sent to the queue that all its workers share"
-    return f"Not placed yet: {one.detail.removeprefix('waits: ')}" if one.detail else "It waited for a worker"
+    if not one.detail:
+        return "It waited for a worker"
+    return f"{'Was not placed' if is_over else 'Not placed yet'}: {one.detail.removeprefix('waits: ')}"
 
 
 def build_placed(waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool) -> PlacedTries | None:

@@ -174,6 +174,16 @@ def test_why_a_task_waits_is_written_once(
     assert loads(database) == {1: 1}
 
 
+def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecutor, database: Database) -> None:
+    watch: Any = executor._watch
+    queue(executor, "extract")
+    for availability in ("quarantined", "draining"):
+        watch.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
+        executor.trigger_tasks(8)
+        (one,) = stored(database)
+        assert (one.reason, availability in one.detail) == (NOT_AVAILABLE, True)
+
+
 def test_with_that_fallback_it_goes_to_the_shared_queue(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:

@@ -302,6 +302,17 @@ def test_a_retry_goes_elsewhere(executor: Any, work: Work, database: Database) -
         assert placements.of_task_instance(connection, first)[2].reason == ELSEWHERE
 
 
+@pytest.mark.parametrize("asked", ["w2", "w2@HOST"])
+def test_a_task_may_ask_for_a_worker_by_its_name(executor: Any, work: Work, database: Database, asked: str) -> None:
+    (host,) = {row["hostname"] for row in database.workers()}
+    workloads = [a_workload(f"task-{number}") for number in range(4)]
+    for workload in workloads:
+        workload.ti.executor_config = {"worker_insight": {"worker": asked.replace("HOST", host)}}
+    keys = [put(executor, workload) for workload in workloads]
+    assert set(events_of(executor, *keys).values()) == {"success"}
+    assert {said["worker"] for said in work.ran()} == {"w2"}
+
+
 def test_a_task_of_any_queue_is_run(executor: Any, work: Work) -> None:
     workload = a_workload("extract")
     workload.ti.queue = "gpu"

@@ -48,6 +48,12 @@ def test_one_long_try_among_many_says_nothing() -> None:
     assert 2 not in slowness([*ran(1, 10, 10, 10), *ran(2, 500, 500)])
 
 
+def test_what_a_worker_ran_before_it_became_slow_counts_no_more() -> None:
+    elsewhere = ran(1, *[10] * 20)
+    assert rounded([*ran(2, 100, 100, 100, has_ended=False), *ran(2, *[10] * 20), *elsewhere])[2] == 10.0
+    assert rounded([*ran(2, 10, 10, 10), *ran(2, *[100] * 20), *elsewhere])[2] == 1.0
+
+
 def test_one_worker_that_ran_most_of_them_does_not_speak_for_all() -> None:
     tries = [*ran(1, *[100] * 50), *ran(2, 10, 10, 10), *ran(3, 10, 10, 10), *ran(4, 10, 10, 10)]
     assert rounded(tries) == {1: 10.0, 2: 1.0, 3: 1.0, 4: 1.0}

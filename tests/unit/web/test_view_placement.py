@@ -56,6 +56,11 @@ def test_one_that_waits_says_what_for() -> None:
     )
 
 
+def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
+    one = Why(FULL, "waits: all workers that fit have as much as they may")
+    assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_each_reason_has_words(reason: str) -> None:
     text = why_text(Why(reason))
