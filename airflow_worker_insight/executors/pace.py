@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+SLOW_FROM = 3.0
+"""Times as long as the others for the same tasks, from which on a worker counts as slow."""
+
 LEAST_ELSEWHERE = 3
 """Tries of a task on other workers that tell how long it takes."""
 
@@ -55,8 +58,8 @@ def slowness(tries: Iterable[Ran]) -> dict[int, float]:
         for one in same:
             if one.ref in usual:
                 ratio = _ratio(one.seconds, usual[one.ref])
-                # Of what runs nobody knows yet that it will not take long.
-                if one.has_ended or ratio > 1:
+                # Of what runs nobody knows yet how long it will take.
+                if one.has_ended or ratio >= SLOW_FROM:
                     ratios[one.ref].append(ratio)
     return {ref: median_low(found[:LATEST_TRIES]) for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
 

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Protocol
 
+from airflow_worker_insight.executors.pace import SLOW_FROM
 from airflow_worker_insight.store.decisions import (
     AGAIN,
     BAD_WISH,
@@ -42,9 +43,6 @@ MAX_NAMED = 3
 
 TEXT_LENGTH = 300
 """Characters of a line at most: as many as the database keeps."""
-
-SLOW_FROM = 3.0
-"""Times as long as the others for the same tasks, from which on a worker counts as slow."""
 
 PATIENCE = 30.0
 """Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may

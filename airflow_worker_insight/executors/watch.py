@@ -22,8 +22,8 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue, settle
-from airflow_worker_insight.executors.pace import Ran, slowness
-from airflow_worker_insight.executors.placement import SLOW_FROM, Candidate
+from airflow_worker_insight.executors.pace import SLOW_FROM, Ran, slowness
+from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble
@@ -88,6 +88,9 @@ COMPARED = timedelta(minutes=15)
 
 MOST_COMPARED = 2_000
 """Tries that are compared at most."""
+
+CLOCKS_DIFFER_FROM = timedelta(minutes=2)
+"""How far clocks differ at least to be reckoned with: what is known of them is late by an interval of looking."""
 
 GIVES_UP_AFTER = 3
 """Rounds, or questions to the workers, that fail one after the other before nothing is placed any more."""
@@ -235,7 +238,7 @@ class Watch:
         if time.monotonic() < self._compare_due:
             return
         self._compare_due = time.monotonic() + COMPARE_EVERY
-        ahead = {one.ref: one.clock_ahead or timedelta(0) for one in living}
+        ahead = {one.ref: _clock_ahead(one) for one in living}
         if len(ahead) < 2:  # noqa: PLR2004
             self._slowness = {}
             return
@@ -333,21 +336,28 @@ class Watch:
             if is_ours:
                 for move in moves:
                     move(self.app, desk=self.desk, snapshot=snapshot)
-        idle = [one for one in usable if one.slowness < SLOW_FROM and loads.get(one.ref, 0) < one.concurrency]
+        if moves:
+            return
+        fast = [one for one in usable if one.slowness < SLOW_FROM]
+        idle = [one for one in fast if loads.get(one.ref, 0) < one.concurrency]
         busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
-        busy.sort(key=lambda one: one.slowness, reverse=True)
-        if not moves:
-            with self._lease(bool(idle and busy)) as is_ours:
-                if is_ours:
-                    self._level(busy, idle, snapshot, loads)
+        slow = [one for one in busy if one.slowness >= SLOW_FROM]
+        with self._lease(bool((idle and busy) or (fast and slow))) as is_ours:
+            if is_ours and fast and slow:
+                # The others may have more than their share for once: there it is done sooner all the same.
+                self._relieve(slow, {one.ref: one.capacity + one.concurrency for one in fast}, snapshot, loads)
+            elif is_ours:
+                self._relieve(busy, {one.ref: one.concurrency for one in idle}, snapshot, loads)
 
-    def _level(
-        self, busy: list[Candidate], idle: list[Candidate], snapshot: Snapshot, loads: Mapping[int, int]
+    def _relieve(
+        self, busy: list[Candidate], room: Mapping[int, int], snapshot: Snapshot, loads: Mapping[int, int]
     ) -> None:
-        """Take what waits at workers that are slow back for those that have nothing to do."""
-        free = sum(one.concurrency - loads.get(one.ref, 0) for one in idle)
-        # All others are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
-        room = {one.ref: one.concurrency for one in idle}
+        """Take what waits at some workers back for others.
+
+        :param room: how much these others may have then
+        """
+        free = sum(most - loads.get(ref, 0) for ref, most in room.items())
+        # All but they are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
         snapshot = replace(
             snapshot,
             candidates=tuple(replace(one, capacity=room.get(one.ref, 0)) for one in snapshot.candidates),
@@ -404,6 +414,12 @@ class Watch:
 def _ran(one: Stay, now: datetime) -> Ran:
     seconds = ((one.ended_at or now) - one.started_at).total_seconds()
     return Ran(one.ref, (one.key.dag_id, one.key.task_id), seconds, has_ended=one.ended_at is not None)
+
+
+def _clock_ahead(one: WorkerRow) -> timedelta:
+    """Return how far a worker's clock is ahead, where that is more than the time that telling it takes."""
+    found = one.clock_ahead or timedelta(0)
+    return found if abs(found) >= CLOCKS_DIFFER_FROM else timedelta(0)
 
 
 def _may_be_given(one: Candidate) -> bool:

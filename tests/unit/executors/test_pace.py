@@ -38,6 +38,8 @@ def test_who_was_given_the_long_tasks_is_not_slow() -> None:
 def test_what_still_runs_counts_once_it_takes_longer_than_elsewhere() -> None:
     elsewhere = [*ran(1, 10, 10), *ran(2, 10, 10)]
     assert rounded([*elsewhere, *ran(3, 40, 41, 42, has_ended=False)])[3] == 4.1
+    # Of those that have only just passed the usual time nothing is known.
+    assert rounded([*elsewhere, *ran(3, 15, 16, has_ended=False), *ran(3, 100, 100, 100)])[3] == 10.0
     # Up to now it is as fast as any.
     assert 3 not in slowness([*elsewhere, *ran(3, 4, 5, 6, has_ended=False)])
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from airflow_worker_insight.executors.pace import SLOW_FROM
 from airflow_worker_insight.executors.placement import (
     PATIENCE,
-    SLOW_FROM,
     TEXT_LENGTH,
     Candidate,
     Placer,

@@ -352,7 +352,7 @@ def test_a_slow_worker_is_known_by_what_it_still_runs(
     assert candidates(watch)["w2@host"].slowness == 1
 
 
-def test_what_waits_at_a_slow_worker_is_taken_back_first_and_nothing_is_taken_for_it(
+def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
     database: Database, workers: Workers, taken: list[Any]
 ) -> None:
     refs = look_at(database, workers, "w1", "w2", "w3")
@@ -365,9 +365,9 @@ def test_what_waits_at_a_slow_worker_is_taken_back_first_and_nothing_is_taken_fo
     for number in range(3):
         place(database, refs["w2"], "w2", f"other-{number}")
     watch.go_round()
-    # Two of w1's and one of w2's wait, and w3 has room for two.
-    assert taken == [(own_queue("w2"), "w2@host", False), (own_queue("w1"), "w1@host", False)]
-    assert levelled == [1, 1]
+    # The one that waits at the slow one goes first, whether or not the others are full.
+    assert taken == [(own_queue("w2"), "w2@host", False)]
+    assert levelled == [1]
     taken.clear()
     with database.engine.begin() as connection:
         placements.close(
