@@ -341,6 +341,11 @@ def local_processes_come_back() -> bool:
     return is_airflow_3()
 
 
+def local_executor_queues_nothing() -> bool:
+    """Return whether LocalExecutor hands a workload to its processes as soon as it gets it (3.0)."""
+    return airflow_version() == (3, 0)
+
+
 def dismiss_local_processes(executor: Any) -> None:
     """Tell all processes of Airflow 3's LocalExecutor to end, as its own ``end`` may fail to do (3.0 to 3.3).
 

@@ -229,7 +229,7 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
 
     def queue_workload(self, workload: Any, session: Any = None) -> None:
         """Queue a workload as all executors do; Airflow 3.0's LocalExecutor would run it at once."""
-        if compat.airflow_version() == (3, 0):
+        if compat.local_executor_queues_nothing():
             self.queued_tasks[workload.ti.key] = workload
             return
         super().queue_workload(workload, session)
