@@ -206,6 +206,8 @@ def test_with_everybody_in_quarantine_tasks_wait_and_say_why(airflow: Deployment
     finally:
         for name in ("w1", "w2"):
             decide(airflow, name, "available")
+    # All at once: which of them have the four places now is nobody's promise.
+    let_all_go(airflow)
     for run in runs:
         run.finish()
 
