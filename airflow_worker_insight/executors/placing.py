@@ -182,6 +182,10 @@ class PlacesTasks(BaseExecutor):
             told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
             written = [one.placement(self._own_queue(one)) for one in (*sent, *told)]
             placements.write(connection, written, now=database_now(connection))
+        if self._ended:
+            # One that goes on after a deferral has not ended, whatever could not be written of it before.
+            goes_on = {one.asked.key for one in (*sent, *told)}
+            self._ended = [key for key in self._ended if key not in goes_on]
         self._note_waiting(asked, decided)
         shared = sum(one.decision.worker is None for one in sent)
         if shared:

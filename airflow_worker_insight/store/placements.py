@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import timezone
-from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, select, update
@@ -44,6 +44,9 @@ PLACES_TAKEN = ("queued", "running", "restarting")
 """Airflow's states of a try that takes a place at its worker."""
 
 
+_KEY = tuple(column.name for column in placement.primary_key)
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a try was placed, or that it waits. Times are aware UTC."""
@@ -65,9 +68,9 @@ def write(connection: Connection, placements: Sequence[Placement], *, now: datet
     if not placements:
         return
     # In one order, so that two who write the same rows never wait for each other.
-    rows = [_row(one, now) for one in sorted(placements, key=lambda one: _digests(one.key))]
+    rows = sorted((_row(one, now) for one in placements), key=itemgetter(*_KEY))
     if connection.dialect.name == "postgresql":
-        connection.execute(_upsert_many(), {name: [row[name] for row in rows] for name in placement.c.keys()})  # noqa: SIM118
+        upsert_many(connection, placement, rows)
     else:
         connection.execute(_upsert(connection.dialect.name), rows)
 
@@ -90,19 +93,13 @@ def _row(one: Placement, now: datetime) -> dict[str, Any]:
     }
 
 
-@cache
-def _upsert_many() -> Any:
-    return upsert_many(placement)
-
-
 def _upsert(dialect: str) -> Any:
-    keys = [column.name for column in placement.primary_key]
-    others = [column.name for column in placement.c if column.name not in keys]
+    others = [column.name for column in placement.c if column.name not in _KEY]
     if dialect == "mysql":
         my = mysql.insert(placement)
         return my.on_duplicate_key_update({name: my.inserted[name] for name in others})
     lite = sqlite.insert(placement)
-    return lite.on_conflict_do_update(index_elements=keys, set_={name: lite.excluded[name] for name in others})
+    return lite.on_conflict_do_update(index_elements=_KEY, set_={name: lite.excluded[name] for name in others})
 
 
 def close(connection: Connection, keys: Collection[TryKey]) -> None:

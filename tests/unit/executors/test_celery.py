@@ -381,6 +381,23 @@ def test_ends_that_cannot_be_written_are_written_later(
     assert loads(database) == {}
 
 
+def test_an_end_that_could_not_be_written_gives_no_place_of_the_same_try_back_once_it_goes_on(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = queue(executor, "deferred")
+    executor.trigger_tasks(8)
+    executor.success(key)
+    with monkeypatch.context() as broken:
+        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
+        executor._give_back()
+    # Its trigger has fired.
+    assert queue(executor, "deferred") == [key]
+    executor.trigger_tasks(8)
+    executor._give_back()
+    assert len(sent) == 2
+    assert loads(database) == {1: 1}
+
+
 # --- what stays the parent's -----------------------------------------------------------------------------------------
 
 
