@@ -7,45 +7,33 @@ back. That they live is known anyway: they are this process's own.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Event, Lock, Thread
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
-from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store import airflow_tries, lives, migrate, placements, workers
+from airflow_worker_insight.store import airflow_tries, lives, placements, workers
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow_worker_insight.store.keys import TryKey
     from airflow_worker_insight.store.recording import WorkerRecord
     from airflow_worker_insight.store.workers import WorkerRow
 
-log = logging.getLogger(__name__)
-
-ROUND_SECONDS = 2.0
-"""How long lies between two readings of the registry."""
-
 SWEEP_EVERY = timedelta(seconds=30)
 """Time between two sweeps, and how old a placement is at least that is swept."""
 
-GIVES_UP_AFTER = 3
-"""Rounds that fail one after the other before nothing is placed any more."""
-
 REST_SECONDS = 1.0
 """How long starting a process waits at most for the thread to be done with what it is at."""
-
-STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +45,24 @@ class OwnWorker:
     concurrency: int
 
 
-class OwnWorkers:
+class OwnWorkers(Rounds):
     """Makes a scheduler's own workers known, and watches what is decided of them."""
 
+    thread_name = "worker-insight-own-workers"
+
     def __init__(self, own: Sequence[OwnWorker]) -> None:
+        super().__init__()
         self.own = {one.record.worker_id: one for one in own}
-        self._snapshot: Snapshot | None = None
-        self._stopping = Event()
         self._busy = Lock()
-        self._thread: Thread | None = None
-        self._is_ready = False
-        self._failures = 0
         self._sweep_due = 0.0
         # Both are handed from one thread to the other.
         self._doubted: deque[TryKey] = deque()
         self._over: deque[TryKey] = deque()
 
-    def start(self) -> None:
-        """Make the workers known, and begin to watch; calling it again changes nothing."""
-        if self._thread is None:
-            self._try(self._read)
-            self._thread = Thread(target=self._work, name="worker-insight-own-workers", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End after what is being done, or leave it behind."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-
-    def snapshot(self) -> Snapshot | None:
-        """Return what is known of the workers; ``None`` before anything is."""
-        return self._snapshot
+    def prepare(self) -> None:
+        """Make the workers known."""
+        with self._busy:
+            self._read()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -108,49 +82,28 @@ class OwnWorkers:
         """Return those of the doubted tries that have turned out to be over since the last time."""
         return [self._over.popleft() for _ in range(len(self._over))]
 
-    def _work(self) -> None:
-        while not self._stopping.wait(ROUND_SECONDS):
-            self._try(self.go_round)
-
-    def _try(self, act: Callable[[], None]) -> None:
-        try:
-            with self._busy:
-                act()
-            self._failures = 0
-        except Exception as error:
-            log.debug("Watching the workers failed", exc_info=True)
-            # The tables may have been taken away.
-            self._is_ready = False
-            self._failures += 1
-            # One failure is no reason to forget what was known a moment ago.
-            if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
-                self._publish({}, f"{type(error).__name__}: {getattr(error, 'orig', None) or error!s}")
-
     def go_round(self) -> None:
         """Do everything that is due once."""
-        self._read()
-        if not self._is_ready:
-            return
-        if config.enabled():
-            # The API servers of Airflow 3 do it too; whoever finds it due is the one.
-            refresh(only_if_due=True)
-        now = time.monotonic()
-        if now >= self._sweep_due:
-            self._sweep_due = now + SWEEP_EVERY.total_seconds()
-            with compat.short_transaction() as connection:
-                settled = database_now(connection) - SWEEP_EVERY
-                placements.sweep(connection, {}, settled=settled)
-        self._look_after_doubted()
-
-    def _read(self) -> None:
-        """Read the rows of the workers, and write those that are missing."""
-        if not self._is_ready:
-            with compat.engine().connect() as connection:
-                schema = migrate.check(connection)
-            if schema is not migrate.Schema.READY:
-                self._publish({}, schema.explanation)
+        with self._busy:
+            if not self._read():
                 return
-            self._is_ready = True
+            if config.enabled():
+                # The API servers of Airflow 3 do it too; whoever finds it due is the one.
+                refresh(only_if_due=True)
+            now = time.monotonic()
+            if now >= self._sweep_due:
+                self._sweep_due = now + SWEEP_EVERY.total_seconds()
+                with compat.short_transaction() as connection:
+                    settled = database_now(connection) - SWEEP_EVERY
+                    placements.sweep(connection, {}, settled=settled)
+            self._look_after_doubted()
+
+    def _read(self) -> bool:
+        """Read the rows of the workers, and write those that are missing; return whether there are tables for them."""
+        trouble = self.tables_trouble()
+        if trouble is not None:
+            self.publish((), trouble)
+            return False
         rows = self._rows()
         missing = [one for worker_id, one in self.own.items() if worker_id not in rows]
         if missing:
@@ -159,18 +112,12 @@ class OwnWorkers:
                 for one in missing:
                     lives.register_own(connection, one.record, concurrency=one.concurrency, now=now)
             rows = self._rows()
-        self._publish(rows, None)
+        self.publish(tuple(map(self._candidate, rows.values())), None)
+        return True
 
     def _rows(self) -> dict[str, WorkerRow]:
         with compat.engine().connect() as connection:
             return workers.get_workers(connection, self.own.keys())
-
-    def _publish(self, rows: Mapping[str, WorkerRow], trouble: str | None) -> None:
-        self._snapshot = Snapshot(
-            tuple(self._candidate(row) for row in rows.values()),
-            taken_at=time.monotonic(),
-            trouble=None if trouble is None else clean(trouble, 400),
-        )
 
     def _candidate(self, row: WorkerRow) -> Candidate:
         concurrency = self.own[row.worker_id].concurrency

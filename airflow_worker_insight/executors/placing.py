@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowConfigException
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.executors.desk import Placed, Snapshot
     from airflow_worker_insight.executors.placement import Candidate
+    from airflow_worker_insight.executors.rounds import Rounds
     from airflow_worker_insight.executors.rules import Rules
 else:
     BaseExecutor = object
@@ -46,19 +47,6 @@ MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
 
-class Watches(Protocol):
-    """Knows the workers, from a thread of its own."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self) -> None:
-        """End."""
-
-    def snapshot(self) -> Snapshot | None:
-        """Return what is known of the workers; ``None`` before anything is."""
-
-
 class PlacesTasks(BaseExecutor):
     """The front of an executor that places tasks: to be put before Airflow's own among the bases of a class."""
 
@@ -68,7 +56,7 @@ class PlacesTasks(BaseExecutor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._desk: Desk | None = None
-        self._watch: Watches | None = None
+        self._watch: Rounds | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
         self._ended: list[TryKey] = []
@@ -86,7 +74,7 @@ class PlacesTasks(BaseExecutor):
         """
         return read_rules()
 
-    def make_watch(self, desk: Desk) -> Watches:
+    def make_watch(self, desk: Desk) -> Rounds:
         """Return what watches the workers in a scheduler."""
         raise NotImplementedError
 

@@ -1,8 +1,7 @@
-"""What an executor knows of its workers: kept up to date beside the scheduler's loop, which never waits for it.
+"""Watch Celery's workers, from a thread beside the scheduler's loop.
 
-One thread per executor reads the registry every few seconds, has each worker consume a queue of its own, takes back
-what waits at workers that will not run it, and gives back places that nobody gave back. What it knows is handed over as
-one object. Where that is missing, in trouble or old, the executor does as Airflow's own.
+Every few seconds it reads the registry, has each worker consume a queue of its own, takes back what waits at workers
+that will not run it, and gives back places that nobody gave back.
 """
 
 from __future__ import annotations
@@ -14,23 +13,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
-from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue, settle
 from airflow_worker_insight.executors.pace import SLOW_FROM, Ran, slowness
 from airflow_worker_insight.executors.placement import Candidate
+from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store import durations, lives, migrate, placements, workers
+from airflow_worker_insight.store import durations, lives, placements, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
@@ -38,14 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from airflow_worker_insight.executors.desk import Desk
+    from airflow_worker_insight.executors.desk import Desk, Snapshot
     from airflow_worker_insight.store.durations import Stay
     from airflow_worker_insight.store.workers import WorkerRow
 
 log = logging.getLogger(__name__)
-
-ROUND_SECONDS = 2.0
-"""How long lies between two readings of the registry."""
 
 ASK_EVERY = 10.0
 """Seconds between two questions to the workers which queues they consume."""
@@ -93,20 +87,18 @@ CLOCKS_DIFFER_FROM = timedelta(minutes=2)
 """How far clocks differ at least to be reckoned with: what is known of them is late by an interval of looking."""
 
 GIVES_UP_AFTER = 3
-"""Rounds, or questions to the workers, that fail one after the other before nothing is placed any more."""
-
-STOP_SECONDS = 2.0
+"""Questions to the workers that fail one after the other before nothing is placed any more."""
 
 
-class Watch:
+class Watch(Rounds):
     """Watches the Celery workers of one executor."""
 
+    thread_name = "worker-insight-placing"
+
     def __init__(self, app: Any, desk: Desk) -> None:
+        super().__init__()
         self.app = app
         self.desk = desk
-        self._snapshot: Snapshot | None = None
-        self._stopping = Event()
-        self._thread: Thread | None = None
         self._asking: Bounded[dict[str, frozenset[str]]] = Bounded("Celery's workers")
         self._consumed: dict[str, frozenset[str]] = {}
         self._unanswered: Counter[str] = Counter()
@@ -116,44 +108,13 @@ class Watch:
         self._asked_at: float | None = None
         self._ask_failures = 0
         self._ask_trouble: str | None = None
-        self._failures = 0
         self._tidy_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
-        self._is_ready = False
-
-    def start(self) -> None:
-        """Begin; calling it again changes nothing."""
-        if self._thread is None:
-            self._thread = Thread(target=self._work, name="worker-insight-placing", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End after what is being done, or leave it behind."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-
-    def snapshot(self) -> Snapshot | None:
-        """Return what is known of the workers; ``None`` before anything is."""
-        return self._snapshot
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.go_round()
-                self._failures = 0
-            except Exception as error:
-                log.debug("Watching the workers failed", exc_info=True)
-                self._failures += 1
-                # One failure is no reason to forget what was known a moment ago.
-                if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
-                    self._publish((), f"{type(error).__name__}: {getattr(error, 'orig', None) or error!s}")
-            self._stopping.wait(ROUND_SECONDS)
 
     def go_round(self) -> None:
         """Do everything that is due once."""
-        if config.enabled() and self._has_tables():
+        if config.enabled() and self.tables_trouble() is None:
             # The API servers of Airflow 3 do it too; whoever finds it due is the one.
             refresh(only_if_due=True)
         living, trouble = self._registry()
@@ -161,7 +122,7 @@ class Watch:
             self._ask(living)
             trouble = self._ask_trouble
             self._compare(living)
-        self._publish(tuple(map(self._candidate, living)), trouble)
+        self.publish(tuple(map(self._candidate, living)), trouble, unplaced=self._unplaced)
         if trouble is not None or self._asked_at is None:
             return
         now = time.monotonic()
@@ -172,37 +133,15 @@ class Watch:
             self._tidy_due = now + TIDY_EVERY
             self._tidy(living)
 
-    def _publish(self, candidates: tuple[Candidate, ...], trouble: str | None) -> None:
-        self._snapshot = Snapshot(
-            candidates,
-            taken_at=time.monotonic(),
-            trouble=None if trouble is None else clean(trouble, 400),
-            unplaced=self._unplaced,
-        )
-
     # --- the registry
-
-    def _has_tables(self) -> bool:
-        if not self._is_ready:
-            with compat.engine().connect() as connection:
-                self._is_ready = migrate.check(connection) is migrate.Schema.READY
-        return self._is_ready
 
     def _registry(self) -> tuple[list[WorkerRow], str | None]:
         """Return the workers that live, or why nobody knows."""
-        if not self._is_ready:
-            with compat.engine().connect() as connection:
-                schema = migrate.check(connection)
-            if schema is not migrate.Schema.READY:
-                return [], schema.explanation
-            self._is_ready = True
-        try:
-            with compat.engine().connect() as connection:
-                return workers.living(connection, "celery")
-        except Exception:
-            # The tables may have been taken away.
-            self._is_ready = False
-            raise
+        trouble = self.tables_trouble()
+        if trouble is not None:
+            return [], trouble
+        with compat.engine().connect() as connection:
+            return workers.living(connection, "celery")
 
     def _candidate(self, one: WorkerRow) -> Candidate:
         node = one.engine_name or one.name

@@ -114,7 +114,7 @@ def start(
     monkeypatch.setattr(counters, "_warned", set())
     monkeypatch.setattr(own_workers, "refresh", lambda **_: None)
     # The tests go round themselves.
-    monkeypatch.setattr(own_workers, "ROUND_SECONDS", 3600.0)
+    monkeypatch.setattr(OwnWorkers, "_work", lambda _: None)
     monkeypatch.setattr(compat, "in_scheduler", lambda: True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
+from airflow_worker_insight.executors import rounds
 from airflow_worker_insight.executors import watch as module
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
@@ -459,7 +460,7 @@ def test_the_thread_goes_on_after_failures_and_ends(
     database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_at(database, workers, "w1")
-    monkeypatch.setattr(module, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 0.01)
     watch = Watch(None, Desk(RULES))
     go_round, calls = watch.go_round, []
 
