@@ -9,10 +9,9 @@ worker that has the least to do.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from airflow.executors.local_executor import LocalExecutor
 from airflow_worker_insight import compat, config, identity
 from airflow_worker_insight.capture.direct import worker_record
 from airflow_worker_insight.executors.desk import Asked
+from airflow_worker_insight.executors.forking import late_signals, run_as, with_variables
 from airflow_worker_insight.executors.local_workers import LocalWorker, parse_local_workers
 from airflow_worker_insight.executors.own_workers import OwnWorker, OwnWorkers
 from airflow_worker_insight.executors.placement import Candidate, Placer, Task
@@ -29,7 +29,7 @@ from airflow_worker_insight.executors.rules import WAIT, Rules
 from airflow_worker_insight.store.decisions import LEAST_LOADED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from airflow_worker_insight.executors.desk import Desk, Snapshot
@@ -60,6 +60,7 @@ class Processes(LocalExecutor):
         # A task may be queued again before its end is read, so that one is there twice.
         self._at_work: Counter[Any] = Counter()
         self._alive: frozenset[int] = frozenset()
+        self._has_begun = False
 
     @property
     def load(self) -> int:
@@ -96,8 +97,9 @@ class Processes(LocalExecutor):
 
     def start(self) -> None:
         """Start the processes, as the parent does."""
+        self._has_begun = True
         # 2.11 starts them here and nowhere else.
-        with _environment(self._environment):
+        with with_variables(self._environment):
             super().start()
         # 3.0 would fork them one by one when there is work, from a process that has threads by then.
         if multiprocessing.get_start_method() == "fork":
@@ -107,17 +109,19 @@ class Processes(LocalExecutor):
 
     def end(self) -> None:
         """Wait until all is done, and end the processes, as the parent does."""
-        compat.dismiss_local_processes(self)
-        super().end()
+        # A scheduler may be asked to end before it has started them all.
+        if self._has_begun:
+            compat.dismiss_local_processes(self)
+            super().end()
 
     def _spawn_worker(self) -> None:
         # The environment is set within: a fork server passes on its own and not this process's.
         run, arguments = compat.local_process(self)
-        process = multiprocessing.Process(target=_run_as, args=(self._environment, run), kwargs=arguments)
-        with self._owner.at_rest():
+        with late_signals() as handlers, self._owner.at_rest():
+            process = multiprocessing.Process(target=run_as, args=(self._environment, handlers, run), kwargs=arguments)
             process.start()
-        assert process.pid is not None
-        self.workers[process.pid] = process
+            assert process.pid is not None
+            self.workers[process.pid] = process
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:  # noqa: ARG002
         """Tell what has become of what it was handed."""
@@ -345,23 +349,3 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
 
 def _busy(one: Processes) -> float:
     return one.load / one.parallelism
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Have processes that are started meanwhile begin with these variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _run_as(environment: Mapping[str, str], run: Callable[..., None], **arguments: Any) -> None:
-    os.environ.update(environment)
-    run(**arguments)

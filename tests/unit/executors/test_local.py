@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections import Counter
@@ -405,6 +406,28 @@ def test_a_scheduler_that_ends_waits_for_its_tasks(executor: Any, work: Work, da
     executor.end()
     assert set(executor.get_event_buffer()) == set(keys)
     assert (executor.running, loads(database)) == (set(), {})
+
+
+# Hooks around forks cannot be taken away again.
+at_fork: list[Callable[[], None]] = []
+os.register_at_fork(after_in_parent=lambda: [act() for act in at_fork])
+
+
+@pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 starts the processes itself")
+def test_a_signal_that_comes_while_a_process_is_forked_is_not_lost(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(_number: int, _frame: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, leave)
+    monkeypatch.setattr(sys.modules[__name__], "at_fork", [lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    try:
+        with pytest.raises(SystemExit):
+            start()
+        assert signal.getsignal(signal.SIGTERM) is leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 sends as many messages as there are processes")
