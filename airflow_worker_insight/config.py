@@ -76,6 +76,11 @@ def placement_fallback() -> str:
     return _conf_text("placement_fallback") or "wait"
 
 
+def placement_slow_from() -> str:
+    """Return from how many times as long as the others on a worker is slow, as written: see ``executors.rules``."""
+    return _conf_text("placement_slow_from") or "3.0"
+
+
 def placement_labels() -> str | None:
     """Return the labels that tasks of a pool ask for, as written: see ``executors.rules``."""
     return _conf_text("placement_labels")

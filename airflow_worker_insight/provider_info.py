@@ -136,6 +136,16 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "shared_queue",
                         "default": "wait",
                     },
+                    "placement_slow_from": {
+                        "description": (
+                            "How many times as long as the others a worker takes for the same tasks to be passed by as "
+                            "slow. 0: none is."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": "5.0",
+                        "default": "3.0",
+                    },
                     "placement_labels": {
                         "description": (
                             "Labels that a worker must have to be given tasks of a pool, as JSON by pool, or as a "

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SLOW_FROM = 3.0
-"""Times as long as the others for the same tasks, from which on a worker counts as slow."""
+"""Times as long as the others for the same tasks, from which on a worker counts as slow where nobody says otherwise."""
 
 LEAST_ELSEWHERE = 3
 """Tries of a task on other workers that tell how long it takes."""
 
-LEAST_TRIES, LATEST_TRIES = 3, 5
-"""How many tries of a worker tell how fast it is: its latest ones, because it may have become slow just now. More than
-half of them must have been slow."""
+LEAST_TRIES, LATEST_TRIES = 4, 5
+"""How many tries of a worker tell how fast it is: its latest ones, because it may have become slow just now. All must
+have been slow: of a task whose tries take very different times any worker is given some long ones in a row."""
 
 MARGIN = 1.0
 """Seconds that a try takes longer at least, to say something: below it is the noise of starting a process."""
@@ -41,27 +41,29 @@ class Ran:
     has_ended: bool
 
 
-def slowness(tries: Iterable[Ran]) -> dict[int, float]:
-    """Return how many times as long as the others each worker takes, at least 1.
+def slowness(tries: Iterable[Ran], slow_from: float = SLOW_FROM) -> dict[int, float]:
+    """Return how many times as long as the others each worker takes: 1 for all but slow ones.
 
     :param tries: the latest first
+    :param slow_from: times as long as the others, from which on a worker is slow
 
-    It is the median of what its tries took, each divided by the median of the same task's on the other workers. Workers
-    of which there is too little to compare are left out.
+    It is the median of what its latest tries took, each divided by the median of the same task's on the other workers.
+    Workers of which there is too little to compare are left out.
     """
+    known = list(tries)
     by_task: dict[tuple[str, str], list[Ran]] = defaultdict(list)
-    for one in tries:
+    for one in known:
         by_task[one.task].append(one)
+    usual = {task: _elsewhere(same) for task, same in by_task.items()}
     ratios: dict[int, list[float]] = defaultdict(list)
-    for same in by_task.values():
-        usual = _elsewhere(same)
-        for one in same:
-            if one.ref in usual:
-                ratio = _ratio(one.seconds, usual[one.ref])
-                # Of what runs nobody knows yet how long it will take.
-                if one.has_ended or ratio >= SLOW_FROM:
-                    ratios[one.ref].append(ratio)
-    return {ref: median_low(found[:LATEST_TRIES]) for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
+    for one in known:
+        if one.ref in usual[one.task]:
+            ratio = _ratio(one.seconds, usual[one.task][one.ref])
+            # Of what runs nobody knows yet how long it will take.
+            if one.has_ended or ratio >= slow_from:
+                ratios[one.ref].append(ratio)
+    latest = {ref: found[:LATEST_TRIES] for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
+    return {ref: median_low(found) if min(found) >= slow_from else 1.0 for ref, found in latest.items()}
 
 
 def _elsewhere(same: Iterable[Ran]) -> Mapping[int, float]:

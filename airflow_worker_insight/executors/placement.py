@@ -16,7 +16,6 @@ from hashlib import blake2b
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Protocol
 
-from airflow_worker_insight.executors.pace import SLOW_FROM
 from airflow_worker_insight.store.decisions import (
     AGAIN,
     BAD_WISH,
@@ -96,11 +95,16 @@ class Candidate:
     alias: str | None = None
     """What it is called beside its name."""
     slowness: float = 1.0
-    """How many times as long as the others it takes for the same tasks: see :mod:`.pace`."""
+    """How many times as long as the others it takes for the same tasks, 1 where that is not much: see :mod:`.pace`."""
     trouble: str | None = None
     """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
     comes_back: bool = True
     """Whether a retry that has no other worker waits until its trouble is over."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is given something only where that is sooner done than to wait for the others."""
+        return self.slowness > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +353,7 @@ class _Group:
             elif not has_labels:
                 why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
-            elif one.slowness < SLOW_FROM:
+            elif not one.is_slow:
                 fast.members.append(place)
                 continue
             else:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
+from airflow_worker_insight.executors.pace import SLOW_FROM
 from airflow_worker_insight.executors.placement import check_strategy
 from airflow_worker_insight.identity.engines import NAME_LENGTH
 from airflow_worker_insight.identity.text import LABEL_VALUE_LENGTH, clean
@@ -23,6 +25,9 @@ WAIT, SHARED_QUEUE = FALLBACKS = ("wait", "shared_queue")
 
 LEAST_BACKLOG = 4
 """How many may wait at a worker at least, where nobody has said otherwise."""
+
+LEAST_SLOW_FROM = 1.5
+"""Times as long as the others that a slow worker takes at least: less is what differs from one machine to another."""
 
 MAX_LABELS = 32
 
@@ -45,6 +50,8 @@ class Rules:
     fallback: str = WAIT
     pool_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What labels a worker must have for tasks of a pool."""
+    slow_from: float = SLOW_FROM
+    """Times as long as the others, from which on a worker is slow; 0 where none is."""
 
     def capacity(self, concurrency: int) -> int:
         """Return how many tasks a worker may have, running and waiting."""
@@ -67,7 +74,13 @@ def read_rules() -> Rules:
     check_strategy(strategy)
     if fallback not in FALLBACKS:
         raise BadRules(f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}")
-    return Rules(strategy, _backlog(config.placement_backlog()), fallback, parse_pool_labels(config.placement_labels()))
+    return Rules(
+        strategy,
+        _backlog(config.placement_backlog()),
+        fallback,
+        parse_pool_labels(config.placement_labels()),
+        _slow_from(config.placement_slow_from()),
+    )
 
 
 def _backlog(setting: str | None) -> int | None:
@@ -76,6 +89,18 @@ def _backlog(setting: str | None) -> int | None:
     if not setting.strip().isdecimal():
         raise BadRules(f"[worker_insight] placement_backlog is a whole number, 0 or more, or empty, not {setting!r}")
     return int(setting)
+
+
+def _slow_from(setting: str) -> float:
+    try:
+        found = float(setting)
+    except ValueError:
+        found = nan
+    if not (found == 0 or LEAST_SLOW_FROM <= found < inf):
+        raise BadRules(
+            f"[worker_insight] placement_slow_from is a number of {LEAST_SLOW_FROM:g} or more, or 0, not {setting!r}"
+        )
+    return found
 
 
 def parse_pool_labels(setting: str | None) -> dict[str, dict[str, str]]:

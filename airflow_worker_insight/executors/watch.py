@@ -19,7 +19,7 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.own_queues import own_queue, settle
-from airflow_worker_insight.executors.pace import SLOW_FROM, Ran, slowness
+from airflow_worker_insight.executors.pace import Ran, slowness
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.executors.rules import WAIT
@@ -174,7 +174,8 @@ class Watch(Rounds):
 
     def _compare(self, living: list[WorkerRow]) -> None:
         """Look at how long the workers take for the same tasks, if that is due."""
-        if time.monotonic() < self._compare_due:
+        slow_from = self.desk.rules.slow_from
+        if not slow_from or time.monotonic() < self._compare_due:
             return
         self._compare_due = time.monotonic() + COMPARE_EVERY
         ahead = {one.ref: _clock_ahead(one) for one in living}
@@ -185,7 +186,8 @@ class Watch(Rounds):
             now = database_now(connection)
             stays = durations.recent_stays(connection, since=now - COMPARED, most=MOST_COMPARED)
         # By the worker's own clock, as its start is.
-        self._slowness = slowness(_ran(one, now + ahead[one.ref]) for one in stays if one.ref in ahead)
+        ran = (_ran(one, now + ahead[one.ref]) for one in stays if one.ref in ahead)
+        self._slowness = slowness(ran, slow_from)
 
     # --- the workers' own queues
 
@@ -277,10 +279,10 @@ class Watch(Rounds):
                     move(self.app, desk=self.desk, snapshot=snapshot)
         if moves:
             return
-        fast = [one for one in usable if one.slowness < SLOW_FROM]
+        fast = [one for one in usable if not one.is_slow]
         idle = [one for one in fast if loads.get(one.ref, 0) < one.concurrency]
         busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
-        slow = [one for one in busy if one.slowness >= SLOW_FROM]
+        slow = [one for one in busy if one.is_slow]
         with self._lease(bool((idle and busy) or (fast and slow))) as is_ours:
             if is_ours and fast and slow:
                 # The others may have more than their share for once: there it is done sooner all the same.

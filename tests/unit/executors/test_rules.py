@@ -37,6 +37,11 @@ def test_how_much_a_worker_may_have(backlog: int | None, concurrency: int, capac
         ("backlog", "-1", "0 or more"),
         ("backlog", "many", "0 or more"),
         ("fallback", "drop", "wait, shared_queue"),
+        ("slow_from", "often", "1.5 or more, or 0"),
+        ("slow_from", "1.1", "1.5 or more, or 0"),
+        ("slow_from", "-3", "1.5 or more, or 0"),
+        ("slow_from", "nan", "1.5 or more, or 0"),
+        ("slow_from", "inf", "1.5 or more, or 0"),
         ("labels", "gpu=yes", "pool:key=value"),
         ("labels", "pool:gpu", "pool:key=value"),
         ("labels", "pool:=yes", "no key"),
@@ -50,6 +55,12 @@ def test_a_setting_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, option: 
     monkeypatch.setenv(f"AIRFLOW__WORKER_INSIGHT__PLACEMENT_{option.upper()}", value)
     with pytest.raises((BadRules, UnknownStrategy), match=says):
         read_rules()
+
+
+@pytest.mark.parametrize(("setting", "slow_from"), [("", 3.0), ("0", 0.0), ("1.5", 1.5), ("10", 10.0)])
+def test_how_slow_is_slow(monkeypatch: pytest.MonkeyPatch, setting: str, slow_from: float) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_SLOW_FROM", setting)
+    assert read_rules().slow_from == slow_from
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_a_slow_worker_is_known_by_what_it_still_runs(
 ) -> None:
     look_at(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
-    run(database, "w2", 3, seconds=100, state="running")
+    run(database, "w2", 4, seconds=100, state="running")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     found = candidates(watch)
@@ -353,12 +353,21 @@ def test_a_slow_worker_is_known_by_what_it_still_runs(
     assert candidates(watch)["w2@host"].slowness == 1
 
 
+def test_nobody_is_slow_where_the_operator_says_so(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1", "w2")
+    run(database, "w1", 3, seconds=10, state="success")
+    run(database, "w2", 4, seconds=100, state="running")
+    watch = Watch(None, Desk(replace(RULES, slow_from=0)))
+    watch.go_round()
+    assert not any(one.is_slow for one in candidates(watch).values())
+
+
 def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
     database: Database, workers: Workers, taken: list[Any]
 ) -> None:
     refs = look_at(database, workers, "w1", "w2", "w3")
     run(database, "w1", 3, seconds=10, state="success")
-    run(database, "w2", 3, seconds=100, state="running")
+    run(database, "w2", 4, seconds=100, state="running")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     for number in range(4):
