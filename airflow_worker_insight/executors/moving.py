@@ -76,11 +76,13 @@ def take_back(
         if is_gone and connection.transport.driver_type == "redis":
             _restore(channel, queue, known)
         left = 0
-        while not left:
-            messages = list(_read(source, app.conf.accept_content, min(BATCH, most - moved)))
+        while not left and moved < most:
+            # More than are moved: the first may be such as nobody else may have.
+            messages = list(_read(source, app.conf.accept_content, BATCH))
             if not messages:
                 break
-            done, left = _place_again(channel, messages, known, desk, snapshot, note=f"taken back from {came_from}: ")
+            note = f"taken back from {came_from}: "
+            done, left = _place_again(channel, messages, known, desk, snapshot, most=most - moved, note=note)
             moved += done
     if moved:
         count("placement.moved", moved)
@@ -126,6 +128,7 @@ def _place_again(
     desk: Desk,
     snapshot: Snapshot,
     *,
+    most: int,
     note: str,
 ) -> tuple[int, int]:
     """Send messages on to whoever they are placed on now; return how many went, and how many went back."""
@@ -148,7 +151,7 @@ def _place_again(
         asked = [
             Asked(key, one.queue, one.executor_config, one.pool) for key, one in wanted.items() if one.state == QUEUED
         ]
-        placed = [one for one in desk.decide(connection, asked, snapshot) if not one.waits]
+        placed = [one for one in desk.decide(connection, asked, snapshot, most=most) if not one.waits]
     sent: list[Placed] = []
     try:
         for one in placed:

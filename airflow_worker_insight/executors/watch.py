@@ -32,7 +32,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
     from airflow_worker_insight.executors.desk import Desk, Snapshot
@@ -111,6 +111,7 @@ class Watch(Rounds):
         self._tidy_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
+        self._has_seen_answers = False
 
     def go_round(self) -> None:
         """Do everything that is due once."""
@@ -131,7 +132,7 @@ class Watch(Rounds):
             self._sweep()
         if now >= self._tidy_due:
             self._tidy_due = now + TIDY_EVERY
-            self._tidy(living)
+            self._tidy()
 
     # --- the registry
 
@@ -201,12 +202,11 @@ class Watch(Rounds):
         }
         for node in self._consumed.keys() - give.keys() - hold.keys():
             del self._consumed[node]
-        self._answered &= {one.engine_name or one.name for one in living}
+        names = {one.engine_name or one.name for one in living}
+        self._answered &= names
+        self._unanswered = Counter({node: number for node, number in self._unanswered.items() if node in names})
         now = time.monotonic()
         wait = 0.0 if self._asked_at is None else self._asked_at + self._pace(give, hold) - now
-        if not (give or hold):
-            self._asked_at, self._ask_trouble = now, None
-            return
         # Who has just been drained is to take nothing more from its queue.
         if wait > 0 and hold.keys() <= self._held:
             return
@@ -225,10 +225,17 @@ class Watch(Rounds):
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)
         self._answered |= answers.keys()
-        if answers:
+        if answers or not (give or hold or self._nobody_has_ever_answered()):
             self._ask_failures, self._ask_trouble = 0, None
         else:
             self._not_answered("None of Celery's workers answers.")
+
+    def _nobody_has_ever_answered(self) -> bool:
+        """Return whether workers may be there that cannot be seen: where some answered before, there are none now."""
+        if not self._has_seen_answers:
+            with compat.engine().connect() as connection:
+                self._has_seen_answers = workers.have_answered(connection, "celery")
+        return not self._has_seen_answers
 
     def _not_answered(self, why: str) -> None:
         """Give up after some questions in a row, or at once where there never was an answer."""
@@ -254,7 +261,7 @@ class Watch(Rounds):
             moving.remove_queues(self.app, left)
             self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(left))
 
-    def _tidy(self, living: list[WorkerRow]) -> None:
+    def _tidy(self) -> None:
         """Take back what waits where it will not run, or not soon, unless another scheduler is at it."""
         snapshot = self._snapshot
         if snapshot is None:
@@ -267,6 +274,10 @@ class Watch(Rounds):
             queues = placements.own_queues(connection)
             loads = placements.loads(connection)
             names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
+            # After the queues: another scheduler may have sent something to a worker that has just begun.
+            living, trouble = workers.living(connection, "celery")
+        if trouble is not None:
+            return
         moves = []
         for queue, refs in queues.items():
             is_gone = self._is_gone(queue, living)
@@ -274,10 +285,9 @@ class Watch(Rounds):
                 came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
                 moves.append(partial(moving.take_back, queue=queue, came_from=came_from, is_gone=is_gone))
         with self._lease(bool(moves)) as is_ours:
-            if is_ours:
-                for move in moves:
-                    move(self.app, desk=self.desk, snapshot=snapshot)
-        if moves:
+            # What nobody has room for, or may have, stays there and keeps nothing else from its place.
+            moved = sum(_do(partial(move, self.app, desk=self.desk, snapshot=snapshot)) for move in moves if is_ours)
+        if moved:
             return
         fast = [one for one in usable if not one.is_slow]
         idle = [one for one in fast if loads.get(one.ref, 0) < one.concurrency]
@@ -307,14 +317,21 @@ class Watch(Rounds):
         for one in busy:
             if free <= 0:
                 return
-            waits = min(free, loads[one.ref] - one.concurrency)
-            free -= moving.take_back(
-                self.app, own_queue(one.worker_id), self.desk, snapshot, came_from=one.name, most=waits
+            free -= _do(
+                partial(
+                    moving.take_back,
+                    self.app,
+                    own_queue(one.worker_id),
+                    self.desk,
+                    snapshot,
+                    came_from=one.name,
+                    most=min(free, loads[one.ref] - one.concurrency),
+                )
             )
 
     @contextmanager
     def _lease(self, is_wanted: bool) -> Iterator[bool]:
-        """Say whether this scheduler is the one to move messages; what fails meanwhile is counted and told once."""
+        """Say whether this scheduler is the one to move messages meanwhile."""
         if not is_wanted:
             yield False
             return
@@ -327,10 +344,6 @@ class Watch(Rounds):
             )
         try:
             yield is_ours
-        except Exception as error:
-            count("placement.failed")
-            log.debug("Taking tasks back failed", exc_info=True)
-            warn_once("placing.moving", "Airflow Worker Insight could not take tasks back: %s", error)
         finally:
             if is_ours:
                 with suppress(Exception), compat.short_transaction() as connection:
@@ -350,6 +363,17 @@ class Watch(Rounds):
         # was restarted the next look at the engine ends the row.
         is_fine = _is_usable(one) and self._unanswered[node] < SILENT_AFTER
         return None if is_fine else False
+
+
+def _do(move: Callable[[], int]) -> int:
+    """Return how many messages were moved; a failure is counted and told once, and stops no other."""
+    try:
+        return move()
+    except Exception as error:
+        count("placement.failed")
+        log.debug("Taking tasks back failed", exc_info=True)
+        warn_once("placing.moving", "Airflow Worker Insight could not take tasks back: %s", error)
+        return 0
 
 
 def _ran(one: Stay, now: datetime) -> Ran:

@@ -310,6 +310,12 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
 
 
+def have_answered(connection: Connection, kind: str) -> bool:
+    """Return whether a worker of a kind has ever told its engine that it lives."""
+    known = select(worker.c.id).where(worker.c.kind == kind, worker.c.engine_heartbeat_at.is_not(None))
+    return connection.execute(known.limit(1)).first() is not None
+
+
 def ended(connection: Connection, kind: str, *, since: datetime, until: datetime) -> list[str]:
     """Return the IDs of the workers of a kind that ended between two times."""
     rows = connection.execute(

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import update
 
+from airflow_worker_insight import compat
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.moving import remove_queues, take_back
@@ -172,6 +174,21 @@ def test_what_nobody_has_room_for_stays_until_somebody_has(database: Database, b
     assert move(broker) == 0
     assert move(broker, a_candidate()) == 3
     assert broker.ids(ALIVE) == ids
+
+
+def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
+    database: Database, broker: Broker
+) -> None:
+    keys = store(database, 6)
+    with database.engine.begin() as connection:
+        table = compat.task_instance_table()
+        pinned = {"worker_insight": {"labels": {"zone": "moon"}}}
+        connection.execute(update(table).where(table.c.map_index < 2).values(executor_config=pinned))
+    ids = [broker.send(key) for key in keys]
+    desk, snapshot = Desk(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
+    assert take_back(broker.app, DEAD, desk, snapshot, came_from="w1@host", most=2) == 2
+    assert broker.ids(ALIVE) == sorted(ids[2:4])
+    assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 
 
 def test_with_that_fallback_it_goes_to_the_shared_queue(database: Database, broker: Broker) -> None:

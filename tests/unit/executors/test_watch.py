@@ -277,6 +277,50 @@ def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers
     assert taken == [(own_queue("w1"), "w1@host-1", False)]
 
 
+def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
+    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at(database, workers, "w1")
+    watch = Watch(None, Desk(RULES))
+
+    def settle(app: Any, **told: Any) -> Any:
+        # Another scheduler knows of a new worker by then, and has sent something to it.
+        place(database, look_at(database, workers, "w2")["w2"], "w2")
+        workers.queues["w2@host"].add(own_queue("w2"))
+        answers = workers.settle(app, **told)
+        return {node: queues for node, queues in answers.items() if node != "w2@host"}
+
+    monkeypatch.setattr(module, "settle", settle)
+    watch.go_round()
+    assert taken == []
+
+
+@pytest.mark.parametrize("how", ["nobody has room", "it fails"])
+def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
+    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    refs = look_at(database, workers, "w1", "w2", "dead")
+    place(database, refs["dead"], "dead")
+    for number in range(4):
+        place(database, refs["w1"], "w1", f"task-{number}")
+    change(database, refs["dead"], state="lost", ended_at=NOON)
+    take_back = module.moving.take_back
+
+    def take_nothing_of_the_dead(app: Any, queue: str, *others: Any, **named: Any) -> int:
+        number = take_back(app, queue, *others, **named)
+        if queue != own_queue("dead"):
+            return number
+        if how == "it fails":
+            raise OSError("refused")
+        return 0
+
+    monkeypatch.setattr(module.moving, "take_back", take_nothing_of_the_dead)
+    watch = Watch(None, Desk(RULES))
+    del workers.queues["dead@host"]
+    watch.go_round()
+    assert [queue for queue, *_ in taken] == [own_queue("dead"), own_queue("w1")]
+
+
 def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
@@ -436,12 +480,28 @@ def test_there_are_no_tables(database: Database, workers: Workers) -> None:
     assert "do not exist" in (trouble(watch) or "")
 
 
-def test_remote_control_is_off(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1")
+@pytest.mark.parametrize("state", ["online", "unresponsive", "lost", None])
+def test_remote_control_is_off(database: Database, workers: Workers, state: str | None) -> None:
+    look_at(database, workers, *([] if state is None else ["w1"]), state=state)
     workers.error = EngineTrouble("it is off")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     assert trouble(watch) == "it is off"
+
+
+def test_where_no_worker_has_ever_answered_none_can_be_seen(database: Database, workers: Workers) -> None:
+    look_at(database, workers)
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert trouble(watch) == "None of Celery's workers answers."
+
+
+def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1", state="offline", ended_at=NOON, engine_heartbeat_at=NOON)
+    workers.queues.clear()
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert candidates(watch) == {}
 
 
 @pytest.mark.parametrize("how", ["the broker", "the workers"])
