@@ -20,10 +20,11 @@ from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.store import placements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from airflow_worker_insight.executors.placement import Candidate
     from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.placements import Placement
 
 
 class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
@@ -89,19 +90,21 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         It has the ID of a message that was never sent: the parent would wait for that until it counts as stuck.
         """
         by_key = {try_key(ti.key): ti for ti in tis}
+        placed = self._open_of(by_key)
         # What runs was sent, whatever was written of it.
-        waiting = self._never_sent(key for key, ti in by_key.items() if ti.state == "queued")
+        waiting = {key for key, one in placed.items() if one.waits and by_key[key].state == "queued"}
         sent = [ti for key, ti in by_key.items() if key not in waiting]
         adopted_not = super().try_adopt_task_instances(sent) if sent else []
+        self.note_placed(one for one in placed.values() if one.key not in waiting)
         return [*adopted_not, *(by_key[key] for key in waiting)]
 
-    def _never_sent(self, keys: Iterable[TryKey]) -> set[TryKey]:
+    def _open_of(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
         try:
             with compat.short_transaction() as connection:
-                return placements.waiting(connection, list(keys))
+                return placements.open_of(connection, keys)
         except Exception as error:  # noqa: BLE001
             warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)
-            return set()
+            return {}
 
 
 def _with_queue(item: tuple[Any, ...], queue: str | None) -> tuple[Any, ...]:

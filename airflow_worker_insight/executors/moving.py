@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
@@ -163,7 +164,7 @@ def _place_again(
     finally:
         # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
         with compat.short_transaction() as connection:
-            written = [one.placement(_target(one)[0], note=note) for one in sent]
+            written = [_moved(one, known, note) for one in sent]
             placements.write(connection, written, now=database_now(connection))
     waiting = {one.key for one in asked}
     for key, message in by_key.items():
@@ -174,6 +175,13 @@ def _place_again(
             # It has ended meanwhile, or runs already: Airflow would refuse to start it.
             message.ack()
     return len(placed), left
+
+
+def _moved(one: Placed, known: dict[tuple[str, str, str, int], Placement], note: str) -> Placement:
+    """Return what is written of it: it goes on from where it was placed first, by which its scheduler knows it."""
+    before = known.get(one.asked.key.task_instance.as_tuple())
+    placed_at = before.placed_at if before is not None and before.key == one.asked.key else None
+    return replace(one.placement(_target(one)[0], note=note), placed_at=placed_at)
 
 
 def _target(one: Placed) -> tuple[str | None, str]:

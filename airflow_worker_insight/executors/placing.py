@@ -22,6 +22,7 @@ from airflow_worker_insight.store.keys import TryKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from airflow.executors.base_executor import BaseExecutor
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.executors.placement import Candidate
     from airflow_worker_insight.executors.rounds import Rounds
     from airflow_worker_insight.executors.rules import Rules
+    from airflow_worker_insight.store.placements import Placement
 else:
     BaseExecutor = object
 
@@ -59,7 +61,9 @@ class PlacesTasks(BaseExecutor):
         self._watch: Rounds | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
-        self._ended: list[TryKey] = []
+        # When each try was placed that has not ended, and of those whose end is still to be written.
+        self._placed_at: dict[TryKey, datetime] = {}
+        self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
         self._is_plain = False
         # The tasks that wait, and what was written of each.
@@ -169,11 +173,9 @@ class PlacesTasks(BaseExecutor):
             sent = [one for one in decided if not one.waits]
             told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
             written = [one.placement(self._own_queue(one)) for one in (*sent, *told)]
-            placements.write(connection, written, now=database_now(connection))
-        if self._ended:
-            # One that goes on after a deferral has not ended, whatever could not be written of it before.
-            goes_on = {one.asked.key for one in (*sent, *told)}
-            self._ended = [key for key in self._ended if key not in goes_on]
+            now = database_now(connection)
+            placements.write(connection, written, now=now)
+        self._placed_at |= dict.fromkeys((one.key for one in written), now)
         self._note_waiting(asked, decided)
         shared = sum(one.decision.worker is None for one in sent)
         if shared:
@@ -191,11 +193,14 @@ class PlacesTasks(BaseExecutor):
             **{one.asked.key: one.decision.text for one in decided if one.waits},
         }
 
+    def note_placed(self, placed: Iterable[Placement]) -> None:
+        """Note what another scheduler has placed whose ends this one will hear of."""
+        self._placed_at |= {one.key: one.placed_at for one in placed if one.placed_at is not None}
+
     def note_plain(self, keys: Iterable[Any]) -> None:
         """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
         for key in keys:
-            if self._waiting.pop(try_key(key), None) is not None:
-                self._note_end(key)
+            self._note_end(key)
 
     # --- ends
 
@@ -216,8 +221,13 @@ class PlacesTasks(BaseExecutor):
         self._give_back()
 
     def _note_end(self, key: Any) -> None:
-        if is_task(key) and len(self._ended) < MAX_ENDED:
-            self._ended.append(try_key(key))
+        if not is_task(key):
+            return
+        ours = try_key(key)
+        self._waiting.pop(ours, None)
+        placed_at = self._placed_at.pop(ours, None)
+        if placed_at is not None and len(self._ended) < MAX_ENDED:
+            self._ended[ours] = placed_at
 
     def _give_back(self) -> None:
         if not self._ended or self._watch is None:
@@ -225,7 +235,7 @@ class PlacesTasks(BaseExecutor):
             return
         try:
             with compat.short_transaction() as connection:
-                placements.close(connection, self._ended)
+                placements.close_placed(connection, self._ended)
         except Exception as error:  # noqa: BLE001
             # They are given back with the next ones.
             warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)

@@ -60,7 +60,13 @@ class Placement:
     own_queue: str | None = None
     """The worker's own queue that it was sent to."""
     placed_at: datetime | None = None
+    """When it is written, unless it says otherwise."""
     is_open: bool = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a worker, so that no message of it was ever sent."""
+        return self.reason in WAITING
 
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
@@ -84,7 +90,7 @@ def _row(one: Placement, now: datetime) -> dict[str, Any]:
         "worker_ref": one.worker_ref,
         "is_open": one.is_open,
         "reason": one.reason,
-        "placed_at": now,
+        "placed_at": one.placed_at or now,
         "own_queue": one.own_queue,
         "detail": one.detail,
         "dag_id": one.key.dag_id,
@@ -104,10 +110,23 @@ def _upsert(dialect: str) -> Any:
 
 def close(connection: Connection, keys: Collection[TryKey]) -> None:
     """Write that these tries have ended and take no place any more; those that nobody placed are passed by."""
-    for batch in _batches(sorted(_digests(key) for key in keys)):
+    _close(connection, _key(placement), (_digests(key) for key in keys))
+
+
+def close_placed(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
+    """Write that tries have ended that were placed at these times, but for those that were placed again since.
+
+    After a deferral another scheduler may go on with a try before this one has heard that it was deferred.
+    """
+    columns = (*_key(placement), placement.c.placed_at)
+    _close(connection, columns, ((*_digests(key), placed_at) for key, placed_at in ended.items()))
+
+
+def _close(connection: Connection, columns: Sequence[Any], rows: Iterable[tuple[Any, ...]]) -> None:
+    for batch in _batches(sorted(rows)):
         connection.execute(
             update(placement)
-            .where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(True))
+            .where(are_among(connection, columns, batch), placement.c.is_open.is_(True))
             .values(is_open=False)
         )
 
@@ -134,19 +153,14 @@ def open_placements(connection: Connection, *, own_queues: Collection[str] | Non
     return [_placement(row) for row in rows]
 
 
-def waiting(connection: Connection, keys: Collection[TryKey]) -> set[TryKey]:
-    """Return those of these tries that wait for a worker, so that no message of theirs was ever sent."""
-    by_digest = {_digests(key): key for key in keys}
-    found = set()
-    for batch in _batches(sorted(by_digest)):
+def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
+    """Return what is placed of these tries, or waits."""
+    found: dict[TryKey, Placement] = {}
+    for batch in _batches(sorted(map(_digests, keys))):
         rows = connection.execute(
-            select(*_key(placement)).where(
-                are_among(connection, _key(placement), batch),
-                placement.c.is_open.is_(True),
-                placement.c.reason.in_(WAITING),
-            )
+            select(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(True))
         )
-        found |= {by_digest[row.run_key, row.task_key, row.try_number] for row in rows}
+        found |= {one.key: one for one in map(_placement, rows)}
     return found
 
 

@@ -310,7 +310,7 @@ def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
     executor.trigger_tasks(8)
     executor._give_back()
     with database.engine.connect() as connection:
-        assert placements.waiting(connection, [a_key(key) for key in keys]) == set()
+        assert not any(one.waits for one in placements.open_of(connection, [a_key(key) for key in keys]).values())
 
 
 def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
@@ -321,13 +321,13 @@ def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
-        assert placements.waiting(connection, [a_key(key)]) == {a_key(key)}
+        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
     watch.known = Snapshot((), time.monotonic(), trouble="nobody looks")
     executor.trigger_tasks(8)
     executor._give_back()
     assert sent == [("extract", "default")]
     with database.engine.connect() as connection:
-        assert placements.waiting(connection, [a_key(key)]) == set()
+        assert placements.open_of(connection, [a_key(key)]) == {}
 
 
 def test_a_scheduler_that_has_just_started_waits_for_a_moment(
@@ -398,6 +398,42 @@ def test_an_end_that_could_not_be_written_gives_no_place_of_the_same_try_back_on
     assert loads(database) == {1: 1}
 
 
+def test_what_another_scheduler_has_placed_since_keeps_its_place(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
+) -> None:
+    (key,) = queue(executor, "deferred")
+    executor.trigger_tasks(8)
+    other = WorkerInsightCeleryExecutor()
+    other._desk, other._watch = executor._desk, executor._watch
+    # Its trigger fires, and the other one goes on with it before this one hears that it was deferred.
+    queue(other, "deferred")
+    other.trigger_tasks(8)
+    executor.success(key)
+    executor._give_back()
+    assert len(sent) == 2
+    assert loads(database) == {1: 1}
+    other.success(key)
+    other._give_back()
+    assert loads(database) == {}
+
+
+def test_what_is_revoked_and_queued_again_is_known_to_wait(
+    executor: WorkerInsightCeleryExecutor, database: Database
+) -> None:
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    (key,) = queue(executor, "stuck")
+    executor.trigger_tasks(8)
+    if hasattr(executor, "revoke_task"):
+        executor.revoke_task(ti=SimpleNamespace(key=key, queued_by_job_id=None, external_executor_id=None))
+    assert queue(executor, "stuck") == [key]
+    executor._give_back()
+    executor.trigger_tasks(8)
+    executor._give_back()
+    with database.engine.connect() as connection:
+        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
+
+
 # --- what stays the parent's -----------------------------------------------------------------------------------------
 
 
@@ -463,7 +499,7 @@ def test_adopted(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
-    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
+    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         executor.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("PENDING", None) for one in results}
@@ -478,6 +514,11 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
     tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()), state="queued") for key in keys]
     assert {ti.key for ti in after.try_adopt_task_instances(tis)} == set(keys) - sent_keys
     assert after.running == sent_keys
+    after._watch = executor._watch
+    ended, *_ = sent_keys
+    after.success(ended)
+    after._give_back()
+    assert loads(database) == {1: 2}
     with monkeypatch.context() as broken:
         broken.setattr(compat, "short_transaction", lambda: 1 / 0)
         other = WorkerInsightCeleryExecutor()

@@ -124,6 +124,8 @@ def test_what_waited_and_what_was_fetched_goes_elsewhere_as_it_was(database: Dat
         found = placements.open_placements(connection)
         assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
         assert all(one.detail.startswith("taken back from w1@host: w2@host: least loaded") for one in found)
+        # By this time its scheduler knows it, which gives its place back.
+        assert {one.placed_at for one in found} == {NOON}
 
 
 def test_queues_in_which_nothing_is_left_are_removed(database: Database, broker: Broker) -> None:
