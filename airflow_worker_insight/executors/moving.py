@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,15 @@ def take_back(
 def remove_queues(app: Any, queues: Iterable[str]) -> None:
     """Remove the own queues of workers that have been gone for long, but for those in which something is left."""
     with connected(app) as connection:
-        channel = connection.channel()
         for name in queues:
-            queue = _queue(name)(channel)
-            # One that is not there cannot be removed on every broker.
-            queue.declare()
-            queue.delete(if_empty=True, if_unused=True)
+            # RabbitMQ refuses to remove one in which something is left or that is consumed, and closes the channel.
+            with connection.channel() as channel, suppress(*connection.channel_errors):
+                queue = _queue(name)(channel)
+                # One that is not there cannot be removed on every broker.
+                queue.declare()
+                queue.delete(if_empty=True, if_unused=True)
+                # Celery has made one for each queue. RabbitMQ would keep it for ever.
+                queue.exchange.delete(if_unused=True)
 
 
 def _queue(name: str) -> Any:

@@ -138,6 +138,29 @@ def test_queues_in_which_nothing_is_left_are_removed(database: Database, broker:
     assert [broker.client.exists(f"_kombu.binding.{name}") for name in (DEAD, ALIVE)] == [0, 1]
 
 
+def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses with an error, and the channel is closed then."""
+    from amqp.exceptions import PreconditionFailed
+    from kombu.transport import memory
+
+    remove = memory.Channel.queue_delete
+
+    def queue_delete(channel: Any, queue: str, *, if_empty: bool = False, **others: Any) -> None:
+        if if_empty and channel._size(queue):
+            channel.close()
+            raise PreconditionFailed(f"queue '{queue}' in vhost '/' not empty")
+        remove(channel, queue, if_empty=if_empty, **others)
+
+    monkeypatch.setattr(memory.Channel, "queue_delete", queue_delete)
+    app = celery.Celery("airflow.executors.celery_executor", broker="memory://")
+    app.send_task("something", queue=DEAD)
+    remove_queues(app, [DEAD, ALIVE])
+    state = memory.Transport.global_state
+    # Each has an exchange of its own, which RabbitMQ would keep.
+    assert {name for name in (DEAD, ALIVE) if name in state.exchanges} == {DEAD}
+    assert {name for name in (DEAD, ALIVE) if list(state.queue_bindings(name))} == {DEAD}
+
+
 def test_what_was_fetched_is_found_below_a_prefix_of_the_brokers_keys(database: Database, broker: Broker) -> None:
     broker.app.conf.broker_transport_options = {"global_keyprefix": "pre:"}
     (key,) = store(database, 1)
