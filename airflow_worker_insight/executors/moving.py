@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
-from kombu import Exchange, Producer, Queue
+from kombu import Producer
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Placed
-from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.own_queues import as_declared, own_queue
 from airflow_worker_insight.fleet.engines.celery import connected
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
@@ -72,7 +72,7 @@ def take_back(
     moved = 0
     with connected(app) as connection:
         channel = connection.channel()
-        source = _queue(queue)(channel)
+        source = as_declared(app, queue)(channel)
         source.declare()
         known = _known(queue)
         if is_gone and connection.transport.driver_type == "redis":
@@ -98,17 +98,22 @@ def remove_queues(app: Any, queues: Iterable[str]) -> None:
         for name in queues:
             # RabbitMQ refuses to remove one in which something is left or that is consumed, and closes the channel.
             with connection.channel() as channel, suppress(*connection.channel_errors):
-                queue = _queue(name)(channel)
-                # One that is not there cannot be removed on every broker.
-                queue.declare()
-                queue.delete(if_empty=True, if_unused=True)
-                # Celery has made one for each queue. RabbitMQ would keep it for ever.
-                queue.exchange.delete(if_unused=True)
+                _remove(as_declared(app, name)(channel))
 
 
-def _queue(name: str) -> Any:
-    """Return a queue as Celery declares one that it has not heard of, on both of its ends."""
-    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+def _remove(queue: Any) -> None:
+    # One that is not there cannot be removed on every broker.
+    queue.declare()
+    if queue.queue_arguments:
+        # RabbitMQ's quorum queues know no conditions: it ends the connection of whoever makes some.
+        _, waiting, consumers = queue.queue_declare()
+        if waiting or consumers:
+            return
+        queue.delete()
+    else:
+        queue.delete(if_empty=True, if_unused=True)
+    # Celery has made one for each queue. RabbitMQ would keep it for ever.
+    queue.exchange.delete(if_unused=True)
 
 
 def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:

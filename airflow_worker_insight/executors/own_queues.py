@@ -29,6 +29,17 @@ def own_queue(worker_id: str) -> str:
     return f"{OWN_QUEUE_PREFIX}{worker_id}"
 
 
+def as_declared(app: Any, name: str) -> Any:
+    """Return a queue as Celery declares it when it sends to one that it has not heard of.
+
+    RabbitMQ refuses whoever declares it in another way: its type and priorities may have been configured.
+    """
+    queues = app.amqp.queues
+    queue = queues.new_missing(name)
+    queue.max_priority = queues.max_priority
+    return queue
+
+
 def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """Have each worker consume its own queue, or not; return the queues that each one which answered consumes now.
 
@@ -46,7 +57,7 @@ def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dic
         consumed = found.by_node
         missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
         spare = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
-        calls = [Call("add_consumer", {"queue": queue}, [node]) for node, queue in missing.items()]
+        calls = [Call("add_consumer", _to_consume(app, queue), [node]) for node, queue in missing.items()]
         calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in spare.items()]
         if calls:
             agreed = _Agreed()
@@ -56,6 +67,17 @@ def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dic
             for node in agreed.nodes & spare.keys():
                 consumed[node].discard(spare[node])
     return {node: frozenset(queues) for node, queues in consumed.items()}
+
+
+def _to_consume(app: Any, name: str) -> dict[str, Any]:
+    """Return what a worker is told of a queue: what it would declare in another way by itself."""
+    queue = as_declared(app, name)
+    told: dict[str, Any] = {"queue": name}
+    if queue.exchange.type != "direct":
+        told["exchange_type"] = queue.exchange.type
+    if queue.queue_arguments:
+        told["queue_arguments"] = queue.queue_arguments
+    return told
 
 
 class _Answers:

@@ -161,6 +161,28 @@ def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypa
     assert {name for name in (DEAD, ALIVE) if list(state.queue_bindings(name))} == {DEAD}
 
 
+def test_quorum_queues_are_removed_without_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ has none for them, and ends the connection."""
+    from kombu import Exchange, Queue
+    from kombu.transport import memory
+
+    removed: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        memory.Channel, "queue_delete", lambda _channel, queue, **conditions: removed.append((queue, conditions))
+    )
+    arguments = {"x-queue-type": "quorum"}
+    monkeypatch.setattr(
+        moving, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
+    )
+    app = celery.Celery("airflow.executors.celery_executor", broker="memory://")
+    app.send_task("something", queue=f"{DEAD}-quorum")
+    remove_queues(app, [f"{DEAD}-quorum", f"{ALIVE}-quorum"])
+    # (Removing an exchange is more than that on this broker.)
+    (queue, conditions), *_ = removed
+    assert (queue, any(conditions.values())) == (f"{ALIVE}-quorum", False)
+    assert {queue for queue, _ in removed} == {f"{ALIVE}-quorum"}
+
+
 def test_what_was_fetched_is_found_below_a_prefix_of_the_brokers_keys(database: Database, broker: Broker) -> None:
     broker.app.conf.broker_transport_options = {"global_keyprefix": "pre:"}
     (key,) = store(database, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.own_queues import own_queue, settle
+from airflow_worker_insight.executors.own_queues import as_declared, own_queue, settle
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.engines import celery as engine
 
@@ -31,6 +31,7 @@ class Node:
         self.queues = set(queues)
         self.obeys = obeys
         self.told: list[str] = []
+        self.declared: list[Any] = []
         self._stop, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -40,7 +41,7 @@ class Node:
         connection = self.app.connection_for_read()
         handlers = {
             "active_queues": lambda _state: [{"name": queue} for queue in sorted(self.queues)],
-            "add_consumer": lambda _state, queue: self._told("add", queue),
+            "add_consumer": lambda _state, queue, **options: self._told("add", queue, **options),
             "cancel_consumer": lambda _state, queue: self._told("cancel", queue),
         }
         node = self.app.control.mailbox(connection).Node(
@@ -55,8 +56,11 @@ class Node:
                 connection.drain_events(timeout=0.1)
         connection.release()
 
-    def _told(self, what: str, queue: str) -> Any:
+    def _told(self, what: str, queue: str, **options: Any) -> Any:
         self.told.append(f"{what} {queue}")
+        # As a worker of Celery does (Consumer.add_task_queue).
+        options = {"exchange": queue, "exchange_type": "direct", **options}
+        self.declared.append(self.app.amqp.Queues({}).add(queue, **options))
         if not self.obeys:
             return {"error": "no"}
         (self.queues.add if what == "add" else self.queues.discard)(queue)
@@ -113,6 +117,35 @@ def test_of_two_under_one_name_only_what_both_consume_counts(app: Any, nodes: An
     second = nodes("w1@host", "default")
     assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": {"default", A}}
     assert A in second.queues
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task_queue_max_priority": 10},
+        {"task_create_missing_queue_type": "quorum"},
+        {"task_create_missing_queue_exchange_type": "topic"},
+    ],
+    ids=["by default", "priorities", "quorum", "topic"],
+)
+def test_whoever_sends_or_takes_back_declares_it_as_the_worker_does(
+    app: Any, nodes: Any, settings: dict[str, Any]
+) -> None:
+    """RabbitMQ refuses to anybody who does not, and a task that cannot be sent fails."""
+    app.conf.update(settings)
+    one = nodes("w1@host", "default")
+    settle(app, give={"w1@host": A}, hold={})
+    (at_worker,) = one.declared
+    assert seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(as_declared(app, A))
+
+
+def seen_by_rabbitmq(queue: Any) -> Any:
+    from kombu.transport.base import to_rabbitmq_queue_arguments
+
+    arguments = to_rabbitmq_queue_arguments(queue.queue_arguments or {}, max_priority=queue.max_priority)
+    exchange = (queue.exchange.name, queue.exchange.type, queue.exchange.durable)
+    return queue.name, queue.routing_key, queue.durable, queue.auto_delete, arguments, exchange
 
 
 def test_without_remote_control_nobody_is_asked(app: Any) -> None:
