@@ -99,6 +99,8 @@ def remove_queues(app: Any, queues: Iterable[str]) -> None:
             # RabbitMQ refuses to remove one in which something is left or that is consumed, and closes the channel.
             with connection.channel() as channel, suppress(*connection.channel_errors):
                 _remove(as_declared(app, name)(channel))
+            # Celery remembers each queue that it has ever sent to.
+            app.amqp.queues.pop(name, None)
 
 
 def _remove(queue: Any) -> None:

@@ -127,12 +127,12 @@ class Watch(Rounds):
         if trouble is not None or self._asked_at is None:
             return
         now = time.monotonic()
-        if now >= self._sweep_due:
-            self._sweep_due = now + SWEEP_EVERY.total_seconds()
-            self._sweep()
         if now >= self._tidy_due:
             self._tidy_due = now + TIDY_EVERY
             self._tidy()
+        if now >= self._sweep_due:
+            self._sweep_due = now + SWEEP_EVERY.total_seconds()
+            self._sweep()
 
     # --- the registry
 

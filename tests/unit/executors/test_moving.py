@@ -134,8 +134,10 @@ def test_queues_in_which_nothing_is_left_are_removed(database: Database, broker:
     remove_queues(broker.app, [DEAD, ALIVE, "never-there"])
     assert broker.held(DEAD)
     assert move(broker, a_candidate()) == 1
+    assert broker.app.amqp.queues[DEAD], "as who sends to it"
     remove_queues(broker.app, [DEAD, ALIVE])
     assert [broker.client.exists(f"_kombu.binding.{name}") for name in (DEAD, ALIVE)] == [0, 1]
+    assert DEAD not in broker.app.amqp.queues
 
 
 def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
