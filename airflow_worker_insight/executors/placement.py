@@ -6,7 +6,8 @@ task instance; and a worker that takes much longer than the others for the same 
 take nothing any more. Each decision says in one line what was chosen, and who was left out and why.
 
 Who may be chosen is the same for all tasks that ask for the same, so that is worked out once for each such group;
-within it the next worker is found in a heap. A decision costs some microseconds however many workers there are.
+within it the next worker is found in a heap. A decision costs some microseconds however many workers there are; while
+nobody has room, no worker is looked at.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ class Placer:
             group.left_out,
         )
         self._loads[chosen] += 1
+        if not self.has_room(chosen):
+            self._close(chosen)
         self._turn += _TURN
         self._history[one.ref] = self._turn
         return Decision(one, reason, text)
@@ -176,15 +179,20 @@ class Placer:
             group = self._groups[key] = _Group.of(self._candidates, task)
             for tier in group.tiers:
                 tier.order = _Sticky(self, tier.members) if self._strategy == STICKY else _Heap(self, tier.members)
+                tier.free = {place for place in tier.members if self.has_room(place)}
         return group
+
+    def _close(self, place: int) -> None:
+        """Note for all groups that a worker has no room any more: it happens to each once at most."""
+        for group in self._groups.values():
+            for tier in group.tiers:
+                tier.free.discard(place)
 
     def _choose(self, group: _Group, task: Task) -> tuple[int | None, str]:
         """Return the place of the chosen worker, or ``None``, and the reason."""
         if not group.members:
             return None, group.why_empty
-        avoided = (
-            {place for place in group.members if self._candidates[place].name in task.avoid} if task.avoid else _NONE
-        )
+        avoided = {place for name in task.avoid for place in group.called.get(name, ())} if task.avoid else _NONE
         if avoided and len(avoided) == len(group.members):
             if any(self._candidates[place].name not in task.avoid for place in group.soon):
                 return None, OTHERS_FULL
@@ -200,28 +208,25 @@ class Placer:
         fast, slow = group.tiers
         assert fast.order is not None
         assert slow.order is not None
-        chosen, is_first = fast.order.next(task, avoided)
-        if chosen is not None:
+        # With thousands of tasks that wait, to look through all workers for each would take seconds.
+        if fast.has_room(avoided):
+            chosen, is_first = fast.order.next(task, avoided)
             return chosen, self._strategy if is_first else STICKY_NEXT
-        if slow.members and (self._is_sooner(group) or not self._takes(fast, avoided)):
+        if slow.has_room(avoided) and (group.waiting >= group.patience or not self._takes(fast, avoided)):
             chosen, _ = slow.order.next(task, avoided)
-        if chosen is None:
-            group.waiting += 1
-        return chosen, FULL if chosen is None else SLOW
-
-    def _is_sooner(self, group: _Group) -> bool:
-        """Return whether so many wait already that a slow worker has done a task before the others come to it."""
-        fast, slow = group.tiers
-        places = sum(self._candidates[place].concurrency for place in fast.members)
-        return group.waiting >= places * (min(self._candidates[place].slowness for place in slow.members) - 1)
+            return chosen, SLOW
+        group.waiting += 1
+        return None, FULL
 
     def _takes(self, tier: _Tier, avoided: frozenset[int] | set[int]) -> bool:
         """Return whether workers that have no room now have taken something lately, so that they soon will again."""
-        return any(
-            self._now - self._history.get(self._candidates[place].ref, -PATIENCE) < PATIENCE
-            for place in tier.members
-            if place not in avoided
-        )
+        # Who was found to have done so for one task has for the next ones too.
+        if tier.taker is None or tier.taker in avoided:
+            tier.taker = next((place for place in tier.members if place not in avoided and self._took(place)), None)
+        return tier.taker is not None
+
+    def _took(self, place: int) -> bool:
+        return self._now - self._history.get(self._candidates[place].ref, -PATIENCE) < PATIENCE
 
     # --- for the orders below
 
@@ -314,7 +319,15 @@ class _Tier:
     """Workers among which the strategy chooses."""
 
     members: list[int] = field(default_factory=list)
+    free: set[int] = field(default_factory=set)
+    """Those of them that have room."""
     order: _Order | None = None
+    taker: int | None = None
+    """One of them that has been given something lately, once it was looked for."""
+
+    def has_room(self, avoided: frozenset[int] | set[int]) -> bool:
+        """Return whether one that is not to be avoided has room."""
+        return not self.free <= avoided
 
 
 @dataclass(slots=True)
@@ -331,6 +344,10 @@ class _Group:
     """Who does not fit, or is passed by, and why, in words."""
     why_empty: str
     """Why nobody fits, where that is so."""
+    called: Mapping[str, Sequence[int]]
+    """The places of the members, by their names."""
+    patience: float
+    """How many tasks wait at most until a slow worker has done one before the others come to it."""
     waiting: int = 0
     """How many tasks have found no room."""
 
@@ -360,12 +377,19 @@ class _Group:
                 slow.members.append(place)
                 why = f"takes {one.slowness:.0f} times as long as others"
             out.setdefault(why, []).append(one.name)
+        members = fast.members + slow.members
+        called: dict[str, list[int]] = {}
+        for place in members:
+            called.setdefault(candidates[place].name, []).append(place)
+        places = sum(candidates[place].concurrency for place in fast.members)
         return cls(
-            fast.members + slow.members,
+            members,
             (fast, slow),
             soon,
             "left out: " + "; ".join(_named(names, why) for why, names in out.items()) if out else "",
             why_empty,
+            called,
+            places * (min((candidates[place].slowness for place in slow.members), default=1.0) - 1),
         )
 
 
