@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,15 @@ class Placed:
 
 
 class Desk:
-    """Decides for one executor; what it gave to whom last is kept from one batch to the next."""
+    """Decides for one executor; what it gave to whom last is kept from one batch to the next.
+
+    The scheduler's loop uses it, and the watch beside it for what it takes back.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        # Never held while the database is asked: the loop would wait for the watch's answer.
+        self._lock = threading.Lock()
         self._history: dict[int, float] = {}
 
     def decide(
@@ -99,30 +105,26 @@ class Desk:
         It reads once, and once more for each few hundred tries that came before the retries among them; it writes
         nothing.
         """
-        refs = {one.ref for one in snapshot.candidates}
-        self._history = {ref: at for ref, at in self._history.items() if ref in refs}
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = placements.failed_on(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
-        placer = Placer(
-            self.rules.strategy,
-            [
-                replace(one, load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0))
-                for one in snapshot.candidates
-            ],
-            self._history,
-            now=time.monotonic(),
-        )
+        candidates = [
+            replace(one, load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0)) for one in snapshot.candidates
+        ]
         found: list[Placed] = []
         left = len(asked) if most is None else most
-        for one in asked:
-            if left <= 0:
-                break
-            decision = placer.place(self._task(one, pools, failed))
-            if snapshot.may_share:
-                decision = self._fallback(decision, one)
-            found.append(Placed(one, decision))
-            left -= not found[-1].waits
+        with self._lock:
+            refs = {one.ref for one in candidates}
+            self._history = {ref: at for ref, at in self._history.items() if ref in refs}
+            placer = Placer(self.rules.strategy, candidates, self._history, now=time.monotonic())
+            for one in asked:
+                if left <= 0:
+                    break
+                decision = placer.place(self._task(one, pools, failed))
+                if snapshot.may_share:
+                    decision = self._fallback(decision, one)
+                found.append(Placed(one, decision))
+                left -= not found[-1].waits
         return found
 
     def _task(self, one: Asked, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]) -> Task:

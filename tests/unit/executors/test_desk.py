@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from threading import Event, current_thread, main_thread
+from typing import Any
 
 import pytest
 
@@ -13,11 +15,9 @@ from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.decisions import LEAST_LOADED, NO_LABEL, SHARED_QUEUE
+from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
 from tests.unit.database import NOON, Database, add_run, add_try, on_both
-
-if TYPE_CHECKING:
-    from airflow_worker_insight.store.keys import TryKey
 
 W1, W2 = (
     Candidate(
@@ -77,3 +77,72 @@ def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
     assert not one.waits
     assert one.decision.reason == SHARED_QUEUE
     assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
+
+
+# --- the scheduler's loop and the watch ------------------------------------------------------------------------------
+
+NO_DATABASE: Any = None
+"""For first tries, where the executor knows loads and pools itself."""
+
+
+def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> None:
+    placing, reads, added = Event(), Event(), Event()
+
+    class Ref(int):
+        """A worker's number, at which the watch stops as it reads until the loop has added another."""
+
+        def __hash__(self) -> int:
+            if current_thread() is not main_thread():
+                reads.set()
+                added.wait(10)
+            return super().__hash__()
+
+    class Slow(Rules):
+        """The rules of the loop, which lets the watch go first before it places its first task of two."""
+
+        def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:  # noqa: ARG002
+            if pool == "first":
+                placing.set()
+                reads.wait(0.2)
+            elif pool == "second":
+                added.set()
+            return {}
+
+    desk = Desk(Slow(LEAST_LOADED, 4))
+    loop = Snapshot((replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))), 0.0, loads={})
+
+    def watch() -> None:
+        assert placing.wait(60)
+        desk.decide(NO_DATABASE, [], Snapshot((W1, W2), 0.0, loads={}))
+
+    key = TryKey("etl", "run-1", "extract", -1, 1)
+    desk.decide(NO_DATABASE, [Asked(key, "default", pool="before")], loop)
+    with ThreadPoolExecutor(1) as thread:
+        watched = thread.submit(watch)
+        desk.decide(NO_DATABASE, [Asked(key, "default", pool=pool) for pool in ("first", "second")], loop)
+        watched.result(timeout=60)
+    assert set(desk._history) == {W1.ref, W2.ref}
+
+
+def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(Rules(LEAST_LOADED, 4))
+    asks, answered = Event(), Event()
+
+    def failed_on(connection: Any, keys: list[TryKey]) -> dict[TryKey, frozenset[str]]:  # noqa: ARG001
+        if keys:
+            asks.set()
+            assert answered.wait(60)
+        return {}
+
+    monkeypatch.setattr(placements, "failed_on", failed_on)
+    first, second = (Asked(TryKey("etl", "run-1", "extract", -1, number), "default", pool="a") for number in (1, 2))
+    with ThreadPoolExecutor(2) as threads:
+        snapshot = Snapshot((W1,), 0.0, loads={})
+        slow = threads.submit(desk.decide, NO_DATABASE, [second], snapshot)
+        assert asks.wait(60)
+        try:
+            (one,) = threads.submit(desk.decide, NO_DATABASE, [first], snapshot).result(timeout=10)
+        finally:
+            answered.set()
+        assert one.decision.worker == W1
+        assert len(slow.result(timeout=60)) == 1
