@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from airflow_worker_insight.executors.rules import Rules
     from airflow_worker_insight.store.keys import TryKey
 
+KEPT_FOR = 60.0
+"""Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -88,9 +91,11 @@ class Desk:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        # Never held while the database is asked: the loop would wait for the watch's answer.
+        # For the two below, and never held while the database is asked: the loop would wait for the watch's answer.
         self._lock = threading.Lock()
         self._history: dict[int, float] = {}
+        # Of each retry when its place was asked for last, and who failed it.
+        self._failed: dict[TryKey, tuple[float, frozenset[str]]] = {}
 
     def decide(
         self,
@@ -102,11 +107,11 @@ class Desk:
     ) -> list[Placed]:
         """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
 
-        It reads once, and once more for each few hundred tries that came before the retries among them; it writes
-        nothing.
+        It reads once, and a few times more for each few hundred tries that came before the retries among them that are
+        asked for the first time; it writes nothing.
         """
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
-        failed = placements.failed_on(connection, [one.key for one in asked if one.key.try_number > 1])
+        failed = self._who_failed(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
         candidates = [
             replace(one, load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0)) for one in snapshot.candidates
@@ -126,6 +131,22 @@ class Desk:
                 found.append(Placed(one, decision))
                 left -= not found[-1].waits
         return found
+
+    def _who_failed(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
+        """Return for these retries the names of the workers that failed an earlier try.
+
+        That does not change while a retry waits, so the database is asked once for each and not at every heartbeat.
+        """
+        with self._lock:
+            known = {key: self._failed[key][1] for key in keys if key in self._failed}
+        new = [key for key in keys if key not in known]
+        failed = {**known, **dict.fromkeys(new, _NOBODY), **placements.failed_on(connection, new)}
+        now = time.monotonic()
+        with self._lock:
+            # By time, because one of the two threads knows nothing of what the other one asks for.
+            kept = {key: one for key, one in self._failed.items() if now - one[0] < KEPT_FOR}
+            self._failed = {**kept, **{key: (now, names) for key, names in failed.items()}}
+        return failed
 
     def _task(self, one: Asked, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]) -> Task:
         key = one.key
@@ -159,3 +180,6 @@ class Desk:
             return decision
         text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])
+
+
+_NOBODY: frozenset[str] = frozenset()

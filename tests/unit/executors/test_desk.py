@@ -6,18 +6,24 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event, current_thread, main_thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import event
 
+from airflow_worker_insight.executors import desk as the_desk
 from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import LEAST_LOADED, NO_LABEL, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import ELSEWHERE, LEAST_LOADED, NO_LABEL, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
-from tests.unit.database import NOON, Database, add_run, add_try, on_both
+from airflow_worker_insight.store.recording import upsert_worker
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 W1, W2 = (
     Candidate(
@@ -77,6 +83,66 @@ def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
     assert not one.waits
     assert one.decision.reason == SHARED_QUEUE
     assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
+
+
+# --- retries that wait -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed(database: Database) -> tuple[Candidate, list[Asked]]:
+    """Have three second tries, and the worker that failed the first ones."""
+    keys = store(database, 3, try_number=2)
+    with database.engine.begin() as connection:
+        ref = upsert_worker(connection, a_worker("w1", engine_name=W1.name), now=NOON)
+        first = [Placement(replace(key, try_number=1), LEAST_LOADED, "", ref, is_open=False) for key in keys]
+        placements.write(connection, first, now=NOON)
+    return replace(W1, ref=ref), [Asked(key, "default") for key in keys]
+
+
+@pytest.fixture
+def statements(database: Database) -> Iterator[list[str]]:
+    """Return a list to which all that is asked of the database is added."""
+    asked: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        asked.append(arguments[2])
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    yield asked
+    event.remove(database.engine, "before_cursor_execute", note)
+
+
+def test_who_failed_a_retry_is_asked_once_while_it_waits(
+    database: Database, failed: tuple[Candidate, list[Asked]], statements: list[str]
+) -> None:
+    worker, asked = failed
+    desk = Desk(Rules(LEAST_LOADED, 4))
+    others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
+    counts = []
+    for _ in range(3):
+        statements.clear()
+        found = decide(database, desk, asked, *others_full)
+        assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+        counts.append(len(statements))
+        # What the watch takes back meanwhile makes nobody forget it.
+        decide(database, desk, [Asked(replace(asked[0].key, try_number=3), "default")], *others_full)
+    assert counts[0] > counts[1] == counts[2] == 1
+    found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
+    assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
+
+
+def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
+    database: Database, failed: tuple[Candidate, list[Asked]], statements: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, asked = failed
+    desk = Desk(Rules(LEAST_LOADED, 4))
+    decide(database, desk, asked, worker)
+    monkeypatch.setattr(the_desk, "KEPT_FOR", 0.0)
+    decide(database, desk, asked[:1], worker)
+    assert set(desk._failed) == {asked[0].key}
+    statements.clear()
+    decide(database, desk, asked[1:], worker)
+    assert len(statements) > 1
 
 
 # --- the scheduler's loop and the watch ------------------------------------------------------------------------------
