@@ -1,4 +1,4 @@
-"""Placement decisions per second, for each strategy and three sizes of a fleet."""
+"""Placement decisions per second, for each strategy and three sizes of a fleet, and where everybody is full."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 WORKERS = (10, 100, 1000)
 
+FULL, WAIT = (100, 1000), 1_000
+"""Numbers of workers all of which are full, and of the tasks that wait then: each is looked at in each heartbeat."""
+
 AT_MOST_US = 50.0
 """Microseconds for one decision with 100 workers: 20,000 a second."""
 
@@ -21,11 +24,11 @@ def run(setting: Setting) -> Result:
     """Place tasks in fresh interpreters, the sizes and strategies by turns."""
     environment = setting.environment("3.3.2")
     rounds, tasks = setting.size(15, 3), setting.size(20_000, 2_000)
-    sizes = ",".join(map(str, WORKERS))
-    output = environment.run(INSIDE / "placement_probe.py", str(rounds), str(tasks), sizes)
+    sizes, full = (",".join(map(str, numbers)) for numbers in (WORKERS, FULL))
+    output = environment.run(INSIDE / "placement_probe.py", str(rounds), str(tasks), sizes, str(WAIT), full)
     found: dict[str, list[float]] = json.loads(output.splitlines()[-1])
     grid = Grid(
-        f"One placement decision (µs; {rounds} times {tasks:,} tasks of 500 Dags, by turns)",
+        f"One placement decision (µs; {rounds} times {tasks:,} tasks of 500 Dags, {WAIT:,} if all are full, by turns)",
         [*SERIES, "per second"],
     )
     summaries = {name: Summary.of(values) for name, values in found.items()}
@@ -34,8 +37,10 @@ def run(setting: Setting) -> Result:
     targets: list[Target] = []
     for strategy in dict.fromkeys(name.partition(",")[0] for name in found):
         ten, hundred, thousand = (summaries[f"{strategy}, {size} workers"].median for size in WORKERS)
+        waits = summaries[f"{strategy}, {FULL[-1]} workers, all full"].median
         targets += [
             Target(f"placement: {strategy}, 100 workers (median)", hundred, AT_MOST_US, "µs"),
+            Target(f"placement: {strategy}, {FULL[-1]:,} workers, all full (median)", waits, AT_MOST_US, "µs"),
             Target(f"placement: {strategy}, growth per worker from 10 to 1,000", thousand / ten / 100, 1.0, "times"),
         ]
     data: dict[str, Any] = {name: summary.as_dict() for name, summary in summaries.items()}

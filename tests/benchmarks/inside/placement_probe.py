@@ -5,25 +5,33 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 
 from airflow_worker_insight.executors.placement import Candidate, Placer, Task
 from airflow_worker_insight.store.decisions import STRATEGIES
 
 
 def main() -> None:
-    """Take the number of rounds, of tasks, and the numbers of workers."""
-    rounds, number = int(sys.argv[1]), int(sys.argv[2])
-    sizes = [int(size) for size in sys.argv[3].split(",")]
-    found: dict[str, list[float]] = {f"{name}, {size} workers": [] for name in STRATEGIES for size in sizes}
+    """Take the number of rounds, of tasks, and the numbers of workers; then the last two where everybody is full."""
+    rounds = int(sys.argv[1])
+    cases = [
+        (f"{strategy}, {size} workers{more}", strategy, int(size), int(tasks), bool(more))
+        for strategy in STRATEGIES
+        for tasks, sizes, more in ((*sys.argv[2:4], ""), (*sys.argv[4:6], ", all full"))
+        for size in sizes.split(",")
+    ]
+    found: dict[str, list[float]] = {name: [] for name, *_ in cases}
     for _ in range(rounds):
-        for strategy in STRATEGIES:
-            for size in sizes:
-                placer = Placer(strategy, fleet(size, number))
-                tasks = work(number, size)
-                began = time.perf_counter()
-                for task in tasks:
-                    placer.place(task)
-                found[f"{strategy}, {size} workers"].append((time.perf_counter() - began) / number * 1e6)
+        for name, strategy, size, number, is_full in cases:
+            candidates = fleet(size, number)
+            if is_full:
+                candidates = [replace(one, load=one.capacity) for one in candidates]
+            placer = Placer(strategy, candidates)
+            tasks = work(number, size)
+            began = time.perf_counter()
+            for task in tasks:
+                placer.place(task)
+            found[name].append((time.perf_counter() - began) / number * 1e6)
     print(json.dumps(found))
 
 
