@@ -84,7 +84,7 @@ def take_back(
             if not messages:
                 break
             note = f"taken back from {came_from}: "
-            done, left = _place_again(channel, messages, known, desk, snapshot, most=most - moved, note=note)
+            done, left = _place_again(source, messages, known, desk, snapshot, most=most - moved, note=note)
             moved += done
     if moved:
         count("placement.moved", moved)
@@ -134,7 +134,7 @@ def _read(source: Any, accept: Any, most: int) -> Iterator[Any]:
 
 
 def _place_again(
-    channel: Any,
+    source: Any,
     messages: Sequence[Any],
     known: dict[tuple[str, str, str, int], Placement],
     desk: Desk,
@@ -150,7 +150,7 @@ def _place_again(
         key = _key(message, known)
         if key is None:
             warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
-            message.reject(requeue=True)
+            _put_back(source, message)
             left += 1
         else:
             if key in by_key:
@@ -168,7 +168,7 @@ def _place_again(
     try:
         for one in placed:
             message = by_key[one.asked.key]
-            _publish(channel, message, _target(one)[1])
+            _publish(source.channel, message, _target(one)[1])
             message.ack()
             sent.append(one)
             del by_key[one.asked.key]
@@ -180,7 +180,7 @@ def _place_again(
     waiting = {one.key for one in asked}
     for key, message in by_key.items():
         if key in waiting:
-            message.reject(requeue=True)
+            _put_back(source, message)
             left += 1
         else:
             # It has ended meanwhile, or runs already: Airflow would refuse to start it.
@@ -193,6 +193,15 @@ def _moved(one: Placed, known: dict[tuple[str, str, str, int], Placement], note:
     before = known.get(one.asked.key.task_instance.as_tuple())
     placed_at = before.placed_at if before is not None and before.key == one.asked.key else None
     return replace(one.placement(_target(one)[0], note=note), placed_at=placed_at)
+
+
+def _put_back(source: Any, message: Any) -> None:
+    if source.queue_arguments:
+        # A quorum queue counts how often a message comes back, and drops it when that is too often for it.
+        _publish(source.channel, message, source.name)
+        message.ack()
+    else:
+        message.reject(requeue=True)
 
 
 def _target(one: Placed) -> tuple[str | None, str]:

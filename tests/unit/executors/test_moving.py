@@ -240,6 +240,26 @@ def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
     assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 
 
+def test_what_stays_in_a_quorum_queue_is_put_there_anew(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes back to it too often is dropped by RabbitMQ."""
+    from kombu import Exchange, Queue
+
+    arguments = {"x-queue-type": "quorum"}
+    monkeypatch.setattr(
+        moving, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
+    )
+    ids = sorted(broker.send(key) for key in store(database, 3))
+    before = [(one["body"], one["headers"]) for one in broker.held(DEAD)]
+    assert move(broker) == 0
+    # What came back would say so.
+    assert [(one["body"], one["headers"]) for one in broker.held(DEAD)] == before
+    assert broker.unacked() == 0
+    assert move(broker, a_candidate()) == 3
+    assert broker.ids(ALIVE) == ids
+
+
 def test_with_that_fallback_it_goes_to_the_shared_queue(database: Database, broker: Broker) -> None:
     ids = [broker.send(key) for key in store(database, 2)]
     assert move(broker, fallback="shared_queue") == 2
