@@ -257,7 +257,9 @@ def test_what_finds_no_room_waits_with_the_scheduler_and_goes_when_there_is_some
     assert reasons(database)[FULL] == 0, "the slots are taken: nobody has asked for them"
     work.let_go()
     assert set(events_of(executor, *keys).values()) == {"success"}
-    assert Counter(one["worker"] for one in work.ran()) == {"w1": 3, "w2": 3}
+    # Whose place was free first is nobody's promise, so neither is who runs the last two.
+    ran = Counter(one["worker"] for one in work.ran())
+    assert (set(ran), sum(ran.values())) == ({"w1", "w2"}, 6)
     assert (loads(database), executor.running, executor.slots_occupied) == ({}, set(), 0)
 
 
