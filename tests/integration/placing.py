@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from tests.integration.accounting import WITNESS, start_worker, witnessed
@@ -34,7 +35,6 @@ from pathlib import Path
 from airflow.sdk import dag, task
 
 
-@dag(schedule=None, max_active_tasks=256, params={"number": 1}, default_args={"retries": 2, "retry_delay": 0})
 def held():
     @task
     def numbers(params):
@@ -49,23 +49,37 @@ def held():
     effect.expand(number=numbers())
 
 
-held()
+for number in range(20):
+    dag(
+        dag_id=f"held_{number}",
+        schedule=None,
+        max_active_tasks=256,
+        params={"number": 1},
+        default_args={"retries": 2, "retry_delay": 0},
+    )(held)()
 """
 )
 """Tasks that begin and wait for the test's word before they do what may be done once only."""
 
+DAGS = cycle(f"held_{number}" for number in range(20))
+
 
 class Held:
-    """A run of ``held``."""
+    """A run of ``HELD``.
+
+    Each is of another Dag: how long the workers take for the same task is compared, and what a test holds says nothing
+    of how fast they are.
+    """
 
     def __init__(self, airflow: Deployment, number: int) -> None:
         self.airflow = airflow
         self.number = number
-        self.run_id = airflow.trigger("held", conf={"number": number})
+        self.dag_id = next(DAGS)
+        self.run_id = airflow.trigger(self.dag_id, conf={"number": number})
 
     def states(self) -> Counter[str]:
         """Count the states of its tasks."""
-        rows = self.airflow.task_instances("held", self.run_id)
+        rows = self.airflow.task_instances(self.dag_id, self.run_id)
         return Counter(row["state"] for row in rows if row["task_id"] == "effect")
 
     def wait_states(self, **states: int) -> None:
@@ -78,20 +92,20 @@ class Held:
 
     def ran(self) -> Counter[str | None]:
         """Count by workers the tasks that have done it."""
-        return ran_on(self.airflow, "held", self.run_id, "effect")
+        return ran_on(self.airflow, self.dag_id, self.run_id, "effect")
 
     def finish(self) -> None:
         """Have it end well, and see that each task did what it had to do once."""
         self.go()
-        self.airflow.wait_run("held", self.run_id, timeout=300, expect="success")
-        did = witnessed(self.airflow, "held", self.run_id)
+        self.airflow.wait_run(self.dag_id, self.run_id, timeout=300, expect="success")
+        did = witnessed(self.airflow, self.dag_id, self.run_id)
         times = Counter(key.map_index for key, lives in did.items() for _ in lives)
         assert times == dict.fromkeys(range(self.number), 1)
 
 
 def let_all_go(airflow: Deployment) -> None:
-    """Let the tasks of all runs of ``held`` do what they have to do."""
-    for row in airflow.sql("SELECT run_id FROM dag_run WHERE dag_id = 'held'"):
+    """Let the tasks of all runs of ``HELD`` do what they have to do."""
+    for row in airflow.sql("SELECT run_id FROM dag_run WHERE dag_id LIKE 'held_%'"):
         (airflow.home / row["run_id"]).touch()
 
 

@@ -131,7 +131,7 @@ def page_of_worker(airflow: Deployment, name: str) -> str:
 
 
 def panel(airflow: Deployment, run: Held, task_id: str) -> str:
-    where = {"dag_id": "held", "run_id": run.run_id, "task_id": task_id}
+    where = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": task_id}
     answer = airflow.api("GET", "/worker-insight/panel", params=where)
     assert answer.ok, answer.text
     return answer.text
@@ -227,18 +227,18 @@ def test_what_waits_at_a_worker_and_is_failed_or_cleared(airflow: Deployment) ->
     settled(airflow, w1=6, w2=6)
     failed, cleared, *_ = (
         row["map_index"]
-        for row in airflow.task_instances("held", run.run_id)
+        for row in airflow.task_instances(run.dag_id, run.run_id)
         if row["task_id"] == "effect" and row["state"] == "queued"
     )
-    task = f"/dags/held/dagRuns/{run.run_id}/taskInstances/effect"
+    task = f"/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances/effect"
     answer = airflow.api("PATCH", f"{task}/{failed}", json={"new_state": "failed"})
     assert answer.ok, answer.text
     body = {"dag_run_id": run.run_id, "task_ids": [["effect", cleared]], "dry_run": False, "only_failed": False}
-    answer = airflow.api("POST", "/dags/held/clearTaskInstances", json=body)
+    answer = airflow.api("POST", f"/dags/{run.dag_id}/clearTaskInstances", json=body)
     assert answer.ok, answer.text
     run.go()
-    airflow.wait_run("held", run.run_id, expect="failed")
-    did = Counter(key.map_index for key, lives in witnessed(airflow, "held", run.run_id).items() for _ in lives)
+    airflow.wait_run(run.dag_id, run.run_id, expect="failed")
+    did = Counter(key.map_index for key, lives in witnessed(airflow, run.dag_id, run.run_id).items() for _ in lives)
     assert did == dict.fromkeys(set(range(12)) - {failed}, 1)
     settled(airflow, w1=0, w2=0)
 
