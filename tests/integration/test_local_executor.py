@@ -72,7 +72,8 @@ def many():
     @task(retries=1, retry_delay=0, **EXECUTOR)
     def short(number, **context):
         witness(context)
-        while context["params"]["hold"] and not os.path.exists(os.path.join(os.environ["AIRFLOW_HOME"], "go")):
+        go = os.path.join(os.environ["AIRFLOW_HOME"], context["run_id"])
+        while context["params"]["hold"] and not os.path.exists(go):
             time.sleep(0.1)
 
     short.expand(number=list(range(6)))
@@ -120,13 +121,33 @@ def details(airflow: Deployment, run_id: str) -> list[str]:
     return [str(row["detail"]) for row in rows]
 
 
+def go(airflow: Deployment, run_id: str) -> None:
+    """Let the tasks of a run that holds them do what they have to do."""
+    (airflow.home / run_id).touch()
+
+
 @pytest.fixture(scope="module")
-def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres) -> Iterator[Deployment]:
+def deployment(airflow_env: Callable[[str], Environment], postgres: Postgres) -> Iterator[Deployment]:
     with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, config=CONFIG) as airflow:
         airflow.write_dag("placed", dag())
         airflow.migrate()
         airflow.start_all()
         yield airflow
+
+
+@pytest.fixture
+def airflow(deployment: Deployment) -> Iterator[Deployment]:
+    """Have a test that failed leave the next one a scheduler, workers that are available, and all of their places."""
+    yield deployment
+    if not deployment.components["scheduler"].alive:
+        deployment.start("scheduler")
+    for row in deployment.wait_for(lambda: workers(deployment), 30, "workers"):
+        if row["availability"] != "available":
+            decide(deployment, row["name"], "available")
+    for row in deployment.sql("SELECT run_id FROM dag_run"):
+        go(deployment, row["run_id"])
+    unfinished = "SELECT 1 FROM dag_run WHERE state IN ('queued', 'running')"
+    deployment.wait_for(lambda: not deployment.sql(unfinished), 120, "all runs to end")
 
 
 def test_workers_are_known_before_their_first_task(airflow: Deployment) -> None:
@@ -185,10 +206,9 @@ def test_a_person_decides_who_gets_work(airflow: Deployment) -> None:
     decide(airflow, "w1", "available")
     airflow.wait_for(lambda: ran_on(airflow, "many", run_id, "short")["w1"], 60, "w1 to get work again")
     decide(airflow, "w2", "available")
-    (airflow.home / "go").touch()
+    go(airflow, run_id)
     airflow.wait_run("many", run_id, expect="success")
     assert sum(ran_on(airflow, "many", run_id, "short").values()) == 6
-    (airflow.home / "go").unlink()
 
 
 def test_a_scheduler_that_is_killed_leaves_nothing_behind(airflow: Deployment) -> None:
@@ -196,7 +216,7 @@ def test_a_scheduler_that_is_killed_leaves_nothing_behind(airflow: Deployment) -
     run_id = airflow.trigger("many", conf={"hold": True})
     airflow.wait_for(lambda: len(witnessed(airflow, "many", run_id)) == 4, 60, "all places to be taken")
     airflow.kill("scheduler", descendants=True)
-    (airflow.home / "go").touch()
+    go(airflow, run_id)
     airflow.start("scheduler")
     after = airflow.wait_for(lambda: workers(airflow), 30, "workers")
     assert {row["name"] for row in after} == {"w1", "w2"}
