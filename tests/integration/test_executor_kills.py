@@ -146,9 +146,16 @@ def test_our_table_locked_and_then_gone(airflow: Deployment, worker: str) -> Non
         run.finish()
     finally:
         airflow.sql(f"ALTER TABLE {table}_gone RENAME TO {table}")
-    run = Held(airflow, 6)
-    airflow.wait_for(lambda: open_on(airflow, worker) == 6, 60, "it to place again")
-    run.finish()
+
+    def is_placed() -> bool:
+        """Have another run, and say whether its tasks were placed: it takes some seconds to notice."""
+        run = Held(airflow, 6)
+        run.wait_states(running=4, queued=2)
+        placed = sum(row["on"] == worker and row["task_id"] == "effect" for row in placements(airflow, run.run_id))
+        run.finish()
+        return placed == 6
+
+    airflow.wait_for(is_placed, 120, "it to place again")
 
 
 @pytest.mark.usefixtures("worker")

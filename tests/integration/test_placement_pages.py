@@ -157,6 +157,8 @@ def test_the_page_of_a_worker_says_what_waits_there_and_of_a_drained_one_when_it
     airflow.wait_for(
         lambda: states(airflow, "night", run_id) == ["queued"] * 8 + ["running"] * 4, 120, "both workers to be full"
     )
+    query = "SELECT 1 FROM worker_insight_placement WHERE run_id = :run_id AND worker_ref IS NOT NULL"
+    airflow.wait_for(lambda: len(airflow.sql(query, run_id=run_id)) == 12, 60, "all to be placed")
     (worker_id,) = (
         row["worker_id"]
         for row in airflow.sql("SELECT worker_id, engine_name FROM worker_insight_worker WHERE engine_name LIKE 'w1@%'")
