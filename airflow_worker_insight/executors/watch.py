@@ -50,6 +50,9 @@ ASK_AGAIN = 4.0
 ASK_SECONDS = 20.0
 """How long asking may take at most."""
 
+FIRST_ANSWER_WITHIN = 30.0
+"""Seconds for which tasks wait for the first worker of all that answers."""
+
 SILENT_AFTER = 2
 """Questions that a worker has not answered after which it is given nothing new."""
 
@@ -112,6 +115,7 @@ class Watch(Rounds):
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
         self._has_seen_answers = False
+        self._made_at = time.monotonic()
 
     def go_round(self) -> None:
         """Do everything that is due once."""
@@ -225,17 +229,18 @@ class Watch(Rounds):
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)
         self._answered |= answers.keys()
-        if answers or not (give or hold or self._nobody_has_ever_answered()):
+        if answers or not (give or hold or self._cannot_be_seen()):
             self._ask_failures, self._ask_trouble = 0, None
         else:
             self._not_answered("None of Celery's workers answers.")
 
-    def _nobody_has_ever_answered(self) -> bool:
-        """Return whether workers may be there that cannot be seen: where some answered before, there are none now."""
+    def _cannot_be_seen(self) -> bool:
+        """Return whether workers may be there although none is known: where some answered before, there are none."""
         if not self._has_seen_answers:
             with compat.engine().connect() as connection:
                 self._has_seen_answers = workers.have_answered(connection, "celery")
-        return not self._has_seen_answers
+        # They may be about to start, as the scheduler has just been.
+        return not self._has_seen_answers and time.monotonic() - self._made_at >= FIRST_ANSWER_WITHIN
 
     def _not_answered(self, why: str) -> None:
         """Give up after some questions in a row, or at once where there never was an answer."""
@@ -246,7 +251,7 @@ class Watch(Rounds):
     def _pace(self, give: dict[str, str], hold: dict[str, str]) -> float:
         is_settled = all(queue in self._consumed.get(node, ()) for node, queue in give.items())
         is_held = not any(queue in self._consumed.get(node, ()) for node, queue in hold.items())
-        return ASK_EVERY if is_settled and is_held else ASK_AGAIN
+        return ASK_EVERY if is_settled and is_held and self._ask_trouble is None else ASK_AGAIN
 
     # --- what is left behind
 

@@ -489,11 +489,20 @@ def test_remote_control_is_off(database: Database, workers: Workers, state: str 
     assert trouble(watch) == "it is off"
 
 
-def test_where_no_worker_has_ever_answered_none_can_be_seen(database: Database, workers: Workers) -> None:
+def test_where_no_worker_has_ever_answered_none_can_be_seen(
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look_at(database, workers)
     watch = Watch(None, Desk(RULES))
     watch.go_round()
+    assert trouble(watch) is None, "they may be about to start"
+    monkeypatch.setattr(module, "FIRST_ANSWER_WITHIN", 0.0)
+    watch.go_round()
     assert trouble(watch) == "None of Celery's workers answers."
+    # Those of a deployment that has just been set up.
+    workers.queues["w1@host"] = {"default"}
+    watch.go_round()
+    assert trouble(watch) is None
 
 
 def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database, workers: Workers) -> None:
