@@ -108,11 +108,14 @@ def nothing_is_left(airflow: Deployment) -> Iterator[None]:
 
 
 def worker_id(airflow: Deployment, name: str) -> str:
-    (row,) = airflow.sql(
-        "SELECT worker_id FROM worker_insight_worker WHERE engine_name = :name AND ended_at IS NULL",
-        name=f"{name}@{HOST}",
-    )
-    return str(row["worker_id"])
+    """Return the worker's ID once it is known by one: a busy machine may have missed it for a moment."""
+    query = "SELECT worker_id FROM worker_insight_worker WHERE engine_name = :name AND ended_at IS NULL"
+
+    def found() -> str | None:
+        rows = airflow.sql(query, name=f"{name}@{HOST}")
+        return str(rows[0]["worker_id"]) if len(rows) == 1 else None
+
+    return airflow.wait_for(found, 60, f"{name} to live")
 
 
 def decide(airflow: Deployment, name: str, availability: str) -> None:
