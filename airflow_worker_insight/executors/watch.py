@@ -89,6 +89,9 @@ MOST_COMPARED = 2_000
 CLOCKS_DIFFER_FROM = timedelta(minutes=2)
 """How far clocks differ at least to be reckoned with: what is known of them is late by an interval of looking."""
 
+FIRST_LOOK_WITHIN = 15.0
+"""Seconds from the start for which somebody else's first look at the workers is waited for."""
+
 GIVES_UP_AFTER = 3
 """Questions to the workers that fail one after the other before nothing is placed any more."""
 
@@ -123,6 +126,9 @@ class Watch(Rounds):
             # The API servers of Airflow 3 do it too; whoever finds it due is the one.
             refresh(only_if_due=True)
         living, trouble = self._registry()
+        if trouble == workers.NOBODY_LOOKS and self._snapshot is None and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN:
+            # An API server or the executor of another team is at it. As long as nothing is known the executor waits.
+            return
         if trouble is None:
             self._ask(living)
             trouble = self._ask_trouble

@@ -52,6 +52,9 @@ MAX_LABEL_KEYS = 100
 STALE_AFTER = 3
 """Refresh intervals after which nobody can be said to look any more."""
 
+NOBODY_LOOKS = "Nobody looks at the workers."
+"""Why an executor knows nothing of the workers that the tables have."""
+
 _ENGINES = {"celery": "celery", "edge": "edge", "local": "jobs"}
 _OTHER_KINDS = "tries"
 
@@ -293,7 +296,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     """
     looks = _Looks.of(connection, patience=LOOK_TAKES)
     if engine_of(kind) in looks.stale:
-        return [], "Nobody looks at the workers."
+        return [], NOBODY_LOOKS
     rows = connection.execute(
         select(worker)
         .where(

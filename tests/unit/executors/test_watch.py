@@ -452,13 +452,31 @@ def trouble(watch: Watch) -> str | None:
     return snapshot.trouble
 
 
-def test_nobody_looks(database: Database, workers: Workers) -> None:
+def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_LOOK_WITHIN", 0.0)
     look_at(database, workers, "w1")
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     assert "Nobody looks" in (trouble(watch) or "")
+
+
+def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1")
+    with database.engine.begin() as connection:
+        # The executor of another team looks, or an API server: all were started a moment ago.
+        connection.execute(update(engine).values(looked_at=None))
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert watch.snapshot() is None, "the executor waits as long as nothing is known"
+    look_at(database, workers, "w1")
+    watch.go_round()
+    assert candidates(watch)["w1@host"].trouble is None
+    with database.engine.begin() as connection:
+        connection.execute(update(engine).values(looked_at=NOON))
+    watch.go_round()
+    assert "Nobody looks" in (trouble(watch) or ""), "it was known before"
 
 
 def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
