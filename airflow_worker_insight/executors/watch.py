@@ -24,7 +24,7 @@ from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.fleet.bounded import Bounded
-from airflow_worker_insight.fleet.engines import EngineTrouble
+from airflow_worker_insight.fleet.engines import EngineTrouble, celery_teams
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.fleet.refresh import refresh
 from airflow_worker_insight.store import durations, lives, placements, workers
@@ -119,6 +119,7 @@ class Watch(Rounds):
         self._unplaced: dict[int, int] = {}
         self._has_seen_answers = False
         self._made_at = time.monotonic()
+        self._has_been_answered = False
 
     def go_round(self) -> None:
         """Do everything that is due once."""
@@ -235,10 +236,19 @@ class Watch(Rounds):
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)
         self._answered |= answers.keys()
-        if answers or not (give or hold or self._cannot_be_seen()):
+        self._has_been_answered = self._has_been_answered or bool(answers)
+        if answers or not (self._is_awaited(give.keys() | hold.keys()) or self._cannot_be_seen()):
             self._ask_failures, self._ask_trouble = 0, None
         else:
             self._not_answered("None of Celery's workers answers.")
+
+    def _is_awaited(self, nodes: set[str]) -> bool:
+        """Return whether one of these is to answer: with several teams those that did before.
+
+        The others may be of another team, with a broker of its own.
+        """
+        is_alone = len(celery_teams(config.executor())) < 2  # noqa: PLR2004
+        return bool(nodes if is_alone or not self._has_been_answered else nodes & self._answered)
 
     def _cannot_be_seen(self) -> bool:
         """Return whether workers may be there although none is known: where some answered before, there are none."""

@@ -82,9 +82,13 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
     if CELERY not in absent and _is_installed("airflow.providers.celery"):
         from airflow_worker_insight.fleet.engines.celery import CeleryEngine
 
-        teams = [one.team for one in executors(setting) if _WORDS[CELERY] in one.name]
-        found.append(CeleryEngine(tuple(dict.fromkeys(teams))))
+        found.append(CeleryEngine(celery_teams(setting)))
     return found
+
+
+def celery_teams(setting: str | None) -> tuple[str | None, ...]:
+    """Return the teams that have Celery executors, each perhaps with its own broker; ``None`` is all the others."""
+    return tuple(dict.fromkeys(one.team for one in executors(setting) if _WORDS[CELERY] in one.name))
 
 
 def absent_engines(setting: str | None) -> Sequence[str]:

@@ -531,6 +531,24 @@ def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database,
     assert candidates(watch) == {}
 
 
+@pytest.mark.parametrize(
+    ("setting", "waits"), [("CeleryExecutor", False), ("LocalExecutor;one=CeleryExecutor;two=CeleryExecutor", True)]
+)
+def test_where_all_workers_of_a_team_have_gone_those_of_another_are_not_to_answer(
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch, setting: str, waits: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", setting)
+    refs = look_at(database, workers, "w1", "w2", engine_heartbeat_at=NOON)
+    del workers.queues["w2@host"]
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    change(database, refs["w1"], state="offline", ended_at=NOON)
+    workers.queues.clear()
+    for _ in range(module.GIVES_UP_AFTER):
+        watch.go_round()
+    assert (trouble(watch) is None) == waits
+
+
 @pytest.mark.parametrize("how", ["the broker", "the workers"])
 def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, workers: Workers, how: str) -> None:
     look_at(database, workers, "w1")
