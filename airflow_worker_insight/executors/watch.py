@@ -127,7 +127,11 @@ class Watch(Rounds):
             # The API servers of Airflow 3 do it too; whoever finds it due is the one.
             refresh(only_if_due=True)
         living, trouble = self._registry()
-        if trouble == workers.NOBODY_LOOKS and self._snapshot is None and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN:
+        if (
+            trouble == workers.NOBODY_LOOKS
+            and self._snapshot is None
+            and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN
+        ):
             # An API server or the executor of another team is at it. As long as nothing is known the executor waits.
             return
         if trouble is None:
