@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KEPT_FOR = 60.0
 """Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""
 
+_NOBODY: frozenset[str] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -98,12 +100,7 @@ class Desk:
         self._failed: dict[TryKey, tuple[float, frozenset[str]]] = {}
 
     def decide(
-        self,
-        connection: Connection,
-        asked: Sequence[Asked],
-        snapshot: Snapshot,
-        *,
-        most: int | None = None,
+        self, connection: Connection, asked: Sequence[Asked], snapshot: Snapshot, *, most: int | None = None
     ) -> list[Placed]:
         """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
 
@@ -180,6 +177,3 @@ class Desk:
             return decision
         text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])
-
-
-_NOBODY: frozenset[str] = frozenset()

@@ -15,6 +15,7 @@ from airflow.exceptions import AirflowConfigException
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Desk
+from airflow_worker_insight.executors.rounds import in_a_line
 from airflow_worker_insight.executors.rules import read_rules
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
@@ -145,7 +146,7 @@ class PlacesTasks(BaseExecutor):
                 placed = self._place(asked, slots, self.as_now(snapshot, asked))
             except Exception as error:
                 log.debug("Placing failed", exc_info=True)
-                trouble = _in_a_line(error)
+                trouble = in_a_line(error)
                 self._failures += 1
                 if self._failures < GIVES_UP_AFTER:
                     # A lock that was not free in time is no reason to pass by what was decided of the workers.
@@ -251,10 +252,6 @@ def is_task(key: Any) -> bool:
 def try_key(key: Any) -> TryKey:
     """Return Airflow's key of a task as ours."""
     return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]
 
 
 def _trouble(snapshot: Snapshot | None, now: float) -> str | None:

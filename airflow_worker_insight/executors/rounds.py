@@ -109,4 +109,9 @@ class Rounds:
             self._failures += 1
             # One failure is no reason to forget what was known a moment ago.
             if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
-                self.publish((), f"{type(error).__name__}: {getattr(error, 'orig', None) or error!s}")
+                self.publish((), in_a_line(error))
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what failed in one line, for a log and for the reasons on pages: of the database its own words."""
+    return f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]

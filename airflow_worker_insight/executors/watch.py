@@ -117,9 +117,9 @@ class Watch(Rounds):
         self._tidy_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
-        self._has_seen_answers = False
         self._made_at = time.monotonic()
-        self._has_been_answered = False
+        # Whether any worker answered this watch, and whether one ever answered anybody.
+        self._answered_here = self._answered_ever = False
 
     def go_round(self) -> None:
         """Do everything that is due once."""
@@ -240,7 +240,7 @@ class Watch(Rounds):
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)
         self._answered |= answers.keys()
-        self._has_been_answered = self._has_been_answered or bool(answers)
+        self._answered_here = self._answered_here or bool(answers)
         if answers or not (self._is_awaited(give.keys() | hold.keys()) or self._cannot_be_seen()):
             self._ask_failures, self._ask_trouble = 0, None
         else:
@@ -252,15 +252,15 @@ class Watch(Rounds):
         The others may be of another team, with a broker of its own.
         """
         is_alone = len(celery_teams(config.executor())) < 2  # noqa: PLR2004
-        return bool(nodes if is_alone or not self._has_been_answered else nodes & self._answered)
+        return bool(nodes if is_alone or not self._answered_here else nodes & self._answered)
 
     def _cannot_be_seen(self) -> bool:
         """Return whether workers may be there although none is known: where some answered before, there are none."""
-        if not self._has_seen_answers:
+        if not self._answered_ever:
             with compat.engine().connect() as connection:
-                self._has_seen_answers = workers.have_answered(connection, "celery")
+                self._answered_ever = workers.have_answered(connection, "celery")
         # They may be about to start, as the scheduler has just been.
-        return not self._has_seen_answers and time.monotonic() - self._made_at >= FIRST_ANSWER_WITHIN
+        return not self._answered_ever and time.monotonic() - self._made_at >= FIRST_ANSWER_WITHIN
 
     def _not_answered(self, why: str) -> None:
         """Give up after some questions in a row, or at once where there never was an answer."""

@@ -367,15 +367,21 @@ def test_a_setting_that_makes_no_sense_keeps_the_scheduler_from_starting(
         executor.start()
 
 
-def test_ends_that_cannot_be_written_are_written_later(
-    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def end_without_the_database(executor: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have a task run and end, which cannot be written; return its key."""
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     executor.success(key)
     with monkeypatch.context() as broken:
         broken.setattr(compat, "short_transaction", lambda: 1 / 0)
         executor._give_back()
+    return key
+
+
+def test_ends_that_cannot_be_written_are_written_later(
+    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_without_the_database(executor, monkeypatch)
     assert loads(database) == {1: 1}
     executor._give_back()
     assert loads(database) == {}
@@ -384,14 +390,9 @@ def test_ends_that_cannot_be_written_are_written_later(
 def test_an_end_that_could_not_be_written_gives_no_place_of_the_same_try_back_once_it_goes_on(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (key,) = queue(executor, "deferred")
-    executor.trigger_tasks(8)
-    executor.success(key)
-    with monkeypatch.context() as broken:
-        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
-        executor._give_back()
-    # Its trigger has fired.
-    assert queue(executor, "deferred") == [key]
+    key = end_without_the_database(executor, monkeypatch)
+    # It was deferred, and its trigger has fired.
+    assert queue(executor, "extract") == [key]
     executor.trigger_tasks(8)
     executor._give_back()
     assert len(sent) == 2
@@ -424,8 +425,7 @@ def test_what_is_revoked_and_queued_again_is_known_to_wait(
     watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     (key,) = queue(executor, "stuck")
     executor.trigger_tasks(8)
-    if hasattr(executor, "revoke_task"):
-        executor.revoke_task(ti=SimpleNamespace(key=key, queued_by_job_id=None, external_executor_id=None))
+    executor.revoke_task(ti=SimpleNamespace(key=key, queued_by_job_id=None, external_executor_id=None))
     assert queue(executor, "stuck") == [key]
     executor._give_back()
     executor.trigger_tasks(8)
