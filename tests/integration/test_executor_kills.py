@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 ALL = 54
 """What one worker is given here: four run and fifty wait."""
 
+QUICK_TO_QUEUE_AGAIN = {
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
+}
+"""For what the broker has lost. Nothing that waits in order does so for as long in a test with these."""
+
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Redis]:
@@ -158,18 +164,38 @@ def test_our_table_locked_and_then_gone(airflow: Deployment, worker: str) -> Non
     airflow.wait_for(is_placed, 120, "it to place again")
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_database_that_is_gone_for_half_a_minute(airflow: Deployment) -> None:
+@pytest.mark.parametrize("has_a_sink", [False, True])
+def test_a_database_that_is_gone_for_half_a_minute(airflow: Deployment, worker: str, has_a_sink: bool) -> None:
+    """A place that gets free meanwhile is a sink: the worker drops each message that it cannot write to have begun."""
+    airflow.stop("scheduler")
+    airflow.start("scheduler", env=QUICK_TO_QUEUE_AGAIN)
+    one = Held(airflow, 1)
+    one.wait_states(running=1)
     run = Held(airflow, ALL + 6)
-    run.wait_states(running=4, queued=56)
+    run.wait_states(running=3, queued=57)
+    airflow.wait_for(lambda: len(placements(airflow, run.run_id)) == ALL + 7, 60, "all to be placed or to wait")
+
+    def received() -> int:
+        return airflow.components[worker].output().count(" received ")
+
+    before = received()
     living = [component for component in airflow.components.values() if component.alive]
     for component in living:
         component.expected_to_end = True
     with airflow.without_database():
         time.sleep(30)
+        if has_a_sink:
+            one.go()
+            # It takes the second one when it has dropped the first.
+            airflow.wait_for(lambda: received() >= before + 2, 120, "the worker to drop a message")
     print("ended:", *(component.name for component in living if not component.alive))
     # Started again, as by whatever runs an Airflow's processes. The workers do without it.
     for component in living:
         if not component.alive and component.kind != "celery worker":
-            airflow.start(component.kind, name=component.name)
+            airflow.start(component.kind, name=component.name, env=QUICK_TO_QUEUE_AGAIN)
+    one.go()
     run.finish()
+    query = "SELECT count(*) AS n FROM log WHERE event = 'stuck in queued reschedule' AND run_id = :run"
+    again = airflow.sql(query, run=run.run_id)[0]["n"]
+    print("queued again by Airflow:", again)
+    assert again or not has_a_sink

@@ -199,7 +199,6 @@ def test_its_first_try_is_of_the_life_that_was_known_before(airflow: Deployment)
     airflow.write_dag(
         "once_on_w2", HELD_ON_W2.replace("held_on_w2", "once_on_w2").replace("while ", "while False and ")
     )
-    airflow.reserialize()
     run_id = airflow.trigger("once_on_w2")
     airflow.wait_run("once_on_w2", run_id, expect="success")
     (attempt,) = attempts(airflow, "once_on_w2", run_id).values()

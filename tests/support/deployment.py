@@ -22,6 +22,7 @@ import requests
 
 from tests.support.environments import BUILD, FOREIGN_VARIABLES
 from tests.support.processes import (
+    NotInTime,
     accepts_connections,
     end,
     free_port,
@@ -557,7 +558,11 @@ class Deployment:
             state = rows[0]["state"] if rows else None
             return state if state in FINAL_RUN_STATES else None
 
-        state = self.wait_for(ended, timeout, f"{dag_id}/{run_id} to end")
+        try:
+            state = self.wait_for(ended, timeout, f"{dag_id}/{run_id} to end")
+        except NotInTime as late:
+            tries = self.task_instances(dag_id, run_id)
+            raise NotInTime("\n".join([str(late), *(str(one) for one in tries if one["state"] != "success")])) from None
         assert state is not None
         if expect is not None and state != expect:
             tries = self.task_instances(dag_id, run_id)
@@ -573,7 +578,9 @@ class Deployment:
         return path
 
     def reserialize(self) -> None:
-        """Parse and store all Dags now, in a command of its own: no Dag processor is needed for it."""
+        """Parse and store all Dags now, in a command of its own, where no Dag processor runs."""
+        if any(one.kind == "dag-processor" and one.alive for one in self.components.values()):
+            raise DeploymentError("the Dag processor stores the same Dags: one of the two would fail")
         self.airflow("dags", "reserialize")
 
     def trigger(
