@@ -124,7 +124,7 @@ class OwnWorkers(Rounds):
         return Candidate(
             ref=row.ref,
             worker_id=row.worker_id,
-            name=row.engine_name or row.name,
+            name=row.known_as,
             # LocalExecutor runs tasks of every queue: its executor names those of a batch.
             queues=frozenset(),
             concurrency=concurrency,

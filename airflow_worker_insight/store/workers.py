@@ -89,6 +89,11 @@ class WorkerRow:
     clock_ahead: timedelta | None = None
     """How far the worker's clock is ahead of the database's, or a little less; ``None`` where nothing tells."""
 
+    @property
+    def known_as(self) -> str:
+        """The engine's name for it, or its own where the engine has none."""
+        return self.engine_name or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerFilter:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from airflow_worker_insight.executors import rounds
+from airflow_worker_insight.executors import asking, levelling, rounds
 from airflow_worker_insight.executors import watch as module
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
@@ -60,11 +60,11 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     made = Workers()
-    monkeypatch.setattr(module, "settle", made.settle)
+    monkeypatch.setattr(asking, "settle", made.settle)
     monkeypatch.setattr(module, "refresh", lambda **_: None)
-    monkeypatch.setattr(module, "ASK_EVERY", 0.0)
-    monkeypatch.setattr(module, "ASK_AGAIN", 0.0)
-    monkeypatch.setattr(module, "TIDY_EVERY", 0.0)
+    monkeypatch.setattr(asking, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(asking, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(module, "LEVEL_EVERY", 0.0)
     return made
 
 
@@ -83,7 +83,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
         offered[:] = snapshot.candidates
         return others.get("most") or 1
 
-    monkeypatch.setattr(module.moving, "take_back", take_back)
+    monkeypatch.setattr(levelling.moving, "take_back", take_back)
     return found
 
 
@@ -213,7 +213,7 @@ def test_a_worker_that_has_never_answered_here_may_be_another_teams(
     del workers.queues["w1@host"]
     place(database, refs["w1"], "w1")
     watch = Watch(None, Desk(RULES))
-    for _ in range(module.SILENT_AFTER + 1):
+    for _ in range(asking.SILENT_AFTER + 1):
         watch.go_round()
     assert taken == []
     found = candidates(watch)
@@ -225,7 +225,7 @@ def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database,
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     del workers.queues["w1@host"]
-    for _ in range(module.COMES_BACK_WITHIN - 1):
+    for _ in range(asking.COMES_BACK_WITHIN - 1):
         watch.go_round()
         assert candidates(watch)["w1@host"].comes_back
     watch.go_round()
@@ -236,8 +236,8 @@ def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, mo
     refs = look_at(database, workers, "w1", "w2")
     watch = Watch(None, Desk(RULES))
     watch.go_round()
-    monkeypatch.setattr(module, "ASK_EVERY", 3600.0)
-    monkeypatch.setattr(module, "ASK_AGAIN", 3600.0)
+    monkeypatch.setattr(asking, "ASK_EVERY", 3600.0)
+    monkeypatch.setattr(asking, "ASK_AGAIN", 3600.0)
     watch.go_round()
     assert len(workers.asked) == 1
     change(database, refs["w1"], availability="draining")
@@ -290,7 +290,7 @@ def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
         answers = workers.settle(app, **told)
         return {node: queues for node, queues in answers.items() if node != "w2@host"}
 
-    monkeypatch.setattr(module, "settle", settle)
+    monkeypatch.setattr(asking, "settle", settle)
     watch.go_round()
     assert taken == []
 
@@ -304,7 +304,7 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     change(database, refs["dead"], state="lost", ended_at=NOON)
-    take_back = module.moving.take_back
+    take_back = levelling.moving.take_back
 
     def take_nothing_of_the_dead(app: Any, queue: str, *others: Any, **named: Any) -> int:
         number = take_back(app, queue, *others, **named)
@@ -314,7 +314,7 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
             raise OSError("refused")
         return 0
 
-    monkeypatch.setattr(module.moving, "take_back", take_nothing_of_the_dead)
+    monkeypatch.setattr(levelling.moving, "take_back", take_nothing_of_the_dead)
     watch = Watch(None, Desk(RULES))
     del workers.queues["dead@host"]
     watch.go_round()
@@ -329,11 +329,11 @@ def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers
     change(database, refs["w1"], state="unresponsive")
     with database.engine.begin() as connection:
         due = database_now(connection) + timedelta(seconds=30)
-        connection.execute(insert(engine).values(name=module.LEASE, due_at=due))
+        connection.execute(insert(engine).values(name=levelling.LEASE, due_at=due))
     watch.go_round()
     assert taken == []
     with database.engine.begin() as connection:
-        connection.execute(update(engine).where(engine.c.name == module.LEASE).values(due_at=NOON))
+        connection.execute(update(engine).where(engine.c.name == levelling.LEASE).values(due_at=NOON))
     watch.go_round()
     watch.go_round()
     assert len(taken) == 2, "the lease is given back"
@@ -514,7 +514,7 @@ def test_where_no_worker_has_ever_answered_none_can_be_seen(
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     assert trouble(watch) is None, "they may be about to start"
-    monkeypatch.setattr(module, "FIRST_ANSWER_WITHIN", 0.0)
+    monkeypatch.setattr(asking, "FIRST_ANSWER_WITHIN", 0.0)
     watch.go_round()
     assert trouble(watch) == "None of Celery's workers answers."
     # Those of a deployment that has just been set up.
@@ -544,7 +544,7 @@ def test_where_all_workers_of_a_team_have_gone_those_of_another_are_not_to_answe
     watch.go_round()
     change(database, refs["w1"], state="offline", ended_at=NOON)
     workers.queues.clear()
-    for _ in range(module.GIVES_UP_AFTER):
+    for _ in range(asking.GIVES_UP_AFTER):
         watch.go_round()
     assert (trouble(watch) is None) == waits
 
@@ -559,7 +559,7 @@ def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, 
         workers.error = ConnectionError("refused")
     else:
         workers.queues.clear()
-    for _ in range(module.GIVES_UP_AFTER - 1):
+    for _ in range(asking.GIVES_UP_AFTER - 1):
         watch.go_round()
         assert trouble(watch) is None
     watch.go_round()
