@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, func, select
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries, listing
@@ -19,7 +19,7 @@ from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey, run_key, task_key
 from airflow_worker_insight.store.recording import REPORTED
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -73,6 +73,8 @@ class Attempt:
     attribution: str
     workers: tuple[AttemptWorker, ...]
     is_recorded: bool = True
+    placement: str | None = None
+    """Why an executor of this package placed it where it did, one of :data:`~.decisions.REASONS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ def without_neighbours(one: Attempt) -> Attempt:
 
 def _rows() -> Any:
     """Select attempt rows with their workers; the row of a try without a worker has NULLs there."""
+    placed = [column == attempt.c[column.name] for column in placement.primary_key]
     return select(
         attempt,
         worker.c.worker_id,
@@ -189,7 +192,11 @@ def _rows() -> Any:
         worker.c.kind,
         worker.c.hostname,
         worker.c.host_only,
-    ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref))
+        # Kept with the try once its Dag run is reconciled.
+        func.coalesce(placement.c.reason, attempt.c.placement).label("placed_because"),
+    ).select_from(
+        attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(placement, and_(*placed)),
+    )
 
 
 def _load(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
@@ -242,6 +249,7 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
             for row in rows
             if row.worker_ref != NO_WORKER and row.worker_id is not None
         ),
+        placement=first.placed_because,
     )
 
 

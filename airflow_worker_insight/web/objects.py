@@ -287,6 +287,9 @@ class AttemptResponse(BaseModel):
         description="reported, inferred, backfilled, not_on_a_worker, never_started or unknown: how it is known."
     )
     workers: list[AttemptWorkerResponse]
+    placement: str | None = Field(
+        description="Why an executor of this package placed it where it did, in a word; null where none did."
+    )
 
 
 class _ListResponse(BaseModel):

@@ -71,6 +71,7 @@ _ATTEMPTS_EXAMPLE = {
                     "running_beside": 3,
                 }
             ],
+            "placement": "elsewhere",
         }
     ],
     "total_entries": 1,

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.provider_info import get_provider_info
+from airflow_worker_insight.store.decisions import REASONS
 from airflow_worker_insight.store.tables import ATTRIBUTIONS
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def test_each_parameter_of_a_list_is_documented_where_the_list_is(endpoint: str,
 def test_each_attribution_is_explained(attribution: str) -> None:
     assert f"| `{attribution}` |" in doc("how-it-works.md")
     assert f"`{attribution}`" in doc("rest.md")
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_of_a_placement_is_explained(reason: str) -> None:
+    assert re.search(rf"^\| .*`{reason}`.* \|", doc("executors.md"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in [*DOCS.glob("*.md"), ROOT / "README.md"]))

@@ -13,6 +13,7 @@ from airflow_worker_insight.capture.reconcile import reconcile_runs
 from airflow_worker_insight.store import lives, placements
 from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS
 from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag, list_attempts
 from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.retention import prune
 from airflow_worker_insight.store.tables import placement
@@ -39,6 +40,10 @@ def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:
 def a_live_try(connection: Connection, task_id: str, *, state: str = "queued", **others: Any) -> TryKey:
     run = add_run(connection, run_id=f"run-{task_id}", state="running", ended_at=None)
     return add_try(connection, run, task_id, state=state, ended_at=None, hostname=None, **others)
+
+
+def attempts(connection: Connection) -> list[Attempt]:
+    return list_attempts(connection, AttemptFilter(), dag_ids=EveryDag(), limit=9, offset=0)[0]
 
 
 def stored(connection: Connection) -> list[Any]:
@@ -93,8 +98,10 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
         placements.write(connection, [placed(key, ref, is_open=False, reason=ELSEWHERE), placed(late, ref)], now=NOON)
         assert placements.kept_reasons(connection, key) == {}
+        assert [one.placement for one in attempts(connection)] == [ELSEWHERE]
         reconcile_runs(connection, [run])
         assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
+        assert {one.task_id: one.placement for one in attempts(connection)} == {key.task_id: ELSEWHERE}
         assert [row.task_id for row in stored(connection)] == ["late"]
         # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
