@@ -24,6 +24,16 @@ _KEPT = {
     decisions.SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
 }
 
+_WAITED = {
+    decisions.NO_WORKER: "nobody consuming its queue",
+    decisions.NOT_AVAILABLE: "nobody available who consumes its queue",
+    decisions.NO_LABEL: "nobody available with the labels that it asks for",
+    decisions.NO_SUCH_WORKER: "nobody with the name that it asks for",
+    decisions.FULL: "no room at those that fit",
+    decisions.OTHERS_FULL: "no room at those that have not failed it, or no answer",
+    decisions.BAD_WISH: "what it asks for makes no sense",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PlacedRow:
@@ -60,9 +70,8 @@ def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = Fals
     if has_started:
         # The executor could not see the workers when it was sent.
         return "It waited for a worker, and was then sent to the queue that all its workers share"
-    if not one.detail:
-        return "It waited for a worker"
-    return f"{'Was not placed' if is_over else 'Not placed yet'}: {one.detail.removeprefix('waits: ')}"
+    why = (one.detail or _WAITED[one.reason]).removeprefix("waits: ")
+    return f"{'Was not placed' if is_over else 'Not placed yet'}: {why}"
 
 
 def build_placed(waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool) -> PlacedTries | None:

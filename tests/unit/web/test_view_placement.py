@@ -59,13 +59,15 @@ def test_one_that_waits_says_what_for() -> None:
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
     one = Why(FULL, "waits: all workers that fit have as much as they may")
     assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+    # Its run has been reconciled.
+    assert why_text(Why(FULL), is_over=True) == "Was not placed: no room at those that fit"
 
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_each_reason_has_words(reason: str) -> None:
     text = why_text(Why(reason))
     assert reason not in text
-    assert text.startswith("It waited" if reason in WAITING else "Placed: ")
+    assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
 
 
 @pytest.mark.parametrize(
