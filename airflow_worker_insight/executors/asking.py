@@ -68,7 +68,7 @@ class Asking:
         return any(queue in queues for queues in self._consumed.values())
 
     def has_answered(self, node: str) -> bool:
-        """Return whether a worker has ever answered here. One that has not may be another team's."""
+        """Return whether a worker has answered here in its life. One that has not may be another team's."""
         return node in self._answered
 
     def is_silent(self, node: str) -> bool:

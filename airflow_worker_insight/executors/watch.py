@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.workers import WorkerRow
 
 LEVEL_EVERY = 5.0
-"""Seconds between two looks for messages that wait at workers that will not run them."""
+"""Seconds between two looks for messages that wait at workers that will not run them, or not soon."""
 
 SWEEP_EVERY = timedelta(seconds=30)
 """Time between two sweeps, and how old a placement is at least that is swept."""
@@ -157,7 +157,7 @@ class Watch(Rounds):
         self._slowness = slowness(ran, slow_from)
 
     def _sweep(self) -> None:
-        """Give back places that nobody gave back, and remove queues of workers that have been gone for long."""
+        """Give back places that nobody gave back, count what nobody placed, and remove queues of workers long gone."""
         with compat.short_transaction() as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, lives.running_on(connection), settled=settled)

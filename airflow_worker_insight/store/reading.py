@@ -74,7 +74,7 @@ class Attempt:
     workers: tuple[AttemptWorker, ...]
     is_recorded: bool = True
     placement: str | None = None
-    """Why an executor of this package placed it where it did, one of :data:`~.decisions.REASONS`."""
+    """What an executor of this package decided of it last, one of :data:`~.decisions.REASONS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def without_neighbours(one: Attempt) -> Attempt:
 
 def _rows() -> Any:
     """Select attempt rows with their workers; the row of a try without a worker has NULLs there."""
-    placed = [column == attempt.c[column.name] for column in placement.primary_key]
+    placed = [placement.c[name] == attempt.c[name] for name in ("run_key", "task_key", "try_number", "dag_id")]
     return select(
         attempt,
         worker.c.worker_id,
@@ -217,6 +217,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[Attempt]:
 
 
 def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
+    decided = next((row.placed_because for row in rows if row.placed_because is not None), None)
     # A report is the worker's own word: where one exists, nothing inferred beside it counts.
     rows = [row for row in rows if row.attribution == REPORTED] or rows
     first = rows[0]
@@ -249,7 +250,7 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
             for row in rows
             if row.worker_ref != NO_WORKER and row.worker_id is not None
         ),
-        placement=first.placed_because,
+        placement=decided,
     )
 
 

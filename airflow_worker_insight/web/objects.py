@@ -288,7 +288,8 @@ class AttemptResponse(BaseModel):
     )
     workers: list[AttemptWorkerResponse]
     placement: str | None = Field(
-        description="Why an executor of this package placed it where it did, in a word; null where none did."
+        description="What an executor of this package decided of it last, in a word: why it was placed where it was, "
+        "or what it waited for; null where none decided."
     )
 
 

@@ -269,7 +269,8 @@ class Deployment:
             component.expected_to_end = True
         # More than once: what is being killed may just have started something.
         for _ in range(5):
-            left = {p for c in self.components.values() for p in tree(c.pid)} | set(working_below(self.home))
+            alive = (c.pid for c in self.components.values() if c.alive)
+            left = {p for pid in alive for p in tree(pid)} | set(working_below(self.home))
             if not left:
                 break
             end(left)
@@ -507,6 +508,8 @@ class Deployment:
     def kill(self, component: str, sig: int = signal.SIGKILL, *, descendants: bool = False) -> None:
         """Send a signal to a component's main process (or to all its processes) and wait until it is gone."""
         target = self.components[component]
+        if not target.alive:
+            return
         target.expected_to_end = True
         processes = tree(target.pid) if descendants else tree(target.pid)[:1]
         end(processes, sig, timeout=60)
@@ -515,6 +518,9 @@ class Deployment:
     def stop(self, component: str, timeout: float = 60) -> None:
         """Let a component leave in order, as an operator would; kill what is left of it after ``timeout``."""
         target = self.components[component]
+        if not target.alive:
+            # Its process ID may be somebody else's by now.
+            return
         target.expected_to_end = True
         processes = tree(target.pid)
         end(processes[:1], signal.SIGTERM, timeout)
