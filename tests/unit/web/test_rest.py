@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from airflow_worker_insight import __version__, compat
-from airflow_worker_insight.store import closing
+from airflow_worker_insight.store import closing, placements
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.decisions import ELSEWHERE
+from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import Conditions, record_start, upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, at
@@ -87,6 +89,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
             now=at(10),
             conditions=conditions,
         )
+        placements.write(connection, [Placement(key, ELSEWHERE, "w1@host-1: a retry elsewhere")], now=at(9))
     (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
     assert attempt == {
         "dag_id": "etl",
@@ -113,7 +116,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
                 "running_beside": 3,
             }
         ],
-        "placement": None,
+        "placement": "elsewhere",
     }
 
 
