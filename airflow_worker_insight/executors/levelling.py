@@ -18,10 +18,10 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.asking import is_usable
 from airflow_worker_insight.executors.own_queues import own_queue
+from airflow_worker_insight.executors.placement import is_out
 from airflow_worker_insight.executors.rules import WAIT
 from airflow_worker_insight.store import lives, placements, workers
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +45,7 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
 
     :param asking: what is known of who consumes what
     """
-    usable = [one for one in snapshot.candidates if _may_be_given(one)]
+    usable = [one for one in snapshot.candidates if is_out(one) is None]
     if not usable and desk.rules.fallback == WAIT:
         # There is nobody to give it to.
         return
@@ -155,7 +155,3 @@ def _do(move: Callable[[], int]) -> int:
         log.debug("Taking tasks back failed", exc_info=True)
         warn_once("placing.moving", "Airflow Worker Insight could not take tasks back: %s", error)
         return 0
-
-
-def _may_be_given(one: Candidate) -> bool:
-    return one.trouble is None and one.state == ONLINE and one.availability == AVAILABLE

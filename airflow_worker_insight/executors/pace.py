@@ -1,8 +1,8 @@
 """Say how many times as long as the others a worker takes for the same tasks: pure functions, no I/O.
 
 Only tries of the same task are compared, so that a worker which was given the long tasks does not count as slow. What
-still runs counts as soon as it has taken so much longer: of a worker that has become ten times
-slower nothing ends for a long time.
+still runs counts as soon as it has taken so much longer: of a worker that has become ten times slower nothing ends for
+a long time.
 """
 
 from __future__ import annotations

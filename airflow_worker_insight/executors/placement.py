@@ -361,7 +361,7 @@ class _Group:
             if task.queue not in one.queues or task.worker not in (None, one.name, one.alias):
                 # It has nothing to do with this task: naming all these would say nothing.
                 continue
-            why = _is_out(one)
+            why = is_out(one)
             has_labels = all(one.labels.get(key) == value for key, value in task.labels.items())
             if why is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
@@ -430,7 +430,7 @@ _WAITS = {
 _MAY_COME_BACK = ("online", "unresponsive")
 
 
-def _is_out(one: Candidate) -> str | None:
+def is_out(one: Candidate) -> str | None:
     """Return why a worker is given nothing, whatever the task."""
     if one.state != "online":
         return one.state or "of unknown state"

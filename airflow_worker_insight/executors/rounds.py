@@ -70,18 +70,19 @@ class Rounds:
 
     def publish(
         self, candidates: tuple[Candidate, ...], trouble: str | None, *, unplaced: Mapping[int, int] | None = None
-    ) -> None:
-        """Hand over what is known.
+    ) -> Snapshot:
+        """Hand over what is known, and return it.
 
         :param trouble: why nothing can be placed by it
         :param unplaced: how many tries run on each worker that no executor of this package placed there
         """
-        self._snapshot = Snapshot(
+        self._snapshot = snapshot = Snapshot(
             candidates,
             taken_at=time.monotonic(),
             trouble=None if trouble is None else clean(trouble, 400),
             unplaced=unplaced or {},
         )
+        return snapshot
 
     def tables_trouble(self) -> str | None:
         """Return why this package's tables cannot be used; once they can, this is asked again after a failure only."""

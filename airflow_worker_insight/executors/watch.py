@@ -91,9 +91,8 @@ class Watch(Rounds):
             self.asking.ask(living)
             trouble = self.asking.trouble
             self._compare(living)
-        self.publish(tuple(map(self._candidate, living)), trouble, unplaced=self._unplaced)
-        snapshot = self.snapshot()
-        if trouble is not None or snapshot is None:
+        snapshot = self.publish(tuple(map(self._candidate, living)), trouble, unplaced=self._unplaced)
+        if trouble is not None:
             return
         now = time.monotonic()
         if now >= self._level_due:
