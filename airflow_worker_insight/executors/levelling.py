@@ -7,6 +7,7 @@ fast; and what waits at a busy one while others are idle. One scheduler at a tim
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BEGINS_WITHIN = 20.0
+"""Seconds after which no further worker is begun with: what is known of the workers must not grow old meanwhile."""
+
 MAY_TAKE = timedelta(seconds=60)
 """How long it may take before another scheduler takes over."""
 
@@ -45,10 +49,6 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
 
     :param asking: what is known of who consumes what
     """
-    usable = [one for one in snapshot.candidates if is_out(one) is None]
-    if not usable and desk.rules.fallback == WAIT:
-        # There is nobody to give it to.
-        return
     with compat.engine().connect() as connection:
         queues = placements.own_queues(connection)
         loads = placements.loads(connection)
@@ -57,6 +57,11 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
         living, trouble = workers.living(connection, "celery")
     if trouble is not None:
         return
+    snapshot = _as_now(snapshot, living)
+    usable = [one for one in snapshot.candidates if is_out(one) is None]
+    if not usable and desk.rules.fallback == WAIT:
+        # There is nobody to give it to.
+        return
     take_back = partial(moving.take_back, app, desk=desk)
     moves = []
     for queue, refs in queues.items():
@@ -64,11 +69,28 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
         if is_gone is not None:
             came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
             moves.append(partial(take_back, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
+    ends_at = time.monotonic() + BEGINS_WITHIN
     with _lease(bool(moves)) as is_ours:
         # What nobody has room for, or may have, stays there and keeps nothing else from its place.
-        moved = sum(_do(move) for move in moves if is_ours)
+        moved = sum(_do(move) for move in moves if is_ours and time.monotonic() < ends_at)
     if not moved:
         _relieve_some(take_back, usable, snapshot, loads)
+
+
+def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
+    """Return what is known with the workers as they are now.
+
+    Asking them takes seconds, and a worker may be drained meanwhile: it would be given what is taken back from it.
+    """
+    rows = {one.ref: one for one in living}
+    return replace(
+        snapshot,
+        candidates=tuple(
+            replace(one, state=rows[one.ref].state, availability=rows[one.ref].availability)
+            for one in snapshot.candidates
+            if one.ref in rows
+        ),
+    )
 
 
 def _is_gone(queue: str, living: list[WorkerRow], asking: Asking) -> bool | None:

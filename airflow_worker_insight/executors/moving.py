@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,9 @@ BATCH = 100
 MAX_MOVED = 10_000
 """Messages that are moved from one worker at once."""
 
+MOVE_SECONDS = 10.0
+"""How long messages are moved from one worker at once; what is left is there for the next time."""
+
 SCAN = 500
 """Entries of Redis's hash that are read at once."""
 
@@ -62,7 +66,7 @@ def take_back(
     is_gone: bool = False,
     most: int = MAX_MOVED,
 ) -> int:
-    """Move the messages of a worker's own queue to other workers; what nobody has room for stays there.
+    """Move the messages of a worker's own queue to other workers; what nobody else has room for stays there.
 
     :param came_from: the worker's name, for the reader
     :param is_gone: whether the worker is no more: then also what it had fetched is taken
@@ -70,6 +74,7 @@ def take_back(
     :return: how many were moved
     """
     moved = 0
+    ends_at = time.monotonic() + MOVE_SECONDS
     with connected(app) as connection:
         channel = connection.channel()
         source = as_declared(app, queue)(channel)
@@ -78,7 +83,7 @@ def take_back(
         if is_gone and connection.transport.driver_type == "redis":
             _restore(channel, queue, known)
         left = 0
-        while not left and moved < most:
+        while not left and moved < most and time.monotonic() < ends_at:
             # More than are moved: the first may be such as nobody else may have.
             messages = list(_read(source, app.conf.accept_content, BATCH))
             if not messages:
@@ -163,7 +168,9 @@ def _place_again(
         asked = [
             Asked(key, one.queue, one.executor_config, one.pool) for key, one in wanted.items() if one.state == QUEUED
         ]
-        placed = [one for one in desk.decide(connection, asked, snapshot, most=most) if not one.waits]
+        decided = desk.decide(connection, asked, snapshot, most=most)
+        # What would come back to where it is stays, or this would go on and on with it.
+        placed = [one for one in decided if not one.waits and _target(one)[1] != source.name]
     sent: list[Placed] = []
     try:
         for one in placed:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +259,33 @@ def test_what_stays_in_a_quorum_queue_is_put_there_anew(
     assert [(one["body"], one["headers"]) for one in broker.held(DEAD)] == before
     assert broker.unacked() == 0
     assert move(broker, a_candidate()) == 3
+    assert broker.ids(ALIVE) == ids
+
+
+def test_what_would_come_back_to_where_it_is_stays(database: Database, broker: Broker) -> None:
+    """The worker was there a moment ago, and what is known of it is older than that."""
+    ids = [broker.send(key) for key in store(database, 4)]
+    with database.engine.connect() as connection:
+        before = placements.open_placements(connection)
+    source = replace(a_candidate(), ref=1, worker_id="dead", name="w1@host")
+    assert move(broker, source, is_gone=False) == 0
+    assert [one["headers"]["id"] for one in broker.held(DEAD)] == ids
+    with database.engine.connect() as connection:
+        assert placements.open_placements(connection) == before
+    assert move(broker, source, a_candidate(capacity=1000), is_gone=False) == 4
+    assert broker.ids(ALIVE) == ids
+
+
+def test_it_ends_in_time_and_the_rest_stays(
+    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sorted(broker.send(key) for key in store(database, 4))
+    monkeypatch.setattr(moving, "BATCH", 2)
+    clock = count(step=moving.MOVE_SECONDS - 1)
+    monkeypatch.setattr(moving, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert move(broker, a_candidate()) == 2
+    assert len(broker.ids(DEAD)) == 2
+    assert move(broker, a_candidate()) == 2
     assert broker.ids(ALIVE) == ids
 
 

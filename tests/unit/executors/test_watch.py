@@ -14,7 +14,7 @@ from airflow_worker_insight.executors import asking, levelling, rounds
 from airflow_worker_insight.executors import watch as module
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
-from airflow_worker_insight.executors.placement import Candidate, Placer, Task
+from airflow_worker_insight.executors.placement import Candidate, Placer, Task, is_out
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.fleet.engines import EngineTrouble
@@ -293,6 +293,25 @@ def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
     monkeypatch.setattr(asking, "settle", settle)
     watch.go_round()
     assert taken == []
+
+
+@pytest.mark.parametrize("changed", [{"availability": "draining"}, {"state": "unresponsive"}])
+def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_there_a_moment_ago(
+    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    refs = look_at(database, workers, "w1", "w2")
+    place(database, refs["w1"], "w1")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+
+    def settle(app: Any, **told: Any) -> Any:
+        change(database, refs["w1"], **changed)
+        return workers.settle(app, **told)
+
+    monkeypatch.setattr(asking, "settle", settle)
+    watch.go_round()
+    assert [queue for queue, *_ in taken] == [own_queue("w1")]
+    assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]
 
 
 @pytest.mark.parametrize("how", ["nobody has room", "it fails"])
