@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.rules import BadRules, asked_worker
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, workers
 from airflow_worker_insight.store.decisions import SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
 
@@ -44,7 +44,7 @@ class Snapshot:
     """What was known of the workers at a moment."""
 
     candidates: tuple[Candidate, ...]
-    """Their loads are not in it: these change with each task."""
+    """Their loads are not in it: these change with each task. What people decide of them is read once more, too."""
     taken_at: float
     """By this process's monotonic clock."""
     trouble: str | None = None
@@ -104,14 +104,21 @@ class Desk:
     ) -> list[Placed]:
         """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
 
-        It reads once, and a few times more for each few hundred tries that came before the retries among them that are
-        asked for the first time; it writes nothing.
+        What people have decided of the workers since the snapshot counts: nothing is placed on one that has been
+        drained. It asks the database twice, and a few times more for each few hundred tries that came before the
+        retries among them that are asked for the first time; it writes nothing.
         """
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = self._who_failed(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
+        withheld = workers.withheld(connection)
         candidates = [
-            replace(one, load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0)) for one in snapshot.candidates
+            replace(
+                one,
+                load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0),
+                availability=withheld.get(one.ref, one.availability),
+            )
+            for one in snapshot.candidates
         ]
         found: list[Placed] = []
         left = len(asked) if most is None else most

@@ -301,8 +301,9 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
     """Ask Airflow for the queue, pool and executor's configuration of tries that have not been superseded."""
     table = compat.task_instance_table()
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
+    asked = set(keys)
     found: dict[TryKey, Wanted] = {}
-    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})):
+    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in asked})):
         rows = connection.execute(
             select(
                 *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
@@ -311,7 +312,7 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
         for row in rows:
             key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
             found[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
-    return {key: one for key, one in found.items() if key in set(keys)}
+    return {key: one for key, one in found.items() if key in asked}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from airflow_worker_insight.store.clock import database_now, utc
 from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import (
+    AVAILABLE,
     LOCAL,
     LOST,
     OFFLINE,
@@ -316,6 +317,14 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     labels = _latest_labels(connection, kind, silent)
     found = [_worker(row, looks) for row in rows]
     return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
+
+
+def withheld(connection: Connection) -> dict[int, str]:
+    """Return which of all workers that live people keep from new work, and how, by their row IDs."""
+    rows = connection.execute(
+        select(worker.c.id, worker.c.availability).where(worker.c.state.in_(_LIVE), worker.c.availability != AVAILABLE)
+    )
+    return {row.id: row.availability for row in rows}
 
 
 def have_answered(connection: Connection, kind: str) -> bool:

@@ -9,7 +9,7 @@ from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from airflow_worker_insight.executors import desk as the_desk
 from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
@@ -20,6 +20,7 @@ from airflow_worker_insight.store.decisions import ELSEWHERE, LEAST_LOADED, NO_L
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.tables import worker as worker_table
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ def test_no_more_are_placed_than_are_wanted_and_those_that_wait_do_not_count(dat
     asked = [Asked(waits, "default", nowhere), *(Asked(key, "default") for key in rest)]
     found = decide(database, Desk(Rules(LEAST_LOADED, 4)), asked, W1, most=2)
     assert [one.waits for one in found] == [True, False, False]
+
+
+@on_both
+@pytest.mark.parametrize("availability", ["draining", "quarantined"])
+def test_one_that_has_been_taken_out_since_is_given_nothing(database: Database, availability: str) -> None:
+    (key,) = store(database, 1)
+    with database.engine.begin() as connection:
+        refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
+        connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
+    known = [replace(one, ref=ref) for one, ref in zip((W1, W2), refs, strict=True)]
+    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4)), [Asked(key, "default")], *known)
+    assert one.decision.worker.name == "w2@host"
+    assert f"w1@host ({availability})" in one.decision.text
+    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4)), [Asked(key, "default")], known[0])
+    assert one.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
@@ -126,7 +142,8 @@ def test_who_failed_a_retry_is_asked_once_while_it_waits(
         counts.append(len(statements))
         # What the watch takes back meanwhile makes nobody forget it.
         decide(database, desk, [Asked(replace(asked[0].key, try_number=3), "default")], *others_full)
-    assert counts[0] > counts[1] == counts[2] == 1
+    # How much each worker has, and which of them people have taken out.
+    assert counts[0] > counts[1] == counts[2] == 2
     found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
     assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
 
@@ -142,15 +159,21 @@ def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
     assert set(desk._failed) == {asked[0].key}
     statements.clear()
     decide(database, desk, asked[1:], worker)
-    assert len(statements) > 1
+    assert len(statements) > 2
 
 
 # --- the scheduler's loop and the watch ------------------------------------------------------------------------------
 
 NO_DATABASE: Any = None
-"""For first tries, where the executor knows loads and pools itself."""
+"""For first tries, where the executor knows loads and pools itself and nobody has taken out a worker."""
 
 
+@pytest.fixture
+def nobody_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(the_desk.workers, "withheld", lambda _connection: {})
+
+
+@pytest.mark.usefixtures("nobody_is_out")
 def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> None:
     placing, reads, added = Event(), Event(), Event()
 
@@ -190,6 +213,7 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
     assert set(desk._history) == {W1.ref, W2.ref}
 
 
+@pytest.mark.usefixtures("nobody_is_out")
 def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(Rules(LEAST_LOADED, 4))
     asks, answered = Event(), Event()
