@@ -94,8 +94,10 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         # What runs was sent, whatever was written of it.
         waiting = {key for key, one in placed.items() if one.waits and by_key[key].state == "queued"}
         sent = [ti for key, ti in by_key.items() if key not in waiting]
-        adopted_not = super().try_adopt_task_instances(sent) if sent else []
+        # First, because the parent may learn at once that one of them has ended.
         self.note_placed(one for one in placed.values() if one.key not in waiting)
+        adopted_not = super().try_adopt_task_instances(sent) if sent else []
+        self.forget_placed(ti.key for ti in adopted_not)
         return [*adopted_not, *(by_key[key] for key in waiting)]
 
     def _open_of(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:

@@ -11,7 +11,7 @@ from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, D
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.rules import BadRules, asked_worker
 from airflow_worker_insight.store import placements, workers
-from airflow_worker_insight.store.decisions import SHARED_QUEUE
+from airflow_worker_insight.store.decisions import BAD_WISH, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 KEPT_FOR = 60.0
 """Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""
+
+STAYS = (OTHERS_FULL, BAD_WISH)
+"""Why a task waits also where the fallback is the shared queue, which would lead a retry back to the worker that failed
+it; and what makes no sense is for a person to mend."""
 
 _NOBODY: frozenset[str] = frozenset()
 
@@ -180,7 +184,7 @@ class Desk:
         return {key: one.pool for key, one in placements.wanted(connection, unknown).items()}
 
     def _fallback(self, decision: Decision, one: Asked) -> Decision:
-        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE:
+        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
             return decision
         text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

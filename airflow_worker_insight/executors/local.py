@@ -29,7 +29,7 @@ from airflow_worker_insight.executors.rules import WAIT, Rules
 from airflow_worker_insight.store.decisions import LEAST_LOADED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from airflow_worker_insight.executors.desk import Desk, Snapshot
@@ -268,9 +268,15 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
         slots = len(items) if self._open_slots is None else self._open_slots
         others = [item for item in items if not is_task(item[0])][:slots]
         tasks = [item for item in items if is_task(item[0])]
-        # What is no task runs at once, as with the parent: whatever was decided of the worker, nobody can wait for it.
-        found = [(key, item, min(self._workers, key=_busy)) for key, item, _ in others]
-        return [*found, *self._choose_for_tasks(tasks, slots - len(others))]
+        return [*self._choose_for_others(others), *self._choose_for_tasks(tasks, slots - len(others))]
+
+    def _choose_for_others(self, others: Sequence[tuple[Any, Any, str]]) -> Iterator[tuple[Any, Any, Processes]]:
+        """Choose for what is no task: it runs at once, as with the parent, whatever was decided of the worker."""
+        given: Counter[Processes] = Counter()
+        for key, item, _ in others:
+            one = min(self._workers, key=lambda one: (one.load + given[one]) / one.parallelism)
+            given[one] += 1
+            yield key, item, one
 
     def _choose_for_tasks(self, tasks: Sequence[tuple[Any, Any, str]], slots: int) -> list[tuple[Any, Any, Processes]]:
         if not tasks:
@@ -345,7 +351,3 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
             one.forget(key)
         self.running.discard(key)
         self._note_end(key)
-
-
-def _busy(one: Processes) -> float:
-    return one.load / one.parallelism

@@ -52,9 +52,6 @@ SCAN = 500
 KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
 """What Celery has written beside a message, its headers and its kind."""
 
-QUEUED = "queued"
-"""Airflow's state of a try whose message waits."""
-
 
 def take_back(
     app: Any,
@@ -166,11 +163,19 @@ def _place_again(
     with compat.short_transaction() as connection:
         wanted = placements.wanted(connection, list(by_key))
         asked = [
-            Asked(key, one.queue, one.executor_config, one.pool) for key, one in wanted.items() if one.state == QUEUED
+            Asked(key, one.queue, one.executor_config, one.pool)
+            for key, one in wanted.items()
+            if one.state == placements.QUEUED
         ]
         decided = desk.decide(connection, asked, snapshot, most=most)
         # What would come back to where it is stays, or this would go on and on with it.
         placed = [one for one in decided if not one.waits and _target(one)[1] != source.name]
+        # Of an earlier message, which Airflow has revoked as stuck, nothing is written: the row is the later one's.
+        elsewhere = {
+            key
+            for key, one in placements.open_of(connection, [one.asked.key for one in placed]).items()
+            if one.own_queue != source.name
+        }
     sent: list[Placed] = []
     try:
         for one in placed:
@@ -182,7 +187,7 @@ def _place_again(
     finally:
         # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
         with compat.short_transaction() as connection:
-            written = [_moved(one, known, note) for one in sent]
+            written = [_moved(one, known, note) for one in sent if one.asked.key not in elsewhere]
             placements.write(connection, written, now=database_now(connection))
     waiting = {one.key for one in asked}
     for key, message in by_key.items():
@@ -260,7 +265,7 @@ def _restore(channel: Any, queue: str, known: dict[tuple[str, str, str, int], Pl
         wanted = placements.wanted(connection, list(set(found.values())))
     for tag, key in found.items():
         one = wanted.get(key)
-        if one is not None and one.state == QUEUED:
+        if one is not None and one.state == placements.QUEUED:
             channel.qos.restore_by_tag(tag)
         else:
             # It ran there, or has ended: only Airflow's own heartbeat of the try may say what becomes of it.

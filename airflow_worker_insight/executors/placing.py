@@ -46,6 +46,9 @@ BEGIN_SECONDS = 20.0
 GIVES_UP_AFTER = 3
 """Times in a row that placing fails before tasks are sent as Airflow's own executor does."""
 
+UNWANTED_EVERY = 30.0
+"""Seconds between two looks for tasks that wait and that nobody wants any more, and how long they wait at least."""
+
 MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
@@ -67,8 +70,10 @@ class PlacesTasks(BaseExecutor):
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
         self._is_plain = False
-        # The tasks that wait, and what was written of each.
+        # The tasks that wait, what was written of each, and which of them waited at the last look at them.
         self._waiting: dict[TryKey, str] = {}
+        self._waited: frozenset[TryKey] = frozenset()
+        self._unwanted_due = 0.0
 
     # --- what differs from one executor to another
 
@@ -198,10 +203,44 @@ class PlacesTasks(BaseExecutor):
         """Note what another scheduler has placed whose ends this one will hear of."""
         self._placed_at |= {one.key: one.placed_at for one in placed if one.placed_at is not None}
 
+    def forget_placed(self, keys: Iterable[Any]) -> None:
+        """Forget when these were placed: this executor will not hear of their ends."""
+        for key in keys:
+            self._placed_at.pop(try_key(key), None)
+
     def note_plain(self, keys: Iterable[Any]) -> None:
         """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
         for key in keys:
             self._note_end(key)
+
+    # --- tasks that wait for nothing
+
+    def _drop_unwanted(self) -> None:
+        """Take off the queued tasks what has waited for a while and is not to run any more.
+
+        Somebody has failed, cleared or deleted it. Airflow tells an executor only of what it takes for stuck, and each
+        would go on taking one of the scheduler's slots.
+        """
+        now = time.monotonic()
+        if now < self._unwanted_due:
+            return
+        self._unwanted_due = now + UNWANTED_EVERY
+        queued = {try_key(key): key for key in self.queued_tasks if is_task(key)} if self._waiting else {}
+        waiting = frozenset(self._waiting.keys() & queued.keys())
+        # What has just been queued may not be committed yet.
+        keys, self._waited = waiting & self._waited, waiting
+        if not keys:
+            return
+        try:
+            with compat.short_transaction() as connection:
+                wanted = placements.wanted(connection, keys)
+        except Exception as error:  # noqa: BLE001
+            warn_once("placing.unwanted", "Airflow Worker Insight could not read which tasks are to wait: %s", error)
+            return
+        for key in keys:
+            if key not in wanted or wanted[key].state != placements.QUEUED:
+                self.queued_tasks.pop(queued[key], None)
+                self._note_end(queued[key])
 
     # --- ends
 
@@ -219,6 +258,7 @@ class PlacesTasks(BaseExecutor):
     def sync(self) -> None:
         """Learn what has ended as the parent does, and give back its places."""
         super().sync()
+        self._drop_unwanted()
         self._give_back()
 
     def _note_end(self, key: Any) -> None:
@@ -236,7 +276,7 @@ class PlacesTasks(BaseExecutor):
             return
         try:
             with compat.short_transaction() as connection:
-                placements.close_placed(connection, self._ended)
+                placements.close(connection, self._ended)
         except Exception as error:  # noqa: BLE001
             # They are given back with the next ones.
             warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)

@@ -40,7 +40,10 @@ EARLIER_TRIES = 20
 UNHARMED = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that say nothing against the worker that ran it."""
 
-PLACES_TAKEN = ("queued", "running", "restarting")
+QUEUED = "queued"
+"""Airflow's state of a try that waits, with its executor or as a message."""
+
+PLACES_TAKEN = (QUEUED, "running", "restarting")
 """Airflow's states of a try that takes a place at its worker."""
 
 
@@ -108,22 +111,14 @@ def _upsert(dialect: str) -> Any:
     return lite.on_conflict_do_update(index_elements=_KEY, set_={name: lite.excluded[name] for name in others})
 
 
-def close(connection: Connection, keys: Collection[TryKey]) -> None:
-    """Write that these tries have ended and take no place any more; those that nobody placed are passed by."""
-    _close(connection, _key(placement), (_digests(key) for key in keys))
+def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
+    """Write that tries have ended, and take no place any more, that were placed at these times.
 
-
-def close_placed(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
-    """Write that tries have ended that were placed at these times, but for those that were placed again since.
-
-    After a deferral another scheduler may go on with a try before this one has heard that it was deferred.
+    Those that were placed again since are passed by: after a deferral another scheduler may go on with a try before
+    this one has heard that it was deferred.
     """
     columns = (*_key(placement), placement.c.placed_at)
-    _close(connection, columns, ((*_digests(key), placed_at) for key, placed_at in ended.items()))
-
-
-def _close(connection: Connection, columns: Sequence[Any], rows: Iterable[tuple[Any, ...]]) -> None:
-    for batch in _batches(sorted(rows)):
+    for batch in _batches(sorted((*_digests(key), placed_at) for key, placed_at in ended.items())):
         connection.execute(
             update(placement)
             .where(are_among(connection, columns, batch), placement.c.is_open.is_(True))
@@ -338,10 +333,14 @@ def sweep(connection: Connection, running: Mapping[tuple[int, int, int], int], *
     return Swept(len(over), Counter(ref for key, ref in running.items() if key not in known))
 
 
-def _have_ended(connection: Connection, placed: Sequence[Placement]) -> list[TryKey]:
-    """Return those of these tries that neither wait nor run, as far as Airflow knows."""
+def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[TryKey, datetime]:
+    """Return when those of these tries were placed that neither wait nor run any more, as far as Airflow knows."""
     states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
-    return [one.key for one in placed if one.key not in states or states[one.key].state not in PLACES_TAKEN]
+    return {
+        one.key: one.placed_at
+        for one in placed
+        if one.placed_at is not None and (one.key not in states or states[one.key].state not in PLACES_TAKEN)
+    }
 
 
 def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:

@@ -434,6 +434,50 @@ def test_what_is_revoked_and_queued_again_is_known_to_wait(
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
 
 
+def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
+    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "UNWANTED_EVERY", 0.0)
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
+    with database.engine.begin() as connection:
+        run = add_run(connection, state="running", ended_at=None)
+        for task_id, state in (("wanted", "queued"), ("failed", "failed"), ("elsewhere", "running")):
+            add_try(connection, run, task_id, state=state, ended_at=None)
+        add_try(connection, run, "cleared", try_number=2, state="queued", ended_at=None)
+    wanted, *others = queue(executor, "wanted", "failed", "elsewhere", "cleared", "deleted")
+    slots = executor.slots_available
+    executor.trigger_tasks(8)
+    executor.sync()
+    assert set(executor.queued_tasks) == {wanted, *others}, "what was just queued may not be committed yet"
+    executor.trigger_tasks(8)
+    executor.sync()
+    assert set(executor.queued_tasks) == {wanted}
+    assert executor.slots_available == slots + 4
+    assert [one.key.task_id for one in stored(database)] == ["wanted"]
+    (again,) = queue(executor, "cleared", try_number=2)
+    executor.trigger_tasks(8)
+    assert set(executor.queued_tasks) == {wanted, again}
+    watch.known = Snapshot((W1,), time.monotonic())
+    executor.trigger_tasks(8)
+    assert executor.running == {wanted, again}
+    assert not executor._waiting
+
+
+def test_slots_of_what_waits_are_kept_while_the_database_is_away(
+    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "UNWANTED_EVERY", 0.0)
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
+    (key,) = queue(executor, "extract")
+    executor.trigger_tasks(8)
+    monkeypatch.setattr(compat, "short_transaction", lambda: 1 / 0)
+    for _ in range(3):
+        executor.sync()
+    assert set(executor.queued_tasks) == {key}
+
+
 # --- what stays the parent's -----------------------------------------------------------------------------------------
 
 
@@ -496,6 +540,25 @@ def test_adopted(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("celery.result.AsyncResult.result", None)
     assert either.try_adopt_task_instances([known, unknown]) == [unknown]  # type: ignore[list-item]
     assert either.running == {key}
+
+
+def test_what_has_ended_before_it_is_adopted_gives_its_place_back(
+    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = queue(executor, "ended", "unknown")
+    executor.trigger_tasks(8)
+    after = WorkerInsightCeleryExecutor()
+    after._watch = executor._watch
+    monkeypatch.setattr(
+        after.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("SUCCESS", None) for one in results}
+    )
+    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    ended, unknown = (SimpleNamespace(key=key, external_executor_id=None, state="queued") for key in keys)
+    ended.external_executor_id = str(uuid.uuid4())
+    assert list(after.try_adopt_task_instances([ended, unknown])) == [unknown]  # type: ignore[list-item]
+    after._give_back()
+    assert loads(database) == {1: 1}, "the place of the other one is given back when Airflow has reset it"
+    assert not after._placed_at
 
 
 def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(

@@ -16,7 +16,14 @@ from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import ELSEWHERE, LEAST_LOADED, NO_LABEL, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import (
+    BAD_WISH,
+    ELSEWHERE,
+    LEAST_LOADED,
+    NO_LABEL,
+    OTHERS_FULL,
+    SHARED_QUEUE,
+)
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
@@ -101,6 +108,13 @@ def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
     assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
 
 
+def test_what_makes_no_sense_waits_for_a_person_whatever_the_fallback(database: Database) -> None:
+    (key,) = store(database, 1)
+    asked = Asked(key, "default", {"worker_insight": {"labels": "moon"}})
+    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4, "shared_queue")), [asked], W1)
+    assert (one.waits, one.decision.reason) == (True, BAD_WISH)
+
+
 # --- retries that wait -----------------------------------------------------------------------------------------------
 
 
@@ -144,6 +158,9 @@ def test_who_failed_a_retry_is_asked_once_while_it_waits(
         decide(database, desk, [Asked(replace(asked[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
+    # The shared queue would lead it back to the worker that failed it.
+    found = decide(database, Desk(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
+    assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
     found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
     assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
 

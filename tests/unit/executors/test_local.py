@@ -516,6 +516,11 @@ def test_callbacks_and_connection_tests_run(either: Any, work: Work, database: D
         assert [one.load for one in either._workers] == [0, 0]
 
 
+def test_callbacks_of_one_batch_are_spread(executor: Any) -> None:
+    chosen = executor._choose([(f"callback-{number}", None, "") for number in range(4)])
+    assert Counter(one.record.name for *_, one in chosen) == {"w1": 2, "w2": 2}
+
+
 def test_it_says_of_itself_what_the_parent_says() -> None:
     assert WorkerInsightLocalExecutor().parallelism == LocalExecutor().parallelism  # type: ignore[no-untyped-call]
     for name in ("supports_ad_hoc_ti_run", "supports_callbacks", "supports_multi_team", "is_local", "serve_logs"):

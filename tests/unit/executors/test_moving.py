@@ -19,7 +19,7 @@ from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import LEAST_LOADED
+from airflow_worker_insight.store.decisions import FULL, LEAST_LOADED
 from airflow_worker_insight.store.placements import Placement
 from tests.unit.database import NOON, Database, add_run, add_try, change_try, on_both
 
@@ -274,6 +274,27 @@ def test_what_would_come_back_to_where_it_is_stays(database: Database, broker: B
         assert placements.open_placements(connection) == before
     assert move(broker, source, a_candidate(capacity=1000), is_gone=False) == 4
     assert broker.ids(ALIVE) == ids
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_of_a_message_that_airflow_has_given_up_nothing_is_written(
+    database: Database, broker: Broker, waits: bool
+) -> None:
+    """The try was stuck here, and Airflow has queued it again: what is written of it is of the later message."""
+    (key,) = store(database, 1)
+    later = (
+        Placement(key, FULL, "waits", is_open=True)
+        if waits
+        else Placement(key, LEAST_LOADED, "w3", worker_ref=3, own_queue=own_queue("third"))
+    )
+    with database.engine.begin() as connection:
+        placements.write(connection, [later], now=NOON)
+        before = placements.open_placements(connection)
+    broker.send(key)
+    assert move(broker, a_candidate(), is_gone=False) == 1
+    assert len(broker.ids(ALIVE)) == 1
+    with database.engine.connect() as connection:
+        assert placements.open_placements(connection) == before
 
 
 def test_it_ends_in_time_and_the_rest_stays(

@@ -372,9 +372,8 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
     watch.go_round()
     assert taken == []
     with database.engine.begin() as connection:
-        placements.close(
-            connection, [one.key for one in placements.open_placements(connection) if one.worker_ref == refs["w2"]]
-        )
+        found = placements.open_placements(connection)
+        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
     watch.go_round()
     assert taken == [(own_queue("w1"), "w1@host", False)]
     assert levelled == [2]
@@ -443,9 +442,8 @@ def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
     assert levelled == [1]
     taken.clear()
     with database.engine.begin() as connection:
-        placements.close(
-            connection, [one.key for one in placements.open_placements(connection) if one.worker_ref == refs["w2"]]
-        )
+        found = placements.open_placements(connection)
+        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
     change(database, refs["w3"], availability="draining")
     watch.go_round()
     assert taken == [], "the slow one alone has nothing to do"

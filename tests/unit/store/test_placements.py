@@ -82,7 +82,7 @@ def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> Non
         assert placements.loads(connection) == {1: 2, 2: 2}
         assert placements.own_queues(connection) == {"own.1": {1}, "own.2": {2}}
         assert [one.key for one in placements.open_placements(connection, own_queues={"own.2"})] == [keys[2], keys[3]]
-        placements.close(connection, [keys[0], keys[3], replace(keys[3], try_number=7)])
+        placements.close(connection, {keys[0]: NOON, keys[3]: at(1), replace(keys[3], try_number=7): at(1)})
         assert placements.loads(connection) == {1: 1, 2: 1}
         one = placements.of_task_instance(connection, keys[0])[1]
         assert one == replace(placed(keys[0], 1), placed_at=NOON, is_open=False)
@@ -176,6 +176,26 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
 
 
 @on_both
+def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deferred, and another scheduler goes on with it just now."""
+    with database.engine.begin() as connection:
+        key = a_live_try(connection, "deferred", state="deferred")
+        placements.write(connection, [placed(key, 1)], now=NOON)
+        ask = placements.airflow_tries.tries_of_task_instances
+
+        def goes_on(connection: Any, keys: Any) -> Any:
+            found = ask(connection, keys)
+            placements.write(connection, [placed(key, 2)], now=at(100))
+            return found
+
+        monkeypatch.setattr(placements.airflow_tries, "tries_of_task_instances", goes_on)
+        placements.sweep(connection, {}, settled=at(60))
+        assert placements.loads(connection) == {2: 1}
+
+
+@on_both
 def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
     with database.engine.begin() as connection:
         waits, runs = a_live_try(connection, "waits"), a_live_try(connection, "runs", state="running")
@@ -204,5 +224,5 @@ def test_any_number_is_written(database: Database, number: int) -> None:
         for _ in range(2):
             placements.write(connection, [placed(key, 1) for key in keys], now=NOON)
         assert placements.loads(connection) == ({1: number} if number else {})
-        placements.close(connection, keys)
+        placements.close(connection, dict.fromkeys(keys, NOON))
         assert placements.loads(connection) == {}
