@@ -7,6 +7,7 @@ fast; and what waits at a busy one while others are idle. One scheduler at a tim
 from __future__ import annotations
 
 import logging
+import random
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -63,18 +64,20 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
         # There is nobody to give it to.
         return
     take_back = partial(moving.take_back, app, desk=desk)
+    ends_at = time.monotonic() + BEGINS_WITHIN
     moves = []
     for queue, refs in queues.items():
         is_gone = _is_gone(queue, living, asking)
         if is_gone is not None:
             came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
             moves.append(partial(take_back, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
-    ends_at = time.monotonic() + BEGINS_WITHIN
+    # By turns: there may be no time for all of them.
+    random.shuffle(moves)
     with _lease(bool(moves)) as is_ours:
         # What nobody has room for, or may have, stays there and keeps nothing else from its place.
         moved = sum(_do(move) for move in moves if is_ours and time.monotonic() < ends_at)
     if not moved:
-        _relieve_some(take_back, usable, snapshot, loads)
+        _relieve_some(take_back, usable, snapshot, loads, ends_at=ends_at)
 
 
 def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
@@ -108,7 +111,12 @@ def _is_gone(queue: str, living: list[WorkerRow], asking: Asking) -> bool | None
 
 
 def _relieve_some(
-    take_back: Callable[..., int], usable: list[Candidate], snapshot: Snapshot, loads: Mapping[int, int]
+    take_back: Callable[..., int],
+    usable: list[Candidate],
+    snapshot: Snapshot,
+    loads: Mapping[int, int],
+    *,
+    ends_at: float,
 ) -> None:
     """Give what waits at slow workers to the others, or what waits at busy ones to idle ones."""
     fast = [one for one in usable if not one.is_slow]
@@ -118,9 +126,11 @@ def _relieve_some(
     with _lease(bool((idle and busy) or (fast and slow))) as is_ours:
         if is_ours and fast and slow:
             # The others may have more than their share for once: there it is done sooner all the same.
-            _relieve(take_back, slow, {one.ref: one.capacity + one.concurrency for one in fast}, snapshot, loads)
+            room = {one.ref: one.capacity + one.concurrency for one in fast}
+            _relieve(take_back, slow, room, snapshot, loads, ends_at=ends_at)
         elif is_ours:
-            _relieve(take_back, busy, {one.ref: one.concurrency for one in idle}, snapshot, loads)
+            room = {one.ref: one.concurrency for one in idle}
+            _relieve(take_back, busy, room, snapshot, loads, ends_at=ends_at)
 
 
 def _relieve(
@@ -129,10 +139,13 @@ def _relieve(
     room: Mapping[int, int],
     snapshot: Snapshot,
     loads: Mapping[int, int],
+    *,
+    ends_at: float,
 ) -> None:
     """Take what waits at some workers back for others.
 
     :param room: how much these others may have then
+    :param ends_at: from when on none is begun with, by this process's monotonic clock
     """
     free = sum(most - loads.get(ref, 0) for ref, most in room.items())
     # All but they are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
@@ -142,7 +155,7 @@ def _relieve(
         may_share=False,
     )
     for one in busy:
-        if free <= 0:
+        if free <= 0 or time.monotonic() >= ends_at:
             return
         most = min(free, loads[one.ref] - one.concurrency)
         queue = own_queue(one.worker_id)

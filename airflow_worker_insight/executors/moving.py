@@ -162,20 +162,17 @@ def _place_again(
             by_key[key] = message
     with compat.short_transaction() as connection:
         wanted = placements.wanted(connection, list(by_key))
+        queued = {key: one for key, one in wanted.items() if one.state == placements.QUEUED}
+        # Airflow has revoked the message as stuck and queued the try again: what is written of it is of the later one.
+        later = {
+            key: one for key, one in placements.open_of(connection, queued).items() if one.own_queue != source.name
+        }
         asked = [
-            Asked(key, one.queue, one.executor_config, one.pool)
-            for key, one in wanted.items()
-            if one.state == placements.QUEUED
+            Asked(key, one.queue, one.executor_config, one.pool) for key, one in queued.items() if key not in later
         ]
         decided = desk.decide(connection, asked, snapshot, most=most)
         # What would come back to where it is stays, or this would go on and on with it.
         placed = [one for one in decided if not one.waits and _target(one)[1] != source.name]
-        # Of an earlier message, which Airflow has revoked as stuck, nothing is written: the row is the later one's.
-        elsewhere = {
-            key
-            for key, one in placements.open_of(connection, [one.asked.key for one in placed]).items()
-            if one.own_queue != source.name
-        }
     sent: list[Placed] = []
     try:
         for one in placed:
@@ -187,15 +184,16 @@ def _place_again(
     finally:
         # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
         with compat.short_transaction() as connection:
-            written = [_moved(one, known, note) for one in sent if one.asked.key not in elsewhere]
+            written = [_moved(one, known, note) for one in sent]
             placements.write(connection, written, now=database_now(connection))
-    waiting = {one.key for one in asked}
     for key, message in by_key.items():
-        if key in waiting:
+        if key in queued and not (key in later and later[key].waits):
+            # Also an earlier message: where a scheduler died before it wrote to whom it moved it, it is the only one.
             _put_back(source, message)
             left += 1
         else:
-            # It has ended meanwhile, or runs already: Airflow would refuse to start it.
+            # It has ended meanwhile, or runs already, so that Airflow would refuse to start it; or it is with its
+            # scheduler, which will send it again.
             message.ack()
     return len(placed), left
 

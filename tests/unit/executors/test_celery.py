@@ -442,10 +442,11 @@ def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
     watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     with database.engine.begin() as connection:
         run = add_run(connection, state="running", ended_at=None)
-        for task_id, state in (("wanted", "queued"), ("failed", "failed"), ("elsewhere", "running")):
+        states = {"wanted": "queued", "failed": "failed", "elsewhere": "running", "good": "success", "reset": None}
+        for task_id, state in states.items():
             add_try(connection, run, task_id, state=state, ended_at=None)
         add_try(connection, run, "cleared", try_number=2, state="queued", ended_at=None)
-    wanted, *others = queue(executor, "wanted", "failed", "elsewhere", "cleared", "deleted")
+    wanted, *others = queue(executor, *states, "cleared", "deleted")
     slots = executor.slots_available
     executor.trigger_tasks(8)
     executor.sync()
@@ -453,7 +454,7 @@ def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
     executor.trigger_tasks(8)
     executor.sync()
     assert set(executor.queued_tasks) == {wanted}
-    assert executor.slots_available == slots + 4
+    assert executor.slots_available == slots + len(others)
     assert [one.key.task_id for one in stored(database)] == ["wanted"]
     (again,) = queue(executor, "cleared", try_number=2)
     executor.trigger_tasks(8)
@@ -462,6 +463,30 @@ def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
     executor.trigger_tasks(8)
     assert executor.running == {wanted, again}
     assert not executor._waiting
+
+
+def test_what_waits_is_looked_at_now_and_then(
+    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+    # (Pools are asked for in the same way, here none.)
+    monkeypatch.setattr(placements, "wanted", lambda _connection, keys: looked.extend([keys] if keys else []) or {})
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(placing, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    watch: Any = executor._watch
+    watch.known = Snapshot((replace(W1, availability="quarantined"),), clock.now)
+    (key,) = queue(executor, "extract")
+    for seconds in (0, 0, placing.UNWANTED_EVERY - 1, 0):
+        clock.now += seconds
+        executor.trigger_tasks(8)
+        executor.sync()
+    assert looked == []
+    clock.now += 1
+    executor.sync()
+    assert looked == [{a_key(key)}]
+    executor.sync()
+    assert len(looked) == 1
+    assert not executor.queued_tasks
 
 
 def test_slots_of_what_waits_are_kept_while_the_database_is_away(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -338,6 +339,33 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
     del workers.queues["dead@host"]
     watch.go_round()
     assert [queue for queue, *_ in taken] == [own_queue("dead"), own_queue("w1")]
+
+
+def test_what_takes_long_keeps_nobody_from_looking_at_the_workers_and_nothing_from_its_turn(
+    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = [f"dead-{number}" for number in range(4)]
+    refs = look_at(database, workers, "w1", *dead)
+    for name in dead:
+        place(database, refs[name], name)
+        change(database, refs[name], state="lost", ended_at=NOON)
+        del workers.queues[f"{name}@host"]
+    clock = SimpleNamespace(now=0.0)
+    take_back = levelling.moving.take_back
+
+    def take_long(*others: Any, **named: Any) -> int:
+        clock.now += levelling.BEGINS_WITHIN / 2
+        take_back(*others, **named)
+        raise OSError("refused")
+
+    monkeypatch.setattr(levelling, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(levelling.moving, "take_back", take_long)
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert len(taken) == 2
+    for _ in range(100):
+        watch.go_round()
+    assert {queue for queue, *_ in taken} == set(map(own_queue, dead))
 
 
 def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
