@@ -255,6 +255,8 @@ def _install(path: Path, *args: str | Path) -> None:
 def _stack(base: Path, path: Path) -> None:
     """Make an environment that sees everything installed in ``base``, and to which more can be added."""
     _venv(path)
+    # Its scripts name the folder that it was made in, which may be reached through a link.
+    base = base.resolve()
     (site,) = path.glob("lib/python3*/site-packages")
     (below,) = base.glob("lib/python3*/site-packages")
     # addsitedir, not a plain line: .pth files inside the base must work too.
