@@ -289,7 +289,7 @@ def test_the_sql_can_be_printed_for_every_database(url: str, capsys: pytest.Capt
     for name in TABLES:
         assert f"CREATE TABLE {name} " in sql
     for index in (index for table in metadata.sorted_tables for index in table.indexes):
-        assert re.search(rf"CREATE (UNIQUE )?INDEX {index.name} ON ", sql)
+        assert re.search(rf"CREATE (UNIQUE )?INDEX (CONCURRENTLY )?{index.name} ON ", sql)
     assert f"INSERT INTO {VERSION_TABLE} (version_num) VALUES ('0001')" in sql
     for version in ("0002", "0003"):
         assert f"UPDATE {VERSION_TABLE} SET version_num='{version}'" in sql

@@ -13,6 +13,7 @@ from airflow.models.base import StringID
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from airflow_worker_insight.store import online_migration as online
 from airflow_worker_insight.store.tables import metadata
 
 revision = "0002"
@@ -43,6 +44,8 @@ worker = sa.table(
 )
 attempt = sa.table(
     ATTEMPT,
+    sa.column("run_key", sa.BigInteger()),
+    sa.column("task_key", sa.BigInteger()),
     sa.column("worker_ref", sa.Integer()),
     sa.column("started_at", Timestamp),
     sa.column("start_slot", sa.Integer()),
@@ -85,13 +88,16 @@ WORKER_INDEXES = (
 def upgrade() -> None:
     """Add what is known of the fleet; workers that are known keep their IDs."""
     dialect = op.get_context().dialect.name
-    schema = metadata.schema
-    for column in _worker_columns():
-        op.add_column(WORKER, column, schema=schema)
-    op.execute(sa.update(worker).where(sa.not_(worker.c.host_only)).values(reported_id=worker.c.worker_id))
+    online.add_columns(WORKER, *_worker_columns())
+    reports_itself = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
+    online.in_batches(
+        worker,
+        ["id"],
+        lambda these: op.execute(sa.update(worker).where(these, reports_itself).values(reported_id=worker.c.worker_id)),
+    )
     for name, indexed, unique in WORKER_INDEXES:
-        op.create_index(name, WORKER, [indexed], unique=unique, schema=schema)
-    op.create_table(
+        online.create_index(name, WORKER, [indexed], unique=unique)
+    online.create_table(
         CHANGE,
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("worker_ref", sa.Integer(), nullable=False),
@@ -101,10 +107,9 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(500)),
         sa.Column("changed_by", sa.String(250)),
         sa.PrimaryKeyConstraint("id", name="worker_insight_change_pkey"),
-        schema=schema,
     )
-    op.create_index("worker_insight_change_worker_ref", CHANGE, ["worker_ref"], schema=schema)
-    op.create_table(
+    online.create_index("worker_insight_change_worker_ref", CHANGE, ["worker_ref"])
+    online.create_table(
         ENGINE,
         sa.Column("name", sa.String(32), nullable=False),
         sa.Column("due_at", Timestamp, nullable=False),
@@ -112,43 +117,49 @@ def upgrade() -> None:
         sa.Column("reached_since", Timestamp),
         sa.Column("error", sa.String(500)),
         sa.PrimaryKeyConstraint("name", name="worker_insight_engine_pkey"),
-        schema=schema,
     )
 
-    for column in _attempt_columns():
-        op.add_column(ATTEMPT, column, schema=schema)
-    started = attempt.c.started_at.is_not(None)
-    op.execute(sa.update(attempt).where(started).values(start_slot=sa.literal_column(SLOT[dialect])))
-    op.drop_index("worker_insight_attempt_worker_ref", ATTEMPT, schema=schema)
-    op.drop_index("worker_insight_attempt_started_at", ATTEMPT, schema=schema)
+    online.add_columns(ATTEMPT, *_attempt_columns())
+    has_no_slot = attempt.c.started_at.is_not(None) & attempt.c.start_slot.is_(None)
+    fill_slot = sa.update(attempt).values(start_slot=sa.literal_column(SLOT[dialect]))
+    online.in_batches(attempt, ["run_key", "task_key"], lambda these: op.execute(fill_slot.where(these, has_no_slot)))
     # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
     # An index that descends itself would be half empty, because new rows come to its front.
     slot = sa.text("start_slot NULLS FIRST" if dialect == "postgresql" else "start_slot")
-    op.create_index("worker_insight_attempt_start_slot", ATTEMPT, [slot], schema=schema)
-    op.create_index("worker_insight_attempt_worker_ref", ATTEMPT, ["worker_ref", slot], schema=schema)
-    op.create_index("worker_insight_attempt_dag_id", ATTEMPT, ["dag_id", slot], schema=schema)
+    online.create_index("worker_insight_attempt_start_slot", ATTEMPT, [slot])
+    online.create_index("worker_insight_attempt_dag_id", ATTEMPT, ["dag_id", slot])
+    by_worker = "worker_insight_attempt_worker_ref"
+    if online.index_columns(ATTEMPT, by_worker) != ["worker_ref", "start_slot"]:
+        online.drop_index(by_worker, ATTEMPT)
+    online.create_index(by_worker, ATTEMPT, ["worker_ref", slot])
+    online.drop_index("worker_insight_attempt_started_at", ATTEMPT)
+    if not op.get_context().as_sql:
+        # What the version before has written meanwhile. The index finds it at once.
+        online.step(lambda: op.execute(fill_slot.where(has_no_slot)))
 
 
 def downgrade() -> None:
     """Forget the fleet: tries stay, and of the workers those that reported or that a try names."""
     dialect = op.get_context().dialect.name
-    schema = metadata.schema
-    for name in ("start_slot", "worker_ref", "dag_id"):
-        op.drop_index(f"worker_insight_attempt_{name}", ATTEMPT, schema=schema)
-    for column in _attempt_columns():
-        op.drop_column(ATTEMPT, column.name, schema=schema)
-    op.create_index("worker_insight_attempt_worker_ref", ATTEMPT, ["worker_ref"], schema=schema)
+    by_worker = "worker_insight_attempt_worker_ref"
+    online.drop_index("worker_insight_attempt_start_slot", ATTEMPT)
+    online.drop_index("worker_insight_attempt_dag_id", ATTEMPT)
+    if online.index_columns(ATTEMPT, by_worker) != ["worker_ref"]:
+        online.drop_index(by_worker, ATTEMPT)
+    online.create_index(by_worker, ATTEMPT, ["worker_ref"])
+    online.drop_columns(ATTEMPT, *(column.name for column in _attempt_columns()))
     start = sa.text("started_at NULLS FIRST" if dialect == "postgresql" else "started_at")
-    op.create_index("worker_insight_attempt_started_at", ATTEMPT, [start], schema=schema)
-    op.drop_table(ENGINE, schema=schema)
-    op.drop_table(CHANGE, schema=schema)
-    never_reported = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
-    named = sa.exists().where(attempt.c.worker_ref == worker.c.id)
-    op.execute(sa.delete(worker).where(never_reported, ~named))
-    # The ID that its processes report is the only one again.
-    reported = worker.c.reported_id.is_not(None)
-    op.execute(sa.update(worker).where(reported).values(worker_id=worker.c.reported_id))
+    online.create_index("worker_insight_attempt_started_at", ATTEMPT, [start])
+    online.drop_table(ENGINE)
+    online.drop_table(CHANGE)
+    if online.has_column(WORKER, "reported_id"):
+        never_reported = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
+        named = sa.exists().where(attempt.c.worker_ref == worker.c.id)
+        unknown = sa.delete(worker).where(never_reported, ~named)
+        online.in_batches(worker, ["id"], lambda these: op.execute(unknown.where(these)))
+        # The ID that its processes report is the only one again.
+        renamed = sa.update(worker).where(worker.c.reported_id.is_not(None)).values(worker_id=worker.c.reported_id)
+        online.in_batches(worker, ["id"], lambda these: op.execute(renamed.where(these)))
     for name, _, _ in WORKER_INDEXES:
-        op.drop_index(name, WORKER, schema=schema)
-    for column in _worker_columns():
-        op.drop_column(WORKER, column.name, schema=schema)
+        online.drop_index(name, WORKER)
+    online.drop_columns(WORKER, *(column.name for column in _worker_columns()))

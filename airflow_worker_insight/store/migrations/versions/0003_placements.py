@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from airflow.models.base import StringID
-from alembic import op
 from sqlalchemy.dialects import mysql
 
-from airflow_worker_insight.store.tables import metadata
+from airflow_worker_insight.store import online_migration as online
 
 revision = "0003"
 down_revision = "0002"
@@ -25,8 +24,7 @@ ATTEMPT, PLACEMENT = "worker_insight_attempt", "worker_insight_placement"
 
 def upgrade() -> None:
     """Make the table, and room for the reason on each try: nothing is rewritten, because it begins as NULL."""
-    schema = metadata.schema
-    op.create_table(
+    online.create_table(
         PLACEMENT,
         sa.Column("run_key", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("task_key", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -42,14 +40,12 @@ def upgrade() -> None:
         sa.Column("run_id", StringID(), nullable=False),
         sa.Column("task_id", StringID(), nullable=False),
         sa.PrimaryKeyConstraint("run_key", "task_key", "try_number", name="worker_insight_placement_pkey"),
-        schema=schema,
     )
-    op.create_index("worker_insight_placement_open", PLACEMENT, ["is_open", "worker_ref"], schema=schema)
-    op.add_column(ATTEMPT, sa.Column("placement", sa.SmallInteger()), schema=schema)
+    online.create_index("worker_insight_placement_open", PLACEMENT, ["is_open", "worker_ref"])
+    online.add_columns(ATTEMPT, sa.Column("placement", sa.SmallInteger()))
 
 
 def downgrade() -> None:
     """Forget what is placed and why."""
-    schema = metadata.schema
-    op.drop_column(ATTEMPT, "placement", schema=schema)
-    op.drop_table(PLACEMENT, schema=schema)
+    online.drop_columns(ATTEMPT, "placement")
+    online.drop_table(PLACEMENT)

@@ -1,0 +1,141 @@
+"""Migrations of full tables: interrupted and run again, and beside others who use the tables."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, inspect, select, text
+
+from airflow_worker_insight.store import migrate, online_migration
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.session import is_timeout
+from airflow_worker_insight.store.tables import attempt, metadata, start_slot, worker
+from tests.unit.database import NOON, Database, on_both
+from tests.unit.store.test_migrate import a_try, schema, try_row, worker_row
+
+ROWS = 25
+
+
+class InterruptedHereError(Exception):
+    """What the tests stop a migration with."""
+
+
+def fill_at_0001(database: Database) -> None:
+    """Go back to the first tables and fill them."""
+    migrate.downgrade("0001")
+    with database.engine.begin() as connection:
+        connection.execute(insert(worker), [worker_row(number, f"celery-{number}") for number in range(1, ROWS + 1)])
+        connection.execute(insert(attempt), [try_row(a_try(f"task-{number}"), number) for number in range(1, ROWS + 1)])
+
+
+def assert_complete(database: Database) -> None:
+    """All rows have what the migrations fill in, and all indexes are there."""
+    assert schema(database) is Schema.READY
+    assert {row["start_slot"] for row in database.attempts()} == {start_slot(NOON)}
+    assert {row["reported_id"] for row in database.workers()} == {f"celery-{number}" for number in range(1, ROWS + 1)}
+    found = inspect(database.engine)
+    for table in metadata.sorted_tables:
+        assert {index["name"] for index in found.get_indexes(table.name)} == {index.name for index in table.indexes}
+
+
+@on_both
+@pytest.mark.parametrize("kind", ["upgrade", "downgrade"])
+def test_a_migration_that_is_interrupted_at_any_step_goes_on_when_it_is_run_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    fill_at_0001(database)
+    if kind == "downgrade":
+        migrate.upgrade()
+    original, calls, stop_at = online_migration.step, 0, 0
+
+    def interrupted(action: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == stop_at:
+            # What the step itself has done is there, but nothing after it.
+            original(action)
+            raise InterruptedHereError
+        return original(action)
+
+    monkeypatch.setattr(online_migration, "step", interrupted)
+    monkeypatch.setattr(online_migration.in_batches, "__kwdefaults__", {"size": 10})
+    was_interrupted = True
+    while was_interrupted:
+        calls, stop_at = 0, stop_at + 1
+        try:
+            if kind == "upgrade":
+                migrate.upgrade()
+            else:
+                migrate.downgrade("0001")
+        except InterruptedHereError:
+            pass
+        else:
+            was_interrupted = False
+    assert stop_at > 5
+    if kind == "downgrade":
+        assert "start_slot" not in {column["name"] for column in inspect(database.engine).get_columns(attempt.name)}
+        calls, stop_at = 0, 0
+        migrate.upgrade()
+    assert_complete(database)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_an_index_that_was_interrupted_is_made_anew(database: Database) -> None:
+    fill_at_0001(database)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ALTER TABLE worker_insight_worker ADD COLUMN reported_id varchar(64)"))
+        connection.execute(text("UPDATE worker_insight_worker SET reported_id = 'twice' WHERE id < 3"))
+        with pytest.raises(Exception, match="twice"):
+            # PostgreSQL leaves an index that it never uses.
+            connection.execute(
+                text(
+                    "CREATE UNIQUE INDEX CONCURRENTLY worker_insight_worker_reported_id "
+                    "ON worker_insight_worker (reported_id)"
+                )
+            )
+        connection.execute(text("UPDATE worker_insight_worker SET reported_id = NULL"))
+    migrate.upgrade()
+    assert_complete(database)
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_nobody_queues_up_behind_a_migration_that_waits(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that reads a table and stays open is in the way of each ALTER TABLE."""
+    fill_at_0001(database)
+    has_waited = Event()
+    monkeypatch.setattr(online_migration, "is_timeout", lambda error: has_waited.set() or is_timeout(error))
+    with database.engine.connect() as reader, database.engine.connect() as writer:
+        with reader.begin():
+            reader.execute(select(text("1")).select_from(attempt).limit(1))
+            reader.execute(select(text("1")).select_from(worker).limit(1))
+            migrating = Thread(target=migrate.upgrade, daemon=True)
+            migrating.start()
+            assert has_waited.wait(60)
+            # More often than it tries: one of these comes while it waits.
+            for number in range(ROWS + 1, 3 * ROWS):
+                with writer.begin():
+                    writer.execute(text("SET LOCAL lock_timeout = '20s'"))
+                    writer.execute(insert(attempt).values(try_row(a_try(f"task-{number}"), 1)))
+            assert migrating.is_alive()
+        migrating.join(60)
+    assert not migrating.is_alive()
+    assert_complete(database)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_who_is_in_the_way_for_long_is_named_in_plain_words(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_at_0001(database)
+    monkeypatch.setattr(online_migration, "GIVE_UP_AFTER", timedelta(0))
+    with database.engine.connect() as reader, reader.begin():
+        reader.execute(select(text("1")).select_from(worker).limit(1))
+        with pytest.raises(online_migration.TableInUseError, match="run the same command again"):
+            migrate.upgrade()
+    migrate.upgrade()
+    assert_complete(database)
