@@ -76,6 +76,11 @@ def placement_fallback() -> str:
     return _conf_text("placement_fallback") or "wait"
 
 
+def when_workers_unseen() -> str:
+    """Return what the executors do with tasks while they cannot see the workers: ``send`` or ``hold``."""
+    return _conf_text("when_workers_unseen") or "send"
+
+
 def placement_slow_from() -> str:
     """Return from how many times as long as the others on a worker is slow, as written: see ``executors.rules``."""
     return _conf_text("placement_slow_from") or "3.0"

@@ -36,6 +36,7 @@ COUNTERS = (
     "tries.unknown",
     "runs.not_reconciled",
     "placement.plain",
+    "placement.held",
     "placement.shared",
     "placement.moved",
     "placement.failed",

@@ -136,6 +136,17 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "shared_queue",
                         "default": "wait",
                     },
+                    "when_workers_unseen": {
+                        "description": (
+                            "What an executor of this package does with tasks while it cannot see the workers, because "
+                            "the broker, the database or all of the workers do not answer. With send it behaves as "
+                            "Airflow's own executor; with hold the tasks wait, and are placed once workers answer."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "hold",
+                        "default": "send",
+                    },
                     "placement_slow_from": {
                         "description": (
                             "How many times as long as the others a worker takes for the same tasks to be passed by as "

@@ -46,6 +46,8 @@ class Asking:
         self.app = app
         self.trouble: str | None = None
         """Why nothing can be placed by what is known."""
+        self.answered_at: float | None = None
+        """When the latest question was asked that the broker took, by the monotonic clock."""
         self._asking: Bounded[dict[str, frozenset[str]]] = Bounded("Celery's workers")
         self._consumed: dict[str, frozenset[str]] = {}
         self._unanswered: Counter[str] = Counter()
@@ -106,6 +108,7 @@ class Asking:
             return
         finally:
             self._asked_at = time.monotonic()
+        self.answered_at = now
         for node in give.keys() | hold.keys():
             self._unanswered[node] = 0 if node in answers else self._unanswered[node] + 1
         self._consumed.update(answers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+from kombu.exceptions import OperationalError
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import warn_once
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import Placement
 
 
+PROBE_SECONDS = 1.0
+"""How long the broker may take at most to accept a connection, where tasks are held while it is away."""
+
+
 class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
     """Places each task on a Celery worker: see ``docs/executors.md``."""
 
@@ -34,7 +39,11 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
 
     def make_watch(self, desk: Desk) -> Watch:
         """Return what watches the Celery workers."""
-        return Watch(compat.executors_celery_app(self), desk)
+        return Watch(self.celery_app_here(), desk)
+
+    def celery_app_here(self) -> Any:
+        """Return the Celery app of this executor."""
+        return compat.executors_celery_app(self)
 
     def own_queue(self, worker: Candidate) -> str:
         """Return the worker's own queue."""
@@ -60,12 +69,46 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         slots = len(items) if self._open_slots is None else self._open_slots
         others = others[:slots]
         ready = [*others, *self._placed(tasks, slots - len(others))]
+        if self.holds and any(is_task(item[0]) for item in ready) and (trouble := self._broker_trouble()):
+            # Publishing to a broker that is away takes a second for each task, and fails it.
+            self.note_unsent(trouble)
+            ready = [item for item in ready if not is_task(item[0])]
         if ready:
             send(ready)
         for key in (item[0] for item in ready):
             if key not in self.running and key not in self.queued_tasks:
                 # It could not be sent.
                 self._note_end(key)
+
+    def _send_workloads_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._sent(super()._send_workloads_to_celery(items))
+
+    def _send_tasks_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
+        # The same in the Celery provider up to 3.12.
+        parent: Any = super()
+        return self._sent(parent._send_tasks_to_celery(items))  # noqa: SLF001
+
+    def _sent(self, results: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
+        """Return what the parent is to know of: tasks that the broker did not take wait, where tasks are to be held."""
+        if not self.holds or self._watch is None:
+            return list(results)
+        known = []
+        for one in results:
+            error = getattr(one[2], "exception", None)
+            if error is not None and is_task(one[0]) and _is_of_the_broker(error):
+                self.note_unsent(_cannot_be_reached(error))
+            else:
+                known.append(one)
+        return known
+
+    def _broker_trouble(self) -> str | None:
+        """Return why the broker takes no message now."""
+        try:
+            with self.celery_app_here().connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=PROBE_SECONDS)
+        except Exception as error:  # noqa: BLE001
+            return _cannot_be_reached(error)
+        return None
 
     def _placed(self, tasks: Sequence[tuple[Any, ...]], slots: int) -> Sequence[tuple[Any, ...]]:
         """Return the tasks that are to be sent now, each with the queue that it is sent to."""
@@ -107,6 +150,16 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         except Exception as error:  # noqa: BLE001
             warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)
             return {}
+
+
+def _is_of_the_broker(error: BaseException) -> bool:
+    """Return whether a task could not be sent because of the broker, and not because of what was to be sent."""
+    # Airflow has moved its time-out from one module to another.
+    return isinstance(error, (OperationalError, OSError)) or type(error).__name__ == "AirflowTaskTimeout"
+
+
+def _cannot_be_reached(error: BaseException) -> str:
+    return f"Celery's broker cannot be reached: {type(error).__name__}"
 
 
 def _with_queue(item: tuple[Any, ...], queue: str | None) -> tuple[Any, ...]:

@@ -53,6 +53,8 @@ class Snapshot:
     """By this process's monotonic clock."""
     trouble: str | None = None
     """Why nothing can be placed by it."""
+    answered_at: float | None = None
+    """When the broker was last reached, by the same clock; ``None`` where there is no broker or it was not."""
     may_share: bool = True
     """Whether what nobody fits may go to the shared queue, where that is configured."""
     unplaced: Mapping[int, int] = field(default_factory=dict)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowConfigException
@@ -15,15 +17,17 @@ from airflow.exceptions import AirflowConfigException
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Desk
+from airflow_worker_insight.executors.placement import TEXT_LENGTH
 from airflow_worker_insight.executors.rounds import in_a_line
-from airflow_worker_insight.executors.rules import read_rules
+from airflow_worker_insight.executors.rules import HOLD, read_rules
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.decisions import WORKERS_UNSEEN
 from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.placements import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from airflow.executors.base_executor import BaseExecutor
 
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
     from airflow_worker_insight.executors.placement import Candidate
     from airflow_worker_insight.executors.rounds import Rounds
     from airflow_worker_insight.executors.rules import Rules
-    from airflow_worker_insight.store.placements import Placement
 else:
     BaseExecutor = object
 
@@ -48,6 +51,9 @@ GIVES_UP_AFTER = 3
 
 UNWANTED_EVERY = 30.0
 """Seconds between two looks for tasks that wait and that nobody wants any more, and how long they wait at least."""
+
+WRITE_AGAIN = 10.0
+"""Seconds after a failure until the executor tries again to write why it holds tasks."""
 
 MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
@@ -70,6 +76,10 @@ class PlacesTasks(BaseExecutor):
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
         self._is_plain = False
+        # Since when the workers cannot be seen, and why and when a task could not be sent although they could.
+        self._unseen_since: datetime | None = None
+        self._unsent: tuple[float, str] | None = None
+        self._write_due = 0.0
         # The tasks that wait, what was written of each, and which of them waited at the last look at them.
         self._waiting: dict[TryKey, str] = {}
         self._waited: frozenset[TryKey] = frozenset()
@@ -138,14 +148,14 @@ class PlacesTasks(BaseExecutor):
         """Decide which of these tasks go where now, and write it: those that are not returned wait.
 
         :param slots: how many may go at most
-        :return: ``None`` where the workers cannot be seen, which is said once and counted
+        :return: ``None`` where the workers cannot be seen and tasks are not to be held, which is said once and counted
         """
         assert self._watch is not None
         snapshot = self._watch.snapshot()
         now = time.monotonic()
         if snapshot is None and now - self._started_at < BEGIN_SECONDS:
             return []
-        trouble = _trouble(snapshot, now)
+        trouble = _trouble(snapshot, now) or self._sending_trouble(snapshot)
         if snapshot is not None and trouble is None:
             try:
                 placed = self._place(asked, slots, self.as_now(snapshot, asked))
@@ -160,14 +170,66 @@ class PlacesTasks(BaseExecutor):
                 self._failures = 0
                 self._say(None)
                 return placed
-        count("placement.plain", min(slots, len(asked)))
         self._say(trouble)
+        if self.holds:
+            self._hold(asked, trouble or "")
+            return []
+        count("placement.plain", min(slots, len(asked)))
         return None
+
+    @property
+    def holds(self) -> bool:
+        """Whether tasks wait while the workers cannot be seen, instead of being sent as Airflow's own executor does."""
+        return self._desk is not None and self._desk.rules.when_unseen == HOLD
+
+    def note_unsent(self, why: str) -> None:
+        """Hold tasks until the broker answers again: it has just refused one."""
+        self._unsent = time.monotonic(), why
+
+    def _sending_trouble(self, snapshot: Snapshot | None) -> str | None:
+        if self._unsent is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._unsent[0]:
+            self._unsent = None
+        return None if self._unsent is None else self._unsent[1]
+
+    def _hold(self, asked: Sequence[Asked], trouble: str) -> None:
+        """Let tasks wait, and write why as soon as the database takes it."""
+        since = self._unseen_since or datetime.now(timezone.utc)
+        text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {trouble}"[:TEXT_LENGTH]
+        known = self._waiting
+        new = [one.key for one in asked if one.key not in known]
+        if new:
+            count("placement.held", len(new))
+        # The blank text differs from what is to be written.
+        self._waiting = {one.key: known.get(one.key, "") for one in asked}
+        unwritten = [key for key, told in self._waiting.items() if told != text]
+        if not unwritten or time.monotonic() < self._write_due:
+            return
+        try:
+            with compat.short_transaction() as connection:
+                now = database_now(connection)
+                placed_at = {key: self._waits_since(key, now) for key in unwritten}
+                written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
+                placements.write(connection, written, now=now)
+        except Exception as error:  # noqa: BLE001
+            self._write_due = time.monotonic() + WRITE_AGAIN
+            warn_once("placing.holding", "Airflow Worker Insight could not write why it holds tasks: %s", error)
+        else:
+            self._waiting |= dict.fromkeys(unwritten, text)
+            self._placed_at |= placed_at
+
+    def _waits_since(self, key: TryKey, now: datetime) -> datetime:
+        """Return since when a task waits: another reason does not begin the wait anew."""
+        return self._placed_at.get(key, now) if key in self._waiting else now
 
     def _say(self, trouble: str | None) -> None:
         """Say that tasks are not placed any more, or again, when that changes."""
+        if trouble is None:
+            self._unseen_since = None
+        elif self._unseen_since is None:
+            self._unseen_since = datetime.now(timezone.utc)
         if trouble is not None and not self._is_plain:
-            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", self.plainly, trouble)
+            does = "holds them until it sees the workers again" if self.holds else self.plainly
+            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, trouble)
         elif trouble is None and self._is_plain:
             log.info("Airflow Worker Insight places tasks again")
         self._is_plain = trouble is not None
@@ -178,10 +240,20 @@ class PlacesTasks(BaseExecutor):
             decided = self._desk.decide(connection, asked, snapshot, most=slots)
             sent = [one for one in decided if not one.waits]
             told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
-            written = [one.placement(self._own_queue(one)) for one in (*sent, *told)]
             now = database_now(connection)
-            placements.write(connection, written, now=now)
-        self._placed_at |= dict.fromkeys((one.key for one in written), now)
+            placed_at = {
+                **{one.asked.key: now for one in sent},
+                **{one.asked.key: self._waits_since(one.asked.key, now) for one in told},
+            }
+            placements.write(
+                connection,
+                [
+                    replace(one.placement(self._own_queue(one)), placed_at=placed_at[one.asked.key])
+                    for one in (*sent, *told)
+                ],
+                now=now,
+            )
+        self._placed_at |= placed_at
         self._note_waiting(asked, decided)
         shared = sum(one.decision.worker is None for one in sent)
         if shared:

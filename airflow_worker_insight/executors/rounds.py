@@ -69,17 +69,24 @@ class Rounds:
         raise NotImplementedError
 
     def publish(
-        self, candidates: tuple[Candidate, ...], trouble: str | None, *, unplaced: Mapping[int, int] | None = None
+        self,
+        candidates: tuple[Candidate, ...],
+        trouble: str | None,
+        *,
+        unplaced: Mapping[int, int] | None = None,
+        answered_at: float | None = None,
     ) -> Snapshot:
         """Hand over what is known, and return it.
 
         :param trouble: why nothing can be placed by it
         :param unplaced: how many tries run on each worker that no executor of this package placed there
+        :param answered_at: when the broker was last reached
         """
         self._snapshot = snapshot = Snapshot(
             candidates,
             taken_at=time.monotonic(),
             trouble=None if trouble is None else clean(trouble, 400),
+            answered_at=answered_at,
             unplaced=unplaced or {},
         )
         return snapshot

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WAIT, SHARED_QUEUE = FALLBACKS = ("wait", "shared_queue")
 
+SEND, HOLD = WHEN_UNSEEN = ("send", "hold")
+
 LEAST_BACKLOG = 4
 """How many may wait at a worker at least, where nobody has said otherwise."""
 
@@ -52,6 +54,8 @@ class Rules:
     """What labels a worker must have for tasks of a pool."""
     slow_from: float = SLOW_FROM
     """Times as long as the others, from which on a worker is slow; 0 where none is."""
+    when_unseen: str = SEND
+    """What becomes of tasks while the workers cannot be seen."""
 
     def capacity(self, concurrency: int) -> int:
         """Return how many tasks a worker may have, running and waiting."""
@@ -74,12 +78,16 @@ def read_rules() -> Rules:
     check_strategy(strategy)
     if fallback not in FALLBACKS:
         raise BadRules(f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}")
+    when_unseen = config.when_workers_unseen()
+    if when_unseen not in WHEN_UNSEEN:
+        raise BadRules(f"[worker_insight] when_workers_unseen is one of {', '.join(WHEN_UNSEEN)}, not {when_unseen!r}")
     return Rules(
         strategy,
         _backlog(config.placement_backlog()),
         fallback,
         parse_pool_labels(config.placement_labels()),
         _slow_from(config.placement_slow_from()),
+        when_unseen,
     )
 
 

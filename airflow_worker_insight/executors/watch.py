@@ -91,7 +91,12 @@ class Watch(Rounds):
             self.asking.ask(living)
             trouble = self.asking.trouble
             self._compare(living)
-        snapshot = self.publish(tuple(map(self._candidate, living)), trouble, unplaced=self._unplaced)
+        snapshot = self.publish(
+            tuple(map(self._candidate, living)),
+            trouble,
+            unplaced=self._unplaced,
+            answered_at=self.asking.answered_at,
+        )
         if trouble is not None:
             return
         now = time.monotonic()

@@ -20,7 +20,7 @@ SLOW = "slow"
 SHARED_QUEUE = "shared_queue"
 """Nobody fitted, and it was handed to the queue that all its workers share."""
 
-NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH = WAITING = (
+NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH, WORKERS_UNSEEN = WAITING = (
     "waits_no_worker",
     "waits_not_available",
     "waits_no_label",
@@ -28,6 +28,7 @@ NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH 
     "waits_full",
     "waits_others_full",
     "waits_bad_wish",
+    "waits_workers_unseen",
 )
 """Why a task waits for a worker."""
 
@@ -35,5 +36,5 @@ NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH 
 REASONS = (
     *(*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE),
     *(NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_WISH),
-    *(SLOW, NO_SUCH_WORKER),
+    *(SLOW, NO_SUCH_WORKER, WORKERS_UNSEEN),
 )

@@ -220,9 +220,13 @@ class Redis(_Service):
 
     def restart(self) -> None:
         """Stop the server and start it again on the same port, with what it held if it was to keep that."""
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """Stop the server, which can be started again."""
         assert self._process is not None
         stop(self._process, self._stop_signal())
-        self.start()
 
     def client(self, database: int = 0) -> redis.Redis:
         """Return a client of one of the numbered databases."""

@@ -129,6 +129,7 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         "placement_strategy": "least_loaded",
         "placement_backlog": None,
         "placement_fallback": "wait",
+        "when_workers_unseen": "send",
         "placement_slow_from": "3.0",
         "placement_labels": None,
         "local_workers": "local-1,local-2",

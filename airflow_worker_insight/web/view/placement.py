@@ -32,6 +32,7 @@ _WAITED = {
     decisions.FULL: "no room at those that fit",
     decisions.OTHERS_FULL: "no room at those that have not failed it, or no answer",
     decisions.BAD_WISH: "what it asks for makes no sense",
+    decisions.WORKERS_UNSEEN: "the workers could not be seen",
 }
 
 

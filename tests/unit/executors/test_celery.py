@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import migrate, placements
-from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE
+from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
 from tests.unit.database import add_run, add_try
 from tests.unit.executors.workloads import a_workload, put, queue
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 pytest.importorskip("celery")
 
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+from kombu.exceptions import OperationalError
 
 from airflow_worker_insight.executors import placing
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
@@ -52,7 +55,7 @@ class FakeWatch:
 class Sent(list[tuple[str, str]]):
     """What was handed to Celery: the task and its queue."""
 
-    fails = False
+    fails: Exception | None = None
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         for key, workload, name, *_ in items:
             found.append((getattr(key, "task_id", str(key)), name))
             result: Any = SimpleNamespace(task_id=str(uuid.uuid4()), backend=None, state="PENDING")
-            results.append((key, workload, ExceptionWithTraceback(OSError("refused"), "") if found.fails else result))
+            results.append((key, workload, ExceptionWithTraceback(found.fails, "") if found.fails else result))
         return results
 
     name = (
@@ -531,7 +534,7 @@ def test_queued_run_and_ended(either: CeleryExecutor) -> None:
 
 
 def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database: Database) -> None:
-    sent.fails = True
+    sent.fails = OSError("refused")
     (key,) = queue(either, "extract")
     either.trigger_tasks(8)
     assert either.get_event_buffer()[key][0] == "failed"
@@ -635,3 +638,150 @@ def test_it_says_of_itself_what_the_parent_says() -> None:
     for name in ("supports_ad_hoc_ti_run", "supports_callbacks", "supports_multi_team", "is_local", "serve_logs"):
         assert getattr(WorkerInsightCeleryExecutor, name, None) == getattr(CeleryExecutor, name, None)
     assert WorkerInsightCeleryExecutor.get_cli_commands is CeleryExecutor.get_cli_commands
+
+
+# --- where tasks are held while the workers cannot be seen -----------------------------------------------------------
+
+
+@pytest.fixture
+def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:
+    """The executor with ``when_workers_unseen = hold`` and a broker that takes connections."""
+    executor._desk = Desk(Rules("least_loaded", 1, when_unseen="hold"))
+    executor._started_at = time.monotonic() - 60
+    monkeypatch.setattr(executor, "_broker_trouble", lambda: None)
+    return executor
+
+
+@pytest.mark.parametrize("why", ["trouble", "old", "nothing"])
+def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
+    holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch: Any = holding._watch
+    watch.known = {
+        "trouble": Snapshot((W1,), time.monotonic(), trouble="None of Celery's workers answers."),
+        "old": Snapshot((W1,), time.monotonic() - 3600),
+        "nothing": None,
+    }[why]
+    before = counters.snapshot().get("placement.held", 0)
+    (key,) = queue(holding, "extract")
+    for _ in range(3):
+        holding.trigger_tasks(8)
+    assert sent == []
+    assert [*holding.queued_tasks] == [key]
+    assert not holding.event_buffer
+    (one,) = stored(database)
+    assert (one.reason, one.worker_ref, one.waits) == (WORKERS_UNSEEN, None, True)
+    assert one.detail.startswith("waits: the workers cannot be seen since 2")
+    said = [one for one in caplog.records if "holds them until it sees the workers again" in one.message]
+    assert len(said) == 1
+    assert counters.snapshot()["placement.held"] == before + 1
+
+    watch.known = Snapshot((W1,), time.monotonic())
+    holding.trigger_tasks(8)
+    assert sent == [("extract", own_queue("celery-1"))]
+    assert holding.running == {key}
+    assert [one.worker_ref for one in stored(database)] == [1]
+
+
+def test_since_when_a_task_waits_does_not_change_with_its_reason(
+    holding: WorkerInsightCeleryExecutor, database: Database
+) -> None:
+    watch: Any = holding._watch
+    queue(holding, "extract")
+    waits = []
+    for snapshot in (
+        Snapshot((replace(W1, availability="draining"),), time.monotonic()),
+        Snapshot((), time.monotonic(), trouble="None of Celery's workers answers."),
+        Snapshot((replace(W1, state="lost"),), time.monotonic()),
+    ):
+        watch.known = snapshot
+        holding.trigger_tasks(8)
+        waits += stored(database)
+    assert [one.reason for one in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
+    assert len({one.placed_at for one in waits}) == 1
+
+
+def test_tasks_are_held_too_while_the_database_takes_no_reason(
+    holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (key,) = queue(holding, "extract")
+    with monkeypatch.context() as broken:
+        broken.setattr(placements, "write", lambda *_, **__: 1 / 0)
+        for _ in range(placing.GIVES_UP_AFTER + 2):
+            holding.trigger_tasks(8)
+    assert sent == []
+    assert [*holding.queued_tasks] == [key]
+    assert stored(database) == []
+    holding.trigger_tasks(8)
+    assert sent == [("extract", own_queue("celery-1"))]
+
+
+def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
+    holding: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "UNWANTED_EVERY", 0.0)
+    watch: Any = holding._watch
+    watch.known = Snapshot((), time.monotonic(), trouble="None of Celery's workers answers.")
+    queue(holding, "extract")
+    holding.trigger_tasks(8)
+    # Airflow has no such try.
+    holding.sync()
+    holding.sync()
+    assert not holding.queued_tasks
+    assert stored(database) == []
+
+
+@pytest.mark.parametrize("error", [OSError("refused"), OperationalError("refused")])
+def test_a_task_that_the_broker_does_not_take_is_held_and_keeps_its_retry(
+    holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, error: Exception
+) -> None:
+    watch: Any = holding._watch
+    sent.fails = error
+    (key,) = queue(holding, "extract")
+    holding.trigger_tasks(8)
+    # It is not tried again until the watch has reached the broker, whatever was known before.
+    sent.fails = None
+    holding.trigger_tasks(8)
+    holding.trigger_tasks(8)
+    assert len(sent) == 1
+    assert [*holding.queued_tasks] == [key]
+    assert not holding.event_buffer
+    (one,) = stored(database)
+    assert (one.reason, one.worker_ref) == (WORKERS_UNSEEN, None)
+    assert "Celery's broker cannot be reached" in one.detail
+
+    watch.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())
+    holding.trigger_tasks(8)
+    assert len(sent) == 2
+    assert holding.running == {key}
+
+
+def test_a_task_that_cannot_be_sent_for_its_own_sake_fails_as_with_the_parent(
+    holding: WorkerInsightCeleryExecutor, sent: Sent
+) -> None:
+    sent.fails = ValueError("not to be written as JSON")
+    (key,) = queue(holding, "extract")
+    holding.trigger_tasks(8)
+    assert not holding.queued_tasks
+    assert holding.event_buffer[key][0] == "failed"
+
+
+def test_nothing_is_sent_to_a_broker_that_takes_no_connection(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celery import Celery
+
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        app = Celery(broker=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+        monkeypatch.setattr(executor, "celery_app_here", lambda: app)
+        executor._desk = Desk(Rules("least_loaded", 1, when_unseen="hold"))
+        queue(executor, "extract")
+        executor.trigger_tasks(8)
+        assert sent == []
+        assert len(executor.queued_tasks) == 1
+        # By default that is Airflow's own business.
+        executor._desk = Desk(Rules("least_loaded", 1))
+        executor._unsent = None
+        executor.trigger_tasks(8)
+        assert len(sent) == 1

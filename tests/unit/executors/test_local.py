@@ -351,6 +351,26 @@ def test_without_the_registry_tasks_run_on_all_workers(
     assert len(said) == (0 if why == "command" else 1)
 
 
+def test_tasks_are_held_without_the_registry_where_that_is_configured(
+    start: Callable[..., Any], work: Work, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
+    migrate.downgrade("base")
+    executor = start()
+    keys = queue(executor, "extract", "load")
+    for _ in range(3):
+        executor.heartbeat()
+    assert work.ran() == []
+    assert {*executor.queued_tasks} == {*keys}
+    assert not executor.get_event_buffer()
+
+    migrate.upgrade()
+    executor._watch.go_round()
+    assert set(events_of(executor, *keys).values()) == {"success"}
+    with database.engine.connect() as connection:
+        assert [one.waits for one in placements.open_placements(connection)] == []
+
+
 def test_a_moment_without_the_registry_gives_a_worker_in_quarantine_nothing(
     executor: Any, work: Work, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

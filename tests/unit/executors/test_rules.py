@@ -57,6 +57,15 @@ def test_a_setting_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, option: 
         read_rules()
 
 
+def test_what_to_do_while_workers_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_rules().when_unseen == "send"
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
+    assert read_rules().when_unseen == "hold"
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "wait")
+    with pytest.raises(BadRules, match="when_workers_unseen is one of send, hold"):
+        read_rules()
+
+
 @pytest.mark.parametrize(("setting", "slow_from"), [("", 3.0), ("0", 0.0), ("1.5", 1.5), ("10", 10.0)])
 def test_how_slow_is_slow(monkeypatch: pytest.MonkeyPatch, setting: str, slow_from: float) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_SLOW_FROM", setting)
