@@ -18,7 +18,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import run_key, task_key
-from airflow_worker_insight.store.planning import are_among
+from airflow_worker_insight.store.planning import are_among, changed_rows
 from airflow_worker_insight.store.recording import (
     AVAILABLE,
     LOCAL,
@@ -105,8 +105,7 @@ def take_lease(
     conditions = [engine_table.c.name == name]
     if only_if_due:
         conditions.append(or_(engine_table.c.due_at <= now, engine_table.c.due_at > at_most))
-    taken = connection.execute(update(engine_table).where(*conditions).values(due_at=until))
-    return bool(taken.rowcount)
+    return changed_rows(connection, update(engine_table).where(*conditions).values(due_at=until)) > 0
 
 
 def give_back_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:

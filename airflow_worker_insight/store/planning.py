@@ -51,6 +51,29 @@ def one_by_one(column: Any, values: Sequence[Any]) -> Any:
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
 
 
+def changed_rows(connection: Connection, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
+    """Execute an INSERT, UPDATE or DELETE of one table and return how many rows it wrote.
+
+    PostgreSQL returns the rows themselves, because its drivers disagree on ``rowcount``: of an INSERT … SELECT
+    SQLAlchemy reports -1 with psycopg 3. On MySQL and SQLite ``rowcount`` is exact.
+    """
+    statement = counted(statement, connection.dialect.name)
+    return rows_written(connection.execute(statement, dict(parameters or {})))
+
+
+def counted(statement: Any, dialect: str) -> Any:
+    """Return an INSERT, UPDATE or DELETE so that :func:`rows_written` can tell how many rows it writes.
+
+    A statement that runs often is prepared once: SQLAlchemy compiles what is built anew only after it has hashed it.
+    """
+    return statement.returning(next(iter(statement.table.primary_key))) if dialect == "postgresql" else statement
+
+
+def rows_written(result: Any) -> int:
+    """Return how many rows a statement of :func:`counted` has written."""
+    return len(result.all()) if result.returns_rows else int(result.rowcount)
+
+
 def upsert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows, each a value for each column, in the place of those with their primary keys; PostgreSQL only.
 

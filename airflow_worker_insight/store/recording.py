@@ -20,6 +20,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
 from airflow_worker_insight.store.locks import short_waits
+from airflow_worker_insight.store.planning import changed_rows, counted, rows_written
 from airflow_worker_insight.store.tables import (
     AVAILABILITIES,
     WORKER_STATES,
@@ -31,7 +32,7 @@ from airflow_worker_insight.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
@@ -184,11 +185,11 @@ def record_start(  # noqa: PLR0913  (each is a fact of the one start)
         "p_fingerprint": record.fingerprint,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
-    if is_late or not connection.execute(_first_process(), start).rowcount:
+    if is_late or not _writes(connection, _first_process, start):
         # In the usual case nobody is waited for. All else locks rows that others may hold, such as one who writes a
         # look at the fleet and was frozen in the middle of it.
         with short_waits(connection):
-            if is_late or not connection.execute(_further_process(), start).rowcount:
+            if is_late or not _writes(connection, _further_process, start):
                 _write_worker_and_start(connection, key, record, start, now=now)
     _mark_seen(connection, record.worker_id, now=now)
 
@@ -201,7 +202,7 @@ def _write_worker_and_start(
     upsert_worker(connection, record, now=now)
     # The worker's row is locked now, so it stays however long ago the worker was seen.
     start = {**start, "p_seen_since": _LONG_AGO}
-    if not any(connection.execute(statement, start).rowcount for statement in (_first_process(), _further_process())):
+    if not any(_writes(connection, statement, start) for statement in (_first_process, _further_process)):
         raise LookupError(f"worker {record.worker_id} could not be stored")
 
 
@@ -286,12 +287,12 @@ def _recognised(connection: Connection, record: WorkerRecord, description: Mappi
     row_id = connection.execute(open_life).scalar()
     if row_id is None:
         return False
-    found = connection.execute(
+    taken = (
         update(worker)
         .where(worker.c.id == row_id, worker.c.reported_id.is_(None))
         .values(reported_id=record.worker_id, **description)
     )
-    return bool(found.rowcount)
+    return changed_rows(connection, taken) > 0
 
 
 def _started_as(record: WorkerRecord) -> Any:
@@ -460,8 +461,13 @@ def _workers_of_the_try() -> Any:
     return select(func.count()).select_from(attempt).where(*_of_this_try(attempt))
 
 
+def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[str, Any]) -> bool:
+    """Execute one of the two statements below; return whether it wrote a row."""
+    return rows_written(connection.execute(build(connection.dialect.name), start)) > 0
+
+
 @cache
-def _first_process() -> Any:
+def _first_process(dialect: str) -> Any:
     """Build the INSERT … SELECT for the first process of a try on a worker; it inserts nothing for a further one."""
     other, own = attempt.alias("other"), attempt.alias("own")
     others = select(func.count()).select_from(other).where(*_of_this_try(other)).scalar_subquery()
@@ -482,15 +488,14 @@ def _first_process() -> Any:
         },
     }
     written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
-    return insert(attempt).from_select(
-        list(columns), select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
-    )
+    row = select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
+    return counted(insert(attempt).from_select(list(columns), row), dialect)
 
 
 @cache
-def _further_process() -> Any:
+def _further_process(dialect: str) -> Any:
     """Build the UPDATE that counts one more process of a try on a worker."""
-    return (
+    statement = (
         update(attempt)
         .where(
             *_of_this_try(attempt),
@@ -505,6 +510,7 @@ def _further_process() -> Any:
             attribution=REPORTED,
         )
     )
+    return counted(statement, dialect)
 
 
 _NOW = bindparam("p_now", type_=Timestamp())

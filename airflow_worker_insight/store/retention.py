@@ -34,7 +34,7 @@ from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.locks import be_the_only_writer
-from airflow_worker_insight.store.planning import are_among, do_not_compile
+from airflow_worker_insight.store.planning import are_among, changed_rows, do_not_compile
 from airflow_worker_insight.store.recording import LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
@@ -308,8 +308,8 @@ def _remove_workers(connection: Connection, refs: Sequence[int]) -> Removed:
         return Removed()
     named = connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref.in_(refs))).scalars()
     gone = sorted(set(refs) - set(named))
-    changes = connection.execute(delete(change).where(change.c.worker_ref.in_(gone))).rowcount
-    workers = connection.execute(delete(worker).where(worker.c.id.in_(gone))).rowcount
+    changes = changed_rows(connection, delete(change).where(change.c.worker_ref.in_(gone)))
+    workers = changed_rows(connection, delete(worker).where(worker.c.id.in_(gone)))
     return Removed(workers=workers, changes=changes)
 
 

@@ -111,8 +111,9 @@ class Deployment:
     One Airflow deployment.
 
     ``environment`` says which Airflow, and whether this project is installed in it. Without ``postgres`` its metadata
-    are in SQLite; ``redis`` is the broker where the executor is Celery's. ``config`` takes ``{"section.option":
-    value}`` and wins over everything that is set here.
+    are in SQLite; ``driver`` is Airflow's for PostgreSQL, where ``psycopg`` is psycopg 3; ``redis`` is the broker
+    where the executor is Celery's. ``config`` takes ``{"section.option": value}`` and wins over everything that is set
+    here.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Deployment:
         *,
         executor: str | None = None,
         postgres: Postgres | None = None,
+        driver: str = "psycopg2",
         redis: Redis | None = None,
         dags: Iterable[Path] = (),
         config: Mapping[str, str] | None = None,
@@ -136,6 +138,7 @@ class Deployment:
         default = "LocalExecutor" if self.airflow3 or postgres else "SequentialExecutor"
         self.executor = executor or default
         self.postgres = postgres
+        self._driver = driver
         self.redis = redis
         self.auth = auth or ("simple" if self.airflow3 else "fab")
         self.users = {**USERS, **(users or {})}
@@ -167,7 +170,7 @@ class Deployment:
     def database_url(self) -> str:
         """The SQLAlchemy URL of the metadata database."""
         if self.postgres and self._database:
-            return self.postgres.url(self._database)
+            return self.postgres.url(self._database, driver=self._driver)
         return f"sqlite:///{self.home / 'airflow.db'}"
 
     def _environment_variables(self) -> dict[str, str]:

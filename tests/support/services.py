@@ -181,9 +181,9 @@ class Postgres(_Service):
         finally:
             self.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true')
 
-    def url(self, database: str) -> str:
-        """Return the URL of a database as Airflow wants it."""
-        return f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, *, driver: str = "psycopg2") -> str:
+        """Return the URL of a database as Airflow wants it; ``psycopg`` is the driver psycopg 3."""
+        return f"postgresql+{driver}://airflow@127.0.0.1:{self.port}/{database}"
 
 
 class Redis(_Service):

@@ -86,7 +86,8 @@ def database(
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = postgres.create_database(template=request.getfixturevalue("postgres_template"))
-    yield connect_airflow(postgres.url(name))
+    driver = "psycopg" if request.param == "psycopg" else "psycopg2"
+    yield connect_airflow(postgres.url(name, driver=driver))
     from airflow import settings
 
     settings.dispose_orm()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.dialects import postgresql
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.airflow_tries import DagRunRef
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 """When things happen in these tests."""
 
-on_both = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
-"""Runs a test on both databases: for what is written differently for each."""
+# SQLAlchemy 1.4 has no dialect for psycopg 3.
+_on_postgresql = ["postgresql", *(["psycopg"] if hasattr(postgresql, "psycopg") else [])]
+
+on_postgresql = pytest.mark.parametrize("database", _on_postgresql, indirect=True)
+"""Runs a test on PostgreSQL with psycopg 2, and with psycopg 3 where Airflow can use it."""
+
+on_both = pytest.mark.parametrize("database", ["sqlite", *_on_postgresql], indirect=True)
+"""Runs a test on SQLite, and on PostgreSQL with each driver: for statements that are written differently for each."""
 
 _moments = itertools.count()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -90,6 +91,7 @@ OWN_2 = OWN | {
     "airflow_worker_insight.store.decisions",
     "airflow_worker_insight.store.keys",
     "airflow_worker_insight.store.locks",
+    "airflow_worker_insight.store.planning",
     "airflow_worker_insight.store.recording",
     "airflow_worker_insight.store.tables",
 }
@@ -184,6 +186,19 @@ def test_the_command_loads_nothing_before_it_runs() -> None:
         "airflow_worker_insight.cli.arguments",
         "airflow_worker_insight.cli.definitions",
     }
+
+
+def test_no_driver_is_asked_how_many_rows_were_written() -> None:
+    """They disagree: `store.planning.changed_rows` and `rows_written` know which can be believed."""
+    asking = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "airflow_worker_insight").rglob("*.py"))
+        if any(
+            isinstance(node, ast.Attribute) and node.attr == "rowcount"
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]
+    assert asking == ["airflow_worker_insight/store/planning.py"]
 
 
 @pytest.mark.skipif(

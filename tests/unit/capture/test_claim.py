@@ -23,7 +23,7 @@ from tests.unit.capture.reports import (
     push_within,
     stored_xcoms,
 )
-from tests.unit.database import Database, add_try, at, on_both
+from tests.unit.database import Database, add_try, at, on_both, on_postgresql
 
 pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
 
@@ -309,10 +309,7 @@ def test_one_error_does_not_keep_the_next_report_from_being_claimed(
     assert stored_xcoms(database) == []
 
 
-on_postgres = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-
-
-@on_postgres
+@on_postgresql
 def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -332,7 +329,7 @@ def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
     assert stored_xcoms(database) == []
 
 
-@on_postgres
+@on_postgresql
 def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> None:
     from airflow.utils.session import create_session
 

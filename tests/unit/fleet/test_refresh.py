@@ -22,7 +22,7 @@ from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
 from airflow_worker_insight.store.recording import record_start, upsert_worker
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
-from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both
+from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -588,7 +588,7 @@ def test_only_one_looks_in_an_interval(database: Database, celery: FakeEngine, t
     assert database.workers() == []
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@on_postgresql
 def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEngine, time: Time) -> None:
     celery.workers = {"w1": {}}
     outcomes: list[RefreshOutcome] = []
@@ -610,7 +610,7 @@ def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEng
     assert len(database.workers()) == 1
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@on_postgresql
 def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Database, celery: FakeEngine) -> None:
     """A person runs the command while an API server looks: each worker is registered once."""
     celery.workers = {f"w{number}": {} for number in range(50)}

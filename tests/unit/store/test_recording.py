@@ -30,7 +30,7 @@ from airflow_worker_insight.store.recording import (
 )
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.support.processes import wait_for
-from tests.unit.database import NOON, Database, a_worker, at, on_both
+from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -451,9 +451,6 @@ def race(database: Database, *records: WorkerRecord) -> None:
     assert failed == []
 
 
-on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-
-
 @on_postgresql
 def test_the_first_reports_of_one_worker_at_once_make_one_row(database: Database) -> None:
     race(database, a_worker("mine"), a_worker("mine"), a_worker("mine", name="renamed"))
@@ -573,10 +570,12 @@ def test_a_host_is_no_life_of_a_worker(database: Database) -> None:
 
 @pytest.mark.parametrize("statement", [recording._first_process, recording._further_process])
 @pytest.mark.parametrize("dialect", [mysql, postgresql, sqlite], ids=lambda module: module.__name__)
-def test_the_statements_are_the_same_for_every_database(statement: Callable[[], Any], dialect: Any) -> None:
+def test_the_statements_are_the_same_for_every_database(statement: Callable[[str], Any], dialect: Any) -> None:
     """MySQL is not at hand in these tests: what runs on the others must need nothing that is theirs alone."""
-    sql = str(statement().compile(dialect=dialect.dialect()))
-    assert not re.search(r"ON CONFLICT|ON DUPLICATE|RETURNING|::", sql)
+    sql = str(statement(dialect.dialect.name).compile(dialect=dialect.dialect()))
+    assert not re.search(r"ON CONFLICT|ON DUPLICATE|::", sql)
+    # PostgreSQL's drivers do not agree on how many rows were written.
+    assert ("RETURNING" in sql) is (dialect is postgresql)
 
 
 @pytest.mark.parametrize("table", [worker, attempt], ids=lambda table: table.name)

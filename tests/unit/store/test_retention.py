@@ -20,7 +20,7 @@ from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTI
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +32,6 @@ LIMIT = NOON
 
 DAY = 86400.0
 KEY = TryKey("etl", "run-1", "extract", -1, 1)
-
-on_postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
 def store_worker(database: Database, worker_id: str = "celery-1", *, changes: int = 0, **others: Any) -> int:

@@ -1,0 +1,98 @@
+"""Airflow on PostgreSQL by psycopg 3, which Airflow is moving to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.integration.accounting import (
+    WITNESS,
+    Try,
+    assert_rest_agrees,
+    attributions,
+    left_in_xcom,
+    mentions,
+    wait_accounted,
+    witnessed,
+)
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres
+
+DAG = (
+    WITNESS
+    + """
+from datetime import timedelta
+
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import BaseOperator, dag, task
+
+
+class Defers(BaseOperator):
+    def execute(self, context):
+        witness(context)
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=1)), method_name="resume")
+
+    def resume(self, context, event=None):
+        witness(context)
+
+
+@dag(schedule=None)
+def drivers():
+    @task(retries=1, retry_delay=0)
+    def fails_first(**context):
+        witness(context)
+        if context["ti"].try_number == 1:
+            raise RuntimeError("on purpose")
+
+    @task
+    def mapped(number, **context):
+        witness(context)
+
+    fails_first()
+    mapped.expand(number=[1, 2])
+    Defers(task_id="deferred")
+
+
+drivers()
+"""
+)
+
+STATES = {
+    Try("fails_first", -1, 1): "failed",
+    Try("fails_first", -1, 2): "success",
+    Try("mapped", 0, 1): "success",
+    Try("mapped", 1, 1): "success",
+    Try("deferred", -1, 1): "success",
+}
+
+
+def test_every_try_is_reported_and_its_link_names_the_worker(
+    airflow_env: Callable[[str], Environment], postgres: Postgres
+) -> None:
+    with Deployment(airflow_env("3.3.2"), executor="LocalExecutor", postgres=postgres, driver="psycopg") as airflow:
+        assert airflow.database_url.startswith("postgresql+psycopg://")
+        airflow.write_dag("drivers", DAG)
+        airflow.migrate(fresh=True)
+        airflow.start_all()
+        run_id = airflow.trigger("drivers")
+        airflow.wait_run("drivers", run_id, expect="success")
+
+        recorded = wait_accounted(airflow, "drivers", run_id)
+        assert {key: one.state for key, one in recorded.items()} == STATES
+        assert attributions(recorded) == {"reported": len(STATES)}
+        assert witnessed(airflow, "drivers", run_id).keys() == STATES.keys()
+        scheduler = airflow.components["scheduler"].pid
+        assert {one.worker.pid for one in recorded.values()} == {scheduler}
+        assert left_in_xcom(airflow, "drivers", run_id) == []
+        assert_rest_agrees(airflow, "drivers", run_id)
+
+        (worker_id,) = {one.worker.worker_id for one in recorded.values()}
+        links = airflow.api("GET", f"/dags/drivers/dagRuns/{run_id}/taskInstances/deferred/links").json()
+        page = airflow.api("GET", links["extra_links"]["Worker"].removeprefix(airflow.base_url))
+        assert page.status_code == 200
+        assert worker_id in page.text
+        assert mentions(airflow) == []

@@ -1,0 +1,41 @@
+"""Statements whose outcome does not depend on the database's driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, literal, select, update
+
+from airflow_worker_insight.store.planning import changed_rows, counted, rows_written
+from airflow_worker_insight.store.tables import change
+from tests.unit.database import NOON, Database, on_both
+
+ENTRY = {"changed_at": NOON, "state": "online"}
+
+
+def add(ref: int, *, rows: int = 1) -> Any:
+    """Return an INSERT … SELECT, of which SQLAlchemy does not know how many rows it writes."""
+    values = select(literal(ref), literal(NOON, change.c.changed_at.type)).where(literal(rows) > 0)
+    return insert(change).from_select(["worker_ref", "changed_at"], values)
+
+
+@on_both
+def test_the_rows_that_a_statement_writes_are_counted(database: Database) -> None:
+    with database.engine.begin() as connection:
+        assert changed_rows(connection, add(1)) == 1
+        assert changed_rows(connection, add(2, rows=0)) == 0
+        assert changed_rows(connection, add(1)) == 1
+        assert changed_rows(connection, update(change).where(change.c.worker_ref == 1).values(state="lost")) == 2
+        assert changed_rows(connection, update(change).where(change.c.worker_ref == 2).values(state="lost")) == 0
+        assert changed_rows(connection, insert(change), {"worker_ref": 3, **ENTRY}) == 1
+        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 2
+        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 0
+
+
+@on_both
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_statement_that_is_prepared_once_is_counted_each_time(database: Database, rows: int) -> None:
+    statement = counted(add(1, rows=rows), database.engine.dialect.name)
+    with database.engine.begin() as connection:
+        assert [rows_written(connection.execute(statement)) for _ in range(2)] == [rows, rows]
