@@ -179,6 +179,46 @@ def task_instance_history_table() -> Table:
     return table
 
 
+def try_identity(table: Table) -> tuple[Any, list[Any]]:
+    """Return what to select the identity of tries from, and its columns, for :func:`instance_keys`.
+
+    :param table: Airflow's ``task_instance`` or its history
+    """
+    run = dag_run_table()
+    joined = table.join(run, (run.c.dag_id == table.c.dag_id) & (run.c.run_id == table.c.run_id))
+    moment = run.c.logical_date if is_airflow_3() else run.c.execution_date
+    columns = [run.c.id.label("identity_run"), moment.label("identity_moment")]
+    if is_airflow_3():
+        own = table.c.task_instance_id if "task_instance_id" in table.c else table.c.id
+        columns.append(own.label("identity_own"))
+    return joined, columns
+
+
+def instance_keys(row: Any) -> tuple[int, ...]:
+    """Return the keys of a try's task instance: the one that it is recorded by, and one from before an upgrade.
+
+    An Airflow that was upgraded from 2.11 gave its task instances IDs then; their Dag runs kept their rows.
+
+    :param row: it has the columns of :func:`try_identity` and the names of the task instance
+    """
+    from airflow_worker_insight.store.keys import instance_key, instance_key_by_run
+
+    by_run = (
+        ()
+        if row.identity_moment is None
+        else (instance_key_by_run(row.identity_run, row.identity_moment, row.task_id, row.map_index),)
+    )
+    return (instance_key(str(row.identity_own)), *by_run) if is_airflow_3() else by_run
+
+
+def own_instance_key(task_instance: Any) -> int:
+    """Return the key of the task instance that 2.11 has given to a listener; Airflow has loaded its Dag run with it."""
+    from airflow_worker_insight.store.keys import instance_key_by_run
+
+    run = task_instance.dag_run
+    return instance_key_by_run(run.id, run.execution_date, task_instance.task_id, task_instance.map_index)
+
+
 def stored_try_id(try_id: UUID) -> UUID | str:
     """Return Airflow 3's ID of a try as its tables' columns take it: they are of text up to 3.1."""
     return try_id if airflow_version() >= (3, 2) else str(try_id)

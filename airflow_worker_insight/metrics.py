@@ -27,6 +27,7 @@ COUNTERS = (
     "reports.dropped.oversized",
     "reports.dropped.unknown_version",
     "reports.dropped.not_this_try",
+    "reports.dropped.try_has_ended",
     "reports.dropped.contradicting",
     "reports.dropped.too_many_workers",
     "tries.inferred",

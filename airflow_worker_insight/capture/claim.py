@@ -7,7 +7,7 @@ the request succeeds. A report that could not be taken is stored as an XCom row,
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -18,14 +18,17 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, migrate
-from airflow_worker_insight.store.keys import TaskInstanceKey
-from airflow_worker_insight.store.recording import ContradictingWorker, TooManyWorkers, record_start
+from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
+from airflow_worker_insight.store.recording import ContradictingWorker, StartedTry, TooManyWorkers, record_start
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 PAUSE_SECONDS = 30.0
 """How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
+
+SKEW = timedelta(minutes=15)
+"""How far the clocks of an API server and of a worker may be apart."""
 
 _paused_until = 0.0
 
@@ -106,14 +109,17 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
     if one is None or one.key.task_instance != sender or one.started_at is None:
         raise RejectedReport("not_this_try")
+    # No task process starts in a try that has ended. A report that had to wait may tell of one that started before.
+    if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
+        raise RejectedReport("try_has_ended")
+    ended_at = one.ended_at if one.is_over else None
     try:
         record_start(
             connection,
-            one.key,
+            StartedTry(one.key, one.instance, one.started_at, one.state, ended_at),
             worker_record(report.worker, job_id=one.queued_by_job_id),
-            try_started_at=one.started_at,
-            state=one.state,
             now=now,
+            process=process_key(report.process),
             conditions=conditions(report.conditions),
             is_late=is_late,
         )
@@ -121,6 +127,11 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         raise RejectedReport("contradicting") from None
     except TooManyWorkers:
         raise RejectedReport("too_many_workers") from None
+
+
+def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:
+    """Return whether a report may have been stored before its try ended, by clocks of two hosts."""
+    return ended_at is None or stored_at <= ended_at + SKEW
 
 
 def _explain(connection: Connection, error: Exception) -> None:

@@ -15,8 +15,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from airflow_worker_insight import compat, identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import Conditions, WorkerRecord, record_start
+from airflow_worker_insight.store.keys import TryKey, process_key
+from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
 
 if TYPE_CHECKING:
@@ -39,11 +39,10 @@ def record(task_instance: Any) -> None:
         with compat.short_transaction() as connection:
             record_start(
                 connection,
-                key,
+                StartedTry(key, compat.own_instance_key(task_instance), task_instance.start_date),
                 worker_record(worker, job_id=task_instance.queued_by_job_id),
-                try_started_at=task_instance.start_date,
-                state="running",
                 now=datetime.now(timezone.utc),
+                process=process_key(identity.process_id()),
                 conditions=conditions,
             )
         metrics.timing("claim.duration", seconds=time.perf_counter() - began)

@@ -16,7 +16,7 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.store import airflow_tries, closing, placements, xcoms
+from airflow_worker_insight.store import airflow_tries, closing, placements, rekeying, xcoms
 from airflow_worker_insight.store.attribution import Verdict, attribute
 from airflow_worker_insight.store.tables import NO_WORKER
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
     from airflow_worker_insight.store.attribution import Life
     from airflow_worker_insight.store.closing import Recorded
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.store.keys import RowKey, TryKey
     from airflow_worker_insight.store.xcoms import StoredReport
 
 WAITING_PAGE = 100
@@ -56,10 +56,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be written: tries to close, and tries to add with what is said of each."""
+    """What is to be written: recorded tries to close or remove, and tries to add with what is said of each."""
 
-    close: Sequence[AirflowTry]
+    close: Sequence[tuple[RowKey, AirflowTry]]
     add: Sequence[tuple[AirflowTry, Verdict]]
+    remove: Sequence[RowKey] = ()
 
 
 def reconcile_runs(
@@ -73,9 +74,11 @@ def reconcile_runs(
         return Outcome()
     claimed = claim_waiting(connection, runs)
     tries = airflow_tries.tries_of_runs(connection, runs)
-    recorded = closing.recorded_tries(connection, runs)
-    missing_hosts = {one.hostname for one in tries if one.hostname is not None and one.key not in recorded}
+    recorded = rekeying.rekey(connection, runs, tries, closing.recorded_tries(connection, runs))
+    known = {one.row_key for one in recorded}
+    missing_hosts = {one.hostname for one in tries if one.hostname is not None and known.isdisjoint(one.row_keys)}
     plan = make_plan(
+        runs,
         tries,
         recorded,
         closing.lives_on(connection, missing_hosts),
@@ -83,13 +86,14 @@ def reconcile_runs(
         installed_at=installed_at,
     )
     closing.close_tries(connection, plan.close)
+    closing.remove_tries(connection, plan.remove)
     hosts = closing.ensure_hosts(
         connection,
         (verdict.worker for _, verdict in plan.add if verdict.worker is not None and verdict.ref is None),
         now=datetime.now(timezone.utc),
     )
     closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
-    placements.keep(connection, runs)
+    placements.keep(connection, runs, tries)
     for attribution, number in Counter(verdict.attribution for _, verdict in plan.add).items():
         count(f"tries.{attribution}", number)
     return Outcome(
@@ -120,48 +124,82 @@ def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -
 
 
 def make_plan(
+    runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
-    recorded: Mapping[TryKey, Recorded],
+    recorded: Collection[Recorded],
     lives: Collection[Life],
     *,
     default_executor: str | None,
     installed_at: datetime | None,
 ) -> Plan:
-    """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone."""
+    """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone.
+
+    What was recorded in a deleted Dag run of the same name is nobody's here: it stays as it is.
+    """
+    by_key = {one.row_key: one for one in recorded}
     finished = [one for one in tries if one.is_finished]
     lost = airflow_tries.lost_tries(tries)
     # A try that starts before the very first report of all is no history where its run has tries that are recorded.
-    recorded_runs = {(key.dag_id, key.run_id) for key in recorded}
-    known = [_with_recorded_start(one, recorded[one.key]) for one in finished if one.key in recorded]
-    return Plan(
-        close=[
-            *(one for one in known if not recorded[one.key].is_closed_as(one)),
-            # What a worker reported of a lost try is kept, but not that it runs: a later try is there.
-            *(_with_recorded_start(one, recorded[one.key]) for one in lost if _is_open(recorded.get(one.key))),
-        ],
-        add=[
-            (
-                one,
-                attribute(
-                    one,
-                    lives,
-                    default_executor=default_executor,
-                    backfilled=_is_older(one, installed_at) and (one.key.dag_id, one.key.run_id) not in recorded_runs,
-                ),
-            )
-            for one in (*finished, *lost)
-            if one.key not in recorded
-        ],
-    )
+    recorded_runs = {_run_of(one) for one in tries if _recorded(one, by_key) is not None}
+    forgotten = _of_forgotten_tries(runs, tries, recorded)
+    close: list[tuple[RowKey, AirflowTry]] = []
+    add: list[tuple[AirflowTry, Verdict]] = []
+    for one in (*finished, *lost):
+        known = _recorded(one, by_key) or (forgotten.get(one.key) if one.is_lost else None)
+        if known is None:
+            backfilled = _is_older(one, installed_at) and _run_of(one) not in recorded_runs
+            add.append((one, attribute(one, lives, default_executor=default_executor, backfilled=backfilled)))
+            continue
+        one = _with_start(one, known)  # noqa: PLW2901
+        # What a worker reported of a lost try is kept, but not that it runs: a later try is there.
+        if _is_open(known) if one.is_lost else not known.is_closed_as(one):
+            close.append((known.row_key, one))
+    return Plan(close, add, _not_mapped_any_more(tries, recorded))
 
 
-def _is_open(known: Recorded | None) -> bool:
-    return known is not None and known.state is not None and known.ended_at is None
+def _recorded(one: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
+    return next((by_key[key] for key in one.row_keys if key in by_key), None)
 
 
-def _with_recorded_start(one: AirflowTry, known: Recorded) -> AirflowTry:
+def _of_forgotten_tries(
+    runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[Recorded]
+) -> dict[TryKey, Recorded]:
+    """Return what was recorded in these Dag runs themselves of tries whose history Airflow has removed since."""
+    known = {key for one in tries for key in one.row_keys}
+    began = {(run.dag_id, run.run_id): run.started_at for run in runs}
+    return {
+        one.key: one
+        for one in recorded
+        if one.row_key not in known
+        and airflow_tries.is_of_run(one.started_at, began.get((one.key.dag_id, one.key.run_id)))
+    }
+
+
+def _run_of(one: AirflowTry) -> tuple[str, str]:
+    return one.key.dag_id, one.key.run_id
+
+
+def _is_open(known: Recorded) -> bool:
+    return known.state is not None and known.ended_at is None
+
+
+def _with_start(one: AirflowTry, known: Recorded) -> AirflowTry:
     """Keep the start that was recorded where Airflow has none."""
     return one if one.started_at is not None else replace(one, started_at=known.started_at)
+
+
+def _not_mapped_any_more(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
+    """Return what was recorded, without a worker, of a task that had not been mapped yet and has been since (2.11)."""
+    mapped = {(*_run_of(one), one.key.task_id) for one in tries if one.key.map_index >= 0}
+    known = {key for one in tries for key in one.row_keys}
+    return [
+        one.row_key
+        for one in recorded
+        if not one.has_worker
+        and one.key.map_index < 0
+        and one.row_key not in known
+        and (one.key.dag_id, one.key.run_id, one.key.task_id) in mapped
+    ]
 
 
 def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:

@@ -32,11 +32,15 @@ def describe_worker(task_instance: Any) -> Worker:
 
 
 def build_report(task_instance: Any) -> dict[str, Any]:
-    """Return the report as JSON-ready values: its version, Airflow's ID of the try, the worker, and how busy it is."""
+    """Return the report as JSON-ready values.
+
+    They are its version, Airflow's ID of the try, the ID of this process, the worker, and how busy its machine is.
+    """
     worker = describe_worker(task_instance)
     return {
         "version": REPORT_VERSION,
         "try_id": str(task_instance.id),
+        "process": identity.process_id(),
         "worker": worker.as_dict(),
         "conditions": identity.conditions(worker.pid),
     }

@@ -81,6 +81,8 @@ class Report(_Closed):
 
     version: Literal[1]
     try_id: UUID
+    process: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None = None
+    """Tells the task process from all others; a worker of an older version of this package does not say it."""
     worker: WorkerReport
     conditions: ConditionsReport = ConditionsReport()
 

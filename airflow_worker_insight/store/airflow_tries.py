@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey
+from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, instance_key
 from airflow_worker_insight.store.planning import are_among
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Row
+
+    from airflow_worker_insight.store.keys import RowKey
 
 FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 """Airflow's final states of a task instance (``airflow.utils.state.State.finished``)."""
@@ -59,6 +61,8 @@ class AirflowTry:
     """
 
     key: TryKey
+    instances: tuple[int, ...] = ()
+    """The keys of its task instance (:func:`.compat.instance_keys`): the first is what new rows are kept by."""
     state: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -74,6 +78,11 @@ class AirflowTry:
         """Whether this try has ended for good."""
         return self.state in FINISHED
 
+    @property
+    def row_keys(self) -> tuple[RowKey, ...]:
+        """What it may be recorded by: the first is what it is recorded by from now on."""
+        return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instances)
+
 
 def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
     """Return the tries that must have been, because a later one is known, and of which Airflow has no row.
@@ -81,15 +90,19 @@ def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
     Airflow writes no history when the scheduler fails a task that is still queued (seen on 2.11.2 and 3.3.2), and
     before 2.10 it had none at all.
     """
-    numbers: dict[TaskInstanceKey, set[int]] = defaultdict(set)
+    present: dict[TaskInstanceKey, dict[int, AirflowTry]] = defaultdict(dict)
     for one in known:
-        numbers[one.key.task_instance].add(one.key.try_number)
-    return [
-        AirflowTry(TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number), is_lost=True)
-        for key, present in numbers.items()
-        for number in range(1, max(present))
-        if number not in present
-    ]
+        present[one.key.task_instance][one.key.try_number] = one
+    lost = []
+    for key, tries in present.items():
+        later = tries[max(tries)]
+        for number in range(max(tries) - 1, 0, -1):
+            later = tries.get(number, later)
+            if number not in tries:
+                # A try that the scheduler failed while it was queued has left its ID to the next one.
+                names = TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number)
+                lost.append(AirflowTry(names, later.instances, is_lost=True))
+    return lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,8 @@ class DagRunRef:
     dag_id: str
     run_id: str
     state: str | None = field(default=None, compare=False)
+    started_at: datetime | None = field(default=None, compare=False)
+    """When it started, or was cleared last: aware UTC."""
 
     @property
     def is_finished(self) -> bool:
@@ -143,6 +158,16 @@ def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> d
     return found
 
 
+def tries_by_row(connection: Connection, keys: Iterable[TryKey]) -> dict[RowKey, AirflowTry]:
+    """Return all tries of the task instances of these tries, also lost ones, by what each may be recorded by."""
+    instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})
+    known: list[AirflowTry] = []
+    for start in range(0, len(instances), BATCH):
+        some = instances[start : start + BATCH]
+        known += _read(connection, lambda table, some=some: are_among(connection, _instance(table), some))
+    return {row_key: one for one in (*lost_tries(known), *known) for row_key in one.row_keys}
+
+
 def _instance(table: Table) -> tuple[Any, ...]:
     return table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index
 
@@ -152,37 +177,52 @@ class RunningTry:
     """The try behind an ID that a task process gave: whose it is and what Airflow says of it."""
 
     key: TryKey
+    instance: int
+    """The key of its task instance."""
     state: str
     started_at: datetime | None
+    ended_at: datetime | None
     executor: str | None
     queued_by_job_id: int | None
+    is_over: bool
+    """Whether it has ended: Airflow has given it a final state, or put it into the history."""
 
 
 def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
     """Return the try with Airflow 3's ID of it (unique per try), also when it has moved to the history."""
     stored_id = compat.stored_try_id(try_id)
-    for statement in _by_id():
+    for is_history, statement in enumerate(_by_id()):
         row = connection.execute(statement, {"p_try_id": stored_id}).first()
         if row is not None:
-            one = _airflow_try(row)
             return RunningTry(
-                key=one.key,
-                state=one.state or "running",
-                started_at=one.started_at,
-                executor=one.executor,
-                queued_by_job_id=one.queued_by_job_id,
+                key=_try_key(row),
+                instance=instance_key(str(try_id)),
+                state=row.state or "running",
+                started_at=utc(row.start_date),
+                ended_at=utc(row.end_date),
+                executor=row.executor or None,
+                queued_by_job_id=row.queued_by_job_id,
+                is_over=bool(is_history) or row.state in FINISHED,
             )
     return None
 
 
 @cache
 def _by_id() -> tuple[Any, ...]:
-    """Build the statements of :func:`try_by_id` once: building takes longer than running."""
+    """Build the statements of :func:`try_by_id` once, for the latest tries and for the history."""
     current, history = compat.task_instance_table(), compat.task_instance_history_table()
     return tuple(
         select(*(table.c[name] for name in _COLUMNS)).where(column == bindparam("p_try_id", type_=column.type))
         for table, column in ((current, current.c.id), (history, history.c.task_instance_id))
     )
+
+
+def is_of_run(started_at: datetime | None, run_started_at: datetime | None) -> bool:
+    """Return whether a recorded try of which Airflow has nothing was one of a Dag run that Airflow has.
+
+    Else it was one of a deleted run of that name: a run begins after the one before it was deleted.
+    """
+    return started_at is not None and run_started_at is not None and started_at >= run_started_at
 
 
 def finished_runs(
@@ -196,17 +236,31 @@ def finished_runs(
     """Return up to ``limit`` finished Dag runs with a row ID above ``after_row_id``, in the order of their IDs."""
     statement = _finished_runs(dag_id, ended_since, after_row_id)
     ordered = statement.order_by(compat.dag_run_table().c.id).limit(limit)
-    return [DagRunRef(*row) for row in connection.execute(ordered)]
+    return [_run(row) for row in connection.execute(ordered)]
+
+
+def _run(row: Row[Any]) -> DagRunRef:
+    return DagRunRef(row.id, row.dag_id, row.run_id, row.state, utc(row.start_date))
+
+
+def _run_columns() -> list[Any]:
+    run = compat.dag_run_table()
+    return [run.c[name] for name in ("id", "dag_id", "run_id", "state", "start_date")]
+
+
+def runs_after(connection: Connection, row_id: int, *, limit: int) -> list[DagRunRef]:
+    """Return the next Dag runs in the order of their rows' IDs."""
+    run = compat.dag_run_table()
+    rows = connection.execute(select(*_run_columns()).where(run.c.id > row_id).order_by(run.c.id).limit(limit))
+    return [_run(row) for row in rows]
 
 
 def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit: int) -> list[DagRunRef]:
     """Return the Dag runs among the ``limit`` latest ones that ended since then; it reads no more than these."""
     run = compat.dag_run_table()
-    latest = connection.execute(
-        select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state, run.c.end_date).order_by(run.c.id.desc()).limit(limit)
-    )
+    latest = connection.execute(select(*_run_columns(), run.c.end_date).order_by(run.c.id.desc()).limit(limit))
     return [
-        DagRunRef(row.id, row.dag_id, row.run_id, row.state)
+        _run(row)
         for row in latest
         if row.state in FINISHED_RUN and row.end_date is not None and row.end_date >= ended_since
     ]
@@ -226,9 +280,7 @@ def count_task_instances(connection: Connection, runs: Collection[DagRunRef]) ->
 
 def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_id: int) -> Any:
     run = compat.dag_run_table()
-    statement = select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state).where(
-        run.c.id > after_row_id, run.c.state.in_(FINISHED_RUN)
-    )
+    statement = select(*_run_columns()).where(run.c.id > after_row_id, run.c.state.in_(FINISHED_RUN))
     if dag_id is not None:
         statement = statement.where(run.c.dag_id == dag_id)
     if ended_since is not None:
@@ -251,11 +303,18 @@ def count_finished_runs(
 
 def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | None:
     """Return a Dag run by its names."""
+    return next(iter(find_runs(connection, [(dag_id, run_id)])), None)
+
+
+def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> list[DagRunRef]:
+    """Return those of the Dag runs with these names that Airflow has."""
     run = compat.dag_run_table()
-    row = connection.execute(
-        select(run.c.id, run.c.dag_id, run.c.run_id, run.c.state).where(run.c.dag_id == dag_id, run.c.run_id == run_id)
-    ).first()
-    return DagRunRef(*row) if row is not None else None
+    found: list[DagRunRef] = []
+    ordered = sorted(set(names))
+    for start in range(0, len(ordered), BATCH):
+        within = are_among(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
+        found += map(_run, connection.execute(select(*_run_columns()).where(within)))
+    return found
 
 
 def _read(connection: Connection, condition: Any) -> list[AirflowTry]:
@@ -292,12 +351,19 @@ def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
 
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:
-    return select(*(table.c[name] for name in _COLUMNS), literal(rank).label("rank_")).where(condition)
+    source, identity = compat.try_identity(table)
+    columns = (table.c[name] for name in _COLUMNS)
+    return select(*columns, *identity, literal(rank).label("rank_")).select_from(source).where(condition)
+
+
+def _try_key(row: Row[Any]) -> TryKey:
+    return TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number or 0)
 
 
 def _airflow_try(row: Row[Any]) -> AirflowTry:
     return AirflowTry(
-        key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number or 0),
+        key=_try_key(row),
+        instances=compat.instance_keys(row),
         state=row.state,
         started_at=utc(row.start_date),
         ended_at=utc(row.end_date),

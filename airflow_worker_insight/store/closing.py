@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from airflow_worker_insight.store.attribution import Life
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.locks import kept
+from airflow_worker_insight.store.planning import are_among
 from airflow_worker_insight.store.recording import WorkerRecord, upsert
-from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
+from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -21,42 +22,53 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+    from airflow_worker_insight.store.keys import RowKey
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What the attempt table holds of one try: enough to see whether it must be closed or written again."""
 
+    row_key: RowKey
+    key: TryKey
     state: str | None
     started_at: datetime | None
     ended_at: datetime | None
+    has_worker: bool = True
+    are_alike: bool = True
+    """Whether the rows of all its workers say the same."""
 
     def is_closed_as(self, one: AirflowTry) -> bool:
         """Return whether nothing is left to write."""
-        return (self.state, self.started_at, self.ended_at) == (one.state, one.started_at, one.ended_at)
+        ours = (self.key.map_index, self.state, self.started_at, self.ended_at)
+        return self.are_alike and ours == (one.key.map_index, one.state, one.started_at, one.ended_at)
 
 
-def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> dict[TryKey, Recorded]:
-    """Return the tries of these Dag runs that have a row; one whose workers' rows differ is not closed."""
+def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[Recorded]:
+    """Return the tries that are recorded under the names of these Dag runs, also those of deleted runs of that name."""
     keys = {run_key(run.dag_id, run.run_id) for run in runs}
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     rows = connection.execute(
         select(
-            attempt.c.dag_id,
-            attempt.c.run_id,
-            attempt.c.task_id,
-            attempt.c.map_index,
-            attempt.c.try_number,
-            attempt.c.state,
-            attempt.c.started_at,
-            attempt.c.ended_at,
+            *(attempt.c[name] for name in ("run_key", "task_key", *names, "state", "started_at", "ended_at")),
+            attempt.c.worker_ref,
         ).where(attempt.c.run_key.in_(keys))
     )
-    found: dict[TryKey, Recorded] = {}
+    found: dict[RowKey, Recorded] = {}
     for row in rows:
-        key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-        one = Recorded(state=row.state, started_at=utc(row.started_at), ended_at=utc(row.ended_at))
-        found[key] = one if found.get(key, one) == one else Recorded(None, None, None)
-    return found
+        row_key = (row.run_key, row.task_key, row.try_number)
+        one = Recorded(
+            row_key=row_key,
+            key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number),
+            state=row.state,
+            started_at=utc(row.started_at),
+            ended_at=utc(row.ended_at),
+            has_worker=row.worker_ref != NO_WORKER,
+        )
+        before = found.setdefault(row_key, one)
+        if (before.state, before.started_at, before.ended_at) != (one.state, one.started_at, one.ended_at):
+            found[row_key] = replace(before, are_alike=False)
+    return list(found.values())
 
 
 def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
@@ -117,8 +129,11 @@ def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now
     return {row.worker_id: row.id for row in connection.execute(find)}
 
 
-def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
-    """Write the final state and times of recorded tries, on the rows of all their workers."""
+def close_tries(connection: Connection, tries: Sequence[tuple[RowKey, AirflowTry]]) -> None:
+    """Write the final state and times of recorded tries, on the rows of all their workers.
+
+    And their map index: Airflow makes the first mapped task instance of the one that had not been mapped yet.
+    """
     if not tries:
         return
     statement = (
@@ -129,6 +144,7 @@ def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
             attempt.c.try_number == bindparam("p_try_number"),
         )
         .values(
+            map_index=bindparam("p_map_index"),
             state=bindparam("p_state"),
             started_at=bindparam("p_started_at", type_=Timestamp()),
             start_slot=bindparam("p_start_slot"),
@@ -139,17 +155,27 @@ def close_tries(connection: Connection, tries: Sequence[AirflowTry]) -> None:
         statement,
         [
             {
-                "p_run_key": one.key.run_key,
-                "p_task_key": one.key.task_key,
-                "p_try_number": one.key.try_number,
+                "p_run_key": of_run,
+                "p_task_key": instance,
+                "p_try_number": number,
+                "p_map_index": one.key.map_index,
                 "p_state": one.state,
                 "p_started_at": one.started_at,
                 "p_start_slot": start_slot(one.started_at),
                 "p_ended_at": one.ended_at,
             }
-            for one in tries
+            for (of_run, instance, number), one in tries
         ],
     )
+
+
+def remove_tries(connection: Connection, row_keys: Sequence[RowKey]) -> None:
+    """Remove tries of which nothing ran."""
+    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
+    if row_keys:
+        connection.execute(
+            delete(attempt).where(are_among(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER)
+        )
 
 
 def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:
@@ -171,10 +197,11 @@ def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]
 
 
 def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
+    of_run, instance, number = one.row_keys[0]
     return {
-        "run_key": one.key.run_key,
-        "task_key": one.key.task_key,
-        "try_number": one.key.try_number,
+        "run_key": of_run,
+        "task_key": instance,
+        "try_number": number,
         "worker_ref": worker_ref,
         "map_index": one.key.map_index,
         "ordinal": 0,
@@ -189,4 +216,5 @@ def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
         "dag_id": one.key.dag_id,
         "run_id": one.key.run_id,
         "task_id": one.key.task_id,
+        "process_key": None,
     }

@@ -20,7 +20,7 @@ class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
     migration_dir = migrate.MIGRATIONS.as_posix()
     alembic_file = ""
     supports_table_dropping = True
-    revision_heads_map: dict[str, str] = {"0.1.0": "0003"}  # noqa: RUF012  (Airflow's own annotation)
+    revision_heads_map: dict[str, str] = {"0.1.0": "0004"}  # noqa: RUF012  (Airflow's own annotation)
 
     def get_alembic_config(self) -> Config:
         """Return the configuration of :mod:`airflow_worker_insight.store.migrate`; there is no ini file."""

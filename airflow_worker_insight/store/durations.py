@@ -40,7 +40,7 @@ def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[
     rows = connection.execute(
         select(
             *(attempt.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")),
-            *(attempt.c[name] for name in ("worker_ref", "started_at", "ended_at", "state")),
+            *(attempt.c[name] for name in ("run_key", "task_key", "worker_ref", "started_at", "ended_at", "state")),
         )
         .where(
             attempt.c.start_slot >= start_slot(since),
@@ -56,12 +56,12 @@ def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
     # What has not been closed yet only Airflow knows to have ended.
     open_ones = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
-    known = airflow_tries.tries_of_task_instances(connection, open_ones) if open_ones else {}
+    known = airflow_tries.tries_by_row(connection, open_ones) if open_ones else {}
     found = []
     for key, row in zip(keys, rows, strict=True):
         state, ended_at = row.state, row.ended_at
         if ended_at is None:
-            one = known.get(key)
+            one = known.get((row.run_key, row.task_key, row.try_number))
             state, ended_at = (one.state, one.ended_at) if one is not None else (None, None)
         if (state == "success" and ended_at is not None) or state == "running":
             ended_at = ended_at.astimezone(timezone.utc) if state == "success" else None

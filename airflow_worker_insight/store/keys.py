@@ -1,9 +1,22 @@
-"""The keys of a try: fixed-size digests of the four names that identify a task instance."""
+"""The keys of a try: by Airflow's names, which come again, and by Airflow's own task instance, which does not.
+
+A Dag run that is deleted may come again under its name, and so may a mapped task instance. So recorded tries are kept
+by :data:`RowKey`, whose middle is a digest of what Airflow gives no second task instance (:func:`instance_key`).
+What an executor has queued is known by its names (:class:`TryKey`): it queues no two tries of one name at a time.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timezone
 from hashlib import blake2b
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+RowKey: TypeAlias = tuple[int, int, int]
+"""A recorded try: the digest of its Dag run's names, of Airflow's task instance, and the number of the try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,7 @@ class TryKey:
 
     @property
     def task_key(self) -> int:
-        """Digest of the task instance within its Dag run."""
+        """Digest of the task instance's names within its Dag run."""
         return task_key(self.task_id, self.map_index)
 
 
@@ -52,11 +65,39 @@ def run_key(dag_id: str, run_id: str) -> int:
 
 
 def task_key(task_id: str, map_index: int) -> int:
-    """Return the digest of a task instance within its Dag run as a signed 64-bit integer.
+    """Return the digest of a task instance's names within its Dag run as a signed 64-bit integer.
 
     Two different task instances of one run share a key with a probability of n²/2⁶⁵ (10,000 mapped tasks: 3e-12).
     """
     return _digest(task_id, str(map_index))
+
+
+def instance_key(task_instance_id: str) -> int:
+    """Return the digest of an Airflow 3 task instance as a signed 64-bit integer.
+
+    :param task_instance_id: ``task_instance.id`` as text: another one for each try, and never given again
+    """
+    return _digest("id", task_instance_id)
+
+
+def instance_key_by_run(run_row_id: int, logical_date: datetime, task_id: str, map_index: int) -> int:
+    """Return the digest of an Airflow 2.11 task instance, which has no ID, as a signed 64-bit integer.
+
+    :param run_row_id: ``dag_run.id``, which SQLite may give again after the latest Dag run was deleted
+    :param logical_date: aware; no two runs of a Dag have the same
+    """
+    moment = logical_date.astimezone(timezone.utc).isoformat()
+    return _digest("run", str(run_row_id), moment, task_id, str(map_index))
+
+
+def process_key(process_id: str | None) -> int | None:
+    """Return the digest of a task process as a signed 32-bit integer, ``None`` for one that is not known.
+
+    :param process_id: see :func:`airflow_worker_insight.identity.process_id`
+    """
+    if process_id is None:
+        return None
+    return int.from_bytes(blake2b(process_id.encode(), digest_size=4).digest(), "big", signed=True)
 
 
 def _digest(*parts: str) -> int:

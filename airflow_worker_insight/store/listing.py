@@ -14,7 +14,7 @@ from sqlalchemy import and_, case, func, or_, select, true
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.airflow_tries import FINISHED
-from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.store.keys import run_key
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.store.keys import RowKey
     from airflow_worker_insight.store.reading import AttemptFilter
 
 MAX_TOTAL = 10_000
@@ -41,7 +42,7 @@ MAX_BRANCHES = 50
 those."""
 
 KEY = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-"""What identifies a try in the attempt table; see :func:`digests`."""
+"""What identifies a try in the attempt table: see :data:`.keys.RowKey`."""
 
 _NAMES = ("run_id", "task_id", "map_index", "try_number")
 
@@ -50,7 +51,7 @@ _NAMES = ("run_id", "task_id", "map_index", "try_number")
 class Page:
     """One page of a list: which tries, and how many there are in all."""
 
-    keys: list[tuple[int, int, int]]
+    keys: list[RowKey]
     total: int
     total_is_exact: bool
     is_cut: bool = False
@@ -93,12 +94,7 @@ def can_be_ids(connection: Connection, *names: str | None) -> bool:
     return all(character <= "\uffff" for name in names if name is not None for character in name)
 
 
-def digests(key: TryKey) -> tuple[int, int, int]:
-    """Return what identifies a try in the attempt table."""
-    return key.run_key, key.task_key, key.try_number
-
-
-def is_one_of(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> Any:
+def is_one_of(connection: Connection, keys: Sequence[RowKey]) -> Any:
     """Say that a row of the attempt table belongs to one of these tries."""
     return are_among(connection, KEY, keys)
 
@@ -260,7 +256,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     if filters.state is not None and filters.state not in FINISHED:
         keys = _keys_in_state(connection, filters, dag_ids)
         along = (is_one_of(connection, keys), *of_refs)
-        is_cut = is_cut or len(keys) == MAX_TOTAL
+        is_cut = is_cut or len(keys) >= MAX_TOTAL
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
     if filters.run_id is not None and dag_ids is not None:
         run_keys = [run_key(dag_id, filters.run_id) for dag_id in sorted(dag_ids)]
@@ -355,14 +351,14 @@ def _airflows_word(table: Any, rows: Any) -> Any:
     )
 
 
-def _keys_in_state(
-    connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None
-) -> list[tuple[int, int, int]]:
+def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> list[RowKey]:
     """Return which tries are in a state that is not their last: Airflow has them by state, and they are few."""
     instance = compat.task_instance_table()
+    source, identity = compat.try_identity(instance)
     given = {"dag_id": filters.dag_id, **{name: getattr(filters, name) for name in _NAMES}}
     rows = connection.execute(
-        select(instance.c.dag_id, instance.c.run_id, instance.c.task_id, instance.c.map_index, instance.c.try_number)
+        select(*(instance.c[name] for name in ("dag_id", *_NAMES)), *identity)
+        .select_from(source)
         .where(
             instance.c.state == filters.state,
             *(instance.c[name] == value for name, value in given.items() if value is not None),
@@ -371,4 +367,4 @@ def _keys_in_state(
         .order_by(instance.c.start_date.desc())
         .limit(MAX_TOTAL)
     )
-    return [digests(TryKey(*row)) for row in rows]
+    return [(run_key(row.dag_id, row.run_id), key, row.try_number) for row in rows for key in compat.instance_keys(row)]

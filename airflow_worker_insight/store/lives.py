@@ -17,7 +17,7 @@ from sqlalchemy import and_, case, delete, func, insert, literal, not_, or_, sel
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import run_key, task_key
+from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import are_among, changed_rows
 from airflow_worker_insight.store.recording import (
     AVAILABLE,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
+
+    from airflow_worker_insight.store.keys import RowKey
 
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
@@ -424,46 +426,52 @@ class RunningTries:
 
 def running_tries(connection: Connection) -> RunningTries:
     """Ask Airflow which tries run now, and our own table where."""
-    beats = {
-        (run_key(row.dag_id, row.run_id), task_key(row.task_id, row.map_index), row.try_number): utc(row.heartbeat)
-        for row in connection.execute(_running())
-    }
+    running = _running(connection)
     counts: Counter[int] = Counter()
     heartbeats: dict[int, datetime] = {}
-    for key, ref in _latest_workers(connection, sorted(beats)).items():
+    for row_key, ref in _latest_workers(connection, sorted(running)).items():
         counts[ref] += 1
-        beat = beats[key]
+        beat = running[row_key][1]
         if beat is not None:
             heartbeats[ref] = max(heartbeats.get(ref, beat), beat)
     return RunningTries(counts, heartbeats)
 
 
-def running_on(connection: Connection) -> dict[tuple[int, int, int], int]:
-    """Return the tries that run now, by their digests, with the row ID of the worker that each runs on."""
-    keys = sorted(
-        (run_key(row.dag_id, row.run_id), task_key(row.task_id, row.map_index), row.try_number)
-        for row in connection.execute(_running())
-    )
-    return _latest_workers(connection, keys)
+def running_on(connection: Connection) -> dict[TryKey, int]:
+    """Return the tries that run now with the row ID of the worker that each runs on."""
+    running = _running(connection)
+    return {running[row_key][0]: ref for row_key, ref in _latest_workers(connection, sorted(running)).items()}
 
 
-def _running() -> Any:
+def _running(connection: Connection) -> dict[RowKey, tuple[TryKey, datetime | None]]:
+    """Return the tries that run, by what they are recorded by, with their latest heartbeats."""
+    found: dict[RowKey, tuple[TryKey, datetime | None]] = {}
+    for row in connection.execute(_select_running()):
+        key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
+        found[key.run_key, compat.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
+    return found
+
+
+def _select_running() -> Any:
     """Select the tries that run: on 2.11 their heartbeats are those of their own jobs."""
     table, job = compat.task_instance_table(), compat.job_table()
+    source, identity = compat.try_identity(table)
     names = [table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")]
     # "restarting" is set on a running try that is to end: its process lives until it has.
     is_running = table.c.state.in_(("running", "restarting"))
+    heartbeat = job.c.latest_heartbeat
     if "last_heartbeat_at" in table.c:
-        return select(*names, table.c.last_heartbeat_at.label("heartbeat")).where(is_running)
-    joined = table.outerjoin(job, job.c.id == table.c.job_id)
-    return select(*names, job.c.latest_heartbeat.label("heartbeat")).select_from(joined).where(is_running)
+        heartbeat = table.c.last_heartbeat_at
+    else:
+        source = source.outerjoin(job, job.c.id == table.c.job_id)
+    return select(*names, *identity, heartbeat.label("heartbeat")).select_from(source).where(is_running)
 
 
-def _latest_workers(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], int]:
+def _latest_workers(connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, int]:
     """Return for each of these tries the worker whose process of it began last: others it has deferred from."""
     key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     began = func.coalesce(attempt.c.last_started_at, attempt.c.started_at).label("began")
-    latest: dict[tuple[int, int, int], tuple[bool, Any, int, int]] = {}
+    latest: dict[RowKey, tuple[bool, Any, int, int]] = {}
     for batch in _batches(keys):
         rows = connection.execute(
             select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(

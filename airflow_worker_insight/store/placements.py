@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
+    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+    from airflow_worker_insight.store.keys import RowKey
 
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
@@ -180,17 +181,16 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     return {row.try_number: _placement(row) for row in rows if row.dag_id == key.dag_id}
 
 
-def kept_reasons(connection: Connection, key: TryKey) -> dict[int, str]:
-    """Return why the tries of a task instance were placed where they were, as kept with them, by their numbers."""
-    rows = connection.execute(
-        select(attempt.c.try_number, attempt.c.placement).where(
-            attempt.c.run_key == key.run_key,
-            attempt.c.task_key == key.task_key,
-            attempt.c.dag_id == key.dag_id,
-            attempt.c.placement.is_not(None),
+def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, str]:
+    """Return why these tries were placed where they were, or wait, of those of whose placing it is still written."""
+    asked = {_digests(key): key for key in keys}
+    found: dict[TryKey, str] = {}
+    for batch in _batches(sorted(asked)):
+        rows = connection.execute(
+            select(*_key(placement), placement.c.reason).where(are_among(connection, _key(placement), batch))
         )
-    )
-    return {row.try_number: row.placement for row in rows}
+        found |= {asked[row.run_key, row.task_key, row.try_number]: row.reason for row in rows}
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +202,13 @@ class Why:
     """The whole line, until the Dag run is reconciled."""
 
 
-def why(connection: Connection, key: TryKey) -> dict[int, Why]:
-    """Return what is known of the placing of each try of a task instance, by the try's number."""
-    kept = {number: Why(reason) for number, reason in kept_reasons(connection, key).items()}
+def why(connection: Connection, key: TryKey, kept: Mapping[int, str]) -> dict[int, Why]:
+    """Return what is known of the placing of each try of a task instance, by the try's number.
+
+    :param kept: the words that are kept with its recorded tries
+    """
     return {
-        **kept,
+        **{number: Why(reason) for number, reason in kept.items()},
         **{number: Why(one.reason, one.detail) for number, one in of_task_instance(connection, key).items()},
     }
 
@@ -254,24 +256,29 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
     }
     if not earlier:
         return {}
-    by_digest = {_digests(before): before for before in earlier}
+    # By Airflow's own tries: a Dag run that was deleted and made again has the names of what failed before.
+    tries = {
+        row_key: one for row_key, one in airflow_tries.tries_by_row(connection, keys).items() if one.key in earlier
+    }
+    known = {one.key: one for one in tries.values()}
     ran: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
-    for batch in _batches(sorted(by_digest)):
+    for batch in _batches(sorted(tries)):
         for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
-            before = by_digest[row.run_key, row.task_key, row.try_number]
+            before = tries[row.run_key, row.task_key, row.try_number].key
             ran[before] = max(ran.get(before, ((0, row.place), row.name)), ((1, row.place), row.name))
+    by_name = {_digests(key): key for key in known}
+    for batch in _batches(sorted(by_name)):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
             # What it was sent to is a guess beside what it said itself.
-            ran.setdefault(by_digest[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
-    ends = airflow_tries.tries_of_task_instances(connection, ran)
+            ran.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
     found: dict[TryKey, set[str]] = defaultdict(set)
     for before, (_, name) in ran.items():
-        if before not in ends or ends[before].state not in UNHARMED:
+        if known[before].state not in UNHARMED:
             found[earlier[before]].add(name)
     return {key: frozenset(names) for key, names in found.items()}
 
 
-def _workers_of(connection: Connection, keys: Sequence[tuple[int, int, int]], table: Any, place: Any) -> Any:
+def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, place: Any) -> Any:
     """Select the workers of tries; of several of one try the one with the greatest ``place`` was the last."""
     name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
     return (
@@ -318,7 +325,7 @@ class Swept:
     unplaced: Mapping[int, int]
 
 
-def sweep(connection: Connection, running: Mapping[tuple[int, int, int], int], *, settled: datetime) -> Swept:
+def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: datetime) -> Swept:
     """Give back the places of tries that neither wait nor run any more, as far as Airflow knows.
 
     A scheduler gives back the places of its own; this is for those whose scheduler died.
@@ -329,7 +336,7 @@ def sweep(connection: Connection, running: Mapping[tuple[int, int, int], int], *
     placed = open_placements(connection)
     over = _have_ended(connection, [one for one in placed if one.placed_at is not None and one.placed_at < settled])
     close(connection, over)
-    known = {_digests(one.key) for one in placed if one.worker_ref is not None}
+    known = {one.key for one in placed if one.worker_ref is not None}
     return Swept(len(over), Counter(ref for key, ref in running.items() if key not in known))
 
 
@@ -343,21 +350,28 @@ def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[Try
     }
 
 
-def keep(connection: Connection, runs: Collection[DagRunRef]) -> None:
-    """Keep with each recorded try of these Dag runs why it was placed, and forget the rest of what has ended."""
+def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
+    """Keep with each recorded try of these Dag runs why it was placed, and forget the rest of what has ended.
+
+    :param tries: all tries that Airflow has of them
+    """
     keys = sorted({run_key(run.dag_id, run.run_id) for run in runs})
     if connection.execute(select(placement.c.run_key).where(placement.c.run_key.in_(keys)).limit(1)).first() is None:
         return
     # A Dag run may end before its scheduler has heard of the end of its last try.
     close(connection, _have_ended(connection, _open_of_runs(connection, keys)))
-    same = [ours == theirs for ours, theirs in zip(_key(attempt), _key(placement), strict=True)]
-    # A scalar subquery, because MySQL and SQLite say UPDATE … FROM in other words.
-    reason = select(placement.c.reason).where(*same).correlate(attempt).scalar_subquery()
-    connection.execute(
-        update(attempt)
-        .where(attempt.c.run_key.in_(keys), select(placement.c.run_key).where(*same).correlate(attempt).exists())
-        .values(placement=reason)
-    )
+    placed = connection.execute(select(*_key(placement), placement.c.reason).where(placement.c.run_key.in_(keys)))
+    reason_of = {(row.run_key, row.task_key, row.try_number): row.reason for row in placed}
+    rows: dict[str, list[RowKey]] = defaultdict(list)
+    for one in (*tries, *airflow_tries.lost_tries(tries)):
+        reason = reason_of.get(_digests(one.key))
+        if reason is not None:
+            rows[reason] += one.row_keys
+    for reason, row_keys in rows.items():
+        for batch in _batches(sorted(row_keys)):
+            connection.execute(
+                update(attempt).where(are_among(connection, _key(attempt), batch)).values(placement=reason)
+            )
     connection.execute(delete(placement).where(placement.c.run_key.in_(keys), placement.c.is_open.is_(False)))
 
 
@@ -392,7 +406,8 @@ def _key(table: Any) -> tuple[Any, ...]:
     return table.c.run_key, table.c.task_key, table.c.try_number
 
 
-def _digests(key: TryKey) -> tuple[int, int, int]:
+def _digests(key: TryKey) -> RowKey:
+    """Return what a try is placed by: its names."""
     return key.run_key, key.task_key, key.try_number
 
 

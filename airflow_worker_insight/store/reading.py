@@ -11,15 +11,15 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import select
 
 from airflow_worker_insight import compat, config
-from airflow_worker_insight.store import airflow_tries, listing
+from airflow_worker_insight.store import airflow_tries, listing, placements
 from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TryKey, run_key, task_key
+from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.store.recording import REPORTED
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
 
     from airflow_worker_insight.store.airflow_tries import AirflowTry
+    from airflow_worker_insight.store.keys import RowKey
 
 
 MAX_TOTAL = listing.MAX_TOTAL
@@ -75,6 +76,10 @@ class Attempt:
     is_recorded: bool = True
     placement: str | None = None
     """What an executor of this package decided of it last, one of :data:`~.decisions.REASONS`."""
+    deleted: str | None = None
+    """``run`` or ``task_instance``: what Airflow has deleted, with which it deleted the try. What bears the same names
+    in Airflow now, if anything does, is another one."""
+    row_key: RowKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,11 @@ def find_attempts(
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
     page = listing.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
-    return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
+    attempts = load_attempts(connection, page.keys)
+    if filters.state is not None:
+        # Of a try that is not closed the state was looked for by its names, which another one may bear by now.
+        attempts = [one for one in attempts if one.deleted is None or one.state == filters.state]
+    return AttemptPage(attempts, page.total, page.total_is_exact, page.is_cut)
 
 
 def list_attempts(
@@ -140,28 +149,42 @@ def task_instance_attempts(
     """
     if not listing.can_be_ids(connection, dag_id, run_id, task_id):
         return []
-    rows = connection.execute(
-        _rows().where(
-            attempt.c.run_key == run_key(dag_id, run_id),
-            attempt.c.task_key == task_key(task_id, map_index),
-            attempt.c.dag_id == dag_id,
-            attempt.c.run_id == run_id,
-            attempt.c.task_id == task_id,
-            attempt.c.map_index == map_index,
-        )
-    ).all()
-    recorded = {key_of(one): one if one.ended_at else _forgotten(one) for one in _assemble(rows)}
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
     known += airflow_tries.lost_tries(known)
-    live = {one.key: _live(recorded[one.key], one) if one.key in recorded else _unrecorded(one) for one in known}
-    return sorted({**recorded, **live}.values(), key=lambda one: -one.try_number)
+    row_keys = [row_key for one in known for row_key in one.row_keys]
+    recorded = _by_row_key(_load(connection, row_keys))
+    tries: dict[int, Attempt] = {}
+    for one in known:
+        found = next((recorded[row_key] for row_key in one.row_keys if row_key in recorded), None)
+        tries[one.key.try_number] = _unrecorded(one) if found is None else _live(found, one)
+    missing = {one.key.try_number for one in known if one.is_lost and not tries[one.key.try_number].is_recorded}
+    if missing or not known:
+        # Airflow has removed its history of these tries, or all that it had of the task instance.
+        by_name = _recorded_by_name(connection, TaskInstanceKey(dag_id, run_id, task_id, map_index), recorded.keys())
+        present = [one for one in by_name if one.deleted != "run"]
+        tries |= {one.try_number: one for one in present if not known or one.try_number in missing}
+        if not known and not present:
+            return sorted(by_name, key=lambda one: -one.try_number)
+    return sorted(tries.values(), key=lambda one: -one.try_number)
 
 
-def load_attempts(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
-    """Return the tries with these digests (see :func:`~.listing.digests`) as they are now, in the order given."""
-    return _with_live_state(connection, _load(connection, keys))
+def _recorded_by_name(connection: Connection, key: TaskInstanceKey, others: Collection[RowKey]) -> list[Attempt]:
+    """Return what was recorded of task instances of a name, but for some: also of those of deleted Dag runs."""
+    names = zip(("dag_id", "run_id", "task_id", "map_index"), key.as_tuple(), strict=True)
+    rows = connection.execute(
+        select(attempt.c.run_key, attempt.c.task_key, attempt.c.try_number).where(
+            attempt.c.run_key == run_key(key.dag_id, key.run_id), *(attempt.c[name] == value for name, value in names)
+        )
+    )
+    found = sorted({(row.run_key, row.task_key, row.try_number) for row in rows} - set(others))
+    return load_attempts(connection, found)
+
+
+def load_attempts(connection: Connection, keys: Sequence[RowKey]) -> list[Attempt]:
+    """Return the recorded tries with these keys as they are now, in the order given."""
+    return _as_now(connection, _load(connection, keys))
 
 
 def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
@@ -184,7 +207,6 @@ def without_neighbours(one: Attempt) -> Attempt:
 
 def _rows() -> Any:
     """Select attempt rows with their workers; the row of a try without a worker has NULLs there."""
-    placed = [placement.c[name] == attempt.c[name] for name in ("run_key", "task_key", "try_number", "dag_id")]
     return select(
         attempt,
         worker.c.worker_id,
@@ -192,14 +214,10 @@ def _rows() -> Any:
         worker.c.kind,
         worker.c.hostname,
         worker.c.host_only,
-        # Kept with the try once its Dag run is reconciled.
-        func.coalesce(placement.c.reason, attempt.c.placement).label("placed_because"),
-    ).select_from(
-        attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(placement, and_(*placed)),
-    )
+    ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref))
 
 
-def _load(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[Attempt]:
+def _load(connection: Connection, keys: Sequence[RowKey]) -> list[Attempt]:
     """Load these tries in full, in the order given."""
     if not keys:
         return []
@@ -210,24 +228,28 @@ def _load(connection: Connection, keys: Sequence[tuple[int, int, int]]) -> list[
 
 def _assemble(rows: Iterable[Row[Any]]) -> list[Attempt]:
     """Gather the rows of each try, keeping the order in which the tries come."""
-    tries: dict[TryKey, list[Row[Any]]] = defaultdict(list)
+    tries: dict[RowKey, list[Row[Any]]] = defaultdict(list)
     for row in rows:
-        tries[TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)].append(row)
-    return [_attempt(key, sorted(group, key=lambda row: row.ordinal)) for key, group in tries.items()]
+        tries[row.run_key, row.task_key, row.try_number].append(row)
+    return [_attempt(row_key, sorted(group, key=lambda row: row.ordinal)) for row_key, group in tries.items()]
 
 
-def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
-    decided = next((row.placed_because for row in rows if row.placed_because is not None), None)
+def _by_row_key(attempts: Iterable[Attempt]) -> dict[RowKey, Attempt]:
+    return {one.row_key: one for one in attempts if one.row_key is not None}
+
+
+def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
+    decided = next((row.placement for row in rows if row.placement is not None), None)
     # A report is the worker's own word: where one exists, nothing inferred beside it counts.
     rows = [row for row in rows if row.attribution == REPORTED] or rows
     first = rows[0]
     started_at, ended_at = utc(first.started_at), utc(first.ended_at)
     return Attempt(
-        dag_id=key.dag_id,
-        run_id=key.run_id,
-        task_id=key.task_id,
-        map_index=key.map_index,
-        try_number=key.try_number,
+        dag_id=first.dag_id,
+        run_id=first.run_id,
+        task_id=first.task_id,
+        map_index=first.map_index,
+        try_number=first.try_number,
         state=first.state,
         started_at=started_at,
         ended_at=ended_at,
@@ -251,19 +273,52 @@ def _attempt(key: TryKey, rows: Sequence[Row[Any]]) -> Attempt:
             if row.worker_ref != NO_WORKER and row.worker_id is not None
         ),
         placement=decided,
+        row_key=row_key,
     )
 
 
 # --- what Airflow knows better ---------------------------------------------------------------------------------------
 
 
-def _with_live_state(connection: Connection, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Give the tries that have not been closed yet the state that Airflow has for them now."""
-    known = airflow_tries.tries_of_task_instances(connection, (key_of(one) for one in attempts if one.ended_at is None))
-    return [
-        _live(one, known[key_of(one)]) if key_of(one) in known else _forgotten(one) if one.ended_at is None else one
-        for one in attempts
-    ]
+def _as_now(connection: Connection, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Give the tries the state that Airflow has for them now, and say which ones it has deleted."""
+    known = airflow_tries.tries_by_row(connection, map(key_of, attempts))
+    strangers = [one for one in attempts if one.row_key not in known]
+    deleted = _deleted(connection, strangers, {one.key for one in known.values() if not one.is_lost})
+    reasons = placements.reasons(connection, [key_of(one) for one in attempts if one.row_key in known])
+    found = []
+    for one in attempts:
+        now = None if one.row_key is None else known.get(one.row_key)
+        if now is not None:
+            reason = reasons.get(key_of(one), one.placement)
+            found.append(replace(one if one.ended_at is not None else _live(one, now), placement=reason))
+        else:
+            shown = one if one.ended_at is not None else _forgotten(one)
+            found.append(replace(shown, deleted=deleted.get(one.row_key)))
+    return found
+
+
+def _deleted(
+    connection: Connection, strangers: Sequence[Attempt], known: Collection[TryKey]
+) -> dict[RowKey | None, str]:
+    """Return what Airflow has deleted of tries that it does not have: nothing where only its history is gone.
+
+    :param strangers: recorded tries whose task instances Airflow does not have any more, or has others of that name
+    :param known: the tries that Airflow has of these names
+    """
+    if not strangers:
+        return {}
+    runs = airflow_tries.find_runs(connection, [(one.dag_id, one.run_id) for one in strangers])
+    began = {(run.dag_id, run.run_id): run.started_at for run in runs}
+    instances = {key.task_instance for key in known}
+    found: dict[RowKey | None, str] = {}
+    for one in strangers:
+        key = key_of(one)
+        if not airflow_tries.is_of_run(one.started_at, began.get((one.dag_id, one.run_id))):
+            found[one.row_key] = "run"
+        elif key in known or key.task_instance not in instances:
+            found[one.row_key] = "task_instance"
+    return found
 
 
 def _forgotten(one: Attempt) -> Attempt:

@@ -143,42 +143,57 @@ def _small(value: float | None, unit: int) -> int | None:
     return None if value is None else min(round(value * unit), 2**15 - 1)
 
 
-def record_start(  # noqa: PLR0913  (each is a fact of the one start)
+@dataclass(frozen=True, slots=True)
+class StartedTry:
+    """The try that a task process has started, as Airflow has it. Times are aware UTC."""
+
+    key: TryKey
+    instance: int
+    """The key of its task instance: see :mod:`.keys`."""
+    started_at: datetime | None
+    """When Airflow says that the try started."""
+    state: str = "running"
+    ended_at: datetime | None = None
+    """When it ended, where a report of it had to wait for so long."""
+
+
+def record_start(
     connection: Connection,
-    key: TryKey,
+    started: StartedTry,
     record: WorkerRecord,
     *,
-    try_started_at: datetime | None,
-    state: str,
     now: datetime,
+    process: int | None = None,
     conditions: Conditions | None = None,
     is_late: bool = False,
 ) -> None:
-    """Write that a task process of the try ``key`` started on the worker ``record``.
+    """Write that a task process of a try started on the worker ``record``.
 
-    A second process of the same try on the same worker (deferral, reschedule) is counted in the same row. The caller
-    owns the transaction.
+    A second process of the same try on the same worker (deferral, reschedule) is counted in the same row, and the same
+    process once, however often it is told. The end of a try that has one stays. The caller owns the transaction.
 
     :param connection: a connection to Airflow's database with a transaction begun
-    :param try_started_at: when Airflow says that the try started
-    :param state: the try's state as Airflow has it, usually ``running``
     :param now: when the process started, by the clock of the machine that writes
+    :param process: the key of the process (:func:`.keys.process_key`); one that is not known is another one
     :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
     :param is_late: whether ``now`` has passed, because the report had to wait
     :raises ContradictingWorker: when the worker's ID is known as another worker's
     :raises TooManyWorkers: when the try has had too many workers
     """
+    key = started.key
     start = {
         "p_run_key": key.run_key,
-        "p_task_key": key.task_key,
+        "p_task_key": started.instance,
         "p_try_number": key.try_number,
         "p_map_index": key.map_index,
         "p_dag_id": key.dag_id,
         "p_run_id": key.run_id,
         "p_task_id": key.task_id,
-        "p_state": state,
-        "p_started_at": try_started_at or now,
-        "p_start_slot": start_slot(try_started_at or now),
+        "p_state": started.state,
+        "p_started_at": started.started_at or now,
+        "p_ended_at": started.ended_at,
+        "p_process_key": process,
+        "p_start_slot": start_slot(started.started_at or now),
         "p_now": now,
         "p_seen_since": now - FRESH,
         "p_worker_id": record.worker_id,
@@ -477,7 +492,9 @@ def _first_process(dialect: str) -> Any:
         "worker_ref": worker.c.id,
         "ordinal": others,
         "process_count": literal(1),
+        "process_key": _parameter(attempt.c.process_key),
         "started_at": _parameter(attempt.c.started_at),
+        "ended_at": _parameter(attempt.c.ended_at),
         "first_started_at": later_worker_only,
         "last_started_at": later_worker_only,
         "state": _parameter(attempt.c.state),
@@ -489,28 +506,52 @@ def _first_process(dialect: str) -> Any:
     }
     written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
     row = select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
+    # For a request that Airflow's client has sent again while the first one is still at work.
+    for name in ("postgresql", "sqlite"):
+        row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
     return counted(insert(attempt).from_select(list(columns), row), dialect)
 
 
 @cache
 def _further_process(dialect: str) -> Any:
-    """Build the UPDATE that counts one more process of a try on a worker."""
+    """Build the UPDATE that counts one more process of a try on a worker, unless it is the one that was counted last.
+
+    What has ended stays so. The order of the values is MySQL's, which reads those to the left as they have become.
+    """
+    is_new = or_(
+        attempt.c.process_key.is_(None),
+        _parameter(attempt.c.process_key).is_(None),
+        attempt.c.process_key != _parameter(attempt.c.process_key),
+    )
     statement = (
         update(attempt)
         .where(
             *_of_this_try(attempt),
             attempt.c.worker_ref == select(worker.c.id).where(*_known_worker()).scalar_subquery(),
         )
-        .values(
-            process_count=attempt.c.process_count + 1,
-            first_started_at=func.coalesce(attempt.c.first_started_at, attempt.c.started_at),
-            last_started_at=_NOW,
-            ended_at=None,
-            state=_parameter(attempt.c.state),
-            attribution=REPORTED,
+        .ordered_values(
+            (
+                attempt.c.first_started_at,
+                case(
+                    (is_new, func.coalesce(attempt.c.first_started_at, attempt.c.started_at)),
+                    else_=attempt.c.first_started_at,
+                ),
+            ),
+            (attempt.c.last_started_at, case((is_new, _NOW), else_=attempt.c.last_started_at)),
+            (attempt.c.process_count, case((is_new, attempt.c.process_count + 1), else_=attempt.c.process_count)),
+            (
+                attempt.c.process_key,
+                func.coalesce(_parameter(attempt.c.process_key), attempt.c.process_key),
+            ),
+            (
+                attempt.c.state,
+                case((attempt.c.ended_at.is_(None), _parameter(attempt.c.state)), else_=attempt.c.state),
+            ),
+            (attempt.c.ended_at, func.coalesce(attempt.c.ended_at, _parameter(attempt.c.ended_at))),
+            (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
         )
     )
-    return counted(statement, dialect)
+    return _returning(statement, dialect)
 
 
 _NOW = bindparam("p_now", type_=Timestamp())

@@ -237,14 +237,23 @@ def _row_goes(row: Any, older_than: datetime) -> Any:
 
 
 def _airflow_has(row: Any) -> Any:
-    """Say that Airflow has the row's try, as the latest one or in its history."""
+    """Say that Airflow has the row's try, as the latest one or in its history, in a Dag run that began before it."""
+    run = compat.dag_run_table()
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
-    return or_(
+    began_later = _exists(
+        run,
+        run.c.dag_id == row.c.dag_id,
+        run.c.run_id == row.c.run_id,
+        run.c.start_date.is_not(None),
+        run.c.start_date > row.c.started_at,
+    )
+    has = or_(
         *(
             _exists(table, *(table.c[name] == row.c[name] for name in names))
             for table in (compat.task_instance_table(), compat.task_instance_history_table())
         )
     )
+    return and_(has, ~began_later)
 
 
 def _run_goes(row: Any, older_than: datetime) -> Any:

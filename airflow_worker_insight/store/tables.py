@@ -195,7 +195,7 @@ attempt = Table(
     "worker_insight_attempt",
     metadata,
     # Wide columns first: PostgreSQL aligns each to its own width, and any other order would pad.
-    # Digests of (dag_id, run_id) and (task_id, map_index), see store.keys: 16 bytes in the key instead of some 80.
+    # Digests of (dag_id, run_id) and of Airflow's own task instance, see store.keys: 16 bytes and not some 80.
     Column("run_key", BigInteger, primary_key=True, autoincrement=False),
     Column("task_key", BigInteger, primary_key=True, autoincrement=False),
     Column("started_at", Timestamp),
@@ -225,6 +225,8 @@ attempt = Table(
     Column("task_id", StringID(), nullable=False),
     # Why it was placed where it was, by an executor of this package; filled in when the try is closed.
     Column("placement", Coded(REASONS)),
+    # Which task process was counted last, so that a report that arrives again counts none: see keys.process_key.
+    Column("process_key", Integer),
     # On PostgreSQL the migration makes the slot NULLS FIRST: read backwards it is in the order of lists.
     Index("worker_insight_attempt_start_slot", "start_slot"),
     Index("worker_insight_attempt_worker_ref", "worker_ref", "start_slot"),
@@ -234,7 +236,8 @@ attempt = Table(
 placement = Table(
     "worker_insight_placement",
     metadata,
-    # What is placed now, by whichever scheduler, and until the Dag run has ended and is reconciled why.
+    # What is placed now, by whichever scheduler, and until the Dag run has ended and is reconciled why. By names, which
+    # is all that an executor has of a try: digests of (dag_id, run_id) and of (task_id, map_index).
     Column("run_key", BigInteger, primary_key=True, autoincrement=False),
     Column("task_key", BigInteger, primary_key=True, autoincrement=False),
     Column("try_number", Integer, primary_key=True, autoincrement=False),

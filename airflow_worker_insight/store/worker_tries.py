@@ -140,6 +140,7 @@ def _stays(rows: Any) -> Any:
         _last_process(other) > _last_process(rows),
     )
     return select(
+        *(rows.c[name] for name in ("run_key", "task_key")),
         *(rows.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number", "state")),
         func.coalesce(rows.c.first_started_at, rows.c.started_at).label("began_at"),
         _last_process(rows).label("last_process_at"),
@@ -156,8 +157,11 @@ def _with_airflows_word(connection: Connection, rows: Sequence[Row[Any]]) -> lis
     """Read rows as stays, of tries that are not closed with the state and the end that Airflow has for them now."""
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
     unclosed = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
-    known = airflow_tries.tries_of_task_instances(connection, unclosed)
-    return [_stay(key, row, known.get(key)) for key, row in zip(keys, rows, strict=True)]
+    known = airflow_tries.tries_by_row(connection, unclosed)
+    return [
+        _stay(key, row, known.get((row.run_key, row.task_key, row.try_number)))
+        for key, row in zip(keys, rows, strict=True)
+    ]
 
 
 def _stay(key: TryKey, row: Row[Any], now: AirflowTry | None) -> Stay:

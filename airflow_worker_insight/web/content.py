@@ -81,7 +81,8 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
         worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
         lives = workers.get_workers(connection, worker_ids) if sees_workers else {}
         # Of a task instance that nobody knows nothing was placed either.
-        placed = placements.why(connection, reading.key_of(attempts[0])) if attempts else {}
+        kept = {one.try_number: one.placement for one in attempts if one.placement is not None}
+        placed = placements.why(connection, reading.key_of(attempts[0]), kept) if attempts else {}
     if not sees_workers:
         attempts = [reading.without_neighbours(one) for one in attempts]
         # The line names workers that the try has nothing to do with.

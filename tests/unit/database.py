@@ -16,8 +16,9 @@ from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store import airflow_tries, closing, recording
 from airflow_worker_insight.store.airflow_tries import DagRunRef
-from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.store.keys import TryKey, instance_key
 from airflow_worker_insight.store.recording import WorkerRecord
 from airflow_worker_insight.store.tables import attempt, worker
 
@@ -111,11 +112,12 @@ def add_run(
     run_id: str = "run-1",
     *,
     state: str = "success",
+    started_at: datetime = NOON,
     ended_at: datetime | None = RUN_ENDED,
 ) -> DagRunRef:
     """Store a Dag run."""
     run = compat.dag_run_table()
-    times: dict[str, Any] = {"start_date": NOON, "end_date": ended_at}
+    times: dict[str, Any] = {"start_date": started_at, "end_date": ended_at}
     if compat.is_airflow_3():
         times["run_after"] = NOON
     else:
@@ -123,7 +125,7 @@ def add_run(
         times["execution_date"] = at(-next(_moments))
     _store(connection, run, dag_id=dag_id, run_id=run_id, state=state, run_type="manual", **times)
     row_id = connection.execute(select(run.c.id).where(run.c.dag_id == dag_id, run.c.run_id == run_id)).scalar_one()
-    return DagRunRef(row_id, dag_id, run_id)
+    return DagRunRef(row_id, dag_id, run_id, state, started_at)
 
 
 def add_try(
@@ -143,9 +145,10 @@ def add_try(
 ) -> TryKey:
     """Store a try: the task instance's last one, or with ``history`` an earlier one (store the last one first)."""
     table = compat.task_instance_history_table() if history else compat.task_instance_table()
+    names = (run.dag_id, run.run_id, task_id, map_index)
     id_column = "task_instance_id" if history else "id"
     if compat.is_airflow_3():
-        others[id_column] = compat.stored_try_id(try_id or uuid.uuid4())
+        others[id_column] = compat.stored_try_id(try_id or _try_id(TryKey(*names, try_number)))
     _store(
         connection,
         table,
@@ -162,6 +165,40 @@ def add_try(
         **others,
     )
     return TryKey(run.dag_id, run.run_id, task_id, map_index, try_number)
+
+
+def _try_id(key: TryKey) -> uuid.UUID:
+    """Return the ID that Airflow 3 gives a try here, unless a test says another one."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, repr(key))
+
+
+def instance_of(connection: Connection, key: TryKey) -> int:
+    """Return the key of the task instance of a try: of Airflow's own where it has one, else of one that it had."""
+    known = airflow_tries.tries_by_row(connection, [key]).values()
+    found = next((one.instances[0] for one in known if one.key == key), None)
+    if found is not None:
+        return found
+    return instance_key(str(_try_id(key))) if compat.is_airflow_3() else key.task_key
+
+
+def record_start(
+    connection: Connection,
+    key: TryKey,
+    record: WorkerRecord,
+    *,
+    try_started_at: datetime | None,
+    state: str = "running",
+    **others: Any,
+) -> None:
+    """Write that a process of a try started on a worker: the try that Airflow has by these names, if it has one."""
+    started = recording.StartedTry(key, instance_of(connection, key), try_started_at, state)
+    recording.record_start(connection, started, record, **others)
+
+
+def close(connection: Connection, run: DagRunRef) -> None:
+    """Write the ends of all tries of a Dag run as Airflow has them."""
+    tries = airflow_tries.tries_of_runs(connection, [run])
+    closing.close_tries(connection, [(one.row_keys[0], one) for one in tries])
 
 
 def change_try(connection: Connection, key: TryKey, **values: Any) -> None:

@@ -69,6 +69,10 @@ def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
 
     with create_session() as session:
         push_within(session, one, value, key)
+    # Soon after the try has begun.
+    with compat.engine().begin() as connection:
+        table = compat.xcom_model().__table__
+        connection.execute(table.update().where(table.c.key == key).values(timestamp=at(11)))
 
 
 def push_within(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:

@@ -118,14 +118,29 @@ def test_other_xcoms_are_left_alone(database: Database) -> None:
     assert len(database.attempts()) == 1
 
 
-def test_a_report_that_comes_after_its_try_ended_counts_for_that_try(database: Database) -> None:
+def test_a_try_that_has_ended_takes_no_report(database: Database) -> None:
     first_id = uuid.uuid4()
     second = a_running_try(database, try_number=2)
     with database.engine.begin() as connection:
         add_try(connection, second.run, try_number=1, state="failed", try_id=first_id, history=True)
+        ended = add_try(connection, second.run, "ended", try_id=(ended_id := uuid.uuid4()))
     push(second, a_report(first_id))
+    push(RunningTry(second.run, ended, ended_id), a_report(ended_id))
+    assert database.attempts() == []
+    assert counters.snapshot() == {"reports.dropped.try_has_ended": 2}
+
+
+@on_both
+def test_a_report_that_arrives_again_counts_no_process(database: Database) -> None:
+    one = a_running_try(database)
+    first, second = ({**a_report(one.try_id), "process": process} for process in ("a1", "b2"))
+    for report in (first, first, first, second, second):
+        push(one, report)
     (row,) = database.attempts()
-    assert (row["try_number"], row["state"]) == (1, "failed")
+    assert row["process_count"] == 2
+    # A worker of an older version does not say which process it is.
+    push(one, a_report(one.try_id))
+    assert database.attempts()[0]["process_count"] == 3
 
 
 def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:

@@ -14,9 +14,8 @@ from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting,
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.attribution import host_worker
-from airflow_worker_insight.store.recording import record_start
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -80,7 +79,7 @@ def test_a_try_that_several_workers_ran_is_closed_on_all_of_them(database: Datab
 
 @on_both
 @pytest.mark.parametrize("late", ["one", "two"])
-def test_a_process_that_reported_after_the_try_was_closed_is_closed_too(database: Database, late: str) -> None:
+def test_a_process_that_reported_after_the_try_was_closed_opens_nothing(database: Database, late: str) -> None:
     with database.engine.begin() as connection:
         run = add_run(connection)
         key = add_try(connection, run)
@@ -89,8 +88,8 @@ def test_a_process_that_reported_after_the_try_was_closed_is_closed_too(database
     reconciled(database, run)
     report_start(database, key, a_worker(late))
 
-    assert reconciled(database, run) == Outcome(closed=1)
     assert {row["worker_id"]: row["ended_at"] for row in database.attempts()} == {"one": at(20), "two": at(20)}
+    assert reconciled(database, run) == Outcome()
 
 
 def test_a_try_that_has_not_ended_stays_open(database: Database) -> None:
@@ -328,7 +327,7 @@ def test_a_report_that_nobody_claimed_is_taken(database: Database) -> None:
     with database.engine.begin() as connection:
         change_try(connection, one.key, state="success", end_date=at(20))
 
-    assert reconciled(database, one.run) == Outcome(closed=1, claimed=1)
+    assert reconciled(database, one.run) == Outcome(claimed=1)
 
     assert words(database) == {("extract", -1, 1): ("reported", "celery-1")}
     assert [(row["state"], row["ended_at"]) for row in database.attempts()] == [("success", at(20))]

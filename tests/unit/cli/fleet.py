@@ -8,9 +8,8 @@ from sqlalchemy import insert
 
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import engine, worker
-from tests.unit.database import NOON, Database, a_worker, at
+from tests.unit.database import NOON, Database, a_worker, at, record_start
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -12,10 +12,9 @@ from airflow_worker_insight.capture import backfill, reconcile
 from airflow_worker_insight.cli import history
 from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.cli.running import Printed, printed, refused, run
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start
 
 
 def recorded(database: Database) -> list[tuple[str, str]]:

@@ -23,10 +23,10 @@ from airflow_worker_insight.store import lives, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
 from tests.support.processes import wait_for
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both, record_start
 
 RULES = Rules("least_loaded", 4)
 

@@ -19,10 +19,10 @@ from airflow_worker_insight.fleet.states import NOT_CONFIGURED
 from airflow_worker_insight.store import clock
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
-from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql
+from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

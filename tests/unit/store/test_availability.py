@@ -14,9 +14,9 @@ from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, s
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.lives import NewLife, merge, register
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
-from tests.unit.database import NOON, Database, a_worker, at, on_both
+from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start
 from tests.unit.store.fleet import get
 
 if TYPE_CHECKING:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.closing import close_tries
 from airflow_worker_insight.store.durations import recent_stays
-from airflow_worker_insight.store.recording import record_start
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, close, on_both, record_start
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,7 +52,7 @@ def test_what_is_closed_needs_no_row_of_airflows(database: Database) -> None:
         run = add_run(connection, ended_at=at(30))
         key = add_try(connection, run, state="success", started_at=at(10), ended_at=at(25))
         record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
-        close_tries(connection, airflow_tries.tries_of_runs(connection, [run]))
+        close(connection, run)
     with database.engine.begin() as connection:
         change_try(connection, key, try_number=2, state="running", end_date=None)
         (one,) = recent_stays(connection, since=NOON, most=10)

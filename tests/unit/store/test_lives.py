@@ -15,9 +15,9 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES, EngineRow, NewLife
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, worker
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

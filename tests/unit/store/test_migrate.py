@@ -14,7 +14,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import (
     ATTRIBUTIONS,
     AVAILABILITIES,
@@ -28,7 +28,7 @@ from airflow_worker_insight.store.tables import (
     start_slot,
     worker,
 )
-from tests.unit.database import NOON, Database, a_worker, at, on_both, run_command
+from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,21 @@ from airflow_worker_insight.store import lives, placements
 from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag, list_attempts
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.retention import prune
-from airflow_worker_insight.store.tables import placement
-from tests.unit.database import NOON, RUN_ENDED, Database, a_worker, add_run, add_try, at, change_try, on_both
+from airflow_worker_insight.store.tables import attempt, placement
+from tests.unit.database import (
+    NOON,
+    RUN_ENDED,
+    Database,
+    a_worker,
+    add_run,
+    add_try,
+    at,
+    change_try,
+    on_both,
+    record_start,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -88,6 +99,12 @@ def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> Non
         assert one == replace(placed(keys[0], 1), placed_at=NOON, is_open=False)
 
 
+def kept(connection: Connection, key: TryKey) -> dict[int, str]:
+    """Return what is kept with the recorded tries of a task instance."""
+    rows = connection.execute(select(attempt).where(attempt.c.task_id == key.task_id)).all()
+    return {row.try_number: row.placement for row in rows if row.placement is not None}
+
+
 @on_both
 def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database) -> None:
     with database.engine.begin() as connection:
@@ -97,17 +114,17 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         late = add_try(connection, run, "late", state="running", ended_at=None)
         record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
         placements.write(connection, [placed(key, ref, is_open=False, reason=ELSEWHERE), placed(late, ref)], now=NOON)
-        assert placements.kept_reasons(connection, key) == {}
+        assert kept(connection, key) == {}
         assert [one.placement for one in attempts(connection)] == [ELSEWHERE]
         reconcile_runs(connection, [run])
-        assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
+        assert kept(connection, key) == {1: ELSEWHERE}
         assert {one.task_id: one.placement for one in attempts(connection)} == {key.task_id: ELSEWHERE}
         assert [row.task_id for row in stored(connection)] == ["late"]
         # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
         reconcile_runs(connection, [run])
-        assert placements.kept_reasons(connection, late) == {1: LEAST_LOADED}
-        assert placements.kept_reasons(connection, key) == {1: ELSEWHERE}
+        assert kept(connection, late) == {1: LEAST_LOADED}
+        assert kept(connection, key) == {1: ELSEWHERE}
         assert stored(connection) == []
 
 

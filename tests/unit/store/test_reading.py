@@ -11,9 +11,20 @@ from airflow_worker_insight.store import closing, listing, reading
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag
-from airflow_worker_insight.store.recording import Conditions, record_start
+from airflow_worker_insight.store.recording import Conditions
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from tests.unit.database import (
+    NOON,
+    Database,
+    a_worker,
+    add_run,
+    add_try,
+    at,
+    change_try,
+    instance_of,
+    on_both,
+    record_start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -45,7 +56,7 @@ def record(
             attempt.update()
             .where(
                 attempt.c.run_key == key.run_key,
-                attempt.c.task_key == key.task_key,
+                attempt.c.task_key == instance_of(connection, key),
                 attempt.c.try_number == key.try_number,
             )
             .values(started_at=started_at, start_slot=start_slot(started_at), ended_at=ended_at)

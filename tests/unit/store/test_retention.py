@@ -16,11 +16,11 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.closing import ensure_hosts, lives_on
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED, record_start
+from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both, on_postgresql
+from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both, on_postgresql, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,7 +157,7 @@ def test_a_try_goes_or_stays_with_all_its_workers(database: Database) -> None:
 @on_both
 def test_a_try_that_never_ended_goes_when_airflow_has_it_no_more(database: Database) -> None:
     with database.engine.begin() as connection:
-        run = add_run(connection, state="running", ended_at=None)
+        run = add_run(connection, state="running", started_at=at(-10 * DAY), ended_at=None)
         latest = add_try(connection, run, "latest", try_number=2, state="running", ended_at=None)
         earlier = add_try(connection, run, "latest", try_number=1, history=True)
     gone = replace(latest, task_id="gone")

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from airflow_worker_insight.store import closing, workers
-from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.worker_tries import struck_tries
-from tests.unit.database import NOON, a_worker, add_run, add_try, at
+from tests.unit.database import NOON, a_worker, add_run, add_try, at, close, record_start
 
 if TYPE_CHECKING:
     from tests.unit.database import Database
@@ -42,7 +40,7 @@ def test_what_failed_by_itself_was_not_taken_along_by_a_worker_whose_clock_is_ah
             started_at = at(-1800 + ahead)
             key = add_try(connection, run, name, state="failed", started_at=started_at, ended_at=ended_at)
             record_start(connection, key, one, try_started_at=started_at, state="running", now=at(-1800))
-            closing.close_tries(connection, [AirflowTry(key, state="failed", started_at=started_at, ended_at=ended_at)])
+            close(connection, run)
         values = {"state": "lost", "last_seen_at": NOON, "ended_at": NOON, "engine_started_at": at(-7200)}
         connection.execute(update(worker).values(values))
     with database.engine.connect() as connection:

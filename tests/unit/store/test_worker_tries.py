@@ -10,9 +10,19 @@ from sqlalchemy import update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import listing, worker_tries
-from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import attempt, worker
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both
+from tests.unit.database import (
+    NOON,
+    Database,
+    a_worker,
+    add_run,
+    add_try,
+    at,
+    change_try,
+    instance_of,
+    on_both,
+    record_start,
+)
 from tests.unit.store.fleet import get
 
 if TYPE_CHECKING:
@@ -45,7 +55,7 @@ def a_start(
         if closed:
             connection.execute(
                 update(attempt)
-                .where(attempt.c.run_key == key.run_key, attempt.c.task_key == key.task_key)
+                .where(attempt.c.run_key == key.run_key, attempt.c.task_key == instance_of(connection, key))
                 .values(ended_at=ended_at, state=state)
             )
     return key

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.recording import record_start
-from tests.unit.database import a_worker, add_run, add_try, at
+from tests.unit.database import a_worker, add_run, add_try, at, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,10 @@ from sqlalchemy import update
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import Conditions, record_start
+from airflow_worker_insight.store.recording import Conditions
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
-from tests.unit.database import a_worker, add_run, add_try, at
+from tests.unit.database import a_worker, add_run, add_try, at, record_start
 from tests.unit.web.conftest import READABLE, SECRET
 
 if TYPE_CHECKING:

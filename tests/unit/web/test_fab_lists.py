@@ -12,11 +12,10 @@ from sqlalchemy import update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
 from airflow_worker_insight.web import words
-from tests.unit.database import a_worker, at
+from tests.unit.database import a_worker, at, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from sqlalchemy import delete, insert, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import record_start, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, engine, worker
-from tests.unit.database import NOON, a_worker, add_run, add_try
+from tests.unit.database import NOON, a_worker, add_run, add_try, record_start
 from tests.unit.web.conftest import READABLE, SECRET
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import ELSEWHERE
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import Conditions, record_start, upsert_worker
+from airflow_worker_insight.store.recording import Conditions, upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
-from tests.unit.database import NOON, a_worker, add_run, add_try, at
+from tests.unit.database import NOON, a_worker, add_run, add_try, at, record_start
 from tests.unit.web.conftest import READABLE, SECRET
 
 if TYPE_CHECKING:

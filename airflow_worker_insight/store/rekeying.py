@@ -1,0 +1,193 @@
+"""Give recorded tries the keys of Airflow's own task instances, where they were recorded by names.
+
+So did the package up to schema 0003, and so do processes of it that go on for a while beside a newer one. A row is of
+Airflow's try if it says the same of it, or began in the Dag run as it is now. Else it is of a deleted run of that name,
+and keeps its key, which is no task instance's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, select, text, update
+
+from airflow_worker_insight.store import airflow_tries, closing
+from airflow_worker_insight.store.airflow_tries import is_of_run
+from airflow_worker_insight.store.keys import run_key, task_key
+from airflow_worker_insight.store.tables import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+    from airflow_worker_insight.store.closing import Recorded
+    from airflow_worker_insight.store.keys import RowKey, TryKey
+
+RUNS = 200
+"""Dag runs that are read at once, and looked up by their names."""
+
+ROWS = 1_000
+"""Tries that one transaction gives other keys: nobody waits for longer than that takes."""
+
+
+def rekey(
+    connection: Connection,
+    runs: Collection[DagRunRef],
+    tries: Collection[AirflowTry],
+    recorded: Collection[Recorded],
+) -> list[Recorded]:
+    """Give tries that are recorded by names the keys of their task instances; return all as they are then.
+
+    :param runs: the Dag runs as Airflow has them
+    :param tries: all tries that Airflow has of them
+    :param recorded: what is recorded under their names
+    """
+    by_name = {one.key: one for one in recorded if one.row_key == _by_names(one.key)}
+    if not by_name:
+        return list(recorded)
+    taken = {one.row_key for one in recorded}
+    began = {(run.dag_id, run.run_id): run for run in runs}
+    new: dict[RowKey, RowKey] = {}
+    for one in (*tries, *airflow_tries.lost_tries(tries)):
+        ours = by_name.get(one.key)
+        run = began.get((one.key.dag_id, one.key.run_id))
+        if ours is not None and run is not None and taken.isdisjoint(one.row_keys) and _is_of(ours, one, run):
+            new[ours.row_key] = one.row_keys[0]
+    ordered = sorted(new)
+    for start in range(0, len(ordered), ROWS):
+        write_keys(connection, [(old, new[old][1]) for old in ordered[start : start + ROWS]])
+    return [replace(one, row_key=new.get(one.row_key, one.row_key)) for one in recorded]
+
+
+def _by_names(key: TryKey) -> RowKey:
+    return key.run_key, key.task_key, key.try_number
+
+
+def _is_of(ours: Recorded, one: AirflowTry, run: DagRunRef) -> bool:
+    """Return whether a recorded try is the one that Airflow has by these names."""
+    if one.is_lost:
+        return not ours.has_worker or is_of_run(ours.started_at, run.started_at)
+    is_same = ours.ended_at is not None and (ours.started_at, ours.ended_at) == (one.started_at, one.ended_at)
+    return is_same or is_of_run(ours.started_at, run.started_at)
+
+
+def rekey_all(connection: Connection) -> Iterator[int]:
+    """Go through all Dag runs of Airflow's, yielding after each step how many tries got other keys.
+
+    It can be stopped anywhere and run again. The caller's connection commits each statement by itself, or else the
+    caller commits after each step.
+    """
+    last = 0
+    while True:
+        runs = airflow_tries.runs_after(connection, last, limit=RUNS)
+        if not runs:
+            return
+        last = runs[-1].row_id
+        for part in _in_parts(connection, runs):
+            tries = airflow_tries.tries_of_runs(connection, part)
+            recorded = closing.recorded_tries(connection, part)
+            before = {one.row_key for one in recorded}
+            yield sum(one.row_key not in before for one in rekey(connection, part, tries, recorded))
+
+
+def _in_parts(connection: Connection, runs: Sequence[DagRunRef]) -> Iterator[list[DagRunRef]]:
+    """Cut those of the Dag runs that have recorded tries into parts of some :data:`ROWS` tries."""
+    by_key = {run_key(run.dag_id, run.run_id): run for run in runs}
+    counted = connection.execute(
+        select(attempt.c.run_key, func.count().label("tries"))
+        .where(attempt.c.run_key.in_(sorted(by_key)))
+        .group_by(attempt.c.run_key)
+    ).all()
+    part: list[DagRunRef] = []
+    size = 0
+    for row in counted:
+        if part and size + row.tries > ROWS:
+            yield part
+            part, size = [], 0
+        part.append(by_key[row.run_key])
+        size += row.tries
+    if part:
+        yield part
+
+
+def key_by_names_again(connection: Connection) -> Iterator[int]:
+    """Give all recorded tries the keys of their names, for a version that knows no others; yield as above.
+
+    Of several that bear the same names the latest start gets it: the others stay as they are.
+    """
+    last = -(2**63)
+    while True:
+        # All rows of a Dag run in one step, so that those of one name are seen together.
+        found = connection.execute(
+            select(attempt.c.run_key).where(attempt.c.run_key > last).order_by(attempt.c.run_key).limit(ROWS)
+        ).scalars()
+        run_keys = sorted(set(found))
+        if not run_keys:
+            return
+        last = run_keys[-1]
+        yield _key_runs_by_names(connection, run_keys)
+
+
+def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> int:
+    names = ("run_key", "task_key", "try_number", "task_id", "map_index", "started_at")
+    rows = connection.execute(
+        select(*(attempt.c[name] for name in names))
+        .where(attempt.c.run_key.in_(run_keys))
+        .order_by(attempt.c.started_at)
+    ).all()
+    by_name: dict[RowKey, dict[RowKey, None]] = defaultdict(dict)
+    for row in rows:
+        named = (row.run_key, task_key(row.task_id, row.map_index), row.try_number)
+        by_name[named][row.run_key, row.task_key, row.try_number] = None
+    changed = [
+        (latest, named[1]) for named, keys in by_name.items() if named not in keys and (latest := list(keys)[-1])
+    ]
+    for start in range(0, len(changed), ROWS):
+        write_keys(connection, changed[start : start + ROWS])
+    return len(changed)
+
+
+def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> None:
+    """Give tries other keys of their task instances, with one statement where the database can.
+
+    :param new: each try by its key, and the new key of its task instance
+    """
+    if not new:
+        return
+    if connection.dialect.name != "postgresql":
+        connection.execute(_write_one_by_one(), [_parameters(old, task) for old, task in new])
+        return
+    columns: dict[str, Any] = {"runs": [], "tasks": [], "numbers": [], "new": []}
+    for (of_run, task, number), new_task in new:
+        for name, value in zip(columns, (of_run, task, number, new_task), strict=True):
+            columns[name].append(value)
+    table = connection.dialect.identifier_preparer.format_table(attempt)
+    connection.execute(
+        text(
+            f"UPDATE {table} AS a SET task_key = given.new FROM unnest(CAST(:runs AS bigint[]), "  # noqa: S608
+            "CAST(:tasks AS bigint[]), CAST(:numbers AS integer[]), CAST(:new AS bigint[])) "
+            "AS given (run_key, task_key, try_number, new) "
+            "WHERE a.run_key = given.run_key AND a.task_key = given.task_key AND a.try_number = given.try_number"
+        ),
+        columns,
+    )
+
+
+def _write_one_by_one() -> Any:
+    return (
+        update(attempt)
+        .where(
+            attempt.c.run_key == bindparam("p_run"),
+            attempt.c.task_key == bindparam("p_task"),
+            attempt.c.try_number == bindparam("p_number"),
+        )
+        .values(task_key=bindparam("p_new"))
+    )
+
+
+def _parameters(old: RowKey, new: int) -> dict[str, int]:
+    return {"p_run": old[0], "p_task": old[1], "p_number": old[2], "p_new": new}
