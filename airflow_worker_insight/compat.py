@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from uuid import UUID
 
     from sqlalchemy import Table
@@ -180,7 +180,9 @@ def task_instance_history_table() -> Table:
 
 
 def try_identity(table: Table) -> tuple[Any, list[Any]]:
-    """Return what to select the identity of tries from, and its columns, for :func:`instance_keys`.
+    """Return what to select the identity of tries from, and its columns, for :func:`.airflow_tries.instance_keys`.
+
+    These are the row and the logical date of the Dag run, and on Airflow 3 the task instance's ID.
 
     :param table: Airflow's ``task_instance`` or its history
     """
@@ -194,29 +196,10 @@ def try_identity(table: Table) -> tuple[Any, list[Any]]:
     return joined, columns
 
 
-def instance_keys(row: Any) -> tuple[int, ...]:
-    """Return the keys of a try's task instance: the one that it is recorded by, and one from before an upgrade.
-
-    An Airflow that was upgraded from 2.11 gave its task instances IDs then; their Dag runs kept their rows.
-
-    :param row: it has the columns of :func:`try_identity` and the names of the task instance
-    """
-    from airflow_worker_insight.store.keys import instance_key, instance_key_by_run
-
-    by_run = (
-        ()
-        if row.identity_moment is None
-        else (instance_key_by_run(row.identity_run, row.identity_moment, row.task_id, row.map_index),)
-    )
-    return (instance_key(str(row.identity_own)), *by_run) if is_airflow_3() else by_run
-
-
-def own_instance_key(task_instance: Any) -> int:
-    """Return the key of the task instance that 2.11 has given to a listener; Airflow has loaded its Dag run with it."""
-    from airflow_worker_insight.store.keys import instance_key_by_run
-
+def run_of(task_instance: Any) -> tuple[int, datetime]:
+    """Return the row ID and the logical date of the Dag run of a task instance of 2.11, which loads it with this."""
     run = task_instance.dag_run
-    return instance_key_by_run(run.id, run.execution_date, task_instance.task_id, task_instance.map_index)
+    return run.id, run.execution_date
 
 
 def stored_try_id(try_id: UUID) -> UUID | str:

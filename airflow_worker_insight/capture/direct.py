@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from airflow_worker_insight import compat, identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
-from airflow_worker_insight.store.keys import TryKey, process_key
+from airflow_worker_insight.store.keys import TryKey, instance_key_by_run, process_key
 from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
 
@@ -34,12 +34,13 @@ def record(task_instance: Any) -> None:
         map_index=task_instance.map_index,
         try_number=task_instance.try_number,
     )
+    instance = instance_key_by_run(*compat.run_of(task_instance), key.task_id, key.map_index)
     began = time.perf_counter()
     try:
         with compat.short_transaction() as connection:
             record_start(
                 connection,
-                StartedTry(key, compat.own_instance_key(task_instance), task_instance.start_date),
+                StartedTry(key, instance, task_instance.start_date),
                 worker_record(worker, job_id=task_instance.queued_by_job_id),
                 now=datetime.now(timezone.utc),
                 process=process_key(identity.process_id()),

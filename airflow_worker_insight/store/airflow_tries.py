@@ -11,7 +11,7 @@ from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, instance_key
+from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.store.planning import are_among
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AirflowTry:
 
     key: TryKey
     instances: tuple[int, ...] = ()
-    """The keys of its task instance (:func:`.compat.instance_keys`): the first is what new rows are kept by."""
+    """The keys of its task instance (:func:`instance_keys`): the first is what new rows are kept by."""
     state: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -360,10 +360,22 @@ def _try_key(row: Row[Any]) -> TryKey:
     return TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number or 0)
 
 
+def instance_keys(row: Row[Any]) -> tuple[int, ...]:
+    """Return the keys of a try's task instance: the one that it is recorded by, and one from before an upgrade.
+
+    An Airflow that was upgraded from 2.11 gave its task instances IDs then; their Dag runs kept their rows.
+
+    :param row: it has the columns of :func:`.compat.try_identity` and the names of the task instance
+    """
+    moment = utc(row.identity_moment)
+    by_run = () if moment is None else (instance_key_by_run(row.identity_run, moment, row.task_id, row.map_index),)
+    return (instance_key(str(row.identity_own)), *by_run) if compat.is_airflow_3() else by_run
+
+
 def _airflow_try(row: Row[Any]) -> AirflowTry:
     return AirflowTry(
         key=_try_key(row),
-        instances=compat.instance_keys(row),
+        instances=instance_keys(row),
         state=row.state,
         started_at=utc(row.start_date),
         ended_at=utc(row.end_date),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, case, func, or_, select, true
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.airflow_tries import FINISHED
+from airflow_worker_insight.store.airflow_tries import FINISHED, instance_keys
 from airflow_worker_insight.store.keys import run_key
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
@@ -331,6 +331,7 @@ def _is_now(state: str, rows: Any) -> Any:
         # Scalar subqueries, which no database is tempted to answer by reading all of Airflow's table.
         and_(
             rows.c.ended_at.is_(None),
+            _is_of_its_run(rows),
             func.coalesce(
                 _airflows_word(compat.task_instance_history_table(), rows),
                 _airflows_word(compat.task_instance_table(), rows),
@@ -339,6 +340,13 @@ def _is_now(state: str, rows: Any) -> Any:
             == state,
         ),
     )
+
+
+def _is_of_its_run(rows: Any) -> Any:
+    """Say that the Dag run of these names is the one that a try was of: see :func:`.airflow_tries.is_of_run`."""
+    run = compat.dag_run_table()
+    began = select(run.c.start_date).where(run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
+    return func.coalesce(began.scalar_subquery(), rows.c.started_at) <= rows.c.started_at
 
 
 def _airflows_word(table: Any, rows: Any) -> Any:
@@ -367,4 +375,4 @@ def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: froz
         .order_by(instance.c.start_date.desc())
         .limit(MAX_TOTAL)
     )
-    return [(run_key(row.dag_id, row.run_id), key, row.try_number) for row in rows for key in compat.instance_keys(row)]
+    return [(run_key(row.dag_id, row.run_id), key, row.try_number) for row in rows for key in instance_keys(row)]

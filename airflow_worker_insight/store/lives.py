@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, case, delete, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import airflow_tries, placements
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import are_among, changed_rows
@@ -448,7 +448,7 @@ def _running(connection: Connection) -> dict[RowKey, tuple[TryKey, datetime | No
     found: dict[RowKey, tuple[TryKey, datetime | None]] = {}
     for row in connection.execute(_select_running()):
         key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-        found[key.run_key, compat.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
+        found[key.run_key, airflow_tries.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
     return found
 
 

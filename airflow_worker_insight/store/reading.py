@@ -125,11 +125,7 @@ def find_attempts(
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
     page = listing.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
-    attempts = load_attempts(connection, page.keys)
-    if filters.state is not None:
-        # Of a try that is not closed the state was looked for by its names, which another one may bear by now.
-        attempts = [one for one in attempts if one.deleted is None or one.state == filters.state]
-    return AttemptPage(attempts, page.total, page.total_is_exact, page.is_cut)
+    return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
 
 
 def list_attempts(

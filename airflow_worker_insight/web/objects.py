@@ -291,6 +291,10 @@ class AttemptResponse(BaseModel):
         description="What an executor of this package decided of it last, in a word: why it was placed where it was, "
         "or what it waited for; null where none decided."
     )
+    deleted: Literal["run", "task_instance"] | None = Field(
+        description="What Airflow has deleted, with the try: its Dag run or its task instance. What bears the same "
+        "names in Airflow now is another one. null for a try that Airflow has, or whose history alone it has removed."
+    )
 
 
 class _ListResponse(BaseModel):

@@ -21,6 +21,26 @@ _NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)
+class Deleted:
+    """What is deleted: in short, and in a sentence."""
+
+    text: str
+    title: str
+
+
+_DELETED = {
+    "run": Deleted(
+        "of a deleted run",
+        "Airflow no longer has the Dag run of this try. A Dag run of the same name is another one.",
+    ),
+    "task_instance": Deleted(
+        "of a deleted task instance",
+        "Airflow no longer has the task instance of this try. One of the same name is another one.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What a worker's machine was like when a try started there: in short, and in a sentence."""
 
@@ -67,6 +87,8 @@ class Row:
     """Of the worker whose page this is."""
     why: str = ""
     """Why it was placed where it was, or waits, where an executor of this package decides."""
+    deleted: Deleted | None = None
+    """What of Airflow's it was part of that is deleted: then no page of Airflow's is of it any more."""
 
 
 def build_row(
@@ -104,6 +126,7 @@ def build_row(
         is_selected=one.try_number == selected,
         conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), None),
         why=why,
+        deleted=None if one.deleted is None else _DELETED[one.deleted],
     )
 
 

@@ -116,6 +116,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
                 "running_beside": 3,
             }
         ],
+        "deleted": None,
         "placement": "elsewhere",
     }
 
