@@ -551,7 +551,7 @@ def _further_process(dialect: str) -> Any:
             (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
         )
     )
-    return _returning(statement, dialect)
+    return counted(statement, dialect)
 
 
 _NOW = bindparam("p_now", type_=Timestamp())

@@ -19,7 +19,7 @@ from airflow_worker_insight.store.keys import run_key, task_key
 from airflow_worker_insight.store.tables import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -31,7 +31,10 @@ RUNS = 200
 """Dag runs that are read at once, and looked up by their names."""
 
 ROWS = 1_000
-"""Tries that one transaction gives other keys: nobody waits for longer than that takes."""
+"""Tries that one step gives other keys, if they are not all of one Dag run: nobody waits for longer than that takes."""
+
+LEAST = -(2**63)
+"""Below the key of every Dag run."""
 
 
 def rekey(
@@ -75,64 +78,55 @@ def _is_of(ours: Recorded, one: AirflowTry, run: DagRunRef) -> bool:
     return is_same or is_of_run(ours.started_at, run.started_at)
 
 
-def rekey_all(connection: Connection) -> Iterator[int]:
-    """Go through all Dag runs of Airflow's, yielding after each step how many tries got other keys.
+def rekey_step(connection: Connection, after: int) -> int | None:
+    """Rekey what is recorded of the next Dag runs of Airflow's; return where to go on, ``None`` at the end.
 
-    It can be stopped anywhere and run again. The caller's connection commits each statement by itself, or else the
-    caller commits after each step.
+    :param after: the row ID of the last Dag run of the step before, at first 0
     """
-    last = 0
-    while True:
-        runs = airflow_tries.runs_after(connection, last, limit=RUNS)
-        if not runs:
-            return
-        last = runs[-1].row_id
-        for part in _in_parts(connection, runs):
-            tries = airflow_tries.tries_of_runs(connection, part)
-            recorded = closing.recorded_tries(connection, part)
-            before = {one.row_key for one in recorded}
-            yield sum(one.row_key not in before for one in rekey(connection, part, tries, recorded))
-
-
-def _in_parts(connection: Connection, runs: Sequence[DagRunRef]) -> Iterator[list[DagRunRef]]:
-    """Cut those of the Dag runs that have recorded tries into parts of some :data:`ROWS` tries."""
+    runs = airflow_tries.runs_after(connection, after, limit=RUNS)
+    if not runs:
+        return None
     by_key = {run_key(run.dag_id, run.run_id): run for run in runs}
     counted = connection.execute(
         select(attempt.c.run_key, func.count().label("tries"))
         .where(attempt.c.run_key.in_(sorted(by_key)))
         .group_by(attempt.c.run_key)
-    ).all()
+    )
+    tries_of = {by_key[row.run_key].row_id: row.tries for row in counted}
     part: list[DagRunRef] = []
     size = 0
-    for row in counted:
-        if part and size + row.tries > ROWS:
-            yield part
-            part, size = [], 0
-        part.append(by_key[row.run_key])
-        size += row.tries
-    if part:
-        yield part
+    for run in runs:
+        size += tries_of.get(run.row_id, 0)
+        if part and size > ROWS:
+            break
+        part.append(run)
+    recorded = [run for run in part if run.row_id in tries_of]
+    if recorded:
+        tries = airflow_tries.tries_of_runs(connection, recorded)
+        rekey(connection, recorded, tries, closing.recorded_tries(connection, recorded))
+    return part[-1].row_id
 
 
-def key_by_names_again(connection: Connection) -> Iterator[int]:
-    """Give all recorded tries the keys of their names, for a version that knows no others; yield as above.
+def key_by_names_step(connection: Connection, after: int) -> int | None:
+    """Give the next recorded tries the keys of their names, for a version that knows no others; return as above.
 
     Of several that bear the same names the latest start gets it: the others stay as they are.
+
+    :param after: the key of the last Dag run of the step before, at first :data:`LEAST`
     """
-    last = -(2**63)
-    while True:
-        # All rows of a Dag run in one step, so that those of one name are seen together.
-        found = connection.execute(
-            select(attempt.c.run_key).where(attempt.c.run_key > last).order_by(attempt.c.run_key).limit(ROWS)
-        ).scalars()
-        run_keys = sorted(set(found))
-        if not run_keys:
-            return
-        last = run_keys[-1]
-        yield _key_runs_by_names(connection, run_keys)
+    # All rows of a Dag run in one step, so that those of one name are seen together.
+    found = connection.execute(
+        select(attempt.c.run_key).where(attempt.c.run_key > after).order_by(attempt.c.run_key).limit(ROWS)
+    ).scalars()
+    run_keys = sorted(set(found))
+    if not run_keys:
+        return None
+    _key_runs_by_names(connection, run_keys)
+    last: int = run_keys[-1]
+    return last
 
 
-def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> int:
+def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> None:
     names = ("run_key", "task_key", "try_number", "task_id", "map_index", "started_at")
     rows = connection.execute(
         select(*(attempt.c[name] for name in names))
@@ -148,7 +142,6 @@ def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> int:
     ]
     for start in range(0, len(changed), ROWS):
         write_keys(connection, changed[start : start + ROWS])
-    return len(changed)
 
 
 def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> None:

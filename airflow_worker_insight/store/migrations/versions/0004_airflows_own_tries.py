@@ -6,11 +6,19 @@ Revises: 0003
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from alembic import context, op
+from functools import partial
+from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
+from alembic import op
+
+from airflow_worker_insight.store import online_migration as online
 from airflow_worker_insight.store import rekeying
-from airflow_worker_insight.store.tables import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
 
 revision = "0004"
 down_revision = "0003"
@@ -21,23 +29,27 @@ ATTEMPT = "worker_insight_attempt"
 
 
 def upgrade() -> None:
-    """Give recorded tries their new keys step by step, then make room for the process: nothing is rewritten for that.
-
-    The column comes last: what was interrupted begins again and finds it missing.
-    """
-    if context.is_offline_mode():
+    """Make room for the process, and give recorded tries their new keys step by step."""
+    online.add_columns(ATTEMPT, sa.Column("process_key", sa.Integer()))
+    if op.get_context().as_sql:
         op.execute("-- recorded tries get their new keys from `airflow-worker-insight backfill`")
-    else:
-        with op.get_context().autocommit_block():
-            for _ in rekeying.rekey_all(op.get_bind()):
-                pass
-    op.add_column(ATTEMPT, sa.Column("process_key", sa.Integer()), schema=metadata.schema)
+        return
+    _in_steps(rekeying.rekey_step, 0)
 
 
 def downgrade() -> None:
     """Key tries by their names again, step by step."""
-    op.drop_column(ATTEMPT, "process_key", schema=metadata.schema)
-    if not context.is_offline_mode():
-        with op.get_context().autocommit_block():
-            for _ in rekeying.key_by_names_again(op.get_bind()):
-                pass
+    if not op.get_context().as_sql:
+        _in_steps(rekeying.key_by_names_step, rekeying.LEAST)
+    online.drop_columns(ATTEMPT, "process_key")
+
+
+def _in_steps(act: Callable[[Connection, int], int | None], first: int) -> None:
+    """Do something in transactions of its own, each of which says where the next one goes on."""
+    last: int | None = first
+    while last is not None:
+        last = online.step(partial(_act, act, last))
+
+
+def _act(act: Callable[[Connection, int], int | None], last: int) -> int | None:
+    return act(op.get_bind(), last)
