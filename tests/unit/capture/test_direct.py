@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records
 def a_task_instance(**others: Any) -> SimpleNamespace:
     known = {"dag_id": "etl", "run_id": "run-1", "task_id": "extract", "map_index": 3, "try_number": 2}
     times = {"start_date": at(10), "hostname": "host-1", "executor": "LocalExecutor", "queued_by_job_id": 7}
-    return SimpleNamespace(**{**known, **times, **others})
+    dag_run = SimpleNamespace(id=1, execution_date=at(0))
+    return SimpleNamespace(**{**known, **times, "dag_run": dag_run, **others})
 
 
 def a_worker_of(monkeypatch: pytest.MonkeyPatch, kind: str, **others: Any) -> None:
@@ -47,7 +48,7 @@ def test_a_start_is_written(database: Database) -> None:
         "reported",
         "running",
         at(10),
-        2,
+        1,
     )
     assert row["load"] >= 0
     assert 0 < row["memory_free"] <= 1000

@@ -78,6 +78,7 @@ def test_codes_never_move() -> None:
         "waits_bad_wish",
         "slow",
         "waits_no_such_worker",
+        "waits_workers_unseen",
     )
 
 
