@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries, listing, placements
@@ -150,7 +150,7 @@ def task_instance_attempts(
     )
     known += airflow_tries.lost_tries(known)
     row_keys = [row_key for one in known for row_key in one.row_keys]
-    recorded = _by_row_key(_load(connection, row_keys))
+    recorded = {one.attempt.row_key: one.attempt for one in _load(connection, row_keys)}
     tries: dict[int, Attempt] = {}
     for one in known:
         found = next((recorded[row_key] for row_key in one.row_keys if row_key in recorded), None)
@@ -158,7 +158,7 @@ def task_instance_attempts(
     missing = {one.key.try_number for one in known if one.is_lost and not tries[one.key.try_number].is_recorded}
     if missing or not known:
         # Airflow has removed its history of these tries, or all that it had of the task instance.
-        by_name = _recorded_by_name(connection, TaskInstanceKey(dag_id, run_id, task_id, map_index), recorded.keys())
+        by_name = _recorded_by_name(connection, TaskInstanceKey(dag_id, run_id, task_id, map_index), set(row_keys))
         present = [one for one in by_name if one.deleted != "run"]
         tries |= {one.try_number: one for one in present if not known or one.try_number in missing}
         if not known and not present:
@@ -201,8 +201,25 @@ def without_neighbours(one: Attempt) -> Attempt:
 # --- assembling ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A recorded try, and whether Airflow has a Dag run of its names, which may be a later one."""
+
+    attempt: Attempt
+    has_run: bool
+    run_started_at: datetime | None
+
+    @property
+    def may_have_changed(self) -> bool:
+        """Whether Airflow may have another word for it: it is open, or began before the Dag run did as it is now."""
+        began = airflow_tries.is_of_run(self.attempt.started_at, self.run_started_at)
+        return self.has_run and (self.attempt.ended_at is None or not began)
+
+
 def _rows() -> Any:
-    """Select attempt rows with their workers; the row of a try without a worker has NULLs there."""
+    """Select attempt rows with their workers and Dag runs; where there is none of these it has NULLs."""
+    run = compat.dag_run_table()
+    same_run = and_(run.c.dag_id == attempt.c.dag_id, run.c.run_id == attempt.c.run_id)
     return select(
         attempt,
         worker.c.worker_id,
@@ -210,10 +227,12 @@ def _rows() -> Any:
         worker.c.kind,
         worker.c.hostname,
         worker.c.host_only,
-    ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref))
+        run.c.id.label("run_row"),
+        run.c.start_date.label("run_started_at"),
+    ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
 
 
-def _load(connection: Connection, keys: Sequence[RowKey]) -> list[Attempt]:
+def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
     """Load these tries in full, in the order given."""
     if not keys:
         return []
@@ -222,16 +241,19 @@ def _load(connection: Connection, keys: Sequence[RowKey]) -> list[Attempt]:
     return _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
 
 
-def _assemble(rows: Iterable[Row[Any]]) -> list[Attempt]:
+def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
     """Gather the rows of each try, keeping the order in which the tries come."""
     tries: dict[RowKey, list[Row[Any]]] = defaultdict(list)
     for row in rows:
         tries[row.run_key, row.task_key, row.try_number].append(row)
-    return [_attempt(row_key, sorted(group, key=lambda row: row.ordinal)) for row_key, group in tries.items()]
-
-
-def _by_row_key(attempts: Iterable[Attempt]) -> dict[RowKey, Attempt]:
-    return {one.row_key: one for one in attempts if one.row_key is not None}
+    return [
+        _Loaded(
+            _attempt(row_key, sorted(group, key=lambda row: row.ordinal)),
+            has_run=group[0].run_row is not None,
+            run_started_at=utc(group[0].run_started_at),
+        )
+        for row_key, group in tries.items()
+    ]
 
 
 def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
@@ -276,45 +298,39 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
 # --- what Airflow knows better ---------------------------------------------------------------------------------------
 
 
-def _as_now(connection: Connection, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Give the tries the state that Airflow has for them now, and say which ones it has deleted."""
-    known = airflow_tries.tries_by_row(connection, map(key_of, attempts))
-    strangers = [one for one in attempts if one.row_key not in known]
-    deleted = _deleted(connection, strangers, {one.key for one in known.values() if not one.is_lost})
-    reasons = placements.reasons(connection, [key_of(one) for one in attempts if one.row_key in known])
-    found = []
-    for one in attempts:
-        now = None if one.row_key is None else known.get(one.row_key)
-        if now is not None:
-            reason = reasons.get(key_of(one), one.placement)
-            found.append(replace(one if one.ended_at is not None else _live(one, now), placement=reason))
-        else:
-            shown = one if one.ended_at is not None else _forgotten(one)
-            found.append(replace(shown, deleted=deleted.get(one.row_key)))
-    return found
+def _as_now(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
+    """Give the tries the state that Airflow has for them now, and say which ones it has deleted.
 
-
-def _deleted(
-    connection: Connection, strangers: Sequence[Attempt], known: Collection[TryKey]
-) -> dict[RowKey | None, str]:
-    """Return what Airflow has deleted of tries that it does not have: nothing where only its history is gone.
-
-    :param strangers: recorded tries whose task instances Airflow does not have any more, or has others of that name
-    :param known: the tries that Airflow has of these names
+    Airflow is asked only of those of which something can have changed: most of a list are closed, and of the Dag run
+    that Airflow has.
     """
-    if not strangers:
-        return {}
-    runs = airflow_tries.find_runs(connection, [(one.dag_id, one.run_id) for one in strangers])
-    began = {(run.dag_id, run.run_id): run.started_at for run in runs}
-    instances = {key.task_instance for key in known}
-    found: dict[RowKey | None, str] = {}
-    for one in strangers:
-        key = key_of(one)
-        if not airflow_tries.is_of_run(one.started_at, began.get((one.dag_id, one.run_id))):
-            found[one.row_key] = "run"
-        elif key in known or key.task_instance not in instances:
-            found[one.row_key] = "task_instance"
+    doubted = [one.attempt for one in loaded if one.may_have_changed]
+    known = airflow_tries.tries_by_row(connection, map(key_of, doubted)) if doubted else {}
+    reasons = placements.reasons(connection, [key_of(one) for one in doubted if one.row_key in known])
+    names = {one.key for one in known.values() if not one.is_lost}
+    found = []
+    for one in loaded:
+        attempt, now = one.attempt, None if one.attempt.row_key is None else known.get(one.attempt.row_key)
+        if now is not None:
+            attempt = attempt if attempt.ended_at is not None else _live(attempt, now)
+            attempt = replace(attempt, placement=reasons.get(key_of(attempt), attempt.placement))
+        elif one.may_have_changed or not one.has_run:
+            attempt = attempt if attempt.ended_at is not None else _forgotten(attempt)
+            attempt = replace(attempt, deleted=_deleted(one, names))
+        found.append(attempt)
     return found
+
+
+def _deleted(one: _Loaded, known: Collection[TryKey]) -> str | None:
+    """Return what Airflow has deleted of a try that it does not have; nothing where only its history is gone.
+
+    :param known: the tries that Airflow has of this name
+    """
+    if not one.has_run or not airflow_tries.is_of_run(one.attempt.started_at, one.run_started_at):
+        return "run"
+    key = key_of(one.attempt)
+    is_known = any(other.task_instance == key.task_instance for other in known)
+    return "task_instance" if key in known or not is_known else None
 
 
 def _forgotten(one: Attempt) -> Attempt:

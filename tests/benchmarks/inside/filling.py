@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import text
 
 from airflow_worker_insight.store import closing
 from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import Conditions, WorkerRecord, record_start
+from airflow_worker_insight.store.keys import TryKey, instance_key
+from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
 from airflow_worker_insight.store.tables import attempt, worker
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 TABLE = attempt.name
+
+PROCESS = 4711
+"""The key of each try's task process."""
 
 REGIONS = ("eu-central-1", "eu-west-1", "us-east-1")
 
@@ -48,6 +53,12 @@ def key(one: traffic.Start) -> TryKey:
     return TryKey(one.run.dag_id, one.run.run_id, one.task_id, one.map_index, one.try_number)
 
 
+def instance(at: TryKey) -> int:
+    """Return the key of the task instance that :func:`write_airflow_rows` writes for a try."""
+    names = "|".join(map(str, (at.dag_id, at.run_id, at.task_id, at.map_index, at.try_number)))
+    return instance_key(str(UUID(hashlib.md5(names.encode(), usedforsecurity=False).hexdigest())))
+
+
 def conditions(one: traffic.Start) -> Conditions:
     """Return what the worker's machine was like when a try started."""
     return Conditions(**one.conditions)
@@ -55,23 +66,25 @@ def conditions(one: traffic.Start) -> Conditions:
 
 def record(connection: Connection, one: traffic.Start, by: WorkerRecord) -> None:
     """Record the start of a try as the claim does."""
+    at = key(one)
     record_start(
         connection,
-        key(one),
+        StartedTry(at, instance(at), one.started_at),
         by,
-        try_started_at=one.started_at,
-        state="running",
         now=one.reported_at,
+        process=PROCESS,
         conditions=conditions(one),
     )
 
 
 def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
     """Close tries as reconciling does."""
-    closing.close_tries(
-        connection,
-        [AirflowTry(key=key(one), state=one.state, started_at=one.started_at, ended_at=one.ended_at) for one in tries],
-    )
+    ended = [
+        AirflowTry(at, (instance(at),), state=one.state, started_at=one.started_at, ended_at=one.ended_at)
+        for one in tries
+        for at in [key(one)]
+    ]
+    closing.close_tries(connection, [(one.row_keys[0], one) for one in ended])
 
 
 def stored(connection: Connection, column: str, value: str) -> Any:
@@ -114,10 +127,9 @@ SELECT a.run_id, a.dag_id, a.task_id, a.map_index, a.try_number, a.started_at, w
        CASE WHEN a.ended_at IS NULL OR a.ended_at > CAST(:now AS timestamptz) THEN 'running'
             WHEN lead(a.try_number) OVER attempts IS NULL THEN 'success' ELSE 'failed' END AS state,
        lead(a.try_number) OVER attempts IS NULL AS is_last,
-       (lpad(to_hex((extract(epoch FROM a.started_at) * 1000)::bigint), 12, '0')
-        || substr(md5(random()::text), 13))::uuid AS id
+       md5(concat_ws('|', a.dag_id, a.run_id, a.task_id, a.map_index, a.try_number))::uuid AS id
 FROM (SELECT * FROM {TABLE} ORDER BY start_slot DESC LIMIT :latest) a JOIN {worker.name} w ON w.id = a.worker_ref
-WINDOW attempts AS (PARTITION BY a.run_key, a.task_key ORDER BY a.try_number)
+WINDOW attempts AS (PARTITION BY a.run_key, a.task_id, a.map_index ORDER BY a.try_number)
 """
 
 _DAG_RUNS = """

@@ -27,7 +27,7 @@ from sqlalchemy import insert, text, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.keys import run_key, task_key
+from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, engine, start_slot, worker
 from airflow_worker_insight.store.workers import engine_of
@@ -156,9 +156,9 @@ def _changes(
 # --- what it ran -----------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    *("run_key", "worker_ref", "started_at", "ended_at", "start_slot", "state"),
+    *("run_key", "task_key", "worker_ref", "started_at", "ended_at", "start_slot", "state"),
     # The same whenever the try comes again.
-    *("task_key", "try_number", "map_index", "ordinal", "process_count", "attribution", "task_id"),
+    *("try_number", "map_index", "ordinal", "process_count", "process_key", "attribution", "task_id"),
     *("load", "memory_free", "running_beside"),
     *("dag_id", "run_id"),
 )
@@ -177,6 +177,8 @@ class Step:
     is_of_cycle_before: bool
     worker: int
     state: int
+    task: tuple[str, int, int]
+    """Its task, map index and number."""
     columns: str
     """What is the same each time, as COPY takes it."""
 
@@ -213,7 +215,7 @@ class History:
             cycles = starts // CYCLE.total_seconds()
             shift = cycles * CYCLE.total_seconds()
             fixed = (
-                *(task_key(one.task_id, one.map_index), one.try_number, one.map_index, 0, 1, reported, one.task_id),
+                *(one.try_number, one.map_index, 0, 1, filling.PROCESS, reported, one.task_id),
                 *filling.conditions(one).columns().values(),
             )
             yield Step(
@@ -224,6 +226,7 @@ class History:
                 is_of_cycle_before=bool(cycles),
                 worker=one.worker,
                 state=filling.stored(connection, "state", one.state),
+                task=(one.task_id, one.map_index, one.try_number),
                 columns="\t".join(map(str, fixed)),
             )
 
@@ -252,8 +255,10 @@ class History:
                 if base + step.closes > now:
                     self.open_runs.add(key)
                 started_at = datetime.fromtimestamp(starts, timezone.utc)
+                instance = filling.instance(TryKey(dag_id, run_id, *step.task))
                 yield (
-                    f"{key}\t{self._refs[number]}\t{started_at}\t{datetime.fromtimestamp(ends, timezone.utc)}\t"
+                    f"{key}\t{instance}\t{self._refs[number]}\t{started_at}\t"
+                    f"{datetime.fromtimestamp(ends, timezone.utc)}\t"
                     f"{start_slot(started_at)}\t{state}\t{step.columns}\t{dag_id}\t{run_id}\n"
                 )
             before, cycle, base = runs, cycle + 1, base + CYCLE.total_seconds()

@@ -119,12 +119,13 @@ class Filler:
         at = filling.key(one)
         return {
             "run_key": at.run_key,
-            "task_key": at.task_key,
+            "task_key": filling.instance(at),
             "try_number": at.try_number,
             "worker_ref": self.refs[one.worker],
             "map_index": at.map_index,
             "ordinal": 0,
             "process_count": 1,
+            "process_key": filling.PROCESS,
             "started_at": one.started_at,
             "start_slot": start_slot(one.started_at),
             "state": filling.stored(self.connection, "state", "running"),
@@ -140,7 +141,7 @@ class Filler:
         at = filling.key(one)
         state = filling.stored(self.connection, "state", one.state)
         slot = start_slot(one.started_at)
-        return at.run_key, at.task_key, at.try_number, state, one.started_at, one.ended_at, slot
+        return at.run_key, filling.instance(at), at.try_number, state, one.started_at, one.ended_at, slot
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

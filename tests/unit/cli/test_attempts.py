@@ -118,7 +118,7 @@ def test_a_try_is_printed_with_its_workers(tries: Database, capsys: Printed) -> 
             }
         ],
         "placement": None,
-        "deleted": "task_instance",
+        "deleted": None,
     }
     shown = " ".join(printed(capsys, "workers", "attempts", "c-1").split())
     assert "failed | 2026-03-01 12:00:00 | 2026-03-01 12:01:30 | 90.0 | reported | w1" in shown

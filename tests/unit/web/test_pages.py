@@ -196,6 +196,18 @@ def test_an_address_that_cannot_be_followed_says_why(client_of: ClientOf, path: 
 # --- one worker -----------------------------------------------------------------------------------------------------
 
 
+def test_a_try_of_a_deleted_run_is_marked_and_leads_to_no_other(client_of: ClientOf, fleet: Database) -> None:
+    run = compat.dag_run_table()
+    with fleet.engine.begin() as connection:
+        for table in (compat.task_instance_table(), run):
+            connection.execute(table.delete().where(table.c.dag_id == READABLE))
+    for path in ("attempts", "workers/w1"):
+        page = client_of().get(path).text
+        assert "of a deleted run" in page
+        assert ">on_w1</a>" not in page
+        assert "on_w1" in page
+
+
 @pytest.mark.usefixtures("fleet")
 def test_the_page_of_a_worker(client_of: ClientOf) -> None:
     page = client_of().get("workers/w1").text
