@@ -60,8 +60,7 @@ def attempts(airflow: Deployment) -> list[tuple[int, str | None, list[str], str 
 
 
 def delete_run(airflow: Deployment) -> None:
-    api = "/api/v1" if airflow.env.version == "2.11.2" else "/api/v2"
-    answer = airflow.api("DELETE", f"{api}/dags/nightly/dagRuns/{RUN_ID}")
+    answer = airflow.api("DELETE", f"/dags/nightly/dagRuns/{RUN_ID}")
     assert answer.status_code == 204, answer.text
 
 
