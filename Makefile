@@ -25,18 +25,19 @@ demo:
 # Two processes side by side must name the cases that are sets alike.
 export PYTHONHASHSEED = 0
 
+# exec: make passes SIGTERM to its own child only, and that has to be pytest.
 # Two files of tests side by side: most of the time one of them waits for processes of Airflow's, or a database.
 # The browser's client leaves an event loop behind, so the unit tests have processes of their own.
 test: services
 ifeq ($(strip $(ARGS)),)
-	@$(DEV) "$$dev/bin/python" -m pytest tests/unit -n 2 --dist loadfile
-	@$(DEV) "$$dev/bin/python" -m pytest tests/integration -n 2 --dist loadfile
+	@$(DEV) exec "$$dev/bin/python" -m pytest tests/unit -n 2 --dist loadfile
+	@$(DEV) exec "$$dev/bin/python" -m pytest tests/integration -n 2 --dist loadfile
 else
-	@$(DEV) "$$dev/bin/python" -m pytest $(ARGS)
+	@$(DEV) exec "$$dev/bin/python" -m pytest $(ARGS)
 endif
 
 unit:
-	@$(DEV) "$$dev/bin/python" -m pytest $(UNITS) $(ARGS)
+	@$(DEV) exec "$$dev/bin/python" -m pytest $(UNITS) $(ARGS)
 
 bench: services
 	@$(DEV) "$$dev/bin/python" -m tests.benchmarks $(ARGS)

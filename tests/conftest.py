@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from tests.support import environments
+from tests.support import environments, guardian
 from tests.support.processes import MissingRequirement
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ REQUIRE_ALL = "WORKER_INSIGHT_REQUIRE_ALL"
 
 
 def pytest_configure() -> None:
-    """End in order when told to end: otherwise every server that a test started would stay."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """End within seconds when told to end, with every server that a test started."""
+    guardian.install()
 
 
 @contextlib.contextmanager

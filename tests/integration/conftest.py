@@ -1,4 +1,4 @@
-"""What is printed when a test of this folder fails."""
+"""What is printed when a test of this folder fails, and which runs were repeated because Airflow lost a try."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import lost_tries
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+
+REPEATED = "repeated"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -21,4 +25,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             airflow = value if isinstance(value, Deployment) else getattr(value, "airflow", None)
             if isinstance(airflow, Deployment):
                 report.sections.append(("Deployment", airflow.report()))
+    # On a report it gets from a worker of pytest-xdist to the process that prints the summary.
+    report.user_properties += [(REPEATED, run) for run in lost_tries.repeated]
+    lost_tries.repeated.clear()
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which runs were repeated: a number that grows is a fault, of the machine or of ours."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    found = {
+        (report.nodeid, value)
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == REPEATED
+    }
+    if found:
+        terminalreporter.section(f"runs repeated because Airflow lost a try of them: {len(found)}")
+        for nodeid, run in sorted(found):
+            terminalreporter.write_line(f"{nodeid}: {run}")

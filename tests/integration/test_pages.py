@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.support.browser import BrowserUser
+from tests.support.browser import PAGE_LIMIT, BrowserUser
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -99,16 +99,17 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
 @pytest.fixture(scope="module")
 def fleet(airflow: Deployment) -> dict[str, str]:
     """Have two workers with finished tries and one that runs; return their IDs by name."""
-    for name in ("w1", "w2"):
-        airflow.start("celery worker", name=name)
-    airflow.wait_run("sales", airflow.trigger("sales"), expect="success")
+    workers = [airflow.start("celery worker", name=name, wait=False) for name in ("w1", "w2")]
+    for worker in workers:
+        airflow.wait_ready(worker)
+    airflow.run_to_end("sales", tries=7)
     airflow.trigger("night")
 
-    def workers() -> dict[str, str]:
+    def online() -> dict[str, str]:
         found = airflow.api("GET", "/worker-insight/api/v1/workers?state=online").json()["workers"]
         return {one["name"].partition("@")[0]: one["worker_id"] for one in found}
 
-    return airflow.wait_for(lambda: {"w1", "w2"} <= (found := workers()).keys() and found, 120, "both workers")
+    return airflow.wait_for(lambda: {"w1", "w2"} <= (found := online()).keys() and found, 120, "both workers")
 
 
 @pytest.fixture
@@ -160,11 +161,11 @@ def test_an_empty_installation_says_why_and_fills_in_by_itself(airflow: Deployme
     page.evaluate("window.sameDocument = true")
     airflow.start("celery worker", name="w0")
     try:
-        expect(page.locator("#wi-list")).to_contain_text("w0@", timeout=90_000)
+        expect(page.locator("#wi-list")).to_contain_text("w0@")
         assert page.evaluate("window.sameDocument")
     finally:
         airflow.stop("w0")
-    expect(page.locator(".wi-chip", has_text="Offline").locator("b")).to_have_text("1", timeout=90_000)
+    expect(page.locator(".wi-chip", has_text="Offline").locator("b")).to_have_text("1")
 
 
 # --- the list of workers --------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     # What somebody writes stays while the page around it changes.
     page.get_by_label("Note").fill("half of a sentence")
     (airflow.home / "morning").touch()
-    expect(page.locator("#wi-running-now")).to_contain_text("Nothing runs on it now.", timeout=60_000)
+    expect(page.locator("#wi-running-now")).to_contain_text("Nothing runs on it now.")
     expect(page.locator("#wi-timeline .wi-running")).to_have_count(0)
     expect(page.get_by_label("Note")).to_have_value("half of a sentence")
     assert page.evaluate("window.sameDocument")
@@ -369,9 +370,9 @@ def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deploy
     rows = page.locator("#wi-list tbody")
     for number in (1, 2):
         airflow.wait_run("noon", airflow.trigger("noon"), expect="success")
-        expect(rows).to_have_count(number, timeout=60_000)
+        expect(rows).to_have_count(number)
         # All that is listed has ended before the next one starts.
-        expect(rows.filter(has_text="Success")).to_have_count(number, timeout=60_000)
+        expect(rows.filter(has_text="Success")).to_have_count(number)
         if number == 1:
             rows.first.locator("a").first.focus()
             focused = page.evaluate(FOCUSED)
@@ -511,10 +512,10 @@ def test_a_lost_worker_shows_what_it_took_with_it(
     airflow.stop("w1")
     airflow.trigger("night")
     page = person.open(f"{WORKERS}/{fleet['w2']}")
-    expect(page.locator("#wi-running-now")).to_contain_text("count", timeout=90_000)
+    expect(page.locator("#wi-running-now")).to_contain_text("count")
     page.evaluate("window.sameDocument = true")
     airflow.kill("w2", descendants=True)
-    expect(page.locator("#wi-life")).to_contain_text("Lost", timeout=180_000)
+    expect(page.locator("#wi-life")).to_contain_text("Lost", timeout=2 * PAGE_LIMIT)
     expect(page.locator("#wi-struck")).to_contain_text("count")
     assert page.evaluate("window.sameDocument")
     picture(person, "worker-lost")

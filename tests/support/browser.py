@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, Literal
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.support.processes import MissingRequirement
+from tests.support.processes import TIME_FACTOR, MissingRequirement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from tests.support.deployment import Deployment
 
 Theme = Literal["light", "dark"]
+
+#: How long a page may take for anything, in milliseconds. (Playwright's own limit of an expectation is 5 s.)
+PAGE_LIMIT = 30_000 * TIME_FACTOR
+
+expect.set_options(timeout=PAGE_LIMIT)
 
 #: Nothing that makes Chromium look for hosts other than the one under test.
 FLAGS = (
@@ -58,7 +63,11 @@ def chromium() -> Iterator[Browser]:
 
 
 class BrowserUser:
-    """One person at one browser, logged in to one deployment; remembers every request that went elsewhere."""
+    """
+    One person at one browser, logged in to one deployment; remembers every request that went elsewhere.
+
+    The first one of a name logs in through the login page; later ones come back with its cookies.
+    """
 
     def __init__(
         self,
@@ -71,10 +80,11 @@ class BrowserUser:
         height: int = 900,
     ) -> None:
         self.deployment = deployment
+        cookies = deployment.cookies.get(user) if user else None
         self.context: BrowserContext = browser.new_context(
             base_url=deployment.base_url, viewport={"width": width, "height": height}, color_scheme=theme
         )
-        self.context.set_default_timeout(30_000)
+        self.context.set_default_timeout(PAGE_LIMIT)
         #: Requests to hosts other than the deployment's.
         self.foreign_requests: list[str] = []
         #: What pages' scripts did not catch, and what the console has of errors.
@@ -85,8 +95,11 @@ class BrowserUser:
         self.page.on("pageerror", lambda error: self.uncaught.append(f"{self.page.url}: {error}"))
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.set_theme(theme)
-        if user is not None:
+        if cookies:
+            self.context.add_cookies(cookies)
+        elif user is not None:
             self.log_in(user)
+            deployment.cookies[user] = self.context.cookies()
 
     def __enter__(self) -> Self:
         return self

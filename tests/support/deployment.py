@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
+from tests.support import guardian, lost_tries
 from tests.support.environments import BUILD, FOREIGN_VARIABLES
 from tests.support.processes import (
     NotInTime,
@@ -72,6 +73,30 @@ with get_application_builder() as builder:
             made = manager.add_user(name, name, name, name + "@example.com", found, password=name)
             assert made, name
 """
+
+
+#: What Airflow gives up after a time, at limits that a busy machine does not reach: a test must not fail for them.
+_PATIENT: dict[str, object] = {
+    # 5 s by default, which an API server that is just starting exceeds. From 3.1 on; 3.0 has its retries only.
+    "workers.execution_api_timeout": 60,
+    "workers.execution_api_retries": 10,
+    "workers.execution_api_retry_wait_max": 10,
+    "workers.max_failed_heartbeats": 10,
+    "core.task_success_overtime": 120,
+    "core.dagbag_import_timeout": 300,
+    "core.dag_file_processor_timeout": 600,
+    "dag_processor.dag_file_processor_timeout": 600,
+    "dag_processor.stale_dag_threshold": 1200,
+    "dag_processor.health_check_threshold": 120,
+    "scheduler.stale_dag_threshold": 1200,
+    "scheduler.scheduler_health_check_threshold": 120,
+    "triggerer.triggerer_health_check_threshold": 120,
+    # The scheduler has to send a message to the broker in this time: 1 s by default.
+    "celery.operation_timeout": 10,
+}
+
+#: An API server is ready when it gave so many answers in a row, each within so many seconds.
+PROMPT_ANSWERS, PROMPT = 3, 1.0
 
 
 class DeploymentError(AssertionError):
@@ -149,6 +174,7 @@ class Deployment:
         self.dags_folder = self.home / "dags"
         self.logs_folder = self.home / "logs"
         self.output_folder = self.home / "output"
+        guardian.guard(self.home)
         for folder in (self.dags_folder, self.logs_folder, self.output_folder):
             folder.mkdir(parents=True, exist_ok=True)
         for dag in dags:
@@ -158,6 +184,8 @@ class Deployment:
         self.api_prefix = "/api/v2" if self.airflow3 else "/api/v1"
         self._database = postgres.create_database() if postgres else None
         self._broker = redis.broker_url() if redis else None
+        #: Of browsers, by the users that logged in with them.
+        self.cookies: dict[str, Any] = {}
         self._tokens: dict[str, str] = {}
         self._session = requests.Session()
         self._session.trust_env = False
@@ -198,6 +226,7 @@ class Deployment:
             "dag_processor.refresh_interval": 5,
             # By default a Dag that the worker cannot load is looked for again three times, a minute apart.
             "workers.missing_dag_retries": 0,
+            **_PATIENT,
             "usage_data_collection.enabled": False,
             "webserver.secret_key": secret,
             "celery.worker_concurrency": 2,
@@ -281,12 +310,14 @@ class Deployment:
             component.process.wait(10)
         self._session.close()
         if keep:
+            guardian.release(self.home)
             sys.stderr.write(f"kept {self.home}\n")
             return
         if self.postgres and self._database:
             self.postgres.drop_database(self._database)
         if self._own_home:
             shutil.rmtree(self.home, ignore_errors=True)
+        guardian.release(self.home)
 
     def report(self, lines: int = 40) -> str:
         """Return the end of what each component printed: what a person wants to see when a test failed."""
@@ -416,7 +447,7 @@ class Deployment:
         wait: bool = True,
     ) -> Component:
         """
-        Start a component and wait until it is ready.
+        Start a component and wait until it is ready: not only there, but quick to answer.
 
         ``component`` is ``api-server`` (on 2.11 the web server), ``scheduler``, ``dag-processor``, ``triggerer``,
         ``celery worker`` or ``edge worker``. ``name`` tells several of one kind apart; for a worker it is also the
@@ -428,7 +459,7 @@ class Deployment:
         if name in self.components and self.components[name].alive:
             raise DeploymentError(f"{name} is already running")
         slug = name.replace(" ", "-").replace("/", "-")
-        command, ready = self._launch(component, slug)
+        command, ready = self._launch(component, slug, args)
         command += args
         log = self.output_folder / f"{slug}.log"
         # What an earlier life of the same name printed says nothing about this one.
@@ -452,7 +483,12 @@ class Deployment:
         return started
 
     def start_all(self, *, triggerer: bool = False, workers: int = 0) -> None:
-        """Start everything that a deployment needs, all at once, and wait until all of it is ready."""
+        """
+        Start everything that a deployment needs, all at once, and wait until all of it is ready.
+
+        The API server answers quickly, the scheduler's heart beats, the Dags are stored, the workers answer through
+        the broker.
+        """
         names = ["api-server", "scheduler"]
         if self.airflow3:
             names.append("dag-processor")
@@ -462,28 +498,33 @@ class Deployment:
         started += [self.start("celery worker", name=f"w{n}", wait=False) for n in range(1, workers + 1)]
         for component in started:
             self.wait_ready(component)
+        # Again: what started beside it took its time, and perhaps the whole machine.
+        self.wait_for(self._answers_promptly, 180, "the API server to answer quickly")
+        self.wait_for(lambda: not self._missing_dags(), 180, "the Dags to be stored")
 
     def wait_ready(self, component: Component, timeout: float = 180) -> None:
         """Wait until a component that was started with ``wait=False`` is ready."""
         self.wait_for(component.ready, timeout, f"{component.name} to be ready")
 
-    def _launch(self, component: str, slug: str) -> tuple[list[str], Callable[[str], bool]]:
+    def _launch(self, component: str, slug: str, args: Iterable[str]) -> tuple[list[str], Callable[[str], bool]]:
         """Return the command of a component, and the condition (on what it printed) under which it is ready."""
         pid_file = str(self.output_folder / f"{slug}-{uuid.uuid4().hex[:6]}.pid")
         if component == "api-server":
-            return ["api-server"], lambda _: self._healthy(f"{self.api_prefix}/monitor/health")
+            apps = "execution" if "--apps" not in args else "core"
+            return ["api-server"], lambda _: self._answers_promptly(apps)
         if component == "webserver":
-            return ["webserver", "--pid", pid_file], lambda _: self._healthy("/health")
+            return ["webserver", "--pid", pid_file], lambda _: self._answers_promptly()
         if component in _JOB_TYPES:
             # It writes a row into the table of jobs once it is up; an earlier life's row is an older one.
             kind = _JOB_TYPES[component]
             before = self._last_job(kind)
             skip = [] if component == "dag-processor" else ["--skip-serve-logs"]
-            return [component, *skip], lambda _: self._last_job(kind) > before
+            beats = component == "scheduler"
+            return [component, *skip], lambda _: self._last_job(kind, beats=beats) > before
         if component == "celery worker":
             node = slug if "@" in slug else f"{slug}@{socket.gethostname()}"
             command = ["celery", "worker", "--celery-hostname", node, "--skip-serve-logs", "--pid", pid_file]
-            return command, lambda output: f"{node} ready." in output
+            return command, lambda output: f"{node} ready." in output and self._answers_ping(node)
         if component == "edge worker":
             return (
                 ["edge", "worker", "--edge-hostname", slug, "--pid", pid_file],
@@ -491,22 +532,51 @@ class Deployment:
             )
         raise DeploymentError(f"there is no component {component!r}")
 
-    def _last_job(self, job_type: str) -> int:
-        rows = self.sql("SELECT max(id) AS id FROM job WHERE job_type = :kind AND state = 'running'", kind=job_type)
-        return int(rows[0]["id"] or 0)
+    def _last_job(self, job_type: str, *, beats: bool = False) -> int:
+        """Return the ID of the last job of a type, or with ``beats`` of the last whose heart has beaten since."""
+        beaten = "AND latest_heartbeat > start_date" if beats else ""
+        query = f"SELECT max(id) AS id FROM job WHERE job_type = :kind AND state = 'running' {beaten}"
+        return int(self.sql(query, kind=job_type)[0]["id"] or 0)
+
+    def _answers_ping(self, node: str) -> bool:
+        """Tell whether a Celery worker answers through the broker, as it has to before it is given a task."""
+        from celery import Celery
+        from kombu.exceptions import OperationalError
+
+        broker = self.env["AIRFLOW__CELERY__BROKER_URL"]
+        with Celery(broker=broker, set_as_current=False) as app:
+            try:
+                return bool(app.control.ping(destination=[node], timeout=2 * PROMPT))
+            except OperationalError:
+                return False
+
+    def _missing_dags(self) -> set[str]:
+        """Return the Dag files that the Dag processor has not yet stored, nor found broken."""
+        stored = {
+            row["fileloc"]
+            for row in self.sql("SELECT d.fileloc FROM dag d JOIN serialized_dag s ON s.dag_id = d.dag_id")
+        }
+        broken = {Path(row["filename"]).name for row in self.sql("SELECT filename FROM import_error")}
+        files = [path for path in self.dags_folder.glob("*.py") if _may_hold_dags(path)]
+        return {path.name for path in files if str(path) not in stored and path.name not in broken}
 
     def _edge_worker_is_up(self, name: str) -> bool:
         rows = self.sql("SELECT state FROM edge_worker WHERE worker_name = :name", name=name)
         return bool(rows) and rows[0]["state"] in {"idle", "running"}
 
-    def _healthy(self, path: str) -> bool:
+    def _answers_promptly(self, apps: str = "execution") -> bool:
+        """Tell whether the API server is well and gives several answers in a row quickly, to tasks above all."""
+        health = f"{self.api_prefix}/monitor/health" if self.airflow3 else "/health"
         if not accepts_connections(self.port):
             return False
         try:
-            answer = self._session.get(f"{self.base_url}{path}", timeout=20)
+            answer = self._session.get(f"{self.base_url}{health}", timeout=20)
+            if not answer.ok or answer.json()["metadatabase"]["status"] != "healthy":
+                return False
+            path = "/execution/health" if self.airflow3 and apps == "execution" else health
+            return all(self._session.get(f"{self.base_url}{path}", timeout=PROMPT).ok for _ in range(PROMPT_ANSWERS))
         except requests.RequestException:
             return False
-        return answer.ok and answer.json()["metadatabase"]["status"] == "healthy"
 
     def kill(self, component: str, sig: int = signal.SIGKILL, *, descendants: bool = False) -> None:
         """Send a signal to a component's main process (or to all its processes) and wait until it is gone."""
@@ -570,13 +640,17 @@ class Deployment:
         try:
             state = self.wait_for(ended, timeout, f"{dag_id}/{run_id} to end")
         except NotInTime as late:
-            tries = self.task_instances(dag_id, run_id)
-            raise NotInTime("\n".join([str(late), *(str(one) for one in tries if one["state"] != "success")])) from None
+            left = [str(row) for row in self.task_instances(dag_id, run_id) if row["state"] != "success"]
+            raise NotInTime("\n".join([str(late), *left, lost_tries.explain(self, dag_id, run_id)])) from None
         assert state is not None
         if expect is not None and state != expect:
-            tries = self.task_instances(dag_id, run_id)
-            raise DeploymentError(f"{dag_id}/{run_id} is {state}, not {expect}: {tries}\n{self.task_logs(dag_id)}")
+            tries = lost_tries.explain(self, dag_id, run_id)
+            raise DeploymentError(f"{dag_id}/{run_id} is {state}, not {expect}:\n{tries}")
         return state
+
+    def run_to_end(self, dag_id: str, **options: Any) -> str:
+        """Run a Dag as often as Airflow itself loses a try of it; see ``lost_tries.run_to_end``."""
+        return lost_tries.run_to_end(self, dag_id, **options)
 
     # ----------------------------------------------------------------- using it
 
@@ -691,6 +765,12 @@ class Deployment:
 
 
 _JOB_TYPES = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
+
+
+def _may_hold_dags(path: Path) -> bool:
+    """Tell whether Airflow looks for Dags in a file: its own heuristic."""
+    text = path.read_text().lower()
+    return "dag" in text and "airflow" in text
 
 
 def _text_after(log: Path, offset: int) -> str:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: What every limit of a wait is multiplied by. Limits tell a fault from slowness, so they are large: a wait ends as
+#: soon as its condition holds, and only a test that fails takes longer.
+TIME_FACTOR = float(os.environ.get("WORKER_INSIGHT_TIME_FACTOR", "3"))
+
 _given_ports: set[int] = set()
 
 
@@ -41,7 +45,12 @@ def wait_for(
     *,
     interval: float = 0.2,
 ) -> T:
-    """Call ``condition`` until it returns something truthy, and return that."""
+    """
+    Call ``condition`` until it returns something truthy, and return that.
+
+    ``timeout`` is what a quiet machine never needs; it is multiplied by ``TIME_FACTOR``.
+    """
+    timeout *= TIME_FACTOR
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -113,12 +122,24 @@ def working_below(folder: Path) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process], sig: int = signal.SIGKILL, timeout: float = 10) -> None:
-    """Signal processes and wait until they are gone."""
+    """
+    Signal processes and wait until they are gone.
+
+    A zombie is gone: its parent may be an init that collects no orphans, as in many containers.
+    """
     gone = list(processes)
     for process in gone:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(sig)
-    psutil.wait_procs(gone, timeout=timeout)
+    deadline = time.monotonic() + timeout
+    while any(map(_runs, gone)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def stop(process: subprocess.Popen[bytes], sig: int = signal.SIGTERM, timeout: float = 10) -> None:

@@ -17,7 +17,8 @@ import psycopg2
 import psycopg2.extras
 import redis
 
-from tests.support.processes import MissingRequirement, free_port, stop, tail, wait_for
+from tests.support import guardian
+from tests.support.processes import MissingRequirement, end, free_port, stop, tail, wait_for, working_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ class _Service:
     def __init__(self) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix=f"worker-insight-{self.name}-"))
+        guardian.guard(self.folder)
         self.log = self.folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -49,7 +51,9 @@ class _Service:
         if self._process is not None:
             stop(self._process, self._stop_signal())
             self._process = None
+        end(working_below(self.folder))
         shutil.rmtree(self.folder, ignore_errors=True)
+        guardian.release(self.folder)
 
     def __enter__(self) -> Self:
         try:

@@ -1,0 +1,190 @@
+"""
+Tell a try that Airflow itself lost from one that failed for another reason, such as a fault of ours.
+
+On a machine that is busy enough Airflow's own limits end tries: its client waits for the API server in vain, a Dag is
+not imported in time. A test whose numbers of tries matter may run its Dag again then, but only where Airflow's logs
+prove it, and what was repeated is printed and counted at the end of the session.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tests.support.processes import tail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from tests.support.deployment import Component
+
+REPEATS = 2
+"""How often a run is repeated before its test fails nevertheless."""
+
+#: What the session repeated and why; see ``tests/integration/conftest.py``.
+repeated: list[str] = []
+
+_REASONS = (
+    # The name of the error and, in the same entry of the log, that it is Airflow's client that raised it.
+    (
+        "Airflow's client waited in vain for the API server",
+        re.compile(
+            r"(httpx\.|API_SERVER_ERROR.*exception_type.{1,6}|raised unexpected: )(Read|Connect|Write|Pool)Timeout\b"
+            r"|\"exc_type\": ?\"(Read|Connect|Write|Pool)Timeout\".*(httpx|airflow/sdk/api/client)"
+        ),
+    ),
+    ("the Dag was not imported in time", re.compile(r"DagBag import timeout for ")),
+)
+#: In the log of a try: a line of ours in a traceback, or a message of ours.
+_OURS = re.compile(r"airflow_worker_insight[/.]")
+_ERROR = re.compile(r"\"level\": ?\"(error|critical)\"|\b(ERROR|CRITICAL)\b|^\w*(Error|Exception|Timeout)\b|^Traceback")
+
+
+class Airflow(Protocol):
+    """What is needed of a deployment."""
+
+    logs_folder: Path
+    components: dict[str, Component]
+
+    def tries(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return every try of a run."""
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the current try of each task of a run."""
+
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
+        """Start a run."""
+
+    def wait_run(self, dag_id: str, run_id: str, timeout: float) -> str:
+        """Wait until a run ends and return its state."""
+
+
+@dataclass(frozen=True)
+class FailedTry:
+    """A try that did not succeed, and what the logs have of it."""
+
+    task_id: str
+    map_index: int
+    try_number: int
+    state: str | None
+    log: str
+    #: How Airflow lost it, if its logs prove that.
+    lost: str | None
+
+    def __str__(self) -> str:
+        """Return a heading, the first error, and the end of the log."""
+        return (
+            f"----- {self.task_id}[{self.map_index}], try {self.try_number}: {self.state}; "
+            f"{f'Airflow lost it: {self.lost}' if self.lost else 'Airflow says nothing of having lost it'}\n"
+            f"first error: {_first_error(self.log)}\n" + "\n".join(self.log.splitlines()[-30:])
+        )
+
+
+class UnexpectedEnd(AssertionError):  # noqa: N818
+    """A run did not end as its test expects; the message says which tries failed, and what the logs have of them."""
+
+
+def failed_tries(airflow: Airflow, dag_id: str, run_id: str) -> list[FailedTry]:
+    """Return the tries of a run that failed, in Airflow's order."""
+    outputs = {name: component.output() for name, component in airflow.components.items() if component.log.exists()}
+    # A path, as tracebacks have it: our name with dots is in configurations too.
+    ours = any("airflow_worker_insight/" in text for text in outputs.values())
+    return [
+        _examine(airflow, row, dag_id, run_id, outputs, ours=ours)
+        for row in airflow.tries(dag_id, run_id)
+        if row["state"] not in {"success", "skipped", "upstream_failed", "removed", "running", "queued"}
+    ]
+
+
+def explain(airflow: Airflow, dag_id: str, run_id: str) -> str:
+    """Say which tries of a run failed, with the ends of their logs and the first error that each service printed."""
+    parts = [str(failed) for failed in failed_tries(airflow, dag_id, run_id)]
+    for name, component in airflow.components.items():
+        if error := _first_error(component.output()):
+            parts.append(f"----- {name}: first error: {error}\n{tail(component.log, 15)}")
+    return "\n".join(parts)
+
+
+def run_to_end(
+    airflow: Airflow,
+    dag_id: str,
+    *,
+    expect: str = "success",
+    tries: int | None = None,
+    conf: Mapping[str, object] | None = None,
+    timeout: float = 180,
+) -> str:
+    """
+    Run a Dag until it ends in the state ``expect``, after so many tries if ``tries`` is given; return the run's ID.
+
+    The run is repeated only if Airflow's logs prove that Airflow lost each of the tries that were too many, or that
+    made it fail.
+    """
+    for repeat in range(REPEATS + 1):
+        run_id = airflow.trigger(dag_id, conf)
+        state = airflow.wait_run(dag_id, run_id, timeout)
+        had = len(airflow.tries(dag_id, run_id))
+        if state == expect and tries in (None, had):
+            return run_id
+        failed = failed_tries(airflow, dag_id, run_id)
+        if repeat == REPEATS or not _explained(airflow, dag_id, run_id, failed, state == expect, had, tries):
+            wanted = expect if tries is None else f"{expect} after {tries} tries"
+            raise UnexpectedEnd(
+                f"{dag_id}/{run_id} is {state} after {had} tries, not {wanted}\n{explain(airflow, dag_id, run_id)}"
+            )
+        lost = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in failed if one.lost)
+        repeated.append(f"{dag_id}/{run_id}: {lost}")
+        sys.stderr.write(f"REPEATED {repeated[-1]}\n{explain(airflow, dag_id, run_id)}\n")
+    raise AssertionError("unreachable")
+
+
+def _explained(
+    airflow: Airflow,
+    dag_id: str,
+    run_id: str,
+    failed: list[FailedTry],
+    ended_well: bool,  # noqa: FBT001
+    had: int,
+    tries: int | None,
+) -> bool:
+    """Tell whether tries that Airflow lost are all that is wrong with a run."""
+    lost = {(one.task_id, one.map_index, one.try_number) for one in failed if one.lost}
+    if not lost:
+        return False
+    if ended_well:
+        return tries is not None and had - len(lost) == tries
+    last = airflow.task_instances(dag_id, run_id)
+    return all(
+        (row["task_id"], row["map_index"], row["try_number"]) in lost for row in last if row["state"] == "failed"
+    )
+
+
+def _examine(
+    airflow: Airflow, row: Mapping[str, Any], dag_id: str, run_id: str, outputs: Mapping[str, str], *, ours: bool
+) -> FailedTry:
+    log = _task_log(airflow.logs_folder, dag_id, run_id, row)
+    # One that failed before it had a log is known to its executor or worker by this ID.
+    workload = row["external_executor_id"]
+    elsewhere = [line for text in outputs.values() for line in text.splitlines() if workload and workload in line]
+    lines = [*log.splitlines(), *elsewhere]
+    lost = None
+    if not ours and not any(_OURS.search(line) for line in lines):
+        lost = next((reason for reason, pattern in _REASONS if any(map(pattern.search, lines))), None)
+    return FailedTry(
+        row["task_id"], row["map_index"], row["try_number"], row["state"], "\n".join([log, *elsewhere]), lost
+    )
+
+
+def _task_log(folder: Path, dag_id: str, run_id: str, row: Mapping[str, Any]) -> str:
+    place = folder / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={row['task_id']}"
+    if row["map_index"] >= 0:
+        place /= f"map_index={row['map_index']}"
+    path = place / f"attempt={row['try_number']}.log"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _first_error(text: str) -> str | None:
+    return next((line[:600] for line in text.splitlines() if _ERROR.search(line)), None)

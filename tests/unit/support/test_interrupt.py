@@ -1,0 +1,185 @@
+"""A test session that is interrupted ends within seconds, and nothing that it started is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.environments import ROOT
+from tests.support.processes import NotInTime, end, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SESSION = '''
+import subprocess, sys, time
+import pytest
+from tests.conftest import pytest_configure
+from tests.support.services import _Service
+
+class Server(_Service):
+    """It ignores signals, and a child of it has a session of its own, as task processes have."""
+    name = "stubborn"
+
+    def _launch(self, log):
+        child = "import time; open('up', 'w').close(); time.sleep(600)"
+        code = (
+            "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+            "subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True); time.sleep(600)"
+        )
+        return subprocess.Popen([sys.executable, "-c", code, child], cwd=self.folder, start_new_session=True)
+
+    def _ping(self):
+        return (self.folder / "up").exists()
+
+    def _stop_signal(self):
+        return 9
+
+@pytest.fixture(scope="session")
+def server():
+    with Server() as running:
+        yield running
+
+@pytest.fixture
+def hangs_at_the_end():
+    yield
+    while ENDLESS:
+        time.sleep(1)
+
+@pytest.mark.parametrize("number", range(2))
+def test_hangs(server, hangs_at_the_end, number, request):
+    (request.config.rootpath / f"folder-{number}").write_text(str(server.folder))
+    while True:
+        try:
+            time.sleep(600)
+        except Exception:
+            pass
+'''
+
+
+class Session:
+    """pytest under make with two workers, as ``make test`` runs it, in a process group of its own."""
+
+    def __init__(self, folder: Path, *, endless: bool = False, through: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        (folder / "conftest.py").write_text("")
+        (folder / "test_session.py").write_text(f"ENDLESS = {endless}\n{SESSION}")
+        (folder / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
+        (folder / "Makefile").write_text(
+            f"test:\n\t@exec {sys.executable} -m pytest -q -n 2 -p xdist -p no:cacheprovider\n"
+        )
+        self.output = folder / "output"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*through, "make", "--no-print-directory", "test"],
+                cwd=folder,
+                # The plugins of the environment take many times as long to load as the session lasts.
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTEST_ADDOPTS": "",
+                    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: all((folder / f"folder-{n}").exists() for n in range(2)), 60, "both tests to hang")
+        except BaseException:
+            print(self.output.read_text())
+            self.kill()
+            raise
+        self.servers = [Path((folder / f"folder-{n}").read_text()) for n in range(2)]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return what is left of it: in its folder, in the folders of its servers, and its guardians."""
+        names = tuple(map(str, (self.folder, *self.servers)))
+        group = self.process.pid
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) == group or process.cwd().startswith(names):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+    def kill(self) -> None:
+        end(self.processes())
+
+    def assert_gone(self) -> None:
+        """It ends within seconds (on a quiet machine), and leaves neither processes nor folders."""
+        # Its limits are its own: fixtures have ten seconds.
+        wait_for(lambda: self.process.poll() is not None, 20, "the session to end")
+        try:
+            wait_for(lambda: not self.processes(), 10, "its processes to end")
+        except NotInTime as late:
+            raise NotInTime(
+                f"{late}: {[process.as_dict(['cmdline', 'cwd']) for process in self.processes()]}"
+            ) from None
+        wait_for(lambda: not any(server.exists() for server in self.servers), 10, "its folders to be removed")
+        assert self.process.returncode != 0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    end(process for process in psutil.process_iter() if _below(process, tmp_path))
+
+
+def _below(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.cwd().startswith(str(folder))
+    except (psutil.Error, OSError):
+        return False
+
+
+def test_ctrl_c_ends_it_in_order(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    os.killpg(session.process.pid, signal.SIGINT)
+    session.assert_gone()
+    assert "KeyboardInterrupt" in session.output.read_text()
+
+
+def test_ctrl_c_pressed_twice_ends_it_although_a_fixture_hangs(tmp_path: Path) -> None:
+    session = Session(tmp_path, endless=True)
+    os.killpg(session.process.pid, signal.SIGINT)
+    wait_for(lambda: "KeyboardInterrupt" in session.output.read_text() or session.process.poll(), 2, "the first one")
+    os.killpg(session.process.pid, signal.SIGINT)
+    session.assert_gone()
+
+
+def test_a_fixture_that_hangs_does_not_hold_it(tmp_path: Path) -> None:
+    session = Session(tmp_path, endless=True)
+    os.killpg(session.process.pid, signal.SIGINT)
+    session.assert_gone()
+
+
+def test_sigterm_to_make_ends_it(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    session.process.send_signal(signal.SIGTERM)
+    session.assert_gone()
+
+
+@pytest.mark.parametrize("sig", ["INT", "TERM"])
+def test_timeout_ends_it(tmp_path: Path, sig: str) -> None:
+    session = Session(tmp_path, through=("timeout", f"--signal={sig}", "600"))
+    # It does for this signal what it does when the time is over.
+    session.process.send_signal(getattr(signal, f"SIG{sig}"))
+    session.assert_gone()
+
+
+def test_what_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    os.killpg(session.process.pid, signal.SIGKILL)
+    session.assert_gone()
