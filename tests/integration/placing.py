@@ -109,11 +109,11 @@ def let_all_go(airflow: Deployment) -> None:
         (airflow.home / row["run_id"]).touch()
 
 
-def start_workers(airflow: Deployment, *names: str) -> None:
+def start_workers(airflow: Deployment, *names: str, wait: bool = True) -> None:
     """Start workers whose tasks testify by these names, and wait until all are ready."""
     for name in names:
         start_worker(airflow, name, life=name, wait=False)
-    for name in names:
+    for name in names if wait else ():
         airflow.wait_ready(airflow.components[name])
 
 

@@ -95,7 +95,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         (airflow.home / "config").mkdir()
         (airflow.home / "config" / "calls.py").write_text(CALLS)
         airflow.migrate()
-        start_workers(airflow, "w1", "w2")
+        start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
         yield airflow
 

@@ -245,7 +245,7 @@ def test_a_broker_that_is_away_makes_workers_unresponsive_with_the_reason_and_ne
         # It is gone, for longer than it takes to be lost.
         stop(server)
         (one,) = wait_states(airflow, "w1", "unresponsive")
-        wait_looks(airflow, 6)
+        wait_looks(airflow, round(airflow.seconds("worker_insight.lost_timeout") / INTERVAL) + 2)
         (one,) = lives(airflow, "w1")
         assert one.state == "unresponsive"
         assert "refused" in (one.reason or "")
@@ -328,7 +328,8 @@ def test_ten_servers_ask_celery_once_per_interval(
         with Broadcasts(redis, airflow._broker) as seen:
             airflow.wait_for(lambda: len(seen.times) >= 10, 120, "ten broadcasts")
         lasted = seen.times[-1] - seen.times[0]
-        assert len(seen.times) - 1 <= lasted / INTERVAL + 0.5, seen.times
+        # Servers that do not agree ask ten times per interval. (This process may learn of some of them late.)
+        assert len(seen.times) - 1 <= lasted / INTERVAL + 2.5, seen.times
         assert set(seen.commands) <= {"stats", "active_queues"}
         wait_states(airflow, "w1", "online")
 

@@ -27,6 +27,7 @@ from tests.support.processes import (
     accepts_connections,
     end,
     free_port,
+    slowness,
     tail,
     tree,
     wait_for,
@@ -95,6 +96,16 @@ _PATIENT: dict[str, object] = {
     "celery.operation_timeout": 10,
 }
 
+#: Time-outs that tests set low in order to wait them out: on a busy machine they are raised by as much as it is slower.
+_WAITED_OUT = frozenset(
+    {
+        "worker_insight.heartbeat_timeout",
+        "worker_insight.lost_timeout",
+        "scheduler.task_instance_heartbeat_timeout",
+        "scheduler.task_queued_timeout",
+    }
+)
+
 #: An API server is ready when it gave so many answers in a row, each within so many seconds.
 PROMPT_ANSWERS, PROMPT = 3, 1.0
 
@@ -138,7 +149,7 @@ class Deployment:
     ``environment`` says which Airflow, and whether this project is installed in it. Without ``postgres`` its metadata
     are in SQLite; ``driver`` is Airflow's for PostgreSQL, where ``psycopg`` is psycopg 3; ``redis`` is the broker
     where the executor is Celery's. ``config`` takes ``{"section.option": value}`` and wins over everything that is set
-    here.
+    here; time-outs that a test waits out are longer on a busy machine.
     """
 
     def __init__(
@@ -263,7 +274,10 @@ class Deployment:
                 "celery.broker_url": self._broker,
                 "celery.result_backend": f"db+{self.postgres.url(self._database)}",
             }
-        options |= self._config
+        slow = slowness()
+        options |= {
+            name: round(float(value) * slow) if name in _WAITED_OUT else value for name, value in self._config.items()
+        }
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -496,6 +510,8 @@ class Deployment:
             names.append("triggerer")
         started = [self.start(name, wait=False) for name in names]
         started += [self.start("celery worker", name=f"w{n}", wait=False) for n in range(1, workers + 1)]
+        # Also what the test started without waiting for it.
+        started += [c for c in self.components.values() if c not in started and c.alive and not c.expected_to_end]
         for component in started:
             self.wait_ready(component)
         # Again: what started beside it took its time, and perhaps the whole machine.
@@ -711,6 +727,10 @@ class Deployment:
                 raise DeploymentError(f"no token for {user}: {answer.status_code} {answer.text}")
             self._tokens[user] = answer.json()["access_token"]
         return self._tokens[user]
+
+    def seconds(self, option: str) -> float:
+        """Return an option of this deployment that is a number, such as ``worker_insight.lost_timeout``."""
+        return float(self.env[f"AIRFLOW__{option.replace('.', '__').upper()}"])
 
     def sql(self, query: str, **parameters: object) -> list[dict[str, Any]]:
         """Run one statement on the metadata database, with ``:named`` parameters, and return its rows."""

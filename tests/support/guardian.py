@@ -36,8 +36,12 @@ FORWARD_AFTER, LEAVE_AFTER = 3.0, 10.0
 #: Several signals within this time are one: ``timeout`` signals its child and then the child's group.
 DEBOUNCE = 0.5
 
-_guardian: subprocess.Popen[bytes] | None = None
-_interrupted_at: float | None = None
+
+class _Session:
+    """What this process has of its guardian and of signals."""
+
+    guardian: subprocess.Popen[bytes] | None = None
+    interrupted_at: float | None = None
 
 
 def guard(folder: Path) -> None:
@@ -51,9 +55,9 @@ def release(folder: Path) -> None:
 
 
 def _tell(sign: str, folder: Path) -> None:
-    global _guardian
-    if _guardian is None or _guardian.poll() is not None:
-        _guardian = subprocess.Popen(
+    guardian = _Session.guardian
+    if guardian is None or guardian.poll() is not None:
+        guardian = _Session.guardian = subprocess.Popen(
             [sys.executable, "-m", "tests.support.guardian"],
             cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.PIPE,
@@ -61,11 +65,11 @@ def _tell(sign: str, folder: Path) -> None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        atexit.register(_guardian.wait, 30)
-        atexit.register(_guardian.stdin.close)  # type: ignore[union-attr]
-    assert _guardian.stdin
+        atexit.register(guardian.wait, 30)
+        atexit.register(guardian.stdin.close)  # type: ignore[union-attr]
+    assert guardian.stdin
     # Unbuffered, so that a signal leaves no half of a line.
-    os.write(_guardian.stdin.fileno(), os.fsencode(f"{sign}{folder.resolve()}\n"))
+    os.write(guardian.stdin.fileno(), os.fsencode(f"{sign}{folder.resolve()}\n"))
 
 
 def install() -> None:
@@ -73,15 +77,14 @@ def install() -> None:
     owner = os.getpid()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        global _interrupted_at
         now = time.monotonic()
         if os.getpid() != owner:
             signal.default_int_handler(number, frame)
-        elif _interrupted_at is None:
-            _interrupted_at = now
+        elif _Session.interrupted_at is None:
+            _Session.interrupted_at = now
             threading.Thread(target=_insist, args=(128 + number,), daemon=True).start()
             raise KeyboardInterrupt
-        elif now - _interrupted_at > DEBOUNCE:
+        elif now - _Session.interrupted_at > DEBOUNCE:
             _leave(128 + number)
 
     # Also where the caller ignores SIGINT, as a shell does for what it starts in the background.

@@ -130,36 +130,26 @@ def run_to_end(
         if state == expect and tries in (None, had):
             return run_id
         failed = failed_tries(airflow, dag_id, run_id)
-        if repeat == REPEATS or not _explained(airflow, dag_id, run_id, failed, state == expect, had, tries):
+        lost = [one for one in failed if one.lost]
+        if state == expect:
+            explained = tries == had - len(lost)
+        else:
+            explained = _lost_is_all_that_failed(airflow.task_instances(dag_id, run_id), lost)
+        if repeat == REPEATS or not lost or not explained:
             wanted = expect if tries is None else f"{expect} after {tries} tries"
             raise UnexpectedEnd(
                 f"{dag_id}/{run_id} is {state} after {had} tries, not {wanted}\n{explain(airflow, dag_id, run_id)}"
             )
-        lost = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in failed if one.lost)
-        repeated.append(f"{dag_id}/{run_id}: {lost}")
+        reasons = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in lost)
+        repeated.append(f"{dag_id}/{run_id}: {reasons}")
         sys.stderr.write(f"REPEATED {repeated[-1]}\n{explain(airflow, dag_id, run_id)}\n")
     raise AssertionError("unreachable")
 
 
-def _explained(
-    airflow: Airflow,
-    dag_id: str,
-    run_id: str,
-    failed: list[FailedTry],
-    ended_well: bool,  # noqa: FBT001
-    had: int,
-    tries: int | None,
-) -> bool:
-    """Tell whether tries that Airflow lost are all that is wrong with a run."""
-    lost = {(one.task_id, one.map_index, one.try_number) for one in failed if one.lost}
-    if not lost:
-        return False
-    if ended_well:
-        return tries is not None and had - len(lost) == tries
-    last = airflow.task_instances(dag_id, run_id)
-    return all(
-        (row["task_id"], row["map_index"], row["try_number"]) in lost for row in last if row["state"] == "failed"
-    )
+def _lost_is_all_that_failed(last_tries: list[dict[str, Any]], lost: list[FailedTry]) -> bool:
+    keys = {(one.task_id, one.map_index, one.try_number) for one in lost}
+    failed = [row for row in last_tries if row["state"] == "failed"]
+    return all((row["task_id"], row["map_index"], row["try_number"]) in keys for row in failed)
 
 
 def _examine(

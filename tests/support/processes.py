@@ -38,6 +38,18 @@ class MissingRequirement(RuntimeError):  # noqa: N818
         self.name = name
 
 
+def slowness() -> float:
+    """
+    Return how many times slower than a machine of its own this process runs now: from 1 to 5.
+
+    For the time-outs of what is under test, which a test waits out and a busy machine must not reach.
+    """
+    begun, worked = time.monotonic(), time.process_time()
+    while time.process_time() - worked < 0.2:
+        sum(range(1000))
+    return min(5.0, max(1.0, (time.monotonic() - begun) / 0.2))
+
+
 def wait_for(
     condition: Callable[[], T],
     timeout: float = 60,

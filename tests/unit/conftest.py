@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.services import Postgres
-    from tests.unit.database import Database
+    from tests.unit.database import Database, ReusedDatabases
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +50,14 @@ def postgres_template(postgres: Postgres) -> str:
     make_tables(postgres.url(name))
     postgres.disconnect(name)
     return name
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres: Postgres, postgres_template: str) -> ReusedDatabases:
+    """Return copies of that database for one test after the other."""
+    from tests.unit.database import ReusedDatabases
+
+    return ReusedDatabases(postgres, postgres_template)
 
 
 @pytest.fixture
@@ -84,14 +92,14 @@ def database(
         shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
         yield connect_airflow(f"sqlite:///{path}")
         return
-    postgres: Postgres = request.getfixturevalue("postgres")
-    name = postgres.create_database(template=request.getfixturevalue("postgres_template"))
+    databases: ReusedDatabases = request.getfixturevalue("postgres_databases")
+    name = databases.take()
     driver = "psycopg" if request.param == "psycopg" else "psycopg2"
-    yield connect_airflow(postgres.url(name, driver=driver))
+    yield connect_airflow(databases.server.url(name, driver=driver))
     from airflow import settings
 
     settings.dispose_orm()
-    postgres.drop_database(name)
+    databases.give_back(name)
 
 
 @pytest.fixture(autouse=True)

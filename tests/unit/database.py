@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection, Engine
 
+    from tests.support.services import Postgres
+
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 """When things happen in these tests."""
 
@@ -78,6 +80,83 @@ class Database:
         """Return all rows of our worker table."""
         with self.engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(select(worker).order_by(worker.c.id))]
+
+
+_KEPT_ROWS = """
+SELECT coalesce(string_agg(hash, ',' ORDER BY name), '') AS hashes FROM (
+    SELECT c.relname AS name,
+        md5(query_to_xml(format('SELECT * FROM %%I ORDER BY 1', c.relname), true, false, '')::text) AS hash
+    FROM pg_class c WHERE c.relname = ANY(%(tables)s) AND c.relnamespace = 'public'::regnamespace
+) AS kept
+"""
+_SCHEMA = """
+SELECT md5(string_agg(item, ',' ORDER BY item)) AS hash FROM (
+    SELECT format('%s.%s %s %s %s %s', a.attrelid::regclass, a.attname, a.atttypid, a.atttypmod, a.attnotnull,
+        pg_get_expr(d.adbin, d.adrelid)) AS item
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE c.relnamespace NOT IN (SELECT oid FROM pg_namespace WHERE nspname ~ '^(pg_|information_schema)')
+    AND NOT a.attisdropped
+    UNION ALL SELECT format('%s %s', conrelid::regclass, pg_get_constraintdef(oid)) FROM pg_constraint
+    UNION ALL SELECT pg_get_indexdef(indexrelid) || indisvalid FROM pg_index
+    UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+    UNION ALL SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_'
+    UNION ALL SELECT setconfig::text FROM pg_db_role_setting
+        WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+) AS items
+"""
+_TABLES_WITH_ROWS = """
+SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+AND (xpath('/row/filled/text()', query_to_xml(
+    format('SELECT EXISTS (SELECT 1 FROM %I) AS filled', relname), true, true, '')))[1]::text = 'true'
+"""
+_SEQUENCES = "SELECT sequencename AS name, last_value AS last FROM pg_sequences WHERE last_value IS NOT NULL"
+
+
+class ReusedDatabases:
+    """
+    Copies of a PostgreSQL database, each for one test after the other: making one costs more than most tests.
+
+    A copy is emptied between two tests. One whose schema, settings or given rows a test has changed is dropped.
+    """
+
+    def __init__(self, server: Postgres, template: str) -> None:
+        self.server = server
+        self._template = template
+        self._free: list[str] = []
+        name = server.create_database(template)
+        self._given = [row["relname"] for row in server.execute(_TABLES_WITH_ROWS, database=name)]
+        self._sequences = self._read_sequences(name)
+        self._fingerprint = self._read_fingerprint(name)
+        self._free.append(name)
+
+    def take(self) -> str:
+        """Return the name of a database as the template is."""
+        return self._free.pop() if self._free else self.server.create_database(self._template)
+
+    def give_back(self, name: str) -> None:
+        """Empty a database for the next test, or drop it where that is not all that has to be done."""
+        self.server.disconnect(name)
+        if self._read_fingerprint(name) != self._fingerprint:
+            self.server.drop_database(name)
+            return
+        filled = {row["relname"] for row in self.server.execute(_TABLES_WITH_ROWS, database=name)} - {*self._given}
+        # In this role no trigger asks for the order of foreign keys.
+        statements = ["SET session_replication_role = replica", *(f'DELETE FROM "{table}"' for table in filled)]
+        for sequence in self._read_sequences(name).items() - self._sequences.items():
+            last = self._sequences.get(sequence[0])
+            restart = f"'\"{sequence[0]}\"', {last or 1}, {'true' if last else 'false'}"
+            statements.append(f"SELECT setval({restart})")
+        self.server.execute("; ".join(statements), database=name)
+        self._free.append(name)
+
+    def _read_fingerprint(self, name: str) -> tuple[str, str]:
+        (schema,) = self.server.execute(_SCHEMA, database=name)
+        (rows,) = self.server.execute(_KEPT_ROWS, {"tables": self._given}, database=name)
+        return schema["hash"], rows["hashes"]
+
+    def _read_sequences(self, name: str) -> dict[str, int]:
+        return {row["name"]: row["last"] for row in self.server.execute(_SEQUENCES, database=name)}
 
 
 def make_tables(url: str, *, with_ours: bool = True) -> None:

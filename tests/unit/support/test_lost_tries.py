@@ -63,6 +63,7 @@ class Airflow:
     runs: list[str] = field(default_factory=list)
 
     def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
+        assert conf is None
         run_id = f"run-{len(self.runs)}"
         self.runs.append(run_id)
         folder = self.logs_folder / f"dag_id={dag_id}" / f"run_id={run_id}" / "task_id=load"
@@ -75,9 +76,12 @@ class Airflow:
         return self.plan[self.runs.index(run_id)]
 
     def wait_run(self, dag_id: str, run_id: str, timeout: float) -> str:
+        assert dag_id == "sales"
+        assert timeout > 0
         return "success" if self._plan(run_id)[-1] is None else "failed"
 
     def tries(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        assert dag_id == "sales"
         return [
             {
                 "task_id": "load",
