@@ -175,7 +175,7 @@ def run_command(url: str, *arguments: str, expect: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == expect, done.stdout

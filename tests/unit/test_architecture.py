@@ -109,7 +109,7 @@ def run_task_process(*, before: str, hook: str, **env: str) -> dict[str, Any]:
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=ROOT,
     )
@@ -177,7 +177,7 @@ def test_the_command_loads_nothing_before_it_runs() -> None:
         "own = {name for name in sys.modules if name.startswith('airflow_worker_insight')}\n"
         "print(*sorted(own | set(sys.modules) - known))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True)
     new = done.stdout.splitlines()[-1].split()
     assert foreign(new) == []
     own = {name for name in new if name.startswith("airflow_worker_insight")}
@@ -217,7 +217,7 @@ def test_the_contracts_hold() -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=ROOT,
     )

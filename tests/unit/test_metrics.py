@@ -94,7 +94,7 @@ def what_arrives(statsd: socket.socket, database: Database, **options: str) -> s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -88,7 +88,7 @@ STARTING = "manager.hook.on_starting(component=None)"
 
 def run(script: str) -> dict[str, Any]:
     """Run a script in an interpreter of its own and return what it printed last."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -62,7 +62,7 @@ def test_what_is_printed_is_sql(without_tables: Database, command: list[str]) ->
         env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": without_tables.url},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert re.match(r"(CREATE TABLE|--|BEGIN|DROP)", done.stdout)

@@ -157,7 +157,7 @@ def test_an_error_is_said_once_and_beside_the_result(database: Database, tmp_pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1

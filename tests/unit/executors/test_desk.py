@@ -248,7 +248,7 @@ def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: p
         slow = threads.submit(desk.decide, NO_DATABASE, [second], snapshot)
         assert asks.wait(60)
         try:
-            (one,) = threads.submit(desk.decide, NO_DATABASE, [first], snapshot).result(timeout=10)
+            (one,) = threads.submit(desk.decide, NO_DATABASE, [first], snapshot).result(timeout=30)
         finally:
             answered.set()
         assert one.decision.worker == W1

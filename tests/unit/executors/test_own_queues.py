@@ -35,7 +35,7 @@ class Node:
         self._stop, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(120)
 
     def _work(self) -> None:
         connection = self.app.connection_for_read()

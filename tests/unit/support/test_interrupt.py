@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.support import guardian
 from tests.support.environments import ROOT
 from tests.support.guardian import DEBOUNCE
 from tests.support.processes import NotInTime, end, wait_for
@@ -80,6 +81,7 @@ class Session:
             f"test:\n\t@exec {sys.executable} -m pytest -q -n 2 -p xdist -p no:cacheprovider\n"
         )
         self.output = folder / "output"
+        guardian.guard(folder)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*through, "make", "--no-print-directory", "test"],
@@ -137,6 +139,7 @@ class Session:
 @pytest.fixture(autouse=True)
 def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     yield
+    guardian.release(tmp_path)
     end(process for process in psutil.process_iter() if _below(process, tmp_path))
 
 
