@@ -52,7 +52,9 @@ def attempts(airflow: Deployment) -> list[tuple[int, str | None, list[str], str 
     printed = airflow.run(
         "airflow-worker-insight", "attempts", "list", "--run-id", RUN_ID, "--output", "json", timeout=120
     )
-    rows: list[dict[str, Any]] = json.loads(printed[printed.index("[") :])
+    # Beside it stand the lines that Airflow logs.
+    answer = next(line for line in printed.splitlines() if line == "[]" or line.startswith("[{"))
+    rows: list[dict[str, Any]] = json.loads(answer)
     return [
         (row["try_number"], row["state"], [by["name"].partition("@")[0] for by in row["workers"]], row["deleted"])
         for row in rows
@@ -71,6 +73,7 @@ def test_a_run_that_is_made_again_has_nothing_of_the_deleted_one(
     with Deployment(airflow_env(version), executor="CeleryExecutor", postgres=postgres, redis=redis) as airflow:
         airflow.write_dag("nightly", NIGHTLY)
         airflow.migrate()
+        airflow.run("airflow-worker-insight", "db", "migrate")
         airflow.start_all()
         start_worker(airflow, "w1", life="w1")
         airflow.trigger("nightly", run_id=RUN_ID, conf={"fails": True})
