@@ -91,6 +91,16 @@ def placement_labels() -> str | None:
     return _conf_text("placement_labels")
 
 
+def placement_worker_labels() -> str | None:
+    """Return the labels that an operator gives workers for placement, as written: see ``executors.rules``."""
+    return _conf_text("placement_worker_labels")
+
+
+def placement_trust_reports() -> bool:
+    """Return whether what task processes report of their worker counts for placement."""
+    return _conf_boolean("placement_trust_reports", fallback=False)
+
+
 def local_workers() -> str:
     """Return the local workers of a scheduler as written: see ``executors.local_workers``."""
     return _conf_text("local_workers") or "local-1,local-2"

@@ -23,11 +23,13 @@ PREFIX = "worker_insight"
 COUNTERS = (
     "reports.claimed",
     "reports.unclaimed",
+    "reports.contradicting",
     "reports.dropped.malformed",
     "reports.dropped.oversized",
     "reports.dropped.unknown_version",
     "reports.dropped.not_this_try",
     "reports.dropped.try_has_ended",
+    "reports.dropped.not_this_host",
     "reports.dropped.contradicting",
     "reports.dropped.too_many_workers",
     "tries.inferred",

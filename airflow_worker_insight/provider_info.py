@@ -167,6 +167,28 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "gpu_pool:gpu=yes,eu_pool:region=eu-west-1",
                         "default": "",
                     },
+                    "placement_worker_labels": {
+                        "description": (
+                            "Labels that Celery workers have for placement, whatever these say themselves, as JSON by "
+                            "node name, or as a comma-separated list of node:key=value. A node may be a pattern: "
+                            "*@etl-*."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "*@gpu-*:gpu=yes,w1@etl-1:zone=secure",
+                        "default": "",
+                    },
+                    "placement_trust_reports": {
+                        "description": (
+                            "Whether the labels and the name that a worker's task processes report (worker_labels, "
+                            "worker_name) count for placement. Any task can report what it likes of the worker that "
+                            "runs it: set it to True only where all Dags are trusted."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "False",
+                    },
                     "local_workers": {
                         "description": (
                             "The workers that WorkerInsightLocalExecutor has on each scheduler's machine, as a "

@@ -19,7 +19,13 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
-from airflow_worker_insight.store.recording import ContradictingWorker, StartedTry, TooManyWorkers, record_start
+from airflow_worker_insight.store.recording import (
+    ContradictingWorker,
+    StartedTry,
+    TooManyWorkers,
+    are_one_host,
+    record_start,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -89,21 +95,33 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
     :param is_late: whether that was before this transaction
     """
     try:
-        _record(connection, sender, value, now=now, is_late=is_late)
+        contradiction = _record(connection, sender, value, now=now, is_late=is_late)
         count("reports.claimed")
+        if contradiction is not None:
+            count("reports.contradicting")
+            warn_once(
+                "contradicting",
+                "Airflow Worker Insight records a report of task %s.%s for a worker of its own, because it gives the ID "
+                "of a worker that is known otherwise: %s",
+                sender.dag_id,
+                sender.task_id,
+                contradiction,
+            )
     except RejectedReport as rejected:
         count(f"reports.dropped.{rejected.reason}")
         warn_once(
             f"dropped.{rejected.reason}",
-            "Airflow Worker Insight dropped a report of task %s.%s (%s): the XCom key %s is reserved for it",
+            "Airflow Worker Insight dropped a report of task %s.%s (%s): %s",
             sender.dag_id,
             sender.task_id,
             rejected.reason,
-            REPORT_KEY,
+            rejected.explanation or f"the XCom key {REPORT_KEY} is reserved for it",
         )
 
 
-def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool) -> None:
+def _record(
+    connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool
+) -> str | None:
     report = parse_report(value)
     one = airflow_tries.try_by_id(connection, report.try_id)
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
@@ -113,20 +131,23 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
         raise RejectedReport("try_has_ended")
     ended_at = one.ended_at if one.is_over else None
+    if is_late and one.hostname and not are_one_host(one.hostname, report.worker.hostname):
+        # Its process may have been followed by one on another host, and Airflow keeps the latest host only.
+        raise RejectedReport("not_this_host", f"it waited, and Airflow has the try on the host {one.hostname}")
     try:
-        record_start(
+        return record_start(
             connection,
             StartedTry(one.key, one.instance, one.started_at, one.state, ended_at),
-            worker_record(report.worker, job_id=one.queued_by_job_id),
+            worker_record(report.worker, job_id=one.queued_by_job_id, hostname=one.hostname),
             now=now,
             process=process_key(report.process),
             conditions=conditions(report.conditions),
             is_late=is_late,
         )
-    except ContradictingWorker:
-        raise RejectedReport("contradicting") from None
-    except TooManyWorkers:
-        raise RejectedReport("too_many_workers") from None
+    except ContradictingWorker as error:
+        raise RejectedReport("contradicting", str(error)) from None
+    except TooManyWorkers as error:
+        raise RejectedReport("too_many_workers", str(error)) from None
 
 
 def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:

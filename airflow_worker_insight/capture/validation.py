@@ -6,7 +6,6 @@ A report comes from a task process, and a task process runs anybody's code.
 from __future__ import annotations
 
 import json
-import unicodedata
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -14,27 +13,37 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
+from airflow_worker_insight.identity.text import LABELS_SIZE, clean, is_fit
+from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
 from airflow_worker_insight.store.attribution import HOST_ID_PREFIX
 from airflow_worker_insight.store.recording import Conditions, WorkerRecord
 
 
 class RejectedReport(Exception):  # noqa: N818
-    """A report that is not believed; ``reason`` is a word for the counters."""
+    """A report that is not believed; ``reason`` is a word for the counters, ``explanation`` a line for an operator."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, explanation: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.explanation = explanation
 
 
 def _storable(text: str) -> str:
-    """Refuse what a database cannot hold or a page should not show: control characters and lone surrogates."""
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
-        raise ValueError("control characters are not allowed")
+    """Refuse what a database cannot hold or a page should not show: see :data:`.identity.text.UNFIT`."""
+    if not is_fit(text):
+        raise ValueError("control and format characters are not allowed")
     return text
 
 
 def _text(max_length: int, *, min_length: int = 1) -> Any:
     return Annotated[str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)]
+
+
+def _small(described: dict[str, Any]) -> dict[str, Any]:
+    """Refuse more than a worker says of itself: its row is read with every page that lists it."""
+    if len(json.dumps(described, ensure_ascii=False).encode("utf-8", "replace")) > LABELS_SIZE:
+        raise ValueError(f"more than {LABELS_SIZE} bytes")
+    return described
 
 
 def _own_life(worker_id: str) -> str:
@@ -63,9 +72,9 @@ class WorkerReport(_Closed):
     engine_name: _text(250) | None = None  # type: ignore[valid-type]
     pid: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     started_at: AwareDatetime | None = None
-    labels: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
-    resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
-    versions: Annotated[dict[_Key, _Value], Field(max_length=32)] = {}  # type: ignore[valid-type]
+    labels: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
+    resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
+    versions: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
 
 
 class ConditionsReport(_Closed):
@@ -123,9 +132,12 @@ def _exceeds(value: Any, limit: int) -> bool:
     return False
 
 
-def worker_record(worker: WorkerReport | dict[str, Any], *, job_id: int | None) -> WorkerRecord:
+def worker_record(
+    worker: WorkerReport | dict[str, Any], *, job_id: int | None, hostname: str | None = None
+) -> WorkerRecord:
     """Return a validated worker description as a row of the worker table.
 
+    :param hostname: the host that Airflow recorded for the try: a report cannot name another one
     :param job_id: Airflow's job that the worker belongs to, where it is a scheduler's own (LocalExecutor)
     :raises pydantic.ValidationError: when a plain ``dict`` is not a valid description
     """
@@ -134,7 +146,7 @@ def worker_record(worker: WorkerReport | dict[str, Any], *, job_id: int | None) 
         worker_id=known.worker_id,
         name=known.name,
         kind=known.kind,
-        hostname=known.hostname,
+        hostname=clean(hostname, HOSTNAME_LENGTH) or known.hostname,
         pid=known.pid,
         started_at=_plausible(known.started_at),
         engine_name=known.engine_name,

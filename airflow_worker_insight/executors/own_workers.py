@@ -120,7 +120,8 @@ class OwnWorkers(Rounds):
             return workers.get_workers(connection, self.own.keys())
 
     def _candidate(self, row: WorkerRow) -> Candidate:
-        concurrency = self.own[row.worker_id].concurrency
+        own = self.own[row.worker_id]
+        concurrency = own.concurrency
         return Candidate(
             ref=row.ref,
             worker_id=row.worker_id,
@@ -130,9 +131,10 @@ class OwnWorkers(Rounds):
             concurrency=concurrency,
             # Nothing waits at a local worker: it would be bound to it for nothing.
             capacity=concurrency,
-            labels=row.labels,
+            # As this process has them, and not as some task has told.
+            labels=own.record.labels,
             availability=row.availability,
-            alias=row.name,
+            alias=own.record.name,
         )
 
     def _look_after_doubted(self) -> None:

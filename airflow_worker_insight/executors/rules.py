@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,22 @@ class Rules:
     """Times as long as the others, from which on a worker is slow; 0 where none is."""
     when_unseen: str = SEND
     """What becomes of tasks while the workers cannot be seen."""
+    worker_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What labels workers have by an operator's word, by patterns of their engine's names."""
+    trusts_reports: bool = False
+    """Whether the labels and the name count that a worker's tasks report."""
+
+    def worker_has(self, name: str, told: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels that a worker has for placement; where an operator and its tasks differ, the operator's.
+
+        :param name: what its engine calls it
+        :param told: what its tasks report
+        """
+        found = dict(told) if self.trusts_reports else {}
+        for pattern, labels in self.worker_labels.items():
+            if fnmatchcase(name, pattern):
+                found |= labels
+        return found
 
     def capacity(self, concurrency: int) -> int:
         """Return how many tasks a worker may have, running and waiting."""
@@ -88,6 +105,8 @@ def read_rules() -> Rules:
         parse_pool_labels(config.placement_labels()),
         _slow_from(config.placement_slow_from()),
         when_unseen,
+        parse_pool_labels(config.placement_worker_labels(), "placement_worker_labels", "node"),
+        config.placement_trust_reports(),
     )
 
 
@@ -111,27 +130,31 @@ def _slow_from(setting: str) -> float:
     return found
 
 
-def parse_pool_labels(setting: str | None) -> dict[str, dict[str, str]]:
+def parse_pool_labels(
+    setting: str | None, option: str = "placement_labels", whose: str = "pool"
+) -> dict[str, dict[str, str]]:
     """Read ``pool:key=value,pool:key=value``, or the same as JSON.
 
+    :param option: the setting's name
+    :param whose: what the labels are of
     :raises BadRules: for anything else
     """
     if setting is None or not setting.strip():
         return {}
-    where = "[worker_insight] placement_labels"
+    where = f"[worker_insight] {option}"
     if setting.lstrip().startswith("{"):
         try:
             given = json.loads(setting)
         except (ValueError, RecursionError) as error:
             raise BadRules(f"{where} is no JSON: {error}") from None
-        return {pool: _labels(labels, f"{where}, pool {pool!r},") for pool, labels in given.items()}
+        return {pool: _labels(labels, f"{where}, {whose} {pool!r},") for pool, labels in given.items()}
     found: dict[str, dict[str, str]] = {}
     for item in filter(None, (part.strip() for part in re.split(r"[,\n]", setting))):
         # A pool's name may hold a colon, a label's key does not.
         pool, colon, label = item.rpartition(":")
         key, equals, value = label.partition("=")
         if not (pool and colon and equals):
-            raise BadRules(f"{where} is a list of pool:key=value, and {item!r} is none")
+            raise BadRules(f"{where} is a list of {whose}:key=value, and {item!r} is none")
         found.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
     return found
 

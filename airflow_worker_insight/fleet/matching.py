@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.sighting import Sighting
 from airflow_worker_insight.identity.engines import is_named_local
-from airflow_worker_insight.store.recording import OFFLINE, SAME_START
+from airflow_worker_insight.store.recording import OFFLINE, SAME_START, are_one_host, short_host
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -33,14 +33,15 @@ class Matches:
     pairs: list[tuple[Sighting, Life]] = field(default_factory=list)
     unmatched: list[Sighting] = field(default_factory=list)
     twins: list[tuple[Life, Life]] = field(default_factory=list)
-    """A life and a second row of it: the engine and the worker itself told of it at the same time."""
+    """A life that its engine knows, and a second row of it that only reports tell of."""
 
 
 def match(sightings: Iterable[Sighting], lives: Iterable[Life]) -> Matches:
     """Pair sightings with lives, each at most once; of the lives that one may be of, the latest.
 
     Those that started together are paired first: of two workers under one name, in two containers with the same
-    process IDs, each is to keep its own life.
+    process IDs, each is to keep its own life. A life that only reports tell of comes last, and only where its process
+    and its host agree: anybody's task can have made it up.
     """
     by_key: dict[Hashable, list[Life]] = defaultdict(list)
     for life in lives:
@@ -49,7 +50,8 @@ def match(sightings: Iterable[Sighting], lives: Iterable[Life]) -> Matches:
     found = Matches()
     taken: set[int] = set()
     waiting = _each_once(sightings)
-    for is_same in (_started_together, is_same_life):
+    hosts = _Hosts(waiting, (life for known in by_key.values() for life in known))
+    for is_same in (_started_together, _is_known_life, hosts.agree):
         left = []
         for sighting in waiting:
             possible = [one for one in by_key[_key(sighting)] if one.ref not in taken and is_same(sighting, one)]
@@ -61,23 +63,45 @@ def match(sightings: Iterable[Sighting], lives: Iterable[Life]) -> Matches:
             found.pairs.append((sighting, life))
         waiting = left
     found.unmatched = waiting
-    for index, (sighting, life) in enumerate(found.pairs):
-        others = [] if sighting.is_partial else _others(sighting, by_key[_key(sighting)], taken)
-        if life.is_reported:
-            twins = [other for other in others if not other.is_reported]
-            found.twins += [(life, twin) for twin in twins]
-            taken.update(twin.ref for twin in twins)
-        elif reported := [other for other in others if other.is_reported]:
-            # Tries may name the one that its own processes told of.
-            found.pairs[index] = (sighting, reported[-1])
-            found.twins.append((reported[-1], life))
-            taken.add(reported[-1].ref)
+    for sighting, life in found.pairs:
+        if sighting.is_partial or sighting.ref is not None or not life.is_known_to_engine:
+            continue
+        for other in by_key[_key(sighting)]:
+            if other.ref not in taken and _came_after(sighting, other) and hosts.agree(sighting, other, life):
+                found.twins.append((life, other))
+                taken.add(other.ref)
     return found
 
 
-def _others(sighting: Sighting, lives: Iterable[Life], taken: set[int]) -> list[Life]:
-    """Return the other lives, in the order of their rows, that a sighting may be of as well."""
-    return [life for life in lives if life.ref not in taken and life.ended_at is None and is_same_life(sighting, life)]
+class _Hosts:
+    """The hosts of which engines tell, by which a life that only reports tell of is found to be elsewhere."""
+
+    def __init__(self, sightings: Iterable[Sighting], lives: Iterable[Life]) -> None:
+        self._known = {short_host(one.hostname) for one in sightings}
+        self._known |= {short_host(one.hostname) for one in lives if one.is_known_to_engine}
+
+    def agree(self, sighting: Sighting, told: Life, known: Life | None = None) -> bool:
+        """Tell whether a life that only reports tell of is that of a sighting, of which a life may be known already.
+
+        Airflow may call hosts by other names than the engine: such a name says nothing, unless it is another's host.
+        """
+        if told.is_known_to_engine or told.ended_at is not None or sighting.is_partial:
+            return False
+        if sighting.kind == "celery" and (sighting.pid is None or told.pid is None):
+            return False
+        if not is_same_life(sighting, told):
+            return False
+        its = [sighting.hostname, *([known.hostname] if known is not None else [])]
+        return any(are_one_host(told.hostname, one) for one in its) or short_host(told.hostname) not in self._known
+
+
+def _is_known_life(sighting: Sighting, life: Life) -> bool:
+    return (sighting.ref is not None or life.is_known_to_engine) and is_same_life(sighting, life)
+
+
+def _came_after(sighting: Sighting, life: Life) -> bool:
+    """Tell whether a life was first told of when the process of a sighting ran: else it is of the process before."""
+    return sighting.started_at is None or life.registered_at >= sighting.started_at - SAME_START
 
 
 def _each_once(sightings: Iterable[Sighting]) -> list[Sighting]:
@@ -108,7 +132,7 @@ def _key(one: Sighting | Life) -> Hashable:
 
 def _started_together(sighting: Sighting, life: Life) -> bool:
     """Tell a life that is certain: its engine gave it the same start before."""
-    is_known = sighting.started_at is not None and is_same_life(sighting, life)
+    is_known = sighting.started_at is not None and _is_known_life(sighting, life)
     return is_known and _is_near(sighting.started_at, life.engine_started_at)
 
 

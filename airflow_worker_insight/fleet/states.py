@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.matching import SKEW
 from airflow_worker_insight.store.lives import LOOK_TAKES
-from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.store.recording import ENGINE_KINDS, LOST, OFFLINE, ONLINE, UNRESPONSIVE
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -31,6 +31,7 @@ GONE_BEFORE = "It was gone before anybody looked at the workers."
 TRY_ENDED = "Its try has ended."
 IDLE = "Nothing tells whether it lives while no try runs on it."
 NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor), so nobody looks at it."
+TOLD_ONLY = "Only reports of tasks tell of it: its engine does not know it."
 WAITING = "Its heartbeat is by a clock that is wrong, or old: it has to move before it counts."
 
 
@@ -108,6 +109,8 @@ def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, ti
         return Verdict(ONLINE, sighting.trouble, seen=True)
     if life.ended_at is not None:
         return None
+    if reached.error is None and reached.since is not None and is_told_only(life):
+        return _told_only(life, evidence, reached.since, now=now, timeouts=timeouts)
     if reached.error is None and reached.since is not None:
         ended = _ended(life, evidence, reached, reached.since, now=now, timeouts=timeouts)
         if ended is not None:
@@ -116,6 +119,19 @@ def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, ti
         return None
     silent = f"It has been silent for more than {timeouts.heartbeat.total_seconds():g} seconds."
     return Verdict(UNRESPONSIVE, reached.error or (sighting and sighting.trouble) or silent)
+
+
+def is_told_only(life: Life) -> bool:
+    """Return whether a life is of a kind that an engine tells of, and only reports tell of this one."""
+    return life.kind in ENGINE_KINDS and not life.is_known_to_engine
+
+
+def _told_only(life: Life, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+    """Say what is known of a life that its engine, which was reached, does not know: never that it was lost."""
+    seen = last_seen(life, now)
+    if evidence.is_replaced or now - max(seen, since) > timeouts.lost:
+        return Verdict(None, GONE_BEFORE, ended_at=seen)
+    return None if life.state is None else Verdict(None, TOLD_ONLY)
 
 
 def judge_by_tries(

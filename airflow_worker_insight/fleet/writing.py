@@ -11,6 +11,7 @@ from airflow_worker_insight.fleet.states import (
     NOT_CONFIGURED,
     Evidence,
     first_verdict,
+    is_told_only,
     judge,
     judge_by_tries,
     last_seen,
@@ -118,6 +119,8 @@ class _Writing:
         matches = self._match(lives)
         for life, twin in matches.twins:
             store.merge(self.connection, life.ref, twin.ref, now=self.now)
+        if matches.twins:
+            running = store.running_tries(self.connection)
         gone = {twin.ref for _, twin in matches.twins}
         sighted = {life.ref: (sighting, life) for sighting, life in matches.pairs}
         revived = [life for _, life in matches.pairs if life.ended_at is not None and life not in lives]
@@ -128,9 +131,9 @@ class _Writing:
                 continue
             sighting = sighted[life.ref][0] if life.ref in sighted else None
             self._judge(life, sighting, running, bearers)
+        store.write_lives(self.connection, self.values)
         store.register(self.connection, new, now=self.now)
         self.states.update(one.state for one in new)
-        store.write_lives(self.connection, self.values)
         store.add_changes(self.connection, self.history, now=self.now)
         return Written(dict(self.states), len(new), self.changes)
 
@@ -232,6 +235,8 @@ class _Writing:
     def _is_news(self, life: Life, verdict: Verdict) -> bool:
         """Tell whether a change is kept: not what the history of the worker's tries says as well."""
         states = {life.state, verdict.state}
+        if is_told_only(life):
+            return False
         if self.name != store.TRIES or LOST in states:
             return True
         # A pod lives for one try. Any other worker of which only its tries tell is online as long as it runs one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,11 +71,15 @@ def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
     return joined
 
 
+UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that no name, label or note may hold: control characters (PostgreSQL refuses NUL), format characters
+(those that change the direction of writing make one name look like another), lone surrogates (not UTF-8), line ends."""
+
+
+def is_fit(text: str) -> bool:
+    """Return whether no character of a text is of the categories :data:`UNFIT`."""
+    return text.isprintable() or not any(map(_is_unfit, text))
+
+
 def _is_unfit(character: str) -> bool:
-    """Tell control characters (PostgreSQL refuses NUL), line ends and lone surrogates (not UTF-8)."""
-    return (
-        character < " "
-        or "\x7f" <= character <= "\x9f"
-        or character in "\u2028\u2029"
-        or "\ud800" <= character <= "\udfff"
-    )
+    return unicodedata.category(character) in UNFIT

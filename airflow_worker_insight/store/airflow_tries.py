@@ -186,6 +186,8 @@ class RunningTry:
     queued_by_job_id: int | None
     is_over: bool
     """Whether it has ended: Airflow has given it a final state, or put it into the history."""
+    hostname: str | None
+    """Where it runs, as its supervisor said when it started it."""
 
 
 def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
@@ -203,6 +205,7 @@ def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
                 executor=row.executor or None,
                 queued_by_job_id=row.queued_by_job_id,
                 is_over=bool(is_history) or row.state in FINISHED,
+                hostname=row.hostname or None,
             )
     return None
 

@@ -21,6 +21,10 @@ MAX_NOTE_LENGTH = 500
 """As many characters as the database keeps of a note."""
 
 
+MERGES = 3
+"""How often a worker's row may be made one with another one while a decision waits for it."""
+
+
 class NotOneWorker(ValueError):  # noqa: N818
     """A row that stands for all workers of a host: nothing can be decided of it."""
 
@@ -44,34 +48,56 @@ def set_availability(
     :raises EndedLife: when the life is over and the decision would mean nothing
     """
     one = get_worker(connection, worker_id)
-    if one is None:
+    for _ in range(MERGES):
+        if one is None:
+            return None
+        if one.host_only:
+            raise NotOneWorker(worker_id)
+        # Whoever decides at the same time waits here, so that the row and the end of its history say the same.
+        decided = connection.execute(
+            select(worker.c.availability).where(worker.c.id == one.ref).with_for_update()
+        ).scalar()
+        # A look may just have made it one with another row: the ID is that one's from now on, or nobody's.
+        now_meant = get_worker(connection, worker_id)
+        if decided is not None and now_meant is not None and now_meant.ref == one.ref:
+            break
+        one = now_meant
+    if one is None or decided is None:
         return None
-    if one.host_only:
-        raise NotOneWorker(worker_id)
     require_meaning(connection, one, availability)
-    # Whoever decides at the same time waits here, so that the row and the end of its history say the same.
-    decided = connection.execute(
-        select(worker.c.availability).where(worker.c.id == one.ref).with_for_update()
-    ).scalar_one()
+    same = _open_rows(connection, one)
     latest = connection.execute(
         select(change.c.reason)
         .where(change.c.worker_ref == one.ref, change.c.availability.is_not(None))
         .order_by(change.c.id.desc())
         .limit(1)
     ).scalar()
-    if availability == decided and note in (None, latest):
+    if all(before == availability for before in (decided, *same.values())) and note in (None, latest):
         return one
-    connection.execute(update(worker).where(worker.c.id == one.ref).values(availability=availability))
-    connection.execute(
-        insert(change).values(
-            worker_ref=one.ref,
-            changed_at=now,
-            availability=availability,
-            reason=note,
-            changed_by=changed_by[:250],
-        )
-    )
+    refs = [one.ref, *(ref for ref, before in same.items() if before != availability)]
+    connection.execute(update(worker).where(worker.c.id.in_(refs)).values(availability=availability))
+    entry = {"changed_at": now, "availability": availability, "reason": note, "changed_by": changed_by[:250]}
+    connection.execute(insert(change), [{"worker_ref": ref, **entry} for ref in refs])
     return get_worker(connection, worker_id)
+
+
+def _open_rows(connection: Connection, one: WorkerRow) -> dict[int, str]:
+    """Return the other open rows of a worker's engine name, with what is decided: the strictest of them counts."""
+    if one.engine_name is None or one.ended_at is not None:
+        return {}
+    others = (
+        select(worker.c.id, worker.c.availability)
+        .where(
+            worker.c.engine_name == one.engine_name,
+            worker.c.kind == one.kind,
+            worker.c.ended_at.is_(None),
+            worker.c.host_only.is_(False),
+            worker.c.id != one.ref,
+        )
+        .order_by(worker.c.id)
+        .with_for_update()
+    )
+    return {row.id: row.availability for row in connection.execute(others)}
 
 
 def require_meaning(connection: Connection, one: WorkerRow, availability: str) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, delete, func, insert, literal, not_, or_, select, update
+from sqlalchemy import and_, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries, placements
@@ -21,18 +21,19 @@ from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import are_among, changed_rows
 from airflow_worker_insight.store.recording import (
     AVAILABLE,
+    ENGINE_KINDS,
     LOCAL,
     ONLINE,
     QUARANTINED,
-    SINCE_BEFORE,
     UNRESPONSIVE,
     WorkerRecord,
     are_named_local,
+    is_known_to_engine,
     note_inheritance,
     upsert,
     upsert_worker,
 )
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
+from airflow_worker_insight.store.tables import AVAILABILITIES, NO_WORKER, attempt, change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
 
 if TYPE_CHECKING:
@@ -152,6 +153,11 @@ class Life:
     engine_started_at: datetime | None = None
     engine_heartbeat_at: datetime | None = None
 
+    @property
+    def is_known_to_engine(self) -> bool:
+        """Whether its engine has told of it, and not only reports: see :func:`.recording.is_known_to_engine`."""
+        return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class NewLife:
@@ -218,7 +224,9 @@ def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[
     return [
         life
         for batch in _batches(sorted(job_ids))
-        for life in _lives(connection, are_named_local(worker), worker.c.job_id.in_(batch))
+        for life in _lives(
+            connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch)
+        )
     ]
 
 
@@ -313,8 +321,10 @@ def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, An
 
 def register_own(connection: Connection, record: WorkerRecord, *, concurrency: int, now: datetime) -> None:
     """Write a worker that the caller itself is about to start; ``record`` is what its processes will report."""
-    ref = upsert_worker(connection, record, now=now)
-    connection.execute(update(worker).where(worker.c.id == ref).values(concurrency=concurrency, running=0))
+    ref = upsert_worker(connection, record, now=now, is_own=True)
+    known = {"concurrency": concurrency, "running": 0, "engine_started_at": record.started_at}
+    # Whoever makes it known is its engine: from now on no report changes what it is.
+    connection.execute(update(worker).where(worker.c.id == ref).values(**known, engine_heartbeat_at=now))
 
 
 def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:
@@ -336,7 +346,22 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
                 key, found = (by, row.kind, row.called), (row.ref, row.availability)
                 latest[key] = max(latest.get(key, found), found)
 
+    known: dict[tuple[str, str], str] = {}
+    for batch in _batches(sorted(names)):
+        last = (
+            select(func.max(worker.c.id))
+            .where(worker.c.engine_name.in_(batch), is_known_to_engine(worker))
+            .group_by(worker.c.kind, worker.c.engine_name)
+        )
+        columns = (worker.c.kind, worker.c.engine_name, worker.c.availability)
+        for row in connection.execute(select(*columns).where(worker.c.id.in_(last))):
+            known[row.kind, row.engine_name] = row.availability
+
     def last_life(life: NewLife) -> tuple[int, str]:
+        # What only reports tell of decides nothing where the engine has told of the name.
+        by_engine = known.get((life.kind, life.engine_name))
+        if by_engine is not None:
+            return (0, by_engine)
         keys = [("name", life.kind, life.engine_name)]
         keys += [("host", life.kind, life.hostname)] if life.kind == LOCAL else []
         return max(latest.get(key, (0, "")) for key in keys)
@@ -375,40 +400,61 @@ def add_changes(connection: Connection, states: Sequence[tuple[int, str | None, 
         )
 
 
-def merge(connection: Connection, kept: int, twin: int, *, now: datetime) -> None:
-    """Remove the row ``twin`` of a life that has another one, which its own processes told of at the same time.
+def merge(connection: Connection, kept: int, told: int, *, now: datetime) -> None:
+    """Make the row ``told``, which only reports told of, one with the engine's row ``kept`` of the same life.
 
-    Tries are recorded by the ID that processes report, and the twin has none. One that was inferred may name it all the
-    same: then it stays, and says why. What only the twin knows is kept: since when the worker is known, its queues and
-    its size, and what was decided.
+    The engine's row stays, with what only reports know of the worker; tries and placements name it from now on, and so
+    do the reports to come. The other row ends and says why, and is removed when nothing names it any more: a start that
+    has read it before may still do so.
     """
-    is_twin = and_(worker.c.id == twin, worker.c.reported_id.is_(None))
     # Locked first: whoever infers tries holds the rows of the workers that it has read.
-    known = (worker.c.availability, worker.c.registered_at, worker.c.queues, worker.c.concurrency)
-    row = connection.execute(select(*known).where(is_twin).with_for_update()).first()
-    if row is None:
+    both = select(worker).where(worker.c.id.in_((kept, told))).order_by(worker.c.id).with_for_update()
+    rows = {row.id: row for row in connection.execute(both)}
+    if len(rows) < 2 or rows[told].reported_id is None or rows[told].ended_at is not None:  # noqa: PLR2004
         return
-    placements.rename_worker(connection, twin, kept)
-    if connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref == twin).limit(1)).first():
-        known_as = connection.execute(select(worker.c.worker_id).where(worker.c.id == kept)).scalar()
-        ended = {"state": None, "state_reason": f"It is the same worker as {known_as}.", "ended_at": now}
-        connection.execute(update(worker).where(is_twin).values(ended))
-        return
-    # Where both began in quarantine, that stands in the history once.
-    began = [change.c.availability == QUARANTINED, change.c.reason.startswith(SINCE_BEFORE)]
-    if connection.execute(select(change.c.id).where(change.c.worker_ref == kept, *began).limit(1)).first():
-        connection.execute(delete(change).where(change.c.worker_ref == twin, *began))
-    connection.execute(update(change).where(change.c.worker_ref == twin).values(worker_ref=kept))
-    its = worker.c.id == kept
-    if row.availability != AVAILABLE:
-        connection.execute(update(worker).where(its).values(availability=row.availability))
-    earlier = {"registered_at": row.registered_at}
-    connection.execute(update(worker).where(its, worker.c.registered_at > row.registered_at).values(earlier))
-    for name in ("queues", "concurrency"):
-        value = getattr(row, name)
-        if value is not None:
-            connection.execute(update(worker).where(its, worker.c[name].is_(None)).values({name: value}))
-    connection.execute(delete(worker).where(is_twin))
+    known, other = rows[kept], rows[told]
+    placements.rename_worker(connection, told, kept)
+    _rename_attempts(connection, told, kept)
+    connection.execute(update(change).where(change.c.worker_ref == told).values(worker_ref=kept))
+    merged = blake2b(other.worker_id.encode(), digest_size=12).hexdigest()
+    ended = {
+        "reported_id": f"merged-{merged}",
+        "state": None,
+        "state_reason": f"It is the same worker as {known.worker_id}.",
+        "ended_at": now,
+        "running": 0,
+    }
+    connection.execute(update(worker).where(worker.c.id == told).values(ended))
+    values: dict[str, Any] = {
+        "reported_id": other.reported_id,
+        "fingerprint": other.fingerprint,
+        "hostname": other.hostname,
+        "availability": max(known.availability, other.availability, key=AVAILABILITIES.index),
+        "registered_at": min(known.registered_at, other.registered_at),
+        "last_seen_at": max(known.last_seen_at, other.last_seen_at),
+    }
+    if known.reported_id is None:
+        values |= {name: getattr(other, name) for name in ("name", "started_at", "labels")}
+        values |= {name: {**getattr(other, name), **getattr(known, name)} for name in ("resources", "versions")}
+        if known.pid is None:
+            values["pid"] = other.pid
+    connection.execute(update(worker).where(worker.c.id == kept).values(values))
+
+
+def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
+    """Let the tries of a worker's second row name its first, but for those that name both."""
+    other = attempt.alias("other")
+    key = ("run_key", "task_key", "try_number")
+    of_both = select(*(attempt.c[name] for name in key)).where(
+        attempt.c.worker_ref == told,
+        select(other.c.worker_ref)
+        .where(*(other.c[name] == attempt.c[name] for name in key), other.c.worker_ref == kept)
+        .exists(),
+    )
+    named = [attempt.c.worker_ref == told]
+    for row in connection.execute(of_both).all():
+        named.append(not_(and_(*(attempt.c[name] == value for name, value in zip(key, row, strict=True)))))
+    connection.execute(update(attempt).where(*named).values(worker_ref=kept))
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
 from airflow_worker_insight.store.locks import short_waits
-from airflow_worker_insight.store.planning import changed_rows, counted, rows_written
+from airflow_worker_insight.store.planning import counted, rows_written
 from airflow_worker_insight.store.tables import (
     AVAILABILITIES,
     WORKER_STATES,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Table
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Row
 
     from airflow_worker_insight.store.keys import TryKey
 
@@ -60,19 +60,33 @@ SAME_START = timedelta(seconds=5)
 STARTING = timedelta(seconds=60)
 """How much later than its process a worker may say that it started: it has all of Airflow to import first."""
 
+MAX_SAME = 10
+"""Open rows of one name and process that are looked through."""
+
 MAX_SEEN = 10_000
 """Workers that one process remembers to have marked as seen."""
 
 MAX_WORKERS = 100
 """Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
 
+MAX_NEW_OF_A_TRY = 5
+"""Workers of one host that one try tells of and their engine does not: a pod is a host, and is there for one process."""
+
+MAX_NEW_ON_A_HOST = 100
+"""Workers that reports make known on one host within :data:`NEW_WITHIN`."""
+
+NEW_WITHIN = timedelta(hours=1)
+
+ENGINE_KINDS = ("celery", "edge", LOCAL)
+"""The kinds of workers that an engine tells of. Of all others only their tries tell."""
+
 
 class ContradictingWorker(ValueError):  # noqa: N818
-    """A description of a known life that says it is of another kind, host or process than before."""
+    """A report under an ID that is another worker's and never a report's."""
 
 
 class TooManyWorkers(ValueError):  # noqa: N818
-    """A try that says to run on more than :data:`MAX_WORKERS` workers."""
+    """A try, or a host, of which reports say that it has too many workers; the message says which limit it met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +180,7 @@ def record_start(
     process: int | None = None,
     conditions: Conditions | None = None,
     is_late: bool = False,
-) -> None:
+) -> str | None:
     """Write that a task process of a try started on the worker ``record``.
 
     A second process of the same try on the same worker (deferral, reschedule) is counted in the same row, and the same
@@ -177,8 +191,9 @@ def record_start(
     :param process: the key of the process (:func:`.keys.process_key`); one that is not known is another one
     :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
     :param is_late: whether ``now`` has passed, because the report had to wait
-    :raises ContradictingWorker: when the worker's ID is known as another worker's
-    :raises TooManyWorkers: when the try has had too many workers
+    :return: what contradicts the worker whose ID it gave, if something does: then it is kept apart from that one
+    :raises ContradictingWorker: when the ID is that of another worker that has never reported
+    :raises TooManyWorkers: when the try, or the host, has had too many workers
     """
     key = started.key
     start = {
@@ -205,137 +220,357 @@ def record_start(
         # look at the fleet and was frozen in the middle of it.
         with short_waits(connection):
             if is_late or not _writes(connection, _further_process, start):
-                _write_worker_and_start(connection, key, record, start, now=now)
+                stored = _write_worker_and_start(connection, key, record, start, now=now)
+                _mark_seen(connection, stored.reported_id, now=now)
+                return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
+    return None
 
 
 def _write_worker_and_start(
     connection: Connection, key: TryKey, record: WorkerRecord, start: Mapping[str, Any], *, now: datetime
-) -> None:
+) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-        raise TooManyWorkers(key)
-    upsert_worker(connection, record, now=now)
+        raise TooManyWorkers(f"its try has run on {MAX_WORKERS} workers")
+    stored = store_worker(
+        connection, record, now=now, check_new=lambda: _check_new(connection, start, record, now=now)
+    )
     # The worker's row is locked now, so it stays however long ago the worker was seen.
-    start = {**start, "p_seen_since": _LONG_AGO}
+    start = {
+        **start,
+        "p_seen_since": _LONG_AGO,
+        "p_worker_id": stored.reported_id,
+        "p_fingerprint": stored.fingerprint,
+    }
     if not any(_writes(connection, statement, start) for statement in (_first_process, _further_process)):
         raise LookupError(f"worker {record.worker_id} could not be stored")
+    return stored
 
 
-def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> int:
-    """Write a worker that is not known, or what has changed of one that is; return its row's ID.
+@dataclass(frozen=True, slots=True)
+class StoredWorker:
+    """The row that stands for the worker of a report."""
 
-    :raises ContradictingWorker: when the ID is known as another worker's
+    ref: int
+    reported_id: str
+    """By which a start finds the row: another ID than the report's where that is, or was, another worker's."""
+    fingerprint: str
+    contradiction: str | None = None
+    """What of the report contradicts the worker whose ID it gave, in words."""
+
+
+def upsert_worker(connection: Connection, record: WorkerRecord, *, now: datetime, is_own: bool = False) -> int:
+    """Do as :func:`store_worker`; return the row's ID."""
+    return store_worker(connection, record, now=now, is_own=is_own).ref
+
+
+def store_worker(
+    connection: Connection,
+    record: WorkerRecord,
+    *,
+    now: datetime,
+    is_own: bool = False,
+    check_new: Callable[[], None] | None = None,
+) -> StoredWorker:
+    """Find, update or make the row of a worker that a report describes, and lock it.
+
+    A task's code can send any report, so a report changes little. The ID that it gives counts with the kind, the process
+    and the host that Airflow recorded for the try; where these contradict the row with that ID, the report is of the
+    worker that its engine knows by these facts, or has a row of its own, apart. Of a row that its engine has told of, a
+    report completes only what the engine does not know, once.
+
+    :param is_own: whether no report but the process that runs the worker describes it: what it says counts
+    :param check_new: is called before a row is made
+    :raises ContradictingWorker: when the ID is that of another worker that has never reported
     """
-    mine = worker.c.reported_id == record.worker_id
-    # Locked as the UPDATE below does: what is read here is not removed meanwhile.
-    known = connection.execute(
-        select(worker.c.kind, worker.c.hostname, worker.c.pid, worker.c.host_only)
-        .where(mine)
-        .with_for_update(key_share=True)
-    ).first()
-    if known is not None and known != (record.kind, record.hostname, record.pid, record.host_only):
-        raise ContradictingWorker(record.worker_id)
-    changing = {
+    known = _reported_as(connection, record.worker_id)
+    if known is not None and (is_own or _is_process_of(connection, known, record)):
+        return _update_worker(connection, known, record, is_own=is_own)
+    of_engine = None if is_own else _engines_row(connection, record)
+    if of_engine is not None:
+        found_by = _hand_over_id(connection, known, of_engine, record)
+        return _update_worker(connection, of_engine, record, found_by=found_by)
+    contradiction = None
+    if known is not None or _is_reported_elsewhere(connection, record.worker_id):
+        contradiction = _difference(known, record)
+        record = replace(record, worker_id=_id_apart(record.worker_id, record.kind, record.hostname, record.pid))
+        known = _reported_as(connection, record.worker_id)
+    if known is None:
+        if check_new is not None:
+            check_new()
+        _insert_worker(connection, record, now=now)
+        known = _reported_as(connection, record.worker_id)
+    if known is None:
+        raise ContradictingWorker(f"{record.worker_id} is the ID of another worker")
+    # Also where another process of the worker has just been first. It holds the row's lock until the caller is done.
+    return replace(_update_worker(connection, known, record, is_own=is_own), contradiction=contradiction)
+
+
+def _reported_as(connection: Connection, worker_id: str) -> Row[Any] | None:
+    # Locked as the UPDATEs are: what is read here is not removed meanwhile.
+    mine = select(worker).where(worker.c.reported_id == worker_id).with_for_update(key_share=True)
+    return connection.execute(mine).first()
+
+
+def _is_reported_elsewhere(connection: Connection, worker_id: str) -> bool:
+    """Tell whether the ID is that of a worker whose reports are found by another one: its own was given by others."""
+    taken = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.reported_id != worker_id)
+    return connection.execute(taken.where(not_(is_known_to_engine(worker)))).first() is not None
+
+
+def _is_process_of(connection: Connection, known: Row[Any], record: WorkerRecord) -> bool:
+    if (known.kind, known.pid, known.host_only) != (record.kind, record.pid, record.host_only):
+        return False
+    is_on_host = are_one_host(known.hostname, record.hostname)
+    return is_on_host or (_is_known_to_engine(known) and _may_be_on(connection, known, record.hostname))
+
+
+def _difference(known: Row[Any] | None, record: WorkerRecord) -> str:
+    """Say in words what a report has other than the worker with its ID."""
+    if known is None:
+        return "its ID is another worker's"
+    facts = [
+        f"{name} {getattr(known, name)} before, {getattr(record, name)} now"
+        for name in ("kind", "hostname", "pid")
+        if getattr(known, name) != getattr(record, name)
+    ]
+    return ", ".join(facts) or "it stands for a host"
+
+
+def _id_apart(worker_id: str, kind: str, hostname: str, pid: int | None) -> str:
+    """Return the ID under which a report's worker is kept apart from the one that bears the ID that it gave."""
+    facts = "\0".join((worker_id, kind, short_host(hostname), str(pid)))
+    return f"apart-{hashlib.blake2b(facts.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+
+
+def short_host(hostname: str) -> str:
+    """Return the first part of a host's name, which a failed DNS lookup leaves; an address is returned whole."""
+    name = hostname.strip().lower().rstrip(".")
+    first = name.partition(".")[0]
+    return name if first.isdecimal() or ":" in name else first
+
+
+def are_one_host(one: str, other: str) -> bool:
+    """Return whether two names of hosts may be the same one's: with and without its domain."""
+    first, second = one.strip().lower().rstrip("."), other.strip().lower().rstrip(".")
+    return first == second or (
+        short_host(one) == short_host(other) and (first == short_host(one) or second == short_host(other))
+    )
+
+
+def _may_be_on(connection: Connection, known: Row[Any], hostname: str) -> bool:
+    """Tell whether a worker that its engine knows may be on the host that Airflow recorded for a try.
+
+    Airflow may call hosts by another name than the engine (``[core] hostname_callable``). But where it is the name of a
+    host on which other workers are, it is not this one's.
+    """
+    node_host = known.engine_name.rpartition("@")[2] if known.kind == "celery" and known.engine_name else ""
+    if are_one_host(known.hostname, hostname) or (node_host and are_one_host(node_host, hostname)):
+        return True
+    short = short_host(hostname)
+    named_so = or_(worker.c.hostname.in_([hostname, short]), worker.c.hostname.startswith(f"{short}.", autoescape=True))
+    others = select(worker.c.id).where(
+        named_so, worker.c.id != known.id, worker.c.host_only.is_(False), is_known_to_engine(worker)
+    )
+    return connection.execute(others.limit(1)).first() is None
+
+
+def is_known_to_engine(table: Any) -> Any:
+    """Match the workers that their engine has told of; of all others nothing but reports tells.
+
+    :param table: the table of workers, or an alias of it
+    """
+    has_told = and_(table.c.kind.in_(ENGINE_KINDS), table.c.engine_heartbeat_at.is_not(None))
+    return and_(table.c.host_only.is_(False), or_(table.c.reported_id.is_(None), has_told))
+
+
+def _is_known_to_engine(row: Row[Any]) -> bool:
+    has_told = row.kind in ENGINE_KINDS and row.engine_heartbeat_at is not None
+    return not row.host_only and (row.reported_id is None or has_told)
+
+
+def _update_worker(
+    connection: Connection, known: Row[Any], record: WorkerRecord, *, is_own: bool = False, found_by: str | None = None
+) -> StoredWorker:
+    """Write what a report changes of a worker's row.
+
+    What its engine knows stays. What an operator may have said on the worker (its name and labels), its resources and
+    versions are those of the first report: no later one changes them for as long as the worker lives.
+
+    :param found_by: the ID by which a start finds the row, where that is not the one by which it was found
+    """
+    values: dict[str, Any] = {"fingerprint": record.fingerprint}
+    reported_id = found_by or known.reported_id
+    if _is_known_to_engine(known) and not is_own:
+        values["hostname"] = record.hostname
+        if known.reported_id is None:
+            values |= {"reported_id": reported_id, **_completed(known, record)}
+    else:
+        values |= {"job_id": record.job_id, "engine_name": record.engine_name, **record.description()}
+        if (record.name, record.engine_name) != (known.name, known.engine_name):
+            inherited = inherited_availability(
+                connection, record.kind, record.name, record.engine_name, hostname=record.hostname, besides=known.id
+            )
+            values["availability"] = max(known.availability, inherited, key=AVAILABILITIES.index)
+    connection.execute(update(worker).where(worker.c.id == known.id).values(values))
+    return StoredWorker(known.id, reported_id, record.fingerprint)
+
+
+def _completed(known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
+    """Return the columns of an engine's row that its worker's first report completes."""
+    values = {
+        "name": record.name,
+        "started_at": record.started_at,
+        "labels": dict(record.labels),
+        "resources": {**record.resources, **known.resources},
+        "versions": {**record.versions, **known.versions},
+    }
+    return values if known.pid is not None else {**values, "pid": record.pid}
+
+
+def _hand_over_id(connection: Connection, known: Row[Any] | None, row: Row[Any], record: WorkerRecord) -> str:
+    """Let starts find the engine's row by the ID that a report gives, and no row that somebody else made with it before.
+
+    :param known: the row with that ID
+    :param row: the engine's
+    :return: the ID by which starts find the engine's row
+    """
+    if known is not None:
+        apart = _id_apart(record.worker_id, known.kind, known.hostname, known.pid)
+        if _is_known_to_engine(known) or _reported_as(connection, apart) is not None:
+            return row.reported_id or _id_apart(row.worker_id, row.kind, row.hostname, row.pid)
+        connection.execute(update(worker).where(worker.c.id == known.id).values(reported_id=apart))
+    if row.reported_id is not None:
+        connection.execute(update(worker).where(worker.c.id == row.id).values(reported_id=record.worker_id))
+    return record.worker_id
+
+
+def _insert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> None:
+    inherited = inherited_availability(
+        connection, record.kind, record.name, record.engine_name, hostname=record.hostname
+    )
+    values = {
+        "worker_id": record.worker_id,
+        "reported_id": record.worker_id,
+        "registered_at": now,
+        "last_seen_at": now,
+        "state": ONLINE,
+        "availability": inherited,
         "job_id": record.job_id,
         "engine_name": record.engine_name,
         "fingerprint": record.fingerprint,
         **record.description(),
     }
-    inherited = AVAILABLE
-    if known is None and not _recognised(connection, record, changing):
-        inherited = inherited_availability(
-            connection, record.kind, record.name, record.engine_name, hostname=record.hostname
-        )
-        values = {
-            "worker_id": record.worker_id,
-            "reported_id": record.worker_id,
-            "registered_at": now,
-            "last_seen_at": now,
-            "state": ONLINE,
-            "availability": inherited,
-            **changing,
-        }
-        connection.execute(insert_new(connection.dialect.name, worker, values))
-    # Also where another process of the worker has just been first. It holds the row's lock until the caller is done.
-    connection.execute(update(worker).where(mine).values(changing))
-    row_id: int = connection.execute(select(worker.c.id).where(mine)).scalar_one()
+    connection.execute(insert_new(connection.dialect.name, worker, values))
     if inherited == QUARANTINED:
-        note_inheritance(
-            connection, row_id, record.kind, record.name, record.engine_name, hostname=record.hostname, now=now
-        )
-    return row_id
+        mine = select(worker.c.id).where(worker.c.reported_id == record.worker_id)
+        row_id = connection.execute(mine).scalar()
+        if row_id is not None:
+            note_inheritance(
+                connection, row_id, record.kind, record.name, record.engine_name, hostname=record.hostname, now=now
+            )
 
 
-def _recognised(connection: Connection, record: WorkerRecord, description: Mapping[str, Any]) -> bool:
-    """Take the row that the worker's engine made before the worker's first try, if there is one and it is certain.
+def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerRecord, *, now: datetime) -> None:
+    """Refuse to make one more worker known than the processes of a try, and the workers of a host, can be.
+
+    :raises TooManyWorkers: when there are too many
+    """
+    short = short_host(record.hostname)
+    on_host = or_(
+        worker.c.hostname.in_([record.hostname, short]), worker.c.hostname.startswith(f"{short}.", autoescape=True)
+    )
+    made = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
+    of_try = (
+        select(func.count())
+        .select_from(attempt.join(worker, worker.c.id == attempt.c.worker_ref))
+        .where(*_of_this_try(attempt), *made)
+    )
+    if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
+        raise TooManyWorkers(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
+    lately = select(worker.c.id).where(*made, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
+    if len(connection.execute(lately).all()) >= MAX_NEW_ON_A_HOST:
+        raise TooManyWorkers(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+
+
+def _engines_row(connection: Connection, record: WorkerRecord) -> Row[Any] | None:
+    """Return the open row that the worker's engine has told of, if there is one and it is certain.
 
     Name and process ID are not enough: in a container, and of all Edge workers, the next life has the same, and the
-    row may be of the life before, which the next look will call lost. So both must tell the same start. The worker's
-    is by its own clock and the engine's mostly by the database's. Where the two clocks differ, no row is taken and one
-    is made: the next look finds both to be one worker and merges them. A restart is taken for the life before only
-    where the worker's clock is wrong by just as long as that life lasted. Where the engine knows no start, the next
-    look would not know better.
+    row may be of the life before, which the next look will call lost. So both must tell the same start, and the host
+    must be the one that Airflow recorded. The worker's start is by its own clock and the engine's mostly by the
+    database's. Where the two clocks differ, no row is taken and one is made: the next look finds both to be one worker
+    and merges them. A restart is taken for the life before only where the worker's clock is wrong by just as long as
+    that life lasted. Where the engine knows no start, the next look would not know better.
     """
-    if is_named_local(record.kind, record.engine_name):
-        # Nobody but its own scheduler makes it known, and by the ID that its processes report.
-        return False
+    if record.host_only or record.kind not in ENGINE_KINDS or is_named_local(record.kind, record.engine_name):
+        # Of named local workers nobody but their own scheduler makes them known, by the ID that their processes report.
+        return None
+    needed = {LOCAL: (record.job_id,), "edge": (record.engine_name,), "celery": (record.engine_name, record.pid)}
+    if None in needed[record.kind]:
+        return None
     if record.kind == LOCAL:
         # The engine's name of a scheduler is Airflow's for its host, which a worker does not know. A job is one life.
-        is_same = [worker.c.job_id == record.job_id]
+        is_same = [worker.c.job_id == record.job_id, not_(are_named_local(worker))]
     elif record.kind == "edge":
         # Its engine knows the name only, and lets no second worker have it.
         is_same = [worker.c.engine_name == record.engine_name, _started_as(record)]
     else:
         is_same = [worker.c.engine_name == record.engine_name, worker.c.pid == record.pid, _started_as(record)]
-    open_life = (
-        select(worker.c.id)
-        .where(
-            worker.c.reported_id.is_(None),
-            worker.c.host_only.is_(False),
-            worker.c.kind == record.kind,
-            worker.c.ended_at.is_(None),
-            *is_same,
-        )
+    open_lives = (
+        select(worker)
+        .where(is_known_to_engine(worker), worker.c.kind == record.kind, worker.c.ended_at.is_(None), *is_same)
         .order_by(worker.c.id.desc())
-        .limit(1)
+        .limit(MAX_SAME)
+        .with_for_update(key_share=True)
     )
-    row_id = connection.execute(open_life).scalar()
-    if row_id is None:
-        return False
-    taken = (
-        update(worker)
-        .where(worker.c.id == row_id, worker.c.reported_id.is_(None))
-        .values(reported_id=record.worker_id, **description)
-    )
-    return changed_rows(connection, taken) > 0
+    rows = connection.execute(open_lives).all()
+    return next((row for row in rows if _may_be_on(connection, row, record.hostname)), None)
 
 
 def _started_as(record: WorkerRecord) -> Any:
-    """Say that the engine tells the same start of a worker as the worker itself, or none."""
-    told = worker.c.engine_started_at
+    """Say that a worker's row has the start that the worker itself tells.
+
+    Of a row that no report was taken for yet, its engine tells the same, or none; of another one its worker did.
+    """
+    told, mine, is_new = worker.c.engine_started_at, worker.c.started_at, worker.c.reported_id.is_(None)
     if record.started_at is None:
-        return told.is_(None)
-    return or_(told.is_(None), told.between(record.started_at - SAME_START, record.started_at + STARTING))
+        return and_(is_new, told.is_(None))
+    by_engine = told.between(record.started_at - SAME_START, record.started_at + STARTING)
+    by_itself = mine.between(record.started_at - SAME_START, record.started_at + SAME_START)
+    return or_(by_engine, and_(is_new, told.is_(None)), and_(not_(is_new), by_itself))
 
 
 def inherited_availability(
-    connection: Connection, kind: str, name: str | None, engine_name: str | None, *, hostname: str
+    connection: Connection,
+    kind: str,
+    name: str | None,
+    engine_name: str | None,
+    *,
+    hostname: str,
+    besides: int = 0,
 ) -> str:
     """Return what a new life begins with: a quarantine outlives a restart, a drain does not.
 
-    Else a sick worker would be given work again as soon as something restarts it.
+    Else a sick worker would be given work again as soon as something restarts it. Where the engine has told of the
+    name, no row that only reports tell of decides.
 
     :param name: what an operator calls the worker
     :param engine_name: what its engine calls it
     :param hostname: what Airflow calls its host
+    :param besides: the row of the life itself
     """
-    latest = (
-        select(worker.c.availability)
-        .where(*are_called(kind, name, engine_name, hostname=hostname), worker.c.host_only.is_(False))
-        .order_by(worker.c.id.desc())
-        .limit(1)
-    )
-    return QUARANTINED if connection.execute(latest).scalar() == QUARANTINED else AVAILABLE
+    latest = select(worker.c.availability).where(worker.c.id != besides).order_by(worker.c.id.desc()).limit(1)
+    decided = None
+    if engine_name is not None:
+        by_engine = latest.where(
+            worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_engine(worker)
+        )
+        decided = connection.execute(by_engine).scalar()
+    if decided is None:
+        named_so = are_called(kind, name, engine_name, hostname=hostname)
+        decided = connection.execute(latest.where(*named_so, worker.c.host_only.is_(False))).scalar()
+    return QUARANTINED if decided == QUARANTINED else AVAILABLE
 
 
 def note_inheritance(

@@ -21,6 +21,7 @@ from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import (
     AVAILABLE,
+    ENGINE_KINDS,
     LOCAL,
     LOST,
     OFFLINE,
@@ -29,8 +30,10 @@ from airflow_worker_insight.store.recording import (
     UNRESPONSIVE,
     are_called,
     are_named_local,
+    is_known_to_engine,
 )
 from airflow_worker_insight.store.tables import (
+    AVAILABILITIES,
     WORKER_STATES,
     change,
     engine,
@@ -87,6 +90,8 @@ class WorkerRow:
     labels: Mapping[str, str]
     resources: Mapping[str, Any]
     versions: Mapping[str, str]
+    is_told_only: bool = False
+    """Whether its engine does not know it, and only reports of tasks tell of it."""
     clock_ahead: timedelta | None = None
     """How far the worker's clock is ahead of the database's, or a little less; ``None`` where nothing tells."""
 
@@ -180,10 +185,12 @@ def engine_of(kind: str) -> str:
 
 def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
     """Return a worker by its ID or by the one that its own processes report, however long it has been gone."""
+    mine = worker.c.reported_id == worker_id
+    # Of a worker that had two rows, both may bear the ID: its reports are found at the one that stays.
     row = connection.execute(
-        select(worker).where(or_(worker.c.worker_id == worker_id, worker.c.reported_id == worker_id))
+        select(worker).where(or_(worker.c.worker_id == worker_id, mine)).order_by(case((mine, 0), else_=1)).limit(1)
     ).first()
-    return None if row is None else _worker(row, _Looks.of(connection))
+    return None if row is None else _with_strictest(connection, [_worker(row, _Looks.of(connection))])[0]
 
 
 def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str, WorkerRow]:
@@ -192,7 +199,8 @@ def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str
         return {}
     rows = connection.execute(select(worker).where(worker.c.worker_id.in_(worker_ids))).all()
     looks = _Looks.of(connection)
-    return {row.worker_id: _worker(row, looks) for row in rows}
+    found = _with_strictest(connection, [_worker(row, looks) for row in rows])
+    return {one.worker_id: one for one in found}
 
 
 def changes(connection: Connection, one: WorkerRow, *, limit: int) -> list[Change]:
@@ -258,10 +266,16 @@ def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[W
 
 
 def later_life(connection: Connection, one: WorkerRow) -> WorkerRow | None:
-    """Return the latest life of a worker's name, unless it is this one."""
+    """Return the latest life of a worker's name, unless it is this one.
+
+    Of a worker that its engine has told of, none that only reports tell of: a task may have made it up.
+    """
+    same = _same_name(one)
+    if not one.is_told_only and one.kind in ENGINE_KINDS and one.engine_name is not None:
+        same = [*same, is_known_to_engine(worker)]
     row = connection.execute(
         select(worker)
-        .where(*_same_name(one), worker.c.id > one.ref, worker.c.host_only.is_(False))
+        .where(*same, worker.c.id > one.ref, worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(1)
     ).first()
@@ -289,13 +303,14 @@ def list_workers(
     rows = connection.execute(
         select(worker).where(*conditions).order_by(*_order(order_by, looks)).limit(limit).offset(offset)
     )
-    return [_worker(row, looks) for row in rows], total
+    return _with_strictest(connection, [_worker(row, looks) for row in rows]), total
 
 
 def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
     """Return the workers of a kind that have not ended, for an executor, and why nobody knows of them if so.
 
-    What a worker's labels are is known from its first try on: until then they are those of the life before it.
+    What only reports tell of is none: a task may have made it up. What a worker's labels are is known from its first
+    try on: until then they are those of the life before it.
 
     Whoever looks may die while it does. What was seen before counts until another one may look: the executor itself
     asks the workers meanwhile.
@@ -307,7 +322,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
         select(worker)
         .where(
             worker.c.kind == kind,
-            worker.c.host_only.is_(False),
+            is_known_to_engine(worker),
             worker.c.ended_at.is_(None),
             worker.c.state.in_(_LIVE),
         )
@@ -315,16 +330,66 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     ).all()
     silent = [row.engine_name for row in rows if row.reported_id is None and row.engine_name]
     labels = _latest_labels(connection, kind, silent)
-    found = [_worker(row, looks) for row in rows]
+    found = _with_strictest(connection, [_worker(row, looks) for row in rows])
     return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
 
 
 def withheld(connection: Connection) -> dict[int, str]:
     """Return which of all workers that live people keep from new work, and how, by their row IDs."""
-    rows = connection.execute(
-        select(worker.c.id, worker.c.availability).where(worker.c.state.in_(_LIVE), worker.c.availability != AVAILABLE)
-    )
-    return {row.id: row.availability for row in rows}
+    is_live = worker.c.state.in_(_LIVE)
+    decided = connection.execute(
+        select(worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.availability).where(
+            or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
+            worker.c.host_only.is_(False),
+            worker.c.availability != AVAILABLE,
+        )
+    ).all()
+    found = {row.id: row.availability for row in decided}
+    strictest = _strictest_of(decided)
+    for batch in _batches(sorted({name for _, name in strictest})):
+        same = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(worker.c.engine_name.in_(batch), is_live)
+        found |= {
+            row.id: strictest[row.kind, row.engine_name]
+            for row in connection.execute(same)
+            if (row.kind, row.engine_name) in strictest
+        }
+    return found
+
+
+def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
+    """Return the strictest availability of each engine's name: several rows of it may be one worker."""
+    found: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row.engine_name is not None:
+            key = (row.kind, row.engine_name)
+            found[key] = max(found.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
+    return found
+
+
+def _with_strictest(connection: Connection, some: list[WorkerRow]) -> list[WorkerRow]:
+    """Give each worker that has not ended the strictest availability of all open rows of its engine's name."""
+    names = sorted({one.engine_name for one in some if one.engine_name and one.ended_at is None})
+    decided: list[Row[Any]] = []
+    for batch in _batches(names):
+        decided += connection.execute(
+            select(worker.c.kind, worker.c.engine_name, worker.c.availability).where(
+                worker.c.engine_name.in_(batch),
+                worker.c.ended_at.is_(None),
+                worker.c.host_only.is_(False),
+                worker.c.availability != AVAILABLE,
+            )
+        ).all()
+    strictest = _strictest_of(decided)
+    return [
+        replace(one, availability=strictest.get((one.kind, one.engine_name or ""), one.availability))
+        if one.ended_at is None
+        else one
+        for one in some
+    ]
+
+
+def _batches(names: list[str]) -> Iterable[list[str]]:
+    return (names[start : start + 500] for start in range(0, len(names), 500))
 
 
 def have_answered(connection: Connection, kind: str) -> bool:
@@ -349,7 +414,12 @@ def _latest_labels(connection: Connection, kind: str, engine_names: Collection[s
         return {}
     latest = (
         select(func.max(worker.c.id))
-        .where(worker.c.engine_name.in_(engine_names), worker.c.kind == kind, worker.c.reported_id.is_not(None))
+        .where(
+            worker.c.engine_name.in_(engine_names),
+            worker.c.kind == kind,
+            worker.c.reported_id.is_not(None),
+            is_known_to_engine(worker),
+        )
         .group_by(worker.c.engine_name)
     )
     rows = connection.execute(select(worker.c.engine_name, worker.c.labels).where(worker.c.id.in_(latest)))
@@ -750,6 +820,10 @@ def _worker(row: Row[Any], looks: _Looks) -> WorkerRow:
         labels=row.labels,
         resources=row.resources,
         versions=row.versions,
+        is_told_only=row.kind in ENGINE_KINDS
+        and not row.host_only
+        and row.reported_id is not None
+        and row.engine_heartbeat_at is None,
         clock_ahead=_clock_ahead(row),
     )
 

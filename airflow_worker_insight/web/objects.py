@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import availability, reading, workers
 from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
 from airflow_worker_insight.store.clock import database_now
@@ -94,7 +95,19 @@ _Kind = Annotated[str, Field(min_length=1, max_length=32, json_schema_extra=_WIT
 _Hostname = Annotated[
     str, Field(min_length=1, max_length=255, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)
 ]
-_Note = Annotated[str, Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)]
+
+
+def _one_line(note: str) -> str:
+    """Do as the form on a worker's page: no line end, control or format character reaches those who read the note."""
+    return clean(note, MAX_NOTE_LENGTH)
+
+
+_Note = Annotated[
+    str,
+    Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
+    AfterValidator(_storable),
+    AfterValidator(_one_line),
+]
 _Label = Annotated[
     str,
     Field(max_length=320, json_schema_extra={"pattern": r"^[^=\u0000]+=[^\u0000]*$"}),

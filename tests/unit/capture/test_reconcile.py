@@ -341,10 +341,20 @@ def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Databa
     one = a_running_try(database, try_number=2, state="success", ended_at=at(90))
     with database.engine.begin() as connection:
         add_try(connection, one.run, try_number=1, state="failed", try_id=first_id, history=True, hostname="host-9")
-    push(one, a_report(first_id))
+    push(one, a_report(first_id, hostname="host-9.example.org"))
     reconciled(database, one.run)
     assert words(database)["extract", -1, 1] == ("reported", "celery-1")
     assert words(database)["extract", -1, 2][0] == "inferred"
+
+
+@airflow_3
+def test_a_waiting_report_of_another_host_than_airflow_has_is_dropped(database: Database) -> None:
+    """Its try has deferred and gone on elsewhere: which worker was there Airflow does not say any more."""
+    one = a_running_try(database, state="success", ended_at=at(90), hostname="host-9")
+    push(one, a_report(one.try_id))
+    reconciled(database, one.run)
+    assert words(database)["extract", -1, 1][0] == "inferred"
+    assert counters.snapshot()["reports.dropped.not_this_host"] == 1
 
 
 @airflow_3

@@ -138,7 +138,7 @@ def test_a_lone_surrogate_is_no_text() -> None:
     [
         {"worker_id": "Aa0._@:-" * 8},
         {"name": "x" * 250},
-        {"name": "<script>alert(1)</script> 'quoted' \"twice\" 🐘 ä \u202e"},
+        {"name": "<script>alert(1)</script> 'quoted' \"twice\" 🐘 ä"},
         {"pid": None},
         {"pid": 0},
         {"labels": {}},
@@ -203,11 +203,11 @@ def test_what_no_machine_is_like(given_conditions: Any) -> None:
 
 
 def test_too_long_is_told_from_malformed() -> None:
-    padded = a_report(TRY_ID, labels={f"k{number}": "x" * 250 for number in range(29)})
+    padded = a_report(TRY_ID, name="🐘" * 250, engine_name="🐘" * 250)
     room = MAX_REPORT_BYTES - len(json.dumps(padded))
     assert room > 0
-    padded["worker"]["name"] += "x" * min(room, 200)
-    assert parse_report(padded).worker.name == padded["worker"]["name"]
+    padded["worker"]["hostname"] = "x" * min(room, 200)
+    assert parse_report(padded).worker.hostname == padded["worker"]["hostname"]
     assert reason({**a_report(TRY_ID), "more": "x" * MAX_REPORT_BYTES}) == "oversized"
     assert reason("x" * (MAX_REPORT_BYTES + 1)) == "oversized"
     assert reason(json.dumps({**a_report(TRY_ID), "more": "x" * MAX_REPORT_BYTES})) == "oversized"

@@ -97,7 +97,7 @@ def look_at(database: Database, workers: Workers, *names: str, **others: Any) ->
         connection.execute(insert(engine).values(name="celery", due_at=now, looked_at=now))
         for name in names:
             refs[name] = upsert_worker(connection, a_worker(name, engine_name=f"{name}@host"), now=now)
-            values = {"state": "online", "concurrency": 2, "queues": ["default"], **others}
+            values = {"state": "online", "concurrency": 2, "queues": ["default"], "engine_heartbeat_at": now, **others}
             connection.execute(update(worker).where(worker.c.id == refs[name]).values(**values))
             workers.queues.setdefault(f"{name}@host", {"default"})
     return refs

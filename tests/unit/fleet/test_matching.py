@@ -140,14 +140,37 @@ def test_a_sighting_of_a_row_is_of_that_row() -> None:
 # --- two rows of one life --------------------------------------------------------------------------------------------
 
 
-def test_the_row_that_the_worker_reported_is_kept_and_the_other_is_its_twin() -> None:
+def test_the_row_that_the_engine_told_of_is_kept_and_the_reported_one_is_its_twin() -> None:
     """Its first try may start in the moment in which its engine makes it known."""
     reported = a_life(1, is_reported=True, engine_started_at=None, engine_heartbeat_at=None, registered_at=at(-10))
     for engines in (a_life(2, engine_started_at=at(-20)), a_life(2, engine_started_at=None)):
         found = match([a_sighting(started_at=at(-20))], [reported, replace(engines, registered_at=at(-9))])
         kept = {life.ref for _, life in found.pairs} | {life.ref for life, _ in found.twins}
         gone = {twin.ref for _, twin in found.twins}
-        assert (kept, gone) == ({1}, {2})
+        assert (kept, gone) == ({2}, {1})
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"pid": None},
+        {"pid": 101},
+        {"hostname": "host-2"},
+        {"registered_at": at(-3610)},
+        {"engine_name": "w2@host-1"},
+        {"ended_at": NOON},
+    ],
+    ids=str,
+)
+def test_what_a_task_may_have_made_up_is_no_twin_and_no_life(others: dict[str, Any]) -> None:
+    known: dict[str, Any] = {"is_reported": True, "engine_started_at": None, "engine_heartbeat_at": None}
+    told = a_life(2, **{**known, "registered_at": at(-10), **others})
+    other_host = a_sighting(engine_name="w2@host-2", hostname="host-2", pid=200)
+    found = match([a_sighting(), other_host], [a_life(1), told])
+    assert [life.ref for _, life in found.pairs] == [1]
+    assert not found.twins
+    if "registered_at" not in others:
+        assert match([a_sighting(), other_host], [told]).unmatched == [a_sighting(), other_host]
 
 
 def test_another_life_is_no_twin() -> None:
@@ -180,4 +203,4 @@ def test_each_life_and_each_sighting_is_taken_once(known: list[dict[str, Any]], 
     assert len(found.pairs) + len(found.unmatched) <= len(wanted)
     twins = {twin.ref for _, twin in found.twins}
     assert not twins & set(taken)
-    assert all(not twin.is_reported for _, twin in found.twins)
+    assert all(not twin.is_known_to_engine for _, twin in found.twins)

@@ -24,7 +24,10 @@ any_text = st.text(st.characters(codec=None, categories=None), max_size=600)
     [
         ("  w1@host ", "w1@host"),
         ("<b>w1</b> & 'co'", "<b>w1</b> & 'co'"),  # escaping is for the page
-        ("👩‍💻 büro", "👩‍💻 büro"),
+        ("👩💻 büro", "👩💻 büro"),
+        # Format characters: two emojis joined, and a name that reads backwards.
+        ("👩\u200d💻 büro", "👩 💻 büro"),
+        ("w1\u202e1w", "w1 1w"),
         ("a\x00b\nc\x9fd\u2028e\ud800f", "a b c d e f"),
         ("x" * 300, "x" * 20),
         ("x" * 19 + " y", "x" * 19),

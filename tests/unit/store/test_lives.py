@@ -284,47 +284,55 @@ def test_changes_are_kept_with_their_time_and_reason(database: Database) -> None
     ]
 
 
-@on_both
-def test_merging_keeps_the_history_and_what_was_decided_and_what_only_the_engine_knows(database: Database) -> None:
+def told_apart(database: Database, **others: Any) -> tuple[int, int]:
+    """Have a worker with two rows: its engine's and one that its processes told of; return their IDs."""
+    (life,) = register(database, a_new_life(queues=("large",)))
+    one = a_worker("celery-x", engine_name="w1@host-1", pid=100, name="etl-large", started_at=at(-3600), **others)
     with database.engine.begin() as connection:
-        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=at(20))
-    twin = register(database, a_new_life(queues=("large",)))[-1].ref
-    with database.engine.begin() as connection:
-        store.add_changes(connection, [(twin, "unresponsive", None)], now=NOON)
-        connection.execute(update(worker).where(worker.c.id == twin).values(availability="draining"))
-        store.merge(connection, kept, twin, now=NOON)
-        assert list(connection.execute(select(change.c.worker_ref)).scalars()) == [kept]
-    (row,) = database.workers()
-    assert (row["id"], row["availability"]) == (kept, "draining")
-    assert (row["registered_at"], row["queues"], row["concurrency"]) == (NOON, ["large"], 16)
+        told = upsert_worker(connection, one, now=at(20))
+    assert told != life.ref
+    return life.ref, told
 
 
 @on_both
-def test_a_twin_that_a_try_names_stays_and_says_why(database: Database) -> None:
-    """A try may have been inferred to be its."""
+def test_merging_keeps_the_engines_row_and_the_history_and_what_was_decided(database: Database) -> None:
+    kept, told = told_apart(database)
     with database.engine.begin() as connection:
-        kept = upsert_worker(connection, a_worker("celery-x", engine_name="other"), now=NOON)
-    twin = register(database, a_new_life())[-1].ref
-    with database.engine.begin() as connection:
+        store.add_changes(connection, [(told, "unresponsive", None)], now=NOON)
+        connection.execute(update(worker).where(worker.c.id == told).values(availability="draining"))
         key = add_try(connection, add_run(connection))
-        one = a_worker("celery-x", engine_name="other")
-        record_start(connection, key, one, try_started_at=NOON, state="running", now=NOON)
-        connection.execute(update(attempt).values(worker_ref=twin))
-        store.merge(connection, kept, twin, now=at(5))
-    (_, row) = database.workers()
-    assert (row["id"], row["state"], row["ended_at"]) == (twin, None, at(5))
-    assert "celery-x" in row["state_reason"]
+        one = a_worker("celery-x", engine_name="w1@host-1", pid=100, name="etl-large", started_at=at(-3600))
+        record_start(connection, key, one, try_started_at=NOON, state="running", now=at(20))
+        store.merge(connection, kept, told, now=at(30))
+        assert list(connection.execute(select(change.c.worker_ref)).scalars()) == [kept]
+    row, gone = database.workers()
+    assert (row["id"], row["availability"], row["reported_id"]) == (kept, "draining", "celery-x")
+    assert (row["name"], row["engine_name"], row["labels"]) == ("etl-large", "w1@host-1", {"zone": "a"})
+    assert (row["registered_at"], row["queues"], row["concurrency"], row["pid"]) == (NOON, ["large"], 16, 100)
+    assert (gone["id"], gone["state"], gone["ended_at"]) == (told, None, at(30))
+    assert row["worker_id"] in gone["state_reason"]
+    assert [row["worker_ref"] for row in database.attempts()] == [kept]
+    # What comes later finds the same row.
+    with database.engine.begin() as connection:
+        assert upsert_worker(connection, one, now=at(40)) == kept
 
 
 @on_both
-def test_a_row_that_a_try_may_name_is_never_merged_away(database: Database) -> None:
+def test_a_try_that_names_both_rows_keeps_both(database: Database) -> None:
+    kept, told = told_apart(database)
     with database.engine.begin() as connection:
-        refs = [
-            upsert_worker(connection, a_worker(f"celery-{name}", pid=pid), now=NOON)
-            for name, pid in (("a", 1), ("b", 2))
-        ]
-        store.merge(connection, *refs, now=NOON)
-    assert [row["id"] for row in database.workers()] == refs
+        keys = [add_try(connection, add_run(connection), name) for name in ("both", "one")]
+        one = a_worker("celery-x", engine_name="w1@host-1", pid=100, name="etl-large", started_at=at(-3600))
+        for key in keys:
+            record_start(connection, key, one, try_started_at=NOON, state="running", now=at(20))
+        known = a_worker("celery-y", engine_name="w1@host-1", pid=100, started_at=at(-60))
+        record_start(connection, keys[0], known, try_started_at=NOON, state="running", now=at(20))
+        store.merge(connection, kept, told, now=at(30))
+    assert [(row["task_id"], row["worker_ref"]) for row in database.attempts()] == [
+        ("both", told),
+        ("both", kept),
+        ("one", kept),
+    ]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

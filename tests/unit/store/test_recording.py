@@ -21,7 +21,6 @@ from airflow_worker_insight.store.reading import task_instance_attempts
 from airflow_worker_insight.store.recording import (
     SEEN_EVERY,
     Conditions,
-    ContradictingWorker,
     TooManyWorkers,
     WorkerRecord,
     inherited_availability,
@@ -233,13 +232,35 @@ def test_a_changed_description_is_written_once(database: Database, change: dict[
 @pytest.mark.parametrize(
     "change", [{"hostname": "host-2"}, {"kind": "edge"}, {"pid": 101}, {"host_only": True}], ids=str
 )
+@on_both
 def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str, Any]) -> None:
+    """A report that gives its ID all the same is of a worker of its own."""
     start(database, a_worker(), now=at(0))
-    with pytest.raises(ContradictingWorker):
-        start(database, a_worker(**change, labels={"mine": "yes"}), replace(KEY, task_id="load"), now=at(1))
-    (stored,) = database.workers()
+    for number in range(2):
+        start(database, a_worker(**change, labels={"mine": "yes"}), replace(KEY, task_id=f"load-{number}"), now=at(1))
+    stored, apart = database.workers()
     assert (stored["hostname"], stored["kind"], stored["pid"]) == ("host-1", "celery", 100)
-    assert len(database.attempts()) == 1
+    assert apart["worker_id"].startswith("apart-")
+    assert {name: apart[name] for name in change} == change
+    assert [row["worker_id"] for row in database.attempts()] == ["celery-1", *[apart["worker_id"]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("etl-1", "etl-1.example.org", True),
+        ("ETL-1.example.org.", "etl-1", True),
+        ("etl-1", "etl-10", False),
+        ("etl-1.a.example", "etl-1.b.example", False),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("10.0.0.1", "10", False),
+        ("fe80::1", "fe80::2", False),
+        ("etl-1", "", False),
+    ],
+)
+def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same: bool) -> None:
+    assert recording.are_one_host(one, other) is same
+    assert recording.are_one_host(other, one) is same
 
 
 def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +395,7 @@ def ids(database: Database) -> list[tuple[str, str | None]]:
     [
         pytest.param(CELERY, CELERY, id="celery: node and process"),
         # A scheduler knows its job; what its engine calls it, its workers cannot know.
-        pytest.param({**LOCAL, "engine_name": "scheduler-host"}, LOCAL, id="local: job"),
+        pytest.param({**LOCAL, "engine_name": "scheduler-host"}, {**LOCAL, "engine_name": "local@host"}, id="local: job"),
         pytest.param({**LOCAL, "pid": None}, {**LOCAL, "pid": 5}, id="local: process not known to the engine"),
         # Edge's table holds neither host nor process.
         pytest.param({**EDGE, "pid": None, "hostname": "e1"}, {**EDGE, "pid": 5}, id="edge: name"),
@@ -393,7 +414,7 @@ def test_the_first_report_completes_what_the_engine_made_known(
     # Who has a link to it keeps it; its processes find it by their own ID.
     assert (stored["worker_id"], stored["reported_id"]) == ("fleet-1", "mine")
     assert (stored["labels"], stored["resources"]) == ({"zone": "a"}, {"cpus": 4})
-    assert {name: stored[name] for name in report} == report
+    assert {name: stored[name] for name in report} == {**report, "engine_name": engine["engine_name"]}
     # What the engine told and what a person decided stays.
     assert (stored["state"], stored["availability"], stored["registered_at"]) == ("online", "draining", at(-99))
     assert [row["worker_id"] for row in database.attempts()] == ["fleet-1", "fleet-1"]
@@ -472,7 +493,7 @@ def test_the_first_reports_of_one_worker_at_once_take_its_engines_row_once(datab
 @on_postgresql
 def test_of_two_workers_that_claim_one_row_of_the_engine_one_gets_it(database: Database) -> None:
     by_engine(database, **EDGE)
-    race(database, a_worker("one", **EDGE), a_worker("two", **EDGE))
+    race(database, a_worker("one", **EDGE), a_worker("two", **EDGE, started_at=at(-60)))
     assert ids(database) == [("fleet-1", "one"), ("two", "two")]
     assert [row["worker_id"] for row in database.attempts()] == ["fleet-1", "two"]
 

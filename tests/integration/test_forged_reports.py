@@ -1,0 +1,132 @@
+"""A task that makes up reports, on real Celery workers: what it cannot do to another worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.accounting import WITNESS, witnessed
+from tests.integration.placing import EXECUTOR, HOST, QUICK, start_workers
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres, Redis
+
+FORGING = (
+    WITNESS
+    + """
+import json
+from airflow.sdk import dag, task
+
+KEY = "__worker_insight_report__"
+
+
+@dag(schedule=None, params={"forged": []})
+def forging():
+    @task
+    def forge(params, ti):
+        for worker in params["forged"]:
+            ti.xcom_push(key=KEY, value={"version": 1, "try_id": str(ti.id), "worker": worker})
+
+    @task
+    def after(number, **context):
+        witness(context)
+
+    forge() >> after.expand(number=list(range(8)))
+
+
+forging()
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
+    with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=QUICK) as airflow:
+        airflow.write_dag("forging", FORGING)
+        airflow.migrate()
+        start_workers(airflow, "w1", "w2")
+        airflow.start_all()
+        yield airflow
+
+
+def by_engine(airflow: Deployment) -> dict[str, dict[str, Any]]:
+    """Return the rows that Celery has told of, by their workers."""
+    rows = airflow.sql("SELECT * FROM worker_insight_worker WHERE engine_heartbeat_at IS NOT NULL ORDER BY id")
+    return {row["engine_name"].partition("@")[0]: row for row in rows}
+
+
+def test_a_drained_worker_that_has_run_nothing_stays_what_it_is(airflow: Deployment) -> None:
+    before = airflow.wait_for(lambda: (rows := by_engine(airflow)) and len(rows) == 2 and rows, 90, "both workers")
+    answer = airflow.api(
+        "PATCH",
+        f"/worker-insight/api/v1/workers/{before['w2']['worker_id']}",
+        json={"availability": "draining", "note": "a test"},
+    )
+    assert answer.ok, answer.text
+    start = before["w2"]["engine_started_at"].isoformat()
+    node = f"w2@{HOST}"
+    secure = {"zone": "secure"}
+    forged = [
+        {"worker_id": "x1", "name": "evil", "kind": "celery", "hostname": HOST, "engine_name": node, "labels": secure},
+        {"worker_id": "x2", "name": node, "kind": "celery", "hostname": HOST, "engine_name": node, "pid": 7},
+        {"worker_id": before["w2"]["worker_id"], "name": "evil", "kind": "celery", "hostname": HOST},
+        {
+            "worker_id": "x3",
+            "name": "evil",
+            "kind": "celery",
+            "hostname": "elsewhere",
+            "engine_name": node,
+            "pid": before["w2"]["pid"] + 1,
+            "started_at": start,
+            "labels": secure,
+        },
+    ]
+    run_id = airflow.trigger("forging", conf={"forged": forged})
+    airflow.wait_run("forging", run_id, timeout=240, expect="success")
+    # Two more looks.
+    seen = by_engine(airflow)["w2"]["engine_heartbeat_at"]
+    airflow.wait_for(
+        lambda: (by_engine(airflow)["w2"]["engine_heartbeat_at"] - seen).total_seconds() > 6, 90, "two more looks"
+    )
+    after = by_engine(airflow)
+    assert after.keys() == {"w1", "w2"}
+    for name in ("id", "worker_id", "reported_id", "name", "engine_name", "pid", "state", "availability", "labels"):
+        assert after["w2"][name] == before["w2"][name] if name != "availability" else "draining", name
+    assert after["w2"]["state"] == 1
+    # All went to the other one.
+    lives = {life for lives in witnessed(airflow, "forging", run_id).values() for life in lives}
+    assert lives == {"w1"}
+    real = {
+        row["engine_name"]
+        for row in airflow.sql(
+            "SELECT w.engine_name FROM worker_insight_attempt a JOIN worker_insight_worker w ON w.id = a.worker_ref "
+            "WHERE a.task_id = 'after'"
+        )
+    }
+    assert real == {f"w1@{HOST}"}
+    made_up = airflow.sql(
+        "SELECT DISTINCT w.worker_id, w.state FROM worker_insight_attempt a "
+        "JOIN worker_insight_worker w ON w.id = a.worker_ref WHERE a.task_id = 'forge' AND w.engine_heartbeat_at IS NULL"
+    )
+    assert {row["worker_id"] for row in made_up} >= {"x1", "x2", "x3"}
+    assert {row["state"] for row in made_up} == {None}
+
+    # Available again, it runs tasks as itself.
+    answer = airflow.api(
+        "PATCH", f"/worker-insight/api/v1/workers/{before['w2']['worker_id']}", json={"availability": "available"}
+    )
+    assert answer.ok, answer.text
+
+    def both_ran() -> bool:
+        run_id = airflow.trigger("forging", conf={"forged": []})
+        airflow.wait_run("forging", run_id, timeout=240, expect="success")
+        return {life for lives in witnessed(airflow, "forging", run_id).values() for life in lives} == {"w1", "w2"}
+
+    airflow.wait_for(both_ran, 300, "w2 to be given work")
+    assert by_engine(airflow)["w2"]["name"] == node
+    assert by_engine(airflow)["w2"]["state"] == 1

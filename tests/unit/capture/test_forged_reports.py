@@ -1,0 +1,466 @@
+"""What a task can do with reports that it makes up, and what it cannot: each line of the list in ``docs/security.md``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from airflow_worker_insight.capture import counters
+from airflow_worker_insight.executors.rules import Rules
+from airflow_worker_insight.fleet import refresh as fleet
+from airflow_worker_insight.fleet.refresh import refresh
+from airflow_worker_insight.fleet.sighting import Look, Sighting, View
+from airflow_worker_insight.fleet.states import TOLD_ONLY
+from airflow_worker_insight.store import recording, workers
+from airflow_worker_insight.store.availability import set_availability
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.tables import worker
+from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
+from tests.unit.database import Database, on_both
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
+
+
+class Celery:
+    """Two Celery workers on two hosts that answer whoever looks."""
+
+    name = "celery"
+
+    def __init__(self, now: datetime) -> None:
+        self.started = now - timedelta(hours=1)
+        self.workers = {"w1@host-1": 100, "w2@host-2": 200}
+        self.mailboxes = None
+
+    def look(self, view: View) -> Look:
+        return Look(
+            tuple(
+                Sighting(
+                    kind="celery",
+                    engine_name=node,
+                    hostname=node.partition("@")[2],
+                    pid=pid,
+                    started_at=self.started,
+                    heartbeat_at=view.clock(),
+                    queues=("default",),
+                    concurrency=4,
+                )
+                for node, pid in self.workers.items()
+            )
+        )
+
+
+@pytest.fixture
+def celery(database: Database, monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """Have two workers that were looked at."""
+    with database.engine.connect() as connection:
+        made = Celery(database_now(connection))
+    monkeypatch.setattr(fleet, "configured_engines", lambda _setting: [made])
+    refresh(only_if_due=False)
+    return made
+
+
+@pytest.fixture
+def report(celery: Celery) -> Callable[..., dict[str, Any]]:
+    """Make a report as w1's own processes send it, but for what a task changes."""
+
+    def made(one: RunningTry, **forged: Any) -> dict[str, Any]:
+        own = {"worker_id": "celery-w1", "started_at": celery.started.isoformat(), "hostname": "host-1"}
+        return a_report(one.try_id, **{**own, **forged})
+
+    return made
+
+
+def by_w2(celery: Celery, **forged: Any) -> dict[str, Any]:
+    """Return what w2's own processes say of it, but for what a task changes."""
+    own = {"worker_id": "celery-w2", "name": "w2@host-2", "engine_name": "w2@host-2", "pid": 200, "hostname": "host-2"}
+    return {**own, "started_at": celery.started.isoformat(), **forged}
+
+
+def found(database: Database, node: str) -> dict[str, Any]:
+    """Return the engine's row of a node."""
+    (row,) = [
+        row for row in database.workers() if row["engine_name"] == node and row["engine_heartbeat_at"] is not None
+    ]
+    return row
+
+
+def placed_among(database: Database) -> dict[str, str]:
+    """Return the workers that an executor chooses among, and what is decided of each."""
+    with database.engine.connect() as connection:
+        living, trouble = workers.living(connection, "celery")
+        withheld = workers.withheld(connection)
+    assert trouble is None
+    assert all(withheld.get(one.ref, "available") == one.availability for one in living)
+    return {one.known_as: one.availability for one in living}
+
+
+def named(database: Database) -> dict[str, list[str]]:
+    """Return for each task the engine names of the workers that its try names, with what only reports tell of as one."""
+    by_id = {row["worker_id"]: row for row in database.workers()}
+    told: dict[str, list[str]] = {}
+    for row in database.attempts():
+        its = by_id[row["worker_id"]]
+        told.setdefault(row["task_id"], []).append(
+            its["engine_name"] if its["engine_heartbeat_at"] is not None else "made up"
+        )
+    return told
+
+
+# --- what a task can still do ----------------------------------------------------------------------------------------
+
+
+@on_both
+def test_it_can_add_a_made_up_worker_to_its_own_try(database: Database, report: Callable[..., dict[str, Any]]) -> None:
+    one = a_running_try(database)
+    push(one, report(one))
+    push(one, report(one, worker_id="x", name="x", engine_name="x", pid=7))
+    assert named(database) == {"extract": ["w1@host-1", "made up"]}
+    refresh(only_if_due=False)
+    (made_up,) = [row for row in database.workers() if row["worker_id"] == "x"]
+    assert (made_up["state"], made_up["state_reason"]) == (None, TOLD_ONLY)
+
+
+def test_it_can_add_one_to_another_try_while_it_knows_that_ones_id(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    other = a_running_try(database, "other")
+    push(other, report(other, worker_id="x", name="x", engine_name="x", pid=7))
+    assert named(database) == {"other": ["made up"]}
+
+
+def test_it_can_say_that_its_try_also_ran_on_another_worker_of_its_host(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    celery.workers["w3@host-1"] = 300
+    refresh(only_if_due=False)
+    one = a_running_try(database)
+    push(one, report(one))
+    push(one, report(one, worker_id="celery-w3", name="w3", engine_name="w3@host-1", pid=300))
+    assert named(database) == {"extract": ["w1@host-1", "w3@host-1"]}
+
+
+def test_it_can_describe_the_worker_that_runs_it_where_its_report_is_the_first(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one, name="etl-large", labels={"zone": "secure"}))
+    row = found(database, "w1@host-1")
+    assert (row["name"], row["labels"], row["engine_name"], row["pid"]) == (
+        "etl-large",
+        {"zone": "secure"},
+        "w1@host-1",
+        100,
+    )
+
+
+def test_it_can_rename_a_worker_of_its_host_that_no_engine_tells_of(database: Database) -> None:
+    one = a_running_try(database)
+    push(one, a_report(one.try_id))
+    push(one, a_report(one.try_id, name="renamed", labels={}))
+    assert [(row["name"], row["labels"]) for row in database.workers()] == [("renamed", {})]
+
+
+# --- what it cannot --------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_it_cannot_remove_or_change_what_its_own_worker_reported(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one))
+    before = found(database, "w1@host-1")
+    for forged in (
+        {"name": "evil", "labels": {"zone": "secure"}, "versions": {}, "resources": {"cpus": 1000}},
+        {"engine_name": "other@host-1"},
+        {"pid": 101},
+        {"pid": None},
+        {"kind": "edge"},
+        {"hostname": "host-2"},
+    ):
+        push(one, report(one, **forged))
+    after = found(database, "w1@host-1")
+    changed = {name for name in before if before[name] != after[name]} - {"fingerprint"}
+    assert changed == set()
+    assert named(database)["extract"][0] == "w1@host-1"
+
+
+@on_both
+@pytest.mark.parametrize("recorded", ["host-2", "host-2.example.org"])
+def test_it_cannot_name_a_worker_of_another_host(
+    database: Database, report: Callable[..., dict[str, Any]], recorded: str
+) -> None:
+    """All that w1 says of itself can be read by whoever may see workers."""
+    one = a_running_try(database, hostname=recorded)
+    push(one, report(one))
+    assert named(database) == {"extract": ["made up"]}
+    (row,) = [row for row in database.workers() if row["worker_id"] == "celery-w1"]
+    assert row["hostname"] == recorded
+
+
+@on_both
+@pytest.mark.parametrize("pid", [None, 100, 7])
+@pytest.mark.parametrize("node", ["w1@host-1", "w2@host-2"])
+def test_it_cannot_take_over_a_worker_that_has_run_nothing_yet(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], pid: int | None, node: str
+) -> None:
+    before = found(database, node)
+    forging = a_running_try(database, "forging", hostname="host-2")
+    push(forging, report(forging, worker_id="x", name="evil", engine_name=node, pid=pid, labels={"zone": "secure"}))
+    refresh(only_if_due=False)
+    refresh(only_if_due=False)
+    after = found(database, node)
+    for name in ("id", "worker_id", "name", "engine_name", "pid", "labels", "engine_started_at", "state"):
+        assert after[name] == before[name], name
+    assert placed_among(database) == {"w1@host-1": "available", "w2@host-2": "available"}
+    # The worker's own report is of that worker.
+    one = a_running_try(database, "real", hostname=node.partition("@")[2])
+    own = {} if node.startswith("w1") else by_w2(celery)
+    push(one, report(one, **own))
+    assert named(database) == {"forging": ["made up"], "real": [node]}
+
+
+@on_both
+def test_it_cannot_silence_a_worker_by_giving_its_id_first(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    forging = a_running_try(database, "forging", hostname="host-2")
+    push(forging, report(forging))
+    for number in range(3):
+        real = a_running_try(database, f"real-{number}")
+        push(real, report(real))
+        push(forging, report(forging))
+    assert named(database) == {"forging": ["made up"], **{f"real-{number}": ["w1@host-1"] for number in range(3)}}
+    with database.engine.connect() as connection:
+        one = workers.get_worker(connection, "celery-w1")
+    assert one is not None
+    assert one.engine_name == "w1@host-1"
+    assert len(database.workers()) == 3
+
+
+@on_both
+def test_it_cannot_silence_a_worker_that_no_engine_tells_of(database: Database) -> None:
+    forging = a_running_try(database, "forging", hostname="host-2")
+    push(forging, a_report(forging.try_id))
+    real = a_running_try(database, "real")
+    for _ in range(2):
+        push(real, a_report(real.try_id))
+    hosts = {row["worker_id"]: row["hostname"] for row in database.workers()}
+    assert [(row["task_id"], hosts[row["worker_id"]]) for row in database.attempts()] == [
+        ("forging", "host-2"),
+        ("real", "host-1"),
+    ]
+    assert counters.snapshot()["reports.contradicting"] >= 1
+
+
+@on_both
+def test_it_cannot_give_a_drained_worker_new_work(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    with database.engine.begin() as connection:
+        set_availability(
+            connection,
+            found(database, "w1@host-1")["worker_id"],
+            "draining",
+            note=None,
+            changed_by="ada",
+            now=database_now(connection),
+        )
+    for number, start in enumerate((0, -10, 10, 600, None)):
+        one = a_running_try(database, f"task-{number}")
+        told = None if start is None else (celery.started + timedelta(seconds=start)).isoformat()
+        push(one, report(one, worker_id=f"x{number}", started_at=told, pid=100 if number else 7))
+        assert placed_among(database)["w1@host-1"] == "draining"
+        refresh(only_if_due=False)
+        assert placed_among(database)["w1@host-1"] == "draining"
+
+
+@on_both
+def test_a_drain_of_a_second_entry_counts_for_its_worker(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    """Clocks 10 s apart give a worker two entries until the next look, and a person may drain either."""
+    one = a_running_try(database)
+    push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
+    assert named(database) == {"extract": ["made up"]}
+    with database.engine.begin() as connection:
+        set_availability(
+            connection, "celery-w1", "draining", note=None, changed_by="ada", now=database_now(connection)
+        )
+    assert placed_among(database)["w1@host-1"] == "draining"
+    refresh(only_if_due=False)
+    assert named(database) == {"extract": ["w1@host-1"]}
+    assert placed_among(database) == {"w1@host-1": "draining", "w2@host-2": "available"}
+    with database.engine.begin() as connection:
+        freed = set_availability(
+            connection, "celery-w1", "available", note=None, changed_by="ada", now=database_now(connection)
+        )
+    assert freed is not None
+    assert (freed.engine_name, freed.availability, freed.labels) == ("w1@host-1", "available", {"zone": "a"})
+    push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
+    assert named(database) == {"extract": ["w1@host-1"]}
+
+
+@on_both
+def test_a_worker_does_not_escape_a_quarantine_by_a_new_name(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one))
+    with database.engine.begin() as connection:
+        set_availability(
+            connection, "celery-w1", "quarantined", note=None, changed_by="ada", now=database_now(connection)
+        )
+    push(one, report(one, name="fresh", engine_name="fresh@host-1"))
+    push(one, report(one, worker_id="x", name="w1@host-1", engine_name="fresh@host-1", pid=101))
+    # It is started again.
+    celery.started += timedelta(hours=1, minutes=30)
+    celery.workers["w1@host-1"] = 101
+    refresh(only_if_due=False)
+    assert placed_among(database)["w1@host-1"] == "quarantined"
+
+
+@on_both
+def test_it_cannot_make_a_worker_be_chosen_for_a_label(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one, labels={"zone": "secure"}))
+    told = found(database, "w1@host-1")["labels"]
+    assert Rules("least_loaded").worker_has("w1@host-1", told) == {}
+    assert Rules("least_loaded", trusts_reports=True).worker_has("w1@host-1", told) == {"zone": "secure"}
+    by_operator = Rules("least_loaded", worker_labels={"*@host-1": {"zone": "a"}}, trusts_reports=True)
+    assert by_operator.worker_has("w1@host-1", told) == {"zone": "a"}
+    assert by_operator.worker_has("w2@host-2", {}) == {}
+
+
+def test_it_cannot_make_workers_up_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MAX_NEW_ON_A_HOST", 8)
+    for number in range(4):
+        one = a_running_try(database, f"task-{number}")
+        for worker_number in range(9):
+            name = f"w{number}-{worker_number}"
+            push(one, a_report(one.try_id, worker_id=name, name=name, engine_name=name, pid=worker_number))
+    assert len(database.workers()) == 8
+    assert counters.snapshot() == {"reports.claimed": 8, "reports.dropped.too_many_workers": 28}
+    assert stored_xcoms(database) == []
+
+
+def test_a_dag_run_may_have_as_many_pods_as_tries(database: Database) -> None:
+    for number in range(120):
+        one = a_running_try(database, "mapped", number, hostname=f"pod-{number}")
+        push(one, a_report(one.try_id, worker_id=f"pod-{number}", kind="kubernetes", engine_name=None))
+    assert len(database.workers()) == 120
+
+
+@pytest.mark.parametrize("part", ["labels", "resources", "versions"])
+def test_it_cannot_describe_a_worker_at_length(database: Database, part: str) -> None:
+    one = a_running_try(database)
+    push(one, a_report(one.try_id, **{part: {f"k{number}": "v" * 100 for number in range(12)}}))
+    assert database.workers() == []
+    assert counters.snapshot() == {"reports.dropped.malformed": 1}
+
+
+@pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u200b", "\ufeff", "\u0007", "\u2028"])
+@pytest.mark.parametrize("field", ["name", "hostname", "engine_name", "kind", "labels", "versions"])
+def test_it_cannot_use_a_name_that_looks_like_another(database: Database, character: str, field: str) -> None:
+    one = a_running_try(database)
+    name = f"w1{character}x"
+    push(one, a_report(one.try_id, **{field: {"zone": name} if field in ("labels", "versions") else name}))
+    assert database.workers() == []
+    assert counters.snapshot() == {"reports.dropped.malformed": 1}
+
+
+# --- without malice --------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_dns_lookup_that_failed_once_makes_no_other_worker(
+    database: Database, caplog: pytest.LogCaptureFixture, report: Callable[..., dict[str, Any]]
+) -> None:
+    for number, hostname in enumerate(["host-1", "host-1.example.org", "host-1"]):
+        one = a_running_try(database, f"task-{number}", hostname=hostname)
+        push(one, report(one, hostname=hostname))
+        assert found(database, "w1@host-1")["hostname"] == hostname
+        bare = a_running_try(database, f"bare-{number}", hostname=hostname)
+        push(bare, report(bare, worker_id="edge-1", kind="edge", engine_name="none", hostname=hostname))
+    assert len(database.workers()) == 3
+    assert counters.snapshot() == {"reports.claimed": 6}
+    assert caplog.messages == []
+
+
+def test_what_differs_is_said_once_and_the_key_is_not_blamed(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    for hostname in ("host-1", "host-2", "host-3"):
+        one = a_running_try(database, hostname, hostname=hostname)
+        push(one, a_report(one.try_id))
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "hostname host-1 before, host-2 now" in message
+    assert "reserved" not in message
+
+
+@on_both
+def test_an_id_that_its_engine_gave_a_worker_is_taken_where_it_is_that_worker(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    its_id = found(database, "w1@host-1")["worker_id"]
+    other = a_running_try(database, "other", hostname="host-2")
+    push(other, report(other, worker_id=its_id))
+    assert counters.snapshot() == {"reports.dropped.contradicting": 1}
+    one = a_running_try(database)
+    push(one, report(one, worker_id=its_id))
+    assert named(database) == {"extract": ["w1@host-1"]}
+    assert stored_xcoms(database) == []
+
+
+@on_both
+def test_where_airflow_calls_hosts_otherwise_reports_are_of_their_workers(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    """``[core] hostname_callable`` may return addresses."""
+    one, other = (a_running_try(database, name, hostname=f"10.0.0.{name[-1]}") for name in ("t1", "t2"))
+    push(other, report(other, **by_w2(celery)))
+    push(one, report(one))
+    forging = a_running_try(database, "forging", hostname="10.0.0.2")
+    push(forging, report(forging))
+    assert named(database) == {"forging": ["made up"], "t1": ["w1@host-1"], "t2": ["w2@host-2"]}
+
+
+@on_both
+def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
+    from airflow_worker_insight.store import availability
+
+    read = availability.get_worker
+    looks: list[Any] = []
+
+    def look_meanwhile(connection: Any, worker_id: str) -> Any:
+        row = read(connection, worker_id)
+        if not looks:
+            looks.append(row)
+            with database.engine.begin() as other:
+                rows = {row["worker_id"]: row["id"] for row in database.workers()}
+                from airflow_worker_insight.store.lives import merge
+
+                merge(other, found(database, "w1@host-1")["id"], rows["celery-w1"], now=database_now(other))
+        return row
+
+    monkeypatch.setattr(availability, "get_worker", look_meanwhile)
+    with database.engine.connect() as connection:
+        decided = set_availability(
+            connection, "celery-w1", "draining", note="disk", changed_by="ada", now=database_now(connection)
+        )
+        connection.commit() if hasattr(connection, "commit") else None
+    assert looks
+    assert decided is not None
+    assert (decided.engine_name, decided.availability) == ("w1@host-1", "draining")
