@@ -101,8 +101,8 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
             count("reports.contradicting")
             warn_once(
                 "contradicting",
-                "Airflow Worker Insight records a report of task %s.%s for a worker of its own, because it gives the ID "
-                "of a worker that is known otherwise: %s",
+                "Airflow Worker Insight records a report of task %s.%s for a worker of its own: it gives the ID of one "
+                "that is known otherwise (%s)",
                 sender.dag_id,
                 sender.task_id,
                 contradiction,
@@ -119,9 +119,7 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
         )
 
 
-def _record(
-    connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool
-) -> str | None:
+def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool) -> str | None:
     report = parse_report(value)
     one = airflow_tries.try_by_id(connection, report.try_id)
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.

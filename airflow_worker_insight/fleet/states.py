@@ -97,7 +97,9 @@ def reach(engine: EngineRow, error: str | None, *, now: datetime, interval: time
     return Reached(min(engine.reached_since, now))
 
 
-def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+def judge(  # noqa: PLR0911  (each line is a rule)
+    life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
+) -> Verdict | None:
     """Say what a look tells of a life; ``None`` where all stays as it is.
 
     :param now: by the database's clock, as all times of a life but its engine's heartbeat
@@ -109,9 +111,9 @@ def judge(life: Life, evidence: Evidence, reached: Reached, *, now: datetime, ti
         return Verdict(ONLINE, sighting.trouble, seen=True)
     if life.ended_at is not None:
         return None
-    if reached.error is None and reached.since is not None and is_told_only(life):
-        return _told_only(life, evidence, reached.since, now=now, timeouts=timeouts)
     if reached.error is None and reached.since is not None:
+        if is_told_only(life):
+            return _told_only(life, evidence, reached.since, now=now, timeouts=timeouts)
         ended = _ended(life, evidence, reached, reached.since, now=now, timeouts=timeouts)
         if ended is not None:
             return ended

@@ -72,8 +72,8 @@ def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
 
 
 UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories that no name, label or note may hold: control characters (PostgreSQL refuses NUL), format characters
-(those that change the direction of writing make one name look like another), lone surrogates (not UTF-8), line ends."""
+"""Unicode categories that no name, label or note may hold: control characters (PostgreSQL refuses NUL), format
+characters (some change the direction of writing: one name looks like another), lone surrogates, line ends."""
 
 
 def is_fit(text: str) -> bool:

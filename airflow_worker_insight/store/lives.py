@@ -224,9 +224,7 @@ def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[
     return [
         life
         for batch in _batches(sorted(job_ids))
-        for life in _lives(
-            connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch)
-        )
+        for life in _lives(connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch))
     ]
 
 
@@ -348,13 +346,13 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
 
     known: dict[tuple[str, str], str] = {}
     for batch in _batches(sorted(names)):
-        last = (
+        refs = (
             select(func.max(worker.c.id))
             .where(worker.c.engine_name.in_(batch), is_known_to_engine(worker))
             .group_by(worker.c.kind, worker.c.engine_name)
         )
         columns = (worker.c.kind, worker.c.engine_name, worker.c.availability)
-        for row in connection.execute(select(*columns).where(worker.c.id.in_(last))):
+        for row in connection.execute(select(*columns).where(worker.c.id.in_(refs))):
             known[row.kind, row.engine_name] = row.availability
 
     def last_life(life: NewLife) -> tuple[int, str]:
@@ -451,10 +449,11 @@ def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
         .where(*(other.c[name] == attempt.c[name] for name in key), other.c.worker_ref == kept)
         .exists(),
     )
-    named = [attempt.c.worker_ref == told]
-    for row in connection.execute(of_both).all():
-        named.append(not_(and_(*(attempt.c[name] == value for name, value in zip(key, row, strict=True)))))
-    connection.execute(update(attempt).where(*named).values(worker_ref=kept))
+    excepted = [
+        not_(and_(*(attempt.c[name] == value for name, value in zip(key, row, strict=True))))
+        for row in connection.execute(of_both).all()
+    ]
+    connection.execute(update(attempt).where(attempt.c.worker_ref == told, *excepted).values(worker_ref=kept))
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ MAX_WORKERS = 100
 """Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
 
 MAX_NEW_OF_A_TRY = 5
-"""Workers of one host that one try tells of and their engine does not: a pod is a host, and is there for one process."""
+"""Workers of one host that one try tells of and no engine does: a pod is a host, and is there for one process."""
 
 MAX_NEW_ON_A_HOST = 100
 """Workers that reports make known on one host within :data:`NEW_WITHIN`."""
@@ -231,10 +231,8 @@ def _write_worker_and_start(
     connection: Connection, key: TryKey, record: WorkerRecord, start: Mapping[str, Any], *, now: datetime
 ) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-        raise TooManyWorkers(f"its try has run on {MAX_WORKERS} workers")
-    stored = store_worker(
-        connection, record, now=now, check_new=lambda: _check_new(connection, start, record, now=now)
-    )
+        raise TooManyWorkers(f"try {key.try_number} has run on {MAX_WORKERS} workers")
+    stored = store_worker(connection, record, now=now, check_new=lambda: _check_new(connection, start, record, now=now))
     # The worker's row is locked now, so it stays however long ago the worker was seen.
     start = {
         **start,
@@ -274,10 +272,10 @@ def store_worker(
 ) -> StoredWorker:
     """Find, update or make the row of a worker that a report describes, and lock it.
 
-    A task's code can send any report, so a report changes little. The ID that it gives counts with the kind, the process
-    and the host that Airflow recorded for the try; where these contradict the row with that ID, the report is of the
-    worker that its engine knows by these facts, or has a row of its own, apart. Of a row that its engine has told of, a
-    report completes only what the engine does not know, once.
+    A task's code can send any report, so a report changes little. The ID that it gives counts with the kind, the
+    process and the host that Airflow recorded for the try; where these contradict the row with that ID, the report is
+    of the worker that its engine knows by these facts, or has a row of its own, apart. Of a row that its engine has
+    told of, a report completes only what the engine does not know, once.
 
     :param is_own: whether no report but the process that runs the worker describes it: what it says counts
     :param check_new: is called before a row is made
@@ -429,7 +427,7 @@ def _completed(known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
 
 
 def _hand_over_id(connection: Connection, known: Row[Any] | None, row: Row[Any], record: WorkerRecord) -> str:
-    """Let starts find the engine's row by the ID that a report gives, and no row that somebody else made with it before.
+    """Let starts find the engine's row by the ID that a report gives, and no row that somebody made with it before.
 
     :param known: the row with that ID
     :param row: the engine's
@@ -563,9 +561,7 @@ def inherited_availability(
     latest = select(worker.c.availability).where(worker.c.id != besides).order_by(worker.c.id.desc()).limit(1)
     decided = None
     if engine_name is not None:
-        by_engine = latest.where(
-            worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_engine(worker)
-        )
+        by_engine = latest.where(worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_engine(worker))
         decided = connection.execute(by_engine).scalar()
     if decided is None:
         named_so = are_called(kind, name, engine_name, hostname=hostname)

@@ -111,7 +111,8 @@ def test_a_drained_worker_that_has_run_nothing_stays_what_it_is(airflow: Deploym
     assert real == {f"w1@{HOST}"}
     made_up = airflow.sql(
         "SELECT DISTINCT w.worker_id, w.state FROM worker_insight_attempt a "
-        "JOIN worker_insight_worker w ON w.id = a.worker_ref WHERE a.task_id = 'forge' AND w.engine_heartbeat_at IS NULL"
+        "JOIN worker_insight_worker w ON w.id = a.worker_ref "
+        "WHERE a.task_id = 'forge' AND w.engine_heartbeat_at IS NULL"
     )
     assert {row["worker_id"] for row in made_up} >= {"x1", "x2", "x3"}
     assert {row["state"] for row in made_up} == {None}

@@ -1,4 +1,4 @@
-"""What a task can do with reports that it makes up, and what it cannot: each line of the list in ``docs/security.md``."""
+"""What a task can do with reports that it makes up, and what it cannot: each line of that list in the docs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select, update
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.executors.rules import Rules
@@ -14,10 +13,10 @@ from airflow_worker_insight.fleet import refresh as fleet
 from airflow_worker_insight.fleet.refresh import refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.fleet.states import TOLD_ONLY
-from airflow_worker_insight.store import recording, workers
+from airflow_worker_insight.store import availability, recording, workers
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.lives import merge
 from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, on_both
 
@@ -101,7 +100,7 @@ def placed_among(database: Database) -> dict[str, str]:
 
 
 def named(database: Database) -> dict[str, list[str]]:
-    """Return for each task the engine names of the workers that its try names, with what only reports tell of as one."""
+    """Return for each task the workers that its try names, by their engine's names, or ``made up``."""
     by_id = {row["worker_id"]: row for row in database.workers()}
     told: dict[str, list[str]] = {}
     for row in database.attempts():
@@ -290,9 +289,7 @@ def test_a_drain_of_a_second_entry_counts_for_its_worker(
     push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
     assert named(database) == {"extract": ["made up"]}
     with database.engine.begin() as connection:
-        set_availability(
-            connection, "celery-w1", "draining", note=None, changed_by="ada", now=database_now(connection)
-        )
+        set_availability(connection, "celery-w1", "draining", note=None, changed_by="ada", now=database_now(connection))
     assert placed_among(database)["w1@host-1"] == "draining"
     refresh(only_if_due=False)
     assert named(database) == {"extract": ["w1@host-1"]}
@@ -439,8 +436,6 @@ def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
 ) -> None:
     one = a_running_try(database)
     push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
-    from airflow_worker_insight.store import availability
-
     read = availability.get_worker
     looks: list[Any] = []
 
@@ -450,8 +445,6 @@ def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
             looks.append(row)
             with database.engine.begin() as other:
                 rows = {row["worker_id"]: row["id"] for row in database.workers()}
-                from airflow_worker_insight.store.lives import merge
-
                 merge(other, found(database, "w1@host-1")["id"], rows["celery-w1"], now=database_now(other))
         return row
 
@@ -460,7 +453,6 @@ def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
         decided = set_availability(
             connection, "celery-w1", "draining", note="disk", changed_by="ada", now=database_now(connection)
         )
-        connection.commit() if hasattr(connection, "commit") else None
     assert looks
     assert decided is not None
     assert (decided.engine_name, decided.availability) == ("w1@host-1", "draining")
