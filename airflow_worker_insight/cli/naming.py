@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.recording import ENGINE_KINDS
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -
     :raises SystemExit: with those that may have been meant
     """
     found = workers.get_worker(connection, named)
-    if found is not None:
-        return found
     lives = list(_lives(connection, named))
     alive = [one for one in lives if one.ended_at is None]
+    # A task can make up a worker whose ID, or name, is the name of another one.
+    known = [one for one in alive if one.kind in ENGINE_KINDS and not one.is_told_only]
+    if found is not None and not any(one.ref != found.ref for one in known):
+        return found
+    alive = known or alive
     if len(alive) == 1:
         return alive[0]
     if alive:

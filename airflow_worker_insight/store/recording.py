@@ -560,7 +560,7 @@ def inherited_availability(
     """
     latest = select(worker.c.availability).where(worker.c.id != besides).order_by(worker.c.id.desc()).limit(1)
     decided = None
-    if engine_name is not None:
+    if engine_name is not None and kind in ENGINE_KINDS:
         by_engine = latest.where(worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_engine(worker))
         decided = connection.execute(by_engine).scalar()
     if decided is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.fleet import refresh as fleet
 from airflow_worker_insight.fleet.refresh import refresh
@@ -372,6 +373,27 @@ def test_it_cannot_use_a_name_that_looks_like_another(database: Database, charac
     push(one, a_report(one.try_id, **{field: {"zone": name} if field in ("labels", "versions") else name}))
     assert database.workers() == []
     assert counters.snapshot() == {"reports.dropped.malformed": 1}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"worker_id": "w1@host-1", "name": "x", "engine_name": None, "pid": 7},
+        {"worker_id": "w1@host-1", "name": "x", "engine_name": None, "kind": "kubernetes"},
+        {"worker_id": "x", "name": "w1@host-1", "engine_name": None, "pid": 7},
+        {"worker_id": "x", "name": "x", "engine_name": "w1@host-1", "pid": 7},
+    ],
+    ids=str,
+)
+def test_it_cannot_make_a_command_mean_a_made_up_worker(
+    database: Database, report: Callable[..., dict[str, Any]], forged: dict[str, Any]
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one, **forged))
+    assert len(database.workers()) == 3
+    with database.engine.connect() as connection:
+        meant = one_worker(connection, "w1@host-1")
+    assert meant.worker_id == found(database, "w1@host-1")["worker_id"]
 
 
 # --- without malice --------------------------------------------------------------------------------------------------
