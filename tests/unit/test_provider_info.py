@@ -132,6 +132,8 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         "when_workers_unseen": "send",
         "placement_slow_from": "3.0",
         "placement_labels": None,
+        "placement_worker_labels": None,
+        "placement_trust_reports": False,
         "local_workers": "local-1,local-2",
     }
 
@@ -146,6 +148,8 @@ def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytes
         ("worker_labels", "region=eu,zone=a", "region=eu,zone=a"),
         ("retention_days", "365", 365),
         ("metrics_per_worker", "True", True),
+        ("placement_trust_reports", "True", True),
+        ("placement_worker_labels", "*@gpu-*:gpu=yes", "*@gpu-*:gpu=yes"),
     ],
 )
 def test_what_an_operator_sets_is_read(monkeypatch: pytest.MonkeyPatch, name: str, written: str, read: object) -> None:

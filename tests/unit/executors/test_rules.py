@@ -23,6 +23,20 @@ def test_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_rules().backlog == 0
 
 
+def test_an_operator_says_which_worker_has_which_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_WORKER_LABELS", "*@gpu-*:gpu=yes,w1@gpu-1:zone=a")
+    rules = read_rules()
+    told = {"zone": "secure", "region": "eu"}
+    assert rules.worker_has("w1@gpu-1", told) == {"gpu": "yes", "zone": "a"}
+    assert rules.worker_has("w2@gpu-1", told) == {"gpu": "yes"}
+    assert rules.worker_has("w1@etl-1", told) == {}
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_TRUST_REPORTS", "True")
+    assert read_rules().worker_has("w1@gpu-1", told) == {"gpu": "yes", "zone": "a", "region": "eu"}
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_WORKER_LABELS", "gpu=yes")
+    with pytest.raises(BadRules, match="placement_worker_labels is a list of node:key=value"):
+        read_rules()
+
+
 @pytest.mark.parametrize(
     ("backlog", "concurrency", "capacity"), [(None, 2, 6), (None, 16, 32), (0, 16, 16), (50, 4, 54)]
 )

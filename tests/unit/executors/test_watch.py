@@ -482,10 +482,30 @@ def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(databas
     new = look_at(database, workers, "w1b")
     change(database, new["w1b"], engine_name="w1@host", reported_id=None, labels={})
     assert refs != new
-    watch = Watch(None, Desk(RULES))
+    watch = Watch(None, Desk(replace(RULES, trusts_reports=True)))
     watch.go_round()
     (one,) = candidates(watch).values()
     assert (one.name, one.labels) == ("w1@host", {"zone": "b"})
+
+
+def test_what_workers_report_counts_only_where_reports_are_trusted(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1", "w2", labels={"zone": "secure"}, name="etl-1")
+    by_operator = {"w2@*": {"zone": "a"}}
+    for trusts, labels, alias in ((False, {}, None), (True, {"zone": "secure"}, "etl-1")):
+        watch = Watch(None, Desk(replace(RULES, trusts_reports=trusts, worker_labels=by_operator)))
+        watch.go_round()
+        found = candidates(watch)
+        assert (found["w1@host"].labels, found["w1@host"].alias) == (labels, alias)
+        assert found["w2@host"].labels == {"zone": "a"}
+
+
+def test_a_worker_that_only_reports_tell_of_is_no_candidate(database: Database, workers: Workers) -> None:
+    look_at(database, workers, "w1")
+    look_at(database, workers, "made-up", engine_heartbeat_at=None)
+    change(database, look_at(database, workers, "twin", engine_heartbeat_at=None)["twin"], engine_name="w1@host")
+    watch = Watch(None, Desk(RULES))
+    watch.go_round()
+    assert [one.worker_id for one in candidates(watch).values()] == ["w1"]
 
 
 # --- trouble ---------------------------------------------------------------------------------------------------------

@@ -395,7 +395,7 @@ def ids(database: Database) -> list[tuple[str, str | None]]:
     [
         pytest.param(CELERY, CELERY, id="celery: node and process"),
         # A scheduler knows its job; what its engine calls it, its workers cannot know.
-        pytest.param({**LOCAL, "engine_name": "scheduler"}, {**LOCAL, "engine_name": "local@host"}, id="local: job"),
+        pytest.param({**LOCAL, "engine_name": "local@fqdn"}, {**LOCAL, "engine_name": "local@host"}, id="local: job"),
         pytest.param({**LOCAL, "pid": None}, {**LOCAL, "pid": 5}, id="local: process not known to the engine"),
         # Edge's table holds neither host nor process.
         pytest.param({**EDGE, "pid": None, "hostname": "e1"}, {**EDGE, "pid": 5}, id="edge: name"),
