@@ -368,7 +368,7 @@ def _may_be_on(connection: Connection, known: Row[Any], hostname: str) -> bool:
     short = short_host(hostname)
     named_so = or_(worker.c.hostname.in_([hostname, short]), worker.c.hostname.startswith(f"{short}.", autoescape=True))
     others = select(worker.c.id).where(
-        named_so, worker.c.id != known.id, worker.c.host_only.is_(False), is_known_to_engine(worker)
+        named_so, worker.c.id != known.id, worker.c.state.in_((ONLINE, UNRESPONSIVE)), is_known_to_engine(worker)
     )
     return connection.execute(others.limit(1)).first() is None
 
@@ -474,10 +474,7 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
 
     :raises TooManyWorkers: when there are too many
     """
-    short = short_host(record.hostname)
-    on_host = or_(
-        worker.c.hostname.in_([record.hostname, short]), worker.c.hostname.startswith(f"{short}.", autoescape=True)
-    )
+    on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
     made = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
     of_try = (
         select(func.count())
