@@ -321,7 +321,8 @@ def test_merging_keeps_the_engines_row_and_the_history_and_what_was_decided(data
 def test_a_try_that_names_both_rows_keeps_both(database: Database) -> None:
     kept, told = told_apart(database)
     with database.engine.begin() as connection:
-        keys = [add_try(connection, add_run(connection), name) for name in ("both", "one")]
+        run = add_run(connection)
+        keys = [add_try(connection, run, name) for name in ("both", "one")]
         one = a_worker("celery-x", engine_name="w1@host-1", pid=100, name="etl-large", started_at=at(-3600))
         for key in keys:
             record_start(connection, key, one, try_started_at=NOON, state="running", now=at(20))
