@@ -27,6 +27,8 @@ A test asks for fixtures (``tests/conftest.py``) and builds what it needs::
             airflow.start_all(triggerer=True, workers=2)   # ... or start() one by one
             run_id = airflow.trigger("hello")
             airflow.wait_run("hello", run_id, expect="success")
+            # ... or, where the number of tries matters, again only if Airflow's logs prove that Airflow lost one:
+            run_id = airflow.run_to_end("hello", tries=1)
 
             answer = airflow.api("GET", f"/worker-insight/api/v1/attempts?dag_id=hello&run_id={run_id}")
             assert answer.json()["total_entries"] == len(airflow.tries("hello", run_id))
@@ -52,6 +54,10 @@ Notes for those who write tests:
 - ``airflow_env(version)`` has the wheel, built once per session and never the source tree; ``bare_airflow_env`` is
   the same without it, to install onto an Airflow that has a history. Both are made once and kept below ``.build/``.
 - ``Deployment.wait_for`` waits for a condition. Nothing here sleeps for a fixed time, and neither should a test.
+  Limits are for a quiet machine: ``TIME_FACTOR`` (``WORKER_INSIGHT_TIME_FACTOR``, 3) multiplies all of them, and
+  time-outs in ``config`` that a test waits out are longer by as much as the machine is slower.
+- A session that is interrupted ends within seconds, one that is killed is cleared by its guardian: what a test starts
+  has a working directory below a folder that ``guardian.guard`` was given (``Deployment`` and the services do that).
 - On 2.11 ``start("api-server")`` is the web server, users live in FAB, and ``api("GET", "/dags")`` goes to /api/v1.
 - ``tries()`` is the truth to compare with: all tries that Airflow itself knows of, from its own tables.
 - What is missing on a machine (PostgreSQL, Redis, Chromium) skips the tests that need it, by name and reason;

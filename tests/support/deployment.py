@@ -106,7 +106,7 @@ _WAITED_OUT = frozenset(
     }
 )
 
-#: An API server is ready when it gave so many answers in a row, each within so many seconds.
+#: An API server is ready when it gave so many answers in a row, each within so many seconds of a quiet machine.
 PROMPT_ANSWERS, PROMPT = 3, 1.0
 
 
@@ -201,6 +201,7 @@ class Deployment:
         self._session = requests.Session()
         self._session.trust_env = False
         self._config = dict(config or {})
+        self._slowness = slowness()
         self.env = self._environment_variables()
 
     # ----------------------------------------------------------------- configuration
@@ -274,9 +275,9 @@ class Deployment:
                 "celery.broker_url": self._broker,
                 "celery.result_backend": f"db+{self.postgres.url(self._database)}",
             }
-        slow = slowness()
         options |= {
-            name: round(float(value) * slow) if name in _WAITED_OUT else value for name, value in self._config.items()
+            name: round(float(value) * self._slowness) if name in _WAITED_OUT else value
+            for name, value in self._config.items()
         }
         inherited = {
             key: value
@@ -562,7 +563,7 @@ class Deployment:
         broker = self.env["AIRFLOW__CELERY__BROKER_URL"]
         with Celery(broker=broker, set_as_current=False) as app:
             try:
-                return bool(app.control.ping(destination=[node], timeout=2 * PROMPT))
+                return bool(app.control.ping(destination=[node], timeout=2 * PROMPT * self._slowness))
             except OperationalError:
                 return False
 
@@ -590,7 +591,10 @@ class Deployment:
             if not answer.ok or answer.json()["metadatabase"]["status"] != "healthy":
                 return False
             path = "/execution/health" if self.airflow3 and apps == "execution" else health
-            return all(self._session.get(f"{self.base_url}{path}", timeout=PROMPT).ok for _ in range(PROMPT_ANSWERS))
+            return all(
+                self._session.get(f"{self.base_url}{path}", timeout=PROMPT * self._slowness).ok
+                for _ in range(PROMPT_ANSWERS)
+            )
         except requests.RequestException:
             return False
 
