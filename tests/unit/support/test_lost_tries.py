@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support import lost_tries
+from tests.support.environments import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -171,3 +175,28 @@ def test_it_gives_up_after_some_repeats(tmp_path: Path) -> None:
     with pytest.raises(lost_tries.UnexpectedEnd):
         lost_tries.run_to_end(airflow, "sales")
     assert len(airflow.runs) == 1 + lost_tries.REPEATS
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "1"]])
+def test_what_was_repeated_is_counted_at_the_end(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "conftest.py").write_text(
+        "from tests.integration.conftest import pytest_runtest_makereport, pytest_terminal_summary\n"
+    )
+    (tmp_path / "test_session.py").write_text(
+        "from tests.support import lost_tries\n"
+        "def test_that_passes():\n    lost_tries.repeated.append('sales/run-0: load (try 1): a reason')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "runs repeated because Airflow lost a try of them: 1" in done.stdout
+    assert "test_session.py::test_that_passes: sales/run-0: load (try 1): a reason" in done.stdout
