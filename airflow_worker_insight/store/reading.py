@@ -19,7 +19,7 @@ from airflow_worker_insight.store.attribution import UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.store.recording import REPORTED
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -208,6 +208,8 @@ class _Loaded:
     attempt: Attempt
     has_run: bool
     run_started_at: datetime | None
+    any_placed: bool
+    """Whether anything is placed at all: without an executor of this package there never is."""
 
     @property
     def may_have_changed(self) -> bool:
@@ -229,6 +231,7 @@ def _rows() -> Any:
         worker.c.host_only,
         run.c.id.label("run_row"),
         run.c.start_date.label("run_started_at"),
+        select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
 
 
@@ -251,6 +254,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
             _attempt(row_key, sorted(group, key=lambda row: row.ordinal)),
             has_run=group[0].run_row is not None,
             run_started_at=utc(group[0].run_started_at),
+            any_placed=bool(group[0].any_placed),
         )
         for row_key, group in tries.items()
     ]
@@ -306,7 +310,8 @@ def _as_now(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
     """
     doubted = [one.attempt for one in loaded if one.may_have_changed]
     known = airflow_tries.tries_by_row(connection, map(key_of, doubted)) if doubted else {}
-    reasons = placements.reasons(connection, [key_of(one) for one in doubted if one.row_key in known])
+    placed = [key_of(one.attempt) for one in loaded if one.any_placed and one.attempt.row_key in known]
+    reasons = placements.reasons(connection, placed) if placed else {}
     names = {one.key for one in known.values() if not one.is_lost}
     found = []
     for one in loaded:
