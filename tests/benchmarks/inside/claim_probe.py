@@ -41,7 +41,7 @@ _TASK_INSTANCES = """
 INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, start_date, state, try_number, max_tries, hostname,
        unixname, pool, pool_slots, queue, priority_weight, operator, queued_dttm, queued_by_job_id, pid, executor,
        updated_at)
-VALUES (:id, :task_id, :dag_id, :run_id, :map_index, now(), 'running', 1, 3, 'airflow-worker-01.prod.example.internal',
+VALUES (:id, :task_id, :dag_id, :run_id, :map_index, now(), 'running', 1, 3, :hostname,
        'airflow', 'default_pool', 1, 'default', 1, 'PythonOperator', now(), 1, 4242, 'CeleryExecutor', now())
 """
 
@@ -54,9 +54,17 @@ def make_running_tries(number: int) -> list[UUID]:
         connection.execute(text(_DAG_RUN), names)
         connection.execute(
             text(_TASK_INSTANCES),
-            [{**names, "task_id": TASK_ID, "map_index": n, "id": str(one)} for n, one in enumerate(tries)],
+            [
+                {**names, "task_id": TASK_ID, "map_index": n, "id": str(one), "hostname": hostname(n // 2)}
+                for n, one in enumerate(tries)
+            ],
         )
     return tries
+
+
+def hostname(pair: int) -> str:
+    """Return the host of the worker that a report is of, which Airflow records for its try."""
+    return f"airflow-worker-{pair // CLAIMS_PER_WORKER // 4:02d}.prod.example.internal"
 
 
 def make_workers(pairs: int) -> None:
@@ -77,7 +85,7 @@ def report(number: int, try_id: UUID) -> dict[str, Any]:
             "worker_id": f"celery-{worker:024x}",
             "name": f"worker{worker % 4}@airflow-worker-{worker // 4:02d}.prod.example.internal",
             "kind": "celery",
-            "hostname": f"airflow-worker-{worker // 4:02d}.prod.example.internal",
+            "hostname": hostname(number),
             "pid": 1000 + worker,
             "started_at": "2026-03-01T00:00:00+00:00",
             "labels": {"region": "eu-central-1", "zone": "eu-central-1a"},

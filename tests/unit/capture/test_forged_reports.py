@@ -17,7 +17,7 @@ from airflow_worker_insight.fleet.states import TOLD_ONLY
 from airflow_worker_insight.store import availability, recording, workers
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.lives import merge
+from airflow_worker_insight.store.lives import NewLife, merge, register
 from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, on_both
 
@@ -224,6 +224,34 @@ def test_it_cannot_take_over_a_worker_that_has_run_nothing_yet(
     own = {} if node.startswith("w1") else by_w2(celery)
     push(one, report(one, **own))
     assert named(database) == {"forging": ["made up"], "real": [node]}
+
+
+@on_both
+@pytest.mark.parametrize("kind", ["edge", "local"])
+def test_it_cannot_take_over_a_worker_of_another_engine(database: Database, kind: str) -> None:
+    """Edge's table tells no process and perhaps no start; a scheduler is known by the job that queued any try of it."""
+    names = {"edge": ("e1", "e2"), "local": ("local@host-1", "local@host-2")}[kind]
+    hosts = {"edge": ("e1", "e2"), "local": ("host-1", "host-2")}[kind]
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        register(
+            connection,
+            [
+                NewLife(kind, name, host, "online", job_id=7 + number if kind == "local" else None, heartbeat_at=now)
+                for number, (name, host) in enumerate(zip(names, hosts, strict=True))
+            ],
+            now=now,
+        )
+    before = database.workers()[0]
+    forged = {"kind": kind, "engine_name": names[0], "name": "evil", "labels": {"zone": "secure"}}
+    forging = a_running_try(database, "forging", hostname=hosts[1], queued_by_job_id=7)
+    for pid in (None, 7):
+        push(forging, a_report(forging.try_id, worker_id=f"x{pid}", pid=pid, **forged))
+    assert database.workers()[0] == before
+    assert named(database) == {"forging": ["made up", "made up"]}
+    real = a_running_try(database, "real", hostname=hosts[0], queued_by_job_id=7)
+    push(real, a_report(real.try_id, worker_id="real", kind=kind, engine_name=names[0], name=names[0]))
+    assert named(database)["real"] == [names[0]]
 
 
 @on_both
