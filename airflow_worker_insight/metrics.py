@@ -32,6 +32,7 @@ COUNTERS = (
     "reports.dropped.not_this_host",
     "reports.dropped.contradicting",
     "reports.dropped.too_many_workers",
+    "reports.dropped.in_a_test",
     "tries.inferred",
     "tries.backfilled",
     "tries.not_on_a_worker",

@@ -20,6 +20,7 @@ from airflow_worker_insight.capture.validation import RejectedReport, conditions
 from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.store.recording import (
+    LOCAL,
     ContradictingWorker,
     StartedTry,
     TooManyWorkers,
@@ -29,6 +30,9 @@ from airflow_worker_insight.store.recording import (
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+
+IN_A_TEST = "in_a_test"
+"""Why the report of a try in somebody's own process is dropped."""
 
 PAUSE_SECONDS = 30.0
 """How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
@@ -109,6 +113,8 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
             )
     except RejectedReport as rejected:
         count(f"reports.dropped.{rejected.reason}")
+        if rejected.reason == IN_A_TEST:
+            return  # There is nothing to mend.
         warn_once(
             f"dropped.{rejected.reason}",
             "Airflow Worker Insight dropped a report of task %s.%s (%s): %s",
@@ -125,6 +131,9 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
     if one is None or one.key.task_instance != sender or one.started_at is None:
         raise RejectedReport("not_this_try")
+    if report.worker.kind == LOCAL and one.queued_by_job_id is None:
+        # A local worker is a scheduler's. dag.test(use_executor=True) has a LocalExecutor in a process of its caller.
+        raise RejectedReport(IN_A_TEST)
     # No task process starts in a try that has ended. A report that had to wait may tell of one that started before.
     if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
         raise RejectedReport("try_has_ended")

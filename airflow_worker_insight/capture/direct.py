@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def record(task_instance: Any) -> None:
     """Write that this process runs a try of ``task_instance`` (Airflow's ORM object)."""
     worker = describe_worker(task_instance)
+    if worker.kind not in _SEPARATE and not _was_queued(task_instance):
+        return
     conditions = Conditions(**identity.conditions(worker.pid))
     key = TryKey(
         dag_id=task_instance.dag_id,
@@ -52,6 +54,20 @@ def record(task_instance: Any) -> None:
         # The whole error is SQL with its parameters: too much for every task's log.
         reason = str(error.orig).strip().partition("\n")[0]
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None
+
+
+_SEPARATE = frozenset({"celery", "edge", "kubernetes"})
+"""Kinds of workers that are one whoever sent them the try."""
+
+
+def _was_queued(task_instance: Any) -> bool:
+    """Return whether a scheduler or a backfill queued the try.
+
+    No one did for ``airflow tasks run --local`` and the LocalExecutor of ``dag.test(use_executor=True)``: those are
+    processes of whoever called them. See also ``AirflowTry.ran_in_a_test``.
+    """
+    queued = (task_instance.queued_dttm, task_instance.queued_by_job_id, task_instance.external_executor_id)
+    return any(one is not None for one in queued)
 
 
 def worker_record(worker: Worker, *, job_id: int | None) -> WorkerRecord:

@@ -50,6 +50,7 @@ _COLUMNS = (
     "queued_dttm",
     "executor",
     "queued_by_job_id",
+    "external_executor_id",
 )
 
 
@@ -71,6 +72,7 @@ class AirflowTry:
     queued_at: datetime | None = None
     executor: str | None = None
     queued_by_job_id: int | None = None
+    external_executor_id: str | None = None
     is_lost: bool = False
 
     @property
@@ -82,6 +84,19 @@ class AirflowTry:
     def row_keys(self) -> tuple[RowKey, ...]:
         """What it may be recorded by: the first is what it is recorded by from now on."""
         return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instances)
+
+    @property
+    def ran_in_a_test(self) -> bool:
+        """Whether somebody ran this try in a process of their own: ``dag.test()``, ``airflow dags test``.
+
+        A process did run it, and no scheduler queued it: every scheduler, and 2.11's backfill, writes when it queued
+        the try and by which job. Where Airflow takes that back, something is left: the time when a scheduler resets an
+        orphan, the job when 2.11 queues a stuck task again. 3.3 takes back both of a stuck task, which no process can
+        start before it is queued anew. Celery's and Kubernetes' executors leave the ID of what they started as well.
+        """
+        has_process = self.hostname is not None and self.started_at is not None
+        is_queued = self.queued_at is not None or self.queued_by_job_id is not None
+        return has_process and not is_queued and self.external_executor_id is None
 
 
 def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
@@ -387,4 +402,5 @@ def _airflow_try(row: Row[Any]) -> AirflowTry:
         queued_at=utc(row.queued_dttm),
         executor=row.executor or None,
         queued_by_job_id=row.queued_by_job_id,
+        external_executor_id=row.external_executor_id or None,
     )

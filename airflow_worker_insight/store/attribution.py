@@ -78,6 +78,8 @@ def attribute(
     found = BACKFILLED if backfilled else INFERRED
     if one.hostname is None:
         return Verdict(_without_host(one))
+    if one.ran_in_a_test:
+        return Verdict(NOT_ON_A_WORKER)
     life = _only_possible_life(one, kind, lives)
     if life is not None:
         return Verdict(found, life.record, life.ref)

@@ -205,7 +205,8 @@ def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
         "worker_ref": worker_ref,
         "map_index": one.key.map_index,
         "ordinal": 0,
-        "process_count": 1 if worker_ref else 0,
+        # One without a worker: somebody's own.
+        "process_count": 1 if worker_ref or one.ran_in_a_test else 0,
         "started_at": one.started_at,
         "start_slot": start_slot(one.started_at),
         "ended_at": one.ended_at,

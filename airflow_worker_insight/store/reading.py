@@ -15,7 +15,7 @@ from sqlalchemy import and_, select
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.store import airflow_tries, listing, placements
-from airflow_worker_insight.store.attribution import UNKNOWN, attribute
+from airflow_worker_insight.store.attribution import NOT_ON_A_WORKER, UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.store.recording import REPORTED
@@ -80,6 +80,8 @@ class Attempt:
     """``run`` or ``task_instance``: what Airflow has deleted, with which it deleted the try. What bears the same names
     in Airflow now, if anything does, is another one."""
     row_key: RowKey | None = None
+    ran_in_a_test: bool = False
+    """Whether somebody ran it in a process of their own: see :attr:`.airflow_tries.AirflowTry.ran_in_a_test`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,7 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
         ),
         placement=decided,
         row_key=row_key,
+        ran_in_a_test=first.attribution == NOT_ON_A_WORKER and first.process_count > 0,
     )
 
 
@@ -379,6 +382,7 @@ def _unrecorded(one: AirflowTry) -> Attempt:
         if verdict.worker is not None
         else (),
         is_recorded=False,
+        ran_in_a_test=one.ran_in_a_test,
     )
 
 

@@ -85,6 +85,12 @@ _HOST_ONLY = {
     ),
 }
 
+_IN_A_TEST = Attribution(
+    "not_on_a_worker",
+    "Run in a test",
+    "No worker ran this try: somebody ran its Dag in a test, as dag.test() and airflow dags test do, in a process of "
+    "their own.",
+)
 _NOT_REPORTED_YET = Attribution(
     "inferred",
     "Not reported yet",
@@ -99,6 +105,8 @@ _NOT_STARTED_YET = Attribution(
 
 def attribution_of(one: Attempt) -> Attribution:
     """Return how it is known who ran a try, in words."""
+    if one.ran_in_a_test:
+        return _IN_A_TEST
     host_only = any(worker.host_only for worker in one.workers)
     if one.state == "running" and one.attribution == "inferred" and host_only:
         return _NOT_REPORTED_YET

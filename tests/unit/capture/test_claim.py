@@ -150,6 +150,17 @@ def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:
     assert {row["worker_id"]: row["job_id"] for row in database.workers()} == {"local-1": 7, "celery-1": None}
 
 
+def test_a_local_executor_in_somebodys_own_process_is_no_worker(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``dag.test(use_executor=True)``: its tries are queued by no scheduler."""
+    one = a_running_try(database, queued_by_job_id=None)
+    push(one, a_report(one.try_id, worker_id="local-1", kind="local"))
+    assert (database.workers(), database.attempts(), stored_xcoms(database)) == ([], [], [])
+    assert counters.snapshot() == {"reports.dropped.in_a_test": 1}
+    assert warnings(caplog) == []
+
+
 @on_both
 @pytest.mark.parametrize(
     "name", ["<script>alert('x')</script>", 'w1\'s "host"', "🐘" * 62, "x" * 250, "../../etc/passwd", "%s %(name)s :p"]

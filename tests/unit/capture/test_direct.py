@@ -19,9 +19,10 @@ pytestmark = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records
 
 def a_task_instance(**others: Any) -> SimpleNamespace:
     known = {"dag_id": "etl", "run_id": "run-1", "task_id": "extract", "map_index": 3, "try_number": 2}
-    times = {"start_date": at(10), "hostname": "host-1", "executor": "LocalExecutor", "queued_by_job_id": 7}
+    times = {"start_date": at(10), "hostname": "host-1", "executor": "LocalExecutor"}
+    queued = {"queued_dttm": at(5), "queued_by_job_id": 7, "external_executor_id": None}
     dag_run = SimpleNamespace(id=1, execution_date=at(0))
-    return SimpleNamespace(**{**known, **times, "dag_run": dag_run, **others})
+    return SimpleNamespace(**{**known, **times, **queued, "dag_run": dag_run, **others})
 
 
 def a_worker_of(monkeypatch: pytest.MonkeyPatch, kind: str, **others: Any) -> None:
@@ -74,6 +75,29 @@ def test_a_worker_without_a_main_process(database: Database, monkeypatch: pytest
     (row,) = database.workers()
     assert (row["pid"], row["started_at"], row["engine_name"]) == (None, None, None)
     assert database.attempts()[0]["running_beside"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "is_written"),
+    [
+        ("local", {}, False),  # dag.test(use_executor=True) with LocalExecutor
+        ("CeleryExecutor", {}, False),  # `airflow tasks run --local` by hand
+        ("celery", {}, True),
+        ("edge", {}, True),
+        ("kubernetes", {}, True),
+        ("local", {"queued_dttm": at(5)}, True),
+        ("local", {"queued_by_job_id": 7}, True),
+        ("AwsEcsExecutor", {"external_executor_id": "arn:1"}, True),
+    ],
+)
+def test_a_process_of_whoever_ran_the_task_is_no_worker(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, left: dict[str, Any], is_written: bool
+) -> None:
+    a_worker_of(monkeypatch, kind)
+    unqueued = {"queued_dttm": None, "queued_by_job_id": None, "external_executor_id": None}
+    direct.record(a_task_instance(**{**unqueued, **left}))
+    assert [row["kind"] for row in database.workers()] == ([kind] if is_written else [])
+    assert len(database.attempts()) == is_written
 
 
 def test_both_ways_of_recording_write_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:

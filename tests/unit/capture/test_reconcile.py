@@ -14,6 +14,7 @@ from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting,
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.attribution import host_worker
+from airflow_worker_insight.store.reading import task_instance_attempts
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
@@ -286,6 +287,35 @@ def test_the_number_of_statements_does_not_grow_with_the_number_of_tries(databas
     many = count_statements(database, runs=4, tries=60)
     # The hosts are new the first time only.
     assert many <= few <= 15
+
+
+# --- run in a test ---------------------------------------------------------------------------------------------------
+
+
+@on_both
+def test_a_try_of_a_test_is_on_no_worker_and_makes_no_host(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection)
+        add_try(connection, run, "tested", state="failed", queued_dttm=None)
+        add_try(connection, run, "queued")
+        add_try(connection, run, "skipped", state="skipped", hostname=None, started_at=None)
+        names = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": "tested", "map_index": -1}
+        (before,) = task_instance_attempts(connection, **names)
+    reconciled(database, run)
+    assert words(database) == {
+        ("tested", -1, 1): ("not_on_a_worker", None),
+        ("queued", -1, 1): ("inferred", host_worker("host-1", "celery").worker_id),
+        ("skipped", -1, 1): ("not_on_a_worker", None),
+    }
+    assert [row["kind"] for row in database.workers()] == ["celery"]
+    with database.engine.connect() as connection:
+        (after,) = task_instance_attempts(connection, **names)
+        (skipped,) = task_instance_attempts(connection, **{**names, "task_id": "skipped"})
+    # Before the run's end as well as after it.
+    assert [(one.attribution, one.workers, one.ran_in_a_test) for one in (before, after)] == [
+        ("not_on_a_worker", (), True)
+    ] * 2
+    assert (skipped.attribution, skipped.ran_in_a_test) == ("not_on_a_worker", False)
 
 
 # --- backfilled ------------------------------------------------------------------------------------------------------

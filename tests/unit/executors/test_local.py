@@ -120,9 +120,9 @@ def start(
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
 
-    def begin(kind: type[LocalExecutor] = WorkerInsightLocalExecutor) -> Any:
+    def begin(kind: type[LocalExecutor] = WorkerInsightLocalExecutor, job_id: int | None = 7) -> Any:
         executor = kind(parallelism=4)  # type: ignore[no-untyped-call]
-        executor.job_id = 7
+        executor.job_id = job_id
         started.append(executor)
         executor.start()
         return executor
@@ -202,6 +202,17 @@ def test_its_workers_are_known_before_their_first_task(executor: Any, database: 
         assert (row["kind"], row["state"], row["concurrency"], row["job_id"]) == ("local", "online", 2, 7)
         assert (row["pid"], row["engine_name"]) == (os.getpid(), f"{name}@{compat.hostname()}")
     assert len(executor._workers) == 2
+
+
+def test_a_process_that_is_no_scheduler_makes_no_workers_known(
+    start: Callable[..., Any], work: Work, database: Database
+) -> None:
+    """``dag.test(use_executor=True)`` loads the scheduler's module, and has no scheduler's job."""
+    executor = start(job_id=None)
+    work.let_go()
+    (key,) = queue(executor, "tested")
+    assert events_of(executor, key) == {key: "success"}
+    assert database.workers() == []
 
 
 def test_each_process_says_which_worker_it_belongs_to(executor: Any, work: Work, database: Database) -> None:

@@ -40,6 +40,38 @@ def a_life(ref: int, **others: Any) -> Life:
     return Life(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
+# --- run in a test: somebody's own process, and no scheduler queued it -------------------------------------------------
+
+
+UNQUEUED: dict[str, Any] = {"queued_at": None, "queued_by_job_id": None, "external_executor_id": None}
+
+
+@pytest.mark.parametrize("state", ["success", "failed", "running", "up_for_retry", "skipped"])
+@pytest.mark.parametrize("backfilled", [False, True])
+def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool) -> None:
+    one = a_try(state=state, **UNQUEUED)
+    pod = Life(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
+    for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
+        assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == Verdict("not_on_a_worker")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"queued_at": at(5)},  # An orphan that the scheduler has reset (3.x).
+        {"queued_by_job_id": 7},  # A stuck task that is queued again (2.11).
+        {"external_executor_id": "6f1b"},  # A stuck task of Celery that is queued again (3.3); sent with use_executor.
+    ],
+)
+def test_what_a_scheduler_has_queued_is_never_taken_for_a_test(left: dict[str, Any]) -> None:
+    assert attribute(a_try(**{**UNQUEUED, **left}), []).attribution == "inferred"
+
+
+@pytest.mark.parametrize("others", [{"hostname": None, "pid": None}, {"started_at": None}])
+def test_what_no_process_ran_is_no_test(others: dict[str, Any]) -> None:
+    assert not a_try(**UNQUEUED, **others).ran_in_a_test
+
+
 # --- no host in Airflow: the try never reached a worker, or Airflow lost it -------------------------------------------
 
 

@@ -98,6 +98,13 @@ def test_every_attribution_has_words_and_a_sentence(
     assert panel.explanations == (row.attribution,)
 
 
+def test_a_try_of_a_test_says_so() -> None:
+    tested = replace(a_try(1, 0, 10, attribution="not_on_a_worker"), ran_in_a_test=True)
+    (row,) = build_panel(HERE, [tested], now=NOW).rows
+    assert (row.attribution.key, row.attribution.text) == ("not_on_a_worker", "Run in a test")
+    assert "in a test, as dag.test() and airflow dags test do" in row.attribution.explanation
+
+
 def test_a_host_is_not_passed_off_as_a_worker() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 10, one_of_the_host(), attribution="inferred")], now=NOW).rows
     (cell,) = row.workers
