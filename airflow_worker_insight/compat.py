@@ -257,6 +257,26 @@ def xcom_model() -> Any:
     return XComModel
 
 
+_MOST_FRAMES = 40
+"""Calls between the execution API's route and a flush: some ten with SQLAlchemy 1.4 and 2.0."""
+
+
+def stores_xcom_for_a_task() -> bool:
+    """Return whether the caller is in the execution API's route that stores an XCom for a task process.
+
+    It stores within the same call (3.0 to 3.3). No other route of Airflow's is this module's, and where it moves some
+    day the answer is no.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001
+    for _ in range(_MOST_FRAMES):
+        if frame.f_globals.get("__name__") == "airflow.api_fastapi.execution_api.routes.xcoms":
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False
+
+
 def db_manager_base() -> type[Any]:
     """Return Airflow 3's ``BaseDBManager``; Airflow 2.11 has none (``ImportError``)."""
     return _class("airflow.utils.db_manager", "BaseDBManager")

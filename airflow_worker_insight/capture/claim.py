@@ -1,7 +1,8 @@
 """The claim: take a report out of the session that is about to store it as an XCom, and write the attempt instead.
 
-Runs in the API server, inside the transaction of Airflow's own XCom request, on a savepoint: whatever goes wrong here,
-the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find.
+Runs in the API server, inside the transaction of the execution API's XCom request, on a savepoint: whatever goes wrong
+here, the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find. What others
+store under the reserved key, as a person through the public API, is stored as they expect: they may read it back.
 """
 
 from __future__ import annotations
@@ -30,9 +31,6 @@ from airflow_worker_insight.store.recording import (
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
-
-IN_A_TEST = "in_a_test"
-"""Why the report of a try in somebody's own process is dropped."""
 
 PAUSE_SECONDS = 30.0
 """How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
@@ -66,7 +64,12 @@ def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
     # Of each flush of the API server, so nothing is asked of what is no XCom.
     model = compat.xcom_model()
     for row in list(session.new):
-        if isinstance(row, model) and row.key == REPORT_KEY and time.monotonic() >= _paused_until:
+        if (
+            isinstance(row, model)
+            and row.key == REPORT_KEY
+            and time.monotonic() >= _paused_until
+            and compat.stores_xcom_for_a_task()
+        ):
             _claim(session, row)
 
 
@@ -113,7 +116,7 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
             )
     except RejectedReport as rejected:
         count(f"reports.dropped.{rejected.reason}")
-        if rejected.reason == IN_A_TEST:
+        if rejected.reason == "in_a_test":
             return  # There is nothing to mend.
         warn_once(
             f"dropped.{rejected.reason}",
@@ -133,7 +136,7 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         raise RejectedReport("not_this_try")
     if report.worker.kind == LOCAL and one.queued_by_job_id is None:
         # A local worker is a scheduler's. dag.test(use_executor=True) has a LocalExecutor in a process of its caller.
-        raise RejectedReport(IN_A_TEST)
+        raise RejectedReport("in_a_test")
     # No task process starts in a try that has ended. A report that had to wait may tell of one that started before.
     if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
         raise RejectedReport("try_has_ended")

@@ -108,9 +108,9 @@ class _Queues(_Answers):
         self.by_node: dict[str, set[str]] = {}
 
     def _note(self, node: str, answer: Any) -> bool:
-        if not isinstance(answer, list):
-            return False
         queues = queue_names(answer)
+        if queues is None:
+            return False
         self.by_node[node] = queues & self.by_node.get(node, queues)
         return True
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LABEL_VALUE_LENGTH = 128
 """Characters of a label's value: a Kubernetes node or namespace name fits."""
 
+MAX_LABELS = 32
+"""Labels of a worker: a report with more is not believed at all."""
+
 LABELS_SIZE = 1024
 """Bytes of all labels as JSON in ASCII: with them and the longest names a report stays below its 8 KiB."""
 
@@ -59,13 +62,13 @@ def parse_labels(setting: object) -> dict[str, str]:
 
 
 def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
-    """Join labels, of equal keys the first source's, as long as they fit into :data:`LABELS_SIZE`."""
+    """Join labels, of equal keys the first source's, as long as they are few and small enough."""
     joined: dict[str, str] = {}
     size = 2
     for source in sources:
         for key, value in source.items():
             size_with = size + len(json.dumps(key)) + len(json.dumps(value)) + 4
-            if key not in joined and size_with <= LABELS_SIZE:
+            if key not in joined and size_with <= LABELS_SIZE and len(joined) < MAX_LABELS:
                 joined[key] = value
                 size = size_with
     return joined

@@ -73,7 +73,13 @@ MAX_SAME_NAME = 100
 OWN_QUEUE_PREFIX = "worker-insight.worker."
 """What the name of a worker's own queue begins with; behind it stands the worker's ID."""
 
-MAX_QUEUES = 100
+QUEUE_LENGTH = 256
+"""Characters of a queue's name, as Airflow's ``task_instance.queue`` takes them: no task names a longer one."""
+
+QUEUES_SIZE = 2**20
+"""Characters of all names of one worker's queues. A command line, where they are given, takes an eighth of that on Linux:
+an answer with more was made up, and none of it is taken, because a part of the queues would keep tasks waiting."""
+
 MAX_UPTIME = 10 * 365 * 86400
 MAX_NUMBER = 2**31 - 1
 
@@ -367,9 +373,9 @@ def _stats_sighting(name: str, answer: Any, view: View) -> Sighting | None:
 
 def _queues_sighting(name: str, answer: Any, view: View) -> Sighting | None:
     """Read an answer to ``active_queues``, which does not tell the process."""
-    if not isinstance(answer, list):
-        return None
     names = queue_names(answer)
+    if names is None:
+        return None
     return Sighting(
         kind="celery",
         engine_name=name,
@@ -381,12 +387,21 @@ def _queues_sighting(name: str, answer: Any, view: View) -> Sighting | None:
     )
 
 
-def queue_names(answer: Any) -> set[str]:
-    """Return the queues of an answer to ``active_queues``."""
+def queue_names(answer: Any) -> set[str] | None:
+    """Return all queues of an answer to ``active_queues``; ``None`` for one that makes no sense."""
     if not isinstance(answer, list):
-        return set()
-    names = (clean(queue.get("name"), NAME_LENGTH) for queue in answer[:MAX_QUEUES] if isinstance(queue, dict))
-    return {name for name in names if name}
+        return None
+    found: set[str] = set()
+    size = 0
+    for queue in answer:
+        # As it is: a name that is cut or mended would be another queue's.
+        name = queue.get("name") if isinstance(queue, dict) else None
+        if isinstance(name, str) and 0 < len(name) <= QUEUE_LENGTH and name == clean(name, QUEUE_LENGTH):
+            found.add(name)
+            size += len(name)
+        if size > QUEUES_SIZE:
+            return None
+    return found
 
 
 def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:

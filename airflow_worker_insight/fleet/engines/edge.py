@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.fleet.sighting import View
 
-MAX_QUEUES = 100
+QUEUE_LENGTH = 256
+"""Characters of a queue's name, as in ``.celery``."""
+
+QUEUES_SIZE = 2**20
+"""Characters of a list of queues that is read: a worker's command line takes an eighth of that."""
+
 MAX_CONCURRENCY = 1_000_000
 
 _LEFT = ("offline", "offline maintenance")
@@ -87,15 +92,15 @@ def _is_count(value: object) -> bool:
 
 def _queues(value: object) -> tuple[str, ...] | None:
     """Read the queues, which the provider stores as Python would print a list; ``None`` is "all queues" there."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > QUEUES_SIZE:
         return None
     try:
-        listed = ast.literal_eval(value[:10_000])
+        listed = ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     if not isinstance(listed, list):
         return None
-    names = {clean(queue, NAME_LENGTH) for queue in listed[:MAX_QUEUES]}
+    names = {clean(queue, QUEUE_LENGTH) for queue in listed}
     return tuple(sorted(name for name in names if name))
 
 

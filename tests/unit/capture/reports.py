@@ -77,10 +77,25 @@ def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
 
 def push_within(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Do the same in a session of the caller's."""
+    from airflow.api_fastapi.execution_api.routes.xcoms import set_xcom
+
+    sent = {**_names(one), "key": key, "value": value, "map_index": one.key.map_index, "session": session}
+    # All that FastAPI would fill in has to be given here.
+    others = {"token": None, "mapped_length": None, "dag_result": False}
+    known = inspect.signature(set_xcom).parameters
+    set_xcom(**sent, **{name: default for name, default in others.items() if name in known})
+
+
+def store_as_others(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+    """Store an XCom as anybody but a task process has Airflow store it: the public API, its UI, a plugin."""
     model = compat.xcom_model()
-    names = {"dag_id": one.key.dag_id, "run_id": one.key.run_id, "task_id": one.key.task_id}
+    names = _names(one)
     as_sent = {"serialize": False} if "serialize" in inspect.signature(model.set).parameters else {}
     model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)
+
+
+def _names(one: RunningTry) -> dict[str, str]:
+    return {"dag_id": one.key.dag_id, "run_id": one.key.run_id, "task_id": one.key.task_id}
 
 
 def stored_xcoms(database: Database) -> list[tuple[str, str, Any]]:

@@ -21,6 +21,7 @@ from tests.unit.capture.reports import (
     airflow_3,
     push,
     push_within,
+    store_as_others,
     stored_xcoms,
 )
 from tests.unit.database import Database, add_try, at, on_both, on_postgresql
@@ -116,6 +117,26 @@ def test_other_xcoms_are_left_alone(database: Database) -> None:
         ("extract", "return_value"),
     ]
     assert len(database.attempts()) == 1
+
+
+@on_both
+def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Database) -> None:
+    """As the public API does within its request; without the row its answer is a 500."""
+    from airflow.utils.session import create_session
+
+    one = a_running_try(database)
+    model = compat.xcom_model()
+    with create_session() as session:
+        store_as_others(session, one, a_report(one.try_id))
+        (found,) = session.query(model).all()
+        assert found.key == REPORT_KEY
+    assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
+    assert (database.attempts(), database.workers(), counters.snapshot()) == ([], [], {})
+
+    # The task's own report takes its place.
+    push(one, a_report(one.try_id, worker_id="celery-2"))
+    assert stored_xcoms(database) == []
+    assert [row["worker_id"] for row in database.attempts()] == ["celery-2"]
 
 
 def test_a_try_that_has_ended_takes_no_report(database: Database) -> None:
@@ -310,7 +331,7 @@ def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.Lo
     model = compat.xcom_model()
     with create_session() as session:
         model.set(key="before", value="1", session=session, **names)
-        model.set(key=REPORT_KEY, value=a_report(one.try_id), session=session, **names)
+        push_within(session, one, a_report(one.try_id))
         model.set(key="then", value="2", session=session, **names)
 
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "before", "then"]

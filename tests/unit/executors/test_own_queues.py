@@ -101,6 +101,16 @@ def test_a_worker_is_told_once_and_only_its_own(app: Any, nodes: Any) -> None:
     assert one.told == [f"add {A}"]
 
 
+@pytest.mark.parametrize("number", [121, 2_000])
+def test_of_many_queues_all_count(app: Any, nodes: Any, number: int) -> None:
+    queues = {f"queue-{each:04}" for each in range(number)}
+    one = nodes("w1@host", *queues)
+    assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
+    # Its own queue is behind all others.
+    assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
+    assert one.told == [f"add {A}"]
+
+
 def test_one_that_is_held_is_told_to_leave_its_queue(app: Any, nodes: Any) -> None:
     one = nodes("w1@host", "default", A)
     assert settle(app, give={}, hold={"w1@host": A}) == {"w1@host": {"default"}}

@@ -266,10 +266,26 @@ def test_queues_that_make_no_sense_are_ignored(nodes: Any) -> None:
 
 def test_of_queues_only_names_are_kept(nodes: Any) -> None:
     nodes(
-        "w1@host-1", active_queues=[{"name": "<b>\x00"}, {"name": 7}, "default", {}, {"name": "x" * 300}, {"name": ""}]
+        "w1@host-1",
+        active_queues=[{"name": "<b>\x00"}, {"name": 7}, "default", {}, {"name": "x" * 300}, {"name": ""}]
+        + [{"name": "<i>"}, {"name": "x" * 256}],
     )
     (sighting,) = look(a_life(queues=None), before=NOON).sightings
-    assert sighting.queues == ("<b>", "x" * 250)
+    # What is no name as Airflow keeps them is no task's queue, and mended it would be another one's.
+    assert sighting.queues == ("<i>", "x" * 256)
+
+
+@pytest.mark.parametrize("number", [121, 2_000])
+def test_of_many_queues_all_are_known(nodes: Any, number: int) -> None:
+    nodes("w1@host-1", active_queues=[{"name": f"queue-{each}"} for each in range(number)])
+    (sighting,) = look(a_life(queues=None), before=NOON).sightings
+    assert set(sighting.queues) == {f"queue-{each}" for each in range(number)}
+
+
+def test_an_answer_with_more_queues_than_any_worker_has_is_ignored_as_a_whole(nodes: Any) -> None:
+    nodes("w1@host-1", active_queues=[{"name": f"{each:0>200}"} for each in range(6_000)])
+    found = look(a_life(queues=None), before=NOON)
+    assert (found.sightings, found.ignored) == ((), 1)
 
 
 def test_a_name_is_cleaned_and_bounded(nodes: Any) -> None:

@@ -112,7 +112,15 @@ def test_nonsense_is_left_out(database: Database, table: Table, queues: str | No
 def test_markup_and_control_characters_in_queues_are_only_text(database: Database, table: Table) -> None:
     write(database, table, queues=str(["<b>", "a\x00b", "", "x" * 300]))
     (sighting,) = look()
-    assert sighting.queues == ("<b>", "a b", "x" * 250)
+    assert sighting.queues == ("<b>", "a b", "x" * 256)
+
+
+@pytest.mark.parametrize("number", [121, 2_000])
+def test_of_many_queues_all_are_known(database: Database, table: Table, number: int) -> None:
+    queues = sorted(f"queue-{each}" for each in range(number))
+    write(database, table, queues=str(queues))
+    (sighting,) = look()
+    assert list(sighting.queues) == queues
 
 
 def test_without_its_table_the_engine_says_what_to_do(database: Database, table: Table) -> None:
