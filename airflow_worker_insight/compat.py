@@ -72,6 +72,17 @@ def task_channel() -> tuple[Any, Callable[..., Any]] | None:
     return comms, comms_module.SetXCom
 
 
+def in_xcom_path(run_id: str) -> str | None:
+    """Return a run ID as ``SetXCom`` has to carry it, or ``None`` for one that the execution API cannot find.
+
+    The task's client puts it into a URL's path as it is (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%`` begins
+    a code; codes that are there already it leaves alone. A slash, also as a code, parts the path on the server.
+    """
+    if "/" in run_id:
+        return None
+    return run_id.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
+
+
 def runs_under_local_task_job(task_instance: Any) -> bool:
     """Return whether this is Airflow 2.11's task process (``airflow tasks run --raw``), started by a LocalTaskJob.
 

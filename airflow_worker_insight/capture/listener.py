@@ -43,12 +43,15 @@ def _report_start(task_instance: Any) -> None:
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
     """Send the report over the task's own connection to its supervisor, authenticated by the task's own token."""
     comms, set_xcom = channel
+    run_id = compat.in_xcom_path(task_instance.run_id)
+    if run_id is None:
+        return  # The answer would be a 404, and a warning in the log of each try.
     comms.send(
         set_xcom(
             key=REPORT_KEY,
             value=build_report(task_instance),
             dag_id=task_instance.dag_id,
-            run_id=task_instance.run_id,
+            run_id=run_id,
             task_id=task_instance.task_id,
             map_index=task_instance.map_index,
         )

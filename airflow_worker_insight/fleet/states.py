@@ -30,7 +30,7 @@ REPLACED = "A new life of this worker has begun; no try ran on this one."
 GONE_BEFORE = "It was gone before anybody looked at the workers."
 TRY_ENDED = "Its try has ended."
 IDLE = "Nothing tells whether it lives while no try runs on it."
-NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor), so nobody looks at it."
+NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor)."
 TOLD_ONLY = "Only reports of tasks tell of it: its engine does not know it."
 WAITING = "Its heartbeat is by a clock that is wrong, or old: it has to move before it counts."
 

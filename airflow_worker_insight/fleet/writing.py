@@ -17,7 +17,8 @@ from airflow_worker_insight.fleet.states import (
     last_seen,
 )
 from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.recording import LOST, ONLINE, SAME_START
+from airflow_worker_insight.store.lives import FORGOTTEN_AFTER
+from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, SAME_START
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -67,23 +68,34 @@ def write_look(
 def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now: datetime) -> int:
     """End the lives of an engine that no executor is of any more, once they and it are silent; return how many.
 
-    Nothing tells what became of these workers, and nobody will look. If the engine comes back, so do those that live.
-    An engine that nobody ever looked at is left alone: somebody runs it who is configured in another way.
+    Nothing tells what became of these workers, and nobody will look. Of an engine that somebody did look at, nobody does
+    any more. Of one that nobody ever looked at, as on 2.11, somebody may still run it who is configured in another way:
+    there its workers end once none of them has run a try for long. Whichever runs one again comes back, and if the engine
+    does, so do all that live.
     """
     engine = store.find_engine(connection, name)
-    if engine is None or engine.looked_at is None or now - engine.looked_at <= timeouts.lost:
+    looked_at = None if engine is None else engine.looked_at
+    if looked_at is not None and now - looked_at <= timeouts.lost:
         return 0
-    lives = [one for one in store.open_lives(connection, name) if now - last_seen(one, now) > timeouts.lost]
-    if not lives:
+    back = store.seen_after_their_end(connection, name, NOT_CONFIGURED)
+    store.write_lives(connection, {ref: {"state": ONLINE, "state_reason": None, "ended_at": None} for ref in back})
+    store.add_changes(connection, [(ref, ONLINE, None) for ref in back], now=now)
+    lives = store.open_lives(connection, name)
+    if looked_at is None:
+        silence = max(timeouts.lost, FORGOTTEN_AFTER)
+        silent = lives if all(now - last_seen(one, now) > silence for one in lives) else []
+    else:
+        silent = [one for one in lives if now - last_seen(one, now) > timeouts.lost]
+    if not silent:
         return 0
     running = store.running_tries(connection).counts
     ended = {
-        one.ref: {"state": None, "state_reason": NOT_CONFIGURED, "ended_at": last_seen(one, now), "running": 0}
-        for one in lives
+        one.ref: {"state": OFFLINE, "state_reason": NOT_CONFIGURED, "ended_at": last_seen(one, now), "running": 0}
+        for one in silent
         if one.ref not in running
     }
     store.write_lives(connection, ended)
-    store.add_changes(connection, [(ref, None, NOT_CONFIGURED) for ref in ended], now=now)
+    store.add_changes(connection, [(ref, OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
     return len(ended)
 
 

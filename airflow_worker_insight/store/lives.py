@@ -23,6 +23,7 @@ from airflow_worker_insight.store.recording import (
     AVAILABLE,
     ENGINE_KINDS,
     LOCAL,
+    OFFLINE,
     ONLINE,
     QUARANTINED,
     UNRESPONSIVE,
@@ -59,6 +60,10 @@ _KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 
 LOOK_TAKES = timedelta(seconds=60)
 """How long a look may take at most: after so long another one may look, should this one have died."""
+
+
+FORGOTTEN_AFTER = timedelta(days=1)
+"""How long no worker of an engine has run a try, at least, before they end that nobody looks at and no executor has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +193,22 @@ def open_lives(connection: Connection, engine_name: str) -> list[Life]:
     if engine_name != TRIES:
         is_open = or_(is_open, worker.c.state.is_(None))
     return _lives(connection, _is_of_engine(engine_name), is_open, worker.c.ended_at.is_(None))
+
+
+def seen_after_their_end(connection: Connection, engine_name: str, reason: str) -> list[int]:
+    """Return the row IDs of an engine's workers that were ended for this reason and have run a try since."""
+    return list(
+        connection.execute(
+            select(worker.c.id)
+            .where(
+                _is_of_engine(engine_name),
+                worker.c.state == OFFLINE,
+                worker.c.state_reason == reason,
+                worker.c.last_seen_at > worker.c.ended_at,
+            )
+            .order_by(worker.c.id)
+        ).scalars()
+    )
 
 
 def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]) -> list[Life]:

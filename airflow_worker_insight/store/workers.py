@@ -17,6 +17,7 @@ from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.identity.engines import is_named_local
 from airflow_worker_insight.store.clock import database_now, utc
+from airflow_worker_insight.store.configured import absent_engines
 from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import (
@@ -643,13 +644,18 @@ class _Looks:
 
     looked_at: Mapping[str, datetime | None]
     stale: frozenset[str]
+    absent: frozenset[str] = frozenset()
+    """Those that no executor is of, by the configuration here."""
 
     @classmethod
     def of(cls, connection: Connection, *, patience: timedelta = timedelta()) -> _Looks:
         engines = list_engines(connection, patience=patience)
         current = {one.name for one in engines if one.is_current}
         names = {*_ENGINES.values(), _OTHER_KINDS}
-        return cls({one.name: one.looked_at for one in engines}, frozenset(names - current))
+        setting = config.executor()
+        # Without a setting nothing is known of any executor.
+        absent = frozenset(absent_engines(setting) if setting else ())
+        return cls({one.name: one.looked_at for one in engines}, frozenset(names - current), absent)
 
 
 _LIVE = (ONLINE, UNRESPONSIVE)
@@ -696,6 +702,11 @@ def _reason(row: Row[Any], looks: _Looks) -> tuple[str | None, str | None]:
     if row.state not in _LIVE or name not in looks.stale:
         return row.state, row.state_reason
     when = looks.looked_at.get(name)
+    if name in looks.absent:
+        return None, (
+            "Nothing tells whether it lives: [core] executor names no executor that has such workers. It will count as "
+            + ("offline once none of them has run a try for a day." if when is None else "offline soon.")
+        )
     since = (
         "Nobody has looked at this engine yet"
         if when is None

@@ -5,11 +5,10 @@ An adapter is used where its engine is configured. It imports the engine's provi
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from airflow_worker_insight.identity.engines import executor_name
+from airflow_worker_insight.store.configured import WORDS, absent_engines, executors
 from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS
 
 if TYPE_CHECKING:
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.fleet.sighting import Look, View
 
-
-_WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
-"""What the names of an engine's executors have in them."""
 
 NAMED_LOCAL_EXECUTOR = "WorkerInsightLocalExecutor"
 """The executor of this package that has named workers on the scheduler's machine."""
@@ -38,25 +34,6 @@ class Engine(Protocol):
 
 class EngineTrouble(Exception):  # noqa: N818
     """An engine cannot be asked; the message says why, in words for an operator."""
-
-
-class Executor(NamedTuple):
-    """One of the executors that ``[core] executor`` names."""
-
-    name: str
-    team: str | None = None
-
-
-def executors(setting: str | None) -> list[Executor]:
-    """Read ``[core] executor``: a list of executors, and since Airflow 3.2 one for each team.
-
-    ``LocalExecutor,CeleryExecutor;billing=path.to.CeleryExecutor`` names three.
-    """
-    found = []
-    for group in (setting or "").split(";"):
-        team, _, names = group.rpartition("=")
-        found += [Executor(executor_name(name.strip()), team.strip() or None) for name in re.split(r",", names)]
-    return [one for one in found if one.name]
 
 
 def configured_engines(setting: str | None) -> Sequence[Engine]:
@@ -88,18 +65,12 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
 
 def celery_teams(setting: str | None) -> tuple[str | None, ...]:
     """Return the teams that have Celery executors, each perhaps with its own broker; ``None`` is all the others."""
-    return tuple(dict.fromkeys(one.team for one in executors(setting) if _WORDS[CELERY] in one.name))
-
-
-def absent_engines(setting: str | None) -> Sequence[str]:
-    """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
-    known = executors(setting)
-    return [name for name, word in _WORDS.items() if not any(word in one.name for one in known)]
+    return tuple(dict.fromkeys(one.team for one in executors(setting) if WORDS[CELERY] in one.name))
 
 
 def _has_plain_local(setting: str | None) -> bool:
     """Return whether a local executor is configured whose one worker is the scheduler, and that has no named ones."""
-    return any(_WORDS[JOBS] in one.name and one.name != NAMED_LOCAL_EXECUTOR for one in executors(setting))
+    return any(WORDS[JOBS] in one.name and one.name != NAMED_LOCAL_EXECUTOR for one in executors(setting))
 
 
 def _is_installed(module: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 import uuid
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -75,6 +76,52 @@ def test_one_message_with_all_the_api_server_needs(monkeypatch: pytest.MonkeyPat
     report = parse_report(as_sent)
     assert (report.try_id, report.worker.hostname) == (TRY_ID, "host-1")
     assert set(as_sent["conditions"]) == {"load", "memory_free", "running_beside"}
+
+
+@airflow_3
+@pytest.mark.parametrize(
+    "run_id",
+    [
+        "manual__2026-03-01T12:00:00.5+00:00_x~y",
+        "a b",
+        "a#b",
+        "a?b=c&d",
+        "a%2Fb",
+        "100%",
+        "späti 🐘",
+        "x" * 250,
+        "%25",
+        "a;b,c='d'(e)[f]{g}|h^i`j\\k",
+    ],
+)
+def test_any_run_id_finds_its_way(monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    """Through Airflow's own client, as a server decodes the path that it asks for."""
+    import httpx
+    from airflow.sdk.api.client import Client
+
+    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    listener.on_task_instance_running(a_task_instance(run_id=run_id))
+    (message,) = comms.sent
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(201, json={})
+
+    client = Client(base_url="http://api/execution/", token="", transport=httpx.MockTransport(answer))
+    client.xcoms.set(message.dag_id, message.run_id, message.task_id, message.key, message.value)
+    assert unquote(asked[0].url.raw_path.partition(b"?")[0].decode()) == (
+        f"/execution/xcoms/etl/{run_id}/extract/{REPORT_KEY}"
+    )
+
+
+@airflow_3
+def test_a_run_id_that_no_route_takes_costs_no_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    listener.on_task_instance_running(a_task_instance(run_id="backfill/2026-03-01"))
+    assert (comms.sent, caplog.records) == ([], [])
 
 
 @airflow_3

@@ -9,7 +9,8 @@ import pytest
 
 from airflow_worker_insight.fleet import engines
 from airflow_worker_insight.fleet.bounded import Bounded, NoAnswer
-from airflow_worker_insight.fleet.engines import Executor, configured_engines, executors
+from airflow_worker_insight.fleet.engines import configured_engines
+from airflow_worker_insight.store.configured import Executor, executors
 from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES
 
 if TYPE_CHECKING:

@@ -16,12 +16,14 @@ from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, go_round, refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.fleet.states import NOT_CONFIGURED
-from airflow_worker_insight.store import clock
+from airflow_worker_insight.store import clock, recording
 from airflow_worker_insight.store import lives as store
+from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
+from airflow_worker_insight.store.workers import get_worker
 from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql, record_start
 
 if TYPE_CHECKING:
@@ -477,26 +479,62 @@ def test_workers_of_an_executor_that_is_not_configured_any_more_end(
     assert states(database)["w1"] == ("online", None), "its provider may be installed elsewhere"
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
     look()
-    assert states(database) == {"w1": (None, NOT_CONFIGURED), "busy": ("online", None)}
+    assert states(database) == {"w1": ("offline", NOT_CONFIGURED), "busy": ("online", None)}
     assert [row["ended_at"] == row["last_seen_at"] for row in database.workers()] == [True, False]
-    assert history(database) == [("w1", None)]
+    assert history(database) == [("w1", "offline")]
     engines.insert(0, celery)
     look()
     assert states(database)["w1"] == ("online", None)
     assert len(database.workers()) == 2
 
 
-def test_workers_of_an_engine_that_nobody_ever_looked_at_are_left_alone(
+def shown(database: Database, worker_id: str) -> tuple[str | None, str]:
+    """Return the state and the reason that a page shows."""
+    with database.engine.connect() as connection:
+        one = get_worker(connection, worker_id)
+    assert one is not None
+    return one.state, one.state_reason or ""
+
+
+@on_both
+def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_a_try_for_a_day(
     database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This server may be configured in another way than those who run it."""
+    """Of 2.11's workers after an upgrade. A server may also be configured in another way than those who run them."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
     engines.append(FakeEngine(TRIES, "kubernetes"))
-    with database.engine.begin() as connection:
-        upsert_worker(connection, a_worker("celery-x"), now=clock.database_now(connection))
-    time.passes(86400)
+
+    def runs_a_try(worker_id: str, number: int) -> None:
+        with database.engine.begin() as connection:
+            run = find_run(connection, "etl", "run-1") or add_run(connection)
+            key = add_try(connection, run, f"{worker_id}-{number}")
+            now = time(connection)
+            recording._seen.clear()
+            record_start(connection, key, a_worker(worker_id), try_started_at=now, state="running", now=now)
+
+    runs_a_try("celery-1", 1)
+    time.passes(80_000)
+    runs_a_try("celery-2", 1)
+    time.passes(80_000)
     look()
-    assert [(row["state"], row["ended_at"]) for row in database.workers()] == [("online", None)]
+    assert {row["worker_id"]: row["state"] for row in database.workers()} == {
+        "celery-1": "online",
+        "celery-2": "online",
+    }, "the executor is at work somewhere"
+    state, reason = shown(database, "celery-1")
+    assert state is None
+    assert "names no executor that has such workers" in reason
+    assert "refresh" not in reason
+
+    time.passes(10_000)
+    look()
+    for worker_id in ("celery-1", "celery-2"):
+        assert shown(database, worker_id) == ("offline", NOT_CONFIGURED)
+
+    runs_a_try("celery-2", 2)
+    look()
+    assert shown(database, "celery-1")[0] == "offline"
+    assert [(row["state"], row["ended_at"]) for row in database.workers()][1] == ("online", None)
 
 
 @pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])

@@ -40,7 +40,7 @@ def a_life(ref: int, **others: Any) -> Life:
     return Life(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
-# --- run in a test: somebody's own process, and no scheduler queued it -------------------------------------------------
+# --- run in a test: somebody's own process, and no scheduler queued it ------------------------------------------------
 
 
 UNQUEUED: dict[str, Any] = {"queued_at": None, "queued_by_job_id": None, "external_executor_id": None}

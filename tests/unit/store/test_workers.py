@@ -225,7 +225,10 @@ KINDS = [("celery", "celery"), ("edge", "edge"), ("local", "jobs"), ("kubernetes
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
-def test_a_state_that_nobody_checks_any_more_is_unknown(database: Database, kind: str, name: str) -> None:
+def test_a_state_that_nobody_checks_any_more_is_unknown(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor,LocalExecutor,EdgeExecutor")
     register(database, "one", kind=kind, state="online")
     look(database, name, ago=timedelta(seconds=80))
     assert get(database, "one").state == "online"

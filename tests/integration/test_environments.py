@@ -1,0 +1,159 @@
+"""What Airflow allows beside a scheduler and its workers: tests in a person's process, odd names, the public XCom API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.environments import Environment
+    from tests.support.services import Postgres, Redis
+
+DAG = """
+try:
+    from airflow.sdk import dag, task
+except ImportError:
+    from airflow.decorators import dag, task
+
+
+@dag(schedule=None)
+def tested():
+    @task
+    def works(): ...
+
+    @task
+    def fails():
+        raise RuntimeError("on purpose")
+
+    @task(task_id="with.dots-and_more")
+    def dotted(): ...
+
+    works()
+    fails()
+    dotted()
+
+
+the_dag = tested()
+if __name__ == "__main__":
+    import sys
+
+    the_dag.test(use_executor="executor" in sys.argv)
+"""
+
+KEY = "__worker_insight_report__"
+TASKS = ("works", "fails", "with.dots-and_more")
+
+
+@pytest.fixture(scope="module", params=["2.11.2", "3.3.2"])
+def airflow(
+    request: pytest.FixtureRequest, airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
+) -> Iterator[Deployment]:
+    any_run_id = {"scheduler.allowed_run_id_pattern": "^.+$"}
+    environment = airflow_env(request.param)
+    with Deployment(
+        environment, executor="CeleryExecutor", postgres=postgres, redis=redis, config=any_run_id
+    ) as deployment:
+        deployment.write_dag("tested", DAG)
+        deployment.migrate()
+        deployment.start_all(workers=1)
+        deployment.wait_dag("tested")
+        yield deployment
+
+
+def recorded(airflow: Deployment, run_id: str) -> dict[str, tuple[str, str | None, str]]:
+    """Return attribution, worker and state of each task of a run, once the run has been reconciled."""
+    ours = "airflow-worker-insight"
+    airflow.run(ours, "reconcile", "--dag-id", "tested", "--run-id", run_id)
+    rows = airflow.sql(
+        "SELECT a.task_id, a.attribution, a.state, w.name FROM worker_insight_attempt a "
+        "LEFT JOIN worker_insight_worker w ON w.id = a.worker_ref WHERE a.run_id = :run_id",
+        run_id=run_id,
+    )
+    return {row["task_id"]: (row["attribution"], row["name"], row["state"]) for row in rows}
+
+
+def workers(airflow: Deployment) -> set[str]:
+    return {row["worker_id"] for row in airflow.sql("SELECT worker_id FROM worker_insight_worker")}
+
+
+def run_ids(airflow: Deployment) -> set[str]:
+    return {row["run_id"] for row in airflow.sql("SELECT run_id FROM dag_run")}
+
+
+@pytest.mark.parametrize("how", ["command", "script", "local executor", "named local workers"])
+def test_a_test_is_on_no_worker(airflow: Deployment, how: str) -> None:
+    known, runs = workers(airflow), run_ids(airflow)
+    script = airflow.dags_folder / "tested.py"
+    if how == "command":
+        airflow.airflow("dags", "test", "tested", check=False)
+    elif how == "script":
+        airflow.run("python", script, check=False)
+    else:
+        local = "LocalExecutor"
+        if how == "named local workers":
+            local = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
+        airflow.run("python", script, "executor", check=False, env={"AIRFLOW__CORE__EXECUTOR": local})
+    (run_id,) = run_ids(airflow) - runs
+    found = recorded(airflow, run_id)
+    assert {task: (attribution, worker) for task, (attribution, worker, _) in found.items()} == dict.fromkeys(
+        TASKS, ("not_on_a_worker", None)
+    )
+    assert {task: state for task, (_, _, state) in found.items()} == {
+        "works": "success",
+        "fails": "failed",
+        "with.dots-and_more": "success",
+    }
+    assert workers(airflow) == known
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["plain", "with space", "a#b", "a?b=c", "a%2Fb", "100%", "späti 🐘", "x" * 250, "manual__2026-03-01T00:00:00+00:00"],
+)
+def test_odd_run_ids_are_reported(airflow: Deployment, run_id: str) -> None:
+    airflow.trigger("tested", run_id=run_id)
+    wait_run(airflow, run_id)
+    found = recorded(airflow, run_id)
+    assert {task: attribution for task, (attribution, _, _) in found.items()} == dict.fromkeys(TASKS, "reported")
+    assert "could not record the worker" not in airflow.task_logs("tested")
+
+
+def test_a_run_id_with_a_slash(airflow: Deployment) -> None:
+    airflow.trigger("tested", run_id="a/b")
+    wait_run(airflow, "a/b")
+    found = recorded(airflow, "a/b")
+    word = "inferred" if airflow.airflow3 else "reported"
+    assert {task: attribution for task, (attribution, _, _) in found.items()} == dict.fromkeys(TASKS, word)
+    assert "could not record the worker" not in airflow.task_logs("tested")
+
+
+def wait_run(airflow: Deployment, run_id: str) -> None:
+    """Wait in the database: in the path of an URL not every run ID finds its way."""
+
+    def ended() -> bool:
+        rows = airflow.sql("SELECT state FROM dag_run WHERE run_id = :run_id", run_id=run_id)
+        return bool(rows) and rows[0]["state"] in ("success", "failed")
+
+    airflow.wait_for(ended, 240, f"the end of {run_id}")
+
+
+def test_a_person_may_store_an_xcom_under_the_reserved_key(airflow: Deployment) -> None:
+    if not airflow.airflow3:
+        pytest.skip("2.11 has no such route")
+    run_id = airflow.trigger("tested", run_id="forged")
+    wait_run(airflow, run_id)
+    before = recorded(airflow, run_id)
+    path = f"/dags/tested/dagRuns/{run_id}/taskInstances/works/xcomEntries"
+    value: Any = {"version": 1, "worker": {"name": "forged"}}
+    answer = airflow.api("POST", path, json={"key": KEY, "value": value, "map_index": -1})
+    assert answer.status_code == 201, answer.text
+    assert airflow.api("GET", f"{path}/{KEY}").json()["key"] == KEY
+    patched = airflow.api("PATCH", f"{path}/{KEY}", json={"value": value, "map_index": -1})
+    assert patched.status_code == 200, patched.text
+    assert recorded(airflow, run_id) == before
+    assert airflow.api("GET", f"{path}/{KEY}").status_code == 404
