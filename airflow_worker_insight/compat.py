@@ -75,8 +75,8 @@ def task_channel() -> tuple[Any, Callable[..., Any]] | None:
 def in_xcom_path(run_id: str) -> str | None:
     """Return a run ID as ``SetXCom`` has to carry it, or ``None`` for one that the execution API cannot find.
 
-    The task's client puts it into a URL's path as it is (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%`` begins
-    a code; codes that are there already it leaves alone. A slash, also as a code, parts the path on the server.
+    The task's client puts it into a URL's path as it is (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
+    begins a code; codes that are there already it leaves alone. A slash, also as a code, parts the path on the server.
     """
     if "/" in run_id:
         return None

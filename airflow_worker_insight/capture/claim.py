@@ -1,8 +1,8 @@
 """The claim: take a report out of the session that is about to store it as an XCom, and write the attempt instead.
 
 Runs in the API server, inside the transaction of the execution API's XCom request, on a savepoint: whatever goes wrong
-here, the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find. What others
-store under the reserved key, as a person through the public API, is stored as they expect: they may read it back.
+here, the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find. What
+others store under the reserved key, as a person through the public API, is stored as ever: they may read it back.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class PlacesTasks(BaseExecutor):
             raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
         super().start()  # type: ignore[no-untyped-call]
         self._started_at = time.monotonic()
-        # A command that sends one task and ends does as Airflow's own executor, and so does dag.test(use_executor=True),
-        # which loads the scheduler as well. Only a scheduler gives its executors its job.
+        # A command that sends one task and ends does as Airflow's own executor. So does dag.test(use_executor=True),
+        # which loads the scheduler as well: only a scheduler gives its executors its job.
         if compat.in_scheduler() and self.job_id is not None:
             self._watch = self.make_watch(self._desk)
             self._watch.start()

@@ -68,10 +68,10 @@ def write_look(
 def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now: datetime) -> int:
     """End the lives of an engine that no executor is of any more, once they and it are silent; return how many.
 
-    Nothing tells what became of these workers, and nobody will look. Of an engine that somebody did look at, nobody does
-    any more. Of one that nobody ever looked at, as on 2.11, somebody may still run it who is configured in another way:
-    there its workers end once none of them has run a try for long. Whichever runs one again comes back, and if the engine
-    does, so do all that live.
+    Nothing tells what became of these workers, and nobody will look. An engine that somebody did look at is not looked
+    at any more. One that nobody ever looked at, as on 2.11, may still be run by somebody who is configured in another
+    way: there its workers end once none of them has run a try for long. One that runs one again comes back, and if the
+    engine does, so do all that live.
     """
     engine = store.find_engine(connection, name)
     looked_at = None if engine is None else engine.looked_at

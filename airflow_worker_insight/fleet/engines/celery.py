@@ -77,8 +77,8 @@ QUEUE_LENGTH = 256
 """Characters of a queue's name, as Airflow's ``task_instance.queue`` takes them: no task names a longer one."""
 
 QUEUES_SIZE = 2**20
-"""Characters of all names of one worker's queues. A command line, where they are given, takes an eighth of that on Linux:
-an answer with more was made up, and none of it is taken, because a part of the queues would keep tasks waiting."""
+"""Characters of all names of one worker's queues. On Linux a command line, where they are given, takes an eighth of
+that: an answer with more was made up. None of it is taken, because a part of the queues would keep tasks waiting."""
 
 MAX_UPTIME = 10 * 365 * 86400
 MAX_NUMBER = 2**31 - 1

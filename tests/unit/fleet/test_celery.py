@@ -267,8 +267,11 @@ def test_queues_that_make_no_sense_are_ignored(nodes: Any) -> None:
 def test_of_queues_only_names_are_kept(nodes: Any) -> None:
     nodes(
         "w1@host-1",
-        active_queues=[{"name": "<b>\x00"}, {"name": 7}, "default", {}, {"name": "x" * 300}, {"name": ""}]
-        + [{"name": "<i>"}, {"name": "x" * 256}],
+        active_queues=[
+            "default",
+            *({"name": name} for name in ("<b>\x00", 7, "x" * 300, "", "<i>", "x" * 256)),
+            {},
+        ],
     )
     (sighting,) = look(a_life(queues=None), before=NOON).sightings
     # What is no name as Airflow keeps them is no task's queue, and mended it would be another one's.
