@@ -94,9 +94,9 @@ class AirflowTry:
         orphan, the job when 2.11 queues a stuck task again. 3.3 takes back both of a stuck task, which no process can
         start before it is queued anew. Celery's and Kubernetes' executors leave the ID of what they started as well.
         """
-        has_process = self.hostname is not None and self.started_at is not None
+        # 2.11 writes no start of it.
         is_queued = self.queued_at is not None or self.queued_by_job_id is not None
-        return has_process and not is_queued and self.external_executor_id is None
+        return self.hostname is not None and not is_queued and self.external_executor_id is None
 
 
 def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:

@@ -223,9 +223,8 @@ def add_try(
     **others: Any,
 ) -> TryKey:
     """Store a try: the task instance's last one, or with ``history`` an earlier one (store the last one first)."""
-    if started_at is not None:
-        # Every scheduler writes when it queued a try, and what ran without was no scheduler's.
-        others.setdefault("queued_dttm", at(5))
+    # What ran without a word of a scheduler or an executor ran in a test.
+    others.setdefault("external_executor_id", "celery-task-1")
     table = compat.task_instance_history_table() if history else compat.task_instance_table()
     names = (run.dag_id, run.run_id, task_id, map_index)
     id_column = "task_instance_id" if history else "id"

@@ -48,8 +48,9 @@ UNQUEUED: dict[str, Any] = {"queued_at": None, "queued_by_job_id": None, "extern
 
 @pytest.mark.parametrize("state", ["success", "failed", "running", "up_for_retry", "skipped"])
 @pytest.mark.parametrize("backfilled", [False, True])
-def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool) -> None:
-    one = a_try(state=state, **UNQUEUED)
+@pytest.mark.parametrize("started_at", [at(10), None])
+def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool, started_at: datetime | None) -> None:
+    one = a_try(state=state, started_at=started_at, **UNQUEUED)
     pod = Life(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
     for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
         assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == Verdict("not_on_a_worker")
@@ -67,9 +68,8 @@ def test_what_a_scheduler_has_queued_is_never_taken_for_a_test(left: dict[str, A
     assert attribute(a_try(**{**UNQUEUED, **left}), []).attribution == "inferred"
 
 
-@pytest.mark.parametrize("others", [{"hostname": None, "pid": None}, {"started_at": None}])
-def test_what_no_process_ran_is_no_test(others: dict[str, Any]) -> None:
-    assert not a_try(**UNQUEUED, **others).ran_in_a_test
+def test_what_no_process_ran_is_no_test() -> None:
+    assert not a_try(**{**UNQUEUED, "hostname": None, "pid": None}).ran_in_a_test
 
 
 # --- no host in Airflow: the try never reached a worker, or Airflow lost it -------------------------------------------
