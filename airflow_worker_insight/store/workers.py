@@ -19,6 +19,7 @@ from airflow_worker_insight.identity.engines import is_named_local
 from airflow_worker_insight.store.clock import database_now, utc
 from airflow_worker_insight.store.configured import absent_engines
 from airflow_worker_insight.store.lives import LOOK_TAKES
+from airflow_worker_insight.store.planning import do_not_compile, is_among
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.recording import (
     AVAILABLE,
@@ -42,7 +43,7 @@ from airflow_worker_insight.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Row
 
@@ -53,6 +54,9 @@ UNKNOWN_STATE = "unknown"
 """What filters call the state of a worker of which nothing tells."""
 
 MAX_LABEL_KEYS = 100
+
+MAX_CANDIDATES = 2000
+"""Workers that are read by their row IDs once a filter was found to match no more."""
 
 STALE_AFTER = 3
 """Refresh intervals after which nobody can be said to look any more."""
@@ -122,6 +126,8 @@ class WorkerFilter:
     last_seen_at_gte: datetime | None = None
     last_seen_at_lte: datetime | None = None
     """Last seen not before, and not after, whatever the state."""
+    refs: tuple[int, ...] | None = None
+    """The rows of which all but ``states`` is known to be so: see :func:`narrowed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +296,28 @@ def _same_name(one: WorkerRow) -> list[Any]:
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
+def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
+    """Return the same filter with the rows that it finds, if they are few.
+
+    No index helps with most filters, and a page asks some ten times: the table is read once, and whether another life
+    followed is asked of what was found only. Where many are found that is known soon, and the page stops at so many.
+    """
+    if filters.refs is not None:
+        return filters
+    # PostgreSQL would compile these statements for 2 seconds each, because whether another life followed seems dear.
+    do_not_compile(connection)
+    matching = (
+        select(worker.c.id).where(*_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
+    )
+    refs = connection.execute(matching).scalars().all()
+    if len(refs) > MAX_CANDIDATES:
+        return filters
+    if refs and filters.availability is not None:
+        counting = select(worker.c.id).where(is_among(connection, worker.c.id, refs), _is_decided())
+        refs = connection.execute(counting).scalars().all()
+    return replace(filters, refs=tuple(refs))
+
+
 def list_workers(
     connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
 ) -> tuple[list[WorkerRow], int]:
@@ -298,13 +326,32 @@ def list_workers(
     :param order_by: one of :data:`WORKER_ORDERS`, with a ``-`` in front descending; what is not known comes last
     """
     looks = _Looks.of(connection)
+    filters = narrowed(connection, filters)
     conditions = [*_conditions(connection, filters), *_in_states(filters.states, looks)]
     within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
     total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
-    rows = connection.execute(
-        select(worker).where(*conditions).order_by(*_order(order_by, looks)).limit(limit).offset(offset)
-    )
+    order = _order(order_by, looks)
+    page = select(worker).where(*conditions).order_by(*order).limit(limit).offset(offset)
+    if filters.availability is not None and filters.refs is None and connection.dialect.name == "postgresql":
+        refs = _page_of_decided(connection, filters, looks, order, limit=limit, offset=offset)
+        page = select(worker).where(is_among(connection, worker.c.id, refs)).order_by(*order)
+    rows = connection.execute(page)
     return _with_strictest(connection, [_worker(row, looks) for row in rows]), total
+
+
+def _page_of_decided(
+    connection: Connection, filters: WorkerFilter, looks: _Looks, order: Sequence[Any], *, limit: int, offset: int
+) -> Sequence[int]:
+    """Return the row IDs of a page, where many workers were decided of: PostgreSQL only.
+
+    It would ask of each whether another life followed, and then sort them. An OFFSET has them sorted first.
+    """
+    names = ("id", "kind", "name", "engine_name", "hostname", "ended_at")
+    conditions = [*_conditions(connection, filters, also_followed=True), *_in_states(filters.states, looks)]
+    some = (worker.c[name] for name in names)
+    ordered = select(*some).where(*conditions).order_by(*order).offset(0).subquery()
+    found = select(ordered.c.id).where(_is_decided(ordered)).limit(limit).offset(offset)
+    return list(connection.execute(found).scalars())
 
 
 def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
@@ -439,7 +486,7 @@ def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | No
     Of each state up to :data:`~.reading.MAX_TOTAL` are counted; states that no worker is in are left out.
     """
     looks = _Looks.of(connection)
-    conditions = _conditions(connection, filters)
+    conditions = _conditions(connection, narrowed(connection, filters))
     parts = []
     for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
         within = (
@@ -463,6 +510,7 @@ def group_workers(
     """
     common, names = _grouping(by)
     looks = _Looks.of(connection)
+    filters = narrowed(connection, filters)
     shown = _shown_state(looks)
     latest = (
         select(common.label("common"), shown.label("state"), worker.c.running, worker.c.concurrency)
@@ -536,17 +584,22 @@ def _parsed(text: str | None, default: Any) -> Any:
     return default if found is None else found
 
 
-def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
-    """Say what is listed, but for the states."""
+def _conditions(connection: Connection, filters: WorkerFilter, *, also_followed: bool = False) -> list[Any]:
+    """Say what is listed, but for the states.
+
+    :param also_followed: with lives that ended and that another one followed, of which no decision counts
+    """
     column = worker.c
+    if filters.refs is not None:
+        return [is_among(connection, column.id, filters.refs)]
     conditions: list[Any] = [column.host_only.is_(False)]
     conditions += [
         column[name] == getattr(filters, name)
         for name in ("kind", "hostname", "availability")
         if getattr(filters, name) is not None
     ]
-    if filters.availability is not None:
-        conditions.append(or_(column.ended_at.is_(None), _is_latest()))
+    if filters.availability is not None and not also_followed:
+        conditions.append(_is_decided())
     if filters.name is not None:
         conditions.append(or_(column.name == filters.name, column.engine_name == filters.name))
     if filters.label is not None:
@@ -569,17 +622,22 @@ def _conditions(connection: Connection, filters: WorkerFilter) -> list[Any]:
     return conditions
 
 
-def _is_latest() -> Any:
+def _is_decided(table: Any = worker) -> Any:
+    """Say that what was decided of a worker still counts."""
+    return or_(table.c.ended_at.is_(None), _is_latest(table))
+
+
+def _is_latest(table: Any) -> Any:
     """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index."""
     later = worker.alias("later")
 
     def followed(name: str, *conditions: Any) -> Any:
-        same = (later.c[name] == worker.c[name], later.c.kind == worker.c.kind, later.c.id > worker.c.id, *conditions)
+        same = (later.c[name] == table.c[name], later.c.kind == table.c.kind, later.c.id > table.c.id, *conditions)
         return select(later.c.id).where(*same, later.c.host_only.is_(False)).exists()
 
-    is_named = are_named_local(worker)
+    is_named = are_named_local(table)
     by_name = and_(not_(is_named), followed("name"))
-    by_host = and_(worker.c.kind == LOCAL, not_(is_named), followed("hostname", not_(are_named_local(later))))
+    by_host = and_(table.c.kind == LOCAL, not_(is_named), followed("hostname", not_(are_named_local(later))))
     return not_(or_(by_name, followed("engine_name"), by_host))
 
 

@@ -94,7 +94,7 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = _worker_filter(address, now)
+        filters = workers.narrowed(connection, _worker_filter(address, now))
         rows: list[WorkerRow] = []
         total = 0
         groups: list[workers.Group] = []

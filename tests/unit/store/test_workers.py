@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import event, insert, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import closing, workers
@@ -16,7 +16,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import inherited_availability, upsert_worker
 from airflow_worker_insight.store.tables import WORKER_STATES, change, engine, worker
 from airflow_worker_insight.store.workers import WORKER_ORDERS, WorkerFilter
-from tests.unit.database import NOON, Database, a_worker, at, on_both
+from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 from tests.unit.store.fleet import get
 
 pytestmark = pytest.mark.usefixtures("looked_at")
@@ -34,10 +34,16 @@ def register(database: Database, worker_id: str, *, host_only: bool = False, **v
 def listed(
     database: Database, *, order_by: str = "registered_at", limit: int = 50, offset: int = 0, **filters: Any
 ) -> Any:
-    with database.engine.connect() as connection:
-        rows, total = workers.list_workers(
-            connection, WorkerFilter(**filters), order_by=order_by, limit=limit, offset=offset
-        )
+    known = WorkerFilter(**filters)
+    with database.engine.connect() as connection, pytest.MonkeyPatch.context() as changing:
+        rows, total = workers.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset)
+        counts = workers.count_states(connection, known)
+        groups = workers.group_workers(connection, known, by="kind", limit=9)
+        # It is the same where the filter matches more than are read by their row IDs.
+        changing.setattr(workers, "MAX_CANDIDATES", 0)
+        assert workers.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset) == (rows, total)
+        assert workers.count_states(connection, known) == counts
+        assert workers.group_workers(connection, known, by="kind", limit=9) == groups
     return [row.worker_id for row in rows], total
 
 
@@ -46,6 +52,33 @@ def look(database: Database, name: str, *, ago: timedelta | None, error: str | N
     with database.engine.begin() as connection:
         when = None if ago is None else database_now(connection) - ago
         connection.execute(update(engine).where(engine.c.name == name).values(looked_at=when, error=error))
+
+
+@on_both
+def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database) -> None:
+    for number in range(5):
+        register(database, f"w{number}", availability="draining" if number < 3 else "available")
+    register(database, "ended", name="w-old", state="lost", ended_at=at(5), availability="draining")
+    register(database, "later", name="w-old")
+    with database.engine.connect() as connection:
+        few = workers.narrowed(connection, WorkerFilter(availability="draining", states=frozenset({"online"})))
+        assert workers.narrowed(connection, few) is few
+        asked: list[str] = []
+        event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+        assert [row.worker_id for row in workers.list_workers(connection, few, limit=2, offset=0)[0]] == ["w2", "w1"]
+        assert workers.count_states(connection, few) == {"online": 3}
+        assert workers.group_workers(connection, few, by="kind", limit=9)[1] == 1
+    # What was decided and who followed whom was asked before.
+    assert not [sql for sql in asked if "availability =" in sql or "EXISTS" in sql]
+
+
+@on_postgresql
+def test_no_statement_of_a_list_is_compiled_to_machine_code(database: Database) -> None:
+    """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the lives that may have followed."""
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("SET jit_above_cost = 0")
+        workers.list_workers(connection, WorkerFilter(availability="draining"), limit=9, offset=0)
+        assert connection.exec_driver_sql("SHOW jit").scalar() == "off"
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
