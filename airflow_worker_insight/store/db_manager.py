@@ -10,6 +10,7 @@ from airflow_worker_insight.store.tables import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy.engine import Connection
 
 
 class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
@@ -25,6 +26,18 @@ class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
     def get_alembic_config(self) -> Config:
         """Return the configuration of :mod:`airflow_worker_insight.store.migrate`; there is no ini file."""
         return migrate.alembic_config()
+
+    def get_current_revision(self) -> str | None:
+        """Return the version of our tables. Airflow looks for it in the default schema, where it need not be."""
+        return migrate.current(self.session.connection())
+
+    def check_migration(self) -> bool:
+        """Return whether all tables are there and up to date."""
+        return migrate.check(self.session.connection()) is migrate.Schema.READY
+
+    def drop_tables(self, connection: Connection) -> None:
+        """Drop our tables and their version, also where that is in a schema of its own."""
+        migrate.drop_tables(connection)
 
     def create_db_from_orm(self) -> None:
         """Run the migrations: see :mod:`airflow_worker_insight.store.migrate` for why never ``create_all``."""

@@ -1,4 +1,4 @@
-"""Bring the two tables to the version this package needs, and say which version they have.
+"""Bring the tables to the version this package needs, and say which version they have.
 
 Tables are only ever made by migrations. Airflow's own shortcut (create everything, then stamp the version) makes later
 upgrades skip migrations (apache/airflow#66674).
@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from alembic import command
 from alembic.config import Config
@@ -17,12 +17,16 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata
+from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class IncompleteTablesError(RuntimeError):
+    """Some of the tables that the version table says were made are missing."""
 
 
 class Schema(Enum):
@@ -32,6 +36,7 @@ class Schema(Enum):
     MISSING = "missing"
     OLD = "old"
     NEWER = "newer"
+    INCOMPLETE = "incomplete"
 
     @property
     def explanation(self) -> str:
@@ -44,12 +49,19 @@ class Schema(Enum):
                 "The tables of Airflow Worker Insight were made by a newer version of the package: install that "
                 "version here too, or run its `airflow-worker-insight db downgrade`."
             ),
+            Schema.INCOMPLETE: (
+                "Some tables of Airflow Worker Insight are missing although they were made: restore them from a backup "
+                "or begin anew with `airflow-worker-insight db downgrade --to-revision base` and then `db migrate`."
+            ),
         }[self]
 
 
-def alembic_config() -> Config:
-    """Return Alembic's configuration for our migrations in Airflow's database."""
-    config = Config()
+def alembic_config(*, printed_to: TextIO | None = None) -> Config:
+    """Return Alembic's configuration for our migrations in Airflow's database.
+
+    :param printed_to: where SQL is printed that is not executed, by default the standard output
+    """
+    config = Config(output_buffer=printed_to)
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
     config.set_main_option("sqlalchemy.url", compat.database_url().replace("%", "%%"))
     return config
@@ -67,9 +79,14 @@ def _revisions() -> tuple[str, ...]:
     return tuple(revision.revision for revision in script.walk_revisions())
 
 
+def _version_table() -> Table:
+    """Return Alembic's table of our version. It is in Airflow's schema, where Airflow's own may be in another."""
+    return Table(VERSION_TABLE, MetaData(schema=metadata.schema), Column("version_num", String(32)))
+
+
 def current(connection: Connection) -> str | None:
     """Return the migration that the database is at, or ``None`` where it has none of ours."""
-    versions = Table(VERSION_TABLE, MetaData(schema=metadata.schema), Column("version_num", String(32)))
+    versions = _version_table()
     if not inspect(connection).has_table(versions.name, schema=versions.schema):
         return None
     revision: str | None = connection.execute(select(versions.c.version_num)).scalar()
@@ -77,25 +94,65 @@ def current(connection: Connection) -> str | None:
 
 
 def check(connection: Connection) -> Schema:
-    """Compare the database with this package."""
+    """Compare the database with this package: the version, and that the tables of that version are there."""
     revision = current(connection)
-    if revision is None or not inspect(connection).has_table(attempt.name, schema=attempt.schema):
+    if revision is None:
+        return Schema.MISSING
+    missing = _missing_tables(connection)
+    if {worker.name, attempt.name} <= missing:
         return Schema.MISSING
     if revision == head():
-        return Schema.READY
-    return Schema.OLD if revision in _revisions() else Schema.NEWER
+        return Schema.INCOMPLETE if missing else Schema.READY
+    if revision not in _revisions():
+        return Schema.NEWER
+    # Every migration has had these two.
+    return Schema.INCOMPLETE if missing & {worker.name, attempt.name} else Schema.OLD
 
 
-def upgrade(to_revision: str = "head", *, sql_only: bool = False) -> None:
-    """Run the migrations up to ``to_revision``; with ``sql_only`` print their SQL instead."""
-    command.upgrade(alembic_config(), to_revision, sql=sql_only)
+def _missing_tables(connection: Connection) -> set[str]:
+    there = set(inspect(connection).get_table_names(schema=metadata.schema))
+    return {table.name for table in metadata.sorted_tables} - there
 
 
-def downgrade(to_revision: str, *, sql_only: bool = False) -> None:
+def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
+    """Run the migrations up to ``to_revision``; with ``sql_only`` print their SQL instead.
+
+    :raises IncompleteTablesError: when a table is missing that was made before, which no migration makes again
+    """
+    if not sql_only:
+        _forget_version_without_tables()
+    command.upgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)
+    if not sql_only:
+        with compat.engine().connect() as connection:
+            found = check(connection)
+        if found is Schema.INCOMPLETE:
+            raise IncompleteTablesError(found.explanation)
+
+
+def _forget_version_without_tables() -> None:
+    """Drop the version table where all tables are gone, as some `airflow db reset` leave it: else nothing is made."""
+    with compat.engine().begin() as connection:
+        if current(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
+            _version_table().drop(connection)
+
+
+def drop_tables(connection: Connection) -> None:
+    """Drop all tables that there are, and the version."""
+    metadata.drop_all(connection)
+    _version_table().drop(connection, checkfirst=True)
+
+
+def downgrade(to_revision: str, *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
     """Run the migrations down to ``to_revision`` (``base`` removes the tables); ``sql_only`` prints their SQL.
 
     :param to_revision: a migration; with ``sql_only`` also ``from:to``, else the SQL is that from the newest on
     """
     if sql_only and ":" not in to_revision:
         to_revision = f"{head()}:{to_revision}"
-    command.downgrade(alembic_config(), to_revision, sql=sql_only)
+    if to_revision == "base" and not sql_only:
+        with compat.engine().begin() as connection:
+            if check(connection) is Schema.INCOMPLETE:
+                # The migrations would look for the tables that are missing.
+                drop_tables(connection)
+                return
+    command.downgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)

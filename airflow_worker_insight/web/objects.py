@@ -413,7 +413,7 @@ class HealthResponse(BaseModel):
 
     status: Literal["healthy", "unhealthy"]
     version: str = Field(description="The version of this package.")
-    tables: Literal["ready", "missing", "old", "newer"]
+    tables: Literal["ready", "missing", "old", "newer", "incomplete"]
     explanation: str = Field(description="What is wrong with the tables and what to do, in one sentence.")
     counters: dict[str, int] = Field(
         description="What became of reports in this process since it started; other processes count for themselves."

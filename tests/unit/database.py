@@ -9,6 +9,7 @@ import sys
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 """When things happen in these tests."""
 
-# SQLAlchemy 1.4 has no dialect for psycopg 3.
-_on_postgresql = ["postgresql", *(["psycopg"] if hasattr(postgresql, "psycopg") else [])]
+# SQLAlchemy 1.4 has no dialect for psycopg 3, which Airflow 3.3's PostgreSQL provider is the first to bring.
+_has_psycopg_3 = hasattr(postgresql, "psycopg") and find_spec("psycopg") is not None
+_on_postgresql = ["postgresql", *(["psycopg"] if _has_psycopg_3 else [])]
 
 on_postgresql = pytest.mark.parametrize("database", _on_postgresql, indirect=True)
 """Runs a test on PostgreSQL with psycopg 2, and with psycopg 3 where Airflow can use it."""
@@ -166,11 +168,11 @@ def make_tables(url: str, *, with_ours: bool = True) -> None:
         run_command(url, "-c", OUR_COMMAND, "db", "migrate")
 
 
-def run_command(url: str, *arguments: str, expect: int = 0) -> str:
+def run_command(url: str, *arguments: str, expect: int = 0, **env: str) -> str:
     """Run this Python in a process of its own, with Airflow connected to ``url``; return what it printed."""
     done = subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, "COLUMNS": "200"},
+        env={**os.environ, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, "COLUMNS": "200", **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,10 +29,12 @@ from airflow_worker_insight.store.tables import (
     start_slot,
     worker,
 )
-from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start, run_command
+from tests.unit.database import NOON, OUR_COMMAND, Database, a_worker, at, on_both, record_start, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.services import Postgres
 
 TABLES = {table.name for table in metadata.sorted_tables}
 
@@ -124,10 +127,38 @@ def test_nothing_was_ever_made(database: Database) -> None:
     assert schema(database) is Schema.MISSING
 
 
-def test_a_version_without_its_tables_is_missing(database: Database) -> None:
+def drop(database: Database, *names: str) -> None:
     with database.engine.begin() as connection:
-        connection.execute(text(f"DROP TABLE {attempt.name}"))
+        for name in names:
+            connection.execute(text(f"DROP TABLE {name}"))
+
+
+@on_both
+def test_a_version_without_any_table_is_missing_and_all_are_made_again(database: Database) -> None:
+    """Airflow's `db reset` has left the version where the tables were in a schema of their own."""
+    drop(database, *TABLES)
     assert schema(database) is Schema.MISSING
+    migrate.upgrade()
+    assert (schema(database), tables(database)) == (Schema.READY, TABLES)
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_no_table_can_be_missing_unnoticed(database: Database, name: str) -> None:
+    drop(database, name)
+    assert schema(database) is Schema.INCOMPLETE
+    with pytest.raises(migrate.IncompleteTablesError, match="restore them from a backup"):
+        migrate.upgrade()
+    migrate.downgrade("base")
+    assert (schema(database), tables(database)) == (Schema.MISSING, set())
+    migrate.upgrade()
+    assert (schema(database), tables(database)) == (Schema.READY, TABLES)
+
+
+@pytest.mark.parametrize("name", [attempt.name, worker.name])
+def test_no_table_of_an_earlier_package_can_be_missing_unnoticed(database: Database, name: str) -> None:
+    migrate.downgrade("0001")
+    drop(database, name)
+    assert schema(database) is Schema.INCOMPLETE
 
 
 @on_both
@@ -378,6 +409,88 @@ def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> 
     assert tables(database) == set()
     manager.initdb()
     assert schema(database) is Schema.READY
+
+
+@airflow_3
+def test_a_missing_table_is_no_finished_migration(database: Database, manager: Any) -> None:
+    drop(database, "worker_insight_change")
+    assert not manager.check_migration()
+
+
+@pytest.fixture(params=[None, "airflow"], ids=["default-schema", "own-schema"])
+def empty(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[Empty]:
+    name = postgres.create_database()
+    if request.param:
+        postgres.execute(f"CREATE SCHEMA {request.param}", database=name)
+    yield Empty(postgres, name, request.param)
+    postgres.drop_database(name)
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A PostgreSQL database with no tables, and the schema in which Airflow is to make them."""
+
+    server: Postgres
+    name: str
+    schema: str | None
+
+    def run(self, *arguments: str, expect: int = 0) -> str:
+        env = {"AIRFLOW__DATABASE__SQL_ALCHEMY_SCHEMA": self.schema} if self.schema else {}
+        return run_command(self.server.url(self.name), *arguments, expect=expect, **env)
+
+    def airflow(self, *arguments: str, expect: int = 0) -> str:
+        return self.run("-m", "airflow", *arguments, expect=expect)
+
+    def ours(self, *arguments: str, expect: int = 0) -> str:
+        return self.run("-c", OUR_COMMAND, *arguments, expect=expect)
+
+    def tables(self) -> set[str]:
+        """Return our tables, and that of their version, each with its schema."""
+        found = self.server.execute(
+            "SELECT table_schema || '.' || table_name AS name FROM information_schema.tables "
+            "WHERE table_name LIKE '%%worker_insight%%'",
+            database=self.name,
+        )
+        return {row["name"] for row in found}
+
+    @property
+    def all_tables(self) -> set[str]:
+        return {f"{self.schema or 'public'}.{name}" for name in (*TABLES, VERSION_TABLE)}
+
+
+@runs_managers
+def test_airflows_commands_work_in_whichever_schema_the_tables_are(empty: Empty) -> None:
+    check = ("db", "check-migrations", "--migration-wait-timeout", "1")
+    empty.airflow("db", "migrate")
+    assert empty.tables() == empty.all_tables
+    empty.airflow(*check)
+    assert "up to date" in empty.ours("db", "check")
+
+    empty.airflow("db", "reset", "--yes", "--skip-init")
+    assert empty.tables() == set()
+    assert "do not exist yet" in empty.ours("db", "check", expect=1)
+
+    empty.airflow("db", "migrate")
+    assert empty.tables() == empty.all_tables
+    empty.airflow(*check)
+
+    empty.ours("db", "downgrade", "--to-revision", "0001", "--yes")
+    empty.airflow(*check, expect=1)
+    empty.airflow("db", "migrate")
+    empty.airflow(*check)
+
+
+def test_our_own_command_works_in_whichever_schema_the_tables_are(empty: Empty) -> None:
+    """What is done before Airflow 3.2, whose `db migrate` knows nothing of our tables."""
+    empty.airflow("db", "migrate")
+    assert "up to date" in empty.ours("db", "migrate")
+    assert empty.tables() == empty.all_tables
+    empty.ours("db", "check")
+    empty.ours("db", "downgrade", "--to-revision", "base", "--yes")
+    assert empty.tables() <= {f"{empty.schema or 'public'}.{VERSION_TABLE}"}
+    empty.ours("db", "check", expect=1)
+    assert "up to date" in empty.ours("db", "migrate")
+    assert empty.tables() == empty.all_tables
 
 
 @airflow_3
