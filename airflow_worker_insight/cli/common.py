@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from airflow_worker_insight.store.migrate import Schema
 
@@ -34,28 +31,6 @@ def require_tables() -> None:
     found = schema()
     if found is not Schema.READY:
         raise SystemExit(found.explanation)
-
-
-@contextmanager
-def logs_on_stderr() -> Iterator[None]:
-    """Let log messages go to the standard error: Airflow has them on the standard output, where the result is."""
-    root = logging.getLogger()
-    replaced = []
-    for handler in [one for one in root.handlers if getattr(one, "stream", None) is sys.stdout]:
-        beside = logging.StreamHandler(sys.stderr)
-        beside.setLevel(handler.level)
-        beside.setFormatter(handler.formatter)
-        for a_filter in handler.filters:
-            beside.addFilter(a_filter)
-        root.removeHandler(handler)
-        root.addHandler(beside)
-        replaced.append((handler, beside))
-    try:
-        yield
-    finally:
-        for handler, beside in replaced:
-            root.removeHandler(beside)
-            root.addHandler(handler)
 
 
 def confirmed(question: str) -> bool:

@@ -27,14 +27,14 @@ _WITHOUT_A_SHIM = (
 
 
 def _command(name: str) -> Callable[..., None]:
-    """Return what runs a function of this package, which is imported then, with log messages beside its result."""
+    """Return what runs a function of this package, which is imported then; see :mod:`.process` for what it runs in."""
     load = lazy_load_command(f"airflow_worker_insight.cli.{name}")
 
     @wraps(load)
     def run(args: Any) -> None:
-        from airflow_worker_insight.cli.common import logs_on_stderr
+        from airflow_worker_insight.cli.process import command_process
 
-        with logs_on_stderr():
+        with command_process():
             load(args)
 
     return run

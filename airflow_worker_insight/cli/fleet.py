@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
+from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.refresh import go_round, refresh
 from airflow_worker_insight.store.workers import UNKNOWN_STATE
@@ -52,6 +53,7 @@ def _errors_said_once() -> Iterator[None]:
 
 def _go_on(seconds: int) -> None:
     """Look again and again until a signal comes; what goes wrong is said, and tried again."""
+    go_on_with("The round that had begun was finished; nobody looks at the workers from here any more.")
     with _until_signalled() as stopped:
         while True:
             try:
@@ -66,12 +68,17 @@ def _go_on(seconds: int) -> None:
 def _until_signalled() -> Iterator[Event]:
     """Yield what is set by SIGINT or SIGTERM, so that a round that has begun comes to its end."""
     stopped = Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stopped.set()) for number in signals]
+
+    def stop(number: int, _frame: object) -> None:
+        note_signal(number)
+        stopped.set()
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        listen(stop)
         yield stopped
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -80,7 +87,7 @@ def _print_outcome(outcome: RefreshOutcome) -> None:
         if engine.error is not None:
             print(f"{engine.name}: {engine.error}", file=sys.stderr, flush=True)
         if engine.looked:
-            print(f"{engine.name}: {_in_words(engine)}", flush=True)
+            say(f"{engine.name}: {_in_words(engine)}")
 
 
 def _in_words(engine: EngineOutcome) -> str:

@@ -14,6 +14,7 @@ from airflow_worker_insight.capture.backfill import Selection, count_runs, insta
 from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
 from airflow_worker_insight.cli.common import confirmed, require_tables
 from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
+from airflow_worker_insight.cli.process import RUN_AGAIN, go_on_with, raise_if_interrupted, say
 from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.closing import first_report_at
@@ -31,7 +32,7 @@ def reconcile(args: Any) -> None:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
                 raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
-            _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
+            _say_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
     with compat.engine().connect() as connection:
         first_report = first_report_at(connection)
@@ -62,24 +63,29 @@ def _go_through(
     selection: Selection, *, installed: datetime | None, again: str = "", before: Outcome | None = None
 ) -> None:
     done, total, after = 0, before or Outcome(), selection.after
+
+    def how_to_go_on() -> str:
+        return f"What is done is kept; go on with: {again.format(after=after)}" if again else RUN_AGAIN
+
+    go_on_with(how_to_go_on)
     try:
         with _bar("Dag runs") as bar:
             task = bar.add_task("", total=count_runs(selection))
             for step in reconcile_selected(selection, installed_at=installed):
                 done, total, after = done + step.runs, total + step.outcome, step.last_row_id
                 bar.update(task, completed=done)
-    except BaseException:
-        _print_outcome(done, total)
-        if again and after:
-            print(f"Interrupted. What is done is kept; go on with: {again.format(after=after)}", file=sys.stderr)
+                raise_if_interrupted()
+    except Exception:
+        print(f"Failed. {how_to_go_on()}", file=sys.stderr)
         raise
-    _print_outcome(done, total)
+    finally:
+        _say_outcome(done, total)
 
 
-def _print_outcome(runs: int, outcome: Outcome) -> None:
+def _say_outcome(runs: int, outcome: Outcome) -> None:
     done = count(runs, "Dag run", "Dag runs")
     tries = f"{count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed"
-    print(f"{done}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
+    say(f"{done}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
 
 
 def prune(args: Any) -> None:
@@ -90,10 +96,10 @@ def prune(args: Any) -> None:
     oldest = f"{found.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if found.oldest_kept is not None else None
     stays = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
     if args.dry_run:
-        print(f"{_in_words(found.removed)} would be removed. {stays}")
+        say(f"{_in_words(found.removed)} would be removed. {stays}")
         return
     if found.removed == Removed():
-        print(f"There is nothing to remove. {stays}")
+        say(f"There is nothing to remove. {stays}")
         return
     question = f"Remove {_in_words(found.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
     if not args.yes and not confirmed(question):
@@ -110,8 +116,9 @@ def _remove(older_than: datetime, expected: Removed) -> None:
             for batch in retention.prune(older_than, transaction=compat.engine().begin):
                 removed += batch
                 bar.update(task, completed=removed.attempts + removed.workers)
+                raise_if_interrupted()
     finally:
-        print(f"Removed {_in_words(removed)}.")
+        say(f"Removed {_in_words(removed)}.")
 
 
 def _in_words(removed: Removed) -> str:

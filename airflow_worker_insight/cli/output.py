@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.cli.simple_table import AirflowConsole
 
+from airflow_worker_insight.cli.process import answer
 from airflow_worker_insight.store.reading import MAX_TOTAL
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 _STRUCTURED = ("json", "yaml")
+
+WIDTH = 200
+"""Columns of a table that goes into a file or another program: as many as Airflow's own commands print."""
 
 
 def is_structured(output: str) -> bool:
@@ -34,13 +40,18 @@ def show(rows: Sequence[Mapping[str, Any]], output: str) -> None:
     """
     is_yaml = output == "yaml"
     # A line of YAML must not be broken at the edge of a screen.
-    console = AirflowConsole(markup=False, emoji=False, highlight=False, soft_wrap=is_yaml)
-    if is_structured(output):
-        # Airflow's print_as would make texts of numbers.
-        printer: Any = console.print_as_yaml if is_yaml else console.print_as_json
-        printer([dict(row) for row in rows])
-        return
-    console.print_as([{name: _in_a_cell(value) for name, value in row.items()} for row in rows], output)
+    stream = answer()
+    console = AirflowConsole(markup=False, emoji=False, highlight=False, soft_wrap=is_yaml, file=stream)
+    # Airflow asks sys.stdout how wide it is, which is another stream while a command runs.
+    console.width = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else WIDTH
+    # Airflow prints a plain table past its console.
+    with redirect_stdout(stream):
+        if is_structured(output):
+            # Airflow's print_as would make texts of numbers.
+            printer: Any = console.print_as_yaml if is_yaml else console.print_as_json
+            printer([dict(row) for row in rows])
+            return
+        console.print_as([{name: _in_a_cell(value) for name, value in row.items()} for row in rows], output)
 
 
 def say_how_many(shown: int, total: int, what: str) -> None:

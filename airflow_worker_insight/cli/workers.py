@@ -12,6 +12,7 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.cli.process import say
 from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.store.clock import database_now
@@ -124,7 +125,7 @@ def _decide(args: Any, availability: str) -> None:
         raise SystemExit(str(error)) from None
     except NotOneWorker:
         raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
-    print(f"{one.name} ({one.worker_id}) is {availability} now.")
+    say(f"{one.name} ({one.worker_id}) is {availability} now.")
     if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
         print(NOT_BY_ITSELF, file=sys.stderr)
 

@@ -211,7 +211,7 @@ def test_backfill_of_a_history(migrated: Deployment) -> None:
     )
     backfill.send_signal(signal.SIGINT)
     printed, _ = backfill.communicate(timeout=60)
-    assert backfill.returncode != 0
+    assert backfill.returncode == 130
     assert "100 Dag runs" in printed
     go_on = re.search(r"go on with: (.+)", printed)
     assert go_on is not None, printed

@@ -117,9 +117,11 @@ def test_it_goes_on_until_it_is_stopped(
     monkeypatch.setattr(fleet, "go_round", go_round)
     monkeypatch.setattr(fleet.Event, "wait", lambda event, _: event.is_set())
     before = signal.getsignal(number)
-    run("refresh", "--every", "30")
+    ends_with(128 + number, "refresh", "--every", "30")
     assert len(rounds) == 3
-    assert "the database is away" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the database is away" in said
+    assert f"Interrupted by {signal.Signals(number).name}. The round that had begun was finished" in said
     assert signal.getsignal(number) is before
 
 
@@ -136,7 +138,7 @@ def test_as_a_service_it_ends_in_order(local: Database, tmp_path: Path, number: 
     try:
         wait_for(lambda: "jobs: 1 online" in out.read_text(), 120, "the first round")
         service.send_signal(number)
-        assert service.wait(60) == 0
+        assert service.wait(60) == 128 + number
     finally:
         service.kill()
         service.wait()

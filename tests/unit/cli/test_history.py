@@ -13,7 +13,7 @@ from airflow_worker_insight.cli import history
 from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.tables import attempt, change, worker
-from tests.unit.cli.running import Printed, printed, refused, run
+from tests.unit.cli.running import Printed, ends_with, printed, refused, run
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start
 
 
@@ -103,12 +103,13 @@ def test_backfill_shows_how_far_it_is_beside_its_result(runs: Database, capsys: 
     assert recorded(runs)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(("stop", "ended"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
 def test_an_interrupted_backfill_says_how_to_go_on(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Printed,
     stop: type[BaseException],
+    ended: type[BaseException],
 ) -> None:
     with database.engine.begin() as connection:
         for number in range(5):
@@ -123,8 +124,10 @@ def test_an_interrupted_backfill_says_how_to_go_on(
 
     with monkeypatch.context() as stopping:
         stopping.setattr(backfill, "reconcile_runs", second_batch_stops)
-        with pytest.raises(stop):
+        with pytest.raises(ended) as end:
             run("backfill", "--dag-id", "etl", "--since", "2026-01-01")
+    if isinstance(end.value, SystemExit):
+        assert end.value.code == 130
     shown = capsys.readouterr()
     assert "2 Dag runs: 2 tries added" in shown.out
     _, _, command = shown.err.partition("go on with: airflow-worker-insight ")
@@ -221,7 +224,8 @@ def test_an_interrupted_prune_says_what_is_done(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(history.retention, "prune", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run("prune", "--older-than", BEFORE_NOON, "--yes")
-    assert "1 try, 0 workers" in capsys.readouterr().out
+    ends_with(130, "prune", "--older-than", BEFORE_NOON, "--yes")
+    said = capsys.readouterr()
+    assert "1 try, 0 workers" in said.out
+    assert "Interrupted by SIGINT. What is done is kept; run the same command again." in said.err
     assert names(tries) == ["old", "new"]

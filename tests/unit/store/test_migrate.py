@@ -417,7 +417,7 @@ def test_a_missing_table_is_no_finished_migration(database: Database, manager: A
     assert not manager.check_migration()
 
 
-@pytest.fixture(params=[None, "airflow"], ids=["default-schema", "own-schema"])
+@pytest.fixture(params=[None, "elsewhere"], ids=["default-schema", "own-schema"])
 def empty(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[Empty]:
     name = postgres.create_database()
     if request.param:
