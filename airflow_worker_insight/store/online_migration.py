@@ -161,9 +161,22 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if _is_valid(name):
             return
         drop_index(name, table)
+        if _is_empty(table):
+            step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
+            return
     with context.autocommit_block():
         # It waits for transactions that are open, but nobody waits for it.
         op.create_index(name, table, columns, unique=unique, schema=metadata.schema, postgresql_concurrently=True)
+
+
+def _is_empty(table: str) -> bool:
+    """Return whether a table has no row: then an index is made at once, whoever has a transaction open.
+
+    `airflow db migrate` has one itself when it makes all tables. With psycopg 3 an idle transaction keeps the snapshot
+    of its last statement, and what is made concurrently would wait for that forever.
+    """
+    rows = sa.select(sa.literal(1)).select_from(sa.table(table, schema=metadata.schema)).limit(1)
+    return op.get_bind().execute(rows).first() is None
 
 
 def drop_index(name: str, table: str) -> None:

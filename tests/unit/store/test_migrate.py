@@ -29,7 +29,17 @@ from airflow_worker_insight.store.tables import (
     start_slot,
     worker,
 )
-from tests.unit.database import NOON, OUR_COMMAND, Database, a_worker, at, on_both, record_start, run_command
+from tests.unit.database import (
+    NOON,
+    OUR_COMMAND,
+    Database,
+    a_worker,
+    at,
+    on_both,
+    on_postgresql,
+    record_start,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,6 +150,17 @@ def test_a_version_without_any_table_is_missing_and_all_are_made_again(database:
     assert schema(database) is Schema.MISSING
     migrate.upgrade()
     assert (schema(database), tables(database)) == (Schema.READY, TABLES)
+
+
+@on_postgresql
+def test_an_open_transaction_does_not_keep_the_first_tables_from_being_made(database: Database) -> None:
+    """Airflow's `db migrate` has one itself, and with psycopg 3 it keeps the snapshot of its last statement."""
+    migrate.downgrade("base")
+    dag = compat.dag_table()
+    with database.engine.connect() as idle:
+        idle.execute(select(dag.c.dag_id).where(dag.c.dag_id == "none")).all()
+        migrate.upgrade()
+    assert schema(database) is Schema.READY
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
