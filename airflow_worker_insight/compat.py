@@ -7,7 +7,6 @@ what Airflow itself has already imported there.
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import Table
-    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.engine import Engine
 
 
 @cache
@@ -131,7 +130,10 @@ def in_scheduler() -> bool:
 
 
 def engine() -> Engine:
-    """Return Airflow's own database engine, with its pool and its settings."""
+    """Return Airflow's own database engine, with its pool and its settings.
+
+    Only :mod:`.store.session`, which bounds what is done with it, and our migrations use it.
+    """
     from airflow import settings
 
     metadata_engine: Engine | None = settings.engine
@@ -141,30 +143,6 @@ def engine() -> Engine:
     if metadata_engine is None:
         raise RuntimeError("Airflow's database is not configured in this process")
     return metadata_engine
-
-
-@contextmanager
-def short_transaction() -> Iterator[Connection]:
-    """Yield a connection of our own with a transaction; commit at the end, roll back on an error.
-
-    It waits for another's lock at most a second, and fails then: a task must not stand still because of us.
-    """
-    with engine().begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
-            yield connection
-            return
-        # The connection goes back to Airflow's pool: with the patience that Airflow gave it.
-        if connection.dialect.name == "mysql":
-            read, write, briefly = "SELECT @@SESSION.{0}", "SET SESSION {0} = {1}", ("innodb_lock_wait_timeout", 1)
-        else:
-            read, write, briefly = "PRAGMA {0}", "PRAGMA {0} = {1}", ("busy_timeout", 1000)
-        patience = connection.exec_driver_sql(read.format(briefly[0])).scalar_one()
-        connection.exec_driver_sql(write.format(*briefly))
-        try:
-            yield connection
-        finally:
-            connection.exec_driver_sql(write.format(briefly[0], int(patience)))
 
 
 def database_url() -> str:

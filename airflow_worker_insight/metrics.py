@@ -24,6 +24,8 @@ COUNTERS = (
     "reports.claimed",
     "reports.unclaimed",
     "reports.contradicting",
+    "claims.paused",
+    "pages.refused",
     "reports.dropped.malformed",
     "reports.dropped.oversized",
     "reports.dropped.unknown_version",

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
-from airflow_worker_insight.store import airflow_tries, closing
+from airflow_worker_insight.store import airflow_tries, closing, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +43,7 @@ class Progress:
 
 def count_runs(selection: Selection) -> int:
     """Return how many Dag runs the selection holds."""
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         return airflow_tries.count_finished_runs(
             connection,
             dag_id=selection.dag_id,
@@ -55,7 +54,7 @@ def count_runs(selection: Selection) -> int:
 
 def installed_at() -> datetime:
     """Return when the first worker reported, or now where none has: what started before is history."""
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         return closing.first_report_at(connection) or datetime.now(timezone.utc)
 
 
@@ -66,7 +65,7 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
     """
     after = selection.after
     while True:
-        with compat.engine().connect() as connection:
+        with session.reading(session.COMMAND) as connection:
             runs = airflow_tries.finished_runs(
                 connection,
                 dag_id=selection.dag_id,
@@ -78,7 +77,7 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
                 return
             parts = list(in_parts(airflow_tries.count_task_instances(connection, runs), BATCH_TASKS))
         for part in parts:
-            with compat.engine().begin() as connection:
+            with session.writing(session.COMMAND) as connection:
                 outcome = reconcile_runs(connection, part, installed_at=installed_at)
             after = part[-1].row_id
             yield Progress(runs=len(part), outcome=outcome, last_row_id=after)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -19,6 +20,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, migrate
+from airflow_worker_insight.store import session as database
 from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.store.recording import (
     LOCAL,
@@ -28,17 +30,26 @@ from airflow_worker_insight.store.recording import (
     are_one_host,
     record_start,
 )
+from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 PAUSE_SECONDS = 30.0
-"""How long claiming pauses after the tables were found missing: each try would put an error into the database's log."""
+"""How long claiming pauses after a time-out, or after the tables were found missing.
+
+Each claim would keep a request of Airflow's waiting, or put an error into the database's log. The registry's background
+thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.take_left_behind`.
+"""
+
+breaker = CircuitBreaker(PAUSE_SECONDS)
+"""Open while claiming pauses."""
+
+left_behind = Event()
+"""Set where a report was stored because its claim timed out, or came while claiming paused."""
 
 SKEW = timedelta(minutes=15)
 """How far the clocks of an API server and of a worker may be apart."""
-
-_paused_until = 0.0
 
 
 def install() -> None:
@@ -64,13 +75,11 @@ def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
     # Of each flush of the API server, so nothing is asked of what is no XCom.
     model = compat.xcom_model()
     for row in list(session.new):
-        if (
-            isinstance(row, model)
-            and row.key == REPORT_KEY
-            and time.monotonic() >= _paused_until
-            and compat.stores_xcom_for_a_task()
-        ):
-            _claim(session, row)
+        if isinstance(row, model) and row.key == REPORT_KEY and compat.stores_xcom_for_a_task():
+            if breaker.allows():
+                _claim(session, row)
+            else:
+                left_behind.set()
 
 
 def _claim(session: Session, row: Any) -> None:
@@ -80,11 +89,12 @@ def _claim(session: Session, row: Any) -> None:
         return  # Airflow's own flush is about to say the same.
     began = time.perf_counter()
     try:
-        with connection.begin_nested():
+        with database.savepoint(connection, database.START) as bounded:
             sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
-            take(connection, sender, row.value, now=datetime.now(timezone.utc))
+            take(bounded, sender, row.value, now=datetime.now(timezone.utc))
         # It is taken: what is not in the session is not stored.
         session.expunge(row)
+        breaker.close()
     except Exception as error:  # noqa: BLE001
         count("reports.unclaimed")
         _explain(connection, error)
@@ -167,18 +177,29 @@ def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:
 
 def _explain(connection: Connection, error: Exception) -> None:
     """Warn once of what kept a report from being claimed, and pause where it will keep the next ones too."""
-    try:
-        with connection.begin_nested():
-            schema = migrate.check(connection)
-    except Exception:  # noqa: BLE001
-        schema = migrate.Schema.READY  # Nothing is known of the tables: what went wrong first is the news.
-    if schema is migrate.Schema.READY:
+    schema = migrate.Schema.READY
+    if not database.is_timeout(error):
+        try:
+            with database.savepoint(connection, database.EXPLAIN):
+                schema = migrate.check(connection)
+        except Exception as unknown:  # noqa: BLE001
+            # Nothing is known of the tables: what went wrong first is the news, unless nobody can look at them.
+            if database.is_timeout(unknown):
+                error = unknown
+    if schema is not migrate.Schema.READY:
+        breaker.open()
+        left_behind.set()
+        warn_once("schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation)
+    elif database.is_timeout(error):
+        breaker.open()
+        left_behind.set()
+        count("claims.paused")
+        warn_once(
+            "claim.timeout",
+            "Airflow Worker Insight could not claim a report in time: its tables are locked, or the database is slow "
+            "(%s). Tasks are not affected; reports wait in the xcom table until that is over.",
+            str(getattr(error, "orig", None) or error).strip().partition("\n")[0],
+        )
+    else:
+        breaker.close()
         warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
-        return
-    _pause()
-    warn_once("schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation)
-
-
-def _pause() -> None:
-    global _paused_until  # noqa: PLW0603
-    _paused_until = time.monotonic() + PAUSE_SECONDS

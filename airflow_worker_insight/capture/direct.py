@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from airflow_worker_insight import compat, identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.keys import TryKey, instance_key_by_run, process_key
 from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
@@ -39,7 +40,7 @@ def record(task_instance: Any) -> None:
     instance = instance_key_by_run(*compat.run_of(task_instance), key.task_id, key.map_index)
     began = time.perf_counter()
     try:
-        with compat.short_transaction() as connection:
+        with session.writing(session.START) as connection:
             record_start(
                 connection,
                 StartedTry(key, instance, task_instance.start_date),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from threading import Lock, Thread
@@ -16,12 +17,15 @@ from airflow_worker_insight.capture.counters import count, warn_once
 
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.airflow_tries import count_task_instances, find_run, latest_finished_runs
 from airflow_worker_insight.store.closing import first_report_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class Pace:
     retry: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0)
     """Waits between tries of a batch that failed (a locked or restarting database), then it is left to the command."""
 
+    postpone: float = 30.0
+    """When a run comes again that could not be reconciled because others held locks, or the database was slow."""
+
+    max_postponed: int = 120
+    """How often; then it is left to the command."""
+
     linger: float = 10.0
     """How long the thread waits for more work before it ends."""
 
@@ -65,6 +75,7 @@ class _Waiting:
     dag_id: str = field(compare=False)
     run_id: str = field(compare=False)
     looks: int = field(compare=False, default=0)
+    postponed: int = field(compare=False, default=0)
     # Found by catching up, so it may have ended before there was this package.
     may_be_history: bool = field(compare=False, default=False)
 
@@ -122,9 +133,9 @@ class ReconcileQueue:
             batch = self._take_due()
             if batch:
                 # A run that cannot be reconciled must not take the others of its batch with it.
-                if not self._with_retries(partial(self._reconcile, batch), give_up=len(batch) == 1):
+                if not self._with_retries(partial(self._reconcile_or_postpone, batch), give_up=len(batch) == 1):
                     for waiting in batch:
-                        self._with_retries(partial(self._reconcile, [waiting]), waits=())
+                        self._with_retries(partial(self._reconcile_or_postpone, [waiting]), waits=())
                 idle_since = time.monotonic()
             elif self._end_if_idle(idle_since):
                 return
@@ -142,6 +153,9 @@ class ReconcileQueue:
         batch: list[_Waiting] = []
         with self._lock:
             while self._heap and self._heap[0].due <= now and len(batch) < self.pace.batch:
+                # What took too long once goes alone, so that it keeps no other from being reconciled.
+                if batch and (self._heap[0].postponed or batch[-1].postponed):
+                    break
                 waiting = heapq.heappop(self._heap)
                 self._known.pop((waiting.dag_id, waiting.run_id), None)
                 batch.append(waiting)
@@ -176,8 +190,19 @@ class ReconcileQueue:
                 return True
         return False
 
+    def _reconcile_or_postpone(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            self._reconcile(batch)
+        except Exception as error:
+            if not session.is_timeout(error) or max(waiting.postponed for waiting in batch) >= self.pace.max_postponed:
+                raise
+            log.debug("Dag runs are reconciled later, because that took too long", exc_info=True)
+            due = time.monotonic() + self.pace.postpone
+            for waiting in batch:
+                self._put(replace(waiting, due=due, postponed=waiting.postponed + 1))
+
     def _reconcile(self, batch: Sequence[_Waiting]) -> None:
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             found = [(waiting, find_run(connection, waiting.dag_id, waiting.run_id)) for waiting in batch]
             runs = [run for _, run in found if run is not None]
             installed_at = first_report_at(connection)
@@ -186,7 +211,7 @@ class ReconcileQueue:
         outcome = Outcome()
         for part in parts:
             for is_history in (True, False):
-                with compat.short_transaction() as connection:
+                with session.writing(session.BACKGROUND) as connection:
                     outcome += reconcile_runs(
                         connection,
                         [run for run in part if (run in history) == is_history],
@@ -201,7 +226,7 @@ class ReconcileQueue:
 
     def _queue_recent(self) -> None:
         since = datetime.now(timezone.utc) - self.pace.catch_up
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             recent = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
         for run in recent:
             due = time.monotonic() + self.pace.settle
@@ -211,7 +236,7 @@ class ReconcileQueue:
 def _explanation(error: Exception) -> str:
     """Return one line for an operator: what is wrong with the tables, or else the error without its SQL."""
     try:
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             schema = migrate.check(connection)
     except Exception:  # noqa: BLE001
         schema = migrate.Schema.READY  # Nothing is known of the tables: what went wrong first is the news.

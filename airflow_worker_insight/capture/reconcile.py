@@ -16,7 +16,7 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.store import airflow_tries, closing, placements, rekeying, xcoms
+from airflow_worker_insight.store import airflow_tries, closing, migrate, placements, rekeying, session, xcoms
 from airflow_worker_insight.store.attribution import Verdict, attribute
 from airflow_worker_insight.store.tables import NO_WORKER
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 WAITING_PAGE = 100
 """Waiting reports that are read at once."""
+
+LEFT_BEHIND_PAGE = 20
+"""Waiting reports that one transaction takes while tries run: until its end Airflow cannot clear their XComs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +219,41 @@ def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:
             return taken
 
 
-def claim_all_waiting() -> int:
+def claim_all_waiting(bounds: session.Bounds = session.BACKGROUND) -> int:
     """Take all reports that no API server claimed, a page per transaction: no worker's row is locked for long."""
     if not compat.is_airflow_3():
         return 0
     taken = failed = 0
     while True:
-        with compat.engine().begin() as connection:
-            waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, limit=WAITING_PAGE, offset=failed)
+        with session.writing(bounds) as connection:
+            waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
             now_taken = sum(_take_waiting(connection, report) for report in waiting)
         taken, failed = taken + now_taken, failed + len(waiting) - now_taken
-        if len(waiting) < WAITING_PAGE:
+        if len(waiting) < LEFT_BEHIND_PAGE:
             return taken
+
+
+def take_left_behind() -> int:
+    """Take the reports that this process stored while claiming paused, and end the pause if that works.
+
+    Soon, because Airflow clears a task instance's XComs when its next try starts. For a thread that comes round.
+    """
+    if not claim.left_behind.is_set():
+        return 0
+    # Before: what is left behind meanwhile counts for the next time.
+    claim.left_behind.clear()
+    try:
+        with session.reading(session.BACKGROUND) as connection:
+            is_ready = migrate.check(connection) is migrate.Schema.READY
+        taken = claim_all_waiting() if is_ready else 0
+    except Exception:
+        claim.left_behind.set()
+        raise
+    if is_ready:
+        claim.breaker.close()
+    else:
+        claim.left_behind.set()
+    return taken
 
 
 def _take_waiting(connection: Connection, report: StoredReport) -> bool:
@@ -235,7 +261,10 @@ def _take_waiting(connection: Connection, report: StoredReport) -> bool:
         with connection.begin_nested():
             claim.take(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
             xcoms.delete_report(connection, REPORT_KEY, report.stored_under)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if session.is_timeout(error):
+            # The next ones would wait as long, with all that this transaction has locked.
+            raise
         count("reports.unclaimed")
         warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
         return False

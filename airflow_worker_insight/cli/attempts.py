@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
-from airflow_worker_insight.store import reading
+from airflow_worker_insight.store import reading, session
 from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
 from airflow_worker_insight.web.objects import AttemptResponse
 
@@ -38,7 +37,7 @@ def list_attempts(args: Any) -> None:
         started_at_gte=args.started_at_gte,
         started_at_lte=args.started_at_lte,
     )
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         _show(connection, filters, args)
 
 
@@ -46,7 +45,7 @@ def list_attempts(args: Any) -> None:
 def of_worker(args: Any) -> None:
     """List the tries that one worker ran."""
     require_tables()
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         filters = AttemptFilter(
             worker_id=one_worker(connection, args.worker, also_gone=True).worker_id,
             state=args.state,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from airflow_worker_insight.store.migrate import Schema
 
@@ -17,10 +18,9 @@ PAGE = 1000
 
 def schema() -> Schema:
     """Return what the database holds."""
-    from airflow_worker_insight import compat
-    from airflow_worker_insight.store import migrate
+    from airflow_worker_insight.store import migrate, session
 
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         return migrate.check(connection)
 
 
@@ -31,6 +31,26 @@ def require_tables() -> None:
     found = schema()
     if found is not Schema.READY:
         raise SystemExit(found.explanation)
+
+
+@contextmanager
+def ends_in_plain_words() -> Iterator[None]:
+    """End with one line instead of a traceback where others' locks, or a slow database, kept a command waiting."""
+    from airflow_worker_insight.store import session
+    from airflow_worker_insight.store.online_migration import TableInUseError
+
+    try:
+        yield
+    except TableInUseError as error:
+        raise SystemExit(str(error)) from None
+    except Exception as error:
+        if not session.is_timeout(error):
+            raise
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise SystemExit(
+            f"This took too long: {reason}. Another transaction may hold a lock on the tables of Airflow Worker "
+            "Insight. Run the command again when it has ended."
+        ) from None
 
 
 def confirmed(question: str) -> bool:

@@ -32,9 +32,10 @@ def _command(name: str) -> Callable[..., None]:
 
     @wraps(load)
     def run(args: Any) -> None:
+        from airflow_worker_insight.cli.common import ends_in_plain_words
         from airflow_worker_insight.cli.process import command_process
 
-        with command_process():
+        with command_process(), ends_in_plain_words():
             load(args)
 
     return run

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
 from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
 from airflow_worker_insight.cli.common import confirmed, require_tables
 from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
 from airflow_worker_insight.cli.process import RUN_AGAIN, go_on_with, raise_if_interrupted, say
-from airflow_worker_insight.store import retention
+from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.closing import first_report_at
 from airflow_worker_insight.store.retention import Removed
@@ -28,15 +28,15 @@ def reconcile(args: Any) -> None:
     if args.run_id and not args.dag_id:
         raise SystemExit("--run-id needs --dag-id")
     if args.run_id:
-        with compat.engine().begin() as connection:
+        with session.writing(session.COMMAND) as connection:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
                 raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
             _say_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         first_report = first_report_at(connection)
-    claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting())
+    claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting(session.COMMAND))
     since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
     _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed=first_report, before=claimed)
 
@@ -91,7 +91,7 @@ def _say_outcome(runs: int, outcome: Outcome) -> None:
 def prune(args: Any) -> None:
     """Remove what is older than a time."""
     require_tables()
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         found = retention.preview(connection, args.older_than)
     oldest = f"{found.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if found.oldest_kept is not None else None
     stays = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
@@ -112,8 +112,7 @@ def _remove(older_than: datetime, expected: Removed) -> None:
     try:
         with _bar("Tries and workers") as bar:
             task = bar.add_task("", total=expected.attempts + expected.workers)
-            # A person waits for this, so it may wait for others.
-            for batch in retention.prune(older_than, transaction=compat.engine().begin):
+            for batch in retention.prune(older_than, transaction=partial(session.writing, session.COMMAND)):
                 removed += batch
                 bar.update(task, completed=removed.attempts + removed.workers)
                 raise_if_interrupted()

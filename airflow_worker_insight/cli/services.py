@@ -7,10 +7,9 @@ from typing import Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.store import workers
+from airflow_worker_insight.store import session, workers
 from airflow_worker_insight.store.workers import UNKNOWN_STATE
 from airflow_worker_insight.web.objects import ServiceResponse
 
@@ -19,7 +18,7 @@ from airflow_worker_insight.web.objects import ServiceResponse
 def list_services(args: Any) -> None:
     """List schedulers, triggerers, Dag processors and workers."""
     require_tables()
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         found, total = read_pages(
             lambda limit, offset: workers.list_services(
                 connection, kind=args.kind, state=args.state, limit=limit, offset=offset

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.cli.process import say
-from airflow_worker_insight.store import workers
+from airflow_worker_insight.store import session, workers
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
@@ -53,7 +53,7 @@ def list_workers(args: Any) -> None:
         availability=args.availability,
         search=args.search,
     )
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         rows, total = read_pages(
             lambda limit, offset: workers.list_workers(connection, filters, limit=limit, offset=offset), args
         )
@@ -70,7 +70,7 @@ def list_workers(args: Any) -> None:
 def show(args: Any) -> None:
     """Show all that is known of a worker."""
     require_tables()
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
         one = one_worker(connection, args.worker, also_gone=True)
         changes = workers.changes(connection, one, limit=MAX_CHANGES)
         (decision,) = _decisions(connection, [one])
@@ -104,7 +104,7 @@ def release(args: Any) -> None:
 def _decide(args: Any, availability: str) -> None:
     require_tables()
     try:
-        with compat.engine().connect() as connection:
+        with session.reading(session.COMMAND) as connection:
             one = one_worker(connection, args.worker)
             weaker = None
             if availability == DRAINING and one.availability == QUARANTINED:
@@ -112,7 +112,7 @@ def _decide(args: Any, availability: str) -> None:
                 weaker = _weaker(one, workers.decisions(connection, [one]).get(one.ref))
         if weaker and not args.yes and not confirmed(weaker):
             raise SystemExit("Nothing was changed: --yes drains it without asking.")
-        with compat.engine().begin() as connection:
+        with session.writing(session.COMMAND) as connection:
             set_availability(
                 connection,
                 one.worker_id,

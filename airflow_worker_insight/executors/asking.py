@@ -7,11 +7,11 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.executors.own_queues import own_queue, settle
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble, celery_teams
-from airflow_worker_insight.store import workers
+from airflow_worker_insight.store import session, workers
 from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Asking:
     def _cannot_be_seen(self) -> bool:
         """Return whether workers may be there although none is known: where some answered before, there are none."""
         if not self._answered_ever:
-            with compat.engine().connect() as connection:
+            with session.reading(session.BACKGROUND) as connection:
                 self._answered_ever = workers.have_answered(connection, "celery")
         # They may be about to start, as the scheduler has just been.
         return not self._answered_ever and time.monotonic() - self._made_at >= FIRST_ANSWER_WITHIN

@@ -18,7 +18,7 @@ from airflow_worker_insight.executors.desk import Asked, Desk
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placing import PlacesTasks, is_task, try_key
 from airflow_worker_insight.executors.watch import Watch
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -145,7 +145,7 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
 
     def _open_of(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
         try:
-            with compat.short_transaction() as connection:
+            with session.writing(session.SCHEDULER) as connection:
                 return placements.open_of(connection, keys)
         except Exception as error:  # noqa: BLE001
             warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)

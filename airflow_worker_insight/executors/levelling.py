@@ -15,14 +15,13 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.asking import is_usable
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import is_out
 from airflow_worker_insight.executors.rules import WAIT
-from airflow_worker_insight.store import lives, placements, workers
+from airflow_worker_insight.store import lives, placements, session, workers
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
 
     :param asking: what is known of who consumes what
     """
-    with compat.engine().connect() as connection:
+    with session.reading(session.BACKGROUND) as connection:
         queues = placements.own_queues(connection)
         loads = placements.loads(connection)
         names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
@@ -168,7 +167,7 @@ def _lease(is_wanted: bool) -> Iterator[bool]:
     if not is_wanted:
         yield False
         return
-    with compat.short_transaction() as connection:
+    with session.writing(session.BACKGROUND) as connection:
         now = database_now(connection)
         lives.get_engine(connection, LEASE, now=now)
         until = now + MAY_TAKE
@@ -177,7 +176,7 @@ def _lease(is_wanted: bool) -> Iterator[bool]:
         yield is_ours
     finally:
         if is_ours:
-            with suppress(Exception), compat.short_transaction() as connection:
+            with suppress(Exception), session.writing(session.BACKGROUND) as connection:
                 lives.give_back_lease(connection, LEASE, until=until, due_at=now)
 
 

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
 from kombu import Producer
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.desk import Asked, Placed
 from airflow_worker_insight.executors.own_queues import as_declared, own_queue
 from airflow_worker_insight.fleet.engines.celery import connected
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.keys import TryKey
 
@@ -122,7 +121,7 @@ def _remove(queue: Any) -> None:
 
 def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:
     """Return what is placed on a queue, by the names of the task instance."""
-    with compat.engine().connect() as connection:
+    with session.reading(session.BACKGROUND) as connection:
         found = placements.open_placements(connection, own_queues=[queue])
     return {one.key.task_instance.as_tuple(): one for one in found}
 
@@ -160,7 +159,7 @@ def _place_again(
                 # moved it.
                 by_key[key].ack()
             by_key[key] = message
-    with compat.short_transaction() as connection:
+    with session.writing(session.BACKGROUND) as connection:
         wanted = placements.wanted(connection, list(by_key))
         queued = {key: one for key, one in wanted.items() if one.state == placements.QUEUED}
         # Airflow has revoked the message as stuck and queued the try again: what is written of it is of the later one.
@@ -183,7 +182,7 @@ def _place_again(
             del by_key[one.asked.key]
     finally:
         # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
-        with compat.short_transaction() as connection:
+        with session.writing(session.BACKGROUND) as connection:
             written = [_moved(one, known, note) for one in sent]
             placements.write(connection, written, now=database_now(connection))
     for key, message in by_key.items():
@@ -259,7 +258,7 @@ def _restore(channel: Any, queue: str, known: dict[tuple[str, str, str, int], Pl
     found = {tag: key for tag, key in _fetched(channel, queue, known) if key is not None}
     if not found:
         return
-    with compat.engine().connect() as connection:
+    with session.reading(session.BACKGROUND) as connection:
         wanted = placements.wanted(connection, list(set(found.values())))
     for tag, key in found.items():
         one = wanted.get(key)

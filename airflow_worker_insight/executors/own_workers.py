@@ -15,11 +15,11 @@ from datetime import timedelta
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.store import airflow_tries, lives, placements, workers
+from airflow_worker_insight.store import airflow_tries, lives, placements, session, workers
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class OwnWorkers(Rounds):
             now = time.monotonic()
             if now >= self._sweep_due:
                 self._sweep_due = now + SWEEP_EVERY.total_seconds()
-                with compat.short_transaction() as connection:
+                with session.writing(session.BACKGROUND) as connection:
                     settled = database_now(connection) - SWEEP_EVERY
                     placements.sweep(connection, {}, settled=settled)
             self._look_after_doubted()
@@ -107,7 +107,7 @@ class OwnWorkers(Rounds):
         rows = self._rows()
         missing = [one for worker_id, one in self.own.items() if worker_id not in rows]
         if missing:
-            with compat.short_transaction() as connection:
+            with session.writing(session.BACKGROUND) as connection:
                 now = database_now(connection)
                 for one in missing:
                     lives.register_own(connection, one.record, concurrency=one.concurrency, now=now)
@@ -116,7 +116,7 @@ class OwnWorkers(Rounds):
         return True
 
     def _rows(self) -> dict[str, WorkerRow]:
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             return workers.get_workers(connection, self.own.keys())
 
     def _candidate(self, row: WorkerRow) -> Candidate:
@@ -142,7 +142,7 @@ class OwnWorkers(Rounds):
         if not keys:
             return
         try:
-            with compat.engine().connect() as connection:
+            with session.reading(session.BACKGROUND) as connection:
                 found = airflow_tries.tries_of_task_instances(connection, keys)
         except Exception:
             self._doubted.extend(keys)

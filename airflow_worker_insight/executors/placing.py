@@ -20,7 +20,7 @@ from airflow_worker_insight.executors.desk import Asked, Desk
 from airflow_worker_insight.executors.placement import TEXT_LENGTH
 from airflow_worker_insight.executors.rounds import in_a_line
 from airflow_worker_insight.executors.rules import HOLD, read_rules
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import WORKERS_UNSEEN
 from airflow_worker_insight.store.keys import TryKey
@@ -55,6 +55,9 @@ UNWANTED_EVERY = 30.0
 WRITE_AGAIN = 10.0
 """Seconds after a failure until the executor tries again to write why it holds tasks."""
 
+ENDS_AGAIN_AFTER = 5.0
+"""Seconds after which ends are written again that could not be: the scheduler's loop must not wait each time."""
+
 MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
@@ -84,6 +87,7 @@ class PlacesTasks(BaseExecutor):
         self._waiting: dict[TryKey, str] = {}
         self._waited: frozenset[TryKey] = frozenset()
         self._unwanted_due = 0.0
+        self._ends_due = 0.0
 
     # --- what differs from one executor to another
 
@@ -206,7 +210,7 @@ class PlacesTasks(BaseExecutor):
         if not unwritten or time.monotonic() < self._write_due:
             return
         try:
-            with compat.short_transaction() as connection:
+            with session.writing(session.SCHEDULER) as connection:
                 now = database_now(connection)
                 placed_at = {key: self._waits_since(key, now) for key in unwritten}
                 written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
@@ -237,7 +241,7 @@ class PlacesTasks(BaseExecutor):
 
     def _place(self, asked: Sequence[Asked], slots: int, snapshot: Snapshot) -> list[Placed]:
         assert self._desk is not None
-        with compat.short_transaction() as connection:
+        with session.writing(session.SCHEDULER) as connection:
             decided = self._desk.decide(connection, asked, snapshot, most=slots)
             sent = [one for one in decided if not one.waits]
             told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
@@ -305,7 +309,7 @@ class PlacesTasks(BaseExecutor):
         if not keys:
             return
         try:
-            with compat.short_transaction() as connection:
+            with session.writing(session.SCHEDULER) as connection:
                 wanted = placements.wanted(connection, keys)
         except Exception as error:  # noqa: BLE001
             warn_once("placing.unwanted", "Airflow Worker Insight could not read which tasks are to wait: %s", error)
@@ -347,11 +351,14 @@ class PlacesTasks(BaseExecutor):
         if not self._ended or self._watch is None:
             self._ended.clear()
             return
+        if time.monotonic() < self._ends_due:
+            return
         try:
-            with compat.short_transaction() as connection:
+            with session.writing(session.SCHEDULER) as connection:
                 placements.close(connection, self._ended)
         except Exception as error:  # noqa: BLE001
             # They are given back with the next ones.
+            self._ends_due = time.monotonic() + ENDS_AGAIN_AFTER
             warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)
         else:
             self._ended.clear()

@@ -11,10 +11,9 @@ import time
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.executors.desk import Snapshot
 from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import migrate, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,7 +93,7 @@ class Rounds:
     def tables_trouble(self) -> str | None:
         """Return why this package's tables cannot be used; once they can, this is asked again after a failure only."""
         if not self._is_ready:
-            with compat.engine().connect() as connection:
+            with session.reading(session.BACKGROUND) as connection:
                 schema = migrate.check(connection)
             if schema is not migrate.Schema.READY:
                 return schema.explanation

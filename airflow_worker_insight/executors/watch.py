@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.asking import Asking
 from airflow_worker_insight.executors.levelling import level
@@ -20,7 +20,7 @@ from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.store import durations, lives, placements, workers
+from airflow_worker_insight.store import durations, lives, placements, session, workers
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Watch(Rounds):
         trouble = self.tables_trouble()
         if trouble is not None:
             return [], trouble
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             return workers.living(connection, "celery")
 
     def _candidate(self, one: WorkerRow) -> Candidate:
@@ -153,7 +153,7 @@ class Watch(Rounds):
         if len(ahead) < 2:  # noqa: PLR2004
             self._slowness = {}
             return
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             now = database_now(connection)
             stays = durations.recent_stays(connection, since=now - COMPARED, most=MOST_COMPARED)
         # By the worker's own clock, as its start is.
@@ -162,7 +162,7 @@ class Watch(Rounds):
 
     def _sweep(self) -> None:
         """Give back places that nobody gave back, count what nobody placed, and remove queues of workers long gone."""
-        with compat.short_transaction() as connection:
+        with session.writing(session.BACKGROUND) as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, lives.running_on(connection), settled=settled)
             ended = workers.ended(connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER)

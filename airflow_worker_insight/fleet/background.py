@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from contextlib import asynccontextmanager
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
+from airflow_worker_insight.capture.reconcile import take_left_behind
 from airflow_worker_insight.fleet.refresh import go_round
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 JITTER = 0.02
 """Part of an interval by which waits differ, so that the processes of a deployment do not come all at once."""
+
+LEFT_BEHIND_SECONDS = 5.0
+"""How often it looks whether reports were left behind that it can take now: that costs nothing where none were."""
 
 STOP_SECONDS = 2.0
 """How long a stopping server waits for what the thread is at; then it is left behind."""
@@ -49,7 +54,7 @@ class Refresher:
 
     def _work(self) -> None:
         wait = 0.0
-        while not self._stopping.wait(wait + self._jitter()):
+        while not self._wait(wait + self._jitter()):
             try:
                 wait = self._once()
             except Exception as error:
@@ -62,10 +67,26 @@ class Refresher:
                 )
                 wait = config.refresh_interval()
 
+    def _wait(self, seconds: float) -> bool:
+        """Wait, and take meanwhile what claims left behind; return whether to stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._stopping.wait(min(left, LEFT_BEHIND_SECONDS)):
+                return True
+            self._take_left_behind()
+        return self._stopping.is_set()
+
+    def _take_left_behind(self) -> None:
+        try:
+            take_left_behind()
+        except Exception:
+            # A claim has said why, or will; it is tried again.
+            log.debug("Reports that wait could not be taken yet", exc_info=True)
+
     def _once(self) -> float:
         """Look if it is due; return in how many seconds to come again."""
         if not self._is_ready:
-            with compat.engine().connect() as connection:
+            with session.reading(session.BACKGROUND) as connection:
                 schema = migrate.check(connection)
             if schema is not Schema.READY:
                 # The claim may have said so already: one warning of a process is enough.

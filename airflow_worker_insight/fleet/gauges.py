@@ -6,8 +6,8 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config, metrics
-from airflow_worker_insight.store import census
+from airflow_worker_insight import config, metrics
+from airflow_worker_insight.store import census, session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _told_workers: set[str] = set()
 def report_fleet() -> None:
     """Set all gauges to what the database says now; it never raises."""
     try:
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             counts = census.count_workers(connection)
             loads = census.loads(connection) if config.metrics_per_worker() else ()
     except Exception:

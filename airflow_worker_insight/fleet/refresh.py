@@ -11,9 +11,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.fleet.engines import EngineTrouble, configured_engines
 from airflow_worker_insight.fleet.gauges import report_fleet
@@ -22,6 +22,7 @@ from airflow_worker_insight.fleet.states import Timeouts, reach
 from airflow_worker_insight.fleet.writing import end_forgotten, write_look
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.configured import absent_engines
 from airflow_worker_insight.store.retention import keep_within_limit
@@ -29,7 +30,10 @@ from airflow_worker_insight.store.tables import REASON_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
     from datetime import datetime
+
+    from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.fleet.engines import Engine
 
@@ -94,7 +98,7 @@ def _end_forgotten() -> None:
     # Without a setting nothing is known of any executor.
     for name in absent_engines(setting) if setting else ():
         try:
-            with compat.short_transaction() as connection:
+            with session.writing(session.BACKGROUND) as connection:
                 end_forgotten(connection, name, timeouts=_timeouts(), now=database_now(connection))
         except Exception:
             count(f"refresh.failed.{name}")
@@ -127,7 +131,7 @@ class _Turn:
     def take(self, *, only_if_due: bool) -> tuple[EngineOutcome, float]:
         """Look if it is this caller's turn; return what came of it, and in how many seconds the next look is due."""
         name = self.engine.name
-        with compat.short_transaction() as connection:
+        with session.writing(session.BACKGROUND) as connection:
             began, began_at = time.monotonic(), database_now(connection)
             row = store.get_engine(connection, name, now=began_at)
             until = began_at + max(self.interval, store.LOOK_TAKES)
@@ -145,7 +149,7 @@ class _Turn:
             outcome = self._look_and_write(row, clock, began_at=began_at, due_at=due_at)
         except Exception:
             # Otherwise nobody would look until the lease runs out.
-            with suppress(Exception), compat.short_transaction() as connection:
+            with suppress(Exception), session.writing(session.BACKGROUND) as connection:
                 store.give_back_lease(connection, name, until=until, due_at=due_at)
             raise
         return outcome, (due_at - clock()).total_seconds()
@@ -154,12 +158,12 @@ class _Turn:
         self, row: store.EngineRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
     ) -> EngineOutcome:
         name = self.engine.name
-        with compat.engine().connect() as connection:
+        with session.reading(session.BACKGROUND) as connection:
             known = tuple(store.open_lives(connection, name))
         # Each look is due an interval after the one before began.
         before = None if row.looked_at is None else row.due_at - self.interval
         look = self._look(View(clock, began_at, before, self.interval, known, _read))
-        with compat.short_transaction() as connection:
+        with session.writing(session.BACKGROUND) as connection:
             now = clock()
             # First, because from here on whoever else has looked at this engine waits.
             reached = reach(row, look.error, now=began_at, interval=self.interval)
@@ -213,5 +217,5 @@ class _Turn:
         return look
 
 
-def _read() -> Any:
-    return compat.engine().connect()
+def _read() -> AbstractContextManager[Connection]:
+    return session.reading(session.BACKGROUND)

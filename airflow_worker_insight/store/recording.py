@@ -19,7 +19,6 @@ from sqlalchemy import and_, bindparam, case, func, insert, literal, not_, or_, 
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
-from airflow_worker_insight.store.locks import short_waits
 from airflow_worker_insight.store.planning import counted, rows_written
 from airflow_worker_insight.store.tables import (
     AVAILABILITIES,
@@ -215,14 +214,12 @@ def record_start(
         "p_fingerprint": record.fingerprint,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
-    if is_late or not _writes(connection, _first_process, start):
-        # In the usual case nobody is waited for. All else locks rows that others may hold, such as one who writes a
-        # look at the fleet and was frozen in the middle of it.
-        with short_waits(connection):
-            if is_late or not _writes(connection, _further_process, start):
-                stored = _write_worker_and_start(connection, key, record, start, now=now)
-                _mark_seen(connection, stored.reported_id, now=now)
-                return stored.contradiction
+    # In the usual case the first statement does it and waits for nobody. All else locks rows that others may hold, such
+    # as one who writes a look at the fleet and was frozen in the middle of it: the caller's bounds end that.
+    if is_late or not any(_writes(connection, statement, start) for statement in (_first_process, _further_process)):
+        stored = _write_worker_and_start(connection, key, record, start, now=now)
+        _mark_seen(connection, stored.reported_id, now=now)
+        return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
     return None
 

@@ -30,7 +30,7 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_worker_insight import compat, config
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.locks import be_the_only_writer
@@ -108,7 +108,11 @@ def preview(connection: Connection, older_than: datetime) -> Preview:
     return Preview(Removed(*counted), None if oldest is None else oldest.astimezone(timezone.utc))
 
 
-def prune(older_than: datetime, *, transaction: Transaction = compat.short_transaction) -> Iterator[Removed]:
+def _transaction() -> AbstractContextManager[Connection]:
+    return session.writing(session.BACKGROUND)
+
+
+def prune(older_than: datetime, *, transaction: Transaction = _transaction) -> Iterator[Removed]:
     """Remove all that is older than the limit, yielding after each batch. It can be stopped anywhere and run again.
 
     :param transaction: begins one on Airflow's database; by default one that does not wait long for others
@@ -121,7 +125,7 @@ def prune(older_than: datetime, *, transaction: Transaction = compat.short_trans
     yield from _prune_changes(older_than, transaction)
 
 
-def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = compat.short_transaction) -> Removed:
+def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = _transaction) -> Removed:
     """Remove some of what is older than the limit, and stop after the batch in which ``budget`` rows are reached.
 
     A step that removes less than its budget has left nothing for another.
@@ -164,7 +168,7 @@ def _step_to_limit() -> Removed | None:
     days = config.retention_days()
     if days <= 0:
         return None
-    with compat.engine().connect() as connection:
+    with session.reading(session.BACKGROUND) as connection:
         older_than = database_now(connection) - timedelta(days=min(days, MAX_DAYS))
     return prune_step(older_than=older_than, budget=STEP)
 

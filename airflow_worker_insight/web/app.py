@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI, Request, status
 from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
@@ -14,7 +16,7 @@ from starlette.exceptions import HTTPException
 from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.web import content, pages, rest
 from airflow_worker_insight.web.address import BadAddress
-from airflow_worker_insight.web.database import SchemaNotReady
+from airflow_worker_insight.web.database import DatabaseBusyError, SchemaNotReady
 from airflow_worker_insight.web.rendering import STATIC, render
 from airflow_worker_insight.web.security import is_login_missing
 from airflow_worker_insight.web.urls import Urls
@@ -26,6 +28,9 @@ DESCRIPTION = (
     "Which worker ran each try of each task. Every route asks for a login to Airflow: a bearer token, as for Airflow's "
     "own API, or the browser's session. Times are ISO 8601 in UTC."
 )
+
+MAX_REQUESTS = 8
+"""Requests that are answered at once in each process: more than may use the database, so that some may be refused."""
 
 HEADERS = {name.encode(): value.encode() for name, value in content.HEADERS.items()}
 
@@ -44,10 +49,12 @@ def create_app() -> FastAPI:
     app.include_router(rest.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_middleware(_FewAtOnce)
     app.add_middleware(_SecurityHeaders)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(SchemaNotReady, _on_schema_not_ready)
+    app.add_exception_handler(SchemaNotReady, _on_database_not_ready)
+    app.add_exception_handler(DatabaseBusyError, _on_database_not_ready)
     app.add_exception_handler(BadAddress, _on_bad_address)
     return app
 
@@ -72,6 +79,26 @@ class _SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class _FewAtOnce:
+    """Lets a few requests in at once; the others wait here, where they keep no thread of the API server's busy.
+
+    All apps of an API server share 40 threads, and a request of ours that waits for the database keeps one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        # Of each event loop, as in tests there may be several.
+        self._limits: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _path(scope).startswith("/static/"):
+            await self._app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        async with self._limits.setdefault(loop, asyncio.Semaphore(MAX_REQUESTS)):
+            await self._app(scope, receive, send)
 
 
 def _path(scope: Scope) -> str:
@@ -110,7 +137,7 @@ async def _on_bad_address(request: Request, error: Exception) -> Response:
     return _message(request, 422, str(error))
 
 
-async def _on_schema_not_ready(request: Request, error: Exception) -> Response:
+async def _on_database_not_ready(request: Request, error: Exception) -> Response:
     if _is_for_programs(request):
         return JSONResponse({"detail": str(error)}, status.HTTP_503_SERVICE_UNAVAILABLE)
     return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, str(error))

@@ -29,7 +29,7 @@ from airflow_worker_insight.web.address import (
     parse_workers_address,
 )
 from airflow_worker_insight.web.changes import is_json, may_be_made
-from airflow_worker_insight.web.database import SchemaNotReady
+from airflow_worker_insight.web.database import DatabaseBusyError, SchemaNotReady
 from airflow_worker_insight.web.origin import is_from_here
 from airflow_worker_insight.web.rendering import FRAGMENT, STATIC, TEMPLATES, render
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX, Urls
@@ -152,7 +152,7 @@ def page(view: View) -> View:
             return _message(self, refused.status, str(refused))
         except BadAddress as error:
             return _message(self, 422, str(error))
-        except SchemaNotReady as error:
+        except (SchemaNotReady, DatabaseBusyError) as error:
             return _message(self, 503, str(error))
 
     return answer  # type: ignore[return-value]
@@ -305,7 +305,7 @@ def _program(view: View) -> View:
             return _json({"detail": str(error)}, 404)
         except objects.BadChange as error:
             return _json({"detail": str(error)}, 422)
-        except SchemaNotReady as error:
+        except (SchemaNotReady, DatabaseBusyError) as error:
             return _json({"detail": str(error)}, 503)
         except _Invalid as invalid:
             return _json({"detail": invalid.problems}, 422)

@@ -246,10 +246,9 @@ class Attempts(_Store):
             started_at_gte=asked.get("started_at_gte"),
             started_at_lte=asked.get("started_at_lte"),
         )
+        dag_ids = reader.readable_dag_ids()
         with database.reading() as connection:
-            found, total = reading.list_attempts(
-                connection, filters, dag_ids=reader.readable_dag_ids(), limit=limit, offset=offset
-            )
+            found, total = reading.list_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
         url = urls(reader)
         return total, [_attempt(one, url) for one in found]
 

@@ -95,6 +95,7 @@ OWN_2 = OWN | {
     "airflow_worker_insight.store.locks",
     "airflow_worker_insight.store.planning",
     "airflow_worker_insight.store.recording",
+    "airflow_worker_insight.store.session",
     "airflow_worker_insight.store.tables",
 }
 

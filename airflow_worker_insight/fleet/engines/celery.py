@@ -30,6 +30,7 @@ from airflow_worker_insight.fleet.sighting import Look, Sighting
 from airflow_worker_insight.identity.engines import NAME_LENGTH
 from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.lives import CELERY
 
 if TYPE_CHECKING:
@@ -465,7 +466,7 @@ def _goodbye_messages(app: Any, connection: Any) -> Iterator[Any]:
     from kombu import Queue
 
     # Deployments may share a broker, and what one has taken is gone.
-    deployment = blake2b(compat.engine().url.render_as_string(hide_password=True).encode(), digest_size=8).hexdigest()
+    deployment = blake2b(session.database_name().encode(), digest_size=8).hexdigest()
     with connection.channel() as channel:
         queue = Queue(
             f"worker-insight.goodbyes.{deployment}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_worker_insight.capture import claim, counters
+from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +20,8 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin as a process does: nothing counted, nothing warned of, not pausing."""
     monkeypatch.setattr(counters, "_counts", Counter())
     monkeypatch.setattr(counters, "_warned", set())
-    monkeypatch.setattr(claim, "_paused_until", 0.0)
+    monkeypatch.setattr(claim, "breaker", CircuitBreaker(claim.PAUSE_SECONDS))
+    monkeypatch.setattr(claim, "left_behind", Event())
 
 
 @pytest.fixture

@@ -316,7 +316,8 @@ def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
     assert len(warnings(caplog)) == 1
 
     migrate.upgrade()
-    monkeypatch.setattr(time, "monotonic", lambda: claim._paused_until)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + claim.PAUSE_SECONDS)
     push(other, a_report(other.try_id))
     assert [row["task_id"] for row in database.attempts()] == ["load"]
 
@@ -369,7 +370,7 @@ def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
         push(other, a_report(other.try_id, labels={"zone": "b"}))
         assert time.monotonic() - began < 5
         assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
-        assert counters.snapshot() == {"reports.claimed": 1, "reports.unclaimed": 1}
+        assert counters.snapshot() == {"reports.claimed": 1, "reports.unclaimed": 1, "claims.paused": 1}
         assert len(warnings(caplog)) == 1
     assert reconcile.claim_all_waiting() == 1
     assert [row["task_id"] for row in database.attempts()] == ["extract", "load"]
@@ -384,22 +385,26 @@ def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> N
     sent: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
-    def patience_after(sender: RunningTry, **worker: Any) -> tuple[str, int]:
+    def waits_after(sender: RunningTry, **worker: Any) -> tuple[str, str, int]:
         sent.clear()
         with create_session() as session:
             session.execute(text("SET LOCAL lock_timeout = '7s'"))
+            session.execute(text("SET LOCAL statement_timeout = '70s'"))
             push_within(session, sender, a_report(sender.try_id, **worker))
-            patience = session.execute(text("SHOW lock_timeout")).scalar_one()
-        return patience, sum("set_config('lock_timeout'" in statement for statement in sent)
+            waits = [
+                session.execute(text(f"SHOW {name}")).scalar_one() for name in ("lock_timeout", "statement_timeout")
+            ]
+        return waits[0], waits[1], sum("SAVEPOINT" in statement for statement in sent)
 
-    assert patience_after(one) == ("7s", 2)
-    assert patience_after(other) == ("7s", 0), "the usual case waits for nobody, and pays nothing"
-    assert patience_after(other) == ("7s", 2)
-    assert patience_after(one, pid=7) == ("7s", 2)
-    assert counters.snapshot() == {"reports.claimed": 4, "reports.contradicting": 1}
+    assert waits_after(one) == ("7s", "70s", 2)
+    assert waits_after(other) == ("7s", "70s", 2)
+    assert waits_after(one, pid=7) == ("7s", "70s", 2)
+    assert counters.snapshot() == {"reports.claimed": 3, "reports.contradicting": 1}
     with database.engine.connect() as frozen, frozen.begin():
         frozen.execute(text("UPDATE worker_insight_worker SET running = 0"))
-        assert patience_after(one, labels={"zone": "b"}) == ("7s", 1), "the savepoint had it"
+        assert waits_after(one, labels={"zone": "b"}) == ("7s", "70s", 3), "it goes back to the savepoint"
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "0", "nothing stays with the pool"
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------------
