@@ -37,11 +37,11 @@ class Bounds:
     """A statement runs, waiting included. On MySQL (not MariaDB) this bounds reading only; SQLite has no such limit."""
 
     total: float | None = None
-    """After this time no further statement begins: all of them together take at most ``total + statement``."""
+    """After so much time in statements no further one begins: together they take at most ``total + statement``."""
 
 
-START = Bounds(lock=0.3, statement=0.4, total=0.5)
-"""The start of a try: the claim inside a request of Airflow's, and 2.11's task process. Less than a second in all."""
+START = Bounds(lock=0.3, statement=0.4, total=0.6)
+"""The start of a try: the claim inside a request of Airflow's, and 2.11's task process. A second in all."""
 
 EXPLAIN = Bounds(lock=0.05, statement=0.1)
 """The look at our version table after a claim that failed, still inside Airflow's request."""
@@ -150,16 +150,20 @@ def savepoint(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
 
 
 class _Within:
-    """A connection on which no statement begins after a time; all else is the connection's own."""
+    """A connection on which no statement begins when a time is used up; all else is the connection's own."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         self._connection = connection
-        self._until = time.monotonic() + seconds
+        self._left = seconds
 
     def execute(self, *arguments: Any, **options: Any) -> Any:
-        if time.monotonic() >= self._until:
+        if self._left <= 0:
             raise OutOfTimeError
-        return self._connection.execute(*arguments, **options)
+        began = time.monotonic()
+        try:
+            return self._connection.execute(*arguments, **options)
+        finally:
+            self._left -= time.monotonic() - began
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)

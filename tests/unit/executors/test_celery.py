@@ -18,7 +18,7 @@ from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
-from airflow_worker_insight.store import migrate, placements
+from airflow_worker_insight.store import migrate, placements, session
 from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
 from tests.unit.database import add_run, add_try
 from tests.unit.executors.workloads import a_workload, put, queue
@@ -376,8 +376,10 @@ def end_without_the_database(executor: Any, monkeypatch: pytest.MonkeyPatch) -> 
     executor.trigger_tasks(8)
     executor.success(key)
     with monkeypatch.context() as broken:
-        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
+        broken.setattr(session, "writing", lambda _: 1 / 0)
         executor._give_back()
+    # Its pause is over.
+    executor._ends_due = 0.0
     return key
 
 
@@ -500,7 +502,7 @@ def test_slots_of_what_waits_are_kept_while_the_database_is_away(
     watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
-    monkeypatch.setattr(compat, "short_transaction", lambda: 1 / 0)
+    monkeypatch.setattr(session, "writing", lambda _: 1 / 0)
     for _ in range(3):
         executor.sync()
     assert set(executor.queued_tasks) == {key}
@@ -611,7 +613,7 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
     after._give_back()
     assert loads(database) == {1: 2}
     with monkeypatch.context() as broken:
-        broken.setattr(compat, "short_transaction", lambda: 1 / 0)
+        broken.setattr(session, "writing", lambda _: 1 / 0)
         other = WorkerInsightCeleryExecutor()
         assert list(other.try_adopt_task_instances(tis)) == []
         assert other.running == set(keys)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 import airflow_worker_insight
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import session
+from airflow_worker_insight.store import online_migration, session
 from airflow_worker_insight.store.session import Bounds, CircuitBreaker, OutOfTimeError, is_timeout
 from airflow_worker_insight.store.tables import metadata
 from tests.unit.database import Database, on_both
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(airflow_worker_insight.__file__).parent
 BRIEF = Bounds(lock=0.2, statement=0.3)
+AT_THE_START = session.START
+"""As it is: the tests' own is generous."""
 
 on_postgres = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 by_both = pytest.mark.parametrize("transaction", [session.reading, session.writing])
@@ -147,6 +149,14 @@ def test_a_savepoint_keeps_what_was_before_it_and_gives_the_settings_back(databa
     assert found == [*map(str, range(8)), "before"]
 
 
+def test_the_start_of_a_try_is_kept_for_a_second_at_most() -> None:
+    assert AT_THE_START.lock < AT_THE_START.statement
+    assert AT_THE_START.total is not None
+    assert AT_THE_START.total + AT_THE_START.statement <= 1
+    # Whoever waits behind a migration that waits for a lock is not kept for as long.
+    assert online_migration.LOCK_TIMEOUT.total_seconds() < AT_THE_START.lock
+
+
 # --- MySQL and MariaDB -----------------------------------------------------------------------------------------------
 
 
@@ -173,7 +183,7 @@ class FakeMySQL:
 def use(connection: FakeMySQL, error: Exception | None = None) -> list[str]:
     """Use a savepoint; return what was sent."""
     connection.sent.clear()
-    with session.savepoint(connection, session.START):  # type: ignore[arg-type]
+    with session.savepoint(connection, AT_THE_START):  # type: ignore[arg-type]
         if error is not None:
             raise error
     return connection.sent

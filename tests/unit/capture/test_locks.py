@@ -1,0 +1,116 @@
+"""Others' locks on our tables, on a real PostgreSQL: what runs inside Airflow's request does not wait for them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.capture import claim, counters, reconcile
+from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
+from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata, worker
+from tests.support.processes import wait_for
+from tests.unit.capture.reports import a_report, a_running_try, push, stored_xcoms
+from tests.unit.database import change_try
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.unit.database import Database
+
+pytestmark = [
+    pytest.mark.skipif(not compat.is_airflow_3(), reason="on Airflow 2.11 the task process writes its own row"),
+    pytest.mark.parametrize("database", ["postgresql"], indirect=True),
+    pytest.mark.usefixtures("claiming"),
+]
+
+EXCLUSIVE = "ACCESS EXCLUSIVE"
+OURS = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE]
+CLAIMED = {attempt.name, worker.name}
+
+
+@contextmanager
+def locked(database: Database, table: str, mode: str = EXCLUSIVE) -> Iterator[None]:
+    """Hold a lock until the block ends, at most a minute; fail where the block has waited for its end."""
+    with database.engine.connect() as other, other.begin():
+        other.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+        other.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
+        yield
+        # PostgreSQL ends the connection of one who holds it longer.
+        other.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize(("table", "mode"), [*((table, EXCLUSIVE) for table in OURS), (attempt.name, "SHARE")])
+def test_a_locked_table_keeps_no_request_waiting_and_loses_no_report(database: Database, table: str, mode: str) -> None:
+    one, other = a_running_try(database), a_running_try(database, "load")
+    with locked(database, table, mode):
+        push(one, a_report(one.try_id))
+        push(other, "2", key="return_value")
+        stored = {key for _, key, _ in stored_xcoms(database)}
+    is_in_the_way = table in CLAIMED
+    assert stored == {"return_value", *([REPORT_KEY] if is_in_the_way else [])}
+    assert reconcile.take_left_behind() == int(is_in_the_way)
+    assert [row["task_id"] for row in database.attempts()] == ["extract"]
+
+
+def test_after_a_time_out_claiming_pauses_until_the_background_thread_finds_the_tables_usable(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = [a_running_try(database, f"task-{number}") for number in range(3)]
+    with locked(database, attempt.name):
+        push(tries[0], a_report(tries[0].try_id))
+        assert counters.snapshot() == {"reports.unclaimed": 1, "claims.paused": 1}
+        with pytest.raises(Exception, match="lock timeout"):
+            reconcile.take_left_behind()
+        push(tries[1], a_report(tries[1].try_id))
+        assert counters.snapshot() == {"reports.unclaimed": 1, "claims.paused": 1}, "the second does not even try"
+    push(tries[2], a_report(tries[2].try_id))
+    assert len(stored_xcoms(database)) == 3
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+    assert reconcile.take_left_behind() == 3
+    assert stored_xcoms(database) == []
+    assert not claim.breaker.is_open
+    next_one = a_running_try(database, "next")
+    push(next_one, a_report(next_one.try_id))
+    assert stored_xcoms(database) == []
+    assert len(database.attempts()) == 4
+
+
+def test_where_nothing_is_left_behind_nothing_is_asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    del database
+    monkeypatch.setattr(compat, "engine", lambda: 1 / 0)
+    assert reconcile.take_left_behind() == 0
+
+
+def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database: Database) -> None:
+    """What is wrong is looked up there."""
+    one = a_running_try(database)
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {attempt.name} DROP COLUMN load"))
+    with locked(database, VERSION_TABLE):
+        push(one, a_report(one.try_id))
+    assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
+
+
+def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database) -> None:
+    one = a_running_try(database)
+    quick = Pace(settle=0, retry=(), postpone=0.01, tick=0.01, look_again=(), max_postponed=10_000)
+    queue = ReconcileQueue(quick, catch_up=False)
+    with database.engine.begin() as connection:
+        change_try(connection, one.key, state="success")
+        run = compat.dag_run_table()
+        connection.execute(run.update().values(state="success"))
+    with locked(database, attempt.name):
+        queue.put("etl", "run-1")
+        wait_for(lambda: any(waiting.postponed for waiting in queue._heap), 30, "the run to be postponed")
+
+    def states() -> list[Any]:
+        return [row["state"] for row in database.attempts()]
+
+    wait_for(lambda: states() == ["success"], 30, "the run to be reconciled")
+    assert "runs.not_reconciled" not in counters.snapshot()
