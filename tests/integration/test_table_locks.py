@@ -1,0 +1,153 @@
+"""A lock on one of our tables while tasks start: Airflow's API server answers, and no try fails or is lost.
+
+As a script it holds each of our tables for a minute, and prints how long Airflow's health took to answer:
+``python -m tests.integration.test_table_locks [seconds [table …]]``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+
+from tests.integration.accounting import REPORT_KEY, airflow_tries, attempts, left_in_xcom
+from tests.support import environments
+from tests.support.deployment import Deployment
+from tests.support.services import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.environments import Environment
+
+ATTEMPT = "worker_insight_attempt"
+TABLES = (
+    ATTEMPT,
+    "worker_insight_worker",
+    "worker_insight_change",
+    "worker_insight_engine",
+    "worker_insight_placement",
+    "alembic_version_worker_insight",
+)
+TASKS = 20
+HOLD_AT_MOST = 120
+
+TWENTY = f"""
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None, max_active_tasks=64)
+def twenty():
+    @task(retries=1, retry_delay=0)
+    def short(number):
+        return number
+
+    short.expand(number=list(range({TASKS})))
+
+
+twenty()
+"""
+
+
+class Health:
+    """Asks Airflow's health twice a second; keeps how long each answer took, and what did not come."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._ended = Event()
+        self.times: list[float] = []
+        self.failures: list[str] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[Health]:
+        """Ask until the block ends."""
+        thread = Thread(target=self._work, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join(60)
+
+    def _work(self) -> None:
+        while not self._ended.wait(0.5):
+            began = time.monotonic()
+            try:
+                answer = requests.get(self._url, timeout=60)
+                if not answer.ok:
+                    self.failures.append(f"{answer.status_code} {answer.text}")
+            except requests.RequestException as error:
+                self.failures.append(str(error))
+            self.times.append(time.monotonic() - began)
+
+
+@contextmanager
+def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deployment]:
+    """Run Airflow on PostgreSQL with the pool that it has by default."""
+    with Deployment(environment, postgres=postgres, config={"core.parallelism": TASKS}) as airflow:
+        airflow.write_dag("twenty", TWENTY)
+        airflow.migrate()
+        airflow.start_all()
+        yield airflow
+
+
+def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> tuple[str, Health]:
+    """Run twenty tasks while a table is locked, for so long at least; return the run, and what the health said."""
+    health = Health(f"{airflow.base_url}/api/v2/monitor/health")
+    with airflow.connected() as connection, connection.cursor() as cursor, health.watched():
+        cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        until = time.monotonic() + seconds
+        run_id = airflow.trigger("twenty")
+        airflow.wait_run("twenty", run_id, HOLD_AT_MOST)
+        while time.monotonic() < until:
+            time.sleep(0.1)
+        connection.rollback()
+    return run_id, health
+
+
+def assert_unharmed(airflow: Deployment, run_id: str) -> None:
+    """Every try is the first of its task, has succeeded, and is accounted for."""
+    tries = airflow_tries(airflow, "twenty", run_id)
+    assert {(key.try_number, row["state"]) for key, row in tries.items()} == {(1, "success")}
+    assert len(tries) == TASKS
+
+    def accounted() -> bool:
+        known = attempts(airflow, "twenty", run_id)
+        return known.keys() == tries.keys() and all(one.closed for one in known.values())
+
+    airflow.wait_for(accounted, 180, "every try to be accounted for")
+    known = attempts(airflow, "twenty", run_id)
+    assert {one.attribution for one in known.values()} == {"reported"}
+    assert REPORT_KEY not in {row["key"] for row in left_in_xcom(airflow, "twenty", run_id)}
+
+
+def test_a_lock_on_the_attempts_reaches_nothing_of_airflows(
+    airflow_env: Callable[[str], Environment], postgres: Postgres
+) -> None:
+    with deployed(airflow_env("3.3.2"), postgres) as airflow:
+        run_id, health = run_while_locked(airflow, ATTEMPT)
+        assert health.failures == []
+        assert health.times
+        # A waiting request would be kept for as long as the lock is held, or until the pool's time-out of 30 seconds.
+        assert max(health.times) < 20
+        assert_unharmed(airflow, run_id)
+
+
+if __name__ == "__main__":
+    held = float(sys.argv[1]) if len(sys.argv) > 1 else 60
+    with Postgres() as server, deployed(environments.installed("3.3.2", package=environments.wheel()), server) as found:
+        for name in sys.argv[2:] or TABLES:
+            run, asked = run_while_locked(found, name, seconds=held)
+            worst = max(asked.times)
+            print(f"{name}: {len(asked.times)} answers, the worst after {worst:.2f} s, failures {asked.failures}")
+            try:
+                assert_unharmed(found, run)
+            except (AssertionError, TimeoutError, pytest.fail.Exception) as error:
+                print(f"  {error}")
+            else:
+                print("  no try failed or was retried, every one is accounted for")
