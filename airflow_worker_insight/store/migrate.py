@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: Te
         _forget_version_without_tables()
     command.upgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)
     if not sql_only:
-        with compat.engine().connect() as connection:
+        with session.reading(session.COMMAND) as connection:
             found = check(connection)
         if found is Schema.INCOMPLETE:
             raise IncompleteTablesError(found.explanation)
@@ -131,7 +132,7 @@ def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: Te
 
 def _forget_version_without_tables() -> None:
     """Drop the version table where all tables are gone, as some `airflow db reset` leave it: else nothing is made."""
-    with compat.engine().begin() as connection:
+    with session.writing(session.COMMAND) as connection:
         if current(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
             _version_table().drop(connection)
 
@@ -150,7 +151,7 @@ def downgrade(to_revision: str, *, sql_only: bool = False, printed_to: TextIO | 
     if sql_only and ":" not in to_revision:
         to_revision = f"{head()}:{to_revision}"
     if to_revision == "base" and not sql_only:
-        with compat.engine().begin() as connection:
+        with session.writing(session.COMMAND) as connection:
             if check(connection) is Schema.INCOMPLETE:
                 # The migrations would look for the tables that are missing.
                 drop_tables(connection)

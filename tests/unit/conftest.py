@@ -109,6 +109,7 @@ def _any_machine_is_fast_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_worker_insight.store import session
 
     monkeypatch.setattr(session, "START", replace(session.START, statement=60, total=60))
+    monkeypatch.setattr(session, "EXPLAIN", replace(session.EXPLAIN, statement=60))
 
 
 @pytest.fixture(autouse=True)
