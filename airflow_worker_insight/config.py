@@ -146,6 +146,11 @@ def places_tasks() -> bool:
     return "airflow_worker_insight.executors." in (executor() or "")
 
 
+def places_on_celery() -> bool:
+    """Return whether the executor for Celery's workers is among those of ``[core] executor``."""
+    return "airflow_worker_insight.executors.celery." in (executor() or "")
+
+
 def parallelism() -> int | None:
     """Return Airflow's own ``[core] parallelism``, or ``None`` where it is without limit."""
     from airflow.configuration import conf

@@ -72,6 +72,15 @@ def try_state(text: str) -> str:
     return text
 
 
+def reason(text: str) -> str:
+    """Read why a try waits or was placed, in a word."""
+    from airflow_worker_insight.store.decisions import REASONS
+
+    if text not in REASONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(REASONS))}")
+    return text
+
+
 def number(least: int) -> Callable[[str], int]:
     """Return what reads a whole number that is at least ``least``."""
 
@@ -135,6 +144,14 @@ ARG_STARTED_AT_GTE = Arg(
 ARG_STARTED_AT_LTE = Arg(
     ("--started-at-lte",), type=moment, metavar="TIME", help="Only tries that started at this time (UTC) or earlier"
 )
+
+# --- placements ------------------------------------------------------------------------------------------------------
+
+ARG_PLACEMENT_STATE = Arg(
+    ("--state",), choices=("waiting", "placed"), help="Only tries that wait for a worker, or that are placed on one"
+)
+ARG_PLACEMENT_WORKER_ID = Arg(("--worker-id",), help="Only tries that are placed on the worker with this ID")
+ARG_REASON = Arg(("--reason",), type=reason, help="Only tries that wait or were placed for this reason, in a word")
 
 # --- services --------------------------------------------------------------------------------------------------------
 

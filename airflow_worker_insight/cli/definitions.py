@@ -127,6 +127,27 @@ _ATTEMPTS = GroupCommand(
     ),
 )
 
+_PLACEMENTS = GroupCommand(
+    name="placements",
+    help="What waits for a worker, and what is placed",
+    subcommands=(
+        ActionCommand(
+            name="list",
+            help="List tries that wait for a worker, and those that are placed and have not ended, the earliest first",
+            func=_command("placements.list_placements"),
+            args=(
+                a.ARG_PLACEMENT_STATE,
+                a.ARG_DAG_ID,
+                a.ARG_RUN_ID,
+                a.ARG_TASK_ID,
+                a.ARG_PLACEMENT_WORKER_ID,
+                a.ARG_REASON,
+                *_SHOWN,
+            ),
+        ),
+    ),
+)
+
 _SERVICES = GroupCommand(
     name="services",
     help="The processes of the deployment",
@@ -168,6 +189,7 @@ _DB = GroupCommand(
 SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
     _WORKERS,
     _ATTEMPTS,
+    _PLACEMENTS,
     _SERVICES,
     ActionCommand(
         name="refresh",

@@ -96,6 +96,7 @@ class OwnWorkers(Rounds):
                 with session.writing(session.BACKGROUND) as connection:
                     settled = database_now(connection) - SWEEP_EVERY
                     placements.sweep(connection, {}, settled=settled)
+                    placements.trim(connection, now=settled)
             self._look_after_doubted()
 
     def _read(self) -> bool:

@@ -165,6 +165,7 @@ class Watch(Rounds):
         with session.writing(session.BACKGROUND) as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, lives.running_on(connection), settled=settled)
+            placements.trim(connection, now=settled)
             ended = workers.ended(connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER)
         self._unplaced = dict(swept.unplaced)
         left = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]

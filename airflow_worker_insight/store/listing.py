@@ -58,6 +58,10 @@ class Page:
     """Whether there are older tries that were not looked through."""
 
 
+class EveryDag:
+    """All Dags, also those that are gone: for a reader who has the database itself."""
+
+
 def find(
     connection: Connection, filters: AttemptFilter, *, dag_ids: frozenset[str] | None, limit: int, offset: int
 ) -> Page:

@@ -1,26 +1,27 @@
 """Read and write what is placed: the view that all schedulers of a deployment share.
 
 A placement is written before the task is sent, so that the other schedulers count it, and takes one of its worker's
-places until the try has ended. Its line of explanation stays until the Dag run is reconciled: then only the reason is
-kept, in two bytes of the try itself.
+places until the try has ended. When the Dag run is reconciled the reason is copied to the try itself, in two bytes. The
+closed placement stays beside it for its line of explanation: for :data:`KEPT_FOR`, :data:`MOST_KEPT` of them at most.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import timezone
+from datetime import timedelta, timezone
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries
 from airflow_worker_insight.store.decisions import WAITING
-from airflow_worker_insight.store.keys import TryKey, run_key
-from airflow_worker_insight.store.planning import are_among, upsert_many
+from airflow_worker_insight.store.keys import TryKey, run_key, task_key
+from airflow_worker_insight.store.listing import MAX_TOTAL, EveryDag, can_be_ids
+from airflow_worker_insight.store.planning import are_among, is_among, upsert_many
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ BATCH = 500
 EARLIER_TRIES = 20
 """How many tries are looked back for workers that failed a task instance."""
 
+KEPT_FOR = timedelta(days=30)
+"""How long the placement of a try that has ended is kept, for its line of explanation."""
+
+MOST_KEPT = 100_000
+"""How many of them are kept at most, the latest: some 40 MB."""
+
+MOST_TRIMMED = 5_000
+"""How many :func:`trim` removes at once."""
+
 UNHARMED = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that say nothing against the worker that ran it."""
 
@@ -47,6 +57,9 @@ QUEUED = "queued"
 PLACES_TAKEN = (QUEUED, "running", "restarting")
 """Airflow's states of a try that takes a place at its worker."""
 
+
+SAYS_IT_WAITS = "waits: "
+"""What the line of a try that waits begins with."""
 
 _KEY = tuple(column.name for column in placement.primary_key)
 
@@ -71,6 +84,11 @@ class Placement:
     def waits(self) -> bool:
         """Whether it waits for a worker, so that no message of it was ever sent."""
         return self.reason in WAITING
+
+    @property
+    def sentence(self) -> str:
+        """The line without the word that says again that it waits."""
+        return self.detail.removeprefix(SAYS_IT_WAITS)
 
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
@@ -181,15 +199,17 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     return {row.try_number: _placement(row) for row in rows if row.dag_id == key.dag_id}
 
 
-def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, str]:
+def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Why]:
     """Return why these tries were placed where they were, or wait, of those of whose placing it is still written."""
     asked = {_digests(key): key for key in keys}
-    found: dict[TryKey, str] = {}
+    found: dict[TryKey, Why] = {}
     for batch in _batches(sorted(asked)):
         rows = connection.execute(
-            select(*_key(placement), placement.c.reason).where(are_among(connection, _key(placement), batch))
+            select(*_key(placement), placement.c.reason, placement.c.detail).where(
+                are_among(connection, _key(placement), batch)
+            )
         )
-        found |= {asked[row.run_key, row.task_key, row.try_number]: row.reason for row in rows}
+        found |= {asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail) for row in rows}
     return found
 
 
@@ -199,16 +219,32 @@ class Why:
 
     reason: str
     detail: str | None = None
-    """The whole line, until the Dag run is reconciled."""
+    """The whole line, for as long as it is kept."""
 
 
-def why(connection: Connection, key: TryKey, kept: Mapping[int, str]) -> dict[int, Why]:
+def sentence(detail: str | None) -> str | None:
+    """Return a line without the word that says again that a try waits."""
+    return None if detail is None else detail.removeprefix(SAYS_IT_WAITS)
+
+
+def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, str]:
+    """Return why tries were placed where they were in a sentence, of recorded ones whose Dag run is reconciled."""
+    found: dict[RowKey, str] = {}
+    for batch in _batches(sorted(keys)):
+        rows = connection.execute(
+            select(*_key(placement), placement.c.detail).where(are_among(connection, _key(placement), batch))
+        )
+        found |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
+    return found
+
+
+def why(connection: Connection, key: TryKey, kept: Mapping[int, Why]) -> dict[int, Why]:
     """Return what is known of the placing of each try of a task instance, by the try's number.
 
-    :param kept: the words that are kept with its recorded tries
+    :param kept: what is kept with its recorded tries
     """
     return {
-        **{number: Why(reason) for number, reason in kept.items()},
+        **kept,
         **{number: Why(one.reason, one.detail) for number, one in of_task_instance(connection, key).items()},
     }
 
@@ -239,6 +275,118 @@ def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], lim
     states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
     waiting = [one for one in placed if one.key in states and states[one.key].state == "queued"]
     return waiting[:limit], len(waiting)
+
+
+WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
+"""Whether a try waits for a worker, or was placed on one (or handed to the queue that all workers share)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementFilter:
+    """Which of the tries that have not ended to list; ``None`` does not filter."""
+
+    state: str | None = None
+    """One of :data:`LISTED_STATES`."""
+    dag_id: str | None = None
+    run_id: str | None = None
+    task_id: str | None = None
+    worker_id: str | None = None
+    worker_name: str | None = None
+    """The worker's own name, or what its engine calls it."""
+    reason: str | None = None
+    try_state: str | None = None
+    """Airflow's state of the try, one of :data:`PLACES_TAKEN`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPlacement:
+    """A try that waits for a worker or was placed and has not ended, with what Airflow and the registry know of it."""
+
+    placement: Placement
+    try_state: str
+    queue: str
+    worker_id: str | None = None
+    worker_name: str | None = None
+
+    @property
+    def state(self) -> str:
+        """One of :data:`LISTED_STATES`."""
+        return WAITS if self.placement.waits else PLACED
+
+
+def find(
+    connection: Connection,
+    filters: PlacementFilter,
+    *,
+    dag_ids: Collection[str] | EveryDag,
+    limit: int,
+    offset: int,
+) -> tuple[list[ListedPlacement], int]:
+    """Return a page of what waits or is placed, the earliest first, and how much there is, up to :data:`MAX_TOTAL`.
+
+    Only what Airflow still counts as queued or running is listed: a scheduler may not have heard of an end yet.
+
+    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    """
+    readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
+    if readable is not None and filters.dag_id is not None:
+        readable &= {filters.dag_id}
+    if readable == frozenset() or not can_be_ids(connection, filters.dag_id, filters.run_id, filters.task_id):
+        return [], 0
+    ti = compat.task_instance_table()
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    same = and_(*(ti.c[name] == placement.c[name] for name in names))
+    rows = placement.join(ti, same).outerjoin(worker, worker.c.id == placement.c.worker_ref)
+    waits = placement.c.reason.in_(WAITING)
+    conditions = [
+        placement.c.is_open.is_(True),
+        ti.c.state.in_(PLACES_TAKEN),
+        # What runs does not wait, whatever was written of it.
+        or_(~waits, ti.c.state == QUEUED),
+        *_in_dags(connection, readable),
+        *(
+            placement.c[name] == getattr(filters, name)
+            for name in ("dag_id", "run_id", "task_id", "reason")
+            if getattr(filters, name) is not None
+        ),
+    ]
+    if filters.state is not None:
+        conditions.append(waits if filters.state == WAITS else ~waits)
+    if filters.try_state is not None:
+        conditions.append(ti.c.state == filters.try_state)
+    if filters.worker_id is not None:
+        conditions.append(or_(worker.c.worker_id == filters.worker_id, worker.c.reported_id == filters.worker_id))
+    if filters.worker_name is not None:
+        conditions.append(or_(worker.c.name == filters.worker_name, worker.c.engine_name == filters.worker_name))
+    found = connection.execute(
+        select(
+            placement,
+            ti.c.state.label("try_state"),
+            ti.c.queue.label("queue"),
+            worker.c.worker_id,
+            worker.c.name.label("worker_name"),
+        )
+        .select_from(rows)
+        .where(*conditions)
+        .order_by(placement.c.placed_at, *_key(placement))
+        .limit(limit)
+        .offset(offset)
+    ).all()
+    total = offset + len(found)
+    if len(found) == limit or (offset and not found):
+        some = select(placement.c.try_number).select_from(rows).where(*conditions).limit(MAX_TOTAL).subquery()
+        total = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    return [
+        ListedPlacement(_placement(row), row.try_state, row.queue, row.worker_id, row.worker_name) for row in found
+    ], total
+
+
+def _in_dags(connection: Connection, dag_ids: frozenset[str] | None) -> list[Any]:
+    if dag_ids is None:
+        return []
+    # Not the bare column, as in lists of attempts: what is open is little, and comes first.
+    readable = sorted(dag_id for dag_id in dag_ids if can_be_ids(connection, dag_id))
+    return [is_among(connection, func.coalesce(placement.c.dag_id, ""), readable)]
 
 
 def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, frozenset[str]]:
@@ -351,7 +499,10 @@ def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[Try
 
 
 def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
-    """Keep with each recorded try of these Dag runs why it was placed, and forget the rest of what has ended.
+    """Keep with each recorded try of these Dag runs why it was placed, and close what has ended.
+
+    What is closed stays for its line of explanation, from now on by the key of the recorded try: the names may come
+    again.
 
     :param tries: all tries that Airflow has of them
     """
@@ -360,24 +511,68 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
         return
     # A Dag run may end before its scheduler has heard of the end of its last try.
     close(connection, _have_ended(connection, _open_of_runs(connection, keys)))
-    placed = connection.execute(select(*_key(placement), placement.c.reason).where(placement.c.run_key.in_(keys)))
-    reason_of = {(row.run_key, row.task_key, row.try_number): row.reason for row in placed}
+    placed = {
+        (row.run_key, row.task_key, row.try_number): row
+        for row in connection.execute(select(placement).where(placement.c.run_key.in_(keys)))
+        if row.task_key == task_key(row.task_id, row.map_index)
+    }
     rows: dict[str, list[RowKey]] = defaultdict(list)
+    moved: dict[RowKey, RowKey] = {}
     for one in (*tries, *airflow_tries.lost_tries(tries)):
-        reason = reason_of.get(_digests(one.key))
-        if reason is not None:
-            rows[reason] += one.row_keys
+        row = placed.get(_digests(one.key))
+        if row is not None:
+            rows[row.reason] += one.row_keys
+            if not row.is_open:
+                moved[_digests(one.key)] = one.row_keys[0]
     for reason, row_keys in rows.items():
         for batch in _batches(sorted(row_keys)):
             connection.execute(
                 update(attempt).where(are_among(connection, _key(attempt), batch)).values(placement=reason)
             )
-    connection.execute(delete(placement).where(placement.c.run_key.in_(keys), placement.c.is_open.is_(False)))
+    # What Airflow does not have any more goes, and what is to be replaced.
+    left = [key for key, row in placed.items() if not row.is_open and key not in moved]
+    for batch in _batches(sorted({*left, *moved.values()})):
+        connection.execute(
+            delete(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(False))
+        )
+    if moved:
+        is_it = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
+        connection.execute(
+            update(placement).where(*is_it, placement.c.is_open.is_(False)).values(task_key=bindparam("instance")),
+            [
+                {"old_run_key": old[0], "old_task_key": old[1], "old_try_number": old[2], "instance": new[1]}
+                for old, new in sorted(moved.items())
+            ],
+        )
 
 
 def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement]:
     rows = connection.execute(select(placement).where(placement.c.is_open.is_(True), placement.c.run_key.in_(keys)))
     return [_placement(row) for row in rows]
+
+
+def trim(connection: Connection, *, now: datetime) -> int:
+    """Remove a batch of what was kept for its line only, and is too old or too much; return how many.
+
+    Of a Dag run that has not ended nothing is removed: its tries do not have their reasons yet.
+    """
+    closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
+    too_many = connection.execute(closed).scalar_one() - MOST_KEPT
+    run = compat.dag_run_table()
+    goes_on = select(run.c.id).where(
+        run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
+    )
+    found = select(*_key(placement)).where(placement.c.is_open.is_(False), ~goes_on.correlate(placement).exists())
+    if too_many > 0:
+        found = found.order_by(placement.c.placed_at).limit(min(too_many, MOST_TRIMMED))
+    else:
+        found = found.where(placement.c.placed_at < now - KEPT_FOR).limit(MOST_TRIMMED)
+    keys = sorted(tuple(row) for row in connection.execute(found))
+    for batch in _batches(keys):
+        connection.execute(
+            delete(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(False))
+        )
+    return len(keys)
 
 
 def forget(connection: Connection, older_than: datetime) -> None:

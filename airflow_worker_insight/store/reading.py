@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.keys import RowKey
 
 
+EveryDag = listing.EveryDag
 MAX_TOTAL = listing.MAX_TOTAL
 """How far a list counts."""
 
@@ -82,6 +83,8 @@ class Attempt:
     row_key: RowKey | None = None
     ran_in_a_test: bool = False
     """Whether somebody ran it in a process of their own: see :attr:`.airflow_tries.AirflowTry.ran_in_a_test`."""
+    placement_detail: str | None = None
+    """The same as ``placement`` in a sentence, for as long as that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +102,6 @@ class AttemptFilter:
     state: str | None = None
     started_at_gte: datetime | None = None
     started_at_lte: datetime | None = None
-
-
-class EveryDag:
-    """All Dags, also those that are gone: for a reader who has the database itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +195,12 @@ def key_of(one: Attempt) -> TryKey:
 
 
 def without_neighbours(one: Attempt) -> Attempt:
-    """Leave out how many other tries ran beside it: these may be of Dags that the reader may not see."""
-    return replace(one, workers=tuple(replace(worker, running_beside=None) for worker in one.workers))
+    """Leave out how many other tries ran beside it, and the sentence, which names workers that did not run it.
+
+    These tries may be of Dags that the reader may not see.
+    """
+    workers = tuple(replace(worker, running_beside=None) for worker in one.workers)
+    return replace(one, workers=workers, placement_detail=None)
 
 
 # --- assembling ------------------------------------------------------------------------------------------------------
@@ -243,7 +246,15 @@ def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
         return []
     rows = connection.execute(_rows().where(listing.is_one_of(connection, keys))).all()
     position = {key: index for index, key in enumerate(keys)}
-    return _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
+    loaded = _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
+    if not any(one.any_placed for one in loaded):
+        return loaded
+    sentences = placements.sentences(connection, keys)
+    return [
+        replace(one, attempt=replace(one.attempt, placement_detail=sentences.get(one.attempt.row_key)))
+        for one in loaded
+        if one.attempt.row_key is not None
+    ]
 
 
 def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
@@ -321,7 +332,10 @@ def _as_now(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
         attempt, now = one.attempt, None if one.attempt.row_key is None else known.get(one.attempt.row_key)
         if now is not None:
             attempt = attempt if attempt.ended_at is not None else _live(attempt, now)
-            attempt = replace(attempt, placement=reasons.get(key_of(attempt), attempt.placement))
+            decided = reasons.get(key_of(attempt))
+            if decided is not None:
+                sentence = placements.sentence(decided.detail)
+                attempt = replace(attempt, placement=decided.reason, placement_detail=sentence)
         elif one.may_have_changed or not one.has_run:
             attempt = attempt if attempt.ended_at is not None else _forgotten(attempt)
             attempt = replace(attempt, deleted=_deleted(one, names))

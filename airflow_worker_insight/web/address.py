@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
+from airflow_worker_insight.store.decisions import REASONS
+from airflow_worker_insight.store.placements import LISTED_STATES
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
 from airflow_worker_insight.store.workers import UNKNOWN_STATE, WORKER_ORDERS
@@ -153,6 +155,38 @@ class AttemptsAddress(ListAddress):
     since: datetime | None = None
     until: datetime | None = None
     offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAddress(ListAddress):
+    """Which of the tries that wait are listed. Empty text does not filter."""
+
+    state: str = ""
+    """``waiting`` for a worker, or ``placed`` on one that has not started it."""
+    dag_id: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    worker: str = ""
+    """The ID or the name of the worker that it is placed on."""
+    reason: str = ""
+    offset: int = 0
+
+
+def parse_waiting_address(query: str) -> WaitingAddress:
+    """Read the query string of the list of tries that wait.
+
+    :raises BadAddress: when a name or a value is none that there is, or a value is too long
+    """
+    given = _given(query, WaitingAddress)
+    return WaitingAddress(
+        state=_one_of(given, "state", LISTED_STATES),
+        dag_id=_text(given, "dag_id"),
+        run_id=_text(given, "run_id"),
+        task_id=_text(given, "task_id"),
+        worker=_text(given, "worker"),
+        reason=_one_of(given, "reason", REASONS),
+        offset=_offset(given),
+    )
 
 
 def parse_workers_address(query: str) -> WorkersAddress:

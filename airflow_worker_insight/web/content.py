@@ -13,7 +13,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
 from airflow_worker_insight.web.address import SEEN, WINDOWS, BadAddress
 from airflow_worker_insight.web.view import attempts as attempts_view
-from airflow_worker_insight.web.view import timeline, worker
+from airflow_worker_insight.web.view import timeline, waiting, worker
 from airflow_worker_insight.web.view import workers as workers_view
 from airflow_worker_insight.web.view.panel import Panel, build_panel
 from airflow_worker_insight.web.view.parts import Notice
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.web.address import (
         AttemptsAddress,
         PanelAddress,
+        WaitingAddress,
         WorkerAddress,
         WorkersAddress,
         WrittenDecision,
@@ -81,7 +82,11 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
         worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
         lives = workers.get_workers(connection, worker_ids) if sees_workers else {}
         # Of a task instance that nobody knows nothing was placed either.
-        kept = {one.try_number: one.placement for one in attempts if one.placement is not None}
+        kept = {
+            one.try_number: placements.Why(one.placement, one.placement_detail)
+            for one in attempts
+            if one.placement is not None
+        }
         placed = placements.why(connection, reading.key_of(attempts[0]), kept) if attempts else {}
     if not sees_workers:
         attempts = [reading.without_neighbours(one) for one in attempts]
@@ -250,6 +255,48 @@ def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datet
         state=address.state or None,
         started_at_gte=since,
         started_at_lte=until,
+    )
+
+
+def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
+    """Return the list of tries that wait.
+
+    :param dag_ids: the Dags whose tries the reader may see
+    :param sees_workers: as for :func:`panel`
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        filters = placements.PlacementFilter(
+            state=address.state or None,
+            dag_id=address.dag_id or None,
+            run_id=address.run_id or None,
+            task_id=address.task_id or None,
+            worker_id=None if named is None else named.worker_id,
+            worker_name=(address.worker or None) if named is None else None,
+            reason=address.reason or None,
+            # What runs is on the pages of its worker and its task.
+            try_state=placements.QUEUED,
+        )
+        found = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
+        executor = waiting.Executor(
+            places=config.places_tasks(),
+            trouble=_cannot_be_seen(connection, now, sees_workers=sees_workers) if config.places_on_celery() else "",
+            holds=config.when_workers_unseen() == "hold",
+        )
+    return waiting.build_waiting_page(address, found, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)
+
+
+def _cannot_be_seen(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
+    """Say why Celery's workers cannot be seen; local workers are their scheduler's own."""
+    celery = next((one for one in workers.list_engines(connection) if one.name == "celery"), None)
+    if celery is not None and celery.is_current and celery.error is None:
+        return ""
+    return waiting.cannot_be_seen(
+        "Celery",
+        looked_at=None if celery is None else celery.looked_at,
+        error=celery.error if celery is not None and sees_workers else None,
+        now=now,
     )
 
 

@@ -25,6 +25,7 @@ from airflow_worker_insight.web.address import (
     decision_of,
     parse_attempts_address,
     parse_panel_address,
+    parse_waiting_address,
     parse_worker_address,
     parse_workers_address,
 )
@@ -227,11 +228,27 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = Reader(compat.flask_user())
         reader.require_task_instances()
         address = parse_attempts_address(_query(), states=compat.task_instance_states())
-        dag_ids = reader.readable_dag_ids()
-        if address.dag_id and reader.may_see_task_instances(address.dag_id):
-            dag_ids = {*dag_ids, address.dag_id}
+        dag_ids = _dag_ids(reader, address.dag_id)
         page = content.attempts_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
         return _show(self, "Attempts", "attempts.html", page=page, url=urls(reader))
+
+    @route("/waiting")
+    @route("/waiting/fragment")
+    @page
+    def waiting(self) -> Response:
+        """Show every try that waits, of the Dags that the reader may read, and why."""
+        reader = Reader(compat.flask_user())
+        reader.require_task_instances()
+        address = parse_waiting_address(_query())
+        dag_ids = _dag_ids(reader, address.dag_id)
+        page = content.waiting_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        return _show(self, "Waiting", "waiting.html", page=page, url=urls(reader))
+
+
+def _dag_ids(reader: Reader, dag_id: str) -> set[str]:
+    """Return the Dags whose tries are listed: all that the reader may read, also one that Airflow has deleted."""
+    dag_ids = reader.readable_dag_ids()
+    return {*dag_ids, dag_id} if dag_id and reader.may_see_task_instances(dag_id) else dag_ids
 
 
 def _message(view: BaseView, status: int, text: str) -> Response:
@@ -342,6 +359,16 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         found = objects.list_attempts(query, dag_ids=_listed_dags(reader, query), sees_workers=reader.may_see_workers())
         return objects.AttemptsResponse.model_validate(found)
 
+    @route("/placements")
+    @_program
+    def placements(self) -> BaseModel:
+        """List what waits for a worker and what is placed, the earliest first."""
+        reader = _api_reader()
+        query = _given(objects.PlacementQuery)
+        dag_ids = _listed_dags(reader, query)
+        found = objects.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        return objects.PlacementsResponse.model_validate(found)
+
     @route("/workers")
     @_program
     def workers(self) -> BaseModel:
@@ -440,7 +467,7 @@ def _given(query: type[Query]) -> Query:
         raise _Invalid(error, "query") from None
 
 
-def _listed_dags(reader: Reader, query: objects.WorkerAttemptQuery) -> Collection[str]:
+def _listed_dags(reader: Reader, query: objects.WorkerAttemptQuery | objects.PlacementQuery) -> Collection[str]:
     reader.require_task_instances(query.dag_id)
     return {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
 

@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store import availability, reading, workers
+from airflow_worker_insight.store import availability, placements, reading, workers
 from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.decisions import REASONS
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.web import database
@@ -69,6 +70,12 @@ def _known_state(value: str) -> str:
     return value
 
 
+def _known_reason(value: str) -> str:
+    if value not in REASONS:
+        raise ValueError(f"must be one of {', '.join(sorted(REASONS))}")
+    return value
+
+
 _WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
 _Id = Annotated[
     str,
@@ -117,6 +124,7 @@ _Label = Annotated[
 _TryState = Annotated[
     str, Field(json_schema_extra={"enum": sorted(compat.task_instance_states())}), AfterValidator(_known_state)
 ]
+_Reason = Annotated[str, Field(json_schema_extra={"enum": sorted(REASONS)}), AfterValidator(_known_reason)]
 _WorkerId = Annotated[str, Field(pattern=WORKER_ID)]
 Availability = Literal["available", "draining", "quarantined"]
 _WorkerState = Literal["online", "unresponsive", "offline", "lost", "unknown"]
@@ -171,6 +179,26 @@ class AttemptQuery(WorkerAttemptQuery):
 
     worker_id: _WorkerId | None = Field(None, description="One life of a worker.")
     worker_name: _Id | None = Field(None, description="A worker's name, which outlives its restarts.")
+
+
+class PlacementQuery(_Query):
+    """Which placements to list. Filters are combined with "and" and match whole values."""
+
+    state: Literal["waiting", "placed"] | None = Field(
+        None, description="waiting for a worker, or placed on one (or handed to the queue that its workers share)."
+    )
+    dag_id: _Id | None = Field(None, description="The Dag. A Dag that the reader may not see is answered with 403.")
+    run_id: _Id | None = Field(None, description="The Dag run.")
+    task_id: _Id | None = Field(None, description="The task.")
+    worker_id: _WorkerId | None = Field(None, description="The worker that it is placed on.")
+    reason: _Reason | None = Field(None, description="Why it waits or was placed there, in a word.")
+    try_state: Literal["queued", "running", "restarting"] | None = Field(
+        None, description="The try's state, as Airflow has it: queued until a worker starts it."
+    )
+
+    def filters(self) -> placements.PlacementFilter:
+        """Return what the store filters by."""
+        return placements.PlacementFilter(**self.model_dump(exclude={"limit", "offset"}))
 
 
 class WorkerQuery(_Query):
@@ -304,6 +332,10 @@ class AttemptResponse(BaseModel):
         description="What an executor of this package decided of it last, in a word: why it was placed where it was, "
         "or what it waited for; null where none decided."
     )
+    placement_detail: str | None = Field(
+        description="The same in a sentence, with who was left out: for 30 days at most; null for a reader who may not "
+        "see workers."
+    )
     deleted: Literal["run", "task_instance"] | None = Field(
         description="What Airflow has deleted, with the try: its Dag run or its task instance. What bears the same "
         "names in Airflow now is another one. null for a try that Airflow has, or whose history alone it has removed."
@@ -324,6 +356,40 @@ class AttemptsResponse(_ListResponse):
     """A page of attempts; ``total_entries`` counts only those that the reader may see."""
 
     attempts: list[AttemptResponse]
+
+
+class PlacementWorkerResponse(BaseModel):
+    """The worker that a try is placed on."""
+
+    worker_id: str
+    name: str
+
+
+class PlacementResponse(BaseModel):
+    """A try that waits for a worker, or that an executor of this package has placed, until it has ended."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    state: Literal["waiting", "placed"]
+    worker: PlacementWorkerResponse | None = Field(
+        description="null while it waits, and where it was handed to the queue that its workers share."
+    )
+    reason: str = Field(description="Why it waits or was placed there, in a word.")
+    detail: str | None = Field(
+        description="The same in a sentence, with who was left out; null for a reader who may not see workers."
+    )
+    since: datetime = Field(description="When it began to wait, or was placed.")
+    queue: str
+    try_state: str = Field(description="Airflow's state of the try: queued until a worker starts it, then running.")
+
+
+class PlacementsResponse(_ListResponse):
+    """A page of placements; ``total_entries`` counts only those that the reader may see."""
+
+    placements: list[PlacementResponse]
 
 
 class WorkerResponse(BaseModel):
@@ -444,6 +510,38 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers
     if not sees_workers:
         found["attempts"] = [reading.without_neighbours(one) for one in found["attempts"]]
     return found
+
+
+def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
+    """Return the fields of a :class:`PlacementsResponse`: what waits and what is placed, the earliest first.
+
+    :param dag_ids: the Dags that the reader may see
+    :param sees_workers: whether the reader may see workers that a try has nothing to do with
+    """
+    with database.reading() as connection:
+        found, total = placements.find(
+            connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
+        )
+    return {
+        "placements": [placement_fields(one, sees_workers=sees_workers) for one in found],
+        "total_entries": total,
+        "total_is_exact": total < MAX_TOTAL,
+    }
+
+
+def placement_fields(one: placements.ListedPlacement, *, sees_workers: bool = True) -> dict[str, Any]:
+    """Return the fields of a :class:`PlacementResponse`."""
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    return {
+        **{name: getattr(one.placement.key, name) for name in names},
+        "state": one.state,
+        "worker": None if one.worker_id is None else {"worker_id": one.worker_id, "name": one.worker_name},
+        "reason": one.placement.reason,
+        "detail": one.placement.sentence if sees_workers else None,
+        "since": one.placement.placed_at,
+        "queue": one.queue,
+        "try_state": one.try_state,
+    }
 
 
 def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from airflow_worker_insight.web.address import (
     parse_attempts_address,
     parse_decision,
     parse_panel_address,
+    parse_waiting_address,
     parse_worker_address,
     parse_workers_address,
 )
@@ -27,7 +28,7 @@ from airflow_worker_insight.web.security import Reader, ReaderDep  # noqa: TC001
 from airflow_worker_insight.web.urls import Urls
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.web.address import AttemptsAddress
+    from airflow_worker_insight.web.address import AttemptsAddress, WaitingAddress
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 
@@ -99,6 +100,16 @@ def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     return _show("attempts.html", request, reader, page=page)
 
 
+@router.get("/waiting")
+@router.get("/waiting/fragment")
+def waiting(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show every try that waits, of the Dags that the reader may read, and why."""
+    reader.require_task_instances()
+    address = parse_waiting_address(request.url.query)
+    page = content.waiting_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
+    return _show("waiting.html", request, reader, page=page)
+
+
 @router.get("/docs")
 def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Describe the REST API, without the script from another host that FastAPI's own page loads."""
@@ -113,7 +124,7 @@ def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # no
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
 
 
-def _dag_ids(reader: Reader, address: AttemptsAddress) -> set[str]:
+def _dag_ids(reader: Reader, address: AttemptsAddress | WaitingAddress) -> set[str]:
     """Return the Dags whose tries are listed: all that the reader may read, also one that Airflow has deleted."""
     dag_ids = reader.readable_dag_ids()
     if address.dag_id and reader.may_see_task_instances(address.dag_id):

@@ -1,4 +1,4 @@
-"""The REST API ``/api/v1`` (Airflow 3): attempts, workers, services, and the health of this package in this process."""
+"""The REST API ``/api/v1`` (Airflow 3): attempts, placements, workers, services, and this package's health here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from airflow_worker_insight.web.objects import (
     HealthResponse,
     NoSuchWorker,
     OneWorkerResponse,
+    PlacementQuery,
+    PlacementsResponse,
     ServiceQuery,
     ServicesResponse,
     WorkerAttemptQuery,
@@ -72,6 +74,27 @@ _ATTEMPTS_EXAMPLE = {
                 }
             ],
             "placement": "elsewhere",
+            "placement_detail": "w2@etl-1: a retry elsewhere, 3 of 32 places taken; kept away from w1@etl-1",
+        }
+    ],
+    "total_entries": 1,
+    "total_is_exact": True,
+}
+_PLACEMENTS_EXAMPLE = {
+    "placements": [
+        {
+            "dag_id": "sales",
+            "run_id": "scheduled__2026-01-31T08:00:00+00:00",
+            "task_id": "load",
+            "map_index": -1,
+            "try_number": 1,
+            "state": "waiting",
+            "worker": None,
+            "reason": "waits_not_available",
+            "detail": "no worker of the queue default is available; left out: w1@etl-1 (quarantined)",
+            "since": "2026-01-31T08:00:02.110000Z",
+            "queue": "default",
+            "try_state": "queued",
         }
     ],
     "total_entries": 1,
@@ -166,6 +189,22 @@ def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) ->
     reader.require_task_instances(query.dag_id)
     dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
     return objects.list_attempts(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+
+
+@router.get(
+    "/placements",
+    summary="List what waits and what is placed",
+    response_model=PlacementsResponse,
+    responses=_example(_PLACEMENTS_EXAMPLE),
+)
+def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep) -> Any:
+    """List tries that wait for a worker, and those that an executor of this package has placed and that have not ended.
+
+    The reader finds the tries of those Dags whose task instances Airflow lets them see, in the list and in its total.
+    """
+    reader.require_task_instances(query.dag_id)
+    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+    return objects.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
 
 
 @router.get(

@@ -10,7 +10,13 @@ from airflow_worker_insight import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_worker_insight.web.address import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
+    from airflow_worker_insight.web.address import (
+        AttemptsAddress,
+        PanelAddress,
+        WaitingAddress,
+        WorkerAddress,
+        WorkersAddress,
+    )
 
 URL_PREFIX = "/worker-insight"
 """Where the plugin mounts the app below the API server's root (Airflow 3)."""
@@ -61,6 +67,9 @@ class Urls:
 
     def _attempts(self, *, address: AttemptsAddress | None = None) -> str:
         return f"{self.root}/attempts{address.query() if address else ''}"
+
+    def _waiting(self, *, address: WaitingAddress | None = None) -> str:
+        return f"{self.root}/waiting{address.query() if address else ''}"
 
     def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
         address = (

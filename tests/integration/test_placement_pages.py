@@ -147,6 +147,13 @@ def test_a_task_that_waits_says_for_what(airflow: Deployment, person: BrowserUse
     expect(row).to_contain_text("Not placed yet: no available worker of the queue default has the labels")
     expect(row).to_contain_text("lacks gpu=yes")
     pictures(person, "panel-waits")
+    person.page.get_by_role("link", name="Waiting", exact=True).click()
+    waiting = person.page.locator(".wi-waiting tbody tr").filter(has_text="train")
+    expect(waiting).to_contain_text("No available worker of the queue default has the labels")
+    expect(waiting).to_contain_text("ago")
+    pictures(person, "waiting")
+    waiting.get_by_role("link", name="train").click()
+    expect(person.page.locator("h1")).to_have_text("train")
 
 
 def test_the_page_of_a_worker_says_what_waits_there_and_of_a_drained_one_when_it_is_empty(
@@ -179,4 +186,4 @@ def test_the_page_of_a_worker_says_what_waits_there_and_of_a_drained_one_when_it
     # Nobody else has room, so what waits there stays for the moment; it runs elsewhere in the morning.
     (airflow.home / "morning").touch()
     airflow.wait_run("night", run_id, expect="success")
-    person.page.get_by_text("It is empty").first.wait_for()
+    person.page.get_by_text("The worker is empty").first.wait_for()

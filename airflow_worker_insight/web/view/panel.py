@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.store import decisions
 from airflow_worker_insight.store.recording import LOST
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.strip import Strip, build_strip
@@ -79,7 +80,7 @@ def build_panel(
         )
         for one in tries
     )
-    summary = _summary(tries)
+    summary = _summary(tries, known)
     explanations = {row.attribution.text: row.attribution for row in rows}
     latest = max(attempts, key=lambda one: one.try_number, default=None)
     unfinished = latest is not None and latest.state in UNFINISHED
@@ -138,13 +139,15 @@ _DID = {
 }
 
 
-def _summary(tries: Sequence[Attempt]) -> str:
+def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     """Say in one sentence how many tries ran on how many workers and what became of the last one."""
     if not tries:
         return ""
     last = tries[0]
     did = _DID.get(last.state or "", "is in the state " + words.state(last.state).lower() + "{where}")
     did = did.format(where=_where(last))
+    if last.state == "queued" and last.try_number in placed:
+        did = "waits for a worker" if placed[last.try_number].reason in decisions.WAITING else "waits for its start"
     if len(tries) == 1:
         return f"The only try so far {did}."
     return f"{_how_many(tries)}; the last one {did}."
@@ -221,8 +224,11 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
                 "The task was removed from its Dag before a worker could run it.",
             )
         )
+    elif latest.state == "queued" and latest.try_number in placed:
+        # Its row says which worker it waits for, or why there is none.
+        pass
     elif not tries or all(one.state in WAITING and not one.workers for one in tries):
-        found.append(_no_try_yet(latest, is_explained=latest.try_number in placed))
+        found.append(_no_try_yet(latest))
     if _wants_backfill([one for one in tries if one.try_number not in placed]):
         found.append(
             Notice(
@@ -236,10 +242,8 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
     return found
 
 
-def _no_try_yet(latest: Attempt, *, is_explained: bool) -> Notice:
-    if latest.state == "queued" and is_explained:
-        text = "The task waits for a worker to start it. Below stands which one, or why there is none."
-    elif latest.state in ("queued", "scheduled"):
+def _no_try_yet(latest: Attempt) -> Notice:
+    if latest.state in ("queued", "scheduled"):
         text = (
             "The task waits for a worker to start it. If it waits for long, check that a worker of its queue is "
             "running and that its pool has free slots."

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight.store.workers import UNKNOWN_STATE
 from airflow_worker_insight.web import words
-from airflow_worker_insight.web.address import AttemptsAddress, WorkerAddress, WorkersAddress
+from airflow_worker_insight.web.address import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.store.workers import WorkerRow
 
-Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress)
+Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Filter:
     """A filter in force: what it says, and the address without it."""
 
     text: str
-    without: WorkersAddress | AttemptsAddress
+    without: WorkersAddress | AttemptsAddress | WaitingAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ class Pages:
     """Where a page of a list is among its others, in words, and the addresses beside it."""
 
     range_text: str
-    previous: WorkersAddress | WorkerAddress | AttemptsAddress | None
-    following: WorkersAddress | WorkerAddress | AttemptsAddress | None
+    previous: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress | None
+    following: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress | None
 
 
 @dataclass(frozen=True, slots=True)

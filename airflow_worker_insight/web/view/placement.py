@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.store import decisions
 from airflow_worker_insight.web import words
+from airflow_worker_insight.web.address import WaitingAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +26,14 @@ _KEPT = {
 }
 
 _WAITED = {
-    decisions.NO_WORKER: "nobody consuming its queue",
-    decisions.NOT_AVAILABLE: "nobody available who consumes its queue",
-    decisions.NO_LABEL: "nobody available with the labels that it asks for",
-    decisions.NO_SUCH_WORKER: "nobody with the name that it asks for",
-    decisions.FULL: "no room at those that fit",
-    decisions.OTHERS_FULL: "no room at those that have not failed it, or no answer",
+    decisions.NO_WORKER: "no known worker consumes its queue",
+    decisions.NOT_AVAILABLE: "no worker of its queue is available",
+    decisions.NO_LABEL: "no available worker has the labels that it asks for",
+    decisions.NO_SUCH_WORKER: "no worker has the name that it asks for",
+    decisions.FULL: "all workers that fit are full",
+    decisions.OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
     decisions.BAD_WISH: "what it asks for makes no sense",
-    decisions.WORKERS_UNSEEN: "the workers could not be seen",
+    decisions.WORKERS_UNSEEN: "the workers cannot be seen",
 }
 
 
@@ -56,6 +57,13 @@ class PlacedTries:
     text: str
     rows: tuple[PlacedRow, ...]
     rest: str
+    address: WaitingAddress
+    """What waits here, among all that waits."""
+
+
+def reason_text(reason: str) -> str:
+    """Return why a try waits or was placed, without naming any worker."""
+    return _WAITED.get(reason) or _KEPT.get(reason, reason)
 
 
 def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
@@ -71,30 +79,34 @@ def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = Fals
     if has_started:
         # The executor could not see the workers when it was sent.
         return "It waited for a worker, and was then sent to the queue that all its workers share"
-    why = (one.detail or _WAITED[one.reason]).removeprefix("waits: ")
+    why = (one.detail or reason_text(one.reason)).removeprefix("waits: ")
     return f"{'Was not placed' if is_over else 'Not placed yet'}: {why}"
 
 
-def build_placed(waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool) -> PlacedTries | None:
-    """Return what is placed on a worker and waits there; ``None`` where there is nothing to say.
+def build_placed(
+    waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool, worker_id: str
+) -> PlacedTries:
+    """Return what is placed on a worker and waits there.
 
     :param waiting: what waits, of Dags that the reader may read, and how much that is
     :param taken: how many tries of all Dags run on it or wait for it
     :param may_be_given: whether it is given new work
+    :param worker_id: the worker, for the list of all that waits
     """
     rows, total = waiting
-    if not (taken or total) and may_be_given:
-        return None
+    waits = f"{words.count(total, 'try waits', 'tries wait')} here for a free slot."
     if not may_be_given:
-        text = (
-            f"{words.count(taken, 'try', 'tries')} here {'has' if taken == 1 else 'have'} not ended; nothing new comes."
-            if taken
-            else "It is empty: no try runs or waits here, and nothing new comes."
-        )
+        if not taken:
+            text = "The worker is empty and gets no new tasks."
+        elif total:
+            text = f"The worker gets no new tasks. {waits}"
+        else:
+            runs = words.count(taken, "try still runs or waits", "tries still run or wait")
+            text = f"The worker gets no new tasks. {runs} here."
     elif total:
-        text = f"{words.count(total, 'try waits', 'tries wait')} here for a free place."
+        text = waits
     else:
-        text = "Nothing that you may see waits here for a free place."
+        text = "Nothing that you may see waits here for a free slot." if taken else "No try waits here for a free slot."
     return PlacedTries(
         text,
         tuple(
@@ -110,4 +122,5 @@ def build_placed(waiting: tuple[Sequence[Placement], int], taken: int, *, may_be
             for one in rows
         ),
         f"And {total - len(rows):,} more." if total > len(rows) else "",
+        WaitingAddress(worker=worker_id),
     )

@@ -259,7 +259,7 @@ def _placed(life: Life) -> PlacedTries | None:
         return None
     # What runs here without having been placed here counts too.
     taken = max(life.taken, row.running or 0)
-    return build_placed(life.placed, taken, may_be_given=row.availability == AVAILABLE)
+    return build_placed(life.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
 
 
 def _struck(life: Life, now: datetime) -> Tries:

@@ -40,7 +40,7 @@ NAMES = [" ".join(names) for names, _ in COMMANDS]
 def test_it_has_what_was_promised() -> None:
     assert {" ".join(names) for names, _ in ACTIONS} == {
         *(f"workers {name}" for name in ("list", "show", "attempts", "drain", "quarantine", "release")),
-        *("attempts list", "services list", "refresh", "reconcile", "backfill", "prune"),
+        *("attempts list", "placements list", "services list", "refresh", "reconcile", "backfill", "prune"),
         *("db migrate", "db check", "db downgrade"),
     }
 

@@ -120,13 +120,19 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         reconcile_runs(connection, [run])
         assert kept(connection, key) == {1: ELSEWHERE}
         assert {one.task_id: one.placement for one in attempts(connection)} == {key.task_id: ELSEWHERE}
-        assert [row.task_id for row in stored(connection)] == ["late"]
+        assert [(row.task_id, row.is_open) for row in stored(connection)] == [("extract", False), ("late", True)]
         # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
         reconcile_runs(connection, [run])
         assert kept(connection, late) == {1: LEAST_LOADED}
         assert kept(connection, key) == {1: ELSEWHERE}
-        assert stored(connection) == []
+        # The sentence stays, for whoever asks later.
+        assert [row.is_open for row in stored(connection)] == [False, False]
+        assert {one.placement_detail for one in attempts(connection)} == {LINE}
+        # But not for a Dag run that comes again under the same name.
+        assert placements.why(connection, key, {}) == placements.why(connection, late, {}) == {}
+        reconcile_runs(connection, [run])
+        assert {one.placement_detail for one in attempts(connection)} == {LINE}
 
 
 @on_both
@@ -244,3 +250,89 @@ def test_any_number_is_written(database: Database, number: int) -> None:
         assert placements.loads(connection) == ({1: number} if number else {})
         placements.close(connection, dict.fromkeys(keys, NOON))
         assert placements.loads(connection) == {}
+
+
+@on_both
+def test_sentences_are_removed_when_they_are_old_or_too_many(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.engine.begin() as connection:
+        over, goes_on = add_run(connection), add_run(connection, run_id="goes-on", state="running", ended_at=None)
+        ended = [add_try(connection, over, f"task-{n}") for n in range(4)]
+        going = add_try(connection, goes_on, "going")
+        for day, key in enumerate([*ended, going]):
+            one = placed(key, 1, is_open=False, placed_at=NOON + timedelta(days=day))
+            placements.write(connection, [one], now=NOON)
+        still = a_live_try(connection, "still")
+        placements.write(connection, [placed(still, 1, placed_at=NOON)], now=NOON)
+
+        assert placements.trim(connection, now=NOON + placements.KEPT_FOR) == 0
+        assert placements.trim(connection, now=NOON + placements.KEPT_FOR + timedelta(days=1.5)) == 2
+        assert [row.task_id for row in stored(connection)] == ["going", "still", "task-2", "task-3"]
+        # What is open and what belongs to a run that goes on is not touched, however much it is.
+        monkeypatch.setattr(placements, "MOST_KEPT", 2)
+        assert placements.trim(connection, now=NOON) == 1
+        assert placements.trim(connection, now=NOON) == 0
+        assert [row.task_id for row in stored(connection)] == ["going", "still", "task-3"]
+        assert placements.trim(connection, now=NOON + timedelta(days=99)) == 1
+        assert [row.task_id for row in stored(connection)] == ["going", "still"]
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def listed(connection: Connection, dag_ids: Any = None, *, limit: int = 9, offset: int = 0, **filters: Any) -> Any:
+    given = EveryDag() if dag_ids is None else dag_ids
+    some = placements.PlacementFilter(**filters)
+    found, total = placements.find(connection, some, dag_ids=given, limit=limit, offset=offset)
+    return [one.placement.key.task_id for one in found], total
+
+
+@on_both
+def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
+    with database.engine.begin() as connection:
+        ref = upsert_worker(connection, a_worker("w1"), now=NOON)
+        waits, queued, runs, ended, late, gone = (
+            a_live_try(connection, task_id, state=state, queue="heavy")
+            for task_id, state in (
+                ("waits", "queued"),
+                ("queued", "queued"),
+                ("runs", "running"),
+                ("ended", "success"),
+                ("late", "running"),
+                ("gone", "queued"),
+            )
+        )
+        some = [
+            placed(waits, reason=FULL, detail="waits: all are full", placed_at=NOON),
+            placed(queued, ref, placed_at=at(1)),
+            placed(runs, ref, reason=ELSEWHERE, placed_at=at(2)),
+            # Airflow knows more than what was written last.
+            placed(ended, ref, placed_at=at(3)),
+            placed(late, reason=FULL, detail="waits: all are full", placed_at=at(4)),
+            placed(replace(gone, try_number=7), ref, placed_at=at(5)),
+        ]
+        placements.write(connection, some, now=NOON)
+
+        assert listed(connection) == (["waits", "queued", "runs"], 3)
+        assert listed(connection, limit=1, offset=1) == (["queued"], 3)
+        assert listed(connection, limit=1, offset=7) == ([], 3)
+        assert listed(connection, state="waiting") == (["waits"], 1)
+        assert listed(connection, state="placed") == (["queued", "runs"], 2)
+        assert listed(connection, try_state="queued") == (["waits", "queued"], 2)
+        assert listed(connection, reason=ELSEWHERE) == (["runs"], 1)
+        assert listed(connection, worker_id="w1") == (["queued", "runs"], 2)
+        assert listed(connection, worker_id="w2") == ([], 0)
+        assert listed(connection, dag_id="etl", run_id="run-waits", task_id="waits") == (["waits"], 1)
+        assert listed(connection, run_id="run-other") == ([], 0)
+        assert listed(connection, {"etl"}) == (["waits", "queued", "runs"], 3)
+        assert listed(connection, {"sales"}) == ([], 0)
+        assert listed(connection, {"sales"}, dag_id="etl") == ([], 0)
+        assert listed(connection, set()) == ([], 0)
+
+        (first, second, _), _ = placements.find(
+            connection, placements.PlacementFilter(), dag_ids=EveryDag(), limit=9, offset=0
+        )
+        assert (first.state, first.queue, first.try_state, first.worker_id) == ("waiting", "heavy", "queued", None)
+        assert (first.placement.sentence, first.placement.placed_at) == ("all are full", NOON)
+        assert (second.state, second.worker_id, second.worker_name) == ("placed", "w1", "w1@host-1")

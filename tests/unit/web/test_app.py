@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     ClientOf = Callable[..., TestClient]
 
 PANEL = "panel?dag_id=etl&run_id=run-1&task_id=load"
-PAGES = [PANEL, "panel/fragment?dag_id=etl&run_id=run-1&task_id=load", "workers", "workers/w1", "attempts", "docs"]
+PAGES = [
+    PANEL,
+    "panel/fragment?dag_id=etl&run_id=run-1&task_id=load",
+    "workers",
+    "workers/w1",
+    "attempts",
+    "waiting",
+    "docs",
+]
 PROGRAMS = [
     "api/v1/attempts",
+    "api/v1/placements",
     "api/v1/workers",
     "api/v1/workers/w1",
     "api/v1/workers/w1/attempts",
@@ -308,6 +317,7 @@ def test_the_api_describes_itself_without_another_host(client_of: ClientOf) -> N
     document: dict[str, Any] = client.get("openapi.json").json()
     assert set(document["paths"]) == {
         "/api/v1/attempts",
+        "/api/v1/placements",
         "/api/v1/workers",
         "/api/v1/workers/{worker_id}",
         "/api/v1/workers/{worker_id}/attempts",

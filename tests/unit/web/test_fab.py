@@ -18,10 +18,17 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.reading import AttemptPage
 from airflow_worker_insight.web import content, fab, objects
-from airflow_worker_insight.web.address import PanelAddress, WorkerAddress, WorkersAddress, WrittenDecision
+from airflow_worker_insight.web.address import (
+    PanelAddress,
+    WaitingAddress,
+    WorkerAddress,
+    WorkersAddress,
+    WrittenDecision,
+)
 from airflow_worker_insight.web.database import SchemaNotReady
 from airflow_worker_insight.web.view.attempts import build_attempts_page
 from airflow_worker_insight.web.view.panel import Panel, build_panel
+from airflow_worker_insight.web.view.waiting import Executor, WaitingPage, build_waiting_page
 from airflow_worker_insight.web.view.worker import build_worker_page
 from airflow_worker_insight.web.view.workers import build_workers_page
 from tests.unit.database import at
@@ -299,9 +306,14 @@ def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         found = AttemptPage(tries, len(tries), total_is_exact=True)
         return build_attempts_page(address, found, dag_ids=dag_ids, states=["success"], now=NOW)
 
+    def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> WaitingPage:
+        executor = Executor(places=True)
+        return build_waiting_page(address, ([], 0), executor, dag_ids=dag_ids, sees_workers=sees_workers, now=NOW)
+
     monkeypatch.setattr(content, "workers_page", workers_page)
     monkeypatch.setattr(content, "worker_page", worker_page)
     monkeypatch.setattr(content, "attempts_page", attempts_page)
+    monkeypatch.setattr(content, "waiting_page", waiting_page)
 
 
 @both
@@ -309,7 +321,12 @@ def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_page_and_its_fragment(client: Callable[[int], FlaskClient], rights: Rights, airflow: int) -> None:
     rights.dag_ids, rights.jobs = {"etl"}, True
     below = "/deep" if airflow == 2 else "/deep/pluginsv2"
-    for page, identity in (("workers", "wi-workers"), ("workers/w1", "wi-worker"), ("attempts", "wi-attempts")):
+    for page, identity in (
+        ("workers", "wi-workers"),
+        ("workers/w1", "wi-worker"),
+        ("attempts", "wi-attempts"),
+        ("waiting", "wi-waiting"),
+    ):
         answer = client(airflow).get(f"/workerinsight/{page}")
         assert answer.status_code == 200
         assert f'id="{identity}"' in answer.text
@@ -325,7 +342,7 @@ def test_lists_are_for_those_who_may_see_them(
     client: Callable[[int], FlaskClient], rights: Rights, airflow: int
 ) -> None:
     pages = client(airflow)
-    for path in ("workers", "workers/fragment", "workers/w1/fragment", "attempts", "attempts/fragment"):
+    for path in ("workers", "workers/fragment", "workers/w1/fragment", "attempts", "attempts/fragment", "waiting"):
         assert pages.get(f"/workerinsight/{path}").status_code == 403
     rights.logged_in = False
     assert pages.get("/workerinsight/workers").status_code == 302
@@ -426,6 +443,29 @@ def test_attempts_are_those_of_the_readable_dags(
     assert body["attempts"][0]["workers"][0]["worker_id"] == "w1"
     client(2).get(f"{ATTEMPTS}?dag_id=etl")
     assert [(query.limit, dag_ids) for query, dag_ids in asked] == [(1, {"etl", "sales"}), (50, {"etl"})]
+
+
+def test_placements_are_those_of_the_readable_dags(
+    client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str | None, Collection[str], bool]] = []
+
+    def list_placements(
+        query: objects.PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool
+    ) -> dict[str, Any]:
+        asked.append((query.state, dag_ids, sees_workers))
+        return {"placements": [], "total_entries": 0, "total_is_exact": True}
+
+    monkeypatch.setattr(objects, "list_placements", list_placements)
+    api, path = client(2), "/workerinsight/api/v1/placements"
+    assert api.get(path).status_code == 403
+    rights.dag_ids = {"etl", "sales"}
+    assert json.loads(api.get(path).text) == {"placements": [], "total_entries": 0, "total_is_exact": True}
+    rights.jobs = True
+    api.get(f"{path}?dag_id=etl&state=waiting")
+    assert asked == [(None, {"etl", "sales"}, False), ("waiting", {"etl"}, True)]
+    assert api.get(f"{path}?dag_id=secret").status_code == 403
+    assert api.get(f"{path}?state=queued").status_code == 422
 
 
 def test_the_rest_api_says_no_in_json(client: Callable[[int], FlaskClient], rights: Rights) -> None:

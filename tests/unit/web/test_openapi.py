@@ -38,6 +38,7 @@ TEXTS = {"dag_id", "run_id", "task_id", "worker_id", "worker_name", "hostname", 
 
 OPERATIONS = [
     ("GET", "/api/v1/attempts"),
+    ("GET", "/api/v1/placements"),
     ("GET", "/api/v1/workers"),
     ("GET", "/api/v1/workers/{worker_id}"),
     ("PATCH", "/api/v1/workers/{worker_id}"),

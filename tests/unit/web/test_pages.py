@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     ClientOf = Callable[..., TestClient]
 
-LISTS = ["workers", "workers/fragment", "attempts", "attempts/fragment"]
+LISTS = ["workers", "workers/fragment", "attempts", "attempts/fragment", "waiting", "waiting/fragment"]
 SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
 DRAIN = {"availability": "draining", "note": "Disk fails"}
 

@@ -13,7 +13,7 @@ from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.store import closing, placements
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import ELSEWHERE
+from airflow_worker_insight.store.decisions import ELSEWHERE, NOT_AVAILABLE
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import Conditions, upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
@@ -118,6 +118,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
         ],
         "deleted": None,
         "placement": "elsewhere",
+        "placement_detail": "w1@host-1: a retry elsewhere",
     }
 
 
@@ -485,6 +486,98 @@ def test_what_is_wrong_with_an_engine_is_for_those_who_may_see_workers(client_of
     assert client_of("few").get("api/v1/health").json()["engines"] is None
 
 
+# --- placements ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def placed(dags: Database) -> Database:
+    """Have a try that waits and one that is placed in the readable Dag, and one that waits in the secret one."""
+    with dags.engine.begin() as connection:
+        ref = upsert_worker(connection, a_worker("w1"), now=NOON)
+        for dag_id in (READABLE, SECRET):
+            run = add_run(connection, dag_id, state="running", ended_at=None)
+            waits = add_try(connection, run, "waits", state="queued", ended_at=None, queue="heavy")
+            some = [Placement(waits, NOT_AVAILABLE, "waits: nobody; left out: w1@host-1 (draining)", placed_at=at(1))]
+            if dag_id == READABLE:
+                runs = add_try(connection, run, "runs", state="running", ended_at=None, queue="default")
+                some.append(Placement(runs, ELSEWHERE, "w1@host-1: a retry elsewhere", ref, placed_at=at(2)))
+            placements.write(connection, some, now=NOON)
+    return dags
+
+
+@pytest.mark.usefixtures("placed")
+def test_a_placement_is_what_the_contract_says(client_of: ClientOf) -> None:
+    answer = client_of().get(f"api/v1/placements?dag_id={READABLE}")
+    assert answer.json() == {
+        "placements": [
+            {
+                "dag_id": "etl",
+                "run_id": "run-1",
+                "task_id": "waits",
+                "map_index": -1,
+                "try_number": 1,
+                "state": "waiting",
+                "worker": None,
+                "reason": "waits_not_available",
+                "detail": "nobody; left out: w1@host-1 (draining)",
+                "since": "2026-03-01T12:00:01Z",
+                "queue": "heavy",
+                "try_state": "queued",
+            },
+            {
+                "dag_id": "etl",
+                "run_id": "run-1",
+                "task_id": "runs",
+                "map_index": -1,
+                "try_number": 1,
+                "state": "placed",
+                "worker": {"worker_id": "w1", "name": "w1@host-1"},
+                "reason": "elsewhere",
+                "detail": "w1@host-1: a retry elsewhere",
+                "since": "2026-03-01T12:00:02Z",
+                "queue": "default",
+                "try_state": "running",
+            },
+        ],
+        "total_entries": 2,
+        "total_is_exact": True,
+    }
+
+
+@pytest.mark.usefixtures("placed")
+@pytest.mark.parametrize(
+    ("query", "number"),
+    [
+        ("", 3),
+        ("state=waiting", 2),
+        ("state=placed", 1),
+        ("reason=elsewhere", 1),
+        ("worker_id=w1", 1),
+        ("worker_id=w9", 0),
+        ("try_state=queued", 2),
+        ("task_id=waits&run_id=run-1", 2),
+        ("limit=1&offset=1", 3),
+    ],
+)
+def test_placements_are_filtered_and_those_of_other_dags_neither_listed_nor_counted(
+    client_of: ClientOf, query: str, number: int
+) -> None:
+    assert client_of().get(f"api/v1/placements?{query}").json()["total_entries"] == number
+    few = client_of("few").get(f"api/v1/placements?{query}")
+    assert SECRET not in few.text
+    assert few.json()["total_entries"] == number - (number > 1)
+    # The sentence names workers that the try has nothing to do with.
+    assert {one["detail"] for one in few.json()["placements"]} <= {None}
+
+
+@pytest.mark.usefixtures("placed")
+def test_placements_ask_for_the_right_that_attempts_ask_for(client_of: ClientOf) -> None:
+    assert client_of(None).get("api/v1/placements").status_code == 401
+    assert client_of("nobody").get("api/v1/placements").status_code == 403
+    assert client_of("jobs only").get("api/v1/placements").status_code == 403
+    assert client_of("few").get(f"api/v1/placements?dag_id={SECRET}").status_code == 403
+
+
 # --- what bad requests are told -------------------------------------------------------------------------------------
 
 
@@ -514,6 +607,10 @@ def test_what_is_wrong_with_an_engine_is_for_those_who_may_see_workers(client_of
             ["query"],
             "must not be later than started_at_lte",
         ),
+        ("placements?colour=red", ["query", "colour"], "Extra inputs are not permitted"),
+        ("placements?state=queued", ["query", "state"], "'waiting' or 'placed'"),
+        ("placements?reason=mood", ["query", "reason"], "must be one of"),
+        ("placements?worker_id=w%201", ["query", "worker_id"], "match pattern"),
         ("workers?colour=red", ["query", "colour"], "Extra inputs are not permitted"),
         ("workers?state=perfect", ["query", "state"], "'online'"),
         ("workers?availability=sick", ["query", "availability"], "'draining'"),

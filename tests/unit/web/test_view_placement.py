@@ -56,11 +56,27 @@ def test_one_that_waits_says_what_for() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("why", "summary"),
+    [
+        (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
+        (Why(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+    ],
+)
+def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
+    waits = a_try(1, state="queued", attribution="never_started")
+    panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
+    assert (panel.notices, panel.summary) == ((), summary)
+    # Nothing is known of its placing.
+    (notice,) = build_panel(HERE, [waits], now=NOW).notices
+    assert "check that a worker of its queue is running" in notice.text
+
+
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
     one = Why(FULL, "waits: all workers that fit have as much as they may")
     assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
-    assert why_text(Why(FULL), is_over=True) == "Was not placed: no room at those that fit"
+    assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
 
 
 @pytest.mark.parametrize("reason", REASONS)
@@ -73,11 +89,17 @@ def test_each_reason_has_words(reason: str) -> None:
 @pytest.mark.parametrize(
     ("availability", "others", "text"),
     [
-        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free place."),
-        ("available", {"taken": 3}, "Nothing that you may see waits here for a free place."),
-        ("draining", {"taken": 3}, "3 tries here have not ended; nothing new comes."),
-        ("quarantined", {"taken": 1}, "1 try here has not ended; nothing new comes."),
-        ("draining", {}, "It is empty: no try runs or waits here, and nothing new comes."),
+        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free slot."),
+        ("available", {"taken": 3}, "Nothing that you may see waits here for a free slot."),
+        ("available", {}, "No try waits here for a free slot."),
+        (
+            "draining",
+            {"placed": ((placed(),), 1), "taken": 4},
+            "The worker gets no new tasks. 1 try waits here for a free slot.",
+        ),
+        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait here."),
+        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits here."),
+        ("draining", {}, "The worker is empty and gets no new tasks."),
     ],
 )
 def test_the_worker_says_what_is_placed(availability: str, others: dict[str, Any], text: str) -> None:
@@ -94,7 +116,7 @@ def test_without_an_executor_that_places_nothing_is_said() -> None:
 
 def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
     found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
-    assert found.text == "2 tries here have not ended; nothing new comes."
+    assert found.text == "The worker gets no new tasks. 2 tries still run or wait here."
 
 
 def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
@@ -109,5 +131,6 @@ def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database
     panel = client.get(f"/panel?dag_id={key.dag_id}&run_id={key.run_id}&task_id=waits")
     assert f"Placed: {LINE}" in panel.text
     shown = client.get(f"/workers/{worker['worker_id']}")
-    assert "1 try waits here for a free place." in shown.text
+    assert "1 try waits here for a free slot." in shown.text
     assert LINE in shown.text
+    assert f'href="/worker-insight/waiting?worker={worker["worker_id"]}"' in shown.text

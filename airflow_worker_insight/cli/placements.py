@@ -1,0 +1,64 @@
+"""``placements list``: what waits for a worker, and what is placed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from airflow.utils.cli import suppress_logs_and_warning
+
+from airflow_worker_insight import compat, config
+from airflow_worker_insight.cli import output
+from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.placements import PlacementFilter
+from airflow_worker_insight.store.reading import EveryDag
+from airflow_worker_insight.web.objects import PlacementResponse, placement_fields
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.store.placements import ListedPlacement
+
+
+@suppress_logs_and_warning
+def list_placements(args: Any) -> None:
+    """List tries that wait for a worker or are placed."""
+    require_tables()
+    filters = PlacementFilter(
+        state=args.state,
+        dag_id=args.dag_id,
+        run_id=args.run_id,
+        task_id=args.task_id,
+        worker_id=args.worker_id,
+        reason=args.reason,
+    )
+    with compat.engine().connect() as connection:
+
+        def read(limit: int, offset: int) -> tuple[list[ListedPlacement], int]:
+            return placements.find(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
+
+        found, total = read_pages(read, args)
+    rows = (
+        [output.like_rest(PlacementResponse, placement_fields(one)) for one in found]
+        if output.is_structured(args.output)
+        else [_line(one) for one in found]
+    )
+    output.show(rows, args.output)
+    output.say_how_many(len(found), total, "tries")
+    if not found and not config.places_tasks():
+        print("[core] executor names no executor of this package, so none of them places tasks here", file=sys.stderr)
+
+
+def _line(one: ListedPlacement) -> dict[str, Any]:
+    key = one.placement.key
+    return {
+        "dag_id": key.dag_id,
+        "run_id": key.run_id,
+        "task_id": key.task_id,
+        "map_index": key.map_index,
+        "try_number": key.try_number,
+        "state": one.state,
+        "worker": one.worker_name,
+        "since": one.placement.placed_at,
+        "queue": one.queue,
+        "why": one.placement.sentence,
+    }
