@@ -83,30 +83,37 @@ def run_ids(airflow: Deployment) -> set[str]:
     return {row["run_id"] for row in airflow.sql("SELECT run_id FROM dag_run")}
 
 
-@pytest.mark.parametrize("how", ["command", "script", "local executor", "named local workers"])
-def test_a_test_is_on_no_worker(airflow: Deployment, how: str) -> None:
-    known, runs = workers(airflow), run_ids(airflow)
-    script = airflow.dags_folder / "tested.py"
-    if how == "command":
-        airflow.airflow("dags", "test", "tested", check=False)
-    elif how == "script":
-        airflow.run("python", script, check=False)
-    else:
-        local = "LocalExecutor"
-        if how == "named local workers":
-            local = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
-        airflow.run("python", script, "executor", check=False, env={"AIRFLOW__CORE__EXECUTOR": local})
-    (run_id,) = run_ids(airflow) - runs
-    found = recorded(airflow, run_id)
-    if how.endswith(("executor", "workers")):
-        # Where a task fails, 2.11 leaves the loop before the last one was handed to the executor.
-        assert {one[:2] for one in found.values()} == {("not_on_a_worker", 0)}
-    else:
-        assert found == {
-            "works": ("not_on_a_worker", 0, "success"),
-            "fails": ("not_on_a_worker", 0, "failed"),
-            "with.dots-and_more": ("not_on_a_worker", 0, "success"),
-        }
+@pytest.fixture
+def without_scheduler(airflow: Deployment) -> Iterator[None]:
+    """A scheduler takes the tasks of a test's run and sends them to its workers, if it comes to them first (3.3.2)."""
+    airflow.stop("scheduler")
+    yield
+    airflow.start("scheduler")
+
+
+@pytest.mark.usefixtures("without_scheduler")
+def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
+    known, script = workers(airflow), airflow.dags_folder / "tested.py"
+    named = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
+    for how in ("command", "script", "LocalExecutor", named):
+        runs = run_ids(airflow)
+        if how == "command":
+            airflow.airflow("dags", "test", "tested", check=False)
+        elif how == "script":
+            airflow.run("python", script, check=False)
+        else:
+            airflow.run("python", script, "executor", check=False, env={"AIRFLOW__CORE__EXECUTOR": how})
+        (run_id,) = run_ids(airflow) - runs
+        found = recorded(airflow, run_id)
+        if how in ("command", "script"):
+            assert found == {
+                "works": ("not_on_a_worker", 0, "success"),
+                "fails": ("not_on_a_worker", 0, "failed"),
+                "with.dots-and_more": ("not_on_a_worker", 0, "success"),
+            }
+        else:
+            # Where a task fails, 2.11 leaves the loop before the last one was handed to the executor.
+            assert {one[:2] for one in found.values()} == {("not_on_a_worker", 0)}
     assert workers(airflow) == known
 
 
