@@ -66,7 +66,7 @@ import datetime
 from airflow_worker_insight.capture import listener
 dag_run = types.SimpleNamespace(id=1, execution_date=datetime.datetime(2026, 1, 31, tzinfo=datetime.timezone.utc))
 names = dict(dag_id="etl", run_id="run-1", task_id="extract", map_index=-1, try_number=1)
-jobs = dict(job_id=7, queued_by_job_id=7)
+jobs = dict(job_id=7, queued_by_job_id=7, queued_dttm=None, external_executor_id=None)
 listener.on_task_instance_running(
     types.SimpleNamespace(start_date=None, hostname="host-1", executor=None, dag_run=dag_run, **names, **jobs)
 )
