@@ -40,7 +40,7 @@ def record(task_instance: Any) -> None:
     instance = instance_key_by_run(*compat.run_of(task_instance), key.task_id, key.map_index)
     began = time.perf_counter()
     try:
-        with session.writing(session.START) as connection:
+        with session.writing(session.TASK) as connection:
             record_start(
                 connection,
                 StartedTry(key, instance, task_instance.start_date),

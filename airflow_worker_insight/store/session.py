@@ -41,7 +41,10 @@ class Bounds:
 
 
 START = Bounds(lock=0.3, statement=0.4, total=0.6)
-"""The start of a try: the claim inside a request of Airflow's, and 2.11's task process. A second in all."""
+"""The claim of a try's start, inside a request of Airflow's: a second in all."""
+
+TASK = Bounds(lock=0.3, statement=1, total=3)
+"""The same in 2.11's task process. It waits for locks as briefly, but it runs each statement for the first time."""
 
 EXPLAIN = Bounds(lock=0.05, statement=0.1)
 """The look at our version table after a claim that failed, still inside Airflow's request."""
