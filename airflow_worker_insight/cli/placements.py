@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.store import placements
+from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.placements import PlacementFilter
 from airflow_worker_insight.store.reading import EveryDag
 from airflow_worker_insight.web.objects import PlacementResponse, placement_fields
@@ -31,7 +31,7 @@ def list_placements(args: Any) -> None:
         worker_id=args.worker_id,
         reason=args.reason,
     )
-    with compat.engine().connect() as connection:
+    with session.reading(session.COMMAND) as connection:
 
         def read(limit: int, offset: int) -> tuple[list[ListedPlacement], int]:
             return placements.find(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)

@@ -45,6 +45,9 @@ RETRY_EVERY = timedelta(milliseconds=500)
 GIVE_UP_AFTER = timedelta(minutes=10)
 """How long a step goes on asking, for example while somebody else's transaction is open."""
 
+CONCURRENT_TIMEOUT = timedelta(minutes=5)
+"""How long making an index waits for transactions that were open before."""
+
 BATCH = 2_000
 """Rows that one transaction changes: a fraction of a second."""
 
@@ -164,9 +167,37 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if _is_empty(table):
             step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
             return
-    with context.autocommit_block():
-        # It waits for transactions that are open, but nobody waits for it.
+    with _waits_for_transactions(name), context.autocommit_block():
         op.create_index(name, table, columns, unique=unique, schema=metadata.schema, postgresql_concurrently=True)
+
+
+@contextmanager
+def _waits_for_transactions(name: str) -> Iterator[None]:
+    """Make or drop an index concurrently: it waits for open transactions, nobody for it, and not without an end.
+
+    One of these is Airflow's own in ``airflow db migrate``. With psycopg 3 it may keep a snapshot while it is idle, and
+    waits for us.
+    """
+    context = op.get_context()
+    if context.as_sql:
+        yield
+        return
+    wait = int(CONCURRENT_TIMEOUT.total_seconds() * 1000)
+    with context.autocommit_block():
+        op.get_bind().exec_driver_sql(f"SET lock_timeout = {wait}")
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if not is_timeout(error):
+            raise
+        raise TableInUseError(
+            f"The index {name} waits for a transaction that is open in this database (pg_stat_activity shows it). "
+            "End it, or run `airflow-worker-insight db migrate` in the place of `airflow db migrate`: it goes on where "
+            "this stopped."
+        ) from error
+    finally:
+        with context.autocommit_block():
+            op.get_bind().exec_driver_sql("RESET lock_timeout")
 
 
 def _is_empty(table: str) -> bool:
@@ -187,7 +218,7 @@ def drop_index(name: str, table: str) -> None:
     if context.dialect.name != "postgresql":
         step(lambda: op.drop_index(name, table, schema=metadata.schema))
         return
-    with context.autocommit_block():
+    with _waits_for_transactions(name), context.autocommit_block():
         op.drop_index(name, table, schema=metadata.schema, postgresql_concurrently=True)
 
 

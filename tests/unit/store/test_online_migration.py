@@ -139,3 +139,20 @@ def test_who_is_in_the_way_for_long_is_named_in_plain_words(
             migrate.upgrade()
     migrate.upgrade()
     assert_complete(database)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_an_index_does_not_wait_for_ever_for_a_transaction_that_is_open(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of ``airflow db migrate`` is with psycopg 3, which waits for the migration itself."""
+    monkeypatch.setattr(online_migration, "CONCURRENT_TIMEOUT", timedelta(milliseconds=300))
+    fill_at_0001(database)
+    with database.engine.connect() as reader:
+        reader.execution_options(isolation_level="REPEATABLE READ").execute(select(worker.c.id)).all()
+        with pytest.raises(online_migration.TableInUseError, match="airflow-worker-insight db migrate"):
+            migrate.upgrade()
+    migrate.upgrade()
+    assert schema(database) is Schema.READY
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SHOW lock_timeout")).scalar() == "0"
