@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from airflow_worker_insight import compat
 
@@ -139,13 +140,15 @@ def savepoint(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
         restoring = _restoring(connection)
         connection.exec_driver_sql(_setting(connection, bounds))
     try:
-        connection.exec_driver_sql(before).close()
         try:
+            connection.exec_driver_sql(before).close()
             yield _within(connection, bounds)
             connection.exec_driver_sql(after).close()
         except BaseException:
-            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            # Where the first message failed there may be no savepoint: that error is the news then.
+            with suppress(SQLAlchemyError):
+                connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+                connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             raise
     finally:
         if restoring is not None:
@@ -256,7 +259,8 @@ _SQLITE_TIMEOUTS = ("database is locked", "database table is locked", "database 
 
 def is_timeout(error: BaseException | None) -> bool:
     """Return whether something failed because it waited for a lock, or ran, longer than it may."""
-    if isinstance(error, OutOfTimeError):
+    # The latter: no connection of Airflow's pool was free in time.
+    if isinstance(error, OutOfTimeError | PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError) or error.orig is None:
         return False
