@@ -37,11 +37,15 @@ class Recorded:
     has_worker: bool = True
     are_alike: bool = True
     """Whether the rows of all its workers say the same."""
+    has_slots: bool = True
+    """Whether all of them have their slot of time: versions of schema 0001 write none, also when they close a try."""
 
     def is_closed_as(self, one: AirflowTry) -> bool:
         """Return whether nothing is left to write."""
         ours = (self.key.map_index, self.state, self.started_at, self.ended_at)
-        return self.are_alike and ours == (one.key.map_index, one.state, one.started_at, one.ended_at)
+        return (
+            self.are_alike and self.has_slots and ours == (one.key.map_index, one.state, one.started_at, one.ended_at)
+        )
 
 
 def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[Recorded]:
@@ -52,6 +56,7 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
         select(
             *(attempt.c[name] for name in ("run_key", "task_key", *names, "state", "started_at", "ended_at")),
             attempt.c.worker_ref,
+            attempt.c.start_slot,
         ).where(attempt.c.run_key.in_(keys))
     )
     found: dict[RowKey, Recorded] = {}
@@ -64,10 +69,13 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
             started_at=utc(row.started_at),
             ended_at=utc(row.ended_at),
             has_worker=row.worker_ref != NO_WORKER,
+            has_slots=row.started_at is None or row.start_slot is not None,
         )
         before = found.setdefault(row_key, one)
         if (before.state, before.started_at, before.ended_at) != (one.state, one.started_at, one.ended_at):
-            found[row_key] = replace(before, are_alike=False)
+            found[row_key] = replace(found[row_key], are_alike=False)
+        if not one.has_slots:
+            found[row_key] = replace(found[row_key], has_slots=False)
     return list(found.values())
 
 

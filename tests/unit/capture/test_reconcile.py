@@ -15,8 +15,20 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.reading import task_instance_attempts
+from airflow_worker_insight.store.tables import attempt, start_slot
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
-from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
+from tests.unit.database import (
+    NOON,
+    STARTED,
+    Database,
+    a_worker,
+    add_run,
+    add_try,
+    at,
+    change_try,
+    on_both,
+    record_start,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -90,6 +102,26 @@ def test_a_process_that_reported_after_the_try_was_closed_opens_nothing(database
     report_start(database, key, a_worker(late))
 
     assert {row["worker_id"]: row["ended_at"] for row in database.attempts()} == {"one": at(20), "two": at(20)}
+    assert reconciled(database, run) == Outcome()
+
+
+@on_both
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_try_of_an_older_version_gets_its_slot_of_time(database: Database, is_closed: bool) -> None:
+    """Processes of schema 0001 go on beside newer ones, and write none: neither at its start nor at its end."""
+    with database.engine.begin() as connection:
+        run = add_run(connection)
+        key = add_try(connection, run)
+    for worker_id in ("one", "two"):
+        report_start(database, key, a_worker(worker_id))
+    if is_closed:
+        assert reconciled(database, run) == Outcome(closed=1)
+    ref = min(row["worker_ref"] for row in database.attempts())
+    with database.engine.begin() as connection:
+        connection.execute(attempt.update().where(attempt.c.worker_ref == ref).values(start_slot=None))
+
+    assert reconciled(database, run) == Outcome(closed=1)
+    assert {row["start_slot"] for row in database.attempts()} == {start_slot(STARTED)}
     assert reconciled(database, run) == Outcome()
 
 
