@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.tables import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
@@ -29,15 +29,23 @@ class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
 
     def get_current_revision(self) -> str | None:
         """Return the version of our tables. Airflow looks for it in the default schema, where it need not be."""
-        return migrate.current(self.session.connection())
+        with session.savepoint(self.session.connection(), session.COMMAND) as connection:
+            return migrate.current(connection)
 
     def check_migration(self) -> bool:
-        """Return whether all tables are there and up to date."""
-        return migrate.check(self.session.connection()) is migrate.Schema.READY
+        """Return whether all tables are there and up to date. Airflow asks again while they are not, or are locked."""
+        try:
+            with session.savepoint(self.session.connection(), session.COMMAND) as connection:
+                return migrate.check(connection) is migrate.Schema.READY
+        except Exception as error:
+            if not session.is_timeout(error):
+                raise
+            return False
 
     def drop_tables(self, connection: Connection) -> None:
         """Drop our tables and their version, also where that is in a schema of its own."""
-        migrate.drop_tables(connection)
+        with session.bounded(connection, session.COMMAND):
+            migrate.drop_tables(connection)
 
     def create_db_from_orm(self) -> None:
         """Run the migrations: see :mod:`airflow_worker_insight.store.migrate` for why never ``create_all``."""

@@ -70,13 +70,12 @@ def step(action: Callable[[], T]) -> T:
             with context.autocommit_block(), _transaction(op.get_bind()):
                 return action()
         except sa.exc.DBAPIError as error:
-            # Or a report has just written the row that was about to be written.
-            if not (is_timeout(error) or isinstance(error, sa.exc.IntegrityError)):
+            if not is_timeout(error):
                 raise
             if time.monotonic() >= give_up_at:
                 raise TableInUseError(
-                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER} "
-                    f"({str(error.orig).strip()}). End it and run the same command again: it goes on where it stopped."
+                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER}. "
+                    "End it and run the same command again: it goes on where it stopped."
                 ) from error
         log.info("Waiting for others' locks on the tables of Airflow Worker Insight")
         time.sleep(RETRY_EVERY.total_seconds())
@@ -165,7 +164,7 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if _is_valid(name):
             return
         drop_index(name, table)
-        if _is_empty(table):
+        if step(lambda: _is_empty(table)):
             step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
             return
     with _waits_for_transactions(name), context.autocommit_block():

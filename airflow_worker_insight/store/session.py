@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
 
 from airflow_worker_insight import compat
 
@@ -140,19 +139,36 @@ def savepoint(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
         restoring = _restoring(connection)
         connection.exec_driver_sql(_setting(connection, bounds))
     try:
+        connection.exec_driver_sql(before).close()
         try:
-            connection.exec_driver_sql(before).close()
             yield _within(connection, bounds)
             connection.exec_driver_sql(after).close()
         except BaseException:
-            # Where the first message failed there may be no savepoint: that error is the news then.
-            with suppress(SQLAlchemyError):
-                connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-                connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             raise
     finally:
         if restoring is not None:
             _restore(connection, restoring)
+
+
+@contextmanager
+def bounded(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
+    """Yield the connection of somebody else's transaction with bounds, for what ends that transaction if it fails.
+
+    Without a savepoint: on MySQL there is none any more after a statement that makes or drops a table.
+    """
+    is_postgresql = connection.dialect.name == "postgresql"
+    restoring = _GIVE_BACK if is_postgresql else _restoring(connection)
+    setting = _setting(connection, bounds)
+    connection.exec_driver_sql(f"{_KEEP}; {setting}" if is_postgresql else setting).close()
+    try:
+        yield connection
+    except BaseException:
+        if not is_postgresql:
+            _restore(connection, str(restoring))
+        raise
+    connection.exec_driver_sql(str(restoring)).close()
 
 
 class _Within:
@@ -259,8 +275,7 @@ _SQLITE_TIMEOUTS = ("database is locked", "database table is locked", "database 
 
 def is_timeout(error: BaseException | None) -> bool:
     """Return whether something failed because it waited for a lock, or ran, longer than it may."""
-    # The latter: no connection of Airflow's pool was free in time.
-    if isinstance(error, OutOfTimeError | PoolTimeoutError):
+    if isinstance(error, OutOfTimeError):
         return True
     if not isinstance(error, DBAPIError) or error.orig is None:
         return False

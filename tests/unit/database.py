@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql
 
 from airflow_worker_insight import compat
@@ -21,10 +22,10 @@ from airflow_worker_insight.store import airflow_tries, closing, recording
 from airflow_worker_insight.store.airflow_tries import DagRunRef
 from airflow_worker_insight.store.keys import TryKey, instance_key
 from airflow_worker_insight.store.recording import WorkerRecord
-from airflow_worker_insight.store.tables import attempt, worker
+from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Column, Table
     from sqlalchemy.engine import Connection, Engine
@@ -43,6 +44,9 @@ on_postgresql = pytest.mark.parametrize("database", _on_postgresql, indirect=Tru
 
 on_both = pytest.mark.parametrize("database", ["sqlite", *_on_postgresql], indirect=True)
 """Runs a test on SQLite, and on PostgreSQL with each driver: for statements that are written differently for each."""
+
+OUR_TABLES = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE]
+"""All that somebody can lock."""
 
 _moments = itertools.count()
 
@@ -82,6 +86,17 @@ class Database:
         """Return all rows of our worker table."""
         with self.engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(select(worker).order_by(worker.c.id))]
+
+
+@contextmanager
+def locked(database: Database, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
+    """Hold a lock until the block ends, at most a minute; fail where the block has waited for its end."""
+    with database.engine.connect() as other, other.begin():
+        other.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+        other.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
+        yield
+        # PostgreSQL ends the connection of one who holds it longer.
+        other.execute(text("SELECT 1"))
 
 
 _KEPT_ROWS = """
@@ -199,8 +214,6 @@ def add_run(
     """Store a Dag run."""
     run = compat.dag_run_table()
     times: dict[str, Any] = {"start_date": started_at, "end_date": ended_at}
-    if "created_at" in run.c:
-        times["created_at"] = started_at
     if compat.is_airflow_3():
         times["run_after"] = NOON
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,14 +11,12 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters, reconcile
 from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata, worker
+from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from tests.support.processes import wait_for
 from tests.unit.capture.reports import a_report, a_running_try, push, stored_xcoms
-from tests.unit.database import change_try
+from tests.unit.database import OUR_TABLES, change_try, locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.unit.database import Database
 
 pytestmark = [
@@ -29,22 +26,10 @@ pytestmark = [
 ]
 
 EXCLUSIVE = "ACCESS EXCLUSIVE"
-OURS = [*(table.name for table in metadata.sorted_tables), VERSION_TABLE]
 CLAIMED = {attempt.name, worker.name}
 
 
-@contextmanager
-def locked(database: Database, table: str, mode: str = EXCLUSIVE) -> Iterator[None]:
-    """Hold a lock until the block ends, at most a minute; fail where the block has waited for its end."""
-    with database.engine.connect() as other, other.begin():
-        other.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
-        other.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
-        yield
-        # PostgreSQL ends the connection of one who holds it longer.
-        other.execute(text("SELECT 1"))
-
-
-@pytest.mark.parametrize(("table", "mode"), [*((table, EXCLUSIVE) for table in OURS), (attempt.name, "SHARE")])
+@pytest.mark.parametrize(("table", "mode"), [*((table, EXCLUSIVE) for table in OUR_TABLES), (attempt.name, "SHARE")])
 def test_a_locked_table_keeps_no_request_waiting_and_loses_no_report(database: Database, table: str, mode: str) -> None:
     one, other = a_running_try(database), a_running_try(database, "load")
     with locked(database, table, mode):
@@ -97,7 +82,8 @@ def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database:
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
 
 
-def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database) -> None:
+@pytest.mark.parametrize("table", [attempt.name, worker.name, placement.name])
+def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, table: str) -> None:
     one = a_running_try(database)
     quick = Pace(settle=0, retry=(), postpone=0.01, tick=0.01, look_again=(), max_postponed=10_000)
     queue = ReconcileQueue(quick, catch_up=False)
@@ -105,7 +91,7 @@ def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database) -
         change_try(connection, one.key, state="success")
         run = compat.dag_run_table()
         connection.execute(run.update().values(state="success"))
-    with locked(database, attempt.name):
+    with locked(database, table):
         queue.put("etl", "run-1")
         wait_for(lambda: any(waiting.postponed for waiting in queue._heap), 30, "the run to be postponed")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
+from sqlalchemy.exc import OperationalError
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.recording import upsert_worker
@@ -35,6 +36,7 @@ from tests.unit.database import (
     Database,
     a_worker,
     at,
+    locked,
     on_both,
     on_postgresql,
     record_start,
@@ -381,8 +383,8 @@ def manager(database: Database) -> Iterator[Any]:
     from airflow_worker_insight.store.db_manager import WorkerInsightDBManager
 
     assert schema(database) is Schema.READY
-    with create_session() as session:
-        yield WorkerInsightDBManager(session)
+    with create_session() as airflows:
+        yield WorkerInsightDBManager(airflows)
 
 
 @airflow_3
@@ -430,6 +432,32 @@ def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> 
     assert tables(database) == set()
     manager.initdb()
     assert schema(database) is Schema.READY
+
+
+@airflow_3
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_manager_waits_for_nobodys_lock(database: Database, manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``airflow db check-migrations`` asks again; ``db reset`` would keep recording waiting behind itself."""
+    monkeypatch.setattr(session, "COMMAND", replace(session.COMMAND, lock=0.2))
+    with locked(database, VERSION_TABLE):
+        assert not manager.check_migration()
+        with pytest.raises(OperationalError, match="lock timeout"):
+            manager.get_current_revision()
+    assert manager.check_migration()
+    assert manager.get_current_revision() == migrate.head()
+    manager.session.rollback()
+    for table in (worker.name, VERSION_TABLE):
+        with (
+            locked(database, table),
+            pytest.raises(OperationalError, match="lock timeout"),
+            database.engine.begin() as connection,
+        ):
+            manager.drop_tables(connection)
+    assert schema(database) is Schema.READY
+    with database.engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '7s'"))
+        manager.drop_tables(connection)
+        assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "7s"
 
 
 @airflow_3

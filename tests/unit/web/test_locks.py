@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +13,10 @@ from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, worker
 from airflow_worker_insight.web import database as web_database
 from airflow_worker_insight.web.database import LEAVE_ALONE_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
+from tests.unit.database import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from fastapi.testclient import TestClient
 
@@ -33,16 +33,6 @@ BURST = 50
 @pytest.fixture(autouse=True)
 def fresh_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_database, "breaker", CircuitBreaker(LEAVE_ALONE_SECONDS))
-
-
-@contextmanager
-def locked(database: Database, table: str) -> Iterator[None]:
-    """Hold a table until the block ends, at most a minute; fail where the block has waited for its end."""
-    with database.engine.connect() as other, other.begin():
-        other.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
-        other.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-        yield
-        other.execute(text("SELECT 1"))
 
 
 @airflow_3
