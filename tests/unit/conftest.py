@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.services import Postgres
+    from tests.unit.bounds import UnboundedStatements
     from tests.unit.database import Database, ReusedDatabases
 
 
@@ -118,3 +119,25 @@ def _no_worker_was_seen_before() -> None:
     from airflow_worker_insight.store import recording
 
     recording._seen.clear()
+
+
+@pytest.fixture(scope="session")
+def unbounded_statements() -> Iterator[UnboundedStatements]:
+    """Watch what the package sends to PostgreSQL."""
+    from tests.unit.bounds import UnboundedStatements
+
+    watching = UnboundedStatements()
+    watching.install()
+    yield watching
+    watching.uninstall()
+
+
+@pytest.fixture(autouse=True)
+def _all_statements_are_bounded(unbounded_statements: UnboundedStatements) -> Iterator[None]:
+    """Fail a test in which the package used its tables without time-outs of its own: see ``store/session.py``."""
+    unbounded_statements.found.clear()
+    yield
+    found = [*unbounded_statements.found]
+    unbounded_statements.found.clear()
+    if found:
+        pytest.fail("without lock and statement time-outs:\n" + "\n".join(found), pytrace=False)
