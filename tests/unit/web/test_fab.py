@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,13 @@ from flask_wtf.csrf import CSRFProtect
 from jinja2 import DictLoader
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.store import session as bounds
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.reading import AttemptPage
+from airflow_worker_insight.store.session import CircuitBreaker
+from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.web import content, fab, objects
+from airflow_worker_insight.web import database as web_database
 from airflow_worker_insight.web.address import (
     PanelAddress,
     WaitingAddress,
@@ -31,7 +35,7 @@ from airflow_worker_insight.web.view.panel import Panel, build_panel
 from airflow_worker_insight.web.view.waiting import Executor, WaitingPage, build_waiting_page
 from airflow_worker_insight.web.view.worker import build_worker_page
 from airflow_worker_insight.web.view.workers import build_workers_page
-from tests.unit.database import at
+from tests.unit.database import Database, at, locked
 from tests.unit.web.attempts import a_try, on
 from tests.unit.web.workers import NOW, a_life, a_listing, a_worker_row
 
@@ -740,3 +744,58 @@ def test_flask_views_are_served_where_the_auth_manager_is_fabs() -> None:
         assert compat.serves_flask_views()
     finally:
         conf.remove_option("core", "auth_manager")
+
+
+# --- others' locks ---------------------------------------------------------------------------------------------------
+
+airflow_2 = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 has REST elsewhere")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("table", "path"),
+    [
+        (attempt.name, PANEL),
+        (worker.name, "/workerinsight/workers"),
+        (worker.name, "/workerinsight/workers/w1"),
+        (attempt.name, "/workerinsight/attempts"),
+        (placement.name, "/workerinsight/waiting"),
+        (VERSION_TABLE, "/workerinsight/workers"),
+        pytest.param(worker.name, "/workerinsight/api/v1/workers", marks=airflow_2),
+        pytest.param(attempt.name, "/workerinsight/api/v1/attempts", marks=airflow_2),
+    ],
+)
+def test_a_locked_table_is_said_in_plain_words(
+    database: Database,
+    client: Callable[[int], FlaskClient],
+    rights: Rights,
+    monkeypatch: pytest.MonkeyPatch,
+    table: str,
+    path: str,
+) -> None:
+    monkeypatch.setattr(web_database, "breaker", CircuitBreaker(0.0))
+    monkeypatch.setattr(bounds, "PAGE", replace(bounds.PAGE, lock=0.2))
+    rights.dag_ids, rights.jobs = {"etl"}, True
+    served = client(3 if compat.is_airflow_3() else 2)
+    web_database.schema_check.forget()
+    with locked(database, table):
+        answer = served.get(path)
+    assert answer.status_code == 503
+    assert "Try again in a few seconds" in answer.text
+    assert served.get(path).status_code in {200, 404}
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_decision_does_not_wait_for_a_lock_either(
+    database: Database, client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_database, "breaker", CircuitBreaker(0.0))
+    rights.dag_ids, rights.jobs, rights.pools = {"etl"}, True, True
+    served = client(3 if compat.is_airflow_3() else 2)
+    with locked(database, worker.name):
+        answer = served.post(
+            "/workerinsight/workers/w1/availability",
+            data={"availability": "draining"},
+            headers={"Sec-Fetch-Site": "same-origin"},
+        )
+    assert answer.status_code == 503
