@@ -25,7 +25,6 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.decisions import WORKERS_UNSEEN
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,11 +48,6 @@ BEGIN_SECONDS = 20.0
 
 GIVES_UP_AFTER = 3
 """Times in a row that placing fails before tasks are sent as Airflow's own executor does."""
-
-LEAVE_ALONE_SECONDS = 2.0
-"""How long the tables are left alone after a lock on them was not free in time: tasks wait meanwhile."""
-
-LOCKED = "The tables of Airflow Worker Insight are locked, or the database is slow."
 
 UNWANTED_EVERY = 30.0
 """Seconds between two looks for tasks that wait and that nobody wants any more, and how long they wait at least."""
@@ -84,7 +78,6 @@ class PlacesTasks(BaseExecutor):
         self._placed_at: dict[TryKey, datetime] = {}
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
-        self._breaker = CircuitBreaker(LEAVE_ALONE_SECONDS)
         self._is_plain = False
         # Since when the workers cannot be seen, and why and when a task could not be sent although they could.
         self._unseen_since: datetime | None = None
@@ -168,11 +161,6 @@ class PlacesTasks(BaseExecutor):
         if snapshot is None and now - self._started_at < BEGIN_SECONDS:
             return []
         trouble = _trouble(snapshot, now) or self._sending_trouble(snapshot)
-        if trouble is None and not self._breaker.allows():
-            # The scheduler's loop does not wait for the same lock at each heartbeat.
-            trouble = LOCKED
-            if self._failures < GIVES_UP_AFTER:
-                return []
         if snapshot is not None and trouble is None:
             try:
                 placed = self._place(asked, slots, self.as_now(snapshot, asked))
@@ -180,16 +168,11 @@ class PlacesTasks(BaseExecutor):
                 log.debug("Placing failed", exc_info=True)
                 trouble = in_a_line(error)
                 self._failures += 1
-                if session.is_timeout(error):
-                    self._breaker.open()
-                else:
-                    self._breaker.close()
                 if self._failures < GIVES_UP_AFTER:
                     # A lock that was not free in time is no reason to pass by what was decided of the workers.
                     return []
             else:
                 self._failures = 0
-                self._breaker.close()
                 self._say(None)
                 return placed
         self._say(trouble)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Event, Thread
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, inspect, select, text
 
+from airflow_worker_insight.capture import claim, counters, reconcile
 from airflow_worker_insight.store import migrate, online_migration
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.session import is_timeout
+from airflow_worker_insight.store.session import CircuitBreaker, is_timeout
 from airflow_worker_insight.store.tables import attempt, metadata, start_slot, worker
-from tests.unit.database import NOON, Database, on_both
+from tests.support.processes import wait_for
+from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
+from tests.unit.database import NOON, STARTED, Database, on_both
 from tests.unit.store.test_migrate import a_try, schema, try_row, worker_row
 
 ROWS = 25
@@ -157,3 +162,65 @@ def test_an_index_does_not_wait_for_ever_for_a_transaction_that_is_open(
     assert schema(database) is Schema.READY
     with database.engine.connect() as connection:
         assert connection.execute(text("SHOW lock_timeout")).scalar() == "0"
+
+
+# --- while reports arrive --------------------------------------------------------------------------------------------
+
+MANY, BATCH = 3_000, 200
+REPORTERS, REPORTS = 3, 1_000
+
+
+@airflow_3
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "left_behind", Event())
+    # Each report tries: a pause would keep most of them away from the tables that change.
+    monkeypatch.setattr(claim, "breaker", CircuitBreaker(0.0, trial=0.0))
+    monkeypatch.setattr(counters, "_counts", Counter())
+    monkeypatch.setattr(online_migration.in_batches, "__kwdefaults__", {"size": BATCH})
+    migrate.downgrade("0001")
+    with database.engine.begin() as connection:
+        connection.execute(insert(worker), [worker_row(number, f"celery-{number}") for number in range(1, 51)])
+        connection.execute(text("SELECT setval(pg_get_serial_sequence('worker_insight_worker', 'id'), 50)"))
+        rows = [try_row(a_try(f"task-{number}"), number % 50 + 1) for number in range(MANY)]
+        connection.execute(insert(attempt), rows)
+    running = [a_running_try(database, f"reports-{number}") for number in range(REPORTS)]
+    left, is_over = iter(running), Event()
+    reported: list[str] = []
+
+    def report() -> None:
+        while not is_over.is_set() and (one := next(left, None)) is not None:
+            name = f"celery-{len(reported) % 60 + 1}"
+            push(one, a_report(one.try_id, worker_id=name, name=f"{name}@host-1", engine_name=f"{name}@host-1"))
+            reported.append(one.key.task_id)
+
+    claim.install()
+    try:
+        with ThreadPoolExecutor(REPORTERS) as pool:
+            reporting = [pool.submit(report) for _ in range(REPORTERS)]
+            wait_for(lambda: len(reported) >= REPORTERS, 60, "the first reports")
+            try:
+                migrate.upgrade()
+                during = len(reported)
+                wait_for(lambda: len(reported) >= min(REPORTS, during + 3 * REPORTERS), 60, "reports after it")
+            finally:
+                is_over.set()
+            for one in reporting:
+                one.result()
+    finally:
+        claim.uninstall()
+    assert during > REPORTERS, "none arrived meanwhile"
+    waiting = [task_id for task_id, _, _ in stored_xcoms(database)]
+    recorded = [row["task_id"] for row in database.attempts()]
+    assert sorted([*waiting, *recorded]) == sorted([*reported, *(f"task-{number}" for number in range(MANY))])
+    assert waiting, "no report met tables of an older version"
+    assert len(recorded) > MANY, "no report was recorded at once"
+
+    assert reconcile.claim_all_waiting() == len(waiting)
+    assert stored_xcoms(database) == []
+    assert schema(database) is Schema.READY
+    rows = database.attempts()
+    assert sorted(row["task_id"] for row in rows) == sorted([*reported, *(f"task-{number}" for number in range(MANY))])
+    assert {row["start_slot"] for row in rows} == {start_slot(NOON), start_slot(STARTED)}
