@@ -7,13 +7,14 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, insert, select, text
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import retention
+from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.closing import ensure_hosts, lives_on
 from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
@@ -569,7 +570,7 @@ def test_no_try_points_to_nothing_however_many_write_meanwhile(
     threads = [in_a_thread(lambda name=name: begin(name)) for name in names]  # type: ignore[misc]
     removed = Removed()
     while any(thread.is_alive() for thread in threads):
-        for batch in retention.prune(LIMIT, transaction=database.engine.begin):
+        for batch in retention.prune(LIMIT, transaction=partial(session.writing, session.COMMAND)):
             removed += batch
             assert_no_try_points_to_nothing(database)
     assert removed.workers >= 5 * len(names)
