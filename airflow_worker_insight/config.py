@@ -141,6 +141,17 @@ def executor() -> str | None:
     return str(value) if value else None
 
 
+def names_hosts_otherwise() -> bool:
+    """Return whether ``[core] hostname_callable`` is another than those that return a host's own name."""
+    from airflow.configuration import conf
+
+    value = conf.get("core", "hostname_callable", fallback=None)
+    return bool(value) and str(value).replace(":", ".") not in _OWN_NAMES
+
+
+_OWN_NAMES = frozenset({"airflow.utils.net.getfqdn", "socket.getfqdn", "socket.gethostname", "platform.node"})
+
+
 def places_tasks() -> bool:
     """Return whether an executor of this package is among those of ``[core] executor``."""
     return "airflow_worker_insight.executors." in (executor() or "")

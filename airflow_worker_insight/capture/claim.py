@@ -21,6 +21,7 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
 from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store import session as database
+from airflow_worker_insight.store.attribution import has_workers_of
 from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.store.recording import (
     LOCAL,
@@ -118,8 +119,8 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
             count("reports.contradicting")
             warn_once(
                 "contradicting",
-                "Airflow Worker Insight records a report of task %s.%s for a worker of its own: it gives the ID of one "
-                "that is known otherwise (%s)",
+                "Airflow Worker Insight records a report of task %s.%s for a worker of its own: what it says does not "
+                "agree with what is known (%s)",
                 sender.dag_id,
                 sender.task_id,
                 contradiction,
@@ -151,13 +152,14 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
         raise RejectedReport("try_has_ended")
     ended_at = one.ended_at if one.is_over else None
+    fits = has_workers_of(report.worker.kind, executor=one.executor, setting=config.executor())
     if is_late and one.hostname and not are_one_host(one.hostname, report.worker.hostname):
         # Its process may have been followed by one on another host, and Airflow keeps the latest host only.
         raise RejectedReport("not_this_host", f"it waited, and Airflow has the try on the host {one.hostname}")
     try:
         return record_start(
             connection,
-            StartedTry(one.key, one.instance, one.started_at, one.state, ended_at),
+            StartedTry(one.key, one.instance, one.started_at, one.state, ended_at, fits),
             worker_record(report.worker, job_id=one.queued_by_job_id, hostname=one.hostname),
             now=now,
             process=process_key(report.process),

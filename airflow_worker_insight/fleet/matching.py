@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.sighting import Sighting
 from airflow_worker_insight.identity.engines import is_named_local
-from airflow_worker_insight.store.recording import OFFLINE, SAME_START, are_one_host, short_host
+from airflow_worker_insight.store.recording import (
+    OFFLINE,
+    SAME_START,
+    are_one_host,
+    may_be_unlike_the_engines,
+    short_host,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -83,7 +89,8 @@ class _Hosts:
     def agree(self, sighting: Sighting, told: Life, known: Life | None = None) -> bool:
         """Tell whether a life that only reports tell of is that of a sighting, of which a life may be known already.
 
-        Airflow may call hosts by other names than the engine: such a name says nothing, unless it is another's host.
+        Airflow may call hosts by names that are unlike the engine's: such a name is that of the sighting's host unless
+        it is another's, or a report has told the host already.
         """
         if told.is_known_to_engine or told.ended_at is not None or sighting.is_partial:
             return False
@@ -92,7 +99,10 @@ class _Hosts:
         if not is_same_life(sighting, told):
             return False
         its = [sighting.hostname, *([known.hostname] if known is not None else [])]
-        return any(are_one_host(told.hostname, one) for one in its) or short_host(told.hostname) not in self._known
+        if any(are_one_host(told.hostname, one) for one in its):
+            return True
+        is_told = known is not None and known.is_reported
+        return not is_told and may_be_unlike_the_engines(told.hostname) and short_host(told.hostname) not in self._known
 
 
 def _is_known_life(sighting: Sighting, life: Life) -> bool:

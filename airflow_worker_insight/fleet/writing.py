@@ -136,6 +136,8 @@ class _Writing:
         gone = {twin.ref for _, twin in matches.twins}
         sighted = {life.ref: (sighting, life) for sighting, life in matches.pairs}
         revived = [life for _, life in matches.pairs if life.ended_at is not None and life not in lives]
+        for ref, values in store.adopted(self.connection, self._adopted(matches)).items():
+            self.values[ref].update(values)
         new = self._new(matches.unmatched)
         bearers = self._bearers(matches, new)
         for life in (*lives, *revived):
@@ -166,6 +168,14 @@ class _Writing:
         matches.unmatched = came_back
         return matches
 
+    def _adopted(self, matches: Matches) -> dict[int, store.NewLife]:
+        """Return what the engine tells of the workers that only reports told of until now."""
+        return {
+            life.ref: _new_life(sighting)
+            for sighting, life in matches.pairs
+            if sighting.ref is None and not life.is_known_to_engine
+        }
+
     def _new(self, unmatched: Sequence[Sighting]) -> list[store.NewLife]:
         """Return the workers that nobody knew and that live: of several answers of one process the first."""
         found: dict[Hashable, store.NewLife] = {}
@@ -173,21 +183,7 @@ class _Writing:
             verdict = first_verdict(sighting, now=self.now, timeouts=self.timeouts)
             if verdict is None or verdict.state is None or sighting.ref is not None or len(found) >= MAX_NEW:
                 continue
-            new = store.NewLife(
-                kind=sighting.kind,
-                engine_name=sighting.engine_name,
-                hostname=sighting.hostname,
-                state=verdict.state,
-                state_reason=verdict.reason,
-                pid=sighting.pid,
-                job_id=sighting.job_id,
-                started_at=sighting.started_at,
-                heartbeat_at=sighting.heartbeat_at,
-                queues=sighting.queues,
-                concurrency=sighting.concurrency,
-                resources=sighting.resources,
-                versions=sighting.versions,
-            )
+            new = _new_life(sighting, state=verdict.state, reason=verdict.reason)
             # Two workers under one name and process ID, in two containers, are told apart by the next look.
             found.setdefault((new.kind, new.engine_name, new.pid, new.job_id), new)
         return list(found.values())
@@ -270,6 +266,24 @@ class _Writing:
             return bool(later)
         answered = life.engine_heartbeat_at or last_seen(life, self.now)
         return any(one.started_at >= answered - SAME_START for one in later)
+
+
+def _new_life(sighting: Sighting, *, state: str = ONLINE, reason: str | None = None) -> store.NewLife:
+    return store.NewLife(
+        kind=sighting.kind,
+        engine_name=sighting.engine_name,
+        hostname=sighting.hostname,
+        state=state,
+        state_reason=reason,
+        pid=sighting.pid,
+        job_id=sighting.job_id,
+        started_at=sighting.started_at,
+        heartbeat_at=sighting.heartbeat_at,
+        queues=sighting.queues,
+        concurrency=sighting.concurrency,
+        resources=sighting.resources,
+        versions=sighting.versions,
+    )
 
 
 def _facts(life: Life, sighting: Sighting) -> dict[str, Any]:

@@ -140,6 +140,21 @@ def _spelt_out(named: str | None, setting: str | None) -> str | None:
     return named
 
 
+def has_workers_of(kind: str, *, executor: str | None, setting: str | None) -> bool | None:
+    """Return whether tries of an executor run on workers of a kind; ``None`` where that is not known.
+
+    :param executor: the one that a try names
+    :param setting: ``[core] executor``: the first one is that of tries that name none
+    """
+    spelt = _spelt_out(executor, setting) or ""
+    # A team's tries that name none are its own first executor's.
+    possible = re.split(r"[,;]", spelt) if not executor and "=" in spelt else [spelt]
+    kinds = {kind_of(one) for one in possible}
+    if kind in kinds:
+        return True
+    return False if kinds <= set(KINDS.values()) else None
+
+
 def kind_of(executor: str | None) -> str:
     """Return a worker's kind for an executor as Airflow writes it.
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import case, insert, select, update
 
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.store.recording import (
+    AVAILABLE,
+    DRAINING,
+    ONLINE,
+    UNRESPONSIVE,
+    is_host_of,
+    is_known_to_engine,
+)
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers import get_worker, later_life
 
@@ -82,11 +89,16 @@ def set_availability(
 
 
 def _open_rows(connection: Connection, one: WorkerRow) -> dict[int, str]:
-    """Return the other open rows of a worker's engine name, with what is decided: the strictest of them counts."""
+    """Return the other open rows of a worker's engine name of which a decision is too, with what is decided of them.
+
+    A decision on a row that only reports tell of is one on the worker that its engine knows only where both have the
+    same process and host: else a task may have made it up to have that one kept from work.
+    """
     if one.engine_name is None or one.ended_at is not None:
         return {}
+    is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
     others = (
-        select(worker.c.id, worker.c.availability)
+        select(worker, is_known)
         .where(
             worker.c.engine_name == one.engine_name,
             worker.c.kind == one.kind,
@@ -97,7 +109,11 @@ def _open_rows(connection: Connection, one: WorkerRow) -> dict[int, str]:
         .order_by(worker.c.id)
         .with_for_update()
     )
-    return {row.id: row.availability for row in connection.execute(others)}
+    return {
+        row.id: row.availability
+        for row in connection.execute(others)
+        if not (one.is_told_only and row.is_known) or (row.pid == one.pid and is_host_of(row, one.hostname))
+    }
 
 
 def require_meaning(connection: Connection, one: WorkerRow, availability: str) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import airflow_tries, placements
@@ -26,10 +26,12 @@ from airflow_worker_insight.store.recording import (
     OFFLINE,
     ONLINE,
     QUARANTINED,
+    SINCE_BEFORE,
     UNRESPONSIVE,
     WorkerRecord,
     are_named_local,
     is_known_to_engine,
+    is_operators_word,
     note_inheritance,
     upsert,
     upsert_worker,
@@ -350,7 +352,7 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
     """Return which of these begin in quarantine: ``recording.inherited_availability`` for many at once."""
     names = {life.engine_name for life in lives}
     hosts = {life.hostname for life in lives if life.kind == LOCAL}
-    latest: dict[tuple[str, str, str], tuple[int, str]] = {}
+    latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
     for column, wanted in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
         for batch in _batches(sorted(wanted)):
             last = (
@@ -359,10 +361,11 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
                 .group_by(worker.c.kind, column)
                 .subquery()
             )
-            statement = select(last, worker.c.availability).join(worker, worker.c.id == last.c.ref)
+            is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+            statement = select(last, worker.c.availability, is_known).join(worker, worker.c.id == last.c.ref)
             by = "host" if column is worker.c.hostname else "name"
             for row in connection.execute(statement):
-                key, found = (by, row.kind, row.called), (row.ref, row.availability)
+                key, found = (by, row.kind, row.called), (row.ref, row.availability, bool(row.is_known))
                 latest[key] = max(latest.get(key, found), found)
 
     known: dict[tuple[str, str], str] = {}
@@ -376,16 +379,53 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
         for row in connection.execute(select(*columns).where(worker.c.id.in_(refs))):
             known[row.kind, row.engine_name] = row.availability
 
-    def last_life(life: NewLife) -> tuple[int, str]:
+    def last_life(life: NewLife) -> tuple[int, str, bool]:
         # What only reports tell of decides nothing where the engine has told of the name.
         by_engine = known.get((life.kind, life.engine_name))
         if by_engine is not None:
-            return (0, by_engine)
+            return (0, by_engine, True)
         keys = [("name", life.kind, life.engine_name)]
         keys += [("host", life.kind, life.hostname)] if life.kind == LOCAL else []
-        return max(latest.get(key, (0, "")) for key in keys)
+        return max(latest.get(key, (0, "", True)) for key in keys)
 
-    return [life for life in lives if last_life(life)[1] == QUARANTINED]
+    decided = [(life, *last_life(life)[1:]) for life in lives]
+    heirs = [(life, is_known) for life, availability, is_known in decided if availability == QUARANTINED]
+    told = [life for life, is_known in heirs if not is_known]
+    # Elsewhere nothing but what people decided of this name counts: a report may have given the name to another's heir.
+    by_people = _quarantined_by_people(
+        connection, {life.engine_name for life in told}, {life.hostname for life in told if life.kind == LOCAL}
+    )
+    return [life for life, is_known in heirs if is_known or _is_among(by_people, life)]
+
+
+def _is_among(by_people: Collection[tuple[str, str]], one: Any) -> bool:
+    by_host = one.kind == LOCAL and (one.kind, one.hostname) in by_people
+    return by_host or (one.kind, one.engine_name) in by_people
+
+
+def _quarantined_by_people(
+    connection: Connection, names: Collection[str], hosts: Collection[str]
+) -> set[tuple[str, str]]:
+    """Return the kinds and names, or hosts, of workers that people themselves have put into quarantine.
+
+    A life that began with the quarantine of a life before is none of these.
+    """
+    found: set[tuple[str, str]] = set()
+    by_people = (
+        change.c.availability == QUARANTINED,
+        or_(change.c.reason.is_(None), not_(change.c.reason.startswith(SINCE_BEFORE, autoescape=True))),
+        worker.c.host_only.is_(False),
+    )
+    for column, wanted in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
+        for batch in _batches(sorted(wanted)):
+            rows = connection.execute(
+                select(worker.c.kind, column.label("called"))
+                .select_from(worker.join(change, change.c.worker_ref == worker.c.id))
+                .where(column.in_(batch), *by_people)
+                .distinct()
+            )
+            found |= {(row.kind, row.called) for row in rows}
+    return found
 
 
 def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
@@ -448,16 +488,50 @@ def merge(connection: Connection, kept: int, told: int, *, now: datetime) -> Non
         "reported_id": other.reported_id,
         "fingerprint": other.fingerprint,
         "hostname": other.hostname,
-        "availability": max(known.availability, other.availability, key=AVAILABILITIES.index),
+        "availability": max(known.availability, _decided_of(connection, other, known), key=AVAILABILITIES.index),
         "registered_at": min(known.registered_at, other.registered_at),
         "last_seen_at": max(known.last_seen_at, other.last_seen_at),
     }
     if known.reported_id is None:
-        values |= {name: getattr(other, name) for name in ("name", "started_at", "labels")}
+        values["started_at"] = other.started_at
+        if is_operators_word(known, other.hostname):
+            values |= {name: getattr(other, name) for name in ("name", "labels")}
         values |= {name: {**getattr(other, name), **getattr(known, name)} for name in ("resources", "versions")}
         if known.pid is None:
             values["pid"] = other.pid
     connection.execute(update(worker).where(worker.c.id == kept).values(values))
+
+
+def _decided_of(connection: Connection, told: Row[Any], known: Row[Any]) -> str:
+    """Return what is decided of a row that only reports told of, as far as people decided it of a worker of its name.
+
+    It may have begun with the quarantine of a worker of another name: a report says both names.
+    """
+    if told.availability != QUARANTINED:
+        decided: str = told.availability
+        return decided
+    by_people = _quarantined_by_people(connection, {known.engine_name}, {known.hostname})
+    return QUARANTINED if _is_among(by_people, known) else AVAILABLE
+
+
+def adopted(connection: Connection, known: Mapping[int, NewLife]) -> dict[int, dict[str, Any]]:
+    """Return what changes of rows that only reports told of, by their IDs, when their engine first tells of them.
+
+    :param known: what the engine tells of each
+    """
+    changed: dict[int, dict[str, Any]] = {}
+    columns = ("id", "kind", "name", "engine_name", "hostname", "availability")
+    for batch in _batches(sorted(known)):
+        rows = connection.execute(select(*(worker.c[name] for name in columns)).where(worker.c.id.in_(batch))).all()
+        inherited = [known[row.id] for row in rows if row.availability == QUARANTINED]
+        kept = _quarantined(connection, inherited) if inherited else []
+        for row in rows:
+            told, values = known[row.id], changed.setdefault(row.id, {})
+            if not is_operators_word(told, row.hostname):
+                values |= {"name": told.engine_name, "labels": {}}
+            if row.availability == QUARANTINED and told not in kept:
+                values["availability"] = AVAILABLE
+    return changed
 
 
 def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
@@ -470,11 +544,15 @@ def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
         .where(*(other.c[name] == attempt.c[name] for name in key), other.c.worker_ref == kept)
         .exists(),
     )
-    excepted = [
-        not_(and_(*(attempt.c[name] == value for name, value in zip(key, row, strict=True))))
-        for row in connection.execute(of_both).all()
-    ]
-    connection.execute(update(attempt).where(attempt.c.worker_ref == told, *excepted).values(worker_ref=kept))
+    excepted = {tuple(row) for row in connection.execute(of_both).all()}
+    renaming = update(attempt).where(attempt.c.worker_ref == told).values(worker_ref=kept)
+    if not excepted:
+        connection.execute(renaming)
+        return
+    columns = tuple(attempt.c[name] for name in key)
+    of_told = {tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == told)).all()}
+    for batch in _batches(sorted(of_told - excepted)):
+        connection.execute(renaming.where(are_among(connection, columns, batch)))
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------

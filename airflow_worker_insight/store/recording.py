@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, case, func, insert, literal, not_, or_, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from airflow_worker_insight import config
 from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
 from airflow_worker_insight.store.planning import counted, rows_written
 from airflow_worker_insight.store.tables import (
@@ -64,6 +65,9 @@ MAX_SAME = 10
 
 MAX_SEEN = 10_000
 """Workers that one process remembers to have marked as seen."""
+
+MAX_ON_A_HOST = 100
+"""Workers of one host that are looked through."""
 
 MAX_WORKERS = 100
 """Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
@@ -168,6 +172,8 @@ class StartedTry:
     state: str = "running"
     ended_at: datetime | None = None
     """When it ended, where a report of it had to wait for so long."""
+    fits: bool | None = True
+    """Whether its executor has workers of the kind that is reported; ``None`` where that is not known."""
 
 
 def record_start(
@@ -216,8 +222,9 @@ def record_start(
     }
     # In the usual case the first statement does it and waits for nobody. All else locks rows that others may hold, such
     # as one who writes a look at the fleet and was frozen in the middle of it: the caller's bounds end that.
-    if is_late or not any(_writes(connection, statement, start) for statement in (_first_process, _further_process)):
-        stored = _write_worker_and_start(connection, key, record, start, now=now)
+    is_usual = not is_late and started.fits is not False
+    if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
+        stored = _write_worker_and_start(connection, key, record, start, now=now, fits=started.fits)
         _mark_seen(connection, stored.reported_id, now=now)
         return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
@@ -225,11 +232,19 @@ def record_start(
 
 
 def _write_worker_and_start(
-    connection: Connection, key: TryKey, record: WorkerRecord, start: Mapping[str, Any], *, now: datetime
+    connection: Connection,
+    key: TryKey,
+    record: WorkerRecord,
+    start: Mapping[str, Any],
+    *,
+    now: datetime,
+    fits: bool | None,
 ) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
         raise TooManyWorkers(f"try {key.try_number} has run on {MAX_WORKERS} workers")
-    stored = store_worker(connection, record, now=now, check_new=lambda: _check_new(connection, start, record, now=now))
+    stored = store_worker(
+        connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
+    )
     # The worker's row is locked now, so it stays however long ago the worker was seen.
     start = {
         **start,
@@ -237,7 +252,7 @@ def _write_worker_and_start(
         "p_worker_id": stored.reported_id,
         "p_fingerprint": stored.fingerprint,
     }
-    if not any(_writes(connection, statement, start) for statement in (_first_process, _further_process)):
+    if not any(_writes(connection, statement, start) for statement in _STARTS):
         raise LookupError(f"worker {record.worker_id} could not be stored")
     return stored
 
@@ -265,6 +280,7 @@ def store_worker(
     *,
     now: datetime,
     is_own: bool = False,
+    fits: bool | None = True,
     check_new: Callable[[], None] | None = None,
 ) -> StoredWorker:
     """Find, update or make the row of a worker that a report describes, and lock it.
@@ -275,18 +291,28 @@ def store_worker(
     told of, a report completes only what the engine does not know, once.
 
     :param is_own: whether no report but the process that runs the worker describes it: what it says counts
+    :param fits: whether the executor of the try has workers of this kind; where that is not known (``None``), the host
+        must be the one that the engine tells
     :param check_new: is called before a row is made
     :raises ContradictingWorker: when the ID is that of another worker that has never reported
     """
+    contradiction = None
+    if fits is False and record.kind in ENGINE_KINDS:
+        contradiction = f"no {record.kind} worker runs tries of its executor"
+        record = _of_no_engine(record)
     known = _reported_as(connection, record.worker_id)
-    if known is not None and (is_own or _is_process_of(connection, known, record)):
-        return _update_worker(connection, known, record, is_own=is_own)
-    of_engine = None if is_own else _engines_row(connection, record)
+    is_certain = fits is not True
+    if known is not None and (is_own or _is_process_of(connection, known, record, is_certain=is_certain)):
+        return replace(_update_worker(connection, known, record, is_own=is_own), contradiction=contradiction)
+    of_engine = None if is_own else _engines_row(connection, record, is_certain=is_certain)
     if of_engine is not None:
         found_by = _hand_over_id(connection, known, of_engine, record)
         return _update_worker(connection, of_engine, record, found_by=found_by)
-    contradiction = None
-    if known is not None or _is_reported_elsewhere(connection, record.worker_id):
+    if fits is None and record.kind in ENGINE_KINDS and may_be_unlike_the_engines(record.hostname):
+        # The next look, which knows no executors, would take it for the worker that has no such name yet.
+        record = _of_no_engine(record)
+        known = _reported_as(connection, record.worker_id)
+    elif known is not None or _is_reported_elsewhere(connection, record.worker_id):
         contradiction = _difference(known, record)
         record = replace(record, worker_id=_id_apart(record.worker_id, record.kind, record.hostname, record.pid))
         known = _reported_as(connection, record.worker_id)
@@ -313,11 +339,34 @@ def _is_reported_elsewhere(connection: Connection, worker_id: str) -> bool:
     return connection.execute(taken.where(not_(is_known_to_engine(worker)))).first() is not None
 
 
-def _is_process_of(connection: Connection, known: Row[Any], record: WorkerRecord) -> bool:
+def _of_no_engine(record: WorkerRecord) -> WorkerRecord:
+    """Return a report's worker as one that no engine will ever tell of."""
+    worker_id = _id_apart(record.worker_id, f"no {record.kind}", record.hostname, record.pid)
+    # A scheduler's one local worker is found by its host, and each of several by its name.
+    engine_name = f"apart@{record.hostname}"[:250] if record.kind == LOCAL else None
+    return replace(record, worker_id=worker_id, engine_name=engine_name, job_id=None)
+
+
+def _is_process_of(connection: Connection, known: Row[Any], record: WorkerRecord, *, is_certain: bool) -> bool:
     if (known.kind, known.pid, known.host_only) != (record.kind, record.pid, record.host_only):
         return False
-    is_on_host = are_one_host(known.hostname, record.hostname)
-    return is_on_host or (_is_known_to_engine(known) and _may_be_on(connection, known, record.hostname))
+    if _calls_it_otherwise(known, record):
+        return False
+    if _is_known_to_engine(known):
+        return _may_be_on(connection, known, record.hostname, is_certain=is_certain)
+    return are_one_host(known.hostname, record.hostname)
+
+
+def _calls_it_otherwise(known: Row[Any], record: WorkerRecord) -> bool:
+    """Tell whether a report gives a worker another engine's name than it has.
+
+    Some processes do not know it (``run_as_user``). A scheduler's one local worker is called after its host, which its
+    engine and its own processes may know by different names.
+    """
+    names = (known.engine_name, record.engine_name)
+    if record.kind not in ENGINE_KINDS or None in names or names[0] == names[1]:
+        return False
+    return record.kind != LOCAL or any(is_named_local(LOCAL, name) for name in names)
 
 
 def _difference(known: Row[Any] | None, record: WorkerRecord) -> str:
@@ -326,7 +375,7 @@ def _difference(known: Row[Any] | None, record: WorkerRecord) -> str:
         return "its ID is another worker's"
     facts = [
         f"{name} {getattr(known, name)} before, {getattr(record, name)} now"
-        for name in ("kind", "hostname", "pid")
+        for name in ("kind", "hostname", "pid", "engine_name")
         if getattr(known, name) != getattr(record, name)
     ]
     return ", ".join(facts) or "it stands for a host"
@@ -353,21 +402,53 @@ def are_one_host(one: str, other: str) -> bool:
     )
 
 
-def _may_be_on(connection: Connection, known: Row[Any], hostname: str) -> bool:
+def is_host_of(known: Any, hostname: str) -> bool:
+    """Tell whether a worker that its engine knows is on a host, by what the engine and earlier tries say.
+
+    :param known: the worker's row
+    """
+    node_host = _node_host(known.kind, known.engine_name)
+    return are_one_host(known.hostname, hostname) or bool(node_host and are_one_host(node_host, hostname))
+
+
+def _node_host(kind: str, engine_name: str | None) -> str:
+    return engine_name.rpartition("@")[2] if kind == "celery" and engine_name else ""
+
+
+def may_be_unlike_the_engines(hostname: str) -> bool:
+    """Tell whether Airflow may call a host by a name that has nothing to do with the one that engines have.
+
+    It does so where ``[core] hostname_callable`` returns addresses, or something of an operator's own.
+    """
+    name = hostname.strip().lower()
+    return ":" in name or name.partition(".")[0].isdecimal() or config.names_hosts_otherwise()
+
+
+def _may_be_on(connection: Connection, known: Row[Any], hostname: str, *, is_certain: bool) -> bool:
     """Tell whether a worker that its engine knows may be on the host that Airflow recorded for a try.
 
-    Airflow may call hosts by another name than the engine (``[core] hostname_callable``). But where it is the name of a
-    host on which other workers are, it is not this one's.
+    Where Airflow's names of hosts are unlike the engines', the first report says which one is the worker's; but not the
+    name of a host on which other workers are.
+
+    :param is_certain: whether only a name that agrees counts
     """
-    node_host = known.engine_name.rpartition("@")[2] if known.kind == "celery" and known.engine_name else ""
-    if are_one_host(known.hostname, hostname) or (node_host and are_one_host(node_host, hostname)):
+    if is_host_of(known, hostname):
         return True
+    if is_certain or known.reported_id is not None or not may_be_unlike_the_engines(hostname):
+        return False
+    node_host = _node_host(known.kind, known.engine_name)
     short = short_host(hostname)
-    named_so = or_(worker.c.hostname.in_([hostname, short]), worker.c.hostname.startswith(f"{short}.", autoescape=True))
-    others = select(worker.c.id).where(
-        named_so, worker.c.id != known.id, worker.c.state.in_((ONLINE, UNRESPONSIVE)), is_known_to_engine(worker)
+    domains = (one.strip().lower().partition(".")[2] for one in (known.hostname, node_host, hostname))
+    named_so = {hostname, short, *(f"{short}.{domain}" for domain in domains if domain and short != hostname)}
+    others = select(worker.c.kind, worker.c.engine_name).where(
+        worker.c.hostname.in_(sorted(named_so)),
+        worker.c.id != known.id,
+        worker.c.ended_at.is_(None),
+        is_known_to_engine(worker),
     )
-    return connection.execute(others.limit(1)).first() is None
+    # Several workers of one machine have the same name of it with Celery.
+    rows = connection.execute(others.limit(MAX_ON_A_HOST)).all()
+    return all(bool(node_host) and _node_host(row.kind, row.engine_name) == node_host for row in rows)
 
 
 def is_known_to_engine(table: Any) -> Any:
@@ -390,7 +471,8 @@ def _update_worker(
     """Write what a report changes of a worker's row.
 
     What its engine knows stays. What an operator may have said on the worker (its name and labels), its resources and
-    versions are those of the first report: no later one changes them for as long as the worker lives.
+    versions are those of the first report: no later one changes them for as long as the worker lives. Of a worker that
+    only reports tell of, its names stay.
 
     :param found_by: the ID by which a start finds the row, where that is not the one by which it was found
     """
@@ -401,10 +483,14 @@ def _update_worker(
         if known.reported_id is None:
             values |= {"reported_id": reported_id, **_completed(known, record)}
     else:
-        values |= {"job_id": record.job_id, "engine_name": record.engine_name, **record.description()}
-        if (record.name, record.engine_name) != (known.name, known.engine_name):
+        name, engine_name = record.name, record.engine_name
+        if record.kind in ENGINE_KINDS and not is_own:
+            # Decisions go by these names: no report moves a worker from one to another.
+            name, engine_name = known.name, known.engine_name or record.engine_name
+        values |= {"job_id": record.job_id, **record.description(), "name": name, "engine_name": engine_name}
+        if (name, engine_name) != (known.name, known.engine_name):
             inherited = inherited_availability(
-                connection, record.kind, record.name, record.engine_name, hostname=record.hostname, besides=known.id
+                connection, record.kind, name, engine_name, hostname=record.hostname, besides=known.id
             )
             values["availability"] = max(known.availability, inherited, key=AVAILABILITIES.index)
     connection.execute(update(worker).where(worker.c.id == known.id).values(values))
@@ -413,14 +499,23 @@ def _update_worker(
 
 def _completed(known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
     """Return the columns of an engine's row that its worker's first report completes."""
-    values = {
-        "name": record.name,
+    values: dict[str, Any] = {
         "started_at": record.started_at,
-        "labels": dict(record.labels),
         "resources": {**record.resources, **known.resources},
         "versions": {**record.versions, **known.versions},
     }
+    if is_operators_word(known, record.hostname):
+        values |= {"name": record.name, "labels": dict(record.labels)}
     return values if known.pid is not None else {**values, "pid": record.pid}
+
+
+def is_operators_word(known: Any, hostname: str) -> bool:
+    """Tell whether the name and labels that a report has for a worker are taken for those of its operator.
+
+    :param known: the row that its engine has told of
+    :param hostname: the host that Airflow recorded for the try
+    """
+    return is_host_of(known, hostname) or config.placement_trust_reports()
 
 
 def _hand_over_id(connection: Connection, known: Row[Any] | None, row: Row[Any], record: WorkerRecord) -> str:
@@ -485,7 +580,7 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
         raise TooManyWorkers(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
 
 
-def _engines_row(connection: Connection, record: WorkerRecord) -> Row[Any] | None:
+def _engines_row(connection: Connection, record: WorkerRecord, *, is_certain: bool) -> Row[Any] | None:
     """Return the open row that the worker's engine has told of, if there is one and it is certain.
 
     Name and process ID are not enough: in a container, and of all Edge workers, the next life has the same, and the
@@ -517,7 +612,7 @@ def _engines_row(connection: Connection, record: WorkerRecord) -> Row[Any] | Non
         .with_for_update(key_share=True)
     )
     rows = connection.execute(open_lives).all()
-    return next((row for row in rows if _may_be_on(connection, row, record.hostname)), None)
+    return next((row for row in rows if _may_be_on(connection, row, record.hostname, is_certain=is_certain)), None)
 
 
 def _started_as(record: WorkerRecord) -> Any:
@@ -779,5 +874,6 @@ def _further_process(dialect: str) -> Any:
     return counted(statement, dialect)
 
 
+_STARTS = (_first_process, _further_process)
 _NOW = bindparam("p_now", type_=Timestamp())
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

@@ -386,7 +386,7 @@ def withheld(connection: Connection) -> dict[int, str]:
     """Return which of all workers that live people keep from new work, and how, by their row IDs."""
     is_live = worker.c.state.in_(_LIVE)
     decided = connection.execute(
-        select(worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.availability).where(
+        select(worker.c.id, *_of_strictest()).where(
             or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
             worker.c.host_only.is_(False),
             worker.c.availability != AVAILABLE,
@@ -396,31 +396,42 @@ def withheld(connection: Connection) -> dict[int, str]:
     strictest = _strictest_of(decided)
     for batch in _batches(sorted({name for _, name in strictest})):
         same = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(worker.c.engine_name.in_(batch), is_live)
-        found |= {
-            row.id: strictest[row.kind, row.engine_name]
-            for row in connection.execute(same)
-            if (row.kind, row.engine_name) in strictest
-        }
+        for row in connection.execute(same):
+            strict = strictest.get((row.kind, row.engine_name), AVAILABLE)
+            if strict != AVAILABLE:
+                found[row.id] = max(found.get(row.id, AVAILABLE), strict, key=AVAILABILITIES.index)
     return found
 
 
 def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
-    """Return the strictest availability of each engine's name: several rows of it may be one worker."""
+    """Return the strictest availability of each engine's name: several rows of it may be one worker.
+
+    What only reports tell of decides of no other row: a task may have made it up.
+    """
     found: dict[tuple[str, str], str] = {}
     for row in rows:
-        if row.engine_name is not None:
+        if row.engine_name is not None and row.is_known:
             key = (row.kind, row.engine_name)
             found[key] = max(found.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
     return found
 
 
+def _of_strictest() -> list[Any]:
+    """Return the columns that :func:`_strictest_of` goes by."""
+    is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+    return [worker.c.kind, worker.c.engine_name, worker.c.availability, is_known]
+
+
 def _with_strictest(connection: Connection, some: list[WorkerRow]) -> list[WorkerRow]:
-    """Give each worker that has not ended the strictest availability of all open rows of its engine's name."""
+    """Give each worker that has not ended the strictest availability of all open rows of its engine's name.
+
+    Those that only reports tell of take it and give none.
+    """
     names = sorted({one.engine_name for one in some if one.engine_name and one.ended_at is None})
     decided: list[Row[Any]] = []
     for batch in _batches(names):
         decided += connection.execute(
-            select(worker.c.kind, worker.c.engine_name, worker.c.availability).where(
+            select(*_of_strictest()).where(
                 worker.c.engine_name.in_(batch),
                 worker.c.ended_at.is_(None),
                 worker.c.host_only.is_(False),
@@ -429,7 +440,14 @@ def _with_strictest(connection: Connection, some: list[WorkerRow]) -> list[Worke
         ).all()
     strictest = _strictest_of(decided)
     return [
-        replace(one, availability=strictest.get((one.kind, one.engine_name or ""), one.availability))
+        replace(
+            one,
+            availability=max(
+                one.availability,
+                strictest.get((one.kind, one.engine_name or ""), AVAILABLE),
+                key=AVAILABILITIES.index,
+            ),
+        )
         if one.ended_at is None
         else one
         for one in some

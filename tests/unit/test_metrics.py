@@ -86,6 +86,7 @@ def what_arrives(statsd: socket.socket, database: Database, **options: str) -> s
     environment = {
         **os.environ,
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
         **{f"AIRFLOW__METRICS__{name.upper()}": value for name, value in settings.items()},
     }
     done = subprocess.run(

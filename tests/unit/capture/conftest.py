@@ -25,8 +25,9 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def claiming() -> Iterator[None]:
-    """Claim the reports that this process stores, as an API server does."""
+def claiming(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Claim the reports that this process stores, as an API server does where tasks run on Celery's workers."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     claim.install()
     yield
     claim.uninstall()

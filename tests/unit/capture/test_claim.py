@@ -165,9 +165,10 @@ def test_a_report_that_arrives_again_counts_no_process(database: Database) -> No
 
 
 def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:
-    one = a_running_try(database, queued_by_job_id=7)
+    one = a_running_try(database, queued_by_job_id=7, executor="LocalExecutor")
     push(one, a_report(one.try_id, worker_id="local-1", kind="local"))
-    push(one, a_report(one.try_id, worker_id="celery-1", kind="celery"))
+    other = a_running_try(database, "other", queued_by_job_id=7)
+    push(other, a_report(other.try_id, worker_id="celery-1", kind="celery"))
     assert {row["worker_id"]: row["job_id"] for row in database.workers()} == {"local-1": 7, "celery-1": None}
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select, update
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.naming import one_worker
@@ -18,6 +19,8 @@ from airflow_worker_insight.store import availability, recording, workers
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.lives import NewLife, merge, register
+from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers import WorkerFilter
 from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, on_both
 
@@ -159,11 +162,34 @@ def test_it_can_describe_the_worker_that_runs_it_where_its_report_is_the_first(
     )
 
 
-def test_it_can_rename_a_worker_of_its_host_that_no_engine_tells_of(database: Database) -> None:
+def test_it_can_describe_anew_a_worker_of_its_host_that_no_engine_tells_of(database: Database) -> None:
+    """Its name stays: decisions go by it."""
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     push(one, a_report(one.try_id, name="renamed", labels={}))
-    assert [(row["name"], row["labels"]) for row in database.workers()] == [("renamed", {})]
+    assert [(row["name"], row["labels"]) for row in database.workers()] == [("w1@host-1", {})]
+
+
+def test_it_can_rename_a_worker_of_its_host_that_no_engine_can_tell_of(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "acme.AcmeExecutor")
+    one = a_running_try(database)
+    for name in ("a1", "renamed"):
+        push(one, a_report(one.try_id, kind="AcmeExecutor", engine_name=None, name=name))
+    assert [row["name"] for row in database.workers()] == ["renamed"]
+
+
+@on_both
+def test_it_can_say_on_a_host_that_no_worker_has_by_address_that_it_is_a_worker_without_one(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    """Where Airflow calls hosts by address, nothing tells whose one is until a report of a worker has told it."""
+    forging = a_running_try(database, "forging", hostname="10.0.0.9")
+    push(forging, report(forging, **by_w2(celery, name="evil", labels={"zone": "secure"})))
+    assert named(database) == {"forging": ["w2@host-2"]}
+    row = found(database, "w2@host-2")
+    assert (row["name"], row["labels"], row["state"]) == ("w2@host-2", {}, "online")
 
 
 # --- what it cannot --------------------------------------------------------------------------------------------------
@@ -192,26 +218,35 @@ def test_it_cannot_remove_or_change_what_its_own_worker_reported(
 
 
 @on_both
-@pytest.mark.parametrize("recorded", ["host-2", "host-2.example.org"])
+@pytest.mark.parametrize("recorded", ["host-2", "host-2.example.org", "pod-1", "10.0.0.2"])
 def test_it_cannot_name_a_worker_of_another_host(
     database: Database, report: Callable[..., dict[str, Any]], recorded: str
 ) -> None:
     """All that w1 says of itself can be read by whoever may see workers."""
+    if recorded == "10.0.0.2":
+        real = a_running_try(database, "real", hostname="10.0.0.1")
+        push(real, report(real, worker_id="w1"))
+    before = found(database, "w1@host-1")
     one = a_running_try(database, hostname=recorded)
-    push(one, report(one))
-    assert named(database) == {"extract": ["made up"]}
+    push(one, report(one, name="evil", labels={"zone": "secure"}))
+    refresh(only_if_due=False)
+    refresh(only_if_due=False)
+    assert named(database)["extract"] == ["made up"]
+    after = found(database, "w1@host-1")
+    for name in ("id", "name", "hostname", "labels", "reported_id", "state"):
+        assert after[name] == before[name], name
     (row,) = [row for row in database.workers() if row["worker_id"] == "celery-w1"]
     assert row["hostname"] == recorded
 
 
 @on_both
 @pytest.mark.parametrize("pid", [None, 100, 7])
-@pytest.mark.parametrize("node", ["w1@host-1", "w2@host-2"])
+@pytest.mark.parametrize(("node", "host"), [("w1@host-1", "host-2"), ("w2@host-2", "host-2"), ("w1@host-1", "pod-1")])
 def test_it_cannot_take_over_a_worker_that_has_run_nothing_yet(
-    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], pid: int | None, node: str
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], pid: int | None, node: str, host: str
 ) -> None:
     before = found(database, node)
-    forging = a_running_try(database, "forging", hostname="host-2")
+    forging = a_running_try(database, "forging", hostname=host)
     push(forging, report(forging, worker_id="x", name="evil", engine_name=node, pid=pid, labels={"zone": "secure"}))
     refresh(only_if_due=False)
     refresh(only_if_due=False)
@@ -244,12 +279,13 @@ def test_it_cannot_take_over_a_worker_of_another_engine(database: Database, kind
         )
     before = database.workers()[0]
     forged = {"kind": kind, "engine_name": names[0], "name": "evil", "labels": {"zone": "secure"}}
-    forging = a_running_try(database, "forging", hostname=hosts[1], queued_by_job_id=7)
+    sent_by = {"executor": "EdgeExecutor" if kind == "edge" else "LocalExecutor"}
+    forging = a_running_try(database, "forging", hostname=hosts[1], queued_by_job_id=7, **sent_by)
     for pid in (None, 7):
         push(forging, a_report(forging.try_id, worker_id=f"x{pid}", pid=pid, **forged))
     assert database.workers()[0] == before
     assert named(database) == {"forging": ["made up", "made up"]}
-    real = a_running_try(database, "real", hostname=hosts[0], queued_by_job_id=7)
+    real = a_running_try(database, "real", hostname=hosts[0], queued_by_job_id=7, **sent_by)
     push(real, a_report(real.try_id, worker_id="real", kind=kind, engine_name=names[0], name=names[0]))
     assert named(database)["real"] == [names[0]]
 
@@ -307,6 +343,121 @@ def test_it_cannot_give_a_drained_worker_new_work(
         assert placed_among(database)["w1@host-1"] == "draining"
         refresh(only_if_due=False)
         assert placed_among(database)["w1@host-1"] == "draining"
+
+
+QUARANTINED_BEFORE = "old@host-1"
+
+
+def a_life_in_quarantine(database: Database, *, has_ended: bool) -> None:
+    """Have a worker that its engine told of, and that a person has put into quarantine."""
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        before = NewLife("celery", QUARANTINED_BEFORE, "host-1", "online", pid=5, heartbeat_at=now)
+        register(connection, [before], now=now)
+        its_id = connection.execute(
+            select(worker.c.worker_id).where(worker.c.engine_name == QUARANTINED_BEFORE)
+        ).scalar_one()
+        set_availability(connection, its_id, "quarantined", note="disk", changed_by="ada", now=now)
+        if has_ended:
+            connection.execute(update(worker).where(worker.c.worker_id == its_id).values(state="offline", ended_at=now))
+
+
+@on_both
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_it_cannot_take_workers_out_of_work_by_the_quarantine_of_another_one(
+    database: Database, report: Callable[..., dict[str, Any]], has_ended: bool
+) -> None:
+    a_life_in_quarantine(database, has_ended=has_ended)
+    one = a_running_try(database)
+    for number, node in enumerate(("w1@host-1", "w2@host-2")):
+        forged = {"worker_id": f"x{number}", "pid": 7 + number}
+        push(one, report(one, **forged, name=QUARANTINED_BEFORE, engine_name=QUARANTINED_BEFORE))
+        push(one, report(one, **forged, name="z", engine_name=node))
+        push(one, report(one, **{**forged, "worker_id": f"y{number}"}, name=QUARANTINED_BEFORE, engine_name=node))
+        push(one, report(one, **{**forged, "worker_id": f"z{number}"}, name=QUARANTINED_BEFORE, engine_name=None))
+        push(one, report(one, **{**forged, "worker_id": f"z{number}"}, name=QUARANTINED_BEFORE, engine_name=node))
+    for _ in range(2):
+        assert {name: placed_among(database)[name] for name in ("w1@host-1", "w2@host-2")} == {
+            "w1@host-1": "available",
+            "w2@host-2": "available",
+        }
+        with database.engine.connect() as connection:
+            listed, _ = workers.list_workers(connection, WorkerFilter(), limit=50, offset=0)
+            read = workers.get_worker(connection, found(database, "w1@host-1")["worker_id"])
+        told = {row.engine_name: row.availability for row in listed if not row.is_told_only}
+        assert (told["w1@host-1"], told["w2@host-2"]) == ("available", "available")
+        assert read is not None
+        assert read.availability == "available"
+        refresh(only_if_due=False)
+
+
+@on_both
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_it_cannot_have_a_worker_begin_with_the_quarantine_of_another_one(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], is_same_process: bool
+) -> None:
+    """It knows the name of a worker that is to start, or that runs beside it and that no look has seen yet."""
+    a_life_in_quarantine(database, has_ended=True)
+    one = a_running_try(database)
+    names = (QUARANTINED_BEFORE, "w3@host-1")
+    for number, (name, engine_name) in enumerate([names, names[::-1]]):
+        pid = 300 if is_same_process else 301
+        push(one, report(one, worker_id=f"x{number}", pid=pid, name=name, engine_name=engine_name))
+    celery.workers["w3@host-1"] = 300
+    refresh(only_if_due=False)
+    assert placed_among(database)["w3@host-1"] == "available"
+
+
+@on_both
+def test_a_decision_on_a_made_up_worker_is_of_no_other_one(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    """What bears the name of a worker without its process is not that worker."""
+    one = a_running_try(database)
+    push(one, report(one, worker_id="x", name="evil", pid=7))
+    with database.engine.begin() as connection:
+        decided = set_availability(
+            connection, "x", "quarantined", note=None, changed_by="ada", now=database_now(connection)
+        )
+    assert decided is not None
+    assert decided.availability == "quarantined"
+    assert placed_among(database)["w1@host-1"] == "available"
+    refresh(only_if_due=False)
+    assert placed_among(database)["w1@host-1"] == "available"
+
+
+@on_both
+@pytest.mark.parametrize("executor", ["KubernetesExecutor", "LocalExecutor", "acme.AcmeExecutor"])
+@pytest.mark.parametrize("hostname", ["host-2", "pod-1", "10.0.0.9"])
+def test_a_try_of_another_executor_does_not_run_on_a_worker_of_celery(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], executor: str, hostname: str
+) -> None:
+    before = found(database, "w2@host-2")
+    one = a_running_try(database, hostname=hostname, executor=executor)
+    for _ in range(2):
+        push(one, report(one, **by_w2(celery, name="evil", labels={"zone": "secure"})))
+        refresh(only_if_due=False)
+    is_possible = executor.startswith("acme") and hostname == "host-2"
+    assert named(database) == {"extract": ["w2@host-2" if is_possible else "made up"]}
+    after = found(database, "w2@host-2")
+    if not is_possible:
+        for name in ("name", "hostname", "labels", "reported_id"):
+            assert after[name] == before[name], name
+    # The worker's own reports are of it, whatever was said before.
+    real = a_running_try(database, "real", hostname="host-2")
+    push(real, report(real, **by_w2(celery)))
+    assert named(database)["real"] == ["w2@host-2"]
+
+
+@on_both
+def test_a_try_of_another_executor_does_not_run_on_a_scheduler(database: Database) -> None:
+    with database.engine.begin() as connection:
+        now = database_now(connection)
+        scheduler = NewLife("local", "local@host-1", "host-1", "online", job_id=7, heartbeat_at=now)
+        register(connection, [scheduler], now=now)
+    one = a_running_try(database, queued_by_job_id=7, executor="CeleryExecutor")
+    push(one, a_report(one.try_id, kind="local", engine_name="local@host-1", name="local@host-1"))
+    assert named(database) == {"extract": ["made up"]}
 
 
 @on_both
@@ -435,7 +586,7 @@ def test_a_dns_lookup_that_failed_once_makes_no_other_worker(
         one = a_running_try(database, f"task-{number}", hostname=hostname)
         push(one, report(one, hostname=hostname))
         assert found(database, "w1@host-1")["hostname"] == hostname
-        bare = a_running_try(database, f"bare-{number}", hostname=hostname)
+        bare = a_running_try(database, f"bare-{number}", hostname=hostname, executor="EdgeExecutor")
         push(bare, report(bare, worker_id="edge-1", kind="edge", engine_name="none", hostname=hostname))
     assert len(database.workers()) == 3
     assert counters.snapshot() == {"reports.claimed": 6}

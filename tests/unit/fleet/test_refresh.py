@@ -190,7 +190,7 @@ def test_of_two_workers_under_one_name_one_that_misses_a_look_is_not_replaced_by
     look()
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
-        one = a_worker("x", engine_name="w@h", pid=1, name="w@h", started_at=alive[1])
+        one = a_worker("x", engine_name="w@h", hostname="h", pid=1, name="w@h", started_at=alive[1])
         record_start(connection, key, one, try_started_at=began, state="running", now=began)
     time.passes(30)
     look()

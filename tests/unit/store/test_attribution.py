@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from airflow_worker_insight import compat
 from airflow_worker_insight.identity.text import word
 from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.attribution import Life, Verdict, attribute, host_worker, kind_of
+from airflow_worker_insight.store.attribution import Life, Verdict, attribute, has_workers_of, host_worker, kind_of
 from airflow_worker_insight.store.keys import TryKey
 from tests.unit.database import a_worker, at
 
@@ -274,3 +274,27 @@ def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
 def test_hosts_and_kinds_are_told_apart() -> None:
     ids = {host_worker(host, kind).worker_id for host in ("a", "b", "a" * 300) for kind in ("celery", "local")}
     assert len(ids) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "executor", "setting", "expected"),
+    [
+        ("celery", None, "CeleryExecutor", True),
+        ("celery", None, "CeleryExecutor,KubernetesExecutor", True),
+        ("celery", "KubernetesExecutor", "CeleryExecutor,KubernetesExecutor", False),
+        ("celery", "pods", "CeleryExecutor,pods:airflow.providers.cncf.kubernetes.executors.KubernetesExecutor", False),
+        ("local", None, "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor", True),
+        ("local", None, "CeleryExecutor", False),
+        # Which team's the try is, is not said.
+        ("celery", None, "LocalExecutor;team1=CeleryExecutor", True),
+        ("edge", None, "LocalExecutor;team1=CeleryExecutor", False),
+        ("celery", None, "acme.AcmeExecutor", None),
+        ("celery", None, "CeleryKubernetesExecutor", None),
+        ("celery", None, None, None),
+        ("AcmeExecutor", None, "acme.AcmeExecutor", True),
+    ],
+)
+def test_which_executors_have_workers_of_a_kind(
+    kind: str, executor: str | None, setting: str | None, expected: bool | None
+) -> None:
+    assert has_workers_of(kind, executor=executor, setting=setting) is expected

@@ -9,14 +9,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store import workers
 from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES, EngineRow, NewLife
 from airflow_worker_insight.store.recording import upsert_worker
-from airflow_worker_insight.store.tables import change, worker
+from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
 if TYPE_CHECKING:
@@ -334,6 +334,25 @@ def test_a_try_that_names_both_rows_keeps_both(database: Database) -> None:
         ("both", kept),
         ("one", kept),
     ]
+
+
+@on_both
+def test_many_tries_of_two_rows_are_more_than_one_statement_takes(database: Database) -> None:
+    """SQLite refuses a condition of more than a thousand parts."""
+    kept, told = told_apart(database)
+    number = 1200
+    same = {"map_index": -1, "process_count": 1, "ordinal": 0, "attribution": "reported"}
+    names = {"dag_id": "etl", "run_id": "run-1", "task_id": "load", "run_key": 1, "try_number": 1}
+    rows = [
+        {**same, **names, "task_key": task_key, "worker_ref": ref}
+        for task_key in range(number)
+        for ref in ((kept, told) if task_key % 2 else (told,))
+    ]
+    with database.engine.begin() as connection:
+        connection.execute(insert(attempt), rows)
+        store.merge(connection, kept, told, now=at(30))
+        refs = Counter(connection.execute(select(attempt.c.worker_ref)).scalars())
+    assert refs == {kept: number, told: number // 2}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

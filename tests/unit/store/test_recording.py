@@ -200,7 +200,6 @@ def test_a_worker_is_marked_as_seen_once_a_minute(database: Database) -> None:
 
 
 CHANGES = [
-    {"name": "renamed"},
     {"labels": {}},
     {"labels": {"zone": "b"}},
     {"resources": {"cpus": 8}},
@@ -319,9 +318,29 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_labels() -> None:
 def test_two_writers_of_the_same_new_worker_get_the_same_row(database: Database) -> None:
     with database.engine.begin() as connection:
         first = upsert_worker(connection, a_worker(), now=at(0))
-        second = upsert_worker(connection, a_worker(name="renamed"), now=at(1))
+        second = upsert_worker(connection, a_worker(labels={"zone": "b"}), now=at(1))
     assert first == second
-    assert [(row["name"], row["registered_at"]) for row in database.workers()] == [("renamed", at(0))]
+    assert [(row["labels"], row["registered_at"]) for row in database.workers()] == [({"zone": "b"}, at(0))]
+
+
+def test_a_report_gives_a_worker_of_an_engine_no_other_name(database: Database) -> None:
+    with database.engine.begin() as connection:
+        first = upsert_worker(connection, a_worker(engine_name=None), now=at(0))
+        # Not all processes of a worker know what its engine calls it.
+        for engine_name in ("w1@host-1", None, "w1@host-1"):
+            assert upsert_worker(connection, a_worker(name="renamed", engine_name=engine_name), now=at(1)) == first
+        other = upsert_worker(connection, a_worker(name="renamed", engine_name="w2@host-1"), now=at(1))
+    assert [(row["id"], row["name"], row["engine_name"]) for row in database.workers()] == [
+        (first, "celery-1@host-1", "w1@host-1"),
+        (other, "renamed", "w2@host-1"),
+    ]
+
+
+def test_a_report_renames_a_worker_that_no_engine_has(database: Database) -> None:
+    with database.engine.begin() as connection:
+        for name in ("one", "renamed"):
+            upsert_worker(connection, a_worker(kind="AwsEcsExecutor", name=name), now=at(0))
+    assert [row["name"] for row in database.workers()] == ["renamed"]
 
 
 # --- what the machine was like ---------------------------------------------------------------------------------------
@@ -397,8 +416,8 @@ def ids(database: Database) -> list[tuple[str, str | None]]:
         # A scheduler knows its job; what its engine calls it, its workers cannot know.
         pytest.param({**LOCAL, "engine_name": "local@fqdn"}, {**LOCAL, "engine_name": "local@host"}, id="local: job"),
         pytest.param({**LOCAL, "pid": None}, {**LOCAL, "pid": 5}, id="local: process not known to the engine"),
-        # Edge's table holds neither host nor process.
-        pytest.param({**EDGE, "pid": None, "hostname": "e1"}, {**EDGE, "pid": 5}, id="edge: name"),
+        # Edge's table holds no process, and Airflow takes the worker's name for its host.
+        pytest.param({**EDGE, "pid": None, "hostname": "e1"}, {**EDGE, "pid": 5, "hostname": "e1"}, id="edge: name"),
         pytest.param(CELERY, {**CELERY, "name": "etl-large-1"}, id="an operator named the worker"),
     ],
 )
