@@ -212,6 +212,14 @@ def dag_run_table() -> Table:
     return table
 
 
+def run_made_at(run: Any) -> Any | None:
+    """Return the column that says when a Dag run was made, from Airflow 3.3 on; ``None`` before.
+
+    :param run: Airflow's ``dag_run`` table, or an alias of it
+    """
+    return run.c.get("created_at")
+
+
 def job_table() -> Table:
     """Return Airflow's ``job`` table."""
     from airflow.jobs.job import Job

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -32,6 +32,7 @@ from airflow_worker_insight.store.recording import (
     record_start,
 )
 from airflow_worker_insight.store.session import CircuitBreaker
+from airflow_worker_insight.store.tables import attempt, worker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -45,6 +46,9 @@ thread ends the pause sooner when it finds the tables usable again: see :func:`.
 
 breaker = CircuitBreaker(PAUSE_SECONDS)
 """Open while claiming pauses."""
+
+_one_waits = Lock()
+"""Held by the one claim of this process that waits for a lock on a whole table."""
 
 left_behind = Event()
 """Set where a report was stored because its claim timed out, or came while claiming paused."""
@@ -90,9 +94,10 @@ def _claim(session: Session, row: Any) -> None:
         return  # Airflow's own flush is about to say the same.
     began = time.perf_counter()
     try:
-        with database.savepoint(connection, database.START) as bounded:
-            sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
-            take(bounded, sender, row.value, now=datetime.now(timezone.utc))
+        if not _take_now(connection, row):
+            count("reports.unclaimed")
+            left_behind.set()
+            return
         # It is taken: what is not in the session is not stored.
         session.expunge(row)
         breaker.close()
@@ -100,6 +105,27 @@ def _claim(session: Session, row: Any) -> None:
         count("reports.unclaimed")
         _explain(connection, error)
     metrics.timing("claim.duration", seconds=time.perf_counter() - began)
+
+
+def _take_now(connection: Connection, row: Any) -> bool:
+    """Take a report; return ``False`` where a table is locked and another claim waits already to see for how long.
+
+    Each claim holds one of the API server's few connections. Were all of them to wait, the next request would find none
+    and, because Airflow looks up its token in the event loop, keep the server from giving one back.
+    """
+    sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
+    try:
+        with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded:
+            take(bounded, sender, row.value, now=datetime.now(timezone.utc))
+    except database.TablesLockedError:
+        if not _one_waits.acquire(blocking=False):
+            return False
+        try:
+            with database.savepoint(connection, database.START) as bounded:
+                take(bounded, sender, row.value, now=datetime.now(timezone.utc))
+        finally:
+            _one_waits.release()
+    return True
 
 
 def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False) -> None:

@@ -169,11 +169,13 @@ def _of_forgotten_tries(
 ) -> dict[TryKey, Recorded]:
     """Return what was recorded in these Dag runs themselves of tries whose history Airflow has removed since."""
     known = {key for one in tries for key in one.row_keys}
-    began = {(run.dag_id, run.run_id): run.started_at for run in runs}
+    began = {(run.dag_id, run.run_id): run.began_at for run in runs}
     return {
         one.key: one
         for one in recorded
         if one.row_key not in known
+        # A mapped task instance may have come again under its index.
+        and one.key.map_index < 0
         and airflow_tries.is_of_run(one.started_at, began.get((one.key.dag_id, one.key.run_id)))
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, literal, select, tuple_, union_all
+from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple_, union_all
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import utc
@@ -128,8 +128,8 @@ class DagRunRef:
     dag_id: str
     run_id: str
     state: str | None = field(default=None, compare=False)
-    started_at: datetime | None = field(default=None, compare=False)
-    """When it started, or was cleared last: aware UTC."""
+    began_at: datetime | None = field(default=None, compare=False)
+    """When it began, before any try of it did; ``None`` where Airflow does not tell (see :func:`run_began`)."""
 
     @property
     def is_finished(self) -> bool:
@@ -235,12 +235,26 @@ def _by_id() -> tuple[Any, ...]:
     )
 
 
-def is_of_run(started_at: datetime | None, run_started_at: datetime | None) -> bool:
-    """Return whether a recorded try of which Airflow has nothing was one of a Dag run that Airflow has.
+def run_began(run: Any) -> Any:
+    """Return, as SQL, when a Dag run began, before any try of it did; NULL where Airflow does not tell.
+
+    Clearing a run sets its start anew. Only Airflow 3.3 keeps when the run was made.
+
+    :param run: Airflow's ``dag_run`` table, or an alias of it
+    """
+    uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
+    made_at = compat.run_made_at(run)
+    return uncleared if made_at is None else func.coalesce(made_at, uncleared)
+
+
+def is_of_run(started_at: datetime | None, run_began_at: datetime | None) -> bool:
+    """Return whether a recorded try may be one of a Dag run that Airflow has, by the time.
 
     Else it was one of a deleted run of that name: a run begins after the one before it was deleted.
+
+    :param run_began_at: ``None`` where Airflow does not tell; then it may be
     """
-    return started_at is not None and run_started_at is not None and started_at >= run_started_at
+    return run_began_at is None or (started_at is not None and started_at >= run_began_at)
 
 
 def finished_runs(
@@ -258,12 +272,13 @@ def finished_runs(
 
 
 def _run(row: Row[Any]) -> DagRunRef:
-    return DagRunRef(row.id, row.dag_id, row.run_id, row.state, utc(row.start_date))
+    return DagRunRef(row.id, row.dag_id, row.run_id, row.state, utc(row.began_at))
 
 
 def _run_columns() -> list[Any]:
     run = compat.dag_run_table()
-    return [run.c[name] for name in ("id", "dag_id", "run_id", "state", "start_date")]
+    names = ("id", "dag_id", "run_id", "state")
+    return [*(run.c[name] for name in names), run_began(run).label("began_at")]
 
 
 def runs_after(connection: Connection, row_id: int, *, limit: int) -> list[DagRunRef]:

@@ -8,12 +8,13 @@ that cut something off, the total is not exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, func, or_, select, true
+from sqlalchemy import TIMESTAMP, Interval, and_, case, func, literal, or_, select, true, type_coerce
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.airflow_tries import FINISHED, instance_keys
+from airflow_worker_insight.store.airflow_tries import FINISHED, instance_keys, run_began
 from airflow_worker_insight.store.keys import run_key
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
@@ -33,6 +34,9 @@ MAX_TOTAL = 10_000
 
 MAX_SCANNED = 50_000
 """How many tries are looked through for those that fit a filter without an index of its own."""
+
+CLOCK_SKEW = timedelta(minutes=15)
+"""How far the clocks of hosts may be apart."""
 
 MAX_LIVES = 1000
 """Lives of workers, the latest ones, that one name or host stands for."""
@@ -236,7 +240,7 @@ class _Search:
         wanted = {name: getattr(self.filters, name) for name in _NAMES}
         conditions = [rows.c[name] == value for name, value in wanted.items() if value is not None]
         if self.filters.state in FINISHED:
-            conditions.append(_is_now(self.filters.state, rows))
+            conditions.append(_is_now(self.connection, self.filters.state, rows))
         if self.refs is None:
             conditions.append(rows.c.ordinal == 0)
         else:
@@ -260,7 +264,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     if filters.state is not None and filters.state not in FINISHED:
         keys = _keys_in_state(connection, filters, dag_ids)
         along = (is_one_of(connection, keys), *of_refs)
-        is_cut = is_cut or len(keys) >= MAX_TOTAL
+        is_cut = is_cut or len(keys) == MAX_TOTAL
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
     if filters.run_id is not None and dag_ids is not None:
         run_keys = [run_key(dag_id, filters.run_id) for dag_id in sorted(dag_ids)]
@@ -328,14 +332,14 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
 # --- the state that Airflow has --------------------------------------------------------------------------------------
 
 
-def _is_now(state: str, rows: Any) -> Any:
+def _is_now(connection: Connection, state: str, rows: Any) -> Any:
     """Say that a try ended in a state: by our word where it is closed, else by Airflow's."""
     return or_(
         and_(rows.c.ended_at.is_not(None), rows.c.state == state),
         # Scalar subqueries, which no database is tempted to answer by reading all of Airflow's table.
         and_(
             rows.c.ended_at.is_(None),
-            _is_of_its_run(rows),
+            _is_of_its_run(connection, rows),
             func.coalesce(
                 _airflows_word(compat.task_instance_history_table(), rows),
                 _airflows_word(compat.task_instance_table(), rows),
@@ -346,11 +350,18 @@ def _is_now(state: str, rows: Any) -> Any:
     )
 
 
-def _is_of_its_run(rows: Any) -> Any:
-    """Say that the Dag run of these names is the one that a try was of: see :func:`.airflow_tries.is_of_run`."""
+def _is_of_its_run(connection: Connection, rows: Any) -> Any:
+    """Say that the Dag run of these names may be the one that a try was of: see :func:`.airflow_tries.is_of_run`.
+
+    The start of a try is by its worker's clock. Where the database can, clocks may be apart for a while.
+    """
     run = compat.dag_run_table()
-    began = select(run.c.start_date).where(run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
-    return func.coalesce(began.scalar_subquery(), rows.c.started_at) <= rows.c.started_at
+    same = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
+    began = select(run_began(run)).where(*same).scalar_subquery()
+    started_at = rows.c.started_at
+    if connection.dialect.name == "postgresql":
+        started_at = type_coerce(started_at, TIMESTAMP(timezone=True)) + literal(CLOCK_SKEW, Interval())
+    return or_(began.is_(None), began <= started_at)
 
 
 def _airflows_word(table: Any, rows: Any) -> Any:

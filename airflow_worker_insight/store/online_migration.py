@@ -70,12 +70,13 @@ def step(action: Callable[[], T]) -> T:
             with context.autocommit_block(), _transaction(op.get_bind()):
                 return action()
         except sa.exc.DBAPIError as error:
-            if not is_timeout(error):
+            # Or a report has just written the row that was about to be written.
+            if not (is_timeout(error) or isinstance(error, sa.exc.IntegrityError)):
                 raise
             if time.monotonic() >= give_up_at:
                 raise TableInUseError(
-                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER}. "
-                    "End it and run the same command again: it goes on where it stopped."
+                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER} "
+                    f"({str(error.orig).strip()}). End it and run the same command again: it goes on where it stopped."
                 ) from error
         log.info("Waiting for others' locks on the tables of Airflow Worker Insight")
         time.sleep(RETRY_EVERY.total_seconds())

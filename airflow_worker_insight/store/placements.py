@@ -193,23 +193,42 @@ def own_queues(connection: Connection) -> dict[str, set[int]]:
 
 def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement]:
     """Return what is known of the placing of each try of a task instance, by the try's number."""
+    run = compat.dag_run_table()
+    same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
-        select(placement).where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
+        select(placement, airflow_tries.run_began(run).label("run_began_at"))
+        .select_from(placement.outerjoin(run, and_(*same_run)))
+        .where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
     )
-    return {row.try_number: _placement(row) for row in rows if row.dag_id == key.dag_id}
+    # What was placed for a deleted Dag run of that name says nothing of this one.
+    return {
+        row.try_number: _placement(row)
+        for row in rows
+        if row.dag_id == key.dag_id and airflow_tries.is_of_run(row.placed_at, row.run_began_at)
+    }
 
 
 def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Why]:
     """Return why these tries were placed where they were, or wait, of those of whose placing it is still written."""
     asked = {_digests(key): key for key in keys}
     found: dict[TryKey, Why] = {}
+    run = compat.dag_run_table()
+    same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     for batch in _batches(sorted(asked)):
         rows = connection.execute(
-            select(*_key(placement), placement.c.reason, placement.c.detail).where(
-                are_among(connection, _key(placement), batch)
+            select(
+                *_key(placement),
+                *(placement.c.reason, placement.c.detail, placement.c.placed_at),
+                airflow_tries.run_began(run).label("run_began_at"),
             )
+            .select_from(placement.outerjoin(run, and_(*same_run)))
+            .where(are_among(connection, _key(placement), batch))
         )
-        found |= {asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail) for row in rows}
+        found |= {
+            asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
+            for row in rows
+            if airflow_tries.is_of_run(row.placed_at, row.run_began_at)
+        }
     return found
 
 
@@ -511,11 +530,7 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
         return
     # A Dag run may end before its scheduler has heard of the end of its last try.
     close(connection, _have_ended(connection, _open_of_runs(connection, keys)))
-    placed = {
-        (row.run_key, row.task_key, row.try_number): row
-        for row in connection.execute(select(placement).where(placement.c.run_key.in_(keys)))
-        if row.task_key == task_key(row.task_id, row.map_index)
-    }
+    placed, of_deleted_runs = _placed_by_name(connection, runs)
     rows: dict[str, list[RowKey]] = defaultdict(list)
     moved: dict[RowKey, RowKey] = {}
     for one in (*tries, *airflow_tries.lost_tries(tries)):
@@ -530,7 +545,7 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
                 update(attempt).where(are_among(connection, _key(attempt), batch)).values(placement=reason)
             )
     # What Airflow does not have any more goes, and what is to be replaced.
-    left = [key for key, row in placed.items() if not row.is_open and key not in moved]
+    left = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
     for batch in _batches(sorted({*left, *moved.values()})):
         connection.execute(
             delete(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(False))
@@ -544,6 +559,22 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
                 for old, new in sorted(moved.items())
             ],
         )
+
+
+def _placed_by_name(connection: Connection, runs: Collection[DagRunRef]) -> tuple[dict[RowKey, Row[Any]], list[RowKey]]:
+    """Return what was placed for these Dag runs by names, and the keys of what was for deleted runs of these names."""
+    began = {run_key(run.dag_id, run.run_id): run.began_at for run in runs}
+    placed: dict[RowKey, Row[Any]] = {}
+    of_deleted: list[RowKey] = []
+    for row in connection.execute(select(placement).where(placement.c.run_key.in_(sorted(began)))):
+        key = (row.run_key, row.task_key, row.try_number)
+        if row.task_key != task_key(row.task_id, row.map_index):
+            continue
+        if airflow_tries.is_of_run(row.placed_at, began[row.run_key]):
+            placed[key] = row
+        else:
+            of_deleted.append(key)
+    return placed, of_deleted
 
 
 def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement]:

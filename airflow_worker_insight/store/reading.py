@@ -157,6 +157,9 @@ def task_instance_attempts(
         found = next((recorded[row_key] for row_key in one.row_keys if row_key in recorded), None)
         tries[one.key.try_number] = _unrecorded(one) if found is None else _live(found, one)
     missing = {one.key.try_number for one in known if one.is_lost and not tries[one.key.try_number].is_recorded}
+    if map_index >= 0 and known:
+        # A mapped task instance that comes again under its index would be given the tries of the one before it.
+        missing = set()
     if missing or not known:
         # Airflow has removed its history of these tries, or all that it had of the task instance.
         by_name = _recorded_by_name(connection, TaskInstanceKey(dag_id, run_id, task_id, map_index), set(row_keys))
@@ -212,15 +215,15 @@ class _Loaded:
 
     attempt: Attempt
     has_run: bool
-    run_started_at: datetime | None
+    run_began_at: datetime | None
     any_placed: bool
     """Whether anything is placed at all: without an executor of this package there never is."""
 
     @property
     def may_have_changed(self) -> bool:
-        """Whether Airflow may have another word for it: it is open, or began before the Dag run did as it is now."""
-        began = airflow_tries.is_of_run(self.attempt.started_at, self.run_started_at)
-        return self.has_run and (self.attempt.ended_at is None or not began)
+        """Whether Airflow may have another word for it: it is open, or may be of a Dag run before this one."""
+        is_of_it = self.run_began_at is not None and airflow_tries.is_of_run(self.attempt.started_at, self.run_began_at)
+        return self.has_run and (self.attempt.ended_at is None or not is_of_it)
 
 
 def _rows() -> Any:
@@ -235,7 +238,7 @@ def _rows() -> Any:
         worker.c.hostname,
         worker.c.host_only,
         run.c.id.label("run_row"),
-        run.c.start_date.label("run_started_at"),
+        airflow_tries.run_began(run).label("run_began_at"),
         select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
 
@@ -266,7 +269,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
         _Loaded(
             _attempt(row_key, sorted(group, key=lambda row: row.ordinal)),
             has_run=group[0].run_row is not None,
-            run_started_at=utc(group[0].run_started_at),
+            run_began_at=utc(group[0].run_began_at),
             any_placed=bool(group[0].any_placed),
         )
         for row_key, group in tries.items()
@@ -348,11 +351,13 @@ def _deleted(one: _Loaded, known: Collection[TryKey]) -> str | None:
 
     :param known: the tries that Airflow has of this name
     """
-    if not one.has_run or not airflow_tries.is_of_run(one.attempt.started_at, one.run_started_at):
+    if not one.has_run or not airflow_tries.is_of_run(one.attempt.started_at, one.run_began_at):
         return "run"
     key = key_of(one.attempt)
-    is_known = any(other.task_instance == key.task_instance for other in known)
-    return "task_instance" if key in known or not is_known else None
+    numbers = {other.try_number for other in known if other.task_instance == key.task_instance}
+    if key.try_number in numbers or not numbers or key.try_number > max(numbers):
+        return "task_instance" if one.run_began_at is not None or not numbers else "run"
+    return None
 
 
 def _forgotten(one: Attempt) -> Attempt:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy import and_, bindparam, delete, func, select, text, update
 
 from airflow_worker_insight.store import airflow_tries, closing
 from airflow_worker_insight.store.airflow_tries import is_of_run
@@ -55,15 +55,48 @@ def rekey(
     taken = {one.row_key for one in recorded}
     began = {(run.dag_id, run.run_id): run for run in runs}
     new: dict[RowKey, RowKey] = {}
+    joined: dict[RowKey, RowKey] = {}
     for one in (*tries, *airflow_tries.lost_tries(tries)):
         ours = by_name.get(one.key)
         run = began.get((one.key.dag_id, one.key.run_id))
-        if ours is not None and run is not None and taken.isdisjoint(one.row_keys) and _is_of(ours, one, run):
+        if ours is None or run is None or not _is_of(ours, one, run):
+            continue
+        own = next((key for key in one.row_keys if key in taken), None)
+        if own is None:
             new[ours.row_key] = one.row_keys[0]
+        elif own != ours.row_key:
+            # A process of it started before the upgrade, and another one after that.
+            joined[ours.row_key] = own
+    for old, own in joined.items():
+        _join(connection, old, own)
     ordered = sorted(new)
     for start in range(0, len(ordered), ROWS):
         write_keys(connection, [(old, new[old][1]) for old in ordered[start : start + ROWS]])
-    return [replace(one, row_key=new.get(one.row_key, one.row_key)) for one in recorded]
+    return [replace(one, row_key=new.get(one.row_key, one.row_key)) for one in recorded if one.row_key not in joined]
+
+
+def _join(connection: Connection, old: RowKey, own: RowKey) -> None:
+    """Make one try of the rows of two keys: those of the old one began first."""
+    columns = [attempt.c[name] for name in ("task_key", "worker_ref", "ordinal", "process_count")]
+    rows = connection.execute(
+        select(*columns).where(_is_try(old) | _is_try(own)).order_by(attempt.c.task_key != old[1], attempt.c.ordinal)
+    ).all()
+    workers: dict[int, int] = {}
+    twins: dict[int, int] = {}
+    for row in rows:
+        if row.worker_ref in workers:
+            twins[row.worker_ref] = workers[row.worker_ref] + row.process_count
+        workers.setdefault(row.worker_ref, row.process_count)
+    for ref in twins:
+        connection.execute(delete(attempt).where(_is_try(old), attempt.c.worker_ref == ref))
+    connection.execute(update(attempt).where(_is_try(old)).values(task_key=own[1]))
+    for ordinal, ref in enumerate(workers):
+        values = {"ordinal": ordinal, **({"process_count": twins[ref]} if ref in twins else {})}
+        connection.execute(update(attempt).where(_is_try(own), attempt.c.worker_ref == ref).values(values))
+
+
+def _is_try(key: RowKey) -> Any:
+    return and_(attempt.c.run_key == key[0], attempt.c.task_key == key[1], attempt.c.try_number == key[2])
 
 
 def _by_names(key: TryKey) -> RowKey:
@@ -73,9 +106,10 @@ def _by_names(key: TryKey) -> RowKey:
 def _is_of(ours: Recorded, one: AirflowTry, run: DagRunRef) -> bool:
     """Return whether a recorded try is the one that Airflow has by these names."""
     if one.is_lost:
-        return not ours.has_worker or is_of_run(ours.started_at, run.started_at)
-    is_same = ours.ended_at is not None and (ours.started_at, ours.ended_at) == (one.started_at, one.ended_at)
-    return is_same or is_of_run(ours.started_at, run.started_at)
+        return not ours.has_worker or is_of_run(ours.started_at, run.began_at)
+    if ours.started_at == one.started_at and ours.ended_at in (None, one.ended_at):
+        return True
+    return is_of_run(ours.started_at, run.began_at)
 
 
 def rekey_step(connection: Connection, after: int) -> int | None:

@@ -248,7 +248,8 @@ def _airflow_has(row: Any) -> Any:
         run,
         run.c.dag_id == row.c.dag_id,
         run.c.run_id == row.c.run_id,
-        run.c.start_date.is_not(None),
+        # As airflow_tries.run_began, in words that SQLite's parser has room for.
+        run.c.clear_number == 0,
         run.c.start_date > row.c.started_at,
     )
     has = or_(

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from airflow_worker_insight import compat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Transaction
 
 
@@ -67,6 +69,10 @@ class OutOfTimeError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("the database was too slow, or others held locks for too long")
+
+
+class TablesLockedError(OutOfTimeError):
+    """Somebody holds a lock on a whole table, and the caller was not to wait for it."""
 
 
 # --- transactions of our own -----------------------------------------------------------------------------------------
@@ -123,29 +129,39 @@ _GIVE_BACK = _copied((name, f"worker_insight.{name}") for name in _TIMEOUTS)
 
 
 @contextmanager
-def savepoint(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
+def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Table] = ()) -> Iterator[Connection]:
     """Yield a bounded connection on a savepoint in somebody else's transaction, which then waits as before.
 
     An error goes back to the savepoint and is raised. On PostgreSQL this costs no message more than a savepoint does.
+
+    :param unlocked: tables that are written to. On PostgreSQL a lock on a whole one is not waited for
+    :raises TablesLockedError: when somebody holds such a lock
     """
     restoring = None
     if connection.dialect.name == "postgresql":
         # One message each, which both psycopg2 and psycopg 3 send as it is, because it has no parameters. The database
         # keeps the former values. Going back to the savepoint undoes all that was set; releasing it does not.
-        before = f"SAVEPOINT {_SAVEPOINT}; {_KEEP}; {_setting(connection, bounds)}"
+        before = f"SAVEPOINT {_SAVEPOINT}; {_KEEP}; {_setting(connection, bounds)}{_lock_at_once(connection, unlocked)}"
         after = f"{_GIVE_BACK}; RELEASE SAVEPOINT {_SAVEPOINT}"
     else:
         before, after = f"SAVEPOINT {_SAVEPOINT}", f"RELEASE SAVEPOINT {_SAVEPOINT}"
         restoring = _restoring(connection)
         connection.exec_driver_sql(_setting(connection, bounds))
     try:
-        connection.exec_driver_sql(before).close()
         try:
+            try:
+                connection.exec_driver_sql(before).close()
+            except DBAPIError as error:
+                if not is_timeout(error):
+                    raise
+                raise TablesLockedError from error
             yield _within(connection, bounds)
             connection.exec_driver_sql(after).close()
         except BaseException:
-            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
-            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            # Where the first message failed there may be no savepoint: that error is the news then.
+            with suppress(SQLAlchemyError):
+                connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+                connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             raise
     finally:
         if restoring is not None:
@@ -169,6 +185,12 @@ def bounded(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
             _restore(connection, str(restoring))
         raise
     connection.exec_driver_sql(str(restoring)).close()
+
+
+def _lock_at_once(connection: Connection, tables: Iterable[Table]) -> str:
+    """Return SQL that takes the locks that writing takes anyway, and fails where that would have to wait."""
+    names = ", ".join(connection.dialect.identifier_preparer.format_table(table) for table in tables)
+    return f"; LOCK TABLE {names} IN ROW EXCLUSIVE MODE NOWAIT" if names else ""
 
 
 class _Within:
@@ -275,7 +297,8 @@ _SQLITE_TIMEOUTS = ("database is locked", "database table is locked", "database 
 
 def is_timeout(error: BaseException | None) -> bool:
     """Return whether something failed because it waited for a lock, or ran, longer than it may."""
-    if isinstance(error, OutOfTimeError):
+    # The latter: no connection of Airflow's pool was free in time.
+    if isinstance(error, OutOfTimeError | PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError) or error.orig is None:
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -87,6 +87,28 @@ class Health:
 
 
 @contextmanager
+def crowd(airflow: Deployment, *, people: int = 10) -> Iterator[None]:
+    """Have people use Airflow: its API server looks up the token of each request in its event loop."""
+    ended = Event()
+    headers = {"Authorization": f"Bearer {airflow.token('admin')}"}
+
+    def use() -> None:
+        while not ended.wait(0.5):
+            with suppress(requests.RequestException):
+                requests.get(f"{airflow.base_url}/api/v2/dags?limit=1", headers=headers, timeout=60)
+
+    threads = [Thread(target=use, daemon=True) for _ in range(people)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(90)
+
+
+@contextmanager
 def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deployment]:
     """Run Airflow on PostgreSQL with the pool that it has by default."""
     with Deployment(environment, postgres=postgres, config={"core.parallelism": TASKS}) as airflow:
@@ -99,7 +121,7 @@ def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deploymen
 def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> tuple[str, Health]:
     """Run twenty tasks while a table is locked, for so long at least; return the run, and what the health said."""
     health = Health(f"{airflow.base_url}/api/v2/monitor/health")
-    with airflow.connected() as connection, connection.cursor() as cursor, health.watched():
+    with airflow.connected() as connection, connection.cursor() as cursor, health.watched(), crowd(airflow):
         cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         until = time.monotonic() + seconds
         run_id = airflow.trigger("twenty")

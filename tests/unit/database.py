@@ -214,6 +214,8 @@ def add_run(
     """Store a Dag run."""
     run = compat.dag_run_table()
     times: dict[str, Any] = {"start_date": started_at, "end_date": ended_at}
+    if "created_at" in run.c:
+        times["created_at"] = started_at
     if compat.is_airflow_3():
         times["run_after"] = NOON
     else:

@@ -66,6 +66,17 @@ def test_after_a_time_out_claiming_pauses_until_the_background_thread_finds_the_
     assert len(database.attempts()) == 4
 
 
+def test_only_one_claim_waits_for_a_locked_table(database: Database) -> None:
+    """Each holds one of Airflow's few connections. Another one waits already, so this one does not."""
+    one = a_running_try(database)
+    with locked(database, worker.name), claim._one_waits:
+        push(one, a_report(one.try_id))
+        assert counters.snapshot() == {"reports.unclaimed": 1}
+        assert not claim.breaker.is_open
+    assert reconcile.take_left_behind() == 1
+    assert stored_xcoms(database) == []
+
+
 def test_where_nothing_is_left_behind_nothing_is_asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     del database
     monkeypatch.setattr(compat, "engine", lambda: 1 / 0)

@@ -118,6 +118,7 @@ def test_a_try_is_printed_with_its_workers(tries: Database, capsys: Printed) -> 
             }
         ],
         "placement": None,
+        "placement_detail": None,
         "deleted": None,
     }
     shown = " ".join(printed(capsys, "workers", "attempts", "c-1").split())

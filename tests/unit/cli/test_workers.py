@@ -118,7 +118,10 @@ def test_a_program_gets_what_the_rest_api_gives(fleet: Database, capsys: Printed
     assert tries == objects.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
 
 
-def test_a_state_that_nobody_has_looked_at_is_unknown(database: Database, capsys: Printed) -> None:
+def test_a_state_that_nobody_has_looked_at_is_unknown(
+    database: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     add_worker(database, "c-1")
     (row,) = read(capsys, "workers", "list")
     assert row["state"] is None

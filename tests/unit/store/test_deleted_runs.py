@@ -13,6 +13,7 @@ from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
 from airflow_worker_insight.store import migrate, placements, reading, recording
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.keys import TryKey, instance_key_by_run
+from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt
@@ -152,6 +153,112 @@ def test_a_retry_does_not_avoid_the_worker_that_failed_a_deleted_run(database: D
             connection, first, a_worker("w2"), try_started_at=at(AGAIN + 1), state="running", now=at(AGAIN + 1)
         )
         assert placements.failed_on(connection, [second]) == {second: frozenset({"w2@host-1"})}
+
+
+@on_both
+def test_the_placement_of_a_deleted_run_is_none_of_the_new_ones(database: Database) -> None:
+    with database.engine.begin() as connection:
+        before = add_run(connection, run_id="nightly", state="failed")
+        key = add_try(connection, before, "load", state="failed")
+        ref = upsert_worker(connection, a_worker("w1"), now=at(1))
+        line = Placement(key, "least_loaded", "w1@host-1: least loaded of 4", worker_ref=ref)
+        placements.write(connection, [line], now=at(5))
+        placements.close(connection, {key: at(5)})
+        # Before anybody has reconciled it.
+        delete_run(connection, before)
+        run, again = made_again(connection, state="upstream_failed")
+        change_try(connection, again, hostname="", end_date=at(AGAIN + 5))
+        assert placements.why(connection, again, {}) == {}
+        reconcile_runs(connection, [run])
+        (one,) = panel(connection)
+        assert (one.placement, one.placement_detail) == (None, None)
+
+
+@on_both
+def test_a_run_that_was_cleared_keeps_its_tries_also_without_history(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = a_run_that_failed_twice(connection)
+        reconcile_runs(connection, [run])
+        table = compat.dag_run_table()
+        # Clearing sets the start anew.
+        connection.execute(update(table).values(start_date=at(AGAIN), clear_number=1))
+        second = add_try_again(connection)
+        assert told(panel(connection))[1:] == [(2, "failed", ["w1"], None), (1, "failed", ["w1"], None)]
+        connection.execute(delete(compat.task_instance_history_table()))
+        assert [(one.try_number, [by.worker_id for by in one.workers]) for one in panel(connection)][1:] == [
+            (2, ["w1"]),
+            (1, ["w1"]),
+        ]
+        assert {one.deleted for one in listed(connection, run_id="nightly")} == {None}
+        assert second.try_number == 3
+
+
+def add_try_again(connection: Connection) -> TryKey:
+    """Clear the task: its latest try goes to the history, and the third one begins."""
+    run = find_run(connection, "etl", "nightly")
+    assert run is not None
+    table = compat.task_instance_table()
+    ids = [row.id for row in connection.execute(select(table.c.id))] if compat.is_airflow_3() else [None]
+    connection.execute(delete(table))
+    key = add_try(connection, run, "load", try_number=3, state="running", started_at=at(AGAIN + 9), ended_at=None)
+    add_try(
+        connection,
+        run,
+        "load",
+        try_number=2,
+        state="failed",
+        started_at=at(60),
+        ended_at=at(90),
+        history=True,
+        **({"try_id": ids[0]} if ids[0] is not None else {}),
+    )
+    add_try(connection, run, "load", try_number=1, state="failed", history=True)
+    return key
+
+
+@airflow_3
+@on_both
+def test_a_mapped_task_instance_does_not_get_the_try_that_was_lost_of_the_one_before(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, run_id="nightly", state="running", ended_at=None)
+        first = add_try(connection, run, "load", 3, state="failed", try_id=uuid.uuid4())
+        record_start(connection, first, a_worker("w1"), try_started_at=at(10), now=at(10))
+        reconcile_runs(connection, [run])
+        connection.execute(delete(compat.task_instance_table()))
+        # Its first try was lost while it was queued.
+        second = add_try(
+            connection,
+            run,
+            "load",
+            3,
+            try_number=2,
+            state="running",
+            started_at=at(99),
+            ended_at=None,
+            try_id=uuid.uuid4(),
+        )
+        record_start(connection, second, a_worker("w2"), try_started_at=at(99), now=at(99))
+        assert told(panel(connection, map_index=3)) == [(2, "running", ["w2"], None), (1, None, [], None)]
+
+
+@on_both
+def test_a_try_that_goes_on_after_an_upgrade_has_all_its_workers(database: Database) -> None:
+    with database.engine.begin() as connection:
+        run = add_run(connection, run_id="nightly", state="running", ended_at=None)
+        key = add_try(connection, run, "load", state="running", started_at=at(10), ended_at=None)
+        ref = upsert_worker(connection, a_worker("w1"), now=at(10))
+        row = {name: getattr(key, name) for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")}
+        by_names = {"run_key": key.run_key, "task_key": key.task_key, "worker_ref": ref}
+        others = {"ordinal": 0, "process_count": 1, "state": "running", "attribution": "reported", "started_at": at(10)}
+        connection.execute(insert(attempt).values(**row, **by_names, **others))
+        # It defers, the package is upgraded, and it goes on: elsewhere, and where it was.
+        for worker_id in ("w2", "w1"):
+            record_start(connection, key, a_worker(worker_id), try_started_at=at(10), now=at(50))
+        change_try(connection, key, state="success", end_date=at(90))
+        reconcile_runs(connection, [run])
+        (one,) = panel(connection)
+        assert [(by.worker_id, by.process_count) for by in one.workers] == [("w1", 2), ("w2", 1)]
+        assert len(listed(connection)) == 1
 
 
 @airflow_3

@@ -202,7 +202,8 @@ def test_a_lost_worker_says_why_and_since_when(client_of: ClientOf) -> None:
 
 
 @pytest.mark.usefixtures("tries")
-def test_a_state_that_nobody_has_checked_is_unknown(client_of: ClientOf) -> None:
+def test_a_state_that_nobody_has_checked_is_unknown(client_of: ClientOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     answer = client_of().get("api/v1/workers/w1").json()
     assert answer["state"] is None
     assert "airflow-worker-insight refresh" in answer["state_reason"]
