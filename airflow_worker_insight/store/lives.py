@@ -33,6 +33,7 @@ from airflow_worker_insight.store.recording import (
     is_known_to_engine,
     is_operators_word,
     note_inheritance,
+    operators_name,
     upsert,
     upsert_worker,
 )
@@ -495,7 +496,7 @@ def merge(connection: Connection, kept: int, told: int, *, now: datetime) -> Non
     if known.reported_id is None:
         values["started_at"] = other.started_at
         if is_operators_word(known, other.hostname):
-            values |= {name: getattr(other, name) for name in ("name", "labels")}
+            values |= {"name": operators_name(connection, known, other.name), "labels": other.labels}
         values |= {name: {**getattr(other, name), **getattr(known, name)} for name in ("resources", "versions")}
         if known.pid is None:
             values["pid"] = other.pid
@@ -529,6 +530,8 @@ def adopted(connection: Connection, known: Mapping[int, NewLife]) -> dict[int, d
             told, values = known[row.id], changed.setdefault(row.id, {})
             if not is_operators_word(told, row.hostname):
                 values |= {"name": told.engine_name, "labels": {}}
+            elif operators_name(connection, told, row.name) != row.name:
+                values["name"] = told.engine_name
             if row.availability == QUARANTINED and told not in kept:
                 values["availability"] = AVAILABLE
     return changed

@@ -481,7 +481,7 @@ def _update_worker(
     if _is_known_to_engine(known) and not is_own:
         values["hostname"] = record.hostname
         if known.reported_id is None:
-            values |= {"reported_id": reported_id, **_completed(known, record)}
+            values |= {"reported_id": reported_id, **_completed(connection, known, record)}
     else:
         name, engine_name = record.name, record.engine_name
         if record.kind in ENGINE_KINDS and not is_own:
@@ -497,7 +497,7 @@ def _update_worker(
     return StoredWorker(known.id, reported_id, record.fingerprint)
 
 
-def _completed(known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
+def _completed(connection: Connection, known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
     """Return the columns of an engine's row that its worker's first report completes."""
     values: dict[str, Any] = {
         "started_at": record.started_at,
@@ -505,7 +505,7 @@ def _completed(known: Row[Any], record: WorkerRecord) -> dict[str, Any]:
         "versions": {**record.versions, **known.versions},
     }
     if is_operators_word(known, record.hostname):
-        values |= {"name": record.name, "labels": dict(record.labels)}
+        values |= {"name": operators_name(connection, known, record.name), "labels": dict(record.labels)}
     return values if known.pid is not None else {**values, "pid": record.pid}
 
 
@@ -578,6 +578,19 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
     lately = select(worker.c.id).where(*made, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
     if len(connection.execute(lately).all()) >= MAX_NEW_ON_A_HOST:
         raise TooManyWorkers(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+
+
+def operators_name(connection: Connection, known: Any, name: str) -> str:
+    """Return what a worker is called by its operator, as a report says: not by another one's name in its engine."""
+    others = select(worker.c.id).where(
+        worker.c.engine_name == name,
+        worker.c.kind == known.kind,
+        is_known_to_engine(worker),
+        worker.c.engine_name != known.engine_name,
+    )
+    is_anothers = name != known.engine_name and connection.execute(others.limit(1)).first() is not None
+    own: str = known.engine_name or known.name
+    return own if is_anothers else name
 
 
 def _engines_row(connection: Connection, record: WorkerRecord, *, is_certain: bool) -> Row[Any] | None:

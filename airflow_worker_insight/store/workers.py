@@ -346,7 +346,8 @@ def _page_of_decided(
 
     It would ask of each whether another life followed, and then sort them. An OFFSET has them sorted first.
     """
-    names = ("id", "kind", "name", "engine_name", "hostname", "ended_at")
+    names = ["id", "kind", "name", "engine_name", "hostname", "ended_at"]
+    names += ["host_only", "reported_id", "engine_heartbeat_at"]
     conditions = [*_conditions(connection, filters, also_followed=True), *_in_states(filters.states, looks)]
     some = (worker.c[name] for name in names)
     ordered = select(*some).where(*conditions).order_by(*order).offset(0).subquery()
@@ -646,12 +647,16 @@ def _is_decided(table: Any = worker) -> Any:
 
 
 def _is_latest(table: Any) -> Any:
-    """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index."""
+    """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index.
+
+    Of a worker that its engine knows, none that only reports tell of: a task may have made it up.
+    """
     later = worker.alias("later")
+    counts = or_(not_(is_known_to_engine(table)), is_known_to_engine(later))
 
     def followed(name: str, *conditions: Any) -> Any:
         same = (later.c[name] == table.c[name], later.c.kind == table.c.kind, later.c.id > table.c.id, *conditions)
-        return select(later.c.id).where(*same, later.c.host_only.is_(False)).exists()
+        return select(later.c.id).where(*same, later.c.host_only.is_(False), counts).exists()
 
     is_named = are_named_local(table)
     by_name = and_(not_(is_named), followed("name"))

@@ -409,6 +409,30 @@ def test_it_cannot_have_a_worker_begin_with_the_quarantine_of_another_one(
 
 
 @on_both
+def test_it_cannot_hide_the_quarantine_of_a_worker_that_has_ended(
+    database: Database, report: Callable[..., dict[str, Any]]
+) -> None:
+    a_life_in_quarantine(database, has_ended=True)
+    one = a_running_try(database)
+    push(one, report(one, worker_id="x", pid=7, name=QUARANTINED_BEFORE, engine_name=QUARANTINED_BEFORE))
+    with database.engine.connect() as connection:
+        listed, _ = workers.list_workers(connection, WorkerFilter(availability="quarantined"), limit=50, offset=0)
+    assert [row.engine_name for row in listed if not row.is_told_only] == [QUARANTINED_BEFORE]
+
+
+@on_both
+@pytest.mark.parametrize("skew", [0, 100], ids=["at once", "by the next look"])
+def test_it_cannot_give_its_worker_the_name_of_another_one(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], skew: int
+) -> None:
+    one = a_running_try(database)
+    push(one, report(one, name="w2@host-2", started_at=(celery.started - timedelta(seconds=skew)).isoformat()))
+    refresh(only_if_due=False)
+    assert named(database) == {"extract": ["w1@host-1"]}
+    assert found(database, "w1@host-1")["name"] == "w1@host-1"
+
+
+@on_both
 def test_a_decision_on_a_made_up_worker_is_of_no_other_one(
     database: Database, report: Callable[..., dict[str, Any]]
 ) -> None:
