@@ -340,7 +340,7 @@ def test_a_try_that_names_both_rows_keeps_both(database: Database) -> None:
 def test_many_tries_of_two_rows_are_more_than_one_statement_takes(database: Database) -> None:
     """SQLite refuses a condition of more than a thousand parts."""
     kept, told = told_apart(database)
-    number = 1200
+    number = 2400
     same = {"map_index": -1, "process_count": 1, "ordinal": 0, "attribution": "reported"}
     names = {"dag_id": "etl", "run_id": "run-1", "task_id": "load", "run_key": 1, "try_number": 1}
     rows = [
