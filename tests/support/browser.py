@@ -97,6 +97,8 @@ class BrowserUser:
         self.set_theme(theme)
         if cookies:
             self.context.add_cookies(cookies)
+            # What the browser stores is of the deployment's pages from now on, as after a login.
+            self.open("/api/v2/monitor/health" if deployment.airflow3 else "/health", settle=False)
         elif user is not None:
             self.log_in(user)
             deployment.cookies[user] = self.context.cookies()
