@@ -119,7 +119,7 @@ def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
 
 @pytest.mark.parametrize(
     "run_id",
-    ["plain", "with space", "a#b", "a?b=c", "a%2Fb", "100%", "späti 🐘", "x" * 250, "manual__2026-03-01T00:00+00:00"],
+    ["plain", "with space", "a#b", "a?b=c", "a%2Fb", "100%", "späti 🐘", "x" * 240, "manual__2026-03-01T00:00+00:00"],
 )
 def test_odd_run_ids_are_reported(airflow: Deployment, run_id: str) -> None:
     airflow.trigger("tested", run_id=run_id)
