@@ -23,6 +23,7 @@ import requests
 from tests.support import guardian, lost_tries
 from tests.support.environments import BUILD, FOREIGN_VARIABLES
 from tests.support.processes import (
+    TIME_FACTOR,
     NotInTime,
     accepts_connections,
     end,
@@ -362,7 +363,7 @@ class Deployment:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=timeout * TIME_FACTOR,
             check=False,
         )
         if check and done.returncode != 0:
