@@ -174,11 +174,12 @@ def test_a_drained_worker_finishes_what_it_runs_and_gets_nothing_new(airflow: De
     try:
         # What waits there goes to the other.
         settled(airflow, w1=2, w2=6)
-        assert "2 tries here have not ended; nothing new comes." in page_of_worker(airflow, "w1")
+        assert "The worker gets no new tasks. 2 tries still run or wait here." in page_of_worker(airflow, "w1")
         more = Held(airflow, 10)
         run.finish()
         # (There is more to do all the time: those wait for the test's word.)
-        airflow.wait_for(lambda: "It is empty" in page_of_worker(airflow, "w1"), 60, "the page to say that it is empty")
+        is_empty = "The worker is empty and gets no new tasks."
+        airflow.wait_for(lambda: is_empty in page_of_worker(airflow, "w1"), 60, "the page to say that it is empty")
         more.finish()
         assert run.ran() == {"w1": 2, "w2": 6}
         assert more.ran() == {"w2": 10}

@@ -565,7 +565,8 @@ class Deployment:
         with Celery(broker=broker, set_as_current=False) as app:
             try:
                 return bool(app.control.ping(destination=[node], timeout=2 * PROMPT * self._slowness))
-            except OperationalError:
+            except (OperationalError, OSError, *app.connection_for_read().connection_errors):
+                # A broker that has been restarted closes what Celery keeps of its pool.
                 return False
 
     def _missing_dags(self) -> set[str]:
