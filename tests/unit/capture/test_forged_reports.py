@@ -137,6 +137,17 @@ def test_it_can_add_one_to_another_try_while_it_knows_that_ones_id(
     assert named(database) == {"other": ["made up"]}
 
 
+def test_it_can_add_another_worker_of_that_trys_host_to_another_try(
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
+) -> None:
+    celery.workers["w3@host-1"] = 300
+    refresh(only_if_due=False)
+    other = a_running_try(database, "other")
+    push(other, report(other))
+    push(other, report(other, worker_id="celery-w3", name="w3", engine_name="w3@host-1", pid=300))
+    assert named(database) == {"other": ["w1@host-1", "w3@host-1"]}
+
+
 def test_it_can_say_that_its_try_also_ran_on_another_worker_of_its_host(
     database: Database, celery: Celery, report: Callable[..., dict[str, Any]]
 ) -> None:
