@@ -175,6 +175,7 @@ REPORTERS, REPORTS = 3, 1_000
 def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setattr(claim, "left_behind", Event())
     # Each report tries: a pause would keep most of them away from the tables that change.
     monkeypatch.setattr(claim, "breaker", CircuitBreaker(0.0, trial=0.0))
