@@ -8,7 +8,7 @@ others store under the reserved key, as a person through the public API, is stor
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from airflow_worker_insight.capture.validation import RejectedReport, conditions
 from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store import session as database
 from airflow_worker_insight.store.attribution import has_workers_of
+from airflow_worker_insight.store.clock import CLOCK_SKEW
 from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.store.recording import (
     LOCAL,
@@ -52,9 +53,6 @@ _one_waits = Lock()
 
 left_behind = Event()
 """Set where a report was stored because its claim timed out, or came while claiming paused."""
-
-SKEW = timedelta(minutes=15)
-"""How far the clocks of an API server and of a worker may be apart."""
 
 
 def install() -> None:
@@ -200,7 +198,7 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
 
 def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:
     """Return whether a report may have been stored before its try ended, by clocks of two hosts."""
-    return ended_at is None or stored_at <= ended_at + SKEW
+    return ended_at is None or stored_at <= ended_at + CLOCK_SKEW
 
 
 def _explain(connection: Connection, error: Exception) -> None:

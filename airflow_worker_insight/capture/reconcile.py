@@ -137,7 +137,7 @@ def make_plan(
 ) -> Plan:
     """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone.
 
-    What was recorded in a deleted Dag run of the same name is nobody's here: it stays as it is.
+    Tries that were recorded in a deleted Dag run of the same name stay as they are.
     """
     by_key = {one.row_key: one for one in recorded}
     finished = [one for one in tries if one.is_finished]

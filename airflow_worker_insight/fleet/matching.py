@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.fleet.sighting import Sighting
 from airflow_worker_insight.identity.engines import is_named_local
+from airflow_worker_insight.store.clock import CLOCK_SKEW
 from airflow_worker_insight.store.recording import (
     OFFLINE,
     SAME_START,
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.store.lives import Life
-
-SKEW = timedelta(minutes=15)
-"""How far the clocks of hosts may be apart."""
 
 
 @dataclass(slots=True)
@@ -179,7 +176,7 @@ def _began_later(sighting: Sighting, life: Life) -> bool:
         return False
     if life.engine_started_at is None:
         # Only its own processes have told of it, and when that was is by a clock that may be wrong.
-        return life.registered_at < sighting.started_at - SKEW
+        return life.registered_at < sighting.started_at - CLOCK_SKEW
     if sighting.started_at <= life.engine_started_at + SAME_START:
         return False
     return life.engine_heartbeat_at is None or sighting.started_at >= life.engine_heartbeat_at - SAME_START

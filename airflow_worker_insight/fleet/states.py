@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.fleet.matching import SKEW
+from airflow_worker_insight.store.clock import CLOCK_SKEW
 from airflow_worker_insight.store.lives import LOOK_TAKES
 from airflow_worker_insight.store.recording import ENGINE_KINDS, LOST, OFFLINE, ONLINE, UNRESPONSIVE
 
@@ -158,7 +158,7 @@ def first_verdict(sighting: Sighting, *, now: datetime, timeouts: Timeouts) -> V
     age = abs(now - sighting.heartbeat_at)
     if age <= timeouts.heartbeat:
         return Verdict(ONLINE, sighting.trouble, seen=True)
-    return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + SKEW else None
+    return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
 def gives_sign_of_life(sighting: Sighting, life: Life) -> bool:

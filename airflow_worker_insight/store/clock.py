@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+from datetime import timedelta, timezone
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
+
+
+CLOCK_SKEW = timedelta(minutes=15)
+"""How far the clocks of two hosts may be apart."""
 
 
 def database_now(connection: Connection) -> datetime:

@@ -8,13 +8,13 @@ that cut something off, the total is not exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import TIMESTAMP, Interval, and_, case, func, literal, or_, select, true, type_coerce
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.airflow_tries import FINISHED, instance_keys, run_began
+from airflow_worker_insight.store.clock import CLOCK_SKEW
 from airflow_worker_insight.store.keys import run_key
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.recording import REPORTED
@@ -34,9 +34,6 @@ MAX_TOTAL = 10_000
 
 MAX_SCANNED = 50_000
 """How many tries are looked through for those that fit a filter without an index of its own."""
-
-CLOCK_SKEW = timedelta(minutes=15)
-"""How far the clocks of hosts may be apart."""
 
 MAX_LIVES = 1000
 """Lives of workers, the latest ones, that one name or host stands for."""
