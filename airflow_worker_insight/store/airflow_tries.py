@@ -12,10 +12,10 @@ from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple
 from airflow_worker_insight import compat
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, instance_key, instance_key_by_run
-from airflow_worker_insight.store.planning import are_among
+from airflow_worker_insight.store.planning import are_among, are_given, given
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -52,6 +52,9 @@ _COLUMNS = (
     "queued_by_job_id",
     "external_executor_id",
 )
+
+_RUN = ("dag_id", "run_id")
+_INSTANCE = (*_RUN, "task_id", "map_index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +142,7 @@ class DagRunRef:
 
 def tries_of_runs(connection: Connection, runs: Sequence[DagRunRef]) -> list[AirflowTry]:
     """Return all tries of all task instances of these Dag runs."""
-    return _read(
-        connection,
-        lambda table: tuple_(table.c.dag_id, table.c.run_id).in_([(run.dag_id, run.run_id) for run in runs]),
-    )
+    return _read_given(connection, _RUN, [(run.dag_id, run.run_id) for run in runs])
 
 
 def tries_of_task_instance(
@@ -150,13 +150,7 @@ def tries_of_task_instance(
 ) -> list[AirflowTry]:
     """Return all tries of one task instance; none when Airflow does not know it."""
     return _read(
-        connection,
-        lambda table: and_(
-            table.c.dag_id == dag_id,
-            table.c.run_id == run_id,
-            table.c.task_id == task_id,
-            table.c.map_index == map_index,
-        ),
+        connection, _of_one(), {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     )
 
 
@@ -167,7 +161,7 @@ def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> d
     found: dict[TryKey, AirflowTry] = {}
     for start in range(0, len(instances), BATCH):
         some = instances[start : start + BATCH]
-        for one in _read(connection, lambda table, some=some: are_among(connection, _instance(table), some)):
+        for one in _read_given(connection, _INSTANCE, some):
             if one.key in wanted:
                 found[one.key] = one
     return found
@@ -179,12 +173,8 @@ def tries_by_row(connection: Connection, keys: Iterable[TryKey]) -> dict[RowKey,
     known: list[AirflowTry] = []
     for start in range(0, len(instances), BATCH):
         some = instances[start : start + BATCH]
-        known += _read(connection, lambda table, some=some: are_among(connection, _instance(table), some))
+        known += _read_given(connection, _INSTANCE, some)
     return {row_key: one for one in (*lost_tries(known), *known) for row_key in one.row_keys}
-
-
-def _instance(table: Table) -> tuple[Any, ...]:
-    return table.c.dag_id, table.c.run_id, table.c.task_id, table.c.map_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,11 +340,18 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
     return found
 
 
-def _read(connection: Connection, condition: Any) -> list[AirflowTry]:
+def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[AirflowTry]:
+    """Read all tries of what bears one of these names, Dag runs or task instances."""
+    if not rows:
+        return []
+    # One name for each table: SQLAlchemy does not expand a list of tuples twice.
+    values = {**given(connection, rows, "current"), **given(connection, rows, "history")}
+    return _read(connection, _of_given(connection.dialect.name, names), values)
+
+
+def _read(connection: Connection, statement: Any, parameters: dict[str, Any]) -> list[AirflowTry]:
     """Read both tables with one statement; where both hold a try, the history's row is the final one."""
-    history, current = compat.task_instance_history_table(), compat.task_instance_table()
-    statement = union_all(_select(current, condition(current), rank=0), _select(history, condition(history), rank=1))
-    rows = sorted(connection.execute(statement), key=lambda row: row.rank_)
+    rows = sorted(connection.execute(statement, parameters), key=lambda row: row.rank_)
     found = {one.key: one for one in map(_airflow_try, rows)}
     ordered = sorted(found.values(), key=lambda one: (one.key.task_instance.as_tuple(), one.key.try_number))
     return list(_without_leftovers(ordered))
@@ -381,6 +378,23 @@ def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
         else:
             yield one
         before.add(process)
+
+
+@cache
+def _of_given(dialect: str, names: tuple[str, ...]) -> Any:
+    return _of_both(lambda table, name: are_given(dialect, [table.c[column] for column in names], name))
+
+
+@cache
+def _of_one() -> Any:
+    return _of_both(lambda table, _: and_(*(table.c[column] == bindparam(column) for column in _INSTANCE)))
+
+
+def _of_both(condition: Callable[[Table, str], Any]) -> Any:
+    tables = {"current": compat.task_instance_table(), "history": compat.task_instance_history_table()}
+    return union_all(
+        *(_select(table, condition(table, name), rank=rank) for rank, (name, table) in enumerate(tables.items()))
+    )
 
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:

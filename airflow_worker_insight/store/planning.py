@@ -6,7 +6,7 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, any_, cast, func, literal, select, text, tuple_
+from sqlalchemy import String, any_, bindparam, cast, func, literal, select, text, tuple_
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -44,6 +44,26 @@ def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tup
     names = [f"v{place}" for place in range(len(columns))]
     given = func.unnest(*arrays).table_valued(*names).render_derived()
     return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
+
+
+def are_given(dialect: str, columns: Sequence[Any], name: str) -> Any:
+    """Say the same of rows that come with the statement's execution, under a name: see :func:`given`.
+
+    For a statement that is built once: SQLAlchemy takes longer to build a long one than the database to answer it.
+    """
+    if dialect != "postgresql":
+        return tuple_(*columns).in_(bindparam(name, expanding=True))
+    kinds = {f"{name}_{place}": _many(column) for place, column in enumerate(columns)}
+    arrays = (cast(bindparam(place, type_=kind), kind) for place, kind in kinds.items())
+    rows = func.unnest(*arrays).table_valued(*kinds).render_derived()
+    return tuple_(*columns).in_(select(*(rows.c[place] for place in kinds)))
+
+
+def given(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
+    """Return the parameters of :func:`are_given`; there is one row at least."""
+    if connection.dialect.name != "postgresql":
+        return {name: rows}
+    return {f"{name}_{place}": list(values) for place, values in enumerate(zip(*rows, strict=True))}
 
 
 def one_by_one(column: Any, values: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, select
@@ -18,6 +19,7 @@ from airflow_worker_insight.store import airflow_tries, listing, placements
 from airflow_worker_insight.store.attribution import NOT_ON_A_WORKER, UNKNOWN, attribute
 from airflow_worker_insight.store.clock import utc
 from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key
+from airflow_worker_insight.store.planning import are_given, given
 from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
@@ -226,11 +228,12 @@ class _Loaded:
         return self.has_run and (self.attempt.ended_at is None or not is_of_it)
 
 
-def _rows() -> Any:
-    """Select attempt rows with their workers and Dag runs; where there is none of these it has NULLs."""
+@cache
+def _rows(dialect: str) -> Any:
+    """Select the rows of given attempts with their workers and Dag runs; where there is none of these it has NULLs."""
     run = compat.dag_run_table()
     same_run = and_(run.c.dag_id == attempt.c.dag_id, run.c.run_id == attempt.c.run_id)
-    return select(
+    rows = select(
         attempt,
         worker.c.worker_id,
         worker.c.name,
@@ -241,13 +244,14 @@ def _rows() -> Any:
         airflow_tries.run_began(run).label("run_began_at"),
         select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
+    return rows.where(are_given(dialect, listing.KEY, "keys"))
 
 
 def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
     """Load these tries in full, in the order given."""
     if not keys:
         return []
-    rows = connection.execute(_rows().where(listing.is_one_of(connection, keys))).all()
+    rows = connection.execute(_rows(connection.dialect.name), given(connection, keys, "keys")).all()
     position = {key: index for index, key in enumerate(keys)}
     loaded = _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
     if not any(one.any_placed for one in loaded):
