@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from tests.benchmarks import claim, dispatch, executor, fleet, hook, importing, placement, results, store
+from tests.benchmarks import claim, dispatch, executor, fleet, hook, importing, migration, placement, results, store
 from tests.benchmarks.setting import Setting
 from tests.support.environments import ROOT, EnvironmentFailed
 from tests.support.processes import MissingRequirement
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "hook": hook.run,
     "claim": claim.run,
     "store": store.run,
+    "migration": migration.run,
     "placement": placement.run,
     "dispatch": dispatch.run,
     "spread": executor.spread,

@@ -23,7 +23,7 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import worker_record
 from airflow_worker_insight.store.recording import upsert_worker
 
-DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "scheduled__2026-03-01T00:00:00+00:00", "transform_partitions"
+DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "manual__2026-03-01T00:00:00+00:00", "transform_partitions"
 ORDINARY_KEY = "an_ordinary_key_of_the_same_length"[: len(REPORT_KEY)]
 
 CLAIMS_PER_WORKER = 4
