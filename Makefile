@@ -8,7 +8,7 @@ ENVIRONMENTS = $(PYTHON) -m tests.support.environments
 # The environment with Airflow, the test tools and this source tree; made by the first target that asks for it.
 DEV = dev=$$($(ENVIRONMENTS) dev $(AIRFLOW)) &&
 
-.PHONY: help demo test unit bench lint format format-check typecheck architecture wheel services clean
+.PHONY: help demo test unit bench lint format format-check typecheck architecture wheel docs reference services clean
 
 help:
 	@echo "demo        Airflow with the example Dags, and who ran each try (ARGS=--once: look and leave)"
@@ -17,6 +17,8 @@ help:
 	@echo "bench       the measurements, as a table and as JSON"
 	@echo "lint        ruff; and format, typecheck, architecture"
 	@echo "wheel       build the wheel into dist/"
+	@echo "docs        build the documentation into .build/site; a broken link fails"
+	@echo "reference   write what docs/reference takes from the code"
 	@echo "clean       remove everything that was made"
 
 demo:
@@ -59,6 +61,12 @@ architecture:
 
 wheel:
 	@$(ENVIRONMENTS) wheel | xargs -I{} sh -c 'mkdir -p dist && cp "{}" dist/ && ls dist/*.whl'
+
+docs:
+	@docs=$$($(ENVIRONMENTS) docs) && "$$docs/bin/mkdocs" build --strict --clean
+
+reference:
+	@$(DEV) "$$dev/bin/python" -m scripts.generate_reference
 
 services:
 	@scripts/install-services

@@ -8,6 +8,7 @@ This module needs nothing but the standard library, because it runs before there
     python3 -m tests.support.environments airflow 2.11.2    # a bare Airflow, by our constraints
     python3 -m tests.support.environments installed 3.3.2   # the same with this project's wheel
     python3 -m tests.support.environments wheel             # builds the wheel
+    python3 -m tests.support.environments docs              # what builds the documentation
 
 Each prints the path of what it made. A folder's name holds a hash of everything that decides its content, so an
 environment is reused until its constraints change and is never changed in place. A wheel is not installed *into*
@@ -199,6 +200,16 @@ def dev(version: str = LATEST_AIRFLOW) -> Environment:
     return Environment(version, path)
 
 
+def docs() -> Path:
+    """Make, or find, the environment that builds the documentation, without Airflow, and return its path."""
+    pins = CONSTRAINTS / "docs.txt"
+    with _made(f"docs-{_key(pins)}") as (path, fresh):
+        if fresh:
+            _venv(path)
+            _install(path, "--no-deps", "--requirement", pins)
+    return path
+
+
 # --------------------------------------------------------------------------- how
 
 
@@ -312,7 +323,7 @@ def _run(
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what the command line asks for and print where it is."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.support.environments")
-    parser.add_argument("what", choices=["tools", "wheel", "dev", "airflow", "installed"])
+    parser.add_argument("what", choices=["tools", "wheel", "docs", "dev", "airflow", "installed"])
     parser.add_argument("version", nargs="?", default=LATEST_AIRFLOW, choices=AIRFLOW_VERSIONS)
     args = parser.parse_args(argv)
     try:
@@ -320,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             made = tools().parents[1]
         elif args.what == "wheel":
             made = wheel()
+        elif args.what == "docs":
+            made = docs()
         else:
             made = {"dev": dev, "airflow": airflow, "installed": installed}[args.what](args.version).path
     except EnvironmentFailed as error:
