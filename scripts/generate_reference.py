@@ -108,10 +108,8 @@ def command(name: str) -> str:
     usage = " ".join([COMMAND, name, *(arg.kwargs.get("metavar", arg.flags[0].upper()) for arg in positional)])
     optional = [arg for arg in found.args if arg not in positional]
     text = f"```text\n{usage}{' [options]' if optional else ''}\n```\n\n{_prose(found.description or found.help)}"
-    rows = [(_flags(arg), _prose(arg.kwargs.get("help", "")), _required(arg)) for arg in found.args]
-    if not rows:
-        return text
-    return f"{text}\n\n{_table(('argument', 'meaning', ''), rows)}"
+    rows = [(_flags(arg), _prose(arg.kwargs.get("help", "")) + _required(arg)) for arg in found.args]
+    return f"{text}\n\n{_table(('argument', 'meaning'), rows)}" if rows else text
 
 
 def _flags(arg: Any) -> str:
@@ -125,7 +123,7 @@ def _flags(arg: Any) -> str:
 
 
 def _required(arg: Any) -> str:
-    return "required" if arg.kwargs.get("required") or not arg.flags[0].startswith("-") else ""
+    return " **(required)**" if arg.kwargs.get("required") else ""
 
 
 # --- REST ------------------------------------------------------------------------------------------------------------
@@ -248,7 +246,7 @@ def _anchor(heading: str) -> str:
 
 def render(page: str) -> str:
     """Return a page with its generated parts written anew."""
-    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]](match[3])}\n{match[4]}", page)
+    return BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match[2]](match[3])}\n\n{match[4]}", page)
 
 
 def pages() -> list[Path]:
