@@ -63,7 +63,7 @@ wheel:
 	@$(ENVIRONMENTS) wheel | xargs -I{} sh -c 'mkdir -p dist && cp "{}" dist/ && ls dist/*.whl'
 
 docs:
-	@docs=$$($(ENVIRONMENTS) docs) && "$$docs/bin/mkdocs" build --strict --clean
+	@docs=$$($(ENVIRONMENTS) docs) && NO_MKDOCS_2_WARNING=1 "$$docs/bin/mkdocs" build --strict --clean
 
 reference:
 	@$(DEV) "$$dev/bin/python" -m scripts.generate_reference

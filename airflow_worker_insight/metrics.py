@@ -1,4 +1,4 @@
-"""What this package tells Airflow's own stats (StatsD, Datadog or OpenTelemetry); ``docs/metrics.md`` explains each.
+"""What this package tells Airflow's own stats (StatsD, Datadog or OpenTelemetry), see ``docs/reference/metrics.md``.
 
 Nothing that goes wrong here reaches the caller: a number is never worth a try.
 """

@@ -33,7 +33,7 @@ PROBE_SECONDS = 1.0
 
 
 class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
-    """Places each task on a Celery worker: see ``docs/executors.md``."""
+    """Places each task on a Celery worker: see ``docs/explanation/placement.md``."""
 
     plainly = "sends them as Airflow's own CeleryExecutor does"
 

@@ -186,7 +186,7 @@ class NamedWorkers(LocalExecutor):
 
 
 class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
-    """Places each task on one of the scheduler's local workers: see ``docs/executors.md``."""
+    """Places each task on one of the scheduler's local workers: see ``docs/how-to/local-workers.md``."""
 
     plainly = "runs them on whichever of its workers has the least to do"
 

@@ -1,109 +1,145 @@
-"""The docs name every option, command, endpoint, page and attribution that there is, and nothing that there is not."""
+"""The docs name every option, command, endpoint, page and word that exists, and their links lead somewhere."""
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.provider_info import get_provider_info
-from airflow_worker_insight.store.decisions import REASONS
-from airflow_worker_insight.store.tables import ATTRIBUTIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from scripts import generate_reference as reference
+from tests.support.environments import AIRFLOW_VERSIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+
+newest_airflow = pytest.mark.skipif(
+    compat.airflow_version()[:2] != tuple(map(int, AIRFLOW_VERSIONS[-1].split(".")))[:2],
+    reason="the reference is that of the newest Airflow",
+)
 
 
+@cache
 def doc(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-def test_each_option_is_documented_with_its_type_and_default() -> None:
-    page = " ".join(doc("configuration.md").split())
-    prose = page.replace("`", "")
-    options: dict[str, dict[str, Any]] = get_provider_info()["config"]["worker_insight"]["options"]
-    for name, option in options.items():
-        default = f"`{option['default']}`" if option["default"] else "empty"
-        assert f"| `{name}` | {option['type']} | {default} |" in page
-        assert option["description"].split(". ")[0] in prose
-    documented = set(re.findall(r"^## `(\w+)`", doc("configuration.md"), re.MULTILINE))
-    assert documented == set(options)
+def blocks() -> set[tuple[str, str]]:
+    """Return what the pages take from the code: each a function's name and its argument."""
+    return {(match[2], match[3]) for path in reference.pages() for match in reference.BLOCK.finditer(path.read_text())}
 
 
-def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for command in group:
-        name = f"{prefix}{command.name}"
-        if hasattr(command, "subcommands"):
-            yield from commands(command.subcommands, f"{name} ")
-        else:
-            yield name, command
+# --- what is generated -----------------------------------------------------------------------------------------------
 
 
-def test_each_command_and_its_options_are_documented() -> None:
-    from airflow_worker_insight.cli import get_commands
-
-    page = doc("command.md")
-    for name, command in commands(get_commands()[0].subcommands):
-        assert f"`{name}" in page
-        for arg in command.args:
-            assert max(arg.flags, key=len) in page, f"{name} {arg.flags}"
+@newest_airflow
+@pytest.mark.parametrize("page", reference.pages(), ids=lambda path: path.stem)
+def test_reference_is_what_the_code_says(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == reference.render(text), "run `make reference`"
 
 
-def endpoints() -> set[str]:
-    """Return what the page of the REST API has a heading for."""
-    return set(re.findall(r"^## `([A-Z]+ /[^`]*)`", doc("rest.md"), re.MULTILINE))
+@newest_airflow
+def test_each_option_command_and_endpoint_is_in_the_reference() -> None:
+    sources = reference._sources()
+    assert {name for kind, name in blocks() if kind == "option"} == set(sources.options)
+    assert {name for kind, name in blocks() if kind == "command"} == set(sources.commands)
+    headings = set(re.findall(r"^## `([A-Z]+ /[^`]*)`", doc("reference/rest.md"), re.MULTILINE))
+    assert headings == {
+        f"{method} {route.path.removeprefix('/api/v1')}"
+        for route in sources.app.routes
+        if route.path.startswith("/api/v1")
+        for method in route.methods
+    }
+    with_parameters = {
+        f"{method.upper()} {path.removeprefix('/api/v1')}"
+        for path, methods in sources.openapi["paths"].items()
+        for method, operation in methods.items()
+        if "requestBody" in operation or any(one["in"] == "query" for one in operation.get("parameters", ()))
+        if path.startswith("/api/v1")
+    }
+    assert {name for kind, name in blocks() if kind == "parameters"} == with_parameters
 
 
-@pytest.mark.skipif(not compat.is_airflow_3(), reason="the FastAPI app is Airflow 3's")
-def test_each_route_is_documented_and_each_documented_route_is_there() -> None:
-    from airflow_worker_insight.web.app import create_app
-
-    api, pages = set(), set()
-    for route in create_app().routes:
-        path: str = route.path  # type: ignore[attr-defined]
-        if path.startswith("/api/v1"):
-            api |= {f"{method} {path.removeprefix('/api/v1')}" for method in route.methods}  # type: ignore[attr-defined]
-        elif not path.endswith("/fragment"):
-            pages.add(f"/worker-insight{path}")
-    assert endpoints() == api
-    named = re.findall(
-        r"`(?:[A-Z]+ )?(/worker-insight/(?!api/)[^`?]*)", doc("pages.md") + doc("security.md") + doc("rest.md")
-    )
+@newest_airflow
+def test_each_page_is_in_the_reference() -> None:
+    pages = {
+        f"/worker-insight{route.path}"
+        for route in reference._sources().app.routes
+        if not route.path.startswith("/api/v1") and not route.path.endswith("/fragment")
+    }
+    text = doc("reference/pages.md") + doc("how-to/permissions.md") + doc("reference/rest.md")
+    named = re.findall(r"`(?:[A-Z]+ )?(/worker-insight/(?!api/)[^`?]*)", text)
     assert {path.removesuffix("/…") for path in named} == pages
+    for path in pages - {"/worker-insight/static"}:
+        assert f"{path}`" in doc("how-to/permissions.md"), path
 
 
+@newest_airflow
 @pytest.mark.parametrize(
-    ("endpoint", "model"),
-    [("GET /attempts", "AttemptQuery"), ("GET /workers", "WorkerQuery"), ("GET /services", "ServiceQuery")],
+    ("plural", "model"),
+    [("attempts", "AttemptResponse"), ("placements", "PlacementResponse"), ("workers", "WorkerResponse")],
 )
-def test_each_parameter_of_a_list_is_documented_where_the_list_is(endpoint: str, model: str) -> None:
-    from airflow_worker_insight.web import objects
-
-    (section,) = re.findall(rf"^## `{endpoint}`$(.*?)^## ", doc("rest.md"), re.MULTILINE | re.DOTALL)
-    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    documented = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
-    assert sorted(documented) == sorted(getattr(objects, model).model_fields)
-
-
-@pytest.mark.parametrize("attribution", ATTRIBUTIONS)
-def test_each_attribution_is_explained(attribution: str) -> None:
-    assert f"| `{attribution}` |" in doc("how-it-works.md")
-    assert f"`{attribution}`" in doc("rest.md")
+def test_an_example_has_all_fields(plural: str, model: str) -> None:
+    schemas: dict[str, Any] = reference._sources().openapi["components"]["schemas"]
+    (text,) = re.findall(rf'```json\n(\{{\n  "{plural}".*?)```', doc("reference/rest.md"), re.DOTALL)
+    (example,) = json.loads(text)[plural]
+    assert set(example) == set(schemas[model]["properties"])
+    if plural == "attempts":
+        assert set(example["workers"][0]) == set(schemas["AttemptWorkerResponse"]["properties"])
 
 
-@pytest.mark.parametrize("reason", REASONS)
-def test_each_reason_of_a_placement_is_explained(reason: str) -> None:
-    assert re.search(rf"^\| .*`{reason}`.* \|", doc("executors.md"), re.MULTILINE)
+# --- what people write -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in [*DOCS.glob("*.md"), ROOT / "README.md"]))
+@newest_airflow
+def test_each_state_and_availability_is_explained() -> None:
+    page = doc("reference/worker-states.md")
+    for word in (*reference._sources().worker_states, *reference._sources().availabilities):
+        assert f"| `{word}` |" in page
+
+
+@newest_airflow
+def test_it_is_said_what_to_do_about_each_reason_to_wait() -> None:
+    page = doc("how-to/waiting-tasks.md")
+    for reason in reference._sources().reasons:
+        assert not reason.startswith("waits_") or f"`{reason}`" in page
+
+
+def test_each_tested_version_is_named() -> None:
+    assert ", ".join(AIRFLOW_VERSIONS) in doc("reference/compatibility.md")
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what a link can name within a page, as MkDocs and GitHub both make it of a heading."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_lead_somewhere(page: str) -> None:
-    path = ROOT / page if page == "README.md" else DOCS / page
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), target
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_each_page_and_picture_is_used() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    for path in DOCS.rglob("*.md"):
+        assert f" {path.relative_to(DOCS)}\n" in navigation, path
+    for path in (DOCS / "images").iterdir():
+        assert f"images/{path.name}" in text, path

@@ -234,7 +234,7 @@ def test_the_reasons_are_those_for_which_a_report_is_dropped() -> None:
 
 
 def test_each_is_documented_and_nothing_else_is() -> None:
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `worker_insight\.([\w.]+)`", page, re.MULTILINE))
     assert documented == {*metrics.COUNTERS, *metrics.TIMERS, *metrics.GAUGES}
     for name, told_apart_by in metrics.GAUGES.items():

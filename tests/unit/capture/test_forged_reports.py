@@ -1,4 +1,4 @@
-"""What a task can do with reports that it makes up, and what it cannot: each line of that list in the docs."""
+"""What a task can do with forged reports, and what not: each line of that list in docs/explanation/security.md."""
 
 from __future__ import annotations
 
