@@ -115,6 +115,48 @@ def test_each_tested_version_is_named() -> None:
     assert ", ".join(AIRFLOW_VERSIONS) in doc("reference/compatibility.md")
 
 
+QUOTED = (
+    "Airflow Worker Insight places tasks again",
+    "Only reports of tasks tell of it",
+    "Since a life before",
+    "The worker is empty and gets no new tasks.",
+    "Waiting for a worker",
+    "What it took with it",
+    "Airflow’s list",
+    "Host worked out",
+    "Not placed yet",
+    "Not reported yet",
+    "Not started yet",
+    "Outcomes per hour",
+    "Placed here",
+    "Run in a test",
+    "Running now",
+    "Show all workers",
+    "Worked out",
+    "cannot place tasks and",
+    "cannot start: ",
+    "could not record the worker of this try",
+    "does not answer",
+    "left out: ",
+    "of a deleted run",
+    "sends them as Airflow's own CeleryExecutor does",
+    "times as long as others",
+)
+"""What pages, log and command say, in words by which a reader of the docs recognises it."""
+
+
+@cache
+def package() -> str:
+    paths = sorted((ROOT / "airflow_worker_insight").rglob("*"))
+    return "".join(path.read_text(encoding="utf-8") for path in paths if path.suffix in (".py", ".html"))
+
+
+@pytest.mark.parametrize("words", QUOTED)
+def test_quoted_words_are_those_of_the_code(words: str) -> None:
+    assert words in package()
+    assert any(words in (ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 
 
