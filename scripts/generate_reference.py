@@ -178,7 +178,8 @@ def _type(schema: dict[str, Any], *, nullable: bool = False) -> str:
 
 def _one_type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
-        return schema["$ref"].rpartition("/")[2].removesuffix("Response").lower()
+        name = schema["$ref"].rpartition("/")[2].removesuffix("Response")
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     if schema.get("type") == "array":
         return f"list of {_one_type(schema['items'])}s"
     words = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
