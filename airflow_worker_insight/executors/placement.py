@@ -5,17 +5,15 @@ queue, have what the task asks for (labels, or a name), and have room; a retry g
 task instance; and a worker that takes much longer than the others for the same tasks is given something only when these
 take nothing any more. Each decision says in one line what was chosen, and who was left out and why.
 
-Who may be chosen is the same for all tasks that ask for the same, so that is worked out once for each such group;
-within it the next worker is found in a heap. A decision costs some microseconds however many workers there are; while
-nobody has room, no worker is looked at.
+Who may be chosen is worked out once for all tasks of a batch that ask for the same. Of those that have room the worker
+with the least score gets the task.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from airflow_worker_insight.store.decisions import (
     AGAIN,
@@ -47,8 +45,6 @@ TEXT_LENGTH = 300
 PATIENCE = 30.0
 """Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may
 take longer than the task would on it."""
-
-_MASK = 2**64 - 1
 
 
 class UnknownStrategy(ValueError):  # noqa: N818
@@ -134,262 +130,197 @@ class Placer:
         """Take the workers as they are now.
 
         :param strategy: one of :data:`airflow_worker_insight.store.decisions.STRATEGIES`
-        :param history: when each worker (by ``ref``) was given something last, in seconds; it is carried on, so that
-            what is equal otherwise goes round, also from one placer to the next
+        :param history: when each worker (by ``ref``) was given something last, in seconds; the placer updates it, so
+            that workers with equal scores take turns, also from one placer to the next
         :param now: the same clock's time, which never goes back
         :raises UnknownStrategy: for any other strategy
         """
         check_strategy(strategy)
         self._strategy = strategy
         self._candidates = candidates
-        self._loads = [one.load for one in candidates]
+        self._loads = [candidate.load for candidate in candidates]
+        self._digests = [_digest(candidate.name) for candidate in candidates]
         self._history = {} if history is None else history
         self._now = now
         # Of what is given at one time the order counts.
         self._turn = max(now, *self._history.values(), 0.0)
-        self._groups: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Group] = {}
+        self._scores = [self._score(index) for index in range(len(candidates))]
+        self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}
 
     def place(self, task: Task) -> Decision:
         """Decide where a task goes, and count it there."""
         if task.trouble is not None:
             return Decision(None, BAD_WISH, _line(f"waits: {task.trouble}"))
-        group = self._group(task)
-        chosen, reason = self._choose(group, task)
-        if chosen is None:
+        eligible = self._eligible_for(task)
+        index, reason = self._choose(eligible, task)
+        if index is None:
             why = _WAITS[reason].format(queue=task.queue, worker=task.worker)
-            return Decision(None, reason, _line(f"waits: {why}", group.left_out))
-        one = self._candidates[chosen]
+            return Decision(None, reason, _line(f"waits: {why}", eligible.left_out))
+        worker = self._candidates[index]
         text = _line(
-            f"{one.name}: {_CHOSEN[reason].format(number=_workers(len(group.members)))}, {self._loads[chosen]} of"
-            f" {one.capacity} places taken",
+            f"{worker.name}: {_CHOSEN[reason].format(number=_workers(len(eligible.members)))},"
+            f" {self._loads[index]} of {worker.capacity} places taken",
             f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
-            group.left_out,
+            eligible.left_out,
         )
-        self._loads[chosen] += 1
-        if not self.has_room(chosen):
-            self._close(chosen)
-        self._turn += _TURN
-        self._history[one.ref] = self._turn
-        return Decision(one, reason, text)
+        self._count(index)
+        return Decision(worker, reason, text)
 
-    def _group(self, task: Task) -> _Group:
+    def _eligible_for(self, task: Task) -> _Eligible:
+        """Return the workers that the task may run on: the same for all tasks that ask for the same."""
         key = (task.queue, frozenset(task.labels.items()), task.worker)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group.of(self._candidates, task)
-            for tier in group.tiers:
-                tier.order = _Sticky(self, tier.members) if self._strategy == STICKY else _Heap(self, tier.members)
-                tier.free = {place for place in tier.members if self.has_room(place)}
-        return group
+        eligible = self._eligible.get(key)
+        if eligible is None:
+            eligible = self._eligible[key] = _Eligible.of(self._candidates, task)
+            for index in eligible.members:
+                if not self._has_room(index):
+                    eligible.drop(index)
+        return eligible
 
-    def _close(self, place: int) -> None:
-        """Note for all groups that a worker has no room any more: it happens to each once at most."""
-        for group in self._groups.values():
-            for tier in group.tiers:
-                tier.free.discard(place)
-
-    def _choose(self, group: _Group, task: Task) -> tuple[int | None, str]:
-        """Return the place of the chosen worker, or ``None``, and the reason."""
-        if not group.members:
-            return None, group.why_empty
-        avoided = {place for name in task.avoid for place in group.called.get(name, ())} if task.avoid else _NONE
-        if avoided and len(avoided) == len(group.members):
-            if any(self._candidates[place].name not in task.avoid for place in group.soon):
+    def _choose(self, eligible: _Eligible, task: Task) -> tuple[int | None, str]:
+        """Return the index of the chosen worker, or ``None``, and the reason."""
+        if not eligible.members:
+            return None, eligible.why_empty
+        avoided = frozenset(index for name in task.avoid for index in eligible.named.get(name, ()))
+        if avoided and len(avoided) == len(eligible.members):
+            if any(name not in task.avoid for name in eligible.may_come_back):
                 return None, OTHERS_FULL
-            # It is a rule for those who can choose.
-            chosen, reason = self._next(group, task, _NONE)
-            return chosen, reason if chosen is None else AGAIN
-        chosen, reason = self._next(group, task, avoided)
-        if not avoided:
-            return chosen, reason
-        return chosen, OTHERS_FULL if chosen is None else ELSEWHERE
+            # Retries avoid a worker only where there is another one.
+            index, reason = self._best(eligible, task, frozenset())
+            return index, reason if index is None else AGAIN
+        index, reason = self._best(eligible, task, avoided)
+        if avoided:
+            return index, OTHERS_FULL if index is None else ELSEWHERE
+        return index, reason
 
-    def _next(self, group: _Group, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, str]:
-        fast, slow = group.tiers
-        assert fast.order is not None
-        assert slow.order is not None
-        # With thousands of tasks that wait, to look through all workers for each would take seconds.
-        if fast.has_room(avoided):
-            chosen, is_first = fast.order.next(task, avoided)
-            return chosen, self._strategy if is_first else STICKY_NEXT
-        if slow.has_room(avoided) and (group.waiting >= group.patience or not self._takes(fast, avoided)):
-            chosen, _ = slow.order.next(task, avoided)
-            return chosen, SLOW
-        group.waiting += 1
+    def _best(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
+        """Return the worker with the least score, a slow one only if the others will not come to the task sooner."""
+        fast = _without(eligible.fast_with_room, avoided)
+        if fast:
+            return self._least(fast, eligible.fast, task)
+        slow = _without(eligible.slow_with_room, avoided)
+        if slow and (eligible.waiting >= eligible.patience or not self._took_something(eligible.fast, avoided)):
+            return self._least(slow, eligible.slow, task)[0], SLOW
+        eligible.waiting += 1
         return None, FULL
 
-    def _takes(self, tier: _Tier, avoided: frozenset[int] | set[int]) -> bool:
-        """Return whether workers that have no room now have taken something lately, so that they soon will again."""
-        # Who was found to have done so for one task has for the next ones too.
-        if tier.taker is None or tier.taker in avoided:
-            tier.taker = next((place for place in tier.members if place not in avoided and self._took(place)), None)
-        return tier.taker is not None
+    def _least(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
+        if self._strategy != STICKY:
+            return min(with_room, key=self._scores.__getitem__), self._strategy
+        own, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
 
-    def _took(self, place: int) -> bool:
-        return self._now - self._history.get(self._candidates[place].ref, -PATIENCE) < PATIENCE
+        def rank(index: int) -> int:
+            # Rendezvous hashing: each task has an order of the workers, which only those change that come or go.
+            return (own ^ digests[index]) * _SCATTER & _MASK
 
-    # --- for the orders below
+        first = min(members, key=rank)
+        return (first, STICKY) if first in with_room else (min(with_room, key=rank), STICKY_NEXT)
 
-    def has_room(self, place: int) -> bool:
-        """Return whether a worker may be given more."""
-        return self._loads[place] < self._candidates[place].capacity
+    def _took_something(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
+        """Return whether one of these workers was given something lately, so that it soon has room again."""
+        since = self._now - PATIENCE
+        refs = (self._candidates[index].ref for index in members if index not in avoided)
+        return any(self._history.get(ref, since) > since for ref in refs)
 
-    def score(self, place: int) -> tuple[float, float]:
-        """Return what the worker with the least of it is chosen by. It only ever grows."""
-        one = self._candidates[place]
-        last = self._history.get(one.ref, 0.0)
-        # Relative to what it runs at once: what waits on a small worker while a large one idles helps nobody.
-        return (self._loads[place] / one.concurrency if self._strategy == LEAST_LOADED else 0.0, last)
+    def _count(self, index: int) -> None:
+        self._loads[index] += 1
+        self._turn += _TURN
+        self._history[self._candidates[index].ref] = self._turn
+        self._scores[index] = self._score(index)
+        if not self._has_room(index):
+            for eligible in self._eligible.values():
+                eligible.drop(index)
 
-    def name(self, place: int) -> str:
-        """Return the name of a worker."""
-        return self._candidates[place].name
+    def _has_room(self, index: int) -> bool:
+        return self._loads[index] < self._candidates[index].capacity
 
+    def _score(self, index: int) -> tuple[float, float, int]:
+        """Return what the worker with the least of it is chosen by.
 
-class _Order(Protocol):
-    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
-        """Return the worker that is next and has room, and whether it is the one that the task wanted first."""
-
-
-class _Heap:
-    """The workers by their score, the least first."""
-
-    def __init__(self, placer: Placer, members: Sequence[int]) -> None:
-        self._placer = placer
-        # Of equal ones first the one whose name has the least digest: not always the first in the alphabet.
-        self._heap = [(placer.score(place), _digest(placer.name(place)), place) for place in members]
-        heapify(self._heap)
-
-    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:  # noqa: ARG002
-        heap, aside = self._heap, []
-        chosen = None
-        while heap:
-            score, digest, place = heap[0]
-            if not self._placer.has_room(place):
-                heappop(heap)
-                continue
-            now = self._placer.score(place)
-            if now != score:
-                # It was given something since, perhaps for another group: its score has grown.
-                heapreplace(heap, (now, digest, place))
-                continue
-            if place in avoided:
-                aside.append(heappop(heap))
-                continue
-            chosen = place
-            break
-        for entry in aside:
-            heappush(heap, entry)
-        return chosen, True
-
-
-class _Sticky:
-    """The workers in an order that is each task's own, and changes only by who comes and goes: rendezvous hashing."""
-
-    def __init__(self, placer: Placer, members: Sequence[int]) -> None:
-        self._placer = placer
-        self._digests = [(_digest(placer.name(place)), place) for place in members]
-        self._first: dict[tuple[str, str], int] = {}
-        self._orders: dict[tuple[str, str], list[int]] = {}
-
-    def next(self, task: Task, avoided: frozenset[int] | set[int]) -> tuple[int | None, bool]:
-        key = (task.dag_id, task.task_id)
-        first = self._first.get(key)
-        if first is None and self._digests:
-            own = _digest("\0".join(key))
-            first = self._first[key] = max((_mix(own ^ digest), place) for digest, place in self._digests)[1]
-        if first is not None and first not in avoided and self._placer.has_room(first):
-            return first, True
-        for place in self._order(key):
-            if place not in avoided and self._placer.has_room(place):
-                return place, False
-        return None, False
-
-    def _order(self, key: tuple[str, str]) -> list[int]:
-        order = self._orders.get(key)
-        if order is None:
-            own = _digest("\0".join(key))
-            ranked = sorted(((_mix(own ^ digest), place) for digest, place in self._digests), reverse=True)
-            order = self._orders[key] = [place for _, place in ranked]
-        return order
+        Loads count relative to concurrency: a task that waits at a small worker while a large one idles helps nobody.
+        Of equal workers the one whose name has the least digest comes first: not always the first in the alphabet.
+        """
+        worker = self._candidates[index]
+        load = self._loads[index] / worker.concurrency if self._strategy == LEAST_LOADED else 0.0
+        return load, self._history.get(worker.ref, 0.0), self._digests[index]
 
 
 @dataclass(slots=True)
-class _Tier:
-    """Workers among which the strategy chooses."""
+class _Eligible:
+    """Who may be chosen for all tasks that ask for the same; all by their indexes."""
 
-    members: list[int] = field(default_factory=list)
-    free: set[int] = field(default_factory=set)
-    """Those of them that have room."""
-    order: _Order | None = None
-    taker: int | None = None
-    """One of them that has been given something lately, once it was looked for."""
-
-    def has_room(self, avoided: frozenset[int] | set[int]) -> bool:
-        """Return whether one that is not to be avoided has room."""
-        return not self.free <= avoided
-
-
-@dataclass(slots=True)
-class _Group:
-    """Who may be chosen for all tasks that ask for the same."""
-
-    members: list[int]
-    """The places of the workers that fit, full or not."""
-    tiers: tuple[_Tier, _Tier]
-    """The same, those that are as fast as others and those that are slow."""
-    soon: list[int]
-    """The places of those that fit but for a trouble that may be over soon."""
+    fast: list[int]
+    """Workers that fit, full or not, and are as fast as others."""
+    slow: list[int]
+    """Workers that fit and are slow."""
+    may_come_back: list[str]
+    """Names of workers that would fit and may be available again soon."""
     left_out: str
-    """Who does not fit, or is passed by, and why, in words."""
+    """Who does not fit, or is slow, and why, in words."""
     why_empty: str
     """Why nobody fits, where that is so."""
-    called: Mapping[str, Sequence[int]]
-    """The places of the members, by their names."""
+    named: Mapping[str, Sequence[int]]
+    """The workers that fit, by their names."""
     patience: float
     """How many tasks wait at most until a slow worker has done one before the others come to it."""
+    fast_with_room: list[int]
+    slow_with_room: list[int]
     waiting: int = 0
     """How many tasks have found no room."""
 
+    @property
+    def members(self) -> list[int]:
+        """All workers that fit."""
+        return self.fast + self.slow
+
+    def drop(self, index: int) -> None:
+        """Remove a worker that has no room any more."""
+        for with_room in (self.fast_with_room, self.slow_with_room):
+            if index in with_room:
+                with_room.remove(index)
+
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], task: Task) -> _Group:
-        fast, slow = _Tier(), _Tier()
-        soon: list[int] = []
-        out: dict[str, list[str]] = {}
+    def of(cls, candidates: Sequence[Candidate], task: Task) -> _Eligible:
+        fast: list[int] = []
+        slow: list[int] = []
+        may_come_back: list[str] = []
+        left_out: dict[str, list[str]] = {}
         why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
-        for place, one in enumerate(candidates):
-            if task.queue not in one.queues or task.worker not in (None, one.name, one.alias):
+        for index, worker in enumerate(candidates):
+            if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
                 # It has nothing to do with this task: naming all these would say nothing.
                 continue
-            why = is_out(one)
-            has_labels = all(one.labels.get(key) == value for key, value in task.labels.items())
+            why = is_out(worker)
+            has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
             if why is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
-                if has_labels and one.comes_back and one.availability == "available" and one.state in _MAY_COME_BACK:
-                    soon.append(place)
+                is_back_soon = worker.comes_back and worker.state in _MAY_COME_BACK
+                if has_labels and is_back_soon and worker.availability == "available":
+                    may_come_back.append(worker.name)
             elif not has_labels:
                 why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
-            elif not one.is_slow:
-                fast.members.append(place)
+            elif not worker.is_slow:
+                fast.append(index)
                 continue
             else:
-                slow.members.append(place)
-                why = f"takes {one.slowness:.0f} times as long as others"
-            out.setdefault(why, []).append(one.name)
-        members = fast.members + slow.members
-        called: dict[str, list[int]] = {}
-        for place in members:
-            called.setdefault(candidates[place].name, []).append(place)
-        places = sum(candidates[place].concurrency for place in fast.members)
+                slow.append(index)
+                why = f"takes {worker.slowness:.0f} times as long as others"
+            left_out.setdefault(why, []).append(worker.name)
+        named: dict[str, list[int]] = {}
+        for index in fast + slow:
+            named.setdefault(candidates[index].name, []).append(index)
+        at_once = sum(candidates[index].concurrency for index in fast)
         return cls(
-            members,
-            (fast, slow),
-            soon,
-            "left out: " + "; ".join(_named(names, why) for why, names in out.items()) if out else "",
+            fast,
+            slow,
+            may_come_back,
+            "left out: " + "; ".join(_named(names, why) for why, names in left_out.items()) if left_out else "",
             why_empty,
-            called,
-            places * (min((candidates[place].slowness for place in slow.members), default=1.0) - 1),
+            named,
+            at_once * (min((candidates[index].slowness for index in slow), default=1.0) - 1),
+            fast.copy(),
+            slow.copy(),
         )
 
 
@@ -404,9 +335,9 @@ def check_strategy(strategy: str) -> None:
         )
 
 
-_NONE: frozenset[int] = frozenset()
-
 _TURN = 1e-6
+
+_SCATTER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
 _CHOSEN = {
     LEAST_LOADED: "least loaded of {number}",
@@ -461,8 +392,5 @@ def _digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _mix(value: int) -> int:
-    """Scatter the bits of a number (the end of splitmix64): a digest for each pair would take too long."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def _without(indexes: list[int], avoided: frozenset[int]) -> list[int]:
+    return [index for index in indexes if index not in avoided] if avoided else indexes

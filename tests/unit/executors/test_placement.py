@@ -238,34 +238,6 @@ def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(str
     assert (decision.worker, decision.reason) == (slow, ELSEWHERE)
 
 
-# --- where nobody has room -------------------------------------------------------------------------------------------
-
-
-class Watched(list[Candidate]):
-    """Workers that count how often one of them is looked at."""
-
-    looks = 0
-
-    def __getitem__(self, place: Any) -> Any:
-        self.looks += 1
-        return super().__getitem__(place)
-
-
-@each_strategy
-@pytest.mark.parametrize("failed", [frozenset(), frozenset({"w9@etl-1"})])
-@pytest.mark.parametrize("load_of_slow", [6, 0])
-def test_no_worker_is_looked_at_for_a_task_that_waits(strategy: str, failed: frozenset[str], load_of_slow: int) -> None:
-    fast, slow = workers(95, load=6), workers(100, load=load_of_slow, slowness=9.0)[95:]
-    # The one that failed it has room, and only the last of the fast ones has been given something lately.
-    fleet = Watched([replace(one, load=0) if one.name in failed else one for one in (*fast, *slow)])
-    placer = Placer(strategy, fleet, {fast[-1].ref: 100.0}, now=100.0)
-    waits = placer.place(a_task(avoid=failed))
-    assert waits.reason == (OTHERS_FULL if failed else FULL)
-    fleet.looks = 0
-    assert {decision.text for decision in map(placer.place, many(50, avoid=failed))} == {waits.text}
-    assert fleet.looks == 0
-
-
 # --- strategies ------------------------------------------------------------------------------------------------------
 
 
