@@ -117,6 +117,20 @@ def start_workers(airflow: Deployment, *names: str, wait: bool = True) -> None:
         airflow.wait_ready(airflow.components[name])
 
 
+def wait_consuming(airflow: Deployment, *names: str) -> None:
+    """Wait until tasks can be placed on these workers: a scheduler has had each consume its own queue.
+
+    Until then, the scheduler sends tasks as Airflow's own executor does.
+    """
+    for name in names:
+        log = airflow.components[name].log
+        airflow.wait_for(
+            lambda log=log: "Started consuming from worker-insight.worker." in log.read_text(errors="replace"),
+            60,
+            f"{name} to consume its own queue",
+        )
+
+
 def placements(airflow: Deployment, run_id: str | None = None) -> list[dict[str, Any]]:
     """Return what is placed or was, with the worker's name as ``on``."""
     rows = airflow.sql(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, let_all_go, placements, start_workers
+from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, let_all_go, placements, start_workers, wait_consuming
 from tests.support.deployment import Deployment
 from tests.support.services import Redis
 
@@ -32,6 +32,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, broke
         airflow.migrate()
         start_workers(airflow, "w1")
         airflow.start_all()
+        wait_consuming(airflow, "w1")
         yield airflow
         let_all_go(airflow)
 

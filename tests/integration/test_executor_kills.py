@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.placing import EXECUTOR, HELD, QUICK, Held, let_all_go, open_on, placements, start_workers
+from tests.integration.placing import (
+    EXECUTOR,
+    HELD,
+    QUICK,
+    Held,
+    let_all_go,
+    open_on,
+    placements,
+    start_workers,
+    wait_consuming,
+)
 from tests.support.deployment import Deployment
 from tests.support.services import Redis
 
@@ -75,6 +85,7 @@ def worker(airflow: Deployment) -> str:
         return living[0]
     name = f"w{len(airflow.components)}"
     start_workers(airflow, name)
+    wait_consuming(airflow, name)
     return name
 
 

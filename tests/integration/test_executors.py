@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.accounting import WITNESS, witnessed
-from tests.integration.placing import EXECUTOR, HELD, HOST, QUICK, Held, let_all_go, open_on, placements, start_workers
+from tests.integration.placing import (
+    EXECUTOR,
+    HELD,
+    HOST,
+    QUICK,
+    Held,
+    let_all_go,
+    open_on,
+    placements,
+    start_workers,
+    wait_consuming,
+)
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -97,6 +108,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         airflow.migrate()
         start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
+        wait_consuming(airflow, "w1", "w2")
         yield airflow
 
 

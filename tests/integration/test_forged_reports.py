@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.accounting import WITNESS, witnessed
-from tests.integration.placing import EXECUTOR, HOST, QUICK, start_workers
+from tests.integration.placing import EXECUTOR, HOST, QUICK, start_workers, wait_consuming
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         airflow.migrate()
         start_workers(airflow, "w1", "w2")
         airflow.start_all()
+        wait_consuming(airflow, "w1", "w2")
         yield airflow
 
 

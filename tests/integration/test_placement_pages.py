@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect
 
+from tests.integration.placing import wait_consuming
 from tests.support.browser import BrowserUser
 from tests.support.deployment import Deployment
 
@@ -86,6 +87,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         deployment.write_dag("sales", DAG)
         deployment.migrate()
         deployment.start_all(workers=2)
+        wait_consuming(deployment, "w1", "w2")
         yield deployment
 
 
