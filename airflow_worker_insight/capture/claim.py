@@ -19,19 +19,15 @@ from airflow_worker_insight import compat, config, metrics
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.domain.attempts import StartedTry
+from airflow_worker_insight.domain.attribution import has_workers_of
+from airflow_worker_insight.domain.clock import CLOCK_SKEW
+from airflow_worker_insight.domain.keys import TaskInstanceKey, process_key
+from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.states import LOCAL
 from airflow_worker_insight.store import airflow_tries, migrate
 from airflow_worker_insight.store import session as database
-from airflow_worker_insight.store.attribution import has_workers_of
-from airflow_worker_insight.store.clock import CLOCK_SKEW
-from airflow_worker_insight.store.keys import TaskInstanceKey, process_key
-from airflow_worker_insight.store.recording import (
-    LOCAL,
-    ContradictingWorker,
-    StartedTry,
-    TooManyWorkers,
-    are_one_host,
-    record_start,
-)
+from airflow_worker_insight.store.recording import ContradictingWorker, TooManyWorkers, record_start
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import attempt, worker
 

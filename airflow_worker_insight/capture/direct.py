@@ -15,9 +15,11 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from airflow_worker_insight import compat, identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
+from airflow_worker_insight.domain.attempts import Conditions, StartedTry
+from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run, process_key
+from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store import session
-from airflow_worker_insight.store.keys import TryKey, instance_key_by_run, process_key
-from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
+from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.domain.attempts import lost_tries
+from airflow_worker_insight.domain.attribution import Verdict, attribute
 from airflow_worker_insight.store import airflow_tries, closing, migrate, placements, rekeying, session, xcoms
-from airflow_worker_insight.store.attribution import Verdict, attribute
 from airflow_worker_insight.store.tables import NO_WORKER
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
-    from airflow_worker_insight.store.attribution import Life
+    from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
+    from airflow_worker_insight.domain.attribution import Life
+    from airflow_worker_insight.domain.keys import RowKey, TryKey
     from airflow_worker_insight.store.closing import Recorded
-    from airflow_worker_insight.store.keys import RowKey, TryKey
     from airflow_worker_insight.store.xcoms import StoredReport
 
 WAITING_PAGE = 100
@@ -141,7 +142,7 @@ def make_plan(
     """
     by_key = {one.row_key: one for one in recorded}
     finished = [one for one in tries if one.is_finished]
-    lost = airflow_tries.lost_tries(tries)
+    lost = lost_tries(tries)
     # A try that starts before the very first report of all is no history where its run has tries that are recorded.
     recorded_runs = {_run_of(one) for one in tries if _recorded(one, by_key) is not None}
     forgotten = _of_forgotten_tries(runs, tries, recorded)

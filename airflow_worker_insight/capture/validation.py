@@ -13,10 +13,10 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
-from airflow_worker_insight.identity.text import LABELS_SIZE, clean, is_fit
-from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
-from airflow_worker_insight.store.attribution import HOST_ID_PREFIX
-from airflow_worker_insight.store.recording import Conditions, WorkerRecord
+from airflow_worker_insight.domain.attempts import Conditions
+from airflow_worker_insight.domain.attribution import HOST_ID_PREFIX
+from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, LABELS_SIZE, clean, is_fit
+from airflow_worker_insight.domain.workers import WorkerRecord
 
 
 class RejectedReport(Exception):  # noqa: N818

@@ -74,7 +74,7 @@ def try_state(text: str) -> str:
 
 def reason(text: str) -> str:
     """Read why a try waits or was placed, in a word."""
-    from airflow_worker_insight.store.decisions import REASONS
+    from airflow_worker_insight.domain.reasons import REASONS
 
     if text not in REASONS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(REASONS))}")

@@ -10,14 +10,14 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.store import reading, session
-from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
 from airflow_worker_insight.web.objects import AttemptResponse
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.reading import Attempt
+    from airflow_worker_insight.domain.attempts import Attempt
 
 
 @suppress_logs_and_warning

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
+from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.refresh import go_round, refresh
-from airflow_worker_insight.store.workers import UNKNOWN_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.domain.states import ENGINE_KINDS, UNKNOWN_STATE
 from airflow_worker_insight.store import workers
-from airflow_worker_insight.store.recording import ENGINE_KINDS
-from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 PAGE = 1000
 MAX_CANDIDATES = 10

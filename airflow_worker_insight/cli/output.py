@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.cli.simple_table import AirflowConsole
 
 from airflow_worker_insight.cli.process import answer
-from airflow_worker_insight.store.reading import MAX_TOTAL
+from airflow_worker_insight.domain.limits import MAX_TOTAL
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

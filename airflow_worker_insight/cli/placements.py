@@ -10,9 +10,8 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow_worker_insight import config
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.domain.filters import EveryDag, PlacementFilter
 from airflow_worker_insight.store import placements, session
-from airflow_worker_insight.store.placements import PlacementFilter
-from airflow_worker_insight.store.reading import EveryDag
 from airflow_worker_insight.web.objects import PlacementResponse, placement_fields
 
 if TYPE_CHECKING:

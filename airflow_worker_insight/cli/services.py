@@ -9,8 +9,8 @@ from airflow.utils.cli import suppress_logs_and_warning
 
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.store import session, workers
-from airflow_worker_insight.store.workers import UNKNOWN_STATE
 from airflow_worker_insight.web.objects import ServiceResponse
 
 

@@ -13,11 +13,11 @@ from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.cli.process import say
+from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
 from airflow_worker_insight.store import session, workers
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
-from airflow_worker_insight.store.workers import UNKNOWN_STATE, WorkerFilter
 from airflow_worker_insight.web.objects import OneWorkerResponse, WorkerResponse, worker_fields
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import Change, WorkerRow
 
 MAX_CHANGES = 50
 """Entries of a worker's history that are shown: the latest."""

@@ -8,14 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
+from airflow_worker_insight.domain.executors import celery_teams
+from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
 from airflow_worker_insight.executors.own_queues import own_queue, settle
 from airflow_worker_insight.fleet.bounded import Bounded
-from airflow_worker_insight.fleet.engines import EngineTrouble, celery_teams
+from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.store import session, workers
-from airflow_worker_insight.store.recording import AVAILABLE, ONLINE
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 ASK_EVERY = 10.0
 """Seconds between two questions to the workers which queues they consume."""

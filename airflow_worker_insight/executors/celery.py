@@ -23,8 +23,8 @@ from airflow_worker_insight.store import placements, session
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.executors.placement import Candidate
-    from airflow_worker_insight.store.keys import TryKey
     from airflow_worker_insight.store.placements import Placement
 
 

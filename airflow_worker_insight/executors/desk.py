@@ -7,11 +7,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight.executors.placement import TEXT_LENGTH, Candidate, Decision, Placer, Task
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import BAD_WISH, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.executors.placement import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.rules import BadRules, asked_worker
 from airflow_worker_insight.store import placements, workers
-from airflow_worker_insight.store.decisions import BAD_WISH, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.executors.rules import Rules
-    from airflow_worker_insight.store.keys import TryKey
 
 KEPT_FOR = 60.0
 """Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""

@@ -27,10 +27,10 @@ from airflow_worker_insight.store.clock import database_now
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.executors.asking import Asking
     from airflow_worker_insight.executors.desk import Desk, Snapshot
     from airflow_worker_insight.executors.placement import Candidate
-    from airflow_worker_insight.store.workers import WorkerRow
 
 log = logging.getLogger(__name__)
 

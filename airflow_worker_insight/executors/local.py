@@ -19,6 +19,7 @@ from airflow.executors.local_executor import LocalExecutor
 
 from airflow_worker_insight import compat, config, identity
 from airflow_worker_insight.capture.direct import worker_record
+from airflow_worker_insight.domain.reasons import LEAST_LOADED
 from airflow_worker_insight.executors.desk import Asked
 from airflow_worker_insight.executors.forking import late_signals, run_as, with_variables
 from airflow_worker_insight.executors.local_workers import LocalWorker, parse_local_workers
@@ -26,15 +27,14 @@ from airflow_worker_insight.executors.own_workers import OwnWorker, OwnWorkers
 from airflow_worker_insight.executors.placement import Candidate, Placer, Task
 from airflow_worker_insight.executors.placing import OLD_AFTER, PlacesTasks, is_task, try_key
 from airflow_worker_insight.executors.rules import WAIT, Rules
-from airflow_worker_insight.store.decisions import LEAST_LOADED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRecord
     from airflow_worker_insight.executors.desk import Desk, Snapshot
-    from airflow_worker_insight.store.keys import TryKey
-    from airflow_worker_insight.store.recording import WorkerRecord
 
 NAME_VARIABLE = "AIRFLOW__WORKER_INSIGHT__WORKER_NAME"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from airflow_worker_insight.domain.names import PLAIN_LOCAL, clean
 from airflow_worker_insight.executors.rules import BadRules
-from airflow_worker_insight.identity.engines import PLAIN_LOCAL
-from airflow_worker_insight.identity.text import clean
 
 MAX_WORKERS = 64
 MAX_CONCURRENCY = 1_000

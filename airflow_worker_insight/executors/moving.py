@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 from kombu import Producer
 
 from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.desk import Asked, Placed
 from airflow_worker_insight.executors.own_queues import as_declared, own_queue
 from airflow_worker_insight.fleet.engines.celery import connected
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.keys import TryKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -161,7 +162,7 @@ def _place_again(
             by_key[key] = message
     with session.writing(session.BACKGROUND) as connection:
         wanted = placements.wanted(connection, list(by_key))
-        queued = {key: one for key, one in wanted.items() if one.state == placements.QUEUED}
+        queued = {key: one for key, one in wanted.items() if one.state == QUEUED}
         # Airflow has revoked the message as stuck and queued the try again: what is written of it is of the later one.
         later = {
             key: one for key, one in placements.open_of(connection, queued).items() if one.own_queue != source.name
@@ -262,7 +263,7 @@ def _restore(channel: Any, queue: str, known: dict[tuple[str, str, str, int], Pl
         wanted = placements.wanted(connection, list(set(found.values())))
     for tag, key in found.items():
         one = wanted.get(key)
-        if one is not None and one.state == placements.QUEUED:
+        if one is not None and one.state == QUEUED:
             channel.qos.restore_by_tag(tag)
         else:
             # It ran there, or has ended: only Airflow's own heartbeat of the try may say what becomes of it.

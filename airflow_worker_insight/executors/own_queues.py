@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.fleet.engines.celery import (
     OWN_QUEUE_PREFIX,
     Call,
@@ -17,8 +18,6 @@ from airflow_worker_insight.fleet.engines.celery import (
     require_fanout,
     require_remote_control,
 )
-from airflow_worker_insight.identity.engines import NAME_LENGTH
-from airflow_worker_insight.identity.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

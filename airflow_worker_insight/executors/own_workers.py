@@ -25,9 +25,8 @@ from airflow_worker_insight.store.clock import database_now
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from airflow_worker_insight.store.keys import TryKey
-    from airflow_worker_insight.store.recording import WorkerRecord
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRecord, WorkerRow
 
 SWEEP_EVERY = timedelta(seconds=30)
 """Time between two sweeps, and how old a placement is at least that is swept."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.decisions import (
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import (
     AGAIN,
     BAD_WISH,
     ELSEWHERE,
@@ -36,11 +37,9 @@ from airflow_worker_insight.store.decisions import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
+
 MAX_NAMED = 3
 """How many workers a line names of those that were left out for one reason."""
-
-TEXT_LENGTH = 300
-"""Characters of a line at most: as many as the database keeps."""
 
 PATIENCE = 30.0
 """Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may
@@ -111,7 +110,7 @@ class Decision:
     worker: Candidate | None
     """``None`` where nobody fits."""
     reason: str
-    """One of :data:`airflow_worker_insight.store.decisions.REASONS`."""
+    """One of :data:`airflow_worker_insight.domain.reasons.REASONS`."""
     text: str
     """The same in one line, with who was left out."""
 
@@ -129,7 +128,7 @@ class Placer:
     ) -> None:
         """Take the workers as they are now.
 
-        :param strategy: one of :data:`airflow_worker_insight.store.decisions.STRATEGIES`
+        :param strategy: one of :data:`airflow_worker_insight.domain.reasons.STRATEGIES`
         :param history: when each worker (by ``ref``) was given something last, in seconds; the placer updates it, so
             that workers with equal scores take turns, also from one placer to the next
         :param now: the same clock's time, which never goes back

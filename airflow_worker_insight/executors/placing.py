@@ -16,14 +16,15 @@ from airflow.exceptions import AirflowConfigException
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
+from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.desk import Asked, Desk
-from airflow_worker_insight.executors.placement import TEXT_LENGTH
 from airflow_worker_insight.executors.rounds import in_a_line
 from airflow_worker_insight.executors.rules import HOLD, read_rules
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import WORKERS_UNSEEN
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ class PlacesTasks(BaseExecutor):
             warn_once("placing.unwanted", "Airflow Worker Insight could not read which tasks are to wait: %s", error)
             return
         for key in keys:
-            if key not in wanted or wanted[key].state != placements.QUEUED:
+            if key not in wanted or wanted[key].state != QUEUED:
                 self.queued_tasks.pop(queued[key], None)
                 self._note_end(queued[key])
 

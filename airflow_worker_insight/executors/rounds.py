@@ -11,8 +11,8 @@ import time
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.executors.desk import Snapshot
-from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import migrate, session
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
+from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, NAME_LENGTH, clean
 from airflow_worker_insight.executors.pace import SLOW_FROM
 from airflow_worker_insight.executors.placement import check_strategy
-from airflow_worker_insight.identity.engines import NAME_LENGTH
-from airflow_worker_insight.identity.text import LABEL_VALUE_LENGTH, clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,9 +26,9 @@ from airflow_worker_insight.store.clock import database_now
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.executors.desk import Desk
     from airflow_worker_insight.store.durations import Stay
-    from airflow_worker_insight.store.workers import WorkerRow
 
 LEVEL_EVERY = 5.0
 """Seconds between two looks for messages that wait at workers that will not run them, or not soon."""

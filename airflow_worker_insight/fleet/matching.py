@@ -11,22 +11,17 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.clock import CLOCK_SKEW, SAME_START
+from airflow_worker_insight.domain.names import are_one_host, is_named_local, short_host
+from airflow_worker_insight.domain.states import OFFLINE
 from airflow_worker_insight.fleet.sighting import Sighting
-from airflow_worker_insight.identity.engines import is_named_local
-from airflow_worker_insight.store.clock import CLOCK_SKEW
-from airflow_worker_insight.store.recording import (
-    OFFLINE,
-    SAME_START,
-    are_one_host,
-    may_be_unlike_the_engines,
-    short_host,
-)
+from airflow_worker_insight.store.recording import may_be_unlike_the_engines
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from datetime import datetime
 
-    from airflow_worker_insight.store.lives import Life
+    from airflow_worker_insight.domain.workers import Life
 
 
 @dataclass(slots=True)

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.domain.executors import absent_engines
+from airflow_worker_insight.domain.limits import REASON_LENGTH
+from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.fleet.engines import EngineTrouble, configured_engines
 from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.sighting import Look, View
 from airflow_worker_insight.fleet.states import Timeouts, reach
 from airflow_worker_insight.fleet.writing import end_forgotten, write_look
-from airflow_worker_insight.identity.text import clean
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.configured import absent_engines
 from airflow_worker_insight.store.retention import keep_within_limit
-from airflow_worker_insight.store.tables import REASON_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

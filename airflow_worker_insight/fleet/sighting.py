@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.lives import Life
+    from airflow_worker_insight.domain.workers import Life
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_worker_insight.domain.clock import SAME_START
+from airflow_worker_insight.domain.states import CELERY, JOBS, LOST, OFFLINE, ONLINE, TRIES
+from airflow_worker_insight.domain.workers import NewLife
 from airflow_worker_insight.fleet.matching import Matches, match
 from airflow_worker_insight.fleet.states import (
     NOT_CONFIGURED,
@@ -18,7 +21,6 @@ from airflow_worker_insight.fleet.states import (
 )
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.lives import FORGOTTEN_AFTER
-from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, SAME_START
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.domain.workers import Life
     from airflow_worker_insight.fleet.sighting import Look, Sighting
     from airflow_worker_insight.fleet.states import Reached, Timeouts, Verdict
-    from airflow_worker_insight.store.lives import Life, RunningTries
+    from airflow_worker_insight.store.lives import RunningTries
 
 MAX_NEW = 5_000
 """Workers that one look makes known; more would be somebody's play with the broker."""
@@ -124,7 +127,7 @@ class _Writing:
     def write(self, known: Collection[int]) -> Written:
         running = store.running_tries(self.connection)
         lives = store.open_lives(self.connection, self.name)
-        if self.name == store.TRIES:
+        if self.name == TRIES:
             seen = {sighting.ref for sighting in self.look.sightings if sighting.ref is not None}
             open_refs = {life.ref for life in lives}
             lives += [one for one in store.lives_by_ref(self.connection, self.name, seen) if one.ref not in open_refs]
@@ -168,7 +171,7 @@ class _Writing:
         matches.unmatched = came_back
         return matches
 
-    def _adopted(self, matches: Matches) -> dict[int, store.NewLife]:
+    def _adopted(self, matches: Matches) -> dict[int, NewLife]:
         """Return what the engine tells of the workers that only reports told of until now."""
         return {
             life.ref: _new_life(sighting)
@@ -176,9 +179,9 @@ class _Writing:
             if sighting.ref is None and not life.is_known_to_engine
         }
 
-    def _new(self, unmatched: Sequence[Sighting]) -> list[store.NewLife]:
+    def _new(self, unmatched: Sequence[Sighting]) -> list[NewLife]:
         """Return the workers that nobody knew and that live: of several answers of one process the first."""
-        found: dict[Hashable, store.NewLife] = {}
+        found: dict[Hashable, NewLife] = {}
         for sighting in unmatched:
             verdict = first_verdict(sighting, now=self.now, timeouts=self.timeouts)
             if verdict is None or verdict.state is None or sighting.ref is not None or len(found) >= MAX_NEW:
@@ -188,7 +191,7 @@ class _Writing:
             found.setdefault((new.kind, new.engine_name, new.pid, new.job_id), new)
         return list(found.values())
 
-    def _bearers(self, matches: Matches, new: Sequence[store.NewLife]) -> dict[str, list[_Bearer]]:
+    def _bearers(self, matches: Matches, new: Sequence[NewLife]) -> dict[str, list[_Bearer]]:
         """Return the lives that bear each name now; one that is not written yet is later than all others."""
         bearers: dict[str, list[_Bearer]] = defaultdict(list)
         for sighting, life in matches.pairs:
@@ -209,7 +212,7 @@ class _Writing:
             is_replaced=sighting is None and self._is_replaced(life, bearers),
             running=runs,
         )
-        say = judge_by_tries if self.name == store.TRIES else judge
+        say = judge_by_tries if self.name == TRIES else judge
         verdict = say(life, evidence, self.reached, now=self.now, timeouts=self.timeouts)
         values = self.values[life.ref]
         if sighting is not None:
@@ -245,7 +248,7 @@ class _Writing:
         states = {life.state, verdict.state}
         if is_told_only(life):
             return False
-        if self.name != store.TRIES or LOST in states:
+        if self.name != TRIES or LOST in states:
             return True
         # A pod lives for one try. Any other worker of which only its tries tell is online as long as it runs one.
         return life.kind != "kubernetes" and not states <= {ONLINE, None}
@@ -259,17 +262,17 @@ class _Writing:
         Of Celery two workers may bear one at the same time, and one that did not answer is not replaced by the other: a
         life that replaces it has started after its last answer. Of Edge no two have the same name.
         """
-        if life.engine_name is None or self.name in (store.TRIES, store.JOBS):
+        if life.engine_name is None or self.name in (TRIES, JOBS):
             return False
         later = [one for one in bearers.get(life.engine_name, ()) if one.ref is None or one.ref > life.ref]
-        if self.name != store.CELERY:
+        if self.name != CELERY:
             return bool(later)
         answered = life.engine_heartbeat_at or last_seen(life, self.now)
         return any(one.started_at >= answered - SAME_START for one in later)
 
 
-def _new_life(sighting: Sighting, *, state: str = ONLINE, reason: str | None = None) -> store.NewLife:
-    return store.NewLife(
+def _new_life(sighting: Sighting, *, state: str = ONLINE, reason: str | None = None) -> NewLife:
+    return NewLife(
         kind=sighting.kind,
         engine_name=sighting.engine_name,
         hostname=sighting.hostname,

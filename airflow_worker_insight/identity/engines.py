@@ -6,18 +6,15 @@ recorded on running deployments (Airflow 2.11.2 to 3.3.2); the recordings are th
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_worker_insight.identity.text import LABEL_VALUE_LENGTH, clean, word
+from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, PLAIN_LOCAL, clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from airflow_worker_insight.identity.process import Process
-
-KIND_LENGTH = 32
-NAME_LENGTH = 250
 
 
 class Surroundings(NamedTuple):
@@ -65,19 +62,6 @@ def recognise(around: Surroundings) -> Found:
         or _under_a_scheduler(around)
         or Found(around.executor or "unknown", around.host, None)
     )
-
-
-def executor_name(executor: object) -> str:
-    """Return the class name of an executor as ``[core] executor`` or a task names it; empty for nothing.
-
-    Takes a class name, a dotted path, ``alias:dotted.path``, a list of those (the first is the default
-    executor) and the teams of Airflow 3 (``LocalExecutor;team=CeleryExecutor``).
-    """
-    if not isinstance(executor, str):
-        return ""
-    first = re.split(r"[,;]", executor[:1000], maxsplit=1)[0]
-    path = first.rpartition("=")[2].rpartition(":")[2]
-    return word(path.rpartition(".")[2], KIND_LENGTH)
 
 
 # --- Celery ----------------------------------------------------------------------------------------------
@@ -156,11 +140,6 @@ _SUPERVISOR = "airflow supervisor: "
 # task process of Airflow 3 is titled "airflow worker -- <task instance ID>".)
 _LOCAL_WORKER = "airflow worker -- LocalExecutor"
 _FORK_SERVER = "from multiprocessing.forkserver import"
-
-# "local@HOST" is the one worker that all processes of Airflow's LocalExecutor are. An executor that has several gives
-# each another name, and its processes a variable that says which of them they belong to, and to which scheduler: a task
-# may start another Airflow, which inherits the variable and is none of them.
-PLAIN_LOCAL = "local"
 LOCAL_WORKER_VARIABLE = "_AIRFLOW_WORKER_INSIGHT_LOCAL_WORKER"
 
 
@@ -171,11 +150,6 @@ def local_worker_environment(name: str, owner_pid: int) -> dict[str, str]:
     :param owner_pid: the scheduler's process
     """
     return {LOCAL_WORKER_VARIABLE: f"{owner_pid}:{name}"}
-
-
-def is_named_local(kind: str, engine_name: str | None) -> bool:
-    """Return whether a worker is one of several that a scheduler has on its machine."""
-    return kind == "local" and engine_name is not None and not engine_name.startswith(f"{PLAIN_LOCAL}@")
 
 
 def _local(around: Surroundings, index: int) -> Found | None:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import __version__
-from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.domain.names import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,14 +7,25 @@ import os
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.names import (
+    HOSTNAME_LENGTH,
+    KIND_LENGTH,
+    NAME_LENGTH,
+    bounded_labels,
+    clean,
+    executor_name,
+    parse_labels,
+    word,
+)
 from airflow_worker_insight.identity import engines, machine, process, versions
 from airflow_worker_insight.identity.asking import ask
 from airflow_worker_insight.identity.files import read_text
-from airflow_worker_insight.identity.text import bounded_labels, clean, parse_labels, word
 
-HOSTNAME_LENGTH = 255
+if TYPE_CHECKING:
+    from typing import Any
+
 IMAGE_LENGTH = 250
 _SERVICE_ACCOUNT_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -96,7 +107,7 @@ def local_worker(
     """
     host = _host()
     around = _surroundings(host, "LocalExecutor")
-    full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", engines.NAME_LENGTH)
+    full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", NAME_LENGTH)
     found = engines.Found("local", full_name, next(iter(around.lineage), None), is_one_of_several=True)
     worker = _described(
         (_life(found, around), found, engines.kubernetes_labels(around)),
@@ -122,10 +133,10 @@ def _described(
     main = found.main
     return Worker(
         worker_id=worker_id,
-        name=next(filter(None, (clean(given, engines.NAME_LENGTH) for given in (name, found.name, host)))),
+        name=next(filter(None, (clean(given, NAME_LENGTH) for given in (name, found.name, host)))),
         kind=found.kind,
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
-        engine_name=clean(found.name, engines.NAME_LENGTH) or None,
+        engine_name=clean(found.name, NAME_LENGTH) or None,
         pid=main.pid if main else None,
         started_at=ask(lambda: _iso(main.started if main else None), None),
         labels=ask(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
@@ -169,7 +180,7 @@ def _surroundings(host: str, executor: object) -> engines.Surroundings:
         environ=os.environ,
         modules=sys.modules,
         host=host,
-        executor=engines.executor_name(executor),
+        executor=executor_name(executor),
         service_account_namespace=_service_account_namespace(),
     )
 
@@ -181,7 +192,7 @@ def _life(found: engines.Found, around: engines.Surroundings) -> str:
 def _id(kind: str, *facts: str) -> str:
     # The facts are joined by what none of them can hold.
     digest = hashlib.blake2b("\0".join((kind, *facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
-    return f"{word(kind, engines.KIND_LENGTH) or 'unknown'}-{digest}"
+    return f"{word(kind, KIND_LENGTH) or 'unknown'}-{digest}"
 
 
 def _resources(image: object) -> dict[str, int | float | str]:

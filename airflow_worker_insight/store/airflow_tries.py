@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple_, union_all
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, instance_key, instance_key_by_run
+from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
+from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
 from airflow_worker_insight.store.planning import are_among, are_given, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from datetime import datetime
+    from typing import Any
     from uuid import UUID
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.keys import RowKey
+    from airflow_worker_insight.domain.keys import RowKey, TaskInstanceKey
 
-FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""Airflow's final states of a task instance (``airflow.utils.state.State.finished``)."""
 
 WAITING = frozenset({None, "scheduled", "queued"})
 """States in which no process of the try runs."""
 
 BATCH = 4_000
 """Task instances that one statement asks both tables for: SQLite takes 32,766 parameters."""
-
-FINISHED_RUN = ("success", "failed")
-"""Airflow's final states of a Dag run."""
 
 _COLUMNS = (
     "dag_id",
@@ -55,89 +53,6 @@ _COLUMNS = (
 
 _RUN = ("dag_id", "run_id")
 _INSTANCE = (*_RUN, "task_id", "map_index")
-
-
-@dataclass(frozen=True, slots=True)
-class AirflowTry:
-    """What Airflow itself keeps of a try. Times are aware UTC; blanks are ``None``.
-
-    ``is_lost`` marks a try of which Airflow keeps nothing; see :func:`lost_tries`.
-    """
-
-    key: TryKey
-    instances: tuple[int, ...] = ()
-    """The keys of its task instance (:func:`instance_keys`): the first is what new rows are kept by."""
-    state: str | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    hostname: str | None = None
-    pid: int | None = None
-    queued_at: datetime | None = None
-    executor: str | None = None
-    queued_by_job_id: int | None = None
-    external_executor_id: str | None = None
-    is_lost: bool = False
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether this try has ended for good."""
-        return self.state in FINISHED
-
-    @property
-    def row_keys(self) -> tuple[RowKey, ...]:
-        """What it may be recorded by: the first is what it is recorded by from now on."""
-        return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instances)
-
-    @property
-    def ran_in_a_test(self) -> bool:
-        """Whether somebody ran this try in a process of their own: ``dag.test()``, ``airflow dags test``.
-
-        A process did run it, and no scheduler queued it: every scheduler, and 2.11's backfill, writes when it queued
-        the try and by which job. Where Airflow takes that back, something is left: the time when a scheduler resets an
-        orphan, the job when 2.11 queues a stuck task again. 3.3 takes back both of a stuck task, which no process can
-        start before it is queued anew. Celery's and Kubernetes' executors leave the ID of what they started as well.
-        """
-        # 2.11 writes no start of it.
-        is_queued = self.queued_at is not None or self.queued_by_job_id is not None
-        return self.hostname is not None and not is_queued and self.external_executor_id is None
-
-
-def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
-    """Return the tries that must have been, because a later one is known, and of which Airflow has no row.
-
-    Airflow writes no history when the scheduler fails a task that is still queued (seen on 2.11.2 and 3.3.2), and
-    before 2.10 it had none at all.
-    """
-    present: dict[TaskInstanceKey, dict[int, AirflowTry]] = defaultdict(dict)
-    for one in known:
-        present[one.key.task_instance][one.key.try_number] = one
-    lost = []
-    for key, tries in present.items():
-        later = tries[max(tries)]
-        for number in range(max(tries) - 1, 0, -1):
-            later = tries.get(number, later)
-            if number not in tries:
-                # A try that the scheduler failed while it was queued has left its ID to the next one.
-                names = TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number)
-                lost.append(AirflowTry(names, later.instances, is_lost=True))
-    return lost
-
-
-@dataclass(frozen=True, slots=True)
-class DagRunRef:
-    """A Dag run by its row's ID and its names."""
-
-    row_id: int
-    dag_id: str
-    run_id: str
-    state: str | None = field(default=None, compare=False)
-    began_at: datetime | None = field(default=None, compare=False)
-    """When it began, before any try of it did; ``None`` where Airflow does not tell (see :func:`run_began`)."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether Airflow has committed the run's end."""
-        return self.state in FINISHED_RUN
 
 
 def tries_of_runs(connection: Connection, runs: Sequence[DagRunRef]) -> list[AirflowTry]:

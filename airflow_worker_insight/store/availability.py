@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, insert, select, update
 
-from airflow_worker_insight.store.recording import (
-    AVAILABLE,
-    DRAINING,
-    ONLINE,
-    UNRESPONSIVE,
-    is_host_of,
-    is_known_to_engine,
-)
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.store.recording import is_host_of, is_known_to_engine
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers import get_worker, later_life
 
@@ -22,10 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.workers import WorkerRow
-
-MAX_NOTE_LENGTH = 500
-"""As many characters as the database keeps of a note."""
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 
 MERGES = 3

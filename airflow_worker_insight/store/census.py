@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
+from airflow_worker_insight.domain.states import LOST, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import LOST, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.store.tables import worker
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta, timezone
+from datetime import timezone
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-CLOCK_SKEW = timedelta(minutes=15)
-"""How far the clocks of two hosts may be apart."""
-
-
 def database_now(connection: Connection) -> datetime:
     """Return the time by the database's clock, aware, in UTC."""
     # MySQL's CURRENT_TIMESTAMP is in the session's time zone; SQLite's has no fraction.
@@ -28,8 +24,3 @@ def database_now(connection: Connection) -> datetime:
     }.get(connection.dialect.name, func.clock_timestamp(type_=Timestamp()))
     found: datetime = connection.execute(select(now)).scalar_one()
     return found.astimezone(timezone.utc)
-
-
-def utc(value: datetime | None) -> datetime | None:
-    """Return an aware time in UTC, as readers get it."""
-    return None if value is None else value.astimezone(timezone.utc)

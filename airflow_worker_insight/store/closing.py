@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from airflow_worker_insight.store.attribution import Life
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TryKey, run_key
+from airflow_worker_insight.domain.attribution import Life
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.keys import TryKey, run_key
+from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store.locks import kept
 from airflow_worker_insight.store.planning import are_among
-from airflow_worker_insight.store.recording import WorkerRecord, upsert
+from airflow_worker_insight.store.recording import upsert
 from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
-    from airflow_worker_insight.store.keys import RowKey
+    from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
+    from airflow_worker_insight.domain.keys import RowKey
 
 
 @dataclass(frozen=True, slots=True)

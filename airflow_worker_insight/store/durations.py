@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import do_not_compile
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, start_slot
 

@@ -8,32 +8,29 @@ that cut something off, the total is not exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import TIMESTAMP, Interval, and_, case, func, literal, or_, select, true, type_coerce
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.airflow_tries import FINISHED, instance_keys, run_began
-from airflow_worker_insight.store.clock import CLOCK_SKEW
-from airflow_worker_insight.store.keys import run_key
+from airflow_worker_insight.domain.clock import CLOCK_SKEW
+from airflow_worker_insight.domain.keys import run_key
+from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
+from airflow_worker_insight.domain.states import FINISHED, REPORTED
+from airflow_worker_insight.store.airflow_tries import instance_keys, run_began
 from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
-from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from typing import Any
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.keys import RowKey
-    from airflow_worker_insight.store.reading import AttemptFilter
+    from airflow_worker_insight.domain.filters import AttemptFilter
+    from airflow_worker_insight.domain.keys import RowKey
 
-MAX_TOTAL = 10_000
-"""How far a list counts: exact totals of millions of attempts would take seconds, for a number that nobody pages to."""
-
-MAX_SCANNED = 50_000
-"""How many tries are looked through for those that fit a filter without an index of its own."""
 
 MAX_LIVES = 1000
 """Lives of workers, the latest ones, that one name or host stands for."""
@@ -57,10 +54,6 @@ class Page:
     total_is_exact: bool
     is_cut: bool = False
     """Whether there are older tries that were not looked through."""
-
-
-class EveryDag:
-    """All Dags, also those that are gone: for a reader who has the database itself."""
 
 
 def find(

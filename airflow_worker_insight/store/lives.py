@@ -7,28 +7,34 @@ values of its own.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta, timezone
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import airflow_tries, placements
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.planning import are_among, changed_rows
-from airflow_worker_insight.store.recording import (
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import (
+    AVAILABILITIES,
     AVAILABLE,
-    ENGINE_KINDS,
+    CELERY,
+    EDGE,
+    JOBS,
     LOCAL,
     OFFLINE,
     ONLINE,
     QUARANTINED,
-    SINCE_BEFORE,
+    TRIES,
     UNRESPONSIVE,
-    WorkerRecord,
+)
+from airflow_worker_insight.domain.workers import Life, WorkerRecord
+from airflow_worker_insight.store import airflow_tries, placements
+from airflow_worker_insight.store.planning import are_among, changed_rows
+from airflow_worker_insight.store.recording import (
+    SINCE_BEFORE,
     are_named_local,
     is_known_to_engine,
     is_operators_word,
@@ -37,23 +43,22 @@ from airflow_worker_insight.store.recording import (
     upsert,
     upsert_worker,
 )
-from airflow_worker_insight.store.tables import AVAILABILITIES, NO_WORKER, attempt, change, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.keys import RowKey
+    from airflow_worker_insight.domain.keys import RowKey
+    from airflow_worker_insight.domain.workers import NewLife
+
 
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
-
-CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
-"""The engines' names, as in :func:`.workers.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
-engine knows."""
 
 _KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 
@@ -136,54 +141,6 @@ def write_engine(connection: Connection, row: EngineRow) -> None:
 
 
 # --- lives -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Life:
-    """One life of a worker as its row has it. Times are aware UTC."""
-
-    ref: int
-    kind: str
-    hostname: str
-    is_reported: bool
-    """Whether the worker's own processes have told of it."""
-    registered_at: datetime
-    last_seen_at: datetime
-    engine_name: str | None = None
-    pid: int | None = None
-    job_id: int | None = None
-    state: str | None = None
-    state_reason: str | None = None
-    ended_at: datetime | None = None
-    queues: tuple[str, ...] | None = None
-    concurrency: int | None = None
-    running: int | None = None
-    engine_started_at: datetime | None = None
-    engine_heartbeat_at: datetime | None = None
-
-    @property
-    def is_known_to_engine(self) -> bool:
-        """Whether its engine has told of it, and not only reports: see :func:`.recording.is_known_to_engine`."""
-        return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class NewLife:
-    """A worker that its engine told of before a try of it started."""
-
-    kind: str
-    engine_name: str
-    hostname: str
-    state: str
-    state_reason: str | None = None
-    pid: int | None = None
-    job_id: int | None = None
-    started_at: datetime | None = None
-    heartbeat_at: datetime | None = None
-    queues: tuple[str, ...] | None = None
-    concurrency: int | None = None
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_lives(connection: Connection, engine_name: str) -> list[Life]:

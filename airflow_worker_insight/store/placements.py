@@ -11,27 +11,34 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import timedelta, timezone
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.attempts import lost_tries
+from airflow_worker_insight.domain.filters import PLACED, WAITS, EveryDag
+from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.reasons import WAITING
+from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.decisions import WAITING
-from airflow_worker_insight.store.keys import TryKey, run_key, task_key
-from airflow_worker_insight.store.listing import MAX_TOTAL, EveryDag, can_be_ids
+from airflow_worker_insight.store.listing import can_be_ids
 from airflow_worker_insight.store.planning import are_among, is_among, upsert_many
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
-    from airflow_worker_insight.store.keys import RowKey
+    from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
+    from airflow_worker_insight.domain.filters import PlacementFilter
+    from airflow_worker_insight.domain.keys import RowKey
+
 
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
@@ -51,9 +58,6 @@ MOST_TRIMMED = 5_000
 UNHARMED = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that say nothing against the worker that ran it."""
 
-QUEUED = "queued"
-"""Airflow's state of a try that waits, with its executor or as a message."""
-
 PLACES_TAKEN = (QUEUED, "running", "restarting")
 """Airflow's states of a try that takes a place at its worker."""
 
@@ -70,7 +74,7 @@ class Placement:
 
     key: TryKey
     reason: str
-    """One of :data:`~.decisions.REASONS`."""
+    """One of :data:`~.reasons.REASONS`."""
     detail: str
     """The same in one line, with who was left out."""
     worker_ref: int | None = None
@@ -296,27 +300,6 @@ def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], lim
     return waiting[:limit], len(waiting)
 
 
-WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
-"""Whether a try waits for a worker, or was placed on one (or handed to the queue that all workers share)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementFilter:
-    """Which of the tries that have not ended to list; ``None`` does not filter."""
-
-    state: str | None = None
-    """One of :data:`LISTED_STATES`."""
-    dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    worker_id: str | None = None
-    worker_name: str | None = None
-    """The worker's own name, or what its engine calls it."""
-    reason: str | None = None
-    try_state: str | None = None
-    """Airflow's state of the try, one of :data:`PLACES_TAKEN`."""
-
-
 @dataclass(frozen=True, slots=True)
 class ListedPlacement:
     """A try that waits for a worker or was placed and has not ended, with what Airflow and the registry know of it."""
@@ -533,7 +516,7 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
     placed, of_deleted_runs = _placed_by_name(connection, runs)
     rows: dict[str, list[RowKey]] = defaultdict(list)
     moved: dict[RowKey, RowKey] = {}
-    for one in (*tries, *airflow_tries.lost_tries(tries)):
+    for one in (*tries, *lost_tries(tries)):
         row = placed.get(_digests(one.key))
         if row is not None:
             rows[row.reason] += one.row_keys

@@ -10,113 +10,31 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, select
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.domain.attempts import Attempt, AttemptPage, AttemptWorker, lost_tries
+from airflow_worker_insight.domain.attribution import attribute
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.filters import EveryDag
+from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key
+from airflow_worker_insight.domain.states import FINISHED, NOT_ON_A_WORKER, REPORTED, UNKNOWN
 from airflow_worker_insight.store import airflow_tries, listing, placements
-from airflow_worker_insight.store.attribution import NOT_ON_A_WORKER, UNKNOWN, attribute
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.store.planning import are_given, given
-from airflow_worker_insight.store.recording import REPORTED
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
+    from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry
-    from airflow_worker_insight.store.keys import RowKey
-
-
-EveryDag = listing.EveryDag
-MAX_TOTAL = listing.MAX_TOTAL
-"""How far a list counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptWorker:
-    """A worker as one attempt shows it; ``process_count`` task processes of the try ran there."""
-
-    worker_id: str
-    name: str
-    kind: str
-    hostname: str
-    host_only: bool
-    process_count: int
-    first_started_at: datetime | None
-    last_started_at: datetime | None
-    load: float | None = None
-    """The machine's load average per CPU when the try first started there: 1.0 is a machine that is just busy."""
-    memory_free: float | None = None
-    """Its free memory at that time as a share of all, 0 to 1."""
-    running_beside: int | None = None
-    """How many other tries ran on the worker at that time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try of one task instance and the workers that ran it. Times are aware UTC, ``duration`` is in seconds.
-
-    ``is_recorded`` is ``False`` for a try that only Airflow's own tables tell of, so far: its host has no page.
-    """
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
-    state: str | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    duration: float | None
-    attribution: str
-    workers: tuple[AttemptWorker, ...]
-    is_recorded: bool = True
-    placement: str | None = None
-    """What an executor of this package decided of it last, one of :data:`~.decisions.REASONS`."""
-    deleted: str | None = None
-    """``run`` or ``task_instance``: what Airflow has deleted, with which it deleted the try. What bears the same names
-    in Airflow now, if anything does, is another one."""
-    row_key: RowKey | None = None
-    ran_in_a_test: bool = False
-    """Whether somebody ran it in a process of their own: see :attr:`.airflow_tries.AirflowTry.ran_in_a_test`."""
-    placement_detail: str | None = None
-    """The same as ``placement`` in a sentence, for as long as that is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFilter:
-    """What to list; ``None`` does not filter. ``started_at_*`` are inclusive."""
-
-    dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    map_index: int | None = None
-    try_number: int | None = None
-    worker_id: str | None = None
-    worker_name: str | None = None
-    hostname: str | None = None
-    state: str | None = None
-    started_at_gte: datetime | None = None
-    started_at_lte: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptPage:
-    """One page of a list of attempts."""
-
-    attempts: list[Attempt]
-    total: int
-    """How many there are in all, counted up to :data:`MAX_TOTAL`."""
-    total_is_exact: bool
-    """Whether all were counted; see :mod:`~.listing` for what cuts a count short."""
-    is_cut: bool = False
-    """Whether there are older ones that no page shows, because too many would have to be looked through."""
+    from airflow_worker_insight.domain.attempts import AirflowTry
+    from airflow_worker_insight.domain.filters import AttemptFilter
+    from airflow_worker_insight.domain.keys import RowKey
 
 
 def find_attempts(
@@ -151,7 +69,7 @@ def task_instance_attempts(
     known = airflow_tries.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
-    known += airflow_tries.lost_tries(known)
+    known += lost_tries(known)
     row_keys = [row_key for one in known for row_key in one.row_keys]
     recorded = {one.attempt.row_key: one.attempt for one in _load(connection, row_keys)}
     tries: dict[int, Attempt] = {}
@@ -366,7 +284,7 @@ def _deleted(one: _Loaded, known: Collection[TryKey]) -> str | None:
 
 def _forgotten(one: Attempt) -> Attempt:
     """Say nothing of the state of a try that Airflow forgot before it ended: it does not run for ever."""
-    return one if one.state in airflow_tries.FINISHED else replace(one, state=None)
+    return one if one.state in FINISHED else replace(one, state=None)
 
 
 def _live(one: Attempt, now: AirflowTry) -> Attempt:
@@ -410,7 +328,7 @@ def _unrecorded(one: AirflowTry) -> Attempt:
 
 
 def _share(stored: int | None, unit: int) -> float | None:
-    """Return what :class:`~.recording.Conditions` stored in so small a unit."""
+    """Return what :class:`~.attempts.Conditions` stored in so small a unit."""
     return None if stored is None else stored / unit
 
 

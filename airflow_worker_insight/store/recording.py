@@ -9,41 +9,41 @@ It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT an
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, case, func, insert, literal, not_, or_, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight import config
-from airflow_worker_insight.identity.engines import PLAIN_LOCAL, is_named_local
-from airflow_worker_insight.store.planning import counted, rows_written
-from airflow_worker_insight.store.tables import (
+from airflow_worker_insight.domain.attempts import Conditions
+from airflow_worker_insight.domain.clock import SAME_START
+from airflow_worker_insight.domain.names import PLAIN_LOCAL, are_one_host, is_named_local, short_host
+from airflow_worker_insight.domain.states import (
     AVAILABILITIES,
-    WORKER_STATES,
-    Timestamp,
-    attempt,
-    change,
-    start_slot,
-    worker,
+    AVAILABLE,
+    ENGINE_KINDS,
+    LOCAL,
+    ONLINE,
+    QUARANTINED,
+    REPORTED,
 )
+from airflow_worker_insight.store.planning import counted, rows_written
+from airflow_worker_insight.store.tables import Timestamp, attempt, change, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.attempts import StartedTry
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRecord
 
-REPORTED = "reported"
-ONLINE, UNRESPONSIVE, OFFLINE, LOST = WORKER_STATES
-AVAILABLE, DRAINING, QUARANTINED = AVAILABILITIES
-LOCAL = "local"
-"""The kind of a scheduler's own workers."""
 
 SEEN_EVERY = timedelta(seconds=60)
 """How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
@@ -53,9 +53,6 @@ SINCE_BEFORE = "Since a life before, "
 
 FRESH = timedelta(hours=1)
 """A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
-
-SAME_START = timedelta(seconds=5)
-"""How far two tellings of one start may differ: engines round, and messages take their time."""
 
 STARTING = timedelta(seconds=60)
 """How much later than its process a worker may say that it started: it has all of Airflow to import first."""
@@ -80,9 +77,6 @@ MAX_NEW_ON_A_HOST = 100
 
 NEW_WITHIN = timedelta(hours=1)
 
-ENGINE_KINDS = ("celery", "edge", LOCAL)
-"""The kinds of workers that an engine tells of. Of all others only their tries tell."""
-
 
 class ContradictingWorker(ValueError):  # noqa: N818
     """A report under an ID that is another worker's and never a report's."""
@@ -90,90 +84,6 @@ class ContradictingWorker(ValueError):  # noqa: N818
 
 class TooManyWorkers(ValueError):  # noqa: N818
     """A try, or a host, of which reports say that it has too many workers; the message says which limit it met."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """What a worker says of itself, validated; see the columns of :data:`~.tables.worker`."""
-
-    worker_id: str
-    name: str
-    kind: str
-    hostname: str
-    pid: int | None = None
-    started_at: datetime | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    host_only: bool = False
-    job_id: int | None = None
-    engine_name: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the description: equal fingerprints mean there is nothing to write.
-
-        Without the start: task processes of one life may work it out a second apart, when the clock was set.
-        """
-        text = json.dumps(
-            {**self.description(), "started_at": None, "job_id": self.job_id, "engine_name": self.engine_name},
-            sort_keys=True,
-        )
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-    def description(self) -> dict[str, Any]:
-        """Return the descriptive columns of the worker's row."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "hostname": self.hostname,
-            "pid": self.pid,
-            "started_at": self.started_at,
-            "labels": dict(self.labels),
-            "resources": dict(self.resources),
-            "versions": dict(self.versions),
-            "host_only": self.host_only,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the worker's machine was like when a try started; ``None`` is not known."""
-
-    load: float | None = None
-    """Load average of the last minute per CPU: 1.0 is a machine that is just busy."""
-    memory_free: float | None = None
-    """Free memory as a share of all, 0 to 1."""
-    running_beside: int | None = None
-    """How many other tries ran on the worker."""
-
-    def columns(self) -> dict[str, int | None]:
-        """Return the same as the attempt table stores it: in 2 bytes each."""
-        return {
-            "load": _small(self.load, 100),
-            "memory_free": _small(self.memory_free, 1000),
-            "running_beside": _small(self.running_beside, 1),
-        }
-
-
-def _small(value: float | None, unit: int) -> int | None:
-    return None if value is None else min(round(value * unit), 2**15 - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class StartedTry:
-    """The try that a task process has started, as Airflow has it. Times are aware UTC."""
-
-    key: TryKey
-    instance: int
-    """The key of its task instance: see :mod:`.keys`."""
-    started_at: datetime | None
-    """When Airflow says that the try started."""
-    state: str = "running"
-    ended_at: datetime | None = None
-    """When it ended, where a report of it had to wait for so long."""
-    fits: bool | None = True
-    """Whether its executor has workers of the kind that is reported; ``None`` where that is not known."""
 
 
 def record_start(
@@ -385,21 +295,6 @@ def _id_apart(worker_id: str, kind: str, hostname: str, pid: int | None) -> str:
     """Return the ID under which a report's worker is kept apart from the one that bears the ID that it gave."""
     facts = "\0".join((worker_id, kind, short_host(hostname), str(pid)))
     return f"apart-{hashlib.blake2b(facts.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
-
-
-def short_host(hostname: str) -> str:
-    """Return the first part of a host's name, which a failed DNS lookup leaves; an address is returned whole."""
-    name = hostname.strip().lower().rstrip(".")
-    first = name.partition(".")[0]
-    return name if first.isdecimal() or ":" in name else first
-
-
-def are_one_host(one: str, other: str) -> bool:
-    """Return whether two names of hosts may be the same one's: with and without its domain."""
-    first, second = one.strip().lower().rstrip("."), other.strip().lower().rstrip(".")
-    return first == second or (
-        short_host(one) == short_host(other) and (first == short_host(one) or second == short_host(other))
-    )
 
 
 def is_host_of(known: Any, hostname: str) -> bool:
@@ -727,7 +622,7 @@ def are_called(kind: str, name: str | None, engine_name: str | None, *, hostname
 
 
 def are_named_local(table: Any) -> Any:
-    """Match the rows of local workers of which a scheduler has several: ``identity.engines.is_named_local``.
+    """Match the rows of local workers of which a scheduler has several: ``domain.names.is_named_local``.
 
     :param table: the table of workers, or an alias of it
     """

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, delete, func, select, text, update
 
+from airflow_worker_insight.domain.attempts import lost_tries
+from airflow_worker_insight.domain.keys import run_key, task_key
 from airflow_worker_insight.store import airflow_tries, closing
 from airflow_worker_insight.store.airflow_tries import is_of_run
-from airflow_worker_insight.store.keys import run_key, task_key
 from airflow_worker_insight.store.tables import attempt
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef
+    from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
+    from airflow_worker_insight.domain.keys import RowKey, TryKey
     from airflow_worker_insight.store.closing import Recorded
-    from airflow_worker_insight.store.keys import RowKey, TryKey
 
 RUNS = 200
 """Dag runs that are read at once, and looked up by their names."""
@@ -56,7 +57,7 @@ def rekey(
     began = {(run.dag_id, run.run_id): run for run in runs}
     new: dict[RowKey, RowKey] = {}
     joined: dict[RowKey, RowKey] = {}
-    for one in (*tries, *airflow_tries.lost_tries(tries)):
+    for one in (*tries, *lost_tries(tries)):
         ours = by_name.get(one.key)
         run = began.get((one.key.dag_id, one.key.run_id))
         if ours is None or run is None or not _is_of(ours, one, run):

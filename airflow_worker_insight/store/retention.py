@@ -30,12 +30,11 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store import placements, session
-from airflow_worker_insight.store.airflow_tries import FINISHED
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.locks import be_the_only_writer
 from airflow_worker_insight.store.planning import are_among, changed_rows, do_not_compile
-from airflow_worker_insight.store.recording import LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
 log = logging.getLogger(__name__)

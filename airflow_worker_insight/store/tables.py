@@ -7,7 +7,7 @@ what the try itself is; what a worker *is* stands once in the worker's row (``wo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.models.base import StringID
 from airflow.models.base import metadata as airflow_metadata
@@ -27,10 +27,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from airflow_worker_insight.store.decisions import REASONS
+from airflow_worker_insight.domain.limits import REASON_LENGTH
+from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from typing import Any
+
 
 NO_WORKER = 0
 """``worker_ref`` of a try that no known worker ran.
@@ -76,29 +80,6 @@ class Coded(TypeDecorator[str]):
         return self.words[value - 1] if value is not None and 0 < value <= len(self.words) else None
 
 
-# The order is what the database holds: words may be added at the end and never moved.
-STATES = (
-    "running",
-    "success",
-    "failed",
-    "skipped",
-    "upstream_failed",
-    "removed",
-    "restarting",
-    "up_for_retry",
-    "up_for_reschedule",
-    "deferred",
-    "queued",
-    "scheduled",
-    "awaiting_input",
-    "shutdown",
-)
-ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
-
-WORKER_STATES = ("online", "unresponsive", "offline", "lost")
-AVAILABILITIES = ("available", "draining", "quarantined")
-AVAILABLE = AVAILABILITIES[0]
-
 SLOT_SECONDS = 600
 """Length of a ``start_slot``. Equal values of an index stand in it once on PostgreSQL, so that with the slot instead of
 the start an index takes 8 bytes for a row and not 50, and lists still read only the latest rows."""
@@ -108,9 +89,6 @@ def start_slot(started_at: datetime | None) -> int | None:
     """Return which ten minutes since 1970 a try started in."""
     return None if started_at is None else math.floor(started_at.timestamp() / SLOT_SECONDS)
 
-
-REASON_LENGTH = 500
-"""Characters of a reason: why a worker is in its state, or an engine cannot be asked."""
 
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
 
@@ -195,7 +173,7 @@ attempt = Table(
     "worker_insight_attempt",
     metadata,
     # Wide columns first: PostgreSQL aligns each to its own width, and any other order would pad.
-    # Digests of (dag_id, run_id) and of Airflow's own task instance, see store.keys: 16 bytes and not some 80.
+    # Digests of (dag_id, run_id) and of Airflow's own task instance, see domain.keys: 16 bytes and not some 80.
     Column("run_key", BigInteger, primary_key=True, autoincrement=False),
     Column("task_key", BigInteger, primary_key=True, autoincrement=False),
     Column("started_at", Timestamp),

@@ -8,27 +8,28 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.clock import SAME_START, utc
+from airflow_worker_insight.domain.filters import AttemptFilter
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import FINISHED, LOST, UNHARMED
 from airflow_worker_insight.store import airflow_tries, listing, reading
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.planning import do_not_compile
-from airflow_worker_insight.store.reading import AttemptFilter
-from airflow_worker_insight.store.recording import LOST, SAME_START
 from airflow_worker_insight.store.tables import SLOT_SECONDS, attempt, start_slot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry
-    from airflow_worker_insight.store.reading import Attempt
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.attempts import AirflowTry, Attempt
+    from airflow_worker_insight.domain.workers import WorkerRow
+
 
 LOOK_BACK = 10_000
 """How many tries of a worker, from a moment backwards, are looked through for those that ran at that moment."""
@@ -168,7 +169,7 @@ def _stay(key: TryKey, row: Row[Any], now: AirflowTry | None) -> Stay:
     state, ended_at = row.state, row.ended_at
     if now is not None:
         state, ended_at = now.state, now.ended_at if now.is_finished else None
-    elif ended_at is None and state not in airflow_tries.FINISHED:
+    elif ended_at is None and state not in FINISHED:
         # Airflow has forgotten it before it ended: it does not run for ever.
         state = None
     return Stay(
@@ -216,12 +217,6 @@ def outcomes_per_hour(
 
 
 _SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
-
-UNHARMED = frozenset(
-    {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
-)
-"""States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or
-nobody knows what became of them."""
 
 
 def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:

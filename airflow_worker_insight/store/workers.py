@@ -9,49 +9,47 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta, timezone
+from typing import TYPE_CHECKING
 
 from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
 
 from airflow_worker_insight import compat, config
-from airflow_worker_insight.identity.engines import is_named_local
-from airflow_worker_insight.store.clock import database_now, utc
-from airflow_worker_insight.store.configured import absent_engines
-from airflow_worker_insight.store.lives import LOOK_TAKES
-from airflow_worker_insight.store.planning import do_not_compile, is_among
-from airflow_worker_insight.store.reading import MAX_TOTAL
-from airflow_worker_insight.store.recording import (
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.executors import absent_engines
+from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.names import is_named_local
+from airflow_worker_insight.domain.states import (
+    AVAILABILITIES,
     AVAILABLE,
     ENGINE_KINDS,
+    ENGINE_OF_KIND,
     LOCAL,
     LOST,
     OFFLINE,
     ONLINE,
+    OTHER_KINDS,
     QUARANTINED,
+    UNKNOWN_STATE,
     UNRESPONSIVE,
-    are_called,
-    are_named_local,
-    is_known_to_engine,
-)
-from airflow_worker_insight.store.tables import (
-    AVAILABILITIES,
     WORKER_STATES,
-    change,
-    engine,
-    worker,
+    engine_of,
 )
+from airflow_worker_insight.domain.workers import Change, EngineLook, Group, Service, WorkerRow
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.lives import LOOK_TAKES
+from airflow_worker_insight.store.planning import do_not_compile, is_among
+from airflow_worker_insight.store.recording import are_called, are_named_local, is_known_to_engine
+from airflow_worker_insight.store.tables import change, engine, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+    from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
-WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at", "last_seen_at")
-"""What lists of workers can be ordered by; with a ``-`` in front descending."""
-
-UNKNOWN_STATE = "unknown"
-"""What filters call the state of a worker of which nothing tells."""
 
 MAX_LABEL_KEYS = 100
 
@@ -63,128 +61,6 @@ STALE_AFTER = 3
 
 NOBODY_LOOKS = "Nobody looks at the workers."
 """Why an executor knows nothing of the workers that the tables have."""
-
-_ENGINES = {"celery": "celery", "edge": "edge", "local": "jobs"}
-_OTHER_KINDS = "tries"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRow:
-    """One life of a worker, or one host where ``host_only``. Times are aware UTC."""
-
-    ref: int
-    worker_id: str
-    name: str
-    engine_name: str | None
-    kind: str
-    hostname: str
-    pid: int | None
-    host_only: bool
-    state: str | None
-    """``online``, ``unresponsive``, ``offline`` or ``lost``; ``None`` where nothing tells."""
-    state_reason: str | None
-    """Why the worker is in this state, or why no state is known."""
-    availability: str
-    queues: tuple[str, ...] | None
-    concurrency: int | None
-    running: int | None
-    started_at: datetime | None
-    registered_at: datetime
-    last_seen_at: datetime
-    ended_at: datetime | None
-    labels: Mapping[str, str]
-    resources: Mapping[str, Any]
-    versions: Mapping[str, str]
-    is_told_only: bool = False
-    """Whether its engine does not know it, and only reports of tasks tell of it."""
-    clock_ahead: timedelta | None = None
-    """How far the worker's clock is ahead of the database's, or a little less; ``None`` where nothing tells."""
-
-    @property
-    def known_as(self) -> str:
-        """The engine's name for it, or its own where the engine has none."""
-        return self.engine_name or self.name
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFilter:
-    """Which workers to list; ``None`` does not filter. Rows that stand for a whole host are never listed."""
-
-    states: frozenset[str] | None = None
-    kind: str | None = None
-    name: str | None = None
-    """The exact name, an operator's or the engine's."""
-    hostname: str | None = None
-    label: tuple[str, str] | None = None
-    queue: str | None = None
-    availability: str | None = None
-    """What is decided of them. It is nothing any more of a life that has ended and that another one followed."""
-    search: str | None = None
-    """A part of the name, the host name or the ID, whatever its case."""
-    seen_since: datetime | None = None
-    """Last seen at this time or later, or known to be online or unresponsive when the fleet was last looked at."""
-    last_seen_at_gte: datetime | None = None
-    last_seen_at_lte: datetime | None = None
-    """Last seen not before, and not after, whatever the state."""
-    refs: tuple[int, ...] | None = None
-    """The rows of which all but ``states`` is known to be so: see :func:`narrowed`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One entry of a worker's history: either ``state`` or ``availability`` is set."""
-
-    changed_at: datetime
-    state: str | None
-    availability: str | None
-    reason: str | None
-    changed_by: str | None
-    """Who decided; ``None`` for what was seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Workers that have something in common, such as a queue: how many there are in each state."""
-
-    name: str
-    states: Mapping[str | None, int]
-    running: int
-    """How many tries ran on those that have not ended, and how many may."""
-    concurrency: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLook:
-    """What is known of the looks at the workers of one engine."""
-
-    name: str
-    """``celery``, ``edge``, ``jobs`` (local workers) or ``tries`` (pods and executors that nobody knows)."""
-    looked_at: datetime | None
-    is_current: bool
-    """Whether somebody looked lately enough for the states of these workers to count."""
-    error: str | None
-    """Why the latest look failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A process of the deployment that Airflow itself keeps a job for, or a worker."""
-
-    kind: str
-    """``scheduler``, ``triggerer``, ``dag_processor`` or ``worker``."""
-    service_id: str
-    """The ID of Airflow's job, or of the worker."""
-    name: str
-    hostname: str
-    state: str | None
-    started_at: datetime | None
-    last_seen_at: datetime | None
-    ended_at: datetime | None
-
-
-def engine_of(kind: str) -> str:
-    """Return the name of the engine that tells of workers of a kind."""
-    return _ENGINES.get(kind, _OTHER_KINDS)
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
@@ -321,7 +197,7 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
 def list_workers(
     connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
 ) -> tuple[list[WorkerRow], int]:
-    """Return a page of workers and how many there are in all, up to :data:`~.reading.MAX_TOTAL`.
+    """Return a page of workers and how many there are in all, up to :data:`~.limits.MAX_TOTAL`.
 
     :param order_by: one of :data:`WORKER_ORDERS`, with a ``-`` in front descending; what is not known comes last
     """
@@ -502,7 +378,7 @@ def names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
 def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
     """Return how many workers are in each state, whatever ``filters.states`` says.
 
-    Of each state up to :data:`~.reading.MAX_TOTAL` are counted; states that no worker is in are left out.
+    Of each state up to :data:`~.limits.MAX_TOTAL` are counted; states that no worker is in are left out.
     """
     looks = _Looks.of(connection)
     conditions = _conditions(connection, narrowed(connection, filters))
@@ -521,7 +397,7 @@ def group_workers(
 ) -> tuple[list[Group], int]:
     """Return some of the groups of workers that have something in common, in the order of its name, and their number.
 
-    Of more than :data:`~.reading.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
+    Of more than :data:`~.limits.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
     one of which nothing is known is in the group with an empty name, at the end.
 
     :param by: ``queue``, ``hostname``, ``kind`` or ``label:KEY``
@@ -714,7 +590,7 @@ def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -
         )
         # Beside them stand other leases.
         for row in connection.execute(
-            select(engine).where(engine.c.name.in_({*_ENGINES.values(), _OTHER_KINDS})).order_by(engine.c.name)
+            select(engine).where(engine.c.name.in_({*ENGINE_OF_KIND.values(), OTHER_KINDS})).order_by(engine.c.name)
         )
     ]
 
@@ -732,7 +608,7 @@ class _Looks:
     def of(cls, connection: Connection, *, patience: timedelta = timedelta()) -> _Looks:
         engines = list_engines(connection, patience=patience)
         current = {one.name for one in engines if one.is_current}
-        names = {*_ENGINES.values(), _OTHER_KINDS}
+        names = {*ENGINE_OF_KIND.values(), OTHER_KINDS}
         setting = config.executor()
         # Without a setting nothing is known of any executor.
         absent = frozenset(absent_engines(setting) if setting else ())
@@ -745,10 +621,10 @@ _LIVE = (ONLINE, UNRESPONSIVE)
 
 def _is_stale(looks: _Looks) -> Any | None:
     """Say that nobody looks any more whether the worker lives, or ``None`` where that is so of no worker."""
-    kinds = [kind for kind, name in _ENGINES.items() if name in looks.stale]
+    kinds = [kind for kind, name in ENGINE_OF_KIND.items() if name in looks.stale]
     conditions = [worker.c.kind.in_(kinds)] if kinds else []
-    if _OTHER_KINDS in looks.stale:
-        conditions.append(worker.c.kind.not_in(list(_ENGINES)))
+    if OTHER_KINDS in looks.stale:
+        conditions.append(worker.c.kind.not_in(list(ENGINE_OF_KIND)))
     return and_(worker.c.state.in_(_LIVE), or_(*conditions)) if conditions else None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, delete, select
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.keys import TaskInstanceKey
+from airflow_worker_insight.domain.keys import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
+    from airflow_worker_insight.domain.attempts import DagRunRef
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,26 +10,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
-from airflow_worker_insight.store.decisions import REASONS
-from airflow_worker_insight.store.placements import LISTED_STATES
-from airflow_worker_insight.store.reading import MAX_TOTAL
-from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
-from airflow_worker_insight.store.workers import UNKNOWN_STATE, WORKER_ORDERS
+from airflow_worker_insight.domain.filters import LISTED_STATES, WORKER_ORDERS
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
+from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from typing import Any
 
     from typing_extensions import Self
 
-MAX_ID_LENGTH = 250
-"""As long as Airflow's own IDs may be."""
-
-MAX_INTEGER = 2**31 - 1
-"""What the databases' integer columns hold."""
 
 UNFILLED = re.compile(r"\{[A-Z_]+\}")
 """What Airflow's UI leaves where it has no value to fill in: ``{MAP_INDEX}`` of an unmapped task."""
@@ -256,9 +250,6 @@ def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAd
 
 
 # --- what a form posts ----------------------------------------------------------------------------------------------
-
-MAX_BODY = 16 * 1024
-"""No form of these pages posts more bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
+from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import availability, placements, reading, worker_tries, workers
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.web import database
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import Group, WorkerRow
     from airflow_worker_insight.web.address import (
         AttemptsAddress,
         PanelAddress,
@@ -102,7 +104,7 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
         filters = workers.narrowed(connection, _worker_filter(address, now))
         rows: list[WorkerRow] = []
         total = 0
-        groups: list[workers.Group] = []
+        groups: list[Group] = []
         if address.group:
             groups, total = workers.group_workers(
                 connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
@@ -125,13 +127,13 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
 
 
 def _any_worker(connection: Connection) -> bool:
-    return bool(workers.list_workers(connection, workers.WorkerFilter(), limit=1, offset=0)[0])
+    return bool(workers.list_workers(connection, WorkerFilter(), limit=1, offset=0)[0])
 
 
-def _worker_filter(address: WorkersAddress, now: datetime) -> workers.WorkerFilter:
+def _worker_filter(address: WorkersAddress, now: datetime) -> WorkerFilter:
     seen = SEEN[address.seen]
     key, _, value = address.label.partition("=")
-    return workers.WorkerFilter(
+    return WorkerFilter(
         states=workers_view.listed_states(address),
         kind=address.kind or None,
         hostname=address.hostname or None,
@@ -181,7 +183,7 @@ def worker_page(
             outcomes=worker_tries.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
             attempts=reading.find_attempts(
                 connection,
-                reading.AttemptFilter(worker_id=row.worker_id),
+                AttemptFilter(worker_id=row.worker_id),
                 dag_ids=dag_ids,
                 limit=worker.PAGE_SIZE,
                 offset=address.offset,
@@ -239,13 +241,13 @@ def attempts_page(
     )
 
 
-def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> reading.AttemptFilter:
+def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> AttemptFilter:
     since, until = address.since, address.until
     length = WINDOWS[address.window]
     if since is None and until is None and length is not None:
         since = now - length
     named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
-    return reading.AttemptFilter(
+    return AttemptFilter(
         dag_id=address.dag_id or None,
         run_id=address.run_id or None,
         task_id=address.task_id or None,
@@ -267,7 +269,7 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
     with database.reading() as connection:
         now = database_now(connection)
         named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
-        filters = placements.PlacementFilter(
+        filters = PlacementFilter(
             state=address.state or None,
             dag_id=address.dag_id or None,
             run_id=address.run_id or None,
@@ -276,7 +278,7 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
             worker_name=(address.worker or None) if named is None else None,
             reason=address.reason or None,
             # What runs is on the pages of its worker and its task.
-            try_state=placements.QUEUED,
+            try_state=QUEUED,
         )
         found = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
         executor = waiting.Executor(

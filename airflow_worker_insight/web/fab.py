@@ -18,9 +18,9 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import content, objects
 from airflow_worker_insight.web.address import (
-    MAX_BODY,
     BadAddress,
     decision_of,
     parse_attempts_address,

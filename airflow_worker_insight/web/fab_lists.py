@@ -22,8 +22,10 @@ from flask_babel import lazy_gettext
 from markupsafe import Markup
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.filters import AttemptFilter, WorkerFilter
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
 from airflow_worker_insight.store import reading, workers
-from airflow_worker_insight.store.tables import AVAILABILITIES, WORKER_STATES
 from airflow_worker_insight.web import database, words
 from airflow_worker_insight.web.address import BadAddress
 from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route, urls
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from flask import Response
+
+    from airflow_worker_insight.domain.attempts import Attempt
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 TEXT, TIME = "text", "time"
 
@@ -165,7 +170,7 @@ class _Store(BaseInterface):  # type: ignore[misc]
         if None in asked.values() or (order_column and order_column not in self.ordered):
             return 0, []
         size = min(max(page_size or 100, 1), 1000)
-        offset = min(max(page or 0, 0) * size, reading.MAX_TOTAL)
+        offset = min(max(page or 0, 0) * size, MAX_TOTAL)
         order = f"-{order_column}" if order_direction == "desc" else order_column
         return self.rows(asked, order, limit=size, offset=offset)
 
@@ -193,13 +198,13 @@ class Workers(_Store):
 
     def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:
         """Read the list."""
-        states = (*WORKER_STATES, workers.UNKNOWN_STATE)
+        states = (*WORKER_STATES, UNKNOWN_STATE)
         state = _stored(asked.get("state"), states, words.worker_state)
         availability = _stored(asked.get("availability"), AVAILABILITIES, str)
         key, _, value = asked.get("label", "").partition("=")
         if state not in {None, *states} or availability not in {None, *AVAILABILITIES}:
             return 0, []
-        filters = workers.WorkerFilter(
+        filters = WorkerFilter(
             states=None if state is None else frozenset({state}),
             search=asked.get("name_contains"),
             kind=_stored(asked.get("kind"), words.KINDS, words.kind),
@@ -239,7 +244,7 @@ class Attempts(_Store):
         state, number = _stored(asked.get("state"), states, words.state), asked.get("try_number", "")
         if state not in {None, *states} or not (number == "" or number.isdecimal()):
             return 0, []
-        filters = reading.AttemptFilter(
+        filters = AttemptFilter(
             **{name: asked.get(name) for name in ("dag_id", "run_id", "task_id", "worker_name", "hostname")},
             state=state,
             try_number=min(int(number), 2**31 - 1) if number else None,
@@ -270,7 +275,7 @@ def _moment(value: Any) -> datetime | None:
         return None
 
 
-def _worker(one: workers.WorkerRow) -> Row:
+def _worker(one: WorkerRow) -> Row:
     url = urls(Reader(compat.flask_user()))
     running = (
         "" if one.running is None else f"{one.running:,} / {one.concurrency:,}" if one.concurrency else one.running
@@ -291,7 +296,7 @@ def _worker(one: workers.WorkerRow) -> Row:
     )
 
 
-def _attempt(one: reading.Attempt, url: Any) -> Row:
+def _attempt(one: Attempt, url: Any) -> Row:
     panel = url(
         "panel",
         dag_id=one.dag_id,

@@ -14,21 +14,22 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airflow_worker_insight import __version__, compat
 from airflow_worker_insight.capture import counters
-from airflow_worker_insight.identity.text import clean
+from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
+from airflow_worker_insight.domain.names import clean
+from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.store import availability, placements, reading, workers
-from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import REASONS
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.reading import MAX_TOTAL
 from airflow_worker_insight.web import database
-from airflow_worker_insight.web.address import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from pydantic import ValidationError
     from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.domain.workers import Change, EngineLook, WorkerRow
 
 MAX_LIMIT = 1000
 MAX_CHANGES = 100
@@ -169,9 +170,9 @@ class WorkerAttemptQuery(_Query):
             raise ValueError("started_at_gte must not be later than started_at_lte")
         return self
 
-    def filters(self) -> reading.AttemptFilter:
+    def filters(self) -> AttemptFilter:
         """Return what the store filters by."""
-        return reading.AttemptFilter(**self.model_dump(exclude={"limit", "offset"}))
+        return AttemptFilter(**self.model_dump(exclude={"limit", "offset"}))
 
 
 class AttemptQuery(WorkerAttemptQuery):
@@ -196,9 +197,9 @@ class PlacementQuery(_Query):
         None, description="The try's state, as Airflow has it: queued until a worker starts it."
     )
 
-    def filters(self) -> placements.PlacementFilter:
+    def filters(self) -> PlacementFilter:
         """Return what the store filters by."""
-        return placements.PlacementFilter(**self.model_dump(exclude={"limit", "offset"}))
+        return PlacementFilter(**self.model_dump(exclude={"limit", "offset"}))
 
 
 class WorkerQuery(_Query):
@@ -218,10 +219,10 @@ class WorkerQuery(_Query):
         "-registered_at", description="What to order by; with a - in front descending. What is not known comes last."
     )
 
-    def filters(self) -> workers.WorkerFilter:
+    def filters(self) -> WorkerFilter:
         """Return what the store filters by."""
         key, _, value = (self.label or "").partition("=")
-        return workers.WorkerFilter(
+        return WorkerFilter(
             states=None if self.state is None else frozenset({self.state}),
             kind=self.kind,
             name=self.name,
@@ -555,7 +556,7 @@ def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: 
 
 
 def _attempts(
-    connection: Connection, query: WorkerAttemptQuery, filters: reading.AttemptFilter, dag_ids: Collection[str]
+    connection: Connection, query: WorkerAttemptQuery, filters: AttemptFilter, dag_ids: Collection[str]
 ) -> dict[str, Any]:
     page = reading.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
     return {"attempts": page.attempts, "total_entries": page.total, "total_is_exact": page.total_is_exact}
@@ -625,7 +626,7 @@ def health(*, with_engines: bool) -> dict[str, Any]:
     :param with_engines: whether the reader may see workers: what went wrong with an engine may name hosts
     """
     schema = database.schema_now()
-    engines: list[workers.EngineLook] | None = None
+    engines: list[EngineLook] | None = None
     if with_engines:
         engines = []
         if schema is Schema.READY:
@@ -641,19 +642,19 @@ def health(*, with_engines: bool) -> dict[str, Any]:
     }
 
 
-def _row(connection: Connection, worker_id: str) -> workers.WorkerRow:
+def _row(connection: Connection, worker_id: str) -> WorkerRow:
     row = workers.get_worker(connection, worker_id)
     if row is None:
         raise NoSuchWorker
     return row
 
 
-def _one_worker(connection: Connection, row: workers.WorkerRow) -> dict[str, Any]:
+def _one_worker(connection: Connection, row: WorkerRow) -> dict[str, Any]:
     decision = workers.decisions(connection, [row]).get(row.ref)
     return {**worker_fields(row, decision), "changes": workers.changes(connection, row, limit=MAX_CHANGES)}
 
 
-def worker_fields(row: workers.WorkerRow, decision: workers.Change | None) -> dict[str, Any]:
+def worker_fields(row: WorkerRow, decision: Change | None) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},

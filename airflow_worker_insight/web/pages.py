@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import content
 from airflow_worker_insight.web.address import (
-    MAX_BODY,
     parse_attempts_address,
     parse_decision,
     parse_panel_address,

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, sta
 from pydantic import BaseModel, ValidationError
 
 from airflow_worker_insight import __version__, compat
+from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import objects
-from airflow_worker_insight.web.address import MAX_BODY
 from airflow_worker_insight.web.changes import is_json, may_be_made
 from airflow_worker_insight.web.objects import (
     WORKER_ID,

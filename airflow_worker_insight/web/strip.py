@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.worker_tries import UNHARMED
+from airflow_worker_insight.domain.states import UNHARMED
 from airflow_worker_insight.web import words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from airflow_worker_insight.store.reading import Attempt, AttemptWorker
+    from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
 
 MAX_LANES = 12
 """More workers than this share the last lane: the table below names them all."""

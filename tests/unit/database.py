@@ -18,10 +18,10 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.attempts import DagRunRef, StartedTry
+from airflow_worker_insight.domain.keys import TryKey, instance_key
+from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store import airflow_tries, closing, recording
-from airflow_worker_insight.store.airflow_tries import DagRunRef
-from airflow_worker_insight.store.keys import TryKey, instance_key
-from airflow_worker_insight.store.recording import WorkerRecord
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def record_start(
     **others: Any,
 ) -> None:
     """Write that a process of a try started on a worker: the try that Airflow has by these names, if it has one."""
-    started = recording.StartedTry(key, instance_of(connection, key), try_started_at, state)
+    started = StartedTry(key, instance_of(connection, key), try_started_at, state)
     recording.record_start(connection, started, record, **others)
 
 

@@ -159,7 +159,7 @@ def test_what_an_operator_sets_is_read(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_an_example_is_what_the_option_takes() -> None:
-    from airflow_worker_insight.identity.text import parse_labels
+    from airflow_worker_insight.domain.names import parse_labels
 
     assert parse_labels(OPTIONS["worker_labels"]["example"]) == {"region": "eu-west-1", "zone": "a"}
 

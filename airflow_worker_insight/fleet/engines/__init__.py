@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
-from airflow_worker_insight.store.configured import WORDS, absent_engines, executors
-from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS
+from airflow_worker_insight.domain.executors import WORDS, absent_engines, celery_teams, executors
+from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Return the engine's name: see ``store.workers.engine_of``."""
+        """Return the engine's name: see ``domain.states.engine_of``."""
 
     def look(self, view: View) -> Look:
         """Return what the engine says of its workers now; what it raises is why it could not be asked."""
@@ -61,11 +61,6 @@ def configured_engines(setting: str | None) -> Sequence[Engine]:
 
         found.append(CeleryEngine(celery_teams(setting)))
     return found
-
-
-def celery_teams(setting: str | None) -> tuple[str | None, ...]:
-    """Return the teams that have Celery executors, each perhaps with its own broker; ``None`` is all the others."""
-    return tuple(dict.fromkeys(one.team for one in executors(setting) if WORDS[CELERY] in one.name))
 
 
 def _has_plain_local(setting: str | None) -> bool:

@@ -24,14 +24,12 @@ from zlib import crc32
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import warn_once
+from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
+from airflow_worker_insight.domain.states import CELERY
 from airflow_worker_insight.fleet.bounded import Bounded, NoAnswer
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.identity.engines import NAME_LENGTH
-from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
 from airflow_worker_insight.store import session
-from airflow_worker_insight.store.lives import CELERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect, select
 
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.names import NAME_LENGTH, clean
+from airflow_worker_insight.domain.states import EDGE
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.identity.engines import NAME_LENGTH
-from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.lives import EDGE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 from sqlalchemy import or_, select
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, PLAIN_LOCAL, clean, is_named_local
+from airflow_worker_insight.domain.states import JOBS
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.identity.engines import NAME_LENGTH, PLAIN_LOCAL, is_named_local
-from airflow_worker_insight.identity.text import clean
-from airflow_worker_insight.identity.worker import HOSTNAME_LENGTH
-from airflow_worker_insight.store.clock import utc
-from airflow_worker_insight.store.lives import JOBS, named_local_lives
+from airflow_worker_insight.store.lives import named_local_lives
 
 if TYPE_CHECKING:
     from typing import Any
 
     from sqlalchemy.engine import Row
 
+    from airflow_worker_insight.domain.workers import Life
     from airflow_worker_insight.fleet.sighting import View
-    from airflow_worker_insight.store.lives import Life
 
 
 class JobsEngine:

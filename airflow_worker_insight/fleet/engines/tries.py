@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.states import TRIES
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.store.lives import TRIES, lives_by_ref, running_tries
+from airflow_worker_insight.store.lives import lives_by_ref, running_tries
 
 if TYPE_CHECKING:
     from airflow_worker_insight.fleet.sighting import View

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.listing import MAX_SCANNED
-from airflow_worker_insight.store.reading import MAX_TOTAL
+from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import ANY, AttemptsAddress
 from airflow_worker_insight.web.view.attribution import UNFINISHED
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from datetime import datetime
 
-    from airflow_worker_insight.store.reading import AttemptPage
+    from airflow_worker_insight.domain.attempts import AttemptPage
 
 PAGE_SIZE = 50
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.reading import Attempt
+    from airflow_worker_insight.domain.attempts import Attempt
 
 WAITING = frozenset(
     {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.web import words
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import Change, WorkerRow
 
 NO_EFFECT = (
     "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store import decisions
-from airflow_worker_insight.store.recording import LOST
+from airflow_worker_insight.domain import reasons
+from airflow_worker_insight.domain.states import LOST
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.strip import Strip, build_strip
 from airflow_worker_insight.web.view.attribution import UNFINISHED, WAITING, Attribution
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from airflow_worker_insight.domain.attempts import Attempt
+    from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.placements import Why
-    from airflow_worker_insight.store.reading import Attempt
-    from airflow_worker_insight.store.workers import WorkerRow
     from airflow_worker_insight.web.address import PanelAddress
 
 REFRESH_SECONDS = 5
@@ -147,7 +147,7 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     did = _DID.get(last.state or "", "is in the state " + words.state(last.state).lower() + "{where}")
     did = did.format(where=_where(last))
     if last.state == "queued" and last.try_number in placed:
-        did = "waits for a worker" if placed[last.try_number].reason in decisions.WAITING else "waits for its start"
+        did = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
     if len(tries) == 1:
         return f"The only try so far {did}."
     return f"{_how_many(tries)}; the last one {did}."

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_worker_insight.store.workers import UNKNOWN_STATE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
 

@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store import decisions
+from airflow_worker_insight.domain.reasons import (
+    AGAIN,
+    BAD_WISH,
+    ELSEWHERE,
+    FULL,
+    LEAST_LOADED,
+    NO_LABEL,
+    NO_SUCH_WORKER,
+    NO_WORKER,
+    NOT_AVAILABLE,
+    OTHERS_FULL,
+    ROUND_ROBIN,
+    SHARED_QUEUE,
+    SLOW,
+    STICKY,
+    STICKY_NEXT,
+    WAITING,
+    WORKERS_UNSEEN,
+)
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import WaitingAddress
 
@@ -15,25 +33,25 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import Placement, Why
 
 _KEPT = {
-    decisions.LEAST_LOADED: "the least loaded of those that fitted",
-    decisions.ROUND_ROBIN: "the next in turn of those that fitted",
-    decisions.STICKY: "the worker that this task sticks to",
-    decisions.STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
-    decisions.ELSEWHERE: "kept away from a worker that had failed this task",
-    decisions.AGAIN: "on a worker that had failed this task before, because there was no other",
-    decisions.SLOW: "on a worker that takes longer than others, because none of these took anything any more",
-    decisions.SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
+    LEAST_LOADED: "the least loaded of those that fitted",
+    ROUND_ROBIN: "the next in turn of those that fitted",
+    STICKY: "the worker that this task sticks to",
+    STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
+    ELSEWHERE: "kept away from a worker that had failed this task",
+    AGAIN: "on a worker that had failed this task before, because there was no other",
+    SLOW: "on a worker that takes longer than others, because none of these took anything any more",
+    SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
 }
 
 _WAITED = {
-    decisions.NO_WORKER: "no known worker consumes its queue",
-    decisions.NOT_AVAILABLE: "no worker of its queue is available",
-    decisions.NO_LABEL: "no available worker has the labels that it asks for",
-    decisions.NO_SUCH_WORKER: "no worker has the name that it asks for",
-    decisions.FULL: "all workers that fit are full",
-    decisions.OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
-    decisions.BAD_WISH: "what it asks for makes no sense",
-    decisions.WORKERS_UNSEEN: "the workers cannot be seen",
+    NO_WORKER: "no known worker consumes its queue",
+    NOT_AVAILABLE: "no worker of its queue is available",
+    NO_LABEL: "no available worker has the labels that it asks for",
+    NO_SUCH_WORKER: "no worker has the name that it asks for",
+    FULL: "all workers that fit are full",
+    OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
+    BAD_WISH: "what it asks for makes no sense",
+    WORKERS_UNSEEN: "the workers cannot be seen",
 }
 
 
@@ -74,7 +92,7 @@ def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = Fals
     """
     if one is None:
         return ""
-    if one.reason not in decisions.WAITING:
+    if one.reason not in WAITING:
         return f"Placed: {one.detail or _KEPT.get(one.reason, one.reason)}"
     if has_started:
         # The executor could not see the workers when it was sent.

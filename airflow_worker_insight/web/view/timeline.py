@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.recording import LOST, OFFLINE
-from airflow_worker_insight.store.worker_tries import UNHARMED
+from airflow_worker_insight.domain.states import LOST, OFFLINE, UNHARMED
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import HOURS, AttemptsAddress
 from airflow_worker_insight.web.view.parts import Option
@@ -16,9 +15,9 @@ from airflow_worker_insight.web.view.parts import Option
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.worker_tries import Outcomes, Stay
-    from airflow_worker_insight.store.workers import WorkerRow
     from airflow_worker_insight.web.address import WorkerAddress
 
 MAX_TRIES = 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.recording import LOST, OFFLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import LOST, OFFLINE, UNRESPONSIVE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.view.attribution import UNFINISHED, Attribution, attribution_of
 from airflow_worker_insight.web.view.parts import WorkerState, worker_state
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from airflow_worker_insight.store.reading import Attempt, AttemptWorker
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 _NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
 

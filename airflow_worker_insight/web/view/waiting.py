@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store import decisions
-from airflow_worker_insight.store.placements import PLACED, WAITS
+from airflow_worker_insight.domain.filters import PLACED, WAITS
+from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import WaitingAddress
 from airflow_worker_insight.web.view.parts import Ago, Count, Filter, Notice, Option, Pages, ago, options, pages
@@ -101,7 +101,7 @@ def build_waiting_page(
         ),
         filters=tuple(_filters(address)),
         reason_options=options(
-            address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(decisions.REASONS, key=_short))
+            address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
         rows=tuple(_row(one, sees_workers=sees_workers, now=now) for one in listed),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.recording import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.view.availability import Availability, build_availability
 from airflow_worker_insight.web.view.parts import (
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
+    from airflow_worker_insight.domain.workers import Change, WorkerRow
     from airflow_worker_insight.store.placements import Placement
-    from airflow_worker_insight.store.reading import Attempt, AttemptPage
     from airflow_worker_insight.store.worker_tries import Outcomes, Stay
-    from airflow_worker_insight.store.workers import Change, WorkerRow
     from airflow_worker_insight.web.address import WorkerAddress
 
 PAGE_SIZE = 25

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.reading import MAX_TOTAL
-from airflow_worker_insight.store.recording import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
-from airflow_worker_insight.store.workers import UNKNOWN_STATE
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
 from airflow_worker_insight.web import words
 from airflow_worker_insight.web.address import ANY, WorkersAddress
 from airflow_worker_insight.web.view.availability import Decision, decision
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_worker_insight.store.workers import Change, EngineLook, Group, WorkerRow
+    from airflow_worker_insight.domain.workers import Change, EngineLook, Group, WorkerRow
 
 PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
 """How many workers, or groups of them, are on a page."""

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from airflow_worker_insight.domain.attempts import AirflowTry, Conditions, StartedTry
+from airflow_worker_insight.domain.keys import TryKey, instance_key
+from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store import closing
-from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.keys import TryKey, instance_key
-from airflow_worker_insight.store.recording import Conditions, StartedTry, WorkerRecord, record_start
+from airflow_worker_insight.store.recording import record_start
 from airflow_worker_insight.store.tables import attempt, worker
 
 if TYPE_CHECKING:

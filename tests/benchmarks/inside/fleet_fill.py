@@ -26,11 +26,11 @@ from filling import TABLE
 from sqlalchemy import insert, text, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.keys import TryKey, run_key
+from airflow_worker_insight.domain.states import engine_of
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.keys import TryKey, run_key
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, engine, start_slot, worker
-from airflow_worker_insight.store.workers import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.recording import WorkerRecord
+    from airflow_worker_insight.domain.workers import WorkerRecord
 
 PERIODS = 24
 """How often each Dag runs within the traffic that comes again and again."""

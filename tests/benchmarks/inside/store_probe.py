@@ -22,6 +22,7 @@ from psycopg2.extras import execute_batch
 from sqlalchemy import text
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.store import reading
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
@@ -204,9 +205,7 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
 
     def page(offset: int = 0, **filters: Any) -> Callable[[], object]:
         return lambda: expect(
-            reading.list_attempts(
-                connection, reading.AttemptFilter(**filters), dag_ids=all_dags, limit=50, offset=offset
-            )[0]
+            reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=all_dags, limit=50, offset=offset)[0]
         )
 
     numbers = range(lists + 2)

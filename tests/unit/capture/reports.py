@@ -14,8 +14,8 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from tests.unit.database import Database, add_run, add_try, at, xcoms
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.attempts import DagRunRef
+    from airflow_worker_insight.domain.keys import TryKey
 
 airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 records without reports")
 

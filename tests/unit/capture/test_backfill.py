@@ -9,14 +9,14 @@ import pytest
 from airflow_worker_insight.capture import backfill
 from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
 from airflow_worker_insight.capture.reconcile import Outcome
+from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.store import closing
-from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.recording import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at
 
 if TYPE_CHECKING:
     from airflow_worker_insight.capture.backfill import Progress
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
+    from airflow_worker_insight.domain.attempts import DagRunRef
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from sqlalchemy import select, update
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.domain.workers import NewLife
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.fleet import refresh as fleet
 from airflow_worker_insight.fleet.refresh import refresh
@@ -18,9 +20,8 @@ from airflow_worker_insight.fleet.states import TOLD_ONLY
 from airflow_worker_insight.store import availability, recording, workers
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.lives import NewLife, merge, register
+from airflow_worker_insight.store.lives import merge, register
 from airflow_worker_insight.store.tables import worker
-from airflow_worker_insight.store.workers import WorkerFilter
 from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, on_both
 

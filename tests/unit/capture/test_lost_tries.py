@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 from airflow_worker_insight.capture.reconcile import Plan, make_plan
-from airflow_worker_insight.store.airflow_tries import AirflowTry, DagRunRef, lost_tries
+from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.closing import Recorded
-from airflow_worker_insight.store.keys import TryKey
 
 START = datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
 

@@ -12,8 +12,8 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters, reconcile
 from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.reading import task_instance_attempts
 from airflow_worker_insight.store.tables import attempt, start_slot
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
@@ -33,9 +33,9 @@ from tests.unit.database import (
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.keys import TryKey
-    from airflow_worker_insight.store.recording import WorkerRecord
+    from airflow_worker_insight.domain.attempts import DagRunRef
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRecord
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, build_report
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
-from airflow_worker_insight.store.recording import Conditions
+from airflow_worker_insight.domain.attempts import Conditions
 from tests.unit.capture.reports import a_report
 from tests.unit.database import at
 

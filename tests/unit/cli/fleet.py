@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert
 
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.tables import engine, worker
 from tests.unit.database import NOON, Database, a_worker, at, record_start
 

@@ -12,10 +12,9 @@ from airflow.cli.cli_config import Arg
 from airflow_worker_insight import __version__, cli, compat
 from airflow_worker_insight.cli import arguments
 from airflow_worker_insight.cli.definitions import SUBCOMMANDS
-from airflow_worker_insight.store.availability import MAX_NOTE_LENGTH
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
-from airflow_worker_insight.store.tables import WORKER_STATES
-from airflow_worker_insight.store.workers import SERVICE_KINDS, UNKNOWN_STATE
+from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.store.workers import SERVICE_KINDS
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
 

@@ -10,8 +10,8 @@ from sqlalchemy import insert, select
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import backfill, reconcile
 from airflow_worker_insight.cli import history
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import retention
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.cli.running import Printed, ends_with, printed, refused, run
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start

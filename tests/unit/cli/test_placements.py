@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import FULL, LEAST_LOADED
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
 from tests.unit.cli.running import Printed, printed, read, run

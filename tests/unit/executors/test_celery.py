@@ -14,17 +14,17 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.domain.reasons import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import migrate, placements, session
-from airflow_worker_insight.store.decisions import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
 from tests.unit.database import add_run, add_try
 from tests.unit.executors.workloads import a_workload, put, queue
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.store.placements import Placement
     from tests.unit.database import Database
 

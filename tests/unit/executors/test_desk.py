@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, update
 
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.reasons import BAD_WISH, ELSEWHERE, LEAST_LOADED, NO_LABEL, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.executors import desk as the_desk
 from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import (
-    BAD_WISH,
-    ELSEWHERE,
-    LEAST_LOADED,
-    NO_LABEL,
-    OTHERS_FULL,
-    SHARED_QUEUE,
-)
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import worker as worker_table

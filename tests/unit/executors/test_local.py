@@ -21,12 +21,12 @@ from sqlalchemy import update
 
 from airflow_worker_insight import compat, identity
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
 from airflow_worker_insight.executors import own_workers
 from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor
 from airflow_worker_insight.executors.own_workers import OwnWorkers
 from airflow_worker_insight.executors.placing import try_key
 from airflow_worker_insight.store import migrate, placements
-from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, NOT_AVAILABLE
 from airflow_worker_insight.store.tables import worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, add_run, add_try, change_try

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
 from airflow_worker_insight.executors import placing
 from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.placing import GIVES_UP_AFTER, PlacesTasks
 from airflow_worker_insight.executors.rules import HOLD, SEND, Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import LEAST_LOADED, WORKERS_UNSEEN
 from airflow_worker_insight.store.tables import placement, worker
 from tests.unit.database import NOON, OUR_TABLES, Database, add_run, add_try, change_try, locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 each_table = pytest.mark.parametrize("table", OUR_TABLES)

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.moving import remove_queues, take_back
@@ -19,12 +20,11 @@ from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import FULL, LEAST_LOADED
 from airflow_worker_insight.store.placements import Placement
 from tests.unit.database import NOON, Database, add_run, add_try, change_try, on_both
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
     from tests.support.services import Redis
 
 celery = pytest.importorskip("celery")

@@ -9,16 +9,8 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.executors.pace import SLOW_FROM
-from airflow_worker_insight.executors.placement import (
-    PATIENCE,
-    TEXT_LENGTH,
-    Candidate,
-    Placer,
-    Task,
-    UnknownStrategy,
-)
-from airflow_worker_insight.store.decisions import (
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import (
     AGAIN,
     BAD_WISH,
     ELSEWHERE,
@@ -36,6 +28,8 @@ from airflow_worker_insight.store.decisions import (
     STICKY_NEXT,
     STRATEGIES,
 )
+from airflow_worker_insight.executors.pace import SLOW_FROM
+from airflow_worker_insight.executors.placement import PATIENCE, Candidate, Placer, Task, UnknownStrategy
 
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
+from airflow_worker_insight.domain.reasons import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.executors import asking, levelling, rounds
 from airflow_worker_insight.executors import watch as module
 from airflow_worker_insight.executors.desk import Desk, Snapshot
@@ -21,7 +22,6 @@ from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.store import lives, migrate, placements
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from airflow_worker_insight.domain.workers import Life
 from airflow_worker_insight.fleet.sighting import Sighting
 from airflow_worker_insight.fleet.states import Timeouts
-from airflow_worker_insight.store.lives import Life
 from tests.unit.database import NOON, at
 
 TIMEOUTS = Timeouts(heartbeat=timedelta(seconds=60), lost=timedelta(seconds=180))

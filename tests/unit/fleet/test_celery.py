@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from airflow_worker_insight.store.lives import Life
+    from airflow_worker_insight.domain.workers import Life
     from tests.support.services import Redis
 
 celery = pytest.importorskip("celery")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from airflow_worker_insight.domain.executors import Executor, executors
+from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES
 from airflow_worker_insight.fleet import engines
 from airflow_worker_insight.fleet.bounded import Bounded, NoAnswer
 from airflow_worker_insight.fleet.engines import configured_engines
-from airflow_worker_insight.store.configured import Executor, executors
-from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import CELERY
 from airflow_worker_insight.fleet import gauges, refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.lives import CELERY
 from airflow_worker_insight.store.tables import attempt, change, engine, placement, worker
 from tests.unit.database import OUR_TABLES, Database, a_worker, locked, record_start
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_worker_insight.domain.states import LOST, OFFLINE
 from airflow_worker_insight.fleet.matching import match
-from airflow_worker_insight.store.recording import LOST, OFFLINE
 from tests.unit.database import NOON, at
 from tests.unit.fleet.fleets import a_life, a_sighting
 
 if TYPE_CHECKING:
+    from airflow_worker_insight.domain.workers import Life
     from airflow_worker_insight.fleet.sighting import Sighting
-    from airflow_worker_insight.store.lives import Life
 
 
 def matched(sighting: Sighting, *lives: Life) -> int | None:

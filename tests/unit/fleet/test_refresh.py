@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.states import CELERY, EDGE, TRIES
 from airflow_worker_insight.fleet import refresh as module
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, go_round, refresh
@@ -19,7 +20,6 @@ from airflow_worker_insight.fleet.states import NOT_CONFIGURED
 from airflow_worker_insight.store import clock, recording
 from airflow_worker_insight.store import lives as store
 from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.lives import CELERY, EDGE, TRIES
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.tables import engine as engine_table

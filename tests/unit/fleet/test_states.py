@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.fleet.states import (
     GONE_BEFORE,
     IDLE,
@@ -25,10 +27,12 @@ from airflow_worker_insight.fleet.states import (
     judge_by_tries,
     reach,
 )
-from airflow_worker_insight.store.lives import EngineRow, Life
-from airflow_worker_insight.store.recording import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.store.lives import EngineRow
 from tests.unit.database import NOON, at
 from tests.unit.fleet.fleets import TIMEOUTS, a_life, a_sighting
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.domain.workers import Life
 
 REACHED = Reached(since=at(-86400))
 DOWN = Reached(since=None, error="Celery's broker cannot be reached: Connection refused.")

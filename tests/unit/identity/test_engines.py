@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_worker_insight.domain.names import executor_name, is_named_local
 from airflow_worker_insight.identity.engines import (
     Found,
     Surroundings,
-    executor_name,
-    is_named_local,
     kubernetes_labels,
     local_worker_environment,
     recognise,

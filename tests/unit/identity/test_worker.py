@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_worker_insight.domain.names import executor_name
 from airflow_worker_insight.identity import Worker, engines, local_worker, machine, process, versions, whoami
 from airflow_worker_insight.identity import worker as worker_module
 from airflow_worker_insight.identity.engines import Found, Surroundings
@@ -160,7 +161,7 @@ def test_facts_do_not_run_into_each_other() -> None:
 def test_any_surroundings_give_a_valid_id(
     lineage: list[Process], environ: dict[str, str], host: str, executor: str | None, boot: str
 ) -> None:
-    around = Surroundings(lineage, environ, {}, host, engines.executor_name(executor), host)
+    around = Surroundings(lineage, environ, {}, host, executor_name(executor), host)
     found = engines.recognise(around)
     worker_id = life(found, around, boot, "")
     assert WORKER_ID.fullmatch(worker_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.store import workers
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerRow
     from tests.unit.database import Database
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
 from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.airflow_tries import FINISHED, FINISHED_RUN, DagRunRef
 from tests.unit.database import Database, add_run, add_try, at, on_both
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.attempts import DagRunRef
+    from airflow_worker_insight.domain.keys import TryKey
 
 airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 has no IDs of tries")
 

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert, update
 
+from airflow_worker_insight.domain.attribution import host_worker
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.workers import NewLife
 from airflow_worker_insight.store import closing, workers
-from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.lives import NewLife, merge, register
+from airflow_worker_insight.store.lives import merge, register
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start
 from tests.unit.store.fleet import get
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.workers import WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 HOST = "etl-1.example.org"
 

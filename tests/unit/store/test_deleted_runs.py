@@ -10,11 +10,12 @@ from sqlalchemy import delete, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
+from airflow_worker_insight.domain.attempts import StartedTry
+from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run
 from airflow_worker_insight.store import migrate, placements, reading, recording
 from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.keys import TryKey, instance_key_by_run
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.reading import AttemptFilter, EveryDag
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
@@ -22,8 +23,7 @@ from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.reading import Attempt
+    from airflow_worker_insight.domain.attempts import Attempt, DagRunRef
 
 airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="task instances of 2.11 have no ID")
 
@@ -301,7 +301,7 @@ def test_what_was_recorded_on_2_11_is_known_after_the_upgrade(database: Database
         connection.execute(update(table).values(logical_date=NOON))
         key = add_try(connection, run, "load")
         by_run = instance_key_by_run(run.row_id, NOON, "load", -1)
-        started = recording.StartedTry(key, by_run, at(10))
+        started = StartedTry(key, by_run, at(10))
         recording.record_start(connection, started, a_worker("w1"), now=at(10))
 
         assert told(panel(connection)) == [(1, "success", ["w1"], None)]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
 
 
 def ran(connection: Connection, task_id: str, state: str, began: datetime, ended: datetime | None = None) -> TryKey:

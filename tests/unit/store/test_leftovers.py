@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.store.airflow_tries import AirflowTry, _without_leftovers
-from airflow_worker_insight.store.attribution import attribute
-from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.domain.attempts import AirflowTry
+from airflow_worker_insight.domain.attribution import attribute
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.store.airflow_tries import _without_leftovers
 from tests.unit.database import at
 
 FIRST = AirflowTry(

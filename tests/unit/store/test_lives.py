@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
+from airflow_worker_insight.domain.workers import Life, NewLife
 from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store import workers
-from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS, TRIES, EngineRow, NewLife
+from airflow_worker_insight.store.lives import EngineRow
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.keys import TryKey
 
 
 def a_new_life(name: str = "w1@host-1", **others: Any) -> NewLife:
@@ -40,13 +41,13 @@ def a_new_life(name: str = "w1@host-1", **others: Any) -> NewLife:
     return NewLife(**{**known, **others})
 
 
-def register(database: Database, *some: NewLife) -> list[store.Life]:
+def register(database: Database, *some: NewLife) -> list[Life]:
     with database.engine.begin() as connection:
         store.register(connection, some, now=NOON)
     return open_lives(database)
 
 
-def open_lives(database: Database, engine: str = CELERY) -> list[store.Life]:
+def open_lives(database: Database, engine: str = CELERY) -> list[Life]:
     with database.engine.connect() as connection:
         return store.open_lives(connection, engine)
 
@@ -122,7 +123,7 @@ def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
 
 
 def test_the_engines_are_those_that_readers_know() -> None:
-    names = [workers.engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
+    names = [engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
     assert names == [CELERY, EDGE, JOBS, TRIES, TRIES]
 
 

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import select
 
 from airflow_worker_insight.capture.reconcile import reconcile_runs
+from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, PlacementFilter
+from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS
 from airflow_worker_insight.store import lives, placements
-from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag, list_attempts
+from airflow_worker_insight.store.reading import list_attempts
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.retention import prune
 from airflow_worker_insight.store.tables import attempt, placement
@@ -33,7 +34,8 @@ from tests.unit.database import (
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.attempts import Attempt
+    from airflow_worker_insight.domain.keys import TryKey
 
 LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 places taken"
 
@@ -283,7 +285,7 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
 
 def listed(connection: Connection, dag_ids: Any = None, *, limit: int = 9, offset: int = 0, **filters: Any) -> Any:
     given = EveryDag() if dag_ids is None else dag_ids
-    some = placements.PlacementFilter(**filters)
+    some = PlacementFilter(**filters)
     found, total = placements.find(connection, some, dag_ids=given, limit=limit, offset=offset)
     return [one.placement.key.task_id for one in found], total
 
@@ -330,9 +332,7 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
         assert listed(connection, {"sales"}, dag_id="etl") == ([], 0)
         assert listed(connection, set()) == ([], 0)
 
-        (first, second, _), _ = placements.find(
-            connection, placements.PlacementFilter(), dag_ids=EveryDag(), limit=9, offset=0
-        )
+        (first, second, _), _ = placements.find(connection, PlacementFilter(), dag_ids=EveryDag(), limit=9, offset=0)
         assert (first.state, first.queue, first.try_state, first.worker_id) == ("waiting", "heavy", "queued", None)
         assert (first.placement.sentence, first.placement.placed_at) == ("all are full", NOON)
         assert (second.state, second.worker_id, second.worker_name) == ("placed", "w1", "w1@host-1")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_worker_insight.domain.attempts import Attempt, Conditions
+from airflow_worker_insight.domain.attribution import host_worker
+from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import closing, listing, reading
-from airflow_worker_insight.store.attribution import host_worker
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.reading import Attempt, AttemptFilter, EveryDag
-from airflow_worker_insight.store.recording import Conditions
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 from tests.unit.database import (
     NOON,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.recording import WorkerRecord
+    from airflow_worker_insight.domain.attempts import DagRunRef
+    from airflow_worker_insight.domain.workers import WorkerRecord
 
 A_MINUTE_LATER = at(60)
 

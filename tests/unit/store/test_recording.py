@@ -15,17 +15,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from airflow_worker_insight.domain.attempts import Conditions, StartedTry
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.workers import NewLife, WorkerRecord
 from airflow_worker_insight.store import lives, recording
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.reading import task_instance_attempts
-from airflow_worker_insight.store.recording import (
-    SEEN_EVERY,
-    Conditions,
-    TooManyWorkers,
-    WorkerRecord,
-    inherited_availability,
-    upsert_worker,
-)
+from airflow_worker_insight.store.recording import SEEN_EVERY, TooManyWorkers, inherited_availability, upsert_worker
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql, record_start
@@ -51,7 +47,7 @@ def start(
     process: int | None = None,
     is_late: bool = False,
 ) -> None:
-    started = recording.StartedTry(key, key.task_key, try_started_at, state)
+    started = StartedTry(key, key.task_key, try_started_at, state)
     with database.engine.begin() as connection:
         recording.record_start(
             connection, started, record, now=now, conditions=conditions, process=process, is_late=is_late
@@ -258,8 +254,8 @@ def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str
     ],
 )
 def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same: bool) -> None:
-    assert recording.are_one_host(one, other) is same
-    assert recording.are_one_host(other, one) is same
+    assert are_one_host(one, other) is same
+    assert are_one_host(other, one) is same
 
 
 def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,7 +589,7 @@ def test_what_is_decided_of_one_of_several_local_workers_is_of_no_other(
 
 
 def test_one_of_several_local_workers_is_not_the_row_of_their_scheduler(database: Database) -> None:
-    life = lives.NewLife("local", "local@host-1", "host-1", "online", job_id=7)
+    life = NewLife("local", "local@host-1", "host-1", "online", job_id=7)
     with database.engine.begin() as connection:
         lives.register(connection, [life], now=NOON)
     start(database, a_worker("etl", name="etl", engine_name="etl@host-1", kind="local", job_id=7))

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import func, insert, select, text
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.closing import ensure_hosts, lives_on
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for

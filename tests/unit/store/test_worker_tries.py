@@ -28,8 +28,8 @@ from tests.unit.store.fleet import get
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow_worker_insight.store.airflow_tries import DagRunRef
-    from airflow_worker_insight.store.keys import TryKey
+    from airflow_worker_insight.domain.attempts import DagRunRef
+    from airflow_worker_insight.domain.keys import TryKey
 
 READABLE = {"etl"}
 

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import event, insert, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.attribution import host_worker
+from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
+from airflow_worker_insight.domain.states import WORKER_STATES
 from airflow_worker_insight.store import closing, workers
-from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.availability import set_availability
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import inherited_availability, upsert_worker
-from airflow_worker_insight.store.tables import WORKER_STATES, change, engine, worker
-from airflow_worker_insight.store.workers import WORKER_ORDERS, WorkerFilter
+from airflow_worker_insight.store.tables import change, engine, worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 from tests.unit.store.fleet import get
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.reading import Attempt, AttemptWorker
+from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.worker_tries import Stay
 from airflow_worker_insight.web.address import PanelAddress
 from tests.unit.database import at

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.attempts import Conditions
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import migrate
-from airflow_worker_insight.store.keys import TryKey
-from airflow_worker_insight.store.recording import Conditions
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
 from tests.unit.database import a_worker, add_run, add_try, at, record_start

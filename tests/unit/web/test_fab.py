@@ -15,9 +15,9 @@ from flask_wtf.csrf import CSRFProtect
 from jinja2 import DictLoader
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.store import session as bounds
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.reading import AttemptPage
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.web import content, fab, objects

@@ -11,7 +11,7 @@ from flask_babel import Babel
 from sqlalchemy import update
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
 from airflow_worker_insight.web import words

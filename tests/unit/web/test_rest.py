@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from airflow_worker_insight import __version__, compat
+from airflow_worker_insight.domain.attempts import Conditions
+from airflow_worker_insight.domain.attribution import host_worker
+from airflow_worker_insight.domain.reasons import ELSEWHERE, NOT_AVAILABLE
 from airflow_worker_insight.store import closing, placements
-from airflow_worker_insight.store.attribution import host_worker
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import ELSEWHERE, NOT_AVAILABLE
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import Conditions, upsert_worker
+from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, record_start
 from tests.unit.web.conftest import READABLE, SECRET

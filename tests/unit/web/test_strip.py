@@ -14,7 +14,7 @@ from tests.unit.web.attempts import HERE, a_try, on, one_of_the_host
 from tests.unit.web.workers import a_worker_row
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.store.reading import Attempt
+    from airflow_worker_insight.domain.attempts import Attempt
 
 
 def strip_of(*tries: Attempt, now: float = 1000) -> Strip:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.store.reading import AttemptPage
+from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.web.address import AttemptsAddress
 from airflow_worker_insight.web.view.attempts import REFRESH_IDLE_SECONDS, REFRESH_SECONDS, build_attempts_page
 from tests.unit.database import at

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.decisions import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
-from airflow_worker_insight.store.keys import TryKey
 from airflow_worker_insight.store.placements import Placement, Why
 from airflow_worker_insight.store.tables import placement
 from airflow_worker_insight.web.view.panel import build_panel

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import insert
 
+from airflow_worker_insight.domain.reasons import LEAST_LOADED, NOT_AVAILABLE, SHARED_QUEUE
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.decisions import LEAST_LOADED, NOT_AVAILABLE, SHARED_QUEUE
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine

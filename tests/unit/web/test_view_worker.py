@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.store.reading import AttemptPage
+from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.web.address import WorkerAddress
 from airflow_worker_insight.web.view.worker import REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS, build_worker_page
 from tests.unit.database import at

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.store.workers import EngineLook, Group
+from airflow_worker_insight.domain.workers import EngineLook, Group
 from airflow_worker_insight.web.address import WorkersAddress
 from airflow_worker_insight.web.view.workers import (
     LISTED,

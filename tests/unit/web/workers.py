@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_worker_insight.store.reading import AttemptPage
-from airflow_worker_insight.store.workers import Change, EngineLook, WorkerRow
+from airflow_worker_insight.domain.attempts import AttemptPage
+from airflow_worker_insight.domain.workers import Change, EngineLook, WorkerRow
 from airflow_worker_insight.web.view.worker import Life
 from airflow_worker_insight.web.view.workers import Listing
 from tests.unit.database import NOON, at

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_worker_insight.identity.engines import executor_name
-from airflow_worker_insight.store.lives import CELERY, EDGE, JOBS
+from airflow_worker_insight.domain.names import executor_name
+from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
 
 WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
 """What the names of an engine's executors have in them."""
@@ -38,3 +39,8 @@ def absent_engines(setting: str | None) -> Sequence[str]:
     """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
     known = executors(setting)
     return [name for name, word in WORDS.items() if not any(word in one.name for one in known)]
+
+
+def celery_teams(setting: str | None) -> tuple[str | None, ...]:
+    """Return the teams that have Celery executors, each perhaps with its own broker; ``None`` is all the others."""
+    return tuple(dict.fromkeys(one.team for one in executors(setting) if WORDS[CELERY] in one.name))

@@ -1,4 +1,4 @@
-"""Text that others wrote (host names, settings, environment variables), made fit to be stored and sent.
+"""Names, labels and other text that people and hosts wrote, made fit to be stored and sent.
 
 Nothing is escaped here: what is markup to a page is for the page to escape. Only what no database or JSON
 document takes is removed, and lengths are bounded.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
 
 LABEL_VALUE_LENGTH = 128
 """Characters of a label's value: a Kubernetes node or namespace name fits."""
@@ -86,3 +87,49 @@ def is_fit(text: str) -> bool:
 
 def _is_unfit(character: str) -> bool:
     return unicodedata.category(character) in UNFIT
+
+
+KIND_LENGTH = 32
+NAME_LENGTH = 250
+
+
+def executor_name(executor: object) -> str:
+    """Return the class name of an executor as ``[core] executor`` or a task names it; empty for nothing.
+
+    Takes a class name, a dotted path, ``alias:dotted.path``, a list of those (the first is the default
+    executor) and the teams of Airflow 3 (``LocalExecutor;team=CeleryExecutor``).
+    """
+    if not isinstance(executor, str):
+        return ""
+    first = re.split(r"[,;]", executor[:1000], maxsplit=1)[0]
+    path = first.rpartition("=")[2].rpartition(":")[2]
+    return word(path.rpartition(".")[2], KIND_LENGTH)
+
+
+# "local@HOST" is the one worker that all processes of Airflow's LocalExecutor are. An executor that has several gives
+# each another name, and its processes a variable that says which of them they belong to, and to which scheduler: a task
+# may start another Airflow, which inherits the variable and is none of them.
+PLAIN_LOCAL = "local"
+
+
+def is_named_local(kind: str, engine_name: str | None) -> bool:
+    """Return whether a worker is one of several that a scheduler has on its machine."""
+    return kind == "local" and engine_name is not None and not engine_name.startswith(f"{PLAIN_LOCAL}@")
+
+
+HOSTNAME_LENGTH = 255
+
+
+def short_host(hostname: str) -> str:
+    """Return the first part of a host's name, which a failed DNS lookup leaves; an address is returned whole."""
+    name = hostname.strip().lower().rstrip(".")
+    first = name.partition(".")[0]
+    return name if first.isdecimal() or ":" in name else first
+
+
+def are_one_host(one: str, other: str) -> bool:
+    """Return whether two names of hosts may be the same one's: with and without its domain."""
+    first, second = one.strip().lower().rstrip("."), other.strip().lower().rstrip(".")
+    return first == second or (
+        short_host(one) == short_host(other) and (first == short_host(one) or second == short_host(other))
+    )

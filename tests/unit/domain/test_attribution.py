@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.identity.text import word
-from airflow_worker_insight.store.airflow_tries import AirflowTry
-from airflow_worker_insight.store.attribution import Life, Verdict, attribute, has_workers_of, host_worker, kind_of
-from airflow_worker_insight.store.keys import TryKey
+from airflow_worker_insight.domain.attempts import AirflowTry
+from airflow_worker_insight.domain.attribution import Life, Verdict, attribute, has_workers_of, host_worker, kind_of
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.names import word
 from tests.unit.database import a_worker, at
 
 if TYPE_CHECKING:

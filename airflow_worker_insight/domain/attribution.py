@@ -12,19 +12,15 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.identity.engines import executor_name
-from airflow_worker_insight.store.recording import WorkerRecord
+from airflow_worker_insight.domain.names import executor_name
+from airflow_worker_insight.domain.states import BACKFILLED, INFERRED, NEVER_STARTED, NOT_ON_A_WORKER, UNKNOWN
+from airflow_worker_insight.domain.workers import WorkerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from airflow_worker_insight.store.airflow_tries import AirflowTry
+    from airflow_worker_insight.domain.attempts import AirflowTry
 
-INFERRED = "inferred"
-BACKFILLED = "backfilled"
-NOT_ON_A_WORKER = "not_on_a_worker"
-NEVER_STARTED = "never_started"
-UNKNOWN = "unknown"
 
 HOST_ID_PREFIX = "host-"
 """How the IDs of whole hosts begin; no worker may call itself so."""

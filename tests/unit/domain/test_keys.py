@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.store.keys import TaskInstanceKey, TryKey, run_key, task_key
+from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key, task_key
 
 # What Airflow and its databases take as an ID: any text without NUL that is valid Unicode.
 ids = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40)

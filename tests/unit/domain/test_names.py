@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.identity.text import (
-    LABELS_SIZE,
-    bounded_labels,
-    clean,
-    parse_labels,
-    word,
-)
+from airflow_worker_insight.domain.names import LABELS_SIZE, bounded_labels, clean, parse_labels, word
 
 any_text = st.text(st.characters(codec=None, categories=None), max_size=600)
 
