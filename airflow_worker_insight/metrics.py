@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import stats as airflow_stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,12 +62,12 @@ _NOT_IN_A_TAG = re.compile(r"[^A-Za-z0-9_.-]")
 
 def count(name: str, number: int = 1) -> None:
     """Add to a counter."""
-    _send(lambda: compat.stats().incr(f"{PREFIX}.{name}", number))
+    _send(lambda: airflow_stats.stats().incr(f"{PREFIX}.{name}", number))
 
 
 def timing(name: str, *, seconds: float) -> None:
     """Tell how long something took."""
-    _send(lambda: compat.stats().timing(f"{PREFIX}.{name}", timedelta(seconds=seconds)))
+    _send(lambda: airflow_stats.stats().timing(f"{PREFIX}.{name}", timedelta(seconds=seconds)))
 
 
 def gauge(name: str, value: float, **told_apart_by: str) -> None:
@@ -76,12 +76,12 @@ def gauge(name: str, value: float, **told_apart_by: str) -> None:
 
 
 def _set_gauge(name: str, value: float, told_apart_by: dict[str, str]) -> None:
-    if compat.stats_take_tags():
+    if airflow_stats.stats_take_tags():
         tags = {key: _NOT_IN_A_TAG.sub("_", text) for key, text in told_apart_by.items()}
-        compat.stats().gauge(name, value, tags=tags)
+        airflow_stats.stats().gauge(name, value, tags=tags)
     else:
         parts = [name, *(_NOT_IN_A_NAME.sub("_", text) for text in told_apart_by.values())]
-        compat.stats().gauge(".".join(parts), value)
+        airflow_stats.stats().gauge(".".join(parts), value)
 
 
 def _send(what: Callable[[], Any]) -> None:

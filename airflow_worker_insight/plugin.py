@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import quiet
+from airflow_worker_insight.compat import task_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,14 @@ def _or_nothing(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]
     return safe
 
 
-class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
+def _serves_flask_views() -> bool:
+    # No task process asks, and what only these pages need is not loaded there.
+    from airflow_worker_insight.compat import fab as airflow_fab
+
+    return airflow_fab.serves_flask_views()
+
+
+class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
     """Airflow Worker Insight."""
 
     name = "worker_insight"
@@ -81,7 +89,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     @_or_nothing
     def appbuilder_views(self) -> list[dict[str, Any]]:
         """The pages of Airflow 2.11, and of Airflow 3 where the auth manager is FAB's."""
-        if not compat.serves_flask_views():
+        if not _serves_flask_views():
             return []
         from airflow_worker_insight.web import fab
 
@@ -91,7 +99,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     @_or_nothing
     def appbuilder_menu_items(self) -> list[dict[str, Any]]:
         """The entries in the menu of Airflow 2.11, and of 3.0 where the auth manager is FAB's."""
-        if not compat.serves_flask_views():
+        if not _serves_flask_views():
             return []
         from airflow_worker_insight.web import link
 
@@ -101,7 +109,7 @@ class WorkerInsightPlugin(compat.plugin_base()):  # type: ignore[misc]
     @_or_nothing
     def flask_blueprints(self) -> list[Any]:
         """The static files of these pages."""
-        if not compat.serves_flask_views():
+        if not _serves_flask_views():
             return []
         from airflow_worker_insight.web import fab
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from airflow_worker_insight import compat, config, metrics
+from airflow_worker_insight import config, metrics
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.attribution import has_workers_of
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
@@ -55,7 +56,7 @@ def install() -> None:
     """Claim every report that this process stores from now on; calling it again changes nothing."""
     if config.enabled() and not is_installed():
         # Airflow's own module is loaded now and not in the middle of a request.
-        compat.xcom_model()
+        metadata_database.xcom_model()
         event.listen(Session, "before_flush", _before_flush)
 
 
@@ -72,9 +73,9 @@ def is_installed() -> bool:
 
 def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
     # Of each flush of the API server, so nothing is asked of what is no XCom.
-    model = compat.xcom_model()
+    model = metadata_database.xcom_model()
     for row in list(session.new):
-        if isinstance(row, model) and row.key == REPORT_KEY and compat.stores_xcom_for_a_task():
+        if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.stores_xcom_for_a_task():
             if breaker.allows():
                 _claim(session, row)
             else:

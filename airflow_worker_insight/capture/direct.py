@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from airflow_worker_insight import compat, identity, metrics
+from airflow_worker_insight import identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run, process_key
 from airflow_worker_insight.domain.workers import WorkerRecord
@@ -39,7 +40,7 @@ def record(task_instance: Any) -> None:
         map_index=task_instance.map_index,
         try_number=task_instance.try_number,
     )
-    instance = instance_key_by_run(*compat.run_of(task_instance), key.task_id, key.map_index)
+    instance = instance_key_by_run(*metadata_database.run_of(task_instance), key.task_id, key.map_index)
     began = time.perf_counter()
     try:
         with session.writing(session.TASK) as connection:

@@ -10,8 +10,9 @@ from typing import Any
 
 from pluggy import HookimplMarker
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.capture.report import REPORT_KEY, build_report
+from airflow_worker_insight.compat import task_runtime
 
 # Airflow's own marker (airflow.listeners.hookimpl) is the same object by name, behind an import.
 hookimpl = HookimplMarker("airflow")
@@ -30,11 +31,11 @@ def on_task_instance_running(task_instance: Any) -> None:
 
 
 def _report_start(task_instance: Any) -> None:
-    channel = compat.task_channel()
+    channel = task_runtime.task_channel()
     if channel is not None:
         if config.enabled():
             _send(channel, task_instance)
-    elif compat.runs_under_local_task_job(task_instance) and config.enabled():
+    elif task_runtime.runs_under_local_task_job(task_instance) and config.enabled():
         from airflow_worker_insight.capture.direct import record
 
         record(task_instance)
@@ -43,7 +44,7 @@ def _report_start(task_instance: Any) -> None:
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
     """Send the report over the task's own connection to its supervisor, authenticated by the task's own token."""
     comms, set_xcom = channel
-    run_id = compat.in_xcom_path(task_instance.run_id)
+    run_id = task_runtime.in_xcom_path(task_instance.run_id)
     if run_id is None:
         return  # The answer would be a 404, and a warning in the log of each try.
     comms.send(

@@ -12,11 +12,11 @@ from functools import partial
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
 
 # Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.airflow_tries import count_task_instances, find_run, latest_finished_runs
 from airflow_worker_insight.store.closing import first_report_at
@@ -245,5 +245,5 @@ def _explanation(error: Exception) -> str:
     return f"{str(getattr(error, 'orig', None) or error).strip().partition(chr(10))[0]}."
 
 
-queue = ReconcileQueue(catch_up=compat.in_scheduler())
+queue = ReconcileQueue(catch_up=task_runtime.in_scheduler())
 """The one queue of this process."""

@@ -18,8 +18,8 @@ from typing import Any
 
 from pluggy import HookimplMarker
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, run_listener
+from airflow_worker_insight.compat import task_runtime
 
 hookimpl = HookimplMarker("airflow")
 
@@ -31,7 +31,7 @@ _left_in_process: int | None = None
 
 def listeners() -> list[Any]:
     """Return what to register: nothing where nothing would be done, as in a command that parses Dags."""
-    if _left_in_process == os.getpid() or not (compat.in_server_process() or compat.in_task_process()):
+    if _left_in_process == os.getpid() or not (task_runtime.in_server_process() or task_runtime.in_task_process()):
         return []
     return [listener, run_listener, _here]
 
@@ -41,7 +41,7 @@ def on_starting(component: Any) -> None:  # noqa: ARG001
     """Leave the listener manager that calls this, and have it call our listeners all the same."""
     global _left_in_process  # noqa: PLW0603
     try:
-        for manager in compat.listener_managers():
+        for manager in task_runtime.listener_managers():
             if manager.pm.is_registered(_here):
                 # First, so that the manager that may be asked for now registers nothing.
                 _left_in_process = os.getpid()

@@ -11,6 +11,7 @@ from typing import Any
 from pluggy import HookimplMarker
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.compat import task_runtime
 
 hookimpl = HookimplMarker("airflow")
 
@@ -44,13 +45,13 @@ def on_task_instance_failed(task_instance: Any) -> None:
 def _set_by_hand(task_instance: Any) -> None:
     # In a task process the same hooks tell of the task's own end, which the end of its Dag run covers. Under
     # LocalExecutor that process is a fork of the scheduler and looks like one.
-    if compat.is_airflow_3() and compat.task_channel() is None:
+    if compat.is_airflow_3() and task_runtime.task_channel() is None:
         _ended(task_instance)
 
 
 def _ended(run: Any) -> None:
     try:
-        if compat.in_server_process() and config.enabled():
+        if task_runtime.in_server_process() and config.enabled():
             from airflow_worker_insight.capture.queue import queue
 
             queue.put(run.dag_id, run.run_id)

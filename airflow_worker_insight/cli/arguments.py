@@ -64,9 +64,9 @@ def words(allowed: tuple[str, ...]) -> Callable[[str], frozenset[str]]:
 
 def try_state(text: str) -> str:
     """Read a state of a try: one that Airflow has."""
-    from airflow_worker_insight import compat
+    from airflow_worker_insight.compat import metadata_database
 
-    states = compat.task_instance_states()
+    states = metadata_database.task_instance_states()
     if text not in states:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(states))}")
     return text

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 from kombu.exceptions import OperationalError
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import warn_once
+from airflow_worker_insight.compat import celery as airflow_celery
+from airflow_worker_insight.compat import local_executor
 from airflow_worker_insight.executors.desk import Asked, Desk
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placing import PlacesTasks, is_task, try_key
@@ -43,7 +44,7 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
 
     def celery_app_here(self) -> Any:
         """Return the Celery app of this executor."""
-        return compat.executors_celery_app(self)
+        return airflow_celery.executors_celery_app(self)
 
     def own_queue(self, worker: Candidate) -> str:
         """Return the worker's own queue."""
@@ -122,7 +123,7 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         return [_with_queue(by_key[one.asked.key], self._own_queue(one)) for one in placed]
 
     def _asked(self, key: TryKey, item: tuple[Any, ...]) -> Asked:
-        executor_config, pool = compat.queued_task(self.queued_tasks.get(item[0]))
+        executor_config, pool = local_executor.queued_task(self.queued_tasks.get(item[0]))
         return Asked(key, item[2], executor_config, pool)
 
     # --- adoption

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.executors.local_executor import LocalExecutor
 
-from airflow_worker_insight import compat, config, identity
+from airflow_worker_insight import config, identity
 from airflow_worker_insight.capture.direct import worker_record
+from airflow_worker_insight.compat import local_executor
 from airflow_worker_insight.domain.reasons import LEAST_LOADED
 from airflow_worker_insight.executors.desk import Asked
 from airflow_worker_insight.executors.forking import late_signals, run_as, with_variables
@@ -70,7 +71,11 @@ class Processes(LocalExecutor):
     @property
     def capacity(self) -> int:
         """Return how much it can run at once."""
-        return self.parallelism if compat.local_processes_come_back() else min(self.parallelism, len(self._living()))
+        return (
+            self.parallelism
+            if local_executor.local_processes_come_back()
+            else min(self.parallelism, len(self._living()))
+        )
 
     def has(self, key: Any) -> bool:
         """Return whether it runs this."""
@@ -79,7 +84,7 @@ class Processes(LocalExecutor):
     def take(self, key: Any, item: Any) -> None:
         """Run something."""
         self._at_work[key] += 1
-        compat.run_locally(self, key, item)
+        local_executor.run_locally(self, key, item)
 
     def forget(self, key: Any) -> None:
         """Count this no longer among what it runs."""
@@ -91,7 +96,7 @@ class Processes(LocalExecutor):
         return list(self._at_work) if before - self._alive else []
 
     def _living(self) -> frozenset[int]:
-        return frozenset(process.pid for process in compat.local_processes(self) if process.is_alive())
+        return frozenset(process.pid for process in local_executor.local_processes(self) if process.is_alive())
 
     # --- what Airflow's own does differently here
 
@@ -103,7 +108,7 @@ class Processes(LocalExecutor):
             super().start()
         # 3.0 would fork them one by one when there is work, from a process that has threads by then.
         if multiprocessing.get_start_method() == "fork":
-            while len(compat.local_processes(self)) < self.parallelism:
+            while len(local_executor.local_processes(self)) < self.parallelism:
                 self._spawn_worker()
         self._alive = self._living()
 
@@ -111,12 +116,12 @@ class Processes(LocalExecutor):
         """Wait until all is done, and end the processes, as the parent does."""
         # A scheduler may be asked to end before it has started them all.
         if self._has_begun:
-            compat.dismiss_local_processes(self)
+            local_executor.dismiss_local_processes(self)
             super().end()
 
     def _spawn_worker(self) -> None:
         # The environment is set within: a fork server passes on its own and not this process's.
-        run, arguments = compat.local_process(self)
+        run, arguments = local_executor.local_process(self)
         with late_signals() as handlers, self._owner.at_rest():
             process = multiprocessing.Process(target=run_as, args=(self._environment, handlers, run), kwargs=arguments)
             process.start()
@@ -142,13 +147,13 @@ class NamedWorkers(LocalExecutor):
 
     def make_workers(self, known: Sequence[LocalWorker]) -> None:
         """Take the workers that it has from its start on."""
-        team = compat.executors_team(self)
+        team = local_executor.executors_team(self)
         others: dict[str, Any] = {} if team is None else {"team_name": team}
         for one in known:
             # A team has an executor of its own beside the others.
             name = one.name if team is None else f"{one.name}.{team}"
             worker, environment = identity.local_worker(
-                name, hostname=compat.hostname(), labels=config.worker_labels(), image=config.worker_image()
+                name, hostname=local_executor.hostname(), labels=config.worker_labels(), image=config.worker_image()
             )
             job_id = self.job_id if isinstance(self.job_id, int) else None
             record = worker_record(worker, job_id=job_id)
@@ -233,7 +238,7 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
 
     def queue_workload(self, workload: Any, session: Any = None) -> None:
         """Queue a workload as all executors do; Airflow 3.0's LocalExecutor would run it at once."""
-        if compat.local_executor_queues_nothing():
+        if local_executor.local_executor_queues_nothing():
             self.queued_tasks[workload.ti.key] = workload
             return
         super().queue_workload(workload, session)
@@ -241,7 +246,8 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
     def _process_workloads(self, workload_list: Sequence[Any]) -> None:
         """Run workloads on the workers that are chosen for them (Airflow 3)."""
         items = [
-            (compat.workload_key(one), one, getattr(getattr(one, "ti", None), "queue", "")) for one in workload_list
+            (local_executor.workload_key(one), one, getattr(getattr(one, "ti", None), "queue", ""))
+            for one in workload_list
         ]
         for key, workload, one in self._choose(items):
             for queued in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
@@ -295,7 +301,7 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
         return [(*by_key[key], one) for key, one in chosen.items()]
 
     def _asked(self, key: Any, queue: str) -> Asked:
-        executor_config, pool = compat.queued_task(self.queued_tasks.get(key))
+        executor_config, pool = local_executor.queued_task(self.queued_tasks.get(key))
         return Asked(try_key(key), queue, executor_config, pool)
 
     def _by_load(self, asked: Sequence[Asked], slots: int) -> dict[TryKey, Processes]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowConfigException
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
@@ -126,7 +126,7 @@ class PlacesTasks(BaseExecutor):
         self._started_at = time.monotonic()
         # A command that sends one task and ends does as Airflow's own executor. So does dag.test(use_executor=True),
         # which loads the scheduler as well: only a scheduler gives its executors its job.
-        if compat.in_scheduler() and self.job_id is not None:
+        if task_runtime.in_scheduler() and self.job_id is not None:
             self._watch = self.make_watch(self._desk)
             self._watch.start()
 

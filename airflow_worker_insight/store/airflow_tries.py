@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple_, union_all
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
@@ -112,7 +113,7 @@ class RunningTry:
 
 def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
     """Return the try with Airflow 3's ID of it (unique per try), also when it has moved to the history."""
-    stored_id = compat.stored_try_id(try_id)
+    stored_id = metadata_database.stored_try_id(try_id)
     for is_history, statement in enumerate(_by_id()):
         row = connection.execute(statement, {"p_try_id": stored_id}).first()
         if row is not None:
@@ -133,7 +134,7 @@ def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
 @cache
 def _by_id() -> tuple[Any, ...]:
     """Build the statements of :func:`try_by_id` once, for the latest tries and for the history."""
-    current, history = compat.task_instance_table(), compat.task_instance_history_table()
+    current, history = metadata_database.task_instance_table(), metadata_database.task_instance_history_table()
     return tuple(
         select(*(table.c[name] for name in _COLUMNS)).where(column == bindparam("p_try_id", type_=column.type))
         for table, column in ((current, current.c.id), (history, history.c.task_instance_id))
@@ -148,7 +149,7 @@ def run_began(run: Any) -> Any:
     :param run: Airflow's ``dag_run`` table, or an alias of it
     """
     uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
-    made_at = compat.run_made_at(run)
+    made_at = metadata_database.run_made_at(run)
     return uncleared if made_at is None else func.coalesce(made_at, uncleared)
 
 
@@ -172,7 +173,7 @@ def finished_runs(
 ) -> list[DagRunRef]:
     """Return up to ``limit`` finished Dag runs with a row ID above ``after_row_id``, in the order of their IDs."""
     statement = _finished_runs(dag_id, ended_since, after_row_id)
-    ordered = statement.order_by(compat.dag_run_table().c.id).limit(limit)
+    ordered = statement.order_by(metadata_database.dag_run_table().c.id).limit(limit)
     return [_run(row) for row in connection.execute(ordered)]
 
 
@@ -181,21 +182,21 @@ def _run(row: Row[Any]) -> DagRunRef:
 
 
 def _run_columns() -> list[Any]:
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     names = ("id", "dag_id", "run_id", "state")
     return [*(run.c[name] for name in names), run_began(run).label("began_at")]
 
 
 def runs_after(connection: Connection, row_id: int, *, limit: int) -> list[DagRunRef]:
     """Return the next Dag runs in the order of their rows' IDs."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     rows = connection.execute(select(*_run_columns()).where(run.c.id > row_id).order_by(run.c.id).limit(limit))
     return [_run(row) for row in rows]
 
 
 def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit: int) -> list[DagRunRef]:
     """Return the Dag runs among the ``limit`` latest ones that ended since then; it reads no more than these."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     latest = connection.execute(select(*_run_columns(), run.c.end_date).order_by(run.c.id.desc()).limit(limit))
     return [
         _run(row)
@@ -206,7 +207,7 @@ def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit
 
 def count_task_instances(connection: Connection, runs: Collection[DagRunRef]) -> dict[DagRunRef, int]:
     """Return how many task instances each of these Dag runs has."""
-    table = compat.task_instance_table()
+    table = metadata_database.task_instance_table()
     rows = connection.execute(
         select(table.c.dag_id, table.c.run_id, func.count().label("number"))
         .where(tuple_(table.c.dag_id, table.c.run_id).in_([(run.dag_id, run.run_id) for run in runs]))
@@ -217,7 +218,7 @@ def count_task_instances(connection: Connection, runs: Collection[DagRunRef]) ->
 
 
 def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_id: int) -> Any:
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     statement = select(*_run_columns()).where(run.c.id > after_row_id, run.c.state.in_(FINISHED_RUN))
     if dag_id is not None:
         statement = statement.where(run.c.dag_id == dag_id)
@@ -246,7 +247,7 @@ def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | No
 
 def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> list[DagRunRef]:
     """Return those of the Dag runs with these names that Airflow has."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     found: list[DagRunRef] = []
     ordered = sorted(set(names))
     for start in range(0, len(ordered), BATCH):
@@ -306,14 +307,17 @@ def _of_one() -> Any:
 
 
 def _of_both(condition: Callable[[Table, str], Any]) -> Any:
-    tables = {"current": compat.task_instance_table(), "history": compat.task_instance_history_table()}
+    tables = {
+        "current": metadata_database.task_instance_table(),
+        "history": metadata_database.task_instance_history_table(),
+    }
     return union_all(
         *(_select(table, condition(table, name), rank=rank) for rank, (name, table) in enumerate(tables.items()))
     )
 
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:
-    source, identity = compat.try_identity(table)
+    source, identity = metadata_database.try_identity(table)
     columns = (table.c[name] for name in _COLUMNS)
     return select(*columns, *identity, literal(rank).label("rank_")).select_from(source).where(condition)
 

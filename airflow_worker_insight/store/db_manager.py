@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.tables import VERSION_TABLE, metadata
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-class WorkerInsightDBManager(compat.db_manager_base()):  # type: ignore[misc]
+class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: ignore[misc]
     """Migrates the tables with ``airflow db migrate`` and drops them with ``airflow db reset``."""
 
     metadata = metadata

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import TIMESTAMP, Interval, and_, case, func, literal, or_, select, true, type_coerce
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
@@ -331,8 +331,8 @@ def _is_now(connection: Connection, state: str, rows: Any) -> Any:
             rows.c.ended_at.is_(None),
             _is_of_its_run(connection, rows),
             func.coalesce(
-                _airflows_word(compat.task_instance_history_table(), rows),
-                _airflows_word(compat.task_instance_table(), rows),
+                _airflows_word(metadata_database.task_instance_history_table(), rows),
+                _airflows_word(metadata_database.task_instance_table(), rows),
                 case((rows.c.state == state, state), else_=""),
             )
             == state,
@@ -345,7 +345,7 @@ def _is_of_its_run(connection: Connection, rows: Any) -> Any:
 
     The start of a try is by its worker's clock. Where the database can, clocks may be apart for a while.
     """
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     same = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
     began = select(run_began(run)).where(*same).scalar_subquery()
     started_at = rows.c.started_at
@@ -366,8 +366,8 @@ def _airflows_word(table: Any, rows: Any) -> Any:
 
 def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> list[RowKey]:
     """Return which tries are in a state that is not their last: Airflow has them by state, and they are few."""
-    instance = compat.task_instance_table()
-    source, identity = compat.try_identity(instance)
+    instance = metadata_database.task_instance_table()
+    source, identity = metadata_database.try_identity(instance)
     given = {"dag_id": filters.dag_id, **{name: getattr(filters, name) for name in _NAMES}}
     rows = connection.execute(
         select(*(instance.c[name] for name in ("dag_id", *_NAMES)), *identity)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, func, insert, literal, not_, or_, select, update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import (
@@ -558,8 +558,8 @@ def _running(connection: Connection) -> dict[RowKey, tuple[TryKey, datetime | No
 
 def _select_running() -> Any:
     """Select the tries that run: on 2.11 their heartbeats are those of their own jobs."""
-    table, job = compat.task_instance_table(), compat.job_table()
-    source, identity = compat.try_identity(table)
+    table, job = metadata_database.task_instance_table(), metadata_database.job_table()
+    source, identity = metadata_database.try_identity(table)
     names = [table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")]
     # "restarting" is set on a running try that is to end: its process lives until it has.
     is_running = table.c.state.in_(("running", "restarting"))

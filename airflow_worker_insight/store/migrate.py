@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata, worker
 
@@ -64,7 +64,7 @@ def alembic_config(*, printed_to: TextIO | None = None) -> Config:
     """
     config = Config(output_buffer=printed_to)
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
-    config.set_main_option("sqlalchemy.url", compat.database_url().replace("%", "%%"))
+    config.set_main_option("sqlalchemy.url", metadata_database.database_url().replace("%", "%%"))
     return config
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects import mysql, sqlite
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.filters import PLACED, WAITS, EveryDag
 from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
@@ -197,7 +197,7 @@ def own_queues(connection: Connection) -> dict[str, set[int]]:
 
 def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement]:
     """Return what is known of the placing of each try of a task instance, by the try's number."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
         select(placement, airflow_tries.run_began(run).label("run_began_at"))
@@ -216,7 +216,7 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
     """Return why these tries were placed where they were, or wait, of those of whose placing it is still written."""
     asked = {_digests(key): key for key in keys}
     found: dict[TryKey, Why] = {}
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     for batch in _batches(sorted(asked)):
         rows = connection.execute(
@@ -335,7 +335,7 @@ def find(
         readable &= {filters.dag_id}
     if readable == frozenset() or not can_be_ids(connection, filters.dag_id, filters.run_id, filters.task_id):
         return [], 0
-    ti = compat.task_instance_table()
+    ti = metadata_database.task_instance_table()
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     same = and_(*(ti.c[name] == placement.c[name] for name in names))
     rows = placement.join(ti, same).outerjoin(worker, worker.c.id == placement.c.worker_ref)
@@ -451,7 +451,7 @@ class Wanted:
 
 def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wanted]:
     """Ask Airflow for the queue, pool and executor's configuration of tries that have not been superseded."""
-    table = compat.task_instance_table()
+    table = metadata_database.task_instance_table()
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
     asked = set(keys)
     found: dict[TryKey, Wanted] = {}
@@ -572,7 +572,7 @@ def trim(connection: Connection, *, now: datetime) -> int:
     """
     closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
     too_many = connection.execute(closed).scalar_one() - MOST_KEPT
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     goes_on = select(run.c.id).where(
         run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
     )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, select
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Attempt, AttemptPage, AttemptWorker, lost_tries
 from airflow_worker_insight.domain.attribution import attribute
 from airflow_worker_insight.domain.clock import utc
@@ -109,7 +110,7 @@ def load_attempts(connection: Connection, keys: Sequence[RowKey]) -> list[Attemp
 
 def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
     """Return whether these are all Dags that Airflow has."""
-    return frozenset(dag_ids) >= {*connection.execute(select(compat.dag_table().c.dag_id)).scalars()}
+    return frozenset(dag_ids) >= {*connection.execute(select(metadata_database.dag_table().c.dag_id)).scalars()}
 
 
 def key_of(one: Attempt) -> TryKey:
@@ -149,7 +150,7 @@ class _Loaded:
 @cache
 def _rows(dialect: str) -> Any:
     """Select the rows of given attempts with their workers and Dag runs; where there is none of these it has NULLs."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     same_run = and_(run.c.dag_id == attempt.c.dag_id, run.c.run_id == attempt.c.run_id)
     rows = select(
         attempt,

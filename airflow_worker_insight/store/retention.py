@@ -29,7 +29,8 @@ from typing import Any, TypeAlias
 from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
@@ -241,7 +242,7 @@ def _row_goes(row: Any, older_than: datetime) -> Any:
 
 def _airflow_has(row: Any) -> Any:
     """Say that Airflow has the row's try, as the latest one or in its history, in a Dag run that began before it."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     began_later = _exists(
         run,
@@ -254,7 +255,7 @@ def _airflow_has(row: Any) -> Any:
     has = or_(
         *(
             _exists(table, *(table.c[name] == row.c[name] for name in names))
-            for table in (compat.task_instance_table(), compat.task_instance_history_table())
+            for table in (metadata_database.task_instance_table(), metadata_database.task_instance_history_table())
         )
     )
     return and_(has, ~began_later)
@@ -262,7 +263,7 @@ def _airflow_has(row: Any) -> Any:
 
 def _run_goes(row: Any, older_than: datetime) -> Any:
     """Say that Airflow's Dag run of a row is old or gone, and that no try of it that has times stays here."""
-    run, other = compat.dag_run_table(), attempt.alias()
+    run, other = metadata_database.dag_run_table(), attempt.alias()
     has_ended, has_started = other.c.ended_at.is_not(None), other.c.started_at.is_not(None)
     return and_(
         ~_exists(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -95,7 +95,7 @@ def writing(bounds: Bounds) -> Iterator[Connection]:
 
 @contextmanager
 def _transaction(bounds: Bounds) -> Iterator[tuple[Connection, Transaction]]:
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         restoring = None
         try:
             with connection.begin() as transaction:
@@ -109,7 +109,7 @@ def _transaction(bounds: Bounds) -> Iterator[tuple[Connection, Transaction]]:
 
 def database_name() -> str:
     """Return the URL of Airflow's database without its password, as the engine has it."""
-    return str(compat.engine().url.render_as_string(hide_password=True))
+    return str(metadata_database.engine().url.render_as_string(hide_password=True))
 
 
 # --- inside a transaction of Airflow's -------------------------------------------------------------------------------

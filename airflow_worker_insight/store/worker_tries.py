@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, or_, select
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import SAME_START, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
@@ -104,7 +104,7 @@ def _may_seem_later(one: WorkerRow) -> timedelta:
     """
     if one.clock_ahead is None or one.clock_ahead <= SAME_START:
         return timedelta(0)
-    return min(one.clock_ahead + SAME_START, compat.task_heartbeat_timeout())
+    return min(one.clock_ahead + SAME_START, metadata_database.task_heartbeat_timeout())
 
 
 def stays_between(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.executors import absent_engines
 from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
@@ -709,7 +710,7 @@ def list_services(
 
 
 def _job_services(connection: Connection, kind: str | None) -> list[Service]:
-    job = compat.job_table()
+    job = metadata_database.job_table()
     types = [name for name, its_kind in _JOBS.items() if kind in (None, its_kind)]
     rows = connection.execute(
         select(job).where(job.c.job_type.in_(types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
@@ -725,7 +726,9 @@ def _job_service(row: Row[Any], now: datetime) -> Service:
         service_id=str(row.id),
         name=row.hostname or "",
         hostname=row.hostname or "",
-        state=_job_state(row.state, None if seen is None else now - seen, compat.job_health_threshold(row.job_type)),
+        state=_job_state(
+            row.state, None if seen is None else now - seen, metadata_database.job_health_threshold(row.job_type)
+        ),
         started_at=utc(row.start_date),
         last_seen_at=seen,
         ended_at=ended,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, select
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TaskInstanceKey
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKe
 @cache
 def _delete() -> Any:
     """Build the statement of :func:`delete_report` once: building takes longer than running."""
-    table = compat.xcom_model().__table__
+    table = metadata_database.xcom_model().__table__
     names = ("key", "dag_id", "run_id", "task_id", "map_index")
     return delete(table).where(*(table.c[name] == bindparam(f"p_{name}", type_=table.c[name].type) for name in names))
 
@@ -56,7 +56,7 @@ def unclaimed_reports(
     connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int, offset: int = 0
 ) -> list[StoredReport]:
     """Return stored reports that nobody claimed, of these Dag runs or of all, a page of them."""
-    table = compat.xcom_model().__table__
+    table = metadata_database.xcom_model().__table__
     statement = (
         select(
             table.c.dag_id,

@@ -13,7 +13,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from airflow_worker_insight import __version__, compat
+from airflow_worker_insight import __version__
+from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.web import content, pages, rest
 from airflow_worker_insight.web.address import BadAddress
 from airflow_worker_insight.web.database import DatabaseBusyError, SchemaNotReady
@@ -148,10 +149,10 @@ def _to_login(request: Request) -> Response:
     query = request.url.query
     # Neither the fragment nor what a form posts to is a page: who is sent to the login comes back to the whole page.
     path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability")
-    login_url = compat.login_url(urls.api_root, f"{path}?{query}" if query else path)
+    login_url = airflow_auth.login_url(urls.api_root, f"{path}?{query}" if query else path)
     if _path(request.scope).endswith("/fragment"):
         return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)
-    if compat.browser_sends_token():
+    if airflow_auth.browser_sends_token():
         # The login is asked for, not posted to.
         code = status.HTTP_307_TEMPORARY_REDIRECT if request.method == "GET" else status.HTTP_303_SEE_OTHER
         return RedirectResponse(login_url, code)

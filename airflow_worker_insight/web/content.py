@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import availability, placements, reading, worker_tries, workers
@@ -237,7 +238,7 @@ def attempts_page(
     if not sees_workers:
         found = replace(found, attempts=[reading.without_neighbours(one) for one in found.attempts])
     return attempts_view.build_attempts_page(
-        address, found, dag_ids=dag_ids, states=compat.task_instance_states(), now=now
+        address, found, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
 
 

@@ -18,6 +18,10 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import fab as airflow_fab
+from airflow_worker_insight.compat import links as airflow_links
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import content, objects
 from airflow_worker_insight.web.address import (
@@ -73,7 +77,7 @@ class Reader:
 
     def require_known(self) -> None:
         """Refuse one who is neither logged in nor given rights by a public role, which Airflow 2.11 always has."""
-        if not compat.flask_is_logged_in(self._user) and not self.may_see_task_instances():
+        if not airflow_fab.flask_is_logged_in(self._user) and not self.may_see_task_instances():
             raise self._refused()
 
     def require_workers(self) -> None:
@@ -88,27 +92,31 @@ class Reader:
 
     def may_edit_pools(self) -> bool:
         """Return whether the reader may decide which worker is given work."""
-        return compat.flask_may_edit_pools(self._user)
+        return airflow_fab.flask_may_edit_pools(self._user)
 
     @property
     def name(self) -> str:
         """What Airflow calls the reader."""
-        return compat.user_name(self._user)
+        return airflow_auth.user_name(self._user)
 
     def may_see_task_instances(self, dag_id: str | None = None) -> bool:
         """Return whether the reader may see the task instances of a Dag, or any at all."""
-        return compat.flask_may_see_task_instances(self._user, dag_id)
+        return airflow_fab.flask_may_see_task_instances(self._user, dag_id)
 
     def may_see_workers(self) -> bool:
         """Return whether the reader may see what workers are: the right that Airflow asks for its jobs view."""
-        return compat.flask_may_see_jobs(self._user)
+        return airflow_fab.flask_may_see_jobs(self._user)
 
     def readable_dag_ids(self) -> set[str]:
         """Return the Dags whose tries the reader may find in lists and totals."""
-        return compat.flask_readable_dag_ids(self._user)
+        return airflow_fab.flask_readable_dag_ids(self._user)
 
     def _refused(self) -> Refused:
-        return Refused(403, "Forbidden") if compat.flask_is_logged_in(self._user) else Refused(401, "Not authenticated")
+        return (
+            Refused(403, "Forbidden")
+            if airflow_fab.flask_is_logged_in(self._user)
+            else Refused(401, "Not authenticated")
+        )
 
 
 class FlaskUrls(Urls):
@@ -128,7 +136,8 @@ class FlaskUrls(Urls):
     def _task_instance(self, *, address: PanelAddress) -> str:
         if compat.is_airflow_3():
             return super()._task_instance(address=address)
-        return f"{self.api_root}{compat.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)}"
+        path = airflow_links.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)
+        return f"{self.api_root}{path}"
 
 
 def route(path: str, *methods: str) -> Callable[[View], View]:
@@ -171,7 +180,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @page
     def panel(self) -> Response:
         """Show which worker ran each try of a task instance."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         address = parse_panel_address(_query())
         reader.require_task_instances(address.dag_id)
         panel = content.panel(address, sees_workers=reader.may_see_workers())
@@ -182,7 +191,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @page
     def workers(self) -> Response:
         """Show the fleet: which workers there are and how they fare."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         address = parse_workers_address(_query())
         return _show(self, "Workers", "workers.html", page=content.workers_page(address), url=urls(reader))
@@ -192,7 +201,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @page
     def worker(self, worker_id: str) -> Response:
         """Show a worker's life and the tries that it ran, of those that the reader may see."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         address = parse_worker_address(_query())
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
@@ -200,17 +209,17 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         page = content.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:
             raise Refused(404, content.NO_SUCH_WORKER)
-        csrf_token = compat.flask_csrf_token() if may_decide else ""
+        csrf_token = airflow_fab.flask_csrf_token() if may_decide else ""
         return _show(self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader))
 
     @route("/workers/<worker_id>/availability", "POST")
     @page
     def decide(self, worker_id: str) -> Any:
         """Write what a person decided of a worker, and show its page again."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         reader.require_pool_edit()
-        if not is_from_here(request.headers, base_url=compat.base_url()):
+        if not is_from_here(request.headers, base_url=airflow_links.base_url()):
             raise Refused(403, content.NOT_FROM_HERE)
         # Airflow's app has read the form already, to find its own token in it.
         decision = decision_of(request.form.to_dict())
@@ -225,9 +234,9 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @page
     def attempts(self) -> Response:
         """Show every try of the Dags that the reader may read."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
-        address = parse_attempts_address(_query(), states=compat.task_instance_states())
+        address = parse_attempts_address(_query(), states=metadata_database.task_instance_states())
         dag_ids = _dag_ids(reader, address.dag_id)
         page = content.attempts_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
         return _show(self, "Attempts", "attempts.html", page=page, url=urls(reader))
@@ -237,7 +246,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @page
     def waiting(self) -> Response:
         """Show every try that waits, of the Dags that the reader may read, and why."""
-        reader = Reader(compat.flask_user())
+        reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
         address = parse_waiting_address(_query())
         dag_ids = _dag_ids(reader, address.dag_id)
@@ -302,7 +311,7 @@ def _to_login() -> Any:
     # Without scheme and host: behind a proxy they may be others than the browser's.
     page = request.path.removesuffix("/availability")
     here = request.script_root + quote(page) + (f"?{_query()}" if request.query_string else "")
-    return redirect(compat.flask_login_url(FlaskUrls(request.script_root).api_root, here))
+    return redirect(airflow_fab.flask_login_url(FlaskUrls(request.script_root).api_root, here))
 
 
 # --- REST (2.11) ----------------------------------------------------------------------------------------------------
@@ -409,7 +418,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         objects.require_worker_id(worker_id)
         reader.require_workers()
         reader.require_pool_edit()
-        if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=compat.base_url()):
+        if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()):
             raise Refused(403, objects.NOT_FROM_HERE)
         body = request.stream.read(MAX_BODY + 1)
         try:
@@ -437,7 +446,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
 
 
 def _api_reader() -> Reader:
-    user = compat.flask_api_user()
+    user = airflow_fab.flask_api_user()
     if user is None:
         raise Refused(401, "Not authenticated")
     reader = Reader(user)

@@ -21,7 +21,8 @@ from flask_appbuilder.urltools import get_filter_args, get_page_args, get_page_s
 from flask_babel import lazy_gettext
 from markupsafe import Markup
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import fab as airflow_fab
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, WorkerFilter
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
@@ -239,8 +240,8 @@ class Attempts(_Store):
 
     def rows(self, asked: Asked, order: str, *, limit: int, offset: int) -> tuple[int, list[Row]]:  # noqa: ARG002
         """Read the list."""
-        reader = Reader(compat.flask_user())
-        states = compat.task_instance_states()
+        reader = Reader(airflow_fab.flask_user())
+        states = metadata_database.task_instance_states()
         state, number = _stored(asked.get("state"), states, words.state), asked.get("try_number", "")
         if state not in {None, *states} or not (number == "" or number.isdecimal()):
             return 0, []
@@ -276,7 +277,7 @@ def _moment(value: Any) -> datetime | None:
 
 
 def _worker(one: WorkerRow) -> Row:
-    url = urls(Reader(compat.flask_user()))
+    url = urls(Reader(airflow_fab.flask_user()))
     running = (
         "" if one.running is None else f"{one.running:,} / {one.concurrency:,}" if one.concurrency else one.running
     )
@@ -347,7 +348,7 @@ class _List(ModelView):  # type: ignore[misc]
     include_route_methods: ClassVar = {"list"}
     # No permissions of its own: the reader asks for those of Airflow's.
     base_permissions: ClassVar[list[str]] = []
-    list_widget = compat.flask_list_widget()
+    list_widget = airflow_fab.flask_list_widget()
     page_size = 50
     beside = ""
     """The page that shows the same at a glance."""
@@ -368,7 +369,7 @@ class _List(ModelView):  # type: ignore[misc]
             "fab_list.html",
             title=self.list_title,
             widgets=self._list(),
-            beside=urls(Reader(compat.flask_user()))(self.beside),
+            beside=urls(Reader(airflow_fab.flask_user()))(self.beside),
         )
 
 
@@ -388,7 +389,7 @@ class WorkerListView(_List):
     @page
     def list(self) -> Response:
         """Show the workers."""
-        Reader(compat.flask_user()).require_workers()
+        Reader(airflow_fab.flask_user()).require_workers()
         return self.show_list()
 
 
@@ -415,7 +416,7 @@ class AttemptListView(_List):
     @page
     def list(self) -> Response:
         """Show the tries of the Dags that the reader may read, the latest start first."""
-        Reader(compat.flask_user()).require_task_instances()
+        Reader(airflow_fab.flask_user()).require_task_instances()
         return self.show_list()
 
 

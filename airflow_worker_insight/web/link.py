@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.web.urls import FLASK_URL_PREFIX, URL_PREFIX
 
 PANEL_TAB = {
@@ -63,7 +64,7 @@ def menu_items() -> list[dict[str, Any]]:
 
 def panel_base() -> str:
     """Return the path below which the panel is, with a path of the server's base URL in front."""
-    path = urlsplit(compat.base_url()).path.rstrip("/")
+    path = urlsplit(airflow_links.base_url()).path.rstrip("/")
     return path + (URL_PREFIX if compat.is_airflow_3() else FLASK_URL_PREFIX)
 
 
@@ -76,7 +77,7 @@ def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_num
     return url if try_number is None else f"{url}&try_number={try_number}"
 
 
-class WorkerLink(compat.operator_link_base()):  # type: ignore[misc]
+class WorkerLink(airflow_links.operator_link_base()):  # type: ignore[misc]
     """Leads from a task to the panel that shows which worker ran each of its tries."""
 
     name = "Worker"

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from airflow_worker_insight import __version__, compat
+from airflow_worker_insight import __version__
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
 from airflow_worker_insight.domain.names import clean
@@ -65,7 +66,7 @@ def _aware(value: datetime) -> datetime:
 
 
 def _known_state(value: str) -> str:
-    states = compat.task_instance_states()
+    states = metadata_database.task_instance_states()
     if value not in states:
         raise ValueError(f"must be one of {', '.join(sorted(states))}")
     return value
@@ -123,7 +124,9 @@ _Label = Annotated[
     AfterValidator(_known_label),
 ]
 _TryState = Annotated[
-    str, Field(json_schema_extra={"enum": sorted(compat.task_instance_states())}), AfterValidator(_known_state)
+    str,
+    Field(json_schema_extra={"enum": sorted(metadata_database.task_instance_states())}),
+    AfterValidator(_known_state),
 ]
 _Reason = Annotated[str, Field(json_schema_extra={"enum": sorted(REASONS)}), AfterValidator(_known_reason)]
 _WorkerId = Annotated[str, Field(pattern=WORKER_ID)]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import links as airflow_links
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import content
 from airflow_worker_insight.web.address import (
@@ -81,7 +82,7 @@ def decide(
     """Write what a person decided of a worker, and show its page again."""
     reader.require_workers()
     reader.require_pool_edit()
-    if not is_from_here(request.headers, base_url=compat.base_url()):
+    if not is_from_here(request.headers, base_url=airflow_links.base_url()):
         raise HTTPException(status.HTTP_403_FORBIDDEN, content.NOT_FROM_HERE)
     if not content.decide(worker_id, parse_decision(body), changed_by=reader.name):
         raise HTTPException(status.HTTP_404_NOT_FOUND, content.NO_SUCH_WORKER)
@@ -95,7 +96,7 @@ def decide(
 def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show every try of the Dags that the reader may read."""
     reader.require_task_instances()
-    address = parse_attempts_address(request.url.query, states=compat.task_instance_states())
+    address = parse_attempts_address(request.url.query, states=metadata_database.task_instance_states())
     page = content.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
     return _show("attempts.html", request, reader, page=page)
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, status
 from pydantic import BaseModel, ValidationError
 
-from airflow_worker_insight import __version__, compat
+from airflow_worker_insight import __version__
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.web import objects
 from airflow_worker_insight.web.changes import is_json, may_be_made
@@ -294,8 +296,8 @@ def decide(
     """
     reader.require_workers()
     reader.require_pool_edit()
-    has_cookie = compat.LOGIN_COOKIE in request.cookies
-    if not may_be_made(request.headers, has_login_cookie=has_cookie, base_url=compat.base_url()):
+    has_cookie = airflow_auth.LOGIN_COOKIE in request.cookies
+    if not may_be_made(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
         raise HTTPException(status.HTTP_403_FORBIDDEN, objects.NOT_FROM_HERE)
     try:
         decision = objects.parse_decision(body, is_json=is_json(request.headers))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, HTTPException
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import auth as airflow_auth
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,21 +30,21 @@ class Reader:
 
         :raises fastapi.HTTPException: 403
         """
-        compat.require_task_instances(self._user, dag_id)
+        airflow_auth.require_task_instances(self._user, dag_id)
 
     def require_workers(self) -> None:
         """Refuse a reader who may not see what workers are: the right that Airflow asks for its jobs view.
 
         :raises fastapi.HTTPException: 403
         """
-        compat.require_jobs_view(self._user)
+        airflow_auth.require_jobs_view(self._user)
 
     def require_pool_edit(self) -> None:
         """Refuse a reader who may not decide which worker is given work: the right to edit Airflow's pools.
 
         :raises fastapi.HTTPException: 403
         """
-        compat.require_pool_edit(self._user)
+        airflow_auth.require_pool_edit(self._user)
 
     def may_edit_pools(self) -> bool:
         """Return whether :meth:`require_pool_edit` would let the reader pass."""
@@ -53,7 +53,7 @@ class Reader:
     @property
     def name(self) -> str:
         """What Airflow calls the reader."""
-        return compat.user_name(self._user)
+        return airflow_auth.user_name(self._user)
 
     def may_see_workers(self) -> bool:
         """Return whether :meth:`require_workers` would let the reader pass."""
@@ -65,7 +65,7 @@ class Reader:
 
     def readable_dag_ids(self) -> set[str]:
         """Return the Dags whose tries the reader may find in lists and totals."""
-        return compat.readable_dag_ids(self._user)
+        return airflow_auth.readable_dag_ids(self._user)
 
 
 def _passes(check: Callable[[], None]) -> bool:
@@ -76,7 +76,7 @@ def _passes(check: Callable[[], None]) -> bool:
     return True
 
 
-def _reader(user: Annotated[Any, Depends(compat.current_user())]) -> Reader:
+def _reader(user: Annotated[Any, Depends(airflow_auth.current_user())]) -> Reader:
     return Reader(user)
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import DagRunRef, StartedTry
 from airflow_worker_insight.domain.keys import TryKey, instance_key
 from airflow_worker_insight.domain.workers import WorkerRecord
@@ -70,7 +71,7 @@ class Database:
     @property
     def engine(self) -> Engine:
         """Airflow's engine."""
-        return compat.engine()
+        return metadata_database.engine()
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return all rows of our attempt table, each with its worker's ID under ``worker_id``."""
@@ -212,7 +213,7 @@ def add_run(
     ended_at: datetime | None = RUN_ENDED,
 ) -> DagRunRef:
     """Store a Dag run."""
-    run = compat.dag_run_table()
+    run = metadata_database.dag_run_table()
     times: dict[str, Any] = {"start_date": started_at, "end_date": ended_at}
     if "created_at" in run.c:
         times["created_at"] = started_at
@@ -244,11 +245,11 @@ def add_try(
     """Store a try: the task instance's last one, or with ``history`` an earlier one (store the last one first)."""
     # What ran without a word of a scheduler or an executor ran in a test.
     others.setdefault("external_executor_id", "celery-task-1")
-    table = compat.task_instance_history_table() if history else compat.task_instance_table()
+    table = metadata_database.task_instance_history_table() if history else metadata_database.task_instance_table()
     names = (run.dag_id, run.run_id, task_id, map_index)
     id_column = "task_instance_id" if history else "id"
     if compat.is_airflow_3():
-        others[id_column] = compat.stored_try_id(try_id or _try_id(TryKey(*names, try_number)))
+        others[id_column] = metadata_database.stored_try_id(try_id or _try_id(TryKey(*names, try_number)))
     _store(
         connection,
         table,
@@ -303,7 +304,7 @@ def close(connection: Connection, run: DagRunRef) -> None:
 
 def change_try(connection: Connection, key: TryKey, **values: Any) -> None:
     """Change the row of a task instance's last try."""
-    table = compat.task_instance_table()
+    table = metadata_database.task_instance_table()
     done = connection.execute(
         table.update()
         .where(
@@ -319,7 +320,7 @@ def change_try(connection: Connection, key: TryKey, **values: Any) -> None:
 
 def xcoms(connection: Connection) -> list[tuple[str, str, Any]]:
     """Return task, key and value of all stored XComs."""
-    table = compat.xcom_model().__table__
+    table = metadata_database.xcom_model().__table__
     rows: Iterable[Any] = connection.execute(select(table.c.task_id, table.c.key, table.c.value).order_by(table.c.key))
     return [tuple(row) for row in rows]
 

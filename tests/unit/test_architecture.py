@@ -76,6 +76,7 @@ OWN = {
     "airflow_worker_insight",
     "airflow_worker_insight.plugin",
     "airflow_worker_insight.compat",
+    "airflow_worker_insight.compat.task_runtime",
     "airflow_worker_insight.config",
     "airflow_worker_insight.domain",
     "airflow_worker_insight.domain.names",
@@ -88,6 +89,8 @@ OWN = {
 
 
 OWN_2 = OWN | {
+    "airflow_worker_insight.compat.metadata_database",
+    "airflow_worker_insight.compat.stats",
     "airflow_worker_insight.metrics",
     "airflow_worker_insight.capture.counters",
     "airflow_worker_insight.capture.direct",

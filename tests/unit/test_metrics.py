@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight import compat, metrics
+from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.compat import stats as airflow_stats
 from airflow_worker_insight.fleet import gauges
 from airflow_worker_insight.store import census
 from airflow_worker_insight.store.census import Load
@@ -152,7 +154,7 @@ class Sent(list[tuple[Any, ...]]):
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     found = Sent()
-    monkeypatch.setattr(compat, "stats", lambda: found)
+    monkeypatch.setattr(airflow_stats, "stats", lambda: found)
     for told in (gauges._told, gauges._told_workers):
         monkeypatch.setattr(gauges, "_told" if told is gauges._told else "_told_workers", set())
     return found
@@ -173,14 +175,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 def test_plain_statsd_has_no_tags(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], take: bool) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(f"AIRFLOW__METRICS__{name.upper()}", value)
-    assert compat.stats_take_tags() is take
+    assert airflow_stats.stats_take_tags() is take
 
 
 @pytest.mark.parametrize(("tags", "name"), [(False, "a.b@c d.e/ä,=x"), (True, "a.b@c d.e/ä,=x")])
 def test_a_name_from_anywhere_is_one_that_airflow_takes(
     monkeypatch: pytest.MonkeyPatch, sent: Sent, tags: bool, name: str
 ) -> None:
-    monkeypatch.setattr(compat, "stats_take_tags", lambda: tags)
+    monkeypatch.setattr(airflow_stats, "stats_take_tags", lambda: tags)
     metrics.gauge("worker.running", 3, worker=name)
     expected: tuple[Any, ...] = ("worker_insight.worker.running.a_b_c_d_e____x", 3)
     assert sent == [("worker_insight.worker.running", 3, {"worker": "a.b_c_d.e____x"}) if tags else expected]
@@ -344,8 +346,8 @@ def test_stats_that_fail_and_a_database_that_is_away_reach_nobody(
     with database.engine.begin() as connection:
         add(connection, "c-1", state="online")
     with monkeypatch.context() as broken:
-        broken.setattr(compat, "stats", fail)
+        broken.setattr(airflow_stats, "stats", fail)
         gauges.report_fleet()
         metrics.timing("claim.duration", seconds=1)
-    monkeypatch.setattr(compat, "engine", fail)
+    monkeypatch.setattr(metadata_database, "engine", fail)
     gauges.report_fleet()

@@ -9,6 +9,7 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, quiet, run_listener
+from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.plugin import WorkerInsightPlugin
 from airflow_worker_insight.web.rendering import STATIC
 from airflow_worker_insight.web.urls import URL_PREFIX
@@ -133,7 +134,7 @@ def test_every_task_gets_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
 @airflow_3
 def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under another auth manager than FAB's the API server would refuse to start, or each view would answer 500."""
-    monkeypatch.setattr(compat, "serves_flask_views", lambda: False)
+    monkeypatch.setattr(airflow_fab, "serves_flask_views", lambda: False)
     plugin = WorkerInsightPlugin()
     assert (plugin.appbuilder_views, plugin.appbuilder_menu_items, plugin.flask_blueprints) == ([], [], [])
 
@@ -144,7 +145,7 @@ def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPa
 def test_the_menu_leads_to_the_pages_where_the_navigation_does_not(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], texts: list[str]
 ) -> None:
-    monkeypatch.setattr(compat, "serves_flask_views", lambda: True)
+    monkeypatch.setattr(airflow_fab, "serves_flask_views", lambda: True)
     monkeypatch.setattr(compat, "airflow_version", lambda: version)
     items = WorkerInsightPlugin().appbuilder_menu_items
     assert [item.get("label", item["name"]) for item in items] == texts

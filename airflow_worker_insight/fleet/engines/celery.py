@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 from urllib.parse import quote
 from zlib import crc32
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import warn_once
+from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import CELERY
 from airflow_worker_insight.fleet.bounded import Bounded, NoAnswer
@@ -132,7 +132,7 @@ def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
     """Return the Celery applications by their brokers: those that share one share its workers."""
     apps: dict[str, Any] = {}
     for team in teams:
-        app = compat.celery_app(team)
+        app = airflow_celery.celery_app(team)
         apps.setdefault(str(app.conf.broker_write_url or app.conf.broker_url), app)
     return apps
 

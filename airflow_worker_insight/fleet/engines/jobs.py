@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import or_, select
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, PLAIN_LOCAL, clean, is_named_local
 from airflow_worker_insight.domain.states import JOBS
@@ -39,7 +40,7 @@ class JobsEngine:
 
     def look(self, view: View) -> Look:
         """Return the workers of the schedulers that run, and of those that have ended since they were last seen."""
-        job = compat.job_table()
+        job = metadata_database.job_table()
         known = [life.job_id for life in view.lives if life.job_id is not None]
         statement = select(job.c.id, job.c.state, job.c.hostname, job.c.start_date, job.c.latest_heartbeat).where(
             job.c.job_type == "SchedulerJob", or_(job.c.state == "running", job.c.id.in_(known))

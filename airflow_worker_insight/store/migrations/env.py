@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from alembic import context
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.tables import VERSION_TABLE, metadata
 
 
 def run_migrations_offline() -> None:
     """Print the migrations' SQL."""
     context.configure(
-        url=compat.database_url(),
+        url=metadata_database.database_url(),
         target_metadata=metadata,
         literal_binds=True,
         version_table=VERSION_TABLE,
@@ -23,7 +23,7 @@ def run_migrations_offline() -> None:
 
 def run_migrations_online() -> None:
     """Run the migrations on a connection of our own."""
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         context.configure(
             connection=connection,
             target_metadata=metadata,

@@ -18,9 +18,9 @@ import requests
 from airflow.executors.base_executor import BaseExecutor
 from sqlalchemy import text
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import worker_record
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.recording import upsert_worker
 
 DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "manual__2026-03-01T00:00:00+00:00", "transform_partitions"
@@ -50,7 +50,7 @@ def make_running_tries(number: int) -> list[UUID]:
     """Write so many running task instances and return the IDs of their tries."""
     tries = [uuid4() for _ in range(number)]
     names = {"dag_id": DAG_ID, "run_id": RUN_ID}
-    with compat.engine().begin() as connection:
+    with metadata_database.engine().begin() as connection:
         connection.execute(text(_DAG_RUN), names)
         connection.execute(
             text(_TASK_INSTANCES),
@@ -69,7 +69,7 @@ def hostname(pair: int) -> str:
 
 def make_workers(pairs: int) -> None:
     """Write the workers of all reports, as seen an hour ago."""
-    with compat.engine().begin() as connection:
+    with metadata_database.engine().begin() as connection:
         for number in range(0, pairs, CLAIMS_PER_WORKER):
             described = worker_record(report(number, uuid4())["worker"], job_id=None)
             upsert_worker(connection, described, now=datetime.now(timezone.utc) - timedelta(hours=1))
@@ -155,7 +155,7 @@ def main() -> None:
                 "marks_worker": pair % CLAIMS_PER_WORKER == 0,
             }
         )
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         attempts = connection.execute(text("SELECT count(*) FROM worker_insight_attempt")).scalar_one()
         xcoms = connection.execute(text("SELECT key, count(*) FROM xcom GROUP BY key")).all()
     args.output.write_text(

@@ -13,7 +13,7 @@ from typing import Any
 from airflow.executors import workloads
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.placement import Candidate
@@ -61,7 +61,7 @@ def main() -> None:
             if name == "ours":
                 executor._give_back()
             seconds += time.perf_counter() - began
-            with compat.engine().begin() as connection:
+            with metadata_database.engine().begin() as connection:
                 connection.execute(placement.delete())
             if turn >= 0:
                 found[name].append(seconds / args.tasks * 1e3)

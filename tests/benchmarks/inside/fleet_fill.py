@@ -25,7 +25,7 @@ from airflow.models.dagbundle import DagBundleModel
 from filling import TABLE
 from sqlalchemy import insert, text, update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.states import engine_of
 from airflow_worker_insight.store.clock import database_now
@@ -350,7 +350,7 @@ def write_airflow(connection: Connection, begin: datetime, now: datetime) -> Non
     with connection.begin():
         connection.execute(insert(table(DagBundleModel)), {"name": BUNDLE})
         connection.execute(insert(table(DagModel)), [{"dag_id": dag_id, **settings} for dag_id in traffic.dag_ids()])
-        connection.execute(insert(compat.job_table()), jobs)
+        connection.execute(insert(metadata_database.job_table()), jobs)
 
 
 def table(model: Any) -> Table:
@@ -402,7 +402,7 @@ def main() -> None:
     parser.add_argument("--airflow-rows", type=int, required=True)
     args = parser.parse_args()
     watch = [time.perf_counter()]
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         with connection.begin():
             now = database_now(connection)
             begin = now - timedelta(days=30)

@@ -14,8 +14,8 @@ import traffic  # type: ignore[import-not-found]
 from airflow.executors.base_executor import BaseExecutor
 from sqlalchemy import text
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import metadata_database
 
 MOST = 20_000
 """Reports, each of a running try of its own."""
@@ -26,7 +26,7 @@ PAUSE = 0.04
 
 def fill(rows: int) -> dict[str, int]:
     """Write so many attempts, and Airflow's own rows of them."""
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         filler = store_probe.Filler(connection)
         filler.fill(traffic.events(rows + store_probe.WINDOW), rows)
         with connection.begin():

@@ -21,7 +21,7 @@ from filling import TABLE
 from psycopg2.extras import execute_batch
 from sqlalchemy import text
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.store import reading
 from airflow_worker_insight.store.recording import upsert_worker
@@ -241,7 +241,7 @@ def main() -> None:
     args = parser.parse_args()
     wanted = [int(size) for size in args.sizes.split(",")]
     results = []
-    with compat.engine().connect() as connection:
+    with metadata_database.engine().connect() as connection:
         filler = Filler(connection)
         events = traffic.events(max(wanted) + WINDOW)
         for size in wanted:

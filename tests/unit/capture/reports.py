@@ -11,6 +11,7 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import metadata_database
 from tests.unit.database import Database, add_run, add_try, at, xcoms
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     with create_session() as session:
         push_within(session, one, value, key)
     # Soon after the try has begun.
-    with compat.engine().begin() as connection:
-        table = compat.xcom_model().__table__
+    with metadata_database.engine().begin() as connection:
+        table = metadata_database.xcom_model().__table__
         connection.execute(table.update().where(table.c.key == key).values(timestamp=at(11)))
 
 
@@ -88,7 +89,7 @@ def push_within(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY
 
 def store_as_others(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Store an XCom as anybody but a task process has Airflow store it: the public API, its UI, a plugin."""
-    model = compat.xcom_model()
+    model = metadata_database.xcom_model()
     names = _names(one)
     as_sent = {"serialize": False} if "serialize" in inspect.signature(model.set).parameters else {}
     model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)

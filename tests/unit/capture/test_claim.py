@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters, reconcile
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate
 from tests.unit.capture.reports import (
     RunningTry,
@@ -125,7 +125,7 @@ def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Dat
     from airflow.utils.session import create_session
 
     one = a_running_try(database)
-    model = compat.xcom_model()
+    model = metadata_database.xcom_model()
     with create_session() as session:
         store_as_others(session, one, a_report(one.try_id))
         (found,) = session.query(model).all()
@@ -330,7 +330,7 @@ def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.Lo
 
     one = a_running_try(database)
     names = {"dag_id": "etl", "run_id": "run-1", "task_id": "extract"}
-    model = compat.xcom_model()
+    model = metadata_database.xcom_model()
     with create_session() as session:
         model.set(key="before", value="1", session=session, **names)
         push_within(session, one, a_report(one.try_id))

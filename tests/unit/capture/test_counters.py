@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture.counters import count, snapshot, warn_once
+from airflow_worker_insight.compat import stats as airflow_stats
 
 if TYPE_CHECKING:
     import pytest
@@ -32,7 +32,7 @@ def test_airflows_stats_get_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
         def incr(self, name: str, number: int) -> None:
             sent.append((name, number))
 
-    monkeypatch.setattr(compat, "stats", Stats)
+    monkeypatch.setattr(airflow_stats, "stats", Stats)
     count("reports.claimed")
     count("tries.inferred", 5)
     assert sent == [("worker_insight.reports.claimed", 1), ("worker_insight.tries.inferred", 5)]
@@ -42,7 +42,7 @@ def test_stats_that_fail_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError("no StatsD")
 
-    monkeypatch.setattr(compat, "stats", fail)
+    monkeypatch.setattr(airflow_stats, "stats", fail)
     count("reports.claimed")
     assert snapshot() == {"reports.claimed": 1}
 

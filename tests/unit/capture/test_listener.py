@@ -16,6 +16,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import direct, listener
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_KEY
 from airflow_worker_insight.capture.validation import parse_report
+from airflow_worker_insight.compat import task_runtime
 from tests.unit.capture.reports import airflow_3
 
 airflow_2 = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records with reports")
@@ -232,4 +233,4 @@ def test_what_is_loaded_by_accident_is_no_channel(monkeypatch: pytest.MonkeyPatc
     """The API server has the same modules and no supervisor above it."""
     runner = ModuleType("airflow.sdk.execution_time.task_runner")
     monkeypatch.setitem(sys.modules, runner.__name__, runner)
-    assert compat.task_channel() is None
+    assert task_runtime.task_channel() is None

@@ -11,6 +11,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters, reconcile
 from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from tests.support.processes import wait_for
 from tests.unit.capture.reports import a_report, a_running_try, push, stored_xcoms
@@ -79,7 +80,7 @@ def test_only_one_claim_waits_for_a_locked_table(database: Database) -> None:
 
 def test_where_nothing_is_left_behind_nothing_is_asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     del database
-    monkeypatch.setattr(compat, "engine", lambda: 1 / 0)
+    monkeypatch.setattr(metadata_database, "engine", lambda: 1 / 0)
     assert reconcile.take_left_behind() == 0
 
 
@@ -100,7 +101,7 @@ def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, t
     queue = ReconcileQueue(quick, catch_up=False)
     with database.engine.begin() as connection:
         change_try(connection, one.key, state="success")
-        run = compat.dag_run_table()
+        run = metadata_database.dag_run_table()
         connection.execute(run.update().values(state="success"))
     with locked(database, table):
         queue.put("etl", "run-1")

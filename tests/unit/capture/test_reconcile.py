@@ -12,6 +12,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters, reconcile
 from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.store.airflow_tries import find_run
 from airflow_worker_insight.store.reading import task_instance_attempts
@@ -261,7 +262,7 @@ def test_a_run_that_airflow_deleted_keeps_what_was_recorded(database: Database) 
         key = add_try(connection, run)
     report_start(database, key, a_worker())
     with database.engine.begin() as connection:
-        for table in (compat.task_instance_table(), compat.dag_run_table()):
+        for table in (metadata_database.task_instance_table(), metadata_database.dag_run_table()):
             connection.execute(table.delete())
     assert reconciled(database, run) == Outcome()
     assert len(database.attempts()) == 1

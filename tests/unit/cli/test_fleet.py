@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert, select
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.cli import fleet
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome
 from airflow_worker_insight.store.tables import engine
 from tests.support.processes import wait_for
@@ -41,7 +41,7 @@ def local(monkeypatch: pytest.MonkeyPatch, database: Database) -> Database:
         "executor_class": "LocalExecutor",
     }
     with database.engine.begin() as connection:
-        connection.execute(insert(compat.job_table()).values(row))
+        connection.execute(insert(metadata_database.job_table()).values(row))
     return database
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from tests.unit.cli.fleet import add_worker, looked_at
 from tests.unit.cli.running import Printed, read
 
@@ -27,7 +27,7 @@ def services(database: Database) -> Database:
             ended = {"end_date": now} if state == "success" else {}
             times = {"start_date": now, "latest_heartbeat": now}
             row = {"id": number, "job_type": job_type, "state": state, "hostname": "h", **times, **ended}
-            connection.execute(insert(compat.job_table()).values(row))
+            connection.execute(insert(metadata_database.job_table()).values(row))
     return database
 
 

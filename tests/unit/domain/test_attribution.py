@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry
 from airflow_worker_insight.domain.attribution import Life, Verdict, attribute, has_workers_of, host_worker, kind_of
 from airflow_worker_insight.domain.keys import TryKey
@@ -18,7 +18,7 @@ from tests.unit.database import a_worker, at
 if TYPE_CHECKING:
     from datetime import datetime
 
-ALL_STATES = sorted(compat.task_instance_states())
+ALL_STATES = sorted(metadata_database.task_instance_states())
 
 
 def a_try(**others: Any) -> AirflowTry:

@@ -14,6 +14,8 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.compat import celery as airflow_celery
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.reasons import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
 from airflow_worker_insight.executors.desk import Desk, Snapshot
 from airflow_worker_insight.executors.own_queues import own_queue
@@ -347,7 +349,7 @@ def test_a_scheduler_that_has_just_started_waits_for_a_moment(
 def test_a_command_that_sends_one_task_does_as_the_parent(
     executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compat, "in_scheduler", lambda: False)
+    monkeypatch.setattr(task_runtime, "in_scheduler", lambda: False)
     executor._watch = None
     executor.start()
     assert executor._watch is None
@@ -548,7 +550,7 @@ def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database:
 def test_revoked(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
     revoked: list[str] = []
     control = SimpleNamespace(revoke=revoked.append)
-    monkeypatch.setattr(type(compat.executors_celery_app(either)), "control", control)
+    monkeypatch.setattr(type(airflow_celery.executors_celery_app(either)), "control", control)
     sent_key, waiting_key = queue(either, "sent", "waiting")
     either.queued_tasks.pop(waiting_key)
     either.trigger_tasks(8)

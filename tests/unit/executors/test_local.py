@@ -21,6 +21,7 @@ from sqlalchemy import update
 
 from airflow_worker_insight import compat, identity
 from airflow_worker_insight.capture import counters
+from airflow_worker_insight.compat import local_executor, task_runtime
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
 from airflow_worker_insight.executors import own_workers
 from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor
@@ -116,7 +117,7 @@ def start(
     monkeypatch.setattr(own_workers, "refresh", lambda **_: None)
     # The tests go round themselves.
     monkeypatch.setattr(OwnWorkers, "_work", lambda _: None)
-    monkeypatch.setattr(compat, "in_scheduler", lambda: True)
+    monkeypatch.setattr(task_runtime, "in_scheduler", lambda: True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
 
@@ -136,7 +137,7 @@ def start(
 def end(executor: Any) -> None:
     if not isinstance(executor, WorkerInsightLocalExecutor):
         # Airflow's own might wait for ever.
-        compat.dismiss_local_processes(executor)
+        local_executor.dismiss_local_processes(executor)
     executor.end()
 
 
@@ -200,7 +201,7 @@ def test_its_workers_are_known_before_their_first_task(executor: Any, database: 
     assert set(found) == {"w1", "w2"}
     for name, row in found.items():
         assert (row["kind"], row["state"], row["concurrency"], row["job_id"]) == ("local", "online", 2, 7)
-        assert (row["pid"], row["engine_name"]) == (os.getpid(), f"{name}@{compat.hostname()}")
+        assert (row["pid"], row["engine_name"]) == (os.getpid(), f"{name}@{local_executor.hostname()}")
     assert len(executor._workers) == 2
 
 
@@ -349,7 +350,7 @@ def test_without_the_registry_tasks_run_on_all_workers(
     if why == "tables":
         migrate.downgrade("base")
     if why == "command":
-        monkeypatch.setattr(compat, "in_scheduler", lambda: False)
+        monkeypatch.setattr(task_runtime, "in_scheduler", lambda: False)
     executor = start()
     if why == "writing":
         monkeypatch.setattr(placements, "write", lambda *_, **__: 1 / 0)
@@ -472,7 +473,7 @@ def test_a_process_that_takes_the_message_of_another_one_leaves_none_behind(
     (idle, *_) = [
         process
         for one in executor._workers[:1]
-        for process in compat.local_processes(one)
+        for process in local_executor.local_processes(one)
         if process.pid not in {said["pid"] for said in work.ran()}
     ]
     is_alive = type(idle).is_alive

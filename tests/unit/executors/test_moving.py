@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.executors import moving
 from airflow_worker_insight.executors.desk import Desk, Snapshot
@@ -232,7 +232,7 @@ def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
 ) -> None:
     keys = store(database, 6)
     with database.engine.begin() as connection:
-        table = compat.task_instance_table()
+        table = metadata_database.task_instance_table()
         pinned = {"worker_insight": {"labels": {"zone": "moon"}}}
         connection.execute(update(table).where(table.c.map_index < 2).values(executor_config=pinned))
     ids = [broker.send(key) for key in keys]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import celery as airflow_celery
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.fleet.bounded import NoAnswer
 from airflow_worker_insight.fleet.engines import celery as module
 from airflow_worker_insight.fleet.engines.celery import CeleryEngine
@@ -94,7 +95,7 @@ def app(broker: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a Celery application as Airflow makes it, and have it looked at quickly."""
     made = celery.Celery("airflow.executors.celery_executor", broker=broker)
     made.conf.update(accept_content=["json"], event_serializer="json")
-    monkeypatch.setattr(compat, "celery_app", lambda _team: made)
+    monkeypatch.setattr(airflow_celery, "celery_app", lambda _team: made)
     monkeypatch.setattr(module, "QUIET_SECONDS", 0.5)
     monkeypatch.setattr(module, "CONNECT_SECONDS", 1.0)
     return made
@@ -119,7 +120,7 @@ LATER = at(30)
 
 
 def a_view(*lives: Life, began_at: datetime = LATER, before: datetime | None = None) -> View:
-    return View(lambda: NOON, began_at, before, INTERVAL, lives, compat.engine().connect)
+    return View(lambda: NOON, began_at, before, INTERVAL, lives, metadata_database.engine().connect)
 
 
 def look(*lives: Life, before: datetime | None = None) -> Look:
@@ -412,7 +413,7 @@ def test_elsewhere_a_queue_of_ours_keeps_the_goodbyes(database: Database) -> Non
 def test_goodbyes_are_forgotten_when_they_are_written(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     assert database.url
     app = celery.Celery("airflow", broker="memory://")
-    monkeypatch.setattr(compat, "celery_app", lambda _team: app)
+    monkeypatch.setattr(airflow_celery, "celery_app", lambda _team: app)
     monkeypatch.setattr(module, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(module, "_goodbyes", module._read_goodbyes)
     look()
@@ -488,7 +489,7 @@ def test_many_brokers_that_hang_are_given_up_in_time(monkeypatch: pytest.MonkeyP
 
     time = Clock()
     apps = {name: celery.Celery("team", broker=f"redis://{name}:1/0") for name in "abcdef"}
-    monkeypatch.setattr(compat, "celery_app", apps.__getitem__)
+    monkeypatch.setattr(airflow_celery, "celery_app", apps.__getitem__)
     monkeypatch.setattr(module, "_bounded", {})
     monkeypatch.setattr(module, "Bounded", lambda _name: Waits())
     monkeypatch.setattr(module, "time", time)
@@ -516,7 +517,7 @@ def test_teams_that_share_a_broker_are_asked_once_and_one_that_is_down_keeps_nob
 ) -> None:
     node = nodes("w1@host-1")
     down = celery.Celery("team", broker="redis://127.0.0.1:1/0")
-    monkeypatch.setattr(compat, "celery_app", {None: app, "same": app, "down": down}.__getitem__)
+    monkeypatch.setattr(airflow_celery, "celery_app", {None: app, "same": app, "down": down}.__getitem__)
     engine = CeleryEngine((None, "same", "down"))
     found = engine.look(a_view())
     assert node.asked == ["stats"]

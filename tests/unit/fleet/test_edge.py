@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.engines.edge import EdgeEngine
 from airflow_worker_insight.fleet.refresh import refresh
@@ -54,7 +54,7 @@ def write(database: Database, table: Table, name: str = "edge-1", **others: Any)
 
 
 def look() -> tuple[Sighting, ...]:
-    view = View(lambda: NOON, NOON, None, timedelta(seconds=30), (), compat.engine().connect)
+    view = View(lambda: NOON, NOON, None, timedelta(seconds=30), (), metadata_database.engine().connect)
     return EdgeEngine().look(view).sightings
 
 

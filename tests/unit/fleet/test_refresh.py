@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, select, update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import CELERY, EDGE, TRIES
 from airflow_worker_insight.fleet import refresh as module
 from airflow_worker_insight.fleet.engines import EngineTrouble
@@ -772,7 +772,7 @@ def test_a_scheduler_with_named_workers_is_each_of_them(
 ) -> None:
     path = "placed:airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,{path}" if is_one_of_two else path)
-    job = compat.job_table()
+    job = metadata_database.job_table()
     with database.engine.begin() as connection:
         now = time(connection)
         row = {"id": 1, "job_type": "SchedulerJob", "hostname": "host-1", "start_date": now, "state": "running"}
@@ -816,7 +816,7 @@ def test_a_scheduler_with_local_executor_is_a_worker(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
     monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "8")
-    job = compat.job_table()
+    job = metadata_database.job_table()
 
     def beat(ref: int, seconds: float = 0, **others: Any) -> None:
         with database.engine.begin() as connection:

@@ -10,6 +10,7 @@ from sqlalchemy import delete, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run
@@ -65,7 +66,11 @@ def a_run_that_failed_twice(connection: Connection, *, last_state: str = "failed
 
 def delete_run(connection: Connection, run: DagRunRef) -> None:
     """Delete a Dag run as Airflow does: with all that it has of it."""
-    for table in (compat.task_instance_history_table(), compat.task_instance_table(), compat.dag_run_table()):
+    for table in (
+        metadata_database.task_instance_history_table(),
+        metadata_database.task_instance_table(),
+        metadata_database.dag_run_table(),
+    ):
         connection.execute(delete(table).where(table.c.dag_id == run.dag_id, table.c.run_id == run.run_id))
 
 
@@ -179,12 +184,12 @@ def test_a_run_that_was_cleared_keeps_its_tries_also_without_history(database: D
     with database.engine.begin() as connection:
         run = a_run_that_failed_twice(connection)
         reconcile_runs(connection, [run])
-        table = compat.dag_run_table()
+        table = metadata_database.dag_run_table()
         # Clearing sets the start anew.
         connection.execute(update(table).values(start_date=at(AGAIN), clear_number=1))
         second = add_try_again(connection)
         assert told(panel(connection))[1:] == [(2, "failed", ["w1"], None), (1, "failed", ["w1"], None)]
-        connection.execute(delete(compat.task_instance_history_table()))
+        connection.execute(delete(metadata_database.task_instance_history_table()))
         assert [(one.try_number, [by.worker_id for by in one.workers]) for one in panel(connection)][1:] == [
             (2, ["w1"]),
             (1, ["w1"]),
@@ -197,7 +202,7 @@ def add_try_again(connection: Connection) -> TryKey:
     """Clear the task: its latest try goes to the history, and the third one begins."""
     run = find_run(connection, "etl", "nightly")
     assert run is not None
-    table = compat.task_instance_table()
+    table = metadata_database.task_instance_table()
     ids = [row.id for row in connection.execute(select(table.c.id))] if compat.is_airflow_3() else [None]
     connection.execute(delete(table))
     key = add_try(connection, run, "load", try_number=3, state="running", started_at=at(AGAIN + 9), ended_at=None)
@@ -224,7 +229,7 @@ def test_a_mapped_task_instance_does_not_get_the_try_that_was_lost_of_the_one_be
         first = add_try(connection, run, "load", 3, state="failed", try_id=uuid.uuid4())
         record_start(connection, first, a_worker("w1"), try_started_at=at(10), now=at(10))
         reconcile_runs(connection, [run])
-        connection.execute(delete(compat.task_instance_table()))
+        connection.execute(delete(metadata_database.task_instance_table()))
         # Its first try was lost while it was queued.
         second = add_try(
             connection,
@@ -273,7 +278,7 @@ def test_a_mapped_task_instance_that_comes_again_is_another_one(database: Databa
             )
             record_start(connection, key, a_worker(worker_id), try_started_at=began, state="running", now=began)
             if not number:
-                table = compat.task_instance_table()
+                table = metadata_database.task_instance_table()
                 connection.execute(delete(table).where(table.c.map_index == 3))
         (one,) = panel(connection, map_index=3)
         assert [(by.worker_id, by.process_count) for by in one.workers] == [("w2", 1)]
@@ -296,7 +301,7 @@ def test_a_task_that_is_mapped_at_last_leaves_no_try_of_before(database: Databas
 @on_both
 def test_what_was_recorded_on_2_11_is_known_after_the_upgrade(database: Database) -> None:
     with database.engine.begin() as connection:
-        table = compat.dag_run_table()
+        table = metadata_database.dag_run_table()
         run = add_run(connection, run_id="nightly")
         connection.execute(update(table).values(logical_date=NOON))
         key = add_try(connection, run, "load")

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
 from airflow_worker_insight.domain.workers import Life, NewLife
 from airflow_worker_insight.store import lives as store
@@ -467,7 +468,7 @@ def test_the_latest_heartbeat_of_its_tries_is_the_workers(database: Database, ra
 @on_both
 @pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 has heartbeats in its task instances")
 def test_on_2_11_the_heartbeat_is_that_of_the_tries_job(database: Database, ran: dict[str, TryKey]) -> None:
-    job = compat.job_table()
+    job = metadata_database.job_table()
     with database.engine.begin() as connection:
         connection.execute(job.insert().values(id=7, job_type="LocalTaskJob", latest_heartbeat=at(20)))
         change_try(connection, ran["a"], job_id=7)

@@ -13,6 +13,7 @@ from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
 from airflow_worker_insight.store import migrate, session
@@ -147,7 +148,7 @@ def test_a_version_without_any_table_is_missing_and_all_are_made_again(database:
 def test_an_open_transaction_does_not_keep_the_first_tables_from_being_made(database: Database) -> None:
     """Airflow's `db migrate` has one itself, and with psycopg 3 it keeps the snapshot of its last statement."""
     migrate.downgrade("base")
-    dag = compat.dag_table()
+    dag = metadata_database.dag_table()
     with database.engine.connect() as idle:
         idle.execute(select(dag.c.dag_id).where(dag.c.dag_id == "none")).all()
         migrate.upgrade()
@@ -552,7 +553,7 @@ def test_every_release_knows_its_migration() -> None:
 
 
 def test_every_state_of_airflow_has_a_code_and_keeps_it() -> None:
-    assert compat.task_instance_states() <= set(STATES)
+    assert metadata_database.task_instance_states() <= set(STATES)
     # What is stored cannot change: new words go to the end.
     assert STATES[:6] == ("running", "success", "failed", "skipped", "upstream_failed", "removed")
     assert ATTRIBUTIONS == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")

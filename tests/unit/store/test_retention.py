@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import func, insert, select, text
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store import retention, session
@@ -587,4 +587,4 @@ def test_the_conditions_compile_for_mysql() -> None:
     statement = select(attempt.c.run_key).where(retention._try_goes(attempt, LIMIT))
     sql = str(statement.compile(dialect=mysql.dialect()))
     assert sql.count("EXISTS") > 4
-    assert compat.task_instance_table().name in sql
+    assert metadata_database.task_instance_table().name in sql

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import airflow_worker_insight
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import online_migration, session
 from airflow_worker_insight.store.session import Bounds, CircuitBreaker, OutOfTimeError, is_timeout
 from airflow_worker_insight.store.tables import metadata
@@ -46,7 +46,7 @@ def test_no_other_module_opens_a_connection() -> None:
     }
     assert found == {
         # Where Airflow's engine comes from, and the connection of migrations, whose steps have bounds of their own.
-        "compat.py": ["engine()", "settings.engine"],
+        "compat/metadata_database.py": ["engine()", "settings.engine"],
         "store/migrations/env.py": ["engine()"],
         "store/session.py": ["engine()"],
     }
@@ -274,4 +274,4 @@ def test_one_who_never_says_what_came_of_it_keeps_the_others_for_a_moment_only(
 
 def test_migrations_use_the_engine_that_has_airflows_settings(database: Database) -> None:
     assert str(database.engine.url.render_as_string(hide_password=True)) == session.database_name()
-    assert compat.engine() is database.engine
+    assert metadata_database.engine() is database.engine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import listing, worker_tries
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.unit.database import (
@@ -106,7 +106,7 @@ def test_a_lost_worker_took_with_it_what_had_not_ended(database: Database, run: 
     with database.engine.begin() as connection:
         forgotten = add_try(connection, run, "forgotten", state="running")
         record_start(connection, forgotten, a_worker("one"), try_started_at=NOON, state="running", now=NOON)
-        table = compat.task_instance_table()
+        table = metadata_database.task_instance_table()
         connection.execute(table.delete().where(table.c.task_id == "forgotten"))
         lost = {"state": "lost", "last_seen_at": at(100), "ended_at": at(100)}
         connection.execute(update(worker).where(worker.c.worker_id == "one").values(lost))
@@ -212,7 +212,9 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
     key = a_start(database, run, "forgotten", "one", started_at=at(40))
     with database.engine.begin() as connection:
         connection.execute(
-            compat.task_instance_table().delete().where(compat.task_instance_table().c.task_id == key.task_id)
+            metadata_database.task_instance_table()
+            .delete()
+            .where(metadata_database.task_instance_table().c.task_id == key.task_id)
         )
         found = worker_tries.stays_between(
             connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=at(100), limit=10

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
 from airflow_worker_insight.domain.states import WORKER_STATES
@@ -535,7 +535,7 @@ def a_job(database: Database, job_type: str, *, silent: float, state: str = "run
     with database.engine.begin() as connection:
         seen = database_now(connection) - timedelta(seconds=silent)
         connection.execute(
-            insert(compat.job_table()).values(
+            insert(metadata_database.job_table()).values(
                 job_type=job_type, state=state, start_date=NOON, latest_heartbeat=seen, hostname="h", **values
             )
         )

@@ -15,6 +15,8 @@ from flask_wtf.csrf import CSRFProtect
 from jinja2 import DictLoader
 
 from airflow_worker_insight import compat
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.store import session as bounds
 from airflow_worker_insight.store.migrate import Schema
@@ -76,16 +78,16 @@ def rights(monkeypatch: pytest.MonkeyPatch) -> Rights:
         given.asked.append(dag_id)
         return bool(given.dag_ids) if dag_id is None else dag_id in given.dag_ids
 
-    monkeypatch.setattr(compat, "flask_user", object)
-    monkeypatch.setattr(compat, "flask_api_user", lambda: object() if given.known_to_api else None)
-    monkeypatch.setattr(compat, "flask_is_logged_in", lambda _: given.logged_in)
-    monkeypatch.setattr(compat, "flask_may_see_task_instances", may_see_task_instances)
-    monkeypatch.setattr(compat, "flask_may_see_jobs", lambda _: given.jobs)
-    monkeypatch.setattr(compat, "flask_may_edit_pools", lambda _: given.pools)
-    monkeypatch.setattr(compat, "flask_csrf_token", lambda: "of-airflow")
-    monkeypatch.setattr(compat, "user_name", lambda _: "alice")
-    monkeypatch.setattr(compat, "flask_readable_dag_ids", lambda _: given.dag_ids)
-    monkeypatch.setattr(compat, "flask_login_url", lambda root, next_url: f"{root}/login?next={next_url}")
+    monkeypatch.setattr(airflow_fab, "flask_user", object)
+    monkeypatch.setattr(airflow_fab, "flask_api_user", lambda: object() if given.known_to_api else None)
+    monkeypatch.setattr(airflow_fab, "flask_is_logged_in", lambda _: given.logged_in)
+    monkeypatch.setattr(airflow_fab, "flask_may_see_task_instances", may_see_task_instances)
+    monkeypatch.setattr(airflow_fab, "flask_may_see_jobs", lambda _: given.jobs)
+    monkeypatch.setattr(airflow_fab, "flask_may_edit_pools", lambda _: given.pools)
+    monkeypatch.setattr(airflow_fab, "flask_csrf_token", lambda: "of-airflow")
+    monkeypatch.setattr(airflow_auth, "user_name", lambda _: "alice")
+    monkeypatch.setattr(airflow_fab, "flask_readable_dag_ids", lambda _: given.dag_ids)
+    monkeypatch.setattr(airflow_fab, "flask_login_url", lambda root, next_url: f"{root}/login?next={next_url}")
     return given
 
 
@@ -112,7 +114,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FlaskClient]:
     def serve(airflow: int, *, csrf: bool = False) -> FlaskClient:
         monkeypatch.setattr(compat, "is_airflow_3", lambda: airflow == 3)
         # Airflow 3 has not the one that the lists of 2.11 are shown with.
-        monkeypatch.setattr(compat, "flask_list_widget", lambda: ListWidget)
+        monkeypatch.setattr(airflow_fab, "flask_list_widget", lambda: ListWidget)
         app: Any = Flask("airflow")
         app.secret_key = "secret"
         if csrf:
@@ -510,7 +512,7 @@ def test_a_programs_login_leaves_no_session_behind(
         return object()
 
     rights.dag_ids = {"etl"}
-    monkeypatch.setattr(compat, "flask_api_user", log_in)
+    monkeypatch.setattr(airflow_fab, "flask_api_user", log_in)
     monkeypatch.setattr(objects, "health", dict)
     api = client(2)
     assert "Set-Cookie" not in api.get("/workerinsight/api/v1/attempts?limit=0").headers
@@ -723,25 +725,25 @@ def test_who_sends_a_request(
 ) -> None:
     manager = Manager()
     monkeypatch.setattr(compat, "airflow_version", lambda: version)
-    monkeypatch.setattr(compat, "_flask_auth_manager", lambda: manager)
+    monkeypatch.setattr(airflow_fab, "_flask_auth_manager", lambda: manager)
     app: Any = Flask("airflow")
     app.login_manager = SimpleNamespace(anonymous_user=AnonymousUserMixin)
     with app.test_request_context("/", headers={"Cookie": f"_token={cookie}"} if cookie else {}):
         assert request.cookies.get("_token") == cookie
-        assert getattr(compat.flask_user(), "name", "nobody") == expected
+        assert getattr(airflow_fab.flask_user(), "name", "nobody") == expected
 
 
 def test_flask_views_are_served_where_the_auth_manager_is_fabs() -> None:
     from airflow.configuration import conf
 
     if not compat.is_airflow_3():
-        assert compat.serves_flask_views()
+        assert airflow_fab.serves_flask_views()
         return
     fabs = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
-    assert not compat.serves_flask_views()
+    assert not airflow_fab.serves_flask_views()
     conf.set("core", "auth_manager", fabs)
     try:
-        assert compat.serves_flask_views()
+        assert airflow_fab.serves_flask_views()
     finally:
         conf.remove_option("core", "auth_manager")
 

@@ -10,7 +10,7 @@ from flask_appbuilder.widgets import ListWidget
 from flask_babel import Babel
 from sqlalchemy import update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.web import database as web_database
@@ -27,7 +27,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture
 def lists(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(compat, "flask_list_widget", lambda: ListWidget)
+    monkeypatch.setattr(airflow_fab, "flask_list_widget", lambda: ListWidget)
     from airflow_worker_insight.web import fab_lists
 
     return fab_lists
@@ -37,9 +37,9 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> Any:
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Be somebody who may see jobs and read the Dags of this set."""
     dag_ids = {"etl"}
-    monkeypatch.setattr(compat, "flask_user", object)
-    monkeypatch.setattr(compat, "flask_may_see_jobs", lambda _: True)
-    monkeypatch.setattr(compat, "flask_readable_dag_ids", lambda _: dag_ids)
+    monkeypatch.setattr(airflow_fab, "flask_user", object)
+    monkeypatch.setattr(airflow_fab, "flask_may_see_jobs", lambda _: True)
+    monkeypatch.setattr(airflow_fab, "flask_readable_dag_ids", lambda _: dag_ids)
     web_database.schema_check.forget()
     app = Flask("airflow")
     Babel(app)

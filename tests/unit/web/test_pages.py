@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import delete, insert, update
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, engine, worker
@@ -198,7 +199,7 @@ def test_an_address_that_cannot_be_followed_says_why(client_of: ClientOf, path: 
 
 def test_a_try_of_a_deleted_run_is_marked_and_leads_to_no_other(client_of: ClientOf, fleet: Database) -> None:
     with fleet.engine.begin() as connection:
-        for table in (compat.task_instance_table(), compat.dag_run_table()):
+        for table in (metadata_database.task_instance_table(), metadata_database.dag_run_table()):
             connection.execute(table.delete())
     for path in ("attempts", "workers/w1"):
         page = client_of().get(path).text
@@ -345,7 +346,7 @@ def test_who_may_not_edit_pools_decides_nothing(client_of: ClientOf, fleet: Data
 def test_anonymous_decides_nothing_and_comes_back_to_the_page(client_of: ClientOf, fleet: Database) -> None:
     answer = decide(client_of(None))
     assert answer.status_code == 303
-    assert answer.headers["location"] == compat.login_url("", "/worker-insight/workers/w1")
+    assert answer.headers["location"] == airflow_auth.login_url("", "/worker-insight/workers/w1")
     assert {row["availability"] for row in fleet.workers()} == {"available"}
 
 

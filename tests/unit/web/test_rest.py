@@ -9,7 +9,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from airflow_worker_insight import __version__, compat
+from airflow_worker_insight import __version__
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.reasons import ELSEWHERE, NOT_AVAILABLE
@@ -319,7 +321,7 @@ def decisions(database: Database) -> int:
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.mark.skipif(not compat.browser_sends_token(), reason="3.0 takes no cookie")
+@pytest.mark.skipif(not airflow_auth.browser_sends_token(), reason="3.0 takes no cookie")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -341,14 +343,14 @@ def test_a_page_elsewhere_decides_nothing(client_of: ClientOf, fleet: Database, 
     assert decisions(fleet) == 0
 
 
-@pytest.mark.skipif(not compat.browser_sends_token(), reason="3.0 takes no cookie")
+@pytest.mark.skipif(not airflow_auth.browser_sends_token(), reason="3.0 takes no cookie")
 @pytest.mark.parametrize("headers", [{**JSON, **SAME_ORIGIN}, {**JSON, "Origin": "http://airflow"}])
 def test_a_page_of_this_server_decides(client_of: ClientOf, fleet: Database, headers: dict[str, str]) -> None:
     assert patched(client_of(cookie=True), headers) == 200
     assert decisions(fleet) == 1
 
 
-@pytest.mark.skipif(not compat.browser_sends_token(), reason="3.0 takes no cookie")
+@pytest.mark.skipif(not airflow_auth.browser_sends_token(), reason="3.0 takes no cookie")
 def test_a_token_beside_the_cookie_does_not_excuse_it(client_of: ClientOf, fleet: Database) -> None:
     browser = client_of(cookie=True)
     assert patched(browser, {**JSON, "Authorization": "Bearer anything", "Sec-Fetch-Site": "cross-site"}) in (401, 403)
@@ -438,7 +440,7 @@ def test_markup_in_a_note_is_text(client_of: ClientOf) -> None:
 
 
 def test_services_are_airflows_own_and_the_workers(client_of: ClientOf, fleet: Database) -> None:
-    job = compat.job_table()
+    job = metadata_database.job_table()
     with fleet.engine.begin() as connection:
         now = database_now(connection)
         jobs = [

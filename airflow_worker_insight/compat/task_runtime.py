@@ -1,0 +1,94 @@
+"""What a task process, a scheduler and an API server have loaded, and the channel from a task to its supervisor.
+
+Nothing is imported at module level: every task process loads this, where each function may use only what Airflow itself
+has already imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight import compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+
+def plugin_base() -> type[Any]:
+    """Return the ``AirflowPlugin`` that is cheapest to import in this process.
+
+    From 3.2 on a task process has loaded the SDK's own, and importing the scheduler's would cost it some 100 ms.
+    """
+    module = "airflow.sdk.plugins_manager" if compat.airflow_version() >= (3, 2) else "airflow.plugins_manager"
+    return compat.import_class(module, "AirflowPlugin")
+
+
+def task_channel() -> tuple[Any, Callable[..., Any]] | None:
+    """Return the channel to the supervisor and its ``SetXCom`` message, where this is a real Airflow 3 task process.
+
+    ``None`` everywhere else: in the API server and the scheduler, and under ``dag.test()`` and ``airflow tasks
+    test``, which run in process (``InProcessSupervisorComms``) and where nobody would claim a report.
+    """
+    runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
+    comms_module = sys.modules.get("airflow.sdk.execution_time.comms")
+    comms = getattr(runner, "SUPERVISOR_COMMS", None)
+    if comms is None or comms_module is None or type(comms).__name__ != "CommsDecoder":
+        return None
+    return comms, comms_module.SetXCom
+
+
+def in_xcom_path(run_id: str) -> str | None:
+    """Return a run ID as ``SetXCom`` has to carry it, or ``None`` for one that the execution API cannot find.
+
+    The task's client puts it into a URL's path as it is (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
+    begins a code; codes that are there already it leaves alone. A slash, also as a code, parts the path on the server.
+    """
+    if "/" in run_id:
+        return None
+    return run_id.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
+
+
+def runs_under_local_task_job(task_instance: Any) -> bool:
+    """Return whether this is Airflow 2.11's task process (``airflow tasks run --raw``), started by a LocalTaskJob.
+
+    ``dag.test()`` and ``airflow tasks test`` have no job, so their task instances carry no ``job_id``.
+    """
+    return not compat.is_airflow_3() and getattr(task_instance, "job_id", None) is not None
+
+
+def in_server_process() -> bool:
+    """Return whether this process is a scheduler or an API server: the only places where reconciling is our job.
+
+    ``dag.test()`` calls the same Dag run listeners in a person's own process.
+    """
+    if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
+        # LocalExecutor forks its task processes from the scheduler, with all that it has imported.
+        return False
+    return in_scheduler() or "airflow.api_fastapi.core_api.app" in sys.modules
+
+
+def in_task_process() -> bool:
+    """Return whether this process runs a task for a worker (or, on 2.11, has at least the command for it)."""
+    if compat.is_airflow_3():
+        return task_channel() is not None
+    return "airflow.cli.commands.task_command" in sys.modules
+
+
+def listener_managers() -> Iterator[Any]:
+    """Yield those of Airflow's listener managers that exist: from 3.2 on the task's SDK has one of its own."""
+    for name in ("airflow.listeners.listener", "airflow.sdk.listener"):
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        if compat.airflow_version() >= (3, 2):
+            if module.get_listener_manager.cache_info().currsize:
+                yield module.get_listener_manager()
+        elif module._listener_manager is not None:  # noqa: SLF001
+            yield module._listener_manager  # noqa: SLF001
+
+
+def in_scheduler() -> bool:
+    """Return whether this process has loaded the scheduler: it is one, or was forked from one."""
+    return "airflow.jobs.scheduler_job_runner" in sys.modules
