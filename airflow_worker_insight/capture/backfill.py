@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
-from airflow_worker_insight.store import airflow_tries, closing, session
+from airflow_worker_insight.store import airflow_history, session
+from airflow_worker_insight.store.attempts import close
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,7 @@ class Progress:
 def count_runs(selection: Selection) -> int:
     """Return how many Dag runs the selection holds."""
     with session.reading(session.COMMAND) as connection:
-        return airflow_tries.count_finished_runs(
+        return airflow_history.count_finished_runs(
             connection,
             dag_id=selection.dag_id,
             ended_since=selection.ended_since,
@@ -55,7 +56,7 @@ def count_runs(selection: Selection) -> int:
 def installed_at() -> datetime:
     """Return when the first worker reported, or now where none has: what started before is history."""
     with session.reading(session.COMMAND) as connection:
-        return closing.first_report_at(connection) or datetime.now(timezone.utc)
+        return close.first_report_at(connection) or datetime.now(timezone.utc)
 
 
 def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -> Iterator[Progress]:
@@ -66,7 +67,7 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
     after = selection.after
     while True:
         with session.reading(session.COMMAND) as connection:
-            runs = airflow_tries.finished_runs(
+            runs = airflow_history.finished_runs(
                 connection,
                 dag_id=selection.dag_id,
                 ended_since=selection.ended_since,
@@ -75,7 +76,7 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
             )
             if not runs:
                 return
-            parts = list(in_parts(airflow_tries.count_task_instances(connection, runs), BATCH_TASKS))
+            parts = list(in_parts(airflow_history.count_task_instances(connection, runs), BATCH_TASKS))
         for part in parts:
             with session.writing(session.COMMAND) as connection:
                 outcome = reconcile_runs(connection, part, installed_at=installed_at)

@@ -26,11 +26,12 @@ from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.domain.names import are_one_host
 from airflow_worker_insight.domain.states import LOCAL
-from airflow_worker_insight.store import airflow_tries, migrate
+from airflow_worker_insight.store import airflow_history, migrate
 from airflow_worker_insight.store import session as database
-from airflow_worker_insight.store.recording import ContradictingWorker, TooManyWorkers, record_start
+from airflow_worker_insight.store.attempts.start import TooManyWorkers, record_start
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import attempt, worker
+from airflow_worker_insight.store.workers.upsert import ContradictingWorker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -162,7 +163,7 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
 
 def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool) -> str | None:
     report = parse_report(value)
-    one = airflow_tries.try_by_id(connection, report.try_id)
+    one = airflow_history.try_by_id(connection, report.try_id)
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
     if one is None or one.key.task_instance != sender or one.started_at is None:
         raise RejectedReport("not_this_try")

@@ -20,7 +20,7 @@ from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run, process_key
 from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store import session
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.attempts.start import record_start
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE
 
 if TYPE_CHECKING:

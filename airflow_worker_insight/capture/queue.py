@@ -18,8 +18,8 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.store import migrate, session
-from airflow_worker_insight.store.airflow_tries import count_task_instances, find_run, latest_finished_runs
-from airflow_worker_insight.store.closing import first_report_at
+from airflow_worker_insight.store.airflow_history import count_task_instances, find_run, latest_finished_runs
+from airflow_worker_insight.store.attempts.close import first_report_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,7 +18,8 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.attribution import Verdict, attribute
-from airflow_worker_insight.store import airflow_tries, closing, migrate, placements, rekeying, session, xcoms
+from airflow_worker_insight.store import airflow_history, migrate, placements, rekeying, session, xcom
+from airflow_worker_insight.store.attempts import close as attempts_close
 from airflow_worker_insight.store.tables import NO_WORKER
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.attribution import Life
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.closing import Recorded
-    from airflow_worker_insight.store.xcoms import StoredReport
+    from airflow_worker_insight.store.attempts.close import Recorded
+    from airflow_worker_insight.store.xcom import StoredReport
 
 WAITING_PAGE = 100
 """Waiting reports that are read at once."""
@@ -77,26 +78,28 @@ def reconcile_runs(
     if not runs:
         return Outcome()
     claimed = claim_waiting(connection, runs)
-    tries = airflow_tries.tries_of_runs(connection, runs)
-    recorded = rekeying.rekey(connection, runs, tries, closing.recorded_tries(connection, runs))
+    tries = airflow_history.tries_of_runs(connection, runs)
+    recorded = rekeying.rekey(connection, runs, tries, attempts_close.recorded_tries(connection, runs))
     known = {one.row_key for one in recorded}
     missing_hosts = {one.hostname for one in tries if one.hostname is not None and known.isdisjoint(one.row_keys)}
     plan = make_plan(
         runs,
         tries,
         recorded,
-        closing.lives_on(connection, missing_hosts),
+        attempts_close.lives_on(connection, missing_hosts),
         default_executor=config.executor(),
         installed_at=installed_at,
     )
-    closing.close_tries(connection, plan.close)
-    closing.remove_tries(connection, plan.remove)
-    hosts = closing.ensure_hosts(
+    attempts_close.close_tries(connection, plan.close)
+    attempts_close.remove_tries(connection, plan.remove)
+    hosts = attempts_close.ensure_hosts(
         connection,
         (verdict.worker for _, verdict in plan.add if verdict.worker is not None and verdict.ref is None),
         now=datetime.now(timezone.utc),
     )
-    closing.add_tries(connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add])
+    attempts_close.add_tries(
+        connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add]
+    )
     placements.keep(connection, runs, tries)
     for attribution, number in Counter(verdict.attribution for _, verdict in plan.add).items():
         count(f"tries.{attribution}", number)
@@ -177,7 +180,7 @@ def _of_forgotten_tries(
         if one.row_key not in known
         # A mapped task instance may have come again under its index.
         and one.key.map_index < 0
-        and airflow_tries.is_of_run(one.started_at, began.get((one.key.dag_id, one.key.run_id)))
+        and airflow_history.is_of_run(one.started_at, began.get((one.key.dag_id, one.key.run_id)))
     }
 
 
@@ -215,7 +218,7 @@ def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:
     taken = failed = 0
     while True:
         # What is taken is gone from the table; what cannot be taken stays, and must not hide what is behind it.
-        waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
+        waiting = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
         now_taken = sum(_take_waiting(connection, report) for report in waiting)
         taken, failed = taken + now_taken, failed + len(waiting) - now_taken
         if len(waiting) < WAITING_PAGE:
@@ -229,7 +232,7 @@ def claim_all_waiting(bounds: session.Bounds = session.BACKGROUND) -> int:
     taken = failed = 0
     while True:
         with session.writing(bounds) as connection:
-            waiting = xcoms.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
+            waiting = xcom.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
             now_taken = sum(_take_waiting(connection, report) for report in waiting)
         taken, failed = taken + now_taken, failed + len(waiting) - now_taken
         if len(waiting) < LEFT_BEHIND_PAGE:
@@ -263,7 +266,7 @@ def _take_waiting(connection: Connection, report: StoredReport) -> bool:
     try:
         with connection.begin_nested():
             claim.take(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
-            xcoms.delete_report(connection, REPORT_KEY, report.stored_under)
+            xcom.delete_report(connection, REPORT_KEY, report.stored_under)
     except Exception as error:
         if session.is_timeout(error):
             # The next ones would wait as long, with all that this transaction has locked.

@@ -16,8 +16,8 @@ from airflow_worker_insight.cli.common import confirmed, require_tables
 from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
 from airflow_worker_insight.cli.process import RUN_AGAIN, go_on_with, raise_if_interrupted, say
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.closing import first_report_at
+from airflow_worker_insight.store.airflow_history import find_run
+from airflow_worker_insight.store.attempts.close import first_report_at
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.web.words import count
 

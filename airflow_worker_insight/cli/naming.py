@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.states import ENGINE_KINDS, UNKNOWN_STATE
-from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -
     :param also_gone: where none lives take the latest life of the name, and say so: for commands that only read
     :raises SystemExit: with those that may have been meant
     """
-    found = workers.get_worker(connection, named)
+    found = worker_queries.get_worker(connection, named)
     lives = list(_lives(connection, named))
     alive = [one for one in lives if one.ended_at is None]
     # A task can make up a worker whose ID, or name, is the name of another one.
@@ -50,7 +50,7 @@ def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -
         return latest
     if lives:
         raise SystemExit(f"No living worker is named {named!r}; these were:{_lines(lives)}")
-    similar, _ = workers.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)
+    similar, _ = worker_queries.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)
     if similar:
         raise SystemExit(f"There is no worker {named!r}; these are like it:{_lines(similar)}")
     raise SystemExit(f"There is no worker {named!r}: `airflow-worker-insight workers list` shows those that are known.")
@@ -60,7 +60,7 @@ def _lives(connection: Connection, name: str) -> Iterator[WorkerRow]:
     """Yield all workers of a name, the latest first."""
     offset = 0
     while True:
-        page, _ = workers.list_workers(connection, WorkerFilter(name=name), limit=PAGE, offset=offset)
+        page, _ = worker_queries.list_workers(connection, WorkerFilter(name=name), limit=PAGE, offset=offset)
         yield from page
         offset += PAGE
         if len(page) < PAGE:

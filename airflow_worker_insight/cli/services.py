@@ -10,7 +10,8 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
-from airflow_worker_insight.store import session, workers
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.workers import services
 from airflow_worker_insight.web.objects import ServiceResponse
 
 
@@ -20,7 +21,7 @@ def list_services(args: Any) -> None:
     require_tables()
     with session.reading(session.COMMAND) as connection:
         found, total = read_pages(
-            lambda limit, offset: workers.list_services(
+            lambda limit, offset: services.list_services(
                 connection, kind=args.kind, state=args.state, limit=limit, offset=offset
             ),
             args,

@@ -15,9 +15,10 @@ from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.cli.process import say
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
-from airflow_worker_insight.store import session, workers
-from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, require_meaning, set_availability
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers.availability import EndedLife, NotOneWorker, require_meaning, set_availability
 from airflow_worker_insight.web.objects import OneWorkerResponse, WorkerResponse, worker_fields
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def list_workers(args: Any) -> None:
     )
     with session.reading(session.COMMAND) as connection:
         rows, total = read_pages(
-            lambda limit, offset: workers.list_workers(connection, filters, limit=limit, offset=offset), args
+            lambda limit, offset: worker_queries.list_workers(connection, filters, limit=limit, offset=offset), args
         )
         decided = [decision for page in _pages(rows) for decision in _decisions(connection, page)]
     if output.is_structured(args.output):
@@ -72,7 +73,7 @@ def show(args: Any) -> None:
     require_tables()
     with session.reading(session.COMMAND) as connection:
         one = one_worker(connection, args.worker, also_gone=True)
-        changes = workers.changes(connection, one, limit=MAX_CHANGES)
+        changes = worker_queries.changes(connection, one, limit=MAX_CHANGES)
         (decision,) = _decisions(connection, [one])
     if output.is_structured(args.output):
         fields = {**worker_fields(one, decision), "changes": changes}
@@ -109,7 +110,7 @@ def _decide(args: Any, availability: str) -> None:
             weaker = None
             if availability == DRAINING and one.availability == QUARANTINED:
                 require_meaning(connection, one, availability)
-                weaker = _weaker(one, workers.decisions(connection, [one]).get(one.ref))
+                weaker = _weaker(one, worker_queries.decisions(connection, [one]).get(one.ref))
         if weaker and not args.yes and not confirmed(weaker):
             raise SystemExit("Nothing was changed: --yes drains it without asking.")
         with session.writing(session.COMMAND) as connection:
@@ -142,7 +143,7 @@ def _weaker(one: WorkerRow, decided: Change | None) -> str:
 
 def _decisions(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
     """Return the decision behind each worker's availability."""
-    found = workers.decisions(connection, rows)
+    found = worker_queries.decisions(connection, rows)
     return [found.get(row.ref) for row in rows]
 
 

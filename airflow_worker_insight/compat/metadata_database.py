@@ -56,7 +56,7 @@ def task_instance_history_table() -> Table:
 
 
 def try_identity(table: Table) -> tuple[Any, list[Any]]:
-    """Return what to select the identity of tries from, and its columns, for :func:`.airflow_tries.instance_keys`.
+    """Return what to select the identity of tries from, and its columns, for :func:`.airflow_history.instance_keys`.
 
     These are the row and the logical date of the Dag run, and on Airflow 3 the task instance's ID.
 

@@ -75,7 +75,7 @@ class AttemptPage:
     total: int
     """How many there are in all, counted up to :data:`MAX_TOTAL`."""
     total_is_exact: bool
-    """Whether all were counted; see :mod:`~.listing` for what cuts a count short."""
+    """Whether all were counted; see :mod:`~.search` for what cuts a count short."""
     is_cut: bool = False
     """Whether there are older ones that no page shows, because too many would have to be looked through."""
 

@@ -174,7 +174,7 @@ class Life:
 
     @property
     def is_known_to_engine(self) -> bool:
-        """Whether its engine has told of it, and not only reports: see :func:`.recording.is_known_to_engine`."""
+        """Whether its engine has told of it, and not only reports: see :func:`.names.is_known_to_engine`."""
         return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
 
 

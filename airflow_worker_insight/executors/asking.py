@@ -13,7 +13,8 @@ from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
 from airflow_worker_insight.executors.own_queues import own_queue, settle
 from airflow_worker_insight.fleet.bounded import Bounded
 from airflow_worker_insight.fleet.engines import EngineTrouble
-from airflow_worker_insight.store import session, workers
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRow
@@ -137,7 +138,7 @@ class Asking:
         """Return whether workers may be there although none is known: where some answered before, there are none."""
         if not self._answered_ever:
             with session.reading(session.BACKGROUND) as connection:
-                self._answered_ever = workers.have_answered(connection, "celery")
+                self._answered_ever = worker_queries.have_answered(connection, "celery")
         # They may be about to start, as the scheduler has just been.
         return not self._answered_ever and time.monotonic() - self._made_at >= FIRST_ANSWER_WITHIN
 

@@ -12,8 +12,9 @@ from airflow_worker_insight.domain.reasons import BAD_WISH, OTHERS_FULL, SHARED_
 from airflow_worker_insight.executors.placement import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.rules import BadRules, asked_worker
-from airflow_worker_insight.store import placements, workers
+from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +119,7 @@ class Desk:
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = self._who_failed(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
-        withheld = workers.withheld(connection)
+        withheld = worker_queries.withheld(connection)
         candidates = [
             replace(
                 one,

@@ -21,8 +21,9 @@ from airflow_worker_insight.executors.asking import is_usable
 from airflow_worker_insight.executors.own_queues import own_queue
 from airflow_worker_insight.executors.placement import is_out
 from airflow_worker_insight.executors.rules import WAIT
-from airflow_worker_insight.store import lives, placements, session, workers
+from airflow_worker_insight.store import leases, placements, session
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -52,9 +53,9 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
     with session.reading(session.BACKGROUND) as connection:
         queues = placements.own_queues(connection)
         loads = placements.loads(connection)
-        names = workers.names(connection, {ref for refs in queues.values() for ref in refs})
+        names = worker_queries.names(connection, {ref for refs in queues.values() for ref in refs})
         # After the queues: another scheduler may have sent something to a worker that has just begun.
-        living, trouble = workers.living(connection, "celery")
+        living, trouble = worker_queries.living(connection, "celery")
     if trouble is not None:
         return
     snapshot = _as_now(snapshot, living)
@@ -169,15 +170,15 @@ def _lease(is_wanted: bool) -> Iterator[bool]:
         return
     with session.writing(session.BACKGROUND) as connection:
         now = database_now(connection)
-        lives.get_engine(connection, LEASE, now=now)
+        leases.get_engine(connection, LEASE, now=now)
         until = now + MAY_TAKE
-        is_ours = lives.take_lease(connection, LEASE, now=now, until=until, at_most=until + MAY_TAKE, only_if_due=True)
+        is_ours = leases.take_lease(connection, LEASE, now=now, until=until, at_most=until + MAY_TAKE, only_if_due=True)
     try:
         yield is_ours
     finally:
         if is_ours:
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
-                lives.give_back_lease(connection, LEASE, until=until, due_at=now)
+                leases.give_back_lease(connection, LEASE, until=until, due_at=now)
 
 
 def _do(move: Callable[[], int]) -> int:

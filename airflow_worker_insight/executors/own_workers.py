@@ -19,8 +19,10 @@ from airflow_worker_insight import config
 from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.store import airflow_tries, lives, placements, session, workers
+from airflow_worker_insight.store import airflow_history, placements, session
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers import instances
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,14 +112,14 @@ class OwnWorkers(Rounds):
             with session.writing(session.BACKGROUND) as connection:
                 now = database_now(connection)
                 for one in missing:
-                    lives.register_own(connection, one.record, concurrency=one.concurrency, now=now)
+                    instances.register_own(connection, one.record, concurrency=one.concurrency, now=now)
             rows = self._rows()
         self.publish(tuple(map(self._candidate, rows.values())), None)
         return True
 
     def _rows(self) -> dict[str, WorkerRow]:
         with session.reading(session.BACKGROUND) as connection:
-            return workers.get_workers(connection, self.own.keys())
+            return worker_queries.get_workers(connection, self.own.keys())
 
     def _candidate(self, row: WorkerRow) -> Candidate:
         own = self.own[row.worker_id]
@@ -143,7 +145,7 @@ class OwnWorkers(Rounds):
             return
         try:
             with session.reading(session.BACKGROUND) as connection:
-                found = airflow_tries.tries_of_task_instances(connection, keys)
+                found = airflow_history.tries_of_task_instances(connection, keys)
         except Exception:
             self._doubted.extend(keys)
             raise

@@ -20,15 +20,18 @@ from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rounds import Rounds
 from airflow_worker_insight.fleet.engines.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.store import durations, lives, placements, session, workers
+from airflow_worker_insight.store import placements, session
+from airflow_worker_insight.store.attempts import durations, running
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers import freshness
+from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.executors.desk import Desk
-    from airflow_worker_insight.store.durations import Stay
+    from airflow_worker_insight.store.attempts.durations import Stay
 
 LEVEL_EVERY = 5.0
 """Seconds between two looks for messages that wait at workers that will not run them, or not soon."""
@@ -81,7 +84,7 @@ class Watch(Rounds):
             refresh(only_if_due=True)
         living, trouble = self._registry()
         if (
-            trouble == workers.NOBODY_LOOKS
+            trouble == freshness.NOBODY_LOOKS
             and self._snapshot is None
             and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN
         ):
@@ -113,7 +116,7 @@ class Watch(Rounds):
         if trouble is not None:
             return [], trouble
         with session.reading(session.BACKGROUND) as connection:
-            return workers.living(connection, "celery")
+            return worker_queries.living(connection, "celery")
 
     def _candidate(self, one: WorkerRow) -> Candidate:
         node = one.known_as
@@ -164,9 +167,11 @@ class Watch(Rounds):
         """Give back places that nobody gave back, count what nobody placed, and remove queues of workers long gone."""
         with session.writing(session.BACKGROUND) as connection:
             settled = database_now(connection) - SWEEP_EVERY
-            swept = placements.sweep(connection, lives.running_on(connection), settled=settled)
+            swept = placements.sweep(connection, running.running_on(connection), settled=settled)
             placements.trim(connection, now=settled)
-            ended = workers.ended(connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER)
+            ended = worker_queries.ended(
+                connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER
+            )
         self._unplaced = dict(swept.unplaced)
         left = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]
         if left:

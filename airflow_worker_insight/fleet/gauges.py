@@ -7,7 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config, metrics
-from airflow_worker_insight.store import census, session
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.workers import counts as worker_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,15 +31,15 @@ def report_fleet() -> None:
     """Set all gauges to what the database says now; it never raises."""
     try:
         with session.reading(session.BACKGROUND) as connection:
-            counts = census.count_workers(connection)
-            loads = census.loads(connection) if config.metrics_per_worker() else ()
+            counts = worker_counts.count_workers(connection)
+            loads = worker_counts.loads(connection) if config.metrics_per_worker() else ()
     except Exception:
         log.debug("Airflow Worker Insight could not count the workers", exc_info=True)
         return
     emit_fleet(counts, loads)
 
 
-def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[census.Load] = ()) -> None:
+def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.Load] = ()) -> None:
     """Set the gauges of the fleet.
 
     :param counts: how many workers there are by kind and state
@@ -49,7 +50,7 @@ def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[census.Loa
     for kind, state in sorted(_told):
         metrics.gauge("workers", told.get((kind, state), 0), state=state, kind=kind)
     gone = _told_workers - {one.name for one in loads}
-    for one in (*loads, *(census.Load(name, 0, 0) for name in sorted(gone))):
+    for one in (*loads, *(worker_counts.Load(name, 0, 0) for name in sorted(gone))):
         if one.running is not None:
             metrics.gauge("worker.running", one.running, worker=one.name)
         if one.concurrency is not None:

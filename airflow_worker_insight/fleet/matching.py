@@ -15,7 +15,7 @@ from airflow_worker_insight.domain.clock import CLOCK_SKEW, SAME_START
 from airflow_worker_insight.domain.names import are_one_host, is_named_local, short_host
 from airflow_worker_insight.domain.states import OFFLINE
 from airflow_worker_insight.fleet.sighting import Sighting
-from airflow_worker_insight.store.recording import may_be_unlike_the_engines
+from airflow_worker_insight.store.workers.names import may_be_unlike_the_engines
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable

@@ -23,10 +23,10 @@ from airflow_worker_insight.fleet.gauges import report_fleet
 from airflow_worker_insight.fleet.sighting import Look, View
 from airflow_worker_insight.fleet.states import Timeouts, reach
 from airflow_worker_insight.fleet.writing import end_forgotten, write_look
-from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store import session
+from airflow_worker_insight.store import leases, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.retention import keep_within_limit
+from airflow_worker_insight.store.workers import instances as store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -133,10 +133,10 @@ class _Turn:
         name = self.engine.name
         with session.writing(session.BACKGROUND) as connection:
             began, began_at = time.monotonic(), database_now(connection)
-            row = store.get_engine(connection, name, now=began_at)
-            until = began_at + max(self.interval, store.LOOK_TAKES)
-            is_ours = store.take_lease(
-                connection, name, now=began_at, until=until, at_most=until + store.LOOK_TAKES, only_if_due=only_if_due
+            row = leases.get_engine(connection, name, now=began_at)
+            until = began_at + max(self.interval, leases.LOOK_TAKES)
+            is_ours = leases.take_lease(
+                connection, name, now=began_at, until=until, at_most=until + leases.LOOK_TAKES, only_if_due=only_if_due
             )
         if not is_ours:
             return EngineOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
@@ -150,12 +150,12 @@ class _Turn:
         except Exception:
             # Otherwise nobody would look until the lease runs out.
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
-                store.give_back_lease(connection, name, until=until, due_at=due_at)
+                leases.give_back_lease(connection, name, until=until, due_at=due_at)
             raise
         return outcome, (due_at - clock()).total_seconds()
 
     def _look_and_write(
-        self, row: store.EngineRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
+        self, row: leases.EngineRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
     ) -> EngineOutcome:
         name = self.engine.name
         with session.reading(session.BACKGROUND) as connection:
@@ -168,7 +168,7 @@ class _Turn:
             # First, because from here on whoever else has looked at this engine waits.
             reached = reach(row, look.error, now=began_at, interval=self.interval)
             fresh = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=look.error)
-            store.write_engine(connection, fresh)
+            leases.write_engine(connection, fresh)
             written = write_look(
                 connection,
                 name,

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.states import ENGINE_KINDS, LOST, OFFLINE, ONLINE, UNRESPONSIVE
-from airflow_worker_insight.store.lives import LOOK_TAKES
+from airflow_worker_insight.store.leases import LOOK_TAKES
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from airflow_worker_insight.domain.workers import Life
     from airflow_worker_insight.fleet.sighting import Sighting
-    from airflow_worker_insight.store.lives import EngineRow
+    from airflow_worker_insight.store.leases import EngineRow
 
 MISSED_INTERVALS = 3
 """After so many intervals without a look nobody has looked: silence in that time counts for nothing."""

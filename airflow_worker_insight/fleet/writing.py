@@ -19,8 +19,10 @@ from airflow_worker_insight.fleet.states import (
     judge_by_tries,
     last_seen,
 )
-from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.lives import FORGOTTEN_AFTER
+from airflow_worker_insight.store import leases
+from airflow_worker_insight.store.attempts import running as attempts_running
+from airflow_worker_insight.store.workers import instances as store
+from airflow_worker_insight.store.workers.instances import FORGOTTEN_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Life
     from airflow_worker_insight.fleet.sighting import Look, Sighting
     from airflow_worker_insight.fleet.states import Reached, Timeouts, Verdict
-    from airflow_worker_insight.store.lives import RunningTries
+    from airflow_worker_insight.store.attempts.running import RunningTries
 
 MAX_NEW = 5_000
 """Workers that one look makes known; more would be somebody's play with the broker."""
@@ -76,7 +78,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     way: there its workers end once none of them has run a try for long. One that runs one again comes back, and if the
     engine does, so do all that live.
     """
-    engine = store.find_engine(connection, name)
+    engine = leases.find_engine(connection, name)
     looked_at = None if engine is None else engine.looked_at
     if looked_at is not None and now - looked_at <= timeouts.lost:
         return 0
@@ -91,7 +93,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
         silent = [one for one in lives if now - last_seen(one, now) > timeouts.lost]
     if not silent:
         return 0
-    running = store.running_tries(connection).counts
+    running = attempts_running.running_tries(connection).counts
     ended = {
         one.ref: {"state": OFFLINE, "state_reason": NOT_CONFIGURED, "ended_at": last_seen(one, now), "running": 0}
         for one in silent
@@ -125,7 +127,7 @@ class _Writing:
         self.states: Counter[str | None] = Counter()
 
     def write(self, known: Collection[int]) -> Written:
-        running = store.running_tries(self.connection)
+        running = attempts_running.running_tries(self.connection)
         lives = store.open_lives(self.connection, self.name)
         if self.name == TRIES:
             seen = {sighting.ref for sighting in self.look.sightings if sighting.ref is not None}
@@ -135,7 +137,7 @@ class _Writing:
         for life, twin in matches.twins:
             store.merge(self.connection, life.ref, twin.ref, now=self.now)
         if matches.twins:
-            running = store.running_tries(self.connection)
+            running = attempts_running.running_tries(self.connection)
         gone = {twin.ref for _, twin in matches.twins}
         sighted = {life.ref: (sighting, life) for sighting, life in matches.pairs}
         revived = [life for _, life in matches.pairs if life.ended_at is not None and life not in lives]

@@ -11,9 +11,9 @@ task process pays for it.
 
 from __future__ import annotations
 
-from airflow_worker_insight.identity.asking import ask
 from airflow_worker_insight.identity.conditions import conditions
 from airflow_worker_insight.identity.process import process_id as _process_id
+from airflow_worker_insight.identity.safe_call import ask
 from airflow_worker_insight.identity.worker import Worker, local_worker, whoami
 
 __all__ = ["Worker", "conditions", "local_worker", "process_id", "whoami"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypedDict
 
-from airflow_worker_insight.identity import engines, machine, process
-from airflow_worker_insight.identity.asking import ask
+from airflow_worker_insight.identity import detection, machine, process
 from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.safe_call import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -77,23 +77,23 @@ def running_beside(main_pid: int | None, lineage: Sequence[Process], proc: str =
         return None
     at = pids.index(main_pid)
     # With the start method "forkserver" a server stands between a scheduler and its workers.
-    if at > 1 and engines.is_fork_server(lineage[at - 1].argv):
+    if at > 1 and detection.is_fork_server(lineage[at - 1].argv):
         at -= 1
     parent, own = lineage[at], lineage[at - 1]
     others = [child for child in process.children(parent.pid, proc) if child != own.pid]
     if not others:
         return 0
     if len(others) < MOST_CHILDREN:
-        if engines.is_task(own.argv):
+        if detection.is_task(own.argv):
             return sum(_is_task(other, proc) for other in others)
-        if engines.holds_tasks(own.argv):
+        if detection.holds_tasks(own.argv):
             return sum(_has_a_task(other, proc) for other in others)
     return None
 
 
 def _is_task(pid: int, proc: str) -> bool:
     try:
-        return engines.is_task(process.argv(pid, proc))
+        return detection.is_task(process.argv(pid, proc))
     except OSError:  # it has just ended
         return False
 
@@ -101,7 +101,7 @@ def _is_task(pid: int, proc: str) -> bool:
 def _has_a_task(pid: int, proc: str) -> bool:
     try:
         # Without a child it is idle: then the title is that of its last try.
-        return process.has_children(pid, proc) and engines.holds_tasks(process.argv(pid, proc))
+        return process.has_children(pid, proc) and detection.holds_tasks(process.argv(pid, proc))
     except OSError:
         return False
 

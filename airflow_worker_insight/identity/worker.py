@@ -19,9 +19,9 @@ from airflow_worker_insight.domain.names import (
     parse_labels,
     word,
 )
-from airflow_worker_insight.identity import engines, machine, process, versions
-from airflow_worker_insight.identity.asking import ask
+from airflow_worker_insight.identity import detection, machine, process, versions
 from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.safe_call import ask
 
 if TYPE_CHECKING:
     from typing import Any
@@ -87,7 +87,7 @@ def whoami(
     """
     host = _host()
     nothing: dict[str, str] = {}
-    nobody = (_id("unknown", host), engines.Found("unknown", host, None), nothing)
+    nobody = (_id("unknown", host), detection.Found("unknown", host, None), nothing)
     return _described(
         ask(lambda: _identify(host, executor), nobody), host, hostname=hostname, name=name, labels=labels, image=image
     )
@@ -108,20 +108,20 @@ def local_worker(
     host = _host()
     around = _surroundings(host, "LocalExecutor")
     full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", NAME_LENGTH)
-    found = engines.Found("local", full_name, next(iter(around.lineage), None), is_one_of_several=True)
+    found = detection.Found("local", full_name, next(iter(around.lineage), None), is_one_of_several=True)
     worker = _described(
-        (_life(found, around), found, engines.kubernetes_labels(around)),
+        (_life(found, around), found, detection.kubernetes_labels(around)),
         host,
         hostname=hostname,
         name=name,
         labels=labels,
         image=image,
     )
-    return worker, engines.local_worker_environment(full_name, os.getpid())
+    return worker, detection.local_worker_environment(full_name, os.getpid())
 
 
 def _described(
-    identified: tuple[str, engines.Found, dict[str, str]],
+    identified: tuple[str, detection.Found, dict[str, str]],
     host: str,
     *,
     hostname: str | None,
@@ -149,7 +149,7 @@ def _host() -> str:
     return ask(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
 
 
-def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_namespace: str) -> str:
+def life(found: detection.Found, around: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
     """Return the ID of this life of the worker: a digest of what stays the same as long as it lives.
 
     The worker's name is not part of it where the main process is known. Two workers never share one, but for the named
@@ -167,15 +167,15 @@ def life(found: engines.Found, around: engines.Surroundings, boot_id: str, pid_n
     return _id(found.kind, *here, first.start if first else "", found.name)
 
 
-def _identify(host: str, executor: object) -> tuple[str, engines.Found, dict[str, str]]:
+def _identify(host: str, executor: object) -> tuple[str, detection.Found, dict[str, str]]:
     """Return the worker's ID, the worker, and the labels that its surroundings give it."""
     around = _surroundings(host, executor)
-    found = engines.recognise(around)
-    return _life(found, around), found, engines.kubernetes_labels(around)
+    found = detection.recognise(around)
+    return _life(found, around), found, detection.kubernetes_labels(around)
 
 
-def _surroundings(host: str, executor: object) -> engines.Surroundings:
-    return engines.Surroundings(
+def _surroundings(host: str, executor: object) -> detection.Surroundings:
+    return detection.Surroundings(
         lineage=ask(process.lineage, []),
         environ=os.environ,
         modules=sys.modules,
@@ -185,7 +185,7 @@ def _surroundings(host: str, executor: object) -> engines.Surroundings:
     )
 
 
-def _life(found: engines.Found, around: engines.Surroundings) -> str:
+def _life(found: detection.Found, around: detection.Surroundings) -> str:
     return life(found, around, process.boot_id(), process.pid_namespace())
 
 

@@ -23,9 +23,9 @@ from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.reasons import WAITING
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.listing import can_be_ids
-from airflow_worker_insight.store.planning import are_among, is_among, upsert_many
+from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.attempts.search import can_be_ids
+from airflow_worker_insight.store.dialects import are_among, is_among, upsert_many
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
-        select(placement, airflow_tries.run_began(run).label("run_began_at"))
+        select(placement, airflow_history.run_began(run).label("run_began_at"))
         .select_from(placement.outerjoin(run, and_(*same_run)))
         .where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
     )
@@ -208,7 +208,7 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     return {
         row.try_number: _placement(row)
         for row in rows
-        if row.dag_id == key.dag_id and airflow_tries.is_of_run(row.placed_at, row.run_began_at)
+        if row.dag_id == key.dag_id and airflow_history.is_of_run(row.placed_at, row.run_began_at)
     }
 
 
@@ -223,7 +223,7 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
             select(
                 *_key(placement),
                 *(placement.c.reason, placement.c.detail, placement.c.placed_at),
-                airflow_tries.run_began(run).label("run_began_at"),
+                airflow_history.run_began(run).label("run_began_at"),
             )
             .select_from(placement.outerjoin(run, and_(*same_run)))
             .where(are_among(connection, _key(placement), batch))
@@ -231,7 +231,7 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
         found |= {
             asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
             for row in rows
-            if airflow_tries.is_of_run(row.placed_at, row.run_began_at)
+            if airflow_history.is_of_run(row.placed_at, row.run_began_at)
         }
     return found
 
@@ -295,7 +295,7 @@ def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], lim
     ).all()
     readable = frozenset(dag_ids)
     placed = [_placement(row) for row in rows if row.dag_id in readable]
-    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
+    states = airflow_history.tries_of_task_instances(connection, [one.key for one in placed])
     waiting = [one for one in placed if one.key in states and states[one.key].state == "queued"]
     return waiting[:limit], len(waiting)
 
@@ -408,7 +408,7 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
         return {}
     # By Airflow's own tries: a Dag run that was deleted and made again has the names of what failed before.
     tries = {
-        row_key: one for row_key, one in airflow_tries.tries_by_row(connection, keys).items() if one.key in earlier
+        row_key: one for row_key, one in airflow_history.tries_by_row(connection, keys).items() if one.key in earlier
     }
     known = {one.key: one for one in tries.values()}
     ran: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
@@ -480,7 +480,7 @@ def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: dat
 
     A scheduler gives back the places of its own; this is for those whose scheduler died.
 
-    :param running: see :func:`.lives.running_on`
+    :param running: see :func:`.running.running_on`
     :param settled: what was placed later is left alone
     """
     placed = open_placements(connection)
@@ -492,7 +492,7 @@ def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: dat
 
 def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[TryKey, datetime]:
     """Return when those of these tries were placed that neither wait nor run any more, as far as Airflow knows."""
-    states = airflow_tries.tries_of_task_instances(connection, [one.key for one in placed])
+    states = airflow_history.tries_of_task_instances(connection, [one.key for one in placed])
     return {
         one.key: one.placed_at
         for one in placed
@@ -553,7 +553,7 @@ def _placed_by_name(connection: Connection, runs: Collection[DagRunRef]) -> tupl
         key = (row.run_key, row.task_key, row.try_number)
         if row.task_key != task_key(row.task_id, row.map_index):
             continue
-        if airflow_tries.is_of_run(row.placed_at, began[row.run_key]):
+        if airflow_history.is_of_run(row.placed_at, began[row.run_key]):
             placed[key] = row
         else:
             of_deleted.append(key)

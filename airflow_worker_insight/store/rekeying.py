@@ -15,8 +15,9 @@ from sqlalchemy import and_, bindparam, delete, func, select, text, update
 
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.keys import run_key, task_key
-from airflow_worker_insight.store import airflow_tries, closing
-from airflow_worker_insight.store.airflow_tries import is_of_run
+from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.airflow_history import is_of_run
+from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.tables import attempt
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.closing import Recorded
+    from airflow_worker_insight.store.attempts.close import Recorded
 
 RUNS = 200
 """Dag runs that are read at once, and looked up by their names."""
@@ -118,7 +119,7 @@ def rekey_step(connection: Connection, after: int) -> int | None:
 
     :param after: the row ID of the last Dag run of the step before, at first 0
     """
-    runs = airflow_tries.runs_after(connection, after, limit=RUNS)
+    runs = airflow_history.runs_after(connection, after, limit=RUNS)
     if not runs:
         return None
     by_key = {run_key(run.dag_id, run.run_id): run for run in runs}
@@ -137,8 +138,8 @@ def rekey_step(connection: Connection, after: int) -> int | None:
         part.append(run)
     recorded = [run for run in part if run.row_id in tries_of]
     if recorded:
-        tries = airflow_tries.tries_of_runs(connection, recorded)
-        rekey(connection, recorded, tries, closing.recorded_tries(connection, recorded))
+        tries = airflow_history.tries_of_runs(connection, recorded)
+        rekey(connection, recorded, tries, close.recorded_tries(connection, recorded))
     return part[-1].row_id
 
 

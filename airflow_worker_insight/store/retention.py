@@ -8,7 +8,7 @@ removed in small batches, each in a transaction of its own.
 row first and then looks for tries that name it. Those who write tries meanwhile are of three sorts:
 
 - The usual start of a try takes no lock on its worker's row, where all of a busy worker would queue. Instead it writes
-  only while the row says that the worker was seen within the last hour (:data:`~.recording.FRESH`). Here no worker is
+  only while the row says that the worker was seen within the last hour (:data:`~.start.FRESH`). Here no worker is
   removed that was seen within a day (:data:`SETTLED`), and that time is only ever set to the present. So such a start
   and a removal would have to overlap for 23 hours, or the clocks of two hosts to be as far apart.
 - Any other start locks the worker's row until the try is written: the removal passes such a row by, or the start waits
@@ -34,8 +34,8 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.dialects import are_among, changed_rows, do_not_compile
 from airflow_worker_insight.store.locks import be_the_only_writer
-from airflow_worker_insight.store.planning import are_among, changed_rows, do_not_compile
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _airflow_has(row: Any) -> Any:
         run,
         run.c.dag_id == row.c.dag_id,
         run.c.run_id == row.c.run_id,
-        # As airflow_tries.run_began, in words that SQLite's parser has room for.
+        # As airflow_history.run_began, in words that SQLite's parser has room for.
         run.c.clear_number == 0,
         run.c.start_date > row.c.started_at,
     )

@@ -11,8 +11,13 @@ from airflow_worker_insight import compat, config
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.store import availability, placements, reading, worker_tries, workers
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.attempts import by_worker
+from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers import availability, freshness
+from airflow_worker_insight.store.workers import counts as worker_counts
+from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.web import database
 from airflow_worker_insight.web.address import SEEN, WINDOWS, BadAddress
 from airflow_worker_insight.web.view import attempts as attempts_view
@@ -75,7 +80,7 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
     :param sees_workers: whether the reader may see how workers fare and how much runs on them
     """
     with database.reading() as connection:
-        attempts = reading.task_instance_attempts(
+        attempts = attempt_queries.task_instance_attempts(
             connection,
             dag_id=address.dag_id,
             run_id=address.run_id,
@@ -83,16 +88,16 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
             map_index=address.map_index,
         )
         worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
-        lives = workers.get_workers(connection, worker_ids) if sees_workers else {}
+        lives = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
         # Of a task instance that nobody knows nothing was placed either.
         kept = {
             one.try_number: placements.Why(one.placement, one.placement_detail)
             for one in attempts
             if one.placement is not None
         }
-        placed = placements.why(connection, reading.key_of(attempts[0]), kept) if attempts else {}
+        placed = placements.why(connection, attempt_queries.key_of(attempts[0]), kept) if attempts else {}
     if not sees_workers:
-        attempts = [reading.without_neighbours(one) for one in attempts]
+        attempts = [attempt_queries.without_neighbours(one) for one in attempts]
         # The line names workers that the try has nothing to do with.
         placed = {number: replace(one, detail=None) for number, one in placed.items()}
     return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc), placed=placed)
@@ -102,33 +107,33 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = workers.narrowed(connection, _worker_filter(address, now))
+        filters = worker_queries.narrowed(connection, _worker_filter(address, now))
         rows: list[WorkerRow] = []
         total = 0
         groups: list[Group] = []
         if address.group:
-            groups, total = workers.group_workers(
+            groups, total = worker_counts.group_workers(
                 connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
             )
         else:
-            rows, total = workers.list_workers(
+            rows, total = worker_queries.list_workers(
                 connection, filters, order_by=address.order, limit=workers_view.PAGE_SIZE, offset=address.offset
             )
         listing = workers_view.Listing(
             rows=rows,
             total=total,
             groups=groups,
-            counts=workers.count_states(connection, filters),
-            decisions=workers.decisions(connection, [row for row in rows if row.availability != "available"]),
-            label_keys=workers.label_keys(connection),
+            counts=worker_counts.count_states(connection, filters),
+            decisions=worker_queries.decisions(connection, [row for row in rows if row.availability != "available"]),
+            label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
-            engines=workers.list_engines(connection),
+            engines=freshness.list_engines(connection),
         )
     return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
 
 
 def _any_worker(connection: Connection) -> bool:
-    return bool(workers.list_workers(connection, WorkerFilter(), limit=1, offset=0)[0])
+    return bool(worker_queries.list_workers(connection, WorkerFilter(), limit=1, offset=0)[0])
 
 
 def _worker_filter(address: WorkersAddress, now: datetime) -> WorkerFilter:
@@ -159,30 +164,30 @@ def worker_page(
     if not _WORKER_ID.fullmatch(worker_id):
         return None
     with database.reading() as connection:
-        row = workers.get_worker(connection, worker_id)
+        row = worker_queries.get_worker(connection, worker_id)
         if row is None:
             return None
         now = database_now(connection)
         since, until = timeline.window(address, row, now)
         first, last = timeline.chart_window(address, row, now)
-        drawn = worker_tries.stays_between(
+        drawn = by_worker.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
         life = worker.Life(
             row=row,
-            is_whole=reading.are_all_dags(connection, dag_ids),
-            changes=workers.changes(connection, row, limit=worker.MAX_CHANGES),
-            decision=workers.decisions(connection, [row]).get(row.ref),
-            others=[] if row.host_only else workers.other_lives(connection, row, limit=worker.MAX_LIVES),
-            running=worker_tries.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            is_whole=attempt_queries.are_all_dags(connection, dag_ids),
+            changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
+            decision=worker_queries.decisions(connection, [row]).get(row.ref),
+            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_LIVES),
+            running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             taken=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
-            struck=worker_tries.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            struck=by_worker.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=drawn[: timeline.MAX_TRIES],
             is_cut=len(drawn) > timeline.MAX_TRIES,
-            outcomes=worker_tries.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
-            attempts=reading.find_attempts(
+            outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
+            attempts=attempt_queries.find_attempts(
                 connection,
                 AttemptFilter(worker_id=row.worker_id),
                 dag_ids=dag_ids,
@@ -228,7 +233,7 @@ def attempts_page(
     """
     with database.reading() as connection:
         now = database_now(connection)
-        found = reading.find_attempts(
+        found = attempt_queries.find_attempts(
             connection,
             _attempt_filter(connection, address, now),
             dag_ids=dag_ids,
@@ -236,7 +241,7 @@ def attempts_page(
             offset=address.offset,
         )
     if not sees_workers:
-        found = replace(found, attempts=[reading.without_neighbours(one) for one in found.attempts])
+        found = replace(found, attempts=[attempt_queries.without_neighbours(one) for one in found.attempts])
     return attempts_view.build_attempts_page(
         address, found, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
@@ -247,7 +252,7 @@ def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datet
     length = WINDOWS[address.window]
     if since is None and until is None and length is not None:
         since = now - length
-    named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    named = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
     return AttemptFilter(
         dag_id=address.dag_id or None,
         run_id=address.run_id or None,
@@ -269,7 +274,7 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
     """
     with database.reading() as connection:
         now = database_now(connection)
-        named = workers.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        named = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
         filters = PlacementFilter(
             state=address.state or None,
             dag_id=address.dag_id or None,
@@ -292,7 +297,7 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
 
 def _cannot_be_seen(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
     """Say why Celery's workers cannot be seen; local workers are their scheduler's own."""
-    celery = next((one for one in workers.list_engines(connection) if one.name == "celery"), None)
+    celery = next((one for one in freshness.list_engines(connection) if one.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
     return waiting.cannot_be_seen(

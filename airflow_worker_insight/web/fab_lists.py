@@ -26,7 +26,8 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, WorkerFilter
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
-from airflow_worker_insight.store import reading, workers
+from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.web import database, words
 from airflow_worker_insight.web.address import BadAddress
 from airflow_worker_insight.web.fab import Reader, in_airflows_page, page, route, urls
@@ -217,7 +218,7 @@ class Workers(_Store):
             last_seen_at_lte=asked.get("last_seen_at_lte"),
         )
         with database.reading() as connection:
-            found, total = workers.list_workers(
+            found, total = worker_queries.list_workers(
                 connection, filters, order_by=order or "name", limit=limit, offset=offset
             )
         return total, [_worker(one) for one in found]
@@ -254,7 +255,9 @@ class Attempts(_Store):
         )
         dag_ids = reader.readable_dag_ids()
         with database.reading() as connection:
-            found, total = reading.list_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
+            found, total = attempt_queries.list_attempts(
+                connection, filters, dag_ids=dag_ids, limit=limit, offset=offset
+            )
         url = urls(reader)
         return total, [_attempt(one, url) for one in found]
 

@@ -19,9 +19,13 @@ from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
 from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.domain.reasons import REASONS
-from airflow_worker_insight.store import availability, placements, reading, workers
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.workers import availability, freshness
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers import services as workers_services
 from airflow_worker_insight.web import database
 
 if TYPE_CHECKING:
@@ -512,7 +516,7 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers
     with database.reading() as connection:
         found = _attempts(connection, query, query.filters(), dag_ids)
     if not sees_workers:
-        found["attempts"] = [reading.without_neighbours(one) for one in found["attempts"]]
+        found["attempts"] = [attempt_queries.without_neighbours(one) for one in found["attempts"]]
     return found
 
 
@@ -561,17 +565,17 @@ def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: 
 def _attempts(
     connection: Connection, query: WorkerAttemptQuery, filters: AttemptFilter, dag_ids: Collection[str]
 ) -> dict[str, Any]:
-    page = reading.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
+    page = attempt_queries.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
     return {"attempts": page.attempts, "total_entries": page.total, "total_is_exact": page.total_is_exact}
 
 
 def list_workers(query: WorkerQuery) -> dict[str, Any]:
     """Return the fields of a :class:`WorkersResponse`."""
     with database.reading() as connection:
-        rows, total = workers.list_workers(
+        rows, total = worker_queries.list_workers(
             connection, query.filters(), order_by=query.order_by, limit=query.limit, offset=query.offset
         )
-        decisions = workers.decisions(connection, rows)
+        decisions = worker_queries.decisions(connection, rows)
     return {
         "workers": [worker_fields(row, decisions.get(row.ref)) for row in rows],
         "total_entries": total,
@@ -617,7 +621,7 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
 def list_services(query: ServiceQuery) -> dict[str, Any]:
     """Return the fields of a :class:`ServicesResponse`."""
     with database.reading() as connection:
-        services, total = workers.list_services(
+        services, total = workers_services.list_services(
             connection, kind=query.kind, state=query.state, limit=query.limit, offset=query.offset
         )
     return {"services": services, "total_entries": total, "total_is_exact": total < MAX_TOTAL}
@@ -634,7 +638,7 @@ def health(*, with_engines: bool) -> dict[str, Any]:
         engines = []
         if schema is Schema.READY:
             with database.reading() as connection:
-                engines = workers.list_engines(connection)
+                engines = freshness.list_engines(connection)
     return {
         "status": "healthy" if schema is Schema.READY else "unhealthy",
         "version": __version__,
@@ -646,15 +650,15 @@ def health(*, with_engines: bool) -> dict[str, Any]:
 
 
 def _row(connection: Connection, worker_id: str) -> WorkerRow:
-    row = workers.get_worker(connection, worker_id)
+    row = worker_queries.get_worker(connection, worker_id)
     if row is None:
         raise NoSuchWorker
     return row
 
 
 def _one_worker(connection: Connection, row: WorkerRow) -> dict[str, Any]:
-    decision = workers.decisions(connection, [row]).get(row.ref)
-    return {**worker_fields(row, decision), "changes": workers.changes(connection, row, limit=MAX_CHANGES)}
+    decision = worker_queries.decisions(connection, [row]).get(row.ref)
+    return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
 
 
 def worker_fields(row: WorkerRow, decision: Change | None) -> dict[str, Any]:

@@ -116,9 +116,9 @@ def _any_machine_is_fast_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_worker_was_seen_before() -> None:
     """Each test has a database of its own, so what this process remembers of another's does not count."""
-    from airflow_worker_insight.store import recording
+    from airflow_worker_insight.store.attempts import start
 
-    recording._seen.clear()
+    start._seen.clear()
 
 
 @pytest.fixture(scope="session")

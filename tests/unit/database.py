@@ -22,7 +22,9 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import DagRunRef, StartedTry
 from airflow_worker_insight.domain.keys import TryKey, instance_key
 from airflow_worker_insight.domain.workers import WorkerRecord
-from airflow_worker_insight.store import airflow_tries, closing, recording
+from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.attempts import close as attempts_close
+from airflow_worker_insight.store.attempts import start
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
@@ -275,7 +277,7 @@ def _try_id(key: TryKey) -> uuid.UUID:
 
 def instance_of(connection: Connection, key: TryKey) -> int:
     """Return the key of the task instance of a try: of Airflow's own where it has one, else of one that it had."""
-    known = airflow_tries.tries_by_row(connection, [key]).values()
+    known = airflow_history.tries_by_row(connection, [key]).values()
     found = next((one.instances[0] for one in known if one.key == key), None)
     if found is not None:
         return found
@@ -293,13 +295,13 @@ def record_start(
 ) -> None:
     """Write that a process of a try started on a worker: the try that Airflow has by these names, if it has one."""
     started = StartedTry(key, instance_of(connection, key), try_started_at, state)
-    recording.record_start(connection, started, record, **others)
+    start.record_start(connection, started, record, **others)
 
 
 def close(connection: Connection, run: DagRunRef) -> None:
     """Write the ends of all tries of a Dag run as Airflow has them."""
-    tries = airflow_tries.tries_of_runs(connection, [run])
-    closing.close_tries(connection, [(one.row_keys[0], one) for one in tries])
+    tries = airflow_history.tries_of_runs(connection, [run])
+    attempts_close.close_tries(connection, [(one.row_keys[0], one) for one in tries])
 
 
 def change_try(connection: Connection, key: TryKey, **values: Any) -> None:

@@ -94,14 +94,22 @@ OWN_2 = OWN | {
     "airflow_worker_insight.metrics",
     "airflow_worker_insight.capture.counters",
     "airflow_worker_insight.capture.direct",
-    "airflow_worker_insight.store",
-    "airflow_worker_insight.domain.reasons",
+    "airflow_worker_insight.domain.attempts",
+    "airflow_worker_insight.domain.clock",
     "airflow_worker_insight.domain.keys",
-    "airflow_worker_insight.store.locks",
-    "airflow_worker_insight.store.planning",
-    "airflow_worker_insight.store.recording",
+    "airflow_worker_insight.domain.limits",
+    "airflow_worker_insight.domain.reasons",
+    "airflow_worker_insight.domain.states",
+    "airflow_worker_insight.domain.workers",
+    "airflow_worker_insight.store",
+    "airflow_worker_insight.store.attempts",
+    "airflow_worker_insight.store.attempts.start",
+    "airflow_worker_insight.store.dialects",
     "airflow_worker_insight.store.session",
     "airflow_worker_insight.store.tables",
+    "airflow_worker_insight.store.workers",
+    "airflow_worker_insight.store.workers.names",
+    "airflow_worker_insight.store.workers.upsert",
 }
 
 
@@ -197,7 +205,7 @@ def test_the_command_loads_nothing_before_it_runs() -> None:
 
 
 def test_no_driver_is_asked_how_many_rows_were_written() -> None:
-    """They disagree: `store.planning.changed_rows` and `rows_written` know which can be believed."""
+    """They disagree: `store.dialects.changed_rows` and `rows_written` know which can be believed."""
     asking = [
         path.relative_to(ROOT).as_posix()
         for path in sorted((ROOT / "airflow_worker_insight").rglob("*.py"))
@@ -206,7 +214,7 @@ def test_no_driver_is_asked_how_many_rows_were_written() -> None:
             for node in ast.walk(ast.parse(path.read_text()))
         )
     ]
-    assert asking == ["airflow_worker_insight/store/planning.py"]
+    assert asking == ["airflow_worker_insight/store/dialects.py"]
 
 
 @pytest.mark.skipif(

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import select, text
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.store import census, migrate, session
+from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers import counts as worker_counts
 from tests.unit.database import on_postgresql
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def as_ours(source: str) -> Callable[[], None]:
     """Return code as if it stood in a module of the package."""
     found: dict[str, Callable[[], None]] = {}
     code = compile(f"def act():\n    {source}", f"{migrate.__file__.removesuffix('migrate.py')}sloppy.py", "exec")
-    exec(code, {"compat": compat, "session": session, "census": census, "text": text}, found)
+    exec(code, {"compat": compat, "session": session, "census": worker_counts, "text": text}, found)
     return found["act"]
 
 
@@ -78,7 +79,7 @@ def test_in_somebody_elses_transaction_bounds_end_with_the_savepoint(
 
     def store(connection: Connection, *, fail: bool) -> None:
         with session.savepoint(connection, session.START) as bounded:
-            census.count_workers(bounded)
+            worker_counts.count_workers(bounded)
             if fail:
                 raise ValueError
 
@@ -91,7 +92,7 @@ def test_in_somebody_elses_transaction_bounds_end_with_the_savepoint(
             except ValueError:
                 assert fail
             assert caught(unbounded_statements) == []
-            census.count_workers(connection)
+            worker_counts.count_workers(connection)
             (statement,) = caught(unbounded_statements)
             assert worker.name in statement
 
@@ -108,9 +109,9 @@ def test_what_is_ours_and_bounded_or_not_ours_is_none_of_its_business(
     database: Database, unbounded_statements: UnboundedStatements
 ) -> None:
     with session.reading(session.PAGE) as connection:
-        census.count_workers(connection)
+        worker_counts.count_workers(connection)
     with database.engine.connect() as connection:
-        census.count_workers(connection)
+        worker_counts.count_workers(connection)
         connection.execute(select(worker))
     as_ours("with compat.engine().connect() as connection: connection.execute(text('SELECT 1 FROM dag_run'))")()
     assert caught(unbounded_statements) == []

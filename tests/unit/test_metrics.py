@@ -18,10 +18,10 @@ from airflow_worker_insight import compat, metrics
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import stats as airflow_stats
 from airflow_worker_insight.fleet import gauges
-from airflow_worker_insight.store import census
-from airflow_worker_insight.store.census import Load
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers import counts as worker_counts
+from airflow_worker_insight.store.workers.counts import Load
 from tests.unit.database import Database, a_worker
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def test_each_is_documented_and_nothing_else_is() -> None:
 
 
 def add(connection: Connection, worker_id: str, **columns: Any) -> None:
-    from airflow_worker_insight.store.recording import upsert_worker
+    from airflow_worker_insight.store.workers.upsert import upsert_worker
 
     now = database_now(connection)
     upsert_worker(connection, a_worker(worker_id, kind=columns.pop("kind", "celery")), now=now)
@@ -265,10 +265,10 @@ def test_workers_are_counted_by_kind_and_state(database: Database) -> None:
         add(connection, "c-3", state="unresponsive")
         add(connection, "e-1", kind="edge", state="lost", ended_at=now)
         # Who left in order, or was lost long ago, or of whom nothing is known, is no news.
-        add(connection, "e-2", kind="edge", state="lost", ended_at=now - 2 * census.LATELY)
+        add(connection, "e-2", kind="edge", state="lost", ended_at=now - 2 * worker_counts.LATELY)
         add(connection, "l-1", kind="local", state="offline", ended_at=now)
         add(connection, "x-1", kind="other", state=None)
-        assert census.count_workers(connection) == {
+        assert worker_counts.count_workers(connection) == {
             ("celery", "online"): 2,
             ("celery", "unresponsive"): 1,
             ("celery", "lost"): 0,
@@ -283,7 +283,7 @@ def test_the_load_of_those_who_live_is_read(database: Database) -> None:
         add(connection, "c-1", state="online", running=2, concurrency=4)
         add(connection, "c-2", state="lost", running=1)
         add(connection, "c-3", state="unresponsive")
-        assert census.loads(connection) == [Load("c-1@host-1", 2, 4), Load("c-3@host-1", None, None)]
+        assert worker_counts.loads(connection) == [Load("c-1@host-1", 2, 4), Load("c-3@host-1", None, None)]
 
 
 def test_a_gauge_of_a_kind_that_is_gone_becomes_zero(sent: Sent) -> None:

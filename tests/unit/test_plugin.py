@@ -10,6 +10,7 @@ import pytest
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import listener, quiet, run_listener
 from airflow_worker_insight.compat import fab as airflow_fab
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.plugin import WorkerInsightPlugin
 from airflow_worker_insight.web.rendering import STATIC
 from airflow_worker_insight.web.urls import URL_PREFIX
@@ -51,14 +52,14 @@ def run_airflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("process", ["in_server_process", "in_task_process"])
 def test_listeners_are_handed_over_where_they_are_called(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
-    monkeypatch.setattr(compat, process, lambda: True)
+    monkeypatch.setattr(task_runtime, process, lambda: True)
     assert WorkerInsightPlugin().listeners == [listener, run_listener, quiet]
 
 
 def test_no_listener_where_people_parse_dags(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow refuses some Dags as soon as there is any listener, also in a command or in a test of the Dags."""
     for process in ("in_server_process", "in_task_process"):
-        monkeypatch.setattr(compat, process, lambda: False)
+        monkeypatch.setattr(task_runtime, process, lambda: False)
     assert WorkerInsightPlugin().listeners == []
 
 

@@ -55,7 +55,7 @@ FORGET_SECONDS = 10.0
 """How long removing goodbyes from one broker may take."""
 
 ALL_SECONDS = 50.0
-"""How long the looks at all brokers may take: whoever looks has less than ``lives.LOOK_TAKES`` until another may."""
+"""How long the looks at all brokers may take: whoever looks has less than ``leases.LOOK_TAKES`` until another may."""
 
 MAX_ANSWERS = 20_000
 """Answers, and goodbyes, that one look reads."""

@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, PLAIN_LOCAL, clean, is_named_local
 from airflow_worker_insight.domain.states import JOBS
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.store.lives import named_local_lives
+from airflow_worker_insight.store.workers.instances import named_local_lives
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.states import TRIES
 from airflow_worker_insight.fleet.sighting import Look, Sighting
-from airflow_worker_insight.store.lives import lives_by_ref, running_tries
+from airflow_worker_insight.store.attempts.running import running_tries
+from airflow_worker_insight.store.workers.instances import lives_by_ref
 
 if TYPE_CHECKING:
     from airflow_worker_insight.fleet.sighting import View

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRow
-    from airflow_worker_insight.store.worker_tries import Outcomes, Stay
+    from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.web.address import WorkerAddress
 
 MAX_TRIES = 2000

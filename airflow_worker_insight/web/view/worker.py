@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
     from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
-    from airflow_worker_insight.store.worker_tries import Outcomes, Stay
     from airflow_worker_insight.web.address import WorkerAddress
 
 PAGE_SIZE = 25

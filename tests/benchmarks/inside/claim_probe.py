@@ -21,7 +21,7 @@ from sqlalchemy import text
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.validation import worker_record
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 
 DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "manual__2026-03-01T00:00:00+00:00", "transform_partitions"
 ORDINARY_KEY = "an_ordinary_key_of_the_same_length"[: len(REPORT_KEY)]

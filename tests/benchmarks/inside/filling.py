@@ -11,8 +11,8 @@ from sqlalchemy import text
 from airflow_worker_insight.domain.attempts import AirflowTry, Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey, instance_key
 from airflow_worker_insight.domain.workers import WorkerRecord
-from airflow_worker_insight.store import closing
-from airflow_worker_insight.store.recording import record_start
+from airflow_worker_insight.store.attempts import close as attempts_close
+from airflow_worker_insight.store.attempts.start import record_start
 from airflow_worker_insight.store.tables import attempt, worker
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
         for one in tries
         for at in [key(one)]
     ]
-    closing.close_tries(connection, [(one.row_keys[0], one) for one in ended])
+    attempts_close.close_tries(connection, [(one.row_keys[0], one) for one in ended])
 
 
 def stored(connection: Connection, column: str, value: str) -> Any:

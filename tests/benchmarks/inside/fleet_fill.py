@@ -29,8 +29,8 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.states import engine_of
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, engine, start_slot, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,9 +23,9 @@ from sqlalchemy import text
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter
-from airflow_worker_insight.store import reading
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -198,14 +198,16 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
     def panel(row: Any) -> Callable[[], object]:
         dag_id, run_id, task_id, map_index = row
         return lambda: expect(
-            reading.task_instance_attempts(
+            attempt_queries.task_instance_attempts(
                 connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
             )
         )
 
     def page(offset: int = 0, **filters: Any) -> Callable[[], object]:
         return lambda: expect(
-            reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=all_dags, limit=50, offset=offset)[0]
+            attempt_queries.list_attempts(
+                connection, AttemptFilter(**filters), dag_ids=all_dags, limit=50, offset=offset
+            )[0]
         )
 
     numbers = range(lists + 2)

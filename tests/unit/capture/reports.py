@@ -54,7 +54,7 @@ class RunningTry:
 
 def a_running_try(database: Database, task_id: str = "extract", map_index: int = -1, **others: Any) -> RunningTry:
     """Store a try that runs, in the Dag run that the first one made."""
-    from airflow_worker_insight.store.airflow_tries import find_run
+    from airflow_worker_insight.store.airflow_history import find_run
 
     try_id = uuid.uuid4()
     known = {"state": "running", "started_at": at(10), "ended_at": None, **others}

@@ -10,8 +10,8 @@ from airflow_worker_insight.capture import backfill
 from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
 from airflow_worker_insight.capture.reconcile import Outcome
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.store import closing
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.attempts import close
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at
 
 if TYPE_CHECKING:
@@ -69,20 +69,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(database: Database, history
 def test_a_batch_that_fails_leaves_the_earlier_ones_done(
     database: Database, history: list[DagRunRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = closing.add_tries
+    real = close.add_tries
 
     def fail_at_run_4(connection: object, rows: list[tuple[object, ...]]) -> None:
         real(connection, rows)  # type: ignore[arg-type]
         if "run-4" in str(rows):
             raise RuntimeError("the database is gone")
 
-    monkeypatch.setattr(closing, "add_tries", fail_at_run_4)
+    monkeypatch.setattr(close, "add_tries", fail_at_run_4)
     done: list[Progress] = []
     with pytest.raises(RuntimeError):
         done.extend(reconcile_selected(Selection(), installed_at=at(1000)))
     assert recorded(database) == ["run-0", "run-1", "run-2"]
 
-    monkeypatch.setattr(closing, "add_tries", real)
+    monkeypatch.setattr(close, "add_tries", real)
     list(reconcile_selected(Selection(after=history[2].row_id), installed_at=at(1000)))
     assert recorded(database) == [run.run_id for run in history]
 
@@ -104,7 +104,7 @@ def test_the_installation_divides_the_history(database: Database, history: list[
 
 def test_installed_is_when_the_first_worker_reported(database: Database) -> None:
     with database.engine.begin() as connection:
-        closing.ensure_hosts(connection, [host_worker("host-1", "celery")], now=at(-99))
+        close.ensure_hosts(connection, [host_worker("host-1", "celery")], now=at(-99))
         upsert_worker(connection, a_worker("second"), now=at(5))
         upsert_worker(connection, a_worker("first"), now=NOON)
     assert installed_at() == NOON

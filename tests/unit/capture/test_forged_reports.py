@@ -17,11 +17,13 @@ from airflow_worker_insight.fleet import refresh as fleet
 from airflow_worker_insight.fleet.refresh import refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.fleet.states import TOLD_ONLY
-from airflow_worker_insight.store import availability, recording, workers
-from airflow_worker_insight.store.availability import set_availability
+from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.lives import merge, register
 from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers import availability
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers.availability import set_availability
+from airflow_worker_insight.store.workers.instances import merge, register
 from tests.unit.capture.reports import RunningTry, a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import Database, on_both
 
@@ -97,8 +99,8 @@ def found(database: Database, node: str) -> dict[str, Any]:
 def placed_among(database: Database) -> dict[str, str]:
     """Return the workers that an executor chooses among, and what is decided of each."""
     with database.engine.connect() as connection:
-        living, trouble = workers.living(connection, "celery")
-        withheld = workers.withheld(connection)
+        living, trouble = worker_queries.living(connection, "celery")
+        withheld = worker_queries.withheld(connection)
     assert trouble is None
     assert all(withheld.get(one.ref, "available") == one.availability for one in living)
     return {one.known_as: one.availability for one in living}
@@ -314,7 +316,7 @@ def test_it_cannot_silence_a_worker_by_giving_its_id_first(
         push(forging, report(forging))
     assert named(database) == {"forging": ["made up"], **{f"real-{number}": ["w1@host-1"] for number in range(3)}}
     with database.engine.connect() as connection:
-        one = workers.get_worker(connection, "celery-w1")
+        one = worker_queries.get_worker(connection, "celery-w1")
     assert one is not None
     assert one.engine_name == "w1@host-1"
     assert len(database.workers()) == 3
@@ -394,8 +396,8 @@ def test_it_cannot_take_workers_out_of_work_by_the_quarantine_of_another_one(
             "w2@host-2": "available",
         }
         with database.engine.connect() as connection:
-            listed, _ = workers.list_workers(connection, WorkerFilter(), limit=50, offset=0)
-            read = workers.get_worker(connection, found(database, "w1@host-1")["worker_id"])
+            listed, _ = worker_queries.list_workers(connection, WorkerFilter(), limit=50, offset=0)
+            read = worker_queries.get_worker(connection, found(database, "w1@host-1")["worker_id"])
         told = {row.engine_name: row.availability for row in listed if not row.is_told_only}
         assert (told["w1@host-1"], told["w2@host-2"]) == ("available", "available")
         assert read is not None
@@ -428,7 +430,9 @@ def test_it_cannot_hide_the_quarantine_of_a_worker_that_has_ended(
     one = a_running_try(database)
     push(one, report(one, worker_id="x", pid=7, name=QUARANTINED_BEFORE, engine_name=QUARANTINED_BEFORE))
     with database.engine.connect() as connection:
-        listed, _ = workers.list_workers(connection, WorkerFilter(availability="quarantined"), limit=50, offset=0)
+        listed, _ = worker_queries.list_workers(
+            connection, WorkerFilter(availability="quarantined"), limit=50, offset=0
+        )
     assert [row.engine_name for row in listed if not row.is_told_only] == [QUARANTINED_BEFORE]
 
 
@@ -554,7 +558,7 @@ def test_it_cannot_make_a_worker_be_chosen_for_a_label(
 
 
 def test_it_cannot_make_workers_up_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "MAX_NEW_ON_A_HOST", 8)
+    monkeypatch.setattr(attempts_start, "MAX_NEW_ON_A_HOST", 8)
     for number in range(4):
         one = a_running_try(database, f"task-{number}")
         for worker_number in range(9):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from airflow_worker_insight.capture.reconcile import Plan, make_plan
 from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store.closing import Recorded
+from airflow_worker_insight.store.attempts.close import Recorded
 
 START = datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
 

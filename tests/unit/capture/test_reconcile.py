@@ -14,8 +14,8 @@ from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting,
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.reading import task_instance_attempts
+from airflow_worker_insight.store.airflow_history import find_run
+from airflow_worker_insight.store.attempts.queries import task_instance_attempts
 from airflow_worker_insight.store.tables import attempt, start_slot
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import (
@@ -277,15 +277,16 @@ def test_nothing_to_do(database: Database) -> None:
 @on_both
 def test_a_second_scheduler_that_was_faster_is_no_error(database: Database) -> None:
     """Both find the same try missing; the one that comes second leaves the row of the first as it is."""
-    from airflow_worker_insight.store import airflow_tries, closing
+    from airflow_worker_insight.store import airflow_history
+    from airflow_worker_insight.store.attempts import close
 
     with database.engine.begin() as connection:
         run = add_run(connection)
         add_try(connection, run, hostname=None, state="failed", started_at=None)
-        (one,) = airflow_tries.tries_of_runs(connection, [run])
+        (one,) = airflow_history.tries_of_runs(connection, [run])
     reconciled(database, run)
     with database.engine.begin() as connection:
-        closing.add_tries(connection, [(one, "unknown", 0)])
+        close.add_tries(connection, [(one, "unknown", 0)])
     assert [row["attribution"] for row in database.attempts()] == ["never_started"]
 
 

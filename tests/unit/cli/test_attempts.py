@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.store import listing
+from airflow_worker_insight.store.attempts import search
 from airflow_worker_insight.store.tables import attempt
 from tests.unit.cli.fleet import add_worker
 from tests.unit.cli.running import Printed, printed, read, refused, run
@@ -74,7 +74,7 @@ def test_tries_that_were_not_looked_through_are_said_to_be_left_out(
 ) -> None:
     del tries
     for scanned, found, said in ((2, [], True), (3, ["by c-1"], False)):
-        monkeypatch.setattr(listing, "MAX_SCANNED", scanned)
+        monkeypatch.setattr(search, "MAX_SCANNED", scanned)
         run("attempts", "list", "--state", "failed", "--all", "--output", "json")
         out, err = capsys.readouterr()
         assert tasks(json.loads(out)) == found

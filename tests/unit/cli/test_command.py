@@ -14,7 +14,7 @@ from airflow_worker_insight.cli import arguments
 from airflow_worker_insight.cli.definitions import SUBCOMMANDS
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
-from airflow_worker_insight.store.workers import SERVICE_KINDS
+from airflow_worker_insight.store.workers.services import SERVICE_KINDS
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
 

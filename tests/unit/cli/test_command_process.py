@@ -19,8 +19,8 @@ from airflow_worker_insight import cli, compat
 from airflow_worker_insight.cli import process
 from airflow_worker_insight.cli.arguments import ARG_LIMIT
 from airflow_worker_insight.store import migrate
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.cli.test_command import ACTIONS
 from tests.unit.database import NOON, OUR_COMMAND, a_worker, add_run, add_try, at
 

@@ -9,7 +9,7 @@ import pytest
 from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.cli.running import Printed, printed, read, run
 from tests.unit.database import NOON, a_worker, add_run, add_try, at
 

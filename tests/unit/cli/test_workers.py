@@ -340,7 +340,7 @@ def test_a_quarantine_is_weakened_with_yes(fleet: Database, capsys: Printed) -> 
 
 
 def test_nothing_is_decided_of_a_whole_host(database: Database) -> None:
-    from airflow_worker_insight.store.closing import ensure_hosts
+    from airflow_worker_insight.store.attempts.close import ensure_hosts
 
     with database.engine.begin() as connection:
         ensure_hosts(connection, [a_worker("host-1", host_only=True)], now=at(0))

@@ -218,7 +218,7 @@ def test_a_full_worker_is_full_for_all_schedulers(
 def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    from airflow_worker_insight.store.recording import upsert_worker
+    from airflow_worker_insight.store.workers.upsert import upsert_worker
     from tests.unit.database import NOON, a_worker
 
     refs = {}

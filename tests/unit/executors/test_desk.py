@@ -19,8 +19,8 @@ from airflow_worker_insight.executors.placement import Candidate
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import worker as worker_table
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both
 
 if TYPE_CHECKING:

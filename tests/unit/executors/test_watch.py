@@ -20,11 +20,11 @@ from airflow_worker_insight.executors.placement import Candidate, Placer, Task, 
 from airflow_worker_insight.executors.rules import Rules
 from airflow_worker_insight.executors.watch import Watch
 from airflow_worker_insight.fleet.engines import EngineTrouble
-from airflow_worker_insight.store import lives, migrate, placements
+from airflow_worker_insight.store import leases, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both, record_start
 
@@ -548,7 +548,7 @@ def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, m
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
     look_at(database, workers, "w1")
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=database_now(connection) - lives.LOOK_TAKES))
+        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.LOOK_TAKES))
     watch = Watch(None, Desk(RULES))
     watch.go_round()
     assert candidates(watch)["w1@host"].state == "online", "until another one may look"

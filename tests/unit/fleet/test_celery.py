@@ -18,7 +18,7 @@ from airflow_worker_insight.fleet.bounded import NoAnswer
 from airflow_worker_insight.fleet.engines import celery as module
 from airflow_worker_insight.fleet.engines.celery import CeleryEngine
 from airflow_worker_insight.fleet.sighting import Look, View
-from airflow_worker_insight.store.lives import LOOK_TAKES
+from airflow_worker_insight.store.leases import LOOK_TAKES
 from tests.unit.database import NOON, Database, at
 from tests.unit.fleet.fleets import a_life
 

@@ -17,13 +17,14 @@ from airflow_worker_insight.fleet.engines import EngineTrouble
 from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome, go_round, refresh
 from airflow_worker_insight.fleet.sighting import Look, Sighting, View
 from airflow_worker_insight.fleet.states import NOT_CONFIGURED
-from airflow_worker_insight.store import clock, recording
-from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.airflow_tries import find_run
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store import clock
+from airflow_worker_insight.store.airflow_history import find_run
+from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.tables import engine as engine_table
-from airflow_worker_insight.store.workers import get_worker
+from airflow_worker_insight.store.workers import instances as store
+from airflow_worker_insight.store.workers.queries import get_worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql, record_start
 
 if TYPE_CHECKING:
@@ -509,7 +510,7 @@ def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_
             run = find_run(connection, "etl", "run-1") or add_run(connection)
             key = add_try(connection, run, f"{worker_id}-{number}")
             now = time(connection)
-            recording._seen.clear()
+            attempts_start._seen.clear()
             record_start(connection, key, a_worker(worker_id), try_started_at=now, state="running", now=now)
 
     runs_a_try("celery-1", 1)

@@ -27,7 +27,7 @@ from airflow_worker_insight.fleet.states import (
     judge_by_tries,
     reach,
 )
-from airflow_worker_insight.store.lives import EngineRow
+from airflow_worker_insight.store.leases import EngineRow
 from tests.unit.database import NOON, at
 from tests.unit.fleet.fleets import TIMEOUTS, a_life, a_sighting
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.identity import conditions, engines, machine, process
+from airflow_worker_insight.identity import conditions, detection, machine, process
 from airflow_worker_insight.identity.conditions import MOST_CHILDREN, memory_free, running_beside
 
 from . import recordings as recorded
@@ -38,7 +38,7 @@ def beside(proc: Path, running: list[Running], pid: int) -> int | None:
 
 
 def tasks(running: list[Running]) -> list[int]:
-    return [one.pid for one in running if engines.is_task(one.argv)]
+    return [one.pid for one in running if detection.is_task(one.argv)]
 
 
 # --- other tries -----------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_worker_insight.domain.names import executor_name
-from airflow_worker_insight.identity import Worker, engines, local_worker, machine, process, versions, whoami
+from airflow_worker_insight.identity import Worker, detection, local_worker, machine, process, versions, whoami
 from airflow_worker_insight.identity import worker as worker_module
-from airflow_worker_insight.identity.engines import Found, Surroundings
+from airflow_worker_insight.identity.detection import Found, Surroundings
 from airflow_worker_insight.identity.process import Process
 from airflow_worker_insight.identity.worker import life
 
@@ -51,7 +51,7 @@ environments = st.dictionaries(
 
 def id_of(lineage: list[Process], *, boot: str = BOOT, namespace: str = "4026531836", **known: Any) -> str:
     around = Surroundings(**{"environ": {}, "modules": {}, "host": "host-1", "lineage": [*lineage, *OUTSIDE], **known})
-    return life(engines.recognise(around), around, boot, namespace)
+    return life(detection.recognise(around), around, boot, namespace)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_several_workers_of_one_scheduler_have_different_ids() -> None:
     pid = recorded.LOCAL_332_A[-1].pid
     names = ("etl@host-1", "reports@host-1")
     ids = {
-        id_of(lineage, environ=engines.local_worker_environment(name, pid))
+        id_of(lineage, environ=detection.local_worker_environment(name, pid))
         for name in names
         for lineage in (recorded.LOCAL_332_A, recorded.LOCAL_332_B)
     }
@@ -96,7 +96,7 @@ def test_a_scheduler_knows_what_its_workers_will_say() -> None:
     assert (worker.engine_name, worker.pid) == ("etl@host.example.com", os.getpid())
     assert worker.labels == {"zone": "a"}
     assert WORKER_ID.fullmatch(worker.worker_id)
-    assert environment == engines.local_worker_environment("etl@host.example.com", os.getpid())
+    assert environment == detection.local_worker_environment("etl@host.example.com", os.getpid())
     other, _ = local_worker("reports", hostname="host.example.com")
     assert other.worker_id != worker.worker_id
 
@@ -148,7 +148,7 @@ def test_unknown_executor_lives_as_long_as_its_host_or_container() -> None:
     assert id_of(one, executor="EcsExecutor") == id_of(other, executor="EcsExecutor")
     assert id_of(one, executor="EcsExecutor") != id_of(one, executor="BatchExecutor")
     around = Surroundings([*one, OUTSIDE[-1]._replace(start="25")], {}, {}, "host-1", "EcsExecutor")
-    restarted = life(engines.recognise(around), around, BOOT, "4026531836")
+    restarted = life(detection.recognise(around), around, BOOT, "4026531836")
     assert restarted != id_of(one, executor="EcsExecutor")
 
 
@@ -162,7 +162,7 @@ def test_any_surroundings_give_a_valid_id(
     lineage: list[Process], environ: dict[str, str], host: str, executor: str | None, boot: str
 ) -> None:
     around = Surroundings(lineage, environ, {}, host, executor_name(executor), host)
-    found = engines.recognise(around)
+    found = detection.recognise(around)
     worker_id = life(found, around, boot, "")
     assert WORKER_ID.fullmatch(worker_id)
     assert worker_id == life(found, around, boot, "")
@@ -260,8 +260,8 @@ def fail(*_args: object, **_kwargs: object) -> Any:
     [
         (process, "lineage"),
         (process, "boot_id"),
-        (engines, "recognise"),
-        (engines, "kubernetes_labels"),
+        (detection, "recognise"),
+        (detection, "kubernetes_labels"),
         (machine, "resources"),
         (versions, "versions"),
         (worker_module, "life"),

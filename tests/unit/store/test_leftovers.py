@@ -10,7 +10,7 @@ import pytest
 from airflow_worker_insight.domain.attempts import AirflowTry
 from airflow_worker_insight.domain.attribution import attribute
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store.airflow_tries import _without_leftovers
+from airflow_worker_insight.store.airflow_history import _without_leftovers
 from tests.unit.database import at
 
 FIRST = AirflowTry(

@@ -18,8 +18,8 @@ from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import NO_WORKER, VERSION_TABLE, Coded, attempt, metadata, start_slot, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import (
     NOON,
     OUR_COMMAND,

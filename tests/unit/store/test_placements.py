@@ -12,12 +12,13 @@ from sqlalchemy import select
 from airflow_worker_insight.capture.reconcile import reconcile_runs
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, PlacementFilter
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS
-from airflow_worker_insight.store import lives, placements
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.attempts import running as attempts_running
+from airflow_worker_insight.store.attempts.queries import list_attempts
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.reading import list_attempts
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.retention import prune
 from airflow_worker_insight.store.tables import attempt, placement
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import (
     NOON,
     RUN_ENDED,
@@ -196,7 +197,7 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
         old = [placed(key, ref) for key in (ended, queued, running)]
         placements.write(connection, old, now=NOON)
         placements.write(connection, [placed(fresh, ref)], now=at(100))
-        swept = placements.sweep(connection, lives.running_on(connection), settled=at(60))
+        swept = placements.sweep(connection, attempts_running.running_on(connection), settled=at(60))
         assert (swept.closed, swept.unplaced) == (1, {ref: 1})
         assert {one.key for one in placements.open_placements(connection)} == {queued, running, fresh}
 

@@ -17,7 +17,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.closing import ensure_hosts, lives_on
+from airflow_worker_insight.store.attempts.close import ensure_hosts, lives_on
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store.worker_tries import Stay
+from airflow_worker_insight.store.attempts.by_worker import Stay
 from airflow_worker_insight.web.address import PanelAddress
 from tests.unit.database import at
 

@@ -11,8 +11,8 @@ from sqlalchemy import delete, insert, update
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt, change, engine, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, record_start
 from tests.unit.web.conftest import READABLE, SECRET
 

@@ -15,11 +15,12 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.reasons import ELSEWHERE, NOT_AVAILABLE
-from airflow_worker_insight.store import closing, placements
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, record_start
 from tests.unit.web.conftest import READABLE, SECRET
 
@@ -420,7 +421,7 @@ def test_a_decision_is_json_and_says_so(client_of: ClientOf, fleet: Database) ->
 def test_nothing_is_decided_of_all_workers_of_a_host(client_of: ClientOf, fleet: Database) -> None:
     record = host_worker("host-9", "celery")
     with fleet.engine.begin() as connection:
-        closing.ensure_hosts(connection, [record], now=NOON)
+        close.ensure_hosts(connection, [record], now=NOON)
     answer = client_of().patch(f"api/v1/workers/{record.worker_id}", json=DRAIN)
     assert (answer.status_code, "all workers of a host" in answer.json()["detail"]) == (422, True)
     shown = client_of().get(f"api/v1/workers/{record.worker_id}").json()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.domain.workers import EngineLook, Group
-from airflow_worker_insight.store.worker_tries import Outcomes
+from airflow_worker_insight.store.attempts.by_worker import Outcomes
 from airflow_worker_insight.web.address import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
 from airflow_worker_insight.web.rendering import FRAGMENT, STATIC, render
 from airflow_worker_insight.web.urls import Urls

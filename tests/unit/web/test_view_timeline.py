@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.store.worker_tries import Outcomes
+from airflow_worker_insight.store.attempts.by_worker import Outcomes
 from airflow_worker_insight.web.address import AttemptsAddress, WorkerAddress
 from airflow_worker_insight.web.view.timeline import (
     CHART_HEIGHT,

@@ -12,8 +12,8 @@ from airflow_worker_insight.domain.reasons import LEAST_LOADED, NOT_AVAILABLE, S
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from airflow_worker_insight.web.address import BadAddress, WaitingAddress, parse_waiting_address
 from tests.unit.database import NOON, a_worker, add_run, add_try
 from tests.unit.web.conftest import READABLE, SECRET

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.domain.names import executor_name, is_named_local
-from airflow_worker_insight.identity.engines import (
+from airflow_worker_insight.identity.detection import (
     Found,
     Surroundings,
     kubernetes_labels,

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.store import listing, worker_tries
+from airflow_worker_insight.store.attempts import by_worker, search
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.unit.database import (
     NOON,
@@ -81,12 +81,12 @@ def test_what_runs_now_is_what_airflow_says(database: Database, run: DagRunRef) 
     a_start(database, secret, "hidden", "one")
     one = get(database, "one")
     with database.engine.connect() as connection:
-        found, total = worker_tries.running_now(connection, one, dag_ids=READABLE, limit=2)
+        found, total = by_worker.running_now(connection, one, dag_ids=READABLE, limit=2)
         assert ([one_try.task_id for one_try in found], total) == (["second", "first"], 3)
-        found, total = worker_tries.running_now(connection, one, dag_ids=READABLE, limit=10)
+        found, total = by_worker.running_now(connection, one, dag_ids=READABLE, limit=10)
         assert [one_try.task_id for one_try in found] == ["second", "first", "moved-here"]
         assert {one_try.state for one_try in found} == {"running"}
-        assert worker_tries.running_now(connection, one, dag_ids=set(), limit=10) == ([], 0)
+        assert by_worker.running_now(connection, one, dag_ids=set(), limit=10) == ([], 0)
 
 
 @on_both
@@ -111,9 +111,9 @@ def test_a_lost_worker_took_with_it_what_had_not_ended(database: Database, run: 
         lost = {"state": "lost", "last_seen_at": at(100), "ended_at": at(100)}
         connection.execute(update(worker).where(worker.c.worker_id == "one").values(lost))
     with database.engine.connect() as connection:
-        found, total = worker_tries.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=3)
-        everything, _ = worker_tries.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10)
-        assert worker_tries.struck_tries(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
+        found, total = by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=3)
+        everything, _ = by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+        assert by_worker.struck_tries(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
     assert total == 5
     assert [one_try.task_id for one_try in everything] == [
         "just-started",
@@ -130,7 +130,7 @@ def test_a_worker_that_left_in_order_took_nothing_with_it(database: Database, ru
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(state="offline", ended_at=at(100)))
     with database.engine.connect() as connection:
-        assert worker_tries.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
+        assert by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
 
 
 @on_both
@@ -150,7 +150,7 @@ def test_what_ran_between_two_moments(database: Database, run: DagRunRef) -> Non
     with database.engine.connect() as connection:
 
         def between(limit: int) -> list[str]:
-            found = worker_tries.stays_between(
+            found = by_worker.stays_between(
                 connection, get(database, "one"), dag_ids=READABLE, since=since, until=until, limit=limit
             )
             return [stay.key.task_id for stay in found]
@@ -182,7 +182,7 @@ def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
     a_start(database, secret, "hidden", "one", started_at=NOON)
     with database.engine.begin() as connection:
         change_try(connection, key, state="failed", end_date=at(60))
-        found = worker_tries.outcomes_per_hour(
+        found = by_worker.outcomes_per_hour(
             connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=NOON + 4 * hour
         )
     assert [(one.hour, one.states) for one in found] == [
@@ -194,11 +194,11 @@ def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
 def test_a_worker_with_a_long_past_is_not_read_whole(
     database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_tries, "LOOK_BACK", 2)
+    monkeypatch.setattr(by_worker, "LOOK_BACK", 2)
     for number in range(4):
         a_start(database, run, f"t{number}", "one", started_at=at(number))
     with database.engine.connect() as connection:
-        found = worker_tries.stays_between(
+        found = by_worker.stays_between(
             connection, get(database, "one"), dag_ids=READABLE, since=at(100), until=at(200), limit=10
         )
     assert [stay.key.task_id for stay in found] == ["t3", "t2"]
@@ -216,7 +216,7 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
             .delete()
             .where(metadata_database.task_instance_table().c.task_id == key.task_id)
         )
-        found = worker_tries.stays_between(
+        found = by_worker.stays_between(
             connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=at(100), limit=10
         )
     assert [(one.key.task_id, one.state, one.began_at, one.ended_at, one.went_on) for one in found] == [
@@ -230,9 +230,9 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
 def test_only_so_many_running_tries_are_looked_through(
     database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "MAX_TOTAL", 2)
+    monkeypatch.setattr(search, "MAX_TOTAL", 2)
     for number in range(4):
         a_start(database, run, f"t{number}", "one", started_at=at(number))
     with database.engine.connect() as connection:
-        found, total = worker_tries.running_now(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+        found, total = by_worker.running_now(connection, get(database, "one"), dag_ids=READABLE, limit=10)
     assert ([one_try.task_id for one_try in found], total) == (["t3", "t2"], 2)

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
-from airflow_worker_insight.store import airflow_tries
+from airflow_worker_insight.store import airflow_history
 from tests.unit.database import Database, add_run, add_try, at, on_both
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def test_all_tries_of_a_run_with_what_airflow_keeps(database: Database) -> None:
         mapped = add_try(connection, run, "load", map_index=3, hostname=None, started_at=None, ended_at=None)
         add_try(connection, other)
 
-        found = airflow_tries.tries_of_runs(connection, [run])
+        found = airflow_history.tries_of_runs(connection, [run])
 
     assert [one.key for one in found] == [first, last, mapped]
     assert (found[0].state, found[0].hostname) == ("failed", "host-2")
@@ -59,7 +59,7 @@ def test_where_both_tables_hold_a_try_the_history_is_final(database: Database) -
         run = add_run(connection)
         key = add_try(connection, run, state=None, hostname=None, started_at=None, ended_at=None)
         add_try(connection, run, state="failed", hostname="host-2", history=True)
-        (one,) = airflow_tries.tries_of_runs(connection, [run])
+        (one,) = airflow_history.tries_of_runs(connection, [run])
     assert (one.key, one.state, one.hostname, one.is_finished) == (key, "failed", "host-2", True)
 
 
@@ -69,12 +69,12 @@ def test_tries_of_one_task_instance_and_of_keys(database: Database) -> None:
         second = add_try(connection, run, map_index=0, try_number=2)
         first = add_try(connection, run, map_index=0, try_number=1, history=True)
         neighbour = add_try(connection, run, map_index=1)
-        of_one = airflow_tries.tries_of_task_instance(
+        of_one = airflow_history.tries_of_task_instance(
             connection, dag_id="etl", run_id="run-1", task_id="extract", map_index=0
         )
         unknown: TryKey = replace(first, try_number=9)
-        of_keys = airflow_tries.tries_of_task_instances(connection, [first, neighbour, unknown])
-        of_nothing = airflow_tries.tries_of_task_instances(connection, [])
+        of_keys = airflow_history.tries_of_task_instances(connection, [first, neighbour, unknown])
+        of_nothing = airflow_history.tries_of_task_instances(connection, [])
     assert [one.key for one in of_one] == [first, second]
     assert of_keys.keys() == {first, neighbour}
     assert of_nothing == {}
@@ -92,8 +92,8 @@ def test_a_try_is_found_by_its_id_also_after_it_ended(database: Database, *, his
         key = add_try(
             connection, run, try_number=1, state="failed" if history else "running", try_id=try_id, history=history
         )
-        found = airflow_tries.try_by_id(connection, try_id)
-        assert airflow_tries.try_by_id(connection, uuid.uuid4()) is None
+        found = airflow_history.try_by_id(connection, try_id)
+        assert airflow_history.try_by_id(connection, uuid.uuid4()) is None
     assert found is not None
     assert (found.key, found.state, found.started_at) == (key, "failed" if history else "running", at(10))
 
@@ -103,7 +103,7 @@ def test_a_try_without_a_state_runs_because_its_process_says_so(database: Databa
     try_id = uuid.uuid4()
     with database.engine.begin() as connection:
         add_try(connection, add_run(connection), state=None, try_id=try_id)
-        found = airflow_tries.try_by_id(connection, try_id)
+        found = airflow_history.try_by_id(connection, try_id)
     assert found is not None
     assert found.state == "running"
 
@@ -117,8 +117,8 @@ def test_finished_runs_in_the_order_of_their_rows(database: Database) -> None:
         add_run(connection, "other", "run-5", state="queued", ended_at=None)
 
         def found(**selection: object) -> list[DagRunRef]:
-            runs = airflow_tries.finished_runs(connection, limit=10, **selection)  # type: ignore[arg-type]
-            counted = airflow_tries.count_finished_runs(connection, **selection)  # type: ignore[arg-type]
+            runs = airflow_history.finished_runs(connection, limit=10, **selection)  # type: ignore[arg-type]
+            counted = airflow_history.count_finished_runs(connection, **selection)  # type: ignore[arg-type]
             assert counted == len(runs)
             return runs
 
@@ -127,12 +127,12 @@ def test_finished_runs_in_the_order_of_their_rows(database: Database) -> None:
         assert found(ended_since=at(100)) == [one, four]
         assert found(after_row_id=one.row_id) == [three, four]
         assert found(dag_id="nothing") == []
-        assert airflow_tries.finished_runs(connection, limit=2) == [one, three]
+        assert airflow_history.finished_runs(connection, limit=2) == [one, three]
 
 
 def test_a_run_is_found_by_its_names(database: Database) -> None:
     with database.engine.begin() as connection:
         run = add_run(connection)
-        assert airflow_tries.find_run(connection, "etl", "run-1") == run
-        assert airflow_tries.find_run(connection, "etl", "run-2") is None
-        assert airflow_tries.find_run(connection, "other", "run-1") is None
+        assert airflow_history.find_run(connection, "etl", "run-1") == run
+        assert airflow_history.find_run(connection, "etl", "run-2") is None
+        assert airflow_history.find_run(connection, "other", "run-1") is None

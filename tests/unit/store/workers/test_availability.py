@@ -11,12 +11,13 @@ from sqlalchemy import insert, update
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.workers import NewLife
-from airflow_worker_insight.store import closing, workers
-from airflow_worker_insight.store.availability import EndedLife, NotOneWorker, set_availability
+from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.lives import merge, register
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers.availability import EndedLife, NotOneWorker, set_availability
+from airflow_worker_insight.store.workers.instances import merge, register
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start
 from tests.unit.store.fleet import get
 
@@ -41,9 +42,9 @@ def decide(
 
 def history(database: Database) -> list[tuple[str | None, str | None, str | None]]:
     with database.engine.connect() as connection:
-        one = workers.get_worker(connection, "one")
+        one = worker_queries.get_worker(connection, "one")
         assert one is not None
-        entries = workers.changes(connection, one, limit=10)
+        entries = worker_queries.changes(connection, one, limit=10)
     return [(entry.availability, entry.reason, entry.changed_by) for entry in entries]
 
 
@@ -67,11 +68,15 @@ def test_decisions_are_kept_in_order(database: Database) -> None:
         ("draining", "disk fails", "ann"),
     ]
     with database.engine.connect() as connection:
-        one, two = (workers.get_worker(connection, name) for name in ("one", "two"))
+        one, two = (worker_queries.get_worker(connection, name) for name in ("one", "two"))
         assert one is not None
         assert two is not None
         assert (one.availability, two.availability) == ("available", "available")
-        assert [entry.changed_at for entry in workers.changes(connection, one, limit=10)] == [at(3), at(2), at(1)]
+        assert [entry.changed_at for entry in worker_queries.changes(connection, one, limit=10)] == [
+            at(3),
+            at(2),
+            at(1),
+        ]
 
 
 def test_the_same_again_is_a_change_only_with_another_note(database: Database) -> None:
@@ -97,7 +102,7 @@ def test_a_worker_that_nobody_knows(database: Database) -> None:
 def test_nothing_is_decided_of_a_host(database: Database) -> None:
     record = host_worker("host-1", "celery")
     with database.engine.begin() as connection:
-        closing.ensure_hosts(connection, [record], now=NOON)
+        close.ensure_hosts(connection, [record], now=NOON)
     with pytest.raises(NotOneWorker):
         decide(database, "draining", worker_id=record.worker_id)
 
@@ -186,7 +191,7 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
     rows = [row for row in database.workers() if row["hostname"] == HOST]
     assert [row["availability"] for row in rows] == ["quarantined", "quarantined"]
     with database.engine.connect() as connection:
-        (began,) = workers.changes(connection, get(database, rows[1]["worker_id"]), limit=10)
+        (began,) = worker_queries.changes(connection, get(database, rows[1]["worker_id"]), limit=10)
     assert (began.availability, began.changed_by, began.changed_at) == ("quarantined", "ann", at(9))
     assert began.reason == f"Since a life before, {first}: disk fails"
 
@@ -201,8 +206,8 @@ def test_a_quarantine_that_is_handed_down_names_the_life_that_it_was_decided_of(
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker(f"next-{number}", name="one@host-1", pid=101), now=at(7))
     with database.engine.connect() as connection:
-        entries = workers.changes(connection, get(database, "next-1"), limit=10)
-        decision = workers.decisions(connection, [get(database, "next-1")])
+        entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
+        decision = worker_queries.decisions(connection, [get(database, "next-1")])
     assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
     assert list(decision.values()) == entries
 
@@ -220,5 +225,5 @@ def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Dat
     kept, twin = database.workers()[-2:]
     with database.engine.begin() as connection:
         merge(connection, kept["id"], twin["id"], now=at(8))
-        entries = workers.changes(connection, get(database, "next"), limit=10)
+        entries = worker_queries.changes(connection, get(database, "next"), limit=10)
     assert [entry.reason for entry in entries] == ["Since a life before, one: disk"]

@@ -11,9 +11,8 @@ from airflow_worker_insight.domain.attribution import Life
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.workers import WorkerRecord
+from airflow_worker_insight.store.dialects import are_among, upsert
 from airflow_worker_insight.store.locks import kept
-from airflow_worker_insight.store.planning import are_among
-from airflow_worker_insight.store.recording import upsert
 from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import EveryDag
 from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.domain.states import FINISHED, NOT_ON_A_WORKER, REPORTED, UNKNOWN
-from airflow_worker_insight.store import airflow_tries, listing, placements
-from airflow_worker_insight.store.planning import are_given, given
+from airflow_worker_insight.store import airflow_history, placements
+from airflow_worker_insight.store.attempts import search
+from airflow_worker_insight.store.dialects import are_given, given
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def find_attempts(
     :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
-    page = listing.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
+    page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
     return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
 
 
@@ -65,9 +66,9 @@ def task_instance_attempts(
 
     A try that Airflow has and we have not recorded is shown with what Airflow's own columns tell.
     """
-    if not listing.can_be_ids(connection, dag_id, run_id, task_id):
+    if not search.can_be_ids(connection, dag_id, run_id, task_id):
         return []
-    known = airflow_tries.tries_of_task_instance(
+    known = airflow_history.tries_of_task_instance(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
     known += lost_tries(known)
@@ -143,7 +144,9 @@ class _Loaded:
     @property
     def may_have_changed(self) -> bool:
         """Whether Airflow may have another word for it: it is open, or may be of a Dag run before this one."""
-        is_of_it = self.run_began_at is not None and airflow_tries.is_of_run(self.attempt.started_at, self.run_began_at)
+        is_of_it = self.run_began_at is not None and airflow_history.is_of_run(
+            self.attempt.started_at, self.run_began_at
+        )
         return self.has_run and (self.attempt.ended_at is None or not is_of_it)
 
 
@@ -160,10 +163,10 @@ def _rows(dialect: str) -> Any:
         worker.c.hostname,
         worker.c.host_only,
         run.c.id.label("run_row"),
-        airflow_tries.run_began(run).label("run_began_at"),
+        airflow_history.run_began(run).label("run_began_at"),
         select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
-    return rows.where(are_given(dialect, listing.KEY, "keys"))
+    return rows.where(are_given(dialect, search.KEY, "keys"))
 
 
 def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
@@ -249,7 +252,7 @@ def _as_now(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
     that Airflow has.
     """
     doubted = [one.attempt for one in loaded if one.may_have_changed]
-    known = airflow_tries.tries_by_row(connection, map(key_of, doubted)) if doubted else {}
+    known = airflow_history.tries_by_row(connection, map(key_of, doubted)) if doubted else {}
     placed = [key_of(one.attempt) for one in loaded if one.any_placed and one.attempt.row_key in known]
     reasons = placements.reasons(connection, placed) if placed else {}
     names = {one.key for one in known.values() if not one.is_lost}
@@ -274,7 +277,7 @@ def _deleted(one: _Loaded, known: Collection[TryKey]) -> str | None:
 
     :param known: the tries that Airflow has of this name
     """
-    if not one.has_run or not airflow_tries.is_of_run(one.attempt.started_at, one.run_began_at):
+    if not one.has_run or not airflow_history.is_of_run(one.attempt.started_at, one.run_began_at):
         return "run"
     key = key_of(one.attempt)
     numbers = {other.try_number for other in known if other.task_instance == key.task_instance}

@@ -14,11 +14,13 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run
-from airflow_worker_insight.store import migrate, placements, reading, recording
-from airflow_worker_insight.store.airflow_tries import find_run
+from airflow_worker_insight.store import migrate, placements
+from airflow_worker_insight.store.airflow_history import find_run
+from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.attempts import start
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.recording import upsert_worker
 from airflow_worker_insight.store.tables import attempt
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
 if TYPE_CHECKING:
@@ -34,11 +36,11 @@ AGAIN = 3600
 
 
 def panel(connection: Connection, **names: object) -> list[Attempt]:
-    return reading.task_instance_attempts(connection, **{**NIGHTLY, **names})  # type: ignore[arg-type]
+    return attempt_queries.task_instance_attempts(connection, **{**NIGHTLY, **names})  # type: ignore[arg-type]
 
 
 def listed(connection: Connection, **filters: object) -> list[Attempt]:
-    found, _ = reading.list_attempts(
+    found, _ = attempt_queries.list_attempts(
         connection,
         AttemptFilter(**filters),  # type: ignore[arg-type]
         dag_ids=EveryDag(),
@@ -307,7 +309,7 @@ def test_what_was_recorded_on_2_11_is_known_after_the_upgrade(database: Database
         key = add_try(connection, run, "load")
         by_run = instance_key_by_run(run.row_id, NOON, "load", -1)
         started = StartedTry(key, by_run, at(10))
-        recording.record_start(connection, started, a_worker("w1"), now=at(10))
+        start.record_start(connection, started, a_worker("w1"), now=at(10))
 
         assert told(panel(connection)) == [(1, "success", ["w1"], None)]
         assert told(listed(connection)) == [(1, "success", ["w1"], None)]

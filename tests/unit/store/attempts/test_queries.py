@@ -11,7 +11,8 @@ from airflow_worker_insight.domain.attempts import Attempt, Conditions
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store import closing, listing, reading
+from airflow_worker_insight.store.attempts import close, search
+from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 from tests.unit.database import (
     NOON,
@@ -72,7 +73,9 @@ def listed(
     **filters: Any,
 ) -> tuple[list[Attempt], int]:
     with database.engine.connect() as connection:
-        return reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=offset)
+        return attempt_queries.list_attempts(
+            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=offset
+        )
 
 
 def keys(attempts: Iterable[Attempt]) -> list[TryKey]:
@@ -81,7 +84,7 @@ def keys(attempts: Iterable[Attempt]) -> list[TryKey]:
 
 def panel(database: Database, key: TryKey = KEY) -> list[Attempt]:
     with database.engine.connect() as connection:
-        return reading.task_instance_attempts(
+        return attempt_queries.task_instance_attempts(
             connection, dag_id=key.dag_id, run_id=key.run_id, task_id=key.task_id, map_index=key.map_index
         )
 
@@ -415,11 +418,11 @@ def test_what_a_worker_reported_late_replaces_what_was_inferred(database: Databa
 
 
 def _infer(connection: Connection, key: TryKey) -> None:
-    from airflow_worker_insight.store import airflow_tries
+    from airflow_worker_insight.store import airflow_history
 
-    (one,) = airflow_tries.tries_of_task_instances(connection, [key]).values()
-    hosts = closing.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
-    closing.add_tries(connection, [(one, "inferred", next(iter(hosts.values())))])
+    (one,) = airflow_history.tries_of_task_instances(connection, [key]).values()
+    hosts = close.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
+    close.add_tries(connection, [(one, "inferred", next(iter(hosts.values())))])
 
 
 # --- what keeps lists quick ------------------------------------------------------------------------------------------
@@ -427,7 +430,9 @@ def _infer(connection: Connection, key: TryKey) -> None:
 
 def page_of(database: Database, *, limit: int = 50, dag_ids: Collection[str] = ("etl", "elt"), **filters: Any) -> Any:
     with database.engine.connect() as connection:
-        found = reading.find_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=0)
+        found = attempt_queries.find_attempts(
+            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=0
+        )
     return [one.task_id for one in found.attempts], found.total, found.total_is_exact
 
 
@@ -440,7 +445,7 @@ def a_row_of_tries(database: Database, number: int, **others: Any) -> None:
 
 @on_both
 def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MAX_TOTAL", 3)
+    monkeypatch.setattr(search, "MAX_TOTAL", 3)
     a_row_of_tries(database, 4)
     assert page_of(database, limit=2) == (["t3", "t2"], 3, False)
     assert page_of(database) == (["t3", "t2", "t1", "t0"], 3, False)
@@ -456,7 +461,7 @@ def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
     database: Database, monkeypatch: pytest.MonkeyPatch, along: dict[str, Any]
 ) -> None:
     a_row_of_tries(database, 4)
-    monkeypatch.setattr(listing, "MAX_BRANCHES", 1)
+    monkeypatch.setattr(search, "MAX_BRANCHES", 1)
     wanted: dict[str, tuple[dict[str, Any], list[str]]] = {
         "state": ({"state": "failed"}, ["t0"]),
         "no such state": ({"state": "removed"}, []),
@@ -466,7 +471,7 @@ def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
     }
     for name, (filters, found) in wanted.items():
         assert page_of(database, **along, **filters) == (found, len(found), True), name
-    monkeypatch.setattr(listing, "MAX_SCANNED", 3)
+    monkeypatch.setattr(search, "MAX_SCANNED", 3)
     for name, (filters, found) in wanted.items():
         assert page_of(database, **along, **filters) == ([], 0, False), name
         # Further back is where a window says.
@@ -476,7 +481,7 @@ def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
 
 @on_both
 def test_a_dag_run_is_found_wherever_it_is(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MAX_SCANNED", 1)
+    monkeypatch.setattr(search, "MAX_SCANNED", 1)
     record(database, replace(KEY, run_id="old"), started_at=at(-9999))
     record(database, replace(KEY, dag_id="elt", run_id="old", task_id="too"), started_at=at(-9999))
     record(database, replace(KEY, dag_id="secret", run_id="old"))
@@ -497,12 +502,14 @@ def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, fi
     tasks, total, is_exact = page_of(database, limit=4, dag_ids=dag_ids, **filters)
     assert (tasks, total, is_exact) == (["t8", "t7", "t6", "t5"], 9, True)
     with database.engine.connect() as connection:
-        rest, _ = reading.list_attempts(connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=10, offset=4)
+        rest, _ = attempt_queries.list_attempts(
+            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=10, offset=4
+        )
     assert [one.task_id for one in rest] == ["t4", "t3", "t2", "t1", "t0"]
 
 
 def test_a_name_stands_for_its_latest_lives(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "MAX_LIVES", 2)
+    monkeypatch.setattr(search, "MAX_LIVES", 2)
     for number in range(3):
         record(
             database, replace(KEY, task_id=f"t{number}"), a_worker(f"life-{number}", name="w"), started_at=at(number)
@@ -544,5 +551,7 @@ def test_a_reader_of_the_database_itself_finds_every_dag(database: Database) -> 
     record(database, KEY)
     with database.engine.connect() as connection:
         for filters, number in (({}, 2), ({"run_id": "old"}, 1), ({"dag_id": "secret"}, 1), ({"state": "success"}, 2)):
-            found = reading.find_attempts(connection, AttemptFilter(**filters), dag_ids=EveryDag(), limit=10, offset=0)
+            found = attempt_queries.find_attempts(
+                connection, AttemptFilter(**filters), dag_ids=EveryDag(), limit=10, offset=0
+            )
             assert (len(found.attempts), found.total) == (number, number)

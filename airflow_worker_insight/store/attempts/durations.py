@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store import airflow_tries
-from airflow_worker_insight.store.planning import do_not_compile
+from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.dialects import do_not_compile
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, start_slot
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
     # What has not been closed yet only Airflow knows to have ended.
     open_ones = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
-    known = airflow_tries.tries_by_row(connection, open_ones) if open_ones else {}
+    known = airflow_history.tries_by_row(connection, open_ones) if open_ones else {}
     found = []
     for key, row in zip(keys, rows, strict=True):
         state, ended_at = row.state, row.ended_at

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import case, insert, select, update
 
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
-from airflow_worker_insight.store.recording import is_host_of, is_known_to_engine
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.workers import get_worker, later_life
+from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_engine
+from airflow_worker_insight.store.workers.queries import get_worker, later_life
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import String, any_, bindparam, cast, func, literal, select, text, tuple_
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
@@ -132,3 +133,37 @@ def _array(column: Any, values: Sequence[Any]) -> Any:
 
 def _many(column: Any) -> Any:
     return ARRAY(String if isinstance(column.type, String) else column.type)
+
+
+def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Any:
+    """Return an INSERT of a row that does nothing where there is one of the same in any unique index.
+
+    It names no index: of a row that two insert at once PostgreSQL looks for the named one only, and fails at others.
+
+    :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
+    """
+    if dialect == "postgresql":
+        return postgresql.insert(table).values(values).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(table).values(values).on_conflict_do_nothing()
+    key = next(iter(table.primary_key))
+    return mysql.insert(table).values(values).on_duplicate_key_update({key.name: key})
+
+
+def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]) -> Any:
+    """Return an INSERT of ``values`` that updates ``update`` where a row with the same ``key`` exists.
+
+    :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
+    :param values: a row as a mapping, or ``None`` to pass rows at execution
+    """
+    if dialect == "postgresql":
+        pg = postgresql.insert(table)
+        pg = pg.values(values) if values is not None else pg
+        return pg.on_conflict_do_update(index_elements=list(key), set_=dict(update))
+    if dialect == "sqlite":
+        lite = sqlite.insert(table)
+        lite = lite.values(values) if values is not None else lite
+        return lite.on_conflict_do_update(index_elements=list(key), set_=dict(update))
+    my = mysql.insert(table)
+    my = my.values(values) if values is not None else my
+    return my.on_duplicate_key_update(**dict(update))

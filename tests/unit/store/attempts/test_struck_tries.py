@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from airflow_worker_insight.store import workers
+from airflow_worker_insight.store.attempts.by_worker import struck_tries
 from airflow_worker_insight.store.tables import worker
-from airflow_worker_insight.store.worker_tries import struck_tries
+from airflow_worker_insight.store.workers import queries as worker_queries
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, close, record_start
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_what_failed_by_itself_was_not_taken_along_by_a_worker_whose_clock_is_ah
         values = {"state": "lost", "last_seen_at": NOON, "ended_at": NOON, "engine_started_at": at(-7200)}
         connection.execute(update(worker).values(values))
     with database.engine.connect() as connection:
-        lost = workers.get_worker(connection, "w")
+        lost = worker_queries.get_worker(connection, "w")
         assert lost is not None
         assert lost.clock_ahead == timedelta(seconds=ahead)
         struck, total = struck_tries(connection, lost, dag_ids={"etl"}, limit=10)
@@ -59,6 +59,6 @@ def test_of_other_workers_nothing_tells_how_their_clock_goes(database: Database,
         record_start(connection, key, one, try_started_at=NOON, state="running", now=NOON)
         connection.execute(update(worker).values({"engine_started_at": at(-7200), **values}))
     with database.engine.connect() as connection:
-        found = workers.get_worker(connection, "w")
+        found = worker_queries.get_worker(connection, "w")
         assert found is not None
         assert found.clock_ahead is None

@@ -12,11 +12,15 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
 from airflow_worker_insight.domain.states import WORKER_STATES
-from airflow_worker_insight.store import closing, workers
-from airflow_worker_insight.store.availability import set_availability
+from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.recording import inherited_availability, upsert_worker
 from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.workers import counts as worker_counts
+from airflow_worker_insight.store.workers import freshness
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers import services as workers_services
+from airflow_worker_insight.store.workers.availability import set_availability
+from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 from tests.unit.store.fleet import get
 
@@ -37,14 +41,17 @@ def listed(
 ) -> Any:
     known = WorkerFilter(**filters)
     with database.engine.connect() as connection, pytest.MonkeyPatch.context() as changing:
-        rows, total = workers.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset)
-        counts = workers.count_states(connection, known)
-        groups = workers.group_workers(connection, known, by="kind", limit=9)
+        rows, total = worker_queries.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset)
+        counts = worker_counts.count_states(connection, known)
+        groups = worker_counts.group_workers(connection, known, by="kind", limit=9)
         # It is the same where the filter matches more than are read by their row IDs.
-        changing.setattr(workers, "MAX_CANDIDATES", 0)
-        assert workers.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset) == (rows, total)
-        assert workers.count_states(connection, known) == counts
-        assert workers.group_workers(connection, known, by="kind", limit=9) == groups
+        changing.setattr(worker_queries, "MAX_CANDIDATES", 0)
+        assert worker_queries.list_workers(connection, known, order_by=order_by, limit=limit, offset=offset) == (
+            rows,
+            total,
+        )
+        assert worker_counts.count_states(connection, known) == counts
+        assert worker_counts.group_workers(connection, known, by="kind", limit=9) == groups
     return [row.worker_id for row in rows], total
 
 
@@ -62,13 +69,16 @@ def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database
     register(database, "ended", name="w-old", state="lost", ended_at=at(5), availability="draining")
     register(database, "later", name="w-old")
     with database.engine.connect() as connection:
-        few = workers.narrowed(connection, WorkerFilter(availability="draining", states=frozenset({"online"})))
-        assert workers.narrowed(connection, few) is few
+        few = worker_queries.narrowed(connection, WorkerFilter(availability="draining", states=frozenset({"online"})))
+        assert worker_queries.narrowed(connection, few) is few
         asked: list[str] = []
         event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
-        assert [row.worker_id for row in workers.list_workers(connection, few, limit=2, offset=0)[0]] == ["w2", "w1"]
-        assert workers.count_states(connection, few) == {"online": 3}
-        assert workers.group_workers(connection, few, by="kind", limit=9)[1] == 1
+        assert [row.worker_id for row in worker_queries.list_workers(connection, few, limit=2, offset=0)[0]] == [
+            "w2",
+            "w1",
+        ]
+        assert worker_counts.count_states(connection, few) == {"online": 3}
+        assert worker_counts.group_workers(connection, few, by="kind", limit=9)[1] == 1
     # What was decided and who followed whom was asked before.
     assert not [sql for sql in asked if "availability =" in sql or "EXISTS" in sql]
 
@@ -78,7 +88,7 @@ def test_no_statement_of_a_list_is_compiled_to_machine_code(database: Database) 
     """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the lives that may have followed."""
     with database.engine.connect() as connection:
         connection.exec_driver_sql("SET jit_above_cost = 0")
-        workers.list_workers(connection, WorkerFilter(availability="draining"), limit=9, offset=0)
+        worker_queries.list_workers(connection, WorkerFilter(availability="draining"), limit=9, offset=0)
         assert connection.exec_driver_sql("SHOW jit").scalar() == "off"
 
 
@@ -102,7 +112,7 @@ def test_a_worker_by_its_id(database: Database) -> None:
     assert (one.queues, one.concurrency, one.running) == (("default",), 16, 3)
     assert (one.state, one.state_reason, one.availability) == ("online", None, "available")
     with database.engine.connect() as connection:
-        assert workers.get_worker(connection, "celery-2") is None
+        assert worker_queries.get_worker(connection, "celery-2") is None
 
 
 @on_both
@@ -120,9 +130,9 @@ def test_some_workers_by_their_ids_are_as_stale_as_any(database: Database) -> No
     register(database, "celery-2")
     register(database, "celery-3", state="lost")
     with database.engine.connect() as connection:
-        found = workers.get_workers(connection, {"celery-1", "celery-3", "celery-4"})
-        assert found == {name: workers.get_worker(connection, name) for name in ("celery-1", "celery-3")}
-        assert workers.get_workers(connection, ()) == {}
+        found = worker_queries.get_workers(connection, {"celery-1", "celery-3", "celery-4"})
+        assert found == {name: worker_queries.get_worker(connection, name) for name in ("celery-1", "celery-3")}
+        assert worker_queries.get_workers(connection, ()) == {}
 
 
 @on_both
@@ -135,9 +145,9 @@ def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
     with database.engine.connect() as connection:
 
         def lives(worker_id: str, limit: int = 10) -> list[str]:
-            one = workers.get_worker(connection, worker_id)
+            one = worker_queries.get_worker(connection, worker_id)
             assert one is not None
-            return [life.worker_id for life in workers.other_lives(connection, one, limit=limit)]
+            return [life.worker_id for life in worker_queries.other_lives(connection, one, limit=limit)]
 
         assert lives("first") == ["second"]
         assert lives("second") == ["renamed", "first"]
@@ -154,7 +164,7 @@ def test_changes_come_latest_first(database: Database) -> None:
         for second, state in enumerate(("online", "unresponsive", "lost")):
             connection.execute(insert(change).values(worker_ref=one.ref, changed_at=at(second), state=state))
         connection.execute(insert(change).values(worker_ref=two.ref, changed_at=NOON, state="offline"))
-        found = workers.changes(connection, one, limit=2)
+        found = worker_queries.changes(connection, one, limit=2)
     assert [(entry.state, entry.changed_at) for entry in found] == [("lost", at(2)), ("unresponsive", at(1))]
 
 
@@ -172,9 +182,9 @@ def test_the_decision_behind_an_availability(database: Database) -> None:
             ]
         ):
             set_availability(connection, name, availability, note=note, changed_by="ann", now=at(second))
-        rows, _ = workers.list_workers(connection, WorkerFilter(), limit=10, offset=0)
-        found = workers.decisions(connection, rows)
-        assert workers.decisions(connection, []) == {}
+        rows, _ = worker_queries.list_workers(connection, WorkerFilter(), limit=10, offset=0)
+        found = worker_queries.decisions(connection, rows)
+        assert worker_queries.decisions(connection, []) == {}
     by_id = {row.worker_id: found.get(row.ref) for row in rows}
     assert by_id["never"] is None
     decided, released = by_id["decided"], by_id["released"]
@@ -201,7 +211,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     with database.engine.begin() as connection:
         # What became of the first life later says nothing of the second.
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
-        decision = workers.decisions(connection, [second])[second.ref]
+        decision = worker_queries.decisions(connection, [second])[second.ref]
     assert (decision.reason, decision.changed_by) == ("Since a life before, first: bad disk", "ann")
 
 
@@ -229,7 +239,7 @@ def test_a_decision_on_a_life_that_is_over_is_nothing_to_look_for(
     assert listed(database, **quarantined) == ([], 0)
     assert listed(database, availability="available") == (["newer"], 1)
     with database.engine.connect() as connection:
-        assert workers.count_states(connection, WorkerFilter(**quarantined)) == {}
+        assert worker_counts.count_states(connection, WorkerFilter(**quarantined)) == {}
     # Of two that live under one name each has its own.
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(state="online", ended_at=None))
@@ -245,12 +255,12 @@ def test_a_decision_on_one_of_several_local_workers_is_not_over_because_another_
     assert listed(database, availability="quarantined") == (["etl-1"], 1)
     first = get(database, "etl-1")
     with database.engine.connect() as connection:
-        assert workers.later_life(connection, first) is None
-        assert workers.other_lives(connection, get(database, "plain"), limit=9) == []
+        assert worker_queries.later_life(connection, first) is None
+        assert worker_queries.other_lives(connection, get(database, "plain"), limit=9) == []
     register(database, "etl-2", **etl, state="online")
     assert listed(database, availability="quarantined") == (["etl-2"], 1)
     with database.engine.connect() as connection:
-        assert [one.worker_id for one in workers.other_lives(connection, first, limit=9)] == ["etl-2"]
+        assert [one.worker_id for one in worker_queries.other_lives(connection, first, limit=9)] == ["etl-2"]
 
 
 # --- whether a state still counts ------------------------------------------------------------------------------------
@@ -298,15 +308,15 @@ def test_an_end_stays_known_whoever_looks(database: Database) -> None:
     assert listed(database, states=frozenset()) == ([], 0)
     assert listed(database, order_by="-state")[0][:2] == ["lost", "offline"]
     with database.engine.connect() as connection:
-        assert workers.count_states(connection, WorkerFilter()) == {"offline": 1, "lost": 1, None: 2}
-        (group,), _ = workers.group_workers(connection, WorkerFilter(), by="kind", limit=9)
+        assert worker_counts.count_states(connection, WorkerFilter()) == {"offline": 1, "lost": 1, None: 2}
+        (group,), _ = worker_counts.group_workers(connection, WorkerFilter(), by="kind", limit=9)
     assert group.states == {"offline": 1, "lost": 1, None: 2}
 
 
 def test_engines_say_when_they_were_looked_at(database: Database) -> None:
     look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
     with database.engine.connect() as connection:
-        found = {one.name: one for one in workers.list_engines(connection)}
+        found = {one.name: one for one in freshness.list_engines(connection)}
     assert list(found) == ["celery", "edge", "jobs", "tries"]
     assert (found["celery"].is_current, found["celery"].error) == (False, "The broker did not answer")
     assert (found["edge"].is_current, found["edge"].error) == (True, None)
@@ -402,7 +412,7 @@ def test_orders_are_of_all_pages(database: Database, name: str) -> None:
 
         def values(order_by: str) -> list[Any]:
             pages = [
-                workers.list_workers(connection, WorkerFilter(), order_by=order_by, limit=2, offset=offset)[0]
+                worker_queries.list_workers(connection, WorkerFilter(), order_by=order_by, limit=2, offset=offset)[0]
                 for offset in (0, 2, 4)
             ]
             rows = [row for page in pages for row in page]
@@ -426,9 +436,9 @@ def test_no_other_order_is_known(database: Database) -> None:
 def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database) -> None:
     register(database, "one")
     with database.engine.begin() as connection:
-        closing.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
-        assert workers.count_states(connection, WorkerFilter()) == {"online": 1}
-        groups, _ = workers.group_workers(connection, WorkerFilter(), by="hostname", limit=9)
+        close.ensure_hosts(connection, [host_worker("host-1", "celery")], now=NOON)
+        assert worker_counts.count_states(connection, WorkerFilter()) == {"online": 1}
+        groups, _ = worker_counts.group_workers(connection, WorkerFilter(), by="hostname", limit=9)
     assert listed(database) == (["one"], 1)
     assert [(group.name, sum(group.states.values())) for group in groups] == [("host-1", 1)]
     one = get(database, host_worker("host-1", "celery").worker_id)
@@ -438,12 +448,13 @@ def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database
 
 
 def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "MAX_TOTAL", 2)
+    for module in (worker_queries, worker_counts):
+        monkeypatch.setattr(module, "MAX_TOTAL", 2)
     for number in range(3):
         register(database, f"w{number}")
     assert listed(database) == (["w0", "w1", "w2"], 2)
     with database.engine.connect() as connection:
-        assert workers.count_states(connection, WorkerFilter()) == {"online": 2}
+        assert worker_counts.count_states(connection, WorkerFilter()) == {"online": 2}
 
 
 @on_both
@@ -453,7 +464,7 @@ def test_counts_of_states_leave_out_the_filter_by_state_alone(database: Database
     register(database, "three", state="lost", hostname="elsewhere")
     filters = WorkerFilter(states=frozenset({"online"}), hostname="host-1")
     with database.engine.connect() as connection:
-        assert workers.count_states(connection, filters) == {"online": 1, "lost": 1}
+        assert worker_counts.count_states(connection, filters) == {"online": 1, "lost": 1}
 
 
 @on_both
@@ -485,7 +496,7 @@ def test_groups(database: Database, by: str, expected: dict[str, Any]) -> None:
     )
     register(database, "four", kind="local", hostname="host-2", labels={}, queues=None)
     with database.engine.connect() as connection:
-        groups, _ = workers.group_workers(connection, WorkerFilter(), by=by, limit=9)
+        groups, _ = worker_counts.group_workers(connection, WorkerFilter(), by=by, limit=9)
     assert {group.name: (group.states, group.running, group.concurrency) for group in groups} == expected
     # What is not known comes last.
     assert [group.name for group in groups] == sorted(expected, key=lambda name: (not name, name))
@@ -497,15 +508,15 @@ def test_pages_of_groups_and_how_many_there_are(database: Database) -> None:
         register(database, f"w{number}", hostname=f"host-{number}")
     register(database, "of-two", hostname="host-0")
     with database.engine.connect() as connection:
-        groups, total = workers.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=2)
+        groups, total = worker_counts.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=2)
         assert ([group.name for group in groups], total) == (["host-2", "host-3"], 5)
-        assert workers.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=9) == ([], 5)
+        assert worker_counts.group_workers(connection, WorkerFilter(), by="hostname", limit=2, offset=9) == ([], 5)
 
 
 @pytest.mark.parametrize("by", ["pid", "label:", "label", ""])
 def test_no_other_groups_are_known(database: Database, by: str) -> None:
     with database.engine.connect() as connection, pytest.raises(ValueError, match="cannot be grouped"):
-        workers.group_workers(connection, WorkerFilter(), by=by, limit=9)
+        worker_counts.group_workers(connection, WorkerFilter(), by=by, limit=9)
 
 
 @on_both
@@ -514,17 +525,17 @@ def test_label_keys(database: Database) -> None:
     register(database, "two", labels={"zone": "b", 'odd"': "x"})
     register(database, "three", labels={})
     with database.engine.connect() as connection:
-        assert workers.label_keys(connection) == ['odd"', "rack", "zone"]
+        assert worker_counts.label_keys(connection) == ['odd"', "rack", "zone"]
 
 
 @on_both
 def test_an_empty_fleet(database: Database) -> None:
     assert listed(database) == ([], 0)
     with database.engine.connect() as connection:
-        assert workers.count_states(connection, WorkerFilter()) == {}
-        assert workers.group_workers(connection, WorkerFilter(), by="queue", limit=9) == ([], 0)
-        assert workers.label_keys(connection) == []
-        assert workers.list_services(connection, kind=None, state=None, limit=10, offset=0) == ([], 0)
+        assert worker_counts.count_states(connection, WorkerFilter()) == {}
+        assert worker_counts.group_workers(connection, WorkerFilter(), by="queue", limit=9) == ([], 0)
+        assert worker_counts.label_keys(connection) == []
+        assert workers_services.list_services(connection, kind=None, state=None, limit=10, offset=0) == ([], 0)
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -544,7 +555,7 @@ def a_job(database: Database, job_type: str, *, silent: float, state: str = "run
 def services(database: Database, **filters: Any) -> tuple[list[tuple[str, str | None]], int]:
     asked: dict[str, Any] = {"kind": None, "state": None, "limit": 50, "offset": 0, **filters}
     with database.engine.connect() as connection:
-        found, total = workers.list_services(connection, **asked)
+        found, total = workers_services.list_services(connection, **asked)
     return [(one.kind, one.state) for one in found], total
 
 

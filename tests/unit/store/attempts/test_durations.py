@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.store.durations import recent_stays
+from airflow_worker_insight.store.attempts.durations import recent_stays
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, close, on_both, record_start
 
 if TYPE_CHECKING:

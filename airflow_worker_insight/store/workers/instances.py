@@ -6,17 +6,13 @@ values of its own.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from sqlalchemy import case, func, insert, literal, not_, or_, select, update
 
-from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import (
     AVAILABILITIES,
     AVAILABLE,
@@ -31,20 +27,16 @@ from airflow_worker_insight.domain.states import (
     UNRESPONSIVE,
 )
 from airflow_worker_insight.domain.workers import Life, WorkerRecord
-from airflow_worker_insight.store import airflow_tries, placements
-from airflow_worker_insight.store.planning import are_among, changed_rows
-from airflow_worker_insight.store.recording import (
-    SINCE_BEFORE,
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.dialects import are_among
+from airflow_worker_insight.store.tables import attempt, change, worker
+from airflow_worker_insight.store.workers.names import (
     are_named_local,
     is_known_to_engine,
     is_operators_word,
-    note_inheritance,
     operators_name,
-    upsert,
-    upsert_worker,
 )
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, worker
-from airflow_worker_insight.store.tables import engine as engine_table
+from airflow_worker_insight.store.workers.upsert import SINCE_BEFORE, note_inheritance, upsert_worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +45,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.domain.keys import RowKey
     from airflow_worker_insight.domain.workers import NewLife
 
 
@@ -66,78 +57,8 @@ _KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
-LOOK_TAKES = timedelta(seconds=60)
-"""How long a look may take at most: after so long another one may look, should this one have died."""
-
-
 FORGOTTEN_AFTER = timedelta(days=1)
 """How long no worker of an engine has run a try, at least, before they end that nobody looks at and no executor has."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRow:
-    """What is known of an engine. Times are aware UTC, by the database's clock."""
-
-    name: str
-    due_at: datetime
-    looked_at: datetime | None = None
-    reached_since: datetime | None = None
-    error: str | None = None
-
-
-def get_engine(connection: Connection, name: str, *, now: datetime) -> EngineRow:
-    """Return an engine's row; one that is not there is made, due at once."""
-    row = find_engine(connection, name)
-    if row is not None:
-        return row
-    fresh = {"name": name, "due_at": now}
-    connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
-    return find_engine(connection, name) or EngineRow(name, now)
-
-
-def find_engine(connection: Connection, name: str) -> EngineRow | None:
-    """Return an engine's row, or ``None`` where nobody has ever come to look at it."""
-    row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
-    if row is None:
-        return None
-    return EngineRow(
-        name=row.name,
-        due_at=row.due_at.astimezone(timezone.utc),
-        looked_at=utc(row.looked_at),
-        reached_since=utc(row.reached_since),
-        error=row.error,
-    )
-
-
-def take_lease(
-    connection: Connection, name: str, *, now: datetime, until: datetime, at_most: datetime, only_if_due: bool
-) -> bool:
-    """Make this caller the one to look at an engine, and nobody else until then; ``False`` if another one is.
-
-    :param at_most: nobody can have taken it for longer than until then: the database's clock was set back, or the
-        interval made shorter, and it is due
-    :param only_if_due: without it the caller looks whoever else does
-    """
-    conditions = [engine_table.c.name == name]
-    if only_if_due:
-        conditions.append(or_(engine_table.c.due_at <= now, engine_table.c.due_at > at_most))
-    return changed_rows(connection, update(engine_table).where(*conditions).values(due_at=until)) > 0
-
-
-def give_back_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
-    """Let a look that failed be repeated at a time, unless somebody else has taken the lease since."""
-    connection.execute(
-        update(engine_table).where(engine_table.c.name == name, engine_table.c.due_at == until).values(due_at=due_at)
-    )
-
-
-def write_engine(connection: Connection, row: EngineRow) -> None:
-    """Write what a look has shown. Whoever writes the same engine's workers waits here until the caller commits."""
-    connection.execute(
-        update(engine_table)
-        .where(engine_table.c.name == row.name)
-        .values(due_at=row.due_at, looked_at=row.looked_at, reached_since=row.reached_since, error=row.error)
-    )
 
 
 # --- lives -----------------------------------------------------------------------------------------------------------
@@ -307,7 +228,7 @@ def register_own(connection: Connection, record: WorkerRecord, *, concurrency: i
 
 
 def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:
-    """Return which of these begin in quarantine: ``recording.inherited_availability`` for many at once."""
+    """Return which of these begin in quarantine: ``upsert.inherited_availability`` for many at once."""
     names = {life.engine_name for life in lives}
     hosts = {life.hostname for life in lives if life.kind == LOCAL}
     latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
@@ -516,78 +437,6 @@ def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RunningTries:
-    """The tries that run now, by the row ID of the worker that each runs on."""
-
-    counts: Mapping[int, int]
-    heartbeats: Mapping[int, datetime]
-    """The latest heartbeat of a worker's tries, by the clock of whoever took it; of a worker whose tries have none
-    there is none."""
-
-
-def running_tries(connection: Connection) -> RunningTries:
-    """Ask Airflow which tries run now, and our own table where."""
-    running = _running(connection)
-    counts: Counter[int] = Counter()
-    heartbeats: dict[int, datetime] = {}
-    for row_key, ref in _latest_workers(connection, sorted(running)).items():
-        counts[ref] += 1
-        beat = running[row_key][1]
-        if beat is not None:
-            heartbeats[ref] = max(heartbeats.get(ref, beat), beat)
-    return RunningTries(counts, heartbeats)
-
-
-def running_on(connection: Connection) -> dict[TryKey, int]:
-    """Return the tries that run now with the row ID of the worker that each runs on."""
-    running = _running(connection)
-    return {running[row_key][0]: ref for row_key, ref in _latest_workers(connection, sorted(running)).items()}
-
-
-def _running(connection: Connection) -> dict[RowKey, tuple[TryKey, datetime | None]]:
-    """Return the tries that run, by what they are recorded by, with their latest heartbeats."""
-    found: dict[RowKey, tuple[TryKey, datetime | None]] = {}
-    for row in connection.execute(_select_running()):
-        key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-        found[key.run_key, airflow_tries.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
-    return found
-
-
-def _select_running() -> Any:
-    """Select the tries that run: on 2.11 their heartbeats are those of their own jobs."""
-    table, job = metadata_database.task_instance_table(), metadata_database.job_table()
-    source, identity = metadata_database.try_identity(table)
-    names = [table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")]
-    # "restarting" is set on a running try that is to end: its process lives until it has.
-    is_running = table.c.state.in_(("running", "restarting"))
-    heartbeat = job.c.latest_heartbeat
-    if "last_heartbeat_at" in table.c:
-        heartbeat = table.c.last_heartbeat_at
-    else:
-        source = source.outerjoin(job, job.c.id == table.c.job_id)
-    return select(*names, *identity, heartbeat.label("heartbeat")).select_from(source).where(is_running)
-
-
-def _latest_workers(connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, int]:
-    """Return for each of these tries the worker whose process of it began last: others it has deferred from."""
-    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-    began = func.coalesce(attempt.c.last_started_at, attempt.c.started_at).label("began")
-    latest: dict[RowKey, tuple[bool, Any, int, int]] = {}
-    for batch in _batches(keys):
-        rows = connection.execute(
-            select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(
-                are_among(connection, key, batch), attempt.c.worker_ref != NO_WORKER
-            )
-        )
-        for row in rows:
-            one = (row.run_key, row.task_key, row.try_number)
-            found = (row.began is not None, row.began, row.ordinal, row.worker_ref)
-            if one not in latest or found > latest[one]:
-                latest[one] = found
-    return {one: ref for one, (_, _, _, ref) in latest.items()}
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:

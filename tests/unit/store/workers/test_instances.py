@@ -15,10 +15,12 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
 from airflow_worker_insight.domain.workers import Life, NewLife
-from airflow_worker_insight.store import lives as store
-from airflow_worker_insight.store.lives import EngineRow
-from airflow_worker_insight.store.recording import upsert_worker
+from airflow_worker_insight.store import leases
+from airflow_worker_insight.store.attempts import running as attempts_running
+from airflow_worker_insight.store.leases import EngineRow
 from airflow_worker_insight.store.tables import attempt, change, worker
+from airflow_worker_insight.store.workers import instances as store
+from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, change_try, on_both, record_start
 
 if TYPE_CHECKING:
@@ -80,8 +82,8 @@ def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database)
 
 def take(database: Database, seconds: float, *, only_if_due: bool = True) -> bool:
     with database.engine.begin() as connection:
-        store.get_engine(connection, CELERY, now=at(seconds))
-        return store.take_lease(
+        leases.get_engine(connection, CELERY, now=at(seconds))
+        return leases.take_lease(
             connection,
             CELERY,
             now=at(seconds),
@@ -102,7 +104,7 @@ def test_a_clock_that_was_set_back_does_not_keep_an_engine_from_being_looked_at(
 def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
     def give_back(until: float) -> None:
         with database.engine.begin() as connection:
-            store.give_back_lease(connection, CELERY, until=at(until), due_at=at(5))
+            leases.give_back_lease(connection, CELERY, until=at(until), due_at=at(5))
 
     assert take(database, 0)
     give_back(29)
@@ -115,12 +117,12 @@ def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
 def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
     row = EngineRow(CELERY, at(30), NOON, at(-600), "down")
     with database.engine.begin() as connection:
-        assert store.get_engine(connection, CELERY, now=NOON) == EngineRow(CELERY, NOON)
-        store.get_engine(connection, EDGE, now=NOON)
-        store.write_engine(connection, row)
+        assert leases.get_engine(connection, CELERY, now=NOON) == EngineRow(CELERY, NOON)
+        leases.get_engine(connection, EDGE, now=NOON)
+        leases.write_engine(connection, row)
     with database.engine.begin() as connection:
-        assert store.get_engine(connection, CELERY, now=at(1)) == row
-        assert store.get_engine(connection, EDGE, now=at(1)) == EngineRow(EDGE, NOON)
+        assert leases.get_engine(connection, CELERY, now=at(1)) == row
+        assert leases.get_engine(connection, EDGE, now=at(1)) == EngineRow(EDGE, NOON)
 
 
 def test_the_engines_are_those_that_readers_know() -> None:
@@ -424,7 +426,7 @@ def ran(database: Database) -> dict[str, TryKey]:
 
 def running(database: Database) -> dict[str, int]:
     with database.engine.connect() as connection:
-        found = store.running_tries(connection)
+        found = attempts_running.running_tries(connection)
         names = dict(connection.execute(select(worker.c.id, worker.c.worker_id)).all())
     return {names[ref]: number for ref, number in found.counts.items()}
 
@@ -461,7 +463,7 @@ def test_the_latest_heartbeat_of_its_tries_is_the_workers(database: Database, ra
     with database.engine.begin() as connection:
         for name, seconds in (("a", 10), ("b", 20)):
             change_try(connection, ran[name], last_heartbeat_at=at(seconds))
-        found = store.running_tries(connection)
+        found = attempts_running.running_tries(connection)
     assert list(found.heartbeats.values()) == [at(20)]
 
 
@@ -472,7 +474,7 @@ def test_on_2_11_the_heartbeat_is_that_of_the_tries_job(database: Database, ran:
     with database.engine.begin() as connection:
         connection.execute(job.insert().values(id=7, job_type="LocalTaskJob", latest_heartbeat=at(20)))
         change_try(connection, ran["a"], job_id=7)
-        found = store.running_tries(connection)
+        found = attempts_running.running_tries(connection)
     assert list(found.heartbeats.values()) == [at(20)]
 
 

@@ -17,8 +17,10 @@ from airflow_worker_insight.domain.clock import SAME_START, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import FINISHED, LOST, UNHARMED
-from airflow_worker_insight.store import airflow_tries, listing, reading
-from airflow_worker_insight.store.planning import do_not_compile
+from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.attempts import search
+from airflow_worker_insight.store.dialects import do_not_compile
 from airflow_worker_insight.store.tables import SLOT_SECONDS, attempt, start_slot
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def running_now(
     :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
     """
     filters = AttemptFilter(worker_id=one.worker_id, state="running")
-    running, _ = reading.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
+    running, _ = attempt_queries.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
     attempts = [one_try for one_try in running if _is_last_on(one, one_try)]
     return attempts[:limit], len(attempts)
 
@@ -121,13 +123,13 @@ def stays_between(
     :param dag_ids: the Dags the reader may see
     """
     conditions = _of(connection, one, dag_ids)
-    order = listing.latest_first(connection)
-    within = _stays(attempt).where(*conditions, *listing.started_between(since, until)).order_by(*order).limit(limit)
+    order = search.latest_first(connection)
+    within = _stays(attempt).where(*conditions, *search.started_between(since, until)).order_by(*order).limit(limit)
     rows = list(connection.execute(within))
     if len(rows) < limit:
         earlier = _latest([*conditions, attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since], order)
         reached = _stays(earlier).where(_had_not_ended(earlier, since))
-        order = listing.latest_first(connection, earlier)
+        order = search.latest_first(connection, earlier)
         rows += connection.execute(reached.order_by(*order).limit(min(limit - len(rows), MAX_OPEN)))
     return [stay for stay in _with_airflows_word(connection, rows) if stay.ended_at is None or stay.ended_at >= since]
 
@@ -136,7 +138,7 @@ def _stays(rows: Any) -> Any:
     """Select stays from the attempt table, or from a subquery with its columns."""
     other = attempt.alias("other")
     later = select(other.c.ordinal).where(
-        *(other.c[column.name] == rows.c[column.name] for column in listing.KEY),
+        *(other.c[column.name] == rows.c[column.name] for column in search.KEY),
         other.c.worker_ref != rows.c.worker_ref,
         _last_process(other) > _last_process(rows),
     )
@@ -158,7 +160,7 @@ def _with_airflows_word(connection: Connection, rows: Sequence[Row[Any]]) -> lis
     """Read rows as stays, of tries that are not closed with the state and the end that Airflow has for them now."""
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
     unclosed = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
-    known = airflow_tries.tries_by_row(connection, unclosed)
+    known = airflow_history.tries_by_row(connection, unclosed)
     return [
         _stay(key, row, known.get((row.run_key, row.task_key, row.try_number)))
         for key, row in zip(keys, rows, strict=True)
@@ -221,19 +223,19 @@ _SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
 
 def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
     do_not_compile(connection)
-    return [attempt.c.worker_ref == one.ref, *listing.of_dags(connection, frozenset(dag_ids)), listing.counts()]
+    return [attempt.c.worker_ref == one.ref, *search.of_dags(connection, frozenset(dag_ids)), search.counts()]
 
 
 def _not_ended(connection: Connection, one: WorkerRow, moment: datetime, *, dag_ids: Collection[str]) -> list[Attempt]:
     """Return the tries of a worker that had not ended at a moment, the latest start first."""
-    latest = _latest(_of(connection, one, dag_ids), listing.latest_first(connection))
+    latest = _latest(_of(connection, one, dag_ids), search.latest_first(connection))
     rows = connection.execute(
         select(latest.c.run_key, latest.c.task_key, latest.c.try_number)
         .where(_had_not_ended(latest, moment))
-        .order_by(*listing.latest_first(connection, latest))
+        .order_by(*search.latest_first(connection, latest))
         .limit(MAX_OPEN)
     )
-    found = reading.load_attempts(connection, [tuple(row) for row in rows])
+    found = attempt_queries.load_attempts(connection, [tuple(row) for row in rows])
     return [one_try for one_try in found if one_try.ended_at is None or one_try.ended_at > moment]
 
 

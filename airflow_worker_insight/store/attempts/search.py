@@ -17,8 +17,8 @@ from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.domain.states import FINISHED, REPORTED
-from airflow_worker_insight.store.airflow_tries import instance_keys, run_began
-from airflow_worker_insight.store.planning import are_among, do_not_compile, is_among, one_by_one
+from airflow_worker_insight.store.airflow_history import instance_keys, run_began
+from airflow_worker_insight.store.dialects import are_among, do_not_compile, is_among, one_by_one
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _slots_between(since: datetime | None, until: datetime | None) -> list[Any]:
 
 
 def counts(rows: Any = attempt) -> Any:
-    """Leave out what was inferred of a try before its worker reported after all; see :mod:`~.reading`."""
+    """Leave out what was inferred of a try before its worker reported after all; see :mod:`~.queries`."""
     other = attempt.alias("reported")
     report = select(other.c.ordinal).where(*_same_try(other, rows), other.c.attribution == REPORTED)
     return or_(rows.c.attribution == REPORTED, ~report.exists())
@@ -341,7 +341,7 @@ def _is_now(connection: Connection, state: str, rows: Any) -> Any:
 
 
 def _is_of_its_run(connection: Connection, rows: Any) -> Any:
-    """Say that the Dag run of these names may be the one that a try was of: see :func:`.airflow_tries.is_of_run`.
+    """Say that the Dag run of these names may be the one that a try was of: see :func:`.airflow_history.is_of_run`.
 
     The start of a try is by its worker's clock. Where the database can, clocks may be apart for a while.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, literal, select, update
 
-from airflow_worker_insight.store.planning import changed_rows, counted, rows_written
+from airflow_worker_insight.store.dialects import changed_rows, counted, rows_written
 from airflow_worker_insight.store.tables import change
 from tests.unit.database import NOON, Database, on_both
 

@@ -19,10 +19,13 @@ from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.names import are_one_host
 from airflow_worker_insight.domain.workers import NewLife, WorkerRecord
-from airflow_worker_insight.store import lives, recording
-from airflow_worker_insight.store.reading import task_instance_attempts
-from airflow_worker_insight.store.recording import SEEN_EVERY, TooManyWorkers, inherited_availability, upsert_worker
+from airflow_worker_insight.store import dialects
+from airflow_worker_insight.store.attempts import start as attempts_start
+from airflow_worker_insight.store.attempts.queries import task_instance_attempts
+from airflow_worker_insight.store.attempts.start import SEEN_EVERY, TooManyWorkers
 from airflow_worker_insight.store.tables import attempt, worker
+from airflow_worker_insight.store.workers import instances
+from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql, record_start
 
@@ -49,7 +52,7 @@ def start(
 ) -> None:
     started = StartedTry(key, key.task_key, try_started_at, state)
     with database.engine.begin() as connection:
-        recording.record_start(
+        attempts_start.record_start(
             connection, started, record, now=now, conditions=conditions, process=process, is_late=is_late
         )
 
@@ -259,14 +262,14 @@ def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same:
 
 
 def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "MAX_WORKERS", 2)
-    recording._first_process.cache_clear()
+    monkeypatch.setattr(attempts_start, "MAX_WORKERS", 2)
+    attempts_start._first_process.cache_clear()
     start(database, a_worker("a"))
     start(database, a_worker("b"))
     with pytest.raises(TooManyWorkers):
         start(database, a_worker("c"))
     start(database, a_worker("a"))
-    recording._first_process.cache_clear()
+    attempts_start._first_process.cache_clear()
     assert [row["process_count"] for row in database.attempts()] == [2, 1]
 
 
@@ -591,7 +594,7 @@ def test_what_is_decided_of_one_of_several_local_workers_is_of_no_other(
 def test_one_of_several_local_workers_is_not_the_row_of_their_scheduler(database: Database) -> None:
     life = NewLife("local", "local@host-1", "host-1", "online", job_id=7)
     with database.engine.begin() as connection:
-        lives.register(connection, [life], now=NOON)
+        instances.register(connection, [life], now=NOON)
     start(database, a_worker("etl", name="etl", engine_name="etl@host-1", kind="local", job_id=7))
     assert [row["engine_name"] for row in database.workers()] == ["local@host-1", "etl@host-1"]
 
@@ -606,7 +609,7 @@ def test_a_host_is_no_life_of_a_worker(database: Database) -> None:
 # --- other databases -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("statement", [recording._first_process, recording._further_process])
+@pytest.mark.parametrize("statement", [attempts_start._first_process, attempts_start._further_process])
 @pytest.mark.parametrize("dialect", [mysql, postgresql, sqlite], ids=lambda module: module.__name__)
 def test_the_statements_are_the_same_for_every_database(statement: Callable[[str], Any], dialect: Any) -> None:
     """MySQL is not at hand in these tests: what runs on the others must need nothing that is theirs alone."""
@@ -620,7 +623,7 @@ def test_the_statements_are_the_same_for_every_database(statement: Callable[[str
 @pytest.mark.parametrize("table", [worker, attempt], ids=lambda table: table.name)
 def test_the_upsert_for_mysql(table: Table) -> None:
     key = [column.name for column in table.primary_key]
-    statement = recording.upsert("mysql", table, None, key=key, update={key[0]: table.c[key[0]]})
+    statement = dialects.upsert("mysql", table, None, key=key, update={key[0]: table.c[key[0]]})
     dialect: Any = mysql
     sql = " ".join(str(statement.compile(dialect=dialect.dialect())).split())
     assert sql.startswith(f"INSERT INTO {table.name} (")
@@ -638,5 +641,5 @@ def test_the_upsert_for_mysql(table: Table) -> None:
 )
 def test_a_new_row_yields_to_one_in_any_index(dialect: Any, clause: str) -> None:
     """Where one index is named, PostgreSQL fails at another when two insert the same row at once."""
-    statement = recording.insert_new(dialect.dialect.name, worker, {"worker_id": "w", "reported_id": "w"})
+    statement = dialects.insert_new(dialect.dialect.name, worker, {"worker_id": "w", "reported_id": "w"})
     assert clause in " ".join(str(statement.compile(dialect=dialect.dialect())).split())

@@ -7,61 +7,52 @@ pages, the REST API and the command never show a state that nobody has checked f
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from datetime import timedelta, timezone
+from dataclasses import replace
+from datetime import timezone
 from typing import TYPE_CHECKING
 
-from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, literal, not_, or_, select, union_all
+from sqlalchemy import LargeBinary, Text, and_, case, cast, func, not_, or_, select
 
-from airflow_worker_insight import config
-from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.executors import absent_engines
-from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
+from airflow_worker_insight.domain.filters import WORKER_ORDERS
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.names import is_named_local
 from airflow_worker_insight.domain.states import (
     AVAILABILITIES,
     AVAILABLE,
     ENGINE_KINDS,
-    ENGINE_OF_KIND,
     LOCAL,
-    LOST,
-    OFFLINE,
     ONLINE,
-    OTHER_KINDS,
     QUARANTINED,
-    UNKNOWN_STATE,
     UNRESPONSIVE,
-    WORKER_STATES,
     engine_of,
 )
-from airflow_worker_insight.domain.workers import Change, EngineLook, Group, Service, WorkerRow
-from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.lives import LOOK_TAKES
-from airflow_worker_insight.store.planning import do_not_compile, is_among
-from airflow_worker_insight.store.recording import are_called, are_named_local, is_known_to_engine
-from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.domain.workers import Change, WorkerRow
+from airflow_worker_insight.store.dialects import do_not_compile, is_among
+from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.store.tables import change, worker
+from airflow_worker_insight.store.workers.freshness import (
+    LIVE,
+    NOBODY_LOOKS,
+    Looks,
+    in_states,
+    shown_state,
+    state_and_reason,
+)
+from airflow_worker_insight.store.workers.names import are_called, are_named_local, is_known_to_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from typing import Any
 
     from sqlalchemy.engine import Connection, Row
 
+    from airflow_worker_insight.domain.filters import WorkerFilter
 
-MAX_LABEL_KEYS = 100
 
 MAX_CANDIDATES = 2000
 """Workers that are read by their row IDs once a filter was found to match no more."""
-
-STALE_AFTER = 3
-"""Refresh intervals after which nobody can be said to look any more."""
-
-NOBODY_LOOKS = "Nobody looks at the workers."
-"""Why an executor knows nothing of the workers that the tables have."""
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
@@ -74,7 +65,7 @@ def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
     row = connection.execute(
         select(worker).where(or_(worker.c.worker_id == worker_id, mine)).order_by(case((mine, 0), else_=1)).limit(1)
     ).first()
-    return None if row is None else _with_strictest(connection, [_worker(row, _Looks.of(connection))])[0]
+    return None if row is None else _with_strictest(connection, [_worker(row, Looks.of(connection))])[0]
 
 
 def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str, WorkerRow]:
@@ -82,7 +73,7 @@ def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str
     if not worker_ids:
         return {}
     rows = connection.execute(select(worker).where(worker.c.worker_id.in_(worker_ids))).all()
-    looks = _Looks.of(connection)
+    looks = Looks.of(connection)
     found = _with_strictest(connection, [_worker(row, looks) for row in rows])
     return {one.worker_id: one for one in found}
 
@@ -145,7 +136,7 @@ def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[W
         .order_by(worker.c.id.desc())
         .limit(limit)
     )
-    looks = _Looks.of(connection)
+    looks = Looks.of(connection)
     return [_worker(row, looks) for row in rows]
 
 
@@ -163,7 +154,7 @@ def later_life(connection: Connection, one: WorkerRow) -> WorkerRow | None:
         .order_by(worker.c.id.desc())
         .limit(1)
     ).first()
-    return None if row is None else _worker(row, _Looks.of(connection))
+    return None if row is None else _worker(row, Looks.of(connection))
 
 
 def _same_name(one: WorkerRow) -> list[Any]:
@@ -184,7 +175,7 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     # PostgreSQL would compile these statements for 2 seconds each, because whether another life followed seems dear.
     do_not_compile(connection)
     matching = (
-        select(worker.c.id).where(*_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
+        select(worker.c.id).where(*filter_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
     )
     refs = connection.execute(matching).scalars().all()
     if len(refs) > MAX_CANDIDATES:
@@ -202,9 +193,9 @@ def list_workers(
 
     :param order_by: one of :data:`WORKER_ORDERS`, with a ``-`` in front descending; what is not known comes last
     """
-    looks = _Looks.of(connection)
+    looks = Looks.of(connection)
     filters = narrowed(connection, filters)
-    conditions = [*_conditions(connection, filters), *_in_states(filters.states, looks)]
+    conditions = [*filter_conditions(connection, filters), *in_states(filters.states, looks)]
     within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
     total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
     order = _order(order_by, looks)
@@ -217,7 +208,7 @@ def list_workers(
 
 
 def _page_of_decided(
-    connection: Connection, filters: WorkerFilter, looks: _Looks, order: Sequence[Any], *, limit: int, offset: int
+    connection: Connection, filters: WorkerFilter, looks: Looks, order: Sequence[Any], *, limit: int, offset: int
 ) -> Sequence[int]:
     """Return the row IDs of a page, where many workers were decided of: PostgreSQL only.
 
@@ -225,7 +216,7 @@ def _page_of_decided(
     """
     names = ["id", "kind", "name", "engine_name", "hostname", "ended_at"]
     names += ["host_only", "reported_id", "engine_heartbeat_at"]
-    conditions = [*_conditions(connection, filters, also_followed=True), *_in_states(filters.states, looks)]
+    conditions = [*filter_conditions(connection, filters, also_followed=True), *in_states(filters.states, looks)]
     some = (worker.c[name] for name in names)
     ordered = select(*some).where(*conditions).order_by(*order).offset(0).subquery()
     found = select(ordered.c.id).where(_is_decided(ordered)).limit(limit).offset(offset)
@@ -241,7 +232,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     Whoever looks may die while it does. What was seen before counts until another one may look: the executor itself
     asks the workers meanwhile.
     """
-    looks = _Looks.of(connection, patience=LOOK_TAKES)
+    looks = Looks.of(connection, patience=LOOK_TAKES)
     if engine_of(kind) in looks.stale:
         return [], NOBODY_LOOKS
     rows = connection.execute(
@@ -250,7 +241,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
             worker.c.kind == kind,
             is_known_to_engine(worker),
             worker.c.ended_at.is_(None),
-            worker.c.state.in_(_LIVE),
+            worker.c.state.in_(LIVE),
         )
         .order_by(worker.c.id)
     ).all()
@@ -262,7 +253,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
 
 def withheld(connection: Connection) -> dict[int, str]:
     """Return which of all workers that live people keep from new work, and how, by their row IDs."""
-    is_live = worker.c.state.in_(_LIVE)
+    is_live = worker.c.state.in_(LIVE)
     decided = connection.execute(
         select(worker.c.id, *_of_strictest()).where(
             or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
@@ -376,111 +367,7 @@ def names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
     return {row.id: row.name for row in rows}
 
 
-def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
-    """Return how many workers are in each state, whatever ``filters.states`` says.
-
-    Of each state up to :data:`~.limits.MAX_TOTAL` are counted; states that no worker is in are left out.
-    """
-    looks = _Looks.of(connection)
-    conditions = _conditions(connection, narrowed(connection, filters))
-    parts = []
-    for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
-        within = (
-            select(worker.c.id).where(*conditions, *_in_states(frozenset({state}), looks)).limit(MAX_TOTAL).subquery()
-        )
-        parts.append(select(literal(number).label("number"), func.count().label("workers")).select_from(within))
-    counted = {row.number: row.workers for row in connection.execute(union_all(*parts))}
-    return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
-
-
-def group_workers(
-    connection: Connection, filters: WorkerFilter, *, by: str, limit: int, offset: int = 0
-) -> tuple[list[Group], int]:
-    """Return some of the groups of workers that have something in common, in the order of its name, and their number.
-
-    Of more than :data:`~.limits.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
-    one of which nothing is known is in the group with an empty name, at the end.
-
-    :param by: ``queue``, ``hostname``, ``kind`` or ``label:KEY``
-    :raises ValueError: for anything else
-    """
-    common, names = _grouping(by)
-    looks = _Looks.of(connection)
-    filters = narrowed(connection, filters)
-    shown = _shown_state(looks)
-    latest = (
-        select(common.label("common"), shown.label("state"), worker.c.running, worker.c.concurrency)
-        .where(*_conditions(connection, filters), *_in_states(filters.states, looks))
-        .order_by(worker.c.id.desc())
-        .limit(MAX_TOTAL)
-        .subquery()
-    )
-    rows = connection.execute(
-        select(
-            latest.c.common,
-            latest.c.state,
-            func.count().label("workers"),
-            func.coalesce(func.sum(latest.c.running), 0).label("running"),
-            func.coalesce(func.sum(latest.c.concurrency), 0).label("concurrency"),
-        ).group_by(latest.c.common, latest.c.state)
-    )
-    groups: dict[str, _Sum] = defaultdict(_Sum)
-    for row in rows:
-        for name in names(row.common):
-            groups[name].add(row)
-    ordered = sorted(groups, key=lambda name: (not name, name))
-    return [groups[name].group(name) for name in ordered[offset : offset + limit]], len(ordered)
-
-
-def label_keys(connection: Connection) -> list[str]:
-    """Return what labels the latest workers have, at most :data:`MAX_LABEL_KEYS` of them."""
-    latest = (
-        select(cast(worker.c.labels, Text).label("labels"))
-        .where(worker.c.host_only.is_(False))
-        .order_by(worker.c.id.desc())
-        .limit(MAX_TOTAL)
-        .subquery()
-    )
-    texts = connection.execute(select(latest.c.labels).distinct()).scalars()
-    return sorted({key for text in texts for key in _parsed(text, {})})[:MAX_LABEL_KEYS]
-
-
-class _Sum:
-    """Adds up one group."""
-
-    def __init__(self) -> None:
-        self._states: dict[str | None, int] = defaultdict(int)
-        self._running = 0
-        self._concurrency = 0
-
-    def add(self, row: Row[Any]) -> None:
-        self._states[row.state] += row.workers
-        if row.state not in (OFFLINE, LOST):
-            self._running += int(row.running)
-            self._concurrency += int(row.concurrency)
-
-    def group(self, name: str) -> Group:
-        return Group(name, dict(self._states), self._running, self._concurrency)
-
-
-def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
-    """Return what the database groups by, and how the groups' names are read from it."""
-    if by in ("hostname", "kind"):
-        return worker.c[by], lambda value: [value]
-    if by == "queue":
-        return cast(worker.c.queues, Text), lambda text: [str(name) for name in _parsed(text, None) or [""]]
-    prefix, _, key = by.partition(":")
-    if prefix == "label" and key:
-        return cast(worker.c.labels, Text), lambda text: [str(_parsed(text, {}).get(key, ""))]
-    raise ValueError(f"workers cannot be grouped by {by}")
-
-
-def _parsed(text: str | None, default: Any) -> Any:
-    found = json.loads(text) if text is not None else None
-    return default if found is None else found
-
-
-def _conditions(connection: Connection, filters: WorkerFilter, *, also_followed: bool = False) -> list[Any]:
+def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_followed: bool = False) -> list[Any]:
     """Say what is listed, but for the states.
 
     :param also_followed: with lives that ended and that another one followed, of which no decision counts
@@ -559,12 +446,12 @@ def _holds(connection: Connection, column: Any, bracket: str, written: Callable[
     return or_(*(place(stored, before + text) > 0 for text in dict.fromkeys(texts) for before in (bracket, ", ")))
 
 
-def _order(order_by: str, looks: _Looks) -> list[Any]:
+def _order(order_by: str, looks: Looks) -> list[Any]:
     name = order_by.removeprefix("-")
     if name not in WORKER_ORDERS:
         raise ValueError(f"workers cannot be ordered by {order_by}")
     # IDs are given in the order of registration.
-    columns = {"registered_at": worker.c.id, "state": _shown_state(looks)}
+    columns = {"registered_at": worker.c.id, "state": shown_state(looks)}
     column = columns.get(name, worker.c[name])
     ordered = column.desc() if order_by.startswith("-") else column.asc()
     if name == "registered_at":
@@ -573,202 +460,11 @@ def _order(order_by: str, looks: _Looks) -> list[Any]:
     return [*missing, ordered, worker.c.id.desc()]
 
 
-# --- whether a state still counts ------------------------------------------------------------------------------------
-
-
-def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -> list[EngineLook]:
-    """Return the engines that were ever looked at, in the order of their names.
-
-    :param patience: how much longer than usual a look counts as current
-    """
-    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval()) - patience
-    return [
-        EngineLook(
-            name=row.name,
-            looked_at=utc(row.looked_at),
-            is_current=row.looked_at is not None and row.looked_at >= oldest,
-            error=row.error,
-        )
-        # Beside them stand other leases.
-        for row in connection.execute(
-            select(engine).where(engine.c.name.in_({*ENGINE_OF_KIND.values(), OTHER_KINDS})).order_by(engine.c.name)
-        )
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Looks:
-    """When each engine was last looked at, and which of them nobody looks at any more."""
-
-    looked_at: Mapping[str, datetime | None]
-    stale: frozenset[str]
-    absent: frozenset[str] = frozenset()
-    """Those that no executor is of, by the configuration here."""
-
-    @classmethod
-    def of(cls, connection: Connection, *, patience: timedelta = timedelta()) -> _Looks:
-        engines = list_engines(connection, patience=patience)
-        current = {one.name for one in engines if one.is_current}
-        names = {*ENGINE_OF_KIND.values(), OTHER_KINDS}
-        setting = config.executor()
-        # Without a setting nothing is known of any executor.
-        absent = frozenset(absent_engines(setting) if setting else ())
-        return cls({one.name: one.looked_at for one in engines}, frozenset(names - current), absent)
-
-
-_LIVE = (ONLINE, UNRESPONSIVE)
-"""The states of a worker that has not ended: they are true only for as long as somebody looks."""
-
-
-def _is_stale(looks: _Looks) -> Any | None:
-    """Say that nobody looks any more whether the worker lives, or ``None`` where that is so of no worker."""
-    kinds = [kind for kind, name in ENGINE_OF_KIND.items() if name in looks.stale]
-    conditions = [worker.c.kind.in_(kinds)] if kinds else []
-    if OTHER_KINDS in looks.stale:
-        conditions.append(worker.c.kind.not_in(list(ENGINE_OF_KIND)))
-    return and_(worker.c.state.in_(_LIVE), or_(*conditions)) if conditions else None
-
-
-def _shown_state(looks: _Looks) -> Any:
-    stale = _is_stale(looks)
-    if stale is None:
-        return worker.c.state
-    return case((stale, literal(None, worker.c.state.type)), else_=worker.c.state)
-
-
-def _in_states(states: frozenset[str] | None, looks: _Looks) -> list[Any]:
-    if states is None:
-        return []
-    stale = _is_stale(looks)
-    known = [state for state in WORKER_STATES if state in states]
-    conditions = []
-    if known:
-        in_states = worker.c.state.in_(known)
-        conditions.append(in_states if stale is None else and_(in_states, not_(stale)))
-    if UNKNOWN_STATE in states:
-        conditions.append(worker.c.state.is_(None))
-        if stale is not None:
-            conditions.append(stale)
-    return [or_(*conditions)] if conditions else [false()]
-
-
-def _reason(row: Row[Any], looks: _Looks) -> tuple[str | None, str | None]:
-    """Return the state that counts and why."""
-    if row.host_only:
-        return None, "This stands for one of the workers of its host: which one is not known."
-    name = engine_of(row.kind)
-    if row.state not in _LIVE or name not in looks.stale:
-        return row.state, row.state_reason
-    when = looks.looked_at.get(name)
-    if name in looks.absent:
-        return None, (
-            "Nothing tells whether it lives: [core] executor names no executor that has such workers. It will count as "
-            + ("offline once none of them has run a try for a day." if when is None else "offline soon.")
-        )
-    since = (
-        "Nobody has looked at this engine yet"
-        if when is None
-        else f"Nobody has looked since {when:%Y-%m-%d %H:%M:%S} UTC"
-    )
-    return None, (f"{since}: run `airflow-worker-insight refresh`. An API server of Airflow 3 does it by itself.")
-
-
-# --- services --------------------------------------------------------------------------------------------------------
-
-SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
-
-_JOBS = {"SchedulerJob": "scheduler", "TriggererJob": "triggerer", "DagProcessorJob": "dag_processor"}
-
-MAX_JOBS = 1000
-"""How many of Airflow's jobs are looked through: those with the latest heartbeat."""
-
-
-def list_services(
-    connection: Connection, *, kind: str | None, state: str | None, limit: int, offset: int
-) -> tuple[list[Service], int]:
-    """Return a page of the deployment's processes and how many there are: Airflow's own first, then the workers.
-
-    Airflow's own are healthy by Airflow's own thresholds, from a heartbeat by their host's clock: where that is behind
-    the database's they seem to be silent for as long, and where it is ahead to live for as long after their end.
-
-    :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
-    :param state: a worker's state, or ``None`` for all
-    """
-    jobs = [] if kind == "worker" else _job_services(connection, kind)
-    jobs = [one for one in jobs if state is None or (one.state or UNKNOWN_STATE) == state]
-    found, total = jobs[offset : offset + limit], len(jobs)
-    if kind in (None, "worker"):
-        workers, more = list_workers(
-            connection,
-            WorkerFilter(states=None if state is None else frozenset({state})),
-            limit=limit - len(found),
-            offset=max(0, offset - len(jobs)),
-        )
-        found += [_worker_service(one) for one in workers]
-        total += more
-    return found, min(total, MAX_TOTAL)
-
-
-def _job_services(connection: Connection, kind: str | None) -> list[Service]:
-    job = metadata_database.job_table()
-    types = [name for name, its_kind in _JOBS.items() if kind in (None, its_kind)]
-    rows = connection.execute(
-        select(job).where(job.c.job_type.in_(types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
-    )
-    now = database_now(connection)
-    return [_job_service(row, now) for row in rows]
-
-
-def _job_service(row: Row[Any], now: datetime) -> Service:
-    seen, ended = utc(row.latest_heartbeat), utc(row.end_date)
-    return Service(
-        kind=_JOBS[row.job_type],
-        service_id=str(row.id),
-        name=row.hostname or "",
-        hostname=row.hostname or "",
-        state=_job_state(
-            row.state, None if seen is None else now - seen, metadata_database.job_health_threshold(row.job_type)
-        ),
-        started_at=utc(row.start_date),
-        last_seen_at=seen,
-        ended_at=ended,
-    )
-
-
-def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta) -> str | None:
-    """Return a job's state in the words for workers.
-
-    :param silent: since when it has not had a heartbeat
-    """
-    if state == "success":
-        return OFFLINE
-    if state == "failed":
-        return LOST
-    if state != "running" or silent is None:
-        return None
-    if silent < threshold:
-        return ONLINE
-    return UNRESPONSIVE if silent < max(threshold, timedelta(seconds=config.lost_timeout())) else LOST
-
-
-def _worker_service(one: WorkerRow) -> Service:
-    return Service(
-        kind="worker",
-        service_id=one.worker_id,
-        name=one.name,
-        hostname=one.hostname,
-        state=one.state,
-        started_at=one.started_at,
-        last_seen_at=one.last_seen_at,
-        ended_at=one.ended_at,
-    )
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _worker(row: Row[Any], looks: _Looks) -> WorkerRow:
-    state, reason = _reason(row, looks)
+def _worker(row: Row[Any], looks: Looks) -> WorkerRow:
+    state, reason = state_and_reason(row, looks)
     return WorkerRow(
         ref=row.id,
         worker_id=row.worker_id,

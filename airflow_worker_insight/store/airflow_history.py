@@ -15,7 +15,7 @@ from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_t
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
-from airflow_worker_insight.store.planning import are_among, are_given, given
+from airflow_worker_insight.store.dialects import are_among, are_given, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

@@ -1,0 +1,282 @@
+"""Write that a worker started a try: the statement that runs for every task process of the deployment.
+
+In the usual case this is one statement. It copies the worker's ID from the worker table and inserts nothing if the
+worker is unknown, has changed its description or was not seen for long; only then the worker's row is written too, so
+that those who start tasks at the same time do not wait for one another's lock on it.
+It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT anew each time, which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, case, func, insert, literal, not_, or_, select, update
+
+from airflow_worker_insight.domain.attempts import Conditions
+from airflow_worker_insight.domain.names import short_host
+from airflow_worker_insight.domain.states import REPORTED
+from airflow_worker_insight.store.dialects import counted, rows_written
+from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
+from airflow_worker_insight.store.workers.names import is_known_to_engine
+from airflow_worker_insight.store.workers.upsert import store_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.domain.attempts import StartedTry
+    from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.domain.workers import WorkerRecord
+    from airflow_worker_insight.store.workers.upsert import StoredWorker
+
+
+SEEN_EVERY = timedelta(seconds=60)
+"""How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
+
+FRESH = timedelta(hours=1)
+"""A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
+
+MAX_SEEN = 10_000
+"""Workers that one process remembers to have marked as seen."""
+
+MAX_WORKERS = 100
+"""Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
+
+MAX_NEW_OF_A_TRY = 5
+"""Workers of one host that one try tells of and no engine does: a pod is a host, and is there for one process."""
+
+MAX_NEW_ON_A_HOST = 100
+"""Workers that reports make known on one host within :data:`NEW_WITHIN`."""
+
+NEW_WITHIN = timedelta(hours=1)
+
+
+class TooManyWorkers(ValueError):  # noqa: N818
+    """A try, or a host, of which reports say that it has too many workers; the message says which limit it met."""
+
+
+def record_start(
+    connection: Connection,
+    started: StartedTry,
+    record: WorkerRecord,
+    *,
+    now: datetime,
+    process: int | None = None,
+    conditions: Conditions | None = None,
+    is_late: bool = False,
+) -> str | None:
+    """Write that a task process of a try started on the worker ``record``.
+
+    A second process of the same try on the same worker (deferral, reschedule) is counted in the same row, and the same
+    process once, however often it is told. The end of a try that has one stays. The caller owns the transaction.
+
+    :param connection: a connection to Airflow's database with a transaction begun
+    :param now: when the process started, by the clock of the machine that writes
+    :param process: the key of the process (:func:`.keys.process_key`); one that is not known is another one
+    :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
+    :param is_late: whether ``now`` has passed, because the report had to wait
+    :return: what contradicts the worker whose ID it gave, if something does: then it is kept apart from that one
+    :raises ContradictingWorker: when the ID is that of another worker that has never reported
+    :raises TooManyWorkers: when the try, or the host, has had too many workers
+    """
+    key = started.key
+    start = {
+        "p_run_key": key.run_key,
+        "p_task_key": started.instance,
+        "p_try_number": key.try_number,
+        "p_map_index": key.map_index,
+        "p_dag_id": key.dag_id,
+        "p_run_id": key.run_id,
+        "p_task_id": key.task_id,
+        "p_state": started.state,
+        "p_started_at": started.started_at or now,
+        "p_ended_at": started.ended_at,
+        "p_process_key": process,
+        "p_start_slot": start_slot(started.started_at or now),
+        "p_now": now,
+        "p_seen_since": now - FRESH,
+        "p_worker_id": record.worker_id,
+        "p_fingerprint": record.fingerprint,
+        **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
+    }
+    # In the usual case the first statement does it and waits for nobody. All else locks rows that others may hold, such
+    # as one who writes a look at the fleet and was frozen in the middle of it: the caller's bounds end that.
+    is_usual = not is_late and started.fits is not False
+    if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
+        stored = _write_worker_and_start(connection, key, record, start, now=now, fits=started.fits)
+        _mark_seen(connection, stored.reported_id, now=now)
+        return stored.contradiction
+    _mark_seen(connection, record.worker_id, now=now)
+    return None
+
+
+def _write_worker_and_start(
+    connection: Connection,
+    key: TryKey,
+    record: WorkerRecord,
+    start: Mapping[str, Any],
+    *,
+    now: datetime,
+    fits: bool | None,
+) -> StoredWorker:
+    if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
+        raise TooManyWorkers(f"try {key.try_number} has run on {MAX_WORKERS} workers")
+    stored = store_worker(
+        connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
+    )
+    # The worker's row is locked now, so it stays however long ago the worker was seen.
+    start = {
+        **start,
+        "p_seen_since": _LONG_AGO,
+        "p_worker_id": stored.reported_id,
+        "p_fingerprint": stored.fingerprint,
+    }
+    if not any(_writes(connection, statement, start) for statement in _STARTS):
+        raise LookupError(f"worker {record.worker_id} could not be stored")
+    return stored
+
+
+def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerRecord, *, now: datetime) -> None:
+    """Refuse to make one more worker known than the processes of a try, and the workers of a host, can be.
+
+    :raises TooManyWorkers: when there are too many
+    """
+    on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
+    made = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
+    of_try = (
+        select(func.count())
+        .select_from(attempt.join(worker, worker.c.id == attempt.c.worker_ref))
+        .where(*_of_this_try(attempt), *made)
+    )
+    if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
+        raise TooManyWorkers(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
+    lately = select(worker.c.id).where(*made, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
+    if len(connection.execute(lately).all()) >= MAX_NEW_ON_A_HOST:
+        raise TooManyWorkers(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+
+
+_seen: dict[str, datetime] = {}
+"""When this process last marked a worker as seen; a hint only, so that most starts need no statement for it."""
+
+
+def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
+    """Write that a worker was seen, unless that was written shortly before or somebody is about to write it."""
+    if now - _seen.get(worker_id, now - SEEN_EVERY) < SEEN_EVERY:
+        return
+    if len(_seen) >= MAX_SEEN:
+        _seen.clear()
+    _seen[worker_id] = now
+    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
+    row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
+    if row_id is not None:
+        connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))
+
+
+def _parameter(column: Any) -> Any:
+    return bindparam(f"p_{column.name}", type_=column.type)
+
+
+def _of_this_try(table: Any) -> list[Any]:
+    """Match the rows of a try by the front of the primary key: a handful at most."""
+    return [table.c[name] == _parameter(attempt.c[name]) for name in ("run_key", "task_key", "try_number")]
+
+
+def _known_worker() -> list[Any]:
+    """Match the worker, unless its row must be written, or locked, first."""
+    return [
+        worker.c.reported_id == bindparam("p_worker_id"),
+        worker.c.fingerprint == bindparam("p_fingerprint"),
+        worker.c.last_seen_at > bindparam("p_seen_since", type_=Timestamp()),
+    ]
+
+
+@cache
+def _workers_of_the_try() -> Any:
+    return select(func.count()).select_from(attempt).where(*_of_this_try(attempt))
+
+
+def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[str, Any]) -> bool:
+    """Execute one of the two statements below; return whether it wrote a row."""
+    return rows_written(connection.execute(build(connection.dialect.name), start)) > 0
+
+
+@cache
+def _first_process(dialect: str) -> Any:
+    """Build the INSERT … SELECT for the first process of a try on a worker; it inserts nothing for a further one."""
+    other, own = attempt.alias("other"), attempt.alias("own")
+    others = select(func.count()).select_from(other).where(*_of_this_try(other)).scalar_subquery()
+    later_worker_only = case((others == 0, None), else_=_NOW)
+    columns: dict[str, Any] = {
+        **{name: _parameter(attempt.c[name]) for name in ("run_key", "task_key", "try_number", "map_index")},
+        "worker_ref": worker.c.id,
+        "ordinal": others,
+        "process_count": literal(1),
+        "process_key": _parameter(attempt.c.process_key),
+        "started_at": _parameter(attempt.c.started_at),
+        "ended_at": _parameter(attempt.c.ended_at),
+        "first_started_at": later_worker_only,
+        "last_started_at": later_worker_only,
+        "state": _parameter(attempt.c.state),
+        "attribution": literal(REPORTED, attempt.c.attribution.type),
+        **{
+            name: _parameter(attempt.c[name])
+            for name in ("dag_id", "run_id", "task_id", "start_slot", "load", "memory_free", "running_beside")
+        },
+    }
+    written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
+    row = select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
+    # For a request that Airflow's client has sent again while the first one is still at work.
+    for name in ("postgresql", "sqlite"):
+        row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
+    return counted(insert(attempt).from_select(list(columns), row), dialect)
+
+
+@cache
+def _further_process(dialect: str) -> Any:
+    """Build the UPDATE that counts one more process of a try on a worker, unless it is the one that was counted last.
+
+    What has ended stays so. The order of the values is MySQL's, which reads those to the left as they have become.
+    """
+    is_new = or_(
+        attempt.c.process_key.is_(None),
+        _parameter(attempt.c.process_key).is_(None),
+        attempt.c.process_key != _parameter(attempt.c.process_key),
+    )
+    statement = (
+        update(attempt)
+        .where(
+            *_of_this_try(attempt),
+            attempt.c.worker_ref == select(worker.c.id).where(*_known_worker()).scalar_subquery(),
+        )
+        .ordered_values(
+            (
+                attempt.c.first_started_at,
+                case(
+                    (is_new, func.coalesce(attempt.c.first_started_at, attempt.c.started_at)),
+                    else_=attempt.c.first_started_at,
+                ),
+            ),
+            (attempt.c.last_started_at, case((is_new, _NOW), else_=attempt.c.last_started_at)),
+            (attempt.c.process_count, case((is_new, attempt.c.process_count + 1), else_=attempt.c.process_count)),
+            (
+                attempt.c.process_key,
+                func.coalesce(_parameter(attempt.c.process_key), attempt.c.process_key),
+            ),
+            (
+                attempt.c.state,
+                case((attempt.c.ended_at.is_(None), _parameter(attempt.c.state)), else_=attempt.c.state),
+            ),
+            (attempt.c.ended_at, func.coalesce(attempt.c.ended_at, _parameter(attempt.c.ended_at))),
+            (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
+        )
+    )
+    return counted(statement, dialect)
+
+
+_STARTS = (_first_process, _further_process)
+_NOW = bindparam("p_now", type_=Timestamp())
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

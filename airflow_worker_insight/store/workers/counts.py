@@ -1,0 +1,179 @@
+"""Count workers and what runs on them: by state, by what they have in common, and for metrics."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Text, cast, func, literal, or_, select, union_all
+
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE, WORKER_STATES
+from airflow_worker_insight.domain.workers import Group
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.workers.freshness import Looks, in_states, shown_state
+from airflow_worker_insight.store.workers.queries import filter_conditions, narrowed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from sqlalchemy.engine import Connection, Row
+
+    from airflow_worker_insight.domain.filters import WorkerFilter
+
+
+STATES = (ONLINE, UNRESPONSIVE, LOST)
+"""What is counted. All that ever left in order would be read for a number that only grows."""
+
+LATELY = timedelta(days=1)
+"""A worker counts as lost for so long, unless it is seen again."""
+
+MAX_WORKERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much a living worker runs, and how much it can; ``None`` is not known."""
+
+    name: str
+    running: int | None
+    concurrency: int | None
+
+
+def count_workers(connection: Connection) -> Mapping[tuple[str, str], int]:
+    """Return how many workers there are by kind and state; of each kind that is there every state is given."""
+    since = database_now(connection) - LATELY
+    rows = connection.execute(
+        select(worker.c.kind, worker.c.state, func.count().label("workers"))
+        .where(
+            worker.c.state.in_(STATES),
+            worker.c.host_only.is_(False),
+            or_(worker.c.state != LOST, worker.c.ended_at >= since),
+        )
+        .group_by(worker.c.kind, worker.c.state)
+    ).all()
+    zeros = {(row.kind, state): 0 for row in rows for state in STATES}
+    return zeros | {(row.kind, row.state): row.workers for row in rows}
+
+
+def loads(connection: Connection) -> Sequence[Load]:
+    """Return the load of each worker that lives, of at most :data:`MAX_WORKERS`."""
+    rows = connection.execute(
+        select(worker.c.name, worker.c.running, worker.c.concurrency)
+        .where(worker.c.state.in_((ONLINE, UNRESPONSIVE)), worker.c.host_only.is_(False))
+        .order_by(worker.c.id)
+        .limit(MAX_WORKERS)
+    )
+    return [Load(row.name, row.running, row.concurrency) for row in rows]
+
+
+MAX_LABEL_KEYS = 100
+
+
+def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
+    """Return how many workers are in each state, whatever ``filters.states`` says.
+
+    Of each state up to :data:`~.limits.MAX_TOTAL` are counted; states that no worker is in are left out.
+    """
+    looks = Looks.of(connection)
+    conditions = filter_conditions(connection, narrowed(connection, filters))
+    parts = []
+    for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
+        within = (
+            select(worker.c.id).where(*conditions, *in_states(frozenset({state}), looks)).limit(MAX_TOTAL).subquery()
+        )
+        parts.append(select(literal(number).label("number"), func.count().label("workers")).select_from(within))
+    counted = {row.number: row.workers for row in connection.execute(union_all(*parts))}
+    return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
+
+
+def group_workers(
+    connection: Connection, filters: WorkerFilter, *, by: str, limit: int, offset: int = 0
+) -> tuple[list[Group], int]:
+    """Return some of the groups of workers that have something in common, in the order of its name, and their number.
+
+    Of more than :data:`~.limits.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
+    one of which nothing is known is in the group with an empty name, at the end.
+
+    :param by: ``queue``, ``hostname``, ``kind`` or ``label:KEY``
+    :raises ValueError: for anything else
+    """
+    common, names = _grouping(by)
+    looks = Looks.of(connection)
+    filters = narrowed(connection, filters)
+    shown = shown_state(looks)
+    latest = (
+        select(common.label("common"), shown.label("state"), worker.c.running, worker.c.concurrency)
+        .where(*filter_conditions(connection, filters), *in_states(filters.states, looks))
+        .order_by(worker.c.id.desc())
+        .limit(MAX_TOTAL)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(
+            latest.c.common,
+            latest.c.state,
+            func.count().label("workers"),
+            func.coalesce(func.sum(latest.c.running), 0).label("running"),
+            func.coalesce(func.sum(latest.c.concurrency), 0).label("concurrency"),
+        ).group_by(latest.c.common, latest.c.state)
+    )
+    groups: dict[str, _Sum] = defaultdict(_Sum)
+    for row in rows:
+        for name in names(row.common):
+            groups[name].add(row)
+    ordered = sorted(groups, key=lambda name: (not name, name))
+    return [groups[name].group(name) for name in ordered[offset : offset + limit]], len(ordered)
+
+
+def label_keys(connection: Connection) -> list[str]:
+    """Return what labels the latest workers have, at most :data:`MAX_LABEL_KEYS` of them."""
+    latest = (
+        select(cast(worker.c.labels, Text).label("labels"))
+        .where(worker.c.host_only.is_(False))
+        .order_by(worker.c.id.desc())
+        .limit(MAX_TOTAL)
+        .subquery()
+    )
+    texts = connection.execute(select(latest.c.labels).distinct()).scalars()
+    return sorted({key for text in texts for key in _parsed(text, {})})[:MAX_LABEL_KEYS]
+
+
+class _Sum:
+    """Adds up one group."""
+
+    def __init__(self) -> None:
+        self._states: dict[str | None, int] = defaultdict(int)
+        self._running = 0
+        self._concurrency = 0
+
+    def add(self, row: Row[Any]) -> None:
+        self._states[row.state] += row.workers
+        if row.state not in (OFFLINE, LOST):
+            self._running += int(row.running)
+            self._concurrency += int(row.concurrency)
+
+    def group(self, name: str) -> Group:
+        return Group(name, dict(self._states), self._running, self._concurrency)
+
+
+def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
+    """Return what the database groups by, and how the groups' names are read from it."""
+    if by in ("hostname", "kind"):
+        return worker.c[by], lambda value: [value]
+    if by == "queue":
+        return cast(worker.c.queues, Text), lambda text: [str(name) for name in _parsed(text, None) or [""]]
+    prefix, _, key = by.partition(":")
+    if prefix == "label" and key:
+        return cast(worker.c.labels, Text), lambda text: [str(_parsed(text, {}).get(key, ""))]
+    raise ValueError(f"workers cannot be grouped by {by}")
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    found = json.loads(text) if text is not None else None
+    return default if found is None else found

@@ -1,0 +1,115 @@
+"""Read the deployment's processes: Airflow's own jobs first, then the workers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from airflow_worker_insight import config
+from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
+from airflow_worker_insight.domain.workers import Service
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.workers.queries import list_workers
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any
+
+    from sqlalchemy.engine import Connection, Row
+
+    from airflow_worker_insight.domain.workers import WorkerRow
+
+
+SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
+
+_JOBS = {"SchedulerJob": "scheduler", "TriggererJob": "triggerer", "DagProcessorJob": "dag_processor"}
+
+MAX_JOBS = 1000
+"""How many of Airflow's jobs are looked through: those with the latest heartbeat."""
+
+
+def list_services(
+    connection: Connection, *, kind: str | None, state: str | None, limit: int, offset: int
+) -> tuple[list[Service], int]:
+    """Return a page of the deployment's processes and how many there are: Airflow's own first, then the workers.
+
+    Airflow's own are healthy by Airflow's own thresholds, from a heartbeat by their host's clock: where that is behind
+    the database's they seem to be silent for as long, and where it is ahead to live for as long after their end.
+
+    :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
+    :param state: a worker's state, or ``None`` for all
+    """
+    jobs = [] if kind == "worker" else _job_services(connection, kind)
+    jobs = [one for one in jobs if state is None or (one.state or UNKNOWN_STATE) == state]
+    found, total = jobs[offset : offset + limit], len(jobs)
+    if kind in (None, "worker"):
+        workers, more = list_workers(
+            connection,
+            WorkerFilter(states=None if state is None else frozenset({state})),
+            limit=limit - len(found),
+            offset=max(0, offset - len(jobs)),
+        )
+        found += [_worker_service(one) for one in workers]
+        total += more
+    return found, min(total, MAX_TOTAL)
+
+
+def _job_services(connection: Connection, kind: str | None) -> list[Service]:
+    job = metadata_database.job_table()
+    types = [name for name, its_kind in _JOBS.items() if kind in (None, its_kind)]
+    rows = connection.execute(
+        select(job).where(job.c.job_type.in_(types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
+    )
+    now = database_now(connection)
+    return [_job_service(row, now) for row in rows]
+
+
+def _job_service(row: Row[Any], now: datetime) -> Service:
+    seen, ended = utc(row.latest_heartbeat), utc(row.end_date)
+    return Service(
+        kind=_JOBS[row.job_type],
+        service_id=str(row.id),
+        name=row.hostname or "",
+        hostname=row.hostname or "",
+        state=_job_state(
+            row.state, None if seen is None else now - seen, metadata_database.job_health_threshold(row.job_type)
+        ),
+        started_at=utc(row.start_date),
+        last_seen_at=seen,
+        ended_at=ended,
+    )
+
+
+def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta) -> str | None:
+    """Return a job's state in the words for workers.
+
+    :param silent: since when it has not had a heartbeat
+    """
+    if state == "success":
+        return OFFLINE
+    if state == "failed":
+        return LOST
+    if state != "running" or silent is None:
+        return None
+    if silent < threshold:
+        return ONLINE
+    return UNRESPONSIVE if silent < max(threshold, timedelta(seconds=config.lost_timeout())) else LOST
+
+
+def _worker_service(one: WorkerRow) -> Service:
+    return Service(
+        kind="worker",
+        service_id=one.worker_id,
+        name=one.name,
+        hostname=one.hostname,
+        state=one.state,
+        started_at=one.started_at,
+        last_seen_at=one.last_seen_at,
+        ended_at=one.ended_at,
+    )
