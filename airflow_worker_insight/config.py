@@ -67,7 +67,7 @@ def placement_strategy() -> str:
 
 
 def placement_backlog() -> str | None:
-    """Return how many tasks may wait at a worker beyond those that it runs, as written: see ``executors.rules``."""
+    """Return how many tasks may wait at a worker beyond those that it runs: see ``executors.placement.rules``."""
     return _conf_text("placement_backlog")
 
 
@@ -82,17 +82,17 @@ def when_workers_unseen() -> str:
 
 
 def placement_slow_from() -> str:
-    """Return from how many times as long as the others on a worker is slow, as written: see ``executors.rules``."""
+    """Return from how many times as long as the others on a worker is slow: see ``executors.placement.rules``."""
     return _conf_text("placement_slow_from") or "3.0"
 
 
 def placement_labels() -> str | None:
-    """Return the labels that tasks of a pool ask for, as written: see ``executors.rules``."""
+    """Return the labels that tasks of a pool ask for: see ``executors.placement.rules``."""
     return _conf_text("placement_labels")
 
 
 def placement_worker_labels() -> str | None:
-    """Return the labels that an operator gives workers for placement, as written: see ``executors.rules``."""
+    """Return the labels that an operator gives workers for placement: see ``executors.placement.rules``."""
     return _conf_text("placement_worker_labels")
 
 
@@ -102,7 +102,7 @@ def placement_trust_reports() -> bool:
 
 
 def local_workers() -> str:
-    """Return the local workers of a scheduler as written: see ``executors.local_workers``."""
+    """Return the local workers of a scheduler as written: see ``executors.local.settings``."""
     return _conf_text("local_workers") or "local-1,local-2"
 
 

@@ -12,7 +12,7 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import quiet
+from airflow_worker_insight.capture import hook_monitoring
 from airflow_worker_insight.compat import task_runtime
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
     @property
     def listeners(self) -> list[Any]:
         """What is told of starts and ends; asked for again by each of the listener managers of a process."""
-        return quiet.listeners()
+        return hook_monitoring.listeners()
 
     @cached_property
     @_or_nothing
@@ -59,7 +59,7 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         if not compat.is_airflow_3():
             return []
         from airflow_worker_insight.capture import claim
-        from airflow_worker_insight.fleet.background import refreshing
+        from airflow_worker_insight.registry.background import refreshing
         from airflow_worker_insight.web.app import create_app
         from airflow_worker_insight.web.urls import URL_PREFIX
 

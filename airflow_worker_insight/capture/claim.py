@@ -12,13 +12,10 @@ from datetime import datetime, timezone
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session
-
 from airflow_worker_insight import config, metrics
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.capture.validation import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.capture.report_schema import RejectedReport, conditions, parse_report, worker_record
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.attribution import has_workers_of
@@ -26,7 +23,7 @@ from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import TaskInstanceKey, process_key
 from airflow_worker_insight.domain.names import are_one_host
 from airflow_worker_insight.domain.states import LOCAL
-from airflow_worker_insight.store import airflow_history, migrate
+from airflow_worker_insight.store import airflow_history, migrate, xcom
 from airflow_worker_insight.store import session as database
 from airflow_worker_insight.store.attempts.start import TooManyWorkers, record_start
 from airflow_worker_insight.store.session import CircuitBreaker
@@ -35,6 +32,7 @@ from airflow_worker_insight.store.workers.upsert import ContradictingWorker
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import Session
 
 PAUSE_SECONDS = 30.0
 """How long claiming pauses after a time-out, or after the tables were found missing.
@@ -58,18 +56,18 @@ def install() -> None:
     if config.enabled() and not is_installed():
         # Airflow's own module is loaded now and not in the middle of a request.
         metadata_database.xcom_model()
-        event.listen(Session, "before_flush", _before_flush)
+        xcom.call_before_flushes(_before_flush)
 
 
 def uninstall() -> None:
     """Store reports as XComs again."""
     if is_installed():
-        event.remove(Session, "before_flush", _before_flush)
+        xcom.call_no_more_before_flushes(_before_flush)
 
 
 def is_installed() -> bool:
     """Return whether this process claims reports."""
-    return bool(event.contains(Session, "before_flush", _before_flush))
+    return xcom.is_called_before_flushes(_before_flush)
 
 
 def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:

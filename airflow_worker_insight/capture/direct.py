@@ -10,8 +10,6 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import OperationalError, ProgrammingError
-
 from airflow_worker_insight import identity, metrics
 from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.capture.report import describe_worker
@@ -54,7 +52,7 @@ def record(task_instance: Any) -> None:
             )
         metrics.timing("claim.duration", seconds=time.perf_counter() - began)
         count("reports.claimed")
-    except (OperationalError, ProgrammingError) as error:
+    except session.REFUSALS as error:
         # The whole error is SQL with its parameters: too much for every task's log.
         reason = str(error.orig).strip().partition("\n")[0]
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None

@@ -13,13 +13,13 @@ from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
-from airflow_worker_insight.fleet.gauges import report_fleet
-from airflow_worker_insight.fleet.refresh import go_round, refresh
+from airflow_worker_insight.registry.gauges import report_fleet
+from airflow_worker_insight.registry.poll import go_round, refresh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome
+    from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome
 
 
 def refresh_fleet(args: Any) -> None:

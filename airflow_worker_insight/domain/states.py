@@ -46,7 +46,7 @@ FINISHED_RUN = ("success", "failed")
 """Airflow's final states of a Dag run."""
 
 CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
-"""The engines' names, as in :func:`.states.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
+"""The engines' names, as in :func:`.liveness.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
 engine knows."""
 
 UNKNOWN_STATE = "unknown"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from airflow_worker_insight.compat import metadata_database
@@ -62,6 +62,10 @@ BACKGROUND = Bounds(lock=1, statement=30)
 
 COMMAND = Bounds(lock=10, statement=600)
 """A person's command, in a process of its own."""
+
+
+REFUSALS = (OperationalError, ProgrammingError)
+"""How a database says that it cannot do what it is asked for: a table is missing, or it cannot be reached."""
 
 
 class OutOfTimeError(RuntimeError):

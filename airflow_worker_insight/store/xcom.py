@@ -1,4 +1,4 @@
-"""The rows of Airflow 3's xcom table that carry reports."""
+"""The rows of Airflow 3's xcom table that carry reports, and the moment before one is written."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from datetime import timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, event, select
+from sqlalchemy.orm import Session
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TaskInstanceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -81,3 +82,18 @@ def unclaimed_reports(
         )
         for row in connection.execute(statement)
     ]
+
+
+def call_before_flushes(hook: Callable[[Session, Any, Any], None]) -> None:
+    """Have each session of this process call ``hook`` before it writes, from now on."""
+    event.listen(Session, "before_flush", hook)
+
+
+def call_no_more_before_flushes(hook: Callable[[Session, Any, Any], None]) -> None:
+    """Undo :func:`call_before_flushes`."""
+    event.remove(Session, "before_flush", hook)
+
+
+def is_called_before_flushes(hook: Callable[[Session, Any, Any], None]) -> bool:
+    """Return whether sessions call ``hook``."""
+    return bool(event.contains(Session, "before_flush", hook))

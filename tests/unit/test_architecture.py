@@ -82,7 +82,7 @@ OWN = {
     "airflow_worker_insight.domain.names",
     "airflow_worker_insight.capture",
     "airflow_worker_insight.capture.listener",
-    "airflow_worker_insight.capture.quiet",
+    "airflow_worker_insight.capture.hook_monitoring",
     "airflow_worker_insight.capture.run_listener",
     "airflow_worker_insight.capture.report",
 }

@@ -17,7 +17,7 @@ import pytest
 from airflow_worker_insight import compat, metrics
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import stats as airflow_stats
-from airflow_worker_insight.fleet import gauges
+from airflow_worker_insight.registry import gauges
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers import counts as worker_counts
@@ -39,7 +39,7 @@ import sys
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters
 from airflow_worker_insight.capture.reconcile import reconcile_runs
-from airflow_worker_insight.fleet.gauges import report_fleet
+from airflow_worker_insight.registry.gauges import report_fleet
 from airflow_worker_insight.store.tables import worker
 from tests.unit.database import Database, add_run, add_try
 

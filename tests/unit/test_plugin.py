@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import listener, quiet, run_listener
+from airflow_worker_insight.capture import hook_monitoring, listener, run_listener
 from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.plugin import WorkerInsightPlugin
@@ -53,7 +53,7 @@ def run_airflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("process", ["in_server_process", "in_task_process"])
 def test_listeners_are_handed_over_where_they_are_called(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
     monkeypatch.setattr(task_runtime, process, lambda: True)
-    assert WorkerInsightPlugin().listeners == [listener, run_listener, quiet]
+    assert WorkerInsightPlugin().listeners == [listener, run_listener, hook_monitoring]
 
 
 def test_no_listener_where_people_parse_dags(monkeypatch: pytest.MonkeyPatch) -> None:

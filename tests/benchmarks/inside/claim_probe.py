@@ -19,7 +19,7 @@ from airflow.executors.base_executor import BaseExecutor
 from sqlalchemy import text
 
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.capture.validation import worker_record
+from airflow_worker_insight.capture.report_schema import worker_record
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 

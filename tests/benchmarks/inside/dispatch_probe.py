@@ -15,9 +15,9 @@ from airflow.providers.celery.executors.celery_executor import CeleryExecutor
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
-from airflow_worker_insight.executors.desk import Desk, Snapshot
-from airflow_worker_insight.executors.placement import Candidate
-from airflow_worker_insight.executors.rules import Rules
+from airflow_worker_insight.executors.placement.policy import Candidate
+from airflow_worker_insight.executors.placement.rules import Rules
+from airflow_worker_insight.executors.placement.service import Desk, Snapshot
 from airflow_worker_insight.store.tables import placement
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from airflow_worker_insight.domain.reasons import STRATEGIES
-from airflow_worker_insight.executors.placement import Candidate, Placer, Task
+from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task
 
 
 def main() -> None:

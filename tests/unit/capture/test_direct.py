@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from airflow_worker_insight import compat, identity
 from airflow_worker_insight.capture import direct
-from airflow_worker_insight.capture.validation import worker_record
+from airflow_worker_insight.capture.report_schema import worker_record
 from airflow_worker_insight.identity import Worker
 from tests.unit.database import Database, at
 

@@ -12,11 +12,11 @@ from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.workers import NewLife
-from airflow_worker_insight.executors.rules import Rules
-from airflow_worker_insight.fleet import refresh as fleet
-from airflow_worker_insight.fleet.refresh import refresh
-from airflow_worker_insight.fleet.sighting import Look, Sighting, View
-from airflow_worker_insight.fleet.states import TOLD_ONLY
+from airflow_worker_insight.executors.placement.rules import Rules
+from airflow_worker_insight.registry import poll as fleet
+from airflow_worker_insight.registry.liveness import TOLD_ONLY
+from airflow_worker_insight.registry.observations import Look, Sighting, View
+from airflow_worker_insight.registry.poll import refresh
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker

@@ -15,7 +15,7 @@ import pytest
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import direct, listener
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_KEY
-from airflow_worker_insight.capture.validation import parse_report
+from airflow_worker_insight.capture.report_schema import parse_report
 from airflow_worker_insight.compat import task_runtime
 from tests.unit.capture.reports import airflow_3
 

@@ -14,7 +14,7 @@ from sqlalchemy import insert, select
 
 from airflow_worker_insight.cli import fleet
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.fleet.refresh import EngineOutcome, RefreshOutcome
+from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome
 from airflow_worker_insight.store.tables import engine
 from tests.support.processes import wait_for
 from tests.unit.cli.running import Printed, ends_with, read, run

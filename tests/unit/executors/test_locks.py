@@ -10,11 +10,11 @@ import pytest
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
-from airflow_worker_insight.executors import placing
-from airflow_worker_insight.executors.desk import Asked, Desk, Snapshot
-from airflow_worker_insight.executors.placement import Candidate
-from airflow_worker_insight.executors.placing import GIVES_UP_AFTER, PlacesTasks
-from airflow_worker_insight.executors.rules import HOLD, SEND, Rules
+from airflow_worker_insight.executors import base
+from airflow_worker_insight.executors.base import GIVES_UP_AFTER, PlacesTasks
+from airflow_worker_insight.executors.placement.policy import Candidate
+from airflow_worker_insight.executors.placement.rules import HOLD, SEND, Rules
+from airflow_worker_insight.executors.placement.service import Asked, Desk, Snapshot
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.tables import placement, worker
 from tests.unit.database import NOON, OUR_TABLES, Database, add_run, add_try, change_try, locked
@@ -93,7 +93,7 @@ def test_an_executor_that_holds_tasks_holds_them_and_writes_why_afterwards(
     database: Database, key: TryKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor, asked = Executor(HOLD), [Asked(key, "default")]
-    monkeypatch.setattr(placing, "WRITE_AGAIN", 0.0)
+    monkeypatch.setattr(base, "WRITE_AGAIN", 0.0)
     with locked(database, placement.name):
         assert [executor.names(asked) for _ in range(GIVES_UP_AFTER + 1)] == [[]] * (GIVES_UP_AFTER + 1)
     with locked(database, worker.name):
@@ -107,7 +107,7 @@ def test_ends_that_cannot_be_written_are_written_later(
     database: Database, key: TryKey, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = Executor()
-    monkeypatch.setattr(placing, "ENDS_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
     assert executor.names([Asked(key, "default")]) == ["extract"]
     executor._note_end(key)
     with locked(database, table):
@@ -123,8 +123,8 @@ def test_a_sweep_that_cannot_be_made_drops_nothing_and_is_made_later(
     database: Database, key: TryKey, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = Executor()
-    monkeypatch.setattr(placing, "UNWANTED_EVERY", 0.0)
-    monkeypatch.setattr(placing, "ENDS_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
+    monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
     with database.engine.begin() as connection:
         placements.write(connection, [placements.Placement(key, WORKERS_UNSEEN, "waits", placed_at=NOON)], now=NOON)
         change_try(connection, key, state="failed")

@@ -210,14 +210,14 @@ def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
     with database.engine.begin() as connection:
         key = a_live_try(connection, "deferred", state="deferred")
         placements.write(connection, [placed(key, 1)], now=NOON)
-        ask = placements.airflow_tries.tries_of_task_instances
+        ask = placements.airflow_history.tries_of_task_instances
 
         def goes_on(connection: Any, keys: Any) -> Any:
             found = ask(connection, keys)
             placements.write(connection, [placed(key, 2)], now=at(100))
             return found
 
-        monkeypatch.setattr(placements.airflow_tries, "tries_of_task_instances", goes_on)
+        monkeypatch.setattr(placements.airflow_history, "tries_of_task_instances", goes_on)
         placements.sweep(connection, {}, settled=at(60))
         assert placements.loads(connection) == {2: 1}
 

@@ -1,0 +1,7 @@
+"""The executor that places tasks on named workers of the scheduler itself; its path is in users' configurations."""
+
+from __future__ import annotations
+
+from airflow_worker_insight.executors.local.executor import WorkerInsightLocalExecutor
+
+__all__ = ["WorkerInsightLocalExecutor"]

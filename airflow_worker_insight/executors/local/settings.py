@@ -1,0 +1,74 @@
+"""What an operator says of a scheduler's local workers: read and checked, no I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from airflow_worker_insight.domain.names import PLAIN_LOCAL, clean
+from airflow_worker_insight.executors.placement.rules import BadRules
+
+MAX_WORKERS = 64
+MAX_CONCURRENCY = 1_000
+"""Each is a process: a typing error must not start more of them than a machine bears."""
+
+UNLIMITED = 32
+"""What is shared where Airflow 2.11 has no limit: its own default of one."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_WHERE = "[worker_insight] local_workers"
+
+
+class LocalWorker(NamedTuple):
+    """One of a scheduler's local workers."""
+
+    name: str
+    concurrency: int
+
+
+def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
+    """Read ``etl:8, reports:2``; names without a number share evenly what the others leave, each at least one.
+
+    :param parallelism: how many tasks the executor runs at once; 0 is without limit
+    :raises BadRules: with what is wrong, for an operator
+    """
+    asked = [_item(item.strip()) for item in re.split(r"[,\n]", setting)]
+    if len(asked) > MAX_WORKERS:
+        raise BadRules(f"{_WHERE} names {len(asked)} workers: it may name at most {MAX_WORKERS}")
+    # Not every database tells letters from capitals.
+    known: set[str] = set()
+    for name, _ in asked:
+        if name.lower() in known:
+            raise BadRules(f"{_WHERE} names the worker {name} twice")
+        known.add(name.lower())
+    sharing = sum(number is None for _, number in asked)
+    left = (parallelism or UNLIMITED) - sum(number or 0 for _, number in asked)
+    found = []
+    for name, number in asked:
+        if number is None:
+            # The first ones get what cannot be shared evenly.
+            share = min(MAX_CONCURRENCY, max(1, -(-left // sharing)))
+            left, sharing = left - share, sharing - 1
+            number = share  # noqa: PLW2901
+        found.append(LocalWorker(name, number))
+    return found
+
+
+def _item(item: str) -> tuple[str, int | None]:
+    name, colon, number = (part.strip() for part in item.partition(":"))
+    if not name:
+        raise BadRules(f"{_WHERE} is a list of name or name:number, and has an item without a name")
+    if not _NAME.fullmatch(name):
+        raise BadRules(
+            f"{_WHERE}: {clean(repr(name), 80)} is no name of a worker: that is at most 63 of A-Z a-z 0-9 . _ -"
+        )
+    if name.lower() == PLAIN_LOCAL:
+        raise BadRules(f"{_WHERE}: the name {name} is that of the worker of Airflow's own LocalExecutor")
+    if not colon:
+        return name, None
+    if not re.fullmatch(r"[0-9]{1,9}", number) or not 0 < int(number) <= MAX_CONCURRENCY:
+        raise BadRules(
+            f"{_WHERE}: {name}:{clean(number, 40)} does not say how many tasks it runs at once: that is a whole number "
+            f"from 1 to {MAX_CONCURRENCY}"
+        )
+    return name, int(number)

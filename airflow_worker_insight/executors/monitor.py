@@ -1,0 +1,124 @@
+"""What watches workers from a thread beside the scheduler's loop, which never waits for it.
+
+It goes its rounds, and what it knows is handed over as one object. Where that is missing, in trouble or old, the
+executor does as Airflow's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.domain.names import clean
+from airflow_worker_insight.executors.placement.service import Snapshot
+from airflow_worker_insight.store import migrate, session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airflow_worker_insight.executors.placement.policy import Candidate
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS = 2.0
+"""How long lies between two rounds."""
+
+GIVES_UP_AFTER = 3
+"""Rounds that fail one after the other before nothing is placed any more."""
+
+STOP_SECONDS = 2.0
+
+
+class Rounds:
+    """Watches the workers of one executor."""
+
+    thread_name = "worker-insight"
+
+    def __init__(self) -> None:
+        self._snapshot: Snapshot | None = None
+        self._stopping = Event()
+        self._thread: Thread | None = None
+        self._failures = 0
+        self._is_ready = False
+
+    def start(self) -> None:
+        """Begin; calling it again changes nothing."""
+        if self._thread is None:
+            self._try(self.prepare)
+            self._thread = Thread(target=self._work, name=self.thread_name, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after what is being done, or leave it behind."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what is known of the workers; ``None`` before anything is."""
+        return self._snapshot
+
+    def prepare(self) -> None:
+        """Do what is to be done before the scheduler's loop begins."""
+
+    def go_round(self) -> None:
+        """Do everything that is due once."""
+        raise NotImplementedError
+
+    def publish(
+        self,
+        candidates: tuple[Candidate, ...],
+        trouble: str | None,
+        *,
+        unplaced: Mapping[int, int] | None = None,
+        answered_at: float | None = None,
+    ) -> Snapshot:
+        """Hand over what is known, and return it.
+
+        :param trouble: why nothing can be placed by it
+        :param unplaced: how many tries run on each worker that no executor of this package placed there
+        :param answered_at: when the broker was last reached
+        """
+        self._snapshot = snapshot = Snapshot(
+            candidates,
+            taken_at=time.monotonic(),
+            trouble=None if trouble is None else clean(trouble, 400),
+            answered_at=answered_at,
+            unplaced=unplaced or {},
+        )
+        return snapshot
+
+    def tables_trouble(self) -> str | None:
+        """Return why this package's tables cannot be used; once they can, this is asked again after a failure only."""
+        if not self._is_ready:
+            with session.reading(session.BACKGROUND) as connection:
+                schema = migrate.check(connection)
+            if schema is not migrate.Schema.READY:
+                return schema.explanation
+            self._is_ready = True
+        return None
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._try(self.go_round)
+            self._stopping.wait(ROUND_SECONDS)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+            self._failures = 0
+        except Exception as error:
+            log.debug("Watching the workers failed", exc_info=True)
+            # The tables may have been taken away.
+            self._is_ready = False
+            self._failures += 1
+            # One failure is no reason to forget what was known a moment ago.
+            if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
+                self.publish((), in_a_line(error))
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what failed in one line, for a log and for the reasons on pages: of the database its own words."""
+    return f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]

@@ -1,0 +1,395 @@
+"""Decide which worker a task is to run on: pure functions, no I/O, and nothing of Airflow.
+
+In front of every strategy stands what no strategy may overrule: a worker must live, be available, consume the task's
+queue, have what the task asks for (labels, or a name), and have room; a retry goes to a worker that has not failed this
+task instance; and a worker that takes much longer than the others for the same tasks is given something only when these
+take nothing any more. Each decision says in one line what was chosen, and who was left out and why.
+
+Who may be chosen is worked out once for all tasks of a batch that ask for the same. Of those that have room the worker
+with the least score gets the task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import (
+    AGAIN,
+    BAD_WISH,
+    ELSEWHERE,
+    FULL,
+    LEAST_LOADED,
+    NO_LABEL,
+    NO_SUCH_WORKER,
+    NO_WORKER,
+    NOT_AVAILABLE,
+    OTHERS_FULL,
+    ROUND_ROBIN,
+    SLOW,
+    STICKY,
+    STICKY_NEXT,
+    STRATEGIES,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+
+MAX_NAMED = 3
+"""How many workers a line names of those that were left out for one reason."""
+
+PATIENCE = 30.0
+"""Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may
+take longer than the task would on it."""
+
+
+class UnknownStrategy(ValueError):  # noqa: N818
+    """A strategy that there is not; the message names those that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One try that is to be placed."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    queue: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the worker's labels must be."""
+    worker: str | None = None
+    """What the worker must be called, where only one will do."""
+    avoid: frozenset[str] = frozenset()
+    """Names of the workers that have failed this task instance."""
+    trouble: str | None = None
+    """What is wrong with what it asks for: then it is not placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One life of a worker, as the registry has it."""
+
+    ref: int
+    worker_id: str
+    name: str
+    queues: frozenset[str]
+    """The queues that it consumes, but for its own."""
+    concurrency: int
+    """How many tasks it runs at once."""
+    capacity: int
+    """How many it may have, running and waiting."""
+    load: int = 0
+    """How many it has."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    state: str | None = "online"
+    availability: str = "available"
+    alias: str | None = None
+    """What it is called beside its name."""
+    slowness: float = 1.0
+    """How many times as long as the others it takes for the same tasks, 1 where not much: see :mod:`.slow_workers`."""
+    trouble: str | None = None
+    """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
+    comes_back: bool = True
+    """Whether a retry that has no other worker waits until its trouble is over."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is given something only where that is sooner done than to wait for the others."""
+        return self.slowness > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a task goes and why."""
+
+    worker: Candidate | None
+    """``None`` where nobody fits."""
+    reason: str
+    """One of :data:`airflow_worker_insight.domain.reasons.REASONS`."""
+    text: str
+    """The same in one line, with who was left out."""
+
+
+class Placer:
+    """Places tasks one after the other, and counts its own placements among what the workers have."""
+
+    def __init__(
+        self,
+        strategy: str,
+        candidates: Sequence[Candidate],
+        history: MutableMapping[int, float] | None = None,
+        *,
+        now: float = 0.0,
+    ) -> None:
+        """Take the workers as they are now.
+
+        :param strategy: one of :data:`airflow_worker_insight.domain.reasons.STRATEGIES`
+        :param history: when each worker (by ``ref``) was given something last, in seconds; the placer updates it, so
+            that workers with equal scores take turns, also from one placer to the next
+        :param now: the same clock's time, which never goes back
+        :raises UnknownStrategy: for any other strategy
+        """
+        check_strategy(strategy)
+        self._strategy = strategy
+        self._candidates = candidates
+        self._loads = [candidate.load for candidate in candidates]
+        self._digests = [_digest(candidate.name) for candidate in candidates]
+        self._history = {} if history is None else history
+        self._now = now
+        # Of what is given at one time the order counts.
+        self._turn = max(now, *self._history.values(), 0.0)
+        self._scores = [self._score(index) for index in range(len(candidates))]
+        self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}
+
+    def place(self, task: Task) -> Decision:
+        """Decide where a task goes, and count it there."""
+        if task.trouble is not None:
+            return Decision(None, BAD_WISH, _line(f"waits: {task.trouble}"))
+        eligible = self._eligible_for(task)
+        index, reason = self._choose(eligible, task)
+        if index is None:
+            why = _WAITS[reason].format(queue=task.queue, worker=task.worker)
+            return Decision(None, reason, _line(f"waits: {why}", eligible.left_out))
+        worker = self._candidates[index]
+        text = _line(
+            f"{worker.name}: {_CHOSEN[reason].format(number=_workers(len(eligible.members)))},"
+            f" {self._loads[index]} of {worker.capacity} places taken",
+            f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+            eligible.left_out,
+        )
+        self._count(index)
+        return Decision(worker, reason, text)
+
+    def _eligible_for(self, task: Task) -> _Eligible:
+        """Return the workers that the task may run on: the same for all tasks that ask for the same."""
+        key = (task.queue, frozenset(task.labels.items()), task.worker)
+        eligible = self._eligible.get(key)
+        if eligible is None:
+            eligible = self._eligible[key] = _Eligible.of(self._candidates, task)
+            for index in eligible.members:
+                if not self._has_room(index):
+                    eligible.drop(index)
+        return eligible
+
+    def _choose(self, eligible: _Eligible, task: Task) -> tuple[int | None, str]:
+        """Return the index of the chosen worker, or ``None``, and the reason."""
+        if not eligible.members:
+            return None, eligible.why_empty
+        avoided = frozenset(index for name in task.avoid for index in eligible.named.get(name, ()))
+        if avoided and len(avoided) == len(eligible.members):
+            if any(name not in task.avoid for name in eligible.may_come_back):
+                return None, OTHERS_FULL
+            # Retries avoid a worker only where there is another one.
+            index, reason = self._best(eligible, task, frozenset())
+            return index, reason if index is None else AGAIN
+        index, reason = self._best(eligible, task, avoided)
+        if avoided:
+            return index, OTHERS_FULL if index is None else ELSEWHERE
+        return index, reason
+
+    def _best(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
+        """Return the worker with the least score, a slow one only if the others will not come to the task sooner."""
+        fast = _without(eligible.fast_with_room, avoided)
+        if fast:
+            return self._least(fast, eligible.fast, task)
+        slow = _without(eligible.slow_with_room, avoided)
+        if slow and (eligible.waiting >= eligible.patience or not self._took_something(eligible.fast, avoided)):
+            return self._least(slow, eligible.slow, task)[0], SLOW
+        eligible.waiting += 1
+        return None, FULL
+
+    def _least(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
+        if self._strategy != STICKY:
+            return min(with_room, key=self._scores.__getitem__), self._strategy
+        own, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
+
+        def rank(index: int) -> int:
+            # Rendezvous hashing: each task has an order of the workers, which only those change that come or go.
+            return (own ^ digests[index]) * _SCATTER & _MASK
+
+        first = min(members, key=rank)
+        return (first, STICKY) if first in with_room else (min(with_room, key=rank), STICKY_NEXT)
+
+    def _took_something(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
+        """Return whether one of these workers was given something lately, so that it soon has room again."""
+        since = self._now - PATIENCE
+        refs = (self._candidates[index].ref for index in members if index not in avoided)
+        return any(self._history.get(ref, since) > since for ref in refs)
+
+    def _count(self, index: int) -> None:
+        self._loads[index] += 1
+        self._turn += _TURN
+        self._history[self._candidates[index].ref] = self._turn
+        self._scores[index] = self._score(index)
+        if not self._has_room(index):
+            for eligible in self._eligible.values():
+                eligible.drop(index)
+
+    def _has_room(self, index: int) -> bool:
+        return self._loads[index] < self._candidates[index].capacity
+
+    def _score(self, index: int) -> tuple[float, float, int]:
+        """Return what the worker with the least of it is chosen by.
+
+        Loads count relative to concurrency: a task that waits at a small worker while a large one idles helps nobody.
+        Of equal workers the one whose name has the least digest comes first: not always the first in the alphabet.
+        """
+        worker = self._candidates[index]
+        load = self._loads[index] / worker.concurrency if self._strategy == LEAST_LOADED else 0.0
+        return load, self._history.get(worker.ref, 0.0), self._digests[index]
+
+
+@dataclass(slots=True)
+class _Eligible:
+    """Who may be chosen for all tasks that ask for the same; all by their indexes."""
+
+    fast: list[int]
+    """Workers that fit, full or not, and are as fast as others."""
+    slow: list[int]
+    """Workers that fit and are slow."""
+    may_come_back: list[str]
+    """Names of workers that would fit and may be available again soon."""
+    left_out: str
+    """Who does not fit, or is slow, and why, in words."""
+    why_empty: str
+    """Why nobody fits, where that is so."""
+    named: Mapping[str, Sequence[int]]
+    """The workers that fit, by their names."""
+    patience: float
+    """How many tasks wait at most until a slow worker has done one before the others come to it."""
+    fast_with_room: list[int]
+    slow_with_room: list[int]
+    waiting: int = 0
+    """How many tasks have found no room."""
+
+    @property
+    def members(self) -> list[int]:
+        """All workers that fit."""
+        return self.fast + self.slow
+
+    def drop(self, index: int) -> None:
+        """Remove a worker that has no room any more."""
+        for with_room in (self.fast_with_room, self.slow_with_room):
+            if index in with_room:
+                with_room.remove(index)
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], task: Task) -> _Eligible:
+        fast: list[int] = []
+        slow: list[int] = []
+        may_come_back: list[str] = []
+        left_out: dict[str, list[str]] = {}
+        why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
+        for index, worker in enumerate(candidates):
+            if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
+                # It has nothing to do with this task: naming all these would say nothing.
+                continue
+            why = is_out(worker)
+            has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
+            if why is not None:
+                why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
+                is_back_soon = worker.comes_back and worker.state in _MAY_COME_BACK
+                if has_labels and is_back_soon and worker.availability == "available":
+                    may_come_back.append(worker.name)
+            elif not has_labels:
+                why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
+                why_empty = NO_LABEL
+            elif not worker.is_slow:
+                fast.append(index)
+                continue
+            else:
+                slow.append(index)
+                why = f"takes {worker.slowness:.0f} times as long as others"
+            left_out.setdefault(why, []).append(worker.name)
+        named: dict[str, list[int]] = {}
+        for index in fast + slow:
+            named.setdefault(candidates[index].name, []).append(index)
+        at_once = sum(candidates[index].concurrency for index in fast)
+        return cls(
+            fast,
+            slow,
+            may_come_back,
+            "left out: " + "; ".join(_named(names, why) for why, names in left_out.items()) if left_out else "",
+            why_empty,
+            named,
+            at_once * (min((candidates[index].slowness for index in slow), default=1.0) - 1),
+            fast.copy(),
+            slow.copy(),
+        )
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuse a strategy that there is not.
+
+    :raises UnknownStrategy: with a message for an operator
+    """
+    if strategy not in STRATEGIES:
+        raise UnknownStrategy(
+            f"[worker_insight] placement_strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}"
+        )
+
+
+_TURN = 1e-6
+
+_SCATTER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+
+_CHOSEN = {
+    LEAST_LOADED: "least loaded of {number}",
+    ROUND_ROBIN: "next in turn of {number}",
+    STICKY: "the one that this task sticks to",
+    STICKY_NEXT: "next of those that this task sticks to",
+    ELSEWHERE: "a retry elsewhere",
+    AGAIN: "has failed this task before, but nobody else fits",
+    SLOW: "slow, but nobody faster takes anything now",
+}
+
+_WAITS = {
+    NO_WORKER: "no worker that is known consumes the queue {queue}",
+    NOT_AVAILABLE: "no worker of the queue {queue} is available",
+    NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
+    NO_SUCH_WORKER: "no worker of the queue {queue} is called {worker}",
+    FULL: "all workers that fit have as much as they may",
+    OTHERS_FULL: "the workers that have not failed it have as much as they may, or do not answer now",
+}
+
+_MAY_COME_BACK = ("online", "unresponsive")
+
+
+def is_out(one: Candidate) -> str | None:
+    """Return why a worker is given nothing, whatever the task."""
+    if one.state != "online":
+        return one.state or "of unknown state"
+    if one.availability != "available":
+        return one.availability
+    return one.trouble
+
+
+def _workers(number: int) -> str:
+    return f"{number} workers" if number != 1 else "one worker"
+
+
+def _named(names: Sequence[str], why: str) -> str:
+    return f"{_list(names)} ({why})"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _line(*parts: str) -> str:
+    text = "; ".join(part for part in parts if part)
+    return text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _without(indexes: list[int], avoided: frozenset[int]) -> list[int]:
+    return [index for index in indexes if index not in avoided] if avoided else indexes

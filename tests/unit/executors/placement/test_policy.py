@@ -1,0 +1,380 @@
+"""Where a task goes: the rules in front of every strategy, the strategies, and what a decision says."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from airflow_worker_insight.domain.limits import TEXT_LENGTH
+from airflow_worker_insight.domain.reasons import (
+    AGAIN,
+    BAD_WISH,
+    ELSEWHERE,
+    FULL,
+    LEAST_LOADED,
+    NO_LABEL,
+    NO_SUCH_WORKER,
+    NO_WORKER,
+    NOT_AVAILABLE,
+    OTHERS_FULL,
+    REASONS,
+    ROUND_ROBIN,
+    SLOW,
+    STICKY,
+    STICKY_NEXT,
+    STRATEGIES,
+)
+from airflow_worker_insight.executors.placement.policy import PATIENCE, Candidate, Placer, Task, UnknownStrategy
+from airflow_worker_insight.executors.placement.slow_workers import SLOW_FROM
+
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def a_task(task_id: str = "extract", **others: Any) -> Task:
+    known: dict[str, Any] = {"dag_id": "etl", "run_id": "run-1", "map_index": -1, "try_number": 1, "queue": "default"}
+    return Task(task_id=task_id, **{**known, **others})
+
+
+def workers(number: int, **others: Any) -> list[Candidate]:
+    known: dict[str, Any] = {"queues": frozenset({"default"}), "concurrency": 4, "capacity": 6}
+    return [
+        Candidate(ref=ref, worker_id=f"id-{ref}", name=f"w{ref}@etl-1", **{**known, **others})
+        for ref in range(1, number + 1)
+    ]
+
+
+def names(placer: Placer, tasks: list[Task]) -> list[str | None]:
+    return [decision.worker.name if decision.worker else None for decision in map(placer.place, tasks)]
+
+
+def many(number: int, **others: Any) -> list[Task]:
+    return [a_task(f"task-{n}", **others) for n in range(number)]
+
+
+# --- what no strategy may overrule -----------------------------------------------------------------------------------
+
+
+@each_strategy
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"queues": frozenset({"other"})}, NO_WORKER),
+        ({"state": "unresponsive"}, NOT_AVAILABLE),
+        ({"state": "lost"}, NOT_AVAILABLE),
+        ({"state": None}, NOT_AVAILABLE),
+        ({"availability": "draining"}, NOT_AVAILABLE),
+        ({"availability": "quarantined"}, NOT_AVAILABLE),
+        ({"trouble": "has no queue of its own yet"}, NOT_AVAILABLE),
+        ({"load": 6}, FULL),
+    ],
+)
+def test_who_does_not_fit_is_given_nothing(strategy: str, changed: dict[str, Any], reason: str) -> None:
+    out, fits = workers(2)
+    out = replace(out, **changed)
+    assert set(names(Placer(strategy, [out, fits]), many(6))) == {"w2@etl-1"}
+    decision = Placer(strategy, [out]).place(a_task())
+    assert (decision.worker, decision.reason) == (None, reason)
+
+
+@each_strategy
+def test_nobody_is_given_more_than_it_may_have(strategy: str) -> None:
+    placer = Placer(strategy, [replace(one, load=one.ref) for one in workers(3)])
+    placed = Counter(names(placer, many(20)))
+    assert placed == {"w1@etl-1": 5, "w2@etl-1": 4, "w3@etl-1": 3, None: 8}
+
+
+@each_strategy
+def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
+    plain, zoned, both = workers(3)
+    zoned, both = replace(zoned, labels={"zone": "a"}), replace(both, labels={"zone": "a", "gpu": "yes"})
+    placer = Placer(strategy, [plain, zoned, both])
+    assert set(names(placer, many(4, labels={"zone": "a"}))) <= {"w2@etl-1", "w3@etl-1"}
+    assert placer.place(a_task(labels={"gpu": "yes", "zone": "a"})).worker == both
+    decision = placer.place(a_task(labels={"zone": "b"}))
+    assert (decision.worker, decision.reason) == (None, NO_LABEL)
+    assert "lacks zone=b" in decision.text
+
+
+def test_a_task_that_asks_for_nonsense_waits_and_says_so() -> None:
+    decision = Placer(LEAST_LOADED, workers(1)).place(a_task(trouble="its labels are no mapping"))
+    assert (decision.worker, decision.reason) == (None, BAD_WISH)
+    assert decision.text == "waits: its labels are no mapping"
+
+
+@each_strategy
+@pytest.mark.parametrize("asked", ["w2@etl-1", "reports"])
+def test_a_task_may_ask_for_one_worker_by_either_of_its_names(strategy: str, asked: str) -> None:
+    one, other = workers(2)
+    other = replace(other, alias="reports")
+    placer = Placer(strategy, [one, other])
+    assert set(names(placer, many(6, worker=asked))) == {"w2@etl-1"}
+    full = placer.place(a_task(worker=asked))
+    assert (full.worker, full.reason) == (None, FULL)
+    away = Placer(strategy, [one, replace(other, availability="draining")]).place(a_task(worker=asked))
+    assert (away.worker, away.reason) == (None, NOT_AVAILABLE)
+
+
+@each_strategy
+def test_a_worker_that_there_is_not_is_named(strategy: str) -> None:
+    decision = Placer(strategy, workers(2)).place(a_task(worker="w7@etl-1"))
+    assert (decision.worker, decision.reason) == (None, NO_SUCH_WORKER)
+    assert decision.text == "waits: no worker of the queue default is called w7@etl-1"
+
+
+@pytest.mark.parametrize("strategy", ["", "fastest", "LEAST_LOADED"])
+def test_an_unknown_strategy_is_refused_with_those_that_there_are(strategy: str) -> None:
+    with pytest.raises(UnknownStrategy, match="least_loaded, round_robin, sticky"):
+        Placer(strategy, [])
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+@each_strategy
+def test_a_retry_goes_elsewhere(strategy: str) -> None:
+    failed = frozenset({"w1@etl-1", "w3@etl-1"})
+    for task in many(30, try_number=2, avoid=failed):
+        decision = Placer(strategy, workers(4)).place(task)
+        assert decision.worker is not None
+        assert decision.worker.name in {"w2@etl-1", "w4@etl-1"}
+        assert decision.reason == ELSEWHERE
+        assert "kept away from w1@etl-1, w3@etl-1" in decision.text
+
+
+@each_strategy
+def test_a_retry_waits_for_others_that_are_full(strategy: str) -> None:
+    failed, other = workers(2)
+    decision = Placer(strategy, [failed, replace(other, load=6)]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
+
+
+@each_strategy
+@pytest.mark.parametrize("changed", [{"trouble": "does not answer"}, {"state": "unresponsive"}])
+def test_a_retry_waits_for_others_that_may_be_back_soon(strategy: str, changed: dict[str, Any]) -> None:
+    failed, other = workers(2)
+    decision = Placer(strategy, [failed, replace(other, **changed)]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
+
+
+@each_strategy
+def test_a_retry_goes_to_the_same_one_where_there_is_no_other(strategy: str) -> None:
+    failed, other = workers(2)
+    gone = replace(other, availability="quarantined")
+    decision = Placer(strategy, [failed, gone]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (failed, AGAIN)
+    assert "has failed this task before" in decision.text
+    assert f"{other.name} (quarantined)" in decision.text
+
+
+@each_strategy
+def test_what_a_retry_passes_by_is_there_for_the_next(strategy: str) -> None:
+    placer = Placer(strategy, workers(2))
+    assert placer.place(a_task(avoid=frozenset({"w1@etl-1"}))).worker == workers(2)[1]
+    assert placer.place(a_task(avoid=frozenset({"w2@etl-1"}))).worker == workers(2)[0]
+
+
+# --- slow workers ----------------------------------------------------------------------------------------------------
+
+
+@each_strategy
+def test_a_slow_worker_is_given_nothing_while_the_others_take_something(strategy: str) -> None:
+    slow, fast = workers(2)
+    slow = replace(slow, slowness=10.2)
+    history: dict[int, float] = {}
+    placer = Placer(strategy, [slow, fast], history, now=100.0)
+    assert set(names(placer, many(6))) == {fast.name}
+    # The other one is full, and has just been given something.
+    decision = placer.place(a_task())
+    assert (decision.worker, decision.reason) == (None, FULL)
+    assert f"{slow.name} (takes 10 times as long as others)" in decision.text
+    full = [slow, replace(fast, load=6)]
+    assert Placer(strategy, full, history, now=100.0 + PATIENCE - 1).place(a_task()).worker is None
+
+
+@each_strategy
+def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: str) -> None:
+    slow, fast = workers(2)
+    full = [replace(slow, slowness=SLOW_FROM), replace(fast, load=6)]
+    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + PATIENCE)):
+        decision = Placer(strategy, full, history, now=now).place(a_task())
+        assert decision.worker == full[0]
+        assert decision.reason == SLOW
+    assert Placer(strategy, full[:1]).place(a_task()).reason == SLOW
+
+
+@each_strategy
+def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_done(strategy: str) -> None:
+    slow, fast = workers(2, capacity=4)
+    slow = replace(slow, slowness=4.0)
+    # The other one does four at once: it would come to the twelfth after three times four.
+    placed = names(Placer(strategy, [slow, fast], now=100.0), many(4 + 12 + 6))
+    assert placed == [fast.name] * 4 + [None] * 12 + [slow.name] * 4 + [None] * 2
+
+
+@each_strategy
+def test_a_retry_does_not_wait_for_one_that_is_silent_for_long(strategy: str) -> None:
+    failed, silent = workers(2)
+    silent = replace(silent, trouble="does not answer", comes_back=False)
+    decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (failed, AGAIN)
+
+
+@each_strategy
+def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(strategy: str) -> None:
+    slow, failed = workers(2)
+    slow = replace(slow, slowness=5.0)
+    placer = Placer(strategy, [slow, failed], {failed.ref: 100.0}, now=100.0)
+    decision = placer.place(a_task(avoid=frozenset({failed.name})))
+    assert (decision.worker, decision.reason) == (slow, ELSEWHERE)
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+
+
+def test_the_least_loaded_is_so_relative_to_what_it_runs_at_once() -> None:
+    small, large = workers(2)
+    large = replace(large, concurrency=16, capacity=18, load=12)
+    placer = Placer(LEAST_LOADED, [replace(small, load=3), large])
+    # 3 of 4 and 12 of 16 are equal; from there on four of the large one's go with one of the small one's.
+    assert Counter(names(placer, many(5))) == {"w1@etl-1": 1, "w2@etl-1": 4}
+
+
+@pytest.mark.parametrize("strategy", [LEAST_LOADED, ROUND_ROBIN])
+def test_equal_ones_take_turns_also_from_one_batch_to_the_next(strategy: str) -> None:
+    history: dict[int, float] = {}
+    placed = [
+        decision.worker.name
+        for task in many(40)
+        # What was placed before has ended meanwhile.
+        if (decision := Placer(strategy, workers(4), history).place(task)).worker
+    ]
+    assert set(Counter(placed).values()) == {10}
+    assert placed[:4] == placed[4:8]
+
+
+def test_round_robin_does_not_look_at_loads() -> None:
+    one, other = workers(2)
+    placer = Placer(ROUND_ROBIN, [replace(one, load=4), other])
+    assert Counter(names(placer, many(4))) == {"w1@etl-1": 2, "w2@etl-1": 2}
+
+
+def test_what_is_equal_is_placed_equally_every_time() -> None:
+    first = names(Placer(LEAST_LOADED, workers(7)), many(30))
+    assert first == names(Placer(LEAST_LOADED, list(reversed(workers(7)))), many(30))
+
+
+def test_a_task_sticks_to_its_worker_whoever_else_comes_and_goes() -> None:
+    ten = workers(10, capacity=1000)
+    tasks = many(500)
+    before = names(Placer(STICKY, ten), tasks)
+    assert before == names(Placer(STICKY, ten), tasks)
+    assert max(Counter(before).values()) < 2 * 500 / 10
+    after = names(Placer(STICKY, ten[1:]), tasks)
+    assert all(old == new for old, new in zip(before, after, strict=True) if old != "w1@etl-1")
+    restarted = [replace(one, ref=one.ref + 100, worker_id=f"new-{one.ref}") for one in ten]
+    assert before == names(Placer(STICKY, restarted), tasks)
+
+
+def test_the_next_one_in_its_order_is_taken_where_the_first_is_full() -> None:
+    three = workers(3)
+    first = Placer(STICKY, three).place(a_task())
+    assert first.worker is not None
+    assert first.reason == STICKY
+    full = [replace(one, load=6) if one == first.worker else one for one in three]
+    second = Placer(STICKY, full).place(a_task())
+    assert second.worker is not None
+    assert second.worker != first.worker
+    assert second.reason == STICKY_NEXT
+    # All other mapped tasks of it stay together too.
+    assert set(names(Placer(STICKY, three), [a_task(map_index=n) for n in range(5)])) == {first.worker.name}
+
+
+# --- what a decision says --------------------------------------------------------------------------------------------
+
+
+def test_a_decision_explains_itself_in_one_line() -> None:
+    one, drained, lost = workers(3)
+    candidates = [
+        replace(one, load=2),
+        replace(drained, availability="draining"),
+        replace(lost, state="lost"),
+    ]
+    assert Placer(LEAST_LOADED, candidates).place(a_task()).text == (
+        "w1@etl-1: least loaded of one worker, 2 of 6 places taken; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
+    )
+
+
+def test_a_line_is_short_however_many_are_left_out() -> None:
+    text = (
+        Placer(LEAST_LOADED, [replace(one, name=one.name * 30) for one in workers(50, state="lost")])
+        .place(a_task())
+        .text
+    )
+    assert len(text) <= TEXT_LENGTH
+    text = Placer(LEAST_LOADED, workers(50, state="lost")).place(a_task()).text
+    assert text.endswith("left out: w1@etl-1, w2@etl-1, w3@etl-1 and 47 more (lost)")
+
+
+# --- whatever the fleet is like --------------------------------------------------------------------------------------
+
+
+@each_strategy
+@pytest.mark.parametrize("seed", range(40))
+def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
+    chance = random.Random(seed)
+    fleet = [
+        replace(
+            one,
+            queues=frozenset(chance.sample(["default", "gpu"], chance.randint(0, 2))),
+            labels={"zone": chance.choice("ab")},
+            concurrency=chance.randint(1, 8),
+            capacity=chance.randint(1, 12),
+            load=chance.randint(0, 12),
+            state=chance.choice(["online", "online", "online", "lost", None]),
+            availability=chance.choice(["available", "available", "draining"]),
+            slowness=chance.choice([1.0, 1.0, 1.0, 9.0]),
+        )
+        for one in workers(chance.randint(0, 12))
+    ]
+    placer = Placer(strategy, fleet, now=1000.0)
+    loads = {one.ref: one.load for one in fleet}
+    for number in range(60):
+        task = a_task(
+            f"task-{number}",
+            queue=chance.choice(["default", "gpu", "none"]),
+            labels=chance.choice([{}, {"zone": "a"}]),
+            avoid=frozenset(one.name for one in fleet if chance.random() < 0.2),
+        )
+        decision = placer.place(task)
+        assert decision.reason in REASONS
+        assert 0 < len(decision.text) <= TEXT_LENGTH
+        assert "\n" not in decision.text
+        fits = [
+            one
+            for one in fleet
+            if task.queue in one.queues
+            and one.state == "online"
+            and one.availability == "available"
+            and task.labels.items() <= one.labels.items()
+        ]
+        free = [one for one in fits if loads[one.ref] < one.capacity]
+        others = [one for one in free if one.name not in task.avoid]
+        if decision.worker is None:
+            left = others if any(one.name not in task.avoid for one in fits) else free
+            # Faster ones have just been given something.
+            assert all(one.slowness >= SLOW_FROM for one in left)
+            continue
+        assert decision.worker in free
+        if decision.worker.slowness >= SLOW_FROM:
+            assert not [one for one in (others or free) if one.slowness < SLOW_FROM]
+        assert decision.worker in others or all(one.name in task.avoid for one in fits)
+        if strategy == LEAST_LOADED:
+            allowed = others or free
+            allowed = [one for one in allowed if one.slowness < SLOW_FROM] or allowed
+            least = min(loads[one.ref] / one.concurrency for one in allowed)
+            assert loads[decision.worker.ref] / decision.worker.concurrency == least
+        loads[decision.worker.ref] += 1

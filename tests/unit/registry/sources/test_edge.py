@@ -1,0 +1,155 @@
+"""What the Edge provider's table says of its workers."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.registry.observations import EngineTrouble, Sighting, View
+from airflow_worker_insight.registry.poll import refresh
+from airflow_worker_insight.registry.sources.edge import EdgeEngine
+from airflow_worker_insight.store.clock import database_now
+from tests.unit.database import NOON, Database, at, on_both
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+edge_models = pytest.importorskip("airflow.providers.edge3.models.edge_worker")
+
+
+@pytest.fixture
+def table(database: Database) -> Table:
+    """Return the provider's table, made where the installed version leaves that to the executor."""
+    found: Table = edge_models.EdgeWorkerModel.__table__
+    found.create(database.engine, checkfirst=True)
+    return found
+
+
+def write(database: Database, table: Table, name: str = "edge-1", **others: Any) -> None:
+    known: dict[str, Any] = {
+        "worker_name": name,
+        "state": "idle",
+        "queues": "['default', 'large']",
+        "first_online": at(-3600),
+        "last_update": NOON,
+        "jobs_active": 0,
+        "jobs_taken": 0,
+        "jobs_success": 0,
+        "jobs_failed": 0,
+        "concurrency": None,
+        "sysinfo": {"airflow_version": "3.3.2", "edge_provider_version": "4.3.2", "concurrency": 4},
+        **others,
+    }
+    if table.c.sysinfo.type.python_type is str and not isinstance(known["sysinfo"], str):
+        known["sysinfo"] = json.dumps(known["sysinfo"])
+    row = {column: value for column, value in known.items() if column in table.c}
+    with database.engine.begin() as connection:
+        connection.execute(table.delete().where(table.c.worker_name == name))
+        connection.execute(table.insert().values(row))
+
+
+def look() -> tuple[Sighting, ...]:
+    view = View(lambda: NOON, NOON, None, timedelta(seconds=30), (), metadata_database.engine().connect)
+    return EdgeEngine().look(view).sightings
+
+
+@on_both
+def test_an_edge_worker_is_seen_with_what_it_says_of_itself(database: Database, table: Table) -> None:
+    write(database, table)
+    (sighting,) = look()
+    assert sighting == Sighting(
+        kind="edge",
+        engine_name="edge-1",
+        hostname="edge-1",
+        heartbeat_at=NOON,
+        queues=("default", "large"),
+        concurrency=4,
+        versions={"airflow": "3.3.2", "edge_provider": "4.3.2"},
+    )
+
+
+def test_its_start_tells_lives_apart(database: Database, table: Table) -> None:
+    told = {"worker_start_time": "2026-03-01T11:00:00.123456", "python_version": "3.11.2 (main, Jan 2026) [GCC]"}
+    write(database, table, sysinfo=told)
+    (sighting,) = look()
+    assert sighting.started_at == at(-3600) + timedelta(microseconds=123456)
+    assert sighting.versions == {"python": "3.11.2"}
+
+
+@pytest.mark.parametrize(
+    ("state", "has_left", "has_trouble"),
+    [
+        ("starting", False, False),
+        ("running", False, False),
+        ("unknown", False, False),
+        ("terminating", False, False),
+        ("maintenance mode", False, True),
+        ("offline", True, False),
+        ("offline maintenance", True, True),
+    ],
+)
+def test_states_of_the_provider(
+    database: Database, table: Table, state: str, has_left: bool, has_trouble: bool
+) -> None:
+    write(database, table, state=state)
+    (sighting,) = look()
+    assert (sighting.has_left, bool(sighting.trouble)) == (has_left, has_trouble)
+
+
+@pytest.mark.parametrize("queues", [None, "", "default", "[", "{'a': 1}", "__import__('os')", "[" * 5000])
+@pytest.mark.parametrize("sysinfo", [{}, {"concurrency": -1, "worker_start_time": 7}, {"concurrency": "many"}])
+def test_nonsense_is_left_out(database: Database, table: Table, queues: str | None, sysinfo: Any) -> None:
+    write(database, table, queues=queues, sysinfo=sysinfo)
+    (sighting,) = look()
+    assert (sighting.queues, sighting.concurrency, sighting.started_at) == (None, None, None)
+
+
+def test_markup_and_control_characters_in_queues_are_only_text(database: Database, table: Table) -> None:
+    write(database, table, queues=str(["<b>", "a\x00b", "", "x" * 300]))
+    (sighting,) = look()
+    assert sighting.queues == ("<b>", "a b", "x" * 256)
+
+
+@pytest.mark.parametrize("number", [121, 2_000])
+def test_of_many_queues_all_are_known(database: Database, table: Table, number: int) -> None:
+    queues = sorted(f"queue-{each}" for each in range(number))
+    write(database, table, queues=str(queues))
+    (sighting,) = look()
+    assert list(sighting.queues) == queues
+
+
+def test_without_its_table_the_engine_says_what_to_do(database: Database, table: Table) -> None:
+    table.drop(database.engine)
+    with pytest.raises(EngineTrouble, match="airflow db migrate"):
+        look()
+
+
+@on_both
+def test_the_life_of_an_edge_worker(database: Database, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only workers that are there become known; one that leaves in order and comes back is a new life."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
+    with database.engine.connect() as connection:
+        now = database_now(connection)
+    write(database, table, last_update=now)
+    write(database, table, "long gone", last_update=now - timedelta(days=30), state="offline")
+    write(database, table, "forgotten", last_update=now - timedelta(days=30), state="unknown")
+    steps = [
+        ("idle", 0, ["online"]),
+        ("idle", 1, ["online"]),
+        ("offline", 2, ["offline"]),
+        ("offline", 2, ["offline"]),
+        ("starting", 3, ["offline", "online"]),
+        ("running", 4, ["offline", "online"]),
+    ]
+    for state, seconds, expected in steps:
+        write(database, table, state=state, last_update=now + timedelta(seconds=seconds))
+        refresh(only_if_due=False)
+        assert [row["state"] for row in database.workers()] == expected, (state, seconds)
+    (first, second) = database.workers()
+    assert first["name"] == second["name"] == "edge-1"
+    assert first["worker_id"] != second["worker_id"]
+    assert second["queues"] == ["default", "large"]

@@ -1,0 +1,85 @@
+"""Others' locks on our tables, for the thread that looks at the workers: it says so and comes round again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.states import CELERY
+from airflow_worker_insight.registry import gauges, poll
+from airflow_worker_insight.registry.observations import Look, Sighting, View
+from airflow_worker_insight.store import retention, session
+from airflow_worker_insight.store.tables import attempt, change, engine, placement, worker
+from tests.unit.database import OUR_TABLES, Database, a_worker, locked, record_start
+
+pytestmark = [
+    pytest.mark.parametrize("database", ["postgresql"], indirect=True),
+    pytest.mark.parametrize("table", OUR_TABLES),
+]
+
+
+@pytest.fixture(autouse=True)
+def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BACKGROUND", replace(session.BACKGROUND, lock=0.2))
+
+
+class OneWorker:
+    """An engine with one worker."""
+
+    name = CELERY
+
+    def look(self, view: View) -> Look:
+        now = view.clock()
+        return Look((Sighting(kind="celery", engine_name="w1", hostname="host-1", pid=100, heartbeat_at=now),))
+
+
+def test_a_poll_that_cannot_be_written_says_why_and_leaves_no_lease_behind(
+    database: Database, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poll, "configured_engines", lambda _setting: [OneWorker()])
+    with locked(database, table):
+        (outcome,) = poll.refresh(only_if_due=True).engines
+    if table not in {worker.name, engine.name}:
+        assert (outcome.looked, outcome.error) == (True, None)
+        return
+    assert not outcome.looked
+    assert "lock timeout" in (outcome.error or "")
+    (outcome,) = poll.refresh(only_if_due=table == engine.name).engines
+    assert outcome.looked
+    assert [row["state"] for row in database.workers()] == ["online"]
+
+
+def test_gauges_keep_their_values(database: Database, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emitted: list[Any] = []
+    monkeypatch.setattr(gauges, "emit_fleet", lambda counts, loads: emitted.append((counts, loads)))
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__METRICS_PER_WORKER", "True")
+    with locked(database, table):
+        gauges.report_fleet()
+    assert len(emitted) == (0 if table == worker.name else 1)
+    gauges.report_fleet()
+    assert len(emitted) == (1 if table == worker.name else 2)
+
+
+def test_retention_rests_and_goes_on_later(
+    database: Database, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retention, "_rests_until", 0.0)
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__RETENTION_DAYS", "30")
+    old = datetime.now(timezone.utc) - timedelta(days=60)
+    with database.engine.begin() as connection:
+        key = TryKey("etl", "run-1", "extract", -1, 1)
+        record_start(connection, key, a_worker(), try_started_at=old, state="running", now=old)
+        connection.execute(attempt.update().values(state="success", ended_at=old))
+        connection.execute(worker.update().values(state="lost", ended_at=old))
+    with locked(database, table):
+        removed = retention.keep_within_limit()
+    is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name}
+    assert (removed is None) == is_in_the_way
+    assert len([one for one in caplog.records if "older than its limit" in one.getMessage()]) == int(is_in_the_way)
+    monkeypatch.setattr(retention, "_rests_until", 0.0)
+    retention.keep_within_limit()
+    assert (database.attempts(), database.workers()) == ([], [])
