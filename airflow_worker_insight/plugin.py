@@ -58,10 +58,10 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         """The pages and the REST API; only an API server asks, so here the claim and the looks at workers begin too."""
         if not compat.is_airflow_3():
             return []
+        from airflow_worker_insight.app import create_app
         from airflow_worker_insight.capture import claim
         from airflow_worker_insight.registry.background import refreshing
-        from airflow_worker_insight.web.app import create_app
-        from airflow_worker_insight.web.urls import URL_PREFIX
+        from airflow_worker_insight.ui.urls import URL_PREFIX
 
         claim.install()
         app = create_app()
@@ -73,15 +73,15 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
     @_or_nothing
     def external_views(self) -> list[dict[str, Any]]:
         """The ``Worker`` tab of a task instance and ``Workers`` in the navigation (Airflow 3.1 and later)."""
-        from airflow_worker_insight.web import link
+        from airflow_worker_insight.ui import links
 
-        return link.external_views()
+        return links.external_views()
 
     @cached_property
     @_or_nothing
     def global_operator_extra_links(self) -> list[Any]:
         """The ``Worker`` link on every task of every operator."""
-        from airflow_worker_insight.web.link import WorkerLink
+        from airflow_worker_insight.ui.links import WorkerLink
 
         return [WorkerLink()]
 
@@ -91,9 +91,9 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         """The pages of Airflow 2.11, and of Airflow 3 where the auth manager is FAB's."""
         if not _serves_flask_views():
             return []
-        from airflow_worker_insight.web import fab
+        from airflow_worker_insight.fab import registration
 
-        return fab.appbuilder_views()
+        return registration.appbuilder_views()
 
     @cached_property
     @_or_nothing
@@ -101,9 +101,9 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         """The entries in the menu of Airflow 2.11, and of 3.0 where the auth manager is FAB's."""
         if not _serves_flask_views():
             return []
-        from airflow_worker_insight.web import link
+        from airflow_worker_insight.ui import links
 
-        return link.menu_items()
+        return links.menu_items()
 
     @cached_property
     @_or_nothing
@@ -111,6 +111,6 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         """The static files of these pages."""
         if not _serves_flask_views():
             return []
-        from airflow_worker_insight.web import fab
+        from airflow_worker_insight.fab import registration
 
-        return [fab.blueprint()]
+        return [registration.blueprint()]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
+from airflow_worker_insight.api.schemas import AttemptResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.attempts import queries as attempt_queries
-from airflow_worker_insight.web.objects import AttemptResponse
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection

@@ -19,7 +19,7 @@ from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.airflow_history import find_run
 from airflow_worker_insight.store.attempts.close import first_report_at
 from airflow_worker_insight.store.retention import Removed
-from airflow_worker_insight.web.words import count
+from airflow_worker_insight.ui.formatting import count
 
 
 def reconcile(args: Any) -> None:

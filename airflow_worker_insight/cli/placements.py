@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.utils.cli import suppress_logs_and_warning
 
 from airflow_worker_insight import config
+from airflow_worker_insight.api.schemas import PlacementResponse, placement_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.domain.filters import EveryDag, PlacementFilter
 from airflow_worker_insight.store import placements, session
-from airflow_worker_insight.web.objects import PlacementResponse, placement_fields
 
 if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import ListedPlacement

@@ -7,12 +7,12 @@ from typing import Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
+from airflow_worker_insight.api.schemas import ServiceResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.workers import services
-from airflow_worker_insight.web.objects import ServiceResponse
 
 
 @suppress_logs_and_warning

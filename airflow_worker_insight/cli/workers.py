@@ -9,6 +9,7 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
 from airflow_worker_insight import config
+from airflow_worker_insight.api.schemas import OneWorkerResponse, WorkerResponse, worker_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
@@ -19,7 +20,6 @@ from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import EndedLife, NotOneWorker, require_meaning, set_availability
-from airflow_worker_insight.web.objects import OneWorkerResponse, WorkerResponse, worker_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -111,7 +111,7 @@ def _request_about(dag_id: str | None) -> Any:
     """Return a request from which Airflow's dependencies read the Dag's ID, whichever way ours came to us.
 
     They look at path parameters (all versions) and query parameters (3.1+); the panel's address is read by other
-    rules than a query string (see ``web.address``), and what is checked must be what is shown.
+    rules than a query string (see ``ui.query_params``), and what is checked must be what is shown.
     """
     from starlette.requests import Request
 

@@ -166,7 +166,7 @@ def test_reporting_loads_nothing_more(task_process: dict[str, Any]) -> None:
 @airflow_3
 def test_no_database_is_opened_in_a_task_process(task_process: dict[str, Any]) -> None:
     loaded = [*task_process["loaded"], *task_process["ran"]]
-    heavy = ("airflow_worker_insight.store", "airflow_worker_insight.web", "airflow_worker_insight.capture.queue")
+    heavy = ("airflow_worker_insight.store", "airflow_worker_insight.ui", "airflow_worker_insight.capture.queue")
     assert not [name for name in loaded if name.startswith(heavy)]
 
 

@@ -12,8 +12,8 @@ from airflow_worker_insight.capture import hook_monitoring, listener, run_listen
 from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.plugin import WorkerInsightPlugin
-from airflow_worker_insight.web.rendering import STATIC
-from airflow_worker_insight.web.urls import URL_PREFIX
+from airflow_worker_insight.ui.rendering import STATIC
+from airflow_worker_insight.ui.urls import URL_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

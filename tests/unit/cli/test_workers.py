@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from airflow_worker_insight.store.tables import change
-from airflow_worker_insight.web import objects
-from airflow_worker_insight.web.objects import (
+from airflow_worker_insight.api import schemas
+from airflow_worker_insight.api.schemas import (
     OneWorkerResponse,
     ServiceQuery,
     ServicesResponse,
     WorkerQuery,
     WorkersResponse,
 )
+from airflow_worker_insight.store.tables import change
 from tests.unit.cli.fleet import add_worker, looked_at
 from tests.unit.cli.running import Printed, printed, read, refused, run
 from tests.unit.database import Database, a_worker, at
@@ -103,19 +103,19 @@ def test_a_program_gets_what_the_rest_api_gives(fleet: Database, capsys: Printed
     run("workers", "quarantine", "c-1", "--note", "disk")
     listed = read(capsys, "workers", "list", output=output)
     query = WorkerQuery()
-    assert listed == WorkersResponse.model_validate(objects.list_workers(query)).model_dump(mode="json")["workers"]
+    assert listed == WorkersResponse.model_validate(schemas.list_workers(query)).model_dump(mode="json")["workers"]
     (decided,) = [row for row in listed if row["worker_id"] == "c-1"]
     assert (decided["availability_note"], decided["availability_changed_by"]) == ("disk", getpass.getuser())
     (shown,) = read(capsys, "workers", "show", "c-1", output=output)
     assert shown.pop("engine_name") is None
-    assert shown == OneWorkerResponse.model_validate(objects.one_worker("c-1")).model_dump(mode="json")
+    assert shown == OneWorkerResponse.model_validate(schemas.one_worker("c-1")).model_dump(mode="json")
     services = read(capsys, "services", "list", output=output)
-    found = ServicesResponse.model_validate(objects.list_services(ServiceQuery())).model_dump(mode="json")
+    found = ServicesResponse.model_validate(schemas.list_services(ServiceQuery())).model_dump(mode="json")
     assert services == found["services"]
     tries = read(capsys, "attempts", "list", output=output)
-    query_ = objects.AttemptQuery()
-    page = objects.list_attempts(query_, dag_ids={"etl"}, sees_workers=True)
-    assert tries == objects.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
+    query_ = schemas.AttemptQuery()
+    page = schemas.list_attempts(query_, dag_ids={"etl"}, sees_workers=True)
+    assert tries == schemas.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
 
 
 def test_a_state_that_nobody_has_looked_at_is_unknown(

@@ -1,0 +1,340 @@
+"""The REST API ``/api/v1`` (Airflow 3): attempts, placements, workers, services, and this package's health here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, status
+from pydantic import BaseModel, ValidationError
+
+from airflow_worker_insight import __version__
+from airflow_worker_insight.api import schemas
+from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
+from airflow_worker_insight.api.csrf import is_json, may_be_made
+from airflow_worker_insight.api.schemas import (
+    WORKER_ID,
+    AttemptQuery,
+    AttemptsResponse,
+    BadChange,
+    Decision,
+    HealthResponse,
+    NoSuchWorker,
+    OneWorkerResponse,
+    PlacementQuery,
+    PlacementsResponse,
+    ServiceQuery,
+    ServicesResponse,
+    WorkerAttemptQuery,
+    WorkerQuery,
+    WorkersResponse,
+)
+from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.compat import links as airflow_links
+from airflow_worker_insight.domain.limits import MAX_BODY
+
+
+class Problem(BaseModel):
+    """What an answer that is not 200 says."""
+
+    detail: Any
+
+
+router = APIRouter(
+    prefix="/api/v1",
+    responses={
+        401: {"model": Problem, "description": "Not logged in."},
+        403: {"model": Problem, "description": "The reader may not see this."},
+        503: {"model": Problem, "description": "The tables are missing or of another version; says what to run."},
+    },
+)
+
+_ATTEMPTS_EXAMPLE = {
+    "attempts": [
+        {
+            "dag_id": "sales",
+            "run_id": "scheduled__2026-01-31T08:00:00+00:00",
+            "task_id": "load",
+            "map_index": -1,
+            "try_number": 2,
+            "state": "success",
+            "started_at": "2026-01-31T08:00:12.340000Z",
+            "ended_at": "2026-01-31T08:01:02.100000Z",
+            "duration": 49.76,
+            "attribution": "reported",
+            "workers": [
+                {
+                    "worker_id": "celery-5f0c2f9a1d3b4e6788aa90bc",
+                    "name": "w2@etl-1",
+                    "kind": "celery",
+                    "hostname": "etl-1",
+                    "process_count": 1,
+                    "first_started_at": "2026-01-31T08:00:12.900000Z",
+                    "last_started_at": "2026-01-31T08:00:12.900000Z",
+                    "load": 0.35,
+                    "memory_free": 0.7,
+                    "running_beside": 3,
+                }
+            ],
+            "placement": "elsewhere",
+            "placement_detail": "w2@etl-1: a retry elsewhere, 3 of 32 places taken; kept away from w1@etl-1",
+        }
+    ],
+    "total_entries": 1,
+    "total_is_exact": True,
+}
+_PLACEMENTS_EXAMPLE = {
+    "placements": [
+        {
+            "dag_id": "sales",
+            "run_id": "scheduled__2026-01-31T08:00:00+00:00",
+            "task_id": "load",
+            "map_index": -1,
+            "try_number": 1,
+            "state": "waiting",
+            "worker": None,
+            "reason": "waits_not_available",
+            "detail": "no worker of the queue default is available; left out: w1@etl-1 (quarantined)",
+            "since": "2026-01-31T08:00:02.110000Z",
+            "queue": "default",
+            "try_state": "queued",
+        }
+    ],
+    "total_entries": 1,
+    "total_is_exact": True,
+}
+_WORKER_EXAMPLE: dict[str, Any] = {
+    "worker_id": "celery-5f0c2f9a1d3b4e6788aa90bc",
+    "name": "w2@etl-1",
+    "kind": "celery",
+    "hostname": "etl-1",
+    "pid": 4711,
+    "state": "online",
+    "state_reason": None,
+    "availability": "draining",
+    "availability_note": "disk is being replaced",
+    "availability_changed_by": "ann",
+    "availability_changed_at": "2026-01-31T08:05:00Z",
+    "queues": ["default"],
+    "concurrency": 16,
+    "running": 3,
+    "started_at": "2026-01-30T06:00:00Z",
+    "registered_at": "2026-01-30T06:00:04.200000Z",
+    "last_seen_at": "2026-01-31T08:07:30.100000Z",
+    "ended_at": None,
+    "labels": {"zone": "eu-1"},
+    "resources": {"cpus": 8, "memory_bytes": 16777216000},
+    "versions": {"airflow": "3.3.2", "python": "3.11.9"},
+}
+_CHANGE_EXAMPLE = {
+    "changed_at": "2026-01-31T08:05:00Z",
+    "state": None,
+    "availability": "draining",
+    "reason": "disk is being replaced",
+    "changed_by": "ann",
+}
+_WORKERS_EXAMPLE = {"workers": [_WORKER_EXAMPLE], "total_entries": 1, "total_is_exact": True}
+_ONE_WORKER_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
+_SERVICES_EXAMPLE = {
+    "services": [
+        {
+            "kind": "scheduler",
+            "service_id": "17",
+            "name": "scheduler-0",
+            "hostname": "scheduler-0",
+            "state": "online",
+            "started_at": "2026-01-30T06:00:00Z",
+            "last_seen_at": "2026-01-31T08:07:30.100000Z",
+            "ended_at": None,
+        }
+    ],
+    "total_entries": 1,
+    "total_is_exact": True,
+}
+_HEALTH_EXAMPLE = {
+    "status": "healthy",
+    "version": __version__,
+    "tables": "ready",
+    "explanation": "The tables are there and up to date.",
+    "counters": {"reports.claimed": 1204},
+    "engines": [{"name": "celery", "looked_at": "2026-01-31T08:07:30Z", "is_current": True, "error": None}],
+}
+
+
+# --- routes ---------------------------------------------------------------------------------------------------------
+
+
+def _example(value: dict[str, Any], *, finds_one: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's description says of its answers.
+
+    :param finds_one: whether the path names a worker, which may not exist
+    """
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": value}}}}
+    if finds_one:
+        answers[404] = {"model": Problem, "description": "No such worker was recorded."}
+    return answers
+
+
+_WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="One life of a worker.")]
+
+
+@router.get(
+    "/attempts",
+    summary="List attempts",
+    response_model=AttemptsResponse,
+    responses=_example(_ATTEMPTS_EXAMPLE),
+)
+def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) -> Any:
+    """List tries and the workers that ran them, the latest start first.
+
+    The reader finds the tries of those Dags whose task instances Airflow lets them see, in the list and in its total.
+    """
+    reader.require_task_instances(query.dag_id)
+    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+    return schemas.list_attempts(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+
+
+@router.get(
+    "/placements",
+    summary="List what waits and what is placed",
+    response_model=PlacementsResponse,
+    responses=_example(_PLACEMENTS_EXAMPLE),
+)
+def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep) -> Any:
+    """List tries that wait for a worker, and those that an executor of this package has placed and that have not ended.
+
+    The reader finds the tries of those Dags whose task instances Airflow lets them see, in the list and in its total.
+    """
+    reader.require_task_instances(query.dag_id)
+    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+    return schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+
+
+@router.get(
+    "/workers",
+    summary="List workers",
+    response_model=WorkersResponse,
+    responses=_example(_WORKERS_EXAMPLE),
+)
+def list_workers(query: Annotated[WorkerQuery, Query()], reader: ReaderDep) -> Any:
+    """List workers, those that are gone too. It asks for the right to see Airflow's jobs."""
+    reader.require_workers()
+    return schemas.list_workers(query)
+
+
+@router.get(
+    "/workers/{worker_id}",
+    summary="Show a worker",
+    response_model=OneWorkerResponse,
+    responses=_example(_ONE_WORKER_EXAMPLE, finds_one=True),
+)
+def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
+    """Show one life of a worker and its history. It asks for the right to see Airflow's jobs."""
+    reader.require_workers()
+    try:
+        return schemas.one_worker(worker_id)
+    except NoSuchWorker as error:
+        raise _not_found(error) from None
+
+
+@router.get(
+    "/workers/{worker_id}/attempts",
+    summary="List a worker's attempts",
+    response_model=AttemptsResponse,
+    responses=_example(_ATTEMPTS_EXAMPLE, finds_one=True),
+)
+def list_worker_attempts(
+    worker_id: _WorkerIdPath, query: Annotated[WorkerAttemptQuery, Query()], reader: ReaderDep
+) -> Any:
+    """List the tries that a worker ran, the latest start first.
+
+    It asks for the right to see Airflow's jobs, and tells of the tries what the list of all attempts tells.
+    """
+    reader.require_workers()
+    reader.require_task_instances(query.dag_id)
+    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+    try:
+        return schemas.list_worker_attempts(worker_id, query, dag_ids=dag_ids)
+    except NoSuchWorker as error:
+        raise _not_found(error) from None
+
+
+async def _body(request: Request) -> bytes:
+    """Return what was sent, or as much of it as tells that it is too long."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            break
+    return body
+
+
+@router.patch(
+    "/workers/{worker_id}",
+    summary="Decide whether a worker is given work",
+    response_model=OneWorkerResponse,
+    responses={
+        **_example(_ONE_WORKER_EXAMPLE, finds_one=True),
+        422: {
+            "model": Problem,
+            "description": "The body is not such a decision, or the ID stands for a whole host or a life that is over.",
+        },
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": Decision.model_json_schema()}},
+        }
+    },
+)
+def decide(
+    request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
+) -> Any:
+    """Make a worker available, draining or quarantined, with a note that says why.
+
+    It asks for the right to edit Airflow's pools beside the one to see its jobs. A request that carries a login's
+    cookie must come from a page of this server.
+    """
+    reader.require_workers()
+    reader.require_pool_edit()
+    has_cookie = airflow_auth.LOGIN_COOKIE in request.cookies
+    if not may_be_made(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, schemas.NOT_FROM_HERE)
+    try:
+        decision = schemas.parse_decision(body, is_json=is_json(request.headers))
+        return schemas.decide(worker_id, decision, changed_by=reader.name)
+    except ValidationError as error:
+        raise HTTPException(422, schemas.problems(error, "body")) from None
+    except BadChange as error:
+        raise HTTPException(422, str(error)) from None
+    except NoSuchWorker as error:
+        raise _not_found(error) from None
+
+
+@router.get(
+    "/services",
+    summary="List services",
+    response_model=ServicesResponse,
+    responses=_example(_SERVICES_EXAMPLE),
+)
+def list_services(query: Annotated[ServiceQuery, Query()], reader: ReaderDep) -> Any:
+    """List schedulers, triggerers, Dag processors and workers. It asks for the right to see Airflow's jobs."""
+    reader.require_workers()
+    return schemas.list_services(query)
+
+
+@router.get(
+    "/health",
+    summary="Say whether recording works",
+    response_model=HealthResponse,
+    responses=_example(_HEALTH_EXAMPLE),
+)
+def health(reader: ReaderDep) -> Any:
+    """Say whether the tables can be used, what became of the reports that this process received, and who looks.
+
+    Unlike Airflow's own ``/api/v2/monitor/health`` this asks for a login: it tells a version and counts.
+    """
+    return schemas.health(with_engines=reader.may_see_workers())
+
+
+def _not_found(error: NoSuchWorker) -> HTTPException:
+    return HTTPException(status.HTTP_404_NOT_FOUND, str(error))

@@ -1,0 +1,43 @@
+"""What the plugin hands to Airflow's Flask app: views and static files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flask import Blueprint
+
+from airflow_worker_insight import compat
+from airflow_worker_insight.fab.views import WorkerInsightApi, WorkerInsightView
+from airflow_worker_insight.ui.rendering import STATIC
+from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from flask import Response
+
+
+def appbuilder_views() -> list[dict[str, Any]]:
+    """Return the views, without places in the menu."""
+    views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
+    if not compat.is_airflow_3():
+        from airflow_worker_insight.fab import lists
+
+        views += [{"view": WorkerInsightApi()}, *({"view": view} for view in lists.views())]
+    return views
+
+
+def blueprint() -> Blueprint:
+    """Return the blueprint that serves the static files."""
+    files = Blueprint(
+        "worker_insight", __name__, url_prefix=FLASK_URL_PREFIX, static_folder=str(STATIC), static_url_path="/static"
+    )
+    files.after_request(_cacheable)
+    return files
+
+
+def _cacheable(response: Response) -> Response:
+    # A new version of the package has new addresses. Not in shared caches: Airflow adds the reader's session cookie.
+    response.headers["Cache-Control"] = "private, max-age=3600"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

@@ -1,0 +1,87 @@
+"""Addresses of pages, static files and Airflow's own pages, for the templates (Airflow 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow_worker_insight import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_worker_insight.ui.query_params import (
+        AttemptsAddress,
+        PanelAddress,
+        WaitingAddress,
+        WorkerAddress,
+        WorkersAddress,
+    )
+
+URL_PREFIX = "/worker-insight"
+"""Where the plugin mounts the app below the API server's root (Airflow 3)."""
+
+FLASK_URL_PREFIX = "/workerinsight"
+"""Where the Flask-AppBuilder views are (Airflow 2.11, and Airflow 3 below ``/pluginsv2``)."""
+
+
+class Urls:
+    """The templates' ``url(name, **values)``: an address, or ``None`` where the reader may not follow it.
+
+    :param root: the path under which the app is reached, with what stands in front of it in ``[api] base_url``
+    :param may_see_workers: whether the reader may open workers' pages
+    """
+
+    def __init__(self, root: str, *, may_see_workers: bool = False) -> None:
+        self.root = root
+        self.api_root = root.removesuffix(URL_PREFIX)
+        self._may_see_workers = may_see_workers
+
+    def __call__(self, name: str, /, **values: Any) -> str | None:
+        """Return the address named ``name``."""
+        build: Callable[..., str | None] = getattr(self, f"_{name}")
+        return build(**values)
+
+    def _static(self, *, file: str) -> str:
+        # A new version of the package has new addresses, so that no browser mixes them.
+        return f"{self.root}/static/{file}?v={__version__}"
+
+    def _openapi(self) -> str:
+        return f"{self.root}/openapi.json"
+
+    def _home(self) -> str:
+        return f"{self.api_root}/"
+
+    def _workers(self, *, address: WorkersAddress | None = None) -> str | None:
+        if not self._may_see_workers:
+            return None
+        return f"{self.root}/workers{address.query() if address else ''}"
+
+    def _worker(self, *, worker_id: str, address: WorkerAddress | None = None) -> str | None:
+        if not self._may_see_workers:
+            return None
+        return f"{self.root}/workers/{quote(worker_id, safe='@:')}{address.query() if address else ''}"
+
+    def _availability(self, *, worker_id: str) -> str:
+        return f"{self.root}/workers/{quote(worker_id, safe='@:')}/availability"
+
+    def _attempts(self, *, address: AttemptsAddress | None = None) -> str:
+        return f"{self.root}/attempts{address.query() if address else ''}"
+
+    def _waiting(self, *, address: WaitingAddress | None = None) -> str:
+        return f"{self.root}/waiting{address.query() if address else ''}"
+
+    def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
+        address = (
+            f"{self.root}/panel?dag_id={quote(dag_id, safe='')}&run_id={quote(run_id, safe='')}"
+            f"&task_id={quote(task_id, safe='')}&map_index={map_index}"
+        )
+        return address if try_number is None else f"{address}&try_number={try_number}"
+
+    def _task_instance(self, *, address: PanelAddress) -> str:
+        """Return the task instance's page in Airflow's UI."""
+        mapped = f"/mapped/{address.map_index}" if address.map_index >= 0 else ""
+        return (
+            f"{self.api_root}/dags/{quote(address.dag_id, safe='')}/runs/{quote(address.run_id, safe='')}"
+            f"/tasks/{quote(address.task_id, safe='')}{mapped}"
+        )

@@ -1,0 +1,161 @@
+"""The list of tries: every try by Dag, run, task, worker, host, state and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
+from airflow_worker_insight.ui import formatting
+from airflow_worker_insight.ui.query_params import ANY, AttemptsAddress
+from airflow_worker_insight.ui.views.attribution import UNFINISHED
+from airflow_worker_insight.ui.views.parts import Count, Filter, Notice, Option, Pages, options, pages
+from airflow_worker_insight.ui.views.tries import Row, build_row
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from datetime import datetime
+
+    from airflow_worker_insight.domain.attempts import AttemptPage
+
+PAGE_SIZE = 50
+
+REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
+"""How often the list asks again: while one of its tries has not ended, and while the next one may start."""
+
+_WINDOWS = (
+    ("1h", "1 h", "the last hour"),
+    ("6h", "6 h", "the last 6 hours"),
+    ("", "24 h", "the last 24 hours"),
+    ("7d", "7 d", "the last 7 days"),
+    ("30d", "30 d", "the last 30 days"),
+    (ANY, "Any time", ""),
+)
+
+_NOT_ALL = (
+    f"The latest {MAX_SCANNED:,} tries of this time were looked through. To find older ones, choose their time, or "
+    "name their Dag run or worker."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsPage:
+    """The list of tries."""
+
+    address: AttemptsAddress
+    filters: tuple[Filter, ...]
+    rows: tuple[Row, ...]
+    pages: Pages
+    note: str
+    """What is to be known of the number of tries."""
+    state_options: tuple[Option, ...]
+    windows: tuple[tuple[Option, AttemptsAddress], ...]
+    since: str
+    until: str
+    """The window's ends as their fields take them, in UTC."""
+    dag_ids: tuple[str, ...]
+    """What is offered for the field of the Dag."""
+    notice: Notice | None
+    refresh_seconds: int
+
+
+MAX_OFFERED = 500
+"""Dags that the field of the Dag offers: more would make the page heavy."""
+
+
+def build_attempts_page(
+    address: AttemptsAddress,
+    found: AttemptPage,
+    *,
+    dag_ids: Collection[str],
+    states: Collection[str],
+    now: datetime,
+) -> AttemptsPage:
+    """Return the list of tries.
+
+    :param found: the tries that the reader may see, the latest start first
+    :param dag_ids: the Dags that the reader may read
+    :param states: the states that a task instance may have
+    """
+    attempts = found.attempts
+    unfinished = any(one.state is not None and one.state in UNFINISHED for one in attempts)
+    is_custom = address.since is not None or address.until is not None
+    return AttemptsPage(
+        address=address,
+        filters=tuple(_filters(address)),
+        rows=tuple(build_row(one, {}, now=now) for one in attempts),
+        pages=pages(
+            address,
+            Count(len(attempts), found.total, found.total_is_exact),
+            size=PAGE_SIZE,
+            singular="try",
+            plural="tries",
+        ),
+        note="" if found.total_is_exact or found.total >= MAX_TOTAL else _NOT_ALL,
+        state_options=options(
+            address.state, ("", "Any"), *((state, formatting.state(state)) for state in sorted(states))
+        ),
+        windows=tuple(
+            (
+                Option(value, text, is_chosen=value == address.window and not is_custom),
+                address.changed(window=value, since=None, until=None),
+            )
+            for value, text, _ in _WINDOWS
+        ),
+        since=_field(address.since),
+        until=_field(address.until),
+        dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
+        notice=None if attempts else _notice(address, found.total, dag_ids),
+        refresh_seconds=_refresh(address, unfinished=unfinished, now=now),
+    )
+
+
+def _refresh(address: AttemptsAddress, *, unfinished: bool, now: datetime) -> int:
+    """Return how often the list asks again: older pages do not move, and into a window that is over nothing comes."""
+    if address.offset:
+        return 0
+    if unfinished:
+        return REFRESH_SECONDS
+    return REFRESH_IDLE_SECONDS if address.until is None or address.until > now else 0
+
+
+def _field(value: datetime | None) -> str:
+    return "" if value is None else f"{value:%Y-%m-%dT%H:%M}"
+
+
+def _filters(address: AttemptsAddress) -> Iterable[Filter]:
+    """Name each filter in force; the time, which is always limited at first, among them."""
+    if address.since is not None or address.until is not None:
+        begins = f"from {address.since:%Y-%m-%d %H:%M} " if address.since else ""
+        ends = f"until {address.until:%Y-%m-%d %H:%M} " if address.until else ""
+        yield Filter(f"Started {begins}{ends}UTC", address.changed(since=None, until=None, window=ANY))
+    elif address.window != ANY:
+        words_of = {value: spoken for value, _, spoken in _WINDOWS}
+        yield Filter(f"Started in {words_of[address.window]}", address.changed(window=ANY))
+    says = (
+        ("dag_id", "Dag"),
+        ("run_id", "Run"),
+        ("task_id", "Task"),
+        ("worker", "Worker"),
+        ("hostname", "Host"),
+        ("state", "State"),
+    )
+    for name, text in says:
+        value = getattr(address, name)
+        if value:
+            shown = formatting.state(value) if name == "state" else value
+            yield Filter(f"{text} {shown}", address.changed(**{name: ""}))
+
+
+def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:
+    if total:
+        return Notice("info", "", "There are no more tries here.")
+    if not dag_ids or address.changed() == AttemptsAddress(window=ANY):
+        return Notice(
+            "info",
+            "No try was recorded yet",
+            "The tries of all Dags that Airflow lets you read are listed here from the moment on at which they start. "
+            "An administrator can fill in those from before the installation of Worker Insight:",
+            "airflow-worker-insight backfill",
+        )
+    return Notice("info", "No try fits", "No try that you may see fits all of these filters. Remove one to see more.")

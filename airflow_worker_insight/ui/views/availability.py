@@ -1,0 +1,96 @@
+"""What a person decided of a worker, beside what is seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
+from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.ui import formatting
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.domain.workers import Change, WorkerRow
+
+NO_EFFECT = (
+    "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "
+    "an executor of Worker Insight does that."
+)
+EFFECT = (
+    "A decision is kept and shown to everybody. The executor of Worker Insight gives the worker work accordingly; "
+    "Airflow’s own do not ask."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision in force: its word, the note that came with it, who decided and when."""
+
+    key: str
+    text: str
+    note: str
+    changed_by: str
+    changed: formatting.Moment | None
+
+    @property
+    def title(self) -> str:
+        """All of it in one line."""
+        who = f" by {self.changed_by}" if self.changed_by else ""
+        return f"{self.text}{who}{f': {self.note}' if self.note else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What may be decided, and what that means."""
+
+    value: str
+    text: str
+    meaning: str
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """The decision in force on a worker, and what the reader may make of it."""
+
+    decision: Decision
+    choices: tuple[Choice, ...]
+    may_decide: bool
+    effect: str
+    max_note_length: int = MAX_NOTE_LENGTH
+
+
+_CHOICES = (
+    (AVAILABLE, "Available", "Takes work as usual."),
+    (DRAINING, "Drain", "Finishes what it runs and is to get nothing new. Ends with its next restart."),
+    (QUARANTINED, "Quarantine", "Is to get nothing new, also after a restart, until somebody releases it."),
+)
+
+
+def decision(availability: str, latest: Change | None) -> Decision:
+    """Return a decision in words.
+
+    :param latest: the change that made it; ``None`` where nobody decided or the worker took it over from its last life
+    """
+    known = latest is not None and latest.availability == availability
+    return Decision(
+        key=availability,
+        text=availability.capitalize(),
+        note=(latest.reason or "") if known and latest else "",
+        changed_by=(latest.changed_by or "") if known and latest else "",
+        changed=formatting.moment(latest.changed_at) if known and latest else None,
+    )
+
+
+def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
+    """Return what is decided of a worker and what may be: a life that has ended cannot be drained.
+
+    :param places: whether an executor of this package is configured
+    """
+    choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
+    return Availability(
+        decision=decision(row.availability, latest),
+        choices=tuple(one for one in choices if one.is_chosen or one.value != DRAINING or row.ended_at is None),
+        may_decide=may_decide,
+        effect=EFFECT if places else NO_EFFECT,
+    )

@@ -1,0 +1,136 @@
+"""Why a try was placed where it was, on the panel and on the page of the worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.placements import Placement, Why
+from airflow_worker_insight.store.tables import placement
+from airflow_worker_insight.ui.views.panel import build_panel
+from airflow_worker_insight.ui.views.placement import why_text
+from airflow_worker_insight.ui.views.worker import build_worker_page
+from tests.unit.database import NOON, add_run, add_try
+from tests.unit.ui.attempts import HERE, a_try, on
+from tests.unit.ui.workers import NOW, a_life, a_worker_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.testclient import TestClient
+
+    from tests.unit.database import Database
+
+LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 places taken; left out: w3@etl-1 (draining)"
+
+
+def placed(task_id: str = "load", **others: Any) -> Placement:
+    known: dict[str, Any] = {"reason": LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
+    return Placement(TryKey("etl", "run-1", task_id, -1, 1), **{**known, **others})
+
+
+def page(**others: Any) -> Any:
+    from airflow_worker_insight.ui.query_params import WorkerAddress
+
+    row = others.pop("row", a_worker_row(running=0))
+    return build_worker_page(a_life(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
+
+
+def test_the_panel_says_why() -> None:
+    tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
+    panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
+    assert [row.why for row in panel.rows] == [
+        "Placed: kept away from a worker that had failed this task",
+        f"Placed: {LINE}",
+    ]
+    assert [row.why for row in build_panel(HERE, tries, now=NOW).rows] == ["", ""]
+
+
+def test_one_that_waits_says_what_for() -> None:
+    assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
+        "Not placed yet: all workers that fit have as much as they may"
+    )
+
+
+@pytest.mark.parametrize(
+    ("why", "summary"),
+    [
+        (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
+        (Why(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+    ],
+)
+def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
+    waits = a_try(1, state="queued", attribution="never_started")
+    panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
+    assert (panel.notices, panel.summary) == ((), summary)
+    # Nothing is known of its placing.
+    (notice,) = build_panel(HERE, [waits], now=NOW).notices
+    assert "check that a worker of its queue is running" in notice.text
+
+
+def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
+    one = Why(FULL, "waits: all workers that fit have as much as they may")
+    assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+    # Its run has been reconciled.
+    assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_has_words(reason: str) -> None:
+    text = why_text(Why(reason))
+    assert reason not in text
+    assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
+
+
+@pytest.mark.parametrize(
+    ("availability", "others", "text"),
+    [
+        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free slot."),
+        ("available", {"taken": 3}, "Nothing that you may see waits here for a free slot."),
+        ("available", {}, "No try waits here for a free slot."),
+        (
+            "draining",
+            {"placed": ((placed(),), 1), "taken": 4},
+            "The worker gets no new tasks. 1 try waits here for a free slot.",
+        ),
+        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait here."),
+        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits here."),
+        ("draining", {}, "The worker is empty and gets no new tasks."),
+    ],
+)
+def test_the_worker_says_what_is_placed(availability: str, others: dict[str, Any], text: str) -> None:
+    found = page(row=a_worker_row(availability=availability, running=0), places=True, **others).placed
+    assert found.text == text
+    assert bool(found.rest) == (text.startswith("60"))
+
+
+def test_without_an_executor_that_places_nothing_is_said() -> None:
+    assert page().placed is None
+    assert page(row=a_worker_row(availability="draining")).placed is None
+    assert page(row=a_worker_row(state="lost"), places=True, taken=1).placed is None
+
+
+def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
+    found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
+    assert found.text == "The worker gets no new tasks. 2 tries still run or wait here."
+
+
+def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
+    with tries.engine.begin() as connection:
+        worker = tries.workers()[0]
+        run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
+        key = add_try(connection, run, "waits", state="queued", ended_at=None, hostname=None)
+        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], own_queue="own")
+        placements.write(connection, [one], now=NOON)
+        assert connection.execute(placement.select()).first()
+    client = client_of("admin")
+    panel = client.get(f"/panel?dag_id={key.dag_id}&run_id={key.run_id}&task_id=waits")
+    assert f"Placed: {LINE}" in panel.text
+    shown = client.get(f"/workers/{worker['worker_id']}")
+    assert "1 try waits here for a free slot." in shown.text
+    assert LINE in shown.text
+    assert f'href="/worker-insight/waiting?worker={worker["worker_id"]}"' in shown.text

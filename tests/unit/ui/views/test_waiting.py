@@ -1,0 +1,170 @@
+"""The list of tries that wait: what it says of each, and where nothing waits why."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert
+
+from airflow_worker_insight.domain.reasons import LEAST_LOADED, NOT_AVAILABLE, SHARED_QUEUE
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.store.tables import engine
+from airflow_worker_insight.store.workers.upsert import upsert_worker
+from airflow_worker_insight.ui.query_params import BadAddress, WaitingAddress, parse_waiting_address
+from tests.unit.database import NOON, a_worker, add_run, add_try
+from tests.unit.readers import READABLE, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi.testclient import TestClient
+
+    from tests.unit.database import Database
+
+    ClientOf = Callable[..., TestClient]
+
+EXECUTOR = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
+LEFT_OUT = "no worker of the queue default is available; left out: w1@host-1 (draining)"
+
+
+def look(dags: Database, *, ago: timedelta = timedelta(), error: str | None = None) -> None:
+    """Have Celery's workers looked at."""
+    with dags.engine.begin() as connection:
+        now = database_now(connection)
+        values = {"name": "celery", "due_at": now, "looked_at": now - ago, "error": error}
+        connection.execute(insert(engine).values(values))
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the executor for Celery's workers configured."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", EXECUTOR)
+
+
+@pytest.fixture
+def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
+    """Have tries that wait, and one that runs, in a readable Dag, and one that waits in the secret one."""
+    look(dags)
+    with dags.engine.begin() as connection:
+        now = database_now(connection)
+        ref = upsert_worker(connection, a_worker("w1"), now=NOON)
+        for dag_id in (READABLE, SECRET):
+            run = add_run(connection, dag_id, state="running", ended_at=None)
+            for task_id, state, reason, line, on in (
+                ("held", "queued", NOT_AVAILABLE, f"waits: {LEFT_OUT}", None),
+                ("queued", "queued", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
+                ("shared", "queued", SHARED_QUEUE, "to the queue default that all share", None),
+                ("runs", "running", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
+            ):
+                if dag_id == SECRET and task_id != "held":
+                    continue
+                key = add_try(connection, run, task_id, state=state, ended_at=None, queue="heavy")
+                one = Placement(key, reason, line, on, placed_at=now - timedelta(minutes=3))
+                placements.write(connection, [one], now=now)
+    return dags
+
+
+@pytest.mark.usefixtures("waiting")
+def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> None:
+    page = client_of().get("waiting").text
+    assert "4 tries" in page
+    assert f"N{LEFT_OUT[1:]}" in page
+    assert "w1@host-1: least loaded of one worker" in page
+    assert 'href="/worker-insight/workers/w1"' in page
+    assert "task_id=held&amp;map_index=-1&amp;try_number=1" in page
+    assert page.count("3 min ago") == 4
+    assert "Not placed yet" in page
+    assert "Shared queue" in page
+    assert "task_id=runs" not in page
+    # It keeps itself up to date.
+    assert 'data-wi-refresh="5"' in page
+    fragment = client_of().get("waiting/fragment").text
+    assert fragment.strip().startswith('<div class="wi" id="wi-waiting"')
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("query", "tasks"),
+    [
+        ("", {"held", "queued", "shared"}),
+        ("state=waiting", {"held"}),
+        ("state=placed", {"queued", "shared"}),
+        ("reason=waits_not_available", {"held"}),
+        ("worker=w1", {"queued"}),
+        ("worker=w1%40host-1", {"queued"}),
+        ("worker=w2", set()),
+        ("dag_id=etl&run_id=run-1&task_id=shared", {"shared"}),
+    ],
+)
+def test_filters(client_of: ClientOf, query: str, tasks: set[str]) -> None:
+    page = client_of().get(f"waiting?{query}").text
+    assert {task for task in ("held", "queued", "shared") if f"task_id={task}&amp;" in page} == tasks
+    assert ("No try fits" in page) == (not tasks)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: ClientOf) -> None:
+    page = client_of("few").get("waiting").text
+    assert SECRET not in page
+    assert "3 tries" in page
+    # Of the reasons only that which names no worker.
+    assert "left out" not in page
+    assert "No worker of its queue is available" in page
+    assert 'href="/worker-insight/workers/w1"' not in page
+    assert "No try fits" in client_of("few").get(f"waiting?dag_id={SECRET}").text
+    assert client_of("nobody").get("waiting").status_code == 403
+    assert client_of(None).get("waiting/fragment").status_code == 401
+
+
+@pytest.mark.usefixtures("places")
+def test_that_nothing_waits_is_said(client_of: ClientOf, dags: Database) -> None:
+    look(dags)
+    page = client_of().get("waiting").text
+    assert "Nothing waits" in page
+    assert 'data-wi-refresh="15"' in page
+
+
+@pytest.mark.usefixtures("dags")
+def test_without_an_executor_of_ours_nothing_is_ever_held(client_of: ClientOf) -> None:
+    page = client_of().get("waiting").text
+    assert "No executor of Worker Insight is configured" in page
+    assert EXECUTOR in page
+    assert "Nothing waits" not in page
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize(
+    ("looks", "says"),
+    [
+        (None, "Nobody has checked the Celery workers so far."),
+        ({"ago": timedelta(minutes=7)}, "The Celery workers were last checked 7 min ago."),
+        ({"error": "No route to redis."}, "The last check of the Celery workers failed: No route to redis."),
+    ],
+)
+def test_that_the_workers_cannot_be_seen_is_said(
+    client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, looks: dict[str, Any] | None, says: str
+) -> None:
+    if looks is not None:
+        look(dags, **looks)
+    page = client_of().get("waiting").text
+    assert "The workers cannot be seen" in page
+    assert says in page
+    assert "it sends tasks without choosing a worker" in page
+    assert "Nothing waits" not in page
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
+    assert "the executor holds tasks" in client_of().get("waiting").text
+    # What went wrong may name hosts.
+    assert "No route" not in client_of("few").get("waiting").text
+
+
+def test_the_address_is_read_as_it_is_written() -> None:
+    address = WaitingAddress("waiting", "etl", "run+1", "load", "w1@host", "waits_full", 50)
+    assert parse_waiting_address(address.query().removeprefix("?")) == address
+    assert WaitingAddress().query() == ""
+    for query in ("state=queued", "reason=mood", "colour=red", "offset=10001"):
+        with pytest.raises(BadAddress):
+            parse_waiting_address(query)
