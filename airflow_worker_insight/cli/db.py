@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from alembic.util import CommandError
-
 from airflow_worker_insight.cli.common import confirmed, schema
 from airflow_worker_insight.cli.process import answer, go_on_with, say
 from airflow_worker_insight.store import migrate
-from airflow_worker_insight.store.migrate import IncompleteTablesError, Schema
+from airflow_worker_insight.store.migrate import IncompleteTablesError, RevisionError, Schema
 
 
 def migrate_tables(args: Any) -> None:
@@ -41,5 +39,5 @@ def downgrade_tables(args: Any) -> None:
         raise SystemExit("Nothing was changed.")
     try:
         migrate.downgrade(args.to_revision, sql_only=args.show_sql_only, printed_to=answer())
-    except CommandError as error:
+    except RevisionError as error:
         raise SystemExit(str(error)) from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
 from airflow_worker_insight.compat import metadata_database
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+RevisionError = CommandError
+"""What is raised where there is no way to a revision."""
 
 
 class IncompleteTablesError(RuntimeError):
