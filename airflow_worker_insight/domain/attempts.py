@@ -73,7 +73,7 @@ class AttemptPage:
 
     attempts: list[Attempt]
     total: int
-    """How many there are in all, counted up to :data:`MAX_TOTAL`."""
+    """How many there are in all, counted up to :data:`.limits.MAX_TOTAL`."""
     total_is_exact: bool
     """Whether all were counted; see :mod:`~.search` for what cuts a count short."""
     is_cut: bool = False
@@ -129,7 +129,7 @@ class AirflowTry:
 
     key: TryKey
     instances: tuple[int, ...] = ()
-    """The keys of its task instance (:func:`instance_keys`): the first is what new rows are kept by."""
+    """The keys of its task instance (:func:`.airflow_history.instance_keys`); new rows are kept by the first."""
     state: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -195,7 +195,7 @@ class DagRunRef:
     run_id: str
     state: str | None = field(default=None, compare=False)
     began_at: datetime | None = field(default=None, compare=False)
-    """When it began, before any try of it did; ``None`` where Airflow does not tell (see :func:`run_began`)."""
+    """When it began, before any try of it did; ``None`` where Airflow does not tell (``airflow_history.run_began``)."""
 
     @property
     def is_finished(self) -> bool:

@@ -31,7 +31,7 @@ class PlacementFilter:
     """The worker's own name, or what its engine calls it."""
     reason: str | None = None
     try_state: str | None = None
-    """Airflow's state of the try, one of :data:`PLACES_TAKEN`."""
+    """Airflow's state of the try, one of :data:`.placements.PLACES_TAKEN`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +76,4 @@ class WorkerFilter:
     last_seen_at_lte: datetime | None = None
     """Last seen not before, and not after, whatever the state."""
     refs: tuple[int, ...] | None = None
-    """The rows of which all but ``states`` is known to be so: see :func:`narrowed`."""
+    """The rows of which all but ``states`` is known to be so: see :func:`.queries.narrowed`."""

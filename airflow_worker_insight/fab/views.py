@@ -36,7 +36,7 @@ from airflow_worker_insight.ui.query_params import (
     parse_worker_address,
     parse_workers_address,
 )
-from airflow_worker_insight.ui.rendering import FRAGMENT, TEMPLATES, render
+from airflow_worker_insight.ui.rendering import FAB_TEMPLATES, FRAGMENT, render
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, Urls
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
 
     route_base = FLASK_URL_PREFIX
     default_view = "workers"
-    template_folder = str(TEMPLATES)
+    template_folder = str(FAB_TEMPLATES)
 
     @route("/panel")
     @route("/panel/fragment")

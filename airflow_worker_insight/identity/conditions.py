@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, TypedDict
 
 from airflow_worker_insight.identity import detection, machine, process
-from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.process import read_text
 from airflow_worker_insight.identity.safe_call import ask
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_worker_insight.domain.names import clean
-from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.process import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

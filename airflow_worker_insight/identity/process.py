@@ -13,9 +13,11 @@ import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_worker_insight.identity.files import read_start, read_text
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _PROC = "/proc"
 _MOST_ANCESTORS = 64
@@ -177,3 +179,20 @@ def _lineage_from_psutil() -> list[Process]:
     except psutil.Error:
         pass
     return found
+
+
+def read_start(path: str, length: int) -> bytes:
+    """Return at most ``length`` bytes from the start of a file; an ``OSError`` where it cannot be read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, length)
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: str, length: int = 16384) -> str:
+    """Return the same as text without the blanks around it; nothing where it cannot be read."""
+    try:
+        return read_start(path, length).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""

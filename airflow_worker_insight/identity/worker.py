@@ -20,7 +20,7 @@ from airflow_worker_insight.domain.names import (
     word,
 )
 from airflow_worker_insight.identity import detection, machine, process, versions
-from airflow_worker_insight.identity.files import read_text
+from airflow_worker_insight.identity.process import read_text
 from airflow_worker_insight.identity.safe_call import ask
 
 if TYPE_CHECKING:

@@ -312,7 +312,7 @@ class ListedPlacement:
 
     @property
     def state(self) -> str:
-        """One of :data:`LISTED_STATES`."""
+        """One of :data:`.filters.LISTED_STATES`."""
         return WAITS if self.placement.waits else PLACED
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).parent / "templates"
+FAB_TEMPLATES = Path(__file__).parents[1] / "fab" / "templates"
+"""What stands around pages in Airflow 2.11's own page: the layout of ours is rendered here, Flask renders the rest."""
+
 STATIC = Path(__file__).parent / "static"
 
 FRAGMENT = "worker_insight/fragment.html"
@@ -19,7 +22,7 @@ FRAGMENT = "worker_insight/fragment.html"
 def environment() -> Environment:
     """Return the template environment: everything is escaped, and a misspelt name is an error."""
     return Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES, FAB_TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

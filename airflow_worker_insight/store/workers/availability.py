@@ -39,7 +39,7 @@ def set_availability(
     What was decided already is not written again, unless with another note. The caller owns the transaction.
 
     :param availability: ``available``, ``draining`` or ``quarantined``
-    :param note: why, in the person's words, at most :data:`MAX_NOTE_LENGTH` characters
+    :param note: why, in the person's words, at most :data:`.limits.MAX_NOTE_LENGTH` characters
     :param changed_by: the person's name, as Airflow has it
     :param now: by the database's clock
     :raises NotOneWorker: when the ID stands for a host
