@@ -227,7 +227,7 @@ def test_what_is_counted_is_listed_and_what_is_listed_is_counted() -> None:
 
 def test_the_reasons_are_those_for_which_a_report_is_dropped() -> None:
     source = "".join(
-        (ROOT / "airflow_worker_insight" / "capture" / name).read_text() for name in ("claim.py", "validation.py")
+        (ROOT / "airflow_worker_insight" / "capture" / name).read_text() for name in ("claim.py", "report_schema.py")
     )
     reasons = set(re.findall(r'RejectedReport\("(\w+)"[,)]', source))
     assert {f"reports.dropped.{reason}" for reason in reasons} == {
