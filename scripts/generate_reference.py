@@ -33,13 +33,13 @@ COMMAND = "airflow-worker-insight"
 @cache
 def _sources() -> SimpleNamespace:
     """Return what the reference is made from."""
+    from airflow_worker_insight.app import create_app
     from airflow_worker_insight.cli import get_commands
+    from airflow_worker_insight.domain.reasons import REASONS
+    from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, WORKER_STATES
     from airflow_worker_insight.provider_info import get_provider_info
-    from airflow_worker_insight.store.decisions import REASONS
-    from airflow_worker_insight.store.tables import ATTRIBUTIONS, AVAILABILITIES, WORKER_STATES
-    from airflow_worker_insight.web.app import create_app
-    from airflow_worker_insight.web.view.attribution import attribution_of
-    from airflow_worker_insight.web.view.placement import reason_text
+    from airflow_worker_insight.ui.views.attribution import attribution_of
+    from airflow_worker_insight.ui.views.placement import reason_text
 
     app = create_app()
     return SimpleNamespace(
