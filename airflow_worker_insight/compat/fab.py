@@ -93,11 +93,6 @@ def flask_may_edit_pools(user: Any) -> bool:
     return bool(settled(_flask_auth_manager().is_authorized_pool(method="PUT", user=user)))
 
 
-def flask_list_widget() -> type[Any]:
-    """Return what Airflow 2.11 shows the rows of its own FAB lists with."""
-    return compat.import_class("airflow.www.widgets", "AirflowModelListWidget")
-
-
 def flask_csrf_token() -> str:
     """Return the token that Airflow's Flask app asks for in forms that change something."""
     return str(import_module("flask_wtf.csrf").generate_csrf())

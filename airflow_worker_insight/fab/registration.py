@@ -21,9 +21,7 @@ def appbuilder_views() -> list[dict[str, Any]]:
     """Return the views, without places in the menu."""
     views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
     if not compat.is_airflow_3():
-        from airflow_worker_insight.fab import lists
-
-        views += [{"view": WorkerInsightApi()}, *({"view": view} for view in lists.views())]
+        views.append({"view": WorkerInsightApi()})
     return views
 
 

@@ -130,10 +130,6 @@ class FlaskUrls(Urls):
         super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
         self.api_root = script_root.removesuffix(MOUNTED_BELOW) if compat.is_airflow_3() else script_root
 
-    def _list(self, *, name: str) -> str:
-        """Return the list of Flask-AppBuilder's own that a page of 2.11 has beside it."""
-        return f"{self.root}/list/{name}/"
-
     def _task_instance(self, *, address: PanelAddress) -> str:
         if compat.is_airflow_3():
             return super()._task_instance(address=address)

@@ -122,7 +122,6 @@ QUOTED = (
     "The worker is empty and gets no new tasks.",
     "Waiting for a worker",
     "What it took with it",
-    "Airflow’s list",
     "Host worked out",
     "Not placed yet",
     "Not reported yet",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask, request, session
-from flask_appbuilder.widgets import ListWidget
 from flask_login import AnonymousUserMixin
 from flask_wtf.csrf import CSRFProtect
 from jinja2 import DictLoader
@@ -115,8 +114,6 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FlaskClient]:
 
     def serve(airflow: int, *, csrf: bool = False) -> FlaskClient:
         monkeypatch.setattr(compat, "is_airflow_3", lambda: airflow == 3)
-        # Airflow 3 has not the one that the lists of 2.11 are shown with.
-        monkeypatch.setattr(airflow_fab, "flask_list_widget", lambda: ListWidget)
         app: Any = Flask("airflow")
         app.secret_key = "secret"
         if csrf:
