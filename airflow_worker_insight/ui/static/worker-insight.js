@@ -69,8 +69,14 @@
     try {
       /* Sweden writes 2026-01-31 08:00:12. */
       return new Intl.DateTimeFormat("sv-SE", {
-        timeZone: zone(), year: "numeric", month: "2-digit", day: "2-digit",
-        hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short",
+        timeZone: zone(),
+        year: "numeric",
+        month: "2-digit",
+        day: "2-digit",
+        hour: "2-digit",
+        minute: "2-digit",
+        second: "2-digit",
+        timeZoneName: "short",
       });
     } catch {
       return null;
@@ -228,7 +234,9 @@
   }
 
   function alike(part, link) {
-    return [...part.querySelectorAll("a[href]")].filter((one) => one.getAttribute("href") === link.getAttribute("href"));
+    return [...part.querySelectorAll("a[href]")].filter(
+      (one) => one.getAttribute("href") === link.getAttribute("href"),
+    );
   }
 
   function isBeingEdited(part) {
@@ -236,7 +244,7 @@
       (field) =>
         field === document.activeElement ||
         (field.type === "radio" ? field.checked !== field.defaultChecked : false) ||
-        (field.type !== "radio" && field.tagName === "INPUT" && field.value !== field.defaultValue)
+        (field.type !== "radio" && field.tagName === "INPUT" && field.value !== field.defaultValue),
     );
   }
 

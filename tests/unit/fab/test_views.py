@@ -357,17 +357,6 @@ def test_lists_are_for_those_who_may_see_them(
         assert pages.get(f"/workerinsight/{path}").status_code == 302
 
 
-@pytest.mark.parametrize("query", ["page_{}=x", "psize_{}=1.5", "page_{}=", "_flt_7_hostname=a"])
-def test_the_address_of_a_list_that_cannot_be_read_is_answered_with_a_page(
-    client: Callable[[int], FlaskClient], rights: Rights, query: str
-) -> None:
-    rights.dag_ids, rights.jobs = {"etl"}, True
-    for name, view in (("workers", "WorkerListView"), ("attempts", "AttemptListView")):
-        answer = client(2).get(f"/workerinsight/list/{name}/?{query.format(view)}")
-        assert answer.status_code == 422
-        assert "is not a whole number, or a filter is none that there is" in answer.text
-
-
 @both
 def test_a_decision_is_kept_for_one_who_may_edit_pools(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
