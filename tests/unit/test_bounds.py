@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, text
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers import counts as worker_counts
@@ -28,7 +28,9 @@ def as_ours(source: str) -> Callable[[], None]:
     """Return code as if it stood in a module of the package."""
     found: dict[str, Callable[[], None]] = {}
     code = compile(f"def act():\n    {source}", f"{migrate.__file__.removesuffix('migrate.py')}sloppy.py", "exec")
-    exec(code, {"compat": compat, "session": session, "census": worker_counts, "text": text}, found)
+    exec(
+        code, {"metadata_database": metadata_database, "session": session, "census": worker_counts, "text": text}, found
+    )
     return found["act"]
 
 
@@ -40,7 +42,7 @@ def caught(watching: UnboundedStatements) -> list[str]:
 
 
 COUNT = "SELECT count(*) FROM worker_insight_worker"
-OPENED = f"with compat.engine().connect() as connection: connection.execute(text('{COUNT}'))"
+OPENED = f"with metadata_database.engine().connect() as connection: connection.execute(text('{COUNT}'))"
 
 
 @pytest.mark.usefixtures("database")
@@ -61,7 +63,7 @@ def test_one_of_the_two_bounds_is_not_enough(unbounded_statements: UnboundedStat
 def test_bounds_end_with_their_transaction(unbounded_statements: UnboundedStatements) -> None:
     bounded = "connection.exec_driver_sql(session._setting(connection, session.PAGE)); "
     count = f"connection.execute(text('{COUNT}')); "
-    opened = "with compat.engine().connect() as connection: "
+    opened = "with metadata_database.engine().connect() as connection: "
     as_ours(opened + bounded + count)()
     assert caught(unbounded_statements) == []
     as_ours(opened + bounded + count + "connection.rollback(); " + count)()
@@ -113,5 +115,7 @@ def test_what_is_ours_and_bounded_or_not_ours_is_none_of_its_business(
     with database.engine.connect() as connection:
         worker_counts.count_workers(connection)
         connection.execute(select(worker))
-    as_ours("with compat.engine().connect() as connection: connection.execute(text('SELECT 1 FROM dag_run'))")()
+    as_ours(
+        "with metadata_database.engine().connect() as connection: connection.execute(text('SELECT 1 FROM dag_run'))"
+    )()
     assert caught(unbounded_statements) == []
