@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from airflow_worker_insight import __version__
 from airflow_worker_insight.api import routes as api_routes
 from airflow_worker_insight.api.auth import is_login_missing
-from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReady
+from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui import routes as ui_routes
-from airflow_worker_insight.ui.query_params import BadAddress
+from airflow_worker_insight.ui.query_params import InvalidUrlError
 from airflow_worker_insight.ui.rendering import STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 
@@ -56,9 +56,9 @@ def create_app() -> FastAPI:
     app.add_middleware(_SecurityHeaders)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(SchemaNotReady, _on_database_not_ready)
+    app.add_exception_handler(SchemaNotReadyError, _on_database_not_ready)
     app.add_exception_handler(DatabaseBusyError, _on_database_not_ready)
-    app.add_exception_handler(BadAddress, _on_bad_address)
+    app.add_exception_handler(InvalidUrlError, _on_bad_address)
     return app
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.support import environments, guardian
-from tests.support.processes import MissingRequirement
+from tests.support.processes import MissingRequirementError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def _required(service: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
     with contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(service())
-        except MissingRequirement as missing:
+        except MissingRequirementError as missing:
             if os.environ.get(REQUIRE_ALL):
                 pytest.fail(f"{missing} (and {REQUIRE_ALL} is set)", pytrace=False)
             pytest.skip(str(missing))

@@ -46,7 +46,7 @@ class DatabaseBusyError(RuntimeError):
         )
 
 
-class SchemaNotReady(RuntimeError):  # noqa: N818
+class SchemaNotReadyError(RuntimeError):
     """The tables are not there, or not of this version; the message says what to do."""
 
     def __init__(self, schema: Schema) -> None:
@@ -91,7 +91,7 @@ _connections = BoundedSemaphore(MAX_CONNECTIONS)
 def reading() -> Iterator[Connection]:
     """Yield a connection to Airflow's database in which our tables are ready to be read.
 
-    :raises SchemaNotReady: when they are not, also when they vanished while being read
+    :raises SchemaNotReadyError: when they are not, also when they vanished while being read
     :raises DatabaseBusyError: when that takes too long
     """
     with _only_if_ready(), _connection(), session.reading(session.PAGE) as connection:
@@ -103,7 +103,7 @@ def reading() -> Iterator[Connection]:
 def writing() -> Iterator[Connection]:
     """Yield the same with a transaction, which is committed at the end.
 
-    :raises SchemaNotReady: as for :func:`reading`
+    :raises SchemaNotReadyError: as for :func:`reading`
     :raises DatabaseBusyError: as for :func:`reading`
     """
     with _only_if_ready(), _connection(), session.writing(session.PAGE) as connection:
@@ -148,7 +148,7 @@ def _only_if_ready() -> Iterator[None]:
     """Say of a failure that the tables are the reason, where they are."""
     try:
         yield
-    except (SchemaNotReady, DatabaseBusyError):
+    except (SchemaNotReadyError, DatabaseBusyError):
         raise
     except Exception:
         schema_check.forget()
@@ -158,7 +158,7 @@ def _only_if_ready() -> Iterator[None]:
 
 def _require_ready(schema: Schema) -> None:
     if schema is not Schema.READY:
-        raise SchemaNotReady(schema)
+        raise SchemaNotReadyError(schema)
 
 
 def schema_now() -> Schema:

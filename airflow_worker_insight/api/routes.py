@@ -15,16 +15,16 @@ from airflow_worker_insight.api.schemas import (
     WORKER_ID,
     AttemptQuery,
     AttemptsResponse,
-    BadChange,
     Decision,
     HealthResponse,
-    NoSuchWorker,
+    InvalidChangeError,
     OneWorkerResponse,
     PlacementQuery,
     PlacementsResponse,
     ServiceQuery,
     ServicesResponse,
     WorkerAttemptQuery,
+    WorkerNotFoundError,
     WorkerQuery,
     WorkersResponse,
 )
@@ -232,7 +232,7 @@ def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
     reader.require_workers()
     try:
         return schemas.one_worker(worker_id)
-    except NoSuchWorker as error:
+    except WorkerNotFoundError as error:
         raise _not_found(error) from None
 
 
@@ -254,7 +254,7 @@ def list_worker_attempts(
     dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
     try:
         return schemas.list_worker_attempts(worker_id, query, dag_ids=dag_ids)
-    except NoSuchWorker as error:
+    except WorkerNotFoundError as error:
         raise _not_found(error) from None
 
 
@@ -304,9 +304,9 @@ def decide(
         return schemas.decide(worker_id, decision, changed_by=reader.name)
     except ValidationError as error:
         raise HTTPException(422, schemas.problems(error, "body")) from None
-    except BadChange as error:
+    except InvalidChangeError as error:
         raise HTTPException(422, str(error)) from None
-    except NoSuchWorker as error:
+    except WorkerNotFoundError as error:
         raise _not_found(error) from None
 
 
@@ -336,5 +336,5 @@ def health(reader: ReaderDep) -> Any:
     return schemas.health(with_engines=reader.may_see_workers())
 
 
-def _not_found(error: NoSuchWorker) -> HTTPException:
+def _not_found(error: WorkerNotFoundError) -> HTTPException:
     return HTTPException(status.HTTP_404_NOT_FOUND, str(error))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Change, EngineLook, WorkerRow
+    from airflow_worker_insight.domain.workers import Change, SourceStatus, WorkerRow
 
 MAX_LIMIT = 1000
 MAX_CHANGES = 100
@@ -263,13 +263,13 @@ class Decision(BaseModel):
 def require_worker_id(worker_id: str) -> None:
     """Refuse what no worker's ID can be, as FastAPI does.
 
-    :raises BadChange: for such an ID
+    :raises InvalidChangeError: for such an ID
     """
     if re.fullmatch(WORKER_ID, worker_id) is None:
-        raise BadChange("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
+        raise InvalidChangeError("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
 
 
-class BadChange(ValueError):  # noqa: N818
+class InvalidChangeError(ValueError):
     """A change that cannot be made as it was sent; the message says why."""
 
 
@@ -277,13 +277,13 @@ def parse_decision(body: bytes, *, is_json: bool) -> Decision:
     """Read the body of a decision.
 
     :param is_json: whether the request says that it is JSON
-    :raises BadChange: when it cannot be read
+    :raises InvalidChangeError: when it cannot be read
     :raises pydantic.ValidationError: when it is no decision
     """
     if not is_json:
-        raise BadChange("The body must be JSON: send it with the content type application/json.")
+        raise InvalidChangeError("The body must be JSON: send it with the content type application/json.")
     if len(body) > MAX_BODY:
-        raise BadChange(f"The body is longer than {MAX_BODY} bytes.")
+        raise InvalidChangeError(f"The body is longer than {MAX_BODY} bytes.")
     return Decision.model_validate_json(body)
 
 
@@ -500,7 +500,7 @@ class HealthResponse(BaseModel):
 # --- how it is filled -----------------------------------------------------------------------------------------------
 
 
-class NoSuchWorker(LookupError):  # noqa: N818
+class WorkerNotFoundError(LookupError):
     """An ID that no worker has; the message says so."""
 
     def __init__(self) -> None:
@@ -555,7 +555,7 @@ def placement_fields(one: placements.ListedPlacement, *, sees_workers: bool = Tr
 def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
     """Return the same of one worker.
 
-    :raises NoSuchWorker: for an ID that none has
+    :raises WorkerNotFoundError: for an ID that none has
     """
     with database.reading() as connection:
         row = _row(connection, worker_id)
@@ -586,7 +586,7 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
 def one_worker(worker_id: str) -> dict[str, Any]:
     """Return the fields of a :class:`OneWorkerResponse`.
 
-    :raises NoSuchWorker: for an ID that none has
+    :raises WorkerNotFoundError: for an ID that none has
     """
     with database.reading() as connection:
         return _one_worker(connection, _row(connection, worker_id))
@@ -596,8 +596,8 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
     """Write a decision and return the fields of a :class:`OneWorkerResponse`.
 
     :param changed_by: the person's name
-    :raises NoSuchWorker: for an ID that none has
-    :raises BadChange: for an ID that stands for a host, or for a life that is over
+    :raises WorkerNotFoundError: for an ID that none has
+    :raises InvalidChangeError: for an ID that stands for a host, or for a life that is over
     """
     with database.writing() as connection:
         try:
@@ -609,12 +609,12 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
                 changed_by=changed_by,
                 now=database_now(connection),
             )
-        except availability.NotOneWorker:
-            raise BadChange("This ID stands for all workers of a host: decide of one of them.") from None
-        except availability.EndedLife as error:
-            raise BadChange(str(error)) from None
+        except availability.HostOnlyWorkerError:
+            raise InvalidChangeError("This ID stands for all workers of a host: decide of one of them.") from None
+        except availability.WorkerEndedError as error:
+            raise InvalidChangeError(str(error)) from None
         if row is None:
-            raise NoSuchWorker
+            raise WorkerNotFoundError
         return _one_worker(connection, row)
 
 
@@ -633,7 +633,7 @@ def health(*, with_engines: bool) -> dict[str, Any]:
     :param with_engines: whether the reader may see workers: what went wrong with an engine may name hosts
     """
     schema = database.schema_now()
-    engines: list[EngineLook] | None = None
+    engines: list[SourceStatus] | None = None
     if with_engines:
         engines = []
         if schema is Schema.READY:
@@ -652,7 +652,7 @@ def health(*, with_engines: bool) -> dict[str, Any]:
 def _row(connection: Connection, worker_id: str) -> WorkerRow:
     row = worker_queries.get_worker(connection, worker_id)
     if row is None:
-        raise NoSuchWorker
+        raise WorkerNotFoundError
     return row
 
 

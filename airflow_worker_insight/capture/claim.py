@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config, metrics
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
-from airflow_worker_insight.capture.report_schema import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.capture.report_schema import RejectedReportError, conditions, parse_report, worker_record
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.attribution import has_workers_of
@@ -25,10 +25,10 @@ from airflow_worker_insight.domain.names import are_one_host
 from airflow_worker_insight.domain.states import LOCAL
 from airflow_worker_insight.store import airflow_history, migrate, xcom
 from airflow_worker_insight.store import session as database
-from airflow_worker_insight.store.attempts.start import TooManyWorkers, record_start
+from airflow_worker_insight.store.attempts.start import TooManyWorkersError, record_start
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import attempt, worker
-from airflow_worker_insight.store.workers.upsert import ContradictingWorker
+from airflow_worker_insight.store.workers.upsert import ContradictingWorkerError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -145,7 +145,7 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
                 sender.task_id,
                 contradiction,
             )
-    except RejectedReport as rejected:
+    except RejectedReportError as rejected:
         count(f"reports.dropped.{rejected.reason}")
         if rejected.reason == "in_a_test":
             return  # There is nothing to mend.
@@ -164,18 +164,18 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     one = airflow_history.try_by_id(connection, report.try_id)
     # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
     if one is None or one.key.task_instance != sender or one.started_at is None:
-        raise RejectedReport("not_this_try")
+        raise RejectedReportError("not_this_try")
     if report.worker.kind == LOCAL and one.queued_by_job_id is None:
         # A local worker is a scheduler's. dag.test(use_executor=True) has a LocalExecutor in a process of its caller.
-        raise RejectedReport("in_a_test")
+        raise RejectedReportError("in_a_test")
     # No task process starts in a try that has ended. A report that had to wait may tell of one that started before.
     if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
-        raise RejectedReport("try_has_ended")
+        raise RejectedReportError("try_has_ended")
     ended_at = one.ended_at if one.is_over else None
     fits = has_workers_of(report.worker.kind, executor=one.executor, setting=config.executor())
     if is_late and one.hostname and not are_one_host(one.hostname, report.worker.hostname):
         # Its process may have been followed by one on another host, and Airflow keeps the latest host only.
-        raise RejectedReport("not_this_host", f"it waited, and Airflow has the try on the host {one.hostname}")
+        raise RejectedReportError("not_this_host", f"it waited, and Airflow has the try on the host {one.hostname}")
     try:
         return record_start(
             connection,
@@ -186,10 +186,10 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
             conditions=conditions(report.conditions),
             is_late=is_late,
         )
-    except ContradictingWorker as error:
-        raise RejectedReport("contradicting", str(error)) from None
-    except TooManyWorkers as error:
-        raise RejectedReport("too_many_workers", str(error)) from None
+    except ContradictingWorkerError as error:
+        raise RejectedReportError("contradicting", str(error)) from None
+    except TooManyWorkersError as error:
+        raise RejectedReportError("too_many_workers", str(error)) from None
 
 
 def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:

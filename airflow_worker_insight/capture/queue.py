@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class QueueSettings:
     """How the queue behaves; times are in seconds."""
 
     max_waiting: int = 10_000
@@ -83,8 +83,8 @@ class _Waiting:
 class ReconcileQueue:
     """Collects ended Dag runs, each once, and reconciles them in the background."""
 
-    def __init__(self, pace: Pace | None = None, *, catch_up: bool = True) -> None:
-        self.pace = pace or Pace()
+    def __init__(self, pace: QueueSettings | None = None, *, catch_up: bool = True) -> None:
+        self.pace = pace or QueueSettings()
         self._heap: list[_Waiting] = []
         self._known: dict[tuple[str, str], float] = {}
         self._catch_up_due = catch_up

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
-    from airflow_worker_insight.domain.attribution import Life
+    from airflow_worker_insight.domain.attribution import WorkerInstance
     from airflow_worker_insight.domain.keys import RowKey, TryKey
     from airflow_worker_insight.store.attempts.close import Recorded
     from airflow_worker_insight.store.xcom import StoredReport
@@ -134,7 +134,7 @@ def make_plan(
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
     recorded: Collection[Recorded],
-    lives: Collection[Life],
+    lives: Collection[WorkerInstance],
     *,
     default_executor: str | None,
     installed_at: datetime | None,

@@ -19,7 +19,7 @@ from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, LABELS_SIZE, cl
 from airflow_worker_insight.domain.workers import WorkerRecord
 
 
-class RejectedReport(Exception):  # noqa: N818
+class RejectedReportError(Exception):
     """A report that is not believed; ``reason`` is a word for the counters, ``explanation`` a line for an operator."""
 
     def __init__(self, reason: str, explanation: str = "") -> None:
@@ -100,22 +100,22 @@ def parse_report(value: Any) -> Report:
     """Validate an XCom value as a report.
 
     :param value: the value as stored: JSON as Python values, or as text
-    :raises RejectedReport: with the reason ``oversized``, ``unknown_version`` or ``malformed``
+    :raises RejectedReportError: with the reason ``oversized``, ``unknown_version`` or ``malformed``
     """
     if isinstance(value, str) and len(value) <= MAX_REPORT_BYTES:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise RejectedReport("malformed") from None
+            raise RejectedReportError("malformed") from None
     if _exceeds(value, MAX_REPORT_BYTES):
-        raise RejectedReport("oversized")
+        raise RejectedReportError("oversized")
     version = value.get("version") if isinstance(value, dict) else None
     if type(version) is int and version != REPORT_VERSION:
-        raise RejectedReport("unknown_version")
+        raise RejectedReportError("unknown_version")
     try:
         return Report.model_validate(value)
     except (ValidationError, RecursionError):
-        raise RejectedReport("malformed") from None
+        raise RejectedReportError("malformed") from None
 
 
 def _exceeds(value: Any, limit: int) -> bool:
@@ -128,7 +128,7 @@ def _exceeds(value: Any, limit: int) -> bool:
             if size > limit:
                 return True
     except (TypeError, ValueError, RecursionError):
-        raise RejectedReport("malformed") from None
+        raise RejectedReportError("malformed") from None
     return False
 
 

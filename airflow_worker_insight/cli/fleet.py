@@ -14,12 +14,12 @@ from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.registry.gauges import report_fleet
-from airflow_worker_insight.registry.poll import go_round, refresh
+from airflow_worker_insight.registry.poll import refresh, run_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome
+    from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
 
 
 def refresh_fleet(args: Any) -> None:
@@ -57,7 +57,7 @@ def _go_on(seconds: int) -> None:
     with _until_signalled() as stopped:
         while True:
             try:
-                _print_outcome(go_round())
+                _print_outcome(run_once())
             except Exception as error:  # noqa: BLE001
                 print(f"The fleet could not be looked at: {error}", file=sys.stderr, flush=True)
             if stopped.wait(seconds):
@@ -82,7 +82,7 @@ def _until_signalled() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def _print_outcome(outcome: RefreshOutcome) -> None:
+def _print_outcome(outcome: PollOutcome) -> None:
     for engine in outcome.engines:
         if engine.error is not None:
             print(f"{engine.name}: {engine.error}", file=sys.stderr, flush=True)
@@ -90,7 +90,7 @@ def _print_outcome(outcome: RefreshOutcome) -> None:
             say(f"{engine.name}: {_in_words(engine)}")
 
 
-def _in_words(engine: EngineOutcome) -> str:
+def _in_words(engine: SourceOutcome) -> str:
     states = [f"{number} {state or UNKNOWN_STATE}" for state, number in sorted(engine.states.items(), key=str)]
     news = [f"{engine.registered} new"] if engine.registered else []
     news += [f"{engine.changes} changed"] if engine.changes else []

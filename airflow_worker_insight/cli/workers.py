@@ -19,7 +19,12 @@ from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINE
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import queries as worker_queries
-from airflow_worker_insight.store.workers.availability import EndedLife, NotOneWorker, require_meaning, set_availability
+from airflow_worker_insight.store.workers.availability import (
+    HostOnlyWorkerError,
+    WorkerEndedError,
+    require_meaning,
+    set_availability,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,9 +127,9 @@ def _decide(args: Any, availability: str) -> None:
                 changed_by=getuser(),
                 now=database_now(connection),
             )
-    except EndedLife as error:
+    except WorkerEndedError as error:
         raise SystemExit(str(error)) from None
-    except NotOneWorker:
+    except HostOnlyWorkerError:
         raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
     say(f"{one.name} ({one.worker_id}) is {availability} now.")
     if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):

@@ -39,7 +39,7 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class WorkerInstance:
     """One recorded life of a worker and the ID of its row."""
 
     ref: int
@@ -57,7 +57,7 @@ class Verdict:
 
 def attribute(
     one: AirflowTry,
-    lives: Collection[Life],
+    lives: Collection[WorkerInstance],
     *,
     default_executor: str | None = None,
     backfilled: bool = False,
@@ -82,7 +82,7 @@ def attribute(
     return Verdict(found, host_worker(one.hostname, kind))
 
 
-def _only_possible_life(one: AirflowTry, kind: str, lives: Collection[Life]) -> Life | None:
+def _only_possible_life(one: AirflowTry, kind: str, lives: Collection[WorkerInstance]) -> WorkerInstance | None:
     """Return the life that ran the try where Airflow's columns leave no other.
 
     That one was alive at the time on that host is not enough: another one there may not have reported yet.

@@ -35,7 +35,7 @@ def executors(setting: str | None) -> list[Executor]:
     return [one for one in found if one.name]
 
 
-def absent_engines(setting: str | None) -> Sequence[str]:
+def absent_sources(setting: str | None) -> Sequence[str]:
     """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
     known = executors(setting)
     return [name for name, word in WORDS.items() if not any(word in one.name for one in known)]

@@ -20,7 +20,7 @@ SLOW = "slow"
 SHARED_QUEUE = "shared_queue"
 """Nobody fitted, and it was handed to the queue that all its workers share."""
 
-NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH, WORKERS_UNSEEN = WAITING = (
+NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, INVALID_REQUEST, WORKERS_UNSEEN = WAITING = (
     "waits_no_worker",
     "waits_not_available",
     "waits_no_label",
@@ -35,6 +35,6 @@ NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, BAD_WISH,
 # The order is what the database holds: words may be added at the end and never moved.
 REASONS = (
     *(*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE),
-    *(NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, BAD_WISH),
+    *(NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, INVALID_REQUEST),
     *(SLOW, NO_SUCH_WORKER, WORKERS_UNSEEN),
 )

@@ -64,7 +64,7 @@ def engine_of(kind: str) -> str:
 QUEUED = "queued"
 """Airflow's state of a try that waits, with its executor or as a message."""
 
-UNHARMED = frozenset(
+UNAFFECTED_STATES = frozenset(
     {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
 )
 """States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or

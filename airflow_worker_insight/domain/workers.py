@@ -77,7 +77,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLook:
+class SourceStatus:
     """What is known of the looks at the workers of one engine."""
 
     name: str
@@ -150,7 +150,7 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class WorkerInstance:
     """One life of a worker as its row has it. Times are aware UTC."""
 
     ref: int
@@ -179,7 +179,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class NewLife:
+class NewWorkerInstance:
     """A worker that its engine told of before a try of it started."""
 
     kind: str

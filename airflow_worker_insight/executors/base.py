@@ -22,7 +22,7 @@ from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.monitor import in_a_line
 from airflow_worker_insight.executors.placement.rules import HOLD, read_rules
-from airflow_worker_insight.executors.placement.service import Asked, Desk
+from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from airflow.executors.base_executor import BaseExecutor
 
-    from airflow_worker_insight.executors.monitor import Rounds
+    from airflow_worker_insight.executors.monitor import WorkerMonitor
     from airflow_worker_insight.executors.placement.policy import Candidate
     from airflow_worker_insight.executors.placement.rules import Rules
-    from airflow_worker_insight.executors.placement.service import Placed, Snapshot
+    from airflow_worker_insight.executors.placement.service import PlacementResult, Snapshot
 else:
     BaseExecutor = object
 
@@ -63,7 +63,7 @@ MAX_ENDED = 100_000
 """Ends that are remembered while the database cannot be written."""
 
 
-class PlacesTasks(BaseExecutor):
+class PlacementMixin(BaseExecutor):
     """The front of an executor that places tasks: to be put before Airflow's own among the bases of a class."""
 
     plainly = "runs them as Airflow's own executor does"
@@ -71,15 +71,15 @@ class PlacesTasks(BaseExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._desk: Desk | None = None
-        self._watch: Rounds | None = None
+        self._desk: PlacementService | None = None
+        self._watch: WorkerMonitor | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
         # When each try was placed that has not ended, and of those whose end is still to be written.
         self._placed_at: dict[TryKey, datetime] = {}
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
-        self._is_plain = False
+        self._in_fallback = False
         # Since when the workers cannot be seen, and why and when a task could not be sent although they could.
         self._unseen_since: datetime | None = None
         self._unsent: tuple[float, str] | None = None
@@ -99,7 +99,7 @@ class PlacesTasks(BaseExecutor):
         """
         return read_rules()
 
-    def make_watch(self, desk: Desk) -> Rounds:
+    def make_watch(self, desk: PlacementService) -> WorkerMonitor:
         """Return what watches the workers in a scheduler."""
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class PlacesTasks(BaseExecutor):
         """Return the worker's own queue that a task is sent to, where it has one."""
         raise NotImplementedError
 
-    def as_now(self, snapshot: Snapshot, asked: Sequence[Asked]) -> Snapshot:  # noqa: ARG002
+    def as_now(self, snapshot: Snapshot, asked: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
         """Return what is known of the workers with what has changed since, for a batch of tasks."""
         return snapshot
 
@@ -119,7 +119,7 @@ class PlacesTasks(BaseExecutor):
         :raises AirflowConfigException: when a setting makes no sense
         """
         try:
-            self._desk = Desk(self.read_rules())
+            self._desk = PlacementService(self.read_rules())
         except ValueError as error:
             raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
         super().start()  # type: ignore[no-untyped-call]
@@ -150,7 +150,7 @@ class PlacesTasks(BaseExecutor):
     def _queued(self) -> int:
         return len(self.queued_tasks) + len(getattr(self, "queued_callbacks", ()))
 
-    def place(self, asked: Sequence[Asked], slots: int) -> list[Placed] | None:
+    def place(self, asked: Sequence[PlacementRequest], slots: int) -> list[PlacementResult] | None:
         """Decide which of these tasks go where now, and write it: those that are not returned wait.
 
         :param slots: how many may go at most
@@ -197,7 +197,7 @@ class PlacesTasks(BaseExecutor):
             self._unsent = None
         return None if self._unsent is None else self._unsent[1]
 
-    def _hold(self, asked: Sequence[Asked], trouble: str) -> None:
+    def _hold(self, asked: Sequence[PlacementRequest], trouble: str) -> None:
         """Let tasks wait, and write why as soon as the database takes it."""
         since = self._unseen_since or datetime.now(timezone.utc)
         text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {trouble}"[:TEXT_LENGTH]
@@ -233,14 +233,14 @@ class PlacesTasks(BaseExecutor):
             self._unseen_since = None
         elif self._unseen_since is None:
             self._unseen_since = datetime.now(timezone.utc)
-        if trouble is not None and not self._is_plain:
+        if trouble is not None and not self._in_fallback:
             does = "holds them until it sees the workers again" if self.holds else self.plainly
             log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, trouble)
-        elif trouble is None and self._is_plain:
+        elif trouble is None and self._in_fallback:
             log.info("Airflow Worker Insight places tasks again")
-        self._is_plain = trouble is not None
+        self._in_fallback = trouble is not None
 
-    def _place(self, asked: Sequence[Asked], slots: int, snapshot: Snapshot) -> list[Placed]:
+    def _place(self, asked: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
         assert self._desk is not None
         with session.writing(session.SCHEDULER) as connection:
             decided = self._desk.decide(connection, asked, snapshot, most=slots)
@@ -266,10 +266,10 @@ class PlacesTasks(BaseExecutor):
             count("placement.shared", shared)
         return sent
 
-    def _own_queue(self, one: Placed) -> str | None:
+    def _own_queue(self, one: PlacementResult) -> str | None:
         return None if one.decision.worker is None else self.own_queue(one.decision.worker)
 
-    def _note_waiting(self, asked: Sequence[Asked], decided: Sequence[Placed]) -> None:
+    def _note_waiting(self, asked: Sequence[PlacementRequest], decided: Sequence[PlacementResult]) -> None:
         """Remember of which tasks it is written that they wait; those behind the last slot are as they were."""
         still = {one.key for one in asked} - {one.asked.key for one in decided}
         self._waiting = {
@@ -286,7 +286,7 @@ class PlacesTasks(BaseExecutor):
         for key in keys:
             self._placed_at.pop(try_key(key), None)
 
-    def note_plain(self, keys: Iterable[Any]) -> None:
+    def note_fallback(self, keys: Iterable[Any]) -> None:
         """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
         for key in keys:
             self._note_end(key)

@@ -31,7 +31,7 @@ GIVES_UP_AFTER = 3
 STOP_SECONDS = 2.0
 
 
-class Rounds:
+class WorkerMonitor:
     """Watches the workers of one executor."""
 
     thread_name = "worker-insight"
@@ -63,7 +63,7 @@ class Rounds:
     def prepare(self) -> None:
         """Do what is to be done before the scheduler's loop begins."""
 
-    def go_round(self) -> None:
+    def run_once(self) -> None:
         """Do everything that is due once."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class Rounds:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            self._try(self.go_round)
+            self._try(self.run_once)
             self._stopping.wait(ROUND_SECONDS)
 
     def _try(self, act: Callable[[], None]) -> None:

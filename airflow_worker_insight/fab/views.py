@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import schemas
 from airflow_worker_insight.api.csrf import is_from_here, is_json, may_be_made
-from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReady
+from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.compat import links as airflow_links
@@ -28,7 +28,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    BadAddress,
+    InvalidUrlError,
     decision_of,
     parse_attempts_address,
     parse_panel_address,
@@ -57,7 +57,7 @@ MOUNTED_BELOW = "/pluginsv2"
 HEADERS = {**page_service.HEADERS, "cache-control": "no-store"}
 
 
-class Refused(Exception):  # noqa: N818
+class AccessDeniedError(Exception):
     """A request that is not answered; ``status`` says why, the message says it to a reader."""
 
     def __init__(self, status: int, text: str = "") -> None:
@@ -112,11 +112,11 @@ class Reader:
         """Return the Dags whose tries the reader may find in lists and totals."""
         return airflow_fab.flask_readable_dag_ids(self._user)
 
-    def _refused(self) -> Refused:
+    def _refused(self) -> AccessDeniedError:
         return (
-            Refused(403, "Forbidden")
+            AccessDeniedError(403, "Forbidden")
             if airflow_fab.flask_is_logged_in(self._user)
-            else Refused(401, "Not authenticated")
+            else AccessDeniedError(401, "Not authenticated")
         )
 
 
@@ -153,13 +153,13 @@ def page(view: View) -> View:
     def answer(self: BaseView, *args: Any, **kwargs: Any) -> Any:
         try:
             return view(self, *args, **kwargs)
-        except Refused as refused:
+        except AccessDeniedError as refused:
             if refused.status == 401:  # noqa: PLR2004
                 return _to_login()
             return _message(self, refused.status, str(refused))
-        except BadAddress as error:
+        except InvalidUrlError as error:
             return _message(self, 422, str(error))
-        except (SchemaNotReady, DatabaseBusyError) as error:
+        except (SchemaNotReadyError, DatabaseBusyError) as error:
             return _message(self, 503, str(error))
 
     return answer  # type: ignore[return-value]
@@ -205,7 +205,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         may_decide = reader.may_edit_pools()
         page = page_service.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:
-            raise Refused(404, page_service.NO_SUCH_WORKER)
+            raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
         csrf_token = airflow_fab.flask_csrf_token() if may_decide else ""
         return _show(self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader))
 
@@ -217,11 +217,11 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader.require_workers()
         reader.require_pool_edit()
         if not is_from_here(request.headers, base_url=airflow_links.base_url()):
-            raise Refused(403, page_service.NOT_FROM_HERE)
+            raise AccessDeniedError(403, page_service.NOT_FROM_HERE)
         # Airflow's app has read the form already, to find its own token in it.
         decision = decision_of(request.form.to_dict())
         if not page_service.decide(worker_id, decision, changed_by=reader.name):
-            raise Refused(404, page_service.NO_SUCH_WORKER)
+            raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
         page = urls(reader)("worker", worker_id=worker_id)
         assert page is not None
         return redirect(page, 303)
@@ -322,15 +322,15 @@ def _program(view: View) -> View:
         came_without_session = not session
         try:
             result: BaseModel = view(self, *args, **kwargs)
-        except Refused as refused:
+        except AccessDeniedError as refused:
             return _json({"detail": str(refused)}, refused.status)
-        except schemas.NoSuchWorker as error:
+        except schemas.WorkerNotFoundError as error:
             return _json({"detail": str(error)}, 404)
-        except schemas.BadChange as error:
+        except schemas.InvalidChangeError as error:
             return _json({"detail": str(error)}, 422)
-        except (SchemaNotReady, DatabaseBusyError) as error:
+        except (SchemaNotReadyError, DatabaseBusyError) as error:
             return _json({"detail": str(error)}, 503)
-        except _Invalid as invalid:
+        except _InvalidRequestError as invalid:
             return _json({"detail": invalid.problems}, 422)
         finally:
             if came_without_session:
@@ -416,12 +416,12 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         reader.require_workers()
         reader.require_pool_edit()
         if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()):
-            raise Refused(403, schemas.NOT_FROM_HERE)
+            raise AccessDeniedError(403, schemas.NOT_FROM_HERE)
         body = request.stream.read(MAX_BODY + 1)
         try:
             decision = schemas.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
-            raise _Invalid(error, "body") from None
+            raise _InvalidRequestError(error, "body") from None
         found = schemas.decide(worker_id, decision, changed_by=reader.name)
         return schemas.OneWorkerResponse.model_validate(found)
 
@@ -445,7 +445,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
 def _api_reader() -> Reader:
     user = airflow_fab.flask_api_user()
     if user is None:
-        raise Refused(401, "Not authenticated")
+        raise AccessDeniedError(401, "Not authenticated")
     reader = Reader(user)
     reader.require_known()
     return reader
@@ -457,7 +457,7 @@ def _has_login_cookie() -> bool:
     return any(current_app.config.get(option, name) in request.cookies for option, name in names.items())
 
 
-class _Invalid(Exception):  # noqa: N818
+class _InvalidRequestError(Exception):
     """A query string or a body that does not fit."""
 
     def __init__(self, error: ValidationError, place: str) -> None:
@@ -470,7 +470,7 @@ def _given(query: type[Query]) -> Query:
     try:
         return query.model_validate({name: values[-1] for name, values in request.args.lists()})
     except ValidationError as error:
-        raise _Invalid(error, "query") from None
+        raise _InvalidRequestError(error, "query") from None
 
 
 def _listed_dags(reader: Reader, query: schemas.WorkerAttemptQuery | schemas.PlacementQuery) -> Collection[str]:

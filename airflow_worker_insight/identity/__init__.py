@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from airflow_worker_insight.identity.conditions import conditions
 from airflow_worker_insight.identity.process import process_id as _process_id
-from airflow_worker_insight.identity.safe_call import ask
+from airflow_worker_insight.identity.safe_call import safe_call
 from airflow_worker_insight.identity.worker import Worker, local_worker, whoami
 
 __all__ = ["Worker", "conditions", "local_worker", "process_id", "whoami"]
@@ -21,4 +21,4 @@ __all__ = ["Worker", "conditions", "local_worker", "process_id", "whoami"]
 
 def process_id() -> str | None:
     """Return what tells this process from every other, or ``None``. Never raises."""
-    return ask(_process_id, None)
+    return safe_call(_process_id, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from airflow_worker_insight.identity import detection, machine, process
 from airflow_worker_insight.identity.process import read_text
-from airflow_worker_insight.identity.safe_call import ask
+from airflow_worker_insight.identity.safe_call import safe_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,9 +38,11 @@ def conditions(main_pid: int | None) -> Conditions:
     :param main_pid: the worker's main process, as :class:`~airflow_worker_insight.identity.worker.Worker` has it
     """
     return {
-        "load": ask(load, None),
-        "memory_free": ask(lambda: memory_free(read_text("/proc/meminfo", 256), machine.own_memory_limits()), None),
-        "running_beside": ask(lambda: running_beside(main_pid, process.lineage()), None),
+        "load": safe_call(load, None),
+        "memory_free": safe_call(
+            lambda: memory_free(read_text("/proc/meminfo", 256), machine.own_memory_limits()), None
+        ),
+        "running_beside": safe_call(lambda: running_beside(main_pid, process.lineage()), None),
     }
 
 

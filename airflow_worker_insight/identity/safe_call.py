@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def ask(question: Callable[[], _T], otherwise: _T) -> _T:
+def safe_call(question: Callable[[], _T], otherwise: _T) -> _T:
     """Return the answer to ``question``, or ``otherwise`` where asking fails."""
     try:
         return question()

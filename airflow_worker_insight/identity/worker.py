@@ -21,7 +21,7 @@ from airflow_worker_insight.domain.names import (
 )
 from airflow_worker_insight.identity import detection, machine, process, versions
 from airflow_worker_insight.identity.process import read_text
-from airflow_worker_insight.identity.safe_call import ask
+from airflow_worker_insight.identity.safe_call import safe_call
 
 if TYPE_CHECKING:
     from typing import Any
@@ -89,7 +89,12 @@ def whoami(
     nothing: dict[str, str] = {}
     nobody = (_id("unknown", host), detection.Found("unknown", host, None), nothing)
     return _described(
-        ask(lambda: _identify(host, executor), nobody), host, hostname=hostname, name=name, labels=labels, image=image
+        safe_call(lambda: _identify(host, executor), nobody),
+        host,
+        hostname=hostname,
+        name=name,
+        labels=labels,
+        image=image,
     )
 
 
@@ -138,15 +143,15 @@ def _described(
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
         engine_name=clean(found.name, NAME_LENGTH) or None,
         pid=main.pid if main else None,
-        started_at=ask(lambda: _iso(main.started if main else None), None),
-        labels=ask(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
-        resources=ask(lambda: _resources(image), {}),
-        versions=ask(lambda: versions.versions(found.kind, sys.modules), {}),
+        started_at=safe_call(lambda: _iso(main.started if main else None), None),
+        labels=safe_call(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
+        resources=safe_call(lambda: _resources(image), {}),
+        versions=safe_call(lambda: versions.versions(found.kind, sys.modules), {}),
     )
 
 
 def _host() -> str:
-    return ask(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
+    return safe_call(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
 
 
 def life(found: detection.Found, around: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
@@ -176,7 +181,7 @@ def _identify(host: str, executor: object) -> tuple[str, detection.Found, dict[s
 
 def _surroundings(host: str, executor: object) -> detection.Surroundings:
     return detection.Surroundings(
-        lineage=ask(process.lineage, []),
+        lineage=safe_call(process.lineage, []),
         environ=os.environ,
         modules=sys.modules,
         host=host,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.capture.reconcile import take_left_behind
-from airflow_worker_insight.registry.poll import go_round
+from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
 
@@ -93,7 +93,7 @@ class Refresher:
                 warn_once("schema", "%s Until then nobody looks at the workers.", schema.explanation)
                 return config.refresh_interval()
             self._is_ready = True
-        outcome = go_round()
+        outcome = run_once()
         for one in outcome.engines:
             if one.error and not one.looked:
                 # The tables may have been taken away.

@@ -19,9 +19,9 @@ from airflow_worker_insight.store.leases import LOOK_TAKES
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from airflow_worker_insight.domain.workers import Life
-    from airflow_worker_insight.registry.observations import Sighting
-    from airflow_worker_insight.store.leases import EngineRow
+    from airflow_worker_insight.domain.workers import WorkerInstance
+    from airflow_worker_insight.registry.observations import WorkerObservation
+    from airflow_worker_insight.store.leases import SourceRow
 
 MISSED_INTERVALS = 3
 """After so many intervals without a look nobody has looked: silence in that time counts for nothing."""
@@ -62,7 +62,7 @@ class Reached:
 class Evidence:
     """What one look found out about one life."""
 
-    sighting: Sighting | None = None
+    sighting: WorkerObservation | None = None
     lost_mailbox: bool = False
     """Whether the engine has dropped the mailbox that it kept for the worker."""
     is_replaced: bool = False
@@ -82,7 +82,7 @@ class Verdict:
     """Whether it gave a sign of life."""
 
 
-def reach(engine: EngineRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
+def reach(engine: SourceRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
     """Return how an engine has been asked, and has answered, up to this look.
 
     :param engine: as it was before this look
@@ -99,7 +99,7 @@ def reach(engine: EngineRow, error: str | None, *, now: datetime, interval: time
 
 
 def judge(  # noqa: PLR0911  (each line is a rule)
-    life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
+    life: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
     """Say what a look tells of a life; ``None`` where all stays as it is.
 
@@ -124,12 +124,14 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     return Verdict(UNRESPONSIVE, reached.error or (sighting and sighting.trouble) or silent)
 
 
-def is_told_only(life: Life) -> bool:
+def is_told_only(life: WorkerInstance) -> bool:
     """Return whether a life is of a kind that an engine tells of, and only reports tell of this one."""
     return life.kind in ENGINE_KINDS and not life.is_known_to_engine
 
 
-def _told_only(life: Life, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+def _told_only(
+    life: WorkerInstance, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts
+) -> Verdict | None:
     """Say what is known of a life that its engine, which was reached, does not know: never that it was lost."""
     seen = last_seen(life, now)
     if evidence.is_replaced or now - max(seen, since) > timeouts.lost:
@@ -138,7 +140,7 @@ def _told_only(life: Life, evidence: Evidence, since: datetime, *, now: datetime
 
 
 def judge_by_tries(
-    life: Life, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
+    life: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
     """Say the same of a worker that nothing but its tries tells of: it lives as long as they do."""
     if evidence.sighting is None and reached.error is None:
@@ -148,7 +150,7 @@ def judge_by_tries(
     return judge(life, evidence, reached, now=now, timeouts=timeouts)
 
 
-def first_verdict(sighting: Sighting, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+def first_verdict(sighting: WorkerObservation, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
     """Say what a worker that was never seen before begins with; ``None`` for one that is only remembered.
 
     An engine's table names workers that are gone for months. Whether a heartbeat moves is not known at the first
@@ -162,13 +164,13 @@ def first_verdict(sighting: Sighting, *, now: datetime, timeouts: Timeouts) -> V
     return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
-def gives_sign_of_life(sighting: Sighting, life: Life) -> bool:
+def gives_sign_of_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Return whether a worker lives: its heartbeat has moved, by whichever clock."""
     has_moved = sighting.heartbeat_at is not None and sighting.heartbeat_at != life.engine_heartbeat_at
     return has_moved and not sighting.has_left
 
 
-def says_goodbye(sighting: Sighting, life: Life) -> bool:
+def says_goodbye(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Return whether a worker left in order: it said so itself, with a heartbeat where its engine has these.
 
     An engine may also write that a worker is gone because it was silent, which is no goodbye.
@@ -176,13 +178,13 @@ def says_goodbye(sighting: Sighting, life: Life) -> bool:
     return sighting.has_left and (sighting.heartbeat_at is None or sighting.heartbeat_at != life.engine_heartbeat_at)
 
 
-def last_seen(life: Life, now: datetime) -> datetime:
+def last_seen(life: WorkerInstance, now: datetime) -> datetime:
     """Return when a worker was last seen; a time that is yet to come was written by a clock that is wrong."""
     return min(life.last_seen_at, now)
 
 
 def _ended(
-    life: Life, evidence: Evidence, reached: Reached, since: datetime, *, now: datetime, timeouts: Timeouts
+    life: WorkerInstance, evidence: Evidence, reached: Reached, since: datetime, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
     """Say how a life ended of which this look, by an engine that was reached, shows no sign."""
     seen = last_seen(life, now)

@@ -14,34 +14,34 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.clock import CLOCK_SKEW, SAME_START
 from airflow_worker_insight.domain.names import are_one_host, is_named_local, short_host
 from airflow_worker_insight.domain.states import OFFLINE
-from airflow_worker_insight.registry.observations import Sighting
+from airflow_worker_insight.registry.observations import WorkerObservation
 from airflow_worker_insight.store.workers.names import may_be_unlike_the_engines
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from datetime import datetime
 
-    from airflow_worker_insight.domain.workers import Life
+    from airflow_worker_insight.domain.workers import WorkerInstance
 
 
 @dataclass(slots=True)
 class Matches:
     """Which sighting is of which life."""
 
-    pairs: list[tuple[Sighting, Life]] = field(default_factory=list)
-    unmatched: list[Sighting] = field(default_factory=list)
-    twins: list[tuple[Life, Life]] = field(default_factory=list)
+    pairs: list[tuple[WorkerObservation, WorkerInstance]] = field(default_factory=list)
+    unmatched: list[WorkerObservation] = field(default_factory=list)
+    twins: list[tuple[WorkerInstance, WorkerInstance]] = field(default_factory=list)
     """A life that its engine knows, and a second row of it that only reports tell of."""
 
 
-def match(sightings: Iterable[Sighting], lives: Iterable[Life]) -> Matches:
+def match(sightings: Iterable[WorkerObservation], lives: Iterable[WorkerInstance]) -> Matches:
     """Pair sightings with lives, each at most once; of the lives that one may be of, the latest.
 
     Those that started together are paired first: of two workers under one name, in two containers with the same
     process IDs, each is to keep its own life. A life that only reports tell of comes last, and only where its process
     and its host agree: anybody's task can have made it up.
     """
-    by_key: dict[Hashable, list[Life]] = defaultdict(list)
+    by_key: dict[Hashable, list[WorkerInstance]] = defaultdict(list)
     for life in lives:
         by_key[_key(life)].append(life)
         by_key[life.ref].append(life)
@@ -74,11 +74,11 @@ def match(sightings: Iterable[Sighting], lives: Iterable[Life]) -> Matches:
 class _Hosts:
     """The hosts of which engines tell, by which a life that only reports tell of is found to be elsewhere."""
 
-    def __init__(self, sightings: Iterable[Sighting], lives: Iterable[Life]) -> None:
+    def __init__(self, sightings: Iterable[WorkerObservation], lives: Iterable[WorkerInstance]) -> None:
         self._known = {short_host(one.hostname) for one in sightings}
         self._known |= {short_host(one.hostname) for one in lives if one.is_known_to_engine}
 
-    def agree(self, sighting: Sighting, told: Life, known: Life | None = None) -> bool:
+    def agree(self, sighting: WorkerObservation, told: WorkerInstance, known: WorkerInstance | None = None) -> bool:
         """Tell whether a life that only reports tell of is that of a sighting, of which a life may be known already.
 
         Airflow may call hosts by names that are unlike the engine's: such a name is that of the sighting's host unless
@@ -97,16 +97,16 @@ class _Hosts:
         return not is_told and may_be_unlike_the_engines(told.hostname) and short_host(told.hostname) not in self._known
 
 
-def _is_known_life(sighting: Sighting, life: Life) -> bool:
+def _is_known_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     return (sighting.ref is not None or life.is_known_to_engine) and is_same_life(sighting, life)
 
 
-def _came_after(sighting: Sighting, life: Life) -> bool:
+def _came_after(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Tell whether a life was first told of when the process of a sighting ran: else it is of the process before."""
     return sighting.started_at is None or life.registered_at >= sighting.started_at - SAME_START
 
 
-def _each_once(sightings: Iterable[Sighting]) -> list[Sighting]:
+def _each_once(sightings: Iterable[WorkerObservation]) -> list[WorkerObservation]:
     """Leave out the answers that a process gave before: a second one would seem to be another process."""
     starts: dict[Hashable, list[datetime | None]] = defaultdict(list)
     found = []
@@ -123,22 +123,22 @@ def _is_near(one: datetime | None, other: datetime | None) -> bool:
     return one is other if one is None or other is None else abs(one - other) <= SAME_START
 
 
-def _key(one: Sighting | Life) -> Hashable:
+def _key(one: WorkerObservation | WorkerInstance) -> Hashable:
     """Return what a sighting and the lives that it may be of have in common."""
-    if isinstance(one, Sighting) and one.ref is not None:
+    if isinstance(one, WorkerObservation) and one.ref is not None:
         return one.ref
     # A scheduler is known by its job, and where a worker does not know its job by their host.
     is_by_host = one.kind == "local" and not is_named_local(one.kind, one.engine_name)
     return (one.kind, "on", one.hostname) if is_by_host else (one.kind, one.engine_name)
 
 
-def _started_together(sighting: Sighting, life: Life) -> bool:
+def _started_together(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Tell a life that is certain: its engine gave it the same start before."""
     is_known = sighting.started_at is not None and _is_known_life(sighting, life)
     return is_known and _is_near(sighting.started_at, life.engine_started_at)
 
 
-def is_same_life(sighting: Sighting, life: Life) -> bool:
+def is_same_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Return whether a sighting may be of a life; their names are the same already."""
     if sighting.ref is not None:
         return sighting.ref == life.ref
@@ -152,7 +152,7 @@ def is_same_life(sighting: Sighting, life: Life) -> bool:
     return not _began_later(sighting, life)
 
 
-def _is_same_edge_worker(sighting: Sighting, life: Life) -> bool:
+def _is_same_edge_worker(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     if life.state == OFFLINE:
         # It has left in order, so its process is gone: who bears its name now is another.
         return False
@@ -161,7 +161,7 @@ def _is_same_edge_worker(sighting: Sighting, life: Life) -> bool:
     return _is_near(sighting.started_at, life.engine_started_at)
 
 
-def _began_later(sighting: Sighting, life: Life) -> bool:
+def _began_later(sighting: WorkerObservation, life: WorkerInstance) -> bool:
     """Tell whether a process with a known name and ID is a later one: it started after the known one had been seen.
 
     The start is worked out from how long the worker says that it runs. A worker whose clock is set anew seems to start

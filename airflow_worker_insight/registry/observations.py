@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Life
+    from airflow_worker_insight.domain.workers import WorkerInstance
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class WorkerObservation:
     """What an engine says of one of its workers. It was validated; times are aware UTC."""
 
     kind: str
@@ -47,10 +47,10 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PollResult:
     """All that one engine said."""
 
-    sightings: tuple[Sighting, ...] = ()
+    sightings: tuple[WorkerObservation, ...] = ()
     error: str | None = None
     """Why the engine, or a part of it, could not be asked."""
     mailboxes: frozenset[str] | None = None
@@ -63,7 +63,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PollContext:
     """What an engine's adapter may need for a look."""
 
     clock: Callable[[], datetime]
@@ -74,22 +74,22 @@ class View:
     """When the one before began, on whichever API server; ``None`` where nobody has looked."""
     interval: timedelta
     """How far apart looks are meant to be."""
-    lives: tuple[Life, ...]
+    lives: tuple[WorkerInstance, ...]
     """The lives of this engine's workers that have not ended."""
     database: Callable[[], AbstractContextManager[Connection]]
     """Opens a short read of Airflow's database."""
 
 
-class Engine(Protocol):
+class WorkerSource(Protocol):
     """Looks at the workers of one engine."""
 
     @property
     def name(self) -> str:
         """Return the engine's name: see ``domain.states.engine_of``."""
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         """Return what the engine says of its workers now; what it raises is why it could not be asked."""
 
 
-class EngineTrouble(Exception):  # noqa: N818
+class SourceUnavailableError(Exception):
     """An engine cannot be asked; the message says why, in words for an operator."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import count, warn_once
-from airflow_worker_insight.domain.executors import absent_engines
+from airflow_worker_insight.domain.executors import absent_sources
 from airflow_worker_insight.domain.limits import REASON_LENGTH
 from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.registry.gauges import report_fleet
 from airflow_worker_insight.registry.liveness import Timeouts, reach
-from airflow_worker_insight.registry.observations import EngineTrouble, Look, View
-from airflow_worker_insight.registry.sources import configured_engines
+from airflow_worker_insight.registry.observations import PollContext, PollResult, SourceUnavailableError
+from airflow_worker_insight.registry.sources import configured_sources
 from airflow_worker_insight.registry.update import end_forgotten, write_look
 from airflow_worker_insight.store import leases, session
 from airflow_worker_insight.store.clock import database_now
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.registry.observations import Engine
+    from airflow_worker_insight.registry.observations import WorkerSource
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOutcome:
+class SourceOutcome:
     """What one engine's turn came to."""
 
     name: str
@@ -60,15 +60,15 @@ class EngineOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class RefreshOutcome:
+class PollOutcome:
     """What a refresh came to."""
 
-    engines: tuple[EngineOutcome, ...]
+    engines: tuple[SourceOutcome, ...]
     due_in: float
     """Seconds until the next look at any of the engines is due."""
 
 
-def refresh(*, only_if_due: bool) -> RefreshOutcome:
+def refresh(*, only_if_due: bool) -> PollOutcome:
     """Look at all engines that are configured and write what they say; the tables must be ready.
 
     :param only_if_due: leave alone the engines that somebody has looked at within the interval
@@ -76,7 +76,7 @@ def refresh(*, only_if_due: bool) -> RefreshOutcome:
     interval = timedelta(seconds=config.refresh_interval())
     outcomes = []
     due_in = interval.total_seconds()
-    for engine in configured_engines(config.executor()):
+    for engine in configured_sources(config.executor()):
         try:
             outcome, engine_due_in = _Turn(engine, interval).take(only_if_due=only_if_due)
         except Exception as error:
@@ -84,19 +84,19 @@ def refresh(*, only_if_due: bool) -> RefreshOutcome:
             count(f"refresh.failed.{engine.name}")
             log.debug("Refreshing the workers of %s failed", engine.name, exc_info=True)
             why = clean(str(error).splitlines()[0] if str(error) else type(error).__name__, 400)
-            outcome, engine_due_in = EngineOutcome(engine.name, looked=False, error=why), interval.total_seconds()
+            outcome, engine_due_in = SourceOutcome(engine.name, looked=False, error=why), interval.total_seconds()
         outcomes.append(outcome)
         due_in = min(due_in, engine_due_in)
     if any(one.looked for one in outcomes):
         _end_forgotten()
-    return RefreshOutcome(tuple(outcomes), max(due_in, 0.0))
+    return PollOutcome(tuple(outcomes), max(due_in, 0.0))
 
 
 def _end_forgotten() -> None:
     """End what is left of engines that are not configured any more; it never raises."""
     setting = config.executor()
     # Without a setting nothing is known of any executor.
-    for name in absent_engines(setting) if setting else ():
+    for name in absent_sources(setting) if setting else ():
         try:
             with session.writing(session.BACKGROUND) as connection:
                 end_forgotten(connection, name, timeouts=_timeouts(), now=database_now(connection))
@@ -111,7 +111,7 @@ def _timeouts() -> Timeouts:
     )
 
 
-def go_round() -> RefreshOutcome:
+def run_once() -> PollOutcome:
     """Do what comes round with each interval: look if it is due, and if so tell the stats and keep within limits."""
     outcome = refresh(only_if_due=True)
     if any(one.looked for one in outcome.engines):
@@ -123,12 +123,12 @@ def go_round() -> RefreshOutcome:
 class _Turn:
     """One engine's turn."""
 
-    def __init__(self, engine: Engine, interval: timedelta) -> None:
+    def __init__(self, engine: WorkerSource, interval: timedelta) -> None:
         self.engine = engine
         self.interval = interval
         self.timeouts = _timeouts()
 
-    def take(self, *, only_if_due: bool) -> tuple[EngineOutcome, float]:
+    def take(self, *, only_if_due: bool) -> tuple[SourceOutcome, float]:
         """Look if it is this caller's turn; return what came of it, and in how many seconds the next look is due."""
         name = self.engine.name
         with session.writing(session.BACKGROUND) as connection:
@@ -139,7 +139,7 @@ class _Turn:
                 connection, name, now=began_at, until=until, at_most=until + leases.LOOK_TAKES, only_if_due=only_if_due
             )
         if not is_ours:
-            return EngineOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
+            return SourceOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
 
         def clock() -> datetime:
             return began_at + timedelta(seconds=time.monotonic() - began)
@@ -155,14 +155,14 @@ class _Turn:
         return outcome, (due_at - clock()).total_seconds()
 
     def _look_and_write(
-        self, row: leases.EngineRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
-    ) -> EngineOutcome:
+        self, row: leases.SourceRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
+    ) -> SourceOutcome:
         name = self.engine.name
         with session.reading(session.BACKGROUND) as connection:
             known = tuple(store.open_lives(connection, name))
         # Each look is due an interval after the one before began.
         before = None if row.looked_at is None else row.due_at - self.interval
-        look = self._look(View(clock, began_at, before, self.interval, known, _read))
+        look = self._look(PollContext(clock, began_at, before, self.interval, known, _read))
         with session.writing(session.BACKGROUND) as connection:
             now = clock()
             # First, because from here on whoever else has looked at this engine waits.
@@ -185,7 +185,7 @@ class _Turn:
                 # It will be told again.
                 count(f"refresh.failed.{name}")
                 log.debug("Telling %s that its workers are written failed", name, exc_info=True)
-        return EngineOutcome(
+        return SourceOutcome(
             name,
             looked=True,
             states=written.states,
@@ -195,13 +195,13 @@ class _Turn:
             error=look.error,
         )
 
-    def _look(self, view: View) -> Look:
+    def _look(self, view: PollContext) -> PollResult:
         try:
             look = self.engine.look(view)
         except Exception as error:
             log.debug("Looking at the workers of %s failed", self.engine.name, exc_info=True)
-            expected = isinstance(error, EngineTrouble)
-            look = Look(error=str(error) if expected else f"{type(error).__name__}: {error}")
+            expected = isinstance(error, SourceUnavailableError)
+            look = PollResult(error=str(error) if expected else f"{type(error).__name__}: {error}")
         if look.error:
             # Each of several brokers may have said why. It is written beside the engine and with each of its workers.
             look = replace(look, error=clean(look.error, REASON_LENGTH))

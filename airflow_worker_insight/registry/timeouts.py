@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class NoAnswer(TimeoutError):  # noqa: N818
+class NoAnswerError(TimeoutError):
     """The answer did not come in time, or the question before still waits for its own."""
 
 
@@ -26,7 +26,7 @@ class Bounded(Generic[T]):
     def ask(self, question: Callable[[], T], *, seconds: float) -> T:
         """Return the answer, or raise what the question raises.
 
-        :raises NoAnswer: when there is no answer within so many seconds
+        :raises NoAnswerError: when there is no answer within so many seconds
         """
         answers: list[T] = []
         errors: list[Exception] = []
@@ -39,12 +39,12 @@ class Bounded(Generic[T]):
 
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise NoAnswer(f"The look before still waits for an answer of {self._name}.")
+                raise NoAnswerError(f"The look before still waits for an answer of {self._name}.")
             self._thread = thread = Thread(target=answer, name=f"worker-insight-{self._name}", daemon=True)
             thread.start()
         thread.join(seconds)
         if errors:
             raise errors[0]
         if not answers:
-            raise NoAnswer(f"{self._name} did not answer within {seconds:g} seconds.")
+            raise NoAnswerError(f"{self._name} did not answer within {seconds:g} seconds.")
         return answers[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_worker_insight.domain.clock import SAME_START
 from airflow_worker_insight.domain.states import CELERY, JOBS, LOST, OFFLINE, ONLINE, TRIES
-from airflow_worker_insight.domain.workers import NewLife
+from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.registry.liveness import (
     NOT_CONFIGURED,
     Evidence,
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Life
+    from airflow_worker_insight.domain.workers import WorkerInstance
     from airflow_worker_insight.registry.liveness import Reached, Timeouts, Verdict
-    from airflow_worker_insight.registry.observations import Look, Sighting
+    from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
     from airflow_worker_insight.store.attempts.running import RunningTries
 
 MAX_NEW = 5_000
@@ -54,7 +54,7 @@ class Written:
 def write_look(
     connection: Connection,
     name: str,
-    look: Look,
+    look: PollResult,
     *,
     known: Collection[int],
     reached: Reached,
@@ -113,7 +113,7 @@ class _Bearer(NamedTuple):
 
 class _Writing:
     def __init__(
-        self, connection: Connection, name: str, look: Look, reached: Reached, timeouts: Timeouts, now: datetime
+        self, connection: Connection, name: str, look: PollResult, reached: Reached, timeouts: Timeouts, now: datetime
     ) -> None:
         self.connection = connection
         self.name = name
@@ -156,7 +156,7 @@ class _Writing:
         store.add_changes(self.connection, self.history, now=self.now)
         return Written(dict(self.states), len(new), self.changes)
 
-    def _match(self, lives: Sequence[Life]) -> Matches:
+    def _match(self, lives: Sequence[WorkerInstance]) -> Matches:
         """Pair the sightings with lives; with one that has ended only where none else fits."""
         matches = match(self.look.sightings, lives)
         came_back = [one for one in matches.unmatched if not (one.has_left or one.is_partial)]
@@ -173,7 +173,7 @@ class _Writing:
         matches.unmatched = came_back
         return matches
 
-    def _adopted(self, matches: Matches) -> dict[int, NewLife]:
+    def _adopted(self, matches: Matches) -> dict[int, NewWorkerInstance]:
         """Return what the engine tells of the workers that only reports told of until now."""
         return {
             life.ref: _new_life(sighting)
@@ -181,9 +181,9 @@ class _Writing:
             if sighting.ref is None and not life.is_known_to_engine
         }
 
-    def _new(self, unmatched: Sequence[Sighting]) -> list[NewLife]:
+    def _new(self, unmatched: Sequence[WorkerObservation]) -> list[NewWorkerInstance]:
         """Return the workers that nobody knew and that live: of several answers of one process the first."""
-        found: dict[Hashable, NewLife] = {}
+        found: dict[Hashable, NewWorkerInstance] = {}
         for sighting in unmatched:
             verdict = first_verdict(sighting, now=self.now, timeouts=self.timeouts)
             if verdict is None or verdict.state is None or sighting.ref is not None or len(found) >= MAX_NEW:
@@ -193,7 +193,7 @@ class _Writing:
             found.setdefault((new.kind, new.engine_name, new.pid, new.job_id), new)
         return list(found.values())
 
-    def _bearers(self, matches: Matches, new: Sequence[NewLife]) -> dict[str, list[_Bearer]]:
+    def _bearers(self, matches: Matches, new: Sequence[NewWorkerInstance]) -> dict[str, list[_Bearer]]:
         """Return the lives that bear each name now; one that is not written yet is later than all others."""
         bearers: dict[str, list[_Bearer]] = defaultdict(list)
         for sighting, life in matches.pairs:
@@ -205,7 +205,11 @@ class _Writing:
         return bearers
 
     def _judge(
-        self, life: Life, sighting: Sighting | None, running: RunningTries, bearers: Mapping[str, Sequence[_Bearer]]
+        self,
+        life: WorkerInstance,
+        sighting: WorkerObservation | None,
+        running: RunningTries,
+        bearers: Mapping[str, Sequence[_Bearer]],
     ) -> None:
         runs = running.counts.get(life.ref, 0)
         evidence = Evidence(
@@ -230,7 +234,7 @@ class _Writing:
         if life.ended_at is None or verdict is not None:
             self.states[life.state if verdict is None else verdict.state] += 1
 
-    def _settle(self, life: Life, verdict: Verdict, values: dict[str, Any]) -> None:
+    def _settle(self, life: WorkerInstance, verdict: Verdict, values: dict[str, Any]) -> None:
         """Note what a verdict changes in a life's row, and in its history."""
         if verdict.seen:
             values["last_seen_at"] = self.now
@@ -245,7 +249,7 @@ class _Writing:
         if self._is_news(life, verdict):
             self.history.append((life.ref, verdict.state, verdict.reason))
 
-    def _is_news(self, life: Life, verdict: Verdict) -> bool:
+    def _is_news(self, life: WorkerInstance, verdict: Verdict) -> bool:
         """Tell whether a change is kept: not what the history of the worker's tries says as well."""
         states = {life.state, verdict.state}
         if is_told_only(life):
@@ -255,10 +259,10 @@ class _Writing:
         # A pod lives for one try. Any other worker of which only its tries tell is online as long as it runs one.
         return life.kind != "kubernetes" and not states <= {ONLINE, None}
 
-    def _lost_mailbox(self, life: Life) -> bool:
+    def _lost_mailbox(self, life: WorkerInstance) -> bool:
         return self.look.mailboxes is not None and life.engine_name not in self.look.mailboxes
 
-    def _is_replaced(self, life: Life, bearers: Mapping[str, Sequence[_Bearer]]) -> bool:
+    def _is_replaced(self, life: WorkerInstance, bearers: Mapping[str, Sequence[_Bearer]]) -> bool:
         """Tell whether a later life bears this one's name.
 
         Of Celery two workers may bear one at the same time, and one that did not answer is not replaced by the other: a
@@ -273,8 +277,8 @@ class _Writing:
         return any(one.started_at >= answered - SAME_START for one in later)
 
 
-def _new_life(sighting: Sighting, *, state: str = ONLINE, reason: str | None = None) -> NewLife:
-    return NewLife(
+def _new_life(sighting: WorkerObservation, *, state: str = ONLINE, reason: str | None = None) -> NewWorkerInstance:
+    return NewWorkerInstance(
         kind=sighting.kind,
         engine_name=sighting.engine_name,
         hostname=sighting.hostname,
@@ -291,7 +295,7 @@ def _new_life(sighting: Sighting, *, state: str = ONLINE, reason: str | None = N
     )
 
 
-def _facts(life: Life, sighting: Sighting) -> dict[str, Any]:
+def _facts(life: WorkerInstance, sighting: WorkerObservation) -> dict[str, Any]:
     """Return the columns that an engine's sighting changes."""
     facts: dict[str, Any] = {}
     if sighting.heartbeat_at is not None and sighting.heartbeat_at != life.engine_heartbeat_at:

@@ -15,7 +15,7 @@ from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_t
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
-from airflow_worker_insight.store.dialects import are_among, are_given, given
+from airflow_worker_insight.store.dialects import given, in_given_rows, in_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -251,7 +251,7 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
     found: list[DagRunRef] = []
     ordered = sorted(set(names))
     for start in range(0, len(ordered), BATCH):
-        within = are_among(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
+        within = in_rows(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
         found += map(_run, connection.execute(select(*_run_columns()).where(within)))
     return found
 
@@ -298,7 +298,7 @@ def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
 
 @cache
 def _of_given(dialect: str, names: tuple[str, ...]) -> Any:
-    return _of_both(lambda table, name: are_given(dialect, [table.c[column] for column in names], name))
+    return _of_both(lambda table, name: in_given_rows(dialect, [table.c[column] for column in names], name))
 
 
 @cache

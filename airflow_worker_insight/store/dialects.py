@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-def do_not_compile(connection: Connection) -> None:
+def disable_jit(connection: Connection) -> None:
     """Have PostgreSQL not compile statements until the end of the transaction.
 
     It guesses that looking through thousands of rows costs much, and compiling takes longer than that.
@@ -27,14 +27,14 @@ def do_not_compile(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL jit = off")
 
 
-def is_among(connection: Connection, column: Any, values: Sequence[Any]) -> Any:
+def in_list(connection: Connection, column: Any, values: Sequence[Any]) -> Any:
     """Say that a column has one of these values, thousands of them if need be: on PostgreSQL in one parameter."""
     if len(values) == 1:
         return column == values[0]
     return column == any_(_array(column, values)) if connection.dialect.name == "postgresql" else column.in_(values)
 
 
-def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
+def in_rows(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
     """Say that several columns together have the values of one of these rows.
 
     PostgreSQL would plan each member of a long IN on its own.
@@ -47,7 +47,7 @@ def are_among(connection: Connection, columns: Sequence[Any], rows: Sequence[tup
     return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
 
 
-def are_given(dialect: str, columns: Sequence[Any], name: str) -> Any:
+def in_given_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
     """Say the same of rows that come with the statement's execution, under a name: see :func:`given`.
 
     For a statement that is built once: SQLAlchemy takes longer to build a long one than the database to answer it.
@@ -61,13 +61,13 @@ def are_given(dialect: str, columns: Sequence[Any], name: str) -> Any:
 
 
 def given(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
-    """Return the parameters of :func:`are_given`; there is one row at least."""
+    """Return the parameters of :func:`in_given_rows`; there is one row at least."""
     if connection.dialect.name != "postgresql":
         return {name: rows}
     return {f"{name}_{place}": list(values) for place, values in enumerate(zip(*rows, strict=True))}
 
 
-def one_by_one(column: Any, values: Sequence[Any]) -> Any:
+def unnest(column: Any, values: Sequence[Any]) -> Any:
     """Return these values of a column as a table with the column ``value``; PostgreSQL only."""
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
 

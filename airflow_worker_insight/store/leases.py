@@ -23,7 +23,7 @@ LOOK_TAKES = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineRow:
+class SourceRow:
     """What is known of an engine. Times are aware UTC, by the database's clock."""
 
     name: str
@@ -33,22 +33,22 @@ class EngineRow:
     error: str | None = None
 
 
-def get_engine(connection: Connection, name: str, *, now: datetime) -> EngineRow:
+def get_engine(connection: Connection, name: str, *, now: datetime) -> SourceRow:
     """Return an engine's row; one that is not there is made, due at once."""
     row = find_engine(connection, name)
     if row is not None:
         return row
     fresh = {"name": name, "due_at": now}
     connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
-    return find_engine(connection, name) or EngineRow(name, now)
+    return find_engine(connection, name) or SourceRow(name, now)
 
 
-def find_engine(connection: Connection, name: str) -> EngineRow | None:
+def find_engine(connection: Connection, name: str) -> SourceRow | None:
     """Return an engine's row, or ``None`` where nobody has ever come to look at it."""
     row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
     if row is None:
         return None
-    return EngineRow(
+    return SourceRow(
         name=row.name,
         due_at=row.due_at.astimezone(timezone.utc),
         looked_at=utc(row.looked_at),
@@ -79,7 +79,7 @@ def give_back_lease(connection: Connection, name: str, *, until: datetime, due_a
     )
 
 
-def write_engine(connection: Connection, row: EngineRow) -> None:
+def write_engine(connection: Connection, row: SourceRow) -> None:
     """Write what a look has shown. Whoever writes the same engine's workers waits here until the caller commits."""
     connection.execute(
         update(engine_table)

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-def be_the_only_writer(connection: Connection) -> None:
+def acquire_write_lock(connection: Connection) -> None:
     """Take SQLite's one lock for writing, which else is taken with the first change; nothing on other databases."""
     if connection.dialect.name == "sqlite":
         connection.execute(update(worker).where(false()).values(id=worker.c.id))
 
 
-def kept(connection: Connection, statement: Any) -> Any:
+def lock_for_share(connection: Connection, statement: Any) -> Any:
     """Return a SELECT of workers so that none of those it finds is removed before the caller's transaction ends.
 
     Others may hold the same lock, and write anything of the workers but their IDs.
     """
-    be_the_only_writer(connection)
+    acquire_write_lock(connection)
     if connection.dialect.name == "mysql":
         # It locks no row that it need not read, because an index has all that is asked for.
         statement = statement.add_columns(worker.c.fingerprint)

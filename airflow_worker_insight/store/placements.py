@@ -25,7 +25,7 @@ from airflow_worker_insight.domain.reasons import WAITING
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts.search import can_be_ids
-from airflow_worker_insight.store.dialects import are_among, is_among, upsert_many
+from airflow_worker_insight.store.dialects import in_list, in_rows, upsert_many
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ MOST_KEPT = 100_000
 MOST_TRIMMED = 5_000
 """How many :func:`trim` removes at once."""
 
-UNHARMED = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
+UNAFFECTED_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that say nothing against the worker that ran it."""
 
 PLACES_TAKEN = (QUEUED, "running", "restarting")
@@ -144,7 +144,7 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
     for batch in _batches(sorted((*_digests(key), placed_at) for key, placed_at in ended.items())):
         connection.execute(
             update(placement)
-            .where(are_among(connection, columns, batch), placement.c.is_open.is_(True))
+            .where(in_rows(connection, columns, batch), placement.c.is_open.is_(True))
             .values(is_open=False)
         )
 
@@ -176,7 +176,7 @@ def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Pl
     found: dict[TryKey, Placement] = {}
     for batch in _batches(sorted(map(_digests, keys))):
         rows = connection.execute(
-            select(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(True))
+            select(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(True))
         )
         found |= {one.key: one for one in map(_placement, rows)}
     return found
@@ -226,7 +226,7 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
                 airflow_history.run_began(run).label("run_began_at"),
             )
             .select_from(placement.outerjoin(run, and_(*same_run)))
-            .where(are_among(connection, _key(placement), batch))
+            .where(in_rows(connection, _key(placement), batch))
         )
         found |= {
             asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
@@ -255,7 +255,7 @@ def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, 
     found: dict[RowKey, str] = {}
     for batch in _batches(sorted(keys)):
         rows = connection.execute(
-            select(*_key(placement), placement.c.detail).where(are_among(connection, _key(placement), batch))
+            select(*_key(placement), placement.c.detail).where(in_rows(connection, _key(placement), batch))
         )
         found |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
     return found
@@ -388,7 +388,7 @@ def _in_dags(connection: Connection, dag_ids: frozenset[str] | None) -> list[Any
         return []
     # Not the bare column, as in lists of attempts: what is open is little, and comes first.
     readable = sorted(dag_id for dag_id in dag_ids if can_be_ids(connection, dag_id))
-    return [is_among(connection, func.coalesce(placement.c.dag_id, ""), readable)]
+    return [in_list(connection, func.coalesce(placement.c.dag_id, ""), readable)]
 
 
 def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, frozenset[str]]:
@@ -423,7 +423,7 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
             ran.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
     found: dict[TryKey, set[str]] = defaultdict(set)
     for before, (_, name) in ran.items():
-        if known[before].state not in UNHARMED:
+        if known[before].state not in UNAFFECTED_STATES:
             found[earlier[before]].add(name)
     return {key: frozenset(names) for key, names in found.items()}
 
@@ -434,7 +434,7 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, plac
     return (
         select(*_key(table), place.label("place"), name)
         .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
-        .where(are_among(connection, _key(table), keys))
+        .where(in_rows(connection, _key(table), keys))
     )
 
 
@@ -459,7 +459,7 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
         rows = connection.execute(
             select(
                 *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
-            ).where(are_among(connection, names, batch))
+            ).where(in_rows(connection, names, batch))
         )
         for row in rows:
             key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
@@ -525,13 +525,13 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
     for reason, row_keys in rows.items():
         for batch in _batches(sorted(row_keys)):
             connection.execute(
-                update(attempt).where(are_among(connection, _key(attempt), batch)).values(placement=reason)
+                update(attempt).where(in_rows(connection, _key(attempt), batch)).values(placement=reason)
             )
     # What Airflow does not have any more goes, and what is to be replaced.
     left = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
     for batch in _batches(sorted({*left, *moved.values()})):
         connection.execute(
-            delete(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
         )
     if moved:
         is_it = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
@@ -584,7 +584,7 @@ def trim(connection: Connection, *, now: datetime) -> int:
     keys = sorted(tuple(row) for row in connection.execute(found))
     for batch in _batches(keys):
         connection.execute(
-            delete(placement).where(are_among(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
         )
     return len(keys)
 

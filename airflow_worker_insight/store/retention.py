@@ -34,8 +34,8 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.dialects import are_among, changed_rows, do_not_compile
-from airflow_worker_insight.store.locks import be_the_only_writer
+from airflow_worker_insight.store.dialects import changed_rows, disable_jit, in_rows
+from airflow_worker_insight.store.locks import acquire_write_lock
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Preview:
 
 def preview(connection: Connection, older_than: datetime) -> Preview:
     """Say what :func:`prune` would remove. It reads every try before the limit."""
-    do_not_compile(connection)
+    disable_jit(connection)
     goes = _try_goes(attempt, older_than)
     # One without a start is in no slot.
     before = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
@@ -195,7 +195,7 @@ def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Rem
 
 def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, int | None]:
     """Remove a batch of tries; return how many, and the slot of the last one where there may be more."""
-    do_not_compile(connection)
+    disable_jit(connection)
     found = connection.execute(
         select(*_key(attempt), attempt.c.start_slot)
         .where(*conditions)
@@ -206,7 +206,7 @@ def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, in
     ).all()
     keys = sorted({tuple(row[:3]) for row in found})
     if keys:
-        connection.execute(delete(attempt).where(are_among(connection, _key(attempt), keys)))
+        connection.execute(delete(attempt).where(in_rows(connection, _key(attempt), keys)))
     return Removed(attempts=len(keys)), found[-1].start_slot if len(found) == BATCH else None
 
 
@@ -295,7 +295,7 @@ def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[R
     last: int | None = 0
     while last is not None:
         with transaction() as connection:
-            be_the_only_writer(connection)
+            acquire_write_lock(connection)
             found: Sequence[int] = (
                 connection.execute(
                     select(worker.c.id)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import UNHARMED
+from airflow_worker_insight.domain.states import UNAFFECTED_STATES
 from airflow_worker_insight.ui import formatting
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _stays(one: Attempt, lost: Mapping[str, datetime], now: datetime) -> list[_S
         return [_Stay(one, lane, one.started_at, whole_end, 0, is_last=True)]
     last = max(one.workers, key=lambda worker: (worker.last_started_at or one.started_at, worker.worker_id))
     ended = lost.get(last.worker_id)
-    is_cut = ended is not None and ended < whole_end and one.state not in UNHARMED
+    is_cut = ended is not None and ended < whole_end and one.state not in UNAFFECTED_STATES
     if ended is not None and is_cut:
         whole_end = max(one.started_at, ended)
     if len(one.workers) == 1 and not _is_waiting(one):

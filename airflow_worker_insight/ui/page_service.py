@@ -19,7 +19,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import availability, freshness
 from airflow_worker_insight.store.workers import counts as worker_counts
 from airflow_worker_insight.store.workers import queries as worker_queries
-from airflow_worker_insight.ui.query_params import SEEN, WINDOWS, BadAddress
+from airflow_worker_insight.ui.query_params import SEEN, WINDOWS, InvalidUrlError
 from airflow_worker_insight.ui.views import attempts as attempts_view
 from airflow_worker_insight.ui.views import timeline, waiting, worker
 from airflow_worker_insight.ui.views import workers as workers_view
@@ -173,7 +173,7 @@ def worker_page(
         drawn = by_worker.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
-        life = worker.Life(
+        life = worker.WorkerInstance(
             row=row,
             is_whole=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
@@ -183,7 +183,7 @@ def worker_page(
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             taken=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
-            struck=by_worker.struck_tries(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            struck=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=drawn[: timeline.MAX_TRIES],
             is_cut=len(drawn) > timeline.MAX_TRIES,
             outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
@@ -202,7 +202,7 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
     """Write what a person decided of a worker; ``False`` for a worker of which nothing can be decided.
 
     :param changed_by: the person's name
-    :raises BadAddress: when the worker's life is over and the decision would mean nothing
+    :raises InvalidUrlError: when the worker's life is over and the decision would mean nothing
     """
     if not _WORKER_ID.fullmatch(worker_id):
         return False
@@ -216,10 +216,10 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
                 changed_by=changed_by,
                 now=database_now(connection),
             )
-        except availability.NotOneWorker:
+        except availability.HostOnlyWorkerError:
             return False
-        except availability.EndedLife as error:
-            raise BadAddress(str(error)) from None
+        except availability.WorkerEndedError as error:
+            raise InvalidUrlError(str(error)) from None
     return row is not None
 
 

@@ -29,7 +29,7 @@ UNFILLED = re.compile(r"\{[A-Z_]+\}")
 """What Airflow's UI leaves where it has no value to fill in: ``{MAP_INDEX}`` of an unmapped task."""
 
 
-class BadAddress(ValueError):  # noqa: N818
+class InvalidUrlError(ValueError):
     """An address that cannot be followed; the message says to a reader what is wrong with it."""
 
 
@@ -48,7 +48,7 @@ def parse_panel_address(query: str) -> PanelAddress:
     """Read the panel's query string.
 
     :param query: as it came, still percent-encoded
-    :raises BadAddress: when an ID is missing, given twice, too long or not text, or a number is none
+    :raises InvalidUrlError: when an ID is missing, given twice, too long or not text, or a number is none
     """
     given = _parameters(query)
     map_index = _integer(given, "map_index", minimum=-1)
@@ -169,7 +169,7 @@ class WaitingAddress(ListAddress):
 def parse_waiting_address(query: str) -> WaitingAddress:
     """Read the query string of the list of tries that wait.
 
-    :raises BadAddress: when a name or a value is none that there is, or a value is too long
+    :raises InvalidUrlError: when a name or a value is none that there is, or a value is too long
     """
     given = _given(query, WaitingAddress)
     return WaitingAddress(
@@ -186,15 +186,15 @@ def parse_waiting_address(query: str) -> WaitingAddress:
 def parse_workers_address(query: str) -> WorkersAddress:
     """Read the query string of the list of workers.
 
-    :raises BadAddress: when a name or a value is none that there is, or a value is too long
+    :raises InvalidUrlError: when a name or a value is none that there is, or a value is too long
     """
     given = _given(query, WorkersAddress)
     label = _text(given, "label")
     if label and not label.partition("=")[0].strip():
-        raise BadAddress("The label in the address is not written key=value.")
+        raise InvalidUrlError("The label in the address is not written key=value.")
     group = _text(given, "group")
     if group and group not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", group):
-        raise BadAddress("The group in the address is none of queue, hostname, kind and label:KEY.")
+        raise InvalidUrlError("The group in the address is none of queue, hostname, kind and label:KEY.")
     return WorkersAddress(
         state=_one_of(given, "state", (*WORKER_STATES, UNKNOWN_STATE, ANY)),
         seen=_one_of(given, "seen", SEEN),
@@ -213,7 +213,7 @@ def parse_workers_address(query: str) -> WorkersAddress:
 def parse_worker_address(query: str) -> WorkerAddress:
     """Read the query string of a worker's page.
 
-    :raises BadAddress: when a name or a value is none that there is
+    :raises InvalidUrlError: when a name or a value is none that there is
     """
     given = _given(query, WorkerAddress)
     hours = _one_of(given, "hours", [str(hours) for hours in HOURS])
@@ -228,13 +228,12 @@ def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAd
     """Read the query string of the list of tries.
 
     :param states: the states that a task instance may have
-    :raises BadAddress: when a name or a value is none that there is, a value is too long, or the window ends before it
-        begins
+    :raises InvalidUrlError: when a name or value does not exist, is too long, or the window ends before it begins
     """
     given = _given(query, AttemptsAddress)
     since, until = _moment(given, "since"), _moment(given, "until")
     if since is not None and until is not None and since > until:
-        raise BadAddress("The window in the address ends before it begins.")
+        raise InvalidUrlError("The window in the address ends before it begins.")
     return AttemptsAddress(
         dag_id=_text(given, "dag_id"),
         run_id=_text(given, "run_id"),
@@ -263,24 +262,24 @@ class WrittenDecision:
 def parse_decision(body: bytes) -> WrittenDecision:
     """Read what the form on a worker's page posts.
 
-    :raises BadAddress: when it is not what the form posts, or the note is too long
+    :raises InvalidUrlError: when it is not what the form posts, or the note is too long
     """
     if len(body) > MAX_BODY:
-        raise BadAddress("The form is larger than any of these pages.")
+        raise InvalidUrlError("The form is larger than any of these pages.")
     return decision_of(_parameters(body.decode("latin-1"), plus_is_space=True))
 
 
 def decision_of(given: Mapping[str, str]) -> WrittenDecision:
     """Read the same from a form's fields.
 
-    :raises BadAddress: as :func:`parse_decision`
+    :raises InvalidUrlError: as :func:`parse_decision`
     """
     availability = given.get("availability", "")
     if availability not in AVAILABILITIES:
-        raise BadAddress("A worker can be made available, draining or quarantined, and nothing else.")
+        raise InvalidUrlError("A worker can be made available, draining or quarantined, and nothing else.")
     note = "".join(letter if letter.isprintable() else " " for letter in given.get("note", "")).strip()
     if len(note) > MAX_NOTE_LENGTH:
-        raise BadAddress(f"The note is longer than {MAX_NOTE_LENGTH} characters.")
+        raise InvalidUrlError(f"The note is longer than {MAX_NOTE_LENGTH} characters.")
     return WrittenDecision(availability, note)
 
 
@@ -298,9 +297,9 @@ def _parameters(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
         try:
             name, value = unquote(name, errors="strict"), unquote(value, errors="strict")
         except UnicodeDecodeError:
-            raise BadAddress("The address is not valid UTF-8.") from None
+            raise InvalidUrlError("The address is not valid UTF-8.") from None
         if name in found:
-            raise BadAddress(f"The address gives {name[:40]} twice.")
+            raise InvalidUrlError(f"The address gives {name[:40]} twice.")
         found[name] = value
     return found
 
@@ -314,18 +313,18 @@ def _given(query: str, address: type[ListAddress]) -> dict[str, str]:
     names = [one.name for one in fields(address)]
     for name in given:
         if name not in names:
-            raise BadAddress(f"“{name[:40]}” is no filter of this page; there are {', '.join(names)}.")
+            raise InvalidUrlError(f"“{name[:40]}” is no filter of this page; there are {', '.join(names)}.")
     return given
 
 
 def _id(given: dict[str, str], name: str) -> str:
     value = given.get(name, "")
     if not value or UNFILLED.fullmatch(value):
-        raise BadAddress(f"The address does not say which {name} is meant.")
+        raise InvalidUrlError(f"The address does not say which {name} is meant.")
     if len(value) > MAX_ID_LENGTH:
-        raise BadAddress(f"The {name} in the address is longer than {MAX_ID_LENGTH} characters.")
+        raise InvalidUrlError(f"The {name} in the address is longer than {MAX_ID_LENGTH} characters.")
     if "\0" in value:
-        raise BadAddress(f"The {name} in the address contains a NUL character.")
+        raise InvalidUrlError(f"The {name} in the address contains a NUL character.")
     return value
 
 
@@ -337,7 +336,7 @@ def _integer(given: dict[str, str], name: str, *, minimum: int) -> int | None:
     # No more digits than the largest number has: int() of a megabyte of digits takes its time.
     number = int(value) if re.fullmatch(r"-?[0-9]{1,10}", value) else None
     if number is None or not minimum <= number <= MAX_INTEGER:
-        raise BadAddress(f"The {name} in the address is not a whole number from {minimum} on.")
+        raise InvalidUrlError(f"The {name} in the address is not a whole number from {minimum} on.")
     return number
 
 
@@ -345,7 +344,7 @@ def _offset(given: dict[str, str]) -> int:
     """Return how many entries are skipped: no more than are counted, because all that are skipped have to be sorted."""
     offset = _integer(given, "offset", minimum=0) or 0
     if offset > MAX_TOTAL:
-        raise BadAddress(f"The offset in the address is larger than {MAX_TOTAL:,}: look further with a filter.")
+        raise InvalidUrlError(f"The offset in the address is larger than {MAX_TOTAL:,}: look further with a filter.")
     return offset
 
 
@@ -353,16 +352,16 @@ def _text(given: dict[str, str], name: str, *, longest: int = MAX_ID_LENGTH) -> 
     """Return what was written into a field of a form; what is around it is no part of any name."""
     value = given.get(name, "").strip()
     if len(value) > longest:
-        raise BadAddress(f"The {name} in the address is longer than {longest} characters.")
+        raise InvalidUrlError(f"The {name} in the address is longer than {longest} characters.")
     if "\0" in value:
-        raise BadAddress(f"The {name} in the address contains a NUL character.")
+        raise InvalidUrlError(f"The {name} in the address contains a NUL character.")
     return value
 
 
 def _one_of(given: dict[str, str], name: str, values: Collection[str]) -> str:
     value = given.get(name, "")
     if value and value not in values:
-        raise BadAddress(f"The {name} in the address is none of {', '.join(sorted(filter(None, values)))}.")
+        raise InvalidUrlError(f"The {name} in the address is none of {', '.join(sorted(filter(None, values)))}.")
     return value
 
 
@@ -376,8 +375,8 @@ def _moment(given: dict[str, str], name: str) -> datetime | None:
         found = datetime.fromisoformat(value.replace(" ", "+").replace("Z", "+00:00"))
         found = found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise BadAddress(f"The {name} in the address is not a date and time, such as 2026-01-31T08:00Z.") from None
+        raise InvalidUrlError(f"The {name} in the address is not a date and time, such as 2026-01-31T08:00Z.") from None
     # Days are taken from it and added to it.
     if not 1970 < found.year < 9999:  # noqa: PLR2004
-        raise BadAddress(f"The {name} in the address is not within the years 1971 to 9998.")
+        raise InvalidUrlError(f"The {name} in the address is not within the years 1971 to 9998.")
     return found

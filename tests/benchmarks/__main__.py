@@ -13,8 +13,8 @@ from rich.console import Console
 
 from tests.benchmarks import claim, dispatch, executor, fleet, hook, importing, migration, placement, results, store
 from tests.benchmarks.setting import Setting
-from tests.support.environments import ROOT, EnvironmentFailed
-from tests.support.processes import MissingRequirement
+from tests.support.environments import ROOT, EnvironmentFailedError
+from tests.support.processes import MissingRequirementError
 
 BENCHMARKS = {
     "import": importing.run,
@@ -62,7 +62,7 @@ def main() -> int:
             console.print(f"\n[bold]{name}[/] (load {load:.2f} before)")
             try:
                 result = BENCHMARKS[name](setting)
-            except (MissingRequirement, EnvironmentFailed) as reason:
+            except (MissingRequirementError, EnvironmentFailedError) as reason:
                 console.print(f"[yellow]not measured:[/] {reason}", highlight=False)
                 missing = True
                 continue

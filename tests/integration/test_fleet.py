@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.accounting import WITNESS, attempts, witnessed
 from tests.support.deployment import Deployment
-from tests.support.processes import MissingRequirement, stop
+from tests.support.processes import MissingRequirementError, stop
 from tests.support.services import Redis
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def own_redis() -> Iterator[Redis]:
     """Run a Redis that a test may stop."""
     try:
         server = Redis()
-    except MissingRequirement as missing:
+    except MissingRequirementError as missing:
         pytest.skip(str(missing))
     with server:
         yield server

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.support.processes import TIME_FACTOR, MissingRequirement
+from tests.support.processes import TIME_FACTOR, MissingRequirementError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def chromium_path() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    raise MissingRequirement("Chromium", "apt-get install chromium")
+    raise MissingRequirementError("Chromium", "apt-get install chromium")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from tests.support import guardian, lost_tries
 from tests.support.environments import BUILD, FOREIGN_VARIABLES
 from tests.support.processes import (
     TIME_FACTOR,
-    NotInTime,
+    WaitTimeoutError,
     accepts_connections,
     end,
     free_port,
@@ -661,9 +661,9 @@ class Deployment:
 
         try:
             state = self.wait_for(ended, timeout, f"{dag_id}/{run_id} to end")
-        except NotInTime as late:
+        except WaitTimeoutError as late:
             left = [str(row) for row in self.task_instances(dag_id, run_id) if row["state"] != "success"]
-            raise NotInTime("\n".join([str(late), *left, lost_tries.explain(self, dag_id, run_id)])) from None
+            raise WaitTimeoutError("\n".join([str(late), *left, lost_tries.explain(self, dag_id, run_id)])) from None
         assert state is not None
         if expect is not None and state != expect:
             tries = lost_tries.explain(self, dag_id, run_id)

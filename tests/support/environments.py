@@ -60,7 +60,7 @@ FOREIGN_VARIABLES = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTEC
 LAYOUT = 2
 
 
-class EnvironmentFailed(RuntimeError):  # noqa: N818
+class EnvironmentFailedError(RuntimeError):
     """An environment could not be made; the message ends with what the failed command printed."""
 
 
@@ -91,7 +91,7 @@ class Environment:
         """Return the path of one of the environment's commands."""
         path = self.bin / name
         if not path.exists():
-            raise EnvironmentFailed(f"{self.path} has no command {name!r}")
+            raise EnvironmentFailedError(f"{self.path} has no command {name!r}")
         return str(path)
 
     def run(
@@ -118,7 +118,7 @@ def tools() -> Path:
             pip = [path / "bin" / "python", "-m", "pip", "install", "--quiet", "--constraint", pins]
             _run([*pip, "hatchling"])
             # Without uv everything is the same, only slower.
-            with contextlib.suppress(EnvironmentFailed):
+            with contextlib.suppress(EnvironmentFailedError):
                 _run([*pip, "uv"])
         return path / "bin" / "python"
 
@@ -143,7 +143,7 @@ def airflow(version: str = LATEST_AIRFLOW, extras: Sequence[str] = ALL_EXTRAS) -
     """Make, or find, the environment of one Airflow with these extras and without this project."""
     constraints = CONSTRAINTS / f"airflow-{version}.txt"
     if not constraints.exists():
-        raise EnvironmentFailed(f"there are no constraints for Airflow {version}: {constraints} is missing")
+        raise EnvironmentFailedError(f"there are no constraints for Airflow {version}: {constraints} is missing")
     requirements = [
         f"apache-airflow=={version}",
         "apache-airflow-providers-standard",
@@ -291,7 +291,7 @@ def _require_ensurepip() -> None:
     if os.geteuid() == 0 and shutil.which("apt-get"):
         _run(["apt-get", "install", "--yes", "--quiet", package], timeout=600)
         return
-    raise EnvironmentFailed(f"this Python cannot make virtual environments: install {package} first")
+    raise EnvironmentFailedError(f"this Python cannot make virtual environments: install {package} first")
 
 
 def _run(
@@ -316,7 +316,7 @@ def _run(
     )
     if done.returncode != 0:
         words = " ".join(str(part) for part in command)
-        raise EnvironmentFailed(f"{words}\nended with {done.returncode}:\n{done.stdout[-4000:]}")
+        raise EnvironmentFailedError(f"{words}\nended with {done.returncode}:\n{done.stdout[-4000:]}")
     return done.stdout
 
 
@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             made = docs()
         else:
             made = {"dev": dev, "airflow": airflow, "installed": installed}[args.what](args.version).path
-    except EnvironmentFailed as error:
+    except EnvironmentFailedError as error:
         print(error, file=sys.stderr)
         return 1
     print(made)

@@ -83,7 +83,7 @@ class FailedTry:
         )
 
 
-class UnexpectedEnd(AssertionError):  # noqa: N818
+class UnexpectedEndError(AssertionError):
     """A run did not end as its test expects; the message says which tries failed, and what the logs have of them."""
 
 
@@ -137,7 +137,7 @@ def run_to_end(
             explained = _lost_is_all_that_failed(airflow.task_instances(dag_id, run_id), lost)
         if repeat == REPEATS or not lost or not explained:
             wanted = expect if tries is None else f"{expect} after {tries} tries"
-            raise UnexpectedEnd(
+            raise UnexpectedEndError(
                 f"{dag_id}/{run_id} is {state} after {had} tries, not {wanted}\n{explain(airflow, dag_id, run_id)}"
             )
         reasons = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in lost)

@@ -26,11 +26,11 @@ TIME_FACTOR = float(os.environ.get("WORKER_INSIGHT_TIME_FACTOR", "3"))
 _given_ports: set[int] = set()
 
 
-class NotInTime(AssertionError):  # noqa: N818
+class WaitTimeoutError(AssertionError):
     """A condition did not come true in time."""
 
 
-class MissingRequirement(RuntimeError):  # noqa: N818
+class MissingRequirementError(RuntimeError):
     """Something that a test needs is not installed on this machine."""
 
     def __init__(self, name: str, hint: str) -> None:
@@ -69,7 +69,7 @@ def wait_for(
         if value:
             return value
         if time.monotonic() > deadline:
-            raise NotInTime(f"waited {timeout:g} s for {what}; last seen: {value!r}")
+            raise WaitTimeoutError(f"waited {timeout:g} s for {what}; last seen: {value!r}")
         time.sleep(interval)
 
 

@@ -18,7 +18,7 @@ import psycopg2.extras
 import redis
 
 from tests.support import guardian
-from tests.support.processes import MissingRequirement, end, free_port, stop, tail, wait_for, working_below
+from tests.support.processes import MissingRequirementError, end, free_port, stop, tail, wait_for, working_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ class Postgres(_Service):
             return Path(command).resolve().parent
         candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if not candidates:
-            raise MissingRequirement("PostgreSQL", "apt-get install postgresql")
+            raise MissingRequirementError("PostgreSQL", "apt-get install postgresql")
         return candidates[-1].parent
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -221,7 +221,7 @@ class Redis(_Service):
         self._keeps = keeps
         command = shutil.which("redis-server")
         if command is None:
-            raise MissingRequirement("Redis", "apt-get install redis-server")
+            raise MissingRequirementError("Redis", "apt-get install redis-server")
         self._command = command
         self._numbers = itertools.count()
         super().__init__()

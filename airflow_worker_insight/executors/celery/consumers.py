@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.executors import celery_teams
 from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
-from airflow_worker_insight.executors.celery.queues import own_queue, settle
-from airflow_worker_insight.registry.observations import EngineTrouble
+from airflow_worker_insight.executors.celery.queues import own_queue, sync_consumers
+from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.timeouts import Bounded
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -41,7 +41,7 @@ GIVES_UP_AFTER = 3
 """Questions that fail one after the other before nothing is placed any more."""
 
 
-class Asking:
+class ConsumerManager:
     """Asks the workers of one executor. A node is a worker as :attr:`.WorkerRow.known_as` names it."""
 
     def __init__(self, app: Any) -> None:
@@ -101,8 +101,8 @@ class Asking:
             return
         self._held = frozenset(hold)
         try:
-            answers = self._asking.ask(partial(settle, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
-        except EngineTrouble as error:
+            answers = self._asking.ask(partial(sync_consumers, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
+        except SourceUnavailableError as error:
             self.trouble = str(error)
             return
         except Exception as error:  # noqa: BLE001

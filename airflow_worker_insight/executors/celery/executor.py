@@ -15,10 +15,10 @@ from kombu.exceptions import OperationalError
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import local_executor
-from airflow_worker_insight.executors.base import PlacesTasks, is_task, try_key
-from airflow_worker_insight.executors.celery.monitor import Watch
+from airflow_worker_insight.executors.base import PlacementMixin, is_task, try_key
+from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.placement.service import Asked, Desk
+from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
 from airflow_worker_insight.store import placements, session
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ PROBE_SECONDS = 1.0
 """How long the broker may take at most to accept a connection, where tasks are held while it is away."""
 
 
-class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
+class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     """Places each task on a Celery worker: see ``docs/explanation/placement.md``."""
 
     plainly = "sends them as Airflow's own CeleryExecutor does"
 
-    def make_watch(self, desk: Desk) -> Watch:
+    def make_watch(self, desk: PlacementService) -> CeleryWorkerMonitor:
         """Return what watches the Celery workers."""
-        return Watch(self.celery_app_here(), desk)
+        return CeleryWorkerMonitor(self.celery_app_here(), desk)
 
     def celery_app_here(self) -> Any:
         """Return the Celery app of this executor."""
@@ -118,13 +118,13 @@ class WorkerInsightCeleryExecutor(PlacesTasks, CeleryExecutor):
         by_key = {try_key(item[0]): item for item in tasks}
         placed = self.place([self._asked(key, item) for key, item in by_key.items()], slots)
         if placed is None:
-            self.note_plain(item[0] for item in tasks[:slots])
+            self.note_fallback(item[0] for item in tasks[:slots])
             return tasks[:slots]
         return [_with_queue(by_key[one.asked.key], self._own_queue(one)) for one in placed]
 
-    def _asked(self, key: TryKey, item: tuple[Any, ...]) -> Asked:
+    def _asked(self, key: TryKey, item: tuple[Any, ...]) -> PlacementRequest:
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(item[0]))
-        return Asked(key, item[2], executor_config, pool)
+        return PlacementRequest(key, item[2], executor_config, pool)
 
     # --- adoption
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.executors.celery import reclaim
-from airflow_worker_insight.executors.celery.consumers import Asking
+from airflow_worker_insight.executors.celery.consumers import ConsumerManager
 from airflow_worker_insight.executors.celery.queues import own_queue
 from airflow_worker_insight.executors.celery.rebalance import level
-from airflow_worker_insight.executors.monitor import Rounds
+from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.slow_workers import Ran, slowness
 from airflow_worker_insight.registry.poll import refresh
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.workers import WorkerRow
-    from airflow_worker_insight.executors.placement.service import Desk
+    from airflow_worker_insight.executors.placement.service import PlacementService
     from airflow_worker_insight.store.attempts.durations import Stay
 
 LEVEL_EVERY = 5.0
@@ -61,23 +61,23 @@ FIRST_LOOK_WITHIN = 15.0
 """Seconds from the start for which somebody else's first look at the workers is waited for."""
 
 
-class Watch(Rounds):
+class CeleryWorkerMonitor(WorkerMonitor):
     """Watches the Celery workers of one executor."""
 
     thread_name = "worker-insight-placing"
 
-    def __init__(self, app: Any, desk: Desk) -> None:
+    def __init__(self, app: Any, desk: PlacementService) -> None:
         super().__init__()
         self.app = app
         self.desk = desk
-        self.asking = Asking(app)
+        self.asking = ConsumerManager(app)
         self._made_at = time.monotonic()
         self._level_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
         self._removed: frozenset[str] = frozenset()
 
-    def go_round(self) -> None:
+    def run_once(self) -> None:
         """Do everything that is due once."""
         if config.enabled() and self.tables_trouble() is None:
             # The API servers of Airflow 3 do it too; whoever finds it due is the one.

@@ -39,7 +39,7 @@ def as_declared(app: Any, name: str) -> Any:
     return queue
 
 
-def settle(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
+def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """Have each worker consume its own queue, or not; return the queues that each one which answered consumes now.
 
     It waits for answers, some seconds at most, and raises what keeps it from asking.

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from airflow_worker_insight.domain.workers import WorkerRow
-    from airflow_worker_insight.executors.celery.consumers import Asking
+    from airflow_worker_insight.executors.celery.consumers import ConsumerManager
     from airflow_worker_insight.executors.placement.policy import Candidate
-    from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+    from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ LEASE = "placing"
 """The row of the engines' table by which one scheduler at a time takes back."""
 
 
-def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
+def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: Snapshot) -> None:
     """Do all of it once, unless another scheduler is at it.
 
     :param asking: what is known of who consumes what
@@ -63,21 +63,21 @@ def level(app: Any, desk: Desk, asking: Asking, snapshot: Snapshot) -> None:
     if not usable and desk.rules.fallback == WAIT:
         # There is nobody to give it to.
         return
-    take_back = partial(reclaim.take_back, app, desk=desk)
+    reclaim_tasks = partial(reclaim.reclaim_tasks, app, desk=desk)
     ends_at = time.monotonic() + BEGINS_WITHIN
     moves = []
     for queue, refs in queues.items():
         is_gone = _is_gone(queue, living, asking)
         if is_gone is not None:
             came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
-            moves.append(partial(take_back, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
+            moves.append(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
     # By turns: there may be no time for all of them.
     random.shuffle(moves)
     with _lease(bool(moves)) as is_ours:
         # What nobody has room for, or may have, stays there and keeps nothing else from its place.
         moved = sum(_do(move) for move in moves if is_ours and time.monotonic() < ends_at)
     if not moved:
-        _relieve_some(take_back, usable, snapshot, loads, ends_at=ends_at)
+        _relieve_some(reclaim_tasks, usable, snapshot, loads, ends_at=ends_at)
 
 
 def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
@@ -96,7 +96,7 @@ def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
     )
 
 
-def _is_gone(queue: str, living: list[WorkerRow], asking: Asking) -> bool | None:
+def _is_gone(queue: str, living: list[WorkerRow], asking: ConsumerManager) -> bool | None:
     """Return whether the worker of an own queue is no more; ``None`` where nothing is to be taken back from it."""
     one = next((one for one in living if own_queue(one.worker_id) == queue), None)
     if one is None:
@@ -111,7 +111,7 @@ def _is_gone(queue: str, living: list[WorkerRow], asking: Asking) -> bool | None
 
 
 def _relieve_some(
-    take_back: Callable[..., int],
+    reclaim_tasks: Callable[..., int],
     usable: list[Candidate],
     snapshot: Snapshot,
     loads: Mapping[int, int],
@@ -127,14 +127,14 @@ def _relieve_some(
         if is_ours and fast and slow:
             # The others may have more than their share for once: there it is done sooner all the same.
             room = {one.ref: one.capacity + one.concurrency for one in fast}
-            _relieve(take_back, slow, room, snapshot, loads, ends_at=ends_at)
+            _relieve(reclaim_tasks, slow, room, snapshot, loads, ends_at=ends_at)
         elif is_ours:
             room = {one.ref: one.concurrency for one in idle}
-            _relieve(take_back, busy, room, snapshot, loads, ends_at=ends_at)
+            _relieve(reclaim_tasks, busy, room, snapshot, loads, ends_at=ends_at)
 
 
 def _relieve(
-    take_back: Callable[..., int],
+    reclaim_tasks: Callable[..., int],
     busy: list[Candidate],
     room: Mapping[int, int],
     snapshot: Snapshot,
@@ -159,7 +159,7 @@ def _relieve(
             return
         most = min(free, loads[one.ref] - one.concurrency)
         queue = own_queue(one.worker_id)
-        free -= _do(partial(take_back, queue=queue, snapshot=snapshot, came_from=one.name, most=most))
+        free -= _do(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=one.name, most=most))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.celery.queues import as_declared, own_queue
-from airflow_worker_insight.executors.placement.service import Asked, Placed
+from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementResult
 from airflow_worker_insight.registry.sources.celery import connected
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
@@ -32,7 +32,7 @@ from airflow_worker_insight.store.clock import database_now
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+    from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
     from airflow_worker_insight.store.placements import Placement
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
 """What Celery has written beside a message, its headers and its kind."""
 
 
-def take_back(
+def reclaim_tasks(
     app: Any,
     queue: str,
-    desk: Desk,
+    desk: PlacementService,
     snapshot: Snapshot,
     *,
     came_from: str,
@@ -139,7 +139,7 @@ def _place_again(
     source: Any,
     messages: Sequence[Any],
     known: dict[tuple[str, str, str, int], Placement],
-    desk: Desk,
+    desk: PlacementService,
     snapshot: Snapshot,
     *,
     most: int,
@@ -168,12 +168,14 @@ def _place_again(
             key: one for key, one in placements.open_of(connection, queued).items() if one.own_queue != source.name
         }
         asked = [
-            Asked(key, one.queue, one.executor_config, one.pool) for key, one in queued.items() if key not in later
+            PlacementRequest(key, one.queue, one.executor_config, one.pool)
+            for key, one in queued.items()
+            if key not in later
         ]
         decided = desk.decide(connection, asked, snapshot, most=most)
         # What would come back to where it is stays, or this would go on and on with it.
         placed = [one for one in decided if not one.waits and _target(one)[1] != source.name]
-    sent: list[Placed] = []
+    sent: list[PlacementResult] = []
     try:
         for one in placed:
             message = by_key[one.asked.key]
@@ -198,7 +200,7 @@ def _place_again(
     return len(placed), left
 
 
-def _moved(one: Placed, known: dict[tuple[str, str, str, int], Placement], note: str) -> Placement:
+def _moved(one: PlacementResult, known: dict[tuple[str, str, str, int], Placement], note: str) -> Placement:
     """Return what is written of it: it goes on from where it was placed first, by which its scheduler knows it."""
     before = known.get(one.asked.key.task_instance.as_tuple())
     placed_at = before.placed_at if before is not None and before.key == one.asked.key else None
@@ -214,7 +216,7 @@ def _put_back(source: Any, message: Any) -> None:
         message.reject(requeue=True)
 
 
-def _target(one: Placed) -> tuple[str | None, str]:
+def _target(one: PlacementResult) -> tuple[str | None, str]:
     """Return the own queue of the worker, if there is one, and the queue to send to."""
     worker = one.decision.worker
     return (None, one.asked.queue) if worker is None else (own_queue(worker.worker_id),) * 2

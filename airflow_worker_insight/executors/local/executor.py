@@ -21,13 +21,13 @@ from airflow_worker_insight import config, identity
 from airflow_worker_insight.capture.direct import worker_record
 from airflow_worker_insight.compat import local_executor
 from airflow_worker_insight.domain.reasons import LEAST_LOADED
-from airflow_worker_insight.executors.base import OLD_AFTER, PlacesTasks, is_task, try_key
+from airflow_worker_insight.executors.base import OLD_AFTER, PlacementMixin, is_task, try_key
 from airflow_worker_insight.executors.local.forking import late_signals, run_as, with_variables
-from airflow_worker_insight.executors.local.monitor import OwnWorker, OwnWorkers
+from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
 from airflow_worker_insight.executors.local.settings import LocalWorker, parse_local_workers
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task
 from airflow_worker_insight.executors.placement.rules import WAIT, Rules
-from airflow_worker_insight.executors.placement.service import Asked
+from airflow_worker_insight.executors.placement.service import PlacementRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRecord
-    from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+    from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 
 NAME_VARIABLE = "AIRFLOW__WORKER_INSIGHT__WORKER_NAME"
 
@@ -190,7 +190,7 @@ class NamedWorkers(LocalExecutor):
         self.change_state(key, state, info, remove_running=is_over and not is_elsewhere)
 
 
-class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
+class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
     """Places each task on one of the scheduler's local workers: see ``docs/how-to/local-workers.md``."""
 
     plainly = "runs them on whichever of its workers has the least to do"
@@ -210,18 +210,18 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
         # Local workers share no queue, and nothing waits at them.
         return replace(rules, fallback=WAIT, backlog=0)
 
-    def make_watch(self, desk: Desk) -> OwnWorkers:  # noqa: ARG002
+    def make_watch(self, desk: PlacementService) -> LocalWorkerMonitor:  # noqa: ARG002
         """Return what makes the workers known and watches what is decided of them."""
-        return OwnWorkers([OwnWorker(one.record, one.parallelism) for one in self._workers])
+        return LocalWorkerMonitor([OwnWorker(one.record, one.parallelism) for one in self._workers])
 
     def at_rest(self) -> AbstractContextManager[None]:
         """Keep the thread that watches the workers from beginning anything meanwhile."""
-        return self._watch.at_rest() if isinstance(self._watch, OwnWorkers) else super().at_rest()
+        return self._watch.at_rest() if isinstance(self._watch, LocalWorkerMonitor) else super().at_rest()
 
     def own_queue(self, worker: Candidate) -> None:
         """Return nothing: tasks are handed to a worker's processes."""
 
-    def as_now(self, snapshot: Snapshot, asked: Sequence[Asked]) -> Snapshot:
+    def as_now(self, snapshot: Snapshot, asked: Sequence[PlacementRequest]) -> Snapshot:
         """Return what is known of the workers with what each runs now; they take tasks of every queue."""
         by_id = {one.record.worker_id: one for one in self._workers}
         queues = frozenset(one.queue for one in asked)
@@ -292,7 +292,7 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
         placed = None if self._watch is None else self.place(asked, slots)
         if placed is None:
             chosen = self._by_load(asked, slots)
-            self.note_plain(by_key[key][0] for key in chosen)
+            self.note_fallback(by_key[key][0] for key in chosen)
         else:
             by_id = {one.record.worker_id: one for one in self._workers}
             chosen = {
@@ -300,11 +300,11 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
             }
         return [(*by_key[key], one) for key, one in chosen.items()]
 
-    def _asked(self, key: Any, queue: str) -> Asked:
+    def _asked(self, key: Any, queue: str) -> PlacementRequest:
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(key))
-        return Asked(try_key(key), queue, executor_config, pool)
+        return PlacementRequest(try_key(key), queue, executor_config, pool)
 
-    def _by_load(self, asked: Sequence[Asked], slots: int) -> dict[TryKey, Processes]:
+    def _by_load(self, asked: Sequence[PlacementRequest], slots: int) -> dict[TryKey, Processes]:
         """Choose without the registry: of those that were available a moment ago the one with the least to do."""
         snapshot = None if self._watch is None else self._watch.snapshot()
         is_known = (
@@ -343,11 +343,11 @@ class WorkerInsightLocalExecutor(PlacesTasks, NamedWorkers):
         super().sync()
         for one in self._workers:
             for key in one.lost():
-                if is_task(key) and isinstance(self._watch, OwnWorkers):
+                if is_task(key) and isinstance(self._watch, LocalWorkerMonitor):
                     self._watch.doubt(try_key(key))
                 else:
                     self._let_go(key)
-        if isinstance(self._watch, OwnWorkers) and (over := set(self._watch.take_over())):
+        if isinstance(self._watch, LocalWorkerMonitor) and (over := set(self._watch.take_over())):
             for key in [key for key in self.running if is_task(key) and try_key(key) in over]:
                 self._let_go(key)
 

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
-from airflow_worker_insight.executors.monitor import Rounds
+from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.registry.poll import refresh
 from airflow_worker_insight.store import airflow_history, placements, session
@@ -46,7 +46,7 @@ class OwnWorker:
     concurrency: int
 
 
-class OwnWorkers(Rounds):
+class LocalWorkerMonitor(WorkerMonitor):
     """Makes a scheduler's own workers known, and watches what is decided of them."""
 
     thread_name = "worker-insight-own-workers"
@@ -83,7 +83,7 @@ class OwnWorkers(Rounds):
         """Return those of the doubted tries that have turned out to be over since the last time."""
         return [self._over.popleft() for _ in range(len(self._over))]
 
-    def go_round(self) -> None:
+    def run_once(self) -> None:
         """Do everything that is due once."""
         with self._busy:
             if not self._read():

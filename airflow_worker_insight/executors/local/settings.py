@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from airflow_worker_insight.domain.names import PLAIN_LOCAL, clean
-from airflow_worker_insight.executors.placement.rules import BadRules
+from airflow_worker_insight.executors.placement.rules import PlacementConfigError
 
 MAX_WORKERS = 64
 MAX_CONCURRENCY = 1_000
@@ -30,16 +30,16 @@ def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
     """Read ``etl:8, reports:2``; names without a number share evenly what the others leave, each at least one.
 
     :param parallelism: how many tasks the executor runs at once; 0 is without limit
-    :raises BadRules: with what is wrong, for an operator
+    :raises PlacementConfigError: with what is wrong, for an operator
     """
     asked = [_item(item.strip()) for item in re.split(r"[,\n]", setting)]
     if len(asked) > MAX_WORKERS:
-        raise BadRules(f"{_WHERE} names {len(asked)} workers: it may name at most {MAX_WORKERS}")
+        raise PlacementConfigError(f"{_WHERE} names {len(asked)} workers: it may name at most {MAX_WORKERS}")
     # Not every database tells letters from capitals.
     known: set[str] = set()
     for name, _ in asked:
         if name.lower() in known:
-            raise BadRules(f"{_WHERE} names the worker {name} twice")
+            raise PlacementConfigError(f"{_WHERE} names the worker {name} twice")
         known.add(name.lower())
     sharing = sum(number is None for _, number in asked)
     left = (parallelism or UNLIMITED) - sum(number or 0 for _, number in asked)
@@ -57,17 +57,17 @@ def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
 def _item(item: str) -> tuple[str, int | None]:
     name, colon, number = (part.strip() for part in item.partition(":"))
     if not name:
-        raise BadRules(f"{_WHERE} is a list of name or name:number, and has an item without a name")
+        raise PlacementConfigError(f"{_WHERE} is a list of name or name:number, and has an item without a name")
     if not _NAME.fullmatch(name):
-        raise BadRules(
+        raise PlacementConfigError(
             f"{_WHERE}: {clean(repr(name), 80)} is no name of a worker: that is at most 63 of A-Z a-z 0-9 . _ -"
         )
     if name.lower() == PLAIN_LOCAL:
-        raise BadRules(f"{_WHERE}: the name {name} is that of the worker of Airflow's own LocalExecutor")
+        raise PlacementConfigError(f"{_WHERE}: the name {name} is that of the worker of Airflow's own LocalExecutor")
     if not colon:
         return name, None
     if not re.fullmatch(r"[0-9]{1,9}", number) or not 0 < int(number) <= MAX_CONCURRENCY:
-        raise BadRules(
+        raise PlacementConfigError(
             f"{_WHERE}: {name}:{clean(number, 40)} does not say how many tasks it runs at once: that is a whole number "
             f"from 1 to {MAX_CONCURRENCY}"
         )

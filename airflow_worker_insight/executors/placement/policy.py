@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import (
     AGAIN,
-    BAD_WISH,
     ELSEWHERE,
     FULL,
+    INVALID_REQUEST,
     LEAST_LOADED,
     NO_LABEL,
     NO_SUCH_WORKER,
@@ -46,7 +46,7 @@ PATIENCE = 30.0
 take longer than the task would on it."""
 
 
-class UnknownStrategy(ValueError):  # noqa: N818
+class UnknownStrategyError(ValueError):
     """A strategy that there is not; the message names those that there are."""
 
 
@@ -132,7 +132,7 @@ class Placer:
         :param history: when each worker (by ``ref``) was given something last, in seconds; the placer updates it, so
             that workers with equal scores take turns, also from one placer to the next
         :param now: the same clock's time, which never goes back
-        :raises UnknownStrategy: for any other strategy
+        :raises UnknownStrategyError: for any other strategy
         """
         check_strategy(strategy)
         self._strategy = strategy
@@ -149,7 +149,7 @@ class Placer:
     def place(self, task: Task) -> Decision:
         """Decide where a task goes, and count it there."""
         if task.trouble is not None:
-            return Decision(None, BAD_WISH, _line(f"waits: {task.trouble}"))
+            return Decision(None, INVALID_REQUEST, _line(f"waits: {task.trouble}"))
         eligible = self._eligible_for(task)
         index, reason = self._choose(eligible, task)
         if index is None:
@@ -326,10 +326,10 @@ class _Eligible:
 def check_strategy(strategy: str) -> None:
     """Refuse a strategy that there is not.
 
-    :raises UnknownStrategy: with a message for an operator
+    :raises UnknownStrategyError: with a message for an operator
     """
     if strategy not in STRATEGIES:
-        raise UnknownStrategy(
+        raise UnknownStrategyError(
             f"[worker_insight] placement_strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}"
         )
 

@@ -39,7 +39,7 @@ OWN_KEY = "worker_insight"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 
 
-class BadRules(ValueError):  # noqa: N818
+class PlacementConfigError(ValueError):
     """A setting, or what a task asks for, that makes no sense; the message says what, for whoever wrote it."""
 
 
@@ -80,7 +80,7 @@ class Rules:
     def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:
         """Return the labels that a worker must have for a task; where pool and task differ, the task's count.
 
-        :raises BadRules: when what the task asks for makes no sense
+        :raises PlacementConfigError: when what the task asks for makes no sense
         """
         return {**self.pool_labels.get(pool or "", {}), **asked_labels(executor_config)}
 
@@ -93,10 +93,14 @@ def read_rules() -> Rules:
     strategy, fallback = config.placement_strategy(), config.placement_fallback()
     check_strategy(strategy)
     if fallback not in FALLBACKS:
-        raise BadRules(f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}")
+        raise PlacementConfigError(
+            f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}"
+        )
     when_unseen = config.when_workers_unseen()
     if when_unseen not in WHEN_UNSEEN:
-        raise BadRules(f"[worker_insight] when_workers_unseen is one of {', '.join(WHEN_UNSEEN)}, not {when_unseen!r}")
+        raise PlacementConfigError(
+            f"[worker_insight] when_workers_unseen is one of {', '.join(WHEN_UNSEEN)}, not {when_unseen!r}"
+        )
     return Rules(
         strategy,
         _backlog(config.placement_backlog()),
@@ -113,7 +117,9 @@ def _backlog(setting: str | None) -> int | None:
     if setting is None:
         return None
     if not setting.strip().isdecimal():
-        raise BadRules(f"[worker_insight] placement_backlog is a whole number, 0 or more, or empty, not {setting!r}")
+        raise PlacementConfigError(
+            f"[worker_insight] placement_backlog is a whole number, 0 or more, or empty, not {setting!r}"
+        )
     return int(setting)
 
 
@@ -123,7 +129,7 @@ def _slow_from(setting: str) -> float:
     except ValueError:
         found = nan
     if not (found == 0 or LEAST_SLOW_FROM <= found < inf):
-        raise BadRules(
+        raise PlacementConfigError(
             f"[worker_insight] placement_slow_from is a number of {LEAST_SLOW_FROM:g} or more, or 0, not {setting!r}"
         )
     return found
@@ -136,7 +142,7 @@ def parse_pool_labels(
 
     :param option: the setting's name
     :param whose: what the labels are of
-    :raises BadRules: for anything else
+    :raises PlacementConfigError: for anything else
     """
     if setting is None or not setting.strip():
         return {}
@@ -145,7 +151,7 @@ def parse_pool_labels(
         try:
             given = json.loads(setting)
         except (ValueError, RecursionError) as error:
-            raise BadRules(f"{where} is no JSON: {error}") from None
+            raise PlacementConfigError(f"{where} is no JSON: {error}") from None
         return {pool: _labels(labels, f"{where}, {whose} {pool!r},") for pool, labels in given.items()}
     found: dict[str, dict[str, str]] = {}
     for item in filter(None, (part.strip() for part in re.split(r"[,\n]", setting))):
@@ -153,7 +159,7 @@ def parse_pool_labels(
         pool, colon, label = item.rpartition(":")
         key, equals, value = label.partition("=")
         if not (pool and colon and equals):
-            raise BadRules(f"{where} is a list of {whose}:key=value, and {item!r} is none")
+            raise PlacementConfigError(f"{where} is a list of {whose}:key=value, and {item!r} is none")
         found.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
     return found
 
@@ -161,7 +167,7 @@ def parse_pool_labels(
 def asked_labels(executor_config: Any) -> dict[str, str]:
     """Return the labels that a task asks for in its ``executor_config``: ``{"worker_insight": {"labels": {…}}}``.
 
-    :raises BadRules: when it asks for something that there is not
+    :raises PlacementConfigError: when it asks for something that there is not
     """
     return _labels(_own(executor_config).get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
 
@@ -169,11 +175,11 @@ def asked_labels(executor_config: Any) -> dict[str, str]:
 def asked_worker(executor_config: Any) -> str | None:
     """Return the name of the worker that a task asks for: ``{"worker_insight": {"worker": "…"}}``.
 
-    :raises BadRules: when it asks for something that there is not
+    :raises PlacementConfigError: when it asks for something that there is not
     """
     name = _own(executor_config).get("worker")
     if name is not None and (not isinstance(name, str) or not name or clean(name, NAME_LENGTH) != name):
-        raise BadRules(f'in its executor_config["{OWN_KEY}"] the worker {clean(repr(name), 80)} is no name')
+        raise PlacementConfigError(f'in its executor_config["{OWN_KEY}"] the worker {clean(repr(name), 80)} is no name')
     return name
 
 
@@ -182,9 +188,9 @@ def _own(executor_config: Any) -> Mapping[str, Any]:
         return {}
     own = executor_config[OWN_KEY]
     if not isinstance(own, dict):
-        raise BadRules(f'its executor_config["{OWN_KEY}"] is no mapping with "labels", "worker", or both')
+        raise PlacementConfigError(f'its executor_config["{OWN_KEY}"] is no mapping with "labels", "worker", or both')
     for name in own.keys() - {"labels", "worker"}:
-        raise BadRules(
+        raise PlacementConfigError(
             f'its executor_config["{OWN_KEY}"] has {clean(repr(name), 80)}: there are "labels" and "worker" only'
         )
     return own
@@ -192,10 +198,10 @@ def _own(executor_config: Any) -> Mapping[str, Any]:
 
 def _labels(given: Any, where: str) -> dict[str, str]:
     if not isinstance(given, dict) or len(given) > MAX_LABELS:
-        raise BadRules(f"{where} the labels are no mapping of at most {MAX_LABELS} keys to texts")
+        raise PlacementConfigError(f"{where} the labels are no mapping of at most {MAX_LABELS} keys to texts")
     for key, value in given.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise BadRules(f"{where} {clean(repr(key), 80)} is no key of a label")
+            raise PlacementConfigError(f"{where} {clean(repr(key), 80)} is no key of a label")
         if not isinstance(value, str) or not value or clean(value, LABEL_VALUE_LENGTH) != value:
-            raise BadRules(f"{where} {key}={clean(repr(value), 80)} is no label: its value is a text")
+            raise PlacementConfigError(f"{where} {key}={clean(repr(value), 80)} is no label: its value is a text")
     return dict(given)

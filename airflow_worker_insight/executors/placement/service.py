@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import BAD_WISH, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.domain.reasons import INVALID_REQUEST, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.executors.placement.policy import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.placement.rules import SHARED_QUEUE as TO_SHARED_QUEUE
-from airflow_worker_insight.executors.placement.rules import BadRules, asked_worker
+from airflow_worker_insight.executors.placement.rules import PlacementConfigError, asked_worker
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEPT_FOR = 60.0
 """Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""
 
-STAYS = (OTHERS_FULL, BAD_WISH)
+STAYS = (OTHERS_FULL, INVALID_REQUEST)
 """Why a task waits also where the fallback is the shared queue, which would lead a retry back to the worker that failed
 it; and what makes no sense is for a person to mend."""
 
@@ -35,7 +35,7 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PlacementRequest:
     """A task that is to be placed, as its executor has it."""
 
     key: TryKey
@@ -66,10 +66,10 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacementResult:
     """A task with its decision."""
 
-    asked: Asked
+    asked: PlacementRequest
     decision: Decision
 
     @property
@@ -93,7 +93,7 @@ class Placed:
         )
 
 
-class Desk:
+class PlacementService:
     """Decides for one executor; what it gave to whom last is kept from one batch to the next.
 
     The scheduler's loop uses it, and the watch beside it for what it takes back.
@@ -108,8 +108,8 @@ class Desk:
         self._failed: dict[TryKey, tuple[float, frozenset[str]]] = {}
 
     def decide(
-        self, connection: Connection, asked: Sequence[Asked], snapshot: Snapshot, *, most: int | None = None
-    ) -> list[Placed]:
+        self, connection: Connection, asked: Sequence[PlacementRequest], snapshot: Snapshot, *, most: int | None = None
+    ) -> list[PlacementResult]:
         """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
 
         What people have decided of the workers since the snapshot counts: nothing is placed on one that has been
@@ -119,16 +119,16 @@ class Desk:
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
         failed = self._who_failed(connection, [one.key for one in asked if one.key.try_number > 1])
         pools = self._pools(connection, asked)
-        withheld = worker_queries.withheld(connection)
+        unavailable_workers = worker_queries.unavailable_workers(connection)
         candidates = [
             replace(
                 one,
                 load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0),
-                availability=withheld.get(one.ref, one.availability),
+                availability=unavailable_workers.get(one.ref, one.availability),
             )
             for one in snapshot.candidates
         ]
-        found: list[Placed] = []
+        found: list[PlacementResult] = []
         left = len(asked) if most is None else most
         with self._lock:
             refs = {one.ref for one in candidates}
@@ -140,7 +140,7 @@ class Desk:
                 decision = placer.place(self._task(one, pools, failed))
                 if snapshot.may_share:
                     decision = self._fallback(decision, one)
-                found.append(Placed(one, decision))
+                found.append(PlacementResult(one, decision))
                 left -= not found[-1].waits
         return found
 
@@ -160,14 +160,16 @@ class Desk:
             self._failed = {**kept, **{key: (now, names) for key, names in failed.items()}}
         return failed
 
-    def _task(self, one: Asked, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]) -> Task:
+    def _task(
+        self, one: PlacementRequest, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]
+    ) -> Task:
         key = one.key
         labels: dict[str, str] = {}
         worker = trouble = None
         try:
             worker = asked_worker(one.executor_config)
             labels = self.rules.labels_for(one.pool or pools.get(key), one.executor_config)
-        except BadRules as error:
+        except PlacementConfigError as error:
             trouble = str(error)
         return Task(
             dag_id=key.dag_id,
@@ -182,12 +184,12 @@ class Desk:
             trouble=trouble,
         )
 
-    def _pools(self, connection: Connection, asked: Sequence[Asked]) -> dict[TryKey, str]:
+    def _pools(self, connection: Connection, asked: Sequence[PlacementRequest]) -> dict[TryKey, str]:
         """Ask Airflow for the pools, where it matters and the executor does not know them."""
         unknown = [one.key for one in asked if one.pool is None] if self.rules.pool_labels else []
         return {key: one.pool for key, one in placements.wanted(connection, unknown).items()}
 
-    def _fallback(self, decision: Decision, one: Asked) -> Decision:
+    def _fallback(self, decision: Decision, one: PlacementRequest) -> Decision:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
             return decision
         text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"

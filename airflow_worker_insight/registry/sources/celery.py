@@ -26,15 +26,15 @@ from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import CELERY
-from airflow_worker_insight.registry.observations import EngineTrouble, Look, Sighting
-from airflow_worker_insight.registry.timeouts import Bounded, NoAnswer
+from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
+from airflow_worker_insight.registry.timeouts import Bounded, NoAnswerError
 from airflow_worker_insight.store import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_worker_insight.registry.observations import View
+    from airflow_worker_insight.registry.observations import PollContext
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ _bounded: dict[str, Bounded[Any]] = {}
 """By broker, so that one that hangs keeps nobody from asking the others."""
 
 
-class CeleryEngine:
+class CelerySource:
     """Asks the workers of one Celery application, or with teams of several."""
 
     name = CELERY
@@ -93,7 +93,7 @@ class CeleryEngine:
     def __init__(self, teams: tuple[str | None, ...] = (None,)) -> None:
         self._teams = teams
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         """Return the workers that answered and those that said goodbye; what failed at one broker is its error."""
         looks, errors = [], []
         forget: list[Callable[[], None]] = []
@@ -113,7 +113,7 @@ class CeleryEngine:
                 log.debug("Looking at Celery's workers failed", exc_info=True)
                 errors.append(_explanation(error, app))
         known = [one.mailboxes for one in looks if one.mailboxes is not None]
-        return Look(
+        return PollResult(
             sightings=tuple(sighting for one in looks for sighting in one.sightings),
             error=" ".join(dict.fromkeys(errors)) or None,
             mailboxes=frozenset().union(*known) if known and len(known) == len(looks) else None,
@@ -138,7 +138,7 @@ def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
 
 def _explanation(error: Exception, app: Any) -> str:
     """Return one line for an operator: readers of the pages see it too, so without the broker's password."""
-    if isinstance(error, (EngineTrouble, NoAnswer)):
+    if isinstance(error, (SourceUnavailableError, NoAnswerError)):
         return clean(str(error), 400)
     text = str(error)
     for secret in _passwords(app):
@@ -152,7 +152,7 @@ def _passwords(app: Any) -> list[str]:
     return [secret for secret in {password, quote(password or "", safe="")} if secret]
 
 
-def _look(app: Any, view: View) -> tuple[Look, frozenset[bytes]]:
+def _look(app: Any, view: PollContext) -> tuple[PollResult, frozenset[bytes]]:
     """Return what a broker's workers say, and which goodbyes are to be forgotten when that is written."""
     require_remote_control(app)
     with connected(app) as connection:
@@ -167,10 +167,10 @@ def _look(app: Any, view: View) -> tuple[Look, frozenset[bytes]]:
     answered = {(one.engine_name, one.pid) for one in answers.sightings}
     # Celery also says goodbye when a worker loses its connection: one that answers has not left.
     left = [one for one in goodbyes if not answered & {(one.engine_name, one.pid), (one.engine_name, None)}]
-    return Look((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored), read
+    return PollResult((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored), read
 
 
-def _wants_queues(view: View) -> bool:
+def _wants_queues(view: PollContext) -> bool:
     """Return whether this look asks for queues, an answer that does not make a worker known: never at every look.
 
     Whoever looked before was another process, as may be. It did not ask for queues if a worker answered it that has
@@ -202,19 +202,19 @@ def _comes_round(moment: datetime, interval: timedelta) -> bool:
 def require_remote_control(app: Any) -> None:
     """Refuse an application whose workers cannot be told anything.
 
-    :raises EngineTrouble: with the reason
+    :raises SourceUnavailableError: with the reason
     """
     if not app.conf.worker_enable_remote_control:
-        raise EngineTrouble("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
+        raise SourceUnavailableError("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
 
 
 def require_fanout(connection: Any) -> None:
     """Refuse a broker that cannot send to all workers.
 
-    :raises EngineTrouble: with the reason
+    :raises SourceUnavailableError: with the reason
     """
     if "fanout" not in connection.transport.implements.exchange_type:
-        raise EngineTrouble("Celery's remote control does not work with this broker.")
+        raise SourceUnavailableError("Celery's remote control does not work with this broker.")
 
 
 @contextmanager
@@ -263,8 +263,8 @@ class Answers(Protocol):
 class _Answers:
     """The answers that make sense, as sightings."""
 
-    def __init__(self, read: Callable[[str, Any, View], Sighting | None], view: View) -> None:
-        self.sightings: list[Sighting] = []
+    def __init__(self, read: Callable[[str, Any, PollContext], WorkerObservation | None], view: PollContext) -> None:
+        self.sightings: list[WorkerObservation] = []
         self.ignored = 0
         self._names: Counter[str] = Counter()
         self._read = read
@@ -348,7 +348,7 @@ def broadcast(
         _try(queue.delete, "could not remove its queue of answers")
 
 
-def _stats_sighting(name: str, answer: Any, view: View) -> Sighting | None:
+def _stats_sighting(name: str, answer: Any, view: PollContext) -> WorkerObservation | None:
     """Read an answer to ``stats``; ``None`` for one that makes no sense."""
     if not isinstance(answer, dict):
         return None
@@ -358,7 +358,7 @@ def _stats_sighting(name: str, answer: Any, view: View) -> Sighting | None:
     pool = answer.get("pool")
     concurrency = pool.get("max-concurrency") if isinstance(pool, dict) else None
     now = view.clock()
-    return Sighting(
+    return WorkerObservation(
         kind="celery",
         engine_name=name,
         hostname=_host(name),
@@ -369,12 +369,12 @@ def _stats_sighting(name: str, answer: Any, view: View) -> Sighting | None:
     )
 
 
-def _queues_sighting(name: str, answer: Any, view: View) -> Sighting | None:
+def _queues_sighting(name: str, answer: Any, view: PollContext) -> WorkerObservation | None:
     """Read an answer to ``active_queues``, which does not tell the process."""
     names = queue_names(answer)
     if names is None:
         return None
-    return Sighting(
+    return WorkerObservation(
         kind="celery",
         engine_name=name,
         hostname=_host(name),
@@ -430,15 +430,15 @@ def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
     return frozenset(clean(queue.removesuffix(suffix), NAME_LENGTH) for *_, queue in bindings)
 
 
-def _goodbyes(app: Any, connection: Any) -> tuple[list[Sighting], frozenset[bytes]]:
+def _goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
     """Return the workers that said goodbye, from a queue of ours on RabbitMQ, and what tells these messages again."""
     if connection.transport.driver_type != "amqp":
         return [], frozenset()
-    nothing: tuple[list[Sighting], frozenset[bytes]] = ([], frozenset())
+    nothing: tuple[list[WorkerObservation], frozenset[bytes]] = ([], frozenset())
     return _try(lambda: _read_goodbyes(app, connection), "could not read the workers' goodbyes") or nothing
 
 
-def _read_goodbyes(app: Any, connection: Any) -> tuple[list[Sighting], frozenset[bytes]]:
+def _read_goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
     """Read the goodbyes without taking them: who says goodbye says it once, and what was read may not get written."""
     found, read = [], set()
     for message in _goodbye_messages(app, connection):
@@ -490,13 +490,13 @@ def _digest(message: Any) -> bytes:
     return blake2b(body.encode() if isinstance(body, str) else bytes(body), digest_size=16).digest()
 
 
-def _goodbye(event: Any) -> Sighting | None:
+def _goodbye(event: Any) -> WorkerObservation | None:
     if not isinstance(event, dict) or event.get("type") != "worker-offline":
         return None
     name, pid = clean(event.get("hostname"), NAME_LENGTH), event.get("pid")
     if not name or not _is_whole(pid, 1, MAX_NUMBER):
         return None
-    return Sighting(kind="celery", engine_name=name, hostname=_host(name), pid=pid, has_left=True)
+    return WorkerObservation(kind="celery", engine_name=name, hostname=_host(name), pid=pid, has_left=True)
 
 
 def _try(action: Callable[[], Any], what_fails: str) -> Any:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import EDGE
-from airflow_worker_insight.registry.observations import EngineTrouble, Look, Sighting
+from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.store.edge_workers import edge_workers
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
-    from airflow_worker_insight.registry.observations import View
+    from airflow_worker_insight.registry.observations import PollContext
 
 QUEUE_LENGTH = 256
 """Characters of a queue's name, as in ``.celery``."""
@@ -30,22 +30,22 @@ _LEFT = ("offline", "offline maintenance")
 _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_version", "python": "python_version"}
 
 
-class EdgeEngine:
+class EdgeSource:
     """Looks at the ``edge_worker`` table."""
 
     name = EDGE
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         """Return every worker that the table names, those that are long gone too."""
         with view.database() as connection:
             rows = edge_workers(connection)
         if rows is None:
-            raise EngineTrouble("The Edge provider's tables do not exist yet: run `airflow db migrate`.")
+            raise SourceUnavailableError("The Edge provider's tables do not exist yet: run `airflow db migrate`.")
         sightings = [_sighting(row) for row in rows]
-        return Look(tuple(one for one in sightings if one is not None), ignored=sightings.count(None))
+        return PollResult(tuple(one for one in sightings if one is not None), ignored=sightings.count(None))
 
 
-def _sighting(row: Row[Any]) -> Sighting | None:
+def _sighting(row: Row[Any]) -> WorkerObservation | None:
     name = clean(row.worker_name, NAME_LENGTH)
     if not name:
         return None
@@ -54,7 +54,7 @@ def _sighting(row: Row[Any]) -> Sighting | None:
     # Naive, in the time zone of the worker: good to tell that it is another start, not when that was.
     started_at = _time(told.get("worker_start_time"))
     concurrency = getattr(row, "concurrency", None) or told.get("concurrency")
-    return Sighting(
+    return WorkerObservation(
         kind="edge",
         engine_name=name,
         # The Edge worker's name is also what Airflow records as the host of its tries.

@@ -9,7 +9,7 @@ from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, PLAIN_LOCAL, clean, is_named_local
 from airflow_worker_insight.domain.states import JOBS
-from airflow_worker_insight.registry.observations import Look, Sighting
+from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
 from airflow_worker_insight.store.airflow_jobs import scheduler_jobs
 from airflow_worker_insight.store.workers.instances import named_local_lives
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Row
 
-    from airflow_worker_insight.domain.workers import Life
-    from airflow_worker_insight.registry.observations import View
+    from airflow_worker_insight.domain.workers import WorkerInstance
+    from airflow_worker_insight.registry.observations import PollContext
 
 
-class JobsEngine:
+class JobsSource:
     """Looks at Airflow's ``job`` table.
 
     Its ``executor_class`` is never filled in (2.11 to 3.3), so each scheduler of a deployment that has LocalExecutor
@@ -36,7 +36,7 @@ class JobsEngine:
         self._has_plain = has_plain
         """Whether LocalExecutor is configured, beside or without named workers."""
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         """Return the workers of the schedulers that run, and of those that have ended since they were last seen."""
         known = [life.job_id for life in view.lives if life.job_id is not None]
         with view.database() as connection:
@@ -45,10 +45,10 @@ class JobsEngine:
         plain = {life.job_id for life in view.lives if not is_named_local(life.kind, life.engine_name)}
         concurrency = config.parallelism()
         found = [_scheduler(row, concurrency) for row in rows.values() if self._has_plain or row.id in plain]
-        return Look((*found, *(_named(life, rows[life.job_id]) for life in named if life.job_id is not None)))
+        return PollResult((*found, *(_named(life, rows[life.job_id]) for life in named if life.job_id is not None)))
 
 
-def _scheduler(row: Row[Any], concurrency: int | None) -> Sighting:
+def _scheduler(row: Row[Any], concurrency: int | None) -> WorkerObservation:
     hostname = clean(row.hostname, HOSTNAME_LENGTH)
     return replace(
         _sighting(row),
@@ -58,14 +58,14 @@ def _scheduler(row: Row[Any], concurrency: int | None) -> Sighting:
     )
 
 
-def _named(life: Life, row: Row[Any]) -> Sighting:
+def _named(life: WorkerInstance, row: Row[Any]) -> WorkerObservation:
     return replace(_sighting(row), engine_name=life.engine_name or "", hostname=life.hostname, ref=life.ref)
 
 
-def _sighting(row: Row[Any]) -> Sighting:
+def _sighting(row: Row[Any]) -> WorkerObservation:
     """Return what a scheduler's job says of its workers."""
     # Airflow writes "success" when a scheduler was told to end, "failed" when it broke or another one missed it.
-    return Sighting(
+    return WorkerObservation(
         kind="local",
         engine_name="",
         hostname="",

@@ -16,11 +16,11 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import SAME_START, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import FINISHED, LOST, UNHARMED
+from airflow_worker_insight.domain.states import FINISHED, LOST, UNAFFECTED_STATES
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.attempts import search
-from airflow_worker_insight.store.dialects import do_not_compile
+from airflow_worker_insight.store.dialects import disable_jit
 from airflow_worker_insight.store.tables import SLOT_SECONDS, attempt, start_slot
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def running_now(
     return attempts[:limit], len(attempts)
 
 
-def struck_tries(
+def lost_attempts(
     connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
 ) -> tuple[list[Attempt], int]:
     """Return the tries that a lost worker took with it, and how many there are.
@@ -93,7 +93,7 @@ def struck_tries(
     attempts = [
         one_try
         for one_try in _not_ended(connection, one, one.last_seen_at + _may_seem_later(one), dag_ids=dag_ids)
-        if one_try.state not in UNHARMED and _is_last_on(one, one_try)
+        if one_try.state not in UNAFFECTED_STATES and _is_last_on(one, one_try)
     ]
     return attempts[:limit], len(attempts)
 
@@ -222,7 +222,7 @@ _SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
 
 
 def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
-    do_not_compile(connection)
+    disable_jit(connection)
     return [attempt.c.worker_ref == one.ref, *search.of_dags(connection, frozenset(dag_ids)), search.counts()]
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from airflow_worker_insight.domain.attribution import Life
+from airflow_worker_insight.domain.attribution import WorkerInstance
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.workers import WorkerRecord
-from airflow_worker_insight.store.dialects import are_among, upsert
-from airflow_worker_insight.store.locks import kept
+from airflow_worker_insight.store.dialects import in_rows, upsert
+from airflow_worker_insight.store.locks import lock_for_share
 from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
     return list(found.values())
 
 
-def lives_on(connection: Connection, hostnames: Collection[str]) -> list[Life]:
+def lives_on(connection: Connection, hostnames: Collection[str]) -> list[WorkerInstance]:
     """Return the recorded lives of workers on these hosts; they stay at least until the transaction ends."""
     if not hostnames:
         return []
     lives = select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
-    rows = connection.execute(kept(connection, lives))
+    rows = connection.execute(lock_for_share(connection, lives))
     return [
-        Life(
+        WorkerInstance(
             ref=row.id,
             record=WorkerRecord(
                 worker_id=row.worker_id,
@@ -118,7 +118,9 @@ def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now
     by_id = {record.worker_id: record for record in records}
     if not by_id:
         return {}
-    find = kept(connection, select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id))))
+    find = lock_for_share(
+        connection, select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id)))
+    )
     known = {row.worker_id: row.id for row in connection.execute(find)}
     for worker_id in sorted(by_id.keys() - known.keys()):
         record = by_id[worker_id]
@@ -181,9 +183,7 @@ def remove_tries(connection: Connection, row_keys: Sequence[RowKey]) -> None:
     """Remove tries of which nothing ran."""
     key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     if row_keys:
-        connection.execute(
-            delete(attempt).where(are_among(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER)
-        )
+        connection.execute(delete(attempt).where(in_rows(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER))
 
 
 def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:

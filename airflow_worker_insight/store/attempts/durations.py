@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import airflow_history
-from airflow_worker_insight.store.dialects import do_not_compile
+from airflow_worker_insight.store.dialects import disable_jit
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, start_slot
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[
     Left out are those of several processes (a deferral, a sensor that is rescheduled), whose time says nothing of a
     worker, and what failed, which may take any time.
     """
-    do_not_compile(connection)
+    disable_jit(connection)
     rows = connection.execute(
         select(
             *(attempt.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")),

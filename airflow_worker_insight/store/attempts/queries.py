@@ -24,7 +24,7 @@ from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key
 from airflow_worker_insight.domain.states import FINISHED, NOT_ON_A_WORKER, REPORTED, UNKNOWN
 from airflow_worker_insight.store import airflow_history, placements
 from airflow_worker_insight.store.attempts import search
-from airflow_worker_insight.store.dialects import are_given, given
+from airflow_worker_insight.store.dialects import given, in_given_rows
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _rows(dialect: str) -> Any:
         airflow_history.run_began(run).label("run_began_at"),
         select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
-    return rows.where(are_given(dialect, search.KEY, "keys"))
+    return rows.where(in_given_rows(dialect, search.KEY, "keys"))
 
 
 def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:

@@ -12,7 +12,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import airflow_history
-from airflow_worker_insight.store.dialects import are_among
+from airflow_worker_insight.store.dialects import in_rows
 from airflow_worker_insight.store.tables import NO_WORKER, attempt
 from airflow_worker_insight.store.workers.instances import _batches
 
@@ -87,7 +87,7 @@ def _latest_workers(connection: Connection, keys: Sequence[RowKey]) -> dict[RowK
     for batch in _batches(keys):
         rows = connection.execute(
             select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(
-                are_among(connection, key, batch), attempt.c.worker_ref != NO_WORKER
+                in_rows(connection, key, batch), attempt.c.worker_ref != NO_WORKER
             )
         )
         for row in rows:

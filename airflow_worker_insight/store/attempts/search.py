@@ -18,7 +18,7 @@ from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.domain.states import FINISHED, REPORTED
 from airflow_worker_insight.store.airflow_history import instance_keys, run_began
-from airflow_worker_insight.store.dialects import are_among, do_not_compile, is_among, one_by_one
+from airflow_worker_insight.store.dialects import disable_jit, in_list, in_rows, unnest
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def find(
     search = _search(connection, filters, dag_ids)
     if search is None:
         return Page([], 0, total_is_exact=True)
-    do_not_compile(connection)
+    disable_jit(connection)
     rows = connection.execute(search.page(limit, offset)).all()
     keys = [(row.run_key, row.task_key, row.try_number) for row in rows]
     if len(keys) < limit and (keys or not offset):
@@ -94,7 +94,7 @@ def can_be_ids(connection: Connection, *names: str | None) -> bool:
 
 def is_one_of(connection: Connection, keys: Sequence[RowKey]) -> Any:
     """Say that a row of the attempt table belongs to one of these tries."""
-    return are_among(connection, KEY, keys)
+    return in_rows(connection, KEY, keys)
 
 
 def latest_first(connection: Connection, rows: Any = attempt) -> list[Any]:
@@ -215,7 +215,7 @@ class _Search:
         if self.branches is None:
             return None, [], MAX_SCANNED
         column, values = self.branches
-        given = one_by_one(column, values)
+        given = unnest(column, values)
         return given, [column == given.c.value], MAX_SCANNED // len(values)
 
     @staticmethod
@@ -245,7 +245,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     if refs == [] or dag_ids == frozenset():
         return None
     is_cut = refs is not None and len(refs) == MAX_LIVES
-    of_refs = () if refs is None else (is_among(connection, attempt.c.worker_ref, refs),)
+    of_refs = () if refs is None else (in_list(connection, attempt.c.worker_ref, refs),)
     of_dag = readable = ()
     if dag_ids is not None and len(dag_ids) == 1:
         of_dag = of_dags(connection, dag_ids)
@@ -258,7 +258,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
     if filters.run_id is not None and dag_ids is not None:
         run_keys = [run_key(dag_id, filters.run_id) for dag_id in sorted(dag_ids)]
-        along = (is_among(connection, attempt.c.run_key, run_keys), *of_refs)
+        along = (in_list(connection, attempt.c.run_key, run_keys), *of_refs)
         return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut)
     is_scanned = any(getattr(filters, name) is not None for name in (*_NAMES, "state"))
     branches: tuple[Any, list[Any]] | None = None
@@ -289,7 +289,7 @@ def of_dags(connection: Connection, dag_ids: frozenset[str] | None) -> tuple[Any
         return ()
     # Not the bare column: of many Dags no database should gather all tries before it looks at the other conditions.
     column = attempt.c.dag_id if len(dag_ids) == 1 else func.coalesce(attempt.c.dag_id, "")
-    return (is_among(connection, column, sorted(dag_ids)),)
+    return (in_list(connection, column, sorted(dag_ids)),)
 
 
 def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | None:
@@ -314,7 +314,7 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
         return true()
     other = attempt.alias("other")
     earlier = select(other.c.ordinal).where(
-        *_same_try(other, rows), is_among(connection, other.c.worker_ref, refs), other.c.ordinal < rows.c.ordinal
+        *_same_try(other, rows), in_list(connection, other.c.worker_ref, refs), other.c.ordinal < rows.c.ordinal
     )
     return or_(rows.c.ordinal == 0, ~earlier.exists())
 
@@ -375,7 +375,7 @@ def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: froz
         .where(
             instance.c.state == filters.state,
             *(instance.c[name] == value for name, value in given.items() if value is not None),
-            *([] if dag_ids is None else [is_among(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
+            *([] if dag_ids is None else [in_list(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
         )
         .order_by(instance.c.start_date.desc())
         .limit(MAX_TOTAL)

@@ -55,7 +55,7 @@ MAX_NEW_ON_A_HOST = 100
 NEW_WITHIN = timedelta(hours=1)
 
 
-class TooManyWorkers(ValueError):  # noqa: N818
+class TooManyWorkersError(ValueError):
     """A try, or a host, of which reports say that it has too many workers; the message says which limit it met."""
 
 
@@ -80,8 +80,8 @@ def record_start(
     :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
     :param is_late: whether ``now`` has passed, because the report had to wait
     :return: what contradicts the worker whose ID it gave, if something does: then it is kept apart from that one
-    :raises ContradictingWorker: when the ID is that of another worker that has never reported
-    :raises TooManyWorkers: when the try, or the host, has had too many workers
+    :raises ContradictingWorkerError: when the ID is that of another worker that has never reported
+    :raises TooManyWorkersError: when the try, or the host, has had too many workers
     """
     key = started.key
     start = {
@@ -124,7 +124,7 @@ def _write_worker_and_start(
     fits: bool | None,
 ) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-        raise TooManyWorkers(f"try {key.try_number} has run on {MAX_WORKERS} workers")
+        raise TooManyWorkersError(f"try {key.try_number} has run on {MAX_WORKERS} workers")
     stored = store_worker(
         connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
     )
@@ -143,7 +143,7 @@ def _write_worker_and_start(
 def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerRecord, *, now: datetime) -> None:
     """Refuse to make one more worker known than the processes of a try, and the workers of a host, can be.
 
-    :raises TooManyWorkers: when there are too many
+    :raises TooManyWorkersError: when there are too many
     """
     on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
     made = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
@@ -153,10 +153,10 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
         .where(*_of_this_try(attempt), *made)
     )
     if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
-        raise TooManyWorkers(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
+        raise TooManyWorkersError(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
     lately = select(worker.c.id).where(*made, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
     if len(connection.execute(lately).all()) >= MAX_NEW_ON_A_HOST:
-        raise TooManyWorkers(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+        raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
 
 
 _seen: dict[str, datetime] = {}

@@ -23,11 +23,11 @@ MERGES = 3
 """How often a worker's row may be made one with another one while a decision waits for it."""
 
 
-class NotOneWorker(ValueError):  # noqa: N818
+class HostOnlyWorkerError(ValueError):
     """A row that stands for all workers of a host: nothing can be decided of it."""
 
 
-class EndedLife(ValueError):  # noqa: N818
+class WorkerEndedError(ValueError):
     """A life that is over: what was decided of it would mean nothing. The message says of which one to decide."""
 
 
@@ -42,15 +42,15 @@ def set_availability(
     :param note: why, in the person's words, at most :data:`.limits.MAX_NOTE_LENGTH` characters
     :param changed_by: the person's name, as Airflow has it
     :param now: by the database's clock
-    :raises NotOneWorker: when the ID stands for a host
-    :raises EndedLife: when the life is over and the decision would mean nothing
+    :raises HostOnlyWorkerError: when the ID stands for a host
+    :raises WorkerEndedError: when the life is over and the decision would mean nothing
     """
     one = get_worker(connection, worker_id)
     for _ in range(MERGES):
         if one is None:
             return None
         if one.host_only:
-            raise NotOneWorker(worker_id)
+            raise HostOnlyWorkerError(worker_id)
         # Whoever decides at the same time waits here, so that the row and the end of its history say the same.
         decided = connection.execute(
             select(worker.c.availability).where(worker.c.id == one.ref).with_for_update()
@@ -113,22 +113,24 @@ def require_meaning(connection: Connection, one: WorkerRow, availability: str) -
     A life that is over can be released; its quarantine means something for as long as the next life of its name will
     begin with it.
 
-    :raises EndedLife: for any other decision on it
+    :raises WorkerEndedError: for any other decision on it
     """
     if availability == AVAILABLE or one.state in (ONLINE, UNRESPONSIVE):
         return
     later = later_life(connection, one)
     if later is None:
         if availability == DRAINING and one.ended_at is not None:
-            raise EndedLife(
+            raise WorkerEndedError(
                 f"{one.worker_id} has ended, and a drain ends with it: quarantine it to keep work off the next one of "
                 "its name."
             )
         return
     over = "has ended" if one.ended_at is not None else "was followed by another life"
     if later.ended_at is None:
-        raise EndedLife(f"{one.worker_id} {over}; its name is now borne by {later.worker_id}: decide of that one.")
-    raise EndedLife(
+        raise WorkerEndedError(
+            f"{one.worker_id} {over}; its name is now borne by {later.worker_id}: decide of that one."
+        )
+    raise WorkerEndedError(
         f"{one.worker_id} {over}, and the latest of its name, {later.worker_id}, has ended too: quarantine that one to "
         "keep work off the next."
     )

@@ -13,7 +13,7 @@ from sqlalchemy import and_, case, false, literal, not_, or_, select
 
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.executors import absent_engines
+from airflow_worker_insight.domain.executors import absent_sources
 from airflow_worker_insight.domain.states import (
     ENGINE_OF_KIND,
     ONLINE,
@@ -23,7 +23,7 @@ from airflow_worker_insight.domain.states import (
     WORKER_STATES,
     engine_of,
 )
-from airflow_worker_insight.domain.workers import EngineLook
+from airflow_worker_insight.domain.workers import SourceStatus
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import engine, worker
 
@@ -42,14 +42,14 @@ NOBODY_LOOKS = "Nobody looks at the workers."
 """Why an executor knows nothing of the workers that the tables have."""
 
 
-def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -> list[EngineLook]:
+def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -> list[SourceStatus]:
     """Return the engines that were ever looked at, in the order of their names.
 
     :param patience: how much longer than usual a look counts as current
     """
     oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval()) - patience
     return [
-        EngineLook(
+        SourceStatus(
             name=row.name,
             looked_at=utc(row.looked_at),
             is_current=row.looked_at is not None and row.looked_at >= oldest,
@@ -79,7 +79,7 @@ class Looks:
         names = {*ENGINE_OF_KIND.values(), OTHER_KINDS}
         setting = config.executor()
         # Without a setting nothing is known of any executor.
-        absent = frozenset(absent_engines(setting) if setting else ())
+        absent = frozenset(absent_sources(setting) if setting else ())
         return cls({one.name: one.looked_at for one in engines}, frozenset(names - current), absent)
 
 

@@ -26,9 +26,9 @@ from airflow_worker_insight.domain.states import (
     TRIES,
     UNRESPONSIVE,
 )
-from airflow_worker_insight.domain.workers import Life, WorkerRecord
+from airflow_worker_insight.domain.workers import WorkerInstance, WorkerRecord
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.dialects import are_among
+from airflow_worker_insight.store.dialects import in_rows
 from airflow_worker_insight.store.tables import attempt, change, worker
 from airflow_worker_insight.store.workers.names import (
     are_named_local,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Row
 
-    from airflow_worker_insight.domain.workers import NewLife
+    from airflow_worker_insight.domain.workers import NewWorkerInstance
 
 
 BATCH = 500
@@ -64,7 +64,7 @@ FORGOTTEN_AFTER = timedelta(days=1)
 # --- lives -----------------------------------------------------------------------------------------------------------
 
 
-def open_lives(connection: Connection, engine_name: str) -> list[Life]:
+def open_lives(connection: Connection, engine_name: str) -> list[WorkerInstance]:
     """Return the lives of an engine's workers that have not ended.
 
     Of workers that only their tries tell of, those that are known to run one: of all others nothing is said anyway, and
@@ -92,7 +92,7 @@ def seen_after_their_end(connection: Connection, engine_name: str, reason: str) 
     )
 
 
-def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]) -> list[Life]:
+def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]) -> list[WorkerInstance]:
     """Return those of the lives with these row IDs that are an engine's, ended or not."""
     return [
         life
@@ -101,7 +101,7 @@ def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]
     ]
 
 
-def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[Life]:
+def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
     """Return of each worker with one of these names the latest lives that have ended, one for each process ID."""
     found = []
     for batch in _batches(sorted(engine_names)):
@@ -121,7 +121,7 @@ def latest_ended_lives(connection: Connection, kind: str, engine_names: Collecti
     return found
 
 
-def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[Life]:
+def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
     """Return the named workers that these schedulers have on their machines, by their jobs, ended or not."""
     return [
         life
@@ -136,18 +136,18 @@ def _is_of_engine(engine_name: str) -> Any:
     return worker.c.kind == _KINDS[engine_name]
 
 
-def _lives(connection: Connection, *conditions: Any) -> list[Life]:
+def _lives(connection: Connection, *conditions: Any) -> list[WorkerInstance]:
     columns = (
         worker.c.id,
         worker.c.reported_id,
-        *(worker.c[name] for name in Life.__dataclass_fields__ if name not in ("ref", "is_reported")),
+        *(worker.c[name] for name in WorkerInstance.__dataclass_fields__ if name not in ("ref", "is_reported")),
     )
     rows = connection.execute(select(*columns).where(worker.c.host_only.is_(False), *conditions).order_by(worker.c.id))
     return [_life(row) for row in rows]
 
 
-def _life(row: Row[Any]) -> Life:
-    return Life(
+def _life(row: Row[Any]) -> WorkerInstance:
+    return WorkerInstance(
         ref=row.id,
         kind=row.kind,
         hostname=row.hostname,
@@ -168,7 +168,7 @@ def _life(row: Row[Any]) -> Life:
     )
 
 
-def register(connection: Connection, lives: Sequence[NewLife], *, now: datetime) -> None:
+def register(connection: Connection, lives: Sequence[NewWorkerInstance], *, now: datetime) -> None:
     """Write workers that nobody knew; one whose last life was put into quarantine begins in quarantine."""
     if not lives:
         return
@@ -185,7 +185,7 @@ def register(connection: Connection, lives: Sequence[NewLife], *, now: datetime)
             note_inheritance(connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now)
 
 
-def _new_row(life: NewLife, is_quarantined: bool, now: datetime) -> dict[str, Any]:
+def _new_row(life: NewWorkerInstance, is_quarantined: bool, now: datetime) -> dict[str, Any]:
     facts = (life.kind, life.engine_name, life.hostname, life.pid, life.job_id, life.started_at, now)
     digest = blake2b("\0".join(map(str, facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
     record = WorkerRecord(
@@ -227,7 +227,7 @@ def register_own(connection: Connection, record: WorkerRecord, *, concurrency: i
     connection.execute(update(worker).where(worker.c.id == ref).values(**known, engine_heartbeat_at=now))
 
 
-def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection[NewLife]:
+def _quarantined(connection: Connection, lives: Sequence[NewWorkerInstance]) -> Collection[NewWorkerInstance]:
     """Return which of these begin in quarantine: ``upsert.inherited_availability`` for many at once."""
     names = {life.engine_name for life in lives}
     hosts = {life.hostname for life in lives if life.kind == LOCAL}
@@ -258,7 +258,7 @@ def _quarantined(connection: Connection, lives: Sequence[NewLife]) -> Collection
         for row in connection.execute(select(*columns).where(worker.c.id.in_(refs))):
             known[row.kind, row.engine_name] = row.availability
 
-    def last_life(life: NewLife) -> tuple[int, str, bool]:
+    def last_life(life: NewWorkerInstance) -> tuple[int, str, bool]:
         # What only reports tell of decides nothing where the engine has told of the name.
         by_engine = known.get((life.kind, life.engine_name))
         if by_engine is not None:
@@ -393,7 +393,7 @@ def _decided_of(connection: Connection, told: Row[Any], known: Row[Any]) -> str:
     return QUARANTINED if _is_among(by_people, known) else AVAILABLE
 
 
-def adopted(connection: Connection, known: Mapping[int, NewLife]) -> dict[int, dict[str, Any]]:
+def adopted(connection: Connection, known: Mapping[int, NewWorkerInstance]) -> dict[int, dict[str, Any]]:
     """Return what changes of rows that only reports told of, by their IDs, when their engine first tells of them.
 
     :param known: what the engine tells of each
@@ -433,7 +433,7 @@ def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
     columns = tuple(attempt.c[name] for name in key)
     of_told = {tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == told)).all()}
     for batch in _batches(sorted(of_told - excepted)):
-        connection.execute(renaming.where(are_among(connection, columns, batch)))
+        connection.execute(renaming.where(in_rows(connection, columns, batch)))
 
 
 # --- tries -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from airflow_worker_insight.domain.states import (
     engine_of,
 )
 from airflow_worker_insight.domain.workers import Change, WorkerRow
-from airflow_worker_insight.store.dialects import do_not_compile, is_among
+from airflow_worker_insight.store.dialects import disable_jit, in_list
 from airflow_worker_insight.store.leases import LOOK_TAKES
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.freshness import (
@@ -173,7 +173,7 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     if filters.refs is not None:
         return filters
     # PostgreSQL would compile these statements for 2 seconds each, because whether another life followed seems dear.
-    do_not_compile(connection)
+    disable_jit(connection)
     matching = (
         select(worker.c.id).where(*filter_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
     )
@@ -181,7 +181,7 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     if len(refs) > MAX_CANDIDATES:
         return filters
     if refs and filters.availability is not None:
-        counting = select(worker.c.id).where(is_among(connection, worker.c.id, refs), _is_decided())
+        counting = select(worker.c.id).where(in_list(connection, worker.c.id, refs), _is_decided())
         refs = connection.execute(counting).scalars().all()
     return replace(filters, refs=tuple(refs))
 
@@ -202,7 +202,7 @@ def list_workers(
     page = select(worker).where(*conditions).order_by(*order).limit(limit).offset(offset)
     if filters.availability is not None and filters.refs is None and connection.dialect.name == "postgresql":
         refs = _page_of_decided(connection, filters, looks, order, limit=limit, offset=offset)
-        page = select(worker).where(is_among(connection, worker.c.id, refs)).order_by(*order)
+        page = select(worker).where(in_list(connection, worker.c.id, refs)).order_by(*order)
     rows = connection.execute(page)
     return _with_strictest(connection, [_worker(row, looks) for row in rows]), total
 
@@ -251,7 +251,7 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
 
 
-def withheld(connection: Connection) -> dict[int, str]:
+def unavailable_workers(connection: Connection) -> dict[int, str]:
     """Return which of all workers that live people keep from new work, and how, by their row IDs."""
     is_live = worker.c.state.in_(LIVE)
     decided = connection.execute(
@@ -374,7 +374,7 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_fol
     """
     column = worker.c
     if filters.refs is not None:
-        return [is_among(connection, column.id, filters.refs)]
+        return [in_list(connection, column.id, filters.refs)]
     conditions: list[Any] = [column.host_only.is_(False)]
     conditions += [
         column[name] == getattr(filters, name)

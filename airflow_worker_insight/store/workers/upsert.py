@@ -51,7 +51,7 @@ MAX_ON_A_HOST = 100
 """Workers of one host that are looked through."""
 
 
-class ContradictingWorker(ValueError):  # noqa: N818
+class ContradictingWorkerError(ValueError):
     """A report under an ID that is another worker's and never a report's."""
 
 
@@ -92,7 +92,7 @@ def store_worker(
     :param fits: whether the executor of the try has workers of this kind; where that is not known (``None``), the host
         must be the one that the engine tells
     :param check_new: is called before a row is made
-    :raises ContradictingWorker: when the ID is that of another worker that has never reported
+    :raises ContradictingWorkerError: when the ID is that of another worker that has never reported
     """
     contradiction = None
     if fits is False and record.kind in ENGINE_KINDS:
@@ -120,7 +120,7 @@ def store_worker(
         _insert_worker(connection, record, now=now)
         known = _reported_as(connection, record.worker_id)
     if known is None:
-        raise ContradictingWorker(f"{record.worker_id} is the ID of another worker")
+        raise ContradictingWorkerError(f"{record.worker_id} is the ID of another worker")
     # Also where another process of the worker has just been first. It holds the row's lock until the caller is done.
     return replace(_update_worker(connection, known, record, is_own=is_own), contradiction=contradiction)
 

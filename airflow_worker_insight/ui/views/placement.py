@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.reasons import (
     AGAIN,
-    BAD_WISH,
     ELSEWHERE,
     FULL,
+    INVALID_REQUEST,
     LEAST_LOADED,
     NO_LABEL,
     NO_SUCH_WORKER,
@@ -50,7 +50,7 @@ _WAITED = {
     NO_SUCH_WORKER: "no worker has the name that it asks for",
     FULL: "all workers that fit are full",
     OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
-    BAD_WISH: "what it asks for makes no sense",
+    INVALID_REQUEST: "what it asks for makes no sense",
     WORKERS_UNSEEN: "the workers cannot be seen",
 }
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNHARMED
+from airflow_worker_insight.domain.states import LOST, OFFLINE, UNAFFECTED_STATES
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
 from airflow_worker_insight.ui.views.parts import Option
@@ -266,7 +266,7 @@ def _span(row: WorkerRow, one: Stay, now: datetime) -> _Span:
     else:
         end = one.ended_at or (row.ended_at if is_open else None) or last_process
         # What ran when the worker was last seen ended there with it, whenever Airflow noticed.
-        if row.state == LOST and row.ended_at is not None and one.state not in UNHARMED:
+        if row.state == LOST and row.ended_at is not None and one.state not in UNAFFECTED_STATES:
             is_cut = is_open or end > row.ended_at
             end = min(end, row.ended_at)
     return _Span((one,), start, max(start, end), is_running, is_cut)

@@ -58,7 +58,7 @@ NO_DAG = Notice(
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class WorkerInstance:
     """What the store says of one life of a worker; of tries, only of Dags that the reader may read."""
 
     row: WorkerRow
@@ -96,7 +96,7 @@ class ChangeLine:
 
 
 @dataclass(frozen=True, slots=True)
-class OtherLife:
+class OtherInstance:
     """Another life of a worker of this name."""
 
     worker_id: str
@@ -137,7 +137,7 @@ class WorkerPage:
     timeline: Timeline | None
     chart: Chart | None
     history: tuple[ChangeLine, ...]
-    others: tuple[OtherLife, ...]
+    others: tuple[OtherInstance, ...]
     rows: tuple[Row, ...]
     pages: Pages
     empty_text: str
@@ -146,7 +146,7 @@ class WorkerPage:
 
 
 def build_worker_page(
-    life: Life, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
+    life: WorkerInstance, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
 ) -> WorkerPage:
     """Return the page of a worker.
 
@@ -178,7 +178,7 @@ def build_worker_page(
         chart=build_chart(row, life.outcomes, address, now=now) if may_read else None,
         history=tuple(_change(change, now) for change in life.changes),
         others=tuple(
-            OtherLife(
+            OtherInstance(
                 other.worker_id,
                 worker_state(other),
                 _moment(other.started_at or other.registered_at),
@@ -223,7 +223,7 @@ def _introduction(row: WorkerRow) -> str:
     return "One life of a worker: after a restart it has a new ID and a page of its own."
 
 
-def _since(life: Life, now: datetime) -> Ago | None:
+def _since(life: WorkerInstance, now: datetime) -> Ago | None:
     """Return when the worker came into the state in which it is."""
     if life.row.state is None or life.row.host_only:
         return None
@@ -233,7 +233,7 @@ def _since(life: Life, now: datetime) -> Ago | None:
     return ago(life.row.ended_at or life.row.registered_at, now)
 
 
-def _running(life: Life, now: datetime) -> Tries | None:
+def _running(life: WorkerInstance, now: datetime) -> Tries | None:
     rows, total = life.running
     # One that was told to stop may let its tries end: a warm shutdown takes as long as they do.
     if life.row.host_only or life.row.state == LOST or (life.row.state == OFFLINE and not total):
@@ -251,7 +251,7 @@ def _running(life: Life, now: datetime) -> Tries | None:
     )
 
 
-def _placed(life: Life) -> PlacedTries | None:
+def _placed(life: WorkerInstance) -> PlacedTries | None:
     row = life.row
     if row.host_only or row.state in (LOST, OFFLINE):
         return None
@@ -262,7 +262,7 @@ def _placed(life: Life) -> PlacedTries | None:
     return build_placed(life.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
 
 
-def _struck(life: Life, now: datetime) -> Tries:
+def _struck(life: WorkerInstance, now: datetime) -> Tries:
     rows, total = life.struck
     if total:
         text = f"{formatting.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_worker_insight.domain.workers import Change, EngineLook, Group, WorkerRow
+    from airflow_worker_insight.domain.workers import Change, Group, SourceStatus, WorkerRow
 
 PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
 """How many workers, or groups of them, are on a page."""
@@ -172,7 +172,7 @@ class Listing:
     label_keys: Sequence[str]
     any_worker: bool
     """Whether there is any worker at all, of whatever age."""
-    engines: Sequence[EngineLook]
+    engines: Sequence[SourceStatus]
 
 
 def listed_states(address: WorkersAddress) -> frozenset[str] | None:

@@ -17,7 +17,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
-from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 from airflow_worker_insight.store.tables import placement
 
 
@@ -47,7 +47,7 @@ def main() -> None:
             if name == "ours":
                 executor = WorkerInsightCeleryExecutor(parallelism=args.tasks * 2)
                 snapshot = Snapshot(candidates, time.monotonic())
-                executor._desk = Desk(Rules("least_loaded", 4))
+                executor._desk = PlacementService(Rules("least_loaded", 4))
                 executor._watch = SimpleNamespace(snapshot=lambda snapshot=snapshot: snapshot)
             queue(executor, args.tasks, f"run-{turn}")
             began = time.perf_counter()

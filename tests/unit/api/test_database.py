@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.api import database as web_database
-from airflow_worker_insight.api.database import RECHECK_SECONDS, SchemaCheck, SchemaNotReady, reading
+from airflow_worker_insight.api.database import RECHECK_SECONDS, SchemaCheck, SchemaNotReadyError, reading
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.migrate import Schema
 
@@ -56,7 +56,7 @@ def test_tables_that_vanish_are_named_instead_of_the_databases_error() -> None:
     with reading() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM worker_insight_attempt")
     migrate.downgrade("base")
-    with pytest.raises(SchemaNotReady, match="db migrate"), reading() as connection:
+    with pytest.raises(SchemaNotReadyError, match="db migrate"), reading() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM worker_insight_attempt")
     migrate.upgrade()
     web_database.schema_check.forget()

@@ -11,11 +11,11 @@ from sqlalchemy import select, update
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.domain.filters import WorkerFilter
-from airflow_worker_insight.domain.workers import NewLife
+from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.registry import poll as fleet
 from airflow_worker_insight.registry.liveness import TOLD_ONLY
-from airflow_worker_insight.registry.observations import Look, Sighting, View
+from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.registry.poll import refresh
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.clock import database_now
@@ -43,10 +43,10 @@ class Celery:
         self.workers = {"w1@host-1": 100, "w2@host-2": 200}
         self.mailboxes = None
 
-    def look(self, view: View) -> Look:
-        return Look(
+    def look(self, view: PollContext) -> PollResult:
+        return PollResult(
             tuple(
-                Sighting(
+                WorkerObservation(
                     kind="celery",
                     engine_name=node,
                     hostname=node.partition("@")[2],
@@ -66,7 +66,7 @@ def celery(database: Database, monkeypatch: pytest.MonkeyPatch) -> Celery:
     """Have two workers that were looked at."""
     with database.engine.connect() as connection:
         made = Celery(database_now(connection))
-    monkeypatch.setattr(fleet, "configured_engines", lambda _setting: [made])
+    monkeypatch.setattr(fleet, "configured_sources", lambda _setting: [made])
     refresh(only_if_due=False)
     return made
 
@@ -100,9 +100,9 @@ def placed_among(database: Database) -> dict[str, str]:
     """Return the workers that an executor chooses among, and what is decided of each."""
     with database.engine.connect() as connection:
         living, trouble = worker_queries.living(connection, "celery")
-        withheld = worker_queries.withheld(connection)
+        unavailable_workers = worker_queries.unavailable_workers(connection)
     assert trouble is None
-    assert all(withheld.get(one.ref, "available") == one.availability for one in living)
+    assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in living)
     return {one.known_as: one.availability for one in living}
 
 
@@ -286,7 +286,9 @@ def test_it_cannot_take_over_a_worker_of_another_engine(database: Database, kind
         register(
             connection,
             [
-                NewLife(kind, name, host, "online", job_id=7 + number if kind == "local" else None, heartbeat_at=now)
+                NewWorkerInstance(
+                    kind, name, host, "online", job_id=7 + number if kind == "local" else None, heartbeat_at=now
+                )
                 for number, (name, host) in enumerate(zip(names, hosts, strict=True))
             ],
             now=now,
@@ -366,7 +368,7 @@ def a_life_in_quarantine(database: Database, *, has_ended: bool) -> None:
     """Have a worker that its engine told of, and that a person has put into quarantine."""
     with database.engine.begin() as connection:
         now = database_now(connection)
-        before = NewLife("celery", QUARANTINED_BEFORE, "host-1", "online", pid=5, heartbeat_at=now)
+        before = NewWorkerInstance("celery", QUARANTINED_BEFORE, "host-1", "online", pid=5, heartbeat_at=now)
         register(connection, [before], now=now)
         its_id = connection.execute(
             select(worker.c.worker_id).where(worker.c.engine_name == QUARANTINED_BEFORE)
@@ -493,7 +495,7 @@ def test_a_try_of_another_executor_does_not_run_on_a_worker_of_celery(
 def test_a_try_of_another_executor_does_not_run_on_a_scheduler(database: Database) -> None:
     with database.engine.begin() as connection:
         now = database_now(connection)
-        scheduler = NewLife("local", "local@host-1", "host-1", "online", job_id=7, heartbeat_at=now)
+        scheduler = NewWorkerInstance("local", "local@host-1", "host-1", "online", job_id=7, heartbeat_at=now)
         register(connection, [scheduler], now=now)
     one = a_running_try(database, queued_by_job_id=7, executor="CeleryExecutor")
     push(one, a_report(one.try_id, kind="local", engine_name="local@host-1", name="local@host-1"))

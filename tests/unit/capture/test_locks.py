@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters, reconcile
-from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
+from airflow_worker_insight.capture.queue import QueueSettings, ReconcileQueue
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
@@ -97,7 +97,7 @@ def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database:
 @pytest.mark.parametrize("table", [attempt.name, worker.name, placement.name])
 def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, table: str) -> None:
     one = a_running_try(database)
-    quick = Pace(settle=0, retry=(), postpone=0.01, tick=0.01, look_again=(), max_postponed=10_000)
+    quick = QueueSettings(settle=0, retry=(), postpone=0.01, tick=0.01, look_again=(), max_postponed=10_000)
     queue = ReconcileQueue(quick, catch_up=False)
     with database.engine.begin() as connection:
         change_try(connection, one.key, state="success")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from airflow_worker_insight.capture import counters
-from airflow_worker_insight.capture.queue import Pace, ReconcileQueue
+from airflow_worker_insight.capture.queue import QueueSettings, ReconcileQueue
 from tests.unit.database import Database, add_run, add_try, change_try
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Parked(ReconcileQueue):
     """A queue that starts no thread and only notes what it would reconcile."""
 
     def __init__(self, fails: Callable[[list[str]], bool] = lambda _: False, **pace: Any) -> None:
-        super().__init__(Pace(**{**NOW, **pace}))
+        super().__init__(QueueSettings(**{**NOW, **pace}))
         self.batches: list[list[str]] = []
         self.fails = fails
 
@@ -184,7 +184,7 @@ class Unthreaded(ReconcileQueue):
     """A queue that reconciles for real, in the test's own thread."""
 
     def __init__(self, **pace: Any) -> None:
-        super().__init__(Pace(**{**NOW, **pace}))
+        super().__init__(QueueSettings(**{**NOW, **pace}))
         self.passes = 0
         self.before_pass: Callable[[int], None] = lambda _: None
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, build_report
-from airflow_worker_insight.capture.report_schema import RejectedReport, conditions, parse_report, worker_record
+from airflow_worker_insight.capture.report_schema import RejectedReportError, conditions, parse_report, worker_record
 from airflow_worker_insight.domain.attempts import Conditions
 from tests.unit.capture.reports import a_report
 from tests.unit.database import at
@@ -21,7 +21,7 @@ TRY_ID = UUID("0198c5a0-0000-7000-8000-000000000001")
 
 
 def reason(value: Any) -> str:
-    with pytest.raises(RejectedReport) as rejected:
+    with pytest.raises(RejectedReportError) as rejected:
         parse_report(value)
     return rejected.value.reason
 
@@ -274,7 +274,7 @@ nearly_reports = st.fixed_dictionaries(
 def test_anything_is_believed_or_rejected_with_a_known_word(value: Any) -> None:
     try:
         outcome = str(parse_report(value).version)
-    except RejectedReport as rejected:
+    except RejectedReportError as rejected:
         outcome = rejected.reason
     assert outcome in {"1", "malformed", "oversized", "unknown_version"}
 

@@ -14,7 +14,7 @@ from sqlalchemy import insert, select
 
 from airflow_worker_insight.cli import fleet
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome
+from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
 from airflow_worker_insight.store.tables import engine
 from tests.support.processes import wait_for
 from tests.unit.cli.running import Printed, ends_with, read, run
@@ -23,7 +23,7 @@ from tests.unit.database import OUR_COMMAND, Database
 if TYPE_CHECKING:
     from pathlib import Path
 
-Rounds = list[bool]
+WorkerMonitor = list[bool]
 
 
 @pytest.fixture
@@ -58,20 +58,20 @@ def test_refresh_looks_at_the_fleet_now(local: Database, capsys: Printed) -> Non
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> Rounds:
+def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> WorkerMonitor:
     """Have rounds that look at nothing; collect whether each was to look only if due."""
     del database
-    seen: Rounds = []
+    seen: WorkerMonitor = []
 
-    def refresh(*, only_if_due: bool) -> RefreshOutcome:
+    def refresh(*, only_if_due: bool) -> PollOutcome:
         seen.append(only_if_due)
         return outcome
 
-    outcome = RefreshOutcome(
+    outcome = PollOutcome(
         (
-            EngineOutcome("celery", looked=True, states={"online": 2, "lost": 1, None: 3}, registered=1, changes=4),
-            EngineOutcome("edge", looked=False),
-            EngineOutcome("jobs", looked=True),
+            SourceOutcome("celery", looked=True, states={"online": 2, "lost": 1, None: 3}, registered=1, changes=4),
+            SourceOutcome("edge", looked=False),
+            SourceOutcome("jobs", looked=True),
         ),
         due_in=30.0,
     )
@@ -79,7 +79,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> Rounds:
     return seen
 
 
-def test_it_says_what_it_saw(rounds: Rounds, capsys: Printed) -> None:
+def test_it_says_what_it_saw(rounds: WorkerMonitor, capsys: Printed) -> None:
     run("refresh")
     assert rounds == [False]
     assert capsys.readouterr().out.splitlines() == [
@@ -92,7 +92,7 @@ def test_an_engine_that_cannot_be_asked_is_an_error(
     monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed
 ) -> None:
     del database
-    broken = RefreshOutcome((EngineOutcome("celery", looked=True, error="the broker does not answer"),), due_in=30.0)
+    broken = PollOutcome((SourceOutcome("celery", looked=True, error="the broker does not answer"),), due_in=30.0)
     monkeypatch.setattr(fleet, "refresh", lambda **_: broken)
     ends_with(1, "refresh")
     assert capsys.readouterr().err == "celery: the broker does not answer\n"
@@ -106,15 +106,15 @@ def test_it_goes_on_until_it_is_stopped(
     del database
     rounds: list[str] = []
 
-    def go_round() -> RefreshOutcome:
+    def run_once() -> PollOutcome:
         rounds.append("round")
         if len(rounds) == 1:
             raise OSError("the database is away")
         if len(rounds) == 3:
             os.kill(os.getpid(), number)
-        return RefreshOutcome((), due_in=30.0)
+        return PollOutcome((), due_in=30.0)
 
-    monkeypatch.setattr(fleet, "go_round", go_round)
+    monkeypatch.setattr(fleet, "run_once", run_once)
     monkeypatch.setattr(fleet.Event, "wait", lambda event, _: event.is_set())
     before = signal.getsignal(number)
     ends_with(128 + number, "refresh", "--every", "30")

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry
-from airflow_worker_insight.domain.attribution import Life, Verdict, attribute, has_workers_of, host_worker, kind_of
+from airflow_worker_insight.domain.attribution import (
+    Verdict,
+    WorkerInstance,
+    attribute,
+    has_workers_of,
+    host_worker,
+    kind_of,
+)
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.names import word
 from tests.unit.database import a_worker, at
@@ -36,8 +43,8 @@ def a_try(**others: Any) -> AirflowTry:
     return AirflowTry(**{**known, **others})
 
 
-def a_life(ref: int, **others: Any) -> Life:
-    return Life(ref=ref, record=a_worker(f"worker-{ref}", **others))
+def a_life(ref: int, **others: Any) -> WorkerInstance:
+    return WorkerInstance(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
 # --- run in a test: somebody's own process, and no scheduler queued it ------------------------------------------------
@@ -51,7 +58,7 @@ UNQUEUED: dict[str, Any] = {"queued_at": None, "queued_by_job_id": None, "extern
 @pytest.mark.parametrize("started_at", [at(10), None])
 def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool, started_at: datetime | None) -> None:
     one = a_try(state=state, started_at=started_at, **UNQUEUED)
-    pod = Life(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
+    pod = WorkerInstance(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
     for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
         assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == Verdict("not_on_a_worker")
 
@@ -207,7 +214,7 @@ tries = st.builds(
 
 
 @given(tries, st.lists(lives, max_size=5))
-def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[Life]) -> None:
+def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
     verdict = attribute(one, known, default_executor="CeleryExecutor")
     if verdict.worker is None:
         assert one.hostname is None

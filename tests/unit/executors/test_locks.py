@@ -11,10 +11,10 @@ import pytest
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
 from airflow_worker_insight.executors import base
-from airflow_worker_insight.executors.base import GIVES_UP_AFTER, PlacesTasks
+from airflow_worker_insight.executors.base import GIVES_UP_AFTER, PlacementMixin
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import HOLD, SEND, Rules
-from airflow_worker_insight.executors.placement.service import Asked, Desk, Snapshot
+from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService, Snapshot
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.tables import placement, worker
 from tests.unit.database import NOON, OUR_TABLES, Database, add_run, add_try, change_try, locked
@@ -40,10 +40,10 @@ class Parent:
         """Learn nothing."""
 
 
-class Executor(PlacesTasks, Parent):  # type: ignore[misc]
+class Executor(PlacementMixin, Parent):  # type: ignore[misc]
     def __init__(self, when_unseen: str = SEND) -> None:
         super().__init__()
-        self._desk = Desk(Rules(LEAST_LOADED, 4, when_unseen=when_unseen))
+        self._desk = PlacementService(Rules(LEAST_LOADED, 4, when_unseen=when_unseen))
         one = Candidate(ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8)
         self._watch: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
         self._started_at = -1000.0
@@ -51,7 +51,7 @@ class Executor(PlacesTasks, Parent):  # type: ignore[misc]
     def own_queue(self, worker: Candidate) -> str | None:
         return worker.name
 
-    def names(self, asked: Sequence[Asked]) -> list[str] | None:
+    def names(self, asked: Sequence[PlacementRequest]) -> list[str] | None:
         placed = self.place(asked, 4)
         return None if placed is None else [one.asked.key.task_id for one in placed]
 
@@ -78,7 +78,7 @@ def open_placements(database: Database) -> dict[str, str]:
 def test_what_cannot_be_placed_waits_and_is_then_sent_as_airflow_would(
     database: Database, key: TryKey, table: str
 ) -> None:
-    executor, asked = Executor(), [Asked(key, "default")]
+    executor, asked = Executor(), [PlacementRequest(key, "default")]
     with locked(database, table):
         came = [executor.names(asked) for _ in range(GIVES_UP_AFTER)]
     if table in {placement.name, worker.name}:
@@ -92,7 +92,7 @@ def test_what_cannot_be_placed_waits_and_is_then_sent_as_airflow_would(
 def test_an_executor_that_holds_tasks_holds_them_and_writes_why_afterwards(
     database: Database, key: TryKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor, asked = Executor(HOLD), [Asked(key, "default")]
+    executor, asked = Executor(HOLD), [PlacementRequest(key, "default")]
     monkeypatch.setattr(base, "WRITE_AGAIN", 0.0)
     with locked(database, placement.name):
         assert [executor.names(asked) for _ in range(GIVES_UP_AFTER + 1)] == [[]] * (GIVES_UP_AFTER + 1)
@@ -108,7 +108,7 @@ def test_ends_that_cannot_be_written_are_written_later(
 ) -> None:
     executor = Executor()
     monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
-    assert executor.names([Asked(key, "default")]) == ["extract"]
+    assert executor.names([PlacementRequest(key, "default")]) == ["extract"]
     executor._note_end(key)
     with locked(database, table):
         executor.sync()

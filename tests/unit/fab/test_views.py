@@ -16,7 +16,7 @@ from jinja2 import DictLoader
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
 from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.database import SchemaNotReady
+from airflow_worker_insight.api.database import SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.domain.attempts import AttemptPage
@@ -247,7 +247,7 @@ def test_missing_tables_are_answered_with_what_to_do(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
     def not_ready(*_: Any, **__: Any) -> Panel:
-        raise SchemaNotReady(Schema.MISSING)
+        raise SchemaNotReadyError(Schema.MISSING)
 
     rights.dag_ids = {"etl"}
     monkeypatch.setattr(page_service, "panel", not_ready)
@@ -483,7 +483,7 @@ def test_missing_tables_are_503_for_a_program(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def not_ready(*_: Any, **__: Any) -> dict[str, Any]:
-        raise SchemaNotReady(Schema.OLD)
+        raise SchemaNotReadyError(Schema.OLD)
 
     rights.dag_ids = {"etl"}
     monkeypatch.setattr(schemas, "list_attempts", not_ready)
@@ -534,7 +534,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def known(worker_id: str) -> None:
         if worker_id != "w1":
-            raise schemas.NoSuchWorker
+            raise schemas.WorkerNotFoundError
 
     def one_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
@@ -556,7 +556,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def decide(worker_id: str, decision: schemas.Decision, *, changed_by: str) -> dict[str, Any]:
         known(worker_id)
         if decision.note == "host":
-            raise schemas.BadChange("a whole host")
+            raise schemas.InvalidChangeError("a whole host")
         asked.append((worker_id, decision.availability, decision.note, changed_by))
         return one_worker(worker_id)
 

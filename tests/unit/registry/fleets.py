@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow_worker_insight.domain.workers import Life
+from airflow_worker_insight.domain.workers import WorkerInstance
 from airflow_worker_insight.registry.liveness import Timeouts
-from airflow_worker_insight.registry.observations import Sighting
+from airflow_worker_insight.registry.observations import WorkerObservation
 from tests.unit.database import NOON, at
 
 TIMEOUTS = Timeouts(heartbeat=timedelta(seconds=60), lost=timedelta(seconds=180))
 
 
-def a_life(ref: int = 1, **others: Any) -> Life:
+def a_life(ref: int = 1, **others: Any) -> WorkerInstance:
     """Return a Celery worker's life that began an hour before noon and was seen at noon."""
     known: dict[str, Any] = {
         "kind": "celery",
@@ -28,10 +28,10 @@ def a_life(ref: int = 1, **others: Any) -> Life:
         "engine_started_at": at(-3600),
         "engine_heartbeat_at": NOON,
     }
-    return Life(ref=ref, **{**known, **others})
+    return WorkerInstance(ref=ref, **{**known, **others})
 
 
-def a_sighting(**others: Any) -> Sighting:
+def a_sighting(**others: Any) -> WorkerObservation:
     """Return the sighting of the same worker, half a minute after noon."""
     known: dict[str, Any] = {
         "kind": "celery",
@@ -41,4 +41,4 @@ def a_sighting(**others: Any) -> Sighting:
         "started_at": at(-3600),
         "heartbeat_at": at(30),
     }
-    return Sighting(**{**known, **others})
+    return WorkerObservation(**{**known, **others})

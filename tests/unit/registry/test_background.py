@@ -12,7 +12,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.registry import background
 from airflow_worker_insight.registry.background import Refresher, refreshing
-from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome
+from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
 from airflow_worker_insight.store import migrate
 from tests.support.processes import wait_for
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[RefreshOutcome | Exception]:
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[PollOutcome | Exception]:
     """Return what the next rounds come to; the last is repeated, and each that was gone is counted on the function."""
-    outcomes: list[RefreshOutcome | Exception] = [RefreshOutcome((), due_in=0.0)]
+    outcomes: list[PollOutcome | Exception] = [PollOutcome((), due_in=0.0)]
     monkeypatch.setattr(background, "JITTER", 0.0)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "1")
     monkeypatch.setattr(counters, "_warned", set())
 
-    def go_round() -> RefreshOutcome:
+    def run_once() -> PollOutcome:
         gone.append(threading.current_thread())
         outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(background, "go_round", go_round)
+    monkeypatch.setattr(background, "run_once", run_once)
     return outcomes
 
 
@@ -80,7 +80,7 @@ def test_switched_off_it_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("database")
 def test_an_error_is_said_once_and_is_not_the_end(
-    rounds: list[RefreshOutcome | Exception], caplog: pytest.LogCaptureFixture
+    rounds: list[PollOutcome | Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds[:0] = [RuntimeError("the database went away"), RuntimeError("the database went away")]
     run_while(lambda: len(gone) >= 3)
@@ -105,13 +105,13 @@ def test_without_tables_it_says_what_to_do_and_begins_when_they_are_there(
 
 @pytest.mark.usefixtures("database")
 def test_tables_that_were_taken_away_are_looked_for_again(
-    rounds: list[RefreshOutcome | Exception], monkeypatch: pytest.MonkeyPatch
+    rounds: list[PollOutcome | Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks: list[Any] = []
     monkeypatch.setattr(
         background.migrate, "check", lambda connection: (checks.append(connection), migrate.Schema.READY)[1]
     )
-    rounds[:0] = [RefreshOutcome((EngineOutcome("celery", looked=False, error="no such table"),), due_in=0.0)]
+    rounds[:0] = [PollOutcome((SourceOutcome("celery", looked=False, error="no such table"),), due_in=0.0)]
     run_while(lambda: len(gone) >= 4)
     assert len(checks) == 2
 
@@ -121,12 +121,12 @@ def test_a_server_that_stops_does_not_wait_for_a_look_that_hangs(monkeypatch: py
     monkeypatch.setattr(background, "STOP_SECONDS", 0.01)
     hangs, goes_on = threading.Event(), threading.Event()
 
-    def hang() -> RefreshOutcome:
+    def hang() -> PollOutcome:
         hangs.set()
         goes_on.wait()
-        return RefreshOutcome((), 0.0)
+        return PollOutcome((), 0.0)
 
-    monkeypatch.setattr(background, "go_round", hang)
+    monkeypatch.setattr(background, "run_once", hang)
     run_while(hangs.is_set)
     (left_behind,) = refreshers()
     assert left_behind.daemon
@@ -136,7 +136,7 @@ def test_a_server_that_stops_does_not_wait_for_a_look_that_hangs(monkeypatch: py
 
 @pytest.mark.usefixtures("database")
 def test_options_that_are_no_numbers_do_not_end_it(
-    rounds: list[RefreshOutcome | Exception], monkeypatch: pytest.MonkeyPatch
+    rounds: list[PollOutcome | Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert rounds
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "often")

@@ -27,12 +27,12 @@ from airflow_worker_insight.registry.liveness import (
     judge_by_tries,
     reach,
 )
-from airflow_worker_insight.store.leases import EngineRow
+from airflow_worker_insight.store.leases import SourceRow
 from tests.unit.database import NOON, at
 from tests.unit.registry.fleets import TIMEOUTS, a_life, a_sighting
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.domain.workers import Life
+    from airflow_worker_insight.domain.workers import WorkerInstance
 
 REACHED = Reached(since=at(-86400))
 DOWN = Reached(since=None, error="Celery's broker cannot be reached: Connection refused.")
@@ -40,7 +40,7 @@ NOBODY = Evidence()
 
 
 def verdict(
-    life: Life, evidence: Evidence = NOBODY, reached: Reached = REACHED, *, after: float = 30
+    life: WorkerInstance, evidence: Evidence = NOBODY, reached: Reached = REACHED, *, after: float = 30
 ) -> Verdict | None:
     return judge(life, evidence, reached, now=at(after), timeouts=TIMEOUTS)
 
@@ -218,7 +218,7 @@ INTERVAL = timedelta(seconds=30)
 
 
 def reached(looked_at: datetime | None, before: datetime | None, error: str | None = None) -> Reached:
-    engine = EngineRow("celery", NOON, looked_at, before)
+    engine = SourceRow("celery", NOON, looked_at, before)
     return reach(engine, error, now=NOON, interval=INTERVAL)
 
 
@@ -257,8 +257,8 @@ class World:
     """One worker, its engine, whose clock may be wrong, and those who look at it."""
 
     skew: float = 0
-    life: Life = field(default_factory=a_life)
-    engine: EngineRow = field(default_factory=lambda: EngineRow("celery", NOON, NOON, NOON))
+    life: WorkerInstance = field(default_factory=a_life)
+    engine: SourceRow = field(default_factory=lambda: SourceRow("celery", NOON, NOON, NOON))
     time: datetime = NOON
     heartbeat: datetime = NOON
     answered: bool = False

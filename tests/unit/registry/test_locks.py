@@ -11,7 +11,7 @@ import pytest
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import CELERY
 from airflow_worker_insight.registry import gauges, poll
-from airflow_worker_insight.registry.observations import Look, Sighting, View
+from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.tables import attempt, change, engine, placement, worker
 from tests.unit.database import OUR_TABLES, Database, a_worker, locked, record_start
@@ -32,15 +32,17 @@ class OneWorker:
 
     name = CELERY
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         now = view.clock()
-        return Look((Sighting(kind="celery", engine_name="w1", hostname="host-1", pid=100, heartbeat_at=now),))
+        return PollResult(
+            (WorkerObservation(kind="celery", engine_name="w1", hostname="host-1", pid=100, heartbeat_at=now),)
+        )
 
 
 def test_a_poll_that_cannot_be_written_says_why_and_leaves_no_lease_behind(
     database: Database, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poll, "configured_engines", lambda _setting: [OneWorker()])
+    monkeypatch.setattr(poll, "configured_sources", lambda _setting: [OneWorker()])
     with locked(database, table):
         (outcome,) = poll.refresh(only_if_due=True).engines
     if table not in {worker.name, engine.name}:

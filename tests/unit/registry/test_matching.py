@@ -15,11 +15,11 @@ from tests.unit.database import NOON, at
 from tests.unit.registry.fleets import a_life, a_sighting
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.domain.workers import Life
-    from airflow_worker_insight.registry.observations import Sighting
+    from airflow_worker_insight.domain.workers import WorkerInstance
+    from airflow_worker_insight.registry.observations import WorkerObservation
 
 
-def matched(sighting: Sighting, *lives: Life) -> int | None:
+def matched(sighting: WorkerObservation, *lives: WorkerInstance) -> int | None:
     """Return the row ID of the life that one sighting is of."""
     found = match([sighting], lives)
     return found.pairs[0][1].ref if found.pairs else None

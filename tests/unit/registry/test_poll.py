@@ -14,8 +14,13 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import CELERY, EDGE, TRIES
 from airflow_worker_insight.registry import poll as module
 from airflow_worker_insight.registry.liveness import NOT_CONFIGURED
-from airflow_worker_insight.registry.observations import EngineTrouble, Look, Sighting, View
-from airflow_worker_insight.registry.poll import EngineOutcome, RefreshOutcome, go_round, refresh
+from airflow_worker_insight.registry.observations import (
+    PollContext,
+    PollResult,
+    SourceUnavailableError,
+    WorkerObservation,
+)
+from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome, refresh, run_once
 from airflow_worker_insight.store import clock
 from airflow_worker_insight.store.airflow_history import find_run
 from airflow_worker_insight.store.attempts import start as attempts_start
@@ -44,9 +49,9 @@ class FakeEngine:
     mailboxes: frozenset[str] | None = None
     looks: int = 0
     meanwhile: Callable[[], None] = lambda: None
-    views: list[View] = field(default_factory=list)
+    views: list[PollContext] = field(default_factory=list)
 
-    def look(self, view: View) -> Look:
+    def look(self, view: PollContext) -> PollResult:
         self.looks += 1
         self.views.append(view)
         self.meanwhile()
@@ -56,8 +61,8 @@ class FakeEngine:
         sightings = []
         for name, facts in self.workers.items():
             known = {"pid": 100, "heartbeat_at": now, "hostname": "host-1", **facts}
-            sightings.append(Sighting(kind=self.kind, engine_name=name, **known))
-        return Look(tuple(sightings), error=self.error, mailboxes=self.mailboxes)
+            sightings.append(WorkerObservation(kind=self.kind, engine_name=name, **known))
+        return PollResult(tuple(sightings), error=self.error, mailboxes=self.mailboxes)
 
 
 class Time:
@@ -86,7 +91,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[Any]:
     """Return the list of engines that are configured, to be filled by the test."""
     assert time.offset == timedelta(0)
     configured: list[Any] = []
-    monkeypatch.setattr(module, "configured_engines", lambda _setting: configured)
+    monkeypatch.setattr(module, "configured_sources", lambda _setting: configured)
     return configured
 
 
@@ -96,7 +101,7 @@ def celery(engines: list[Any]) -> FakeEngine:
     return engines[0]
 
 
-def look() -> EngineOutcome:
+def look() -> SourceOutcome:
     return refresh(only_if_due=False).engines[0]
 
 
@@ -116,8 +121,8 @@ def history(database: Database) -> list[tuple[str, str | None]]:
 @on_both
 def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeEngine) -> None:
     celery.workers = {"w1@host-1": {"concurrency": 16}, "w2@host-1": {}}
-    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 2}, registered=2)
-    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 2})
+    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2}, registered=2)
+    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2})
     assert [(row["name"], row["concurrency"]) for row in database.workers()] == [("w1@host-1", 16), ("w2@host-1", None)]
     assert history(database) == []
 
@@ -151,7 +156,7 @@ def test_a_restart_begins_a_new_life_and_ends_the_old_one(database: Database, ce
     celery.workers = {"w1": {"pid": 200, "concurrency": 4}}
     assert look().registered == 1
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(100, "offline"), (200, "online")]
-    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 1})
+    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1})
 
 
 @on_both
@@ -182,9 +187,9 @@ def test_of_two_workers_under_one_name_one_that_misses_a_look_is_not_replaced_by
         began = clock.database_now(connection)
     alive = {1: began - timedelta(hours=2), 2: began - timedelta(hours=1)}
 
-    def answer(view: View) -> Look:
+    def answer(view: PollContext) -> PollResult:
         known = {"kind": "celery", "engine_name": "w@h", "hostname": "h", "heartbeat_at": view.clock()}
-        return Look(tuple(Sighting(pid=pid, started_at=start, **known) for pid, start in alive.items()))
+        return PollResult(tuple(WorkerObservation(pid=pid, started_at=start, **known) for pid, start in alive.items()))
 
     celery.look = answer  # type: ignore[method-assign]
     look()
@@ -330,8 +335,8 @@ def test_what_is_registered_during_a_look_is_not_judged_by_it(database: Database
 
 
 def test_an_answer_that_comes_twice_is_one_worker(database: Database, celery: FakeEngine) -> None:
-    one = Sighting(kind="celery", engine_name="w1", hostname="h", pid=1)
-    celery.look = lambda view: Look((replace(one, heartbeat_at=view.clock()),) * 2)  # type: ignore[method-assign]
+    one = WorkerObservation(kind="celery", engine_name="w1", hostname="h", pid=1)
+    celery.look = lambda view: PollResult((replace(one, heartbeat_at=view.clock()),) * 2)  # type: ignore[method-assign]
     assert look().registered == 1
     look()
     assert len(database.workers()) == 1
@@ -396,7 +401,7 @@ def test_an_engine_that_is_down_makes_its_workers_unresponsive_and_never_lost(
 ) -> None:
     celery.workers = {"w1": {}}
     look()
-    celery.error = EngineTrouble("Celery's broker cannot be reached: Connection refused.")
+    celery.error = SourceUnavailableError("Celery's broker cannot be reached: Connection refused.")
     for _ in range(20):
         time.passes(30)
         assert look().error == str(celery.error)
@@ -408,7 +413,7 @@ def test_an_engine_that_is_down_makes_its_workers_unresponsive_and_never_lost(
 
 
 @on_both
-@pytest.mark.parametrize("error", [str, EngineTrouble, RuntimeError])
+@pytest.mark.parametrize("error", [str, SourceUnavailableError, RuntimeError])
 def test_however_long_the_error_is_it_is_written(
     database: Database, celery: FakeEngine, time: Time, error: Callable[[str], Any]
 ) -> None:
@@ -549,8 +554,10 @@ def test_one_engines_error_leaves_the_others_alone(database: Database, engines: 
 
 
 def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Database, engines: list[Any]) -> None:
-    def too_long(view: View) -> Look:
-        return Look((Sighting(kind="celery", engine_name="w", hostname=None, heartbeat_at=view.clock()),))  # type: ignore[arg-type]
+    def too_long(view: PollContext) -> PollResult:
+        return PollResult(
+            (WorkerObservation(kind="celery", engine_name="w", hostname=None, heartbeat_at=view.clock()),)
+        )  # type: ignore[arg-type]
 
     engines += [FakeEngine(), FakeEngine(EDGE, "edge", {"edge-1": {}})]
     engines[0].look = too_long
@@ -569,16 +576,16 @@ def test_an_engine_is_told_when_what_it_said_is_written(database: Database, cele
         told.extend(row["name"] for row in database.workers())
         raise OSError("the broker went away")
 
-    def one(view: View) -> Look:
+    def one(view: PollContext) -> PollResult:
         seen = {"hostname": "host-1", "heartbeat_at": view.clock(), **facts}
-        return Look((Sighting(kind="celery", engine_name="w1", **seen),), on_written=written)
+        return PollResult((WorkerObservation(kind="celery", engine_name="w1", **seen),), on_written=written)
 
     celery.look = one  # type: ignore[method-assign]
     facts["hostname"] = None
     assert look().error
     assert told == []
     facts.clear()
-    assert look() == EngineOutcome(CELERY, looked=True, states={"online": 1}, registered=1)
+    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1}, registered=1)
     assert told == ["w1"]
 
 
@@ -632,7 +639,7 @@ def test_only_one_looks_in_an_interval(database: Database, celery: FakeEngine, t
 @on_postgresql
 def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEngine, time: Time) -> None:
     celery.workers = {"w1": {}}
-    outcomes: list[RefreshOutcome] = []
+    outcomes: list[PollOutcome] = []
     for round_ in range(1, 4):
         together = threading.Barrier(8)
 
@@ -657,7 +664,7 @@ def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Dat
     celery.workers = {f"w{number}": {} for number in range(50)}
     together = threading.Barrier(4)
     celery.meanwhile = lambda: (together.wait(), None)[1]  # type: ignore[func-returns-value]
-    outcomes: list[RefreshOutcome] = []
+    outcomes: list[PollOutcome] = []
     threads = [threading.Thread(target=lambda: outcomes.append(refresh(only_if_due=False))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -669,7 +676,7 @@ def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Dat
 
 def test_while_another_one_looks_nobody_else_begins(database: Database, celery: FakeEngine) -> None:
     """However short the interval is."""
-    inner: list[RefreshOutcome] = []
+    inner: list[PollOutcome] = []
 
     def someone_else() -> None:
         celery.meanwhile = lambda: None
@@ -687,8 +694,8 @@ def test_going_round_tells_the_stats_and_keeps_within_limits_after_a_look(
     done: list[str] = []
     monkeypatch.setattr(module, "report_fleet", lambda: done.append("stats"))
     monkeypatch.setattr(module, "keep_within_limit", lambda: done.append("limit"))
-    go_round()
-    go_round()
+    run_once()
+    run_once()
     assert done == ["stats", "limit"]
     assert celery.looks == 1
     assert database.workers() == []
@@ -706,7 +713,7 @@ def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.
         now = clock.database_now(connection)
         pod = a_worker("pod-1", kind="kubernetes")
         record_start(connection, key, pod, try_started_at=now, state="running", now=now)
-    assert look() == EngineOutcome(TRIES, looked=True, states={"online": 1})
+    assert look() == SourceOutcome(TRIES, looked=True, states={"online": 1})
     (row,) = database.workers()
     assert (row["state"], row["running"]) == ("online", 1)
     with database.engine.begin() as connection:

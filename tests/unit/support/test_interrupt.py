@@ -16,7 +16,7 @@ import pytest
 from tests.support import guardian
 from tests.support.environments import ROOT
 from tests.support.guardian import DEBOUNCE
-from tests.support.processes import NotInTime, end, wait_for
+from tests.support.processes import WaitTimeoutError, end, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,8 +128,8 @@ class Session:
         wait_for(lambda: self.process.poll() is not None, 20, "the session to end")
         try:
             wait_for(lambda: not self.processes(), 10, "its processes to end")
-        except NotInTime as late:
-            raise NotInTime(
+        except WaitTimeoutError as late:
+            raise WaitTimeoutError(
                 f"{late}: {[process.as_dict(['cmdline', 'cwd']) for process in self.processes()]}"
             ) from None
         wait_for(lambda: not any(server.exists() for server in self.servers), 10, "its folders to be removed")

@@ -136,7 +136,7 @@ def test_a_run_that_failed_by_a_lost_try_is_repeated(tmp_path: Path, repeated: l
 def test_another_fault_is_never_repeated(tmp_path: Path, repeated: list[str], log: str) -> None:
     for number, plan in enumerate(([log], [log, None])):
         airflow = Airflow(tmp_path / str(number), [plan, [None]])
-        with pytest.raises(lost_tries.UnexpectedEnd, match="load"):
+        with pytest.raises(lost_tries.UnexpectedEndError, match="load"):
             lost_tries.run_to_end(airflow, "sales", tries=1)
         assert airflow.runs == ["run-0"]
     assert repeated == []
@@ -145,7 +145,7 @@ def test_another_fault_is_never_repeated(tmp_path: Path, repeated: list[str], lo
 def test_a_lost_try_does_not_excuse_another_one_that_is_wrong(tmp_path: Path, repeated: list[str]) -> None:
     for number, plan in enumerate(([CLIENT, TASK], [CLIENT, TASK, None], [TASK, CLIENT, TASK, None])):
         airflow = Airflow(tmp_path / str(number), [plan, [None]])
-        with pytest.raises(lost_tries.UnexpectedEnd):
+        with pytest.raises(lost_tries.UnexpectedEndError):
             lost_tries.run_to_end(airflow, "sales", tries=1)
         assert airflow.runs == ["run-0"]
     assert repeated == []
@@ -157,7 +157,7 @@ def test_a_time_out_beside_a_traceback_of_ours_in_a_service_is_no_proof(tmp_path
         'Traceback (most recent call last):\n  File "/x/airflow_worker_insight/capture/claim.py", line 1\n'
     )
     airflow = Airflow(tmp_path / "logs", [[CLIENT, None], [None]], {"api-server": Component(server)})
-    with pytest.raises(lost_tries.UnexpectedEnd, match="api-server: first error: Traceback"):
+    with pytest.raises(lost_tries.UnexpectedEndError, match="api-server: first error: Traceback"):
         lost_tries.run_to_end(airflow, "sales", tries=1)
     assert repeated == []
 
@@ -172,7 +172,7 @@ def test_a_try_that_was_lost_before_it_had_a_log_is_known_from_its_worker(tmp_pa
 
 def test_it_gives_up_after_some_repeats(tmp_path: Path) -> None:
     airflow = Airflow(tmp_path, [[CLIENT]] * 5)
-    with pytest.raises(lost_tries.UnexpectedEnd):
+    with pytest.raises(lost_tries.UnexpectedEndError):
         lost_tries.run_to_end(airflow, "sales")
     assert len(airflow.runs) == 1 + lost_tries.REPEATS
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_worker_insight.ui.query_params import (
     AttemptsAddress,
-    BadAddress,
+    InvalidUrlError,
     PanelAddress,
     WorkerAddress,
     WorkersAddress,
@@ -48,7 +48,7 @@ def test_every_id_survives_its_way_through_an_address(dag_id: str, run_id: str, 
     assert url is not None
     try:
         found = parse_panel_address(url.partition("?")[2])
-    except BadAddress:
+    except InvalidUrlError:
         # An ID that is what Airflow's UI leaves unfilled.
         assert any(one.startswith("{") and one.endswith("}") for one in (dag_id, run_id, task_id))
     else:
@@ -74,7 +74,7 @@ def test_every_id_survives_its_way_through_an_address(dag_id: str, run_id: str, 
     ],
 )
 def test_an_address_that_names_nothing_says_why(query: str, complaint: str) -> None:
-    with pytest.raises(BadAddress, match=complaint):
+    with pytest.raises(InvalidUrlError, match=complaint):
         parse_panel_address(query)
 
 
@@ -153,7 +153,7 @@ def test_a_time_with_an_offset_is_brought_to_utc() -> None:
     ],
 )
 def test_a_list_of_workers_that_there_is_not_says_why(query: str, complaint: str) -> None:
-    with pytest.raises(BadAddress, match=complaint):
+    with pytest.raises(InvalidUrlError, match=complaint):
         parse_workers_address(query)
 
 
@@ -173,7 +173,7 @@ def test_a_list_of_workers_that_there_is_not_says_why(query: str, complaint: str
     ],
 )
 def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) -> None:
-    with pytest.raises(BadAddress, match=complaint):
+    with pytest.raises(InvalidUrlError, match=complaint):
         parse_attempts_address(query, states=("failed", "success"))
 
 
@@ -182,7 +182,7 @@ def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) 
     ["hours=2", "hours=0", "hours=x", "until=x", "until=0001-01-01", "offset=x", "offset=10001", "state=failed"],
 )
 def test_hours_that_cannot_be_drawn_are_refused(query: str) -> None:
-    with pytest.raises(BadAddress, match=query.partition("=")[0]):
+    with pytest.raises(InvalidUrlError, match=query.partition("=")[0]):
         parse_worker_address(query)
 
 
@@ -209,5 +209,5 @@ def test_a_decision_as_a_form_posts_it() -> None:
     ],
 )
 def test_a_form_that_no_page_of_ours_posts_is_refused(body: bytes, complaint: str) -> None:
-    with pytest.raises(BadAddress, match=complaint):
+    with pytest.raises(InvalidUrlError, match=complaint):
         parse_decision(body)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.domain.attempts import AttemptPage
-from airflow_worker_insight.domain.workers import EngineLook, Group
+from airflow_worker_insight.domain.workers import Group, SourceStatus
 from airflow_worker_insight.store.attempts.by_worker import Outcomes
 from airflow_worker_insight.ui.query_params import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
 from airflow_worker_insight.ui.rendering import FRAGMENT, STATIC, render
@@ -74,7 +74,7 @@ def hostile_pages() -> list[Page]:
         versions={HOSTILE: HOSTILE},
     )
     decided = a_change(3, availability="draining", reason=HOSTILE, changed_by=HOSTILE)
-    engines = [EngineLook(HOSTILE, NOW, is_current=True, error=HOSTILE)]
+    engines = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
     listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, engines=engines)
     filtered = WorkersAddress(
         search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100

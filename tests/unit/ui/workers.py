@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_worker_insight.domain.attempts import AttemptPage
-from airflow_worker_insight.domain.workers import Change, EngineLook, WorkerRow
-from airflow_worker_insight.ui.views.worker import Life
+from airflow_worker_insight.domain.workers import Change, SourceStatus, WorkerRow
+from airflow_worker_insight.ui.views.worker import WorkerInstance
 from airflow_worker_insight.ui.views.workers import Listing
 from tests.unit.database import NOON, at
 
@@ -59,12 +59,12 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
         "decisions": {},
         "label_keys": (),
         "any_worker": bool(rows),
-        "engines": (EngineLook("celery", NOW, is_current=True, error=None),),
+        "engines": (SourceStatus("celery", NOW, is_current=True, error=None),),
     }
     return Listing(**{**known, **others})
 
 
-def a_life(row: WorkerRow | None = None, **others: Any) -> Life:
+def a_life(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
     """Return a worker that ran nothing and of which nothing happened, but for what is given."""
     known: dict[str, Any] = {
         "is_whole": True,
@@ -78,4 +78,4 @@ def a_life(row: WorkerRow | None = None, **others: Any) -> Life:
         "outcomes": (),
         "attempts": AttemptPage([], 0, total_is_exact=True),
     }
-    return Life(row=row or a_worker_row(), **{**known, **others})
+    return WorkerInstance(row=row or a_worker_row(), **{**known, **others})

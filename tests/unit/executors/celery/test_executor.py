@@ -16,11 +16,18 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import task_runtime
-from airflow_worker_insight.domain.reasons import BAD_WISH, FULL, NO_LABEL, NOT_AVAILABLE, SHARED_QUEUE, WORKERS_UNSEEN
+from airflow_worker_insight.domain.reasons import (
+    FULL,
+    INVALID_REQUEST,
+    NO_LABEL,
+    NOT_AVAILABLE,
+    SHARED_QUEUE,
+    WORKERS_UNSEEN,
+)
 from airflow_worker_insight.executors.celery.queues import own_queue
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
-from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 from airflow_worker_insight.store import migrate, placements, session
 from tests.unit.database import add_run, add_try
 from tests.unit.executors.workloads import a_workload, put, queue
@@ -85,7 +92,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:  # noqa: ARG001
     monkeypatch.setattr(counters, "_warned", set())
     made = WorkerInsightCeleryExecutor()
-    made._desk = Desk(Rules("least_loaded", 1))
+    made._desk = PlacementService(Rules("least_loaded", 1))
     made._watch = FakeWatch(W1)  # type: ignore[assignment]
     return made
 
@@ -160,7 +167,7 @@ def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExec
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
-    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, BAD_WISH), ("moon", BAD_WISH)],
+    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, INVALID_REQUEST), ("moon", INVALID_REQUEST)],
 )
 def test_why_a_task_waits_is_written_once(
     executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str
@@ -192,7 +199,7 @@ def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecu
 def test_with_that_fallback_it_goes_to_the_shared_queue(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    executor._desk = Desk(Rules("least_loaded", 1, "shared_queue"))
+    executor._desk = PlacementService(Rules("least_loaded", 1, "shared_queue"))
     executor._watch = FakeWatch(replace(W1, availability="quarantined"))  # type: ignore[assignment]
     queue(executor, "extract")
     executor.trigger_tasks(8)
@@ -650,7 +657,7 @@ def test_it_says_of_itself_what_the_parent_says() -> None:
 @pytest.fixture
 def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:
     """The executor with ``when_workers_unseen = hold`` and a broker that takes connections."""
-    executor._desk = Desk(Rules("least_loaded", 1, when_unseen="hold"))
+    executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
     executor._started_at = time.monotonic() - 60
     monkeypatch.setattr(executor, "_broker_trouble", lambda: None)
     return executor
@@ -779,13 +786,13 @@ def test_nothing_is_sent_to_a_broker_that_takes_no_connection(
         taken.bind(("127.0.0.1", 0))
         app = Celery(broker=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
         monkeypatch.setattr(executor, "celery_app_here", lambda: app)
-        executor._desk = Desk(Rules("least_loaded", 1, when_unseen="hold"))
+        executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
         queue(executor, "extract")
         executor.trigger_tasks(8)
         assert sent == []
         assert len(executor.queued_tasks) == 1
         # By default that is Airflow's own business.
-        executor._desk = Desk(Rules("least_loaded", 1))
+        executor._desk = PlacementService(Rules("least_loaded", 1))
         executor._unsent = None
         executor.trigger_tasks(8)
         assert len(sent) == 1

@@ -15,12 +15,12 @@ from airflow_worker_insight.domain.reasons import LEAST_LOADED, OTHERS_FULL
 from airflow_worker_insight.executors import monitor
 from airflow_worker_insight.executors.celery import consumers, rebalance
 from airflow_worker_insight.executors.celery import monitor as module
-from airflow_worker_insight.executors.celery.monitor import Watch
+from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
 from airflow_worker_insight.executors.celery.queues import own_queue
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, is_out
 from airflow_worker_insight.executors.placement.rules import Rules
-from airflow_worker_insight.executors.placement.service import Desk, Snapshot
-from airflow_worker_insight.registry.observations import EngineTrouble
+from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
+from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.store import leases, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
@@ -47,7 +47,7 @@ class Workers:
         self.error: Exception | None = None
         self.obey = True
 
-    def settle(self, _app: Any, *, give: dict[str, str], hold: dict[str, str]) -> dict[str, frozenset[str]]:
+    def sync_consumers(self, _app: Any, *, give: dict[str, str], hold: dict[str, str]) -> dict[str, frozenset[str]]:
         self.asked.append((give, hold))
         if self.error is not None:
             raise self.error
@@ -62,7 +62,7 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     made = Workers()
-    monkeypatch.setattr(consumers, "settle", made.settle)
+    monkeypatch.setattr(consumers, "settle", made.sync_consumers)
     monkeypatch.setattr(module, "refresh", lambda **_: None)
     monkeypatch.setattr(consumers, "ASK_EVERY", 0.0)
     monkeypatch.setattr(consumers, "ASK_AGAIN", 0.0)
@@ -76,16 +76,23 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     found: list[tuple[str, str, bool]] = []
     levelled.clear()
 
-    def take_back(
-        _app: Any, queue: str, desk: Desk, snapshot: Snapshot, *, came_from: str, is_gone: bool = False, **others: Any
+    def reclaim_tasks(
+        _app: Any,
+        queue: str,
+        desk: PlacementService,
+        snapshot: Snapshot,
+        *,
+        came_from: str,
+        is_gone: bool = False,
+        **others: Any,
     ) -> int:
         found.append((queue, came_from, is_gone))
         levelled.append(others.get("most"))
-        assert isinstance(desk, Desk)
+        assert isinstance(desk, PlacementService)
         offered[:] = snapshot.candidates
         return others.get("most") or 1
 
-    monkeypatch.setattr(rebalance.reclaim, "take_back", take_back)
+    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", reclaim_tasks)
     return found
 
 
@@ -117,7 +124,7 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
         placements.write(connection, [one], now=NOON)
 
 
-def candidates(watch: Watch) -> dict[str, Candidate]:
+def candidates(watch: CeleryWorkerMonitor) -> dict[str, Candidate]:
     snapshot = watch.snapshot()
     assert snapshot is not None
     assert snapshot.trouble is None
@@ -128,9 +135,9 @@ def candidates(watch: Watch) -> dict[str, Candidate]:
 def test_workers_become_candidates_once_they_consume_their_own_queue(database: Database, workers: Workers) -> None:
     refs = look_at(database, workers, "w1", "w2")
     del workers.queues["w2@host"]
-    watch = Watch(None, Desk(RULES))
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     assert watch.snapshot() is None
-    watch.go_round()
+    watch.run_once()
     one, other = candidates(watch).values()
     assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
     assert one.trouble is None
@@ -140,14 +147,14 @@ def test_workers_become_candidates_once_they_consume_their_own_queue(database: D
 
 def test_decisions_of_people_are_told_to_the_worker(database: Database, workers: Workers) -> None:
     refs = look_at(database, workers, "w1", "w2")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     change(database, refs["w1"], availability="quarantined")
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].availability == "quarantined"
     assert own_queue("w1") not in workers.queues["w1@host"]
     change(database, refs["w1"], availability="available")
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].trouble is None
 
 
@@ -156,17 +163,17 @@ def test_one_that_does_not_answer_is_given_nothing_until_it_does(
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     silent = workers.queues.pop("w1@host")
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].trouble is None, "an answer may go astray"
     assert taken == []
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].trouble == "does not answer"
     assert taken == [(own_queue("w1"), "w1@host-1", False)]
     workers.queues["w1@host"] = silent
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].trouble is None
 
 
@@ -186,13 +193,13 @@ def test_what_waits_is_taken_back_from(
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     if changed:
         change(database, refs["w1"], **changed)
         if "ended_at" in changed:
             del workers.queues["w1@host"]
-    watch.go_round()
+    watch.run_once()
     assert taken == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
 
 
@@ -201,10 +208,10 @@ def test_what_a_living_worker_has_fetched_is_left_to_it_although_its_queue_is_no
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     workers.queues["w1@host"], workers.obey = {"default"}, False
-    watch.go_round()
+    watch.run_once()
     assert taken == [], "another scheduler may just have told it to consume it"
 
 
@@ -214,9 +221,9 @@ def test_a_worker_that_has_never_answered_here_may_be_another_teams(
     refs = look_at(database, workers, "w1", "w2")
     del workers.queues["w1@host"]
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     for _ in range(consumers.SILENT_AFTER + 1):
-        watch.go_round()
+        watch.run_once()
     assert taken == []
     found = candidates(watch)
     assert [found[f"{name}@host"].comes_back for name in ("w1", "w2")] == [False, True]
@@ -224,27 +231,27 @@ def test_a_worker_that_has_never_answered_here_may_be_another_teams(
 
 def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database, workers: Workers) -> None:
     look_at(database, workers, "w1", "w2")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     del workers.queues["w1@host"]
     for _ in range(consumers.COMES_BACK_WITHIN - 1):
-        watch.go_round()
+        watch.run_once()
         assert candidates(watch)["w1@host"].comes_back
-    watch.go_round()
+    watch.run_once()
     assert not candidates(watch)["w1@host"].comes_back
 
 
 def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = look_at(database, workers, "w1", "w2")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     monkeypatch.setattr(consumers, "ASK_EVERY", 3600.0)
     monkeypatch.setattr(consumers, "ASK_AGAIN", 3600.0)
-    watch.go_round()
+    watch.run_once()
     assert len(workers.asked) == 1
     change(database, refs["w1"], availability="draining")
     for _ in range(2):
-        watch.go_round()
+        watch.run_once()
     assert len(workers.asked) == 2
     assert own_queue("w1") not in workers.queues["w1@host"]
 
@@ -260,22 +267,22 @@ def test_own_queues_of_workers_that_ended_are_removed_once(
         now = database_now(connection)
     change(database, refs["w1"], state="offline", ended_at=now - timedelta(minutes=10))
     change(database, refs["w2"], state="lost", ended_at=now - timedelta(minutes=1))
-    watch = Watch(None, Desk(RULES))
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     for _ in range(3):
-        watch.go_round()
+        watch.run_once()
     assert removed == [own_queue("w1")]
 
 
 def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers, taken: list[Any]) -> None:
     refs = look_at(database, workers, "w1")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     change(database, refs["w1"], availability="quarantined")
-    watch.go_round()
+    watch.run_once()
     assert taken == []
-    watch.desk = Desk(Rules("least_loaded", 4, "shared_queue"))
-    watch.go_round()
+    watch.desk = PlacementService(Rules("least_loaded", 4, "shared_queue"))
+    watch.run_once()
     assert taken == [(own_queue("w1"), "w1@host-1", False)]
 
 
@@ -283,17 +290,17 @@ def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
     database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_at(database, workers, "w1")
-    watch = Watch(None, Desk(RULES))
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
 
-    def settle(app: Any, **told: Any) -> Any:
+    def sync_consumers(app: Any, **told: Any) -> Any:
         # Another scheduler knows of a new worker by then, and has sent something to it.
         place(database, look_at(database, workers, "w2")["w2"], "w2")
         workers.queues["w2@host"].add(own_queue("w2"))
-        answers = workers.settle(app, **told)
+        answers = workers.sync_consumers(app, **told)
         return {node: queues for node, queues in answers.items() if node != "w2@host"}
 
-    monkeypatch.setattr(consumers, "settle", settle)
-    watch.go_round()
+    monkeypatch.setattr(consumers, "settle", sync_consumers)
+    watch.run_once()
     assert taken == []
 
 
@@ -303,15 +310,15 @@ def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_ther
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
 
-    def settle(app: Any, **told: Any) -> Any:
+    def sync_consumers(app: Any, **told: Any) -> Any:
         change(database, refs["w1"], **changed)
-        return workers.settle(app, **told)
+        return workers.sync_consumers(app, **told)
 
-    monkeypatch.setattr(consumers, "settle", settle)
-    watch.go_round()
+    monkeypatch.setattr(consumers, "settle", sync_consumers)
+    watch.run_once()
     assert [queue for queue, *_ in taken] == [own_queue("w1")]
     assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]
 
@@ -325,20 +332,20 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     change(database, refs["dead"], state="lost", ended_at=NOON)
-    take_back = rebalance.reclaim.take_back
+    reclaim_tasks = rebalance.reclaim.reclaim_tasks
 
     def take_nothing_of_the_dead(app: Any, queue: str, *others: Any, **named: Any) -> int:
-        number = take_back(app, queue, *others, **named)
+        number = reclaim_tasks(app, queue, *others, **named)
         if queue != own_queue("dead"):
             return number
         if how == "it fails":
             raise OSError("refused")
         return 0
 
-    monkeypatch.setattr(rebalance.reclaim, "take_back", take_nothing_of_the_dead)
-    watch = Watch(None, Desk(RULES))
+    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", take_nothing_of_the_dead)
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     del workers.queues["dead@host"]
-    watch.go_round()
+    watch.run_once()
     assert [queue for queue, *_ in taken] == [own_queue("dead"), own_queue("w1")]
 
 
@@ -352,38 +359,38 @@ def test_what_takes_long_keeps_nobody_from_looking_at_the_workers_and_nothing_fr
         change(database, refs[name], state="lost", ended_at=NOON)
         del workers.queues[f"{name}@host"]
     clock = SimpleNamespace(now=0.0)
-    take_back = rebalance.reclaim.take_back
+    reclaim_tasks = rebalance.reclaim.reclaim_tasks
 
     def take_long(*others: Any, **named: Any) -> int:
         clock.now += rebalance.BEGINS_WITHIN / 2
-        take_back(*others, **named)
+        reclaim_tasks(*others, **named)
         raise OSError("refused")
 
     monkeypatch.setattr(rebalance, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(rebalance.reclaim, "take_back", take_long)
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", take_long)
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert len(taken) == 2
     for _ in range(100):
-        watch.go_round()
+        watch.run_once()
     assert {queue for queue, *_ in taken} == set(map(own_queue, dead))
 
 
 def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
     refs = look_at(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     change(database, refs["w1"], state="unresponsive")
     with database.engine.begin() as connection:
         due = database_now(connection) + timedelta(seconds=30)
         connection.execute(insert(engine).values(name=rebalance.LEASE, due_at=due))
-    watch.go_round()
+    watch.run_once()
     assert taken == []
     with database.engine.begin() as connection:
         connection.execute(update(engine).where(engine.c.name == rebalance.LEASE).values(due_at=NOON))
-    watch.go_round()
-    watch.go_round()
+    watch.run_once()
+    watch.run_once()
     assert len(taken) == 2, "the lease is given back"
 
 
@@ -391,19 +398,19 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
     database: Database, workers: Workers, taken: list[Any]
 ) -> None:
     refs = look_at(database, workers, "w1", "w2")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     # Each runs two at once.
     for number in range(5):
         place(database, refs["w1"], "w1", f"task-{number}")
     for number in range(2):
         place(database, refs["w2"], "w2", f"other-{number}")
-    watch.go_round()
+    watch.run_once()
     assert taken == []
     with database.engine.begin() as connection:
         found = placements.open_placements(connection)
         placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
-    watch.go_round()
+    watch.run_once()
     assert taken == [(own_queue("w1"), "w1@host", False)]
     assert levelled == [2]
     # What waits at the slow one and has failed on the idle one stays.
@@ -432,15 +439,15 @@ def test_a_slow_worker_is_known_by_what_it_still_runs(
     look_at(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
     run(database, "w2", 4, seconds=100, state="running")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     found = candidates(watch)
     assert found["w1@host"].slowness == 1
     assert round(found["w2@host"].slowness) == 10
     # What was slow is forgotten some time later.
     monkeypatch.setattr(module, "COMPARED", timedelta(seconds=50))
     watch._compare_due = 0.0
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w2@host"].slowness == 1
 
 
@@ -448,8 +455,8 @@ def test_nobody_is_slow_where_the_operator_says_so(database: Database, workers: 
     look_at(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
     run(database, "w2", 4, seconds=100, state="running")
-    watch = Watch(None, Desk(replace(RULES, slow_from=0)))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(replace(RULES, slow_from=0)))
+    watch.run_once()
     assert not any(one.is_slow for one in candidates(watch).values())
 
 
@@ -459,13 +466,13 @@ def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
     refs = look_at(database, workers, "w1", "w2", "w3")
     run(database, "w1", 3, seconds=10, state="success")
     run(database, "w2", 4, seconds=100, state="running")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     for number in range(3):
         place(database, refs["w2"], "w2", f"other-{number}")
-    watch.go_round()
+    watch.run_once()
     # The one that waits at the slow one goes first, whether or not the others are full.
     assert taken == [(own_queue("w2"), "w2@host", False)]
     assert levelled == [1]
@@ -474,7 +481,7 @@ def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
         found = placements.open_placements(connection)
         placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
     change(database, refs["w3"], availability="draining")
-    watch.go_round()
+    watch.run_once()
     assert taken == [], "the slow one alone has nothing to do"
 
 
@@ -483,8 +490,8 @@ def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(databas
     new = look_at(database, workers, "w1b")
     change(database, new["w1b"], engine_name="w1@host", reported_id=None, labels={})
     assert refs != new
-    watch = Watch(None, Desk(replace(RULES, trusts_reports=True)))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(replace(RULES, trusts_reports=True)))
+    watch.run_once()
     (one,) = candidates(watch).values()
     assert (one.name, one.labels) == ("w1@host", {"zone": "b"})
 
@@ -493,8 +500,10 @@ def test_what_workers_report_counts_only_where_reports_are_trusted(database: Dat
     look_at(database, workers, "w1", "w2", labels={"zone": "secure"}, name="etl-1")
     by_operator = {"w2@*": {"zone": "a"}}
     for trusts, labels, alias in ((False, {}, None), (True, {"zone": "secure"}, "etl-1")):
-        watch = Watch(None, Desk(replace(RULES, trusts_reports=trusts, worker_labels=by_operator)))
-        watch.go_round()
+        watch = CeleryWorkerMonitor(
+            None, PlacementService(replace(RULES, trusts_reports=trusts, worker_labels=by_operator))
+        )
+        watch.run_once()
         found = candidates(watch)
         assert (found["w1@host"].labels, found["w1@host"].alias) == (labels, alias)
         assert found["w2@host"].labels == {"zone": "a"}
@@ -504,15 +513,15 @@ def test_a_worker_that_only_reports_tell_of_is_no_candidate(database: Database, 
     look_at(database, workers, "w1")
     look_at(database, workers, "made-up", engine_heartbeat_at=None)
     change(database, look_at(database, workers, "twin", engine_heartbeat_at=None)["twin"], engine_name="w1@host")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert [one.worker_id for one in candidates(watch).values()] == ["w1"]
 
 
 # --- trouble ---------------------------------------------------------------------------------------------------------
 
 
-def trouble(watch: Watch) -> str | None:
+def trouble(watch: CeleryWorkerMonitor) -> str | None:
     snapshot = watch.snapshot()
     assert snapshot is not None
     return snapshot.trouble
@@ -523,8 +532,8 @@ def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.
     look_at(database, workers, "w1")
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert "Nobody looks" in (trouble(watch) or "")
 
 
@@ -533,15 +542,15 @@ def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Wo
     with database.engine.begin() as connection:
         # The executor of another team looks, or an API server: all were started a moment ago.
         connection.execute(update(engine).values(looked_at=None))
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert watch.snapshot() is None, "the executor waits as long as nothing is known"
     look_at(database, workers, "w1")
-    watch.go_round()
+    watch.run_once()
     assert candidates(watch)["w1@host"].trouble is None
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
-    watch.go_round()
+    watch.run_once()
     assert "Nobody looks" in (trouble(watch) or ""), "it was known before"
 
 
@@ -550,8 +559,8 @@ def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, m
     look_at(database, workers, "w1")
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=database_now(connection) - leases.LOOK_TAKES))
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert candidates(watch)["w1@host"].state == "online", "until another one may look"
 
 
@@ -559,17 +568,17 @@ def test_there_are_no_tables(database: Database, workers: Workers) -> None:
     assert workers.asked == []
     assert database.url
     migrate.downgrade("base")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert "do not exist" in (trouble(watch) or "")
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", None])
 def test_remote_control_is_off(database: Database, workers: Workers, state: str | None) -> None:
     look_at(database, workers, *([] if state is None else ["w1"]), state=state)
-    workers.error = EngineTrouble("it is off")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    workers.error = SourceUnavailableError("it is off")
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert trouble(watch) == "it is off"
 
 
@@ -577,23 +586,23 @@ def test_where_no_worker_has_ever_answered_none_can_be_seen(
     database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_at(database, workers)
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert trouble(watch) is None, "they may be about to start"
     monkeypatch.setattr(consumers, "FIRST_ANSWER_WITHIN", 0.0)
-    watch.go_round()
+    watch.run_once()
     assert trouble(watch) == "None of Celery's workers answers."
     # Those of a deployment that has just been set up.
     workers.queues["w1@host"] = {"default"}
-    watch.go_round()
+    watch.run_once()
     assert trouble(watch) is None
 
 
 def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database, workers: Workers) -> None:
     look_at(database, workers, "w1", state="offline", ended_at=NOON, engine_heartbeat_at=NOON)
     workers.queues.clear()
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     assert candidates(watch) == {}
 
 
@@ -606,33 +615,33 @@ def test_where_all_workers_of_a_team_have_gone_those_of_another_are_not_to_answe
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", setting)
     refs = look_at(database, workers, "w1", "w2", engine_heartbeat_at=NOON)
     del workers.queues["w2@host"]
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     change(database, refs["w1"], state="offline", ended_at=NOON)
     workers.queues.clear()
     for _ in range(consumers.GIVES_UP_AFTER):
-        watch.go_round()
+        watch.run_once()
     assert (trouble(watch) is None) == waits
 
 
 @pytest.mark.parametrize("how", ["the broker", "the workers"])
 def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, workers: Workers, how: str) -> None:
     look_at(database, workers, "w1")
-    watch = Watch(None, Desk(RULES))
-    watch.go_round()
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    watch.run_once()
     queues = dict(workers.queues)
     if how == "the broker":
         workers.error = ConnectionError("refused")
     else:
         workers.queues.clear()
     for _ in range(consumers.GIVES_UP_AFTER - 1):
-        watch.go_round()
+        watch.run_once()
         assert trouble(watch) is None
-    watch.go_round()
+    watch.run_once()
     assert trouble(watch) is not None
     workers.error = None
     workers.queues.update(queues)
-    watch.go_round()
+    watch.run_once()
     assert trouble(watch) is None
 
 
@@ -641,16 +650,16 @@ def test_the_thread_goes_on_after_failures_and_ends(
 ) -> None:
     look_at(database, workers, "w1")
     monkeypatch.setattr(monitor, "ROUND_SECONDS", 0.01)
-    watch = Watch(None, Desk(RULES))
-    go_round, calls = watch.go_round, []
+    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    run_once, calls = watch.run_once, []
 
     def fails() -> None:
         calls.append(1)
         if len(calls) < 3:
             raise OSError("away")
-        go_round()
+        run_once()
 
-    monkeypatch.setattr(watch, "go_round", fails)
+    monkeypatch.setattr(watch, "run_once", fails)
     watch.start()
     watch.start()
     wait_for(lambda: watch.snapshot() is not None and trouble(watch) is None, 20, "the third round")

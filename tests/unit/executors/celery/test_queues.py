@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue, settle
-from airflow_worker_insight.registry.observations import EngineTrouble
+from airflow_worker_insight.executors.celery.queues import as_declared, own_queue, sync_consumers
+from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.sources import celery as engine
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def nodes(app: Any) -> Iterator[Any]:
 def test_a_worker_is_told_once_and_only_its_own(app: Any, nodes: Any) -> None:
     one, other = nodes("w1@host", "default"), nodes("w2@host", "default", B)
     give = {"w1@host": A, "w2@host": B}
-    assert settle(app, give=give, hold={}) == {"w1@host": {"default", A}, "w2@host": {"default", B}}
+    assert sync_consumers(app, give=give, hold={}) == {"w1@host": {"default", A}, "w2@host": {"default", B}}
     assert (one.told, other.told) == ([f"add {A}"], [])
-    assert settle(app, give=give, hold={})["w1@host"] == {"default", A}
+    assert sync_consumers(app, give=give, hold={})["w1@host"] == {"default", A}
     assert one.told == [f"add {A}"]
 
 
@@ -105,27 +105,27 @@ def test_a_worker_is_told_once_and_only_its_own(app: Any, nodes: Any) -> None:
 def test_of_many_queues_all_count(app: Any, nodes: Any, number: int) -> None:
     queues = {f"queue-{each:04}" for each in range(number)}
     one = nodes("w1@host", *queues)
-    assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
+    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
     # Its own queue is behind all others.
-    assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
+    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
     assert one.told == [f"add {A}"]
 
 
 def test_one_that_is_held_is_told_to_leave_its_queue(app: Any, nodes: Any) -> None:
     one = nodes("w1@host", "default", A)
-    assert settle(app, give={}, hold={"w1@host": A}) == {"w1@host": {"default"}}
+    assert sync_consumers(app, give={}, hold={"w1@host": A}) == {"w1@host": {"default"}}
     assert one.told == [f"cancel {A}"]
 
 
 def test_who_does_not_obey_or_answer_has_no_queue(app: Any, nodes: Any) -> None:
     nodes("w1@host", "default", obeys=False)
-    assert settle(app, give={"w1@host": A, "gone@host": B}, hold={}) == {"w1@host": {"default"}}
+    assert sync_consumers(app, give={"w1@host": A, "gone@host": B}, hold={}) == {"w1@host": {"default"}}
 
 
 def test_of_two_under_one_name_only_what_both_consume_counts(app: Any, nodes: Any) -> None:
     nodes("w1@host", "default", "large", A)
     second = nodes("w1@host", "default")
-    assert settle(app, give={"w1@host": A}, hold={}) == {"w1@host": {"default", A}}
+    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": {"default", A}}
     assert A in second.queues
 
 
@@ -145,7 +145,7 @@ def test_whoever_sends_or_takes_back_declares_it_as_the_worker_does(
     """RabbitMQ refuses to anybody who does not, and a task that cannot be sent fails."""
     app.conf.update(settings)
     one = nodes("w1@host", "default")
-    settle(app, give={"w1@host": A}, hold={})
+    sync_consumers(app, give={"w1@host": A}, hold={})
     (at_worker,) = one.declared
     assert seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(as_declared(app, A))
 
@@ -160,8 +160,8 @@ def seen_by_rabbitmq(queue: Any) -> Any:
 
 def test_without_remote_control_nobody_is_asked(app: Any) -> None:
     app.conf.worker_enable_remote_control = False
-    with pytest.raises(EngineTrouble, match="worker_enable_remote_control"):
-        settle(app, give={"w1@host": A}, hold={})
+    with pytest.raises(SourceUnavailableError, match="worker_enable_remote_control"):
+        sync_consumers(app, give={"w1@host": A}, hold={})
 
 
 def test_the_longest_id_makes_a_name_that_the_table_takes() -> None:

@@ -15,10 +15,10 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.celery.reclaim import remove_queues, take_back
+from airflow_worker_insight.executors.celery.reclaim import reclaim_tasks, remove_queues
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
-from airflow_worker_insight.executors.placement.service import Desk, Snapshot
+from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from tests.unit.database import NOON, Database, add_run, add_try, change_try, on_both
@@ -100,8 +100,8 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
 
 
 def move(broker: Broker, *candidates: Candidate, is_gone: bool = True, fallback: str = "wait") -> int:
-    desk = Desk(Rules("least_loaded", 4, fallback))
-    return take_back(broker.app, DEAD, desk, Snapshot(candidates, 0.0), came_from="w1@host", is_gone=is_gone)
+    desk = PlacementService(Rules("least_loaded", 4, fallback))
+    return reclaim_tasks(broker.app, DEAD, desk, Snapshot(candidates, 0.0), came_from="w1@host", is_gone=is_gone)
 
 
 @on_both
@@ -236,8 +236,8 @@ def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
         pinned = {"worker_insight": {"labels": {"zone": "moon"}}}
         connection.execute(update(table).where(table.c.map_index < 2).values(executor_config=pinned))
     ids = [broker.send(key) for key in keys]
-    desk, snapshot = Desk(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
-    assert take_back(broker.app, DEAD, desk, snapshot, came_from="w1@host", most=2) == 2
+    desk, snapshot = PlacementService(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
+    assert reclaim_tasks(broker.app, DEAD, desk, snapshot, came_from="w1@host", most=2) == 2
     assert broker.ids(ALIVE) == sorted(ids[2:4])
     assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 

@@ -25,7 +25,7 @@ from airflow_worker_insight.compat import local_executor, task_runtime
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
 from airflow_worker_insight.executors.base import try_key
 from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor, monitor
-from airflow_worker_insight.executors.local.monitor import OwnWorkers
+from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor
 from airflow_worker_insight.store import migrate, placements
 from airflow_worker_insight.store.tables import worker
 from tests.support.processes import wait_for
@@ -115,7 +115,7 @@ def start(
     monkeypatch.setattr(counters, "_warned", set())
     monkeypatch.setattr(monitor, "refresh", lambda **_: None)
     # The tests go round themselves.
-    monkeypatch.setattr(OwnWorkers, "_work", lambda _: None)
+    monkeypatch.setattr(LocalWorkerMonitor, "_work", lambda _: None)
     monkeypatch.setattr(task_runtime, "in_scheduler", lambda: True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
@@ -178,7 +178,7 @@ def running(executor: Any, work: Work, number: int) -> None:
 def decide(database: Database, executor: Any, name: str, availability: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == name).values(availability=availability))
-    executor._watch.go_round()
+    executor._watch.run_once()
 
 
 def reasons(database: Database) -> Counter[str]:
@@ -376,7 +376,7 @@ def test_tasks_are_held_without_the_registry_where_that_is_configured(
     assert not executor.get_event_buffer()
 
     migrate.upgrade()
-    executor._watch.go_round()
+    executor._watch.run_once()
     assert set(events_of(executor, *keys).values()) == {"success"}
     with database.engine.connect() as connection:
         assert [one.waits for one in placements.open_placements(connection)] == []
@@ -408,11 +408,11 @@ def test_the_place_of_a_task_whose_process_was_killed_is_given_back(
     killed = psutil.Process(work.ran()[0]["pid"])
     killed.send_signal(signal.SIGKILL)
     watch = executor._watch
-    assert isinstance(watch, OwnWorkers)
+    assert isinstance(watch, LocalWorkerMonitor)
 
     def is_doubted() -> bool:
         executor.sync()
-        watch.go_round()
+        watch.run_once()
         return bool(watch._doubted)
 
     wait_for(is_doubted, 60, "the process to be missed", interval=0.02)
@@ -422,7 +422,7 @@ def test_the_place_of_a_task_whose_process_was_killed_is_given_back(
         change_try(connection, lost, state="failed")
 
     def is_given_back() -> bool:
-        watch.go_round()
+        watch.run_once()
         executor.sync()
         return len(executor.running) == 3
 

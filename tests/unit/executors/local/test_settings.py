@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_worker_insight.executors.local.settings import LocalWorker, parse_local_workers
-from airflow_worker_insight.executors.placement.rules import BadRules
+from airflow_worker_insight.executors.placement.rules import PlacementConfigError
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,6 @@ def test_names_with_and_without_numbers(setting: str, parallelism: int, expected
     ],
 )
 def test_a_mistake_is_said_to_the_operator(setting: str, says: str) -> None:
-    with pytest.raises(BadRules, match=says) as error:
+    with pytest.raises(PlacementConfigError, match=says) as error:
         parse_local_workers(setting, 8)
     assert str(error.value).startswith("[worker_insight] local_workers")

@@ -12,9 +12,9 @@ import pytest
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import (
     AGAIN,
-    BAD_WISH,
     ELSEWHERE,
     FULL,
+    INVALID_REQUEST,
     LEAST_LOADED,
     NO_LABEL,
     NO_SUCH_WORKER,
@@ -28,7 +28,7 @@ from airflow_worker_insight.domain.reasons import (
     STICKY_NEXT,
     STRATEGIES,
 )
-from airflow_worker_insight.executors.placement.policy import PATIENCE, Candidate, Placer, Task, UnknownStrategy
+from airflow_worker_insight.executors.placement.policy import PATIENCE, Candidate, Placer, Task, UnknownStrategyError
 from airflow_worker_insight.executors.placement.slow_workers import SLOW_FROM
 
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -101,7 +101,7 @@ def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
 
 def test_a_task_that_asks_for_nonsense_waits_and_says_so() -> None:
     decision = Placer(LEAST_LOADED, workers(1)).place(a_task(trouble="its labels are no mapping"))
-    assert (decision.worker, decision.reason) == (None, BAD_WISH)
+    assert (decision.worker, decision.reason) == (None, INVALID_REQUEST)
     assert decision.text == "waits: its labels are no mapping"
 
 
@@ -127,7 +127,7 @@ def test_a_worker_that_there_is_not_is_named(strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["", "fastest", "LEAST_LOADED"])
 def test_an_unknown_strategy_is_refused_with_those_that_there_are(strategy: str) -> None:
-    with pytest.raises(UnknownStrategy, match="least_loaded, round_robin, sticky"):
+    with pytest.raises(UnknownStrategyError, match="least_loaded, round_robin, sticky"):
         Placer(strategy, [])
 
 

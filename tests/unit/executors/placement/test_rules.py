@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.executors.placement.policy import UnknownStrategy
+from airflow_worker_insight.executors.placement.policy import UnknownStrategyError
 from airflow_worker_insight.executors.placement.rules import (
-    BadRules,
+    PlacementConfigError,
     Rules,
     asked_labels,
     asked_worker,
@@ -33,7 +33,7 @@ def test_an_operator_says_which_worker_has_which_labels(monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_TRUST_REPORTS", "True")
     assert read_rules().worker_has("w1@gpu-1", told) == {"gpu": "yes", "zone": "a", "region": "eu"}
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_WORKER_LABELS", "gpu=yes")
-    with pytest.raises(BadRules, match="placement_worker_labels is a list of node:key=value"):
+    with pytest.raises(PlacementConfigError, match="placement_worker_labels is a list of node:key=value"):
         read_rules()
 
 
@@ -67,7 +67,7 @@ def test_how_much_a_worker_may_have(backlog: int | None, concurrency: int, capac
 )
 def test_a_setting_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, option: str, value: str, says: str) -> None:
     monkeypatch.setenv(f"AIRFLOW__WORKER_INSIGHT__PLACEMENT_{option.upper()}", value)
-    with pytest.raises((BadRules, UnknownStrategy), match=says):
+    with pytest.raises((PlacementConfigError, UnknownStrategyError), match=says):
         read_rules()
 
 
@@ -76,7 +76,7 @@ def test_what_to_do_while_workers_cannot_be_seen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
     assert read_rules().when_unseen == "hold"
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "wait")
-    with pytest.raises(BadRules, match="when_workers_unseen is one of send, hold"):
+    with pytest.raises(PlacementConfigError, match="when_workers_unseen is one of send, hold"):
         read_rules()
 
 
@@ -117,7 +117,7 @@ def test_a_task_that_asks_for_nothing(nothing: Any) -> None:
     ],
 )
 def test_a_task_that_asks_for_nonsense_is_told_so(asked: Any) -> None:
-    with pytest.raises(BadRules, match="executor_config"):
+    with pytest.raises(PlacementConfigError, match="executor_config"):
         asked_labels({"worker_insight": asked})
 
 
@@ -128,7 +128,7 @@ def test_a_task_asks_for_a_worker() -> None:
 
 @pytest.mark.parametrize("name", ["", 1, ["etl-1"], "etl\n1", "x" * 300])
 def test_a_worker_that_is_no_name(name: Any) -> None:
-    with pytest.raises(BadRules, match="is no name"):
+    with pytest.raises(PlacementConfigError, match="is no name"):
         asked_worker({"worker_insight": {"worker": name}})
 
 

@@ -12,11 +12,18 @@ import pytest
 from sqlalchemy import event, update
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.reasons import BAD_WISH, ELSEWHERE, LEAST_LOADED, NO_LABEL, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.domain.reasons import (
+    ELSEWHERE,
+    INVALID_REQUEST,
+    LEAST_LOADED,
+    NO_LABEL,
+    OTHERS_FULL,
+    SHARED_QUEUE,
+)
 from airflow_worker_insight.executors.placement import service as the_desk
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
-from airflow_worker_insight.executors.placement.service import Asked, Desk, Snapshot
+from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService, Snapshot
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.tables import worker as worker_table
@@ -43,7 +50,9 @@ def store(database: Database, number: int, **others: Any) -> list[TryKey]:
         ]
 
 
-def decide(database: Database, desk: Desk, asked: list[Asked], *candidates: Candidate, **others: Any) -> list[Any]:
+def decide(
+    database: Database, desk: PlacementService, asked: list[PlacementRequest], *candidates: Candidate, **others: Any
+) -> list[Any]:
     most = others.pop("most", None)
     snapshot = Snapshot(candidates, time.monotonic(), **others)
     with database.engine.begin() as connection:
@@ -55,16 +64,16 @@ def test_what_is_placed_and_what_runs_besides_counts(database: Database) -> None
     keys = store(database, 6)
     with database.engine.begin() as connection:
         placements.write(connection, [Placement(key, LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON)
-    asked = [Asked(key, "default") for key in keys[2:]]
-    found = decide(database, Desk(Rules(LEAST_LOADED, 4)), asked, W1, W2, unplaced={2: 1})
+    asked = [PlacementRequest(key, "default") for key in keys[2:]]
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, W2, unplaced={2: 1})
     assert [one.decision.worker.name for one in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
 
 
 def test_no_more_are_placed_than_are_wanted_and_those_that_wait_do_not_count(database: Database) -> None:
     waits, *rest = store(database, 4)
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
-    asked = [Asked(waits, "default", nowhere), *(Asked(key, "default") for key in rest)]
-    found = decide(database, Desk(Rules(LEAST_LOADED, 4)), asked, W1, most=2)
+    asked = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, most=2)
     assert [one.waits for one in found] == [True, False, False]
 
 
@@ -76,26 +85,30 @@ def test_one_that_has_been_taken_out_since_is_given_nothing(database: Database, 
         refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
         connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
     known = [replace(one, ref=ref) for one, ref in zip((W1, W2), refs, strict=True)]
-    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4)), [Asked(key, "default")], *known)
+    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
     assert one.decision.worker.name == "w2@host"
     assert f"w1@host ({availability})" in one.decision.text
-    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4)), [Asked(key, "default")], known[0])
+    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
     assert one.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
 def test_labels_of_a_pool(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
-    desk = Desk(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
-    (one,) = decide(database, desk, [Asked(key, "default", pool=pool)], W1)
+    desk = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
+    (one,) = decide(database, desk, [PlacementRequest(key, "default", pool=pool)], W1)
     assert (one.decision.worker, one.decision.reason) == (None, NO_LABEL)
-    (one,) = decide(database, desk, [Asked(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"}))
+    (one,) = decide(
+        database, desk, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
+    )
     assert one.decision.worker.name == "w2@host"
 
 
 def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
     (key,) = store(database, 1)
-    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4, "shared_queue")), [Asked(key, "large")], W1)
+    (one,) = decide(
+        database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [PlacementRequest(key, "large")], W1
+    )
     assert not one.waits
     assert one.decision.reason == SHARED_QUEUE
     assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
@@ -103,23 +116,23 @@ def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
 
 def test_what_makes_no_sense_waits_for_a_person_whatever_the_fallback(database: Database) -> None:
     (key,) = store(database, 1)
-    asked = Asked(key, "default", {"worker_insight": {"labels": "moon"}})
-    (one,) = decide(database, Desk(Rules(LEAST_LOADED, 4, "shared_queue")), [asked], W1)
-    assert (one.waits, one.decision.reason) == (True, BAD_WISH)
+    asked = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
+    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [asked], W1)
+    assert (one.waits, one.decision.reason) == (True, INVALID_REQUEST)
 
 
 # --- retries that wait -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def failed(database: Database) -> tuple[Candidate, list[Asked]]:
+def failed(database: Database) -> tuple[Candidate, list[PlacementRequest]]:
     """Have three second tries, and the worker that failed the first ones."""
     keys = store(database, 3, try_number=2)
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, a_worker("w1", engine_name=W1.name), now=NOON)
         first = [Placement(replace(key, try_number=1), LEAST_LOADED, "", ref, is_open=False) for key in keys]
         placements.write(connection, first, now=NOON)
-    return replace(W1, ref=ref), [Asked(key, "default") for key in keys]
+    return replace(W1, ref=ref), [PlacementRequest(key, "default") for key in keys]
 
 
 @pytest.fixture
@@ -136,10 +149,10 @@ def statements(database: Database) -> Iterator[list[str]]:
 
 
 def test_who_failed_a_retry_is_asked_once_while_it_waits(
-    database: Database, failed: tuple[Candidate, list[Asked]], statements: list[str]
+    database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
     worker, asked = failed
-    desk = Desk(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(LEAST_LOADED, 4))
     others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
     counts = []
     for _ in range(3):
@@ -148,21 +161,24 @@ def test_who_failed_a_retry_is_asked_once_while_it_waits(
         assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
         counts.append(len(statements))
         # What the watch takes back meanwhile makes nobody forget it.
-        decide(database, desk, [Asked(replace(asked[0].key, try_number=3), "default")], *others_full)
+        decide(database, desk, [PlacementRequest(replace(asked[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
-    found = decide(database, Desk(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
     assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
     found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
     assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
 
 
 def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
-    database: Database, failed: tuple[Candidate, list[Asked]], statements: list[str], monkeypatch: pytest.MonkeyPatch
+    database: Database,
+    failed: tuple[Candidate, list[PlacementRequest]],
+    statements: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker, asked = failed
-    desk = Desk(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(LEAST_LOADED, 4))
     decide(database, desk, asked, worker)
     monkeypatch.setattr(the_desk, "KEPT_FOR", 0.0)
     decide(database, desk, asked[:1], worker)
@@ -207,7 +223,7 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
                 added.set()
             return {}
 
-    desk = Desk(Slow(LEAST_LOADED, 4))
+    desk = PlacementService(Slow(LEAST_LOADED, 4))
     loop = Snapshot((replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))), 0.0, loads={})
 
     def watch() -> None:
@@ -215,17 +231,17 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
         desk.decide(NO_DATABASE, [], Snapshot((W1, W2), 0.0, loads={}))
 
     key = TryKey("etl", "run-1", "extract", -1, 1)
-    desk.decide(NO_DATABASE, [Asked(key, "default", pool="before")], loop)
+    desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool="before")], loop)
     with ThreadPoolExecutor(1) as thread:
         watched = thread.submit(watch)
-        desk.decide(NO_DATABASE, [Asked(key, "default", pool=pool) for pool in ("first", "second")], loop)
+        desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool=pool) for pool in ("first", "second")], loop)
         watched.result(timeout=60)
     assert set(desk._history) == {W1.ref, W2.ref}
 
 
 @pytest.mark.usefixtures("nobody_is_out")
 def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(LEAST_LOADED, 4))
     asks, answered = Event(), Event()
 
     def failed_on(connection: Any, keys: list[TryKey]) -> dict[TryKey, frozenset[str]]:  # noqa: ARG001
@@ -235,7 +251,9 @@ def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: p
         return {}
 
     monkeypatch.setattr(placements, "failed_on", failed_on)
-    first, second = (Asked(TryKey("etl", "run-1", "extract", -1, number), "default", pool="a") for number in (1, 2))
+    first, second = (
+        PlacementRequest(TryKey("etl", "run-1", "extract", -1, number), "default", pool="a") for number in (1, 2)
+    )
     with ThreadPoolExecutor(2) as threads:
         snapshot = Snapshot((W1,), 0.0, loads={})
         slow = threads.submit(desk.decide, NO_DATABASE, [second], snapshot)

@@ -14,10 +14,10 @@ import pytest
 
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.registry.observations import Look, View
+from airflow_worker_insight.registry.observations import PollContext, PollResult
 from airflow_worker_insight.registry.sources import celery as module
-from airflow_worker_insight.registry.sources.celery import CeleryEngine
-from airflow_worker_insight.registry.timeouts import NoAnswer
+from airflow_worker_insight.registry.sources.celery import CelerySource
+from airflow_worker_insight.registry.timeouts import NoAnswerError
 from airflow_worker_insight.store.leases import LOOK_TAKES
 from tests.unit.database import NOON, Database, at
 from tests.unit.registry.fleets import a_life
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from airflow_worker_insight.domain.workers import Life
+    from airflow_worker_insight.domain.workers import WorkerInstance
     from tests.support.services import Redis
 
 celery = pytest.importorskip("celery")
@@ -119,15 +119,15 @@ INTERVAL = timedelta(seconds=30)
 LATER = at(30)
 
 
-def a_view(*lives: Life, began_at: datetime = LATER, before: datetime | None = None) -> View:
-    return View(lambda: NOON, began_at, before, INTERVAL, lives, metadata_database.engine().connect)
+def a_view(*lives: WorkerInstance, began_at: datetime = LATER, before: datetime | None = None) -> PollContext:
+    return PollContext(lambda: NOON, began_at, before, INTERVAL, lives, metadata_database.engine().connect)
 
 
-def look(*lives: Life, before: datetime | None = None) -> Look:
-    return CeleryEngine().look(a_view(*lives, before=before))
+def look(*lives: WorkerInstance, before: datetime | None = None) -> PollResult:
+    return CelerySource().look(a_view(*lives, before=before))
 
 
-def names(found: Look) -> list[str]:
+def names(found: PollResult) -> list[str]:
     return sorted(one.engine_name for one in found.sightings)
 
 
@@ -161,7 +161,7 @@ def test_each_worker_answers_with_its_process_start_and_size(nodes: Any) -> None
 
 def test_where_nobody_is_nobody_answers(app: Any) -> None:
     assert app.conf.broker_url
-    assert look() == Look(mailboxes=frozenset())
+    assert look() == PollResult(mailboxes=frozenset())
 
 
 def test_one_look_is_one_message(nodes: Any) -> None:
@@ -424,7 +424,7 @@ def test_goodbyes_are_forgotten_when_they_are_written(database: Database, monkey
         assert names(found) == ["w1@host-1"]
     assert found.on_written is not None
     found.on_written()
-    assert look() == Look()
+    assert look() == PollResult()
 
 
 def test_one_that_said_goodbye_and_answers_has_not_left(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +479,7 @@ def test_many_brokers_that_hang_are_given_up_in_time(monkeypatch: pytest.MonkeyP
         def ask(self, _question: object, *, seconds: float) -> None:
             given.append(round(seconds))
             time.passed += 0.0 if len(given) == 1 else seconds
-            raise NoAnswer("It did not answer.")
+            raise NoAnswerError("It did not answer.")
 
     class Clock:
         passed = 0.0
@@ -493,7 +493,7 @@ def test_many_brokers_that_hang_are_given_up_in_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "_bounded", {})
     monkeypatch.setattr(module, "Bounded", lambda _name: Waits())
     monkeypatch.setattr(module, "time", time)
-    assert CeleryEngine(tuple(apps)).look(a_view()).error == "It did not answer."
+    assert CelerySource(tuple(apps)).look(a_view()).error == "It did not answer."
     assert given == [8, 10, 10, 10, 10, 10]
     assert timedelta(seconds=time.passed) < LOOK_TAKES
 
@@ -518,7 +518,7 @@ def test_teams_that_share_a_broker_are_asked_once_and_one_that_is_down_keeps_nob
     node = nodes("w1@host-1")
     down = celery.Celery("team", broker="redis://127.0.0.1:1/0")
     monkeypatch.setattr(airflow_celery, "celery_app", {None: app, "same": app, "down": down}.__getitem__)
-    engine = CeleryEngine((None, "same", "down"))
+    engine = CelerySource((None, "same", "down"))
     found = engine.look(a_view())
     assert node.asked == ["stats"]
     assert names(found) == ["w1@host-1"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.registry.observations import EngineTrouble, Sighting, View
+from airflow_worker_insight.registry.observations import PollContext, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.registry.poll import refresh
-from airflow_worker_insight.registry.sources.edge import EdgeEngine
+from airflow_worker_insight.registry.sources.edge import EdgeSource
 from airflow_worker_insight.store.clock import database_now
 from tests.unit.database import NOON, Database, at, on_both
 
@@ -52,16 +52,16 @@ def write(database: Database, table: Table, name: str = "edge-1", **others: Any)
         connection.execute(table.insert().values(row))
 
 
-def look() -> tuple[Sighting, ...]:
-    view = View(lambda: NOON, NOON, None, timedelta(seconds=30), (), metadata_database.engine().connect)
-    return EdgeEngine().look(view).sightings
+def look() -> tuple[WorkerObservation, ...]:
+    view = PollContext(lambda: NOON, NOON, None, timedelta(seconds=30), (), metadata_database.engine().connect)
+    return EdgeSource().look(view).sightings
 
 
 @on_both
 def test_an_edge_worker_is_seen_with_what_it_says_of_itself(database: Database, table: Table) -> None:
     write(database, table)
     (sighting,) = look()
-    assert sighting == Sighting(
+    assert sighting == WorkerObservation(
         kind="edge",
         engine_name="edge-1",
         hostname="edge-1",
@@ -124,7 +124,7 @@ def test_of_many_queues_all_are_known(database: Database, table: Table, number: 
 
 def test_without_its_table_the_engine_says_what_to_do(database: Database, table: Table) -> None:
     table.drop(database.engine)
-    with pytest.raises(EngineTrouble, match="airflow db migrate"):
+    with pytest.raises(SourceUnavailableError, match="airflow db migrate"):
         look()
 
 

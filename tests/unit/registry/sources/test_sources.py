@@ -10,8 +10,8 @@ import pytest
 from airflow_worker_insight.domain.executors import Executor, executors
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES
 from airflow_worker_insight.registry import sources
-from airflow_worker_insight.registry.sources import configured_engines
-from airflow_worker_insight.registry.timeouts import Bounded, NoAnswer
+from airflow_worker_insight.registry.sources import configured_sources
+from airflow_worker_insight.registry.timeouts import Bounded, NoAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_all_executors_are_read_with_their_teams(setting: str | None, expected: 
     ],
 )
 def test_an_engine_is_looked_at_where_an_executor_of_it_is_configured(setting: str | None, names: list[str]) -> None:
-    found = [engine.name for engine in configured_engines(setting)]
+    found = [engine.name for engine in configured_sources(setting)]
     assert sorted(found) == sorted(names)
     # Its brokers may hang.
     assert found[-1] == (CELERY if CELERY in names else TRIES)
@@ -62,7 +62,7 @@ def test_an_engine_is_looked_at_where_an_executor_of_it_is_configured(setting: s
 
 def test_an_engine_without_its_provider_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_is_installed", lambda _module: False)
-    assert [engine.name for engine in configured_engines("CeleryExecutor,EdgeExecutor")] == [TRIES]
+    assert [engine.name for engine in configured_sources("CeleryExecutor,EdgeExecutor")] == [TRIES]
 
 
 # --- bounded ---------------------------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ def test_one_that_hangs_is_left_behind_and_not_asked_again_until_it_ends(answer:
         asked.append(threading.current_thread())
         return answer.wait()
 
-    with pytest.raises(NoAnswer, match="The broker did not answer within"):
+    with pytest.raises(NoAnswerError, match="The broker did not answer within"):
         bounded.ask(hang, seconds=0.01)
-    with pytest.raises(NoAnswer, match="The look before still waits"):
+    with pytest.raises(NoAnswerError, match="The look before still waits"):
         bounded.ask(hang, seconds=0.01)
     assert len(asked) == 1
     assert asked[0].daemon, "it must not keep the process from ending"

@@ -111,9 +111,9 @@ def test_a_lost_worker_took_with_it_what_had_not_ended(database: Database, run: 
         lost = {"state": "lost", "last_seen_at": at(100), "ended_at": at(100)}
         connection.execute(update(worker).where(worker.c.worker_id == "one").values(lost))
     with database.engine.connect() as connection:
-        found, total = by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=3)
-        everything, _ = by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10)
-        assert by_worker.struck_tries(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
+        found, total = by_worker.lost_attempts(connection, get(database, "one"), dag_ids=READABLE, limit=3)
+        everything, _ = by_worker.lost_attempts(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+        assert by_worker.lost_attempts(connection, get(database, "two"), dag_ids=READABLE, limit=10) == ([], 0)
     assert total == 5
     assert [one_try.task_id for one_try in everything] == [
         "just-started",
@@ -130,7 +130,7 @@ def test_a_worker_that_left_in_order_took_nothing_with_it(database: Database, ru
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(state="offline", ended_at=at(100)))
     with database.engine.connect() as connection:
-        assert by_worker.struck_tries(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
+        assert by_worker.lost_attempts(connection, get(database, "one"), dag_ids=READABLE, limit=10) == ([], 0)
 
 
 @on_both

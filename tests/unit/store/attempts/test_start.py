@@ -18,11 +18,11 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.names import are_one_host
-from airflow_worker_insight.domain.workers import NewLife, WorkerRecord
+from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerRecord
 from airflow_worker_insight.store import dialects
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.attempts.queries import task_instance_attempts
-from airflow_worker_insight.store.attempts.start import SEEN_EVERY, TooManyWorkers
+from airflow_worker_insight.store.attempts.start import SEEN_EVERY, TooManyWorkersError
 from airflow_worker_insight.store.tables import attempt, worker
 from airflow_worker_insight.store.workers import instances
 from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
@@ -266,7 +266,7 @@ def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch
     attempts_start._first_process.cache_clear()
     start(database, a_worker("a"))
     start(database, a_worker("b"))
-    with pytest.raises(TooManyWorkers):
+    with pytest.raises(TooManyWorkersError):
         start(database, a_worker("c"))
     start(database, a_worker("a"))
     attempts_start._first_process.cache_clear()
@@ -592,7 +592,7 @@ def test_what_is_decided_of_one_of_several_local_workers_is_of_no_other(
 
 
 def test_one_of_several_local_workers_is_not_the_row_of_their_scheduler(database: Database) -> None:
-    life = NewLife("local", "local@host-1", "host-1", "online", job_id=7)
+    life = NewWorkerInstance("local", "local@host-1", "host-1", "online", job_id=7)
     with database.engine.begin() as connection:
         instances.register(connection, [life], now=NOON)
     start(database, a_worker("etl", name="etl", engine_name="etl@host-1", kind="local", job_id=7))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from airflow_worker_insight.store.attempts.by_worker import struck_tries
+from airflow_worker_insight.store.attempts.by_worker import lost_attempts
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers import queries as worker_queries
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, close, record_start
@@ -47,7 +47,7 @@ def test_what_failed_by_itself_was_not_taken_along_by_a_worker_whose_clock_is_ah
         lost = worker_queries.get_worker(connection, "w")
         assert lost is not None
         assert lost.clock_ahead == timedelta(seconds=ahead)
-        struck, total = struck_tries(connection, lost, dag_ids={"etl"}, limit=10)
+        struck, total = lost_attempts(connection, lost, dag_ids={"etl"}, limit=10)
     assert (sorted(one_try.task_id for one_try in struck), total) == (found, len(found))
 
 

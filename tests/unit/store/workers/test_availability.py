@@ -10,12 +10,12 @@ from sqlalchemy import insert, update
 
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.workers import NewLife
+from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import engine, worker
 from airflow_worker_insight.store.workers import queries as worker_queries
-from airflow_worker_insight.store.workers.availability import EndedLife, NotOneWorker, set_availability
+from airflow_worker_insight.store.workers.availability import HostOnlyWorkerError, WorkerEndedError, set_availability
 from airflow_worker_insight.store.workers.instances import merge, register
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, record_start
@@ -103,7 +103,7 @@ def test_nothing_is_decided_of_a_host(database: Database) -> None:
     record = host_worker("host-1", "celery")
     with database.engine.begin() as connection:
         close.ensure_hosts(connection, [record], now=NOON)
-    with pytest.raises(NotOneWorker):
+    with pytest.raises(HostOnlyWorkerError):
         decide(database, "draining", worker_id=record.worker_id)
 
 
@@ -136,19 +136,19 @@ def test_of_a_life_that_another_followed_only_its_release_is_decided(database: D
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)
-    with pytest.raises(EndedLife, match="one has ended; its name is now borne by next: decide of that one"):
+    with pytest.raises(WorkerEndedError, match="one has ended; its name is now borne by next: decide of that one"):
         decide(database, decision, "why not")
     assert history(database) == [("quarantined", "disk", "ann")]
     decide(database, "available")
     assert (availability(database, "one"), availability(database, "next")) == ("available", "quarantined")
     end(database, "next", "offline")
-    with pytest.raises(EndedLife, match="one has ended, and the latest of its name, next, has ended too"):
+    with pytest.raises(WorkerEndedError, match="one has ended, and the latest of its name, next, has ended too"):
         decide(database, decision)
 
 
 def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Database) -> None:
     follow(database)
-    with pytest.raises(EndedLife, match="one was followed by another life; its name is now borne by next"):
+    with pytest.raises(WorkerEndedError, match="one was followed by another life; its name is now borne by next"):
         decide(database, "draining")
     with database.engine.begin() as connection:
         connection.execute(insert(engine).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
@@ -158,7 +158,7 @@ def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Data
 
 def test_an_end_cannot_be_drained(database: Database) -> None:
     end(database, "one", "offline")
-    with pytest.raises(EndedLife, match="quarantine it to keep work off the next one"):
+    with pytest.raises(WorkerEndedError, match="quarantine it to keep work off the next one"):
         decide(database, "draining")
     assert history(database) == []
 
@@ -173,7 +173,7 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
     # A scheduler's host has another name with Airflow than with the kernel, and the operator has named each worker.
     engine_name, own_name = (f"local@{HOST}", "local@short") if kind == "local" else ("w1@a", "w1@a")
     facts = {"kind": kind, "hostname": HOST, "job_id": 1 if kind == "local" else None}
-    told = NewLife(engine_name=engine_name, state="online", pid=100 if kind == "celery" else None, **facts)  # type: ignore[arg-type]
+    told = NewWorkerInstance(engine_name=engine_name, state="online", pid=100 if kind == "celery" else None, **facts)  # type: ignore[arg-type]
     with database.engine.begin() as connection:
         register(connection, [told], now=NOON)
         upsert_worker(connection, a_worker("first", name="etl", engine_name=own_name, **facts), now=NOON)
@@ -219,7 +219,7 @@ def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Dat
     with database.engine.begin() as connection:
         register(
             connection,
-            [NewLife(kind="celery", engine_name="one@host-1", hostname="host-1", state="online")],
+            [NewWorkerInstance(kind="celery", engine_name="one@host-1", hostname="host-1", state="online")],
             now=at(7),
         )
     kept, twin = database.workers()[-2:]

@@ -14,10 +14,10 @@ from sqlalchemy import event, insert, select, update
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
-from airflow_worker_insight.domain.workers import Life, NewLife
+from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerInstance
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
-from airflow_worker_insight.store.leases import EngineRow
+from airflow_worker_insight.store.leases import SourceRow
 from airflow_worker_insight.store.tables import attempt, change, worker
 from airflow_worker_insight.store.workers import instances as store
 from airflow_worker_insight.store.workers.upsert import upsert_worker
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
 
 
-def a_new_life(name: str = "w1@host-1", **others: Any) -> NewLife:
+def a_new_life(name: str = "w1@host-1", **others: Any) -> NewWorkerInstance:
     known: dict[str, Any] = {
         "kind": "celery",
         "engine_name": name,
@@ -41,16 +41,16 @@ def a_new_life(name: str = "w1@host-1", **others: Any) -> NewLife:
         "heartbeat_at": NOON,
         "concurrency": 16,
     }
-    return NewLife(**{**known, **others})
+    return NewWorkerInstance(**{**known, **others})
 
 
-def register(database: Database, *some: NewLife) -> list[Life]:
+def register(database: Database, *some: NewWorkerInstance) -> list[WorkerInstance]:
     with database.engine.begin() as connection:
         store.register(connection, some, now=NOON)
     return open_lives(database)
 
 
-def open_lives(database: Database, engine: str = CELERY) -> list[Life]:
+def open_lives(database: Database, engine: str = CELERY) -> list[WorkerInstance]:
     with database.engine.connect() as connection:
         return store.open_lives(connection, engine)
 
@@ -115,14 +115,14 @@ def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
 
 @on_both
 def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
-    row = EngineRow(CELERY, at(30), NOON, at(-600), "down")
+    row = SourceRow(CELERY, at(30), NOON, at(-600), "down")
     with database.engine.begin() as connection:
-        assert leases.get_engine(connection, CELERY, now=NOON) == EngineRow(CELERY, NOON)
+        assert leases.get_engine(connection, CELERY, now=NOON) == SourceRow(CELERY, NOON)
         leases.get_engine(connection, EDGE, now=NOON)
         leases.write_engine(connection, row)
     with database.engine.begin() as connection:
         assert leases.get_engine(connection, CELERY, now=at(1)) == row
-        assert leases.get_engine(connection, EDGE, now=at(1)) == EngineRow(EDGE, NOON)
+        assert leases.get_engine(connection, EDGE, now=at(1)) == SourceRow(EDGE, NOON)
 
 
 def test_the_engines_are_those_that_readers_know() -> None:

@@ -14,7 +14,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.tables import engine
 from airflow_worker_insight.store.workers.upsert import upsert_worker
-from airflow_worker_insight.ui.query_params import BadAddress, WaitingAddress, parse_waiting_address
+from airflow_worker_insight.ui.query_params import InvalidUrlError, WaitingAddress, parse_waiting_address
 from tests.unit.database import NOON, a_worker, add_run, add_try
 from tests.unit.readers import READABLE, SECRET
 
@@ -166,5 +166,5 @@ def test_the_address_is_read_as_it_is_written() -> None:
     assert parse_waiting_address(address.query().removeprefix("?")) == address
     assert WaitingAddress().query() == ""
     for query in ("state=queued", "reason=mood", "colour=red", "offset=10001"):
-        with pytest.raises(BadAddress):
+        with pytest.raises(InvalidUrlError):
             parse_waiting_address(query)

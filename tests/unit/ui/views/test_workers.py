@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.domain.workers import EngineLook, Group
+from airflow_worker_insight.domain.workers import Group, SourceStatus
 from airflow_worker_insight.ui.query_params import WorkersAddress
 from airflow_worker_insight.ui.views.workers import (
     LISTED,
@@ -255,8 +255,8 @@ def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> 
 
 
 def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
-    edge = EngineLook("edge", NOW, is_current=True, error=None)
-    celery = EngineLook("celery", NOW, is_current=True, error="Connection refused")
+    edge = SourceStatus("edge", NOW, is_current=True, error=None)
+    celery = SourceStatus("celery", NOW, is_current=True, error="Connection refused")
     (trouble,) = a_page(a_worker_row(), engines=[celery, edge]).troubles
     assert (trouble.title, trouble.text) == ("Celery’s workers cannot be asked", "Connection refused")
     assert a_page(a_worker_row(), engines=[edge]).troubles == ()
@@ -266,7 +266,7 @@ def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
     ("engines", "when"),
     [
         ([], "was never looked at"),
-        ([EngineLook("celery", at(400), is_current=False, error="old")], "was last looked at 10 min ago"),
+        ([SourceStatus("celery", at(400), is_current=False, error="old")], "was last looked at 10 min ago"),
     ],
 )
 def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) -> None:
