@@ -161,13 +161,13 @@ class PlacementMixin(BaseExecutor):
         now = time.monotonic()
         if snapshot is None and now - self._started_at < BEGIN_SECONDS:
             return []
-        trouble = _trouble(snapshot, now) or self._sending_trouble(snapshot)
-        if snapshot is not None and trouble is None:
+        unavailable_reason = _unavailable_reason(snapshot, now) or self._unsent_reason(snapshot)
+        if snapshot is not None and unavailable_reason is None:
             try:
                 placed = self._place(asked, slots, self.as_now(snapshot, asked))
             except Exception as error:
                 log.debug("Placing failed", exc_info=True)
-                trouble = in_a_line(error)
+                unavailable_reason = in_a_line(error)
                 self._failures += 1
                 if self._failures < GIVES_UP_AFTER:
                     # A lock that was not free in time is no reason to pass by what was decided of the workers.
@@ -176,9 +176,9 @@ class PlacementMixin(BaseExecutor):
                 self._failures = 0
                 self._say(None)
                 return placed
-        self._say(trouble)
+        self._say(unavailable_reason)
         if self.holds:
-            self._hold(asked, trouble or "")
+            self._hold(asked, unavailable_reason or "")
             return []
         count("placement.plain", min(slots, len(asked)))
         return None
@@ -192,15 +192,17 @@ class PlacementMixin(BaseExecutor):
         """Hold tasks until the broker answers again: it has just refused one."""
         self._unsent = time.monotonic(), why
 
-    def _sending_trouble(self, snapshot: Snapshot | None) -> str | None:
+    def _unsent_reason(self, snapshot: Snapshot | None) -> str | None:
         if self._unsent is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._unsent[0]:
             self._unsent = None
         return None if self._unsent is None else self._unsent[1]
 
-    def _hold(self, asked: Sequence[PlacementRequest], trouble: str) -> None:
+    def _hold(self, asked: Sequence[PlacementRequest], unavailable_reason: str) -> None:
         """Let tasks wait, and write why as soon as the database takes it."""
         since = self._unseen_since or datetime.now(timezone.utc)
-        text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {trouble}"[:TEXT_LENGTH]
+        text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {unavailable_reason}"[
+            :TEXT_LENGTH
+        ]
         known = self._waiting
         new = [one.key for one in asked if one.key not in known]
         if new:
@@ -227,18 +229,18 @@ class PlacementMixin(BaseExecutor):
         """Return since when a task waits: another reason does not begin the wait anew."""
         return self._placed_at.get(key, now) if key in self._waiting else now
 
-    def _say(self, trouble: str | None) -> None:
+    def _say(self, unavailable_reason: str | None) -> None:
         """Say that tasks are not placed any more, or again, when that changes."""
-        if trouble is None:
+        if unavailable_reason is None:
             self._unseen_since = None
         elif self._unseen_since is None:
             self._unseen_since = datetime.now(timezone.utc)
-        if trouble is not None and not self._in_fallback:
+        if unavailable_reason is not None and not self._in_fallback:
             does = "holds them until it sees the workers again" if self.holds else self.plainly
-            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, trouble)
-        elif trouble is None and self._in_fallback:
+            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, unavailable_reason)
+        elif unavailable_reason is None and self._in_fallback:
             log.info("Airflow Worker Insight places tasks again")
-        self._in_fallback = trouble is not None
+        self._in_fallback = unavailable_reason is not None
 
     def _place(self, asked: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
         assert self._desk is not None
@@ -375,10 +377,10 @@ def try_key(key: Any) -> TryKey:
     return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
 
 
-def _trouble(snapshot: Snapshot | None, now: float) -> str | None:
+def _unavailable_reason(snapshot: Snapshot | None, now: float) -> str | None:
     """Return why nothing can be placed by what is known."""
     if snapshot is None:
         return "Nothing is known of the workers."
     if now - snapshot.taken_at > OLD_AFTER:
         return "What is known of the workers is old."
-    return snapshot.trouble
+    return snapshot.unavailable_reason

@@ -1,6 +1,6 @@
 """What watches workers from a thread beside the scheduler's loop, which never waits for it.
 
-It goes its rounds, and what it knows is handed over as one object. Where that is missing, in trouble or old, the
+It goes its rounds, and what it knows is handed over as one object. Where that is missing, unusable or old, the
 executor does as Airflow's own.
 """
 
@@ -70,27 +70,27 @@ class WorkerMonitor:
     def publish(
         self,
         candidates: tuple[Candidate, ...],
-        trouble: str | None,
+        unavailable_reason: str | None,
         *,
         unplaced: Mapping[int, int] | None = None,
         answered_at: float | None = None,
     ) -> Snapshot:
         """Hand over what is known, and return it.
 
-        :param trouble: why nothing can be placed by it
+        :param unavailable_reason: why nothing can be placed by it
         :param unplaced: how many tries run on each worker that no executor of this package placed there
         :param answered_at: when the broker was last reached
         """
         self._snapshot = snapshot = Snapshot(
             candidates,
             taken_at=time.monotonic(),
-            trouble=None if trouble is None else clean(trouble, 400),
+            unavailable_reason=None if unavailable_reason is None else clean(unavailable_reason, 400),
             answered_at=answered_at,
             unplaced=unplaced or {},
         )
         return snapshot
 
-    def tables_trouble(self) -> str | None:
+    def tables_unavailable_reason(self) -> str | None:
         """Return why this package's tables cannot be used; once they can, this is asked again after a failure only."""
         if not self._is_ready:
             with session.reading(session.BACKGROUND) as connection:

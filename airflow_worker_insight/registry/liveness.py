@@ -109,7 +109,7 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     if sighting is not None and says_goodbye(sighting, life):
         return None if life.state == OFFLINE else Verdict(OFFLINE, LEFT, ended_at=now)
     if sighting is not None and gives_sign_of_life(sighting, life):
-        return Verdict(ONLINE, sighting.trouble, seen=True)
+        return Verdict(ONLINE, sighting.unavailable_reason, seen=True)
     if life.ended_at is not None:
         return None
     if reached.error is None and reached.since is not None:
@@ -121,7 +121,7 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     if life.state is None or now - last_seen(life, now) <= timeouts.heartbeat:
         return None
     silent = f"It has been silent for more than {timeouts.heartbeat.total_seconds():g} seconds."
-    return Verdict(UNRESPONSIVE, reached.error or (sighting and sighting.trouble) or silent)
+    return Verdict(UNRESPONSIVE, reached.error or (sighting and sighting.unavailable_reason) or silent)
 
 
 def is_told_only(life: WorkerInstance) -> bool:
@@ -160,7 +160,7 @@ def first_verdict(sighting: WorkerObservation, *, now: datetime, timeouts: Timeo
         return None
     age = abs(now - sighting.heartbeat_at)
     if age <= timeouts.heartbeat:
-        return Verdict(ONLINE, sighting.trouble, seen=True)
+        return Verdict(ONLINE, sighting.unavailable_reason, seen=True)
     return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 

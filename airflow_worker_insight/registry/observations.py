@@ -42,7 +42,7 @@ class WorkerObservation:
     versions: Mapping[str, str] = field(default_factory=dict)
     is_partial: bool = False
     """Whether it tells too little to make a worker known that is not: then another look will."""
-    trouble: str | None = None
+    unavailable_reason: str | None = None
     """What the engine says is wrong with it although it lives."""
 
 

@@ -289,7 +289,9 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
         found = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
         executor = waiting.Executor(
             places=config.places_tasks(),
-            trouble=_cannot_be_seen(connection, now, sees_workers=sees_workers) if config.places_on_celery() else "",
+            unavailable_reason=_cannot_be_seen(connection, now, sees_workers=sees_workers)
+            if config.places_on_celery()
+            else "",
             holds=config.when_workers_unseen() == "hold",
         )
     return waiting.build_waiting_page(address, found, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)

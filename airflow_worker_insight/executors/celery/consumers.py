@@ -46,7 +46,7 @@ class ConsumerManager:
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.trouble: str | None = None
+        self.unavailable_reason: str | None = None
         """Why nothing can be placed by what is known."""
         self.answered_at: float | None = None
         """When the latest question was asked that the broker took, by the monotonic clock."""
@@ -103,7 +103,7 @@ class ConsumerManager:
         try:
             answers = self._asking.ask(partial(sync_consumers, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
         except SourceUnavailableError as error:
-            self.trouble = str(error)
+            self.unavailable_reason = str(error)
             return
         except Exception as error:  # noqa: BLE001
             self._not_answered(f"Celery's broker cannot be reached: {type(error).__name__}")
@@ -117,7 +117,7 @@ class ConsumerManager:
         self._answered |= answers.keys()
         self._answered_here = self._answered_here or bool(answers)
         if answers or not (self._is_awaited(give.keys() | hold.keys()) or self._cannot_be_seen()):
-            self._failures, self.trouble = 0, None
+            self._failures, self.unavailable_reason = 0, None
         else:
             self._not_answered("None of Celery's workers answers.")
 
@@ -146,12 +146,12 @@ class ConsumerManager:
         """Give up after some questions in a row, or at once where there never was an answer."""
         self._failures += 1
         if self._failures >= GIVES_UP_AFTER or not self._consumed:
-            self.trouble = why
+            self.unavailable_reason = why
 
     def _pace(self, give: dict[str, str], hold: dict[str, str]) -> float:
         is_settled = all(queue in self._consumed.get(node, ()) for node, queue in give.items())
         is_held = not any(queue in self._consumed.get(node, ()) for node, queue in hold.items())
-        return ASK_EVERY if is_settled and is_held and self.trouble is None else ASK_AGAIN
+        return ASK_EVERY if is_settled and is_held and self.unavailable_reason is None else ASK_AGAIN
 
 
 def is_usable(one: WorkerRow) -> bool:

@@ -70,9 +70,13 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         slots = len(items) if self._open_slots is None else self._open_slots
         others = others[:slots]
         ready = [*others, *self._placed(tasks, slots - len(others))]
-        if self.holds and any(is_task(item[0]) for item in ready) and (trouble := self._broker_trouble()):
+        if (
+            self.holds
+            and any(is_task(item[0]) for item in ready)
+            and (unavailable_reason := self._broker_unavailable_reason())
+        ):
             # Publishing to a broker that is away takes a second for each task, and fails it.
-            self.note_unsent(trouble)
+            self.note_unsent(unavailable_reason)
             ready = [item for item in ready if not is_task(item[0])]
         if ready:
             send(ready)
@@ -102,7 +106,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
                 known.append(one)
         return known
 
-    def _broker_trouble(self) -> str | None:
+    def _broker_unavailable_reason(self) -> str | None:
         """Return why the broker takes no message now."""
         try:
             with self.celery_app_here().connection_for_write() as connection:

@@ -79,28 +79,28 @@ class CeleryWorkerMonitor(WorkerMonitor):
 
     def run_once(self) -> None:
         """Do everything that is due once."""
-        if config.enabled() and self.tables_trouble() is None:
+        if config.enabled() and self.tables_unavailable_reason() is None:
             # The API servers of Airflow 3 do it too; whoever finds it due is the one.
             refresh(only_if_due=True)
-        living, trouble = self._registry()
+        living, unavailable_reason = self._registry()
         if (
-            trouble == freshness.NOBODY_LOOKS
+            unavailable_reason == freshness.NOBODY_LOOKS
             and self._snapshot is None
             and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN
         ):
             # An API server or the executor of another team is at it. As long as nothing is known the executor waits.
             return
-        if trouble is None:
+        if unavailable_reason is None:
             self.asking.ask(living)
-            trouble = self.asking.trouble
+            unavailable_reason = self.asking.unavailable_reason
             self._compare(living)
         snapshot = self.publish(
             tuple(map(self._candidate, living)),
-            trouble,
+            unavailable_reason,
             unplaced=self._unplaced,
             answered_at=self.asking.answered_at,
         )
-        if trouble is not None:
+        if unavailable_reason is not None:
             return
         now = time.monotonic()
         if now >= self._level_due:
@@ -112,9 +112,9 @@ class CeleryWorkerMonitor(WorkerMonitor):
 
     def _registry(self) -> tuple[list[WorkerRow], str | None]:
         """Return the workers that live, or why nobody knows."""
-        trouble = self.tables_trouble()
-        if trouble is not None:
-            return [], trouble
+        unavailable_reason = self.tables_unavailable_reason()
+        if unavailable_reason is not None:
+            return [], unavailable_reason
         with session.reading(session.BACKGROUND) as connection:
             return worker_queries.living(connection, "celery")
 
@@ -135,11 +135,11 @@ class CeleryWorkerMonitor(WorkerMonitor):
             availability=one.availability,
             alias=one.name if self.desk.rules.trusts_reports else None,
             slowness=self._slowness.get(one.ref, 1.0),
-            trouble=self._trouble_with(one),
+            unavailable_reason=self._unavailable_reason_of(one),
             comes_back=self.asking.comes_back(node),
         )
 
-    def _trouble_with(self, one: WorkerRow) -> str | None:
+    def _unavailable_reason_of(self, one: WorkerRow) -> str | None:
         if self.asking.is_silent(one.known_as):
             return "does not answer"
         if own_queue(one.worker_id) not in (self.asking.consumed(one.known_as) or ()):

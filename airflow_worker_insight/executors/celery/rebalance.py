@@ -55,8 +55,8 @@ def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: S
         loads = placements.loads(connection)
         names = worker_queries.names(connection, {ref for refs in queues.values() for ref in refs})
         # After the queues: another scheduler may have sent something to a worker that has just begun.
-        living, trouble = worker_queries.living(connection, "celery")
-    if trouble is not None:
+        living, unavailable_reason = worker_queries.living(connection, "celery")
+    if unavailable_reason is not None:
         return
     snapshot = _as_now(snapshot, living)
     usable = [one for one in snapshot.candidates if is_out(one) is None]

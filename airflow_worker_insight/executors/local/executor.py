@@ -308,7 +308,9 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         """Choose without the registry: of those that were available a moment ago the one with the least to do."""
         snapshot = None if self._watch is None else self._watch.snapshot()
         is_known = (
-            snapshot is not None and snapshot.trouble is None and time.monotonic() - snapshot.taken_at < OLD_AFTER
+            snapshot is not None
+            and snapshot.unavailable_reason is None
+            and time.monotonic() - snapshot.taken_at < OLD_AFTER
         )
         decided = {one.worker_id: one.availability for one in snapshot.candidates} if snapshot and is_known else {}
         candidates = [

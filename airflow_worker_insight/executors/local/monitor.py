@@ -102,9 +102,9 @@ class LocalWorkerMonitor(WorkerMonitor):
 
     def _read(self) -> bool:
         """Read the rows of the workers, and write those that are missing; return whether there are tables for them."""
-        trouble = self.tables_trouble()
-        if trouble is not None:
-            self.publish((), trouble)
+        unavailable_reason = self.tables_unavailable_reason()
+        if unavailable_reason is not None:
+            self.publish((), unavailable_reason)
             return False
         rows = self._rows()
         missing = [one for worker_id, one in self.own.items() if worker_id not in rows]

@@ -66,7 +66,7 @@ class Task:
     """What the worker must be called, where only one will do."""
     avoid: frozenset[str] = frozenset()
     """Names of the workers that have failed this task instance."""
-    trouble: str | None = None
+    invalid_reason: str | None = None
     """What is wrong with what it asks for: then it is not placed."""
 
 
@@ -92,10 +92,10 @@ class Candidate:
     """What it is called beside its name."""
     slowness: float = 1.0
     """How many times as long as the others it takes for the same tasks, 1 where not much: see :mod:`.slow_workers`."""
-    trouble: str | None = None
+    unavailable_reason: str | None = None
     """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
     comes_back: bool = True
-    """Whether a retry that has no other worker waits until its trouble is over."""
+    """Whether a retry that has no other worker waits until it is available again."""
 
     @property
     def is_slow(self) -> bool:
@@ -148,8 +148,8 @@ class Placer:
 
     def place(self, task: Task) -> Decision:
         """Decide where a task goes, and count it there."""
-        if task.trouble is not None:
-            return Decision(None, INVALID_REQUEST, _line(f"waits: {task.trouble}"))
+        if task.invalid_reason is not None:
+            return Decision(None, INVALID_REQUEST, _line(f"waits: {task.invalid_reason}"))
         eligible = self._eligible_for(task)
         index, reason = self._choose(eligible, task)
         if index is None:
@@ -366,7 +366,7 @@ def is_out(one: Candidate) -> str | None:
         return one.state or "of unknown state"
     if one.availability != "available":
         return one.availability
-    return one.trouble
+    return one.unavailable_reason
 
 
 def _workers(number: int) -> str:

@@ -53,7 +53,7 @@ class Snapshot:
     """Their loads are not in it: these change with each task. What people decide of them is read once more, too."""
     taken_at: float
     """By this process's monotonic clock."""
-    trouble: str | None = None
+    unavailable_reason: str | None = None
     """Why nothing can be placed by it."""
     answered_at: float | None = None
     """When the broker was last reached, by the same clock; ``None`` where there is no broker or it was not."""
@@ -165,12 +165,12 @@ class PlacementService:
     ) -> Task:
         key = one.key
         labels: dict[str, str] = {}
-        worker = trouble = None
+        worker = invalid_reason = None
         try:
             worker = asked_worker(one.executor_config)
             labels = self.rules.labels_for(one.pool or pools.get(key), one.executor_config)
         except PlacementConfigError as error:
-            trouble = str(error)
+            invalid_reason = str(error)
         return Task(
             dag_id=key.dag_id,
             run_id=key.run_id,
@@ -181,7 +181,7 @@ class PlacementService:
             labels=labels,
             worker=worker,
             avoid=failed.get(key, frozenset()),
-            trouble=trouble,
+            invalid_reason=invalid_reason,
         )
 
     def _pools(self, connection: Connection, asked: Sequence[PlacementRequest]) -> dict[TryKey, str]:

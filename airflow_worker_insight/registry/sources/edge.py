@@ -65,11 +65,11 @@ def _sighting(row: Row[Any]) -> WorkerObservation | None:
         queues=_queues(row.queues),
         concurrency=concurrency if _is_count(concurrency) else None,
         versions={key: text for key, text in _versions(told) if text},
-        trouble=_trouble(state, told),
+        unavailable_reason=_unavailable_reason(state, told),
     )
 
 
-def _trouble(state: str, told: dict[str, Any]) -> str | None:
+def _unavailable_reason(state: str, told: dict[str, Any]) -> str | None:
     if "maintenance" in state:
         return f"Its engine says: {state}."
     return clean(told.get("status_text"), 200) or None

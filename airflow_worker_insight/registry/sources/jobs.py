@@ -73,5 +73,5 @@ def _sighting(row: Row[Any]) -> WorkerObservation:
         started_at=utc(row.start_date),
         heartbeat_at=utc(row.latest_heartbeat) if row.state == "running" else None,
         has_left=row.state == "success",
-        trouble="Airflow says that its job has failed." if row.state == "failed" else None,
+        unavailable_reason="Airflow says that its job has failed." if row.state == "failed" else None,
     )

@@ -32,7 +32,7 @@ class Executor:
 
     places: bool
     """Whether an executor of this package is configured."""
-    trouble: str = ""
+    unavailable_reason: str = ""
     """Why the workers cannot be seen now."""
     holds: bool = False
     """Whether tasks wait while they cannot."""
@@ -148,14 +148,14 @@ def _filters(address: WaitingAddress) -> Iterable[Filter]:
 
 
 def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
-    if executor.trouble and executor.places:
+    if executor.unavailable_reason and executor.places:
         then = (
             "Until they can, the executor holds tasks, and they are listed here."
             if executor.holds
             else "Until they can, the executor behaves as Airflow’s own: it sends tasks without choosing a worker, and "
             "they are not listed here."
         )
-        yield Notice("warning", "The workers cannot be seen", f"{executor.trouble} {then}")
+        yield Notice("warning", "The workers cannot be seen", f"{executor.unavailable_reason} {then}")
     if shown:
         return
     if total:
@@ -170,7 +170,7 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
             "administrator can set [core] executor to one that chooses the worker of each task:",
             "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor",
         )
-    elif not executor.trouble:
+    elif not executor.unavailable_reason:
         yield Notice(
             "info",
             "Nothing waits",

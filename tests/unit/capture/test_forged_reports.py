@@ -99,9 +99,9 @@ def found(database: Database, node: str) -> dict[str, Any]:
 def placed_among(database: Database) -> dict[str, str]:
     """Return the workers that an executor chooses among, and what is decided of each."""
     with database.engine.connect() as connection:
-        living, trouble = worker_queries.living(connection, "celery")
+        living, unavailable_reason = worker_queries.living(connection, "celery")
         unavailable_workers = worker_queries.unavailable_workers(connection)
-    assert trouble is None
+    assert unavailable_reason is None
     assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in living)
     return {one.known_as: one.availability for one in living}
 

@@ -55,7 +55,7 @@ def test_one_that_answers_is_online_whatever_it_was(state: str | None) -> None:
 
 
 def test_what_is_wrong_with_one_that_lives_is_said() -> None:
-    found = verdict(a_life(), Evidence(a_sighting(trouble="maintenance mode")))
+    found = verdict(a_life(), Evidence(a_sighting(unavailable_reason="maintenance mode")))
     assert found == Verdict(ONLINE, "maintenance mode", seen=True)
 
 

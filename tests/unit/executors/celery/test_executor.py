@@ -250,14 +250,14 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
 # --- where the workers cannot be seen --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("why", ["trouble", "old", "nothing", "tables"])
+@pytest.mark.parametrize("why", ["unavailable", "old", "nothing", "tables"])
 def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once(
     executor: WorkerInsightCeleryExecutor, sent: Sent, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch: Any = executor._watch
     executor._started_at = time.monotonic() - 60
-    if why == "trouble":
-        watch.known = Snapshot((W1,), time.monotonic(), trouble="nobody looks")
+    if why == "unavailable":
+        watch.known = Snapshot((W1,), time.monotonic(), unavailable_reason="nobody looks")
     elif why == "old":
         watch.known = Snapshot((W1,), time.monotonic() - 3600)
     elif why == "nothing":
@@ -298,9 +298,9 @@ def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
     watch: Any = executor._watch
     known = watch.known
     for number in range(2):
-        for snapshot in (replace(known, trouble="nobody looks"), replace(known, taken_at=time.monotonic())):
+        for snapshot in (replace(known, unavailable_reason="nobody looks"), replace(known, taken_at=time.monotonic())):
             watch.known = snapshot
-            queue(executor, f"task-{number}-{snapshot.trouble}")
+            queue(executor, f"task-{number}-{snapshot.unavailable_reason}")
             executor.trigger_tasks(8)
     assert len(sent) == 4
     said = [one.message for one in caplog.records if one.name == base.__name__]
@@ -318,7 +318,7 @@ def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
     watch.known = Snapshot((W1,), time.monotonic())
     executor.trigger_tasks(1)
     assert len(sent) == 1
-    watch.known = Snapshot((), time.monotonic(), trouble="nobody looks")
+    watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
     executor.trigger_tasks(8)
     executor._give_back()
     with database.engine.connect() as connection:
@@ -334,7 +334,7 @@ def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
-    watch.known = Snapshot((), time.monotonic(), trouble="nobody looks")
+    watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
     executor.trigger_tasks(8)
     executor._give_back()
     assert sent == [("extract", "default")]
@@ -659,17 +659,17 @@ def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPat
     """The executor with ``when_workers_unseen = hold`` and a broker that takes connections."""
     executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
     executor._started_at = time.monotonic() - 60
-    monkeypatch.setattr(executor, "_broker_trouble", lambda: None)
+    monkeypatch.setattr(executor, "_broker_unavailable_reason", lambda: None)
     return executor
 
 
-@pytest.mark.parametrize("why", ["trouble", "old", "nothing"])
+@pytest.mark.parametrize("why", ["unavailable", "old", "nothing"])
 def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
     holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch: Any = holding._watch
     watch.known = {
-        "trouble": Snapshot((W1,), time.monotonic(), trouble="None of Celery's workers answers."),
+        "unavailable": Snapshot((W1,), time.monotonic(), unavailable_reason="None of Celery's workers answers."),
         "old": Snapshot((W1,), time.monotonic() - 3600),
         "nothing": None,
     }[why]
@@ -702,7 +702,7 @@ def test_since_when_a_task_waits_does_not_change_with_its_reason(
     waits = []
     for snapshot in (
         Snapshot((replace(W1, availability="draining"),), time.monotonic()),
-        Snapshot((), time.monotonic(), trouble="None of Celery's workers answers."),
+        Snapshot((), time.monotonic(), unavailable_reason="None of Celery's workers answers."),
         Snapshot((replace(W1, state="lost"),), time.monotonic()),
     ):
         watch.known = snapshot
@@ -732,7 +732,7 @@ def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
 ) -> None:
     monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
     watch: Any = holding._watch
-    watch.known = Snapshot((), time.monotonic(), trouble="None of Celery's workers answers.")
+    watch.known = Snapshot((), time.monotonic(), unavailable_reason="None of Celery's workers answers.")
     queue(holding, "extract")
     holding.trigger_tasks(8)
     # Airflow has no such try.

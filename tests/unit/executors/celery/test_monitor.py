@@ -127,7 +127,7 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
 def candidates(watch: CeleryWorkerMonitor) -> dict[str, Candidate]:
     snapshot = watch.snapshot()
     assert snapshot is not None
-    assert snapshot.trouble is None
+    assert snapshot.unavailable_reason is None
     return {one.name: one for one in snapshot.candidates}
 
 
@@ -140,8 +140,8 @@ def test_workers_become_candidates_once_they_consume_their_own_queue(database: D
     watch.run_once()
     one, other = candidates(watch).values()
     assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
-    assert one.trouble is None
-    assert other.trouble == "does not consume a queue of its own yet"
+    assert one.unavailable_reason is None
+    assert other.unavailable_reason == "does not consume a queue of its own yet"
     assert workers.asked == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
 
 
@@ -155,7 +155,7 @@ def test_decisions_of_people_are_told_to_the_worker(database: Database, workers:
     assert own_queue("w1") not in workers.queues["w1@host"]
     change(database, refs["w1"], availability="available")
     watch.run_once()
-    assert candidates(watch)["w1@host"].trouble is None
+    assert candidates(watch)["w1@host"].unavailable_reason is None
 
 
 def test_one_that_does_not_answer_is_given_nothing_until_it_does(
@@ -167,14 +167,14 @@ def test_one_that_does_not_answer_is_given_nothing_until_it_does(
     watch.run_once()
     silent = workers.queues.pop("w1@host")
     watch.run_once()
-    assert candidates(watch)["w1@host"].trouble is None, "an answer may go astray"
+    assert candidates(watch)["w1@host"].unavailable_reason is None, "an answer may go astray"
     assert taken == []
     watch.run_once()
-    assert candidates(watch)["w1@host"].trouble == "does not answer"
+    assert candidates(watch)["w1@host"].unavailable_reason == "does not answer"
     assert taken == [(own_queue("w1"), "w1@host-1", False)]
     workers.queues["w1@host"] = silent
     watch.run_once()
-    assert candidates(watch)["w1@host"].trouble is None
+    assert candidates(watch)["w1@host"].unavailable_reason is None
 
 
 @pytest.mark.parametrize(
@@ -518,13 +518,13 @@ def test_a_worker_that_only_reports_tell_of_is_no_candidate(database: Database, 
     assert [one.worker_id for one in candidates(watch).values()] == ["w1"]
 
 
-# --- trouble ---------------------------------------------------------------------------------------------------------
+# --- unavailable -----------------------------------------------------------------------------------------------------
 
 
-def trouble(watch: CeleryWorkerMonitor) -> str | None:
+def unavailable_reason(watch: CeleryWorkerMonitor) -> str | None:
     snapshot = watch.snapshot()
     assert snapshot is not None
-    return snapshot.trouble
+    return snapshot.unavailable_reason
 
 
 def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +534,7 @@ def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.
         connection.execute(update(engine).values(looked_at=NOON))
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
-    assert "Nobody looks" in (trouble(watch) or "")
+    assert "Nobody looks" in (unavailable_reason(watch) or "")
 
 
 def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Workers) -> None:
@@ -547,11 +547,11 @@ def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Wo
     assert watch.snapshot() is None, "the executor waits as long as nothing is known"
     look_at(database, workers, "w1")
     watch.run_once()
-    assert candidates(watch)["w1@host"].trouble is None
+    assert candidates(watch)["w1@host"].unavailable_reason is None
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
     watch.run_once()
-    assert "Nobody looks" in (trouble(watch) or ""), "it was known before"
+    assert "Nobody looks" in (unavailable_reason(watch) or ""), "it was known before"
 
 
 def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,7 +570,7 @@ def test_there_are_no_tables(database: Database, workers: Workers) -> None:
     migrate.downgrade("base")
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
-    assert "do not exist" in (trouble(watch) or "")
+    assert "do not exist" in (unavailable_reason(watch) or "")
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", None])
@@ -579,7 +579,7 @@ def test_remote_control_is_off(database: Database, workers: Workers, state: str 
     workers.error = SourceUnavailableError("it is off")
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
-    assert trouble(watch) == "it is off"
+    assert unavailable_reason(watch) == "it is off"
 
 
 def test_where_no_worker_has_ever_answered_none_can_be_seen(
@@ -588,14 +588,14 @@ def test_where_no_worker_has_ever_answered_none_can_be_seen(
     look_at(database, workers)
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
-    assert trouble(watch) is None, "they may be about to start"
+    assert unavailable_reason(watch) is None, "they may be about to start"
     monkeypatch.setattr(consumers, "FIRST_ANSWER_WITHIN", 0.0)
     watch.run_once()
-    assert trouble(watch) == "None of Celery's workers answers."
+    assert unavailable_reason(watch) == "None of Celery's workers answers."
     # Those of a deployment that has just been set up.
     workers.queues["w1@host"] = {"default"}
     watch.run_once()
-    assert trouble(watch) is None
+    assert unavailable_reason(watch) is None
 
 
 def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database, workers: Workers) -> None:
@@ -621,7 +621,7 @@ def test_where_all_workers_of_a_team_have_gone_those_of_another_are_not_to_answe
     workers.queues.clear()
     for _ in range(consumers.GIVES_UP_AFTER):
         watch.run_once()
-    assert (trouble(watch) is None) == waits
+    assert (unavailable_reason(watch) is None) == waits
 
 
 @pytest.mark.parametrize("how", ["the broker", "the workers"])
@@ -636,13 +636,13 @@ def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, 
         workers.queues.clear()
     for _ in range(consumers.GIVES_UP_AFTER - 1):
         watch.run_once()
-        assert trouble(watch) is None
+        assert unavailable_reason(watch) is None
     watch.run_once()
-    assert trouble(watch) is not None
+    assert unavailable_reason(watch) is not None
     workers.error = None
     workers.queues.update(queues)
     watch.run_once()
-    assert trouble(watch) is None
+    assert unavailable_reason(watch) is None
 
 
 def test_the_thread_goes_on_after_failures_and_ends(
@@ -662,6 +662,6 @@ def test_the_thread_goes_on_after_failures_and_ends(
     monkeypatch.setattr(watch, "run_once", fails)
     watch.start()
     watch.start()
-    wait_for(lambda: watch.snapshot() is not None and trouble(watch) is None, 20, "the third round")
+    wait_for(lambda: watch.snapshot() is not None and unavailable_reason(watch) is None, 20, "the third round")
     watch.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "worker-insight-placing"]

@@ -68,7 +68,7 @@ def many(number: int, **others: Any) -> list[Task]:
         ({"state": None}, NOT_AVAILABLE),
         ({"availability": "draining"}, NOT_AVAILABLE),
         ({"availability": "quarantined"}, NOT_AVAILABLE),
-        ({"trouble": "has no queue of its own yet"}, NOT_AVAILABLE),
+        ({"unavailable_reason": "has no queue of its own yet"}, NOT_AVAILABLE),
         ({"load": 6}, FULL),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
 
 
 def test_a_task_that_asks_for_nonsense_waits_and_says_so() -> None:
-    decision = Placer(LEAST_LOADED, workers(1)).place(a_task(trouble="its labels are no mapping"))
+    decision = Placer(LEAST_LOADED, workers(1)).place(a_task(invalid_reason="its labels are no mapping"))
     assert (decision.worker, decision.reason) == (None, INVALID_REQUEST)
     assert decision.text == "waits: its labels are no mapping"
 
@@ -153,7 +153,7 @@ def test_a_retry_waits_for_others_that_are_full(strategy: str) -> None:
 
 
 @each_strategy
-@pytest.mark.parametrize("changed", [{"trouble": "does not answer"}, {"state": "unresponsive"}])
+@pytest.mark.parametrize("changed", [{"unavailable_reason": "does not answer"}, {"state": "unresponsive"}])
 def test_a_retry_waits_for_others_that_may_be_back_soon(strategy: str, changed: dict[str, Any]) -> None:
     failed, other = workers(2)
     decision = Placer(strategy, [failed, replace(other, **changed)]).place(a_task(avoid=frozenset({failed.name})))
@@ -218,7 +218,7 @@ def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_do
 @each_strategy
 def test_a_retry_does_not_wait_for_one_that_is_silent_for_long(strategy: str) -> None:
     failed, silent = workers(2)
-    silent = replace(silent, trouble="does not answer", comes_back=False)
+    silent = replace(silent, unavailable_reason="does not answer", comes_back=False)
     decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
     assert (decision.worker, decision.reason) == (failed, AGAIN)
 

@@ -439,7 +439,7 @@ def test_one_that_said_goodbye_and_answers_has_not_left(nodes: Any, monkeypatch:
     ]
 
 
-# --- trouble ---------------------------------------------------------------------------------------------------------
+# --- unavailable -----------------------------------------------------------------------------------------------------
 
 
 def test_a_broker_that_is_down_is_said_without_its_password(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:

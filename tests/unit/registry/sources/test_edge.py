@@ -81,7 +81,7 @@ def test_its_start_tells_lives_apart(database: Database, table: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "has_left", "has_trouble"),
+    ("state", "has_left", "is_unavailable"),
     [
         ("starting", False, False),
         ("running", False, False),
@@ -93,11 +93,11 @@ def test_its_start_tells_lives_apart(database: Database, table: Table) -> None:
     ],
 )
 def test_states_of_the_provider(
-    database: Database, table: Table, state: str, has_left: bool, has_trouble: bool
+    database: Database, table: Table, state: str, has_left: bool, is_unavailable: bool
 ) -> None:
     write(database, table, state=state)
     (sighting,) = look()
-    assert (sighting.has_left, bool(sighting.trouble)) == (has_left, has_trouble)
+    assert (sighting.has_left, bool(sighting.unavailable_reason)) == (has_left, is_unavailable)
 
 
 @pytest.mark.parametrize("queues", [None, "", "default", "[", "{'a': 1}", "__import__('os')", "[" * 5000])

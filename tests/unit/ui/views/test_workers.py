@@ -257,8 +257,11 @@ def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> 
 def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
     edge = SourceStatus("edge", NOW, is_current=True, error=None)
     celery = SourceStatus("celery", NOW, is_current=True, error="Connection refused")
-    (trouble,) = a_page(a_worker_row(), engines=[celery, edge]).troubles
-    assert (trouble.title, trouble.text) == ("Celery’s workers cannot be asked", "Connection refused")
+    (unavailable_reason,) = a_page(a_worker_row(), engines=[celery, edge]).troubles
+    assert (unavailable_reason.title, unavailable_reason.text) == (
+        "Celery’s workers cannot be asked",
+        "Connection refused",
+    )
     assert a_page(a_worker_row(), engines=[edge]).troubles == ()
 
 
@@ -270,9 +273,9 @@ def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
     ],
 )
 def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) -> None:
-    (trouble,) = a_page(a_worker_row(), engines=engines).troubles
-    assert when in trouble.text
-    assert trouble.command == "airflow-worker-insight refresh"
+    (unavailable_reason,) = a_page(a_worker_row(), engines=engines).troubles
+    assert when in unavailable_reason.text
+    assert unavailable_reason.command == "airflow-worker-insight refresh"
 
 
 def test_pages_of_two_hundred_groups() -> None:
