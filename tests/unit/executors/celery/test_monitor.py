@@ -62,7 +62,7 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     made = Workers()
-    monkeypatch.setattr(consumers, "settle", made.sync_consumers)
+    monkeypatch.setattr(consumers, "sync_consumers", made.sync_consumers)
     monkeypatch.setattr(module, "refresh", lambda **_: None)
     monkeypatch.setattr(consumers, "ASK_EVERY", 0.0)
     monkeypatch.setattr(consumers, "ASK_AGAIN", 0.0)
@@ -299,7 +299,7 @@ def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
         answers = workers.sync_consumers(app, **told)
         return {node: queues for node, queues in answers.items() if node != "w2@host"}
 
-    monkeypatch.setattr(consumers, "settle", sync_consumers)
+    monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
     watch.run_once()
     assert taken == []
 
@@ -317,7 +317,7 @@ def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_ther
         change(database, refs["w1"], **changed)
         return workers.sync_consumers(app, **told)
 
-    monkeypatch.setattr(consumers, "settle", sync_consumers)
+    monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
     watch.run_once()
     assert [queue for queue, *_ in taken] == [own_queue("w1")]
     assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]

@@ -196,7 +196,7 @@ NO_DATABASE: Any = None
 
 @pytest.fixture
 def nobody_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(the_desk.worker_queries, "withheld", lambda _connection: {})
+    monkeypatch.setattr(the_desk.worker_queries, "unavailable_workers", lambda _connection: {})
 
 
 @pytest.mark.usefixtures("nobody_is_out")
