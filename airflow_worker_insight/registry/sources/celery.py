@@ -1,11 +1,11 @@
-"""CeleryExecutor: its workers answer when they are asked through Celery's remote control.
+"""CeleryExecutor: ask its workers through Celery's remote control.
 
-Each look sends one message to all workers of a broker, over a connection of its own that gives up after seconds. What
-comes back was written by whoever reaches the broker, so nothing of it is believed unseen.
+Each poll sends one message to all workers of a broker, over its own connection with timeouts of a few seconds. Whoever
+reaches the broker can write an answer, so every answer is validated.
 
-Celery's workers say goodbye only to those who listen at that moment. What tells later whether one left in order or died
-is its mailbox on Redis, which goes with an orderly end and stays after any other; with RabbitMQ mailboxes vanish either
-way, but a queue of our own keeps the goodbyes.
+Celery's workers say goodbye only to clients that listen at that moment. On Redis the worker's mailbox tells later
+whether it shut down gracefully: a graceful shutdown removes the mailbox, any other end leaves it. With RabbitMQ
+mailboxes vanish either way, so a queue of this package keeps the goodbyes there.
 """
 
 from __future__ import annotations
@@ -39,96 +39,111 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
-"""How long connecting, and each answer of the broker, may take."""
+"""Timeout in seconds of connecting and of each of the broker's replies."""
 
 QUIET_SECONDS = 2.0
-"""No answer for so long, and there will be none: workers answer at once or are busy starting or ending."""
+"""Stop waiting after so many seconds without an answer.
+
+Workers answer at once unless they are busy starting or ending.
+"""
 
 COLLECT_SECONDS = 10.0
-"""How long answers are collected in all."""
+"""Seconds in which answers are collected."""
 
 LOOK_SECONDS = 30.0
-"""How long a look at one broker may take, whatever its client waits for."""
+"""Time limit in seconds of a poll of one broker, whatever its client waits for."""
 
 FORGET_SECONDS = 10.0
-"""How long removing goodbyes from one broker may take."""
+"""Time limit in seconds of removing goodbyes from one broker."""
 
 ALL_SECONDS = 50.0
-"""How long the looks at all brokers may take: whoever looks has less than ``leases.LOOK_TAKES`` until another may."""
+"""Time limit in seconds of the polls of all brokers.
+
+It is shorter than ``leases.LOOK_TAKES``, after which another process may poll.
+"""
 
 MAX_ANSWERS = 20_000
-"""Answers, and goodbyes, that one look reads."""
+"""Maximum number of answers, and of goodbyes, that one poll reads."""
 
 QUEUES_EVERY = 10
-"""One of so many looks asks the workers for their queues instead, which they may change while they run."""
+"""One poll in so many asks for the workers' queues, which may change while they run."""
 
 GOODBYES_KEPT = timedelta(days=1)
-"""How long RabbitMQ keeps goodbyes, and their queue, while nobody looks."""
+"""How long RabbitMQ keeps goodbyes and their queue while no process polls."""
 
 MAX_SAME_NAME = 100
-"""Answers under one name that a look takes: a few workers may have one by mistake, more are made up."""
+"""Maximum number of answers with the same name in one poll.
+
+A few workers may share a name by mistake; more are made up.
+"""
 
 OWN_QUEUE_PREFIX = "worker-insight.worker."
-"""What the name of a worker's own queue begins with; behind it stands the worker's ID."""
+"""Prefix of a worker's dedicated queue; the worker's ID follows."""
 
 QUEUE_LENGTH = 256
-"""Characters of a queue's name, as Airflow's ``task_instance.queue`` takes them: no task names a longer one."""
+"""Maximum characters of a queue's name, as in Airflow's ``task_instance.queue``."""
 
 QUEUES_SIZE = 2**20
-"""Characters of all names of one worker's queues. On Linux a command line, where they are given, takes an eighth of
-that: an answer with more was made up. None of it is taken, because a part of the queues would keep tasks waiting."""
+"""Maximum total length in characters of the names of one worker's queues.
+
+Queues are given on the command line, which on Linux takes an eighth of that, so a longer answer was made up. It is
+ignored as a whole: with only a part of a worker's queues, tasks of the other queues would wait.
+"""
 
 MAX_UPTIME = 10 * 365 * 86400
 MAX_NUMBER = 2**31 - 1
 
 _bounded: dict[str, Bounded[Any]] = {}
-"""By broker, so that one that hangs keeps nobody from asking the others."""
+"""Callers by broker: a broker that hangs does not block the others."""
 
 
 class CelerySource:
-    """Asks the workers of one Celery application, or with teams of several."""
+    """Source of the workers of one Celery application, or of several with teams."""
 
     name = CELERY
 
     def __init__(self, teams: tuple[str | None, ...] = (None,)) -> None:
         self._teams = teams
 
-    def look(self, view: PollContext) -> PollResult:
-        """Return the workers that answered and those that said goodbye; what failed at one broker is its error."""
-        looks, errors = [], []
-        forget: list[Callable[[], None]] = []
+    def look(self, context: PollContext) -> PollResult:
+        """Return the workers that answered and those that said goodbye.
+
+        A failure at one broker becomes the result's ``error``.
+        """
+        results, errors = [], []
+        cleanups: list[Callable[[], None]] = []
         apps = _apps(self._teams)
         ends_at = time.monotonic() + ALL_SECONDS
-        for asked, (broker, app) in enumerate(apps.items()):
-            # What one does not need is there for those after it, and one that hangs takes no more than its share.
-            share = (ends_at - time.monotonic()) / (len(apps) - asked)
+        for index, (broker, app) in enumerate(apps.items()):
+            # A broker leaves its unused time to the next ones; one that hangs takes no more than its share.
+            share = (ends_at - time.monotonic()) / (len(apps) - index)
             try:
                 bounded = _bounded.setdefault(broker, Bounded("Celery's broker"))
-                found, goodbyes = bounded.ask(partial(_look, app, view), seconds=min(LOOK_SECONDS, share))
-                looks.append(found)
+                poll_result, goodbyes = bounded.ask(partial(_look, app, context), seconds=min(LOOK_SECONDS, share))
+                results.append(poll_result)
                 if goodbyes:
-                    question = partial(_forget_goodbyes, app, goodbyes)
-                    forget.append(partial(bounded.ask, question, seconds=FORGET_SECONDS))
+                    cleanup = partial(_forget_goodbyes, app, goodbyes)
+                    cleanups.append(partial(bounded.ask, cleanup, seconds=FORGET_SECONDS))
             except Exception as error:
                 log.debug("Looking at Celery's workers failed", exc_info=True)
                 errors.append(_explanation(error, app))
-        known = [one.mailboxes for one in looks if one.mailboxes is not None]
+        mailbox_sets = [result.mailboxes for result in results if result.mailboxes is not None]
         return PollResult(
-            sightings=tuple(sighting for one in looks for sighting in one.sightings),
+            sightings=tuple(observation for result in results for observation in result.sightings),
             error=" ".join(dict.fromkeys(errors)) or None,
-            mailboxes=frozenset().union(*known) if known and len(known) == len(looks) else None,
-            ignored=sum(one.ignored for one in looks),
-            on_written=partial(_do_all, forget) if forget else None,
+            mailboxes=frozenset().union(*mailbox_sets) if mailbox_sets and len(mailbox_sets) == len(results) else None,
+            ignored=sum(result.ignored for result in results),
+            on_written=partial(_run_all, cleanups) if cleanups else None,
         )
 
 
-def _do_all(actions: Iterable[Callable[[], None]]) -> None:
+def _run_all(actions: Iterable[Callable[[], None]]) -> None:
     for action in actions:
         action()
 
 
 def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
-    """Return the Celery applications by their brokers: those that share one share its workers."""
+    """Return the Celery applications by broker; applications that share one share its workers."""
     apps: dict[str, Any] = {}
     for team in teams:
         app = airflow_celery.celery_app(team)
@@ -137,7 +152,7 @@ def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
 
 
 def _explanation(error: Exception, app: Any) -> str:
-    """Return one line for an operator: readers of the pages see it too, so without the broker's password."""
+    """Return one line for operators, without the broker's password: the pages show it too."""
     if isinstance(error, (SourceUnavailableError, NoAnswerError)):
         return clean(str(error), 400)
     text = str(error)
@@ -147,60 +162,65 @@ def _explanation(error: Exception, app: Any) -> str:
 
 
 def _passwords(app: Any) -> list[str]:
-    """Return what must not be shown: the password as Celery's client has it, and as it stands in an address."""
+    """Return the secrets to mask: the broker's password, plain and as quoted in a URL."""
     password = app.connection_for_write().password
     return [secret for secret in {password, quote(password or "", safe="")} if secret]
 
 
-def _look(app: Any, view: PollContext) -> tuple[PollResult, frozenset[bytes]]:
-    """Return what a broker's workers say, and which goodbyes are to be forgotten when that is written."""
+def _look(app: Any, context: PollContext) -> tuple[PollResult, frozenset[bytes]]:
+    """Poll one broker; return the result, and digests of the goodbyes to remove once written."""
     require_remote_control(app)
     with connected(app) as connection:
         require_fanout(connection)
-        # Read before the answers: one that answers after it said goodbye has not left.
-        goodbyes, read = _goodbyes(app, connection)
-        wants_queues = _wants_queues(view)
-        answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, view)
+        # Read before the answers: a worker that answers after its goodbye has not left.
+        goodbyes, digests = _goodbyes(app, connection)
+        wants_queues = _wants_queues(context)
+        answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, context)
         broadcast(app, connection, [Call("active_queues" if wants_queues else "stats")], answers)
-        # Read after the answers: a worker that is just starting has its mailbox by then.
+        # Read after the answers: a worker that has just started has its mailbox by then.
         mailboxes = _mailboxes(app, connection)
-    answered = {(one.engine_name, one.pid) for one in answers.sightings}
-    # Celery also says goodbye when a worker loses its connection: one that answers has not left.
-    left = [one for one in goodbyes if not answered & {(one.engine_name, one.pid), (one.engine_name, None)}]
-    return PollResult((*answers.sightings, *left), mailboxes=mailboxes, ignored=answers.ignored), read
+    answered = {(observation.engine_name, observation.pid) for observation in answers.sightings}
+    # Celery also says goodbye when a worker loses its connection: a worker that answers has not left.
+    departed = [
+        observation
+        for observation in goodbyes
+        if not answered & {(observation.engine_name, observation.pid), (observation.engine_name, None)}
+    ]
+    return PollResult((*answers.sightings, *departed), mailboxes=mailboxes, ignored=answers.ignored), digests
 
 
-def _wants_queues(view: PollContext) -> bool:
-    """Return whether this look asks for queues, an answer that does not make a worker known: never at every look.
+def _wants_queues(context: PollContext) -> bool:
+    """Return whether this poll asks for queues; such answers do not register new workers.
 
-    Whoever looked before was another process, as may be. It did not ask for queues if a worker answered it that has
-    none. One that never tells them is asked at every second look, and with it all others.
+    The poll before may have run in another process. It did not ask for queues if a worker that answered it has
+    no queues recorded. A worker that never tells its queues is asked at every second poll, and all others with it.
     """
     answered = [
-        life
-        for life in view.lives
-        if view.before is not None
-        and life.engine_heartbeat_at is not None
-        and view.before <= life.engine_heartbeat_at <= view.began_at
+        instance
+        for instance in context.lives
+        if context.before is not None
+        and instance.engine_heartbeat_at is not None
+        and context.before <= instance.engine_heartbeat_at <= context.began_at
     ]
-    if any(life.queues is None for life in answered):
+    if any(instance.queues is None for instance in answered):
         return True
-    if view.before is None or not answered:
+    if context.before is None or not answered:
         return False
-    return _comes_round(view.began_at, view.interval) and not _comes_round(view.before, view.interval)
+    return _is_queue_poll(context.began_at, context.interval) and not _is_queue_poll(context.before, context.interval)
 
 
-def _comes_round(moment: datetime, interval: timedelta) -> bool:
+def _is_queue_poll(moment: datetime, interval: timedelta) -> bool:
     """Return whether a moment is in one of every :data:`QUEUES_EVERY` intervals.
 
-    Those are strewn: looks that lie a multiple of intervals apart, as from cron, would meet all of them or none.
+    These intervals are scattered by a hash: polls that are a multiple of intervals apart, as from cron, would otherwise
+    hit all of them or none.
     """
     number = int(moment.timestamp() // interval.total_seconds())
     return crc32(str(number).encode()) % QUEUES_EVERY == 0
 
 
 def require_remote_control(app: Any) -> None:
-    """Refuse an application whose workers cannot be told anything.
+    """Refuse an application whose workers accept no remote control commands.
 
     :raises SourceUnavailableError: with the reason
     """
@@ -209,7 +229,7 @@ def require_remote_control(app: Any) -> None:
 
 
 def require_fanout(connection: Any) -> None:
-    """Refuse a broker that cannot send to all workers.
+    """Refuse a broker without fanout exchanges: it cannot send a message to all workers.
 
     :raises SourceUnavailableError: with the reason
     """
@@ -219,7 +239,7 @@ def require_fanout(connection: Any) -> None:
 
 @contextmanager
 def connected(app: Any) -> Iterator[Any]:
-    """Yield a connection to the broker that waits for nothing longer than seconds."""
+    """Yield a connection to the broker whose operations time out after a few seconds."""
     driver = app.connection_for_write().transport.driver_type
     options = {
         "redis": {
@@ -237,11 +257,11 @@ def connected(app: Any) -> Iterator[Any]:
         connection.release()
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
+# --- remote control --------------------------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
-    """One command of Celery's remote control, to all workers or to some."""
+    """One remote control command of Celery, to all workers or to some."""
 
     command: str
     arguments: Mapping[str, str] = {}
@@ -249,41 +269,45 @@ class Call(NamedTuple):
 
 
 class Answers(Protocol):
-    """Takes what workers answer; its length is how many there were, with those that make no sense."""
+    """Collector of workers' answers; its length counts all answers, with the invalid ones."""
 
     ignored: int
 
     def __len__(self) -> int:
-        """Return how many answers there were."""
+        """Return the number of answers."""
 
     def take(self, body: object) -> None:
-        """Take an answer, which anybody who reaches the broker may have written."""
+        """Take an answer, which anyone who reaches the broker may have written."""
 
 
 class _Answers:
-    """The answers that make sense, as sightings."""
+    """The valid answers, as observations."""
 
-    def __init__(self, read: Callable[[str, Any, PollContext], WorkerObservation | None], view: PollContext) -> None:
+    def __init__(
+        self, parse: Callable[[str, Any, PollContext], WorkerObservation | None], context: PollContext
+    ) -> None:
         self.sightings: list[WorkerObservation] = []
         self.ignored = 0
-        self._names: Counter[str] = Counter()
-        self._read = read
-        self._view = view
+        self._name_counts: Counter[str] = Counter()
+        self._parse = parse
+        self._context = context
 
     def __len__(self) -> int:
         return len(self.sightings) + self.ignored
 
     def take(self, body: object) -> None:
         """Take an answer: an object with the worker's name as its only key."""
-        sighting = None
+        observation = None
         if isinstance(body, dict) and len(body) == 1:
             (name, answer), *_ = body.items()
-            sighting = self._read(clean(name, NAME_LENGTH), answer, self._view) if clean(name, NAME_LENGTH) else None
-        if sighting is None or self._names[sighting.engine_name] >= MAX_SAME_NAME:
+            observation = (
+                self._parse(clean(name, NAME_LENGTH), answer, self._context) if clean(name, NAME_LENGTH) else None
+            )
+        if observation is None or self._name_counts[observation.engine_name] >= MAX_SAME_NAME:
             self.ignored += 1
         else:
-            self._names[sighting.engine_name] += 1
-            self.sightings.append(sighting)
+            self._name_counts[observation.engine_name] += 1
+            self.sightings.append(observation)
 
 
 def broadcast(
@@ -291,19 +315,19 @@ def broadcast(
 ) -> None:
     """Send commands to workers and take their answers until there are no more.
 
-    Celery's own ``broadcast`` sends over a connection that waits for ever, raises on the first answer that it cannot
-    decode, and goes on for as long as somebody answers.
+    Celery's own ``broadcast`` sends over a connection without a timeout, raises on the first answer that it cannot
+    decode, and goes on for as long as answers come.
 
     :param connection: of :func:`connected`
-    :param expected: with so many answers nobody is waited for any longer
+    :param expected: stop waiting after so many answers
     """
     from kombu import Consumer, Producer
 
     mailbox = app.control.mailbox
     channel = connection.channel()
     ticket = str(uuid.uuid4())
-    # Named after the thread. Not ``mailbox.reply_queue``: that is the one of the first thread that ever asked, while
-    # ``mailbox.oid`` is of this one, and answers would go to an address that nobody listens at (kombu 5.6.2, pidbox).
+    # Named after the thread. Not ``mailbox.reply_queue``: that is the queue of the first thread that ever asked, while
+    # ``mailbox.oid`` is of this thread, so answers would go to an address without a consumer (kombu 5.6.2, pidbox).
     queue = mailbox.get_reply_queue()(channel)
     queue.declare()
     ends_at = time.monotonic() + COLLECT_SECONDS
@@ -335,29 +359,29 @@ def broadcast(
                     },
                     exchange=mailbox.exchange.name,
                     declare=[mailbox.exchange],
-                    # No "expires": it is compared with the worker's own clock.
+                    # No "expires": workers compare it with their own clock.
                     headers={"clock": app.clock.forward(), "expires": 0},
                     serializer=mailbox.serializer,
                 )
-            while len(answers) < min(expected, MAX_ANSWERS) and (left := ends_at - time.monotonic()) > 0:
+            while len(answers) < min(expected, MAX_ANSWERS) and (remaining := ends_at - time.monotonic()) > 0:
                 try:
-                    connection.drain_events(timeout=min(QUIET_SECONDS, left))
+                    connection.drain_events(timeout=min(QUIET_SECONDS, remaining))
                 except TimeoutError:
                     break
     finally:
         _try(queue.delete, "could not remove its queue of answers")
 
 
-def _stats_sighting(name: str, answer: Any, view: PollContext) -> WorkerObservation | None:
-    """Read an answer to ``stats``; ``None`` for one that makes no sense."""
+def _stats_sighting(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
+    """Read an answer to ``stats``; return ``None`` for an invalid one."""
     if not isinstance(answer, dict):
         return None
     pid, uptime = answer.get("pid"), answer.get("uptime")
-    if not _is_whole(pid, 1, MAX_NUMBER) or not _is_whole(uptime, 0, MAX_UPTIME):
+    if not _is_int_between(pid, 1, MAX_NUMBER) or not _is_int_between(uptime, 0, MAX_UPTIME):
         return None
     pool = answer.get("pool")
     concurrency = pool.get("max-concurrency") if isinstance(pool, dict) else None
-    now = view.clock()
+    now = context.clock()
     return WorkerObservation(
         kind="celery",
         engine_name=name,
@@ -365,12 +389,12 @@ def _stats_sighting(name: str, answer: Any, view: PollContext) -> WorkerObservat
         pid=pid,
         started_at=now - timedelta(seconds=uptime),
         heartbeat_at=now,
-        concurrency=concurrency if _is_whole(concurrency, 1, MAX_NUMBER) else None,
+        concurrency=concurrency if _is_int_between(concurrency, 1, MAX_NUMBER) else None,
     )
 
 
-def _queues_sighting(name: str, answer: Any, view: PollContext) -> WorkerObservation | None:
-    """Read an answer to ``active_queues``, which does not tell the process."""
+def _queues_sighting(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
+    """Read an answer to ``active_queues``, which does not name the process."""
     names = queue_names(answer)
     if names is None:
         return None
@@ -378,32 +402,32 @@ def _queues_sighting(name: str, answer: Any, view: PollContext) -> WorkerObserva
         kind="celery",
         engine_name=name,
         hostname=_host(name),
-        heartbeat_at=view.clock(),
-        # Those that our own executor makes are no news to anybody.
+        heartbeat_at=context.clock(),
+        # Without the dedicated queues, which this package's executor makes.
         queues=tuple(sorted(queue for queue in names if not queue.startswith(OWN_QUEUE_PREFIX))),
         is_partial=True,
     )
 
 
 def queue_names(answer: Any) -> set[str] | None:
-    """Return all queues of an answer to ``active_queues``; ``None`` for one that makes no sense."""
+    """Return all queues of an answer to ``active_queues``; ``None`` for an invalid one."""
     if not isinstance(answer, list):
         return None
-    found: set[str] = set()
+    names: set[str] = set()
     size = 0
     for queue in answer:
-        # As it is: a name that is cut or mended would be another queue's.
+        # Only unchanged: a name that is cut or cleaned would be another queue's.
         name = queue.get("name") if isinstance(queue, dict) else None
         if isinstance(name, str) and 0 < len(name) <= QUEUE_LENGTH and name == clean(name, QUEUE_LENGTH):
-            found.add(name)
+            names.add(name)
             size += len(name)
         if size > QUEUES_SIZE:
             return None
-    return found
+    return names
 
 
-def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _is_int_between(value: object, minimum: int, maximum: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def _host(name: str) -> str:
@@ -411,14 +435,14 @@ def _host(name: str) -> str:
     return name.rpartition("@")[2][:HOSTNAME_LENGTH] or name[:HOSTNAME_LENGTH]
 
 
-# --- who left in order -----------------------------------------------------------------------------------------------
+# --- graceful shutdowns ----------------------------------------------------------------------------------------------
 
 
 def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
     """Return the names of the workers with a mailbox on Redis; ``None`` for other brokers.
 
-    A worker removes it when its remote control closes (``kombu.transport.redis.Channel.close``), which is the first
-    thing it does when it is told to end.
+    A worker removes its mailbox when its remote control closes (``kombu.transport.redis.Channel.close``), which is its
+    first step of a shutdown.
     """
     if connection.transport.driver_type != "redis":
         return None
@@ -431,38 +455,44 @@ def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
 
 
 def _goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
-    """Return the workers that said goodbye, from a queue of ours on RabbitMQ, and what tells these messages again."""
+    """Return the workers that said goodbye on RabbitMQ, and the digests of these messages.
+
+    This package's queue keeps the messages; the digests find them again.
+    """
     if connection.transport.driver_type != "amqp":
         return [], frozenset()
-    nothing: tuple[list[WorkerObservation], frozenset[bytes]] = ([], frozenset())
-    return _try(lambda: _read_goodbyes(app, connection), "could not read the workers' goodbyes") or nothing
+    empty: tuple[list[WorkerObservation], frozenset[bytes]] = ([], frozenset())
+    return _try(lambda: _read_goodbyes(app, connection), "could not read the workers' goodbyes") or empty
 
 
 def _read_goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
-    """Read the goodbyes without taking them: who says goodbye says it once, and what was read may not get written."""
-    found, read = [], set()
+    """Read the goodbyes without removing them.
+
+    A worker says goodbye once, and writing what was read may fail.
+    """
+    observations, digests = [], set()
     for message in _goodbye_messages(app, connection):
-        read.add(_digest(message))
-        sighting = _goodbye(_try(message.decode, "could not read a goodbye"))
-        if sighting is not None:
-            found.append(sighting)
-    return found, frozenset(read)
+        digests.add(_digest(message))
+        observation = _goodbye(_try(message.decode, "could not read a goodbye"))
+        if observation is not None:
+            observations.append(observation)
+    return observations, frozenset(digests)
 
 
-def _forget_goodbyes(app: Any, read: frozenset[bytes]) -> None:
-    """Take the goodbyes that were read before, and leave those that came since."""
+def _forget_goodbyes(app: Any, digests: frozenset[bytes]) -> None:
+    """Remove the goodbyes that were read before; leave those that came since."""
     with connected(app) as connection:
         for message in _goodbye_messages(app, connection):
-            if _digest(message) in read:
+            if _digest(message) in digests:
                 message.ack()
 
 
 def _goodbye_messages(app: Any, connection: Any) -> Iterator[Any]:
-    """Yield the messages of our queue; those that are not acknowledged by the end go back into it."""
+    """Yield the messages of this package's queue; requeue those that were not acknowledged."""
     from celery.events.event import get_exchange
     from kombu import Queue
 
-    # Deployments may share a broker, and what one has taken is gone.
+    # One queue per deployment: deployments may share a broker, and a consumed message is gone for the others.
     deployment = blake2b(session.database_name().encode(), digest_size=8).hexdigest()
     with connection.channel() as channel:
         queue = Queue(
@@ -494,15 +524,15 @@ def _goodbye(event: Any) -> WorkerObservation | None:
     if not isinstance(event, dict) or event.get("type") != "worker-offline":
         return None
     name, pid = clean(event.get("hostname"), NAME_LENGTH), event.get("pid")
-    if not name or not _is_whole(pid, 1, MAX_NUMBER):
+    if not name or not _is_int_between(pid, 1, MAX_NUMBER):
         return None
     return WorkerObservation(kind="celery", engine_name=name, hostname=_host(name), pid=pid, has_left=True)
 
 
-def _try(action: Callable[[], Any], what_fails: str) -> Any:
-    """Do what a look can do without; ``None`` where it fails."""
+def _try(action: Callable[[], Any], failure: str) -> Any:
+    """Do what a poll can do without; return ``None`` where it fails."""
     try:
         return action()
     except Exception as error:  # noqa: BLE001
-        warn_once(f"celery.{what_fails}", "Airflow Worker Insight %s: %s", what_fails, type(error).__name__)
+        warn_once(f"celery.{failure}", "Airflow Worker Insight %s: %s", failure, type(error).__name__)
         return None
