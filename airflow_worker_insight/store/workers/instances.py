@@ -1,7 +1,7 @@
-"""Read and write the lives of workers as their engines tell of them: SQL only, what to write is decided in ``fleet``.
+"""Read and write worker instances as their worker sources describe them.
 
-Thousands of workers are written with a handful of statements: one statement changes up to :data:`BATCH` rows, each to
-values of its own.
+This module holds SQL only: ``registry`` decides what to write. A handful of statements writes thousands of workers: one
+statement changes up to :data:`BATCH` rows, each to its own values.
 """
 
 from __future__ import annotations
@@ -51,38 +51,41 @@ if TYPE_CHECKING:
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
 
-_KINDS = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
+_KIND_OF_SOURCE = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 
 
-# --- engines ---------------------------------------------------------------------------------------------------------
+# --- worker sources --------------------------------------------------------------------------------------------------
 
 
 FORGOTTEN_AFTER = timedelta(days=1)
-"""How long no worker of an engine has run a try, at least, before they end that nobody looks at and no executor has."""
+"""Least time without a try after which workers of an abandoned source end.
+
+A source is abandoned when it is no longer polled and no executor uses it.
+"""
 
 
-# --- lives -----------------------------------------------------------------------------------------------------------
+# --- instances -------------------------------------------------------------------------------------------------------
 
 
-def open_lives(connection: Connection, engine_name: str) -> list[WorkerInstance]:
-    """Return the lives of an engine's workers that have not ended.
+def open_lives(connection: Connection, source: str) -> list[WorkerInstance]:
+    """Return the instances of a worker source that have not ended.
 
-    Of workers that only their tries tell of, those that are known to run one: of all others nothing is said anyway, and
-    there may be as many as there were tries.
+    For workers that are known only from their tries, return those that are known to run one: the others' state is
+    unknown anyway, and there may be as many as there were tries.
     """
     is_open: Any = worker.c.state.in_((ONLINE, UNRESPONSIVE))
-    if engine_name != TRIES:
+    if source != TRIES:
         is_open = or_(is_open, worker.c.state.is_(None))
-    return _lives(connection, _is_of_engine(engine_name), is_open, worker.c.ended_at.is_(None))
+    return _select_instances(connection, _is_of_source(source), is_open, worker.c.ended_at.is_(None))
 
 
-def seen_after_their_end(connection: Connection, engine_name: str, reason: str) -> list[int]:
-    """Return the row IDs of an engine's workers that were ended for this reason and have run a try since."""
+def seen_after_their_end(connection: Connection, source: str, reason: str) -> list[int]:
+    """Return the row IDs of workers that ended for this reason and have run a try since."""
     return list(
         connection.execute(
             select(worker.c.id)
             .where(
-                _is_of_engine(engine_name),
+                _is_of_source(source),
                 worker.c.state == OFFLINE,
                 worker.c.state_reason == reason,
                 worker.c.last_seen_at > worker.c.ended_at,
@@ -92,18 +95,21 @@ def seen_after_their_end(connection: Connection, engine_name: str, reason: str) 
     )
 
 
-def lives_by_ref(connection: Connection, engine_name: str, refs: Collection[int]) -> list[WorkerInstance]:
-    """Return those of the lives with these row IDs that are an engine's, ended or not."""
+def lives_by_ref(connection: Connection, source: str, refs: Collection[int]) -> list[WorkerInstance]:
+    """Return the instances with these row IDs that belong to a worker source, ended or not."""
     return [
-        life
+        instance
         for batch in _batches(sorted(refs))
-        for life in _lives(connection, _is_of_engine(engine_name), worker.c.id.in_(batch))
+        for instance in _select_instances(connection, _is_of_source(source), worker.c.id.in_(batch))
     ]
 
 
 def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
-    """Return of each worker with one of these names the latest lives that have ended, one for each process ID."""
-    found = []
+    """Return the latest ended instances of the workers with these names, one per process.
+
+    A process is known by its process ID and job.
+    """
+    instances = []
     for batch in _batches(sorted(engine_names)):
         latest = (
             select(func.max(worker.c.id))
@@ -116,37 +122,39 @@ def latest_ended_lives(connection: Connection, kind: str, engine_names: Collecti
             .group_by(worker.c.engine_name, worker.c.pid, worker.c.job_id)
         )
         refs = list(connection.execute(latest).scalars())
-        for part in _batches(refs):
-            found += _lives(connection, worker.c.id.in_(part))
-    return found
+        for ref_batch in _batches(refs):
+            instances += _select_instances(connection, worker.c.id.in_(ref_batch))
+    return instances
 
 
 def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
-    """Return the named workers that these schedulers have on their machines, by their jobs, ended or not."""
+    """Return the named local workers of these schedulers' jobs, ended or not."""
     return [
-        life
+        instance
         for batch in _batches(sorted(job_ids))
-        for life in _lives(connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch))
+        for instance in _select_instances(
+            connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch)
+        )
     ]
 
 
-def _is_of_engine(engine_name: str) -> Any:
-    if engine_name == TRIES:
-        return worker.c.kind.not_in(list(_KINDS.values()))
-    return worker.c.kind == _KINDS[engine_name]
+def _is_of_source(source: str) -> Any:
+    if source == TRIES:
+        return worker.c.kind.not_in(list(_KIND_OF_SOURCE.values()))
+    return worker.c.kind == _KIND_OF_SOURCE[source]
 
 
-def _lives(connection: Connection, *conditions: Any) -> list[WorkerInstance]:
+def _select_instances(connection: Connection, *conditions: Any) -> list[WorkerInstance]:
     columns = (
         worker.c.id,
         worker.c.reported_id,
         *(worker.c[name] for name in WorkerInstance.__dataclass_fields__ if name not in ("ref", "is_reported")),
     )
     rows = connection.execute(select(*columns).where(worker.c.host_only.is_(False), *conditions).order_by(worker.c.id))
-    return [_life(row) for row in rows]
+    return [_instance(row) for row in rows]
 
 
-def _life(row: Row[Any]) -> WorkerInstance:
+def _instance(row: Row[Any]) -> WorkerInstance:
     return WorkerInstance(
         ref=row.id,
         kind=row.kind,
@@ -168,86 +176,104 @@ def _life(row: Row[Any]) -> WorkerInstance:
     )
 
 
-def register(connection: Connection, lives: Sequence[NewWorkerInstance], *, now: datetime) -> None:
-    """Write workers that nobody knew; one whose last life was put into quarantine begins in quarantine."""
-    if not lives:
+def register(connection: Connection, instances: Sequence[NewWorkerInstance], *, now: datetime) -> None:
+    """Insert workers that were unknown so far.
+
+    A worker whose last instance was quarantined begins in quarantine.
+    """
+    if not instances:
         return
-    quarantined = _quarantined(connection, lives)
-    rows = [_new_row(life, life in quarantined, now) for life in lives]
-    # Apart, because the rows of one statement have the same columns, and a JSON column that is given None is not NULL.
+    quarantined = _quarantined_heirs(connection, instances)
+    rows = [_new_row(instance, instance in quarantined, now) for instance in instances]
+    # Two statements: all rows of one need the same columns, and None in a JSON column is JSON null, not SQL NULL.
     for with_queues in (True, False):
-        same = [row for row in rows if ("queues" in row) is with_queues]
-        if same:
-            connection.execute(insert(worker), same)
+        alike = [row for row in rows if ("queues" in row) is with_queues]
+        if alike:
+            connection.execute(insert(worker), alike)
     for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
             note_inheritance(connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now)
 
 
-def _new_row(life: NewWorkerInstance, is_quarantined: bool, now: datetime) -> dict[str, Any]:
-    facts = (life.kind, life.engine_name, life.hostname, life.pid, life.job_id, life.started_at, now)
+def _new_row(instance: NewWorkerInstance, is_quarantined: bool, now: datetime) -> dict[str, Any]:
+    facts = (
+        instance.kind,
+        instance.engine_name,
+        instance.hostname,
+        instance.pid,
+        instance.job_id,
+        instance.started_at,
+        now,
+    )
     digest = blake2b("\0".join(map(str, facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
     record = WorkerRecord(
-        worker_id=f"{life.kind}-{digest}",
-        name=life.engine_name,
-        kind=life.kind,
-        hostname=life.hostname,
-        pid=life.pid,
-        started_at=life.started_at,
-        resources=life.resources,
-        versions=life.versions,
-        job_id=life.job_id,
-        engine_name=life.engine_name,
+        worker_id=f"{instance.kind}-{digest}",
+        name=instance.engine_name,
+        kind=instance.kind,
+        hostname=instance.hostname,
+        pid=instance.pid,
+        started_at=instance.started_at,
+        resources=instance.resources,
+        versions=instance.versions,
+        job_id=instance.job_id,
+        engine_name=instance.engine_name,
     )
     return {
         **record.description(),
         "worker_id": record.worker_id,
-        "engine_name": life.engine_name,
-        "job_id": life.job_id,
+        "engine_name": instance.engine_name,
+        "job_id": instance.job_id,
         "fingerprint": record.fingerprint,
         "registered_at": now,
         "last_seen_at": now,
-        "state": life.state,
-        "state_reason": life.state_reason,
+        "state": instance.state,
+        "state_reason": instance.state_reason,
         "availability": QUARANTINED if is_quarantined else AVAILABLE,
-        **({} if life.queues is None else {"queues": list(life.queues)}),
-        "concurrency": life.concurrency,
+        **({} if instance.queues is None else {"queues": list(instance.queues)}),
+        "concurrency": instance.concurrency,
         "running": 0,
-        "engine_started_at": life.started_at,
-        "engine_heartbeat_at": life.heartbeat_at,
+        "engine_started_at": instance.started_at,
+        "engine_heartbeat_at": instance.heartbeat_at,
     }
 
 
 def register_own(connection: Connection, record: WorkerRecord, *, concurrency: int, now: datetime) -> None:
-    """Write a worker that the caller itself is about to start; ``record`` is what its processes will report."""
+    """Insert the worker that the caller is about to start.
+
+    :param record: the description that the worker's processes will report
+    :param concurrency: the worker's number of slots
+    :param now: by the database's clock
+    """
     ref = upsert_worker(connection, record, now=now, is_own=True)
-    known = {"concurrency": concurrency, "running": 0, "engine_started_at": record.started_at}
-    # Whoever makes it known is its engine: from now on no report changes what it is.
-    connection.execute(update(worker).where(worker.c.id == ref).values(**known, engine_heartbeat_at=now))
+    facts = {"concurrency": concurrency, "running": 0, "engine_started_at": record.started_at}
+    # The caller is the worker's source: from now on reports do not change the description.
+    connection.execute(update(worker).where(worker.c.id == ref).values(**facts, engine_heartbeat_at=now))
 
 
-def _quarantined(connection: Connection, lives: Sequence[NewWorkerInstance]) -> Collection[NewWorkerInstance]:
-    """Return which of these begin in quarantine: ``upsert.inherited_availability`` for many at once."""
-    names = {life.engine_name for life in lives}
-    hosts = {life.hostname for life in lives if life.kind == LOCAL}
+def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInstance]) -> Collection[NewWorkerInstance]:
+    """Return the instances that begin in quarantine: bulk ``upsert.inherited_availability``."""
+    names = {instance.engine_name for instance in instances}
+    hosts = {instance.hostname for instance in instances if instance.kind == LOCAL}
     latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
-    for column, wanted in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(wanted)):
-            last = (
+    for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
+        for batch in _batches(sorted(values)):
+            latest_refs = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
                 .where(column.in_(batch), worker.c.host_only.is_(False), not_(are_named_local(worker)))
                 .group_by(worker.c.kind, column)
                 .subquery()
             )
             is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
-            statement = select(last, worker.c.availability, is_known).join(worker, worker.c.id == last.c.ref)
-            by = "host" if column is worker.c.hostname else "name"
+            statement = select(latest_refs, worker.c.availability, is_known).join(
+                worker, worker.c.id == latest_refs.c.ref
+            )
+            matched_by = "host" if column is worker.c.hostname else "name"
             for row in connection.execute(statement):
-                key, found = (by, row.kind, row.called), (row.ref, row.availability, bool(row.is_known))
-                latest[key] = max(latest.get(key, found), found)
+                key, decision = (matched_by, row.kind, row.called), (row.ref, row.availability, bool(row.is_known))
+                latest[key] = max(latest.get(key, decision), decision)
 
-    known: dict[tuple[str, str], str] = {}
+    by_source: dict[tuple[str, str], str] = {}
     for batch in _batches(sorted(names)):
         refs = (
             select(func.max(worker.c.id))
@@ -256,62 +282,64 @@ def _quarantined(connection: Connection, lives: Sequence[NewWorkerInstance]) -> 
         )
         columns = (worker.c.kind, worker.c.engine_name, worker.c.availability)
         for row in connection.execute(select(*columns).where(worker.c.id.in_(refs))):
-            known[row.kind, row.engine_name] = row.availability
+            by_source[row.kind, row.engine_name] = row.availability
 
-    def last_life(life: NewWorkerInstance) -> tuple[int, str, bool]:
-        # What only reports tell of decides nothing where the engine has told of the name.
-        by_engine = known.get((life.kind, life.engine_name))
-        if by_engine is not None:
-            return (0, by_engine, True)
-        keys = [("name", life.kind, life.engine_name)]
-        keys += [("host", life.kind, life.hostname)] if life.kind == LOCAL else []
+    def last_life(instance: NewWorkerInstance) -> tuple[int, str, bool]:
+        # Rows that only reports mention do not count where the source knows the name.
+        source_decision = by_source.get((instance.kind, instance.engine_name))
+        if source_decision is not None:
+            return (0, source_decision, True)
+        keys = [("name", instance.kind, instance.engine_name)]
+        keys += [("host", instance.kind, instance.hostname)] if instance.kind == LOCAL else []
         return max(latest.get(key, (0, "", True)) for key in keys)
 
-    decided = [(life, *last_life(life)[1:]) for life in lives]
-    heirs = [(life, is_known) for life, availability, is_known in decided if availability == QUARANTINED]
-    told = [life for life, is_known in heirs if not is_known]
-    # Elsewhere nothing but what people decided of this name counts: a report may have given the name to another's heir.
-    by_people = _quarantined_by_people(
-        connection, {life.engine_name for life in told}, {life.hostname for life in told if life.kind == LOCAL}
+    decisions = [(instance, *last_life(instance)[1:]) for instance in instances]
+    heirs = [(instance, is_known) for instance, availability, is_known in decisions if availability == QUARANTINED]
+    reported_heirs = [instance for instance, is_known in heirs if not is_known]
+    # For reported heirs only operators' decisions count: a report may give this name to another worker's heir.
+    quarantined_by_operators = _quarantined_by_operators(
+        connection,
+        {instance.engine_name for instance in reported_heirs},
+        {instance.hostname for instance in reported_heirs if instance.kind == LOCAL},
     )
-    return [life for life, is_known in heirs if is_known or _is_among(by_people, life)]
+    return [instance for instance, is_known in heirs if is_known or _is_quarantined(quarantined_by_operators, instance)]
 
 
-def _is_among(by_people: Collection[tuple[str, str]], one: Any) -> bool:
-    by_host = one.kind == LOCAL and (one.kind, one.hostname) in by_people
-    return by_host or (one.kind, one.engine_name) in by_people
+def _is_quarantined(quarantined: Collection[tuple[str, str]], instance: Any) -> bool:
+    by_host = instance.kind == LOCAL and (instance.kind, instance.hostname) in quarantined
+    return by_host or (instance.kind, instance.engine_name) in quarantined
 
 
-def _quarantined_by_people(
+def _quarantined_by_operators(
     connection: Connection, names: Collection[str], hosts: Collection[str]
 ) -> set[tuple[str, str]]:
-    """Return the kinds and names, or hosts, of workers that people themselves have put into quarantine.
+    """Return the kinds and names, or hosts, of workers that operators quarantined themselves.
 
-    A life that began with the quarantine of a life before is none of these.
+    Instances that only inherited the quarantine of an earlier instance do not count.
     """
-    found: set[tuple[str, str]] = set()
-    by_people = (
+    quarantined: set[tuple[str, str]] = set()
+    is_quarantined = (
         change.c.availability == QUARANTINED,
         or_(change.c.reason.is_(None), not_(change.c.reason.startswith(SINCE_BEFORE, autoescape=True))),
         worker.c.host_only.is_(False),
     )
-    for column, wanted in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(wanted)):
+    for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
+        for batch in _batches(sorted(values)):
             rows = connection.execute(
                 select(worker.c.kind, column.label("called"))
                 .select_from(worker.join(change, change.c.worker_ref == worker.c.id))
-                .where(column.in_(batch), *by_people)
+                .where(column.in_(batch), *is_quarantined)
                 .distinct()
             )
-            found |= {(row.kind, row.called) for row in rows}
-    return found
+            quarantined |= {(row.kind, row.called) for row in rows}
+    return quarantined
 
 
 def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write new values of columns, for each row ID its own."""
+    """Write new column values, for each row ID its own."""
     for refs in _batches(sorted(ref for ref, values in changed.items() if values)):
         batch = {ref: changed[ref] for ref in refs}
-        # In the table's order, so that equal batches are equal statements.
+        # In the table's order, so that equal batches compile to the same statement.
         columns = [column for column in worker.c if any(column.name in values for values in batch.values())]
         connection.execute(
             update(worker)
@@ -321,7 +349,7 @@ def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]
 
 
 def _new_values(column: Any, batch: Mapping[int, Mapping[str, Any]]) -> Any:
-    """Return what a column becomes: one value where all rows get it, else for each row its own."""
+    """Return a column's new value: one literal if all rows get the same, else one per row."""
     values = {ref: values[column.name] for ref, values in batch.items() if column.name in values}
     first = next(iter(values.values()))
     if len(values) == len(batch) and all(value == first for value in values.values()):
@@ -330,116 +358,129 @@ def _new_values(column: Any, batch: Mapping[int, Mapping[str, Any]]) -> Any:
 
 
 def add_changes(connection: Connection, states: Sequence[tuple[int, str | None, str | None]], *, now: datetime) -> None:
-    """Write into the history which worker (by its row's ID) came into which state, and why."""
+    """Add the new state of workers, by row ID, and its reason to the history."""
     if states:
         connection.execute(
             insert(change),
-            [{"worker_ref": ref, "changed_at": now, "state": state, "reason": why} for ref, state, why in states],
+            [{"worker_ref": ref, "changed_at": now, "state": state, "reason": reason} for ref, state, reason in states],
         )
 
 
-def merge(connection: Connection, kept: int, told: int, *, now: datetime) -> None:
-    """Make the row ``told``, which only reports told of, one with the engine's row ``kept`` of the same life.
+def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: datetime) -> None:
+    """Merge a row that only reports mention into its source's row of the same instance.
 
-    The engine's row stays, with what only reports know of the worker; tries and placements name it from now on, and so
-    do the reports to come. The other row ends and says why, and is removed when nothing names it any more: a start that
-    has read it before may still do so.
+    The source's row stays and takes over what only reports know of the worker; tries, placements and later reports
+    refer to it from now on. The other row ends with a reason, and is removed once no row refers to it: a start that has
+    read it before may still do so.
+
+    :param kept_ref: the ID of the source's row
+    :param reported_ref: the ID of the row that only reports mention
+    :param now: by the database's clock
     """
-    # Locked first: whoever infers tries holds the rows of the workers that it has read.
-    both = select(worker).where(worker.c.id.in_((kept, told))).order_by(worker.c.id).with_for_update()
-    rows = {row.id: row for row in connection.execute(both)}
-    if len(rows) < 2 or rows[told].reported_id is None or rows[told].ended_at is not None:  # noqa: PLR2004
+    # Locked first: a process that infers tries holds locks on the workers that it has read.
+    locking = select(worker).where(worker.c.id.in_((kept_ref, reported_ref))).order_by(worker.c.id).with_for_update()
+    rows = {row.id: row for row in connection.execute(locking)}
+    if len(rows) < 2 or rows[reported_ref].reported_id is None or rows[reported_ref].ended_at is not None:  # noqa: PLR2004
         return
-    known, other = rows[kept], rows[told]
-    placements.rename_worker(connection, told, kept)
-    _rename_attempts(connection, told, kept)
-    connection.execute(update(change).where(change.c.worker_ref == told).values(worker_ref=kept))
-    merged = blake2b(other.worker_id.encode(), digest_size=12).hexdigest()
+    source_row, reported_row = rows[kept_ref], rows[reported_ref]
+    placements.rename_worker(connection, reported_ref, kept_ref)
+    _move_attempts(connection, reported_ref, kept_ref)
+    connection.execute(update(change).where(change.c.worker_ref == reported_ref).values(worker_ref=kept_ref))
+    merged = blake2b(reported_row.worker_id.encode(), digest_size=12).hexdigest()
     ended = {
         "reported_id": f"merged-{merged}",
         "state": None,
-        "state_reason": f"It is the same worker as {known.worker_id}.",
+        "state_reason": f"It is the same worker as {source_row.worker_id}.",
         "ended_at": now,
         "running": 0,
     }
-    connection.execute(update(worker).where(worker.c.id == told).values(ended))
+    connection.execute(update(worker).where(worker.c.id == reported_ref).values(ended))
     values: dict[str, Any] = {
-        "reported_id": other.reported_id,
-        "fingerprint": other.fingerprint,
-        "hostname": other.hostname,
-        "availability": max(known.availability, _decided_of(connection, other, known), key=AVAILABILITIES.index),
-        "registered_at": min(known.registered_at, other.registered_at),
-        "last_seen_at": max(known.last_seen_at, other.last_seen_at),
+        "reported_id": reported_row.reported_id,
+        "fingerprint": reported_row.fingerprint,
+        "hostname": reported_row.hostname,
+        "availability": max(
+            source_row.availability, _operators_decision(connection, reported_row, source_row), key=AVAILABILITIES.index
+        ),
+        "registered_at": min(source_row.registered_at, reported_row.registered_at),
+        "last_seen_at": max(source_row.last_seen_at, reported_row.last_seen_at),
     }
-    if known.reported_id is None:
-        values["started_at"] = other.started_at
-        if is_operators_word(known, other.hostname):
-            values |= {"name": operators_name(connection, known, other.name), "labels": other.labels}
-        values |= {name: {**getattr(other, name), **getattr(known, name)} for name in ("resources", "versions")}
-        if known.pid is None:
-            values["pid"] = other.pid
-    connection.execute(update(worker).where(worker.c.id == kept).values(values))
+    if source_row.reported_id is None:
+        values["started_at"] = reported_row.started_at
+        if is_operators_word(source_row, reported_row.hostname):
+            values |= {"name": operators_name(connection, source_row, reported_row.name), "labels": reported_row.labels}
+        values |= {
+            name: {**getattr(reported_row, name), **getattr(source_row, name)} for name in ("resources", "versions")
+        }
+        if source_row.pid is None:
+            values["pid"] = reported_row.pid
+    connection.execute(update(worker).where(worker.c.id == kept_ref).values(values))
 
 
-def _decided_of(connection: Connection, told: Row[Any], known: Row[Any]) -> str:
-    """Return what is decided of a row that only reports told of, as far as people decided it of a worker of its name.
+def _operators_decision(connection: Connection, reported_row: Row[Any], source_row: Row[Any]) -> str:
+    """Return what operators decided for a row that only reports mention.
 
-    It may have begun with the quarantine of a worker of another name: a report says both names.
+    A quarantine counts only if operators decided it for the name of ``source_row``. The row may have inherited the
+    quarantine of a worker of another name: a report states both names.
     """
-    if told.availability != QUARANTINED:
-        decided: str = told.availability
+    if reported_row.availability != QUARANTINED:
+        decided: str = reported_row.availability
         return decided
-    by_people = _quarantined_by_people(connection, {known.engine_name}, {known.hostname})
-    return QUARANTINED if _is_among(by_people, known) else AVAILABLE
+    quarantined = _quarantined_by_operators(connection, {source_row.engine_name}, {source_row.hostname})
+    return QUARANTINED if _is_quarantined(quarantined, source_row) else AVAILABLE
 
 
-def adopted(connection: Connection, known: Mapping[int, NewWorkerInstance]) -> dict[int, dict[str, Any]]:
-    """Return what changes of rows that only reports told of, by their IDs, when their engine first tells of them.
+def adopted(connection: Connection, described: Mapping[int, NewWorkerInstance]) -> dict[int, dict[str, Any]]:
+    """Return the column changes, by row ID, of reported rows that their source now lists.
 
-    :param known: what the engine tells of each
+    Until now only reports mentioned these rows.
+
+    :param described: what the source says of each row
     """
     changed: dict[int, dict[str, Any]] = {}
     columns = ("id", "kind", "name", "engine_name", "hostname", "availability")
-    for batch in _batches(sorted(known)):
+    for batch in _batches(sorted(described)):
         rows = connection.execute(select(*(worker.c[name] for name in columns)).where(worker.c.id.in_(batch))).all()
-        inherited = [known[row.id] for row in rows if row.availability == QUARANTINED]
-        kept = _quarantined(connection, inherited) if inherited else []
+        to_check = [described[row.id] for row in rows if row.availability == QUARANTINED]
+        still_quarantined = _quarantined_heirs(connection, to_check) if to_check else []
         for row in rows:
-            told, values = known[row.id], changed.setdefault(row.id, {})
-            if not is_operators_word(told, row.hostname):
-                values |= {"name": told.engine_name, "labels": {}}
-            elif operators_name(connection, told, row.name) != row.name:
-                values["name"] = told.engine_name
-            if row.availability == QUARANTINED and told not in kept:
+            instance, values = described[row.id], changed.setdefault(row.id, {})
+            if not is_operators_word(instance, row.hostname):
+                values |= {"name": instance.engine_name, "labels": {}}
+            elif operators_name(connection, instance, row.name) != row.name:
+                values["name"] = instance.engine_name
+            if row.availability == QUARANTINED and instance not in still_quarantined:
                 values["availability"] = AVAILABLE
     return changed
 
 
-def _rename_attempts(connection: Connection, told: int, kept: int) -> None:
-    """Let the tries of a worker's second row name its first, but for those that name both."""
+def _move_attempts(connection: Connection, reported_ref: int, kept_ref: int) -> None:
+    """Move the tries of a worker's second row to its first, except tries on both rows."""
     other = attempt.alias("other")
     key = ("run_key", "task_key", "try_number")
-    of_both = select(*(attempt.c[name] for name in key)).where(
-        attempt.c.worker_ref == told,
+    on_both = select(*(attempt.c[name] for name in key)).where(
+        attempt.c.worker_ref == reported_ref,
         select(other.c.worker_ref)
-        .where(*(other.c[name] == attempt.c[name] for name in key), other.c.worker_ref == kept)
+        .where(*(other.c[name] == attempt.c[name] for name in key), other.c.worker_ref == kept_ref)
         .exists(),
     )
-    excepted = {tuple(row) for row in connection.execute(of_both).all()}
-    renaming = update(attempt).where(attempt.c.worker_ref == told).values(worker_ref=kept)
-    if not excepted:
-        connection.execute(renaming)
+    shared = {tuple(row) for row in connection.execute(on_both).all()}
+    move = update(attempt).where(attempt.c.worker_ref == reported_ref).values(worker_ref=kept_ref)
+    if not shared:
+        connection.execute(move)
         return
     columns = tuple(attempt.c[name] for name in key)
-    of_told = {tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == told)).all()}
-    for batch in _batches(sorted(of_told - excepted)):
-        connection.execute(renaming.where(in_rows(connection, columns, batch)))
+    of_reported = {
+        tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == reported_ref)).all()
+    }
+    for batch in _batches(sorted(of_reported - shared)):
+        connection.execute(move.where(in_rows(connection, columns, batch)))
 
 
-# --- tries -----------------------------------------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    known = list(items)
-    for start in range(0, len(known), BATCH):
-        yield known[start : start + BATCH]
+    rows = list(items)
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]

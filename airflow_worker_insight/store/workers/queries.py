@@ -1,7 +1,7 @@
-"""Read the fleet: workers, how they fared, and Airflow's other services.
+"""Read workers: single workers, lists, history, and what the executors need.
 
-What a worker's row says was true when the fleet was last looked at. Whether that still counts is decided here, so that
-pages, the REST API and the command never show a state that nobody has checked for long.
+A worker's row holds what was true at the last poll. This module decides whether that state still counts, so that pages,
+the REST API and the command never show a state that has not been checked for long.
 """
 
 from __future__ import annotations
@@ -52,61 +52,69 @@ if TYPE_CHECKING:
 
 
 MAX_CANDIDATES = 2000
-"""Workers that are read by their row IDs once a filter was found to match no more."""
+"""Most matches of a filter that are then read by their row IDs."""
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
 
 
 def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
-    """Return a worker by its ID or by the one that its own processes report, however long it has been gone."""
-    mine = worker.c.reported_id == worker_id
-    # Of a worker that had two rows, both may bear the ID: its reports are found at the one that stays.
+    """Return a worker, ended or not, by its ID or the ID that its processes report."""
+    is_reported = worker.c.reported_id == worker_id
+    # After a merge two rows may bear the ID: reports belong to the row that stays.
     row = connection.execute(
-        select(worker).where(or_(worker.c.worker_id == worker_id, mine)).order_by(case((mine, 0), else_=1)).limit(1)
+        select(worker)
+        .where(or_(worker.c.worker_id == worker_id, is_reported))
+        .order_by(case((is_reported, 0), else_=1))
+        .limit(1)
     ).first()
     return None if row is None else _with_strictest(connection, [_worker(row, Looks.of(connection))])[0]
 
 
 def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str, WorkerRow]:
-    """Return those of some workers that are known, by the ID that they are asked for by."""
+    """Return the workers among these IDs that are known, by the ID requested."""
     if not worker_ids:
         return {}
     rows = connection.execute(select(worker).where(worker.c.worker_id.in_(worker_ids))).all()
-    looks = Looks.of(connection)
-    found = _with_strictest(connection, [_worker(row, looks) for row in rows])
-    return {one.worker_id: one for one in found}
+    freshness = Looks.of(connection)
+    worker_rows = _with_strictest(connection, [_worker(row, freshness) for row in rows])
+    return {worker_row.worker_id: worker_row for worker_row in worker_rows}
 
 
-def changes(connection: Connection, one: WorkerRow, *, limit: int) -> list[Change]:
+def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[Change]:
     """Return a worker's history, the latest change first."""
     rows = connection.execute(
-        select(change).where(change.c.worker_ref == one.ref).order_by(change.c.id.desc()).limit(limit)
+        select(change).where(change.c.worker_ref == worker_row.ref).order_by(change.c.id.desc()).limit(limit)
     )
     return [_change(row) for row in rows]
 
 
-def decisions(connection: Connection, some: Collection[WorkerRow]) -> dict[int, Change]:
-    """Return the decision behind the availability of each of these workers, by ``ref``; a worker without is left out.
+def decisions(connection: Connection, worker_rows: Collection[WorkerRow]) -> dict[int, Change]:
+    """Return the decision behind the availability of each worker, by ``ref``.
 
-    A life that began in quarantine has the decision on a life before it.
+    Workers without a decision are left out. For a worker instance that began in quarantine this is the decision on an
+    earlier instance.
     """
-    refs = [one.ref for one in some]
+    refs = [worker_row.ref for worker_row in worker_rows]
     latest = (
         select(func.max(change.c.id))
         .where(change.c.worker_ref.in_(refs), change.c.availability.is_not(None))
         .group_by(change.c.worker_ref)
     )
-    found = {row.worker_ref: _change(row) for row in connection.execute(select(change).where(change.c.id.in_(latest)))}
-    heirs = [one for one in some if one.availability == QUARANTINED and one.ref not in found]
-    return {**found, **_inherited(connection, heirs)}
+    by_ref = {row.worker_ref: _change(row) for row in connection.execute(select(change).where(change.c.id.in_(latest)))}
+    heirs = [
+        worker_row
+        for worker_row in worker_rows
+        if worker_row.availability == QUARANTINED and worker_row.ref not in by_ref
+    ]
+    return {**by_ref, **_inherited(connection, heirs)}
 
 
 def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int, Change]:
-    """Return the latest quarantine of a life before, for those that began with it."""
+    """Return the latest quarantine of an earlier instance, for the workers that inherited it."""
     if not heirs:
         return {}
-    names = {name for one in heirs for name in (one.name, one.engine_name) if name}
+    names = {name for heir in heirs for name in (heir.name, heir.engine_name) if name}
     rows = connection.execute(
         select(change, worker.c.kind, worker.c.name, worker.c.engine_name)
         .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
@@ -117,62 +125,62 @@ def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int
         .order_by(change.c.id)
     ).all()
     return {
-        one.ref: _change(row)
-        for one in heirs
+        heir.ref: _change(row)
+        for heir in heirs
         for row in rows
-        if row.kind == one.kind
+        if row.kind == heir.kind
         and (
-            (row.engine_name and row.engine_name == one.engine_name)
-            or (row.name == one.name and not is_named_local(one.kind, one.engine_name))
+            (row.engine_name and row.engine_name == heir.engine_name)
+            or (row.name == heir.name and not is_named_local(heir.kind, heir.engine_name))
         )
     }
 
 
-def other_lives(connection: Connection, one: WorkerRow, *, limit: int) -> list[WorkerRow]:
-    """Return the other lives of a worker's name, the latest first."""
+def other_lives(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerRow]:
+    """Return the other instances of a worker's name, the latest first."""
     rows = connection.execute(
         select(worker)
-        .where(*_same_name(one), worker.c.id != one.ref, worker.c.host_only.is_(False))
+        .where(*_same_name(worker_row), worker.c.id != worker_row.ref, worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(limit)
     )
-    looks = Looks.of(connection)
-    return [_worker(row, looks) for row in rows]
+    freshness = Looks.of(connection)
+    return [_worker(row, freshness) for row in rows]
 
 
-def later_life(connection: Connection, one: WorkerRow) -> WorkerRow | None:
-    """Return the latest life of a worker's name, unless it is this one.
+def later_life(connection: Connection, worker_row: WorkerRow) -> WorkerRow | None:
+    """Return the latest instance of a worker's name, unless it is this one.
 
-    Of a worker that its engine has told of, none that only reports tell of: a task may have made it up.
+    For a worker that its source knows, ignore instances that only reports mention: a task may have made them up.
     """
-    same = _same_name(one)
-    if not one.is_told_only and one.kind in ENGINE_KINDS and one.engine_name is not None:
-        same = [*same, is_known_to_engine(worker)]
+    conditions = _same_name(worker_row)
+    if not worker_row.is_told_only and worker_row.kind in ENGINE_KINDS and worker_row.engine_name is not None:
+        conditions = [*conditions, is_known_to_engine(worker)]
     row = connection.execute(
         select(worker)
-        .where(*same, worker.c.id > one.ref, worker.c.host_only.is_(False))
+        .where(*conditions, worker.c.id > worker_row.ref, worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(1)
     ).first()
     return None if row is None else _worker(row, Looks.of(connection))
 
 
-def _same_name(one: WorkerRow) -> list[Any]:
-    return are_called(one.kind, one.name, one.engine_name, hostname=one.hostname)
+def _same_name(worker_row: WorkerRow) -> list[Any]:
+    return are_called(worker_row.kind, worker_row.name, worker_row.engine_name, hostname=worker_row.hostname)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
 def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
-    """Return the same filter with the rows that it finds, if they are few.
+    """Return the filter with the row IDs that it matches, if they are few.
 
-    No index helps with most filters, and a page asks some ten times: the table is read once, and whether another life
-    followed is asked of what was found only. Where many are found that is known soon, and the page stops at so many.
+    No index serves most filters, and a page runs some ten queries: so the table is scanned once, and the check for a
+    later instance runs on the matches only. The scan stops after :data:`MAX_CANDIDATES` matches.
     """
     if filters.refs is not None:
         return filters
-    # PostgreSQL would compile these statements for 2 seconds each, because whether another life followed seems dear.
+    # PostgreSQL would JIT-compile these statements for 2 seconds each: it overrates the check for a later instance.
     disable_jit(connection)
     matching = (
         select(worker.c.id).where(*filter_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
@@ -181,59 +189,59 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     if len(refs) > MAX_CANDIDATES:
         return filters
     if refs and filters.availability is not None:
-        counting = select(worker.c.id).where(in_list(connection, worker.c.id, refs), _is_decided())
-        refs = connection.execute(counting).scalars().all()
+        decided = select(worker.c.id).where(in_list(connection, worker.c.id, refs), _is_decided())
+        refs = connection.execute(decided).scalars().all()
     return replace(filters, refs=tuple(refs))
 
 
 def list_workers(
     connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
 ) -> tuple[list[WorkerRow], int]:
-    """Return a page of workers and how many there are in all, up to :data:`~.limits.MAX_TOTAL`.
+    """Return a page of workers and their total number, up to :data:`~.limits.MAX_TOTAL`.
 
-    :param order_by: one of :data:`WORKER_ORDERS`, with a ``-`` in front descending; what is not known comes last
+    :param order_by: one of :data:`WORKER_ORDERS`, with a leading ``-`` for descending order; unknown values come last
     """
-    looks = Looks.of(connection)
+    freshness = Looks.of(connection)
     filters = narrowed(connection, filters)
-    conditions = [*filter_conditions(connection, filters), *in_states(filters.states, looks)]
+    conditions = [*filter_conditions(connection, filters), *in_states(filters.states, freshness)]
     within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
     total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
-    order = _order(order_by, looks)
+    order = _order(order_by, freshness)
     page = select(worker).where(*conditions).order_by(*order).limit(limit).offset(offset)
     if filters.availability is not None and filters.refs is None and connection.dialect.name == "postgresql":
-        refs = _page_of_decided(connection, filters, looks, order, limit=limit, offset=offset)
+        refs = _decided_page(connection, filters, freshness, order, limit=limit, offset=offset)
         page = select(worker).where(in_list(connection, worker.c.id, refs)).order_by(*order)
     rows = connection.execute(page)
-    return _with_strictest(connection, [_worker(row, looks) for row in rows]), total
+    return _with_strictest(connection, [_worker(row, freshness) for row in rows]), total
 
 
-def _page_of_decided(
-    connection: Connection, filters: WorkerFilter, looks: Looks, order: Sequence[Any], *, limit: int, offset: int
+def _decided_page(
+    connection: Connection, filters: WorkerFilter, freshness: Looks, order: Sequence[Any], *, limit: int, offset: int
 ) -> Sequence[int]:
-    """Return the row IDs of a page, where many workers were decided of: PostgreSQL only.
+    """Return the row IDs of a page when many workers have a decision; PostgreSQL only.
 
-    It would ask of each whether another life followed, and then sort them. An OFFSET has them sorted first.
+    PostgreSQL would check each worker for a later instance before it sorts. The OFFSET makes it sort first.
     """
     names = ["id", "kind", "name", "engine_name", "hostname", "ended_at"]
     names += ["host_only", "reported_id", "engine_heartbeat_at"]
-    conditions = [*filter_conditions(connection, filters, also_followed=True), *in_states(filters.states, looks)]
-    some = (worker.c[name] for name in names)
-    ordered = select(*some).where(*conditions).order_by(*order).offset(0).subquery()
-    found = select(ordered.c.id).where(_is_decided(ordered)).limit(limit).offset(offset)
-    return list(connection.execute(found).scalars())
+    conditions = [*filter_conditions(connection, filters, also_followed=True), *in_states(filters.states, freshness)]
+    columns = (worker.c[name] for name in names)
+    ordered = select(*columns).where(*conditions).order_by(*order).offset(0).subquery()
+    page = select(ordered.c.id).where(_is_decided(ordered)).limit(limit).offset(offset)
+    return list(connection.execute(page).scalars())
 
 
 def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
-    """Return the workers of a kind that have not ended, for an executor, and why nobody knows of them if so.
+    """Return an executor's workers that have not ended, or why they are unknown.
 
-    What only reports tell of is none: a task may have made it up. What a worker's labels are is known from its first
-    try on: until then they are those of the life before it.
+    Workers that only reports mention are left out: a task may have made them up. A worker reports its labels with its
+    first try; until then the labels of its previous instance apply.
 
-    Whoever looks may die while it does. What was seen before counts until another one may look: the executor itself
-    asks the workers meanwhile.
+    The poller may die during a poll. What it stored before counts until another process may poll: meanwhile the
+    executor itself checks the workers.
     """
-    looks = Looks.of(connection, patience=LOOK_TAKES)
-    if engine_of(kind) in looks.stale:
+    freshness = Looks.of(connection, patience=LOOK_TAKES)
+    if engine_of(kind) in freshness.stale:
         return [], NOBODY_LOOKS
     rows = connection.execute(
         select(worker)
@@ -245,62 +253,71 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
         )
         .order_by(worker.c.id)
     ).all()
-    silent = [row.engine_name for row in rows if row.reported_id is None and row.engine_name]
-    labels = _latest_labels(connection, kind, silent)
-    found = _with_strictest(connection, [_worker(row, looks) for row in rows])
-    return [one if one.labels else replace(one, labels=labels.get(one.engine_name or "", {})) for one in found], None
+    unreported = [row.engine_name for row in rows if row.reported_id is None and row.engine_name]
+    labels = _latest_labels(connection, kind, unreported)
+    worker_rows = _with_strictest(connection, [_worker(row, freshness) for row in rows])
+    return [
+        worker_row if worker_row.labels else replace(worker_row, labels=labels.get(worker_row.engine_name or "", {}))
+        for worker_row in worker_rows
+    ], None
 
 
 def unavailable_workers(connection: Connection) -> dict[int, str]:
-    """Return which of all workers that live people keep from new work, and how, by their row IDs."""
+    """Return the availability of all drained and quarantined live workers, by row ID."""
     is_live = worker.c.state.in_(LIVE)
     decided = connection.execute(
-        select(worker.c.id, *_of_strictest()).where(
+        select(worker.c.id, *_strictest_columns()).where(
             or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
             worker.c.host_only.is_(False),
             worker.c.availability != AVAILABLE,
         )
     ).all()
-    found = {row.id: row.availability for row in decided}
+    by_ref = {row.id: row.availability for row in decided}
     strictest = _strictest_of(decided)
     for batch in _batches(sorted({name for _, name in strictest})):
-        same = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(worker.c.engine_name.in_(batch), is_live)
-        for row in connection.execute(same):
-            strict = strictest.get((row.kind, row.engine_name), AVAILABLE)
-            if strict != AVAILABLE:
-                found[row.id] = max(found.get(row.id, AVAILABLE), strict, key=AVAILABILITIES.index)
-    return found
+        same_name = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(
+            worker.c.engine_name.in_(batch), is_live
+        )
+        for row in connection.execute(same_name):
+            availability = strictest.get((row.kind, row.engine_name), AVAILABLE)
+            if availability != AVAILABLE:
+                by_ref[row.id] = max(by_ref.get(row.id, AVAILABLE), availability, key=AVAILABILITIES.index)
+    return by_ref
 
 
 def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
-    """Return the strictest availability of each engine's name: several rows of it may be one worker.
+    """Return the strictest availability of each worker, by its kind and its source's name.
 
-    What only reports tell of decides of no other row: a task may have made it up.
+    Several rows of one name may be one worker. A row that only reports mention decides for no other row: a task may
+    have made it up.
     """
-    found: dict[tuple[str, str], str] = {}
+    strictest: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.engine_name is not None and row.is_known:
             key = (row.kind, row.engine_name)
-            found[key] = max(found.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
-    return found
+            strictest[key] = max(strictest.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
+    return strictest
 
 
-def _of_strictest() -> list[Any]:
-    """Return the columns that :func:`_strictest_of` goes by."""
+def _strictest_columns() -> list[Any]:
+    """Return the columns that :func:`_strictest_of` reads."""
     is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
     return [worker.c.kind, worker.c.engine_name, worker.c.availability, is_known]
 
 
-def _with_strictest(connection: Connection, some: list[WorkerRow]) -> list[WorkerRow]:
-    """Give each worker that has not ended the strictest availability of all open rows of its engine's name.
+def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> list[WorkerRow]:
+    """Apply to each open worker the strictest availability of its open rows.
 
-    Those that only reports tell of take it and give none.
+    These are the rows with the name that its source gives it. Rows that only reports mention take this availability but
+    do not contribute to it.
     """
-    names = sorted({one.engine_name for one in some if one.engine_name and one.ended_at is None})
+    names = sorted(
+        {worker_row.engine_name for worker_row in worker_rows if worker_row.engine_name and worker_row.ended_at is None}
+    )
     decided: list[Row[Any]] = []
     for batch in _batches(names):
         decided += connection.execute(
-            select(*_of_strictest()).where(
+            select(*_strictest_columns()).where(
                 worker.c.engine_name.in_(batch),
                 worker.c.ended_at.is_(None),
                 worker.c.host_only.is_(False),
@@ -310,16 +327,16 @@ def _with_strictest(connection: Connection, some: list[WorkerRow]) -> list[Worke
     strictest = _strictest_of(decided)
     return [
         replace(
-            one,
+            worker_row,
             availability=max(
-                one.availability,
-                strictest.get((one.kind, one.engine_name or ""), AVAILABLE),
+                worker_row.availability,
+                strictest.get((worker_row.kind, worker_row.engine_name or ""), AVAILABLE),
                 key=AVAILABILITIES.index,
             ),
         )
-        if one.ended_at is None
-        else one
-        for one in some
+        if worker_row.ended_at is None
+        else worker_row
+        for worker_row in worker_rows
     ]
 
 
@@ -328,7 +345,7 @@ def _batches(names: list[str]) -> Iterable[list[str]]:
 
 
 def have_answered(connection: Connection, kind: str) -> bool:
-    """Return whether a worker of a kind has ever told its engine that it lives."""
+    """Return whether a worker of a kind has ever sent its source a heartbeat."""
     known = select(worker.c.id).where(worker.c.kind == kind, worker.c.engine_heartbeat_at.is_not(None))
     return connection.execute(known.limit(1)).first() is not None
 
@@ -344,7 +361,7 @@ def ended(connection: Connection, kind: str, *, since: datetime, until: datetime
 
 
 def _latest_labels(connection: Connection, kind: str, engine_names: Collection[str]) -> dict[str, Mapping[str, str]]:
-    """Return the labels of the latest life of each of these names that has told them."""
+    """Return the labels of the latest instance of each name that has reported them."""
     if not engine_names:
         return {}
     latest = (
@@ -362,65 +379,66 @@ def _latest_labels(connection: Connection, kind: str, engine_names: Collection[s
 
 
 def names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
-    """Return what the workers with these row IDs are called."""
+    """Return the names of the workers with these row IDs."""
     rows = connection.execute(select(worker.c.id, worker.c.name).where(worker.c.id.in_(list(refs))))
     return {row.id: row.name for row in rows}
 
 
 def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_followed: bool = False) -> list[Any]:
-    """Say what is listed, but for the states.
+    """Return the conditions of a filter, except for the states.
 
-    :param also_followed: with lives that ended and that another one followed, of which no decision counts
+    :param also_followed: whether to include ended instances that another one followed, whose decisions no longer count
     """
-    column = worker.c
+    columns = worker.c
     if filters.refs is not None:
-        return [in_list(connection, column.id, filters.refs)]
-    conditions: list[Any] = [column.host_only.is_(False)]
+        return [in_list(connection, columns.id, filters.refs)]
+    conditions: list[Any] = [columns.host_only.is_(False)]
     conditions += [
-        column[name] == getattr(filters, name)
+        columns[name] == getattr(filters, name)
         for name in ("kind", "hostname", "availability")
         if getattr(filters, name) is not None
     ]
     if filters.availability is not None and not also_followed:
         conditions.append(_is_decided())
     if filters.name is not None:
-        conditions.append(or_(column.name == filters.name, column.engine_name == filters.name))
+        conditions.append(or_(columns.name == filters.name, columns.engine_name == filters.name))
     if filters.label is not None:
         key, value = filters.label
-        conditions.append(_holds(connection, column.labels, "{", lambda dumps: f"{dumps(key)}: {dumps(value)}"))
+        conditions.append(_holds(connection, columns.labels, "{", lambda dumps: f"{dumps(key)}: {dumps(value)}"))
     if filters.queue is not None:
         queue = filters.queue
-        conditions.append(_holds(connection, column.queues, "[", lambda dumps: dumps(queue)))
+        conditions.append(_holds(connection, columns.queues, "[", lambda dumps: dumps(queue)))
     if filters.seen_since is not None:
-        conditions.append(or_(column.last_seen_at >= filters.seen_since, column.state.in_([ONLINE, UNRESPONSIVE])))
+        conditions.append(or_(columns.last_seen_at >= filters.seen_since, columns.state.in_([ONLINE, UNRESPONSIVE])))
     if filters.last_seen_at_gte is not None:
-        conditions.append(column.last_seen_at >= filters.last_seen_at_gte)
+        conditions.append(columns.last_seen_at >= filters.last_seen_at_gte)
     if filters.last_seen_at_lte is not None:
-        conditions.append(column.last_seen_at <= filters.last_seen_at_lte)
+        conditions.append(columns.last_seen_at <= filters.last_seen_at_lte)
     if filters.search is not None:
-        part = filters.search.lower()
-        # IDs are plain, and MySQL refuses to look for other letters in such a column.
-        texts = [column.name, column.hostname, *([column.worker_id] if part.isascii() else [])]
-        conditions.append(or_(*(func.lower(text).contains(part, autoescape=True) for text in texts)))
+        needle = filters.search.lower()
+        # IDs are ASCII, and MySQL refuses to search such a column for other letters.
+        searched = [columns.name, columns.hostname, *([columns.worker_id] if needle.isascii() else [])]
+        conditions.append(or_(*(func.lower(text).contains(needle, autoescape=True) for text in searched)))
     return conditions
 
 
 def _is_decided(table: Any = worker) -> Any:
-    """Say that what was decided of a worker still counts."""
+    """Match workers whose decision still counts."""
     return or_(table.c.ended_at.is_(None), _is_latest(table))
 
 
 def _is_latest(table: Any) -> Any:
-    """Say that no later life bears a worker's name, as ``are_called``: each is looked up by itself, by its index.
+    """Match the latest instance of each name: see ``are_called``.
 
-    Of a worker that its engine knows, none that only reports tell of: a task may have made it up.
+    Each name is looked up on its own, through its index. For a worker that its source knows, instances that only
+    reports mention do not count: a task may have made them up.
     """
     later = worker.alias("later")
     counts = or_(not_(is_known_to_engine(table)), is_known_to_engine(later))
 
     def followed(name: str, *conditions: Any) -> Any:
-        same = (later.c[name] == table.c[name], later.c.kind == table.c.kind, later.c.id > table.c.id, *conditions)
-        return select(later.c.id).where(*same, later.c.host_only.is_(False), counts).exists()
+        same_name = (later.c[name] == table.c[name], later.c.kind == table.c.kind, later.c.id > table.c.id, *conditions)
+        return select(later.c.id).where(*same_name, later.c.host_only.is_(False), counts).exists()
 
     is_named = are_named_local(table)
     by_name = and_(not_(is_named), followed("name"))
@@ -428,30 +446,35 @@ def _is_latest(table: Any) -> Any:
     return not_(or_(by_name, followed("engine_name"), by_host))
 
 
-def _holds(connection: Connection, column: Any, bracket: str, written: Callable[[Callable[[str], str]], str]) -> Any:
-    """Say that a JSON object or array holds an entry, by its text: the same works on every database.
+def _holds(
+    connection: Connection, column: Any, bracket: str, write_entry: Callable[[Callable[[str], str]], str]
+) -> Any:
+    """Match JSON objects or arrays that hold an entry.
 
-    An entry follows the opening bracket or a comma; inside a string neither can stand before a bare quotation mark.
+    The text is searched, which works on every database. An entry follows the opening bracket or a comma; inside a
+    string neither can precede an unescaped quotation mark.
 
-    :param written: returns the entry's text, given how one string is written
+    :param write_entry: returns the entry's text, given the function that writes one string
     """
     dialect = connection.dialect.name
-    # MySQL keeps JSON in a form of its own and writes letters as they are; the others keep what Python wrote.
-    texts = [written(json.dumps)]
+    # MySQL normalizes JSON and does not escape letters; the other databases keep Python's text.
+    texts = [write_entry(json.dumps)]
     if dialect == "mysql":
-        texts.append(written(lambda value: json.dumps(value, ensure_ascii=False)))
-    kind: Any = LargeBinary if dialect == "mysql" else Text
-    stored = cast(column, kind)
-    place = func.strpos if dialect == "postgresql" else func.instr
-    return or_(*(place(stored, before + text) > 0 for text in dict.fromkeys(texts) for before in (bracket, ", ")))
+        texts.append(write_entry(lambda value: json.dumps(value, ensure_ascii=False)))
+    text_type: Any = LargeBinary if dialect == "mysql" else Text
+    stored = cast(column, text_type)
+    find_position = func.strpos if dialect == "postgresql" else func.instr
+    return or_(
+        *(find_position(stored, separator + text) > 0 for text in dict.fromkeys(texts) for separator in (bracket, ", "))
+    )
 
 
-def _order(order_by: str, looks: Looks) -> list[Any]:
+def _order(order_by: str, freshness: Looks) -> list[Any]:
     name = order_by.removeprefix("-")
     if name not in WORKER_ORDERS:
         raise ValueError(f"workers cannot be ordered by {order_by}")
-    # IDs are given in the order of registration.
-    columns = {"registered_at": worker.c.id, "state": shown_state(looks)}
+    # Row IDs are assigned in the order of registration.
+    columns = {"registered_at": worker.c.id, "state": shown_state(freshness)}
     column = columns.get(name, worker.c[name])
     ordered = column.desc() if order_by.startswith("-") else column.asc()
     if name == "registered_at":
@@ -463,8 +486,8 @@ def _order(order_by: str, looks: Looks) -> list[Any]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _worker(row: Row[Any], looks: Looks) -> WorkerRow:
-    state, reason = state_and_reason(row, looks)
+def _worker(row: Row[Any], freshness: Looks) -> WorkerRow:
+    state, reason = state_and_reason(row, freshness)
     return WorkerRow(
         ref=row.id,
         worker_id=row.worker_id,
@@ -496,10 +519,10 @@ def _worker(row: Row[Any], looks: Looks) -> WorkerRow:
 
 
 def _clock_ahead(row: Row[Any]) -> timedelta | None:
-    """Compare the start of the worker's process by its own clock with its start by the database's.
+    """Return how far the start by the worker's clock is ahead of the start by the database's.
 
-    The worker says that it started when it had imported all it needs, some seconds after its process. Of other engines
-    than Celery the start is by a clock of the worker's too, or of a scheduler's.
+    The worker reports its start after it has imported all it needs, some seconds after its process started. Worker
+    sources other than Celery take the start from a worker's or scheduler's clock too.
     """
     if row.kind != "celery" or row.reported_id is None or row.started_at is None or row.engine_started_at is None:
         return None
