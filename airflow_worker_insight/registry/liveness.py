@@ -1,10 +1,10 @@
-"""Decide what a look says of a worker's life: a pure state machine, no I/O.
+"""Decide what a poll says about a worker instance: a pure state machine, no I/O.
 
     online ──silent──► unresponsive ──silent for longer──► lost
        ▲                    │                                │
        └──── seen again ────┴────────────────────────────────┘        said goodbye: offline
 
-Nothing is ever said to be lost because its engine could not be asked, or because nobody asked.
+An instance is never lost only because its source was unavailable or was not polled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.leases import SourceRow
 
 MISSED_INTERVALS = 3
-"""After so many intervals without a look nobody has looked: silence in that time counts for nothing."""
+"""Number of intervals without a poll that make a pause: silence during it does not count."""
 
 LEFT = "It was stopped in order."
 REPLACED = "A new life of this worker has begun; no try ran on this one."
@@ -41,39 +41,42 @@ class Timeouts:
     """How long a worker may be silent."""
 
     heartbeat: timedelta
-    """Longer, and it is unresponsive."""
+    """Longer silence makes it unresponsive."""
     lost: timedelta
-    """Longer, and it is lost."""
+    """Longer silence makes it lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How the engine could be asked."""
+    """Whether polls have reached the source, and since when."""
 
     since: datetime | None
-    """Since when every look reached it; ``None`` where this one did not."""
+    """Since when every poll reached it; ``None`` where this one did not."""
     error: str | None = None
-    """Why this look did not, or not all of it."""
+    """Why this poll did not reach it, or only parts of it."""
     before: datetime | None = None
-    """Where nobody had looked for long: since when the looks until then had reached it, if the last one had."""
+    """After a pause in polling: since when the polls before it had reached the source.
+
+    ``None`` where there was no pause, or where the last poll before it had failed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one look found out about one life."""
+    """What one poll found out about one worker instance."""
 
     sighting: WorkerObservation | None = None
     lost_mailbox: bool = False
-    """Whether the engine has dropped the mailbox that it kept for the worker."""
+    """Whether the source has dropped the mailbox that it kept for the worker."""
     is_replaced: bool = False
     """Whether another process bears its name now."""
     running: int = 0
-    """Tries that run on it, as far as Airflow knows."""
+    """Number of tries that run on it, as far as Airflow knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be written of a life."""
+    """The state to write of a worker instance."""
 
     state: str | None
     reason: str | None = None
@@ -82,126 +85,136 @@ class Verdict:
     """Whether it gave a sign of life."""
 
 
-def reach(engine: SourceRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
-    """Return how an engine has been asked, and has answered, up to this look.
+def reach(source: SourceRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
+    """Return since when polls have reached a source, up to this poll.
 
-    :param engine: as it was before this look
-    :param error: why this look did not reach it
+    :param source: its row as it was before this poll
+    :param error: why this poll did not reach it, or only parts of it
+    :param interval: how far apart polls are meant to be
     """
     if error is not None:
         return Reached(None, error)
-    if engine.looked_at is None or engine.reached_since is None:
+    if source.looked_at is None or source.reached_since is None:
         return Reached(now)
-    if now - engine.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
-        return Reached(now, before=engine.reached_since)
-    # A time that is yet to come was written before the database's clock was set back: silence would never count.
-    return Reached(min(engine.reached_since, now))
+    if now - source.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
+        return Reached(now, before=source.reached_since)
+    # A time in the future was written before the database's clock was set back: silence would never count.
+    return Reached(min(source.reached_since, now))
 
 
 def judge(  # noqa: PLR0911  (each line is a rule)
-    life: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
+    instance: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
-    """Say what a look tells of a life; ``None`` where all stays as it is.
+    """Return what a poll says about a worker instance; ``None`` where nothing changes.
 
-    :param now: by the database's clock, as all times of a life but its engine's heartbeat
+    :param now: by the database's clock, as all times of an instance but its source's heartbeat
     """
-    sighting = evidence.sighting
-    if sighting is not None and says_goodbye(sighting, life):
-        return None if life.state == OFFLINE else Verdict(OFFLINE, LEFT, ended_at=now)
-    if sighting is not None and gives_sign_of_life(sighting, life):
-        return Verdict(ONLINE, sighting.unavailable_reason, seen=True)
-    if life.ended_at is not None:
+    observation = evidence.sighting
+    if observation is not None and says_goodbye(observation, instance):
+        return None if instance.state == OFFLINE else Verdict(OFFLINE, LEFT, ended_at=now)
+    if observation is not None and gives_sign_of_life(observation, instance):
+        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
+    if instance.ended_at is not None:
         return None
     if reached.error is None and reached.since is not None:
-        if is_told_only(life):
-            return _told_only(life, evidence, reached.since, now=now, timeouts=timeouts)
-        ended = _ended(life, evidence, reached, reached.since, now=now, timeouts=timeouts)
+        if is_told_only(instance):
+            return _judge_reported_only(instance, evidence, reached.since, now=now, timeouts=timeouts)
+        ended = _judge_silent(instance, evidence, reached, reached.since, now=now, timeouts=timeouts)
         if ended is not None:
             return ended
-    if life.state is None or now - last_seen(life, now) <= timeouts.heartbeat:
+    if instance.state is None or now - last_seen(instance, now) <= timeouts.heartbeat:
         return None
     silent = f"It has been silent for more than {timeouts.heartbeat.total_seconds():g} seconds."
-    return Verdict(UNRESPONSIVE, reached.error or (sighting and sighting.unavailable_reason) or silent)
+    return Verdict(UNRESPONSIVE, reached.error or (observation and observation.unavailable_reason) or silent)
 
 
-def is_told_only(life: WorkerInstance) -> bool:
-    """Return whether a life is of a kind that an engine tells of, and only reports tell of this one."""
-    return life.kind in ENGINE_KINDS and not life.is_known_to_engine
+def is_told_only(instance: WorkerInstance) -> bool:
+    """Return whether only reports name an instance although its kind has a source to know it."""
+    return instance.kind in ENGINE_KINDS and not instance.is_known_to_engine
 
 
-def _told_only(
-    life: WorkerInstance, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts
+def _judge_reported_only(
+    instance: WorkerInstance, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
-    """Say what is known of a life that its engine, which was reached, does not know: never that it was lost."""
-    seen = last_seen(life, now)
+    """Judge an instance that its source, which was reached, does not know: it is never lost."""
+    seen = last_seen(instance, now)
     if evidence.is_replaced or now - max(seen, since) > timeouts.lost:
         return Verdict(None, GONE_BEFORE, ended_at=seen)
-    return None if life.state is None else Verdict(None, TOLD_ONLY)
+    return None if instance.state is None else Verdict(None, TOLD_ONLY)
 
 
 def judge_by_tries(
-    life: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
+    instance: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
 ) -> Verdict | None:
-    """Say the same of a worker that nothing but its tries tells of: it lives as long as they do."""
+    """Judge a worker that is known by its tries only: it lives as long as they do."""
     if evidence.sighting is None and reached.error is None:
-        if life.ended_at is not None or life.state is None:
+        if instance.ended_at is not None or instance.state is None:
             return None
-        return Verdict(OFFLINE, TRY_ENDED, ended_at=now) if life.kind == "kubernetes" else Verdict(None, IDLE)
-    return judge(life, evidence, reached, now=now, timeouts=timeouts)
+        return Verdict(OFFLINE, TRY_ENDED, ended_at=now) if instance.kind == "kubernetes" else Verdict(None, IDLE)
+    return judge(instance, evidence, reached, now=now, timeouts=timeouts)
 
 
-def first_verdict(sighting: WorkerObservation, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
-    """Say what a worker that was never seen before begins with; ``None`` for one that is only remembered.
+def first_verdict(observation: WorkerObservation, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+    """Return the state of a new worker; ``None`` for one that its source only remembers.
 
-    An engine's table names workers that are gone for months. Whether a heartbeat moves is not known at the first
-    sight, so it has to be a recent one.
+    A source's table names workers that have been gone for months. One observation does not tell whether the heartbeat
+    moves, so it has to be recent.
     """
-    if sighting.has_left or sighting.is_partial or sighting.heartbeat_at is None:
+    if observation.has_left or observation.is_partial or observation.heartbeat_at is None:
         return None
-    age = abs(now - sighting.heartbeat_at)
+    age = abs(now - observation.heartbeat_at)
     if age <= timeouts.heartbeat:
-        return Verdict(ONLINE, sighting.unavailable_reason, seen=True)
+        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
     return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
-def gives_sign_of_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
+def gives_sign_of_life(observation: WorkerObservation, instance: WorkerInstance) -> bool:
     """Return whether a worker lives: its heartbeat has moved, by whichever clock."""
-    has_moved = sighting.heartbeat_at is not None and sighting.heartbeat_at != life.engine_heartbeat_at
-    return has_moved and not sighting.has_left
+    has_moved = observation.heartbeat_at is not None and observation.heartbeat_at != instance.engine_heartbeat_at
+    return has_moved and not observation.has_left
 
 
-def says_goodbye(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    """Return whether a worker left in order: it said so itself, with a heartbeat where its engine has these.
+def says_goodbye(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether a worker shut down gracefully: it said so itself.
 
-    An engine may also write that a worker is gone because it was silent, which is no goodbye.
+    Where its source has heartbeats, the goodbye comes with a new one. A source may also write that a worker is gone
+    because it was silent, which is no goodbye.
     """
-    return sighting.has_left and (sighting.heartbeat_at is None or sighting.heartbeat_at != life.engine_heartbeat_at)
+    return observation.has_left and (
+        observation.heartbeat_at is None or observation.heartbeat_at != instance.engine_heartbeat_at
+    )
 
 
-def last_seen(life: WorkerInstance, now: datetime) -> datetime:
-    """Return when a worker was last seen; a time that is yet to come was written by a clock that is wrong."""
-    return min(life.last_seen_at, now)
+def last_seen(instance: WorkerInstance, now: datetime) -> datetime:
+    """Return when a worker was last seen; a time in the future, by a wrong clock, becomes now."""
+    return min(instance.last_seen_at, now)
 
 
-def _ended(
-    life: WorkerInstance, evidence: Evidence, reached: Reached, since: datetime, *, now: datetime, timeouts: Timeouts
+def _judge_silent(
+    instance: WorkerInstance,
+    evidence: Evidence,
+    reached: Reached,
+    since: datetime,
+    *,
+    now: datetime,
+    timeouts: Timeouts,
 ) -> Verdict | None:
-    """Say how a life ended of which this look, by an engine that was reached, shows no sign."""
-    seen = last_seen(life, now)
-    answered = life.engine_heartbeat_at
-    if evidence.lost_mailbox and answered is not None and answered >= (reached.before or since):
+    """Return how an instance ended that this poll, which reached its source, shows no sign of."""
+    seen = last_seen(instance, now)
+    answered_at = instance.engine_heartbeat_at
+    if evidence.lost_mailbox and answered_at is not None and answered_at >= (reached.before or since):
         return Verdict(OFFLINE, LEFT, ended_at=now)
-    # Who was silent already at the last look before the pause, and is so now, was missed at both ends of it.
-    counts_from = seen if reached.before is not None and life.state == UNRESPONSIVE else max(seen, since)
+    # An instance that was unresponsive before the pause and is silent after it was missed at both ends of it.
+    counts_from = seen if reached.before is not None and instance.state == UNRESPONSIVE else max(seen, since)
     is_gone = evidence.is_replaced or now - counts_from > timeouts.lost
-    if life.state is None and is_gone:
+    if instance.state is None and is_gone:
         return Verdict(None, GONE_BEFORE, ended_at=seen)
     if evidence.is_replaced and evidence.running:
         return Verdict(LOST, f"A new life of this worker began while tries ran on this one: {evidence.running}.", seen)
     if evidence.is_replaced:
         return Verdict(OFFLINE, REPLACED, ended_at=seen)
-    # Not in one step: it may be that this one answer got lost.
-    if is_gone and life.state == UNRESPONSIVE:
+    # Not in one step: this one answer may have got lost.
+    if is_gone and instance.state == UNRESPONSIVE:
         silent = f"It gave no sign of life for more than {timeouts.lost.total_seconds():g} seconds."
         return Verdict(LOST, silent, ended_at=seen)
     return None

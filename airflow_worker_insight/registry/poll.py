@@ -1,7 +1,7 @@
-"""Look at the engines and write what they say of their workers: once per interval for the whole deployment.
+"""Poll the worker sources once per interval for the whole deployment and write the results.
 
-Whoever finds an engine's look due and moves it on in the database is the one to look. Each engine has transactions of
-its own, and none is open while it is asked: one that fails or hangs keeps nobody waiting.
+The process that finds a source's poll due takes a lease on it in the database and polls. Each source has its own
+transactions, and none is open during the poll: a source that fails or hangs does not delay the others.
 """
 
 from __future__ import annotations
@@ -42,60 +42,60 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SourceOutcome:
-    """What one engine's turn came to."""
+    """The result of one source's turn."""
 
     name: str
     looked: bool
-    """Whether this call looked; ``False`` where it was not due."""
+    """Whether this call polled; ``False`` where it was not due."""
     states: Mapping[str | None, int] = field(default_factory=dict)
-    """How many of the workers that this look was about are in which state now."""
+    """How many of the polled workers are in which state now."""
     registered: int = 0
-    """Workers that nobody knew before."""
+    """Number of workers that were unknown before."""
     changes: int = 0
-    """Workers that came into another state."""
+    """Number of workers whose state changed."""
     ignored: int = 0
-    """Answers that made no sense."""
+    """Number of invalid answers."""
     error: str | None = None
-    """Why the engine could not be asked, or what it said could not be written."""
+    """Why the source could not be polled, or its result not be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollOutcome:
-    """What a refresh came to."""
+    """The results of a refresh."""
 
     engines: tuple[SourceOutcome, ...]
     due_in: float
-    """Seconds until the next look at any of the engines is due."""
+    """Seconds until the next poll of any source is due."""
 
 
 def refresh(*, only_if_due: bool) -> PollOutcome:
-    """Look at all engines that are configured and write what they say; the tables must be ready.
+    """Poll all configured sources and write the results; the tables must be ready.
 
-    :param only_if_due: leave alone the engines that somebody has looked at within the interval
+    :param only_if_due: skip the sources that were polled within the interval
     """
     interval = timedelta(seconds=config.refresh_interval())
     outcomes = []
     due_in = interval.total_seconds()
-    for engine in configured_sources(config.executor()):
+    for source in configured_sources(config.executor()):
         try:
-            outcome, engine_due_in = _Turn(engine, interval).take(only_if_due=only_if_due)
+            outcome, source_due_in = _SourcePoll(source, interval).take(only_if_due=only_if_due)
         except Exception as error:
-            # The database's, not the engine's.
-            count(f"refresh.failed.{engine.name}")
-            log.debug("Refreshing the workers of %s failed", engine.name, exc_info=True)
-            why = clean(str(error).splitlines()[0] if str(error) else type(error).__name__, 400)
-            outcome, engine_due_in = SourceOutcome(engine.name, looked=False, error=why), interval.total_seconds()
+            # An error of the database, not of the source.
+            count(f"refresh.failed.{source.name}")
+            log.debug("Refreshing the workers of %s failed", source.name, exc_info=True)
+            reason = clean(str(error).splitlines()[0] if str(error) else type(error).__name__, 400)
+            outcome, source_due_in = SourceOutcome(source.name, looked=False, error=reason), interval.total_seconds()
         outcomes.append(outcome)
-        due_in = min(due_in, engine_due_in)
-    if any(one.looked for one in outcomes):
+        due_in = min(due_in, source_due_in)
+    if any(source_outcome.looked for source_outcome in outcomes):
         _end_forgotten()
     return PollOutcome(tuple(outcomes), max(due_in, 0.0))
 
 
 def _end_forgotten() -> None:
-    """End what is left of engines that are not configured any more; it never raises."""
+    """End the remaining workers of sources that are not configured any more; never raise."""
     setting = config.executor()
-    # Without a setting nothing is known of any executor.
+    # Without a setting no executor is known.
     for name in absent_sources(setting) if setting else ():
         try:
             with session.writing(session.BACKGROUND) as connection:
@@ -112,77 +112,77 @@ def _timeouts() -> Timeouts:
 
 
 def run_once() -> PollOutcome:
-    """Do what comes round with each interval: look if it is due, and if so tell the stats and keep within limits."""
+    """Poll if due; after a poll emit the gauges and apply the retention limit."""
     outcome = refresh(only_if_due=True)
-    if any(one.looked for one in outcome.engines):
+    if any(source_outcome.looked for source_outcome in outcome.engines):
         report_fleet()
         keep_within_limit()
     return outcome
 
 
-class _Turn:
-    """One engine's turn."""
+class _SourcePoll:
+    """One poll of one source."""
 
-    def __init__(self, engine: WorkerSource, interval: timedelta) -> None:
-        self.engine = engine
+    def __init__(self, source: WorkerSource, interval: timedelta) -> None:
+        self.engine = source
         self.interval = interval
         self.timeouts = _timeouts()
 
     def take(self, *, only_if_due: bool) -> tuple[SourceOutcome, float]:
-        """Look if it is this caller's turn; return what came of it, and in how many seconds the next look is due."""
+        """Poll if this process gets the lease; return the outcome and the seconds to the next poll."""
         name = self.engine.name
         with session.writing(session.BACKGROUND) as connection:
-            began, began_at = time.monotonic(), database_now(connection)
+            started, began_at = time.monotonic(), database_now(connection)
             row = leases.get_engine(connection, name, now=began_at)
             until = began_at + max(self.interval, leases.LOOK_TAKES)
-            is_ours = leases.take_lease(
+            is_acquired = leases.take_lease(
                 connection, name, now=began_at, until=until, at_most=until + leases.LOOK_TAKES, only_if_due=only_if_due
             )
-        if not is_ours:
+        if not is_acquired:
             return SourceOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
 
         def clock() -> datetime:
-            return began_at + timedelta(seconds=time.monotonic() - began)
+            return began_at + timedelta(seconds=time.monotonic() - started)
 
         due_at = began_at + self.interval
         try:
-            outcome = self._look_and_write(row, clock, began_at=began_at, due_at=due_at)
+            outcome = self._poll_and_write(row, clock, began_at=began_at, due_at=due_at)
         except Exception:
-            # Otherwise nobody would look until the lease runs out.
+            # Otherwise no process would poll until the lease runs out.
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
                 leases.give_back_lease(connection, name, until=until, due_at=due_at)
             raise
         return outcome, (due_at - clock()).total_seconds()
 
-    def _look_and_write(
+    def _poll_and_write(
         self, row: leases.SourceRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
     ) -> SourceOutcome:
         name = self.engine.name
         with session.reading(session.BACKGROUND) as connection:
-            known = tuple(store.open_lives(connection, name))
-        # Each look is due an interval after the one before began.
+            instances = tuple(store.open_lives(connection, name))
+        # A poll is due one interval after the previous one began.
         before = None if row.looked_at is None else row.due_at - self.interval
-        look = self._look(PollContext(clock, began_at, before, self.interval, known, _read))
+        result = self._poll(PollContext(clock, began_at, before, self.interval, instances, _open_reading))
         with session.writing(session.BACKGROUND) as connection:
             now = clock()
-            # First, because from here on whoever else has looked at this engine waits.
-            reached = reach(row, look.error, now=began_at, interval=self.interval)
-            fresh = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=look.error)
-            leases.write_engine(connection, fresh)
+            # First, because from here on other processes that have polled this source wait.
+            reached = reach(row, result.error, now=began_at, interval=self.interval)
+            updated = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=result.error)
+            leases.write_engine(connection, updated)
             written = write_look(
                 connection,
                 name,
-                look,
-                known={life.ref for life in known},
+                result,
+                known={instance.ref for instance in instances},
                 reached=reached,
                 timeouts=self.timeouts,
                 now=now,
             )
-        if look.on_written is not None:
+        if result.on_written is not None:
             try:
-                look.on_written()
+                result.on_written()
             except Exception:
-                # It will be told again.
+                # The source still keeps what it says only once, so the next poll reads it again.
                 count(f"refresh.failed.{name}")
                 log.debug("Telling %s that its workers are written failed", name, exc_info=True)
         return SourceOutcome(
@@ -191,31 +191,31 @@ class _Turn:
             states=written.states,
             registered=written.registered,
             changes=written.changes,
-            ignored=look.ignored,
-            error=look.error,
+            ignored=result.ignored,
+            error=result.error,
         )
 
-    def _look(self, view: PollContext) -> PollResult:
+    def _poll(self, context: PollContext) -> PollResult:
         try:
-            look = self.engine.look(view)
+            result = self.engine.look(context)
         except Exception as error:
             log.debug("Looking at the workers of %s failed", self.engine.name, exc_info=True)
-            expected = isinstance(error, SourceUnavailableError)
-            look = PollResult(error=str(error) if expected else f"{type(error).__name__}: {error}")
-        if look.error:
-            # Each of several brokers may have said why. It is written beside the engine and with each of its workers.
-            look = replace(look, error=clean(look.error, REASON_LENGTH))
-            warn_once(f"fleet.{self.engine.name}", "Airflow Worker Insight cannot see all workers: %s", look.error)
-        if look.ignored:
+            is_expected = isinstance(error, SourceUnavailableError)
+            result = PollResult(error=str(error) if is_expected else f"{type(error).__name__}: {error}")
+        if result.error:
+            # Several brokers may each give a reason. It is written with the source and with each of its workers.
+            result = replace(result, error=clean(result.error, REASON_LENGTH))
+            warn_once(f"fleet.{self.engine.name}", "Airflow Worker Insight cannot see all workers: %s", result.error)
+        if result.ignored:
             count(f"refresh.ignored.{self.engine.name}")
             warn_once(
                 f"fleet.ignored.{self.engine.name}",
                 "Airflow Worker Insight ignored %d answers of workers of %s that make no sense",
-                look.ignored,
+                result.ignored,
                 self.engine.name,
             )
-        return look
+        return result
 
 
-def _read() -> AbstractContextManager[Connection]:
+def _open_reading() -> AbstractContextManager[Connection]:
     return session.reading(session.BACKGROUND)
