@@ -1,8 +1,8 @@
-"""Read and write what is placed: the view that all schedulers of a deployment share.
+"""Placements: where each try was sent and why, shared by all schedulers of a deployment.
 
-A placement is written before the task is sent, so that the other schedulers count it, and takes one of its worker's
-places until the try has ended. When the Dag run is reconciled the reason is copied to the try itself, in two bytes. The
-closed placement stays beside it for its line of explanation: for :data:`KEPT_FOR`, :data:`MOST_KEPT` of them at most.
+An executor writes a placement before it sends the task, so that the other schedulers count it. The placement takes one
+of its worker's slots until the try has ended. When the Dag run is reconciled, the reason is copied to the attempt, in
+two bytes. The closed placement stays for its explanation: for :data:`KEPT_FOR`, and at most :data:`MOST_KEPT` of them.
 """
 
 from __future__ import annotations
@@ -41,104 +41,106 @@ if TYPE_CHECKING:
 
 
 BATCH = 500
-"""Rows that one statement reads or changes by their keys."""
+"""Number of rows that one statement reads or changes by key."""
 
 EARLIER_TRIES = 20
-"""How many tries are looked back for workers that failed a task instance."""
+"""Number of earlier tries that are searched for workers that failed a task instance."""
 
 KEPT_FOR = timedelta(days=30)
-"""How long the placement of a try that has ended is kept, for its line of explanation."""
+"""How long a closed placement is kept for its explanation."""
 
 MOST_KEPT = 100_000
-"""How many of them are kept at most, the latest: some 40 MB."""
+"""Maximum number of closed placements; the latest are kept. They take some 40 MB."""
 
 MOST_TRIMMED = 5_000
-"""How many :func:`trim` removes at once."""
+"""Maximum number of placements that one call of :func:`trim` deletes."""
 
 UNAFFECTED_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
-"""States of an earlier try that say nothing against the worker that ran it."""
+"""States of an earlier try that do not count against the worker that ran it."""
 
 PLACES_TAKEN = (QUEUED, "running", "restarting")
-"""Airflow's states of a try that takes a place at its worker."""
+"""Airflow's states of a try that takes a slot of its worker."""
 
 
 SAYS_IT_WAITS = "waits: "
-"""What the line of a try that waits begins with."""
+"""Prefix of the explanation of a try that waits for a worker."""
 
 _KEY = tuple(column.name for column in placement.primary_key)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a try was placed, or that it waits. Times are aware UTC."""
+    """Where a try was placed, or that it waits for a worker. Times are aware UTC."""
 
     key: TryKey
     reason: str
     """One of :data:`~.reasons.REASONS`."""
     detail: str
-    """The same in one line, with who was left out."""
+    """Explanation of the reason in one line, with the excluded workers."""
     worker_ref: int | None = None
     own_queue: str | None = None
-    """The worker's own queue that it was sent to."""
+    """The worker's dedicated queue that the try was sent to."""
     placed_at: datetime | None = None
-    """When it is written, unless it says otherwise."""
+    """When the try was placed; by default the time that :func:`write` is given."""
     is_open: bool = True
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for a worker, so that no message of it was ever sent."""
+        """Whether the try waits for a worker; no message was sent for it yet."""
         return self.reason in WAITING
 
     @property
     def sentence(self) -> str:
-        """The line without the word that says again that it waits."""
+        """The explanation without :data:`SAYS_IT_WAITS`."""
         return self.detail.removeprefix(SAYS_IT_WAITS)
 
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
-    """Write placements, in the place of what was written of these tries before. The caller owns the transaction."""
+    """Insert placements, or replace those of the same tries. The caller owns the transaction."""
     if not placements:
         return
-    # In one order, so that two who write the same rows never wait for each other.
-    rows = sorted((_row(one, now) for one in placements), key=itemgetter(*_KEY))
+    # In the order of the key: concurrent writers of the same rows cannot deadlock.
+    rows = sorted((_row(entry, now) for entry in placements), key=itemgetter(*_KEY))
     if connection.dialect.name == "postgresql":
         upsert_many(connection, placement, rows)
     else:
         connection.execute(_upsert(connection.dialect.name), rows)
 
 
-def _row(one: Placement, now: datetime) -> dict[str, Any]:
+def _row(entry: Placement, now: datetime) -> dict[str, Any]:
     return {
-        "run_key": one.key.run_key,
-        "task_key": one.key.task_key,
-        "try_number": one.key.try_number,
-        "map_index": one.key.map_index,
-        "worker_ref": one.worker_ref,
-        "is_open": one.is_open,
-        "reason": one.reason,
-        "placed_at": one.placed_at or now,
-        "own_queue": one.own_queue,
-        "detail": one.detail,
-        "dag_id": one.key.dag_id,
-        "run_id": one.key.run_id,
-        "task_id": one.key.task_id,
+        "run_key": entry.key.run_key,
+        "task_key": entry.key.task_key,
+        "try_number": entry.key.try_number,
+        "map_index": entry.key.map_index,
+        "worker_ref": entry.worker_ref,
+        "is_open": entry.is_open,
+        "reason": entry.reason,
+        "placed_at": entry.placed_at or now,
+        "own_queue": entry.own_queue,
+        "detail": entry.detail,
+        "dag_id": entry.key.dag_id,
+        "run_id": entry.key.run_id,
+        "task_id": entry.key.task_id,
     }
 
 
 def _upsert(dialect: str) -> Any:
-    others = [column.name for column in placement.c if column.name not in _KEY]
+    updated = [column.name for column in placement.c if column.name not in _KEY]
     if dialect == "mysql":
-        my = mysql.insert(placement)
-        return my.on_duplicate_key_update({name: my.inserted[name] for name in others})
-    lite = sqlite.insert(placement)
-    return lite.on_conflict_do_update(index_elements=_KEY, set_={name: lite.excluded[name] for name in others})
+        mysql_insert = mysql.insert(placement)
+        return mysql_insert.on_duplicate_key_update({name: mysql_insert.inserted[name] for name in updated})
+    insert = sqlite.insert(placement)
+    return insert.on_conflict_do_update(index_elements=_KEY, set_={name: insert.excluded[name] for name in updated})
 
 
 def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
-    """Write that tries have ended, and take no place any more, that were placed at these times.
+    """Close the placements of tries that have ended, which frees their slots.
 
-    Those that were placed again since are passed by: after a deferral another scheduler may go on with a try before
-    this one has heard that it was deferred.
+    A try that was placed again since stays open: after a deferral another scheduler may continue it before this
+    scheduler learns of the deferral.
+
+    :param ended: the tries, each with the time of the placement to close
     """
     columns = (*_key(placement), placement.c.placed_at)
     for batch in _batches(sorted((*_digests(key), placed_at) for key, placed_at in ended.items())):
@@ -150,7 +152,7 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
 
 
 def loads(connection: Connection) -> dict[int, int]:
-    """Return how many tries are placed on each worker and have not ended, by the row ID of the worker."""
+    """Return the number of open placements of each worker, by the worker's row ID."""
     rows = connection.execute(
         select(placement.c.worker_ref, func.count().label("tries"))
         .where(placement.c.is_open.is_(True), placement.c.worker_ref.is_not(None))
@@ -160,9 +162,9 @@ def loads(connection: Connection) -> dict[int, int]:
 
 
 def open_placements(connection: Connection, *, own_queues: Collection[str] | None = None) -> list[Placement]:
-    """Return what is placed or waits, the earliest first.
+    """Return the open placements, waiting tries included, the earliest first.
 
-    :param own_queues: only what was sent to one of these queues
+    :param own_queues: return only those that were sent to one of these queues
     """
     conditions = [placement.c.is_open.is_(True)]
     if own_queues is not None:
@@ -172,31 +174,31 @@ def open_placements(connection: Connection, *, own_queues: Collection[str] | Non
 
 
 def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
-    """Return what is placed of these tries, or waits."""
-    found: dict[TryKey, Placement] = {}
+    """Return the open placements of these tries, waiting ones included."""
+    by_key: dict[TryKey, Placement] = {}
     for batch in _batches(sorted(map(_digests, keys))):
         rows = connection.execute(
             select(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(True))
         )
-        found |= {one.key: one for one in map(_placement, rows)}
-    return found
+        by_key |= {entry.key: entry for entry in map(_placement, rows)}
+    return by_key
 
 
 def own_queues(connection: Connection) -> dict[str, set[int]]:
-    """Return the workers' own queues to which something was sent that has not ended, with the workers' row IDs."""
-    found: dict[str, set[int]] = defaultdict(set)
+    """Return the dedicated queues of open placements, each with its workers' row IDs."""
+    refs: dict[str, set[int]] = defaultdict(set)
     rows = connection.execute(
         select(placement.c.own_queue, placement.c.worker_ref)
         .where(placement.c.is_open.is_(True), placement.c.own_queue.is_not(None))
         .distinct()
     )
     for row in rows:
-        found[row.own_queue].add(row.worker_ref or NO_WORKER)
-    return dict(found)
+        refs[row.own_queue].add(row.worker_ref or NO_WORKER)
+    return dict(refs)
 
 
 def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement]:
-    """Return what is known of the placing of each try of a task instance, by the try's number."""
+    """Return the placement of each try of a task instance, by try number."""
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
@@ -204,7 +206,7 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
         .select_from(placement.outerjoin(run, and_(*same_run)))
         .where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
     )
-    # What was placed for a deleted Dag run of that name says nothing of this one.
+    # Skip the placements of a deleted Dag run of the same name.
     return {
         row.try_number: _placement(row)
         for row in rows
@@ -213,12 +215,15 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
 
 
 def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Why]:
-    """Return why these tries were placed where they were, or wait, of those of whose placing it is still written."""
-    asked = {_digests(key): key for key in keys}
-    found: dict[TryKey, Why] = {}
+    """Return why these tries were placed where they were, or wait.
+
+    :return: the reasons of those tries whose placement is still stored
+    """
+    requested = {_digests(key): key for key in keys}
+    by_key: dict[TryKey, Why] = {}
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
-    for batch in _batches(sorted(asked)):
+    for batch in _batches(sorted(requested)):
         rows = connection.execute(
             select(
                 *_key(placement),
@@ -228,12 +233,12 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
             .select_from(placement.outerjoin(run, and_(*same_run)))
             .where(in_rows(connection, _key(placement), batch))
         )
-        found |= {
-            asked[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
+        by_key |= {
+            requested[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
             for row in rows
             if airflow_history.is_of_run(row.placed_at, row.run_began_at)
         }
-    return found
+    return by_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,38 +247,38 @@ class Why:
 
     reason: str
     detail: str | None = None
-    """The whole line, for as long as it is kept."""
+    """The explanation, while it is kept: see :attr:`Placement.detail`."""
 
 
 def sentence(detail: str | None) -> str | None:
-    """Return a line without the word that says again that a try waits."""
+    """Return an explanation without :data:`SAYS_IT_WAITS`."""
     return None if detail is None else detail.removeprefix(SAYS_IT_WAITS)
 
 
 def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, str]:
-    """Return why tries were placed where they were in a sentence, of recorded ones whose Dag run is reconciled."""
-    found: dict[RowKey, str] = {}
+    """Return the explanations of attempts whose Dag run is reconciled, as sentences."""
+    by_key: dict[RowKey, str] = {}
     for batch in _batches(sorted(keys)):
         rows = connection.execute(
             select(*_key(placement), placement.c.detail).where(in_rows(connection, _key(placement), batch))
         )
-        found |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
-    return found
+        by_key |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
+    return by_key
 
 
 def why(connection: Connection, key: TryKey, kept: Mapping[int, Why]) -> dict[int, Why]:
-    """Return what is known of the placing of each try of a task instance, by the try's number.
+    """Return why each try of a task instance was placed where it was, by try number.
 
-    :param kept: what is kept with its recorded tries
+    :param kept: the reasons that are stored with its attempts; a stored placement takes precedence
     """
     return {
         **kept,
-        **{number: Why(one.reason, one.detail) for number, one in of_task_instance(connection, key).items()},
+        **{number: Why(entry.reason, entry.detail) for number, entry in of_task_instance(connection, key).items()},
     }
 
 
 def open_on(connection: Connection, ref: int) -> int:
-    """Return how many tries of all Dags are placed on a worker and have not ended."""
+    """Return the number of open placements on a worker, over all Dags."""
     return int(
         connection.execute(
             select(func.count())
@@ -284,9 +289,10 @@ def open_on(connection: Connection, ref: int) -> int:
 
 
 def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], limit: int) -> tuple[list[Placement], int]:
-    """Return what is placed on a worker and waits there for its start, the earliest first, and how much there is.
+    """Return tries that are placed on a worker but not started, and how many there are.
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
+    :param limit: maximum number of tries that are returned, the earliest placed first
     """
     rows = connection.execute(
         select(placement)
@@ -295,14 +301,14 @@ def placed_on(connection: Connection, ref: int, *, dag_ids: Collection[str], lim
     ).all()
     readable = frozenset(dag_ids)
     placed = [_placement(row) for row in rows if row.dag_id in readable]
-    states = airflow_history.tries_of_task_instances(connection, [one.key for one in placed])
-    waiting = [one for one in placed if one.key in states and states[one.key].state == "queued"]
-    return waiting[:limit], len(waiting)
+    states = airflow_history.tries_of_task_instances(connection, [entry.key for entry in placed])
+    queued = [entry for entry in placed if entry.key in states and states[entry.key].state == "queued"]
+    return queued[:limit], len(queued)
 
 
 @dataclass(frozen=True, slots=True)
 class ListedPlacement:
-    """A try that waits for a worker or was placed and has not ended, with what Airflow and the registry know of it."""
+    """An open placement, with the try's data from Airflow and the worker's from the registry."""
 
     placement: Placement
     try_state: str
@@ -324,11 +330,12 @@ def find(
     limit: int,
     offset: int,
 ) -> tuple[list[ListedPlacement], int]:
-    """Return a page of what waits or is placed, the earliest first, and how much there is, up to :data:`MAX_TOTAL`.
+    """Return a page of open placements, the earliest first, and their total number.
 
-    Only what Airflow still counts as queued or running is listed: a scheduler may not have heard of an end yet.
+    The total is at most :data:`MAX_TOTAL`. Only tries that Airflow still has as queued or running are listed: their
+    scheduler may not have learned yet that they ended.
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
     if readable is not None and filters.dag_id is not None:
@@ -337,13 +344,13 @@ def find(
         return [], 0
     ti = metadata_database.task_instance_table()
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
-    same = and_(*(ti.c[name] == placement.c[name] for name in names))
-    rows = placement.join(ti, same).outerjoin(worker, worker.c.id == placement.c.worker_ref)
+    same_try = and_(*(ti.c[name] == placement.c[name] for name in names))
+    source = placement.join(ti, same_try).outerjoin(worker, worker.c.id == placement.c.worker_ref)
     waits = placement.c.reason.in_(WAITING)
     conditions = [
         placement.c.is_open.is_(True),
         ti.c.state.in_(PLACES_TAKEN),
-        # What runs does not wait, whatever was written of it.
+        # A try that runs is no longer waiting, even if its placement still says so.
         or_(~waits, ti.c.state == QUEUED),
         *_in_dags(connection, readable),
         *(
@@ -360,7 +367,7 @@ def find(
         conditions.append(or_(worker.c.worker_id == filters.worker_id, worker.c.reported_id == filters.worker_id))
     if filters.worker_name is not None:
         conditions.append(or_(worker.c.name == filters.worker_name, worker.c.engine_name == filters.worker_name))
-    found = connection.execute(
+    rows = connection.execute(
         select(
             placement,
             ti.c.state.label("try_state"),
@@ -368,36 +375,36 @@ def find(
             worker.c.worker_id,
             worker.c.name.label("worker_name"),
         )
-        .select_from(rows)
+        .select_from(source)
         .where(*conditions)
         .order_by(placement.c.placed_at, *_key(placement))
         .limit(limit)
         .offset(offset)
     ).all()
-    total = offset + len(found)
-    if len(found) == limit or (offset and not found):
-        some = select(placement.c.try_number).select_from(rows).where(*conditions).limit(MAX_TOTAL).subquery()
-        total = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    total = offset + len(rows)
+    if len(rows) == limit or (offset and not rows):
+        matching = select(placement.c.try_number).select_from(source).where(*conditions).limit(MAX_TOTAL).subquery()
+        total = int(connection.execute(select(func.count()).select_from(matching)).scalar_one())
     return [
-        ListedPlacement(_placement(row), row.try_state, row.queue, row.worker_id, row.worker_name) for row in found
+        ListedPlacement(_placement(row), row.try_state, row.queue, row.worker_id, row.worker_name) for row in rows
     ], total
 
 
 def _in_dags(connection: Connection, dag_ids: frozenset[str] | None) -> list[Any]:
     if dag_ids is None:
         return []
-    # Not the bare column, as in lists of attempts: what is open is little, and comes first.
+    # Hide the column from indexes, as in lists of attempts: the database should begin with the few open placements.
     readable = sorted(dag_id for dag_id in dag_ids if can_be_ids(connection, dag_id))
     return [in_list(connection, func.coalesce(placement.c.dag_id, ""), readable)]
 
 
 def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, frozenset[str]]:
-    """Return for each of these tries the names of the workers that failed the task instance in an earlier one.
+    """Return for each try the names of the workers that failed an earlier try of it.
 
-    A try that was killed before it could report is known by where it was placed. One that has moved on after a deferral
-    counts against the worker that ran it last.
+    A try that was killed before it could report counts against the worker it was placed on. A try that moved to another
+    worker after a deferral counts against the worker that ran it last.
 
-    :param keys: tries that are about to start; first tries have none before them and cost nothing
+    :param keys: tries that are about to start; first tries cost nothing, because they have no earlier ones
     """
     earlier = {
         TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number): key
@@ -406,33 +413,35 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
     }
     if not earlier:
         return {}
-    # By Airflow's own tries: a Dag run that was deleted and made again has the names of what failed before.
+    # By Airflow's own tries, not by names: a Dag run that was deleted and created again has the same names.
     tries = {
-        row_key: one for row_key, one in airflow_history.tries_by_row(connection, keys).items() if one.key in earlier
+        row_key: airflow_try
+        for row_key, airflow_try in airflow_history.tries_by_row(connection, keys).items()
+        if airflow_try.key in earlier
     }
-    known = {one.key: one for one in tries.values()}
-    ran: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
+    known = {airflow_try.key: airflow_try for airflow_try in tries.values()}
+    ran_on: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
     for batch in _batches(sorted(tries)):
         for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
-            before = tries[row.run_key, row.task_key, row.try_number].key
-            ran[before] = max(ran.get(before, ((0, row.place), row.name)), ((1, row.place), row.name))
+            key_before = tries[row.run_key, row.task_key, row.try_number].key
+            ran_on[key_before] = max(ran_on.get(key_before, ((0, row.place), row.name)), ((1, row.place), row.name))
     by_name = {_digests(key): key for key in known}
     for batch in _batches(sorted(by_name)):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
-            # What it was sent to is a guess beside what it said itself.
-            ran.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
-    found: dict[TryKey, set[str]] = defaultdict(set)
-    for before, (_, name) in ran.items():
-        if known[before].state not in UNAFFECTED_STATES:
-            found[earlier[before]].add(name)
-    return {key: frozenset(names) for key, names in found.items()}
+            # The worker that the try reported takes precedence over the worker it was sent to.
+            ran_on.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
+    failed: dict[TryKey, set[str]] = defaultdict(set)
+    for key_before, (_, name) in ran_on.items():
+        if known[key_before].state not in UNAFFECTED_STATES:
+            failed[earlier[key_before]].add(name)
+    return {key: frozenset(names) for key, names in failed.items()}
 
 
-def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, place: Any) -> Any:
-    """Select the workers of tries; of several of one try the one with the greatest ``place`` was the last."""
+def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, position: Any) -> Any:
+    """Select the workers of tries; the last worker of a try has the greatest ``position``."""
     name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
     return (
-        select(*_key(table), place.label("place"), name)
+        select(*_key(table), position.label("place"), name)
         .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
         .where(in_rows(connection, _key(table), keys))
     )
@@ -440,7 +449,7 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, plac
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What Airflow keeps of a try that is to be placed."""
+    """What Airflow stores of a try that is to be placed."""
 
     key: TryKey
     state: str | None
@@ -450,12 +459,12 @@ class Wanted:
 
 
 def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wanted]:
-    """Ask Airflow for the queue, pool and executor's configuration of tries that have not been superseded."""
+    """Return state, queue, pool and ``executor_config`` of tries that no later try supersedes."""
     table = metadata_database.task_instance_table()
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
-    asked = set(keys)
-    found: dict[TryKey, Wanted] = {}
-    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in asked})):
+    requested = set(keys)
+    by_key: dict[TryKey, Wanted] = {}
+    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})):
         rows = connection.execute(
             select(
                 *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
@@ -463,80 +472,86 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
         )
         for row in rows:
             key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-            found[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
-    return {key: one for key, one in found.items() if key in asked}
+            by_key[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
+    return {key: details for key, details in by_key.items() if key in requested}
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep found: places that were given back, and tries that run on workers where nobody placed them."""
+    """Result of one sweep."""
 
     closed: int
+    """Number of placements that were closed."""
     unplaced: Mapping[int, int]
+    """Number of tries that run on a worker without being placed there, by the worker's row ID."""
 
 
 def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: datetime) -> Swept:
-    """Give back the places of tries that neither wait nor run any more, as far as Airflow knows.
+    """Close the placements of tries that Airflow has neither as queued nor as running.
 
-    A scheduler gives back the places of its own; this is for those whose scheduler died.
+    A scheduler closes its own placements; a sweep closes those whose scheduler died.
 
     :param running: see :func:`.running.running_on`
-    :param settled: what was placed later is left alone
+    :param settled: only placements from before this time are closed
     """
     placed = open_placements(connection)
-    over = _have_ended(connection, [one for one in placed if one.placed_at is not None and one.placed_at < settled])
-    close(connection, over)
-    known = {one.key for one in placed if one.worker_ref is not None}
-    return Swept(len(over), Counter(ref for key, ref in running.items() if key not in known))
+    ended = _have_ended(
+        connection, [entry for entry in placed if entry.placed_at is not None and entry.placed_at < settled]
+    )
+    close(connection, ended)
+    known = {entry.key for entry in placed if entry.worker_ref is not None}
+    return Swept(len(ended), Counter(ref for key, ref in running.items() if key not in known))
 
 
 def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[TryKey, datetime]:
-    """Return when those of these tries were placed that neither wait nor run any more, as far as Airflow knows."""
-    states = airflow_history.tries_of_task_instances(connection, [one.key for one in placed])
+    """Return the tries that Airflow has neither queued nor running, and when each was placed."""
+    states = airflow_history.tries_of_task_instances(connection, [entry.key for entry in placed])
     return {
-        one.key: one.placed_at
-        for one in placed
-        if one.placed_at is not None and (one.key not in states or states[one.key].state not in PLACES_TAKEN)
+        entry.key: entry.placed_at
+        for entry in placed
+        if entry.placed_at is not None and (entry.key not in states or states[entry.key].state not in PLACES_TAKEN)
     }
 
 
 def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
-    """Keep with each recorded try of these Dag runs why it was placed, and close what has ended.
+    """Copy the placement reasons of Dag runs to their attempts, and close ended placements.
 
-    What is closed stays for its line of explanation, from now on by the key of the recorded try: the names may come
-    again.
+    A closed placement stays for its explanation. It gets the key of the attempt, because a later Dag run may have the
+    same names.
 
-    :param tries: all tries that Airflow has of them
+    :param tries: all tries that Airflow has of these Dag runs
     """
     keys = sorted({run_key(run.dag_id, run.run_id) for run in runs})
     if connection.execute(select(placement.c.run_key).where(placement.c.run_key.in_(keys)).limit(1)).first() is None:
         return
-    # A Dag run may end before its scheduler has heard of the end of its last try.
+    # A Dag run may end before its scheduler learns that its last try has ended.
     close(connection, _have_ended(connection, _open_of_runs(connection, keys)))
     placed, of_deleted_runs = _placed_by_name(connection, runs)
-    rows: dict[str, list[RowKey]] = defaultdict(list)
+    keys_of_reason: dict[str, list[RowKey]] = defaultdict(list)
     moved: dict[RowKey, RowKey] = {}
-    for one in (*tries, *lost_tries(tries)):
-        row = placed.get(_digests(one.key))
+    for airflow_try in (*tries, *lost_tries(tries)):
+        row = placed.get(_digests(airflow_try.key))
         if row is not None:
-            rows[row.reason] += one.row_keys
+            keys_of_reason[row.reason] += airflow_try.row_keys
             if not row.is_open:
-                moved[_digests(one.key)] = one.row_keys[0]
-    for reason, row_keys in rows.items():
+                moved[_digests(airflow_try.key)] = airflow_try.row_keys[0]
+    for reason, row_keys in keys_of_reason.items():
         for batch in _batches(sorted(row_keys)):
             connection.execute(
                 update(attempt).where(in_rows(connection, _key(attempt), batch)).values(placement=reason)
             )
-    # What Airflow does not have any more goes, and what is to be replaced.
-    left = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
-    for batch in _batches(sorted({*left, *moved.values()})):
+    # Delete placements whose try Airflow no longer has, and those under the keys that the moved ones get.
+    orphaned = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
+    for batch in _batches(sorted({*orphaned, *moved.values()})):
         connection.execute(
             delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
         )
     if moved:
-        is_it = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
+        has_old_key = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
         connection.execute(
-            update(placement).where(*is_it, placement.c.is_open.is_(False)).values(task_key=bindparam("instance")),
+            update(placement)
+            .where(*has_old_key, placement.c.is_open.is_(False))
+            .values(task_key=bindparam("instance")),
             [
                 {"old_run_key": old[0], "old_task_key": old[1], "old_try_number": old[2], "instance": new[1]}
                 for old, new in sorted(moved.items())
@@ -545,7 +560,10 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
 
 
 def _placed_by_name(connection: Connection, runs: Collection[DagRunRef]) -> tuple[dict[RowKey, Row[Any]], list[RowKey]]:
-    """Return what was placed for these Dag runs by names, and the keys of what was for deleted runs of these names."""
+    """Return these Dag runs' placements by key, and the keys of deleted runs' placements.
+
+    Both are stored under the same names; the time of the placement tells them apart.
+    """
     began = {run_key(run.dag_id, run.run_id): run.began_at for run in runs}
     placed: dict[RowKey, Row[Any]] = {}
     of_deleted: list[RowKey] = []
@@ -566,22 +584,24 @@ def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement
 
 
 def trim(connection: Connection, *, now: datetime) -> int:
-    """Remove a batch of what was kept for its line only, and is too old or too much; return how many.
+    """Delete a batch of closed placements that are too old or too many; return how many.
 
-    Of a Dag run that has not ended nothing is removed: its tries do not have their reasons yet.
+    The placements of a Dag run that has not ended stay: their reasons are not copied to the attempts yet.
     """
     closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
-    too_many = connection.execute(closed).scalar_one() - MOST_KEPT
+    excess = connection.execute(closed).scalar_one() - MOST_KEPT
     run = metadata_database.dag_run_table()
-    goes_on = select(run.c.id).where(
+    unfinished_run = select(run.c.id).where(
         run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
     )
-    found = select(*_key(placement)).where(placement.c.is_open.is_(False), ~goes_on.correlate(placement).exists())
-    if too_many > 0:
-        found = found.order_by(placement.c.placed_at).limit(min(too_many, MOST_TRIMMED))
+    candidates = select(*_key(placement)).where(
+        placement.c.is_open.is_(False), ~unfinished_run.correlate(placement).exists()
+    )
+    if excess > 0:
+        candidates = candidates.order_by(placement.c.placed_at).limit(min(excess, MOST_TRIMMED))
     else:
-        found = found.where(placement.c.placed_at < now - KEPT_FOR).limit(MOST_TRIMMED)
-    keys = sorted(tuple(row) for row in connection.execute(found))
+        candidates = candidates.where(placement.c.placed_at < now - KEPT_FOR).limit(MOST_TRIMMED)
+    keys = sorted(tuple(row) for row in connection.execute(candidates))
     for batch in _batches(keys):
         connection.execute(
             delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
@@ -590,12 +610,16 @@ def trim(connection: Connection, *, now: datetime) -> int:
 
 
 def forget(connection: Connection, older_than: datetime) -> None:
-    """Remove what was placed before a time and has ended."""
+    """Delete the closed placements of tries that were placed before a time."""
     connection.execute(delete(placement).where(placement.c.placed_at < older_than, placement.c.is_open.is_(False)))
 
 
 def rename_worker(connection: Connection, old: int, new: int) -> None:
-    """Write that what was placed on a worker's row is placed on another row of the same worker."""
+    """Move the placements of one worker row to another row of the same worker.
+
+    :param old: ID of the row that the placements have now
+    :param new: ID of the row that they get
+    """
     connection.execute(update(placement).where(placement.c.worker_ref == old).values(worker_ref=new))
 
 
@@ -616,11 +640,11 @@ def _key(table: Any) -> tuple[Any, ...]:
 
 
 def _digests(key: TryKey) -> RowKey:
-    """Return what a try is placed by: its names."""
+    """Return the key that a try is placed under: digests of its names."""
     return key.run_key, key.task_key, key.try_number
 
 
 def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    known = list(items)
-    for start in range(0, len(known), BATCH):
-        yield known[start : start + BATCH]
+    as_list = list(items)
+    for start in range(0, len(as_list), BATCH):
+        yield as_list[start : start + BATCH]
