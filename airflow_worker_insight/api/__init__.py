@@ -1,3 +1,3 @@
-"""The REST API, and what requests for it and for the pages share: rights, forged requests, connections."""
+"""REST API, and the permissions, CSRF checks and connections that the pages share."""
 
 from __future__ import annotations

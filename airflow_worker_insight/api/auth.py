@@ -1,8 +1,8 @@
-"""Who is reading, and what Airflow lets them read. Airflow 3 only.
+"""Authentication and authorization of FastAPI requests. Airflow 3 only.
 
-Airflow does not authenticate the app of a plugin, so each route here depends on :data:`ReaderDep`, and everything is
-asked of Airflow's own dependencies and its auth manager. Nothing is decided here and nothing is remembered: a right
-that Airflow takes away is gone with the next request.
+Airflow does not authenticate requests to a plugin's app, so each of our routes depends on :data:`ReaderDep`. Airflow's
+own dependencies and its auth manager make every decision. Nothing is cached: a permission that Airflow revokes is gone
+with the next request.
 """
 
 from __future__ import annotations
@@ -20,55 +20,56 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """A person or a program whom Airflow has let in."""
+    """An authenticated user or API client, with the permissions that Airflow grants it."""
 
     def __init__(self, user: Any) -> None:
         self._user = user
 
     def require_task_instances(self, dag_id: str | None = None) -> None:
-        """Refuse a reader who may not see the task instances of a Dag, or none at all when ``dag_id`` is ``None``.
+        """Require permission to see a Dag's task instances.
 
+        :param dag_id: the Dag, or ``None`` for permission to see task instances at all
         :raises fastapi.HTTPException: 403
         """
         airflow_auth.require_task_instances(self._user, dag_id)
 
     def require_workers(self) -> None:
-        """Refuse a reader who may not see what workers are: the right that Airflow asks for its jobs view.
+        """Require permission to see workers: the one that Airflow requires for its jobs view.
 
         :raises fastapi.HTTPException: 403
         """
         airflow_auth.require_jobs_view(self._user)
 
     def require_pool_edit(self) -> None:
-        """Refuse a reader who may not decide which worker is given work: the right to edit Airflow's pools.
+        """Require permission to change worker availability: the one to edit Airflow's pools.
 
         :raises fastapi.HTTPException: 403
         """
         airflow_auth.require_pool_edit(self._user)
 
     def may_edit_pools(self) -> bool:
-        """Return whether :meth:`require_pool_edit` would let the reader pass."""
-        return _passes(self.require_pool_edit)
+        """Return whether :meth:`require_pool_edit` passes."""
+        return _is_allowed(self.require_pool_edit)
 
     @property
     def name(self) -> str:
-        """What Airflow calls the reader."""
+        """The user name that Airflow has for the reader."""
         return airflow_auth.user_name(self._user)
 
     def may_see_workers(self) -> bool:
-        """Return whether :meth:`require_workers` would let the reader pass."""
-        return _passes(self.require_workers)
+        """Return whether :meth:`require_workers` passes."""
+        return _is_allowed(self.require_workers)
 
     def may_see_task_instances(self, dag_id: str | None = None) -> bool:
-        """Return whether the reader may see the task instances of a Dag, or any at all."""
-        return _passes(lambda: self.require_task_instances(dag_id))
+        """Return whether :meth:`require_task_instances` passes."""
+        return _is_allowed(lambda: self.require_task_instances(dag_id))
 
     def readable_dag_ids(self) -> set[str]:
-        """Return the Dags whose tries the reader may find in lists and totals."""
+        """Return the IDs of the Dags whose tries the reader may see in lists and totals."""
         return airflow_auth.readable_dag_ids(self._user)
 
 
-def _passes(check: Callable[[], None]) -> bool:
+def _is_allowed(check: Callable[[], None]) -> bool:
     try:
         check()
     except HTTPException:
@@ -76,14 +77,17 @@ def _passes(check: Callable[[], None]) -> bool:
     return True
 
 
-def _reader(user: Annotated[Any, Depends(airflow_auth.current_user())]) -> Reader:
+def _current_reader(user: Annotated[Any, Depends(airflow_auth.current_user())]) -> Reader:
     return Reader(user)
 
 
-ReaderDep = Annotated[Reader, Depends(_reader)]
-"""The reader of a request; 401 for one who is not logged in."""
+ReaderDep = Annotated[Reader, Depends(_current_reader)]
+"""The reader of a request, as a FastAPI dependency; answers 401 without a login."""
 
 
 def is_login_missing(error: AnyHTTPException) -> bool:
-    """Return whether an HTTP error of Airflow's says "log in first" (a forged or foreign token is answered 403)."""
+    """Return whether Airflow's HTTP error means "log in first".
+
+    Airflow answers a forged or foreign token with 403 instead of 401.
+    """
     return error.status_code == 401 or (error.status_code == 403 and error.detail == "Invalid JWT token")  # noqa: PLR2004

@@ -1,9 +1,8 @@
-"""Whether a request that changes something was meant by the one whose login it carries.
+"""CSRF checks for requests that change something. Pure functions.
 
-The browser adds the login's cookie to whatever page sends the request (most do not, with SameSite, but that is theirs
-to decide). It says truly, and no page can make it say otherwise, where the request comes from. A bearer token is
-nothing that a browser adds by itself. A cookie is, and so are the credentials of basic authentication once it knows
-them. Pure functions.
+A browser adds the login cookie to a request whichever page sends it (with SameSite most browsers do not, but that is up
+to the browser). It also states the origin of the request, which no page can forge. A browser never adds a bearer token
+by itself, but it does add cookies, and the credentials of basic authentication once it knows them.
 """
 
 from __future__ import annotations
@@ -13,40 +12,41 @@ from urllib.parse import urlsplit
 
 
 class Headers(Protocol):
-    """A request's headers, with names in any case."""
+    """Request headers with case-insensitive names."""
 
     def get(self, name: str, /) -> str | None:
-        """Return a header, or ``None``."""
+        """Return the value of a header, or ``None`` if it is missing."""
 
 
 def is_from_here(headers: Headers, *, base_url: str) -> bool:
-    """Return whether a page of this server sent a request; one whose origin nothing tells was not.
+    """Return whether a page of this server sent the request; an unknown origin is ``False``.
 
-    :param headers: the request's
-    :param base_url: under which people reach the server
+    :param headers: the request headers
+    :param base_url: the URL at which users reach the server
     """
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    # Browsers leave that out where the server is reached without TLS under another name than localhost.
+    fetch_site = headers.get("sec-fetch-site")
+    if fetch_site is not None:
+        return fetch_site == "same-origin"
+    # Browsers omit Sec-Fetch-Site without TLS, except on localhost.
     origin = headers.get("origin")
     if not origin:
         return False
-    # Behind a proxy that puts another host into the request the base URL tells. Not X-Forwarded-Host: a page elsewhere
-    # may set that one where Airflow's CORS settings allow the header.
-    came_from = urlsplit(origin).netloc
-    return bool(came_from) and came_from in {headers.get("host"), urlsplit(base_url).netloc}
+    # A proxy may replace Host, so compare with the base URL too. X-Forwarded-Host is not safe: a page of another site
+    # can set it if Airflow's CORS settings allow the header.
+    origin_host = urlsplit(origin).netloc
+    return bool(origin_host) and origin_host in {headers.get("host"), urlsplit(base_url).netloc}
 
 
 def may_be_made(headers: Headers, *, has_login_cookie: bool, base_url: str) -> bool:
-    """Return whether the one whose credentials a request carries must have meant it.
+    """Return whether a request that changes something passes the CSRF checks.
 
-    Where a login's cookie comes along, it may be what counts, also beside a bearer token (Airflow 3.1 and 3.2 prefer
-    it): then the browser must say that a page of this server sent the request, and the body must be JSON, which no form
-    can send.
+    A login cookie may authenticate the request even beside a bearer token (Airflow 3.1 and 3.2 prefer the cookie). With
+    such a cookie, the browser must state that a page of this server sent the request, and the body must be JSON, which
+    no form can send. Without it a bearer token suffices, and so do other credentials that no browser sent.
 
-    :param headers: the request's
-    :param base_url: under which people reach the server
+    :param headers: the request headers
+    :param has_login_cookie: whether the request carries a login cookie
+    :param base_url: the URL at which users reach the server
     """
     scheme = (headers.get("authorization") or "").partition(" ")[0].lower()
     is_browser = bool(headers.get("sec-fetch-site") or headers.get("origin"))
@@ -56,5 +56,5 @@ def may_be_made(headers: Headers, *, has_login_cookie: bool, base_url: str) -> b
 
 
 def is_json(headers: Headers) -> bool:
-    """Return whether a request says that its body is JSON."""
+    """Return whether the content type of a request is JSON."""
     return (headers.get("content-type") or "").partition(";")[0].strip().lower() == "application/json"

@@ -1,7 +1,9 @@
-"""One connection per request, bounded, and only to tables that this version of the package can read.
+"""Database connections for requests, limited in number and time.
 
-The connections are Airflow's own, of a pool that all its requests share (15 by default). So ours use a few of them at
-most, and none for a while after one has waited for a lock in vain.
+A connection is handed out only if the tables are of the version that this package reads.
+
+The connections come from Airflow's own pool, which all its requests share (15 by default). So our requests use only a
+few of them, and none for a while after one has timed out waiting for a lock.
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 RECHECK_SECONDS = 10.0
-"""How long tables that are missing, old or newer are taken to stay so."""
+"""How long to trust a check that found the tables missing, old or newer."""
 
 
 MAX_CONNECTIONS = 4
-"""Connections of Airflow's pool that requests for our pages and REST hold at once, in each process."""
+"""Connections of Airflow's pool that our requests may hold at once, per process."""
 
 WAIT_SECONDS = 1.0
-"""How long a request waits for one of them: it keeps one of the API server's threads busy meanwhile."""
+"""How long a request waits for a connection, occupying a thread of the API server."""
 
 LEAVE_ALONE_SECONDS = 3.0
-"""How long all requests are refused after a time-out."""
+"""How long to refuse all requests after a timeout."""
 
 
 class DatabaseBusyError(RuntimeError):
-    """Nothing can be read or written now; the message says what to do."""
+    """Raised when the database is too busy to read or write; the message says what to do."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,7 +49,7 @@ class DatabaseBusyError(RuntimeError):
 
 
 class SchemaNotReadyError(RuntimeError):
-    """The tables are not there, or not of this version; the message says what to do."""
+    """Raised when the tables are missing or of another version; the message says what to do."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema.explanation)
@@ -55,9 +57,9 @@ class SchemaNotReadyError(RuntimeError):
 
 
 class SchemaCheck:
-    """Remembers what the tables are like, so that a request does not ask for the database's catalogue.
+    """Cached check of the tables, so that a request need not query the database's catalogue.
 
-    Tables that were fine stay fine for the life of the process, unless reading them fails.
+    Tables that were ready count as ready until the process ends, unless reading them fails.
     """
 
     def __init__(self) -> None:
@@ -66,61 +68,63 @@ class SchemaCheck:
         self._checked_at = 0.0
 
     def __call__(self, connection: Connection) -> Schema:
-        """Return what the tables are like, from memory where it is fresh enough."""
+        """Return the state of the tables, from the cache if it is fresh."""
         with self._lock:
-            known = self._schema
-            if known is Schema.READY or (known is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS):
-                return known
+            cached = self._schema
+            if cached is Schema.READY or (cached is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS):
+                return cached
         schema = migrate.check(connection)
         with self._lock:
             self._schema, self._checked_at = schema, time.monotonic()
         return schema
 
     def forget(self) -> None:
-        """Ask the database again next time."""
+        """Clear the cache, so that the next call queries the database."""
         with self._lock:
             self._schema = None
 
 
 schema_check = SchemaCheck()
 breaker = CircuitBreaker(LEAVE_ALONE_SECONDS)
-_connections = BoundedSemaphore(MAX_CONNECTIONS)
+_connection_slots = BoundedSemaphore(MAX_CONNECTIONS)
 
 
 @contextmanager
 def reading() -> Iterator[Connection]:
-    """Yield a connection to Airflow's database in which our tables are ready to be read.
+    """Check that our tables are ready, and yield a connection for reading.
 
-    :raises SchemaNotReadyError: when they are not, also when they vanished while being read
-    :raises DatabaseBusyError: when that takes too long
+    The transaction is rolled back at the end.
+
+    :raises SchemaNotReadyError: if the tables are not ready, or become unavailable during the read
+    :raises DatabaseBusyError: if connecting or reading takes too long
     """
-    with _only_if_ready(), _connection(), session.reading(session.PAGE) as connection:
+    with _explain_schema_errors(), _limited_connection(), session.reading(session.PAGE) as connection:
         _require_ready(schema_check(connection))
         yield connection
 
 
 @contextmanager
 def writing() -> Iterator[Connection]:
-    """Yield the same with a transaction, which is committed at the end.
+    """Yield a connection for writing, as :func:`reading` does, and commit at the end.
 
     :raises SchemaNotReadyError: as for :func:`reading`
     :raises DatabaseBusyError: as for :func:`reading`
     """
-    with _only_if_ready(), _connection(), session.writing(session.PAGE) as connection:
+    with _explain_schema_errors(), _limited_connection(), session.writing(session.PAGE) as connection:
         _require_ready(schema_check(connection))
         yield connection
 
 
 @contextmanager
-def _connection() -> Iterator[None]:
-    """Allow a few to use the database, and nobody for a while after a time-out."""
+def _limited_connection() -> Iterator[None]:
+    """Limit how many requests use the database, and refuse all for a while after a timeout."""
     was_open = breaker.is_open
-    if not breaker.allows() or not _connections.acquire(timeout=WAIT_SECONDS):
-        raise _refused()
-    # Another one's time may have run out meanwhile.
+    if not breaker.allows() or not _connection_slots.acquire(timeout=WAIT_SECONDS):
+        raise _count_refusal()
+    # Another request may have timed out while this one waited.
     if breaker.is_open and not was_open:
-        _connections.release()
-        raise _refused()
+        _connection_slots.release()
+        raise _count_refusal()
     try:
         yield
     except Exception as error:
@@ -131,21 +135,21 @@ def _connection() -> Iterator[None]:
         warn_once(
             "pages", "Airflow Worker Insight could not read its tables in time: %s", getattr(error, "orig", error)
         )
-        raise _refused() from error
+        raise _count_refusal() from error
     else:
         breaker.close()
     finally:
-        _connections.release()
+        _connection_slots.release()
 
 
-def _refused() -> DatabaseBusyError:
+def _count_refusal() -> DatabaseBusyError:
     count("pages.refused")
     return DatabaseBusyError()
 
 
 @contextmanager
-def _only_if_ready() -> Iterator[None]:
-    """Say of a failure that the tables are the reason, where they are."""
+def _explain_schema_errors() -> Iterator[None]:
+    """Turn an error into :class:`SchemaNotReadyError` if the state of the tables explains it."""
     try:
         yield
     except (SchemaNotReadyError, DatabaseBusyError):
@@ -162,9 +166,9 @@ def _require_ready(schema: Schema) -> None:
 
 
 def schema_now() -> Schema:
-    """Return what the tables are like, without raising for those that are not ready.
+    """Return the state of the tables, whether or not they are ready.
 
-    :raises DatabaseBusyError: when that takes too long
+    :raises DatabaseBusyError: if the check takes too long
     """
-    with _connection(), session.reading(session.PAGE) as connection:
+    with _limited_connection(), session.reading(session.PAGE) as connection:
         return schema_check(connection)

@@ -1,4 +1,4 @@
-"""The REST API's OpenAPI document as a page prints it. Pure functions."""
+"""Summary of the REST API's OpenAPI document for the API page. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of an operation, or a field of the body that it takes."""
+    """A parameter of an operation, or a field of its JSON body."""
 
     name: str
     type: str
@@ -18,7 +18,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A path with a method, what it takes and an example of what it answers."""
+    """A method of a path, with its parameters, responses and an example of its answer."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The whole API."""
+    """The API's title, version, text and operations."""
 
     title: str
     version: str
@@ -40,9 +40,10 @@ class Description:
 
 
 def describe(document: dict[str, Any], *, root: str) -> Description:
-    """Return the description of an OpenAPI document's operations.
+    """Return the summary of an OpenAPI document.
 
-    :param root: the path in front of the document's paths
+    :param document: the OpenAPI document
+    :param root: the prefix of the document's paths
     """
     info = document["info"]
     return Description(
@@ -58,7 +59,7 @@ def describe(document: dict[str, Any], *, root: str) -> Description:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
-    ok = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
+    success = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
     return Operation(
         method=method.upper(),
         path=path,
@@ -66,36 +67,37 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Operation:
         description=operation.get("description", ""),
         parameters=(
             *(
-                Parameter(one["name"], _type(one.get("schema", {})), one.get("description", ""))
-                for one in operation.get("parameters", ())
+                Parameter(parameter["name"], _type_text(parameter.get("schema", {})), parameter.get("description", ""))
+                for parameter in operation.get("parameters", ())
             ),
-            *_body(operation),
+            *_body_fields(operation),
         ),
-        responses=tuple((code, answer.get("description", "")) for code, answer in operation["responses"].items()),
-        example=json.dumps(ok["example"], indent=2) if "example" in ok else "",
+        responses=tuple((code, response.get("description", "")) for code, response in operation["responses"].items()),
+        example=json.dumps(success["example"], indent=2) if "example" in success else "",
     )
 
 
-def _body(operation: dict[str, Any]) -> list[Parameter]:
-    """Return the fields of the JSON body that an operation takes, if any."""
+def _body_fields(operation: dict[str, Any]) -> list[Parameter]:
+    """Return the fields of an operation's JSON body; none if it takes no body."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     fields = content.get("schema", {}).get("properties", {})
     return [
-        Parameter(name, f"in the body: {_type(field)}", field.get("description", "")) for name, field in fields.items()
+        Parameter(name, f"in the body: {_type_text(field)}", field.get("description", ""))
+        for name, field in fields.items()
     ]
 
 
-def _type(schema: dict[str, Any]) -> str:
-    """Say in a few words what values a schema takes."""
-    options = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    words = " or ".join(one.get("format") or one.get("type", "any") for one in options)
+def _type_text(schema: dict[str, Any]) -> str:
+    """Describe in a few words which values a schema allows."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    text = " or ".join(option.get("format") or option.get("type", "any") for option in options)
     limits = {**schema, **(options[0] if options else {})}
     if "enum" in limits:
-        words = f"one of {', '.join(limits['enum'])}"
+        text = f"one of {', '.join(limits['enum'])}"
     if "maxLength" in limits:
-        words += f", at most {limits['maxLength']} characters"
+        text += f", at most {limits['maxLength']} characters"
     if "minimum" in limits and "maximum" in limits and limits["maximum"] < 2**31 - 1:
-        words += f", {limits['minimum']} to {limits['maximum']}"
+        text += f", {limits['minimum']} to {limits['maximum']}"
     if schema.get("default") is not None:
-        words += f", {schema['default']} by default"
-    return words
+        text += f", {schema['default']} by default"
+    return text

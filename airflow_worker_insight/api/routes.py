@@ -1,4 +1,4 @@
-"""The REST API ``/api/v1`` (Airflow 3): attempts, placements, workers, services, and this package's health here."""
+"""Routes of the REST API ``/api/v1`` on Airflow 3."""
 
 from __future__ import annotations
 
@@ -163,15 +163,16 @@ _HEALTH_EXAMPLE = {
 # --- routes ---------------------------------------------------------------------------------------------------------
 
 
-def _example(value: dict[str, Any], *, finds_one: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return what a route's description says of its answers.
+def _responses(example: dict[str, Any], *, names_worker: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route: an example for 200, and 404 where it applies.
 
-    :param finds_one: whether the path names a worker, which may not exist
+    :param example: the example of a 200 answer
+    :param names_worker: whether the path names a worker, which may not exist
     """
-    answers: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": value}}}}
-    if finds_one:
-        answers[404] = {"model": Problem, "description": "No such worker was recorded."}
-    return answers
+    responses: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
+    if names_worker:
+        responses[404] = {"model": Problem, "description": "No such worker was recorded."}
+    return responses
 
 
 _WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="One life of a worker.")]
@@ -181,7 +182,7 @@ _WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="One life of 
     "/attempts",
     summary="List attempts",
     response_model=AttemptsResponse,
-    responses=_example(_ATTEMPTS_EXAMPLE),
+    responses=_responses(_ATTEMPTS_EXAMPLE),
 )
 def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) -> Any:
     """List tries and the workers that ran them, the latest start first.
@@ -197,7 +198,7 @@ def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) ->
     "/placements",
     summary="List what waits and what is placed",
     response_model=PlacementsResponse,
-    responses=_example(_PLACEMENTS_EXAMPLE),
+    responses=_responses(_PLACEMENTS_EXAMPLE),
 )
 def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep) -> Any:
     """List tries that wait for a worker, and those that an executor of this package has placed and that have not ended.
@@ -213,7 +214,7 @@ def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep
     "/workers",
     summary="List workers",
     response_model=WorkersResponse,
-    responses=_example(_WORKERS_EXAMPLE),
+    responses=_responses(_WORKERS_EXAMPLE),
 )
 def list_workers(query: Annotated[WorkerQuery, Query()], reader: ReaderDep) -> Any:
     """List workers, those that are gone too. It asks for the right to see Airflow's jobs."""
@@ -225,7 +226,7 @@ def list_workers(query: Annotated[WorkerQuery, Query()], reader: ReaderDep) -> A
     "/workers/{worker_id}",
     summary="Show a worker",
     response_model=OneWorkerResponse,
-    responses=_example(_ONE_WORKER_EXAMPLE, finds_one=True),
+    responses=_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
 )
 def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
     """Show one life of a worker and its history. It asks for the right to see Airflow's jobs."""
@@ -240,7 +241,7 @@ def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
     "/workers/{worker_id}/attempts",
     summary="List a worker's attempts",
     response_model=AttemptsResponse,
-    responses=_example(_ATTEMPTS_EXAMPLE, finds_one=True),
+    responses=_responses(_ATTEMPTS_EXAMPLE, names_worker=True),
 )
 def list_worker_attempts(
     worker_id: _WorkerIdPath, query: Annotated[WorkerAttemptQuery, Query()], reader: ReaderDep
@@ -258,8 +259,8 @@ def list_worker_attempts(
         raise _not_found(error) from None
 
 
-async def _body(request: Request) -> bytes:
-    """Return what was sent, or as much of it as tells that it is too long."""
+async def _read_body(request: Request) -> bytes:
+    """Return the request body, or its beginning if it is longer than :data:`MAX_BODY`."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -273,7 +274,7 @@ async def _body(request: Request) -> bytes:
     summary="Decide whether a worker is given work",
     response_model=OneWorkerResponse,
     responses={
-        **_example(_ONE_WORKER_EXAMPLE, finds_one=True),
+        **_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
         422: {
             "model": Problem,
             "description": "The body is not such a decision, or the ID stands for a whole host or a life that is over.",
@@ -287,7 +288,7 @@ async def _body(request: Request) -> bytes:
     },
 )
 def decide(
-    request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
+    request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: Annotated[bytes, Depends(_read_body)]
 ) -> Any:
     """Make a worker available, draining or quarantined, with a note that says why.
 
@@ -314,7 +315,7 @@ def decide(
     "/services",
     summary="List services",
     response_model=ServicesResponse,
-    responses=_example(_SERVICES_EXAMPLE),
+    responses=_responses(_SERVICES_EXAMPLE),
 )
 def list_services(query: Annotated[ServiceQuery, Query()], reader: ReaderDep) -> Any:
     """List schedulers, triggerers, Dag processors and workers. It asks for the right to see Airflow's jobs."""
@@ -326,7 +327,7 @@ def list_services(query: Annotated[ServiceQuery, Query()], reader: ReaderDep) ->
     "/health",
     summary="Say whether recording works",
     response_model=HealthResponse,
-    responses=_example(_HEALTH_EXAMPLE),
+    responses=_responses(_HEALTH_EXAMPLE),
 )
 def health(reader: ReaderDep) -> Any:
     """Say whether the tables can be used, what became of the reports that this process received, and who looks.

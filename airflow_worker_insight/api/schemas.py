@@ -1,6 +1,6 @@
-"""The objects of the REST API ``/api/v1`` and how they are filled, without a web framework.
+"""Requests and responses of the REST API ``/api/v1``, independent of the web framework.
 
-FastAPI serves them on Airflow 3 (``rest``) and Flask on 2.11 (``fab``).
+FastAPI serves them on Airflow 3 (:mod:`.routes`) and Flask on 2.11 (:mod:`airflow_worker_insight.fab.views`).
 """
 
 from __future__ import annotations
@@ -46,37 +46,37 @@ NOT_FROM_HERE = (
 )
 
 
-# --- what goes in ---------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------------------
 
 
-def _storable(text: str) -> str:
+def _require_no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain a NUL character")
     return text
 
 
-def _written_as_time(value: Any) -> Any:
-    # pydantic would take a bare number for seconds since 1970.
+def _require_iso_format(value: Any) -> Any:
+    # pydantic would read a bare number as seconds since 1970.
     if isinstance(value, str) and not value[:11].replace("t", "T").endswith("T"):
         raise ValueError("must be an ISO 8601 date and time, for example 2026-01-31T08:00:00Z")
     return value
 
 
-def _aware(value: datetime) -> datetime:
+def _to_utc(value: datetime) -> datetime:
     try:
         return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
     except OverflowError:
         raise ValueError("must be within the years 1 to 9999 in UTC") from None
 
 
-def _known_state(value: str) -> str:
+def _require_known_state(value: str) -> str:
     states = metadata_database.task_instance_states()
     if value not in states:
         raise ValueError(f"must be one of {', '.join(sorted(states))}")
     return value
 
 
-def _known_reason(value: str) -> str:
+def _require_known_reason(value: str) -> str:
     if value not in REASONS:
         raise ValueError(f"must be one of {', '.join(sorted(REASONS))}")
     return value
@@ -86,53 +86,55 @@ _WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
 _Id = Annotated[
     str,
     Field(min_length=1, max_length=MAX_ID_LENGTH, json_schema_extra=_WITHOUT_NUL),
-    AfterValidator(_storable),
+    AfterValidator(_require_no_nul),
 ]
-_Time = Annotated[datetime, BeforeValidator(_written_as_time), AfterValidator(_aware)]
+_Time = Annotated[datetime, BeforeValidator(_require_iso_format), AfterValidator(_to_utc)]
 
 
-def _not_too_far(offset: int) -> int:
+def _require_reachable(offset: int) -> int:
     if offset > MAX_TOTAL:
         raise ValueError(f"at most {MAX_TOTAL} can be skipped: look further back with a filter, such as started_at_lte")
     return offset
 
 
-def _known_label(value: str) -> str:
-    key, equals, _ = value.partition("=")
-    if not key or not equals:
+def _require_label(value: str) -> str:
+    key, separator, _ = value.partition("=")
+    if not key or not separator:
         raise ValueError("must be a label as key=value, for example zone=eu-1")
     return value
 
 
-_Kind = Annotated[str, Field(min_length=1, max_length=32, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)]
+_Kind = Annotated[
+    str, Field(min_length=1, max_length=32, json_schema_extra=_WITHOUT_NUL), AfterValidator(_require_no_nul)
+]
 _Hostname = Annotated[
-    str, Field(min_length=1, max_length=255, json_schema_extra=_WITHOUT_NUL), AfterValidator(_storable)
+    str, Field(min_length=1, max_length=255, json_schema_extra=_WITHOUT_NUL), AfterValidator(_require_no_nul)
 ]
 
 
-def _one_line(note: str) -> str:
-    """Do as the form on a worker's page: no line end, control or format character reaches those who read the note."""
+def _cleaned_note(note: str) -> str:
+    """Remove line ends, control and format characters, as the form on a worker's page does."""
     return clean(note, MAX_NOTE_LENGTH)
 
 
 _Note = Annotated[
     str,
     Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
-    AfterValidator(_storable),
-    AfterValidator(_one_line),
+    AfterValidator(_require_no_nul),
+    AfterValidator(_cleaned_note),
 ]
 _Label = Annotated[
     str,
     Field(max_length=320, json_schema_extra={"pattern": r"^[^=\u0000]+=[^\u0000]*$"}),
-    AfterValidator(_storable),
-    AfterValidator(_known_label),
+    AfterValidator(_require_no_nul),
+    AfterValidator(_require_label),
 ]
 _TryState = Annotated[
     str,
     Field(json_schema_extra={"enum": sorted(metadata_database.task_instance_states())}),
-    AfterValidator(_known_state),
+    AfterValidator(_require_known_state),
 ]
-_Reason = Annotated[str, Field(json_schema_extra={"enum": sorted(REASONS)}), AfterValidator(_known_reason)]
+_Reason = Annotated[str, Field(json_schema_extra={"enum": sorted(REASONS)}), AfterValidator(_require_known_reason)]
 _WorkerId = Annotated[str, Field(pattern=WORKER_ID)]
 Availability = Literal["available", "draining", "quarantined"]
 _WorkerState = Literal["online", "unresponsive", "offline", "lost", "unknown"]
@@ -143,18 +145,18 @@ _WorkerOrder = Literal[
 
 
 class _Query(BaseModel):
-    """What lists have in common."""
+    """Parameters that all lists share."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(50, ge=1, le=MAX_LIMIT, description="How many to return at most.")
-    offset: Annotated[int, Field(ge=0), AfterValidator(_not_too_far)] = Field(
+    offset: Annotated[int, Field(ge=0), AfterValidator(_require_reachable)] = Field(
         0, description="How many to skip.", json_schema_extra={"maximum": MAX_TOTAL}
     )
 
 
 class WorkerAttemptQuery(_Query):
-    """What attempts of one worker to list. Filters are combined with "and" and match whole values."""
+    """Filters for one worker's attempts, combined with "and"; each matches a whole value."""
 
     dag_id: _Id | None = Field(None, description="The Dag. A Dag that the reader may not see is answered with 403.")
     run_id: _Id | None = Field(None, description="The Dag run.")
@@ -183,14 +185,14 @@ class WorkerAttemptQuery(_Query):
 
 
 class AttemptQuery(WorkerAttemptQuery):
-    """What attempts to list. Filters are combined with "and" and match whole values."""
+    """Filters for attempts, combined with "and"; each matches a whole value."""
 
     worker_id: _WorkerId | None = Field(None, description="One life of a worker.")
     worker_name: _Id | None = Field(None, description="A worker's name, which outlives its restarts.")
 
 
 class PlacementQuery(_Query):
-    """Which placements to list. Filters are combined with "and" and match whole values."""
+    """Filters for placements, combined with "and"; each matches a whole value."""
 
     state: Literal["waiting", "placed"] | None = Field(
         None, description="waiting for a worker, or placed on one (or handed to the queue that its workers share)."
@@ -210,7 +212,7 @@ class PlacementQuery(_Query):
 
 
 class WorkerQuery(_Query):
-    """What workers to list. Filters are combined with "and" and match whole values."""
+    """Filters for workers, combined with "and"; each matches a whole value."""
 
     state: _WorkerState | None = Field(None, description="The worker's state; unknown where nothing tells.")
     kind: _Kind | None = Field(None, description="celery, local, kubernetes, edge, or the executor's own name.")
@@ -241,7 +243,7 @@ class WorkerQuery(_Query):
 
 
 class ServiceQuery(_Query):
-    """What services to list."""
+    """Filters for services."""
 
     kind: Literal["scheduler", "triggerer", "dag_processor", "worker"] | None = Field(
         None, description="What the service is."
@@ -261,24 +263,25 @@ class Decision(BaseModel):
 
 
 def require_worker_id(worker_id: str) -> None:
-    """Refuse what no worker's ID can be, as FastAPI does.
+    """Check the form of a worker ID, as FastAPI does for its routes.
 
-    :raises InvalidChangeError: for such an ID
+    :raises InvalidChangeError: if no worker can have this ID
     """
     if re.fullmatch(WORKER_ID, worker_id) is None:
         raise InvalidChangeError("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
 
 
 class InvalidChangeError(ValueError):
-    """A change that cannot be made as it was sent; the message says why."""
+    """Raised when a request cannot be carried out as sent; the message says why."""
 
 
 def parse_decision(body: bytes, *, is_json: bool) -> Decision:
-    """Read the body of a decision.
+    """Parse the body of a request that changes a worker's availability.
 
-    :param is_json: whether the request says that it is JSON
-    :raises InvalidChangeError: when it cannot be read
-    :raises pydantic.ValidationError: when it is no decision
+    :param body: the body, or its beginning if it is longer than :data:`MAX_BODY`
+    :param is_json: whether the content type is JSON
+    :raises InvalidChangeError: if the content type is not JSON or the body is too long
+    :raises pydantic.ValidationError: if the body is not a valid :class:`Decision`
     """
     if not is_json:
         raise InvalidChangeError("The body must be JSON: send it with the content type application/json.")
@@ -288,15 +291,15 @@ def parse_decision(body: bytes, *, is_json: bool) -> Decision:
 
 
 def problems(error: ValidationError, place: str) -> list[dict[str, Any]]:
-    """Return what is wrong with a request, in the form in which FastAPI says it.
+    """Return the errors of a request in FastAPI's format.
 
-    :param place: ``query``, ``path`` or ``body``
+    :param place: the part of the request: ``query``, ``path`` or ``body``
     """
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{**one, "loc": [place, *one["loc"]]} for one in found]
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**detail, "loc": [place, *detail["loc"]]} for detail in details]
 
 
-# --- what comes out -------------------------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------------------------------
 
 
 class AttemptWorkerResponse(BaseModel):
@@ -351,7 +354,7 @@ class AttemptResponse(BaseModel):
 
 
 class _ListResponse(BaseModel):
-    """What lists have in common."""
+    """Fields that all lists share."""
 
     total_entries: int = Field(description=f"How many there are, counted up to {MAX_TOTAL}.")
     total_is_exact: bool = Field(
@@ -497,72 +500,78 @@ class HealthResponse(BaseModel):
     )
 
 
-# --- how it is filled -----------------------------------------------------------------------------------------------
+# --- queries and changes --------------------------------------------------------------------------------------------
 
 
 class WorkerNotFoundError(LookupError):
-    """An ID that no worker has; the message says so."""
+    """Raised when no worker has the requested ID; the message says so."""
 
     def __init__(self) -> None:
         super().__init__("No worker with this ID was recorded here.")
 
 
 def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
-    """Return the fields of an :class:`AttemptsResponse`: tries and their workers, the latest start first.
+    """Return the fields of an :class:`AttemptsResponse`, latest start first.
 
     :param dag_ids: the Dags that the reader may see
-    :param sees_workers: whether the reader may see how much runs on workers
+    :param sees_workers: whether the reader may see workers, and so how much runs on them
     """
     with database.reading() as connection:
-        found = _attempts(connection, query, query.filters(), dag_ids)
+        fields = _attempts_page(connection, query, query.filters(), dag_ids)
     if not sees_workers:
-        found["attempts"] = [attempt_queries.without_neighbours(one) for one in found["attempts"]]
-    return found
+        fields["attempts"] = [attempt_queries.without_neighbours(attempt) for attempt in fields["attempts"]]
+    return fields
 
 
 def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
-    """Return the fields of a :class:`PlacementsResponse`: what waits and what is placed, the earliest first.
+    """Return the fields of a :class:`PlacementsResponse`, oldest first.
+
+    They cover tries that wait for a worker and tries that are placed on one.
 
     :param dag_ids: the Dags that the reader may see
-    :param sees_workers: whether the reader may see workers that a try has nothing to do with
+    :param sees_workers: whether the reader may see workers that a try neither ran on nor was placed on
     """
     with database.reading() as connection:
-        found, total = placements.find(
+        rows, total = placements.find(
             connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
         )
     return {
-        "placements": [placement_fields(one, sees_workers=sees_workers) for one in found],
+        "placements": [placement_fields(row, sees_workers=sees_workers) for row in rows],
         "total_entries": total,
         "total_is_exact": total < MAX_TOTAL,
     }
 
 
-def placement_fields(one: placements.ListedPlacement, *, sees_workers: bool = True) -> dict[str, Any]:
-    """Return the fields of a :class:`PlacementResponse`."""
+def placement_fields(listed: placements.ListedPlacement, *, sees_workers: bool = True) -> dict[str, Any]:
+    """Return the fields of a :class:`PlacementResponse`.
+
+    :param sees_workers: whether the reader may see workers; if not, ``detail`` is ``None``
+    """
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     return {
-        **{name: getattr(one.placement.key, name) for name in names},
-        "state": one.state,
-        "worker": None if one.worker_id is None else {"worker_id": one.worker_id, "name": one.worker_name},
-        "reason": one.placement.reason,
-        "detail": one.placement.sentence if sees_workers else None,
-        "since": one.placement.placed_at,
-        "queue": one.queue,
-        "try_state": one.try_state,
+        **{name: getattr(listed.placement.key, name) for name in names},
+        "state": listed.state,
+        "worker": None if listed.worker_id is None else {"worker_id": listed.worker_id, "name": listed.worker_name},
+        "reason": listed.placement.reason,
+        "detail": listed.placement.sentence if sees_workers else None,
+        "since": listed.placement.placed_at,
+        "queue": listed.queue,
+        "try_state": listed.try_state,
     }
 
 
 def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
-    """Return the same of one worker.
+    """Return the fields of an :class:`AttemptsResponse` for one worker, latest start first.
 
-    :raises WorkerNotFoundError: for an ID that none has
+    :param dag_ids: the Dags that the reader may see
+    :raises WorkerNotFoundError: if no worker has the ID
     """
     with database.reading() as connection:
-        row = _row(connection, worker_id)
-        return _attempts(connection, query, replace(query.filters(), worker_id=row.worker_id), dag_ids)
+        row = _require_worker(connection, worker_id)
+        return _attempts_page(connection, query, replace(query.filters(), worker_id=row.worker_id), dag_ids)
 
 
-def _attempts(
+def _attempts_page(
     connection: Connection, query: WorkerAttemptQuery, filters: AttemptFilter, dag_ids: Collection[str]
 ) -> dict[str, Any]:
     page = attempt_queries.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
@@ -586,18 +595,18 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
 def one_worker(worker_id: str) -> dict[str, Any]:
     """Return the fields of a :class:`OneWorkerResponse`.
 
-    :raises WorkerNotFoundError: for an ID that none has
+    :raises WorkerNotFoundError: if no worker has the ID
     """
     with database.reading() as connection:
-        return _one_worker(connection, _row(connection, worker_id))
+        return _worker_with_changes(connection, _require_worker(connection, worker_id))
 
 
 def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, Any]:
-    """Write a decision and return the fields of a :class:`OneWorkerResponse`.
+    """Set a worker's availability and return the fields of a :class:`OneWorkerResponse`.
 
-    :param changed_by: the person's name
-    :raises WorkerNotFoundError: for an ID that none has
-    :raises InvalidChangeError: for an ID that stands for a host, or for a life that is over
+    :param changed_by: the name of the user who decided
+    :raises WorkerNotFoundError: if no worker has the ID
+    :raises InvalidChangeError: if the ID stands for a host, or for a worker instance that has ended
     """
     with database.writing() as connection:
         try:
@@ -615,7 +624,7 @@ def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, 
             raise InvalidChangeError(str(error)) from None
         if row is None:
             raise WorkerNotFoundError
-        return _one_worker(connection, row)
+        return _worker_with_changes(connection, row)
 
 
 def list_services(query: ServiceQuery) -> dict[str, Any]:
@@ -630,33 +639,33 @@ def list_services(query: ServiceQuery) -> dict[str, Any]:
 def health(*, with_engines: bool) -> dict[str, Any]:
     """Return the fields of a :class:`HealthResponse`.
 
-    :param with_engines: whether the reader may see workers: what went wrong with an engine may name hosts
+    :param with_engines: whether the reader may see workers: the error of a worker source may name hosts
     """
     schema = database.schema_now()
-    engines: list[SourceStatus] | None = None
+    sources: list[SourceStatus] | None = None
     if with_engines:
-        engines = []
+        sources = []
         if schema is Schema.READY:
             with database.reading() as connection:
-                engines = freshness.list_engines(connection)
+                sources = freshness.list_engines(connection)
     return {
         "status": "healthy" if schema is Schema.READY else "unhealthy",
         "version": __version__,
         "tables": schema.value,
         "explanation": schema.explanation,
         "counters": counters.snapshot(),
-        "engines": engines,
+        "engines": sources,
     }
 
 
-def _row(connection: Connection, worker_id: str) -> WorkerRow:
+def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
     row = worker_queries.get_worker(connection, worker_id)
     if row is None:
         raise WorkerNotFoundError
     return row
 
 
-def _one_worker(connection: Connection, row: WorkerRow) -> dict[str, Any]:
+def _worker_with_changes(connection: Connection, row: WorkerRow) -> dict[str, Any]:
     decision = worker_queries.decisions(connection, [row]).get(row.ref)
     return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
 
