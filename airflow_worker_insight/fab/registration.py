@@ -1,4 +1,4 @@
-"""What the plugin hands to Airflow's Flask app: views and static files."""
+"""Views and static files that the plugin registers with Airflow's Flask app."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def appbuilder_views() -> list[dict[str, Any]]:
-    """Return the views, without places in the menu."""
+    """Return the views as ``appbuilder_views`` of a plugin, without menu entries."""
     views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
     if not compat.is_airflow_3():
         views.append({"view": WorkerInsightApi()})
@@ -30,12 +30,12 @@ def blueprint() -> Blueprint:
     files = Blueprint(
         "worker_insight", __name__, url_prefix=FLASK_URL_PREFIX, static_folder=str(STATIC), static_url_path="/static"
     )
-    files.after_request(_cacheable)
+    files.after_request(_set_headers)
     return files
 
 
-def _cacheable(response: Response) -> Response:
-    # A new version of the package has new addresses. Not in shared caches: Airflow adds the reader's session cookie.
+def _set_headers(response: Response) -> Response:
+    # Each version of the package has its own URLs. `private`, since Airflow adds the reader's session cookie.
     response.headers["Cache-Control"] = "private, max-age=3600"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -1,9 +1,11 @@
-"""The pages as Flask-AppBuilder views: on Airflow 2.11, and on Airflow 3 where the auth manager is FAB's.
+"""The pages as Flask-AppBuilder views, and the REST API on Airflow 2.11.
 
-Airflow 2.11 shows them inside its own page, with its navigation, and has the REST API here too, as there is no FastAPI.
-Airflow 3 mounts them below ``/pluginsv2``, as pages of their own.
+The pages are for Airflow 2.11, and for Airflow 3 with the FAB auth manager.
 
-This module is imported only where the views are wanted: it imports Flask.
+Airflow 2.11 embeds them in its own page with its navigation. It has no FastAPI, so the REST API is here too.
+Airflow 3 mounts them below ``/pluginsv2`` as standalone pages.
+
+This module imports Flask, so import it only where the views are used.
 """
 
 from __future__ import annotations
@@ -52,13 +54,17 @@ if TYPE_CHECKING:
 
 
 MOUNTED_BELOW = "/pluginsv2"
-"""Where Airflow 3 mounts the Flask app of all plugins."""
+"""The path at which Airflow 3 mounts the Flask app that all plugins share."""
 
 HEADERS = {**page_service.HEADERS, "cache-control": "no-store"}
 
 
 class AccessDeniedError(Exception):
-    """A request that is not answered; ``status`` says why, the message says it to a reader."""
+    """Raised to refuse a request.
+
+    :param status: the HTTP status
+    :param text: the reason, for the reader
+    """
 
     def __init__(self, status: int, text: str = "") -> None:
         super().__init__(text)
@@ -66,53 +72,69 @@ class AccessDeniedError(Exception):
 
 
 class Reader:
-    """Who sends the request at hand, and what Airflow's auth manager lets them read."""
+    """The user of the current request, with the permissions from Airflow's auth manager."""
 
     def __init__(self, user: Any) -> None:
         self._user = user
 
     def require_task_instances(self, dag_id: str | None = None) -> None:
-        """Refuse a reader who may not see the task instances of a Dag, or none at all when ``dag_id`` is ``None``."""
+        """Require permission to see a Dag's task instances.
+
+        :param dag_id: the Dag, or ``None`` for permission to see task instances at all
+        :raises AccessDeniedError: 403, or 401 without a login
+        """
         if not self.may_see_task_instances(dag_id):
-            raise self._refused()
+            raise self._denied()
 
     def require_known(self) -> None:
-        """Refuse one who is neither logged in nor given rights by a public role, which Airflow 2.11 always has."""
+        """Require a login, or the permissions of a public role, which Airflow 2.11 always has.
+
+        :raises AccessDeniedError: 401
+        """
         if not airflow_fab.flask_is_logged_in(self._user) and not self.may_see_task_instances():
-            raise self._refused()
+            raise self._denied()
 
     def require_workers(self) -> None:
-        """Refuse a reader who may not see what workers are."""
+        """Require permission to see workers.
+
+        :raises AccessDeniedError: 403, or 401 without a login
+        """
         if not self.may_see_workers():
-            raise self._refused()
+            raise self._denied()
 
     def require_pool_edit(self) -> None:
-        """Refuse a reader who may not decide which worker is given work: the right to edit Airflow's pools."""
+        """Require permission to change worker availability: the one to edit Airflow's pools.
+
+        :raises AccessDeniedError: 403, or 401 without a login
+        """
         if not self.may_edit_pools():
-            raise self._refused()
+            raise self._denied()
 
     def may_edit_pools(self) -> bool:
-        """Return whether the reader may decide which worker is given work."""
+        """Return whether the reader may change worker availability."""
         return airflow_fab.flask_may_edit_pools(self._user)
 
     @property
     def name(self) -> str:
-        """What Airflow calls the reader."""
+        """The user name that Airflow has for the reader."""
         return airflow_auth.user_name(self._user)
 
     def may_see_task_instances(self, dag_id: str | None = None) -> bool:
-        """Return whether the reader may see the task instances of a Dag, or any at all."""
+        """Return whether the reader may see the task instances of a Dag, or any at all.
+
+        :param dag_id: the Dag, or ``None`` for task instances at all
+        """
         return airflow_fab.flask_may_see_task_instances(self._user, dag_id)
 
     def may_see_workers(self) -> bool:
-        """Return whether the reader may see what workers are: the right that Airflow asks for its jobs view."""
+        """Return whether the reader may see workers: the permission for Airflow's jobs view."""
         return airflow_fab.flask_may_see_jobs(self._user)
 
     def readable_dag_ids(self) -> set[str]:
-        """Return the Dags whose tries the reader may find in lists and totals."""
+        """Return the IDs of the Dags whose tries the reader may see in lists and totals."""
         return airflow_fab.flask_readable_dag_ids(self._user)
 
-    def _refused(self) -> AccessDeniedError:
+    def _denied(self) -> AccessDeniedError:
         return (
             AccessDeniedError(403, "Forbidden")
             if airflow_fab.flask_is_logged_in(self._user)
@@ -121,9 +143,10 @@ class Reader:
 
 
 class FlaskUrls(Urls):
-    """The templates' addresses below Flask's views.
+    """URLs for the templates, below Flask's views.
 
-    :param script_root: the path below which the Flask app is
+    :param script_root: the path at which the Flask app is mounted
+    :param may_see_workers: whether the reader may open workers' pages
     """
 
     def __init__(self, script_root: str, *, may_see_workers: bool = False) -> None:
@@ -138,7 +161,10 @@ class FlaskUrls(Urls):
 
 
 def route(path: str, *methods: str) -> Callable[[View], View]:
-    """Flask-AppBuilder's ``expose``, with a type."""
+    """Register a view at a path: Flask-AppBuilder's ``expose`` with type hints.
+
+    :param methods: the HTTP methods; ``GET`` if none is given
+    """
     decorator: Callable[[View], View] = expose(path, methods=methods or ("GET",))
     return decorator
 
@@ -147,26 +173,29 @@ def route(path: str, *methods: str) -> Callable[[View], View]:
 
 
 def page(view: View) -> View:
-    """Answer what goes wrong in a page with a page, and send one who is not logged in to the login."""
+    """Decorate a page: render errors as a page, and redirect to the login where it is missing."""
 
     @wraps(view)
     def answer(self: BaseView, *args: Any, **kwargs: Any) -> Any:
         try:
             return view(self, *args, **kwargs)
-        except AccessDeniedError as refused:
-            if refused.status == 401:  # noqa: PLR2004
-                return _to_login()
-            return _message(self, refused.status, str(refused))
+        except AccessDeniedError as denied:
+            if denied.status == 401:  # noqa: PLR2004
+                return _redirect_to_login()
+            return _message_page(self, denied.status, str(denied))
         except InvalidUrlError as error:
-            return _message(self, 422, str(error))
+            return _message_page(self, 422, str(error))
         except (SchemaNotReadyError, DatabaseBusyError) as error:
-            return _message(self, 503, str(error))
+            return _message_page(self, 503, str(error))
 
     return answer  # type: ignore[return-value]
 
 
 class WorkerInsightView(BaseView):  # type: ignore[misc]
-    """The Worker panel, workers, one worker and attempts, each with the fragment that refreshes it."""
+    """The pages: Worker panel, workers, one worker, attempts, and waiting tries.
+
+    Each page also has a ``/fragment`` URL for refreshing it in place.
+    """
 
     route_base = FLASK_URL_PREFIX
     default_view = "workers"
@@ -178,89 +207,91 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def panel(self) -> Response:
         """Show which worker ran each try of a task instance."""
         reader = Reader(airflow_fab.flask_user())
-        address = parse_panel_address(_query())
+        address = parse_panel_address(_query_string())
         reader.require_task_instances(address.dag_id)
         panel = page_service.panel(address, sees_workers=reader.may_see_workers())
-        return _show(self, f"{panel.task_name} · Worker", "panel.html", panel=panel, url=urls(reader))
+        return _render_page(self, f"{panel.task_name} · Worker", "panel.html", panel=panel, url=urls(reader))
 
     @route("/workers")
     @route("/workers/fragment")
     @page
     def workers(self) -> Response:
-        """Show the fleet: which workers there are and how they fare."""
+        """Show all workers and their states."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
-        address = parse_workers_address(_query())
-        return _show(self, "Workers", "workers.html", page=page_service.workers_page(address), url=urls(reader))
+        address = parse_workers_address(_query_string())
+        return _render_page(self, "Workers", "workers.html", page=page_service.workers_page(address), url=urls(reader))
 
     @route("/workers/<worker_id>")
     @route("/workers/<worker_id>/fragment")
     @page
     def worker(self, worker_id: str) -> Response:
-        """Show a worker's life and the tries that it ran, of those that the reader may see."""
+        """Show a worker instance, and the tries that it ran as far as the reader may see them."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
-        address = parse_worker_address(_query())
+        address = parse_worker_address(_query_string())
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
         may_decide = reader.may_edit_pools()
         page = page_service.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:
             raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
         csrf_token = airflow_fab.flask_csrf_token() if may_decide else ""
-        return _show(self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader))
+        return _render_page(
+            self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader)
+        )
 
     @route("/workers/<worker_id>/availability", "POST")
     @page
     def decide(self, worker_id: str) -> Any:
-        """Write what a person decided of a worker, and show its page again."""
+        """Set a worker's availability, and redirect to its page."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         reader.require_pool_edit()
         if not is_from_here(request.headers, base_url=airflow_links.base_url()):
             raise AccessDeniedError(403, page_service.NOT_FROM_HERE)
-        # Airflow's app has read the form already, to find its own token in it.
+        # Airflow's app has already parsed the form, to check its own CSRF token.
         decision = decision_of(request.form.to_dict())
         if not page_service.decide(worker_id, decision, changed_by=reader.name):
             raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
-        page = urls(reader)("worker", worker_id=worker_id)
-        assert page is not None
-        return redirect(page, 303)
+        page_url = urls(reader)("worker", worker_id=worker_id)
+        assert page_url is not None
+        return redirect(page_url, 303)
 
     @route("/attempts")
     @route("/attempts/fragment")
     @page
     def attempts(self) -> Response:
-        """Show every try of the Dags that the reader may read."""
+        """Show the attempts of the Dags that the reader may see."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
-        address = parse_attempts_address(_query(), states=metadata_database.task_instance_states())
-        dag_ids = _dag_ids(reader, address.dag_id)
+        address = parse_attempts_address(_query_string(), states=metadata_database.task_instance_states())
+        dag_ids = _listed_dag_ids(reader, address.dag_id)
         page = page_service.attempts_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
-        return _show(self, "Attempts", "attempts.html", page=page, url=urls(reader))
+        return _render_page(self, "Attempts", "attempts.html", page=page, url=urls(reader))
 
     @route("/waiting")
     @route("/waiting/fragment")
     @page
     def waiting(self) -> Response:
-        """Show every try that waits, of the Dags that the reader may read, and why."""
+        """Show the waiting tries of the Dags that the reader may see, each with its reason."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
-        address = parse_waiting_address(_query())
-        dag_ids = _dag_ids(reader, address.dag_id)
+        address = parse_waiting_address(_query_string())
+        dag_ids = _listed_dag_ids(reader, address.dag_id)
         page = page_service.waiting_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
-        return _show(self, "Waiting", "waiting.html", page=page, url=urls(reader))
+        return _render_page(self, "Waiting", "waiting.html", page=page, url=urls(reader))
 
 
-def _dag_ids(reader: Reader, dag_id: str) -> set[str]:
-    """Return the Dags whose tries are listed: all that the reader may read, also one that Airflow has deleted."""
+def _listed_dag_ids(reader: Reader, dag_id: str) -> set[str]:
+    """Return the IDs of the Dags to list: the readable ones, and ``dag_id`` even if deleted."""
     dag_ids = reader.readable_dag_ids()
     return {*dag_ids, dag_id} if dag_id and reader.may_see_task_instances(dag_id) else dag_ids
 
 
-def _message(view: BaseView, status: int, text: str) -> Response:
-    """Say why there is nothing else to show."""
+def _message_page(view: BaseView, status: int, text: str) -> Response:
+    """Return a page with a message only."""
     notice = page_service.problem(status, text)
-    return _show(
+    return _render_page(
         view,
         f"{notice.title} · Worker Insight",
         "message.html",
@@ -270,71 +301,73 @@ def _message(view: BaseView, status: int, text: str) -> Response:
     )
 
 
-def _show(view: BaseView, title: str, template: str, *, status: int = 200, url: FlaskUrls, **values: Any) -> Response:
+def _render_page(
+    view: BaseView, title: str, template: str, *, status: int = 200, url: FlaskUrls, **values: Any
+) -> Response:
     if request.path.endswith("/fragment"):
-        return _html(render(template, layout=FRAGMENT, url=url, **values), status)
+        return _html_response(render(template, layout=FRAGMENT, url=url, **values), status)
     if compat.is_airflow_3():
-        return _html(render(template, url=url, **values), status)
+        return _html_response(render(template, url=url, **values), status)
     html = render(template, layout="worker_insight/fab_page.html", url=url, **values)
-    # What is put into Airflow's page is finished HTML, escaped by our own templates.
+    # Markup, since our own templates have already escaped this HTML.
     return in_airflows_page(view, "fab_chrome.html", status, title=title, page=Markup(html), url=url)  # noqa: S704
 
 
 def in_airflows_page(view: BaseView, template: str, status: int = 200, **values: Any) -> Response:
-    """Return a page of 2.11, which Flask renders."""
-    answer = _html(view.render_template(f"worker_insight/{template}", **values), status)
-    # Airflow's own page has scripts in its markup; who may frame it is still ours to say.
-    answer.headers["content-security-policy"] = "frame-ancestors 'self'"
-    return answer
+    """Render a page with Flask, inside the page of Airflow 2.11."""
+    response = _html_response(view.render_template(f"worker_insight/{template}", **values), status)
+    # Airflow's page has inline scripts, so restrict framing only.
+    response.headers["content-security-policy"] = "frame-ancestors 'self'"
+    return response
 
 
-def _query() -> str:
-    """Return the query string as it came, still percent-encoded."""
+def _query_string() -> str:
+    """Return the raw query string, still percent-encoded."""
     return str(request.query_string.decode("latin-1"))
 
 
 def urls(reader: Reader) -> FlaskUrls:
-    """Return the addresses of a reader's pages."""
+    """Return the URLs of the pages, with those that the reader may see."""
     return FlaskUrls(request.script_root, may_see_workers=reader.may_see_workers())
 
 
-def _html(html: str, status: int = 200) -> Response:
+def _html_response(html: str, status: int = 200) -> Response:
     return Response(html, status, HEADERS, mimetype="text/html")
 
 
-def _to_login() -> Any:
+def _redirect_to_login() -> Any:
     if request.path.endswith("/fragment"):
-        return _html("", 401)
-    # Without scheme and host: behind a proxy they may be others than the browser's.
-    page = request.path.removesuffix("/availability")
-    here = request.script_root + quote(page) + (f"?{_query()}" if request.query_string else "")
-    return redirect(airflow_fab.flask_login_url(FlaskUrls(request.script_root).api_root, here))
+        return _html_response("", 401)
+    # No scheme and host: behind a proxy they may differ from the browser's.
+    path = request.path.removesuffix("/availability")
+    return_url = request.script_root + quote(path) + (f"?{_query_string()}" if request.query_string else "")
+    return redirect(airflow_fab.flask_login_url(FlaskUrls(request.script_root).api_root, return_url))
 
 
 # --- REST (2.11) ----------------------------------------------------------------------------------------------------
 
 
-def _program(view: View) -> View:
-    """Answer a program in JSON, also what goes wrong, and leave no session behind where it brought none."""
+def _json_endpoint(view: View) -> View:
+    """Decorate an endpoint: answer in JSON, also errors, and create no session."""
 
     @wraps(view)
     def answer(self: WorkerInsightApi, *args: Any, **kwargs: Any) -> Response:
-        came_without_session = not session
+        had_no_session = not session
         try:
             result: BaseModel = view(self, *args, **kwargs)
-        except AccessDeniedError as refused:
-            return _json({"detail": str(refused)}, refused.status)
+        except AccessDeniedError as denied:
+            return _json_response({"detail": str(denied)}, denied.status)
         except schemas.WorkerNotFoundError as error:
-            return _json({"detail": str(error)}, 404)
+            return _json_response({"detail": str(error)}, 404)
         except schemas.InvalidChangeError as error:
-            return _json({"detail": str(error)}, 422)
+            return _json_response({"detail": str(error)}, 422)
         except (SchemaNotReadyError, DatabaseBusyError) as error:
-            return _json({"detail": str(error)}, 503)
+            return _json_response({"detail": str(error)}, 503)
         except _InvalidRequestError as invalid:
-            return _json({"detail": invalid.problems}, 422)
+            return _json_response({"detail": invalid.problems}, 422)
         finally:
-            if came_without_session:
-                # Basic authentication logs in: Airflow would keep a session in its database for each request.
+            if had_no_session:
+                # Basic authentication logs in, so Airflow would store a session in its database per request.
                 session.clear()
                 session.modified = False
         return Response(result.model_dump_json(), 200, HEADERS, mimetype="application/json")
@@ -343,13 +376,13 @@ def _program(view: View) -> View:
 
 
 class WorkerInsightApi(BaseView):  # type: ignore[misc]
-    """The REST API on Airflow 2.11, behind Airflow's own authentication of its API."""
+    """The REST API on Airflow 2.11, behind the authentication of Airflow's own API."""
 
     route_base = f"{FLASK_URL_PREFIX}/api/v1"
     default_view = "attempts"
 
     def create_blueprint(self, appbuilder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take the API out of what Airflow asks a form's token of, as Airflow's own is; see :meth:`decide`."""
+        """Exempt the API from Airflow's form token check, like its own API; see :meth:`decide`."""
         blueprint = super().create_blueprint(appbuilder, *args, **kwargs)
         protection = appbuilder.app.extensions.get("csrf")
         if protection is not None:
@@ -357,59 +390,61 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         return blueprint
 
     @route("/attempts")
-    @_program
+    @_json_endpoint
     def attempts(self) -> BaseModel:
-        """List tries and the workers that ran them, the latest start first."""
+        """List attempts and the workers that ran them, latest start first."""
         reader = _api_reader()
-        query = _given(schemas.AttemptQuery)
-        found = schemas.list_attempts(query, dag_ids=_listed_dags(reader, query), sees_workers=reader.may_see_workers())
-        return schemas.AttemptsResponse.model_validate(found)
+        query = _parse_query(schemas.AttemptQuery)
+        fields = schemas.list_attempts(
+            query, dag_ids=_visible_dag_ids(reader, query), sees_workers=reader.may_see_workers()
+        )
+        return schemas.AttemptsResponse.model_validate(fields)
 
     @route("/placements")
-    @_program
+    @_json_endpoint
     def placements(self) -> BaseModel:
-        """List what waits for a worker and what is placed, the earliest first."""
+        """List waiting and placed tries, oldest first."""
         reader = _api_reader()
-        query = _given(schemas.PlacementQuery)
-        dag_ids = _listed_dags(reader, query)
-        found = schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
-        return schemas.PlacementsResponse.model_validate(found)
+        query = _parse_query(schemas.PlacementQuery)
+        dag_ids = _visible_dag_ids(reader, query)
+        fields = schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        return schemas.PlacementsResponse.model_validate(fields)
 
     @route("/workers")
-    @_program
+    @_json_endpoint
     def workers(self) -> BaseModel:
-        """List workers, those that are gone too."""
+        """List workers, including those that have ended."""
         reader = _api_reader()
-        query = _given(schemas.WorkerQuery)
+        query = _parse_query(schemas.WorkerQuery)
         reader.require_workers()
         return schemas.WorkersResponse.model_validate(schemas.list_workers(query))
 
     @route("/workers/<worker_id>")
-    @_program
+    @_json_endpoint
     def worker(self, worker_id: str) -> BaseModel:
-        """Show one life of a worker and its history."""
+        """Show a worker instance and its history."""
         reader = _api_reader()
         schemas.require_worker_id(worker_id)
         reader.require_workers()
         return schemas.OneWorkerResponse.model_validate(schemas.one_worker(worker_id))
 
     @route("/workers/<worker_id>/attempts")
-    @_program
+    @_json_endpoint
     def worker_attempts(self, worker_id: str) -> BaseModel:
-        """List the tries that a worker ran, the latest start first."""
+        """List the attempts that a worker ran, latest start first."""
         reader = _api_reader()
         schemas.require_worker_id(worker_id)
-        query = _given(schemas.WorkerAttemptQuery)
+        query = _parse_query(schemas.WorkerAttemptQuery)
         reader.require_workers()
-        found = schemas.list_worker_attempts(worker_id, query, dag_ids=_listed_dags(reader, query))
-        return schemas.AttemptsResponse.model_validate(found)
+        fields = schemas.list_worker_attempts(worker_id, query, dag_ids=_visible_dag_ids(reader, query))
+        return schemas.AttemptsResponse.model_validate(fields)
 
     @route("/workers/<worker_id>", "PATCH")
-    @_program
+    @_json_endpoint
     def decide(self, worker_id: str) -> BaseModel:
         """Make a worker available, draining or quarantined.
 
-        A request that carries a login's cookie must come from a page of this server; a form's token is for forms.
+        A request with a login cookie must come from a page of this server; form tokens are for forms only.
         """
         reader = _api_reader()
         schemas.require_worker_id(worker_id)
@@ -422,22 +457,22 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
             decision = schemas.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
             raise _InvalidRequestError(error, "body") from None
-        found = schemas.decide(worker_id, decision, changed_by=reader.name)
-        return schemas.OneWorkerResponse.model_validate(found)
+        fields = schemas.decide(worker_id, decision, changed_by=reader.name)
+        return schemas.OneWorkerResponse.model_validate(fields)
 
     @route("/services")
-    @_program
+    @_json_endpoint
     def services(self) -> BaseModel:
         """List schedulers, triggerers, Dag processors and workers."""
         reader = _api_reader()
-        query = _given(schemas.ServiceQuery)
+        query = _parse_query(schemas.ServiceQuery)
         reader.require_workers()
         return schemas.ServicesResponse.model_validate(schemas.list_services(query))
 
     @route("/health")
-    @_program
+    @_json_endpoint
     def health(self) -> BaseModel:
-        """Say whether the tables can be used, what became of the reports that this process received, and who looks."""
+        """Show the state of the tables, this process's counters and the latest polls."""
         reader = _api_reader()
         return schemas.HealthResponse.model_validate(schemas.health(with_engines=reader.may_see_workers()))
 
@@ -452,33 +487,33 @@ def _api_reader() -> Reader:
 
 
 def _has_login_cookie() -> bool:
-    """Return whether a browser brought a session, or what Flask-Login remembers a person by."""
+    """Return whether the request has a session cookie or Flask-Login's "remember me" cookie."""
     names = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_token"}
     return any(current_app.config.get(option, name) in request.cookies for option, name in names.items())
 
 
 class _InvalidRequestError(Exception):
-    """A query string or a body that does not fit."""
+    """Raised when a query string or a body is invalid."""
 
-    def __init__(self, error: ValidationError, place: str) -> None:
+    def __init__(self, error: ValidationError, location: str) -> None:
         super().__init__(str(error))
-        self.problems = schemas.problems(error, place)
+        self.problems = schemas.problems(error, location)
 
 
-def _given(query: type[Query]) -> Query:
-    """Read the query string; of what is given twice the last counts, as with FastAPI."""
+def _parse_query(query: type[Query]) -> Query:
+    """Parse the query string; the last value of a repeated parameter counts, as with FastAPI."""
     try:
         return query.model_validate({name: values[-1] for name, values in request.args.lists()})
     except ValidationError as error:
         raise _InvalidRequestError(error, "query") from None
 
 
-def _listed_dags(reader: Reader, query: schemas.WorkerAttemptQuery | schemas.PlacementQuery) -> Collection[str]:
+def _visible_dag_ids(reader: Reader, query: schemas.WorkerAttemptQuery | schemas.PlacementQuery) -> Collection[str]:
     reader.require_task_instances(query.dag_id)
     return {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
 
 
-def _json(value: Any, status: int) -> Response:
+def _json_response(value: Any, status: int) -> Response:
     from flask import json
 
     return Response(json.dumps(value), status, HEADERS, mimetype="application/json")
