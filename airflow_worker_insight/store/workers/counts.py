@@ -1,4 +1,4 @@
-"""Count workers and what runs on them: by state, by what they have in common, and for metrics."""
+"""Count workers and their load: by state, by group, and for metrics."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 
 
 STATES = (ONLINE, UNRESPONSIVE, LOST)
-"""What is counted. All that ever left in order would be read for a number that only grows."""
+"""States that are counted.
+
+Counting all gracefully stopped workers would read many rows for a number that only grows.
+"""
 
 LATELY = timedelta(days=1)
-"""A worker counts as lost for so long, unless it is seen again."""
+"""How long a worker counts as lost, unless it is seen again."""
 
 MAX_WORKERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much a living worker runs, and how much it can; ``None`` is not known."""
+    """Used and total slots of a live worker; ``None`` is unknown."""
 
     name: str
     running: int | None
@@ -46,7 +49,7 @@ class Load:
 
 
 def count_workers(connection: Connection) -> Mapping[tuple[str, str], int]:
-    """Return how many workers there are by kind and state; of each kind that is there every state is given."""
+    """Return the number of workers by kind and state; each existing kind has every state."""
     since = database_now(connection) - LATELY
     rows = connection.execute(
         select(worker.c.kind, worker.c.state, func.count().label("workers"))
@@ -62,7 +65,7 @@ def count_workers(connection: Connection) -> Mapping[tuple[str, str], int]:
 
 
 def loads(connection: Connection) -> Sequence[Load]:
-    """Return the load of each worker that lives, of at most :data:`MAX_WORKERS`."""
+    """Return the load of each live worker, at most :data:`MAX_WORKERS` of them."""
     rows = connection.execute(
         select(worker.c.name, worker.c.running, worker.c.concurrency)
         .where(worker.c.state.in_((ONLINE, UNRESPONSIVE)), worker.c.host_only.is_(False))
@@ -76,40 +79,43 @@ MAX_LABEL_KEYS = 100
 
 
 def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
-    """Return how many workers are in each state, whatever ``filters.states`` says.
+    """Return the number of workers in each state, ignoring ``filters.states``.
 
-    Of each state up to :data:`~.limits.MAX_TOTAL` are counted; states that no worker is in are left out.
+    At most :data:`~.limits.MAX_TOTAL` are counted per state; states without a worker are left out.
     """
-    looks = Looks.of(connection)
+    freshness = Looks.of(connection)
     conditions = filter_conditions(connection, narrowed(connection, filters))
-    parts = []
+    queries = []
     for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
-        within = (
-            select(worker.c.id).where(*conditions, *in_states(frozenset({state}), looks)).limit(MAX_TOTAL).subquery()
+        limited = (
+            select(worker.c.id)
+            .where(*conditions, *in_states(frozenset({state}), freshness))
+            .limit(MAX_TOTAL)
+            .subquery()
         )
-        parts.append(select(literal(number).label("number"), func.count().label("workers")).select_from(within))
-    counted = {row.number: row.workers for row in connection.execute(union_all(*parts))}
+        queries.append(select(literal(number).label("number"), func.count().label("workers")).select_from(limited))
+    counted = {row.number: row.workers for row in connection.execute(union_all(*queries))}
     return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
 
 
 def group_workers(
     connection: Connection, filters: WorkerFilter, *, by: str, limit: int, offset: int = 0
 ) -> tuple[list[Group], int]:
-    """Return some of the groups of workers that have something in common, in the order of its name, and their number.
+    """Return a page of worker groups, ordered by name, and the number of groups.
 
-    Of more than :data:`~.limits.MAX_TOTAL` workers the latest are grouped. A worker of two queues is in two groups;
-    one of which nothing is known is in the group with an empty name, at the end.
+    If more than :data:`~.limits.MAX_TOTAL` workers match, the latest are grouped. A worker of two queues is in two
+    groups; workers of which nothing is known are in the last group, whose name is empty.
 
     :param by: ``queue``, ``hostname``, ``kind`` or ``label:KEY``
-    :raises ValueError: for anything else
+    :raises ValueError: for any other ``by``
     """
-    common, names = _grouping(by)
-    looks = Looks.of(connection)
+    group_column, parse_names = _grouping(by)
+    freshness = Looks.of(connection)
     filters = narrowed(connection, filters)
-    shown = shown_state(looks)
+    state = shown_state(freshness)
     latest = (
-        select(common.label("common"), shown.label("state"), worker.c.running, worker.c.concurrency)
-        .where(*filter_conditions(connection, filters), *in_states(filters.states, looks))
+        select(group_column.label("common"), state.label("state"), worker.c.running, worker.c.concurrency)
+        .where(*filter_conditions(connection, filters), *in_states(filters.states, freshness))
         .order_by(worker.c.id.desc())
         .limit(MAX_TOTAL)
         .subquery()
@@ -123,16 +129,16 @@ def group_workers(
             func.coalesce(func.sum(latest.c.concurrency), 0).label("concurrency"),
         ).group_by(latest.c.common, latest.c.state)
     )
-    groups: dict[str, _Sum] = defaultdict(_Sum)
+    groups: dict[str, _GroupTotals] = defaultdict(_GroupTotals)
     for row in rows:
-        for name in names(row.common):
+        for name in parse_names(row.common):
             groups[name].add(row)
     ordered = sorted(groups, key=lambda name: (not name, name))
     return [groups[name].group(name) for name in ordered[offset : offset + limit]], len(ordered)
 
 
 def label_keys(connection: Connection) -> list[str]:
-    """Return what labels the latest workers have, at most :data:`MAX_LABEL_KEYS` of them."""
+    """Return the label keys of the latest workers, at most :data:`MAX_LABEL_KEYS`."""
     latest = (
         select(cast(worker.c.labels, Text).label("labels"))
         .where(worker.c.host_only.is_(False))
@@ -144,8 +150,8 @@ def label_keys(connection: Connection) -> list[str]:
     return sorted({key for text in texts for key in _parsed(text, {})})[:MAX_LABEL_KEYS]
 
 
-class _Sum:
-    """Adds up one group."""
+class _GroupTotals:
+    """The running totals of one group."""
 
     def __init__(self) -> None:
         self._states: dict[str | None, int] = defaultdict(int)
@@ -163,7 +169,7 @@ class _Sum:
 
 
 def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
-    """Return what the database groups by, and how the groups' names are read from it."""
+    """Return the column to group by, and the function that reads the groups' names from it."""
     if by in ("hostname", "kind"):
         return worker.c[by], lambda value: [value]
     if by == "queue":
@@ -175,5 +181,5 @@ def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:
 
 
 def _parsed(text: str | None, default: Any) -> Any:
-    found = json.loads(text) if text is not None else None
-    return default if found is None else found
+    value = json.loads(text) if text is not None else None
+    return default if value is None else value

@@ -1,4 +1,4 @@
-"""Whose row is whose: which names, hosts and engines tell that rows are of one worker."""
+"""Match worker rows to workers by their names, hosts and sources."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 def is_host_of(known: Any, hostname: str) -> bool:
-    """Tell whether a worker that its engine knows is on a host, by what the engine and earlier tries say.
+    """Return whether a worker is on a host, by what its source and earlier tries say.
 
-    :param known: the worker's row
+    :param known: the row of a worker that its source knows
     """
     host = node_host(known.kind, known.engine_name)
     return are_one_host(known.hostname, hostname) or bool(host and are_one_host(host, hostname))
 
 
 def node_host(kind: str, engine_name: str | None) -> str:
-    """Return the host that a Celery node's name tells; empty for other workers."""
+    """Return the host in a Celery node's name; empty for other workers."""
     return engine_name.rpartition("@")[2] if kind == "celery" and engine_name else ""
 
 
 def may_be_unlike_the_engines(hostname: str) -> bool:
-    """Tell whether Airflow may call a host by a name that has nothing to do with the one that engines have.
+    """Return whether Airflow's name for a host may be unrelated to the worker sources' name.
 
-    It does so where ``[core] hostname_callable`` returns addresses, or something of an operator's own.
+    That is so if ``[core] hostname_callable`` returns addresses or is an operator's own function.
     """
     name = hostname.strip().lower()
     return ":" in name or name.partition(".")[0].isdecimal() or config.names_hosts_otherwise()
 
 
 def is_known_to_engine(table: Any) -> Any:
-    """Match the workers that their engine has told of; of all others nothing but reports tells.
+    """Match the workers that their source knows; the others are known from reports only.
 
     :param table: the table of workers, or an alias of it
     """
@@ -50,46 +50,49 @@ def is_known_to_engine(table: Any) -> Any:
 
 
 def is_operators_word(known: Any, hostname: str) -> bool:
-    """Tell whether the name and labels that a report has for a worker are taken for those of its operator.
+    """Return whether a report's name and labels for a worker are trusted as its operator's.
 
-    :param known: the row that its engine has told of
+    :param known: the row that its source knows
     :param hostname: the host that Airflow recorded for the try
     """
     return is_host_of(known, hostname) or config.placement_trust_reports()
 
 
 def operators_name(connection: Connection, known: Any, name: str) -> str:
-    """Return what a worker is called by its operator, as a report says: not by another one's name in its engine."""
-    others = select(worker.c.id).where(
+    """Return the operator's name for a worker, as a report has it.
+
+    If the source has another worker of this name, return the source's name.
+    """
+    same_name = select(worker.c.id).where(
         worker.c.engine_name == name,
         worker.c.kind == known.kind,
         is_known_to_engine(worker),
         worker.c.engine_name != known.engine_name,
     )
-    is_anothers = name != known.engine_name and connection.execute(others.limit(1)).first() is not None
-    own: str = known.engine_name or known.name
-    return own if is_anothers else name
+    is_taken = name != known.engine_name and connection.execute(same_name.limit(1)).first() is not None
+    source_name: str = known.engine_name or known.name
+    return source_name if is_taken else name
 
 
 def are_called(kind: str, name: str | None, engine_name: str | None, *, hostname: str) -> list[Any]:
-    """Match the lives of a worker: what is called so by an operator or by its engine.
+    """Match the instances of a worker by the operator's or the source's name.
 
-    A scheduler's one local worker is called after its host, which its engine and its own processes may know by
-    different names; the name of the host that Airflow has is the same for both. Of several, what the engine calls them
-    says all: another host may have workers of the same names.
+    A scheduler's one local worker is named after its host, which its source and its own processes may know by different
+    names; Airflow's name for the host is the same for both. If a scheduler has several, only the source's name counts:
+    another host may have workers with the same operator's names.
     """
     if is_named_local(kind, engine_name):
         return [worker.c.kind == kind, worker.c.engine_name == engine_name]
-    called = [one for one in (name, engine_name) if one]
-    bears: list[Any] = [worker.c.name.in_(called), worker.c.engine_name.in_(called)]
+    called_names = [candidate for candidate in (name, engine_name) if candidate]
+    matches: list[Any] = [worker.c.name.in_(called_names), worker.c.engine_name.in_(called_names)]
     if kind == LOCAL:
-        bears.append(worker.c.hostname == hostname)
-        return [worker.c.kind == kind, or_(*bears), not_(are_named_local(worker))]
-    return [worker.c.kind == kind, or_(*bears)]
+        matches.append(worker.c.hostname == hostname)
+        return [worker.c.kind == kind, or_(*matches), not_(are_named_local(worker))]
+    return [worker.c.kind == kind, or_(*matches)]
 
 
 def are_named_local(table: Any) -> Any:
-    """Match the rows of local workers of which a scheduler has several: ``domain.names.is_named_local``.
+    """Match local workers of schedulers that have several: ``domain.names.is_named_local``.
 
     :param table: the table of workers, or an alias of it
     """

@@ -31,40 +31,41 @@ SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
 _JOBS = {"SchedulerJob": "scheduler", "TriggererJob": "triggerer", "DagProcessorJob": "dag_processor"}
 
 MAX_JOBS = 1000
-"""How many of Airflow's jobs are looked through: those with the latest heartbeat."""
+"""Airflow's jobs that are read: those with the latest heartbeat."""
 
 
 def list_services(
     connection: Connection, *, kind: str | None, state: str | None, limit: int, offset: int
 ) -> tuple[list[Service], int]:
-    """Return a page of the deployment's processes and how many there are: Airflow's own first, then the workers.
+    """Return a page of the deployment's processes, and their number.
 
-    Airflow's own are healthy by Airflow's own thresholds, from a heartbeat by their host's clock: where that is behind
-    the database's they seem to be silent for as long, and where it is ahead to live for as long after their end.
+    Airflow's own jobs come first, then the workers. The jobs are healthy by Airflow's own thresholds, from a heartbeat
+    by their host's clock: if that clock is behind the database's they seem silent for that long, and if it is ahead
+    they seem alive for that long after their end.
 
     :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
     :param state: a worker's state, or ``None`` for all
     """
     jobs = [] if kind == "worker" else _job_services(connection, kind)
-    jobs = [one for one in jobs if state is None or (one.state or UNKNOWN_STATE) == state]
-    found, total = jobs[offset : offset + limit], len(jobs)
+    jobs = [service for service in jobs if state is None or (service.state or UNKNOWN_STATE) == state]
+    page, total = jobs[offset : offset + limit], len(jobs)
     if kind in (None, "worker"):
-        workers, more = list_workers(
+        workers, worker_total = list_workers(
             connection,
             WorkerFilter(states=None if state is None else frozenset({state})),
-            limit=limit - len(found),
+            limit=limit - len(page),
             offset=max(0, offset - len(jobs)),
         )
-        found += [_worker_service(one) for one in workers]
-        total += more
-    return found, min(total, MAX_TOTAL)
+        page += [_worker_service(service) for service in workers]
+        total += worker_total
+    return page, min(total, MAX_TOTAL)
 
 
 def _job_services(connection: Connection, kind: str | None) -> list[Service]:
     job = metadata_database.job_table()
-    types = [name for name, its_kind in _JOBS.items() if kind in (None, its_kind)]
+    job_types = [job_type for job_type, job_kind in _JOBS.items() if kind in (None, job_kind)]
     rows = connection.execute(
-        select(job).where(job.c.job_type.in_(types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
+        select(job).where(job.c.job_type.in_(job_types)).order_by(job.c.latest_heartbeat.desc()).limit(MAX_JOBS)
     )
     now = database_now(connection)
     return [_job_service(row, now) for row in rows]
@@ -87,9 +88,9 @@ def _job_service(row: Row[Any], now: datetime) -> Service:
 
 
 def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta) -> str | None:
-    """Return a job's state in the words for workers.
+    """Return a job's state in terms of worker states.
 
-    :param silent: since when it has not had a heartbeat
+    :param silent: time since its last heartbeat
     """
     if state == "success":
         return OFFLINE
@@ -102,14 +103,14 @@ def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta
     return UNRESPONSIVE if silent < max(threshold, timedelta(seconds=config.lost_timeout())) else LOST
 
 
-def _worker_service(one: WorkerRow) -> Service:
+def _worker_service(worker_row: WorkerRow) -> Service:
     return Service(
         kind="worker",
-        service_id=one.worker_id,
-        name=one.name,
-        hostname=one.hostname,
-        state=one.state,
-        started_at=one.started_at,
-        last_seen_at=one.last_seen_at,
-        ended_at=one.ended_at,
+        service_id=worker_row.worker_id,
+        name=worker_row.name,
+        hostname=worker_row.hostname,
+        state=worker_row.state,
+        started_at=worker_row.started_at,
+        last_seen_at=worker_row.last_seen_at,
+        ended_at=worker_row.ended_at,
     )
