@@ -1,8 +1,9 @@
-"""The claim: take a report out of the session that is about to store it as an XCom, and write the attempt instead.
+"""Claim reports: record an attempt instead of storing its report as an XCom.
 
-Runs in the API server, inside the transaction of the execution API's XCom request, on a savepoint: whatever goes wrong
-here, the request succeeds. A report that could not be taken is stored as an XCom row, for reconciling to find. What
-others store under the reserved key, as a person through the public API, is stored as ever: they may read it back.
+Runs in the API server when a session is about to store the report, on a savepoint inside the transaction of the
+execution API's XCom request: the request succeeds whatever fails here. A report that cannot be claimed is stored as an
+XCom row, which reconciling finds later. What other clients store under the reserved key, such as a user through the
+public API, is stored as usual: they may read it back.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PAUSE_SECONDS = 30.0
-"""How long claiming pauses after a time-out, or after the tables were found missing.
+"""How long claiming pauses, in seconds, after a timeout or when the tables are missing.
 
-Each claim would keep a request of Airflow's waiting, or put an error into the database's log. The registry's background
+Otherwise each claim would delay a request of Airflow's or log an error in the database. The registry's background
 thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.take_left_behind`.
 """
 
 breaker = CircuitBreaker(PAUSE_SECONDS)
-"""Open while claiming pauses."""
+"""Open while claiming is paused."""
 
 _one_waits = Lock()
-"""Held by the one claim of this process that waits for a lock on a whole table."""
+"""Held by the one claim of this process that may wait for a table lock."""
 
 left_behind = Event()
-"""Set where a report was stored because its claim timed out, or came while claiming paused."""
+"""Set when a report was stored because its claim timed out or claiming was paused."""
 
 
 def install() -> None:
-    """Claim every report that this process stores from now on; calling it again changes nothing."""
+    """Claim every report that this process stores from now on; a second call changes nothing."""
     if config.enabled() and not is_installed():
-        # Airflow's own module is loaded now and not in the middle of a request.
+        # Load Airflow's module now and not in the middle of a request.
         metadata_database.xcom_model()
         xcom.call_before_flushes(_before_flush)
 
 
 def uninstall() -> None:
-    """Store reports as XComs again."""
+    """Stop claiming: reports are stored as XComs again."""
     if is_installed():
         xcom.call_no_more_before_flushes(_before_flush)
 
@@ -71,7 +72,7 @@ def is_installed() -> bool:
 
 
 def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
-    # Of each flush of the API server, so nothing is asked of what is no XCom.
+    # Called on each flush of the API server, so check only what is an XCom.
     model = metadata_database.xcom_model()
     for row in list(session.new):
         if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.stores_xcom_for_a_task():
@@ -85,52 +86,52 @@ def _claim(session: Session, row: Any) -> None:
     try:
         connection = session.connection()
     except Exception:  # noqa: BLE001
-        return  # Airflow's own flush is about to say the same.
-    began = time.perf_counter()
+        return  # Airflow's own flush is about to raise the same.
+    started = time.perf_counter()
     try:
-        if not _take_now(connection, row):
+        if not _claim_now(connection, row):
             count("reports.unclaimed")
             left_behind.set()
             return
-        # It is taken: what is not in the session is not stored.
+        # Claimed: without the row in the session no XCom is stored.
         session.expunge(row)
         breaker.close()
     except Exception as error:  # noqa: BLE001
         count("reports.unclaimed")
-        _explain(connection, error)
-    metrics.timing("claim.duration", seconds=time.perf_counter() - began)
+        _handle_failure(connection, error)
+    metrics.timing("claim.duration", seconds=time.perf_counter() - started)
 
 
-def _take_now(connection: Connection, row: Any) -> bool:
-    """Take a report; return ``False`` where a table is locked and another claim waits already to see for how long.
+def _claim_now(connection: Connection, row: Any) -> bool:
+    """Claim a report; return ``False`` where a table is locked and another claim waits for it.
 
-    Each claim holds one of the API server's few connections. Were all of them to wait, the next request would find none
-    and, because Airflow looks up its token in the event loop, keep the server from giving one back.
+    Each claim holds one of the API server's few connections. If all of them waited, the next request would get none
+    and block the event loop, where Airflow looks up the request's token, so the server could not release any.
     """
     sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
     try:
-        with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded:
-            take(bounded, sender, row.value, now=datetime.now(timezone.utc))
+        with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
+            take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
     except database.TablesLockedError:
         if not _one_waits.acquire(blocking=False):
             return False
         try:
-            with database.savepoint(connection, database.START) as bounded:
-                take(bounded, sender, row.value, now=datetime.now(timezone.utc))
+            with database.savepoint(connection, database.START) as bounded_connection:
+                take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
         finally:
             _one_waits.release()
     return True
 
 
 def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False) -> None:
-    """Write the attempt that a report tells of; one that is not believed is dropped.
+    """Record the attempt that a report describes, or drop a report that is not credible.
 
-    The caller owns the transaction, and sees to it that the report is not stored any longer.
+    The caller owns the transaction and removes the stored report.
 
     :param sender: the task instance that Airflow stored the report under
     :param value: the stored XCom value
     :param now: when the report was stored
-    :param is_late: whether that was before this transaction
+    :param is_late: whether it was stored before this transaction
     """
     try:
         contradiction = _record(connection, sender, value, now=now, is_late=is_late)
@@ -148,7 +149,7 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
     except RejectedReportError as rejected:
         count(f"reports.dropped.{rejected.reason}")
         if rejected.reason == "in_a_test":
-            return  # There is nothing to mend.
+            return  # Expected in ``dag.test``: there is nothing to fix.
         warn_once(
             f"dropped.{rejected.reason}",
             "Airflow Worker Insight dropped a report of task %s.%s (%s): %s",
@@ -161,26 +162,35 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
 
 def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool) -> str | None:
     report = parse_report(value)
-    one = airflow_history.try_by_id(connection, report.try_id)
-    # Airflow lets a task write XComs of other tasks: a report counts for the try whose ID it has, if that has started.
-    if one is None or one.key.task_instance != sender or one.started_at is None:
+    airflow_try = airflow_history.try_by_id(connection, report.try_id)
+    # Airflow lets a task write XComs of other tasks: a report counts only for the started try whose ID it carries.
+    if airflow_try is None or airflow_try.key.task_instance != sender or airflow_try.started_at is None:
         raise RejectedReportError("not_this_try")
-    if report.worker.kind == LOCAL and one.queued_by_job_id is None:
-        # A local worker is a scheduler's. dag.test(use_executor=True) has a LocalExecutor in a process of its caller.
+    if report.worker.kind == LOCAL and airflow_try.queued_by_job_id is None:
+        # A local worker is a scheduler's. dag.test(use_executor=True) runs a LocalExecutor in its caller's process.
         raise RejectedReportError("in_a_test")
-    # No task process starts in a try that has ended. A report that had to wait may tell of one that started before.
-    if one.is_over and not (is_late and _may_be_before(now, one.ended_at)):
+    # No task process starts after its try has ended. A late report may be of a process that started before the end.
+    if airflow_try.is_over and not (is_late and _may_precede_end(now, airflow_try.ended_at)):
         raise RejectedReportError("try_has_ended")
-    ended_at = one.ended_at if one.is_over else None
-    fits = has_workers_of(report.worker.kind, executor=one.executor, setting=config.executor())
-    if is_late and one.hostname and not are_one_host(one.hostname, report.worker.hostname):
-        # Its process may have been followed by one on another host, and Airflow keeps the latest host only.
-        raise RejectedReportError("not_this_host", f"it waited, and Airflow has the try on the host {one.hostname}")
+    ended_at = airflow_try.ended_at if airflow_try.is_over else None
+    is_expected_kind = has_workers_of(report.worker.kind, executor=airflow_try.executor, setting=config.executor())
+    if is_late and airflow_try.hostname and not are_one_host(airflow_try.hostname, report.worker.hostname):
+        # A process on another host may have followed this one, and Airflow keeps the latest host only.
+        raise RejectedReportError(
+            "not_this_host", f"it waited, and Airflow has the try on the host {airflow_try.hostname}"
+        )
     try:
         return record_start(
             connection,
-            StartedTry(one.key, one.instance, one.started_at, one.state, ended_at, fits),
-            worker_record(report.worker, job_id=one.queued_by_job_id, hostname=one.hostname),
+            StartedTry(
+                airflow_try.key,
+                airflow_try.instance,
+                airflow_try.started_at,
+                airflow_try.state,
+                ended_at,
+                is_expected_kind,
+            ),
+            worker_record(report.worker, job_id=airflow_try.queued_by_job_id, hostname=airflow_try.hostname),
             now=now,
             process=process_key(report.process),
             conditions=conditions(report.conditions),
@@ -192,22 +202,22 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         raise RejectedReportError("too_many_workers", str(error)) from None
 
 
-def _may_be_before(stored_at: datetime, ended_at: datetime | None) -> bool:
-    """Return whether a report may have been stored before its try ended, by clocks of two hosts."""
+def _may_precede_end(stored_at: datetime, ended_at: datetime | None) -> bool:
+    """Return whether a report may be from before its try's end, by clocks of two hosts."""
     return ended_at is None or stored_at <= ended_at + CLOCK_SKEW
 
 
-def _explain(connection: Connection, error: Exception) -> None:
-    """Warn once of what kept a report from being claimed, and pause where it will keep the next ones too."""
+def _handle_failure(connection: Connection, error: Exception) -> None:
+    """Warn once why a report was not claimed; pause claiming if the next ones would fail too."""
     schema = migrate.Schema.READY
     if not database.is_timeout(error):
         try:
             with database.savepoint(connection, database.EXPLAIN):
                 schema = migrate.check(connection)
-        except Exception as unknown:  # noqa: BLE001
-            # Nothing is known of the tables: what went wrong first is the news, unless nobody can look at them.
-            if database.is_timeout(unknown):
-                error = unknown
+        except Exception as check_error:  # noqa: BLE001
+            # The tables' state is unknown: report the first error, unless the check itself timed out.
+            if database.is_timeout(check_error):
+                error = check_error
     if schema is not migrate.Schema.READY:
         breaker.open()
         left_behind.set()

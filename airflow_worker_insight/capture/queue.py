@@ -1,4 +1,7 @@
-"""Reconcile Dag runs beside the scheduler's loop: a bounded queue and one thread that lives only while it has work."""
+"""Reconcile Dag runs outside the scheduler's loop: a bounded queue and its thread.
+
+The thread lives only while the queue has work.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.capture.counters import count, warn_once
 
-# Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
+# Imported here, not in the thread: a process forked during the thread's import would inherit its lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.store import migrate, session
@@ -30,42 +33,52 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class QueueSettings:
-    """How the queue behaves; times are in seconds."""
+    """Settings of the queue; times are in seconds."""
 
     max_waiting: int = 10_000
-    """Dag runs that may wait. Beyond it they are counted and left to ``airflow-worker-insight reconcile``."""
+    """Maximum number of queued Dag runs.
+
+    Those beyond it are counted and left to ``airflow-worker-insight reconcile``.
+    """
 
     settle: float = 3.0
-    """Airflow calls its listeners before it commits the run's end: wait for the commit before reading."""
+    """Wait before reading a run: Airflow calls its listeners before it commits the run's end."""
 
     batch: int = 20
-    """Dag runs taken at once."""
+    """Number of Dag runs taken at once."""
 
     batch_tasks: int = 2_000
-    """Task instances reconciled in one transaction; a single Dag run may have more."""
+    """Maximum number of task instances per transaction; a single Dag run may have more."""
 
     look_again: tuple[float, ...] = (30.0, 120.0, 600.0, 3600.0)
-    """When to look again at a run whose end is not committed yet, or that ended while tasks of it were running."""
+    """Waits before checking a run again.
+
+    Its end was not committed yet, or it ended while tasks of it were running.
+    """
 
     retry: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0)
-    """Waits between tries of a batch that failed (a locked or restarting database), then it is left to the command."""
+    """Waits between attempts at a batch that failed, as with a locked or restarting database.
+
+    After the last one the batch is left to the command.
+    """
 
     postpone: float = 30.0
-    """When a run comes again that could not be reconciled because others held locks, or the database was slow."""
+    """Wait before the next attempt at a run that failed because of locks or a slow database."""
 
     max_postponed: int = 120
-    """How often; then it is left to the command."""
+    """How often a run is postponed before it is left to the command."""
 
     linger: float = 10.0
     """How long the thread waits for more work before it ends."""
 
     tick: float = 0.5
-    """How long the thread sleeps while nothing is due."""
+    """How long the thread sleeps while no run is due."""
 
     catch_up: timedelta = timedelta(hours=1)
-    """With its first run a process reconciles what ended since then: the one before may have died with runs waiting.
+    """With its first run a process also reconciles the runs that ended within this time.
 
-    Not when the process starts, because a scheduler should have no second thread when LocalExecutor forks its workers.
+    The process before may have died with queued runs. This does not happen when the process starts, because a scheduler
+    should have no second thread when LocalExecutor forks its workers.
     """
 
 
@@ -76,15 +89,15 @@ class _Waiting:
     run_id: str = field(compare=False)
     looks: int = field(compare=False, default=0)
     postponed: int = field(compare=False, default=0)
-    # Found by catching up, so it may have ended before there was this package.
+    # Queued by catching up, so it may have ended before this package was installed.
     may_be_history: bool = field(compare=False, default=False)
 
 
 class ReconcileQueue:
-    """Collects ended Dag runs, each once, and reconciles them in the background."""
+    """Queue of ended Dag runs, each queued once, that a background thread reconciles."""
 
-    def __init__(self, pace: QueueSettings | None = None, *, catch_up: bool = True) -> None:
-        self.pace = pace or QueueSettings()
+    def __init__(self, settings: QueueSettings | None = None, *, catch_up: bool = True) -> None:
+        self.pace = settings or QueueSettings()
         self._heap: list[_Waiting] = []
         self._known: dict[tuple[str, str], float] = {}
         self._catch_up_due = catch_up
@@ -92,26 +105,26 @@ class ReconcileQueue:
         self._thread: Thread | None = None
 
     def put(self, dag_id: str, run_id: str) -> None:
-        """Have a Dag run reconciled soon; it does not wait for anything."""
+        """Queue a Dag run to be reconciled soon; never block."""
         self._put(_Waiting(time.monotonic() + self.pace.settle, dag_id, run_id))
 
-    def _put(self, waiting: _Waiting) -> None:
-        name = (waiting.dag_id, waiting.run_id)
+    def _put(self, entry: _Waiting) -> None:
+        run_key = (entry.dag_id, entry.run_id)
         with self._lock:
-            # One that waits for a later look may have ended again: then it comes to its turn twice, which is harmless.
-            if self._known.get(name, math.inf) <= waiting.due:
+            # A run queued for a later check may have ended again: then it is reconciled twice, which is harmless.
+            if self._known.get(run_key, math.inf) <= entry.due:
                 return
-            full = len(self._heap) >= self.pace.max_waiting
-            if not full:
-                self._known[name] = waiting.due
-                heapq.heappush(self._heap, waiting)
+            is_full = len(self._heap) >= self.pace.max_waiting
+            if not is_full:
+                self._known[run_key] = entry.due
+                heapq.heappush(self._heap, entry)
                 self._start()
-        if full:
+        if is_full:
             count("runs.not_reconciled")
             warn_once("queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many are waiting")
 
     def _start(self) -> None:
-        """Start the thread unless it runs; the lock is held."""
+        """Start the thread unless it runs; the caller holds the lock."""
         if self._thread is None:
             thread = Thread(target=self._work, name="worker-insight-reconcile", daemon=True)
             thread.start()
@@ -132,10 +145,10 @@ class ReconcileQueue:
                 self._with_retries(self._queue_recent)
             batch = self._take_due()
             if batch:
-                # A run that cannot be reconciled must not take the others of its batch with it.
+                # A run that cannot be reconciled must not fail the others of its batch.
                 if not self._with_retries(partial(self._reconcile_or_postpone, batch), give_up=len(batch) == 1):
-                    for waiting in batch:
-                        self._with_retries(partial(self._reconcile_or_postpone, [waiting]), waits=())
+                    for entry in batch:
+                        self._with_retries(partial(self._reconcile_or_postpone, [entry]), waits=())
                 idle_since = time.monotonic()
             elif self._end_if_idle(idle_since):
                 return
@@ -144,21 +157,21 @@ class ReconcileQueue:
 
     def _take_catch_up(self) -> bool:
         with self._lock:
-            due, self._catch_up_due = self._catch_up_due, False
-        return due
+            is_due, self._catch_up_due = self._catch_up_due, False
+        return is_due
 
     def _take_due(self) -> list[_Waiting]:
-        """Take the runs whose time has come, at most a batch."""
+        """Take the runs that are due, at most a batch."""
         now = time.monotonic()
         batch: list[_Waiting] = []
         with self._lock:
             while self._heap and self._heap[0].due <= now and len(batch) < self.pace.batch:
-                # What took too long once goes alone, so that it keeps no other from being reconciled.
+                # A run that took too long once goes alone, so that it does not delay others.
                 if batch and (self._heap[0].postponed or batch[-1].postponed):
                     break
-                waiting = heapq.heappop(self._heap)
-                self._known.pop((waiting.dag_id, waiting.run_id), None)
-                batch.append(waiting)
+                entry = heapq.heappop(self._heap)
+                self._known.pop((entry.dag_id, entry.run_id), None)
+                batch.append(entry)
         return batch
 
     def _end_if_idle(self, idle_since: float) -> bool:
@@ -171,7 +184,10 @@ class ReconcileQueue:
     def _with_retries(
         self, work: Callable[[], None], *, waits: Sequence[float] | None = None, give_up: bool = True
     ) -> bool:
-        """Do it, after each failure again; return whether it was done. Giving up is counted and warned of once."""
+        """Do the work, retrying after failures; return whether it succeeded.
+
+        Giving up is counted, and logged once.
+        """
         for wait in (*(self.pace.retry if waits is None else waits), None):
             try:
                 work()
@@ -194,56 +210,56 @@ class ReconcileQueue:
         try:
             self._reconcile(batch)
         except Exception as error:
-            if not session.is_timeout(error) or max(waiting.postponed for waiting in batch) >= self.pace.max_postponed:
+            if not session.is_timeout(error) or max(entry.postponed for entry in batch) >= self.pace.max_postponed:
                 raise
             log.debug("Dag runs are reconciled later, because that took too long", exc_info=True)
             due = time.monotonic() + self.pace.postpone
-            for waiting in batch:
-                self._put(replace(waiting, due=due, postponed=waiting.postponed + 1))
+            for entry in batch:
+                self._put(replace(entry, due=due, postponed=entry.postponed + 1))
 
     def _reconcile(self, batch: Sequence[_Waiting]) -> None:
         with session.reading(session.BACKGROUND) as connection:
-            found = [(waiting, find_run(connection, waiting.dag_id, waiting.run_id)) for waiting in batch]
-            runs = [run for _, run in found if run is not None]
+            entries = [(entry, find_run(connection, entry.dag_id, entry.run_id)) for entry in batch]
+            runs = [run for _, run in entries if run is not None]
             installed_at = first_report_at(connection)
             parts = list(in_parts(count_task_instances(connection, runs), self.pace.batch_tasks))
-        history = {run for waiting, run in found if waiting.may_be_history}
+        history_runs = {run for entry, run in entries if entry.may_be_history}
         outcome = Outcome()
         for part in parts:
             for is_history in (True, False):
                 with session.writing(session.BACKGROUND) as connection:
                     outcome += reconcile_runs(
                         connection,
-                        [run for run in part if (run in history) == is_history],
+                        [run for run in part if (run in history_runs) == is_history],
                         installed_at=installed_at if is_history else None,
                     )
-        for waiting, run in found:
+        for entry, run in entries:
             if run is None or (run.is_finished and run not in outcome.still_running):
                 continue
-            if waiting.looks < len(self.pace.look_again):
-                due = time.monotonic() + self.pace.look_again[waiting.looks]
-                self._put(_Waiting(due, waiting.dag_id, waiting.run_id, waiting.looks + 1))
+            if entry.looks < len(self.pace.look_again):
+                due = time.monotonic() + self.pace.look_again[entry.looks]
+                self._put(_Waiting(due, entry.dag_id, entry.run_id, entry.looks + 1))
 
     def _queue_recent(self) -> None:
         since = datetime.now(timezone.utc) - self.pace.catch_up
         with session.reading(session.BACKGROUND) as connection:
-            recent = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
-        for run in recent:
+            recent_runs = latest_finished_runs(connection, ended_since=since, limit=self.pace.max_waiting // 2)
+        for run in recent_runs:
             due = time.monotonic() + self.pace.settle
             self._put(_Waiting(due, run.dag_id, run.run_id, may_be_history=True))
 
 
 def _explanation(error: Exception) -> str:
-    """Return one line for an operator: what is wrong with the tables, or else the error without its SQL."""
+    """Return one line for operators: the tables' state, or else the error without its SQL."""
     try:
         with session.reading(session.BACKGROUND) as connection:
             schema = migrate.check(connection)
     except Exception:  # noqa: BLE001
-        schema = migrate.Schema.READY  # Nothing is known of the tables: what went wrong first is the news.
+        schema = migrate.Schema.READY  # The tables' state is unknown: report the first error.
     if schema is not migrate.Schema.READY:
         return schema.explanation
     return f"{str(getattr(error, 'orig', None) or error).strip().partition(chr(10))[0]}."
 
 
 queue = ReconcileQueue(catch_up=task_runtime.in_scheduler())
-"""The one queue of this process."""
+"""The only queue of this process."""

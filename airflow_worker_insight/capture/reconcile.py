@@ -1,8 +1,8 @@
-"""Reconciling: when a Dag run has ended, every one of its tries gets its final state and an honest attribution.
+"""Reconcile ended Dag runs: give each of their tries its final state and attribution.
 
-For a batch of Dag runs it takes the reports that nobody claimed, reads all tries from Airflow's tables and all recorded
-ones from ours, closes what is recorded and adds what is missing. The number of statements does not depend on the number
-of tries. It can run any number of times.
+For a batch of Dag runs it claims the reports that no API server claimed, reads all tries from Airflow's tables and all
+records from this package's, closes the records and adds the missing ones. The number of statements does not depend on
+the number of tries. Reconciling is idempotent.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.xcom import StoredReport
 
 WAITING_PAGE = 100
-"""Waiting reports that are read at once."""
+"""Number of stored reports read at once."""
 
 LEFT_BEHIND_PAGE = 20
-"""Waiting reports that one transaction takes while tries run: until its end Airflow cannot clear their XComs."""
+"""Number of stored reports per transaction while tries run.
+
+Airflow cannot clear the XComs of their task instances before the transaction ends.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many tries one pass closed, added and took from waiting reports, and which runs it must see again."""
+    """How many tries a pass closed, added and claimed late, and which runs it must see again."""
 
     closed: int = 0
     added: int = 0
@@ -61,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be written: recorded tries to close or remove, and tries to add with what is said of each."""
+    """What to write: records to close or remove, and tries to add with their attribution."""
 
     close: Sequence[tuple[RowKey, AirflowTry]]
     add: Sequence[tuple[AirflowTry, Verdict]]
@@ -71,17 +74,23 @@ class Plan:
 def reconcile_runs(
     connection: Connection, runs: Sequence[DagRunRef], *, installed_at: datetime | None = None
 ) -> Outcome:
-    """Reconcile these Dag runs. The caller owns the transaction and keeps batches small.
+    """Reconcile these Dag runs.
 
-    :param installed_at: tries that started before are ``backfilled``; ``None`` says that none did
+    The caller owns the transaction and keeps batches small.
+
+    :param installed_at: tries that started before it are ``backfilled``; with ``None`` no try is
     """
     if not runs:
         return Outcome()
     claimed = claim_waiting(connection, runs)
     tries = airflow_history.tries_of_runs(connection, runs)
     recorded = rekeying.rekey(connection, runs, tries, attempts_close.recorded_tries(connection, runs))
-    known = {one.row_key for one in recorded}
-    missing_hosts = {one.hostname for one in tries if one.hostname is not None and known.isdisjoint(one.row_keys)}
+    recorded_keys = {record.row_key for record in recorded}
+    missing_hosts = {
+        airflow_try.hostname
+        for airflow_try in tries
+        if airflow_try.hostname is not None and recorded_keys.isdisjoint(airflow_try.row_keys)
+    }
     plan = make_plan(
         runs,
         tries,
@@ -98,35 +107,39 @@ def reconcile_runs(
         now=datetime.now(timezone.utc),
     )
     attempts_close.add_tries(
-        connection, [(one, verdict.attribution, _ref(verdict, hosts)) for one, verdict in plan.add]
+        connection, [(airflow_try, verdict.attribution, _ref(verdict, hosts)) for airflow_try, verdict in plan.add]
     )
     placements.keep(connection, runs, tries)
-    for attribution, number in Counter(verdict.attribution for _, verdict in plan.add).items():
-        count(f"tries.{attribution}", number)
+    for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
+        count(f"tries.{attribution}", tries_count)
     return Outcome(
         closed=len(plan.close), added=len(plan.add), claimed=claimed, still_running=_still_running(runs, tries)
     )
 
 
-def in_parts(runs: Mapping[DagRunRef, int], most: int) -> Iterator[list[DagRunRef]]:
-    """Cut Dag runs into parts of at most ``most`` task instances each; a run that has more is a part of its own.
+def in_parts(runs: Mapping[DagRunRef, int], limit: int) -> Iterator[list[DagRunRef]]:
+    """Split Dag runs into parts of at most ``limit`` task instances; a larger run is a part.
 
-    :param runs: Dag runs and how many task instances each has
+    :param runs: Dag runs and the number of their task instances
     """
     part: list[DagRunRef] = []
     size = 0
-    for run, tasks in runs.items():
-        if part and size + tasks > most:
+    for run, task_count in runs.items():
+        if part and size + task_count > limit:
             yield part
             part, size = [], 0
         part.append(run)
-        size += tasks
+        size += task_count
     if part:
         yield part
 
 
 def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> frozenset[DagRunRef]:
-    running = {(one.key.dag_id, one.key.run_id) for one in tries if one.state is not None and not one.is_finished}
+    running = {
+        (airflow_try.key.dag_id, airflow_try.key.run_id)
+        for airflow_try in tries
+        if airflow_try.state is not None and not airflow_try.is_finished
+    }
     return frozenset(run for run in runs if (run.dag_id, run.run_id) in running)
 
 
@@ -134,124 +147,137 @@ def make_plan(
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
     recorded: Collection[Recorded],
-    lives: Collection[WorkerInstance],
+    instances: Collection[WorkerInstance],
     *,
     default_executor: str | None,
     installed_at: datetime | None,
 ) -> Plan:
-    """Compare Airflow's tries with the recorded ones. Tries that have not ended are left alone.
+    """Compare Airflow's tries with the recorded ones; skip tries that have not ended.
 
     Tries that were recorded in a deleted Dag run of the same name stay as they are.
     """
-    by_key = {one.row_key: one for one in recorded}
-    finished = [one for one in tries if one.is_finished]
+    by_key = {record.row_key: record for record in recorded}
+    finished = [airflow_try for airflow_try in tries if airflow_try.is_finished]
     lost = lost_tries(tries)
-    # A try that starts before the very first report of all is no history where its run has tries that are recorded.
-    recorded_runs = {_run_of(one) for one in tries if _recorded(one, by_key) is not None}
-    forgotten = _of_forgotten_tries(runs, tries, recorded)
+    # A try from before the very first report is not history where its run has recorded tries.
+    recorded_runs = {_run_of(airflow_try) for airflow_try in tries if _find_recorded(airflow_try, by_key) is not None}
+    forgotten = _forgotten_records(runs, tries, recorded)
     close: list[tuple[RowKey, AirflowTry]] = []
     add: list[tuple[AirflowTry, Verdict]] = []
-    for one in (*finished, *lost):
-        known = _recorded(one, by_key) or (forgotten.get(one.key) if one.is_lost else None)
-        if known is None:
-            backfilled = _is_older(one, installed_at) and _run_of(one) not in recorded_runs
-            add.append((one, attribute(one, lives, default_executor=default_executor, backfilled=backfilled)))
+    for airflow_try in (*finished, *lost):
+        existing = _find_recorded(airflow_try, by_key) or (
+            forgotten.get(airflow_try.key) if airflow_try.is_lost else None
+        )
+        if existing is None:
+            backfilled = _is_before(airflow_try, installed_at) and _run_of(airflow_try) not in recorded_runs
+            add.append(
+                (
+                    airflow_try,
+                    attribute(airflow_try, instances, default_executor=default_executor, backfilled=backfilled),
+                )
+            )
             continue
-        one = _with_start(one, known)  # noqa: PLW2901
-        # What a worker reported of a lost try is kept, but not that it runs: a later try is there.
-        if _is_open(known) if one.is_lost else not known.is_closed_as(one):
-            close.append((known.row_key, one))
-    return Plan(close, add, _not_mapped_any_more(tries, recorded))
+        airflow_try = _with_start(airflow_try, existing)  # noqa: PLW2901
+        # Keep what a worker reported of a lost try, but not that it runs: a later try exists.
+        if _is_open(existing) if airflow_try.is_lost else not existing.is_closed_as(airflow_try):
+            close.append((existing.row_key, airflow_try))
+    return Plan(close, add, _keys_mapped_since(tries, recorded))
 
 
-def _recorded(one: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
-    return next((by_key[key] for key in one.row_keys if key in by_key), None)
+def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
+    return next((by_key[key] for key in airflow_try.row_keys if key in by_key), None)
 
 
-def _of_forgotten_tries(
+def _forgotten_records(
     runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[Recorded]
 ) -> dict[TryKey, Recorded]:
-    """Return what was recorded in these Dag runs themselves of tries whose history Airflow has removed since."""
-    known = {key for one in tries for key in one.row_keys}
-    began = {(run.dag_id, run.run_id): run.began_at for run in runs}
+    """Return the records of these Dag runs' tries whose history Airflow has removed since."""
+    current_keys = {key for airflow_try in tries for key in airflow_try.row_keys}
+    began_at = {(run.dag_id, run.run_id): run.began_at for run in runs}
     return {
-        one.key: one
-        for one in recorded
-        if one.row_key not in known
-        # A mapped task instance may have come again under its index.
-        and one.key.map_index < 0
-        and airflow_history.is_of_run(one.started_at, began.get((one.key.dag_id, one.key.run_id)))
+        record.key: record
+        for record in recorded
+        if record.row_key not in current_keys
+        # A mapped task instance may have been created again under its index.
+        and record.key.map_index < 0
+        and airflow_history.is_of_run(record.started_at, began_at.get((record.key.dag_id, record.key.run_id)))
     }
 
 
-def _run_of(one: AirflowTry) -> tuple[str, str]:
-    return one.key.dag_id, one.key.run_id
+def _run_of(airflow_try: AirflowTry) -> tuple[str, str]:
+    return airflow_try.key.dag_id, airflow_try.key.run_id
 
 
-def _is_open(known: Recorded) -> bool:
-    return known.state is not None and known.ended_at is None
+def _is_open(record: Recorded) -> bool:
+    return record.state is not None and record.ended_at is None
 
 
-def _with_start(one: AirflowTry, known: Recorded) -> AirflowTry:
-    """Keep the start that was recorded where Airflow has none."""
-    return one if one.started_at is not None else replace(one, started_at=known.started_at)
+def _with_start(airflow_try: AirflowTry, record: Recorded) -> AirflowTry:
+    """Use the recorded start where Airflow has none."""
+    return airflow_try if airflow_try.started_at is not None else replace(airflow_try, started_at=record.started_at)
 
 
-def _not_mapped_any_more(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
-    """Return what was recorded, without a worker, of a task that had not been mapped yet and has been since (2.11)."""
-    mapped = {(*_run_of(one), one.key.task_id) for one in tries if one.key.map_index >= 0}
-    known = {key for one in tries for key in one.row_keys}
+def _keys_mapped_since(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
+    """Return the keys of records without a worker of a task that has been mapped since (2.11)."""
+    mapped = {
+        (*_run_of(airflow_try), airflow_try.key.task_id) for airflow_try in tries if airflow_try.key.map_index >= 0
+    }
+    current_keys = {key for airflow_try in tries for key in airflow_try.row_keys}
     return [
-        one.row_key
-        for one in recorded
-        if not one.has_worker
-        and one.key.map_index < 0
-        and one.row_key not in known
-        and (one.key.dag_id, one.key.run_id, one.key.task_id) in mapped
+        record.row_key
+        for record in recorded
+        if not record.has_worker
+        and record.key.map_index < 0
+        and record.row_key not in current_keys
+        and (record.key.dag_id, record.key.run_id, record.key.task_id) in mapped
     ]
 
 
 def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:
-    """Take the reports of these Dag runs that no API server claimed; return how many."""
+    """Claim the stored reports of these Dag runs that no API server claimed; return how many."""
     if not compat.is_airflow_3():
         return 0
-    taken = failed = 0
+    claimed = failed = 0
     while True:
-        # What is taken is gone from the table; what cannot be taken stays, and must not hide what is behind it.
-        waiting = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
-        now_taken = sum(_take_waiting(connection, report) for report in waiting)
-        taken, failed = taken + now_taken, failed + len(waiting) - now_taken
-        if len(waiting) < WAITING_PAGE:
-            return taken
+        # Claimed reports leave the table. Failed ones stay: skip them to reach those behind.
+        reports = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
+        claimed_now = sum(_claim_stored(connection, report) for report in reports)
+        claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
+        if len(reports) < WAITING_PAGE:
+            return claimed
 
 
 def claim_all_waiting(bounds: session.Bounds = session.BACKGROUND) -> int:
-    """Take all reports that no API server claimed, a page per transaction: no worker's row is locked for long."""
+    """Claim all stored reports, one page per transaction; return how many.
+
+    Small transactions lock no worker's row for long.
+    """
     if not compat.is_airflow_3():
         return 0
-    taken = failed = 0
+    claimed = failed = 0
     while True:
         with session.writing(bounds) as connection:
-            waiting = xcom.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
-            now_taken = sum(_take_waiting(connection, report) for report in waiting)
-        taken, failed = taken + now_taken, failed + len(waiting) - now_taken
-        if len(waiting) < LEFT_BEHIND_PAGE:
-            return taken
+            reports = xcom.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
+            claimed_now = sum(_claim_stored(connection, report) for report in reports)
+        claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
+        if len(reports) < LEFT_BEHIND_PAGE:
+            return claimed
 
 
 def take_left_behind() -> int:
-    """Take the reports that this process stored while claiming paused, and end the pause if that works.
+    """Claim the reports that this process stored while claiming was paused; return how many.
 
-    Soon, because Airflow clears a task instance's XComs when its next try starts. For a thread that comes round.
+    If that works, it ends the pause. A background thread calls this every few seconds, because Airflow clears a task
+    instance's XComs when its next try starts.
     """
     if not claim.left_behind.is_set():
         return 0
-    # Before: what is left behind meanwhile counts for the next time.
+    # Clear first: a report that is stored meanwhile counts for the next call.
     claim.left_behind.clear()
     try:
         with session.reading(session.BACKGROUND) as connection:
             is_ready = migrate.check(connection) is migrate.Schema.READY
-        taken = claim_all_waiting() if is_ready else 0
+        claimed = claim_all_waiting() if is_ready else 0
     except Exception:
         claim.left_behind.set()
         raise
@@ -259,17 +285,17 @@ def take_left_behind() -> int:
         claim.breaker.close()
     else:
         claim.left_behind.set()
-    return taken
+    return claimed
 
 
-def _take_waiting(connection: Connection, report: StoredReport) -> bool:
+def _claim_stored(connection: Connection, report: StoredReport) -> bool:
     try:
         with connection.begin_nested():
             claim.take(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
             xcom.delete_report(connection, REPORT_KEY, report.stored_under)
     except Exception as error:
         if session.is_timeout(error):
-            # The next ones would wait as long, with all that this transaction has locked.
+            # The next reports would time out too, while this transaction holds its locks.
             raise
         count("reports.unclaimed")
         warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
@@ -277,8 +303,8 @@ def _take_waiting(connection: Connection, report: StoredReport) -> bool:
     return True
 
 
-def _is_older(one: AirflowTry, installed_at: datetime | None) -> bool:
-    moment = one.started_at or one.ended_at or one.queued_at
+def _is_before(airflow_try: AirflowTry, installed_at: datetime | None) -> bool:
+    moment = airflow_try.started_at or airflow_try.ended_at or airflow_try.queued_at
     return installed_at is not None and moment is not None and moment < installed_at
 
 

@@ -1,4 +1,4 @@
-"""Poll the worker sources once per interval for the whole deployment and write the results.
+"""Poll the worker sources once per interval and deployment, and write the results.
 
 The process that finds a source's poll due takes a lease on it in the database and polls. Each source has its own
 transactions, and none is open during the poll: a source that fails or hangs does not delay the others.
@@ -129,7 +129,7 @@ class _SourcePoll:
         self.timeouts = _timeouts()
 
     def take(self, *, only_if_due: bool) -> tuple[SourceOutcome, float]:
-        """Poll if this process gets the lease; return the outcome and the seconds to the next poll."""
+        """Poll if this process gets the lease; return the outcome and the seconds to the next."""
         name = self.engine.name
         with session.writing(session.BACKGROUND) as connection:
             started, began_at = time.monotonic(), database_now(connection)
