@@ -1,4 +1,4 @@
-"""Say it so that PostgreSQL plans it well; the other databases are told in their plain words."""
+"""Query helpers that differ by database, most of them to keep PostgreSQL's planner fast."""
 
 from __future__ import annotations
 
@@ -19,63 +19,72 @@ if TYPE_CHECKING:
 
 
 def disable_jit(connection: Connection) -> None:
-    """Have PostgreSQL not compile statements until the end of the transaction.
+    """Turn off PostgreSQL's JIT compiler until the end of the transaction.
 
-    It guesses that looking through thousands of rows costs much, and compiling takes longer than that.
+    PostgreSQL overestimates the cost of scanning thousands of rows, and compiling takes longer than the scan.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL jit = off")
 
 
 def in_list(connection: Connection, column: Any, values: Sequence[Any]) -> Any:
-    """Say that a column has one of these values, thousands of them if need be: on PostgreSQL in one parameter."""
+    """Return the condition that a column has one of these values.
+
+    On PostgreSQL they are one parameter, so there may be thousands.
+    """
     if len(values) == 1:
         return column == values[0]
     return column == any_(_array(column, values)) if connection.dialect.name == "postgresql" else column.in_(values)
 
 
 def in_rows(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> Any:
-    """Say that several columns together have the values of one of these rows.
+    """Return the condition that these columns have the values of one of these rows.
 
-    PostgreSQL would plan each member of a long IN on its own.
+    PostgreSQL gets one array per column, because it would plan each member of a long IN separately.
     """
     if connection.dialect.name != "postgresql":
         return tuple_(*columns).in_(rows)
-    arrays = (_array(column, [row[place] for row in rows]) for place, column in enumerate(columns))
-    names = [f"v{place}" for place in range(len(columns))]
+    arrays = (_array(column, [row[index] for row in rows]) for index, column in enumerate(columns))
+    names = [f"v{index}" for index in range(len(columns))]
     given = func.unnest(*arrays).table_valued(*names).render_derived()
     return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
 
 
 def in_given_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
-    """Say the same of rows that come with the statement's execution, under a name: see :func:`given`.
+    """Return the condition of :func:`in_rows` for rows that are bound at execution.
 
-    For a statement that is built once: SQLAlchemy takes longer to build a long one than the database to answer it.
+    For a statement that is built once: building a long one takes SQLAlchemy longer than the database takes to answer.
+
+    :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
+    :param name: name of the parameters, for which :func:`given` returns the values
     """
     if dialect != "postgresql":
         return tuple_(*columns).in_(bindparam(name, expanding=True))
-    kinds = {f"{name}_{place}": _many(column) for place, column in enumerate(columns)}
-    arrays = (cast(bindparam(place, type_=kind), kind) for place, kind in kinds.items())
-    rows = func.unnest(*arrays).table_valued(*kinds).render_derived()
-    return tuple_(*columns).in_(select(*(rows.c[place] for place in kinds)))
+    types = {f"{name}_{index}": _array_type(column) for index, column in enumerate(columns)}
+    arrays = (cast(bindparam(parameter, type_=array_type), array_type) for parameter, array_type in types.items())
+    rows = func.unnest(*arrays).table_valued(*types).render_derived()
+    return tuple_(*columns).in_(select(*(rows.c[parameter] for parameter in types)))
 
 
 def given(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
-    """Return the parameters of :func:`in_given_rows`; there is one row at least."""
+    """Return the parameters of :func:`in_given_rows`.
+
+    :param rows: at least one row
+    """
     if connection.dialect.name != "postgresql":
         return {name: rows}
-    return {f"{name}_{place}": list(values) for place, values in enumerate(zip(*rows, strict=True))}
+    return {f"{name}_{index}": list(values) for index, values in enumerate(zip(*rows, strict=True))}
 
 
 def unnest(column: Any, values: Sequence[Any]) -> Any:
-    """Return these values of a column as a table with the column ``value``; PostgreSQL only."""
+    """Return values of a column as a table with the column ``value``; PostgreSQL only."""
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
 
 
 def changed_rows(connection: Connection, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
-    """Execute an INSERT, UPDATE or DELETE of one table and return how many rows it wrote.
+    """Execute an INSERT, UPDATE or DELETE of one table and return the number of written rows.
 
-    PostgreSQL returns the rows themselves, because its drivers disagree on ``rowcount``: of an INSERT … SELECT
+    On PostgreSQL the statement returns its rows, because the drivers disagree on ``rowcount``: for an INSERT … SELECT
     SQLAlchemy reports -1 with psycopg 3. On MySQL and SQLite ``rowcount`` is exact.
     """
     statement = counted(statement, connection.dialect.name)
@@ -83,62 +92,65 @@ def changed_rows(connection: Connection, statement: Any, parameters: Mapping[str
 
 
 def counted(statement: Any, dialect: str) -> Any:
-    """Return an INSERT, UPDATE or DELETE so that :func:`rows_written` can tell how many rows it writes.
+    """Return an INSERT, UPDATE or DELETE whose written rows :func:`rows_written` can count.
 
-    A statement that runs often is prepared once: SQLAlchemy compiles what is built anew only after it has hashed it.
+    Use it to build a frequent statement once: SQLAlchemy must hash a rebuilt one before it finds the compiled one.
     """
     return statement.returning(next(iter(statement.table.primary_key))) if dialect == "postgresql" else statement
 
 
 def rows_written(result: Any) -> int:
-    """Return how many rows a statement of :func:`counted` has written."""
+    """Return the number of rows that a statement of :func:`counted` has written."""
     return len(result.all()) if result.returns_rows else int(result.rowcount)
 
 
 def upsert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows, each a value for each column, in the place of those with their primary keys; PostgreSQL only.
+    """Insert rows, or replace those with the same primary keys; PostgreSQL only.
 
-    All go in one parameter, as JSON: psycopg2 sends an ``executemany`` row by row
+    All rows are one JSON parameter: psycopg2 sends an ``executemany`` row by row
     (https://www.psycopg.org/docs/extras.html#fast-execution-helpers), and arrays of thousands take it twice as long.
+
+    :param rows: each with a value for each column
     """
     dialect = connection.dialect
-    as_stored = {
+    processors = {
         column.name: process
         for column in table.c
         if (process := column.type.dialect_impl(dialect).bind_processor(dialect)) is not None
     }
-    given = [{**row, **{name: process(row[name]) for name, process in as_stored.items()}} for row in rows]
-    connection.execute(_upsert_many(table), {"rows": json.dumps(given, default=str)})
+    stored = [{**row, **{name: process(row[name]) for name, process in processors.items()}} for row in rows]
+    connection.execute(_upsert_many_statement(table), {"rows": json.dumps(stored, default=str)})
 
 
 @cache
-def _upsert_many(table: Table) -> Any:
-    """Return the statement, in plain SQL: SQLAlchemy compiles an ``INSERT … ON CONFLICT`` anew each time."""
+def _upsert_many_statement(table: Table) -> Any:
+    """Return SQL text: SQLAlchemy would compile an ``INSERT … ON CONFLICT`` anew each time."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     name = dialect.identifier_preparer.format_table(table)
     columns = ", ".join(column.name for column in table.c)
     typed = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in table.c)
     keys = ", ".join(column.name for column in table.primary_key)
-    new = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.c if not column.primary_key)
+    updates = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.c if not column.primary_key)
     return text(
         f"INSERT INTO {name} ({columns}) SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS given ({typed}) "  # noqa: S608
-        f"ON CONFLICT ({keys}) DO UPDATE SET {new}"
+        f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
     )
 
 
 def _array(column: Any, values: Sequence[Any]) -> Any:
-    kind = _many(column)
-    return cast(literal(list(values), kind), kind)
+    array_type = _array_type(column)
+    return cast(literal(list(values), array_type), array_type)
 
 
-def _many(column: Any) -> Any:
+def _array_type(column: Any) -> Any:
     return ARRAY(String if isinstance(column.type, String) else column.type)
 
 
 def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Any:
-    """Return an INSERT of a row that does nothing where there is one of the same in any unique index.
+    """Return an INSERT of a row that does nothing if the row conflicts with any unique index.
 
-    It names no index: of a row that two insert at once PostgreSQL looks for the named one only, and fails at others.
+    It names no index: PostgreSQL would then ignore conflicts of concurrent inserts in that index only, and fail at
+    others.
 
     :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
     """
@@ -151,19 +163,21 @@ def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Any:
 
 
 def upsert(dialect: str, table: Table, values: Any, *, key: Sequence[str], update: Mapping[str, Any]) -> Any:
-    """Return an INSERT of ``values`` that updates ``update`` where a row with the same ``key`` exists.
+    """Return an INSERT that instead updates the row with the same ``key``, if there is one.
 
     :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
     :param values: a row as a mapping, or ``None`` to pass rows at execution
+    :param key: names of the columns of a unique index
+    :param update: what an existing row gets, by column name
     """
     if dialect == "postgresql":
-        pg = postgresql.insert(table)
-        pg = pg.values(values) if values is not None else pg
-        return pg.on_conflict_do_update(index_elements=list(key), set_=dict(update))
+        postgresql_insert = postgresql.insert(table)
+        postgresql_insert = postgresql_insert.values(values) if values is not None else postgresql_insert
+        return postgresql_insert.on_conflict_do_update(index_elements=list(key), set_=dict(update))
     if dialect == "sqlite":
-        lite = sqlite.insert(table)
-        lite = lite.values(values) if values is not None else lite
-        return lite.on_conflict_do_update(index_elements=list(key), set_=dict(update))
-    my = mysql.insert(table)
-    my = my.values(values) if values is not None else my
-    return my.on_duplicate_key_update(**dict(update))
+        sqlite_insert = sqlite.insert(table)
+        sqlite_insert = sqlite_insert.values(values) if values is not None else sqlite_insert
+        return sqlite_insert.on_conflict_do_update(index_elements=list(key), set_=dict(update))
+    mysql_insert = mysql.insert(table)
+    mysql_insert = mysql_insert.values(values) if values is not None else mysql_insert
+    return mysql_insert.on_duplicate_key_update(**dict(update))

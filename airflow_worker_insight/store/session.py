@@ -1,10 +1,10 @@
-"""Open connections to Airflow's database: the only module that does, so that none of them waits without a bound.
+"""Open connections to Airflow's database with time limits; no other module opens one.
 
-A lock on one of our tables (``VACUUM FULL``, ``ALTER TABLE``, somebody's forgotten transaction) must never make Airflow
-wait. So each transaction of ours says first how long it waits for a lock and how long a statement may take:
-:class:`Bounds`, by who asks. PostgreSQL forgets both at the end of the transaction (``SET LOCAL``), also behind
-PgBouncer. MySQL, MariaDB and SQLite know such limits for a connection only. It goes back to Airflow's pool with the
-values that it had.
+A lock on one of our tables (``VACUUM FULL``, ``ALTER TABLE``, a forgotten open transaction) must never block Airflow.
+So each of our transactions first sets how long it waits for a lock and how long a statement may run: :class:`Bounds`,
+one per kind of caller. On PostgreSQL both settings end with the transaction (``SET LOCAL``), also behind PgBouncer. On
+MySQL, MariaDB and SQLite they apply to the connection, which gets its former values back before it returns to Airflow's
+pool.
 """
 
 from __future__ import annotations
@@ -30,61 +30,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a transaction of ours may keep its caller; all in seconds."""
+    """Time limits of one of our transactions, in seconds."""
 
     lock: float
-    """A statement waits for a lock. MySQL knows whole seconds only, so there it is one at least."""
+    """Longest wait of a statement for a lock; at least 1 on MySQL, which takes whole seconds."""
 
     statement: float
-    """A statement runs, waiting included. On MySQL (not MariaDB) this bounds reading only; SQLite has no such limit."""
+    """Longest run time of a statement, including its wait for locks.
+
+    On MySQL (not MariaDB) this limits SELECT statements only; SQLite has no such limit.
+    """
 
     total: float | None = None
-    """After so much time in statements no further one begins: together they take at most ``total + statement``."""
+    """Total run time after which no further statement starts.
+
+    All statements together take at most ``total + statement``.
+    """
 
 
 START = Bounds(lock=0.3, statement=0.4, total=0.6)
-"""The claim of a try's start, inside a request of Airflow's: a second in all."""
+"""Claiming the start of a try, inside one of Airflow's API requests: one second in total."""
 
 TASK = Bounds(lock=0.3, statement=1, total=3)
-"""The same in 2.11's task process. It waits for locks as briefly, but it runs each statement for the first time."""
+"""Claiming the start of a try in Airflow 2.11's task process.
+
+The wait for locks is as short as for :data:`START`, but the process runs each statement for the first time.
+"""
 
 EXPLAIN = Bounds(lock=0.05, statement=0.1)
-"""The look at our version table after a claim that failed, still inside Airflow's request."""
+"""Reading our version table after a failed claim, still inside Airflow's API request."""
 
 SCHEDULER = Bounds(lock=0.5, statement=3)
 """Executors, inside the scheduler's loop."""
 
 PAGE = Bounds(lock=1, statement=5)
-"""Pages, REST, FAB's views, decisions: a person waits, and a connection of Airflow's pool is in use."""
+"""Pages, REST, FAB views and operators' decisions.
+
+A user waits, and a connection of Airflow's pool is in use.
+"""
 
 BACKGROUND = Bounds(lock=1, statement=30)
-"""Threads of ours in the API server and the scheduler: they come round again."""
+"""Our threads in the API server and the scheduler, which run again after a failure."""
 
 COMMAND = Bounds(lock=10, statement=600)
-"""A person's command, in a process of its own."""
+"""Commands that an operator runs, each in its own process."""
 
 
 REFUSALS = (OperationalError, ProgrammingError)
-"""How a database says that it cannot do what it is asked for: a table is missing, or it cannot be reached."""
+"""Errors of a database that is unreachable or rejects a statement (a table is missing)."""
 
 
 class OutOfTimeError(RuntimeError):
-    """A transaction has used up its :attr:`Bounds.total`."""
+    """Raised when a transaction has used up its :attr:`Bounds.total`."""
 
     def __init__(self) -> None:
         super().__init__("the database was too slow, or others held locks for too long")
 
 
 class TablesLockedError(OutOfTimeError):
-    """Somebody holds a lock on a whole table, and the caller was not to wait for it."""
+    """Raised when another transaction holds a table lock that the caller must not wait for."""
 
 
-# --- transactions of our own -----------------------------------------------------------------------------------------
+# --- our own transactions --------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def reading(bounds: Bounds) -> Iterator[Connection]:
-    """Yield a connection of our own in a transaction that is rolled back at the end."""
+    """Yield a new connection in a transaction that is rolled back at the end."""
     with _transaction(bounds) as (connection, transaction):
         yield connection
         transaction.rollback()
@@ -92,7 +104,7 @@ def reading(bounds: Bounds) -> Iterator[Connection]:
 
 @contextmanager
 def writing(bounds: Bounds) -> Iterator[Connection]:
-    """Yield a connection of our own in a transaction that is committed at the end, or rolled back on an error."""
+    """Yield a new connection in a transaction that is committed, or rolled back on an error."""
     with _transaction(bounds) as (connection, _):
         yield connection
 
@@ -100,56 +112,63 @@ def writing(bounds: Bounds) -> Iterator[Connection]:
 @contextmanager
 def _transaction(bounds: Bounds) -> Iterator[tuple[Connection, Transaction]]:
     with metadata_database.engine().connect() as connection:
-        restoring = None
+        restore_sql = None
         try:
             with connection.begin() as transaction:
-                restoring = _restoring(connection)
+                restore_sql = _restore_statement(connection)
                 connection.exec_driver_sql(_setting(connection, bounds))
-                yield _within(connection, bounds), transaction
+                yield _limit_total(connection, bounds), transaction
         finally:
-            if restoring is not None:
-                _restore(connection, restoring)
+            if restore_sql is not None:
+                _restore(connection, restore_sql)
 
 
 def database_name() -> str:
-    """Return the URL of Airflow's database without its password, as the engine has it."""
+    """Return the URL of Airflow's database, as the engine has it, with the password masked."""
     return str(metadata_database.engine().url.render_as_string(hide_password=True))
 
 
-# --- inside a transaction of Airflow's -------------------------------------------------------------------------------
+# --- inside one of Airflow's transactions ----------------------------------------------------------------------------
 
 _SAVEPOINT = "worker_insight"
 
 _TIMEOUTS = ("lock_timeout", "statement_timeout")
 
 
-def _copied(values: Iterable[tuple[str, str]]) -> str:
-    """Return SQL that copies PostgreSQL's settings for this transaction, from the second name to the first."""
-    return "SELECT " + ", ".join(f"set_config('{to}', current_setting('{name}'), true)" for to, name in values)
+def _copy_settings(names: Iterable[tuple[str, str]]) -> str:
+    """Return SQL that copies PostgreSQL settings for this transaction.
+
+    :param names: pairs of the setting to write and the setting to read
+    """
+    return "SELECT " + ", ".join(f"set_config('{target}', current_setting('{name}'), true)" for target, name in names)
 
 
-_KEEP = _copied((f"worker_insight.{name}", name) for name in _TIMEOUTS)
-_GIVE_BACK = _copied((name, f"worker_insight.{name}") for name in _TIMEOUTS)
+_SAVE_TIMEOUTS = _copy_settings((f"worker_insight.{name}", name) for name in _TIMEOUTS)
+_RESTORE_TIMEOUTS = _copy_settings((name, f"worker_insight.{name}") for name in _TIMEOUTS)
 
 
 @contextmanager
 def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Table] = ()) -> Iterator[Connection]:
-    """Yield a bounded connection on a savepoint in somebody else's transaction, which then waits as before.
+    """Yield a bounded connection on a savepoint in a caller's transaction.
 
-    An error goes back to the savepoint and is raised. On PostgreSQL this costs no message more than a savepoint does.
+    Afterwards the transaction has its former time limits again. An error rolls back to the savepoint and is raised. On
+    PostgreSQL this takes no more messages than a savepoint alone.
 
-    :param unlocked: tables that are written to. On PostgreSQL a lock on a whole one is not waited for
-    :raises TablesLockedError: when somebody holds such a lock
+    :param unlocked: tables that the caller writes to. On PostgreSQL a lock on a whole table fails at once
+    :raises TablesLockedError: when another transaction holds such a lock
     """
-    restoring = None
+    restore_sql = None
     if connection.dialect.name == "postgresql":
-        # One message each, which both psycopg2 and psycopg 3 send as it is, because it has no parameters. The database
-        # keeps the former values. Going back to the savepoint undoes all that was set; releasing it does not.
-        before = f"SAVEPOINT {_SAVEPOINT}; {_KEEP}; {_setting(connection, bounds)}{_lock_at_once(connection, unlocked)}"
-        after = f"{_GIVE_BACK}; RELEASE SAVEPOINT {_SAVEPOINT}"
+        # One message each: without parameters, psycopg2 and psycopg 3 send it unchanged. The database stores the former
+        # values, because rolling back to the savepoint undoes the settings, but releasing it does not.
+        before = (
+            f"SAVEPOINT {_SAVEPOINT}; {_SAVE_TIMEOUTS}; "
+            f"{_setting(connection, bounds)}{_lock_nowait(connection, unlocked)}"
+        )
+        after = f"{_RESTORE_TIMEOUTS}; RELEASE SAVEPOINT {_SAVEPOINT}"
     else:
         before, after = f"SAVEPOINT {_SAVEPOINT}", f"RELEASE SAVEPOINT {_SAVEPOINT}"
-        restoring = _restoring(connection)
+        restore_sql = _restore_statement(connection)
         connection.exec_driver_sql(_setting(connection, bounds))
     try:
         try:
@@ -159,113 +178,116 @@ def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Tabl
                 if not is_timeout(error):
                     raise
                 raise TablesLockedError from error
-            yield _within(connection, bounds)
+            yield _limit_total(connection, bounds)
             connection.exec_driver_sql(after).close()
         except BaseException:
-            # Where the first message failed there may be no savepoint: that error is the news then.
+            # There may be no savepoint if the first message failed; raise that first error, not this one.
             with suppress(SQLAlchemyError):
                 connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
                 connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
             raise
     finally:
-        if restoring is not None:
-            _restore(connection, restoring)
+        if restore_sql is not None:
+            _restore(connection, restore_sql)
 
 
 @contextmanager
 def bounded(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
-    """Yield the connection of somebody else's transaction with bounds, for what ends that transaction if it fails.
+    """Yield the connection of a caller's transaction with time limits but without a savepoint.
 
-    Without a savepoint: on MySQL there is none any more after a statement that makes or drops a table.
+    For work whose failure ends the transaction. On MySQL, creating or dropping a table would end a savepoint.
     """
     is_postgresql = connection.dialect.name == "postgresql"
-    restoring = _GIVE_BACK if is_postgresql else _restoring(connection)
+    restore_sql = _RESTORE_TIMEOUTS if is_postgresql else _restore_statement(connection)
     setting = _setting(connection, bounds)
-    connection.exec_driver_sql(f"{_KEEP}; {setting}" if is_postgresql else setting).close()
+    connection.exec_driver_sql(f"{_SAVE_TIMEOUTS}; {setting}" if is_postgresql else setting).close()
     try:
         yield connection
     except BaseException:
         if not is_postgresql:
-            _restore(connection, str(restoring))
+            _restore(connection, str(restore_sql))
         raise
-    connection.exec_driver_sql(str(restoring)).close()
+    connection.exec_driver_sql(str(restore_sql)).close()
 
 
-def _lock_at_once(connection: Connection, tables: Iterable[Table]) -> str:
-    """Return SQL that takes the locks that writing takes anyway, and fails where that would have to wait."""
+def _lock_nowait(connection: Connection, tables: Iterable[Table]) -> str:
+    """Return SQL that takes the table locks that writing needs, and fails instead of waiting."""
     names = ", ".join(connection.dialect.identifier_preparer.format_table(table) for table in tables)
     return f"; LOCK TABLE {names} IN ROW EXCLUSIVE MODE NOWAIT" if names else ""
 
 
-class _Within:
-    """A connection on which no statement begins when a time is used up; all else is the connection's own."""
+class _TimedConnection:
+    """Connection that starts no statement after its time is used up; it delegates all else."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         self._connection = connection
-        self._left = seconds
+        self._seconds_left = seconds
 
     def execute(self, *arguments: Any, **options: Any) -> Any:
-        if self._left <= 0:
+        if self._seconds_left <= 0:
             raise OutOfTimeError
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             return self._connection.execute(*arguments, **options)
         finally:
-            self._left -= time.monotonic() - began
+            self._seconds_left -= time.monotonic() - started
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
 
-def _within(connection: Connection, bounds: Bounds) -> Connection:
-    return connection if bounds.total is None else cast("Connection", _Within(connection, bounds.total))
+def _limit_total(connection: Connection, bounds: Bounds) -> Connection:
+    return connection if bounds.total is None else cast("Connection", _TimedConnection(connection, bounds.total))
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
-_FORMER = "worker_insight.former_bounds"
-"""Under which name a connection to the database remembers the values that it had when we first met it."""
+_FORMER_VALUES = "worker_insight.former_bounds"
+"""Key in ``Connection.info`` for the values from before this module first changed them."""
 
 
 def _setting(connection: Connection, bounds: Bounds) -> str:
-    """Return the SQL that bounds what follows."""
+    """Return the SQL that sets these time limits."""
     if connection.dialect.name == "postgresql":
         values = zip(_TIMEOUTS, (bounds.lock, bounds.statement), strict=True)
         return "; ".join(f"SET LOCAL {name} = {_milliseconds(value)}" for name, value in values)
     if connection.dialect.name == "sqlite":
         return f"PRAGMA busy_timeout = {_milliseconds(bounds.lock)}"
-    limit = bounds.statement if _is_mariadb(connection) else _milliseconds(bounds.statement)
-    wait = max(1, math.ceil(bounds.lock))
-    return _set_session(connection, (wait, wait, limit))
+    statement_limit = bounds.statement if _is_mariadb(connection) else _milliseconds(bounds.statement)
+    lock_timeout = max(1, math.ceil(bounds.lock))
+    return _set_session(connection, (lock_timeout, lock_timeout, statement_limit))
 
 
-def _restoring(connection: Connection) -> str | None:
-    """Return the SQL that gives the connection its former values back; ``None`` where the transaction's end does."""
+def _restore_statement(connection: Connection) -> str | None:
+    """Return the SQL that restores the connection's former values.
+
+    :return: ``None`` on PostgreSQL, where the end of the transaction restores them
+    """
     if connection.dialect.name == "postgresql":
         return None
-    former = _former(connection)
+    former = _former_values(connection)
     if connection.dialect.name == "sqlite":
         return f"PRAGMA busy_timeout = {int(former[0])}"
     return _set_session(connection, former)
 
 
-def _former(connection: Connection) -> tuple[Any, ...]:
-    """Return the connection's own values, which nobody but this module changes."""
-    known: tuple[Any, ...] | None = connection.info.get(_FORMER)
-    if known is None:
-        asking = "PRAGMA busy_timeout"
+def _former_values(connection: Connection) -> tuple[Any, ...]:
+    """Return the connection's own time limits, which only this module changes."""
+    values: tuple[Any, ...] | None = connection.info.get(_FORMER_VALUES)
+    if values is None:
+        query = "PRAGMA busy_timeout"
         if connection.dialect.name != "sqlite":
-            asking = "SELECT " + ", ".join(f"@@SESSION.{name}" for name in _mysql_names(connection))
-        known = tuple(connection.exec_driver_sql(asking).one())
-        connection.info[_FORMER] = known
-    return known
+            query = "SELECT " + ", ".join(f"@@SESSION.{name}" for name in _mysql_names(connection))
+        values = tuple(connection.exec_driver_sql(query).one())
+        connection.info[_FORMER_VALUES] = values
+    return values
 
 
 def _restore(connection: Connection, sql: str) -> None:
     try:
         connection.exec_driver_sql(sql)
     except Exception:  # noqa: BLE001
-        # It must not go back to Airflow's pool as it is.
+        # A connection that keeps our limits must not return to Airflow's pool.
         connection.invalidate()
 
 
@@ -275,7 +297,7 @@ def _set_session(connection: Connection, values: tuple[Any, ...]) -> str:
 
 
 def _mysql_names(connection: Connection) -> tuple[str, str, str]:
-    # The first is for metadata locks: those of ALTER TABLE and LOCK TABLES.
+    # lock_wait_timeout is for metadata locks, which ALTER TABLE and LOCK TABLES take.
     limit = "max_statement_time" if _is_mariadb(connection) else "max_execution_time"
     return "lock_wait_timeout", "innodb_lock_wait_timeout", limit
 
@@ -288,26 +310,26 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-# --- what came of it -------------------------------------------------------------------------------------------------
+# --- timeouts --------------------------------------------------------------------------------------------------------
 
 _POSTGRESQL_TIMEOUTS = frozenset({"55P03", "57014"})
-"""SQLSTATE of a lock time-out and of a cancelled statement, which a statement time-out is."""
+"""SQLSTATE of a lock timeout and of a cancelled statement; a statement timeout cancels."""
 
 _MYSQL_TIMEOUTS = frozenset({1205, 1969, 3024})
-"""A lock wait (of a row or of a table's metadata); a statement's time on MariaDB, and on MySQL."""
+"""Errors: lock wait timeout (row or metadata), statement timeout on MariaDB, and on MySQL."""
 
 _SQLITE_TIMEOUTS = ("database is locked", "database table is locked", "database schema is locked")
 
 
 def is_timeout(error: BaseException | None) -> bool:
-    """Return whether something failed because it waited for a lock, or ran, longer than it may."""
-    # The latter: no connection of Airflow's pool was free in time.
+    """Return whether an error means that a lock, a statement or the pool took too long."""
+    # PoolTimeoutError: no connection of Airflow's pool became free in time.
     if isinstance(error, OutOfTimeError | PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError) or error.orig is None:
         return False
     original: Any = error.orig
-    # psycopg2 calls it pgcode.
+    # psycopg2 calls the SQLSTATE pgcode.
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     if state is not None:
         return state in _POSTGRESQL_TIMEOUTS
@@ -316,42 +338,48 @@ def is_timeout(error: BaseException | None) -> bool:
 
 
 class CircuitBreaker:
-    """Leave the database alone for a while after a time-out; then let one caller try whether it is usable again."""
+    """Circuit breaker: keeps callers off the database for a while after a timeout.
+
+    After that time it lets one caller try whether the database answers again.
+    """
 
     def __init__(self, seconds: float, *, trial: float = 2.0) -> None:
-        """Begin closed.
+        """Start closed.
 
-        :param seconds: how long it stays open
-        :param trial: how long all others wait for the one who tries
+        :param seconds: how long the breaker stays open after a timeout
+        :param trial: how long it keeps the other callers off while one caller tries, in seconds
         """
         self._seconds = seconds
         self._trial = trial
-        self._until: float | None = None
+        self._open_until: float | None = None
         self._lock = Lock()
 
     def allows(self) -> bool:
-        """Return whether this caller may use the database; it says then by the methods below what came of it."""
+        """Return whether this caller may use the database.
+
+        If so, the caller must then report the outcome with :meth:`open` or :meth:`close`.
+        """
         with self._lock:
             now = time.monotonic()
-            if self._until is None:
+            if self._open_until is None:
                 return True
-            if now < self._until:
+            if now < self._open_until:
                 return False
-            self._until = now + self._trial
+            self._open_until = now + self._trial
             return True
 
     @property
     def is_open(self) -> bool:
-        """Whether the last that was heard was a time-out."""
-        return self._until is not None
+        """Whether the latest reported outcome was a timeout."""
+        return self._open_until is not None
 
     def open(self) -> None:
-        """Allow nobody for a while: there was a time-out."""
+        """Keep callers off for a while, because the database timed out."""
         with self._lock:
-            self._until = time.monotonic() + self._seconds
+            self._open_until = time.monotonic() + self._seconds
 
     def close(self) -> None:
-        """Allow everybody: the database answered."""
-        if self._until is not None:
+        """Let all callers through, because the database answered."""
+        if self._open_until is not None:
             with self._lock:
-                self._until = None
+                self._open_until = None
