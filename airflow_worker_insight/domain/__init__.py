@@ -1,3 +1,6 @@
-"""The vocabulary of all other rooms. It does no I/O and imports no other room."""
+"""Vocabulary that the other subpackages share.
+
+It does no I/O and imports no other subpackage.
+"""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A try: as Airflow keeps it, as a task process starts it, and as readers get it."""
+"""Tries as Airflow stores them and as task processes start them, and recorded attempts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AttemptWorker:
-    """A worker as one attempt shows it; ``process_count`` task processes of the try ran there."""
+    """A worker that ran an attempt, with ``process_count``: the task processes that ran there."""
 
     worker_id: str
     name: str
@@ -29,18 +29,19 @@ class AttemptWorker:
     first_started_at: datetime | None
     last_started_at: datetime | None
     load: float | None = None
-    """The machine's load average per CPU when the try first started there: 1.0 is a machine that is just busy."""
+    """Load average per CPU when the try first started on the worker; 1.0 means fully used."""
     memory_free: float | None = None
-    """Its free memory at that time as a share of all, 0 to 1."""
+    """Free memory at that time as a share of the total, 0 to 1."""
     running_beside: int | None = None
-    """How many other tries ran on the worker at that time."""
+    """Number of other tries that ran on the worker at that time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of one task instance and the workers that ran it. Times are aware UTC, ``duration`` is in seconds.
+    """One try of a task instance and the workers that ran it.
 
-    ``is_recorded`` is ``False`` for a try that only Airflow's own tables tell of, so far: its host has no page.
+    Times are aware UTC, ``duration`` is in seconds. ``is_recorded`` is ``False`` while only Airflow's own tables have
+    the try: its host has no page.
     """
 
     dag_id: str
@@ -56,15 +57,17 @@ class Attempt:
     workers: tuple[AttemptWorker, ...]
     is_recorded: bool = True
     placement: str | None = None
-    """What an executor of this package decided of it last, one of :data:`~.reasons.REASONS`."""
+    """Latest placement decision of this package's executors, one of :data:`~.reasons.REASONS`."""
     deleted: str | None = None
-    """``run`` or ``task_instance``: what Airflow has deleted, with which it deleted the try. What bears the same names
-    in Airflow now, if anything does, is another one."""
+    """``run`` or ``task_instance``: what Airflow deleted, and this try with it.
+
+    If Airflow now has a Dag run or task instance of the same name, it is a different one.
+    """
     row_key: RowKey | None = None
     ran_in_a_test: bool = False
-    """Whether somebody ran it in a process of their own: see :attr:`.attempts.AirflowTry.ran_in_a_test`."""
+    """Whether a user ran it in their own process: see :attr:`AirflowTry.ran_in_a_test`."""
     placement_detail: str | None = None
-    """The same as ``placement`` in a sentence, for as long as that is kept."""
+    """Sentence that explains ``placement``, for as long as it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,63 +76,66 @@ class AttemptPage:
 
     attempts: list[Attempt]
     total: int
-    """How many there are in all, counted up to :data:`.limits.MAX_TOTAL`."""
+    """Number of matching attempts, counted up to :data:`.limits.MAX_TOTAL`."""
     total_is_exact: bool
-    """Whether all were counted; see :mod:`~.search` for what cuts a count short."""
+    """Whether all of them were counted; see :mod:`~.search` for what cuts a count short."""
     is_cut: bool = False
-    """Whether there are older ones that no page shows, because too many would have to be looked through."""
+    """Whether older attempts are on no page because the search would have to scan too many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What the worker's machine was like when a try started; ``None`` is not known."""
+    """State of the worker's machine when a try started; ``None`` means unknown."""
 
     load: float | None = None
-    """Load average of the last minute per CPU: 1.0 is a machine that is just busy."""
+    """Load average of the last minute per CPU; 1.0 means fully used."""
     memory_free: float | None = None
-    """Free memory as a share of all, 0 to 1."""
+    """Free memory as a share of the total, 0 to 1."""
     running_beside: int | None = None
-    """How many other tries ran on the worker."""
+    """Number of other tries that ran on the worker."""
 
     def columns(self) -> dict[str, int | None]:
-        """Return the same as the attempt table stores it: in 2 bytes each."""
+        """Return the values as the attempt table stores them: integers of 2 bytes each."""
         return {
-            "load": _small(self.load, 100),
-            "memory_free": _small(self.memory_free, 1000),
-            "running_beside": _small(self.running_beside, 1),
+            "load": _scaled(self.load, 100),
+            "memory_free": _scaled(self.memory_free, 1000),
+            "running_beside": _scaled(self.running_beside, 1),
         }
 
 
-def _small(value: float | None, unit: int) -> int | None:
+def _scaled(value: float | None, unit: int) -> int | None:
     return None if value is None else min(round(value * unit), 2**15 - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class StartedTry:
-    """The try that a task process has started, as Airflow has it. Times are aware UTC."""
+    """Airflow's data of a try that a task process has started. Times are aware UTC."""
 
     key: TryKey
     instance: int
-    """The key of its task instance: see :mod:`.keys`."""
+    """Key of its task instance: see :mod:`.keys`."""
     started_at: datetime | None
-    """When Airflow says that the try started."""
+    """Start of the try according to Airflow."""
     state: str = "running"
     ended_at: datetime | None = None
-    """When it ended, where a report of it had to wait for so long."""
+    """End of the try, if it ended before its report was processed."""
     fits: bool | None = True
-    """Whether its executor has workers of the kind that is reported; ``None`` where that is not known."""
+    """Whether its executor has workers of the reported kind; ``None`` if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class AirflowTry:
-    """What Airflow itself keeps of a try. Times are aware UTC; blanks are ``None``.
+    """Airflow's own data of a try. Times are aware UTC; blanks are ``None``.
 
-    ``is_lost`` marks a try of which Airflow keeps nothing; see :func:`lost_tries`.
+    ``is_lost`` marks a try of which Airflow has no row; see :func:`lost_tries`.
     """
 
     key: TryKey
     instances: tuple[int, ...] = ()
-    """The keys of its task instance (:func:`.airflow_history.instance_keys`); new rows are kept by the first."""
+    """Keys of its task instance (:func:`.airflow_history.instance_keys`).
+
+    New rows are stored under the first.
+    """
     state: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -143,61 +149,65 @@ class AirflowTry:
 
     @property
     def is_finished(self) -> bool:
-        """Whether this try has ended for good."""
+        """Whether this try is in a final state."""
         return self.state in FINISHED
 
     @property
     def row_keys(self) -> tuple[RowKey, ...]:
-        """What it may be recorded by: the first is what it is recorded by from now on."""
+        """Keys under which the try may be recorded; new rows use the first."""
         return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instances)
 
     @property
     def ran_in_a_test(self) -> bool:
-        """Whether somebody ran this try in a process of their own: ``dag.test()``, ``airflow dags test``.
+        """Whether a user ran this try in their own process: ``dag.test()``, ``airflow dags test``.
 
-        A process did run it, and no scheduler queued it: every scheduler, and 2.11's backfill, writes when it queued
-        the try and by which job. Where Airflow takes that back, something is left: the time when a scheduler resets an
-        orphan, the job when 2.11 queues a stuck task again. 3.3 takes back both of a stuck task, which no process can
-        start before it is queued anew. Celery's and Kubernetes' executors leave the ID of what they started as well.
+        Such a try has a process, but no scheduler queued it. Every scheduler, and 2.11's backfill, writes when it
+        queued the try and by which job. When Airflow reverts this, it leaves one of the two: the time when a scheduler
+        resets an orphan, the job when 2.11 requeues a stuck task. 3.3 clears both for a stuck task, but no process can
+        start that before it is queued again. Celery's and Kubernetes' executors also leave the external ID of what they
+        started.
         """
-        # 2.11 writes no start of it.
+        # 2.11 writes no start time of such a try.
         is_queued = self.queued_at is not None or self.queued_by_job_id is not None
         return self.hostname is not None and not is_queued and self.external_executor_id is None
 
 
 def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
-    """Return the tries that must have been, because a later one is known, and of which Airflow has no row.
+    """Return the tries that Airflow has no row of although a later try is known.
 
     Airflow writes no history when the scheduler fails a task that is still queued (seen on 2.11.2 and 3.3.2), and
-    before 2.10 it had none at all.
+    before 2.10 it had no history at all.
     """
     present: dict[TaskInstanceKey, dict[int, AirflowTry]] = defaultdict(dict)
-    for one in known:
-        present[one.key.task_instance][one.key.try_number] = one
+    for airflow_try in known:
+        present[airflow_try.key.task_instance][airflow_try.key.try_number] = airflow_try
     lost = []
     for key, tries in present.items():
         later = tries[max(tries)]
         for number in range(max(tries) - 1, 0, -1):
             later = tries.get(number, later)
             if number not in tries:
-                # A try that the scheduler failed while it was queued has left its ID to the next one.
-                names = TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number)
-                lost.append(AirflowTry(names, later.instances, is_lost=True))
+                # If the scheduler failed this try while it was queued, its task instance ID went to the next try.
+                lost_key = TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number)
+                lost.append(AirflowTry(lost_key, later.instances, is_lost=True))
     return lost
 
 
 @dataclass(frozen=True, slots=True)
 class DagRunRef:
-    """A Dag run by its row's ID and its names."""
+    """Reference to a Dag run: row ID and names."""
 
     row_id: int
     dag_id: str
     run_id: str
     state: str | None = field(default=None, compare=False)
     began_at: datetime | None = field(default=None, compare=False)
-    """When it began, before any try of it did; ``None`` where Airflow does not tell (``airflow_history.run_began``)."""
+    """Start of the run, before any of its tries started.
+
+    ``None`` if Airflow does not store it (``airflow_history.run_began``).
+    """
 
     @property
     def is_finished(self) -> bool:
-        """Whether Airflow has committed the run's end."""
+        """Whether Airflow has committed the end of the run."""
         return self.state in FINISHED_RUN

@@ -1,7 +1,7 @@
-"""Decide what can honestly be said of a try that no worker reported: pure functions, no I/O.
+"""Attribute tries that no worker reported: pure functions, no I/O.
 
-The rule is never to name a wrong worker. A worker's life is named only where Airflow's columns leave no other; else the
-host is, as "one of the workers of this host"; else the reason why nothing is known.
+The rule is never to name a wrong worker. A worker instance is named only if Airflow's columns rule out every other one.
+Otherwise the host is named, as "one of the workers of this host"; without a host, the reason why nothing is known.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 
 HOST_ID_PREFIX = "host-"
-"""How the IDs of whole hosts begin; no worker may call itself so."""
+"""Prefix of the IDs of whole hosts; reserved, so that no worker uses it."""
 
 NO_TIME = timedelta(seconds=1)
-"""Airflow gives a try that it ends itself a start and an end within the same instant."""
+"""Longest duration of a try that never ran.
+
+When Airflow ends a try itself, it writes the same instant as start and end.
+"""
 
 KINDS = {
     "LocalExecutor": "local",
@@ -40,7 +43,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstance:
-    """One recorded life of a worker and the ID of its row."""
+    """A recorded worker instance and the ID of its row."""
 
     ref: int
     record: WorkerRecord
@@ -48,7 +51,10 @@ class WorkerInstance:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is said of a try; ``worker`` is a life (then ``ref`` is its row) or a host (then ``ref`` is None)."""
+    """Result of the attribution of a try.
+
+    ``worker`` is a worker instance (then ``ref`` is its row ID) or a host (then ``ref`` is ``None``).
+    """
 
     attribution: str
     worker: WorkerRecord | None = None
@@ -56,58 +62,67 @@ class Verdict:
 
 
 def attribute(
-    one: AirflowTry,
+    airflow_try: AirflowTry,
     lives: Collection[WorkerInstance],
     *,
     default_executor: str | None = None,
     backfilled: bool = False,
 ) -> Verdict:
-    """Say who ran a try, from what Airflow kept of it.
+    """Determine who ran a try from what Airflow stored of it.
 
-    :param lives: the recorded lives of workers, at least those on the try's host
-    :param default_executor: ``[core] executor``: the first one is that of tries that name none
+    :param lives: the recorded worker instances, at least those on the try's host
+    :param default_executor: ``[core] executor``; tries that name no executor ran on the first one
     :param backfilled: whether the try is older than the installation
     """
-    if one.is_lost:
+    if airflow_try.is_lost:
         return Verdict(UNKNOWN)
-    kind = kind_of(_spelt_out(one.executor, default_executor))
-    found = BACKFILLED if backfilled else INFERRED
-    if one.hostname is None:
-        return Verdict(_without_host(one))
-    if one.ran_in_a_test:
+    kind = kind_of(_resolve_executor(airflow_try.executor, default_executor))
+    attribution = BACKFILLED if backfilled else INFERRED
+    if airflow_try.hostname is None:
+        return Verdict(_attribute_without_host(airflow_try))
+    if airflow_try.ran_in_a_test:
         return Verdict(NOT_ON_A_WORKER)
-    life = _only_possible_life(one, kind, lives)
-    if life is not None:
-        return Verdict(found, life.record, life.ref)
-    return Verdict(found, host_worker(one.hostname, kind))
+    instance = _only_candidate(airflow_try, kind, lives)
+    if instance is not None:
+        return Verdict(attribution, instance.record, instance.ref)
+    return Verdict(attribution, host_worker(airflow_try.hostname, kind))
 
 
-def _only_possible_life(one: AirflowTry, kind: str, lives: Collection[WorkerInstance]) -> WorkerInstance | None:
-    """Return the life that ran the try where Airflow's columns leave no other.
+def _only_candidate(airflow_try: AirflowTry, kind: str, instances: Collection[WorkerInstance]) -> WorkerInstance | None:
+    """Return the only worker instance that, by Airflow's columns, can have run the try.
 
-    That one was alive at the time on that host is not enough: another one there may not have reported yet.
+    ``None`` if there are several. That an instance was alive on that host at that time is not enough: another one there
+    may not have reported yet.
     """
-    here = [life for life in lives if life.record.hostname == one.hostname and life.record.kind == kind]
+    on_host = [
+        instance
+        for instance in instances
+        if instance.record.hostname == airflow_try.hostname and instance.record.kind == kind
+    ]
     if kind == "local":
-        # LocalExecutor's worker is the scheduler that queued the try, and a job row is one life of a scheduler.
-        possible = [life for life in here if one.queued_by_job_id and life.record.job_id == one.queued_by_job_id]
+        # LocalExecutor's worker is the scheduler that queued the try, and one job row is one scheduler process.
+        candidates = [
+            instance
+            for instance in on_host
+            if airflow_try.queued_by_job_id and instance.record.job_id == airflow_try.queued_by_job_id
+        ]
     else:
-        # The host of a pod is the pod, and a pod is one life.
-        possible = here if kind == "kubernetes" else []
-    return possible[0] if len(possible) == 1 else None
+        # The host of a pod is the pod itself, which is one worker instance.
+        candidates = on_host if kind == "kubernetes" else []
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def _without_host(one: AirflowTry) -> str:
-    """Say why a try has no host.
+def _attribute_without_host(airflow_try: AirflowTry) -> str:
+    """Return the attribution of a try without a host.
 
-    A worker's supervisor writes host and process when it starts the task, so most tries without them never reached
-    one. Airflow has also been seen to lose them of tries that did run (apache/airflow#65366, #71150).
+    A worker's supervisor writes host and process when it starts the task, so most tries without them never reached a
+    worker. Airflow is also known to lose them for tries that did run (apache/airflow#65366, #71150).
     """
-    if one.state in ("success", "skipped", "upstream_failed", "removed"):
+    if airflow_try.state in ("success", "skipped", "upstream_failed", "removed"):
         return NOT_ON_A_WORKER
-    if one.started_at is None:
+    if airflow_try.started_at is None:
         return NEVER_STARTED
-    if one.ended_at is not None and one.ended_at - one.started_at <= NO_TIME:
+    if airflow_try.ended_at is not None and airflow_try.ended_at - airflow_try.started_at <= NO_TIME:
         return NEVER_STARTED
     return UNKNOWN
 
@@ -124,38 +139,38 @@ def host_worker(hostname: str, kind: str) -> WorkerRecord:
     )
 
 
-def _spelt_out(named: str | None, setting: str | None) -> str | None:
-    """Return the executor that a try names, or the default; where it names an alias, that with its path."""
-    if not named or not setting:
-        return named or setting
-    for one in re.split(r"[,;]", setting):
-        # Since Airflow 3.2 a team stands in front.
-        spelt = one.rpartition("=")[2].strip()
-        if spelt.partition(":")[0] == named:
-            return spelt
-    return named
+def _resolve_executor(name: str | None, setting: str | None) -> str | None:
+    """Return the executor that a try names, or the default; an alias comes with its path."""
+    if not name or not setting:
+        return name or setting
+    for entry in re.split(r"[,;]", setting):
+        # Since Airflow 3.2 an entry may start with a team.
+        executor = entry.rpartition("=")[2].strip()
+        if executor.partition(":")[0] == name:
+            return executor
+    return name
 
 
 def has_workers_of(kind: str, *, executor: str | None, setting: str | None) -> bool | None:
-    """Return whether tries of an executor run on workers of a kind; ``None`` where that is not known.
+    """Return whether tries of an executor run on workers of a kind; ``None`` if unknown.
 
-    :param executor: the one that a try names
-    :param setting: ``[core] executor``: the first one is that of tries that name none
+    :param executor: the executor that a try names
+    :param setting: ``[core] executor``; tries that name no executor run on the first one
     """
-    spelt = _spelt_out(executor, setting) or ""
-    # A team's tries that name none are its own first executor's.
-    possible = re.split(r"[,;]", spelt) if not executor and "=" in spelt else [spelt]
-    kinds = {kind_of(one) for one in possible}
+    resolved = _resolve_executor(executor, setting) or ""
+    # If a team's try names no executor, it runs on the team's first one, so all entries are candidates.
+    candidates = re.split(r"[,;]", resolved) if not executor and "=" in resolved else [resolved]
+    kinds = {kind_of(candidate) for candidate in candidates}
     if kind in kinds:
         return True
     return False if kinds <= set(KINDS.values()) else None
 
 
 def kind_of(executor: str | None) -> str:
-    """Return a worker's kind for an executor as Airflow writes it.
+    """Return the worker kind of an executor.
 
-    That may be a class name, a dotted path, an alias (``alias:path``), a team's (``team=…``), or a list of them, of
-    which the first is the default.
+    :param executor: the executor as Airflow writes it: a class name, a dotted path, an alias (``alias:path``), a team's
+        (``team=…``), or a list of them, of which the first is the default
     """
     name = executor_name(executor)
     return KINDS.get(name, name) or "unknown"

@@ -1,4 +1,4 @@
-"""Times: UTC, and how far the clocks of hosts may be apart."""
+"""UTC times and the tolerated difference between the clocks of hosts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 
 CLOCK_SKEW = timedelta(minutes=15)
-"""How far the clocks of two hosts may be apart."""
+"""Largest tolerated difference between the clocks of two hosts."""
 
 
 def utc(value: datetime | None) -> datetime | None:
-    """Return an aware time in UTC, as readers get it."""
+    """Return an aware time converted to UTC, ``None`` for ``None``."""
     return None if value is None else value.astimezone(timezone.utc)
 
 
 SAME_START = timedelta(seconds=5)
-"""How far two tellings of one start may differ: engines round, and messages take their time."""
+"""Largest difference between two reports of the same start.
+
+Worker sources round times, and messages take time to arrive.
+"""

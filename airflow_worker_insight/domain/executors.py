@@ -1,4 +1,7 @@
-"""Which executors ``[core] executor`` names, and which engines none of them is of: pure functions."""
+"""Executors that ``[core] executor`` names, and worker sources that none of them uses.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,40 @@ if TYPE_CHECKING:
 
 
 WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
-"""What the names of an engine's executors have in them."""
+"""Word that the class names of a worker source's executors contain."""
 
 
 class Executor(NamedTuple):
-    """One of the executors that ``[core] executor`` names."""
+    """One executor that ``[core] executor`` names."""
 
     name: str
     team: str | None = None
 
 
 def executors(setting: str | None) -> list[Executor]:
-    """Read ``[core] executor``: a list of executors, and since Airflow 3.2 one for each team.
+    """Parse ``[core] executor``: a list of executors, since Airflow 3.2 one for each team.
 
     ``LocalExecutor,CeleryExecutor;billing=path.to.CeleryExecutor`` names three.
     """
-    found = []
+    parsed = []
     for group in (setting or "").split(";"):
         team, _, names = group.rpartition("=")
-        found += [Executor(executor_name(name.strip()), team.strip() or None) for name in re.split(r",", names)]
-    return [one for one in found if one.name]
+        parsed += [Executor(executor_name(name.strip()), team.strip() or None) for name in re.split(r",", names)]
+    return [executor for executor in parsed if executor.name]
 
 
 def absent_sources(setting: str | None) -> Sequence[str]:
-    """Return the names of the engines that no executor of the setting is of, whatever is installed here."""
-    known = executors(setting)
-    return [name for name, word in WORDS.items() if not any(word in one.name for one in known)]
+    """Return the worker sources that no executor of the setting uses.
+
+    What is installed in this process does not matter.
+    """
+    configured = executors(setting)
+    return [source for source, word in WORDS.items() if not any(word in executor.name for executor in configured)]
 
 
 def celery_teams(setting: str | None) -> tuple[str | None, ...]:
-    """Return the teams that have Celery executors, each perhaps with its own broker; ``None`` is all the others."""
-    return tuple(dict.fromkeys(one.team for one in executors(setting) if WORDS[CELERY] in one.name))
+    """Return the teams that have Celery executors; ``None`` stands for all other teams.
+
+    Each team may have its own broker.
+    """
+    return tuple(dict.fromkeys(executor.team for executor in executors(setting) if WORDS[CELERY] in executor.name))

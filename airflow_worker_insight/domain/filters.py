@@ -1,4 +1,4 @@
-"""What lists of attempts, workers and placements can be filtered and ordered by."""
+"""Filters and orders of the lists of attempts, workers and placements."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 class EveryDag:
-    """All Dags, also those that are gone: for a reader who has the database itself."""
+    """All Dags, including deleted ones: for readers with direct access to the database."""
 
 
 WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
-"""Whether a try waits for a worker, or was placed on one (or handed to the queue that all workers share)."""
+"""Whether a try waits for a worker or was placed: on a worker or in the shared queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementFilter:
-    """Which of the tries that have not ended to list; ``None`` does not filter."""
+    """Filter of the list of unfinished tries; ``None`` does not filter."""
 
     state: str | None = None
     """One of :data:`LISTED_STATES`."""
@@ -28,7 +28,7 @@ class PlacementFilter:
     task_id: str | None = None
     worker_id: str | None = None
     worker_name: str | None = None
-    """The worker's own name, or what its engine calls it."""
+    """The worker's own name or the name in its worker source."""
     reason: str | None = None
     try_state: str | None = None
     """Airflow's state of the try, one of :data:`.placements.PLACES_TAKEN`."""
@@ -36,7 +36,10 @@ class PlacementFilter:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFilter:
-    """What to list; ``None`` does not filter. ``started_at_*`` are inclusive."""
+    """Filter of the list of attempts; ``None`` does not filter.
+
+    ``started_at_*`` are inclusive.
+    """
 
     dag_id: str | None = None
     run_id: str | None = None
@@ -52,28 +55,34 @@ class AttemptFilter:
 
 
 WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at", "last_seen_at")
-"""What lists of workers can be ordered by; with a ``-`` in front descending."""
+"""Columns by which lists of workers can be ordered; a leading ``-`` means descending."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFilter:
-    """Which workers to list; ``None`` does not filter. Rows that stand for a whole host are never listed."""
+    """Filter of the list of workers; ``None`` does not filter.
+
+    Rows that stand for a whole host are never listed.
+    """
 
     states: frozenset[str] | None = None
     kind: str | None = None
     name: str | None = None
-    """The exact name, an operator's or the engine's."""
+    """Exact name: the one that an operator set or the one in the worker source."""
     hostname: str | None = None
     label: tuple[str, str] | None = None
     queue: str | None = None
     availability: str | None = None
-    """What is decided of them. It is nothing any more of a life that has ended and that another one followed."""
+    """Availability that a user set.
+
+    It no longer applies to a worker instance that has ended and has a successor.
+    """
     search: str | None = None
-    """A part of the name, the host name or the ID, whatever its case."""
+    """Part of the name, the host name or the ID; case is ignored."""
     seen_since: datetime | None = None
-    """Last seen at this time or later, or known to be online or unresponsive when the fleet was last looked at."""
+    """Last seen at this time or later, or online or unresponsive at the latest poll."""
     last_seen_at_gte: datetime | None = None
     last_seen_at_lte: datetime | None = None
-    """Last seen not before, and not after, whatever the state."""
+    """``last_seen_at_gte`` and this bound the time last seen, inclusively, in any state."""
     refs: tuple[int, ...] | None = None
-    """The rows of which all but ``states`` is known to be so: see :func:`.queries.narrowed`."""
+    """Rows that are known to match all filters but ``states``: see :func:`.queries.narrowed`."""

@@ -1,29 +1,35 @@
-"""Limits that several rooms share."""
+"""Limits that several subpackages share."""
 
 from __future__ import annotations
 
 MAX_TOTAL = 10_000
-"""How far a list counts: exact totals of millions of attempts would take seconds, for a number that nobody pages to."""
+"""Number up to which a list counts its rows.
+
+Exact totals of millions of attempts would take seconds, and users do not page that far.
+"""
 
 MAX_SCANNED = 50_000
-"""How many tries are looked through for those that fit a filter without an index of its own."""
+"""Number of tries that a search scans for a filter without an index."""
 
 TEXT_LENGTH = 300
-"""Characters of a line at most: as many as the database keeps."""
+"""Maximum length of a line of text in characters: the size of the database column."""
 
 MAX_NOTE_LENGTH = 500
-"""As many characters as the database keeps of a note."""
+"""Maximum length of a note in characters: the size of the database column."""
 
 
 REASON_LENGTH = 500
-"""Characters of a reason: why a worker is in its state, or an engine cannot be asked."""
+"""Maximum length of a reason in characters.
+
+It says why a worker is in its state or why a worker source is unavailable.
+"""
 
 MAX_ID_LENGTH = 250
-"""As long as Airflow's own IDs may be."""
+"""Maximum length of Airflow's own IDs in characters."""
 
 MAX_INTEGER = 2**31 - 1
-"""What the databases' integer columns hold."""
+"""Largest value of the databases' integer columns."""
 
 
 MAX_BODY = 16 * 1024
-"""No form of these pages posts more bytes."""
+"""Maximum size of a request body in bytes; the forms of the pages post less."""

@@ -1,7 +1,7 @@
-"""Names, labels and other text that people and hosts wrote, made fit to be stored and sent.
+"""Clean names, labels and other text from users and hosts for storage and transport.
 
-Nothing is escaped here: what is markup to a page is for the page to escape. Only what no database or JSON
-document takes is removed, and lengths are bounded.
+Nothing is escaped here: pages escape markup themselves. Only characters that a database or JSON rejects are removed,
+and lengths are bounded.
 """
 
 from __future__ import annotations
@@ -16,76 +16,85 @@ if TYPE_CHECKING:
 
 
 LABEL_VALUE_LENGTH = 128
-"""Characters of a label's value: a Kubernetes node or namespace name fits."""
+"""Maximum length of a label's value; Kubernetes node and namespace names fit."""
 
 MAX_LABELS = 32
-"""Labels of a worker: a report with more is not believed at all."""
+"""Maximum number of labels of a worker; a report with more is rejected."""
 
 LABELS_SIZE = 1024
-"""Bytes of all labels as JSON in ASCII: with them and the longest names a report stays below its 8 KiB."""
+"""Maximum size in bytes of all labels as JSON in ASCII.
 
-_WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+With them and the longest names a report stays below its limit of 8 KiB.
+"""
+
+_WORD_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _LABEL_KEY = "[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
 
 
 def clean(value: object, length: int) -> str:
-    """Return ``value`` as one line of at most ``length`` characters; empty where it is no text."""
+    """Return ``value`` as one line of at most ``length`` characters; empty if not a string."""
     if not isinstance(value, str):
         return ""
-    # Cut first: a value of many megabytes shall not cost the task anything.
+    # Cut first, so that a value of many megabytes does not slow down the task.
     line = value[: 2 * length]
     if not line.isprintable():
-        line = "".join(" " if _is_unfit(character) else character for character in line)
+        line = "".join(" " if _is_forbidden(character) else character for character in line)
     return line.strip()[:length].rstrip()
 
 
 def word(value: object, length: int) -> str:
-    """Return the characters of ``value`` that are ``[A-Za-z0-9._-]``, at most ``length``, possibly none."""
-    return "".join(character for character in clean(value, length) if character in _WORD)
+    """Return the ``[A-Za-z0-9._-]`` characters of ``value``, at most ``length``, maybe none."""
+    return "".join(character for character in clean(value, length) if character in _WORD_CHARACTERS)
 
 
 def parse_labels(setting: object) -> dict[str, str]:
-    """Read labels from a setting such as ``region=eu-west-1, zone=b`` (commas or line breaks between them).
+    """Parse labels from a setting such as ``region=eu-west-1, zone=b``.
 
-    Of two with the same key the last one counts. An item that is no label is ignored: a typing error in a
-    setting must not cost a task its report.
+    Commas or line breaks separate them. If a key occurs twice, the last value counts. Invalid items are ignored: a
+    typing error in a setting must not cost a task its report.
     """
     if not isinstance(setting, str):
         return {}
     labels: dict[str, str] = {}
     for item in re.split(r"[,\n]", setting[: 4 * LABELS_SIZE]):
-        key, _, raw = item.partition("=")
+        key, _, raw_value = item.partition("=")
         key = key.strip()
-        value = clean(raw, LABEL_VALUE_LENGTH + 1)
+        value = clean(raw_value, LABEL_VALUE_LENGTH + 1)
         if re.fullmatch(_LABEL_KEY, key) and 0 < len(value) <= LABEL_VALUE_LENGTH:
             labels[key] = value
     return labels
 
 
 def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
-    """Join labels, of equal keys the first source's, as long as they are few and small enough."""
-    joined: dict[str, str] = {}
+    """Merge labels within the limits; the first source of a key wins.
+
+    Labels beyond :data:`MAX_LABELS` or :data:`LABELS_SIZE` are dropped.
+    """
+    merged: dict[str, str] = {}
     size = 2
     for source in sources:
         for key, value in source.items():
             size_with = size + len(json.dumps(key)) + len(json.dumps(value)) + 4
-            if key not in joined and size_with <= LABELS_SIZE and len(joined) < MAX_LABELS:
-                joined[key] = value
+            if key not in merged and size_with <= LABELS_SIZE and len(merged) < MAX_LABELS:
+                merged[key] = value
                 size = size_with
-    return joined
+    return merged
 
 
 UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories that no name, label or note may hold: control characters (PostgreSQL refuses NUL), format
-characters (some change the direction of writing: one name looks like another), lone surrogates, line ends."""
+"""Unicode categories that names, labels and notes may not contain.
+
+They are control characters (PostgreSQL rejects NUL), format characters (some change the direction of writing, so that
+one name looks like another), lone surrogates and line ends.
+"""
 
 
 def is_fit(text: str) -> bool:
-    """Return whether no character of a text is of the categories :data:`UNFIT`."""
-    return text.isprintable() or not any(map(_is_unfit, text))
+    """Return whether a text has no character of the categories in :data:`UNFIT`."""
+    return text.isprintable() or not any(map(_is_forbidden, text))
 
 
-def _is_unfit(character: str) -> bool:
+def _is_forbidden(character: str) -> bool:
     return unicodedata.category(character) in UNFIT
 
 
@@ -94,10 +103,10 @@ NAME_LENGTH = 250
 
 
 def executor_name(executor: object) -> str:
-    """Return the class name of an executor as ``[core] executor`` or a task names it; empty for nothing.
+    """Return the class name of an executor as ``[core] executor`` or a task names it.
 
-    Takes a class name, a dotted path, ``alias:dotted.path``, a list of those (the first is the default
-    executor) and the teams of Airflow 3 (``LocalExecutor;team=CeleryExecutor``).
+    Takes a class name, a dotted path, ``alias:dotted.path``, a list of those (the first is the default executor) and
+    the teams of Airflow 3 (``LocalExecutor;team=CeleryExecutor``). Returns an empty string if there is no name.
     """
     if not isinstance(executor, str):
         return ""
@@ -106,9 +115,9 @@ def executor_name(executor: object) -> str:
     return word(path.rpartition(".")[2], KIND_LENGTH)
 
 
-# "local@HOST" is the one worker that all processes of Airflow's LocalExecutor are. An executor that has several gives
-# each another name, and its processes a variable that says which of them they belong to, and to which scheduler: a task
-# may start another Airflow, which inherits the variable and is none of them.
+# Airflow's LocalExecutor is one worker, "local@HOST", for all of its processes. An executor with several local workers
+# gives each another name, and its processes get a variable with the name and the scheduler. A task may start another
+# Airflow, which inherits the variable but belongs to none of these workers.
 PLAIN_LOCAL = "local"
 
 
@@ -121,15 +130,19 @@ HOSTNAME_LENGTH = 255
 
 
 def short_host(hostname: str) -> str:
-    """Return the first part of a host's name, which a failed DNS lookup leaves; an address is returned whole."""
+    """Return the first label of a host name; an IP address is returned whole.
+
+    After a failed DNS lookup a host may report only this part.
+    """
     name = hostname.strip().lower().rstrip(".")
     first = name.partition(".")[0]
     return name if first.isdecimal() or ":" in name else first
 
 
-def are_one_host(one: str, other: str) -> bool:
-    """Return whether two names of hosts may be the same one's: with and without its domain."""
-    first, second = one.strip().lower().rstrip("."), other.strip().lower().rstrip(".")
-    return first == second or (
-        short_host(one) == short_host(other) and (first == short_host(one) or second == short_host(other))
+def are_one_host(name: str, other_name: str) -> bool:
+    """Return whether two host names may be the same host's, with and without its domain."""
+    normalized, other_normalized = name.strip().lower().rstrip("."), other_name.strip().lower().rstrip(".")
+    return normalized == other_normalized or (
+        short_host(name) == short_host(other_name)
+        and (normalized == short_host(name) or other_normalized == short_host(other_name))
     )

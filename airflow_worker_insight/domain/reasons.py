@@ -1,12 +1,12 @@
-"""Why a try was placed where it was, or why it waits: the words that are kept with it. Nothing is imported here."""
+"""Stored reasons why a try was placed on a worker or why it waits. Imports nothing."""
 
 from __future__ import annotations
 
 LEAST_LOADED, ROUND_ROBIN, STICKY = STRATEGIES = ("least_loaded", "round_robin", "sticky")
-"""What chose the worker, where nothing spoke against what the strategy wanted."""
+"""Strategies that chose the worker, if nothing overruled their first choice."""
 
 STICKY_NEXT = "sticky_next"
-"""The worker that the task sticks to was full, or did not fit: the next one in its order."""
+"""The next worker in the task's order: the one it sticks to was full or did not fit."""
 
 ELSEWHERE = "elsewhere"
 """A retry, kept away from a worker that has failed this task instance."""
@@ -15,10 +15,10 @@ AGAIN = "again"
 """A retry on a worker that has failed this task instance, because there is no other."""
 
 SLOW = "slow"
-"""The worker takes much longer than the others for the same tasks, but these took nothing any more."""
+"""A worker much slower than the others on the same tasks, chosen because these were full."""
 
 SHARED_QUEUE = "shared_queue"
-"""Nobody fitted, and it was handed to the queue that all its workers share."""
+"""No worker fitted, so the task was sent to the queue that all workers share."""
 
 NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, INVALID_REQUEST, WORKERS_UNSEEN = WAITING = (
     "waits_no_worker",
@@ -30,9 +30,9 @@ NO_WORKER, NOT_AVAILABLE, NO_LABEL, NO_SUCH_WORKER, FULL, OTHERS_FULL, INVALID_R
     "waits_bad_wish",
     "waits_workers_unseen",
 )
-"""Why a task waits for a worker."""
+"""Reasons why a task waits for a worker."""
 
-# The order is what the database holds: words may be added at the end and never moved.
+# The database stores positions in this order: append new values, never move existing ones.
 REASONS = (
     *(*STRATEGIES, STICKY_NEXT, ELSEWHERE, AGAIN, SHARED_QUEUE),
     *(NO_WORKER, NOT_AVAILABLE, NO_LABEL, FULL, OTHERS_FULL, INVALID_REQUEST),

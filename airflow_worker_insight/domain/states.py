@@ -1,8 +1,8 @@
-"""States of tries and workers, what a person decides of a worker, and what is said of who ran a try."""
+"""States of tries and workers, availabilities of workers, and attributions of tries."""
 
 from __future__ import annotations
 
-# The order is what the database holds: words may be added at the end and never moved.
+# The database stores positions in this order: append new values, never move existing ones.
 STATES = (
     "running",
     "success",
@@ -28,10 +28,10 @@ REPORTED = "reported"
 ONLINE, UNRESPONSIVE, OFFLINE, LOST = WORKER_STATES
 AVAILABLE, DRAINING, QUARANTINED = AVAILABILITIES
 LOCAL = "local"
-"""The kind of a scheduler's own workers."""
+"""Kind of a scheduler's own workers."""
 
 ENGINE_KINDS = ("celery", "edge", LOCAL)
-"""The kinds of workers that an engine tells of. Of all others only their tries tell."""
+"""Kinds of workers that a worker source lists; all others are known by their tries only."""
 
 INFERRED = "inferred"
 BACKFILLED = "backfilled"
@@ -46,26 +46,30 @@ FINISHED_RUN = ("success", "failed")
 """Airflow's final states of a Dag run."""
 
 CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
-"""The engines' names, as in :func:`.liveness.engine_of`: JOBS knows LocalExecutor's workers, TRIES all that no other
-engine knows."""
+"""Names of the worker sources, as :func:`engine_of` returns them.
+
+JOBS lists LocalExecutor's workers, TRIES all workers that no other source knows.
+"""
 
 UNKNOWN_STATE = "unknown"
-"""What filters call the state of a worker of which nothing tells."""
+"""Filter value for workers without a known state."""
 
 ENGINE_OF_KIND = {"celery": "celery", "edge": "edge", "local": "jobs"}
 OTHER_KINDS = "tries"
 
 
 def engine_of(kind: str) -> str:
-    """Return the name of the engine that tells of workers of a kind."""
+    """Return the name of the worker source that lists workers of a kind."""
     return ENGINE_OF_KIND.get(kind, OTHER_KINDS)
 
 
 QUEUED = "queued"
-"""Airflow's state of a try that waits, with its executor or as a message."""
+"""Airflow's state of a try that waits in its executor or as a message."""
 
 UNAFFECTED_STATES = frozenset(
     {None, "success", "skipped", "deferred", "up_for_reschedule", "scheduled", "queued", "awaiting_input"}
 )
-"""States of tries that a lost worker did not take with it: they ended well, or no process of theirs ran, or
-nobody knows what became of them."""
+"""States of tries that the loss of a worker does not affect.
+
+They ended well, had no running process, or their end is unknown.
+"""

@@ -1,4 +1,4 @@
-"""A worker: as it describes itself, as its engine tells of it, and as readers get it."""
+"""Workers: their self-description, their rows, and what readers get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """One life of a worker, or one host where ``host_only``. Times are aware UTC."""
+    """One worker instance, or one host if ``host_only``. Times are aware UTC."""
 
     ref: int
     worker_id: str
@@ -28,9 +28,9 @@ class WorkerRow:
     pid: int | None
     host_only: bool
     state: str | None
-    """``online``, ``unresponsive``, ``offline`` or ``lost``; ``None`` where nothing tells."""
+    """``online``, ``unresponsive``, ``offline`` or ``lost``; ``None`` if unknown."""
     state_reason: str | None
-    """Why the worker is in this state, or why no state is known."""
+    """Reason why the worker is in this state, or why its state is unknown."""
     availability: str
     queues: tuple[str, ...] | None
     concurrency: int | None
@@ -43,13 +43,13 @@ class WorkerRow:
     resources: Mapping[str, Any]
     versions: Mapping[str, str]
     is_told_only: bool = False
-    """Whether its engine does not know it, and only reports of tasks tell of it."""
+    """Whether only task reports name it and its worker source does not."""
     clock_ahead: timedelta | None = None
-    """How far the worker's clock is ahead of the database's, or a little less; ``None`` where nothing tells."""
+    """Lead of the worker's clock over the database's, or a little less; ``None`` if unknown."""
 
     @property
     def known_as(self) -> str:
-        """The engine's name for it, or its own where the engine has none."""
+        """The worker source's name for it, or its own name if the source has none."""
         return self.engine_name or self.name
 
 
@@ -62,41 +62,47 @@ class Change:
     availability: str | None
     reason: str | None
     changed_by: str | None
-    """Who decided; ``None`` for what was seen."""
+    """User who made the change; ``None`` if it was observed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Workers that have something in common, such as a queue: how many there are in each state."""
+    """Number of workers in each state that share a property, such as a queue."""
 
     name: str
     states: Mapping[str | None, int]
     running: int
-    """How many tries ran on those that have not ended, and how many may."""
+    """Number of tries that run on the workers that have not ended.
+
+    ``concurrency`` is the number that may run on them.
+    """
     concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """What is known of the looks at the workers of one engine."""
+    """Result of the latest polls of a worker source."""
 
     name: str
-    """``celery``, ``edge``, ``jobs`` (local workers) or ``tries`` (pods and executors that nobody knows)."""
+    """``celery``, ``edge``, ``jobs`` (local workers) or ``tries``.
+
+    The last covers pods and workers of unknown executors.
+    """
     looked_at: datetime | None
     is_current: bool
-    """Whether somebody looked lately enough for the states of these workers to count."""
+    """Whether the latest poll is recent enough for the states of these workers to be valid."""
     error: str | None
-    """Why the latest look failed."""
+    """Reason why the latest poll failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A process of the deployment that Airflow itself keeps a job for, or a worker."""
+    """A process of the deployment that has a job in Airflow, or a worker."""
 
     kind: str
     """``scheduler``, ``triggerer``, ``dag_processor`` or ``worker``."""
     service_id: str
-    """The ID of Airflow's job, or of the worker."""
+    """ID of Airflow's job or of the worker."""
     name: str
     hostname: str
     state: str | None
@@ -107,7 +113,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """What a worker says of itself, validated; see the columns of :data:`~.tables.worker`."""
+    """Validated self-description of a worker; see the columns of :data:`~.tables.worker`."""
 
     worker_id: str
     name: str
@@ -124,9 +130,10 @@ class WorkerRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the description: equal fingerprints mean there is nothing to write.
+        """Digest of the description: if it is unchanged, there is nothing to write.
 
-        Without the start: task processes of one life may work it out a second apart, when the clock was set.
+        The start time is left out: when the clock was set, task processes of one worker instance may compute it a
+        second apart.
         """
         text = json.dumps(
             {**self.description(), "started_at": None, "job_id": self.job_id, "engine_name": self.engine_name},
@@ -151,13 +158,13 @@ class WorkerRecord:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstance:
-    """One life of a worker as its row has it. Times are aware UTC."""
+    """One worker instance as its row has it. Times are aware UTC."""
 
     ref: int
     kind: str
     hostname: str
     is_reported: bool
-    """Whether the worker's own processes have told of it."""
+    """Whether the worker's own processes have reported it."""
     registered_at: datetime
     last_seen_at: datetime
     engine_name: str | None = None
@@ -174,13 +181,16 @@ class WorkerInstance:
 
     @property
     def is_known_to_engine(self) -> bool:
-        """Whether its engine has told of it, and not only reports: see :func:`.names.is_known_to_engine`."""
+        """Whether its worker source has listed it, so that it is not known from reports only.
+
+        See :func:`.names.is_known_to_engine`.
+        """
         return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class NewWorkerInstance:
-    """A worker that its engine told of before a try of it started."""
+    """A worker that its worker source listed before any try of it started."""
 
     kind: str
     engine_name: str

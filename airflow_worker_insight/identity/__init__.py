@@ -1,12 +1,12 @@
-"""Which worker am I? Asked inside a task process, answered from what the operating system shows of it.
+"""Identify the worker that a task process runs on.
 
-Start with :func:`whoami`. ``process`` reads the ancestors of this process, ``engines`` recognises the worker
-among them, ``machine`` and ``versions`` describe where it runs, ``text`` bounds whatever an operator or a
-host may write. :func:`conditions` says what the machine is like at this moment. :func:`process_id` tells this process
-from all others.
+It runs inside the task process and uses only what the operating system shows of it. Start with :func:`whoami`.
+``process`` reads the ancestors of this process, ``detection`` recognises the worker among them, ``machine`` and
+``versions`` describe where it runs, ``domain.names`` cleans and bounds text that operators or hosts write.
+:func:`conditions` returns the current load of the machine. :func:`process_id` returns a unique ID of this process.
 
-Only the standard library is imported here (and psutil where there is no ``/proc``, when it is needed): every
-task process pays for it.
+Only the standard library is imported here (and psutil where there is no ``/proc``, when it is needed), because the
+import time is added to every task process.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ __all__ = ["Worker", "conditions", "local_worker", "process_id", "whoami"]
 
 
 def process_id() -> str | None:
-    """Return what tells this process from every other, or ``None``. Never raises."""
+    """Return an ID that no other process has, or ``None`` if unknown. Never raises."""
     return safe_call(_process_id, None)

@@ -1,6 +1,7 @@
-"""What the worker's machine is like when a try starts: three numbers that are kept with the try.
+"""Conditions on the worker's machine when a try starts: three numbers stored with the try.
 
-Each task process works them out, so little is read: of ``/proc`` a few files and two per process that the worker has.
+Each task process computes them, so they must be cheap: a few files of ``/proc`` and two more for each process of the
+worker are read.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from airflow_worker_insight.identity.process import Process
 
 MOST_CHILDREN = 128
-"""Processes of a worker that are looked at: of one with more it is not known how many tries it runs."""
+"""Limit of a worker's processes to inspect; from it on ``running_beside`` is unknown."""
 
 
 class Conditions(TypedDict):
-    """What the machine is like; ``None`` is not known."""
+    """Conditions on the machine; ``None`` means unknown."""
 
     load: float | None
     """See :func:`load`."""
@@ -33,9 +34,9 @@ class Conditions(TypedDict):
 
 
 def conditions(main_pid: int | None) -> Conditions:
-    """Return what the machine is like at this moment. Never raises, starts nothing, asks nobody.
+    """Return the current conditions. Never raises, starts no process, sends no request.
 
-    :param main_pid: the worker's main process, as :class:`~airflow_worker_insight.identity.worker.Worker` has it
+    :param main_pid: the worker's main process, as in :class:`~airflow_worker_insight.identity.worker.Worker`
     """
     return {
         "load": safe_call(load, None),
@@ -47,49 +48,56 @@ def conditions(main_pid: int | None) -> Conditions:
 
 
 def load() -> float | None:
-    """Return the load average of the last minute per CPU: 1.0 is a machine that is just busy.
+    """Return the load average of the last minute per CPU; 1.0 means fully used.
 
-    The kernel counts what runs in all of its containers, so all of its CPUs are meant, not only those for us.
+    The kernel counts the processes of all containers, so this divides by all CPUs of the machine, not only by those
+    that this container may use.
     """
     cpus = os.cpu_count()
     return round(os.getloadavg()[0] / cpus, 2) if cpus else None
 
 
 def memory_free(meminfo: str, limits: Iterable[machine.MemoryLimit]) -> float | None:
-    """Return the free share of the memory, 0 to 1: of the machine's, or of the cgroup's that has the least left.
+    """Return the free share of the memory, 0 to 1, or ``None`` if unknown.
+
+    It is the machine's share or that of the cgroup with the least left.
 
     :param meminfo: the start of ``/proc/meminfo``
+    :param limits: the limits of this process's cgroups
     """
-    kilobytes = _table(meminfo.replace(":", ""))
+    kilobytes = _parse_table(meminfo.replace(":", ""))
     total, available = kilobytes.get("MemTotal", 0), kilobytes.get("MemAvailable")
     if not total or available is None:
         return None
-    least = min(1.0, available / total, *_shares_left(limits, total * 1024))
+    least = min(1.0, available / total, *_free_shares(limits, total * 1024))
     return round(max(least, 0.0), 3)
 
 
 def running_beside(main_pid: int | None, lineage: Sequence[Process], proc: str = "/proc") -> int | None:
-    """Return how many other tries the worker runs, by its processes, or ``None`` where they are of no known kind.
+    """Return how many other tries the worker runs, counted by its processes.
 
     :param main_pid: the worker's main process
     :param lineage: a task process of the worker and its ancestors, nearest first
+    :param proc: the path of the proc(5) file system
+    :return: the number, or ``None`` if the main process is no ancestor, its child is of no known kind, or it has too
+        many children
     """
-    pids = [each.pid for each in lineage]
+    pids = [ancestor.pid for ancestor in lineage]
     if main_pid not in pids[1:]:
         return None
-    at = pids.index(main_pid)
-    # With the start method "forkserver" a server stands between a scheduler and its workers.
-    if at > 1 and detection.is_fork_server(lineage[at - 1].argv):
-        at -= 1
-    parent, own = lineage[at], lineage[at - 1]
-    others = [child for child in process.children(parent.pid, proc) if child != own.pid]
-    if not others:
+    index = pids.index(main_pid)
+    # With the start method "forkserver" a fork server stands between a scheduler and its workers.
+    if index > 1 and detection.is_fork_server(lineage[index - 1].argv):
+        index -= 1
+    parent, own_child = lineage[index], lineage[index - 1]
+    sibling_pids = [child for child in process.children(parent.pid, proc) if child != own_child.pid]
+    if not sibling_pids:
         return 0
-    if len(others) < MOST_CHILDREN:
-        if detection.is_task(own.argv):
-            return sum(_is_task(other, proc) for other in others)
-        if detection.holds_tasks(own.argv):
-            return sum(_has_a_task(other, proc) for other in others)
+    if len(sibling_pids) < MOST_CHILDREN:
+        if detection.is_task(own_child.argv):
+            return sum(_is_task(sibling_pid, proc) for sibling_pid in sibling_pids)
+        if detection.holds_tasks(own_child.argv):
+            return sum(_has_task(sibling_pid, proc) for sibling_pid in sibling_pids)
     return None
 
 
@@ -100,29 +108,29 @@ def _is_task(pid: int, proc: str) -> bool:
         return False
 
 
-def _has_a_task(pid: int, proc: str) -> bool:
+def _has_task(pid: int, proc: str) -> bool:
     try:
-        # Without a child it is idle: then the title is that of its last try.
+        # Without a child it is idle: its title is still that of its last try.
         return process.has_children(pid, proc) and detection.holds_tasks(process.argv(pid, proc))
     except OSError:
         return False
 
 
-def _shares_left(limits: Iterable[machine.MemoryLimit], machine_bytes: int) -> Iterator[float]:
-    """Yield which share of its limit each cgroup has left, of those with less than the machine."""
+def _free_shares(limits: Iterable[machine.MemoryLimit], machine_bytes: int) -> Iterator[float]:
+    """Yield the free share of each cgroup limit that is below the machine's memory."""
     for limit in limits:
-        used = _number(limit.used_file) if limit.size < machine_bytes else None
-        if used is not None:
-            unread = _table(read_text(limit.stat_file)).get(limit.unread, 0)
-            yield 1 - max(used - unread, 0) / limit.size
+        used_bytes = _read_integer(limit.used_file) if limit.size < machine_bytes else None
+        if used_bytes is not None:
+            reclaimable_bytes = _parse_table(read_text(limit.stat_file)).get(limit.unread, 0)
+            yield 1 - max(used_bytes - reclaimable_bytes, 0) / limit.size
 
 
-def _number(path: str) -> int | None:
+def _read_integer(path: str) -> int | None:
     text = read_text(path, 64)
     return int(text) if text.isdigit() else None
 
 
-def _table(text: str) -> dict[str, int]:
-    """Read lines of a name and a number."""
+def _parse_table(text: str) -> dict[str, int]:
+    """Parse lines of a name and an integer; other lines are skipped."""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

@@ -1,7 +1,7 @@
 """Recognise the worker among the ancestors of a task process, for each kind of executor.
 
-Every function here is pure: it looks at :class:`Surroundings` only. What the process trees look like was
-recorded on running deployments (Airflow 2.11.2 to 3.3.2); the recordings are the test data of this module.
+Every function here is pure: it reads :class:`Surroundings` only. The process trees were recorded on running deployments
+(Airflow 2.11.2 to 3.3.2); the recordings are the test data of this module.
 """
 
 from __future__ import annotations
@@ -18,49 +18,53 @@ if TYPE_CHECKING:
 
 
 class Surroundings(NamedTuple):
-    """All that a task process can know of itself without asking anyone."""
+    """Facts that a task process can read about itself without any request."""
 
     lineage: Sequence[Process]
     """This process and its ancestors, nearest first."""
     environ: Mapping[str, str]
     modules: Mapping[str, Any]
-    """What is imported, as in ``sys.modules``."""
+    """Imported modules, as in ``sys.modules``."""
     host: str
-    """The kernel's name of the host (of the container, of the pod)."""
+    """The kernel's host name (of the host, the container or the pod)."""
     executor: str = ""
-    """The executor's class name, where the caller knows it."""
+    """Class name of the executor, if the caller knows it."""
     service_account_namespace: str = ""
-    """What Kubernetes mounts into a pod to say which namespace it is in."""
+    """Namespace of the pod, from the file that Kubernetes mounts into it."""
 
 
 class Found(NamedTuple):
-    """A worker that was recognised."""
+    """A recognised worker."""
 
     kind: str
     name: str
     main: Process | None
-    """The worker's main process: it lives as long as the worker does. Not known of everything."""
+    """Main process of the worker, which lives as long as the worker; ``None`` if unknown."""
     pod: str = ""
-    """What is the same for all processes of a pod and of no other pod, where the pod is the worker."""
+    """ID of the pod if the pod is the worker: equal for all its processes, unique among pods."""
     is_one_of_several: bool = False
-    """Whether the main process is that of several workers, which only their names tell apart."""
+    """Whether the main process has several workers, which differ in their names only."""
 
 
-def recognise(around: Surroundings) -> Found:
+def recognise(context: Surroundings) -> Found:
     """Return the worker that this process belongs to.
 
-    The nearest ancestor decides: a task may start another Airflow, whose tasks are not the outer worker's.
+    The nearest ancestor that is a worker decides: a task may start another Airflow, whose tasks belong to that one's
+    worker and not to the outer one.
+
+    :param around: what the process knows about itself
+    :return: the worker; if none is recognised, one of the executor's kind (or ``unknown``) named after the host
     """
-    for index in range(len(around.lineage)):
-        found = _celery_main(around, index) or _local(around, index) or _edge(around, index)
-        if found is not None:
-            return found
+    for index in range(len(context.lineage)):
+        detected = _match_celery_main(context, index) or _match_local(context, index) or _match_edge(context, index)
+        if detected is not None:
+            return detected
     return (
-        _celery_request(around)
-        or _kubernetes_pod(around)
-        or _celery_without_pool(around)
-        or _under_a_scheduler(around)
-        or Found(around.executor or "unknown", around.host, None)
+        _detect_celery_request(context)
+        or _detect_kubernetes_pod(context)
+        or _detect_celery_by_environment(context)
+        or _detect_scheduler_child(context)
+        or Found(context.executor or "unknown", context.host, None)
     )
 
 
@@ -72,53 +76,54 @@ _CELERY_MAIN = ":MainProcess]"
 _CELERY_POOL = "PoolWorker-"
 
 
-def _celery_main(around: Surroundings, index: int) -> Found | None:
-    """Match the main process of a Celery worker; its pid is what Celery's ``inspect().stats()`` reports.
+def _match_celery_main(context: Surroundings, index: int) -> Found | None:
+    """Match the main process of a Celery worker.
 
-    Above a task there are its supervisor, which is the pool's child itself in Airflow 3, and this. After
-    ``run_as_user`` a ``sudo`` and a new interpreter come in between: then the ancestry is all that is left.
+    Its pid is the one that Celery's ``inspect().stats()`` reports. The ancestors of a task are its supervisor, which in
+    Airflow 3 is the pool's child itself, and this process. After ``run_as_user`` a ``sudo`` and a new interpreter come
+    in between, and only the ancestry identifies the worker.
     """
-    process = around.lineage[index]
+    process = context.lineage[index]
     title = process.title
     if title.startswith(_CELERY_TITLE) and _CELERY_MAIN in title:
         return Found("celery", title[len(_CELERY_TITLE) : title.index(_CELERY_MAIN)], process)
-    # Without setproctitle, or with NOSETPS set, Celery cannot set a title: the command stays.
+    # Without setproctitle, or with NOSETPS set, Celery cannot set a title and the command remains.
     if _airflow_command(process.argv)[:2] == ("celery", "worker"):
-        return Found("celery", _celery_node(around) or around.host, process)
+        return Found("celery", _celery_node(context) or context.host, process)
     return None
 
 
-def _celery_request(around: Surroundings) -> Found | None:
-    """Take what the task process inherited by fork: the message that the worker is handling.
+def _detect_celery_request(context: Surroundings) -> Found | None:
+    """Recognise a Celery worker by the message that it handles, inherited by fork.
 
-    Needed where no ancestor bears the title: in pools without processes of their own (solo, threads) Airflow
-    3.3 gives the main process the title of its supervisor.
+    Needed where no ancestor has Celery's title: in pools without processes of their own (solo, threads) Airflow 3.3
+    gives the main process the title of its supervisor.
     """
-    node = _celery_node(around)
+    node = _celery_node(context)
     if not node:
         return None
-    billiard = around.modules.get("billiard.process")
-    # In a pool's child: the process that forked it.
-    parent = getattr(getattr(billiard, "_current_process", None), "_parent_pid", None)
-    if parent is None:
-        return Found("celery", node, _supervisor(around))
-    main = next((process for process in around.lineage if process.pid == parent), None)
+    billiard = context.modules.get("billiard.process")
+    # Set in a child of the pool: the pid of the process that forked it.
+    parent_pid = getattr(getattr(billiard, "_current_process", None), "_parent_pid", None)
+    if parent_pid is None:
+        return Found("celery", node, _find_supervisor(context))
+    main = next((process for process in context.lineage if process.pid == parent_pid), None)
     return Found("celery", node, main)
 
 
-def _celery_without_pool(around: Surroundings) -> Found | None:
-    """Recognise the same after ``run_as_user``, where no memory is inherited.
+def _detect_celery_by_environment(context: Surroundings) -> Found | None:
+    """Recognise such a Celery worker after ``run_as_user``, where no memory is inherited.
 
-    Celery's log setup leaves a variable in the environment. The node name is lost: we can name only the host.
+    Celery's log setup leaves a variable in the environment. The node name is lost, so the host name is used.
     """
-    main = _supervisor(around)
-    if main is None or "CELERY_LOG_LEVEL" not in around.environ:
+    main = _find_supervisor(context)
+    if main is None or "CELERY_LOG_LEVEL" not in context.environ:
         return None
-    return Found("celery", around.host, main)
+    return Found("celery", context.host, main)
 
 
-def _celery_node(around: Surroundings) -> str:
-    state = around.modules.get("celery._state")
+def _celery_node(context: Surroundings) -> str:
+    state = context.modules.get("celery._state")
     current = getattr(state, "get_current_worker_task", None)
     if current is None:
         return ""
@@ -126,9 +131,9 @@ def _celery_node(around: Surroundings) -> str:
     return node if isinstance(node, str) else ""
 
 
-def _supervisor(around: Surroundings) -> Process | None:
-    """Return the process that runs the supervisor, as Airflow 3.3's ``run_workload`` titles it."""
-    return next((process for process in around.lineage if process.title.startswith(_SUPERVISOR)), None)
+def _find_supervisor(context: Surroundings) -> Process | None:
+    """Return the process with the supervisor's title, set by Airflow 3.3's ``run_workload``."""
+    return next((process for process in context.lineage if process.title.startswith(_SUPERVISOR)), None)
 
 
 _SUPERVISOR = "airflow supervisor: "
@@ -136,15 +141,15 @@ _SUPERVISOR = "airflow supervisor: "
 
 # --- LocalExecutor ---------------------------------------------------------------------------------------
 
-# "airflow worker -- LocalExecutor: …", in Airflow 3.3 also "airflow worker -- LocalExecutor [team]: …". (A
-# task process of Airflow 3 is titled "airflow worker -- <task instance ID>".)
+# "airflow worker -- LocalExecutor: …", in Airflow 3.3 also "airflow worker -- LocalExecutor [team]: …". (A task process
+# of Airflow 3 is titled "airflow worker -- <task instance ID>".)
 _LOCAL_WORKER = "airflow worker -- LocalExecutor"
 _FORK_SERVER = "from multiprocessing.forkserver import"
 LOCAL_WORKER_VARIABLE = "_AIRFLOW_WORKER_INSIGHT_LOCAL_WORKER"
 
 
 def local_worker_environment(name: str, owner_pid: int) -> dict[str, str]:
-    """Return what a process needs in its environment to be taken for one of a scheduler's named workers.
+    """Return the environment that marks a process as one of a scheduler's named workers.
 
     :param name: the worker's name with its host, ``NAME@HOST``
     :param owner_pid: the scheduler's process
@@ -152,47 +157,47 @@ def local_worker_environment(name: str, owner_pid: int) -> dict[str, str]:
     return {LOCAL_WORKER_VARIABLE: f"{owner_pid}:{name}"}
 
 
-def _local(around: Surroundings, index: int) -> Found | None:
-    """Match a worker process of LocalExecutor: the worker is the scheduler that owns it."""
-    if not around.lineage[index].title.startswith(_LOCAL_WORKER):
+def _match_local(context: Surroundings, index: int) -> Found | None:
+    """Match a worker process of LocalExecutor; the worker is the scheduler that owns it."""
+    if not context.lineage[index].title.startswith(_LOCAL_WORKER):
         return None
     owner = next(
         (
             process
-            for process in around.lineage[index + 1 :]
-            # With the start method "forkserver" (Python 3.14's default) a server stands between the two.
+            for process in context.lineage[index + 1 :]
+            # With the start method "forkserver" (Python 3.14's default) a fork server stands between the two.
             if not process.title.startswith(_LOCAL_WORKER) and _FORK_SERVER not in process.title
         ),
         None,
     )
-    named = _named_local(around, owner)
-    if named is not None:
-        return named
-    # When a scheduler is killed, its workers finish as children of the init process, which is no scheduler.
+    named_worker = _detect_named_local(context, owner)
+    if named_worker is not None:
+        return named_worker
+    # When a scheduler is killed, its workers finish as children of the init process, which is not a scheduler.
     if owner is not None and owner.pid == 1 and not _airflow_command(owner.argv):
         owner = None
-    return _named_local(around, owner) or Found("local", f"{PLAIN_LOCAL}@{around.host}", owner)
+    return _detect_named_local(context, owner) or Found("local", f"{PLAIN_LOCAL}@{context.host}", owner)
 
 
-def _named_local(around: Surroundings, owner: Process | None) -> Found | None:
-    """Recognise one of several workers of a scheduler, also where that is gone."""
-    pid, _, name = around.environ.get(LOCAL_WORKER_VARIABLE, "").partition(":")
+def _detect_named_local(context: Surroundings, owner: Process | None) -> Found | None:
+    """Recognise one of several named workers of a scheduler, even if the scheduler is gone."""
+    pid, _, name = context.environ.get(LOCAL_WORKER_VARIABLE, "").partition(":")
     if not name or (owner is not None and pid != str(owner.pid)):
         return None
     return Found("local", name, owner, is_one_of_several=True)
 
 
-def _under_a_scheduler(around: Surroundings) -> Found | None:
-    """Recognise what a scheduler runs: SequentialExecutor, or LocalExecutor where it has no titles."""
+def _detect_scheduler_child(context: Surroundings) -> Found | None:
+    """Recognise SequentialExecutor, or LocalExecutor without process titles."""
     owner = next(
-        (process for process in around.lineage if _airflow_command(process.argv)[:1] == ("scheduler",)),
+        (process for process in context.lineage if _airflow_command(process.argv)[:1] == ("scheduler",)),
         None,
     )
     if owner is None:
         return None
-    if around.executor.endswith("LocalExecutor"):
-        return _named_local(around, owner) or Found("local", f"{PLAIN_LOCAL}@{around.host}", owner)
-    return Found(around.executor or "unknown", around.host, owner)
+    if context.executor.endswith("LocalExecutor"):
+        return _detect_named_local(context, owner) or Found("local", f"{PLAIN_LOCAL}@{context.host}", owner)
+    return Found(context.executor or "unknown", context.host, owner)
 
 
 # --- Edge ------------------------------------------------------------------------------------------------
@@ -200,31 +205,31 @@ def _under_a_scheduler(around: Surroundings) -> Found | None:
 _EDGE_TITLE = "airflow edge worker: "
 
 
-def _edge(around: Surroundings, index: int) -> Found | None:
+def _match_edge(context: Surroundings, index: int) -> Found | None:
     """Match an Edge worker.
 
-    Its main process is titled ``airflow edge worker: NAME`` by newer Edge providers and keeps its command
-    with older ones, where the child that runs the supervisor is titled ``airflow edge worker:
-    TaskInstanceKey(…)`` instead: the outermost of those in a row is the main process.
+    Newer Edge providers title its main process ``airflow edge worker: NAME``. With older ones it keeps its command, and
+    the child that runs the supervisor is titled ``airflow edge worker: TaskInstanceKey(…)`` instead. So the outermost
+    of consecutive Edge processes is the main process.
     """
     main = None
-    for process in around.lineage[index:]:
+    for process in context.lineage[index:]:
         if not _is_edge_worker(process):
             break
         main = process
     if main is None:
         return None
-    return Found("edge", _edge_name(around, main) or around.host, main)
+    return Found("edge", _edge_name(context, main) or context.host, main)
 
 
 def _is_edge_worker(process: Process) -> bool:
     return process.title.startswith(_EDGE_TITLE) or _airflow_command(process.argv)[:2] == ("edge", "worker")
 
 
-def _edge_name(around: Surroundings, main: Process) -> str:
-    # All versions of the Edge worker put their name into HOSTNAME and have Airflow read its host name there.
-    if around.environ.get("AIRFLOW__CORE__HOSTNAME_CALLABLE", "").endswith("._edge_hostname"):
-        return around.environ.get("HOSTNAME", "")
+def _edge_name(context: Surroundings, main: Process) -> str:
+    # All versions of the Edge worker put their name into HOSTNAME and make Airflow read its host name from there.
+    if context.environ.get("AIRFLOW__CORE__HOSTNAME_CALLABLE", "").endswith("._edge_hostname"):
+        return context.environ.get("HOSTNAME", "")
     if main.title.startswith(_EDGE_TITLE):
         return main.title[len(_EDGE_TITLE) :]
     return ""
@@ -232,47 +237,50 @@ def _edge_name(around: Surroundings, main: Process) -> str:
 
 # --- Kubernetes ------------------------------------------------------------------------------------------
 
-# The downward API has no names of its own: these are the ones of its documentation (MY_), of Airflow's chart
+# The downward API prescribes no variable names: these are the prefixes of its documentation (MY_), of Airflow's chart
 # and of the common log and trace collectors.
 _PREFIXES = ("", "K8S_", "KUBERNETES_", "MY_")
 
 
-def _kubernetes_pod(around: Surroundings) -> Found | None:
-    """Recognise a pod that KubernetesExecutor made for one try: it says so in the pod's environment."""
-    if around.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD", "").lower() not in {"true", "1"}:
+def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
+    """Recognise a pod that KubernetesExecutor created for one try, by its environment."""
+    if context.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD", "").lower() not in {"true", "1"}:
         return None
-    name = _downward(around, "POD_NAME") or around.host
-    namespace = kubernetes_labels(around).get("namespace", "")
-    uid = _downward(around, "POD_UID")
-    # The outermost one: a shell or an init process may stand above it, sidecars of the pod never do.
-    main = next((process for process in reversed(around.lineage) if _airflow_command(process.argv)), None)
+    name = _downward_api(context, "POD_NAME") or context.host
+    namespace = kubernetes_labels(context).get("namespace", "")
+    uid = _downward_api(context, "POD_UID")
+    # Take the outermost: a shell or an init process may be its parent, but never a sidecar of the pod.
+    main = next((process for process in reversed(context.lineage) if _airflow_command(process.argv)), None)
     return Found("kubernetes", name, main, pod=uid or f"{namespace}/{name}")
 
 
-def kubernetes_labels(around: Surroundings) -> dict[str, str]:
-    """Return ``namespace``, ``node`` and ``pod`` as far as the environment tells: nothing outside a pod."""
+def kubernetes_labels(context: Surroundings) -> dict[str, str]:
+    """Return ``namespace``, ``node`` and ``pod`` as far as known; empty outside a pod.
+
+    They are read from the environment; the namespace may come from the mounted service account.
+    """
     labels = {
-        "namespace": _downward(around, "POD_NAMESPACE") or _downward(around, "NAMESPACE"),
-        "node": _downward(around, "NODE_NAME"),
-        "pod": _downward(around, "POD_NAME"),
+        "namespace": _downward_api(context, "POD_NAMESPACE") or _downward_api(context, "NAMESPACE"),
+        "node": _downward_api(context, "NODE_NAME"),
+        "pod": _downward_api(context, "POD_NAME"),
     }
-    if not labels["namespace"] and "KUBERNETES_SERVICE_HOST" in around.environ:
-        labels["namespace"] = around.service_account_namespace
-    fit = {key: clean(value, LABEL_VALUE_LENGTH) for key, value in labels.items()}
-    return {key: value for key, value in fit.items() if value}
+    if not labels["namespace"] and "KUBERNETES_SERVICE_HOST" in context.environ:
+        labels["namespace"] = context.service_account_namespace
+    cleaned = {key: clean(value, LABEL_VALUE_LENGTH) for key, value in labels.items()}
+    return {key: value for key, value in cleaned.items() if value}
 
 
-def _downward(around: Surroundings, name: str) -> str:
-    # A variable named NAMESPACE alone may be anyone's.
+def _downward_api(context: Surroundings, name: str) -> str:
+    # A variable named NAMESPACE without a prefix may have another meaning.
     prefixes = _PREFIXES[1:] if name == "NAMESPACE" else _PREFIXES
-    return next((value for prefix in prefixes if (value := around.environ.get(prefix + name, ""))), "")
+    return next((value for prefix in prefixes if (value := context.environ.get(prefix + name, ""))), "")
 
 
 # --- What runs the tries of a worker --------------------------------------------------------------------------
 
 
 def is_task(argv: Sequence[str]) -> bool:
-    """Return whether a process is titled as a task process, which runs one try and ends with it."""
+    """Return whether a process has the title of a task process, which runs one try and ends."""
     title = argv[0]
     if title.startswith("airflow task runner: "):  # Airflow 2.11
         return True
@@ -280,10 +288,10 @@ def is_task(argv: Sequence[str]) -> bool:
 
 
 def holds_tasks(argv: Sequence[str]) -> bool:
-    """Return whether this is one of a worker's processes that run tries, as long as it has a child: the task.
+    """Return whether a process of a worker runs a try whenever it has a child: the task.
 
-    Such are the processes of Celery's pool and of LocalExecutor, which outlive their tries, and the supervisors that
-    Edge starts for each try. The worker's log server, Dag processors and helpers are not.
+    These are the processes of Celery's pool and of LocalExecutor, which outlive their tries, and the supervisors that
+    Edge starts for each try. The worker's log server, Dag processors and helpers are not among them.
     """
     title = argv[0]
     return (
@@ -294,7 +302,7 @@ def holds_tasks(argv: Sequence[str]) -> bool:
 
 
 def is_fork_server(argv: Sequence[str]) -> bool:
-    """Return whether this is Python's fork server."""
+    """Return whether a process is Python's fork server."""
     return any(_FORK_SERVER in word for word in argv)
 
 
@@ -302,9 +310,9 @@ def is_fork_server(argv: Sequence[str]) -> bool:
 
 
 def _airflow_command(argv: Sequence[str]) -> tuple[str, ...]:
-    """Return the words after ``airflow`` on the command line of an Airflow process, else nothing.
+    """Return the words after ``airflow`` on an Airflow process's command line, else nothing.
 
-    A process that sets its title, or sets it back as Airflow 2.11's scheduler, shows one string with spaces.
+    A process that sets its title, or resets it as Airflow 2.11's scheduler does, shows one string with spaces.
     """
     words = argv[0].split() if len(argv) == 1 else list(argv)
     if words and words[0].rpartition("/")[2].startswith("python"):

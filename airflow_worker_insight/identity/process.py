@@ -1,7 +1,7 @@
-"""This process, its ancestors and the processes beside it, as the operating system shows them.
+"""This process, its ancestors and its siblings, as the operating system shows them.
 
-On Linux they are read from ``/proc`` directly (proc(5)): psutil is not loaded in every task process, and its
-start times are computed from the wall clock, so that a correction of the clock would change them.
+On Linux they are read from ``/proc`` directly (proc(5)). This avoids loading psutil in every task process, and psutil
+computes start times from the wall clock, so that a correction of the clock would change them.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
 
 
 _PROC = "/proc"
-_MOST_ANCESTORS = 64
-_MOST_THREADS = 128
-_MOST_BYTES = 4096
-"""Bytes of a command line that are read: titles and Airflow's own commands are shorter."""
+_MAX_ANCESTORS = 64
+_MAX_THREADS = 128
+_MAX_BYTES = 4096
+"""Maximum bytes of a command line to read; titles and Airflow's own commands are shorter."""
 
 
 class Process(NamedTuple):
     """One process.
 
-    Command lines may hold secrets: they are only looked at, never stored or sent.
+    Command lines may hold secrets: they are only compared, never stored or sent.
     """
 
     pid: int
     argv: tuple[str, ...]
-    """Its arguments, or its title as the only item where it has set one."""
+    """Arguments of the process, or its title as the only item if it has set one."""
     start: str
-    """When it started, as the kernel wrote it down: it never changes, and a reused pid has another."""
+    """Start time as the kernel recorded it: it never changes and differs for a reused pid."""
     started: float | None
-    """The same as seconds since 1970, to some milliseconds."""
+    """Start time in seconds since 1970, accurate to some milliseconds."""
 
     @property
     def title(self) -> str:
-        """What ``ps`` shows."""
+        """Title of the process as ``ps`` shows it."""
         return " ".join(self.argv)
 
 
 def lineage() -> list[Process]:
-    """Return this process and its ancestors, nearest first, up to the first that cannot be seen.
+    """Return this process and its visible ancestors, nearest first.
 
-    It is looked up once in each process: whoever asks shall see the same.
+    The result is cached, so that all callers in a process get the same.
     """
     return _lineage_of(os.getpid())
 
@@ -57,87 +57,98 @@ def lineage() -> list[Process]:
 @lru_cache(maxsize=1)
 def _lineage_of(pid: int) -> list[Process]:
     if sys.platform == "linux":
-        found = lineage_from_proc(pid)
-        if found:
-            return found
+        processes = lineage_from_proc(pid)
+        if processes:
+            return processes
     return _lineage_from_psutil()
 
 
 def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
     """Return the process ``pid`` and its ancestors from a mounted proc(5) file system.
 
-    The walk ends at the first process of the pid namespace, or before one that ``hidepid`` hides.
+    The list ends with the first process of the pid namespace, or before a process that ``hidepid`` hides.
     """
     hertz = os.sysconf("SC_CLK_TCK")
-    booted = _booted()
-    found: list[Process] = []
-    youngest: int | None = None
-    while pid > 0 and len(found) < _MOST_ANCESTORS:
+    boot_time = _boot_time()
+    processes: list[Process] = []
+    child_ticks: int | None = None
+    while pid > 0 and len(processes) < _MAX_ANCESTORS:
         try:
-            stat = read_start(f"{proc}/{pid}/stat", _MOST_BYTES)
-            words = argv(pid, proc)
-            # The command's name stands in brackets and may hold brackets and spaces: count from the last.
+            stat = read_start(f"{proc}/{pid}/stat", _MAX_BYTES)
+            arguments = argv(pid, proc)
+            # The command name is in parentheses and may contain parentheses and spaces: split after the last one.
             fields = stat[stat.rindex(b")") + 2 :].split()
             parent, ticks = int(fields[1]), int(fields[19])
         except (OSError, ValueError, IndexError):
             break
-        # No parent is younger than its child: that pid was given to another process while we looked.
-        if youngest is not None and ticks > youngest:
+        # A parent that is younger than its child is another process: its pid was reused during the walk.
+        if child_ticks is not None and ticks > child_ticks:
             break
-        youngest = ticks
-        started = None if booted is None else booted + ticks / hertz
-        found.append(Process(pid=pid, argv=words, start=str(ticks), started=started))
+        child_ticks = ticks
+        started = None if boot_time is None else boot_time + ticks / hertz
+        processes.append(Process(pid=pid, argv=arguments, start=str(ticks), started=started))
         pid = parent
-    return found
+    return processes
 
 
 def process_id() -> str | None:
-    """Return what tells this process from every other, on any host and after any reboot; at most 64 characters.
+    """Return an ID of this process, unique across hosts and reboots; at most 64 characters.
 
-    A report that Airflow's client sends again has the same: so a process is counted once.
+    A report that Airflow's client sends again carries the same ID, so that a process is counted once. Returns ``None``
+    if the process cannot be read.
     """
-    this = next(iter(lineage()), None)
-    if this is None or this.pid != os.getpid():
+    own_process = next(iter(lineage()), None)
+    if own_process is None or own_process.pid != os.getpid():
         return None
-    facts = (boot_id(), pid_namespace(), os.uname().nodename, str(this.pid), this.start)
+    facts = (boot_id(), pid_namespace(), os.uname().nodename, str(own_process.pid), own_process.start)
     return hashlib.blake2b("\0".join(facts).encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
 def argv(pid: int, proc: str = _PROC) -> tuple[str, ...]:
-    """Return the arguments of a process, or its title as the only one; an ``OSError`` where it is gone."""
-    words = read_start(f"{proc}/{pid}/cmdline", _MOST_BYTES).rstrip(b"\0").split(b"\0")
-    return tuple(part.decode("utf-8", "replace") for part in words)
+    """Return the arguments of a process, or its title as the only item.
+
+    :raises OSError: if the process is gone
+    """
+    arguments = read_start(f"{proc}/{pid}/cmdline", _MAX_BYTES).rstrip(b"\0").split(b"\0")
+    return tuple(argument.decode("utf-8", "replace") for argument in arguments)
 
 
 def children(pid: int, proc: str = _PROC) -> list[int]:
-    """Return the processes that the threads of a process have started and that have not ended.
+    """Return the pids of the running children that the threads of a process have started.
 
-    :raises OSError: where it is gone, or where the kernel does not tell (it was built without CONFIG_PROC_CHILDREN)
-    :raises ValueError: where there are too many threads to look at
+    :raises OSError: if the process is gone, or if the kernel does not list children (built without
+        CONFIG_PROC_CHILDREN)
+    :raises ValueError: if the process has too many threads
     """
-    found = _children_of_thread(pid, pid, proc)
+    pids = _children_of_thread(pid, pid, proc)
     with os.scandir(f"{proc}/{pid}/task") as threads:
-        for number, thread in enumerate(threads):
-            if number == _MOST_THREADS:
-                raise ValueError(f"process {pid} has more than {_MOST_THREADS} threads")
+        for count, thread in enumerate(threads):
+            if count == _MAX_THREADS:
+                raise ValueError(f"process {pid} has more than {_MAX_THREADS} threads")
             if thread.name != str(pid):
                 with suppress(FileNotFoundError):  # it has just ended
-                    found += _children_of_thread(pid, int(thread.name), proc)
-    return found
+                    pids += _children_of_thread(pid, int(thread.name), proc)
+    return pids
 
 
 def has_children(pid: int, proc: str = _PROC) -> bool:
-    """Return whether the main thread of a process has started one that has not ended; raises as ``children``."""
+    """Return whether the main thread of a process has running children.
+
+    Raises as :func:`children` does.
+    """
     return bool(_children_of_thread(pid, pid, proc))
 
 
 def boot_id() -> str:
-    """Return the ID of this boot of the machine, which its containers share; empty where it is not Linux."""
+    """Return the ID of the machine's boot, which its containers share; empty if not on Linux."""
     return read_text(f"{_PROC}/sys/kernel/random/boot_id")
 
 
 def pid_namespace() -> str:
-    """Return the number of the space our pids count in: each container of a host may have its own pid 1."""
+    """Return the inode number of the pid namespace; empty if unknown.
+
+    Each container of a host may have its own pid 1.
+    """
     try:
         return str(Path(_PROC, "self/ns/pid").stat().st_ino)
     except OSError:
@@ -145,14 +156,14 @@ def pid_namespace() -> str:
 
 
 def _children_of_thread(pid: int, thread: int, proc: str) -> list[int]:
-    return [int(child) for child in read_start(f"{proc}/{pid}/task/{thread}/children", _MOST_BYTES).split()]
+    return [int(child) for child in read_start(f"{proc}/{pid}/task/{thread}/children", _MAX_BYTES).split()]
 
 
-def _booted() -> float | None:
-    """Return when the machine booted, in seconds since 1970.
+def _boot_time() -> float | None:
+    """Return the boot time of the machine in seconds since 1970.
 
-    Both clocks are slewed alike, so that their difference is the same in every process as long as nobody sets
-    the clock. (``btime`` in ``/proc/stat`` is the same in whole seconds, in a file that grows with the CPUs.)
+    Both clocks are slewed alike, so their difference is the same in every process unless the clock is set. (``btime``
+    in ``/proc/stat`` is the same in whole seconds, but that file grows with the CPUs.)
     """
     try:
         return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -161,28 +172,31 @@ def _booted() -> float | None:
 
 
 def _lineage_from_psutil() -> list[Process]:
-    """Do the same where there is no ``/proc`` (macOS, where Airflow is run for development)."""
+    """Return the lineage where there is no ``/proc`` (macOS, used for development)."""
     from importlib import import_module
 
     psutil: Any = import_module("psutil")
-    found: list[Process] = []
+    processes: list[Process] = []
     process: Any = psutil.Process()
     try:
-        while process is not None and len(found) < _MOST_ANCESTORS:
+        while process is not None and len(processes) < _MAX_ANCESTORS:
             started = float(process.create_time())
             try:
                 argv = tuple(process.cmdline())
-            except psutil.AccessDenied:  # another user's process: it is there, but silent
+            except psutil.AccessDenied:  # another user's process: its arguments are hidden
                 argv = ()
-            found.append(Process(process.pid, argv, f"{started:.2f}", started))
+            processes.append(Process(process.pid, argv, f"{started:.2f}", started))
             process = process.parent()
     except psutil.Error:
         pass
-    return found
+    return processes
 
 
 def read_start(path: str, length: int) -> bytes:
-    """Return at most ``length`` bytes from the start of a file; an ``OSError`` where it cannot be read."""
+    """Return at most ``length`` bytes from the start of a file.
+
+    :raises OSError: if the file cannot be read
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, length)
@@ -191,7 +205,10 @@ def read_start(path: str, length: int) -> bytes:
 
 
 def read_text(path: str, length: int = 16384) -> str:
-    """Return the same as text without the blanks around it; nothing where it cannot be read."""
+    """Return the stripped text from the start of a file; empty if it cannot be read.
+
+    :param length: the maximum number of bytes to read
+    """
     try:
         return read_start(path, length).decode("utf-8", "replace").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Ask for a fact and do without it where there is no answer: none about a worker is worth a task."""
+"""Call a function without raising: no fact about a worker is worth a failed task."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def safe_call(question: Callable[[], _T], otherwise: _T) -> _T:
-    """Return the answer to ``question``, or ``otherwise`` where asking fails."""
+def safe_call(func: Callable[[], _T], default: _T) -> _T:
+    """Return the result of ``func``, or ``default`` if it raises."""
     try:
-        return question()
+        return func()
     except Exception:  # noqa: BLE001
-        return otherwise
+        return default

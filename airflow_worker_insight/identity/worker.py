@@ -1,4 +1,4 @@
-"""The worker that this process belongs to, and the one question about it."""
+"""Description of the worker that this process belongs to."""
 
 from __future__ import annotations
 
@@ -32,29 +32,41 @@ _SERVICE_ACCOUNT_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/name
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One life of a worker, as it describes itself."""
+    """A worker instance as it describes itself."""
 
     worker_id: str
-    """At most 64 of ``[A-Za-z0-9._@:-]``: one for all task processes of a life, another after a restart."""
+    """ID of the worker instance: at most 64 of ``[A-Za-z0-9._@:-]``.
+
+    All task processes of an instance share it; it changes when the worker restarts.
+    """
     name: str
-    """What an operator calls it, at most 250 characters; outlives restarts."""
+    """Name that an operator set, else the detected one; at most 250 characters.
+
+    It outlives restarts.
+    """
     kind: str
     """``celery``, ``local``, ``kubernetes``, ``edge``, or the executor's own name."""
     hostname: str
-    """As Airflow recorded it for the task instance, else the host's own."""
+    """Host name that Airflow recorded for the task instance, else the host's own."""
     engine_name: str | None = None
-    """What its engine calls it (the Celery node, the Edge worker's name), whatever an operator named it."""
+    """Name in the worker source (the Celery node, the Edge worker's name).
+
+    A name that an operator set does not change it.
+    """
     pid: int | None = None
-    """Of the worker's main process."""
+    """Pid of the worker's main process."""
     started_at: str | None = None
-    """When its main process started: ISO 8601 in UTC, whole seconds."""
+    """Start of the main process: ISO 8601 in UTC, whole seconds."""
     labels: dict[str, str] = field(default_factory=dict)
     resources: dict[str, int | float | str] = field(default_factory=dict)
-    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and ``image`` where an operator has set it."""
+    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and ``image`` if it is set.
+
+    An operator sets ``image``.
+    """
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as JSON takes it."""
+        """Return the description as a JSON-compatible dictionary."""
         return {
             "worker_id": self.worker_id,
             "name": self.name,
@@ -77,19 +89,19 @@ def whoami(
     labels: str | None = None,
     image: str | None = None,
 ) -> Worker:
-    """Return the worker that this process belongs to. Never raises, starts nothing, asks nobody.
+    """Return the worker of this process. Never raises, starts no process, sends no request.
 
     :param hostname: what Airflow recorded as the task instance's host name
-    :param executor: the executor's name as far as the caller knows it, in any of the ways Airflow writes it
-    :param name: the name an operator gave this worker; replaces the one that was found, not the ID
-    :param labels: labels an operator gave this worker: ``region=…,zone=…``
+    :param executor: the executor's name if the caller knows it, in any form that Airflow writes
+    :param name: the name that an operator gave this worker; replaces the detected name, but does not change the ID
+    :param labels: the labels that an operator gave this worker: ``region=…,zone=…``
     :param image: the container image that an operator says this worker runs in
     """
     host = _host()
-    nothing: dict[str, str] = {}
-    nobody = (_id("unknown", host), detection.Found("unknown", host, None), nothing)
-    return _described(
-        safe_call(lambda: _identify(host, executor), nobody),
+    no_labels: dict[str, str] = {}
+    fallback = (_id("unknown", host), detection.Found("unknown", host, None), no_labels)
+    return _describe(
+        safe_call(lambda: _identify(host, executor), fallback),
         host,
         hostname=hostname,
         name=name,
@@ -101,21 +113,22 @@ def whoami(
 def local_worker(
     name: str, *, hostname: str | None = None, labels: str | None = None, image: str | None = None
 ) -> tuple[Worker, dict[str, str]]:
-    """Return one of the named workers that this process, a scheduler, has on its machine, before any process of it is.
+    """Return a named local worker of this scheduler process before it has any processes.
 
-    Its task processes say the same of themselves, given the environment that is returned with it.
+    The worker's task processes describe themselves alike if they run with the returned environment.
 
-    :param name: what an operator calls it
-    :param hostname: what Airflow calls this machine; with it the name is one of all schedulers' workers
+    :param name: the name that an operator gave it
+    :param hostname: what Airflow calls this machine; it makes the name unique among the workers of all schedulers
     :param labels: as for :func:`whoami`
     :param image: as for :func:`whoami`
+    :return: the worker, and the environment for its processes
     """
     host = _host()
-    around = _surroundings(host, "LocalExecutor")
+    context = _surroundings(host, "LocalExecutor")
     full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", NAME_LENGTH)
-    found = detection.Found("local", full_name, next(iter(around.lineage), None), is_one_of_several=True)
-    worker = _described(
-        (_life(found, around), found, detection.kubernetes_labels(around)),
+    detected = detection.Found("local", full_name, next(iter(context.lineage), None), is_one_of_several=True)
+    worker = _describe(
+        (_instance_id(detected, context), detected, detection.kubernetes_labels(context)),
         host,
         hostname=hostname,
         name=name,
@@ -125,7 +138,7 @@ def local_worker(
     return worker, detection.local_worker_environment(full_name, os.getpid())
 
 
-def _described(
+def _describe(
     identified: tuple[str, detection.Found, dict[str, str]],
     host: str,
     *,
@@ -134,19 +147,19 @@ def _described(
     labels: str | None,
     image: str | None,
 ) -> Worker:
-    worker_id, found, own_labels = identified
-    main = found.main
+    worker_id, detected, own_labels = identified
+    main = detected.main
     return Worker(
         worker_id=worker_id,
-        name=next(filter(None, (clean(given, NAME_LENGTH) for given in (name, found.name, host)))),
-        kind=found.kind,
+        name=next(filter(None, (clean(candidate, NAME_LENGTH) for candidate in (name, detected.name, host)))),
+        kind=detected.kind,
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
-        engine_name=clean(found.name, NAME_LENGTH) or None,
+        engine_name=clean(detected.name, NAME_LENGTH) or None,
         pid=main.pid if main else None,
         started_at=safe_call(lambda: _iso(main.started if main else None), None),
         labels=safe_call(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
         resources=safe_call(lambda: _resources(image), {}),
-        versions=safe_call(lambda: versions.versions(found.kind, sys.modules), {}),
+        versions=safe_call(lambda: versions.versions(detected.kind, sys.modules), {}),
     )
 
 
@@ -155,28 +168,28 @@ def _host() -> str:
 
 
 def life(found: detection.Found, around: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
-    """Return the ID of this life of the worker: a digest of what stays the same as long as it lives.
+    """Return the ID of a worker instance: a digest of what is constant during its lifetime.
 
-    The worker's name is not part of it where the main process is known. Two workers never share one, but for the named
-    ones of a scheduler, and a name can be lost: after ``run_as_user`` in a worker without a pool (see ``engines``),
-    which is still the same worker.
+    The worker's name is not part of it if the main process is known. Two workers never share a main process, except for
+    the named workers of a scheduler. A name can also be lost for the same worker: after ``run_as_user`` in a worker
+    without a pool (see ``detection``).
     """
     if found.pod:
         return _id(found.kind, found.pod, found.name)
-    here = (boot_id, pid_namespace, around.host)
+    host_facts = (boot_id, pid_namespace, around.host)
     if found.main:
         name = [found.name] if found.is_one_of_several else []
-        return _id(found.kind, *here, str(found.main.pid), found.main.start, *name)
-    # All that lives as long as the worker is the host (or the container, whose first process we then see).
-    first = around.lineage[-1] if around.lineage and around.lineage[-1].pid == 1 else None
-    return _id(found.kind, *here, first.start if first else "", found.name)
+        return _id(found.kind, *host_facts, str(found.main.pid), found.main.start, *name)
+    # Without a main process only the host has the same lifetime (or the container, whose first process is visible).
+    first_process = around.lineage[-1] if around.lineage and around.lineage[-1].pid == 1 else None
+    return _id(found.kind, *host_facts, first_process.start if first_process else "", found.name)
 
 
 def _identify(host: str, executor: object) -> tuple[str, detection.Found, dict[str, str]]:
-    """Return the worker's ID, the worker, and the labels that its surroundings give it."""
-    around = _surroundings(host, executor)
-    found = detection.recognise(around)
-    return _life(found, around), found, detection.kubernetes_labels(around)
+    """Return the ID of the worker instance, the detected worker and its Kubernetes labels."""
+    context = _surroundings(host, executor)
+    detected = detection.recognise(context)
+    return _instance_id(detected, context), detected, detection.kubernetes_labels(context)
 
 
 def _surroundings(host: str, executor: object) -> detection.Surroundings:
@@ -190,25 +203,25 @@ def _surroundings(host: str, executor: object) -> detection.Surroundings:
     )
 
 
-def _life(found: detection.Found, around: detection.Surroundings) -> str:
+def _instance_id(found: detection.Found, around: detection.Surroundings) -> str:
     return life(found, around, process.boot_id(), process.pid_namespace())
 
 
 def _id(kind: str, *facts: str) -> str:
-    # The facts are joined by what none of them can hold.
+    # The separator is NUL, which no fact can contain.
     digest = hashlib.blake2b("\0".join((kind, *facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
     return f"{word(kind, KIND_LENGTH) or 'unknown'}-{digest}"
 
 
 def _resources(image: object) -> dict[str, int | float | str]:
-    found = machine.resources()
+    described = machine.resources()
     name = clean(image, IMAGE_LENGTH)
-    # An image's name is ASCII; what is not is a mistake.
-    return {**found, "image": name} if name and name.isascii() else found
+    # Image names are ASCII; anything else is a mistake.
+    return {**described, "image": name} if name and name.isascii() else described
 
 
 def _iso(seconds: float | None) -> str | None:
-    # "+00:00" and not "Z", which Python 3.10 does not read.
+    # "+00:00", not "Z": Python 3.10 does not parse "Z".
     return None if seconds is None else datetime.fromtimestamp(int(seconds), tz=timezone.utc).isoformat()
 
 
