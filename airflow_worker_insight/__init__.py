@@ -1,8 +1,8 @@
 """Airflow Worker Insight: which worker ran each try of each task.
 
-One try can be followed through the folders in this order: ``identity`` (who am I?), ``capture`` (the report, the
-claim, the reconcile), ``store`` (the two tables), ``web`` (the pages and the REST API). ``plugin`` hands all of it to
-Airflow and ``compat`` names what differs between Airflow versions.
+A try passes through the subpackages in this order: ``identity`` (detect the worker), ``capture`` (report, claim and
+reconcile tries), ``store`` (database tables), ``api`` and ``ui`` (REST API and pages). ``plugin`` registers all of it
+with Airflow, and ``compat`` contains the differences between Airflow versions.
 """
 
 from __future__ import annotations

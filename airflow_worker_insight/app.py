@@ -1,4 +1,4 @@
-"""The FastAPI app that the plugin mounts at ``/worker-insight`` of Airflow 3's API server."""
+"""FastAPI app that the plugin mounts at ``/worker-insight`` of Airflow 3's API server."""
 
 from __future__ import annotations
 
@@ -33,18 +33,24 @@ DESCRIPTION = (
 )
 
 MAX_REQUESTS = 8
-"""Requests that are answered at once in each process: more than may use the database, so that some may be refused."""
+"""Maximum concurrent requests per process.
+
+It exceeds the number that may use the database, so that some can be refused.
+"""
 
 HEADERS = {name.encode(): value.encode() for name, value in page_service.HEADERS.items()}
 
 
 def create_app() -> FastAPI:
-    """Return the app: pages, REST API, static files and the errors of each in the form its readers expect."""
+    """Return the app: pages, REST API, static files and error handlers.
+
+    Programs get errors as JSON, browsers as pages.
+    """
     app = FastAPI(
         title="Airflow Worker Insight",
         description=DESCRIPTION,
         version=__version__,
-        # Ours are behind the login and load nothing from another host.
+        # The app has its own API docs, which require a login and load nothing from other hosts.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -52,18 +58,18 @@ def create_app() -> FastAPI:
     app.include_router(api_routes.router)
     app.include_router(ui_routes.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_middleware(_FewAtOnce)
+    app.add_middleware(_ConcurrencyLimit)
     app.add_middleware(_SecurityHeaders)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(SchemaNotReadyError, _on_database_not_ready)
     app.add_exception_handler(DatabaseBusyError, _on_database_not_ready)
-    app.add_exception_handler(InvalidUrlError, _on_bad_address)
+    app.add_exception_handler(InvalidUrlError, _on_invalid_url)
     return app
 
 
 class _SecurityHeaders:
-    """Adds :data:`HEADERS` to every answer, and keeps what is personal out of shared caches."""
+    """Middleware that adds :data:`HEADERS` and keeps personal data out of shared caches."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -84,15 +90,15 @@ class _SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-class _FewAtOnce:
-    """Lets a few requests in at once; the others wait here, where they keep no thread of the API server's busy.
+class _ConcurrencyLimit:
+    """Middleware that limits concurrent requests; others wait without blocking a thread.
 
-    All apps of an API server share 40 threads, and a request of ours that waits for the database keeps one.
+    All apps of an API server share 40 threads, and a request of this app occupies one while it waits for the database.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # Of each event loop, as in tests there may be several.
+        # One per event loop: tests may use several.
         self._limits: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,14 +111,14 @@ class _FewAtOnce:
 
 
 def _path(scope: Scope) -> str:
-    """Return the path below this app's root."""
+    """Return the path relative to the root of this app."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _is_for_programs(request: Request) -> bool:
+def _expects_json(request: Request) -> bool:
     path = _path(request.scope)
-    # Routing has moved the root of a request for a static file to the mounted folder.
+    # Routing appends the mount point to the root path of static files.
     is_static = request.scope.get("root_path", "").endswith("/static")
     return is_static or path.startswith("/api/") or path == "/openapi.json"
 
@@ -122,42 +128,42 @@ def _is_for_programs(request: Request) -> bool:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if _is_for_programs(request):
+    if _expects_json(request):
         return await http_exception_handler(request, error)
     if is_login_missing(error):
-        return _to_login(request)
+        return _redirect_to_login(request)
     return _message(request, error.status_code, error.detail)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    if _is_for_programs(request):
+    if _expects_json(request):
         return await request_validation_exception_handler(request, error)
     return _message(request, 422, "The address has a value that does not fit.")
 
 
-async def _on_bad_address(request: Request, error: Exception) -> Response:
+async def _on_invalid_url(request: Request, error: Exception) -> Response:
     return _message(request, 422, str(error))
 
 
 async def _on_database_not_ready(request: Request, error: Exception) -> Response:
-    if _is_for_programs(request):
+    if _expects_json(request):
         return JSONResponse({"detail": str(error)}, status.HTTP_503_SERVICE_UNAVAILABLE)
     return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, str(error))
 
 
-def _to_login(request: Request) -> Response:
+def _redirect_to_login(request: Request) -> Response:
     urls = Urls(request.scope["root_path"])
     query = request.url.query
-    # Neither the fragment nor what a form posts to is a page: who is sent to the login comes back to the whole page.
+    # Return to the whole page after the login: fragments and form targets are not pages.
     path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability")
     login_url = airflow_auth.login_url(urls.api_root, f"{path}?{query}" if query else path)
     if _path(request.scope).endswith("/fragment"):
         return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)
     if airflow_auth.browser_sends_token():
-        # The login is asked for, not posted to.
-        code = status.HTTP_307_TEMPORARY_REDIRECT if request.method == "GET" else status.HTTP_303_SEE_OTHER
-        return RedirectResponse(login_url, code)
+        # 303 makes the browser use GET: the login page takes no POST.
+        status_code = status.HTTP_307_TEMPORARY_REDIRECT if request.method == "GET" else status.HTTP_303_SEE_OTHER
+        return RedirectResponse(login_url, status_code)
     return HTMLResponse(
         render("sign_in.html", login_url=login_url, url=urls),
         status.HTTP_401_UNAUTHORIZED,

@@ -1,6 +1,6 @@
-"""What this package tells Airflow's own stats (StatsD, Datadog or OpenTelemetry), see ``docs/reference/metrics.md``.
+"""Metrics for Airflow's own stats (StatsD, Datadog or OpenTelemetry).
 
-Nothing that goes wrong here reaches the caller: a number is never worth a try.
+See ``docs/reference/metrics.md``. Errors never reach the caller: no metric is worth a failed try.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "worker_insight"
-"""What all names begin with, behind Airflow's own prefix."""
+"""Prefix of all metric names, after Airflow's own prefix."""
 
 COUNTERS = (
     "reports.claimed",
@@ -54,38 +54,41 @@ GAUGES = {
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
 }
-"""With what each is told apart by."""
+"""Gauges with the labels of each."""
 
-_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_NOT_IN_A_TAG = re.compile(r"[^A-Za-z0-9_.-]")
+_INVALID_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
+_INVALID_IN_TAG = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def count(name: str, number: int = 1) -> None:
-    """Add to a counter."""
+    """Add ``number`` to a counter."""
     _send(lambda: airflow_stats.stats().incr(f"{PREFIX}.{name}", number))
 
 
 def timing(name: str, *, seconds: float) -> None:
-    """Tell how long something took."""
+    """Record a duration."""
     _send(lambda: airflow_stats.stats().timing(f"{PREFIX}.{name}", timedelta(seconds=seconds)))
 
 
-def gauge(name: str, value: float, **told_apart_by: str) -> None:
-    """Set a gauge. What it is told apart by are tags where there are any, and else the end of its name."""
-    _send(lambda: _set_gauge(f"{PREFIX}.{name}", value, told_apart_by))
+def gauge(name: str, value: float, **labels: str) -> None:
+    """Set a gauge.
+
+    Labels become tags if Airflow's stats support them; otherwise their values are appended to the name.
+    """
+    _send(lambda: _set_gauge(f"{PREFIX}.{name}", value, labels))
 
 
-def _set_gauge(name: str, value: float, told_apart_by: dict[str, str]) -> None:
+def _set_gauge(name: str, value: float, labels: dict[str, str]) -> None:
     if airflow_stats.stats_take_tags():
-        tags = {key: _NOT_IN_A_TAG.sub("_", text) for key, text in told_apart_by.items()}
+        tags = {key: _INVALID_IN_TAG.sub("_", text) for key, text in labels.items()}
         airflow_stats.stats().gauge(name, value, tags=tags)
     else:
-        parts = [name, *(_NOT_IN_A_NAME.sub("_", text) for text in told_apart_by.values())]
+        parts = [name, *(_INVALID_IN_NAME.sub("_", text) for text in labels.values())]
         airflow_stats.stats().gauge(".".join(parts), value)
 
 
-def _send(what: Callable[[], Any]) -> None:
+def _send(emit: Callable[[], Any]) -> None:
     try:
-        what()
+        emit()
     except Exception:
         log.debug("Airflow's stats did not take a number of Airflow Worker Insight", exc_info=True)

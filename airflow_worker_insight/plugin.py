@@ -1,8 +1,7 @@
-"""The one place where everything is handed to Airflow.
+"""Plugin that registers everything with Airflow.
 
-Every process of the deployment imports this module, task processes among them. So it imports nothing heavy, and what is
-heavy is built by properties, which Airflow reads only where it needs them (it reads plugins' attributes from the
-instance).
+Every process of the deployment imports this module, including task processes. So it imports nothing heavy. Properties
+build the heavy parts: Airflow reads plugins' attributes from the instance, and only where it needs them.
 """
 
 from __future__ import annotations
@@ -21,8 +20,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def _or_nothing(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
-    """Hand Airflow nothing where building fails: an error here would keep its whole API server from starting."""
+def _empty_on_error(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    """Return an empty list if building fails.
+
+    An error here would keep Airflow's whole API server from starting.
+    """
 
     @wraps(build)
     def safe(plugin: Any) -> list[Any]:
@@ -36,26 +38,29 @@ def _or_nothing(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]
 
 
 def _serves_flask_views() -> bool:
-    # No task process asks, and what only these pages need is not loaded there.
+    # Imported here because no task process calls this, so task processes do not load it.
     from airflow_worker_insight.compat import fab as airflow_fab
 
     return airflow_fab.serves_flask_views()
 
 
 class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
-    """Airflow Worker Insight."""
+    """Airflow plugin of Airflow Worker Insight."""
 
     name = "worker_insight"
 
     @property
     def listeners(self) -> list[Any]:
-        """What is told of starts and ends; asked for again by each of the listener managers of a process."""
+        """Listeners of task and Dag run hooks; each listener manager of a process reads them."""
         return hook_monitoring.listeners()
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def fastapi_apps(self) -> list[dict[str, Any]]:
-        """The pages and the REST API; only an API server asks, so here the claim and the looks at workers begin too."""
+        """Pages and REST API of Airflow 3.
+
+        Only API servers read this, so the claim and the polls of the workers are also started from here.
+        """
         if not compat.is_airflow_3():
             return []
         from airflow_worker_insight.app import create_app
@@ -65,30 +70,30 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
 
         claim.install()
         app = create_app()
-        # Airflow enters it in each process that serves, after it has forked.
+        # Airflow enters the lifespan in each serving process, after the fork.
         app.router.lifespan_context = refreshing
         return [{"app": app, "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def external_views(self) -> list[dict[str, Any]]:
-        """The ``Worker`` tab of a task instance and ``Workers`` in the navigation (Airflow 3.1 and later)."""
+        """``Worker`` tab of task instances and ``Workers`` in the navigation (Airflow 3.1+)."""
         from airflow_worker_insight.ui import links
 
         return links.external_views()
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def global_operator_extra_links(self) -> list[Any]:
-        """The ``Worker`` link on every task of every operator."""
+        """``Worker`` link on every task of every operator."""
         from airflow_worker_insight.ui.links import WorkerLink
 
         return [WorkerLink()]
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def appbuilder_views(self) -> list[dict[str, Any]]:
-        """The pages of Airflow 2.11, and of Airflow 3 where the auth manager is FAB's."""
+        """Pages of Airflow 2.11, and of Airflow 3 with FAB's auth manager."""
         if not _serves_flask_views():
             return []
         from airflow_worker_insight.fab import registration
@@ -96,9 +101,9 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         return registration.appbuilder_views()
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def appbuilder_menu_items(self) -> list[dict[str, Any]]:
-        """The entries in the menu of Airflow 2.11, and of 3.0 where the auth manager is FAB's."""
+        """Menu entries of Airflow 2.11, and of 3.0 with FAB's auth manager."""
         if not _serves_flask_views():
             return []
         from airflow_worker_insight.ui import links
@@ -106,9 +111,9 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
         return links.menu_items()
 
     @cached_property
-    @_or_nothing
+    @_empty_on_error
     def flask_blueprints(self) -> list[Any]:
-        """The static files of these pages."""
+        """Static files of the Flask pages."""
         if not _serves_flask_views():
             return []
         from airflow_worker_insight.fab import registration

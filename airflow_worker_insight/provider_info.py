@@ -1,4 +1,4 @@
-"""What Airflow learns of this package from its ``apache_airflow_provider`` entry point."""
+"""Provider metadata, which Airflow reads from the ``apache_airflow_provider`` entry point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow_worker_insight import __version__
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the provider's info in the shape of Airflow's ``provider_info.schema.json``."""
+    """Return the metadata in the format of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-worker-insight",
         "name": "Airflow Worker Insight",

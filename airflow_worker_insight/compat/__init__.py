@@ -1,7 +1,8 @@
-"""Every difference between the supported Airflow versions (2.11 to 3.3), each named once, in a module for each area.
+"""Differences between the supported Airflow versions (2.11 to 3.3), one module per area.
 
-This one knows the version. Nothing is imported at module level here, nor in ``task_runtime``: both are loaded in every
-task process, where each function may use only what Airflow itself has already imported there.
+Each difference has one function; this module detects the version. Neither this module nor ``task_runtime`` imports
+Airflow at module level: every task process loads both, and their functions may use there only what Airflow itself has
+already imported.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ def airflow_version() -> tuple[int, int]:
 
 
 def is_airflow_3() -> bool:
-    """Return whether this is Airflow 3, where task processes have no database and report through a channel."""
+    """Return whether this is Airflow 3.
+
+    Its task processes have no database access and report through a channel to their supervisor.
+    """
     return airflow_version() >= (3, 0)
 
 
 def import_class(module: str, name: str) -> type[Any]:
-    """Return a class of a module that is imported only now."""
-    found: type[Any] = getattr(import_module(module), name)
-    return found
+    """Import a module when called and return one of its classes."""
+    class_: type[Any] = getattr(import_module(module), name)
+    return class_

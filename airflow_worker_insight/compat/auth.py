@@ -1,4 +1,4 @@
-"""Who a reader is and what Airflow lets them do, in FastAPI's requests (Airflow 3)."""
+"""Authentication and authorization of FastAPI requests (Airflow 3)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 LOGIN_COOKIE = "_token"
-"""The cookie with which a browser brings Airflow 3's login."""
+"""Cookie in which a browser sends Airflow 3's login token."""
 
 
 def current_user() -> Callable[..., Any]:
-    """Return Airflow's own FastAPI dependency that resolves the reader, or answers 401 (403 for a forged token).
+    """Return Airflow's own FastAPI dependency that resolves the user.
 
-    From 3.1 on it takes a bearer token or the ``_token`` cookie; in 3.0 a bearer token only.
+    It answers 401 without a login and 403 for a forged token. From 3.1 on it takes a bearer token or the ``_token``
+    cookie; in 3.0 a bearer token only.
     """
     from airflow.api_fastapi.core_api.security import get_user
 
@@ -27,7 +28,7 @@ def current_user() -> Callable[..., Any]:
 
 
 def browser_sends_token() -> bool:
-    """Return whether a browser's plain request carries the login.
+    """Return whether a browser's normal page request carries the login.
 
     In 3.0 it does not: the UI moves the token from its cookie to ``localStorage["token"]`` and sends it as a header.
     """
@@ -35,33 +36,33 @@ def browser_sends_token() -> bool:
 
 
 def require_task_instances(user: Any, dag_id: str | None) -> None:
-    """Refuse a reader who may not see a Dag's task instances, as Airflow's own dependency does.
+    """Raise unless a user may view a Dag's task instances, as Airflow's own dependency does.
 
-    :param dag_id: the Dag, or ``None`` for "task instances at all"
+    :param dag_id: the Dag, or ``None`` for task instances in general
     :raises fastapi.HTTPException: 403
     """
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from airflow.api_fastapi.core_api.security import requires_access_dag
 
     check = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
-    settled(check(_request_about(dag_id), user))
+    settled(check(_request_for(dag_id), user))
 
 
 def require_jobs_view(user: Any) -> None:
-    """Refuse a reader who may not see Airflow's jobs view (schedulers, triggerers and the like).
+    """Raise unless a user may view Airflow's jobs (schedulers, triggerers and the like).
 
     :raises fastapi.HTTPException: 403
     """
     from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
     from airflow.api_fastapi.core_api.security import requires_access_view
 
-    settled(requires_access_view(AccessView.JOBS)(_request_about(None), user))
+    settled(requires_access_view(AccessView.JOBS)(_request_for(None), user))
 
 
 def require_pool_edit(user: Any) -> None:
-    """Refuse a person who may not edit Airflow's pools: the right to decide which worker is given work.
+    """Raise unless a user may edit Airflow's pools, the right to set workers' availability.
 
-    Airflow's own dependency is a coroutine from 3.2 on, and asks about one pool and its team.
+    Airflow's own dependency is a coroutine from 3.2 on, and checks one pool and its team.
 
     :raises fastapi.HTTPException: 403
     """
@@ -72,34 +73,36 @@ def require_pool_edit(user: Any) -> None:
         raise HTTPException(403, "Forbidden")
 
 
-def settled(answer: Any) -> Any:
-    """Return what a question about rights comes to, also where Airflow has made it a coroutine.
+def settled(result: Any) -> Any:
+    """Return the result of an authorization check, which may be a coroutine in some versions.
 
-    It did so from one minor version to the next with its dependencies on pools, connections and variables: one that
-    nobody waits for refuses nobody. Our routes run in threads without an event loop; where one runs, this raises.
+    Airflow made its dependencies for pools, connections and variables coroutines in a minor version; an unawaited check
+    would refuse no request. The routes of this package run in threads without an event loop.
+
+    :raises RuntimeError: if the check is a coroutine and an event loop runs in this thread
     """
     import asyncio
     import inspect
 
-    if not inspect.isawaitable(answer):
-        return answer
+    if not inspect.isawaitable(result):
+        return result
 
     async def wait() -> Any:
-        return await answer
+        return await result
 
     return asyncio.run(wait())
 
 
 def user_name(user: Any) -> str:
-    """Return what Airflow calls a person, for those who read what they decided."""
+    """Return Airflow's name of a user, to be shown with the user's changes."""
     return str(user.get_name())
 
 
 def readable_dag_ids(user: Any) -> set[str]:
-    """Return the IDs of all Dags that a reader may see.
+    """Return the IDs of all Dags that a user may view.
 
-    Airflow's ``ReadableDagsFilterDep`` asks the same of ``request.app.state.auth_manager``, which the app of a plugin
-    does not have.
+    Airflow's ``ReadableDagsFilterDep`` calls the same on ``request.app.state.auth_manager``, which a plugin's app does
+    not have.
     """
     from airflow.api_fastapi.app import get_auth_manager
 
@@ -107,11 +110,11 @@ def readable_dag_ids(user: Any) -> set[str]:
     return dag_ids
 
 
-def _request_about(dag_id: str | None) -> Any:
-    """Return a request from which Airflow's dependencies read the Dag's ID, whichever way ours came to us.
+def _request_for(dag_id: str | None) -> Any:
+    """Return a request with only the Dag's ID, for Airflow's dependencies.
 
-    They look at path parameters (all versions) and query parameters (3.1+); the panel's address is read by other
-    rules than a query string (see ``ui.query_params``), and what is checked must be what is shown.
+    They read path parameters (all versions) and query parameters (3.1+). The panel parses its URL by other rules than a
+    query string (see ``ui.query_params``), and the checked Dag must be the Dag that is shown.
     """
     from starlette.requests import Request
 
@@ -120,14 +123,14 @@ def _request_about(dag_id: str | None) -> Any:
 
 
 def login_url(api_root: str, next_url: str) -> str:
-    """Return where a person logs in to come back to ``next_url``.
+    """Return the URL of the login page that leads back to ``next_url``.
 
-    :param api_root: the path below which Airflow's API server is, without a slash at the end
+    :param api_root: the root path of Airflow's API server, without a trailing slash
     """
     from urllib.parse import quote
 
-    value = quote(next_url, safe="")
+    encoded_next_url = quote(next_url, safe="")
     if compat.airflow_version() < (3, 2):
-        # 3.0 and 3.1 put the decoded value into the next redirect as it is, which would cut it at its first "&".
-        value = quote(value, safe="")
-    return f"{api_root}/api/v2/auth/login?next={value}"
+        # 3.0 and 3.1 put the decoded value into the next redirect unescaped, which would cut it at its first "&".
+        encoded_next_url = quote(encoded_next_url, safe="")
+    return f"{api_root}/api/v2/auth/login?next={encoded_next_url}"

@@ -1,4 +1,4 @@
-"""The Celery application of Airflow's CeleryExecutor."""
+"""Celery application of Airflow's CeleryExecutor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def celery_app(team: str | None) -> Any:
-    """Return Airflow's own Celery application, or a team's (Airflow 3.2 and later)."""
+    """Return Airflow's Celery application, or that of a team (Airflow 3.2 and later)."""
     utils = import_module("airflow.providers.celery.executors.celery_executor_utils")
     if team is None:
         return utils.app
@@ -20,6 +20,9 @@ def celery_app(team: str | None) -> Any:
 
 
 def executors_celery_app(executor: Any) -> Any:
-    """Return the Celery application of a CeleryExecutor; before its provider's 3.15 there was one for all."""
+    """Return the Celery application of a CeleryExecutor.
+
+    Before version 3.15 of the Celery provider all executors share one.
+    """
     app = getattr(executor, "celery_app", None)
     return app if app is not None else celery_app(None)

@@ -1,4 +1,7 @@
-"""Who a reader is and what Airflow lets them do, in Flask's requests: on 2.11, and where the auth manager is FAB's."""
+"""Authentication and authorization of Flask requests.
+
+Used on 2.11, and on Airflow 3 with FAB's auth manager.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def serves_flask_views() -> bool:
-    """Return whether a plugin's Flask views work here: on 2.11, and on Airflow 3 where the auth manager is FAB's.
+    """Return whether a plugin's Flask views work: on 2.11 or with FAB's auth manager.
 
     Elsewhere on Airflow 3 the API server would refuse to start (no FAB provider), or each view would answer 500
     (another auth manager).
@@ -31,13 +34,16 @@ def serves_flask_views() -> bool:
         return True
     from airflow.api_fastapi.app import get_auth_manager_cls
 
-    # By name: importing FAB's to compare with would cost a server with another auth manager a second.
+    # Compare by name: importing FAB's auth manager would cost a server with another one a second.
     fab = ("airflow.providers.fab.auth_manager.fab_auth_manager", "FabAuthManager")
-    return fab in {(base.__module__, base.__qualname__) for base in get_auth_manager_cls().__mro__}
+    return fab in {(class_.__module__, class_.__qualname__) for class_ in get_auth_manager_cls().__mro__}
 
 
 def flask_user() -> Any:
-    """Return who sends the Flask request at hand; the anonymous user, who may have rights too, for nobody known."""
+    """Return the user of the current Flask request, else the anonymous user.
+
+    The anonymous user may have rights too.
+    """
     from flask import current_app, request
 
     manager = _flask_auth_manager()
@@ -48,27 +54,28 @@ def flask_user() -> Any:
     if user is not None:
         return user
     if compat.airflow_version() < (3, 1):
-        # Its UI moves the token out of the cookie, but plugins' views share the session of the login there.
+        # 3.0's UI moves the token out of the cookie, but plugins' views share the session of the login there.
         return manager.get_user()
-    # From 3.1 on they do not: they cannot read a session kept in the database (the default), and one kept in a cookie
-    # outlives what the login allows it.
+    # From 3.1 on plugins' views do not share that session: they cannot read one stored in the database (the default),
+    # and one stored in a cookie outlives the login.
     app: Any = current_app
     return app.login_manager.anonymous_user()
 
 
 def flask_is_logged_in(user: Any) -> bool:
-    """Return whether a user of :func:`flask_user` is a known one."""
+    """Return whether a user from :func:`flask_user` is logged in."""
     return not user.is_anonymous if compat.is_airflow_3() else bool(_flask_auth_manager().is_logged_in())
 
 
 def flask_may_see_task_instances(user: Any, dag_id: str | None) -> bool:
-    """Return whether a user may see the task instances of a Dag, or any at all when ``dag_id`` is ``None``.
+    """Return whether a user may view a Dag's task instances.
 
-    Airflow's decorator ``has_access_dag`` reads the Dag's ID from the query string by other rules than the panel, and
-    sends one who is logged in and has no right to the home page instead of answering 403.
+    ``None`` as ``dag_id`` stands for task instances in general. Airflow's decorator ``has_access_dag`` does not fit: it
+    reads the Dag's ID from the query string by other rules than the panel, and it redirects a logged-in user without
+    the right to the home page instead of answering 403.
     """
     if compat.is_airflow_3():
-        return _passes(require_task_instances, user, dag_id)
+        return _is_allowed(require_task_instances, user, dag_id)
     from airflow.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 
     details = None if dag_id is None else DagDetails(id=dag_id)
@@ -78,9 +85,9 @@ def flask_may_see_task_instances(user: Any, dag_id: str | None) -> bool:
 
 
 def flask_may_see_jobs(user: Any) -> bool:
-    """Return whether a user may see Airflow's jobs view."""
+    """Return whether a user may view Airflow's jobs."""
     if compat.is_airflow_3():
-        return _passes(require_jobs_view, user)
+        return _is_allowed(require_jobs_view, user)
     from airflow.auth.managers.models.resource_details import AccessView
 
     return bool(settled(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user)))
@@ -89,17 +96,17 @@ def flask_may_see_jobs(user: Any) -> bool:
 def flask_may_edit_pools(user: Any) -> bool:
     """Return whether a user may edit Airflow's pools."""
     if compat.is_airflow_3():
-        return _passes(require_pool_edit, user)
+        return _is_allowed(require_pool_edit, user)
     return bool(settled(_flask_auth_manager().is_authorized_pool(method="PUT", user=user)))
 
 
 def flask_csrf_token() -> str:
-    """Return the token that Airflow's Flask app asks for in forms that change something."""
+    """Return the CSRF token that Airflow's Flask app requires in forms that change something."""
     return str(import_module("flask_wtf.csrf").generate_csrf())
 
 
 def flask_readable_dag_ids(user: Any) -> set[str]:
-    """Return the IDs of all Dags that a user may see."""
+    """Return the IDs of all Dags that a user may view."""
     if compat.is_airflow_3():
         return readable_dag_ids(user)
     dag_ids: set[str] = _flask_auth_manager().get_permitted_dag_ids(methods=["GET"], user=user)
@@ -107,16 +114,20 @@ def flask_readable_dag_ids(user: Any) -> set[str]:
 
 
 def flask_login_url(api_root: str, next_url: str) -> str:
-    """Return where a person logs in to come back to ``next_url``; ``api_root`` as for :func:`login_url`."""
+    """Return the URL of the login page that leads back to ``next_url``.
+
+    :param api_root: as for :func:`login_url`
+    """
     if compat.is_airflow_3():
         return login_url(api_root, next_url)
     return str(_flask_auth_manager().get_url_login(next_url=next_url))
 
 
 def flask_api_user() -> Any | None:
-    """Return who sends the request to the REST API on 2.11 by the rules of Airflow's own, or ``None``: answer 401.
+    """Return the user of a REST API request on 2.11, or ``None``: answer 401.
 
-    Airflow's ``[api] auth_backends`` decide: the browser's session, basic authentication and the like.
+    The rules are those of Airflow's own REST API: ``[api] auth_backends`` decides, for example by the browser's session
+    or by basic authentication.
     """
     from airflow.api_connexion.exceptions import Unauthenticated
     from airflow.api_connexion.security import check_authentication
@@ -134,7 +145,7 @@ def _flask_auth_manager() -> Any:
 
 
 def _user_from_token(manager: Any, token: str) -> Any | None:
-    """Return the user of Airflow 3's token, checked by Airflow; ``None`` for one that does not hold."""
+    """Return the user of Airflow 3's token, verified by Airflow; ``None`` if it is invalid."""
     from asgiref.sync import async_to_sync
     from jwt import InvalidTokenError
 
@@ -144,8 +155,8 @@ def _user_from_token(manager: Any, token: str) -> Any | None:
         return None
 
 
-def _passes(check: Callable[..., None], *args: Any) -> bool:
-    """Return whether one of the checks above, which raise for those who may not, lets pass."""
+def _is_allowed(check: Callable[..., None], *args: Any) -> bool:
+    """Return whether one of the ``require_*`` checks allows access, that is, does not raise."""
     from fastapi import HTTPException
 
     try:

@@ -1,4 +1,4 @@
-"""Where Airflow's own pages are, and links from them."""
+"""URLs of Airflow's own pages, and the base class of links on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def operator_link_base() -> type[Any]:
 
 
 def base_url() -> str:
-    """Return the URL under which people reach the API server (Airflow 3) or the webserver (2.11)."""
+    """Return the public URL of the API server (Airflow 3) or the webserver (2.11)."""
     from airflow.configuration import conf
 
     section = "api" if compat.is_airflow_3() else "webserver"
@@ -25,11 +25,11 @@ def base_url() -> str:
 
 
 def grid_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """Return the path of a task instance in the grid of 2.11."""
+    """Return the path of a task instance in the grid view of 2.11."""
     from urllib.parse import quote
 
-    mapped = f"&map_index={map_index}" if map_index >= 0 else ""
+    map_index_parameter = f"&map_index={map_index}" if map_index >= 0 else ""
     return (
         f"/dags/{quote(dag_id, safe='')}/grid?dag_run_id={quote(run_id, safe='')}"
-        f"&task_id={quote(task_id, safe='')}{mapped}"
+        f"&task_id={quote(task_id, safe='')}{map_index_parameter}"
     )

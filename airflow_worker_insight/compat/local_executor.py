@@ -1,4 +1,4 @@
-"""LocalExecutor and its processes, and what any executor has queued."""
+"""LocalExecutor and its processes, and the queued tasks of any executor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def queued_task(item: Any) -> tuple[Any, str | None]:
-    """Return the ``executor_config`` and, on 2.11, the pool of one of an executor's queued tasks.
+    """Return ``executor_config`` and, on 2.11, the pool of a task in an executor's queue.
 
-    Airflow 3 queues a workload, which does not name the pool; 2.11 a tuple that ends with the task instance.
+    Airflow 3 queues a workload, which does not name the pool; 2.11 queues a tuple that ends with the task instance.
     """
     if isinstance(item, tuple):
         return item[-1].executor_config, item[-1].pool
@@ -23,46 +23,47 @@ def queued_task(item: Any) -> tuple[Any, str | None]:
 
 
 def run_locally(executor: Any, key: Any, item: Any) -> None:
-    """Hand something to a LocalExecutor, past its queued tasks: a workload, or on 2.11 a command.
+    """Send a workload, or on 2.11 a command, to a LocalExecutor, past its queued tasks.
 
-    :param key: Airflow's key of it
+    :param key: Airflow's key of the workload or command
     """
     if not compat.is_airflow_3():
         executor.execute_async(key, item)
         return
-    # 3.0 hands it on at once, later versions when they are told to.
+    # 3.0 passes it on at once, later versions when they process workloads.
     executor.queue_workload(item, session=None)
     if compat.airflow_version() >= (3, 1):
         executor._process_workloads([item])  # noqa: SLF001
 
 
 def workload_key(workload: Any) -> Any:
-    """Return Airflow's key of a workload, by which an executor tells what has become of it."""
+    """Return Airflow's key of a workload, under which an executor reports its state."""
     if hasattr(workload, "key"):
         return workload.key
     return workload.ti.key if hasattr(workload, "ti") else workload.callback.id
 
 
 def local_processes(executor: Any) -> list[Any]:
-    """Return the processes of a LocalExecutor that it knows of, dead ones too."""
+    """Return the processes that a LocalExecutor knows, including dead ones."""
     return list(executor.workers.values() if isinstance(executor.workers, dict) else executor.workers)
 
 
 def local_processes_come_back() -> bool:
-    """Return whether LocalExecutor starts a process in the place of one that died."""
+    """Return whether LocalExecutor replaces processes that died."""
     return compat.is_airflow_3()
 
 
 def local_executor_queues_nothing() -> bool:
-    """Return whether LocalExecutor hands a workload to its processes as soon as it gets it (3.0)."""
+    """Return whether LocalExecutor passes workloads to its processes immediately (3.0)."""
     return compat.airflow_version() == (3, 0)
 
 
 def dismiss_local_processes(executor: Any) -> None:
-    """Tell all processes of Airflow 3's LocalExecutor to end, as its own ``end`` may fail to do (3.0 to 3.3).
+    """Send all processes of Airflow 3's LocalExecutor the message to end.
 
-    That sends one message for each that lives. One that takes it and ends before ``end`` comes to it is sent none, so
-    that another one is left without, and the scheduler waits for that forever. What is sent too much does no harm.
+    The executor's own ``end`` may fail to do so (3.0 to 3.3): it sends one message for each process that lives. If a
+    process takes a message and ends before ``end`` checks it, no message is sent for it. Then another process gets
+    none, and the scheduler waits for that forever. Extra messages are harmless.
     """
     if compat.is_airflow_3():
         for _ in local_processes(executor):
@@ -70,11 +71,11 @@ def dismiss_local_processes(executor: Any) -> None:
 
 
 def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Return what a process of Airflow 3's LocalExecutor runs, and what it is given."""
+    """Return the function that a process of Airflow 3's LocalExecutor runs, and its arguments."""
     from inspect import signature
 
-    run = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001
-    known = {
+    target = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001
+    available = {
         "logger_name": executor.log.name,
         "input": executor.activity_queue,
         "output": executor.result_queue,
@@ -82,16 +83,16 @@ def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
         # From 3.2 on.
         "team_conf": getattr(executor, "conf", None),
     }
-    return run, {name: known[name] for name in signature(run).parameters}
+    return target, {parameter: available[parameter] for parameter in signature(target).parameters}
 
 
 def executors_team(executor: Any) -> str | None:
-    """Return the team that an executor is of (Airflow 3.1 and later)."""
+    """Return the team of an executor, or ``None`` (Airflow 3.1 and later)."""
     return getattr(executor, "team_name", None)
 
 
 def hostname() -> str:
-    """Return what Airflow calls this host."""
+    """Return Airflow's name of this host."""
     from airflow.utils.net import get_hostname
 
     return str(get_hostname())

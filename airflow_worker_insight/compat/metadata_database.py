@@ -1,4 +1,4 @@
-"""Airflow's metadata database: its engine, its tables and what their columns mean."""
+"""Airflow's metadata database: its engine, its tables and the meaning of their columns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def engine() -> Engine:
-    """Return Airflow's own database engine, with its pool and its settings.
+    """Return Airflow's own SQLAlchemy engine, with its pool and settings.
 
-    Only :mod:`.store.session`, which bounds what is done with it, and our migrations use it.
+    Only :mod:`.store.session`, which limits its use, and this package's migrations use it.
+
+    :raises RuntimeError: if the database is not configured in this process
     """
     from airflow import settings
 
@@ -56,35 +58,39 @@ def task_instance_history_table() -> Table:
 
 
 def try_identity(table: Table) -> tuple[Any, list[Any]]:
-    """Return what to select the identity of tries from, and its columns, for :func:`.airflow_history.instance_keys`.
+    """Return what to select to identify tries: the join, and its columns.
 
-    These are the row and the logical date of the Dag run, and on Airflow 3 the task instance's ID.
+    The columns are the row ID and the logical date of the Dag run, and on Airflow 3 the task instance's ID;
+    :func:`.airflow_history.instance_keys` reads them.
 
-    :param table: Airflow's ``task_instance`` or its history
+    :param table: Airflow's ``task_instance`` table or its history
     """
     run = dag_run_table()
     joined = table.join(run, (run.c.dag_id == table.c.dag_id) & (run.c.run_id == table.c.run_id))
-    moment = run.c.logical_date if compat.is_airflow_3() else run.c.execution_date
-    columns = [run.c.id.label("identity_run"), moment.label("identity_moment")]
+    logical_date = run.c.logical_date if compat.is_airflow_3() else run.c.execution_date
+    columns = [run.c.id.label("identity_run"), logical_date.label("identity_moment")]
     if compat.is_airflow_3():
-        own = table.c.task_instance_id if "task_instance_id" in table.c else table.c.id
-        columns.append(own.label("identity_own"))
+        task_instance_id = table.c.task_instance_id if "task_instance_id" in table.c else table.c.id
+        columns.append(task_instance_id.label("identity_own"))
     return joined, columns
 
 
 def run_of(task_instance: Any) -> tuple[int, datetime]:
-    """Return the row ID and the logical date of the Dag run of a task instance of 2.11, which loads it with this."""
+    """Return the row ID and the logical date of the Dag run of a 2.11 task instance.
+
+    The task instance loads its Dag run with it.
+    """
     run = task_instance.dag_run
     return run.id, run.execution_date
 
 
 def stored_try_id(try_id: UUID) -> UUID | str:
-    """Return Airflow 3's ID of a try as its tables' columns take it: they are of text up to 3.1."""
+    """Return Airflow 3's ID of a try in the type of its columns: text up to 3.1."""
     return try_id if compat.airflow_version() >= (3, 2) else str(try_id)
 
 
 def dag_table() -> Table:
-    """Return Airflow's table of Dags."""
+    """Return Airflow's ``dag`` table."""
     from airflow.models.dag import DagModel
 
     table: Table = DagModel.__table__
@@ -100,7 +106,7 @@ def dag_run_table() -> Table:
 
 
 def run_made_at(run: Any) -> Any | None:
-    """Return the column that says when a Dag run was made, from Airflow 3.3 on; ``None`` before.
+    """Return the column with the creation time of a Dag run (3.3 and later), else ``None``.
 
     :param run: Airflow's ``dag_run`` table, or an alias of it
     """
@@ -116,7 +122,7 @@ def job_table() -> Table:
 
 
 def job_health_threshold(job_type: str) -> timedelta:
-    """Return how long one of Airflow's jobs may be silent before Airflow calls it unhealthy."""
+    """Return the time without a heartbeat after which Airflow calls a job unhealthy."""
     from datetime import timedelta
 
     from airflow.jobs.job import Job, health_check_threshold
@@ -125,7 +131,7 @@ def job_health_threshold(job_type: str) -> timedelta:
 
 
 def task_heartbeat_timeout() -> timedelta:
-    """Return after how long without a heartbeat the scheduler fails a try that runs."""
+    """Return the time without a heartbeat after which the scheduler fails a running try."""
     from datetime import timedelta
 
     from airflow.configuration import conf
@@ -135,24 +141,27 @@ def task_heartbeat_timeout() -> timedelta:
 
 
 def xcom_model() -> Any:
-    """Return the mapped class behind Airflow 3's ``xcom`` table."""
+    """Return the mapped class of Airflow 3's ``xcom`` table."""
     from airflow.models.xcom import XComModel
 
     return XComModel
 
 
-_MOST_FRAMES = 40
-"""Calls between the execution API's route and a flush: some ten with SQLAlchemy 1.4 and 2.0."""
+_MAX_FRAMES = 40
+"""Frames to search for the execution API's route.
+
+Between it and a flush are about ten calls with SQLAlchemy 1.4 and 2.0.
+"""
 
 
 def stores_xcom_for_a_task() -> bool:
-    """Return whether the caller is in the execution API's route that stores an XCom for a task process.
+    """Return whether the execution API's route that stores a task's XCom is calling.
 
-    It stores within the same call (3.0 to 3.3). No other route of Airflow's is this module's, and where it moves some
-    day the answer is no.
+    The route stores it within the same call (3.0 to 3.3). No other route of Airflow is in that module; if a later
+    version moves the route, this returns ``False``.
     """
     frame = sys._getframe(1)  # noqa: SLF001
-    for _ in range(_MOST_FRAMES):
+    for _ in range(_MAX_FRAMES):
         if frame.f_globals.get("__name__") == "airflow.api_fastapi.execution_api.routes.xcoms":
             return True
         if frame.f_back is None:
@@ -162,12 +171,15 @@ def stores_xcom_for_a_task() -> bool:
 
 
 def db_manager_base() -> type[Any]:
-    """Return Airflow 3's ``BaseDBManager``; Airflow 2.11 has none (``ImportError``)."""
+    """Return Airflow 3's ``BaseDBManager``.
+
+    :raises ImportError: on Airflow 2.11, which has none
+    """
     return compat.import_class("airflow.utils.db_manager", "BaseDBManager")
 
 
 def task_instance_states() -> frozenset[str]:
-    """Return all states of a task instance that this Airflow knows."""
+    """Return all states of a task instance that this Airflow version knows."""
     from airflow.utils.state import TaskInstanceState
 
     return frozenset(state.value for state in TaskInstanceState)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @cache
 def stats() -> Any:
-    """Return Airflow's own stats (StatsD, Datadog or OpenTelemetry): ``incr``, ``gauge`` and ``timing``.
+    """Return Airflow's stats (StatsD, Datadog or OpenTelemetry).
 
-    From 3.2 on a process must set them up first. The API server of 3.2 does not, nor does a command; 3.3's API server
-    does it when it starts, as is done here.
+    They have ``incr``, ``gauge`` and ``timing``. From 3.2 on a process must initialize them first. The API server of
+    3.2 does not, and commands do not; 3.3's API server does it at startup, in the same way as this function.
     """
     if compat.airflow_version() < (3, 2):
         from airflow.stats import Stats
@@ -38,7 +38,7 @@ def stats() -> Any:
 
 
 def stats_take_tags() -> bool:
-    """Return whether Airflow's stats are kept with their tags; plain StatsD has nothing but names."""
+    """Return whether Airflow's stats support tags; plain StatsD has only names."""
     from airflow.configuration import conf
 
     if conf.getboolean("metrics", "statsd_datadog_enabled", fallback=False):

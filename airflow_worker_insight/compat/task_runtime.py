@@ -1,7 +1,7 @@
-"""What a task process, a scheduler and an API server have loaded, and the channel from a task to its supervisor.
+"""Detection of the current process's role, and the channel from a task to its supervisor.
 
-Nothing is imported at module level: every task process loads this, where each function may use only what Airflow itself
-has already imported.
+Nothing is imported at module level: every task process loads this module, and there its functions may use only what
+Airflow itself has already imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plugin_base() -> type[Any]:
-    """Return the ``AirflowPlugin`` that is cheapest to import in this process.
+    """Return the ``AirflowPlugin`` class that is cheapest to import in this process.
 
     From 3.2 on a task process has loaded the SDK's own, and importing the scheduler's would cost it some 100 ms.
     """
@@ -26,10 +26,11 @@ def plugin_base() -> type[Any]:
 
 
 def task_channel() -> tuple[Any, Callable[..., Any]] | None:
-    """Return the channel to the supervisor and its ``SetXCom`` message, where this is a real Airflow 3 task process.
+    """Return the channel to the supervisor and its ``SetXCom`` message class.
 
-    ``None`` everywhere else: in the API server and the scheduler, and under ``dag.test()`` and ``airflow tasks
-    test``, which run in process (``InProcessSupervisorComms``) and where nobody would claim a report.
+    Returns ``None`` unless this is a real Airflow 3 task process: in the API server and the scheduler, and under
+    ``dag.test()`` and ``airflow tasks test``, which run in process (``InProcessSupervisorComms``), so that no API
+    server would claim a report.
     """
     runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
     comms_module = sys.modules.get("airflow.sdk.execution_time.comms")
@@ -40,10 +41,11 @@ def task_channel() -> tuple[Any, Callable[..., Any]] | None:
 
 
 def in_xcom_path(run_id: str) -> str | None:
-    """Return a run ID as ``SetXCom`` has to carry it, or ``None`` for one that the execution API cannot find.
+    """Return a run ID as ``SetXCom`` must carry it, or ``None`` if no encoding works.
 
-    The task's client puts it into a URL's path as it is (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
-    begins a code; codes that are there already it leaves alone. A slash, also as a code, parts the path on the server.
+    The task's client puts it into a URL's path unescaped (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
+    starts an escape sequence; existing escape sequences are kept. A slash, even an escaped one, splits the path on the
+    server, so that the execution API does not find the run.
     """
     if "/" in run_id:
         return None
@@ -51,33 +53,37 @@ def in_xcom_path(run_id: str) -> str | None:
 
 
 def runs_under_local_task_job(task_instance: Any) -> bool:
-    """Return whether this is Airflow 2.11's task process (``airflow tasks run --raw``), started by a LocalTaskJob.
+    """Return whether a LocalTaskJob of Airflow 2.11 started this task process.
 
-    ``dag.test()`` and ``airflow tasks test`` have no job, so their task instances carry no ``job_id``.
+    Its command is ``airflow tasks run --raw``. ``dag.test()`` and ``airflow tasks test`` have no job, so their task
+    instances carry no ``job_id``.
     """
     return not compat.is_airflow_3() and getattr(task_instance, "job_id", None) is not None
 
 
 def in_server_process() -> bool:
-    """Return whether this process is a scheduler or an API server: the only places where reconciling is our job.
+    """Return whether this process is a scheduler or an API server: only these reconcile.
 
-    ``dag.test()`` calls the same Dag run listeners in a person's own process.
+    ``dag.test()`` calls the same Dag run listeners in a user's own process.
     """
     if hasattr(sys.modules.get("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS"):
-        # LocalExecutor forks its task processes from the scheduler, with all that it has imported.
+        # LocalExecutor forks its task processes from the scheduler, with all its imported modules.
         return False
     return in_scheduler() or "airflow.api_fastapi.core_api.app" in sys.modules
 
 
 def in_task_process() -> bool:
-    """Return whether this process runs a task for a worker (or, on 2.11, has at least the command for it)."""
+    """Return whether this process runs a task for a worker.
+
+    On 2.11: whether it has at least loaded the command for it.
+    """
     if compat.is_airflow_3():
         return task_channel() is not None
     return "airflow.cli.commands.task_command" in sys.modules
 
 
 def listener_managers() -> Iterator[Any]:
-    """Yield those of Airflow's listener managers that exist: from 3.2 on the task's SDK has one of its own."""
+    """Yield Airflow's existing listener managers: from 3.2 on the task SDK has its own."""
     for name in ("airflow.listeners.listener", "airflow.sdk.listener"):
         module = sys.modules.get(name)
         if module is None:
@@ -90,5 +96,8 @@ def listener_managers() -> Iterator[Any]:
 
 
 def in_scheduler() -> bool:
-    """Return whether this process has loaded the scheduler: it is one, or was forked from one."""
+    """Return whether this process is a scheduler or was forked from one.
+
+    It is recognised by the scheduler's loaded module.
+    """
     return "airflow.jobs.scheduler_job_runner" in sys.modules

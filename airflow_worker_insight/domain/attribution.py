@@ -91,8 +91,8 @@ def attribute(
 def _only_candidate(airflow_try: AirflowTry, kind: str, instances: Collection[WorkerInstance]) -> WorkerInstance | None:
     """Return the only worker instance that, by Airflow's columns, can have run the try.
 
-    ``None`` if there are several. That an instance was alive on that host at that time is not enough: another one there
-    may not have reported yet.
+    ``None`` if there is none or if there are several. That an instance was alive on that host at that time is not
+    enough: another one there may not have reported yet.
     """
     on_host = [
         instance

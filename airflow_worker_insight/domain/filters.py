@@ -83,6 +83,6 @@ class WorkerFilter:
     """Last seen at this time or later, or online or unresponsive at the latest poll."""
     last_seen_at_gte: datetime | None = None
     last_seen_at_lte: datetime | None = None
-    """``last_seen_at_gte`` and this bound the time last seen, inclusively, in any state."""
+    """Last seen between ``last_seen_at_gte`` and this time, both inclusive, in any state."""
     refs: tuple[int, ...] | None = None
     """Rows that are known to match all filters but ``states``: see :func:`.queries.narrowed`."""

@@ -15,7 +15,7 @@ AGAIN = "again"
 """A retry on a worker that has failed this task instance, because there is no other."""
 
 SLOW = "slow"
-"""A worker much slower than the others on the same tasks, chosen because these were full."""
+"""A worker much slower than the others on the same tasks; these took no more tasks."""
 
 SHARED_QUEUE = "shared_queue"
 """No worker fitted, so the task was sent to the queue that all workers share."""
