@@ -1,4 +1,4 @@
-"""What the commands take: options as an operator writes them, read and checked."""
+"""Arguments of the commands, with the functions that parse and check them."""
 
 from __future__ import annotations
 
@@ -15,55 +15,68 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 50
 MAX_NOTE_LENGTH = 500
 
-_DAYS = {"d": 1, "w": 7}
+_DAYS_PER_UNIT = {"d": 1, "w": 7}
 _STATES = ("online", "unresponsive", "offline", "lost", "unknown")
 
 
 def moment(text: str) -> datetime:
-    """Read a time as an operator writes it; without an offset it is UTC."""
+    """Parse an ISO 8601 date or time; without an offset it is UTC.
+
+    :raises argparse.ArgumentTypeError: if it is not such a time
+    """
     try:
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        parsed = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time such as 2026-01-31 or 2026-01-31T08:00:00+00:00"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
 
 
 def age(text: str) -> datetime:
-    """Read a moment in the past: a time, or how long ago it was in days or weeks."""
+    """Parse a time in the past, or an age in days or weeks such as ``90d`` or ``12w``.
+
+    :return: the time, in UTC unless the text has another offset
+    :raises argparse.ArgumentTypeError: if it is neither, or not in the past
+    """
     now = datetime.now(timezone.utc)
     match = re.fullmatch(r"([0-9]{1,5})([dw])", text)
     if match is None and re.fullmatch(r"\w+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither an age such as 90d or 12w nor a time such as 2026-01-31")
-    found = moment(text) if match is None else now - timedelta(days=int(match[1]) * _DAYS[match[2]])
-    if found >= now:
+    parsed = moment(text) if match is None else now - timedelta(days=int(match[1]) * _DAYS_PER_UNIT[match[2]])
+    if parsed >= now:
         raise argparse.ArgumentTypeError(f"{text!r} is not in the past")
-    return found
+    return parsed
 
 
 def label(text: str) -> tuple[str, str]:
-    """Read a worker's label."""
-    key, sign, value = text.partition("=")
-    if not key or not sign:
+    """Parse a worker label, ``key=value``, into its key and its value.
+
+    :raises argparse.ArgumentTypeError: if it is not a label
+    """
+    key, separator, value = text.partition("=")
+    if not key or not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not a label such as region=eu-west-1")
     return key, value
 
 
 def words(allowed: tuple[str, ...]) -> Callable[[str], frozenset[str]]:
-    """Return what reads a comma-separated list of these words."""
+    """Return a parser for a comma-separated list of the allowed words."""
 
     def read(text: str) -> frozenset[str]:
-        found = frozenset(part.strip() for part in text.split(","))
-        if not found <= set(allowed):
+        values = frozenset(part.strip() for part in text.split(","))
+        if not values <= set(allowed):
             raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(allowed)}")
-        return found
+        return values
 
     return read
 
 
 def try_state(text: str) -> str:
-    """Read a state of a try: one that Airflow has."""
+    """Check that a text is one of Airflow's task instance states.
+
+    :raises argparse.ArgumentTypeError: if it is not
+    """
     from airflow_worker_insight.compat import metadata_database
 
     states = metadata_database.task_instance_states()
@@ -73,7 +86,10 @@ def try_state(text: str) -> str:
 
 
 def reason(text: str) -> str:
-    """Read why a try waits or was placed, in a word."""
+    """Check that a text is one of :data:`~airflow_worker_insight.domain.reasons.REASONS`.
+
+    :raises argparse.ArgumentTypeError: if it is not
+    """
     from airflow_worker_insight.domain.reasons import REASONS
 
     if text not in REASONS:
@@ -82,7 +98,7 @@ def reason(text: str) -> str:
 
 
 def number(least: int) -> Callable[[str], int]:
-    """Return what reads a whole number that is at least ``least``."""
+    """Return a parser for a whole number that is at least ``least``."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,9}", text) or int(text) < least:
@@ -93,18 +109,24 @@ def number(least: int) -> Callable[[str], int]:
 
 
 def row_id(text: str) -> int:
-    """Read what an interrupted run printed."""
+    """Parse the row number that an interrupted run printed.
+
+    :raises argparse.ArgumentTypeError: if it is not a number
+    """
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not the number that an interrupted run printed")
     return int(text)
 
 
 def note(text: str) -> str:
-    """Read why something was decided: one line that can be stored and shown."""
-    found = text.strip()
-    if not found.isprintable() or len(found) > MAX_NOTE_LENGTH:
+    """Strip and check the note of a decision: one line that can be stored and shown.
+
+    :raises argparse.ArgumentTypeError: if it has several lines or is too long
+    """
+    stripped = text.strip()
+    if not stripped.isprintable() or len(stripped) > MAX_NOTE_LENGTH:
         raise argparse.ArgumentTypeError(f"a note is one line of at most {MAX_NOTE_LENGTH} characters")
-    return found
+    return stripped
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -160,14 +182,14 @@ ARG_SERVICE_KIND = Arg(
 )
 ARG_SERVICE_STATE = Arg(("--state",), choices=_STATES, help="Only processes in this state")
 
-# --- how much is shown -----------------------------------------------------------------------------------------------
+# --- number of rows --------------------------------------------------------------------------------------------------
 
 ARG_LIMIT = Arg(
     ("--limit",), type=number(1), default=DEFAULT_LIMIT, help=f"Show at most so many (default: {DEFAULT_LIMIT})"
 )
 ARG_ALL = Arg(("--all",), action="store_true", help="Show all, however many")
 
-# --- upkeep ----------------------------------------------------------------------------------------------------------
+# --- maintenance -----------------------------------------------------------------------------------------------------
 
 ARG_EVERY = Arg(
     ("--every",),

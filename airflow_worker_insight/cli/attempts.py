@@ -1,4 +1,4 @@
-"""``attempts list`` and ``workers attempts``: tries and who ran them."""
+"""``attempts list`` and ``workers attempts``: attempts and the workers that ran them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @suppress_logs_and_warning
 def list_attempts(args: Any) -> None:
-    """List tries of any worker."""
+    """List attempts on all workers."""
     require_tables()
     filters = AttemptFilter(
         dag_id=args.dag_id,
@@ -39,12 +39,12 @@ def list_attempts(args: Any) -> None:
         started_at_lte=args.started_at_lte,
     )
     with session.reading(session.COMMAND) as connection:
-        _show(connection, filters, args)
+        _show_attempts(connection, filters, args)
 
 
 @suppress_logs_and_warning
 def of_worker(args: Any) -> None:
-    """List the tries that one worker ran."""
+    """List the attempts that one worker ran."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
         filters = AttemptFilter(
@@ -53,10 +53,10 @@ def of_worker(args: Any) -> None:
             started_at_gte=args.started_at_gte,
             started_at_lte=args.started_at_lte,
         )
-        _show(connection, filters, args)
+        _show_attempts(connection, filters, args)
 
 
-def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
+def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) -> None:
     since, until = filters.started_at_gte, filters.started_at_lte
     if since is not None and until is not None and since > until:
         raise SystemExit("--started-at-gte is later than --started-at-lte")
@@ -70,9 +70,9 @@ def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
 
     attempts, total = read_pages(read, args)
     rows = (
-        [output.like_rest(AttemptResponse, one) for one in attempts]
+        [output.like_rest(AttemptResponse, attempt) for attempt in attempts]
         if output.is_structured(args.output)
-        else [_line(one) for one in attempts]
+        else [_table_row(attempt) for attempt in attempts]
     )
     output.show(rows, args.output)
     output.say_how_many(len(attempts), total, "tries")
@@ -84,17 +84,17 @@ def _show(connection: Connection, filters: AttemptFilter, args: Any) -> None:
         )
 
 
-def _line(one: Attempt) -> dict[str, Any]:
+def _table_row(attempt: Attempt) -> dict[str, Any]:
     return {
-        "dag_id": one.dag_id,
-        "run_id": one.run_id,
-        "task_id": one.task_id,
-        "map_index": one.map_index,
-        "try_number": one.try_number,
-        "state": one.state,
-        "started_at": one.started_at,
-        "ended_at": one.ended_at,
-        "duration": one.duration,
-        "attribution": one.attribution,
-        "workers": [by.name for by in one.workers],
+        "dag_id": attempt.dag_id,
+        "run_id": attempt.run_id,
+        "task_id": attempt.task_id,
+        "map_index": attempt.map_index,
+        "try_number": attempt.try_number,
+        "state": attempt.state,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "duration": attempt.duration,
+        "attribution": attempt.attribution,
+        "workers": [worker.name for worker in attempt.workers],
     }

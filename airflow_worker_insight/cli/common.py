@@ -1,4 +1,4 @@
-"""What several commands do in the same way."""
+"""Helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE = 1000
-"""Rows that are read at once."""
+"""Rows to read per query."""
 
 
 def schema() -> Schema:
-    """Return what the database holds."""
+    """Return the state of the tables."""
     from airflow_worker_insight.store import migrate, session
 
     with session.reading(session.COMMAND) as connection:
@@ -25,17 +25,23 @@ def schema() -> Schema:
 
 
 def require_tables() -> None:
-    """End with the command to run unless the tables are up to date."""
+    """Require up-to-date tables.
+
+    :raises SystemExit: if they are not, with the command to run
+    """
     from airflow_worker_insight.store.migrate import Schema
 
-    found = schema()
-    if found is not Schema.READY:
-        raise SystemExit(found.explanation)
+    tables = schema()
+    if tables is not Schema.READY:
+        raise SystemExit(tables.explanation)
 
 
 @contextmanager
 def ends_in_plain_words() -> Iterator[None]:
-    """End with one line instead of a traceback where others' locks, or a slow database, kept a command waiting."""
+    """Exit with one line instead of a traceback after a lock or database timeout.
+
+    :raises SystemExit: after a timeout, or if a migration finds a table in use
+    """
     from airflow_worker_insight.store import session
     from airflow_worker_insight.store.online_migration import TableInUseError
 
@@ -54,7 +60,7 @@ def ends_in_plain_words() -> Iterator[None]:
 
 
 def confirmed(question: str) -> bool:
-    """Ask a person; without one to ask the answer is no."""
+    """Ask the user a yes/no question; without a terminal the answer is no."""
     try:
         return input(f"{question} [y/N] ").strip().lower() == "y"
     except EOFError:
@@ -62,9 +68,11 @@ def confirmed(question: str) -> bool:
 
 
 def read_pages(read: Callable[[int, int], tuple[list[T], int]], args: Any) -> tuple[list[T], int]:
-    """Return as many rows as ``--limit`` and ``--all`` ask for, and how many there are.
+    """Read as many rows as ``--limit`` and ``--all`` allow, page by page.
 
-    :param read: returns a page of rows and their total, given a limit and an offset
+    :param read: takes a limit and an offset; returns a page of rows and the total
+    :param args: the parsed arguments, with ``limit`` and ``all``
+    :return: the rows, and the number of rows that exist
     """
     rows: list[T] = []
     while True:

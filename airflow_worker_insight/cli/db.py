@@ -1,4 +1,4 @@
-"""``db …``: the tables."""
+"""``db …``: create, check and downgrade the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_worker_insight.store.migrate import IncompleteTablesError, Revision
 
 
 def migrate_tables(args: Any) -> None:
-    """Make the tables or bring them up to date."""
+    """Create or upgrade the tables."""
     if not args.show_sql_only and schema() is Schema.NEWER:
         raise SystemExit(Schema.NEWER.explanation)
     go_on_with("Run the same command again: a migration that was not finished is run again.")
@@ -24,17 +24,17 @@ def migrate_tables(args: Any) -> None:
 
 
 def check_tables(args: Any) -> None:  # noqa: ARG001
-    """Say what the database holds; exit with 1 unless the tables are up to date."""
-    found = schema()
-    say(found.explanation)
-    if found is not Schema.READY:
+    """Print the state of the tables; exit with 1 unless they are up to date."""
+    tables = schema()
+    say(tables.explanation)
+    if tables is not Schema.READY:
         raise SystemExit(1)
 
 
 def downgrade_tables(args: Any) -> None:
-    """Bring the tables back to an earlier version; this can remove recorded tries."""
-    lost = "is lost" if args.to_revision == "base" else "may be lost"
-    question = f"Go back to {args.to_revision}? What was recorded {lost}."
+    """Downgrade the tables to an earlier revision; this can remove recorded attempts."""
+    consequence = "is lost" if args.to_revision == "base" else "may be lost"
+    question = f"Go back to {args.to_revision}? What was recorded {consequence}."
     if not args.show_sql_only and not args.yes and not confirmed(question):
         raise SystemExit("Nothing was changed.")
     try:

@@ -1,4 +1,4 @@
-"""The commands: their names, help texts and options, and where in this package each is."""
+"""Definitions of the commands: names, help texts, options and the functions that run them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 DESCRIPTION = "Airflow Worker Insight: which worker ran each try of each task"
 
 RECONCILE_HOURS = 24
-"""How far `reconcile` goes back without options."""
+"""How far back ``reconcile`` goes without options."""
 
-_SHOWN = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
-_WITHOUT_A_SHIM = (
+_LIST_ARGS = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
+_NOT_ENFORCED = (
     "The decision is kept with its note, its author and its time, and shown. By itself it keeps no task off the "
     "worker: Airflow's own executors do not ask, only an executor of this package does. With any Celery what works is "
     "`airflow celery remove-queue -H NODE -q QUEUE`, until the worker restarts, or SIGTERM, after which it finishes "
@@ -27,7 +27,12 @@ _WITHOUT_A_SHIM = (
 
 
 def _command(name: str) -> Callable[..., None]:
-    """Return what runs a function of this package, which is imported then; see :mod:`.process` for what it runs in."""
+    """Return a function that imports and runs a command.
+
+    It runs within :func:`.process.command_process`.
+
+    :param name: the module in this package and its function, such as ``workers.show``
+    """
     load = lazy_load_command(f"airflow_worker_insight.cli.{name}")
 
     @wraps(load)
@@ -58,7 +63,7 @@ _WORKERS = GroupCommand(
                 a.ARG_QUEUE,
                 a.ARG_AVAILABILITY,
                 a.ARG_SEARCH,
-                *_SHOWN,
+                *_LIST_ARGS,
             ),
         ),
         ActionCommand(
@@ -71,13 +76,13 @@ _WORKERS = GroupCommand(
             name="attempts",
             help="List the tries that a worker ran, the latest first",
             func=_command("attempts.of_worker"),
-            args=(a.ARG_WORKER, a.ARG_TRY_STATE, a.ARG_STARTED_AT_GTE, a.ARG_STARTED_AT_LTE, *_SHOWN),
+            args=(a.ARG_WORKER, a.ARG_TRY_STATE, a.ARG_STARTED_AT_GTE, a.ARG_STARTED_AT_LTE, *_LIST_ARGS),
         ),
         ActionCommand(
             name="drain",
             help="Note that a worker is to get no new tasks until it restarts or is released",
             description=(
-                f"Note that a worker is to get no new tasks until it restarts or is released. {_WITHOUT_A_SHIM}"
+                f"Note that a worker is to get no new tasks until it restarts or is released. {_NOT_ENFORCED}"
             ),
             func=_command("workers.drain"),
             args=(a.ARG_WORKER, a.ARG_NOTE, a.ARG_YES),
@@ -87,7 +92,7 @@ _WORKERS = GroupCommand(
             help="Note that a worker, and those of its name after it, are to get no new tasks until it is released",
             description=(
                 "Note that a worker is to get no new tasks until it is released. A worker of the same name that "
-                f"follows it begins in quarantine too. {_WITHOUT_A_SHIM}"
+                f"follows it begins in quarantine too. {_NOT_ENFORCED}"
             ),
             func=_command("workers.quarantine"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
@@ -121,7 +126,7 @@ _ATTEMPTS = GroupCommand(
                 a.ARG_TRY_STATE,
                 a.ARG_STARTED_AT_GTE,
                 a.ARG_STARTED_AT_LTE,
-                *_SHOWN,
+                *_LIST_ARGS,
             ),
         ),
     ),
@@ -142,7 +147,7 @@ _PLACEMENTS = GroupCommand(
                 a.ARG_TASK_ID,
                 a.ARG_PLACEMENT_WORKER_ID,
                 a.ARG_REASON,
-                *_SHOWN,
+                *_LIST_ARGS,
             ),
         ),
     ),
@@ -156,7 +161,7 @@ _SERVICES = GroupCommand(
             name="list",
             help="List schedulers, triggerers, Dag processors and workers",
             func=_command("services.list_services"),
-            args=(a.ARG_SERVICE_KIND, a.ARG_SERVICE_STATE, *_SHOWN),
+            args=(a.ARG_SERVICE_KIND, a.ARG_SERVICE_STATE, *_LIST_ARGS),
         ),
     ),
 )

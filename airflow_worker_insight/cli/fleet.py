@@ -1,4 +1,4 @@
-"""``refresh``: look at the fleet, once or for as long as nobody stops it."""
+"""``refresh``: poll the workers, once or periodically until stopped."""
 
 from __future__ import annotations
 
@@ -23,36 +23,39 @@ if TYPE_CHECKING:
 
 
 def refresh_fleet(args: Any) -> None:
-    """Look at the fleet; exit with 1 where an engine could not be asked."""
+    """Poll the workers; exit with 1 if a worker source could not be polled."""
     require_tables()
-    with _errors_said_once():
+    with _without_logged_errors():
         if args.every is not None:
-            _go_on(args.every)
+            _poll_periodically(args.every)
             return
         outcome = refresh(only_if_due=False)
         report_fleet()
     _print_outcome(outcome)
-    if any(engine.error is not None for engine in outcome.engines):
+    if any(source.error is not None for source in outcome.engines):
         raise SystemExit(1)
 
 
 @contextmanager
-def _errors_said_once() -> Iterator[None]:
-    """Keep out of the log that an engine cannot be asked: it is printed here, each time and not only the first."""
+def _without_logged_errors() -> Iterator[None]:
+    """Drop log records of failed polls.
+
+    The command prints every failure itself, and the log would show only the first.
+    """
 
     def is_news(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("Airflow Worker Insight cannot see all workers")
 
-    log = logging.getLogger(counters.__name__)
-    log.addFilter(is_news)
+    logger = logging.getLogger(counters.__name__)
+    logger.addFilter(is_news)
     try:
         yield
     finally:
-        log.removeFilter(is_news)
+        logger.removeFilter(is_news)
 
 
-def _go_on(seconds: int) -> None:
-    """Look again and again until a signal comes; what goes wrong is said, and tried again."""
+def _poll_periodically(seconds: int) -> None:
+    """Poll every so many seconds until SIGINT or SIGTERM; print errors and continue."""
     go_on_with("The round that had begun was finished; nobody looks at the workers from here any more.")
     with _until_signalled() as stopped:
         while True:
@@ -66,33 +69,33 @@ def _go_on(seconds: int) -> None:
 
 @contextmanager
 def _until_signalled() -> Iterator[Event]:
-    """Yield what is set by SIGINT or SIGTERM, so that a round that has begun comes to its end."""
+    """Yield an event that SIGINT or SIGTERM sets, so that a poll under way can finish."""
     stopped = Event()
 
     def stop(number: int, _frame: object) -> None:
         note_signal(number)
         stopped.set()
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         listen(stop)
         yield stopped
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _print_outcome(outcome: PollOutcome) -> None:
-    for engine in outcome.engines:
-        if engine.error is not None:
-            print(f"{engine.name}: {engine.error}", file=sys.stderr, flush=True)
-        if engine.looked:
-            say(f"{engine.name}: {_in_words(engine)}")
+    for source in outcome.engines:
+        if source.error is not None:
+            print(f"{source.name}: {source.error}", file=sys.stderr, flush=True)
+        if source.looked:
+            say(f"{source.name}: {_summary(source)}")
 
 
-def _in_words(engine: SourceOutcome) -> str:
-    states = [f"{number} {state or UNKNOWN_STATE}" for state, number in sorted(engine.states.items(), key=str)]
-    news = [f"{engine.registered} new"] if engine.registered else []
-    news += [f"{engine.changes} changed"] if engine.changes else []
-    found = ", ".join(states) or "no workers"
-    return f"{found} ({', '.join(news)})" if news else found
+def _summary(source: SourceOutcome) -> str:
+    states = [f"{workers} {state or UNKNOWN_STATE}" for state, workers in sorted(source.states.items(), key=str)]
+    notes = [f"{source.registered} new"] if source.registered else []
+    notes += [f"{source.changes} changed"] if source.changes else []
+    summary = ", ".join(states) or "no workers"
+    return f"{summary} ({', '.join(notes)})" if notes else summary

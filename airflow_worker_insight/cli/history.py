@@ -1,4 +1,4 @@
-"""``reconcile``, ``backfill`` and ``prune``: what is recorded of the past."""
+"""``reconcile``, ``backfill`` and ``prune``: maintain the recorded attempts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from airflow_worker_insight.ui.formatting import count
 
 
 def reconcile(args: Any) -> None:
-    """Reconcile one Dag run, those of one Dag, or the latest."""
+    """Reconcile one Dag run, the runs of one Dag, or the latest runs."""
     require_tables()
     if args.run_id and not args.dag_id:
         raise SystemExit("--run-id needs --dag-id")
@@ -32,17 +32,17 @@ def reconcile(args: Any) -> None:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
                 raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
-            _say_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
+            _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
     with session.reading(session.COMMAND) as connection:
         first_report = first_report_at(connection)
     claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting(session.COMMAND))
     since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
-    _go_through(Selection(dag_id=args.dag_id, ended_since=since), installed=first_report, before=claimed)
+    _reconcile_selection(Selection(dag_id=args.dag_id, ended_since=since), installed=first_report, initial=claimed)
 
 
 def backfill(args: Any) -> None:
-    """Go through all history."""
+    """Reconcile all finished Dag runs in Airflow's history."""
     require_tables()
     options = "".join(
         f" {name} {value}"
@@ -52,82 +52,84 @@ def backfill(args: Any) -> None:
         )
         if value
     )
-    _go_through(
+    _reconcile_selection(
         Selection(dag_id=args.dag_id, ended_since=args.since, after=args.after),
         installed=installed_at(),
-        again=f"airflow-worker-insight backfill{options} --after {{after}}",
+        resume_command=f"airflow-worker-insight backfill{options} --after {{after}}",
     )
 
 
-def _go_through(
-    selection: Selection, *, installed: datetime | None, again: str = "", before: Outcome | None = None
+def _reconcile_selection(
+    selection: Selection, *, installed: datetime | None, resume_command: str = "", initial: Outcome | None = None
 ) -> None:
-    done, total, after = 0, before or Outcome(), selection.after
+    runs_done, total, after = 0, initial or Outcome(), selection.after
 
     def how_to_go_on() -> str:
-        return f"What is done is kept; go on with: {again.format(after=after)}" if again else RUN_AGAIN
+        return (
+            f"What is done is kept; go on with: {resume_command.format(after=after)}" if resume_command else RUN_AGAIN
+        )
 
     go_on_with(how_to_go_on)
     try:
-        with _bar("Dag runs") as bar:
+        with _progress_bar("Dag runs") as bar:
             task = bar.add_task("", total=count_runs(selection))
-            for step in reconcile_selected(selection, installed_at=installed):
-                done, total, after = done + step.runs, total + step.outcome, step.last_row_id
-                bar.update(task, completed=done)
+            for batch in reconcile_selected(selection, installed_at=installed):
+                runs_done, total, after = runs_done + batch.runs, total + batch.outcome, batch.last_row_id
+                bar.update(task, completed=runs_done)
                 raise_if_interrupted()
     except Exception:
         print(f"Failed. {how_to_go_on()}", file=sys.stderr)
         raise
     finally:
-        _say_outcome(done, total)
+        _print_outcome(runs_done, total)
 
 
-def _say_outcome(runs: int, outcome: Outcome) -> None:
-    done = count(runs, "Dag run", "Dag runs")
+def _print_outcome(runs: int, outcome: Outcome) -> None:
+    run_count = count(runs, "Dag run", "Dag runs")
     tries = f"{count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed"
-    say(f"{done}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
+    say(f"{run_count}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
 
 
 def prune(args: Any) -> None:
-    """Remove what is older than a time."""
+    """Remove attempts and workers that are older than a time."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
-        found = retention.preview(connection, args.older_than)
-    oldest = f"{found.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if found.oldest_kept is not None else None
-    stays = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
+        preview = retention.preview(connection, args.older_than)
+    oldest = f"{preview.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if preview.oldest_kept is not None else None
+    kept = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
     if args.dry_run:
-        say(f"{_in_words(found.removed)} would be removed. {stays}")
+        say(f"{_summary(preview.removed)} would be removed. {kept}")
         return
-    if found.removed == Removed():
-        say(f"There is nothing to remove. {stays}")
+    if preview.removed == Removed():
+        say(f"There is nothing to remove. {kept}")
         return
-    question = f"Remove {_in_words(found.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
+    question = f"Remove {_summary(preview.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
     if not args.yes and not confirmed(question):
         raise SystemExit("Nothing was removed.")
-    _remove(args.older_than, found.removed)
+    _remove(args.older_than, preview.removed)
 
 
 def _remove(older_than: datetime, expected: Removed) -> None:
     removed = Removed()
     try:
-        with _bar("Tries and workers") as bar:
+        with _progress_bar("Tries and workers") as bar:
             task = bar.add_task("", total=expected.attempts + expected.workers)
             for batch in retention.prune(older_than, transaction=partial(session.writing, session.COMMAND)):
                 removed += batch
                 bar.update(task, completed=removed.attempts + removed.workers)
                 raise_if_interrupted()
     finally:
-        say(f"Removed {_in_words(removed)}.")
+        say(f"Removed {_summary(removed)}.")
 
 
-def _in_words(removed: Removed) -> str:
+def _summary(removed: Removed) -> str:
     return (
         f"{count(removed.attempts, 'try', 'tries')}, {count(removed.workers, 'worker', 'workers')} and "
         f"{count(removed.changes, 'entry', 'entries')} of workers' histories"
     )
 
 
-def _bar(what: str) -> Progress:
-    """Return a progress bar beside the command's result."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _progress_bar(title: str) -> Progress:
+    """Return a progress bar on the standard error, apart from the command's answer."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))

@@ -1,4 +1,4 @@
-"""Find the worker that an operator means: by its ID, or by a name that only one living worker has."""
+"""Find a worker by its ID, or by a name that only one living worker has."""
 
 from __future__ import annotations
 
@@ -18,46 +18,49 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 MAX_CANDIDATES = 10
-"""Workers that an error names."""
+"""Workers that an error message lists at most."""
 
 
 def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -> WorkerRow:
-    """Return the worker that is meant.
+    """Return the worker with an ID or a name.
 
-    :param named: an ID, or a name that is unique among the lives that have not ended
-    :param also_gone: where none lives take the latest life of the name, and say so: for commands that only read
-    :raises SystemExit: with those that may have been meant
+    :param named: an ID, or a name that is unique among the worker instances that have not ended
+    :param also_gone: if every instance of the name has ended, return the latest and print a notice; for commands
+        that only read
+    :raises SystemExit: if no worker or more than one matches, with the candidates
     """
-    found = worker_queries.get_worker(connection, named)
-    lives = list(_lives(connection, named))
-    alive = [one for one in lives if one.ended_at is None]
-    # A task can make up a worker whose ID, or name, is the name of another one.
-    known = [one for one in alive if one.kind in ENGINE_KINDS and not one.is_told_only]
-    if found is not None and not any(one.ref != found.ref for one in known):
-        return found
-    alive = known or alive
-    if len(alive) == 1:
-        return alive[0]
-    if alive:
-        raise SystemExit(f"{len(alive)} living workers are named {named!r}; name one by its ID:{_lines(alive)}")
-    if lives and also_gone:
-        latest = lives[0]
+    by_id = worker_queries.get_worker(connection, named)
+    instances = list(_instances(connection, named))
+    active = [worker for worker in instances if worker.ended_at is None]
+    # A task can report an invented worker with another worker's name as its ID or name: prefer what a source confirms.
+    confirmed = [worker for worker in active if worker.kind in ENGINE_KINDS and not worker.is_told_only]
+    if by_id is not None and not any(worker.ref != by_id.ref for worker in confirmed):
+        return by_id
+    active = confirmed or active
+    if len(active) == 1:
+        return active[0]
+    if active:
+        raise SystemExit(
+            f"{len(active)} living workers are named {named!r}; name one by its ID:{_candidate_lines(active)}"
+        )
+    if instances and also_gone:
+        latest = instances[0]
         print(
             f"No living worker is named {named!r}: this is its latest life, {latest.worker_id} "
             f"({latest.state or UNKNOWN_STATE}).",
             file=sys.stderr,
         )
         return latest
-    if lives:
-        raise SystemExit(f"No living worker is named {named!r}; these were:{_lines(lives)}")
+    if instances:
+        raise SystemExit(f"No living worker is named {named!r}; these were:{_candidate_lines(instances)}")
     similar, _ = worker_queries.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)
     if similar:
-        raise SystemExit(f"There is no worker {named!r}; these are like it:{_lines(similar)}")
+        raise SystemExit(f"There is no worker {named!r}; these are like it:{_candidate_lines(similar)}")
     raise SystemExit(f"There is no worker {named!r}: `airflow-worker-insight workers list` shows those that are known.")
 
 
-def _lives(connection: Connection, name: str) -> Iterator[WorkerRow]:
-    """Yield all workers of a name, the latest first."""
+def _instances(connection: Connection, name: str) -> Iterator[WorkerRow]:
+    """Yield all worker instances of a name, latest first."""
     offset = 0
     while True:
         page, _ = worker_queries.list_workers(connection, WorkerFilter(name=name), limit=PAGE, offset=offset)
@@ -67,9 +70,10 @@ def _lives(connection: Connection, name: str) -> Iterator[WorkerRow]:
             return
 
 
-def _lines(candidates: Iterable[WorkerRow]) -> str:
+def _candidate_lines(candidates: Iterable[WorkerRow]) -> str:
     lines = [
-        f"  {one.worker_id}  {one.name}  {one.kind}  {one.hostname}  {one.state or UNKNOWN_STATE}" for one in candidates
+        f"  {worker.worker_id}  {worker.name}  {worker.kind}  {worker.hostname}  {worker.state or UNKNOWN_STATE}"
+        for worker in candidates
     ]
     shown = lines[:MAX_CANDIDATES]
     if len(lines) > len(shown):

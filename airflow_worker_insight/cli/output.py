@@ -1,4 +1,4 @@
-"""Print rows with Airflow's own ``--output``."""
+"""Print rows in the formats of Airflow's ``--output``."""
 
 from __future__ import annotations
 
@@ -20,54 +20,61 @@ if TYPE_CHECKING:
 _STRUCTURED = ("json", "yaml")
 
 WIDTH = 200
-"""Columns of a table that goes into a file or another program: as many as Airflow's own commands print."""
+"""Columns of a table that goes to a file or a pipe, as in Airflow's own commands."""
 
 
 def is_structured(output: str) -> bool:
-    """Return whether a program reads it: then it gets the objects of the REST API, see :func:`like_rest`."""
+    """Return whether a format is for programs, which get REST objects; see :func:`like_rest`."""
     return output in _STRUCTURED
 
 
 def like_rest(model: type[BaseModel], fields: Any) -> dict[str, Any]:
-    """Return an object as the REST API has it: numbers, and all times in one form."""
+    """Return an object in the form of the REST API: numbers, and all times in one format.
+
+    :param model: the response model
+    :param fields: its fields, as a mapping or as an object with attributes
+    """
     return model.model_validate(fields).model_dump(mode="json")
 
 
 def show(rows: Sequence[Mapping[str, Any]], output: str) -> None:
-    """Print rows as ``output`` says; for JSON and YAML they are of what these know.
+    """Print rows in a format of ``--output``.
 
-    What Airflow's console would read as its own markup is printed as it is: names come from anywhere.
+    Names come from anywhere, so the console's markup is off: it prints them literally.
+
+    :param rows: the rows; for JSON and YAML their values must be of types that these formats have
+    :param output: the format
     """
     is_yaml = output == "yaml"
-    # A line of YAML must not be broken at the edge of a screen.
+    # Lines of YAML must not wrap at the width of the terminal.
     stream = answer()
     console = AirflowConsole(markup=False, emoji=False, highlight=False, soft_wrap=is_yaml, file=stream)
-    # Airflow asks sys.stdout how wide it is, which is another stream while a command runs.
+    # Airflow takes the width from sys.stdout, which is not the answer's stream here.
     console.width = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else WIDTH
-    # Airflow prints a plain table past its console.
+    # Airflow prints plain tables to sys.stdout instead of its console.
     with redirect_stdout(stream):
         if is_structured(output):
-            # Airflow's print_as would make texts of numbers.
+            # Airflow's print_as would turn numbers into strings.
             printer: Any = console.print_as_yaml if is_yaml else console.print_as_json
             printer([dict(row) for row in rows])
             return
-        console.print_as([{name: _in_a_cell(value) for name, value in row.items()} for row in rows], output)
+        console.print_as([{name: _format_cell(value) for name, value in row.items()} for row in rows], output)
 
 
-def say_how_many(shown: int, total: int, what: str) -> None:
-    """Say, beside the result, that there is more."""
+def say_how_many(shown: int, total: int, noun: str) -> None:
+    """Print to the standard error that there are more rows, if so."""
     if shown < total:
-        of = f"{MAX_TOTAL} or more" if total >= MAX_TOTAL else total
-        print(f"{shown} of {of} {what} shown: use --limit or --all", file=sys.stderr)
+        available = f"{MAX_TOTAL} or more" if total >= MAX_TOTAL else total
+        print(f"{shown} of {available} {noun} shown: use --limit or --all", file=sys.stderr)
 
 
-def _in_a_cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_in_a_cell(text)}" for key, text in value.items())
+        return ", ".join(f"{key}={_format_cell(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_in_a_cell(part) for part in value)
+        return ", ".join(_format_cell(item) for item in value)
     return str(value)

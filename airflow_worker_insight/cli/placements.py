@@ -1,4 +1,4 @@
-"""``placements list``: what waits for a worker, and what is placed."""
+"""``placements list``: tries that wait for a worker, and tries that are placed on one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @suppress_logs_and_warning
 def list_placements(args: Any) -> None:
-    """List tries that wait for a worker or are placed."""
+    """List waiting and placed tries."""
     require_tables()
     filters = PlacementFilter(
         state=args.state,
@@ -35,29 +35,29 @@ def list_placements(args: Any) -> None:
         def read(limit: int, offset: int) -> tuple[list[ListedPlacement], int]:
             return placements.find(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
 
-        found, total = read_pages(read, args)
+        tries, total = read_pages(read, args)
     rows = (
-        [output.like_rest(PlacementResponse, placement_fields(one)) for one in found]
+        [output.like_rest(PlacementResponse, placement_fields(listed)) for listed in tries]
         if output.is_structured(args.output)
-        else [_line(one) for one in found]
+        else [_table_row(listed) for listed in tries]
     )
     output.show(rows, args.output)
-    output.say_how_many(len(found), total, "tries")
-    if not found and not config.places_tasks():
+    output.say_how_many(len(tries), total, "tries")
+    if not tries and not config.places_tasks():
         print("[core] executor names no executor of this package, so none of them places tasks here", file=sys.stderr)
 
 
-def _line(one: ListedPlacement) -> dict[str, Any]:
-    key = one.placement.key
+def _table_row(listed: ListedPlacement) -> dict[str, Any]:
+    key = listed.placement.key
     return {
         "dag_id": key.dag_id,
         "run_id": key.run_id,
         "task_id": key.task_id,
         "map_index": key.map_index,
         "try_number": key.try_number,
-        "state": one.state,
-        "worker": one.worker_name,
-        "since": one.placement.placed_at,
-        "queue": one.queue,
-        "why": one.placement.sentence,
+        "state": listed.state,
+        "worker": listed.worker_name,
+        "since": listed.placement.placed_at,
+        "queue": listed.queue,
+        "why": listed.placement.sentence,
     }

@@ -1,6 +1,6 @@
-"""What a command does with its process: a standard output for the answer only, and an end that tells of signals.
+"""Process setup of a command: standard output for its answer only, exit codes for signals.
 
-It imports nothing of Airflow, which may log to the standard output while it is imported.
+This module does not import Airflow, which may log to the standard output during its import.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 RUN_AGAIN = "What is done is kept; run the same command again."
-"""How most commands go on after they were interrupted."""
+"""How to resume most commands after an interruption."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to end: by Ctrl-C, or by SIGTERM, which Python itself does not make an exception of."""
+    """Raised on SIGINT (Ctrl-C) or SIGTERM; Python itself raises an exception for SIGINT only."""
 
 
 class _State:
-    """What is so of the whole process, while a command runs in it."""
+    """State of the whole process while a command runs in it."""
 
     def __init__(self) -> None:
         self.answer: TextIO | None = None
@@ -41,11 +41,13 @@ _state = _State()
 
 @contextmanager
 def command_process() -> Iterator[None]:
-    """Run a command: only its answer goes to the standard output, and signal n ends it with 128 + n.
+    """Reserve the standard output for a command's answer, and handle signals while it runs.
 
-    Within another one it changes nothing.
+    Within another such context it changes nothing.
+
+    :raises SystemExit: with code 128 + n after signal n
     """
-    with _ends_as_told(), _reserved_stdout():
+    with _exit_on_signal(), _reserved_stdout():
         yield
 
 
@@ -53,21 +55,21 @@ def command_process() -> Iterator[None]:
 
 
 def answer() -> TextIO:
-    """Return the stream for what a command answers; everything else that is printed goes to the standard error."""
+    """Return the stream for a command's answer; other output goes to the standard error."""
     return _state.answer or sys.stdout
 
 
 def say(text: str) -> None:
-    """Print a line of the answer, at once."""
+    """Print a line of the answer and flush it."""
     print(text, file=answer(), flush=True)
 
 
 @contextmanager
 def _reserved_stdout() -> Iterator[None]:
-    """Keep the standard output for the answer.
+    """Reserve the standard output for the answer.
 
-    Handlers of logs have kept ``sys.stdout`` since Airflow was imported, structlog looks for it with each line, and
-    there are more at the end of the process. So the file descriptor itself is moved, and stays so.
+    Log handlers hold ``sys.stdout`` from the import of Airflow on, structlog reads it for each line, and more is logged
+    while the process ends. So this moves the file descriptor itself, and does not move it back.
     """
     if _state.answer is not None:
         yield
@@ -81,7 +83,7 @@ def _reserved_stdout() -> Iterator[None]:
         finally:
             _flush(moved)
         return
-    # In a process that is not the command's own.
+    # The process is not the command's own: replace sys.stdout only.
     _state.answer, sys.stdout = original, sys.stderr
     try:
         yield
@@ -91,27 +93,29 @@ def _reserved_stdout() -> Iterator[None]:
 
 
 def _move_descriptor(stdout: TextIO | None) -> TextIO | None:
-    """Let the standard output be another name of the standard error; return a stream of what it was before.
+    """Redirect the standard output to the standard error; return a stream to its old target.
 
-    There may be neither: then it returns ``None``, as for a stream that is not the process's own.
+    :return: ``None`` if either is missing, or ``stdout`` is not the process's own stream
     """
     if stdout is not sys.__stdout__ or stdout is None:
         return None
     try:
         number, error_number = stdout.fileno(), sys.stderr.fileno()
         stdout.flush()
-        kept = os.dup(number)
+        original = os.dup(number)
         os.dup2(error_number, number)
     except (AttributeError, OSError, ValueError):
         return None
-    return os.fdopen(kept, "w", encoding=stdout.encoding, errors=stdout.errors, buffering=1 if stdout.isatty() else -1)
+    return os.fdopen(
+        original, "w", encoding=stdout.encoding, errors=stdout.errors, buffering=1 if stdout.isatty() else -1
+    )
 
 
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
     except BrokenPipeError:
-        # Who reads has read enough, as `head` has; what is left is not flushed again when Python ends.
+        # The reader has closed the pipe, as `head` does: keep Python from flushing the rest again at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(1) from None
@@ -121,29 +125,35 @@ def _flush(stream: TextIO) -> None:
 
 
 def go_on_with(how: Callable[[], str] | str) -> None:
-    """Say what a person is told when the command is interrupted from now on."""
+    """Set the hint that an interruption prints from now on.
+
+    :param how: the hint, or a function that returns it at that time
+    """
     _state.how_to_go_on = how if callable(how) else lambda: how
 
 
 def raise_if_interrupted() -> None:
-    """Raise again what may have been lost: Python drops an exception that a destructor or a callback raises."""
+    """Raise :class:`Interrupted` if a signal was received.
+
+    Its exception may be lost: Python drops those that are raised in a destructor or a callback.
+    """
     if _state.received:
         raise Interrupted
 
 
 def note_signal(number: int, _frame: Any = None) -> None:
-    """Note a signal, so that the process ends as it tells once the command returns."""
+    """Record a signal, so that the process exits with its code once the command returns."""
     _state.received.append(number)
 
 
 @contextmanager
-def _ends_as_told() -> Iterator[None]:
-    """End with 128 + n after signal n, whatever became of the exception that it raised, and say how to go on."""
+def _exit_on_signal() -> Iterator[None]:
+    """Exit with code 128 + n after signal n, even if its exception was lost; print the hint."""
     if _state.is_guarded or threading.current_thread() is not threading.main_thread():
         yield
         return
     _state.is_guarded, _state.received, _state.how_to_go_on = True, [], None
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         try:
             listen(_interrupt)
@@ -151,25 +161,28 @@ def _ends_as_told() -> Iterator[None]:
         finally:
             listen(note_signal)
     except KeyboardInterrupt:
-        # Without a signal of ours somebody else listens for it.
+        # No signal was recorded, so another handler has replaced ours.
         _state.received = _state.received or [signal.SIGINT]
     except BaseException:
         if not _state.received:
             raise
     finally:
-        # A second signal may have come before the first was only noted.
+        # A second signal may have arrived before note_signal was installed.
         listen(note_signal)
         _state.is_guarded = False
         if _state.received:
-            _say_how_to_go_on(_state.received[0])
-        for number, handler in before.items():
+            _print_hint(_state.received[0])
+        for number, handler in previous.items():
             signal.signal(number, handler)
     if _state.received:
         raise SystemExit(128 + _state.received[0])
 
 
 def listen(handler: Callable[[int, Any], None]) -> None:
-    """Let a function handle the signals, but for those that a shell has set to be ignored."""
+    """Install a handler for the signals, except those that the shell has set to be ignored.
+
+    :param handler: takes the number of the signal and the current stack frame
+    """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -180,8 +193,8 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise Interrupted
 
 
-def _say_how_to_go_on(number: int) -> None:
-    # Nobody may read it: that it was interrupted counts all the same.
+def _print_hint(number: int) -> None:
+    # The standard error may be closed: the exit code matters all the same.
     with contextlib.suppress(Exception):
         hint = _state.how_to_go_on() if _state.how_to_go_on is not None else RUN_AGAIN
         print(f"Interrupted by {signal.Signals(number).name}. {hint}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``services list``: the processes of the deployment."""
+"""``services list``: the processes of the Airflow deployment."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def list_services(args: Any) -> None:
     """List schedulers, triggerers, Dag processors and workers."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
-        found, total = read_pages(
+        processes, total = read_pages(
             lambda limit, offset: services.list_services(
                 connection, kind=args.kind, state=args.state, limit=limit, offset=offset
             ),
             args,
         )
-    rows = [output.like_rest(ServiceResponse, one) for one in found]
+    rows = [output.like_rest(ServiceResponse, service) for service in processes]
     if not output.is_structured(args.output):
-        rows = [{**asdict(one), "state": one.state or UNKNOWN_STATE} for one in found]
+        rows = [{**asdict(service), "state": service.state or UNKNOWN_STATE} for service in processes]
     output.show(rows, args.output)
     output.say_how_many(len(rows), total, "processes")

@@ -1,4 +1,4 @@
-"""``workers …``: who the workers are, and what a person decides of one."""
+"""``workers …``: list and show workers, and change their availability."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, WorkerRow
 
 MAX_CHANGES = 50
-"""Entries of a worker's history that are shown: the latest."""
+"""Entries of a worker's history to show at most: the latest."""
 
 OUR_EXECUTORS = "WorkerInsight"
-"""What the names of this package's executors begin with."""
+"""Prefix of the class names of this package's executors."""
 
 NOT_BY_ITSELF = (
     "Airflow goes on giving it tasks: no executor of this package is in [core] executor, and others do not ask. With "
@@ -63,65 +63,70 @@ def list_workers(args: Any) -> None:
         rows, total = read_pages(
             lambda limit, offset: worker_queries.list_workers(connection, filters, limit=limit, offset=offset), args
         )
-        decided = [decision for page in _pages(rows) for decision in _decisions(connection, page)]
+        decisions = [decision for page in _batches(rows) for decision in _decisions_of(connection, page)]
     if output.is_structured(args.output):
-        found = zip(rows, decided, strict=True)
-        output.show([output.like_rest(WorkerResponse, worker_fields(row, why)) for row, why in found], args.output)
+        pairs = zip(rows, decisions, strict=True)
+        output.show(
+            [output.like_rest(WorkerResponse, worker_fields(row, decision)) for row, decision in pairs], args.output
+        )
     else:
-        output.show([_line(row) for row in rows], args.output)
+        output.show([_table_row(row) for row in rows], args.output)
     output.say_how_many(len(rows), total, "workers")
 
 
 @suppress_logs_and_warning
 def show(args: Any) -> None:
-    """Show all that is known of a worker."""
+    """Show a worker and its history."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
-        one = one_worker(connection, args.worker, also_gone=True)
-        changes = worker_queries.changes(connection, one, limit=MAX_CHANGES)
-        (decision,) = _decisions(connection, [one])
+        worker = one_worker(connection, args.worker, also_gone=True)
+        changes = worker_queries.changes(connection, worker, limit=MAX_CHANGES)
+        (decision,) = _decisions_of(connection, [worker])
     if output.is_structured(args.output):
-        fields = {**worker_fields(one, decision), "changes": changes}
+        fields = {**worker_fields(worker, decision), "changes": changes}
         output.show(
-            [{**output.like_rest(OneWorkerResponse, fields), "engine_name": one.engine_name}],
+            [{**output.like_rest(OneWorkerResponse, fields), "engine_name": worker.engine_name}],
             args.output,
         )
         return
-    output.show([{"property": name, "value": value} for name, value in _facts(one).items()], args.output)
+    output.show([{"property": name, "value": value} for name, value in _properties(worker).items()], args.output)
     if changes:
-        output.show([_entry(entry) for entry in changes], args.output)
+        output.show([_change_row(change) for change in changes], args.output)
 
 
 def drain(args: Any) -> None:
-    """Decide that a worker is to get no new tasks until it restarts or is released."""
-    _decide(args, DRAINING)
+    """Set a worker to draining: no new tasks until it restarts or is released."""
+    _change_availability(args, DRAINING)
 
 
 def quarantine(args: Any) -> None:
-    """Decide that a worker, and those of its name after it, are to get no new tasks until it is released."""
-    _decide(args, QUARANTINED)
+    """Set a worker to quarantined: no new tasks until it is released.
+
+    Later worker instances of the same name are quarantined too.
+    """
+    _change_availability(args, QUARANTINED)
 
 
 def release(args: Any) -> None:
-    """Decide that a worker may get tasks again."""
-    _decide(args, AVAILABLE)
+    """Set a worker to available: it may get tasks again."""
+    _change_availability(args, AVAILABLE)
 
 
-def _decide(args: Any, availability: str) -> None:
+def _change_availability(args: Any, availability: str) -> None:
     require_tables()
     try:
         with session.reading(session.COMMAND) as connection:
-            one = one_worker(connection, args.worker)
-            weaker = None
-            if availability == DRAINING and one.availability == QUARANTINED:
-                require_meaning(connection, one, availability)
-                weaker = _weaker(one, worker_queries.decisions(connection, [one]).get(one.ref))
-        if weaker and not args.yes and not confirmed(weaker):
+            worker = one_worker(connection, args.worker)
+            question = None
+            if availability == DRAINING and worker.availability == QUARANTINED:
+                require_meaning(connection, worker, availability)
+                question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
+        if question and not args.yes and not confirmed(question):
             raise SystemExit("Nothing was changed: --yes drains it without asking.")
         with session.writing(session.COMMAND) as connection:
             set_availability(
                 connection,
-                one.worker_id,
+                worker.worker_id,
                 availability,
                 note=args.note or None,
                 changed_by=getuser(),
@@ -131,33 +136,33 @@ def _decide(args: Any, availability: str) -> None:
         raise SystemExit(str(error)) from None
     except HostOnlyWorkerError:
         raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
-    say(f"{one.name} ({one.worker_id}) is {availability} now.")
+    say(f"{worker.name} ({worker.worker_id}) is {availability} now.")
     if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
         print(NOT_BY_ITSELF, file=sys.stderr)
 
 
-def _weaker(one: WorkerRow, decided: Change | None) -> str:
-    """Ask whether somebody's quarantine is to become a drain, with whose it is and why."""
-    by = f" by {decided.changed_by}" if decided is not None and decided.changed_by else ""
-    why = f": {decided.reason}" if decided is not None and decided.reason else ""
+def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:
+    """Return the prompt for replacing a quarantine by a drain, with its author and reason."""
+    author = f" by {decision.changed_by}" if decision is not None and decision.changed_by else ""
+    why = f": {decision.reason}" if decision is not None and decision.reason else ""
     return (
-        f"{one.name} ({one.worker_id}) was quarantined{by}{why}. A drain is weaker: it ends with a restart. "
+        f"{worker.name} ({worker.worker_id}) was quarantined{author}{why}. A drain is weaker: it ends with a restart. "
         "Drain it instead?"
     )
 
 
-def _decisions(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
-    """Return the decision behind each worker's availability."""
-    found = worker_queries.decisions(connection, rows)
-    return [found.get(row.ref) for row in rows]
+def _decisions_of(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
+    """Return the decision behind each worker's availability, or ``None``, in row order."""
+    decisions = worker_queries.decisions(connection, rows)
+    return [decisions.get(row.ref) for row in rows]
 
 
-def _pages(rows: list[WorkerRow]) -> Iterator[list[WorkerRow]]:
+def _batches(rows: list[WorkerRow]) -> Iterator[list[WorkerRow]]:
     for start in range(0, len(rows), PAGE):
         yield rows[start : start + PAGE]
 
 
-def _line(row: WorkerRow) -> dict[str, Any]:
+def _table_row(row: WorkerRow) -> dict[str, Any]:
     return {
         "worker_id": row.worker_id,
         "name": row.name,
@@ -172,7 +177,7 @@ def _line(row: WorkerRow) -> dict[str, Any]:
     }
 
 
-def _facts(row: WorkerRow) -> dict[str, Any]:
+def _properties(row: WorkerRow) -> dict[str, Any]:
     return {
         "worker_id": row.worker_id,
         "name": row.name,
@@ -196,10 +201,10 @@ def _facts(row: WorkerRow) -> dict[str, Any]:
     }
 
 
-def _entry(entry: Change) -> dict[str, Any]:
+def _change_row(change: Change) -> dict[str, Any]:
     return {
-        "changed_at": entry.changed_at,
-        "change": entry.state or entry.availability,
-        "reason": entry.reason,
-        "changed_by": entry.changed_by,
+        "changed_at": change.changed_at,
+        "change": change.state or change.availability,
+        "reason": change.reason,
+        "changed_by": change.changed_by,
     }
