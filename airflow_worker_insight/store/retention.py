@@ -1,19 +1,24 @@
-"""Forget what is older than a limit: tries, workers that no kept try names, and what happened to the others.
+"""Retention: delete attempts, workers and worker history that are older than a limit.
 
-A try goes as a whole, with the rows of all its workers, when it ended before the limit; one that never ended when it
-started before it and Airflow does not have it any more; one without any times with the rest of its Dag run. All is
-removed in small batches, each in a transaction of its own.
+- An attempt is deleted as a whole, with the rows of all its workers, when it ended before the limit. An attempt without
+  an end is deleted when it started before the limit and Airflow no longer has the try. An attempt without any times is
+  deleted with the rest of its Dag run.
+- A worker is deleted when no remaining attempt refers to it.
+- Of the workers that stay, old history entries are deleted.
 
-**A try never points to nothing**, though no foreign key says so. A worker is removed by one transaction that locks its
-row first and then looks for tries that name it. Those who write tries meanwhile are of three sorts:
+Rows are deleted in small batches, each in its own transaction.
 
-- The usual start of a try takes no lock on its worker's row, where all of a busy worker would queue. Instead it writes
-  only while the row says that the worker was seen within the last hour (:data:`~.start.FRESH`). Here no worker is
-  removed that was seen within a day (:data:`SETTLED`), and that time is only ever set to the present. So such a start
-  and a removal would have to overlap for 23 hours, or the clocks of two hosts to be as far apart.
-- Any other start locks the worker's row until the try is written: the removal passes such a row by, or the start waits
-  for the removal and makes the worker anew.
-- Reconciling names workers of long ago. It holds a lock on all that it has read (:func:`.locks.kept`).
+**No attempt ever refers to a missing worker**, although there is no foreign key. One transaction deletes a worker: it
+locks the worker's row first and then searches for attempts that refer to it. Three kinds of writers may add an attempt
+meanwhile:
+
+- The usual start of a try does not lock the worker's row, because all starts on a busy worker would queue there.
+  Instead it writes only while the row says that the worker was seen within the last hour (:data:`~.start.FRESH`). Here
+  no worker is deleted that was seen within a day (:data:`SETTLED`), and that time is only ever set to the present. So a
+  conflict would take a start and a deletion that overlap for 23 hours, or two hosts whose clocks differ by as much.
+- Any other start locks the worker's row until the attempt is written. The deletion skips a locked row; a start that
+  waits for the deletion creates the worker again.
+- Reconciling refers to workers of long ago. It locks all workers that it has read (:func:`.locks.lock_for_share`).
 """
 
 from __future__ import annotations
@@ -41,26 +46,26 @@ from airflow_worker_insight.store.tables import attempt, change, start_slot, wor
 log = logging.getLogger(__name__)
 
 BATCH = 500
-"""Rows of tries, or workers, that one transaction removes."""
+"""Number of rows (of attempts, workers or history) that one transaction deletes."""
 
 SETTLED = timedelta(days=1)
-"""A worker that was seen within this time stays, whatever the limit: see above."""
+"""A worker that was seen within this time stays, whatever the limit: see the module."""
 
 STEP = 5_000
-"""Rows that :func:`keep_within_limit` removes at once: its thread has other things to do."""
+"""Budget of rows of one :func:`keep_within_limit`, whose thread also has other work."""
 
 REST = 3600.0
-"""Seconds that :func:`keep_within_limit` does nothing after it has found nothing more to remove."""
+"""Seconds that :func:`keep_within_limit` pauses when nothing is left to delete."""
 
 MAX_DAYS = 100 * 365
-"""A longer limit removes nothing either, and no calendar must hold it."""
+"""Upper bound of the limit in days: no calendar holds more, and more deletes nothing."""
 
 Transaction: TypeAlias = Callable[[], AbstractContextManager[Connection]]
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How much was removed, or would be: tries, workers, and entries of workers' histories."""
+    """Number of attempts, workers and history entries that were, or would be, deleted."""
 
     attempts: int = 0
     workers: int = 0
@@ -68,44 +73,45 @@ class Removed:
 
     @property
     def rows(self) -> int:
-        """How much it is in all, as budgets count it."""
+        """The total, which counts towards the budget of :func:`prune_step`."""
         return self.attempts + self.workers + self.changes
 
     def __add__(self, other: Removed) -> Removed:
-        """Sum two batches."""
+        """Add up two batches."""
         return Removed(self.attempts + other.attempts, self.workers + other.workers, self.changes + other.changes)
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a limit would remove, and when the oldest try started that would stay (UTC; ``None`` without any)."""
+    """What a limit would delete."""
 
     removed: Removed
     oldest_kept: datetime | None
+    """Start of the oldest attempt that would stay (UTC); ``None`` if none would."""
 
 
 def preview(connection: Connection, older_than: datetime) -> Preview:
-    """Say what :func:`prune` would remove. It reads every try before the limit."""
+    """Return what :func:`prune` would delete. This reads all attempts from before the limit."""
     disable_jit(connection)
-    goes = _try_goes(attempt, older_than)
-    # One without a start is in no slot.
-    before = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
-    tries = select(*_key(attempt)).where(before, goes).distinct()
+    expired = _try_goes(attempt, older_than)
+    # The slot is NULL without a start.
+    before_limit = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
+    tries = select(*_key(attempt)).where(before_limit, expired).distinct()
     workers = select(worker.c.id).where(
         *_worker_goes(older_than, database_now(connection)), ~_is_named(lambda row: ~_try_goes(row, older_than))
     )
     changes = select(change.c.id).where(or_(change.c.worker_ref.in_(workers), _change_goes(older_than)))
     oldest = connection.execute(
         select(attempt.c.started_at)
-        .where(attempt.c.start_slot.is_not(None), ~goes)
-        .order_by(_from_the_oldest(connection), attempt.c.started_at)
+        .where(attempt.c.start_slot.is_not(None), ~expired)
+        .order_by(_oldest_first(connection), attempt.c.started_at)
         .limit(1)
     ).scalar()
-    counted = [
+    counts = [
         connection.execute(select(func.count()).select_from(rows.subquery())).scalar_one()
         for rows in (tries, workers, changes)
     ]
-    return Preview(Removed(*counted), None if oldest is None else oldest.astimezone(timezone.utc))
+    return Preview(Removed(*counts), None if oldest is None else oldest.astimezone(timezone.utc))
 
 
 def _transaction() -> AbstractContextManager[Connection]:
@@ -113,11 +119,13 @@ def _transaction() -> AbstractContextManager[Connection]:
 
 
 def prune(older_than: datetime, *, transaction: Transaction = _transaction) -> Iterator[Removed]:
-    """Remove all that is older than the limit, yielding after each batch. It can be stopped anywhere and run again.
+    """Delete all that is older than a limit, and yield after each batch.
 
-    :param transaction: begins one on Airflow's database; by default one that does not wait long for others
+    The caller may stop after any batch and start again later.
+
+    :param transaction: begins a transaction on Airflow's database; by default within :data:`.session.BACKGROUND`
     """
-    # Where reconciling has not done it, because Airflow's own history of the run was removed first.
+    # Reconciling does not delete these if Airflow's own history of the Dag run was deleted first.
     with transaction() as connection:
         placements.forget(connection, older_than)
     yield from _prune_tries(older_than, transaction)
@@ -126,9 +134,9 @@ def prune(older_than: datetime, *, transaction: Transaction = _transaction) -> I
 
 
 def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = _transaction) -> Removed:
-    """Remove some of what is older than the limit, and stop after the batch in which ``budget`` rows are reached.
+    """Delete what is older than a limit, but stop after the batch that reaches a budget.
 
-    A step that removes less than its budget has left nothing for another.
+    :param budget: number of rows. A step that deletes fewer has left nothing for another step
     """
     total = Removed()
     for removed in prune(older_than, transaction=transaction):
@@ -142,17 +150,17 @@ _rests_until = 0.0
 
 
 def keep_within_limit() -> Removed | None:
-    """Apply ``[worker_insight] retention_days``: one step, unless this process has just found nothing to do.
+    """Apply ``[worker_insight] retention_days`` by one step of :data:`STEP` rows.
 
-    For a thread that comes round regularly; it never raises. Where several processes do it at once they remove the
-    same.
+    A periodic thread calls this. It never raises, and pauses for :data:`REST` when nothing is left to delete. Several
+    processes may call it at the same time: they delete the same rows.
 
-    :return: what was removed; ``None`` without a limit, or while it rests
+    :return: what was deleted; ``None`` without a limit, during a pause, or after an error
     """
     global _rests_until  # noqa: PLW0603
     if time.monotonic() < _rests_until:
         return None
-    # Before the step, so that one that fails rests too.
+    # Set before the step, so that it also pauses after a failure.
     _rests_until = time.monotonic() + REST
     try:
         removed = _step_to_limit()
@@ -173,64 +181,70 @@ def _step_to_limit() -> Removed | None:
     return prune_step(older_than=older_than, budget=STEP)
 
 
-# --- tries -----------------------------------------------------------------------------------------------------------
+# --- attempts --------------------------------------------------------------------------------------------------------
 
 
 def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
-    """Remove tries in the order of their start, then those without one."""
-    goes, last = _try_goes(attempt, older_than), start_slot(older_than)
-    # From where the last batch ended: what stays of the oldest slots is not read again each time.
+    """Delete attempts in the order of their start, then those without a start."""
+    expired, last_slot = _try_goes(attempt, older_than), start_slot(older_than)
+    # Each batch begins where the last one ended, so that attempts that stay are not read again each time.
     slot: int | None = -(2**31)
     while slot is not None:
         with transaction() as connection:
-            removed, slot = _remove_tries(connection, attempt.c.start_slot >= slot, attempt.c.start_slot <= last, goes)
+            removed, slot = _remove_tries(
+                connection, attempt.c.start_slot >= slot, attempt.c.start_slot <= last_slot, expired
+            )
         yield removed
-    full = True
-    while full:
+    may_have_more = True
+    while may_have_more:
         with transaction() as connection:
-            removed, _ = _remove_tries(connection, attempt.c.start_slot.is_(None), goes)
-        full = removed.attempts > 0
+            removed, _ = _remove_tries(connection, attempt.c.start_slot.is_(None), expired)
+        may_have_more = removed.attempts > 0
         yield removed
 
 
 def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, int | None]:
-    """Remove a batch of tries; return how many, and the slot of the last one where there may be more."""
+    """Delete a batch of attempts; return their number and where to continue.
+
+    :return: the second value is the slot of the last attempt; ``None`` when there are no more
+    """
     disable_jit(connection)
-    found = connection.execute(
+    rows = connection.execute(
         select(*_key(attempt), attempt.c.start_slot)
         .where(*conditions)
-        .order_by(_from_the_oldest(connection))
+        .order_by(_oldest_first(connection))
         .limit(BATCH)
-        # What somebody is writing is left for the next time.
+        # Rows that another transaction is writing are left for the next time.
         .with_for_update(skip_locked=True)
     ).all()
-    keys = sorted({tuple(row[:3]) for row in found})
+    keys = sorted({tuple(row[:3]) for row in rows})
     if keys:
         connection.execute(delete(attempt).where(in_rows(connection, _key(attempt), keys)))
-    return Removed(attempts=len(keys)), found[-1].start_slot if len(found) == BATCH else None
+    return Removed(attempts=len(keys)), rows[-1].start_slot if len(rows) == BATCH else None
 
 
-def _key(rows: Any) -> tuple[Any, ...]:
-    return rows.c.run_key, rows.c.task_key, rows.c.try_number
+def _key(table: Any) -> tuple[Any, ...]:
+    return table.c.run_key, table.c.task_key, table.c.try_number
 
 
-def _from_the_oldest(connection: Connection) -> Any:
-    # As PostgreSQL's index is ordered; the others put NULLs first by themselves.
+def _oldest_first(connection: Connection) -> Any:
+    # The order of the index on PostgreSQL; the other databases sort NULLs first by default.
     slot = attempt.c.start_slot.asc()
     return slot.nullsfirst() if connection.dialect.name == "postgresql" else slot
 
 
 def _try_goes(row: Any, older_than: datetime) -> Any:
-    """Say that the try of a row goes: none of its rows is one that stays. It is never NULL.
+    """Return the condition that all rows of a row's try are expired; it is never NULL.
 
     :param row: the attempt table or an alias of it
     """
     other = attempt.alias()
-    same_try = [mine == its for mine, its in zip(_key(row), _key(other), strict=True)]
+    same_try = [column == other_column for column, other_column in zip(_key(row), _key(other), strict=True)]
     return and_(_row_goes(row, older_than), ~_exists(other, *same_try, ~_row_goes(other, older_than)))
 
 
 def _row_goes(row: Any, older_than: datetime) -> Any:
+    """Return the condition that one row is expired, whatever the other rows of its try are."""
     has_ended, has_started = row.c.ended_at.is_not(None), row.c.started_at.is_not(None)
     is_over = or_(and_(row.c.state.is_not(None), row.c.state.in_(sorted(FINISHED))), ~_airflow_has(row))
     return or_(
@@ -241,28 +255,34 @@ def _row_goes(row: Any, older_than: datetime) -> Any:
 
 
 def _airflow_has(row: Any) -> Any:
-    """Say that Airflow has the row's try, as the latest one or in its history, in a Dag run that began before it."""
+    """Return the condition that Airflow still has the row's try, current or in its history.
+
+    A try is another one if its Dag run began after the row's start.
+    """
     run = metadata_database.dag_run_table()
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
-    began_later = _exists(
+    run_began_later = _exists(
         run,
         run.c.dag_id == row.c.dag_id,
         run.c.run_id == row.c.run_id,
-        # As airflow_history.run_began, in words that SQLite's parser has room for.
+        # Simpler than airflow_history.run_began, whose nesting would exceed the limit of SQLite's parser.
         run.c.clear_number == 0,
         run.c.start_date > row.c.started_at,
     )
-    has = or_(
+    has_same_names = or_(
         *(
             _exists(table, *(table.c[name] == row.c[name] for name in names))
             for table in (metadata_database.task_instance_table(), metadata_database.task_instance_history_table())
         )
     )
-    return and_(has, ~began_later)
+    return and_(has_same_names, ~run_began_later)
 
 
 def _run_goes(row: Any, older_than: datetime) -> Any:
-    """Say that Airflow's Dag run of a row is old or gone, and that no try of it that has times stays here."""
+    """Return the condition that a row's Dag run is expired.
+
+    Airflow's Dag run ended before the limit or is deleted, and all its attempts that have times are expired.
+    """
     run, other = metadata_database.dag_run_table(), attempt.alias()
     has_ended, has_started = other.c.ended_at.is_not(None), other.c.started_at.is_not(None)
     return and_(
@@ -291,16 +311,16 @@ def _exists(table: Any, *conditions: Any) -> Any:
 
 
 def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
-    """Remove workers that no try names, in the order of their rows."""
-    last: int | None = 0
-    while last is not None:
+    """Delete workers that no attempt refers to, in the order of their row IDs."""
+    last_id: int | None = 0
+    while last_id is not None:
         with transaction() as connection:
             acquire_write_lock(connection)
-            found: Sequence[int] = (
+            refs: Sequence[int] = (
                 connection.execute(
                     select(worker.c.id)
                     .where(
-                        worker.c.id > last,
+                        worker.c.id > last_id,
                         *_worker_goes(older_than, database_now(connection)),
                         ~_exists(attempt, attempt.c.worker_ref == worker.c.id),
                     )
@@ -311,26 +331,30 @@ def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[R
                 .scalars()
                 .all()
             )
-            removed = _remove_workers(connection, found)
-        last = found[-1] if len(found) == BATCH else None
+            removed = _remove_workers(connection, refs)
+        last_id = refs[-1] if len(refs) == BATCH else None
         yield removed
 
 
 def _remove_workers(connection: Connection, refs: Sequence[int]) -> Removed:
-    """Remove these workers, whose rows are locked, but for those that were named while they were being locked."""
+    """Delete workers whose rows are locked, except those that now have an attempt.
+
+    An attempt may have been added while the rows were being locked.
+    """
     if not refs:
         return Removed()
-    named = connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref.in_(refs))).scalars()
-    gone = sorted(set(refs) - set(named))
-    changes = changed_rows(connection, delete(change).where(change.c.worker_ref.in_(gone)))
-    workers = changed_rows(connection, delete(worker).where(worker.c.id.in_(gone)))
+    in_use = connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref.in_(refs))).scalars()
+    unused = sorted(set(refs) - set(in_use))
+    changes = changed_rows(connection, delete(change).where(change.c.worker_ref.in_(unused)))
+    workers = changed_rows(connection, delete(worker).where(worker.c.id.in_(unused)))
     return Removed(workers=workers, changes=changes)
 
 
 def _worker_goes(older_than: datetime, now: datetime) -> list[Any]:
-    """Say that a worker goes if no try names it: it is not alive, as far as anybody knows, and was not lately.
+    """Return the conditions that a worker is expired, provided that no attempt refers to it.
 
-    A quarantine passes from a life to the next one of its name, so the latest of them stays.
+    It is not known to be alive and was not seen lately. The latest worker instance of a name stays while it is
+    quarantined, because the next instance takes the quarantine over.
 
     :param now: by the database's clock
     """
@@ -348,7 +372,10 @@ def _worker_goes(older_than: datetime, now: datetime) -> list[Any]:
 
 
 def _is_named(stays: Callable[[Any], Any]) -> Any:
-    """Say that a worker is named by a try of which ``stays`` says so."""
+    """Return the condition that an attempt refers to a worker.
+
+    :param stays: returns the condition on the attempt, given an alias of the attempt table
+    """
     row = attempt.alias()
     return _exists(row, row.c.worker_ref == worker.c.id, stays(row))
 
@@ -357,14 +384,14 @@ def _is_named(stays: Callable[[Any], Any]) -> Any:
 
 
 def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
-    """Remove old entries of histories, in the order of their rows."""
-    last: int | None = 0
-    while last is not None:
+    """Delete old history entries of workers, in the order of their row IDs."""
+    last_id: int | None = 0
+    while last_id is not None:
         with transaction() as connection:
-            found: Sequence[int] = (
+            change_ids: Sequence[int] = (
                 connection.execute(
                     select(change.c.id)
-                    .where(change.c.id > last, _change_goes(older_than))
+                    .where(change.c.id > last_id, _change_goes(older_than))
                     .order_by(change.c.id)
                     .limit(BATCH)
                     .with_for_update(skip_locked=True)
@@ -372,19 +399,20 @@ def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[R
                 .scalars()
                 .all()
             )
-            if found:
-                connection.execute(delete(change).where(change.c.id.in_(found)))
-        yield Removed(changes=len(found))
-        last = found[-1] if len(found) == BATCH else None
+            if change_ids:
+                connection.execute(delete(change).where(change.c.id.in_(change_ids)))
+        yield Removed(changes=len(change_ids))
+        last_id = change_ids[-1] if len(change_ids) == BATCH else None
 
 
 def _change_goes(older_than: datetime) -> Any:
-    """Say that an entry of a history goes though its worker stays: what was seen, before something else was.
+    """Return the condition that a history entry is expired although its worker stays.
 
-    What a person decided stays as long as the worker: it may be what counts, for a later life too.
+    An observed state is expired when a later one was observed. An operator's decision stays as long as the worker,
+    because it may still be in force, also for a later worker instance.
     """
     later = change.alias()
-    was_replaced = _exists(
+    was_superseded = _exists(
         later, later.c.worker_ref == change.c.worker_ref, later.c.availability.is_(None), later.c.id > change.c.id
     )
-    return and_(change.c.changed_at < older_than, change.c.availability.is_(None), was_replaced)
+    return and_(change.c.changed_at < older_than, change.c.availability.is_(None), was_superseded)
