@@ -1,6 +1,6 @@
-"""Decide what of a report is believed: a closed schema with bounded sizes.
+"""Validate reports with a closed schema of bounded sizes.
 
-A report comes from a task process, and a task process runs anybody's code.
+A report comes from a task process, which can run any code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from airflow_worker_insight.domain.workers import WorkerRecord
 
 
 class RejectedReportError(Exception):
-    """A report that is not believed; ``reason`` is a word for the counters, ``explanation`` a line for an operator."""
+    """A report that is not credible.
+
+    ``reason`` is a word for the counters, ``explanation`` a line for operators.
+    """
 
     def __init__(self, reason: str, explanation: str = "") -> None:
         super().__init__(reason)
@@ -29,7 +32,10 @@ class RejectedReportError(Exception):
 
 
 def _storable(text: str) -> str:
-    """Refuse what a database cannot hold or a page should not show: see :data:`.identity.text.UNFIT`."""
+    """Refuse text that a database cannot hold or a page should not show.
+
+    See :data:`airflow_worker_insight.domain.names.UNFIT`.
+    """
     if not is_fit(text):
         raise ValueError("control and format characters are not allowed")
     return text
@@ -39,15 +45,18 @@ def _text(max_length: int, *, min_length: int = 1) -> Any:
     return Annotated[str, Field(min_length=min_length, max_length=max_length), AfterValidator(_storable)]
 
 
-def _small(described: dict[str, Any]) -> dict[str, Any]:
-    """Refuse more than a worker says of itself: its row is read with every page that lists it."""
-    if len(json.dumps(described, ensure_ascii=False).encode("utf-8", "replace")) > LABELS_SIZE:
+def _limit_size(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse more than ``LABELS_SIZE`` bytes: every page that lists the worker reads its row."""
+    if len(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")) > LABELS_SIZE:
         raise ValueError(f"more than {LABELS_SIZE} bytes")
-    return described
+    return values
 
 
-def _own_life(worker_id: str) -> str:
-    """Refuse the ID of a whole host: a task could turn "one of the workers of this host" into one of them."""
+def _not_host_id(worker_id: str) -> str:
+    """Refuse the ID of a whole host.
+
+    Otherwise a task could turn the row that stands for any worker of a host into that of one worker.
+    """
     if worker_id.startswith(HOST_ID_PREFIX):
         raise ValueError("this is no worker's own ID")
     return worker_id
@@ -63,22 +72,22 @@ class _Closed(BaseModel):
 
 
 class WorkerReport(_Closed):
-    """What a worker may say of itself."""
+    """What a worker may report about itself."""
 
-    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$"), AfterValidator(_own_life)]
+    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$"), AfterValidator(_not_host_id)]
     name: _text(250)  # type: ignore[valid-type]
     kind: _text(32)  # type: ignore[valid-type]
     hostname: _text(255)  # type: ignore[valid-type]
     engine_name: _text(250) | None = None  # type: ignore[valid-type]
     pid: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     started_at: AwareDatetime | None = None
-    labels: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
-    resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
-    versions: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_small)] = {}  # type: ignore[valid-type]
+    labels: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_limit_size)] = {}  # type: ignore[valid-type]
+    resources: Annotated[dict[_Key, _Number | _Value], Field(max_length=32), AfterValidator(_limit_size)] = {}  # type: ignore[valid-type]
+    versions: Annotated[dict[_Key, _Value], Field(max_length=32), AfterValidator(_limit_size)] = {}  # type: ignore[valid-type]
 
 
 class ConditionsReport(_Closed):
-    """What the worker's machine may have been like."""
+    """What a worker may report about its machine."""
 
     load: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
     memory_free: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -91,7 +100,7 @@ class Report(_Closed):
     version: Literal[1]
     try_id: UUID
     process: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None = None
-    """Tells the task process from all others; a worker of an older version of this package does not say it."""
+    """Identifies the task process; reports of older versions of this package have none."""
     worker: WorkerReport
     conditions: ConditionsReport = ConditionsReport()
 
@@ -119,12 +128,12 @@ def parse_report(value: Any) -> Report:
 
 
 def _exceeds(value: Any, limit: int) -> bool:
-    """Return whether ``value`` is longer than ``limit`` bytes as JSON, without encoding more than that of it."""
+    """Return whether ``value`` has more than ``limit`` bytes as JSON; stop encoding there."""
     size = 0
     try:
-        # Given a default, the encoder yields piece by piece instead of all at once.
-        for piece in json.JSONEncoder(default=str).iterencode(value):
-            size += len(piece)
+        # With a default, the encoder yields chunks instead of everything at once.
+        for chunk in json.JSONEncoder(default=str).iterencode(value):
+            size += len(chunk)
             if size > limit:
                 return True
     except (TypeError, ValueError, RecursionError):
@@ -137,23 +146,23 @@ def worker_record(
 ) -> WorkerRecord:
     """Return a validated worker description as a row of the worker table.
 
-    :param hostname: the host that Airflow recorded for the try: a report cannot name another one
-    :param job_id: Airflow's job that the worker belongs to, where it is a scheduler's own (LocalExecutor)
+    :param hostname: the host that Airflow recorded for the try; it replaces the reported one
+    :param job_id: the ID of Airflow's job that the worker belongs to, for a scheduler's own worker (LocalExecutor)
     :raises pydantic.ValidationError: when a plain ``dict`` is not a valid description
     """
-    known = worker if isinstance(worker, WorkerReport) else WorkerReport.model_validate(worker)
+    validated = worker if isinstance(worker, WorkerReport) else WorkerReport.model_validate(worker)
     return WorkerRecord(
-        worker_id=known.worker_id,
-        name=known.name,
-        kind=known.kind,
-        hostname=clean(hostname, HOSTNAME_LENGTH) or known.hostname,
-        pid=known.pid,
-        started_at=_plausible(known.started_at),
-        engine_name=known.engine_name,
-        labels=known.labels,
-        resources=known.resources,
-        versions=known.versions,
-        job_id=job_id if known.kind == "local" else None,
+        worker_id=validated.worker_id,
+        name=validated.name,
+        kind=validated.kind,
+        hostname=clean(hostname, HOSTNAME_LENGTH) or validated.hostname,
+        pid=validated.pid,
+        started_at=_storable_time(validated.started_at),
+        engine_name=validated.engine_name,
+        labels=validated.labels,
+        resources=validated.resources,
+        versions=validated.versions,
+        job_id=job_id if validated.kind == "local" else None,
     )
 
 
@@ -162,12 +171,12 @@ def conditions(report: ConditionsReport | dict[str, Any]) -> Conditions:
 
     :raises pydantic.ValidationError: when a plain ``dict`` does not describe conditions
     """
-    known = report if isinstance(report, ConditionsReport) else ConditionsReport.model_validate(report)
-    return Conditions(load=known.load, memory_free=known.memory_free, running_beside=known.running_beside)
+    validated = report if isinstance(report, ConditionsReport) else ConditionsReport.model_validate(report)
+    return Conditions(load=validated.load, memory_free=validated.memory_free, running_beside=validated.running_beside)
 
 
-def _plausible(moment: datetime | None) -> datetime | None:
-    """Keep a start time that every database can store."""
+def _storable_time(moment: datetime | None) -> datetime | None:
+    """Return a start time that every database can store, in UTC, else ``None``."""
     if moment is None or not 2000 <= moment.year <= 9000:  # noqa: PLR2004
         return None
     return moment.astimezone(timezone.utc)

@@ -1,1 +1,1 @@
-"""Which workers are alive: what each engine already knows of its workers, looked at once per interval."""
+"""Worker liveness, state and history, polled from the sources once per interval."""

@@ -1,4 +1,4 @@
-"""Look at the workers from within the API server: one thread in each of its processes, of which one at a time looks."""
+"""Poll workers in the API server: one thread per process, of which one polls at a time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JITTER = 0.02
-"""Part of an interval by which waits differ, so that the processes of a deployment do not come all at once."""
+"""Fraction of the interval by which waits vary.
+
+It keeps the processes of a deployment from polling all at once.
+"""
 
 LEFT_BEHIND_SECONDS = 5.0
-"""How often it looks whether reports were left behind that it can take now: that costs nothing where none were."""
+"""Seconds between checks for reports that claims left behind; a check that finds none is free."""
 
 STOP_SECONDS = 2.0
-"""How long a stopping server waits for what the thread is at; then it is left behind."""
+"""Seconds that a stopping server waits for the thread before it abandons it."""
 
 
 class Refresher:
-    """Looks at the workers whenever that is due, until it is stopped."""
+    """Background thread that polls the workers whenever due, until it is stopped."""
 
     def __init__(self) -> None:
         self._stopping = Event()
@@ -41,22 +44,22 @@ class Refresher:
         self._is_ready = False
 
     def start(self) -> None:
-        """Begin; calling it again changes nothing."""
+        """Start the thread; a second call changes nothing."""
         if self._thread is None and config.enabled():
             self._thread = Thread(target=self._work, name="worker-insight-refresh", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being done, or leave it behind after :data:`STOP_SECONDS`."""
+        """Stop the thread, or abandon it when it does not finish within :data:`STOP_SECONDS`."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
-        wait = 0.0
-        while not self._wait(wait + self._jitter()):
+        seconds = 0.0
+        while not self._wait(seconds + self._jitter()):
             try:
-                wait = self._once()
+                seconds = self._poll_if_due()
             except Exception as error:
                 log.debug("Looking at the workers failed", exc_info=True)
                 warn_once(
@@ -65,13 +68,13 @@ class Refresher:
                     type(error).__name__,
                     error,
                 )
-                wait = config.refresh_interval()
+                seconds = config.refresh_interval()
 
     def _wait(self, seconds: float) -> bool:
-        """Wait, and take meanwhile what claims left behind; return whether to stop."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self._stopping.wait(min(left, LEFT_BEHIND_SECONDS)):
+        """Wait, and meanwhile claim the reports left behind; return whether to stop."""
+        ends_at = time.monotonic() + seconds
+        while (remaining := ends_at - time.monotonic()) > 0:
+            if self._stopping.wait(min(remaining, LEFT_BEHIND_SECONDS)):
                 return True
             self._take_left_behind()
         return self._stopping.is_set()
@@ -80,25 +83,30 @@ class Refresher:
         try:
             take_left_behind()
         except Exception:
-            # A claim has said why, or will; it is tried again.
+            # The claim logs the reason; the next round tries again.
             log.debug("Reports that wait could not be taken yet", exc_info=True)
 
-    def _once(self) -> float:
-        """Look if it is due; return in how many seconds to come again."""
+    def _poll_if_due(self) -> float:
+        """Poll if due; return the seconds to the next call."""
         if not self._is_ready:
             with session.reading(session.BACKGROUND) as connection:
                 schema = migrate.check(connection)
             if schema is not Schema.READY:
-                # The claim may have said so already: one warning of a process is enough.
+                # A claim may have logged it already: one warning per process is enough.
                 warn_once("schema", "%s Until then nobody looks at the workers.", schema.explanation)
                 return config.refresh_interval()
             self._is_ready = True
         outcome = run_once()
-        for one in outcome.engines:
-            if one.error and not one.looked:
-                # The tables may have been taken away.
+        for source_outcome in outcome.engines:
+            if source_outcome.error and not source_outcome.looked:
+                # The tables may have been removed.
                 self._is_ready = False
-                warn_once(f"refresh.{one.name}", "Airflow Worker Insight could not look at %s: %s", one.name, one.error)
+                warn_once(
+                    f"refresh.{source_outcome.name}",
+                    "Airflow Worker Insight could not look at %s: %s",
+                    source_outcome.name,
+                    source_outcome.error,
+                )
         return outcome.due_in
 
     def _jitter(self) -> float:
@@ -107,15 +115,15 @@ class Refresher:
 
 @asynccontextmanager
 async def refreshing(_app: Any) -> AsyncIterator[None]:
-    """Look at the workers while the API server's process runs: the lifespan of our app there.
+    """Poll the workers while the API server's process runs.
 
-    Airflow enters the lifespans of all apps that are mounted into its own (3.0 to 3.3), in each process that serves.
+    This is the lifespan of the package's app there: Airflow enters the lifespans of all apps mounted into its own (3.0 to 3.3), in each process that serves.
     """
     refresher = Refresher()
     try:
         refresher.start()
     except Exception:
-        # It must not keep the API server from starting.
+        # A failure must not keep the API server from starting.
         log.exception("Airflow Worker Insight does not look at workers")
     try:
         yield

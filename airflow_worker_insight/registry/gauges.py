@@ -1,4 +1,4 @@
-"""Tell Airflow's own stats how the fleet is: by whichever process has just looked at it."""
+"""Emit the fleet's gauges to Airflow's stats, in the process that has just polled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_KINDS = 20
-"""Kinds that have series of their own: a kind is what a worker says, and a series lives for ever."""
+"""Maximum number of kinds with their own series.
+
+Workers name their kind themselves, and a series exists for ever.
+"""
 
 OTHER_KINDS = "other"
 
@@ -24,11 +27,14 @@ _KINDS = frozenset({"celery", "edge", "kubernetes", "local"})
 
 _told: set[tuple[str, str]] = set()
 _told_workers: set[str] = set()
-"""What this process has told before: a gauge keeps its value, so that what is gone must be set to zero."""
+"""What this process has emitted.
+
+A gauge keeps its value, so what is gone must be set to zero.
+"""
 
 
 def report_fleet() -> None:
-    """Set all gauges to what the database says now; it never raises."""
+    """Set all gauges to what the database says now; never raise."""
     try:
         with session.reading(session.BACKGROUND) as connection:
             counts = worker_counts.count_workers(connection)
@@ -43,29 +49,29 @@ def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[worker_cou
     """Set the gauges of the fleet.
 
     :param counts: how many workers there are by kind and state
-    :param loads: what single workers run, where an operator wants to know
+    :param loads: the tries and slots of single workers, where an operator wants them
     """
-    told = _with_few_kinds(counts)
-    _told.update(told)
+    current = _with_few_kinds(counts)
+    _told.update(current)
     for kind, state in sorted(_told):
-        metrics.gauge("workers", told.get((kind, state), 0), state=state, kind=kind)
-    gone = _told_workers - {one.name for one in loads}
-    for one in (*loads, *(worker_counts.Load(name, 0, 0) for name in sorted(gone))):
-        if one.running is not None:
-            metrics.gauge("worker.running", one.running, worker=one.name)
-        if one.concurrency is not None:
-            metrics.gauge("worker.concurrency", one.concurrency, worker=one.name)
+        metrics.gauge("workers", current.get((kind, state), 0), state=state, kind=kind)
+    gone_workers = _told_workers - {load.name for load in loads}
+    for load in (*loads, *(worker_counts.Load(name, 0, 0) for name in sorted(gone_workers))):
+        if load.running is not None:
+            metrics.gauge("worker.running", load.running, worker=load.name)
+        if load.concurrency is not None:
+            metrics.gauge("worker.concurrency", load.concurrency, worker=load.name)
     _told_workers.clear()
-    _told_workers.update(one.name for one in loads)
+    _told_workers.update(load.name for load in loads)
 
 
 def _with_few_kinds(counts: Mapping[tuple[str, str], int]) -> Mapping[tuple[str, str], int]:
-    """Count kinds beyond :data:`MAX_KINDS` as one; those told before, and the engines' own, keep their series."""
+    """Merge kinds beyond :data:`MAX_KINDS`; known and emitted kinds keep their series."""
     kinds = {kind for kind, _ in (*_told, *counts)} - {OTHER_KINDS}
-    told_before = {kind for kind, _ in _told}
-    ordered = sorted(kinds, key=lambda kind: (kind not in _KINDS, kind not in told_before, kind))
+    emitted_kinds = {kind for kind, _ in _told}
+    ordered = sorted(kinds, key=lambda kind: (kind not in _KINDS, kind not in emitted_kinds, kind))
     kept = set(ordered[:MAX_KINDS])
-    found: Counter[tuple[str, str]] = Counter()
-    for (kind, state), workers in counts.items():
-        found[kind if kind in kept else OTHER_KINDS, state] += workers
-    return found
+    merged: Counter[tuple[str, str]] = Counter()
+    for (kind, state), number in counts.items():
+        merged[kind if kind in kept else OTHER_KINDS, state] += number
+    return merged

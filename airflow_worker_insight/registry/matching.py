@@ -1,8 +1,8 @@
-"""Find the life that a sighting is of: pure functions, no I/O.
+"""Match observations with worker instances: pure functions, no I/O.
 
-A worker is known by its engine and by what its own task processes report, and either may come first. What both know is
-the engine's name of it and its process; when it started tells a new life from the one before where both have the same
-process ID, as in containers.
+A worker is known by its source and by the reports of its task processes, and either may come first. Both know the
+source's name of the worker and its process. The start time tells a new instance from the previous one where both have
+the same process ID, as in containers.
 """
 
 from __future__ import annotations
@@ -26,152 +26,173 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Matches:
-    """Which sighting is of which life."""
+    """The pairs of observations and instances."""
 
     pairs: list[tuple[WorkerObservation, WorkerInstance]] = field(default_factory=list)
     unmatched: list[WorkerObservation] = field(default_factory=list)
     twins: list[tuple[WorkerInstance, WorkerInstance]] = field(default_factory=list)
-    """A life that its engine knows, and a second row of it that only reports tell of."""
+    """An instance that its source knows, with a duplicate row that only reports name."""
 
 
-def match(sightings: Iterable[WorkerObservation], lives: Iterable[WorkerInstance]) -> Matches:
-    """Pair sightings with lives, each at most once; of the lives that one may be of, the latest.
+def match(observations: Iterable[WorkerObservation], instances: Iterable[WorkerInstance]) -> Matches:
+    """Pair observations with instances, each at most once, preferring the latest instance.
 
-    Those that started together are paired first: of two workers under one name, in two containers with the same
-    process IDs, each is to keep its own life. A life that only reports tell of comes last, and only where its process
-    and its host agree: anybody's task can have made it up.
+    Pairs with the same start come first: two workers with one name, in two containers with the same process IDs, each
+    keep their instance. Instances that only reports name come last, and only where process and host agree, because any
+    task can have made them up.
     """
     by_key: dict[Hashable, list[WorkerInstance]] = defaultdict(list)
-    for life in lives:
-        by_key[_key(life)].append(life)
-        by_key[life.ref].append(life)
-    found = Matches()
+    for instance in instances:
+        by_key[_key(instance)].append(instance)
+        by_key[instance.ref].append(instance)
+    matches = Matches()
     taken: set[int] = set()
-    waiting = _each_once(sightings)
-    hosts = _Hosts(waiting, (life for known in by_key.values() for life in known))
-    for is_same in (_started_together, _is_known_life, hosts.agree):
-        left = []
-        for sighting in waiting:
-            possible = [one for one in by_key[_key(sighting)] if one.ref not in taken and is_same(sighting, one)]
-            if not possible:
-                left.append(sighting)
+    unmatched = _without_repeats(observations)
+    hosts = _Hosts(unmatched, (instance for same_key in by_key.values() for instance in same_key))
+    for is_same in (_started_together, _is_known_instance, hosts.agree):
+        remaining = []
+        for observation in unmatched:
+            candidates = [
+                candidate
+                for candidate in by_key[_key(observation)]
+                if candidate.ref not in taken and is_same(observation, candidate)
+            ]
+            if not candidates:
+                remaining.append(observation)
                 continue
-            life = max(possible, key=lambda one: (one.ended_at is None, one.is_reported, one.ref))
-            taken.add(life.ref)
-            found.pairs.append((sighting, life))
-        waiting = left
-    found.unmatched = waiting
-    for sighting, life in found.pairs:
-        if sighting.is_partial or sighting.ref is not None or not life.is_known_to_engine:
+            instance = max(
+                candidates, key=lambda candidate: (candidate.ended_at is None, candidate.is_reported, candidate.ref)
+            )
+            taken.add(instance.ref)
+            matches.pairs.append((observation, instance))
+        unmatched = remaining
+    matches.unmatched = unmatched
+    for observation, instance in matches.pairs:
+        if observation.is_partial or observation.ref is not None or not instance.is_known_to_engine:
             continue
-        for other in by_key[_key(sighting)]:
-            if other.ref not in taken and _came_after(sighting, other) and hosts.agree(sighting, other, life):
-                found.twins.append((life, other))
-                taken.add(other.ref)
-    return found
+        for duplicate in by_key[_key(observation)]:
+            if (
+                duplicate.ref not in taken
+                and _was_reported_during(observation, duplicate)
+                and hosts.agree(observation, duplicate, instance)
+            ):
+                matches.twins.append((instance, duplicate))
+                taken.add(duplicate.ref)
+    return matches
 
 
 class _Hosts:
-    """The hosts of which engines tell, by which a life that only reports tell of is found to be elsewhere."""
+    """The hostnames that sources know, to find that a reported instance is elsewhere."""
 
-    def __init__(self, sightings: Iterable[WorkerObservation], lives: Iterable[WorkerInstance]) -> None:
-        self._known = {short_host(one.hostname) for one in sightings}
-        self._known |= {short_host(one.hostname) for one in lives if one.is_known_to_engine}
+    def __init__(self, observations: Iterable[WorkerObservation], instances: Iterable[WorkerInstance]) -> None:
+        self._source_hosts = {short_host(observation.hostname) for observation in observations}
+        self._source_hosts |= {short_host(instance.hostname) for instance in instances if instance.is_known_to_engine}
 
-    def agree(self, sighting: WorkerObservation, told: WorkerInstance, known: WorkerInstance | None = None) -> bool:
-        """Tell whether a life that only reports tell of is that of a sighting, of which a life may be known already.
+    def agree(
+        self, observation: WorkerObservation, reported: WorkerInstance, known: WorkerInstance | None = None
+    ) -> bool:
+        """Return whether an instance that only reports name is the observed worker.
 
-        Airflow may call hosts by names that are unlike the engine's: such a name is that of the sighting's host unless
-        it is another's, or a report has told the host already.
+        Airflow may name hosts differently from the source. Such a name stands for the observed host, unless it is
+        another host's or a report has named this worker's host already.
+
+        :param known: the instance that the observation is paired with already
         """
-        if told.is_known_to_engine or told.ended_at is not None or sighting.is_partial:
+        if reported.is_known_to_engine or reported.ended_at is not None or observation.is_partial:
             return False
-        if sighting.kind == "celery" and (sighting.pid is None or told.pid is None):
+        if observation.kind == "celery" and (observation.pid is None or reported.pid is None):
             return False
-        if not is_same_life(sighting, told):
+        if not is_same_life(observation, reported):
             return False
-        its = [sighting.hostname, *([known.hostname] if known is not None else [])]
-        if any(are_one_host(told.hostname, one) for one in its):
+        hostnames = [observation.hostname, *([known.hostname] if known is not None else [])]
+        if any(are_one_host(reported.hostname, hostname) for hostname in hostnames):
             return True
-        is_told = known is not None and known.is_reported
-        return not is_told and may_be_unlike_the_engines(told.hostname) and short_host(told.hostname) not in self._known
+        has_reported_host = known is not None and known.is_reported
+        return (
+            not has_reported_host
+            and may_be_unlike_the_engines(reported.hostname)
+            and short_host(reported.hostname) not in self._source_hosts
+        )
 
 
-def _is_known_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    return (sighting.ref is not None or life.is_known_to_engine) and is_same_life(sighting, life)
+def _is_known_instance(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    return (observation.ref is not None or instance.is_known_to_engine) and is_same_life(observation, instance)
 
 
-def _came_after(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    """Tell whether a life was first told of when the process of a sighting ran: else it is of the process before."""
-    return sighting.started_at is None or life.registered_at >= sighting.started_at - SAME_START
+def _was_reported_during(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether an instance was first reported while the observed process ran.
 
-
-def _each_once(sightings: Iterable[WorkerObservation]) -> list[WorkerObservation]:
-    """Leave out the answers that a process gave before: a second one would seem to be another process."""
-    starts: dict[Hashable, list[datetime | None]] = defaultdict(list)
-    found = []
-    for sighting in sightings:
-        known = starts[_key(sighting), sighting.pid, sighting.job_id]
-        if not sighting.is_partial and any(_is_near(start, sighting.started_at) for start in known):
-            continue
-        known.append(sighting.started_at)
-        found.append(sighting)
-    return found
-
-
-def _is_near(one: datetime | None, other: datetime | None) -> bool:
-    return one is other if one is None or other is None else abs(one - other) <= SAME_START
-
-
-def _key(one: WorkerObservation | WorkerInstance) -> Hashable:
-    """Return what a sighting and the lives that it may be of have in common."""
-    if isinstance(one, WorkerObservation) and one.ref is not None:
-        return one.ref
-    # A scheduler is known by its job, and where a worker does not know its job by their host.
-    is_by_host = one.kind == "local" and not is_named_local(one.kind, one.engine_name)
-    return (one.kind, "on", one.hostname) if is_by_host else (one.kind, one.engine_name)
-
-
-def _started_together(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    """Tell a life that is certain: its engine gave it the same start before."""
-    is_known = sighting.started_at is not None and _is_known_life(sighting, life)
-    return is_known and _is_near(sighting.started_at, life.engine_started_at)
-
-
-def is_same_life(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    """Return whether a sighting may be of a life; their names are the same already."""
-    if sighting.ref is not None:
-        return sighting.ref == life.ref
-    if sighting.kind == "local":
-        # A job is one life of a scheduler. A worker that does not know its job has the scheduler's host.
-        return life.job_id == sighting.job_id if life.job_id is not None else life.ended_at is None
-    if sighting.kind == "edge":
-        return _is_same_edge_worker(sighting, life)
-    if sighting.pid is not None and life.pid is not None and sighting.pid != life.pid:
-        return False
-    return not _began_later(sighting, life)
-
-
-def _is_same_edge_worker(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    if life.state == OFFLINE:
-        # It has left in order, so its process is gone: who bears its name now is another.
-        return False
-    if sighting.started_at is None or life.engine_started_at is None:
-        return True
-    return _is_near(sighting.started_at, life.engine_started_at)
-
-
-def _began_later(sighting: WorkerObservation, life: WorkerInstance) -> bool:
-    """Tell whether a process with a known name and ID is a later one: it started after the known one had been seen.
-
-    The start is worked out from how long the worker says that it runs. A worker whose clock is set anew seems to start
-    at another time, but never after it was seen.
+    Otherwise it is the process before.
     """
-    if sighting.started_at is None:
+    return observation.started_at is None or instance.registered_at >= observation.started_at - SAME_START
+
+
+def _without_repeats(observations: Iterable[WorkerObservation]) -> list[WorkerObservation]:
+    """Drop a process's repeated answers: a second one would look like another process."""
+    starts: dict[Hashable, list[datetime | None]] = defaultdict(list)
+    unique = []
+    for observation in observations:
+        earlier_starts = starts[_key(observation), observation.pid, observation.job_id]
+        if not observation.is_partial and any(_is_near(start, observation.started_at) for start in earlier_starts):
+            continue
+        earlier_starts.append(observation.started_at)
+        unique.append(observation)
+    return unique
+
+
+def _is_near(first: datetime | None, second: datetime | None) -> bool:
+    return first is second if first is None or second is None else abs(first - second) <= SAME_START
+
+
+def _key(worker: WorkerObservation | WorkerInstance) -> Hashable:
+    """Return what an observation and its candidate instances have in common."""
+    if isinstance(worker, WorkerObservation) and worker.ref is not None:
+        return worker.ref
+    # A scheduler is known by its job, or by its host where a worker does not know its job.
+    is_by_host = worker.kind == "local" and not is_named_local(worker.kind, worker.engine_name)
+    return (worker.kind, "on", worker.hostname) if is_by_host else (worker.kind, worker.engine_name)
+
+
+def _started_together(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether the match is certain: the source gave the instance the same start before."""
+    is_known = observation.started_at is not None and _is_known_instance(observation, instance)
+    return is_known and _is_near(observation.started_at, instance.engine_started_at)
+
+
+def is_same_life(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether an observation may be of an instance with the same name."""
+    if observation.ref is not None:
+        return observation.ref == instance.ref
+    if observation.kind == "local":
+        # A job is one instance of a scheduler. A worker that does not know its job is matched by the scheduler's host.
+        return instance.job_id == observation.job_id if instance.job_id is not None else instance.ended_at is None
+    if observation.kind == "edge":
+        return _is_same_edge_worker(observation, instance)
+    if observation.pid is not None and instance.pid is not None and observation.pid != instance.pid:
         return False
-    if life.engine_started_at is None:
-        # Only its own processes have told of it, and when that was is by a clock that may be wrong.
-        return life.registered_at < sighting.started_at - CLOCK_SKEW
-    if sighting.started_at <= life.engine_started_at + SAME_START:
+    return not _started_later(observation, instance)
+
+
+def _is_same_edge_worker(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    if instance.state == OFFLINE:
+        # It shut down gracefully, so the process with its name is another.
         return False
-    return life.engine_heartbeat_at is None or sighting.started_at >= life.engine_heartbeat_at - SAME_START
+    if observation.started_at is None or instance.engine_started_at is None:
+        return True
+    return _is_near(observation.started_at, instance.engine_started_at)
+
+
+def _started_later(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether a process with a known name and ID is a later one.
+
+    A later process started after the known one was last seen. The start is computed from the worker's uptime: when the
+    worker's clock is set, the start moves, but never to a time after the worker was seen.
+    """
+    if observation.started_at is None:
+        return False
+    if instance.engine_started_at is None:
+        # Only its own processes have reported it, at a time by a clock that may be wrong.
+        return instance.registered_at < observation.started_at - CLOCK_SKEW
+    if observation.started_at <= instance.engine_started_at + SAME_START:
+        return False
+    return instance.engine_heartbeat_at is None or observation.started_at >= instance.engine_heartbeat_at - SAME_START

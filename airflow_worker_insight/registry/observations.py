@@ -1,4 +1,7 @@
-"""What one look at one engine returns: an engine is what runs tasks on workers and knows something of these."""
+"""Data that the registry and the worker sources exchange in a poll.
+
+A source is what knows the workers of one executor, such as Celery's broker or a table of Airflow's.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerObservation:
-    """What an engine says of one of its workers. It was validated; times are aware UTC."""
+    """What a source says about one of its workers: validated, with times in aware UTC."""
 
     kind: str
     engine_name: str
-    """What the engine calls it."""
+    """The source's name of the worker."""
     hostname: str
     pid: int | None = None
-    """Of the worker's main process."""
+    """Process ID of the worker's main process."""
     job_id: int | None = None
-    """Airflow's job that the worker is: a scheduler with LocalExecutor."""
+    """ID of Airflow's job that the worker is: a scheduler with LocalExecutor."""
     ref: int | None = None
-    """The worker's row, where the engine knows the worker from there."""
+    """ID of the worker's row, where the source knows the worker from there."""
     started_at: datetime | None = None
-    """When this life of it began, always by the same clock: it tells the lives of one name apart."""
+    """When this instance started, always by the same clock.
+
+    It tells apart instances with the same name.
+    """
     heartbeat_at: datetime | None = None
-    """The latest heartbeat by whichever clock the engine has; that it moves is what counts."""
+    """The latest heartbeat, by any clock: what counts is that it moves."""
     has_left: bool = False
     """Whether the worker said goodbye."""
     queues: tuple[str, ...] | None = None
@@ -41,55 +47,60 @@ class WorkerObservation:
     resources: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     is_partial: bool = False
-    """Whether it tells too little to make a worker known that is not: then another look will."""
+    """Whether it says too little to register a new worker; another poll will."""
     unavailable_reason: str | None = None
-    """What the engine says is wrong with it although it lives."""
+    """Problem that the source reports although the worker is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """All that one engine said."""
+    """The result of polling one source."""
 
     sightings: tuple[WorkerObservation, ...] = ()
     error: str | None = None
-    """Why the engine, or a part of it, could not be asked."""
+    """Why the source, or a part of it, could not be polled."""
     mailboxes: frozenset[str] | None = None
-    """Names of the workers that the engine keeps a mailbox for, which goes when a worker leaves in order and stays when
-    it dies; ``None`` where the engine does not tell."""
+    """Names of the workers that have a mailbox; ``None`` where the source has no mailboxes.
+
+    A mailbox goes when its worker shuts down gracefully and stays when the worker dies.
+    """
     ignored: int = 0
-    """Answers that made no sense."""
+    """Number of invalid answers."""
     on_written: Callable[[], None] | None = None
-    """What is to be done once all this is written: until then the engine keeps what it says only once."""
+    """Called once all this is written: until then the source keeps what it says only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollContext:
-    """What an engine's adapter may need for a look."""
+    """What a source may need for a poll."""
 
     clock: Callable[[], datetime]
-    """The time by the database's clock."""
+    """Returns the time by the database's clock."""
     began_at: datetime
-    """When this look began, by the same clock."""
+    """When this poll began, by the same clock."""
     before: datetime | None
-    """When the one before began, on whichever API server; ``None`` where nobody has looked."""
+    """When the previous poll began, on any API server; ``None`` before the first poll."""
     interval: timedelta
-    """How far apart looks are meant to be."""
+    """The configured interval between polls."""
     lives: tuple[WorkerInstance, ...]
-    """The lives of this engine's workers that have not ended."""
+    """The instances of this source's workers that have not ended."""
     database: Callable[[], AbstractContextManager[Connection]]
     """Opens a short read of Airflow's database."""
 
 
 class WorkerSource(Protocol):
-    """Looks at the workers of one engine."""
+    """A source of worker states: what knows the workers of one executor."""
 
     @property
     def name(self) -> str:
-        """Return the engine's name: see ``domain.states.engine_of``."""
+        """Return the source's name: see ``domain.states.engine_of``."""
 
-    def look(self, view: PollContext) -> PollResult:
-        """Return what the engine says of its workers now; what it raises is why it could not be asked."""
+    def look(self, context: PollContext) -> PollResult:
+        """Return what the source says about its workers now.
+
+        Any exception says why the source could not be polled.
+        """
 
 
 class SourceUnavailableError(Exception):
-    """An engine cannot be asked; the message says why, in words for an operator."""
+    """The source cannot be polled; the message says why, for operators."""

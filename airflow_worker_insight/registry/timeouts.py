@@ -1,4 +1,4 @@
-"""Ask what may never answer: in a thread of its own, for a limited time, and never twice at once."""
+"""Call functions that may never return: in a thread, with a time limit, and one at a time."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ T = TypeVar("T")
 
 
 class NoAnswerError(TimeoutError):
-    """The answer did not come in time, or the question before still waits for its own."""
+    """The call did not return in time, or the previous one is still running."""
 
 
 class Bounded(Generic[T]):
-    """Asks one question at a time. A thread that hangs is left behind; it cannot keep the process from ending."""
+    """Runs one call at a time in a thread.
+
+    It abandons a thread that hangs; such a thread cannot keep the process from ending.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = Lock()
         self._thread: Thread | None = None
 
-    def ask(self, question: Callable[[], T], *, seconds: float) -> T:
-        """Return the answer, or raise what the question raises.
+    def ask(self, func: Callable[[], T], *, seconds: float) -> T:
+        """Return what the function returns, or raise what it raises.
 
-        :raises NoAnswerError: when there is no answer within so many seconds
+        :param seconds: the time limit
+        :raises NoAnswerError: when the call does not return in time
         """
-        answers: list[T] = []
+        results: list[T] = []
         errors: list[Exception] = []
 
         def answer() -> None:
             try:
-                answers.append(question())
+                results.append(func())
             except Exception as error:  # noqa: BLE001
                 errors.append(error)
 
@@ -45,6 +49,6 @@ class Bounded(Generic[T]):
         thread.join(seconds)
         if errors:
             raise errors[0]
-        if not answers:
+        if not results:
             raise NoAnswerError(f"{self._name} did not answer within {seconds:g} seconds.")
-        return answers[0]
+        return results[0]

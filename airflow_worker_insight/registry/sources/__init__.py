@@ -1,6 +1,6 @@
-"""The engines that run tasks on workers, each behind an adapter that looks at what the engine already knows.
+"""The worker sources: one per executor that keeps its own record of its workers.
 
-An adapter is used where its engine is configured. It imports the engine's provider when it is asked to look.
+A source is used where its executor is configured. It imports the executor's provider when it is polled.
 """
 
 from __future__ import annotations
@@ -22,31 +22,36 @@ if TYPE_CHECKING:
 
 
 NAMED_LOCAL_EXECUTOR = "WorkerInsightLocalExecutor"
-"""The executor of this package that has named workers on the scheduler's machine."""
+"""This package's executor with named workers on the scheduler's machine."""
 
 
 def configured_sources(setting: str | None) -> Sequence[WorkerSource]:
-    """Return the adapters to look with, in this order, for the executors that are configured and installed.
+    """Return the sources of the configured and installed executors, in polling order.
 
-    A subclass of an executor (``WorkerInsightCeleryExecutor``) and the executors of two engines of 2.11
-    (``CeleryKubernetesExecutor``) have the engine's name in theirs.
+    A subclass of an executor (``WorkerInsightCeleryExecutor``) and the executors of 2.11 that combine two
+    (``CeleryKubernetesExecutor``) have the executor's name in theirs.
     """
     absent = absent_sources(setting)
-    found: list[WorkerSource] = []
+    sources: list[WorkerSource] = []
     if EDGE not in absent and _is_installed("airflow.providers.edge3"):
-        found.append(EdgeSource())
+        sources.append(EdgeSource())
     if JOBS not in absent:
-        found.append(JobsSource(has_plain=_has_plain_local(setting)))
-    found.append(TriesSource())
-    # Last, because its brokers may hang, and the others have nothing to wait for but the database.
+        sources.append(JobsSource(has_plain=_has_plain_local(setting)))
+    sources.append(TriesSource())
+    # Last, because its brokers may hang, while the others wait for nothing but the database.
     if CELERY not in absent and _is_installed("airflow.providers.celery"):
-        found.append(CelerySource(celery_teams(setting)))
-    return found
+        sources.append(CelerySource(celery_teams(setting)))
+    return sources
 
 
 def _has_plain_local(setting: str | None) -> bool:
-    """Return whether a local executor is configured whose one worker is the scheduler, and that has no named ones."""
-    return any(WORDS[JOBS] in one.name and one.name != NAMED_LOCAL_EXECUTOR for one in executors(setting))
+    """Return whether a local executor without named workers is configured.
+
+    Its one worker is the scheduler.
+    """
+    return any(
+        WORDS[JOBS] in executor.name and executor.name != NAMED_LOCAL_EXECUTOR for executor in executors(setting)
+    )
 
 
 def _is_installed(module: str) -> bool:

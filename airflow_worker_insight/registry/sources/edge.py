@@ -1,4 +1,7 @@
-"""EdgeExecutor: its workers write their heartbeats into a table of the Edge provider, through the API server."""
+"""EdgeExecutor: read its workers from the Edge provider's table.
+
+The workers write their heartbeats there through the API server.
+"""
 
 from __future__ import annotations
 
@@ -19,65 +22,68 @@ if TYPE_CHECKING:
     from airflow_worker_insight.registry.observations import PollContext
 
 QUEUE_LENGTH = 256
-"""Characters of a queue's name, as in ``.celery``."""
+"""Maximum characters of a queue's name, as in ``.celery``."""
 
 QUEUES_SIZE = 2**20
-"""Characters of a list of queues that is read: a worker's command line takes an eighth of that."""
+"""Maximum characters of a list of queues; a worker's command line takes an eighth of that."""
 
 MAX_CONCURRENCY = 1_000_000
 
-_LEFT = ("offline", "offline maintenance")
+_STATES_AFTER_EXIT = ("offline", "offline maintenance")
 _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_version", "python": "python_version"}
 
 
 class EdgeSource:
-    """Looks at the ``edge_worker`` table."""
+    """Source of the workers in the ``edge_worker`` table."""
 
     name = EDGE
 
-    def look(self, view: PollContext) -> PollResult:
-        """Return every worker that the table names, those that are long gone too."""
-        with view.database() as connection:
+    def look(self, context: PollContext) -> PollResult:
+        """Return every worker of the table, with those that have been gone for long."""
+        with context.database() as connection:
             rows = edge_workers(connection)
         if rows is None:
             raise SourceUnavailableError("The Edge provider's tables do not exist yet: run `airflow db migrate`.")
-        sightings = [_sighting(row) for row in rows]
-        return PollResult(tuple(one for one in sightings if one is not None), ignored=sightings.count(None))
+        observations = [_observation(row) for row in rows]
+        return PollResult(
+            tuple(observation for observation in observations if observation is not None),
+            ignored=observations.count(None),
+        )
 
 
-def _sighting(row: Row[Any]) -> WorkerObservation | None:
+def _observation(row: Row[Any]) -> WorkerObservation | None:
     name = clean(row.worker_name, NAME_LENGTH)
     if not name:
         return None
     state = str(getattr(row.state, "value", row.state))
-    told = _json_object(getattr(row, "sysinfo", None))
-    # Naive, in the time zone of the worker: good to tell that it is another start, not when that was.
-    started_at = _time(told.get("worker_start_time"))
-    concurrency = getattr(row, "concurrency", None) or told.get("concurrency")
+    sysinfo = _json_object(getattr(row, "sysinfo", None))
+    # Naive, in the worker's time zone: it tells one start from another, but not when a start was.
+    started_at = _time(sysinfo.get("worker_start_time"))
+    concurrency = getattr(row, "concurrency", None) or sysinfo.get("concurrency")
     return WorkerObservation(
         kind="edge",
         engine_name=name,
-        # The Edge worker's name is also what Airflow records as the host of its tries.
+        # Airflow records the Edge worker's name as the host of its tries.
         hostname=name,
         started_at=started_at,
         heartbeat_at=utc(row.last_update),
-        has_left=state in _LEFT,
+        has_left=state in _STATES_AFTER_EXIT,
         queues=_queues(row.queues),
         concurrency=concurrency if _is_count(concurrency) else None,
-        versions={key: text for key, text in _versions(told) if text},
-        unavailable_reason=_unavailable_reason(state, told),
+        versions={key: version for key, version in _versions(sysinfo) if version},
+        unavailable_reason=_unavailable_reason(state, sysinfo),
     )
 
 
-def _unavailable_reason(state: str, told: dict[str, Any]) -> str | None:
+def _unavailable_reason(state: str, sysinfo: dict[str, Any]) -> str | None:
     if "maintenance" in state:
         return f"Its engine says: {state}."
-    return clean(told.get("status_text"), 200) or None
+    return clean(sysinfo.get("status_text"), 200) or None
 
 
-def _versions(told: dict[str, Any]) -> list[tuple[str, str]]:
-    # Python's is followed by how it was built.
-    return [(key, clean(told.get(name), 100).partition(" ")[0][:32]) for key, name in _VERSIONS.items()]
+def _versions(sysinfo: dict[str, Any]) -> list[tuple[str, str]]:
+    # Python's version is followed by its build.
+    return [(key, clean(sysinfo.get(name), 100).partition(" ")[0][:32]) for key, name in _VERSIONS.items()]
 
 
 def _is_count(value: object) -> bool:
@@ -85,16 +91,16 @@ def _is_count(value: object) -> bool:
 
 
 def _queues(value: object) -> tuple[str, ...] | None:
-    """Read the queues, which the provider stores as Python would print a list; ``None`` is "all queues" there."""
+    """Read the queues, stored as Python prints a list; ``None`` stands for all queues there."""
     if not isinstance(value, str) or len(value) > QUEUES_SIZE:
         return None
     try:
-        listed = ast.literal_eval(value)
+        queues = ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    if not isinstance(listed, list):
+    if not isinstance(queues, list):
         return None
-    names = {clean(queue, QUEUE_LENGTH) for queue in listed}
+    names = {clean(queue, QUEUE_LENGTH) for queue in queues}
     return tuple(sorted(name for name in names if name))
 
 

@@ -1,4 +1,4 @@
-"""LocalExecutor: its workers are the scheduler's own, and Airflow keeps a job for each scheduler."""
+"""LocalExecutor: find its workers, which are the scheduler's own, by the schedulers' jobs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class JobsSource:
-    """Looks at Airflow's ``job`` table.
+    """Source of the local workers in Airflow's ``job`` table.
 
-    Its ``executor_class`` is never filled in (2.11 to 3.3), so each scheduler of a deployment that has LocalExecutor
-    among its executors is a local worker. One that has named workers on its machine has made these known itself: they
-    live as long as its job does.
+    Airflow never fills in its ``executor_class`` (2.11 to 3.3), so each scheduler of a deployment that has
+    LocalExecutor among its executors is a local worker. A scheduler with named workers on its machine has registered
+    these itself: they live as long as its job does.
     """
 
     name = JOBS
@@ -36,34 +36,49 @@ class JobsSource:
         self._has_plain = has_plain
         """Whether LocalExecutor is configured, beside or without named workers."""
 
-    def look(self, view: PollContext) -> PollResult:
-        """Return the workers of the schedulers that run, and of those that have ended since they were last seen."""
-        known = [life.job_id for life in view.lives if life.job_id is not None]
-        with view.database() as connection:
-            rows = scheduler_jobs(connection, known)
-            named = named_local_lives(connection, rows)
-        plain = {life.job_id for life in view.lives if not is_named_local(life.kind, life.engine_name)}
+    def look(self, context: PollContext) -> PollResult:
+        """Return the workers of schedulers that run, or that ended since they were last seen."""
+        job_ids = [instance.job_id for instance in context.lives if instance.job_id is not None]
+        with context.database() as connection:
+            rows = scheduler_jobs(connection, job_ids)
+            named_instances = named_local_lives(connection, rows)
+        plain_job_ids = {
+            instance.job_id for instance in context.lives if not is_named_local(instance.kind, instance.engine_name)
+        }
         concurrency = config.parallelism()
-        found = [_scheduler(row, concurrency) for row in rows.values() if self._has_plain or row.id in plain]
-        return PollResult((*found, *(_named(life, rows[life.job_id]) for life in named if life.job_id is not None)))
+        observations = [
+            _scheduler(row, concurrency) for row in rows.values() if self._has_plain or row.id in plain_job_ids
+        ]
+        return PollResult(
+            (
+                *observations,
+                *(
+                    _named_worker(instance, rows[instance.job_id])
+                    for instance in named_instances
+                    if instance.job_id is not None
+                ),
+            )
+        )
 
 
 def _scheduler(row: Row[Any], concurrency: int | None) -> WorkerObservation:
     hostname = clean(row.hostname, HOSTNAME_LENGTH)
     return replace(
-        _sighting(row),
+        _observation(row),
         engine_name=clean(f"{PLAIN_LOCAL}@{hostname}", NAME_LENGTH),
         hostname=hostname,
         concurrency=concurrency,
     )
 
 
-def _named(life: WorkerInstance, row: Row[Any]) -> WorkerObservation:
-    return replace(_sighting(row), engine_name=life.engine_name or "", hostname=life.hostname, ref=life.ref)
+def _named_worker(instance: WorkerInstance, row: Row[Any]) -> WorkerObservation:
+    return replace(
+        _observation(row), engine_name=instance.engine_name or "", hostname=instance.hostname, ref=instance.ref
+    )
 
 
-def _sighting(row: Row[Any]) -> WorkerObservation:
-    """Return what a scheduler's job says of its workers."""
+def _observation(row: Row[Any]) -> WorkerObservation:
+    """Return what a scheduler's job says about its workers."""
     # Airflow writes "success" when a scheduler was told to end, "failed" when it broke or another one missed it.
     return WorkerObservation(
         kind="local",

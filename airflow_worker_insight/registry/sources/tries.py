@@ -1,6 +1,6 @@
-"""All other executors: of their workers nothing is known but the tries that run on them.
+"""All other executors: their workers are known only by the tries that run on them.
 
-A pod of KubernetesExecutor is there for one try and goes with it.
+A pod of KubernetesExecutor lives for one try.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 class TriesSource:
-    """Looks at Airflow's task instances that run."""
+    """Source of the workers of Airflow's running task instances."""
 
     name = TRIES
 
-    def look(self, view: PollContext) -> PollResult:
+    def look(self, context: PollContext) -> PollResult:
         """Return the workers on which a try runs, each with the latest heartbeat of its tries."""
-        with view.database() as connection:
+        with context.database() as connection:
             tries = running_tries(connection)
-            lives = lives_by_ref(connection, TRIES, tries.counts)
+            instances = lives_by_ref(connection, TRIES, tries.counts)
         return PollResult(
             tuple(
                 WorkerObservation(
-                    kind=life.kind,
-                    engine_name=life.engine_name or "",
-                    hostname=life.hostname,
-                    ref=life.ref,
-                    # Where tries have no heartbeat, that Airflow has them running is all there is.
-                    heartbeat_at=tries.heartbeats.get(life.ref) or view.clock(),
+                    kind=instance.kind,
+                    engine_name=instance.engine_name or "",
+                    hostname=instance.hostname,
+                    ref=instance.ref,
+                    # Without heartbeats of tries, Airflow's running state is the only sign of life.
+                    heartbeat_at=tries.heartbeats.get(instance.ref) or context.clock(),
                 )
-                for life in lives
+                for instance in instances
             )
         )
