@@ -1,7 +1,7 @@
-"""The strip of the Worker panel: which try ran where and when, as lanes of bars. Pure functions.
+"""Timeline strip of the Worker panel: which try ran where and when, as lanes of bars.
 
-Time runs from left to right and is the same for all lanes. It is true to scale except that each stay on a worker gets
-a width that can be seen: a try of two seconds beside one of two hours would vanish otherwise.
+Pure functions. All lanes share one time axis from left to right. It is true to scale except that each stay on a worker
+has a visible minimum width: a try of two seconds beside one of two hours would vanish otherwise.
 """
 
 from __future__ import annotations
@@ -20,24 +20,30 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
 
 MAX_LANES = 12
-"""More workers than this share the last lane: the table below names them all."""
+"""Further workers share the last lane; the table below the strip names them all."""
 
 NOWHERE = ""
-"""The lane of tries that ran on no worker."""
+"""Lane of tries that ran on no worker."""
 
 UNKNOWN = "?"
-"""The lane of tries that ran somewhere, not known where. No worker's ID is this."""
+"""Lane of tries whose worker is unknown; no worker has this ID."""
 
 WIDE, THIN = 30, 3
-"""From which width on (in percent) a bar tells its processes, and below which (per digit) its label may not fit."""
+"""Bar widths in percent.
+
+From ``WIDE`` on a bar shows its number of processes. Below ``THIN`` per digit its label may not fit.
+"""
 
 SURE = frozenset({"reported"})
-"""Attributions that the worker itself vouches for; bars of all others are drawn as less than sure."""
+"""Attributions reported by the worker itself; other bars are drawn as less certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A try's stay on a worker. ``x`` and ``width`` are percentages of the strip's width, ready to print."""
+    """Stay of a try on a worker.
+
+    ``x`` and ``width`` are percentages of the strip's width, ready to print.
+    """
 
     try_number: int
     x: str
@@ -52,12 +58,12 @@ class Bar:
     thin: bool
     """Whether the label does not fit where the strip is narrow."""
     is_thread: bool = False
-    """Whether this is the thin line of a try's whole time, behind its stays on several workers."""
+    """Whether this is the thin line of a try's whole duration, behind its stays on workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A worker and the bars of the tries that it ran."""
+    """Worker and the bars of the tries that it ran."""
 
     mark: str
     name: str
@@ -66,7 +72,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The lanes, in the order in which the workers came to the task, and what stands around them."""
+    """Lanes in the order in which the workers first ran the task, with time axis and notes."""
 
     lanes: tuple[Lane, ...]
     start: formatting.Moment
@@ -79,7 +85,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class _Stay:
-    """A piece of a try on one lane."""
+    """Part of a try on one lane."""
 
     attempt: Attempt
     lane: str
@@ -89,7 +95,7 @@ class _Stay:
     is_last: bool
     is_thread: bool = False
     is_cut: bool = False
-    """Whether it ends with the worker, which was lost, and not where Airflow noticed."""
+    """Whether the stay ends when its worker was lost, which Airflow noticed later."""
 
 
 def build_strip(
@@ -100,16 +106,16 @@ def build_strip(
     now: datetime,
     label: str,
 ) -> Strip | None:
-    """Draw the strip.
+    """Build the strip of a task instance.
 
     :param attempts: the tries of a task instance, in any order
     :param marks: the letter of each worker, by worker ID, in the order of the lanes
-    :param lost: when workers were lost, by worker ID: nothing that they took with them is drawn beyond
-    :param label: the strip in one sentence, for those who cannot see it
-    :returns: ``None`` when there is nothing to see: no try was on a worker, as far as is known
+    :param lost: when workers were lost, by worker ID; their unfinished tries are drawn until then
+    :param label: the strip in one sentence, for screen readers
+    :returns: ``None`` if no try is known to have run on a worker
     """
-    ordered = sorted(attempts, key=lambda one: one.try_number)
-    stays = [stay for one in ordered for stay in _stays(one, lost or {}, now)]
+    ordered = sorted(attempts, key=lambda attempt: attempt.try_number)
+    stays = [stay for attempt in ordered for stay in _stays(attempt, lost or {}, now)]
     if not any(stay.lane in marks for stay in stays):
         return None
     positions = _positions(stays)
@@ -129,77 +135,97 @@ def build_strip(
 # --- where a try was ------------------------------------------------------------------------------------------------
 
 
-def _stays(one: Attempt, lost: Mapping[str, datetime], now: datetime) -> list[_Stay]:
-    """Return where a try was and when, as far as is known: when each process started, not when it ended."""
-    if one.started_at is None:
+def _stays(attempt: Attempt, lost: Mapping[str, datetime], now: datetime) -> list[_Stay]:
+    """Return where and when a try ran, as far as is known.
+
+    The start of each of its processes is recorded, the end is not.
+    """
+    if attempt.started_at is None:
         return []
-    whole_end = max(one.started_at, one.ended_at or (now if _is_running(one) or _is_waiting(one) else one.started_at))
-    if not one.workers:
-        lane = UNKNOWN if one.attribution == "unknown" else NOWHERE
-        return [_Stay(one, lane, one.started_at, whole_end, 0, is_last=True)]
-    last = max(one.workers, key=lambda worker: (worker.last_started_at or one.started_at, worker.worker_id))
-    ended = lost.get(last.worker_id)
-    is_cut = ended is not None and ended < whole_end and one.state not in UNAFFECTED_STATES
-    if ended is not None and is_cut:
-        whole_end = max(one.started_at, ended)
-    if len(one.workers) == 1 and not _is_waiting(one):
-        only = one.workers[0]
-        return [_Stay(one, only.worker_id, one.started_at, whole_end, only.process_count, is_last=True, is_cut=is_cut)]
-    found = []
-    for worker in one.workers:
-        found.append(_Stay(one, worker.worker_id, one.started_at, whole_end, 0, is_last=False, is_thread=True))
-        start, end = _known_span(worker, one.started_at)
-        is_last = worker is last
-        if is_last and not _is_waiting(one):
-            end = max(end, whole_end)
-        found.append(
-            _Stay(one, worker.worker_id, start, end, worker.process_count, is_last=is_last, is_cut=is_last and is_cut)
+    try_end = max(
+        attempt.started_at,
+        attempt.ended_at or (now if _is_running(attempt) or _is_waiting(attempt) else attempt.started_at),
+    )
+    if not attempt.workers:
+        lane = UNKNOWN if attempt.attribution == "unknown" else NOWHERE
+        return [_Stay(attempt, lane, attempt.started_at, try_end, 0, is_last=True)]
+    last_worker = max(
+        attempt.workers, key=lambda worker: (worker.last_started_at or attempt.started_at, worker.worker_id)
+    )
+    lost_at = lost.get(last_worker.worker_id)
+    is_cut = lost_at is not None and lost_at < try_end and attempt.state not in UNAFFECTED_STATES
+    if lost_at is not None and is_cut:
+        try_end = max(attempt.started_at, lost_at)
+    if len(attempt.workers) == 1 and not _is_waiting(attempt):
+        only_worker = attempt.workers[0]
+        return [
+            _Stay(
+                attempt,
+                only_worker.worker_id,
+                attempt.started_at,
+                try_end,
+                only_worker.process_count,
+                is_last=True,
+                is_cut=is_cut,
+            )
+        ]
+    stays = []
+    for worker in attempt.workers:
+        stays.append(_Stay(attempt, worker.worker_id, attempt.started_at, try_end, 0, is_last=False, is_thread=True))
+        start, end = _known_span(worker, attempt.started_at)
+        is_last = worker is last_worker
+        if is_last and not _is_waiting(attempt):
+            end = max(end, try_end)
+        stays.append(
+            _Stay(
+                attempt, worker.worker_id, start, end, worker.process_count, is_last=is_last, is_cut=is_last and is_cut
+            )
         )
-    return found
+    return stays
 
 
-def _known_span(worker: AttemptWorker, otherwise: datetime) -> tuple[datetime, datetime]:
-    start = max(worker.first_started_at or otherwise, otherwise)
+def _known_span(worker: AttemptWorker, try_start: datetime) -> tuple[datetime, datetime]:
+    start = max(worker.first_started_at or try_start, try_start)
     return start, max(worker.last_started_at or start, start)
 
 
-def _is_running(one: Attempt) -> bool:
-    return one.state in ("running", "restarting") and one.ended_at is None
+def _is_running(attempt: Attempt) -> bool:
+    return attempt.state in ("running", "restarting") and attempt.ended_at is None
 
 
-def _is_waiting(one: Attempt) -> bool:
-    """Return whether the try has started and is, at this moment, on no worker."""
-    return one.ended_at is None and one.state in ("deferred", "up_for_reschedule", "awaiting_input")
+def _is_waiting(attempt: Attempt) -> bool:
+    """Return whether the try has started and is on no worker at the moment."""
+    return attempt.ended_at is None and attempt.state in ("deferred", "up_for_reschedule", "awaiting_input")
 
 
-# --- time to place --------------------------------------------------------------------------------------------------
+# --- positions ------------------------------------------------------------------------------------------------------
 
 
 def _positions(stays: Sequence[_Stay]) -> list[tuple[float, float]]:
-    """Return where each stay begins and ends, as percentages.
+    """Return the start and end of each stay in percent of the strip's width.
 
-    All beginnings and ends are put in order; the space between two neighbours is as wide as the time between them,
-    and wider where a stay would otherwise be narrower than it may be.
+    All starts and ends are sorted. The gap between two neighbours is as wide as the time between them, and wider where
+    a stay would otherwise be narrower than the minimum.
     """
-    # At the same moment, an earlier try ends before a later one begins, and a thread is around what is on it.
+    # At the same time, an earlier try ends before a later one begins, and a thread encloses its stays.
     edges = sorted(
         (moment, stay.attempt.try_number, side, stay.is_thread == bool(side), index)
         for index, stay in enumerate(stays)
         for side, moment in enumerate((stay.start, stay.end))
     )
-    place_of = {(index, side): place for place, (_, _, side, _, index) in enumerate(edges)}
-    spans = [(place_of[index, 0], place_of[index, 1]) for index in range(len(stays))]
+    position_of = {(index, side): position for position, (_, _, side, _, index) in enumerate(edges)}
+    spans = [(position_of[index, 0], position_of[index, 1]) for index in range(len(stays))]
     total = _seconds(edges[-1][0] - edges[0][0])
     gaps = [_seconds(after[0] - before[0]) / total if total else 0.0 for before, after in pairwise(edges)]
     drawn = [span for stay, span in zip(stays, spans, strict=True) if not stay.is_thread]
-    least = min(0.06, 1.2 / len(drawn))
+    min_width = min(0.06, 1.2 / len(drawn))
     for first, last in sorted(drawn, key=lambda span: sum(gaps[span[0] : span[1]])):
-        missing = least - sum(gaps[first:last])
+        missing = min_width - sum(gaps[first:last])
         if missing > 0:
             gaps[first:last] = [gap + missing / (last - first) for gap in gaps[first:last]]
     width = sum(gaps) or 1.0
-    places = [0.0, *(100 * reached / width for reached in accumulate(gaps))]
-    return [(places[first], places[last]) for first, last in spans]
+    percentages = [0.0, *(100 * offset / width for offset in accumulate(gaps))]
+    return [(percentages[first], percentages[last]) for first, last in spans]
 
 
 def _seconds(length: timedelta) -> float:
@@ -212,15 +238,15 @@ def _seconds(length: timedelta) -> float:
 def _lanes(
     stays: Sequence[_Stay], marks: Mapping[str, str], positions: Sequence[tuple[float, float]]
 ) -> tuple[Lane, ...]:
-    own = list(marks)[:MAX_LANES] if len(marks) > MAX_LANES + 1 else list(marks)
-    rest = set(marks).difference(own)
-    wanted: list[tuple[str, str, Collection[str]]] = [
-        (marks[worker_id], _name_and_kind(stays, worker_id)[0], (worker_id,)) for worker_id in own
+    named = list(marks)[:MAX_LANES] if len(marks) > MAX_LANES + 1 else list(marks)
+    rest = set(marks).difference(named)
+    candidates: list[tuple[str, str, Collection[str]]] = [
+        (marks[worker_id], _name_and_kind(stays, worker_id)[0], (worker_id,)) for worker_id in named
     ]
-    wanted.append(("…", formatting.count(len(rest), "more worker", "more workers"), rest))
-    wanted.append(("?", "Not known where", (UNKNOWN,)))
-    wanted.append(("–", "On no worker", (NOWHERE,)))
-    lanes = (Lane(mark, name, _bars(stays, ids, positions)) for mark, name, ids in wanted)
+    candidates.append(("…", formatting.count(len(rest), "more worker", "more workers"), rest))
+    candidates.append(("?", "Not known where", (UNKNOWN,)))
+    candidates.append(("–", "On no worker", (NOWHERE,)))
+    lanes = (Lane(mark, name, _bars(stays, ids, positions)) for mark, name, ids in candidates)
     return tuple(lane for lane in lanes if lane.bars)
 
 
@@ -234,42 +260,42 @@ def _name_and_kind(stays: Iterable[_Stay], worker_id: str) -> tuple[str, str]:
 
 
 def _bars(stays: Sequence[_Stay], lanes: Collection[str], positions: Sequence[tuple[float, float]]) -> tuple[Bar, ...]:
-    mine = [(stay, place) for stay, place in zip(stays, positions, strict=True) if stay.lane in lanes]
-    # Threads first: what is drawn later lies on top.
-    return tuple(_bar(stay, *place) for stay, place in sorted(mine, key=lambda pair: not pair[0].is_thread))
+    on_lane = [(stay, position) for stay, position in zip(stays, positions, strict=True) if stay.lane in lanes]
+    # Threads first: later bars are drawn on top.
+    return tuple(_bar(stay, *position) for stay, position in sorted(on_lane, key=lambda pair: not pair[0].is_thread))
 
 
 def _bar(stay: _Stay, start: float, end: float) -> Bar:
-    one = stay.attempt
+    attempt = stay.attempt
     width = max(end - start, 0.5)
-    label = str(one.try_number)
+    label = str(attempt.try_number)
     return Bar(
-        try_number=one.try_number,
+        try_number=attempt.try_number,
         x=f"{start:.2f}%",
         width=f"{width:.2f}%",
         middle=f"{start + width / 2:.2f}%",
-        state=(one.state or "no_status") if stay.is_last else "part",
+        state=(attempt.state or "no_status") if stay.is_last else "part",
         label=label,
         title=_title(stay),
         detail=f" · {formatting.count(stay.processes, 'process', 'processes')}"
         if stay.processes > 1 and width >= WIDE
         else "",
-        sure=one.attribution in SURE,
-        running=stay.is_last and _is_running(one) and not stay.is_cut,
+        sure=attempt.attribution in SURE,
+        running=stay.is_last and _is_running(attempt) and not stay.is_cut,
         thin=width < THIN * len(label),
         is_thread=stay.is_thread,
     )
 
 
 def _title(stay: _Stay) -> str:
-    one = stay.attempt
+    attempt = stay.attempt
     if stay.lane in (NOWHERE, UNKNOWN):
         where = "on no worker" if stay.lane == NOWHERE else "not known where"
     else:
         where = "on {} ({})".format(*_name_and_kind([stay], stay.lane))
-    parts = [f"Try {one.try_number} {where}"]
+    parts = [f"Try {attempt.try_number} {where}"]
     if stay.is_last:
-        parts.append(formatting.state(one.state))
+        parts.append(formatting.state(attempt.state))
     lasted = formatting.duration(_seconds(stay.end - stay.start))
     parts.append(f"from {stay.start:%H:%M:%S} UTC, {lasted}{', until the worker was lost' if stay.is_cut else ''}")
     if stay.processes > 1:
@@ -278,18 +304,18 @@ def _title(stay: _Stay) -> str:
 
 
 def _moment(value: datetime) -> formatting.Moment:
-    found = formatting.moment(value)
-    assert found is not None
-    return found
+    moment = formatting.moment(value)
+    assert moment is not None
+    return moment
 
 
 def _notes(attempts: Sequence[Attempt], stays: Sequence[_Stay]) -> Iterable[str]:
-    timeless = [one.try_number for one in attempts if one.started_at is None and one.try_number > 0]
-    if timeless:
-        numbers = ", ".join(map(str, timeless))
+    unstarted = [attempt.try_number for attempt in attempts if attempt.started_at is None and attempt.try_number > 0]
+    if unstarted:
+        numbers = ", ".join(map(str, unstarted))
         yield (
             f"Not drawn, because it never started: try {numbers}."
-            if len(timeless) == 1
+            if len(unstarted) == 1
             else (f"Not drawn, because they never started: tries {numbers}.")
         )
     if any(stay.attempt.attribution not in SURE and stay.lane not in (NOWHERE, UNKNOWN) for stay in stays):

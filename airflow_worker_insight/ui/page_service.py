@@ -1,4 +1,7 @@
-"""What the pages show, read and built for one reader; whether it may be shown is asked by those who call."""
+"""Query the store and build the view model of each page for one user.
+
+Callers check the user's permissions.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,14 @@ if TYPE_CHECKING:
 _WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 
 HEADERS = {
-    # Everything a page needs comes from here; inside Airflow's own pages it may be framed, elsewhere not.
+    # Pages load everything from this server. Airflow's own pages may frame them, other sites may not.
     "content-security-policy": (
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
 }
-"""Of every answer."""
+"""Security headers of every response."""
 
 NO_SUCH_WORKER = (
     "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
@@ -77,7 +80,7 @@ _TITLES = {
 def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
-    :param sees_workers: whether the reader may see how workers fare and how much runs on them
+    :param sees_workers: whether the user may see worker states and how many tries run on each worker
     """
     with database.reading() as connection:
         attempts = attempt_queries.task_instance_attempts(
@@ -87,20 +90,20 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
             task_id=address.task_id,
             map_index=address.map_index,
         )
-        worker_ids = {worker.worker_id for one in attempts for worker in one.workers}
-        lives = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
-        # Of a task instance that nobody knows nothing was placed either.
-        kept = {
-            one.try_number: placements.Why(one.placement, one.placement_detail)
-            for one in attempts
-            if one.placement is not None
+        worker_ids = {worker.worker_id for attempt in attempts for worker in attempt.workers}
+        instances = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
+        # A task instance without attempts has no placements either.
+        recorded = {
+            attempt.try_number: placements.Why(attempt.placement, attempt.placement_detail)
+            for attempt in attempts
+            if attempt.placement is not None
         }
-        placed = placements.why(connection, attempt_queries.key_of(attempts[0]), kept) if attempts else {}
+        reasons = placements.why(connection, attempt_queries.key_of(attempts[0]), recorded) if attempts else {}
     if not sees_workers:
-        attempts = [attempt_queries.without_neighbours(one) for one in attempts]
-        # The line names workers that the try has nothing to do with.
-        placed = {number: replace(one, detail=None) for number, one in placed.items()}
-    return build_panel(address, attempts, lives, now=datetime.now(tz=timezone.utc), placed=placed)
+        attempts = [attempt_queries.without_neighbours(attempt) for attempt in attempts]
+        # The detail names workers that are unrelated to the try.
+        reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
+    return build_panel(address, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
 
 
 def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
@@ -154,13 +157,13 @@ def _worker_filter(address: WorkersAddress, now: datetime) -> WorkerFilter:
 def worker_page(
     worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
 ) -> worker.WorkerPage | None:
-    """Return the page of a worker, or ``None`` for one that was never seen.
+    """Return the page of a worker, or ``None`` if no worker with this ID was recorded.
 
-    :param dag_ids: the Dags whose tries the reader may see; ``None`` for one who may see no tries at all
-    :param may_decide: whether the reader may change the worker's availability
+    :param dag_ids: the Dags whose tries the user may see; ``None`` if the user may see no tries at all
+    :param may_decide: whether the user may change the worker's availability
     """
     may_read, dag_ids = dag_ids is not None, frozenset(dag_ids or ())
-    # An ID that no worker can have need not be asked for.
+    # Skip the query for an ID that no worker can have.
     if not _WORKER_ID.fullmatch(worker_id):
         return None
     with database.reading() as connection:
@@ -169,11 +172,11 @@ def worker_page(
             return None
         now = database_now(connection)
         since, until = timeline.window(address, row, now)
-        first, last = timeline.chart_window(address, row, now)
-        drawn = by_worker.stays_between(
+        chart_start, chart_end = timeline.chart_window(address, row, now)
+        stays = by_worker.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
-        life = worker.WorkerInstance(
+        instance = worker.WorkerInstance(
             row=row,
             is_whole=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
@@ -184,9 +187,9 @@ def worker_page(
             taken=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
             struck=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            drawn=drawn[: timeline.MAX_TRIES],
-            is_cut=len(drawn) > timeline.MAX_TRIES,
-            outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=first, until=last),
+            drawn=stays[: timeline.MAX_TRIES],
+            is_cut=len(stays) > timeline.MAX_TRIES,
+            outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=chart_start, until=chart_end),
             attempts=attempt_queries.find_attempts(
                 connection,
                 AttemptFilter(worker_id=row.worker_id),
@@ -195,14 +198,15 @@ def worker_page(
                 offset=address.offset,
             ),
         )
-    return worker.build_worker_page(life, address, may_read=may_read, may_decide=may_decide, now=now)
+    return worker.build_worker_page(instance, address, may_read=may_read, may_decide=may_decide, now=now)
 
 
 def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
-    """Write what a person decided of a worker; ``False`` for a worker of which nothing can be decided.
+    """Record a user's decision on a worker's availability.
 
-    :param changed_by: the person's name
-    :raises InvalidUrlError: when the worker's life is over and the decision would mean nothing
+    :param changed_by: the user's name
+    :returns: ``False`` if the worker is unknown, or is known by its host only and so has no availability
+    :raises InvalidUrlError: if the worker instance has ended, so that the decision would have no effect
     """
     if not _WORKER_ID.fullmatch(worker_id):
         return False
@@ -228,12 +232,12 @@ def attempts_page(
 ) -> attempts_view.AttemptsPage:
     """Return the list of tries.
 
-    :param dag_ids: the Dags whose tries the reader may see
+    :param dag_ids: the Dags whose tries the user may see
     :param sees_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
-        found = attempt_queries.find_attempts(
+        page = attempt_queries.find_attempts(
             connection,
             _attempt_filter(connection, address, now),
             dag_ids=dag_ids,
@@ -241,24 +245,24 @@ def attempts_page(
             offset=address.offset,
         )
     if not sees_workers:
-        found = replace(found, attempts=[attempt_queries.without_neighbours(one) for one in found.attempts])
+        page = replace(page, attempts=[attempt_queries.without_neighbours(attempt) for attempt in page.attempts])
     return attempts_view.build_attempts_page(
-        address, found, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
+        address, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
 
 
 def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> AttemptFilter:
     since, until = address.since, address.until
-    length = WINDOWS[address.window]
-    if since is None and until is None and length is not None:
-        since = now - length
-    named = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    window = WINDOWS[address.window]
+    if since is None and until is None and window is not None:
+        since = now - window
+    by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
     return AttemptFilter(
         dag_id=address.dag_id or None,
         run_id=address.run_id or None,
         task_id=address.task_id or None,
-        worker_id=None if named is None else named.worker_id,
-        worker_name=(address.worker or None) if named is None else None,
+        worker_id=None if by_id is None else by_id.worker_id,
+        worker_name=(address.worker or None) if by_id is None else None,
         hostname=address.hostname or None,
         state=address.state or None,
         started_at_gte=since,
@@ -267,39 +271,42 @@ def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datet
 
 
 def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
-    """Return the list of tries that wait.
+    """Return the list of waiting tries.
 
-    :param dag_ids: the Dags whose tries the reader may see
+    :param dag_ids: the Dags whose tries the user may see
     :param sees_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
-        named = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
         filters = PlacementFilter(
             state=address.state or None,
             dag_id=address.dag_id or None,
             run_id=address.run_id or None,
             task_id=address.task_id or None,
-            worker_id=None if named is None else named.worker_id,
-            worker_name=(address.worker or None) if named is None else None,
+            worker_id=None if by_id is None else by_id.worker_id,
+            worker_name=(address.worker or None) if by_id is None else None,
             reason=address.reason or None,
-            # What runs is on the pages of its worker and its task.
+            # Running tries are on the pages of their worker and task.
             try_state=QUEUED,
         )
-        found = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
+        listed = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
         executor = waiting.Executor(
             places=config.places_tasks(),
-            unavailable_reason=_cannot_be_seen(connection, now, sees_workers=sees_workers)
+            unavailable_reason=_celery_unavailable_reason(connection, now, sees_workers=sees_workers)
             if config.places_on_celery()
             else "",
             holds=config.when_workers_unseen() == "hold",
         )
-    return waiting.build_waiting_page(address, found, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)
+    return waiting.build_waiting_page(address, listed, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)
 
 
-def _cannot_be_seen(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
-    """Say why Celery's workers cannot be seen; local workers are their scheduler's own."""
-    celery = next((one for one in freshness.list_engines(connection) if one.name == "celery"), None)
+def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
+    """Return why Celery's workers are unavailable, or an empty string if they are available.
+
+    Local workers belong to their scheduler and need no such check.
+    """
+    celery = next((source for source in freshness.list_engines(connection) if source.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
     return waiting.cannot_be_seen(
@@ -311,6 +318,6 @@ def _cannot_be_seen(connection: Connection, now: datetime, *, sees_workers: bool
 
 
 def problem(status: int, text: str) -> Notice:
-    """Return what a page says instead of what was asked for."""
-    without_right = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
-    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if without_right else text)
+    """Return the notice that a page shows in place of its content."""
+    is_denied = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
+    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if is_denied else text)

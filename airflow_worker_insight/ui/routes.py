@@ -1,6 +1,7 @@
-"""The HTML pages (Airflow 3): the Worker panel, workers, one worker, attempts, and the API's description.
+"""HTML pages of Airflow 3.
 
-Each page has a fragment beside it: the same without what is around it, for a page that keeps itself up to date.
+The pages are the Worker panel, workers, one worker, attempts, waiting tries and the description of the REST API. Each
+page has a ``/fragment`` route that returns it without its surrounding layout: open pages refresh themselves from it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
 @router.get("/workers")
 @router.get("/workers/fragment")
 def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Show the fleet: which workers there are and how they fare."""
+    """List the workers and their states."""
     reader.require_workers()
     address = parse_workers_address(request.url.query)
     return _show("workers.html", request, reader, page=page_service.workers_page(address))
@@ -57,7 +58,7 @@ def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
 @router.get("/workers/{worker_id}")
 @router.get("/workers/{worker_id}/fragment")
 def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
-    """Show a worker's life and the tries that it ran, of those that the reader may see."""
+    """Show one worker instance and those of its tries that the user may see."""
     reader.require_workers()
     address = parse_worker_address(request.url.query)
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
@@ -68,7 +69,7 @@ def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
 
 
 async def _body(request: Request) -> bytes:
-    """Return what a form posted, or as much of it as tells that it is too long."""
+    """Return the posted form; stop reading once it is longer than ``MAX_BODY``."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -81,22 +82,22 @@ async def _body(request: Request) -> bytes:
 def decide(
     request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
 ) -> RedirectResponse:
-    """Write what a person decided of a worker, and show its page again."""
+    """Record the user's decision on a worker's availability and redirect to its page."""
     reader.require_workers()
     reader.require_pool_edit()
     if not is_from_here(request.headers, base_url=airflow_links.base_url()):
         raise HTTPException(status.HTTP_403_FORBIDDEN, page_service.NOT_FROM_HERE)
     if not page_service.decide(worker_id, parse_decision(body), changed_by=reader.name):
         raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.NO_SUCH_WORKER)
-    page = _urls(request, reader)("worker", worker_id=worker_id)
-    assert page is not None
-    return RedirectResponse(page, status.HTTP_303_SEE_OTHER)
+    url = _urls(request, reader)("worker", worker_id=worker_id)
+    assert url is not None
+    return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
 
 
 @router.get("/attempts")
 @router.get("/attempts/fragment")
 def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Show every try of the Dags that the reader may read."""
+    """List the tries of the Dags that the user may read."""
     reader.require_task_instances()
     address = parse_attempts_address(request.url.query, states=metadata_database.task_instance_states())
     page = page_service.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
@@ -106,7 +107,7 @@ def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
 @router.get("/waiting")
 @router.get("/waiting/fragment")
 def waiting(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Show every try that waits, of the Dags that the reader may read, and why."""
+    """List the waiting tries of the Dags that the user may read, each with its reason."""
     reader.require_task_instances()
     address = parse_waiting_address(request.url.query)
     page = page_service.waiting_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
@@ -115,20 +116,26 @@ def waiting(request: Request, reader: ReaderDep) -> HTMLResponse:
 
 @router.get("/docs")
 def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
-    """Describe the REST API, without the script from another host that FastAPI's own page loads."""
+    """Describe the REST API.
+
+    Unlike FastAPI's own page, this one loads no script from another host.
+    """
     api = describe(request.app.openapi(), root=request.scope["root_path"])
     return HTMLResponse(render("docs.html", api=api, url=_urls(request, reader)))
 
 
 @router.get("/openapi.json")
 def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # noqa: ARG001
-    """Return the REST API's OpenAPI document, with the address that the server has for the reader."""
+    """Return the REST API's OpenAPI document with the server URL that the user sees."""
     document: dict[str, Any] = request.app.openapi()
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
 
 
 def _dag_ids(reader: Reader, address: AttemptsAddress | WaitingAddress) -> set[str]:
-    """Return the Dags whose tries are listed: all that the reader may read, also one that Airflow has deleted."""
+    """Return the Dags whose tries are listed: all that the user may read.
+
+    They include the Dag that the URL names even if Airflow has deleted it, as long as the user may read it.
+    """
     dag_ids = reader.readable_dag_ids()
     if address.dag_id and reader.may_see_task_instances(address.dag_id):
         dag_ids = {*dag_ids, address.dag_id}

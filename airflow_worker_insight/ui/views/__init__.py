@@ -1,5 +1,5 @@
-"""The view model: what the templates print, decided here once for all web frameworks.
+"""View models: what the templates print, shared by all web frameworks.
 
-Pure functions from what the store returns and the time to dataclasses of finished text, one module for each page. The
-templates decide nothing but the place of things.
+Pure functions turn query results and the current time into dataclasses of finished text, one module per page. The
+templates decide only the layout.
 """

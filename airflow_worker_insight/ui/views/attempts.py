@@ -1,4 +1,4 @@
-"""The list of tries: every try by Dag, run, task, worker, host, state and time."""
+"""List of tries, filtered by Dag, run, task, worker, host, state and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 50
 
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
-"""How often the list asks again: while one of its tries has not ended, and while the next one may start."""
+"""Refresh intervals in seconds: while a listed try runs or waits, and while none does."""
 
 _WINDOWS = (
     ("1h", "1 h", "the last hour"),
@@ -40,32 +40,32 @@ _NOT_ALL = (
 
 @dataclass(frozen=True, slots=True)
 class AttemptsPage:
-    """The list of tries."""
+    """Page with the list of tries."""
 
     address: AttemptsAddress
     filters: tuple[Filter, ...]
     rows: tuple[Row, ...]
     pages: Pages
     note: str
-    """What is to be known of the number of tries."""
+    """Remark that not all tries were searched; empty otherwise."""
     state_options: tuple[Option, ...]
     windows: tuple[tuple[Option, AttemptsAddress], ...]
     since: str
     until: str
-    """The window's ends as their fields take them, in UTC."""
+    """Ends of the time window in the format of their form fields, in UTC."""
     dag_ids: tuple[str, ...]
-    """What is offered for the field of the Dag."""
+    """Suggestions for the Dag field."""
     notice: Notice | None
     refresh_seconds: int
 
 
 MAX_OFFERED = 500
-"""Dags that the field of the Dag offers: more would make the page heavy."""
+"""Maximum of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_attempts_page(
     address: AttemptsAddress,
-    found: AttemptPage,
+    page: AttemptPage,
     *,
     dag_ids: Collection[str],
     states: Collection[str],
@@ -73,25 +73,25 @@ def build_attempts_page(
 ) -> AttemptsPage:
     """Return the list of tries.
 
-    :param found: the tries that the reader may see, the latest start first
-    :param dag_ids: the Dags that the reader may read
+    :param page: the tries that the user may see, the latest start first
+    :param dag_ids: the Dags that the user may read
     :param states: the states that a task instance may have
     """
-    attempts = found.attempts
-    unfinished = any(one.state is not None and one.state in UNFINISHED for one in attempts)
+    attempts = page.attempts
+    has_unfinished = any(attempt.state is not None and attempt.state in UNFINISHED for attempt in attempts)
     is_custom = address.since is not None or address.until is not None
     return AttemptsPage(
         address=address,
         filters=tuple(_filters(address)),
-        rows=tuple(build_row(one, {}, now=now) for one in attempts),
+        rows=tuple(build_row(attempt, {}, now=now) for attempt in attempts),
         pages=pages(
             address,
-            Count(len(attempts), found.total, found.total_is_exact),
+            Count(len(attempts), page.total, page.total_is_exact),
             size=PAGE_SIZE,
             singular="try",
             plural="tries",
         ),
-        note="" if found.total_is_exact or found.total >= MAX_TOTAL else _NOT_ALL,
+        note="" if page.total_is_exact or page.total >= MAX_TOTAL else _NOT_ALL,
         state_options=options(
             address.state, ("", "Any"), *((state, formatting.state(state)) for state in sorted(states))
         ),
@@ -105,16 +105,19 @@ def build_attempts_page(
         since=_field(address.since),
         until=_field(address.until),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
-        notice=None if attempts else _notice(address, found.total, dag_ids),
-        refresh_seconds=_refresh(address, unfinished=unfinished, now=now),
+        notice=None if attempts else _notice(address, page.total, dag_ids),
+        refresh_seconds=_refresh(address, unfinished=has_unfinished, now=now),
     )
 
 
-def _refresh(address: AttemptsAddress, *, unfinished: bool, now: datetime) -> int:
-    """Return how often the list asks again: older pages do not move, and into a window that is over nothing comes."""
+def _refresh(address: AttemptsAddress, *, has_unfinished: bool, now: datetime) -> int:
+    """Return the refresh interval in seconds; 0 for none.
+
+    Pages after the first do not refresh, nor do windows in the past without unfinished tries.
+    """
     if address.offset:
         return 0
-    if unfinished:
+    if has_unfinished:
         return REFRESH_SECONDS
     return REFRESH_IDLE_SECONDS if address.until is None or address.until > now else 0
 
@@ -124,15 +127,15 @@ def _field(value: datetime | None) -> str:
 
 
 def _filters(address: AttemptsAddress) -> Iterable[Filter]:
-    """Name each filter in force; the time, which is always limited at first, among them."""
+    """Return the filters in force, including the time window, which is limited by default."""
     if address.since is not None or address.until is not None:
-        begins = f"from {address.since:%Y-%m-%d %H:%M} " if address.since else ""
-        ends = f"until {address.until:%Y-%m-%d %H:%M} " if address.until else ""
-        yield Filter(f"Started {begins}{ends}UTC", address.changed(since=None, until=None, window=ANY))
+        since_text = f"from {address.since:%Y-%m-%d %H:%M} " if address.since else ""
+        until_text = f"until {address.until:%Y-%m-%d %H:%M} " if address.until else ""
+        yield Filter(f"Started {since_text}{until_text}UTC", address.changed(since=None, until=None, window=ANY))
     elif address.window != ANY:
-        words_of = {value: spoken for value, _, spoken in _WINDOWS}
-        yield Filter(f"Started in {words_of[address.window]}", address.changed(window=ANY))
-    says = (
+        window_texts = {value: long_text for value, _, long_text in _WINDOWS}
+        yield Filter(f"Started in {window_texts[address.window]}", address.changed(window=ANY))
+    labels = (
         ("dag_id", "Dag"),
         ("run_id", "Run"),
         ("task_id", "Task"),
@@ -140,7 +143,7 @@ def _filters(address: AttemptsAddress) -> Iterable[Filter]:
         ("hostname", "Host"),
         ("state", "State"),
     )
-    for name, text in says:
+    for name, text in labels:
         value = getattr(address, name)
         if value:
             shown = formatting.state(value) if name == "state" else value

@@ -1,4 +1,4 @@
-"""How it is known who ran a try, in words."""
+"""Texts that say how the worker of a try is known."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WAITING = frozenset(
         "restarting",
     }
 )
-"""States in which no worker works on the try now, and one may later."""
+"""States in which no worker runs the try now, but one may later."""
 
 UNFINISHED = WAITING | {"running"}
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How it is known who ran a try: the contract's word, the words for people, and one sentence."""
+    """How the worker of a try is known: the contract's key, a label and a sentence."""
 
     key: str
     text: str
@@ -35,8 +35,8 @@ class Attribution:
 
 
 _ATTRIBUTIONS = {
-    one.key: one
-    for one in (
+    attribution.key: attribution
+    for attribution in (
         Attribution(
             "reported",
             "Reported",
@@ -85,7 +85,7 @@ _HOST_ONLY = {
     ),
 }
 
-_IN_A_TEST = Attribution(
+_RUN_IN_A_TEST = Attribution(
     "not_on_a_worker",
     "Run in a test",
     "No worker ran this try: somebody ran its Dag in a test, as dag.test() and airflow dags test do, in a process of "
@@ -103,16 +103,18 @@ _NOT_STARTED_YET = Attribution(
 )
 
 
-def attribution_of(one: Attempt) -> Attribution:
-    """Return how it is known who ran a try, in words."""
-    if one.ran_in_a_test:
-        return _IN_A_TEST
-    host_only = any(worker.host_only for worker in one.workers)
-    if one.state == "running" and one.attribution == "inferred" and host_only:
+def attribution_of(attempt: Attempt) -> Attribution:
+    """Return how the worker of a try is known."""
+    if attempt.ran_in_a_test:
+        return _RUN_IN_A_TEST
+    host_only = any(worker.host_only for worker in attempt.workers)
+    if attempt.state == "running" and attempt.attribution == "inferred" and host_only:
         return _NOT_REPORTED_YET
-    if one.state in UNFINISHED and not one.workers and one.attribution in ("never_started", "unknown"):
+    if attempt.state in UNFINISHED and not attempt.workers and attempt.attribution in ("never_started", "unknown"):
         return _NOT_STARTED_YET
-    if host_only and one.attribution in _HOST_ONLY:
-        return _HOST_ONLY[one.attribution]
-    # A word that a later version of the contract adds is shown as it is: never blank.
-    return _ATTRIBUTIONS.get(one.attribution, Attribution(one.attribution, one.attribution.replace("_", " "), ""))
+    if host_only and attempt.attribution in _HOST_ONLY:
+        return _HOST_ONLY[attempt.attribution]
+    # Show a key that a later version of the contract adds as it is, never blank.
+    return _ATTRIBUTIONS.get(
+        attempt.attribution, Attribution(attempt.attribution, attempt.attribution.replace("_", " "), "")
+    )

@@ -1,4 +1,4 @@
-"""What a person decided of a worker, beside what is seen of it."""
+"""A user's decision on a worker's availability, as opposed to the observed state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EFFECT = (
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision in force: its word, the note that came with it, who decided and when."""
+    """Decision in force: its label and note, who made it and when."""
 
     key: str
     text: str
@@ -34,14 +34,14 @@ class Decision:
 
     @property
     def title(self) -> str:
-        """All of it in one line."""
+        """Label, user and note in one line."""
         who = f" by {self.changed_by}" if self.changed_by else ""
         return f"{self.text}{who}{f': {self.note}' if self.note else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What may be decided, and what that means."""
+    """Possible decision and its meaning."""
 
     value: str
     text: str
@@ -51,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """The decision in force on a worker, and what the reader may make of it."""
+    """Decision in force on a worker, and the choices of the user."""
 
     decision: Decision
     choices: tuple[Choice, ...]
@@ -68,29 +68,34 @@ _CHOICES = (
 
 
 def decision(availability: str, latest: Change | None) -> Decision:
-    """Return a decision in words.
+    """Return a decision as a page shows it.
 
-    :param latest: the change that made it; ``None`` where nobody decided or the worker took it over from its last life
+    :param latest: the change that made it; ``None`` if there is none, or if the worker instance inherited the decision
+        from its previous instance
     """
-    known = latest is not None and latest.availability == availability
+    is_recorded = latest is not None and latest.availability == availability
     return Decision(
         key=availability,
         text=availability.capitalize(),
-        note=(latest.reason or "") if known and latest else "",
-        changed_by=(latest.changed_by or "") if known and latest else "",
-        changed=formatting.moment(latest.changed_at) if known and latest else None,
+        note=(latest.reason or "") if is_recorded and latest else "",
+        changed_by=(latest.changed_by or "") if is_recorded and latest else "",
+        changed=formatting.moment(latest.changed_at) if is_recorded and latest else None,
     )
 
 
 def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
-    """Return what is decided of a worker and what may be: a life that has ended cannot be drained.
+    """Return the decision in force on a worker and the possible ones.
+
+    A worker instance that has ended cannot be drained.
 
     :param places: whether an executor of this package is configured
     """
     choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
     return Availability(
         decision=decision(row.availability, latest),
-        choices=tuple(one for one in choices if one.is_chosen or one.value != DRAINING or row.ended_at is None),
+        choices=tuple(
+            choice for choice in choices if choice.is_chosen or choice.value != DRAINING or row.ended_at is None
+        ),
         may_decide=may_decide,
         effect=EFFECT if places else NO_EFFECT,
     )

@@ -1,4 +1,4 @@
-"""The Worker panel: all tries of one task instance."""
+"""Worker panel: all tries of one task instance."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from airflow_worker_insight.ui.query_params import PanelAddress
 
 REFRESH_SECONDS = 5
-"""How often a panel asks again while its task has not ended."""
+"""Refresh interval in seconds while the task instance has not ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What Airflow still says of the last try although its worker has been gone ``since`` then."""
+    """Warning that Airflow counts the last try as running on a worker lost ``since`` then."""
 
     text: str
     since: formatting.Moment
@@ -37,7 +37,7 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The Worker panel of one task instance."""
+    """Worker panel of one task instance."""
 
     address: PanelAddress
     task_name: str
@@ -48,50 +48,54 @@ class Panel:
     notices: tuple[Notice, ...]
     explanations: tuple[Attribution, ...]
     refresh_seconds: int
-    """How often to ask again; 0 for a task instance that has ended."""
+    """0 for a task instance that has ended."""
 
 
 def build_panel(
     address: PanelAddress,
     attempts: Sequence[Attempt],
-    lives: Mapping[str, WorkerRow] | None = None,
+    instances: Mapping[str, WorkerRow] | None = None,
     *,
     now: datetime,
     placed: Mapping[int, Why] | None = None,
 ) -> Panel:
     """Return the panel of a task instance.
 
-    :param attempts: every try of it, in any order; a try numbered 0 has not been scheduled
-    :param lives: the workers whose state the reader may see, by their IDs
-    :param placed: why tries were placed where they were, by their numbers
-    :param now: the time until which a running try lasts
+    :param attempts: all tries of the task instance, in any order; try number 0 means not scheduled yet
+    :param instances: the worker instances whose state the user may see, by worker ID
+    :param placed: why each try was placed on its worker, or waits, by try number
+    :param now: the current time, up to which running tries last
     """
-    tries = sorted((one for one in attempts if one.try_number > 0), key=lambda one: -one.try_number)
+    tries = sorted((attempt for attempt in attempts if attempt.try_number > 0), key=lambda attempt: -attempt.try_number)
     marks = _marks(tries)
-    known = placed or {}
+    why_by_try = placed or {}
     rows = tuple(
         build_row(
-            one,
+            attempt,
             marks,
-            lives,
+            instances,
             now=now,
             selected=address.try_number,
-            why=why_text(known.get(one.try_number), has_started=bool(one.workers), is_over=one.state not in UNFINISHED),
+            why=why_text(
+                why_by_try.get(attempt.try_number),
+                has_started=bool(attempt.workers),
+                is_over=attempt.state not in UNFINISHED,
+            ),
         )
-        for one in tries
+        for attempt in tries
     )
-    summary = _summary(tries, known)
+    summary = _summary(tries, why_by_try)
     explanations = {row.attribution.text: row.attribution for row in rows}
-    latest = max(attempts, key=lambda one: one.try_number, default=None)
+    latest = max(attempts, key=lambda attempt: attempt.try_number, default=None)
     unfinished = latest is not None and latest.state in UNFINISHED
     return Panel(
         address=address,
         task_name=_task_name(address.task_id, address.map_index),
         summary=summary,
-        doubt=_doubt(tries, lives or {}),
+        doubt=_doubt(tries, instances or {}),
         rows=rows,
-        strip=build_strip(tries, marks, _lost(lives or {}), now=now, label=summary),
-        notices=tuple(_notices(attempts, tries, known)),
+        strip=build_strip(tries, marks, _lost(instances or {}), now=now, label=summary),
+        notices=tuple(_notices(attempts, tries, why_by_try)),
         explanations=tuple(explanations.values()),
         refresh_seconds=REFRESH_SECONDS if unfinished else 0,
     )
@@ -102,10 +106,13 @@ def _task_name(task_id: str, map_index: int) -> str:
 
 
 def _marks(tries: Sequence[Attempt]) -> dict[str, str]:
-    """Give each worker a letter, in the order in which the workers came to the task: A to Z, then AA, AB and so on."""
+    """Assign letters to workers in the order in which they first ran the task.
+
+    The letters are A to Z, then AA, AB and so on.
+    """
     worker_ids: dict[str, None] = {}
-    for one in sorted(tries, key=lambda one: one.try_number):
-        for worker in one.workers:
+    for attempt in sorted(tries, key=lambda attempt: attempt.try_number):
+        for worker in attempt.workers:
             worker_ids.setdefault(worker.worker_id)
     return {worker_id: _letters(index) for index, worker_id in enumerate(worker_ids)}
 
@@ -114,15 +121,15 @@ def _letters(index: int) -> str:
     letters = ""
     index += 1
     while index:
-        index, letter = divmod(index - 1, 26)
-        letters = chr(ord("A") + letter) + letters
+        index, remainder = divmod(index - 1, 26)
+        letters = chr(ord("A") + remainder) + letters
     return letters
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
 
 
-_DID = {
+_OUTCOMES = {
     "success": "succeeded{where}",
     "failed": "failed{where}",
     "running": "is running{where}",
@@ -140,56 +147,67 @@ _DID = {
 
 
 def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
-    """Say in one sentence how many tries ran on how many workers and what became of the last one."""
+    """Summarize in one sentence: tries, workers, and the outcome of the last try."""
     if not tries:
         return ""
     last = tries[0]
-    did = _DID.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
-    did = did.format(where=_where(last))
+    outcome = _OUTCOMES.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
+    outcome = outcome.format(where=_where_text(last))
     if last.state == "queued" and last.try_number in placed:
-        did = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
+        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
     if len(tries) == 1:
-        return f"The only try so far {did}."
-    return f"{_how_many(tries)}; the last one {did}."
+        return f"The only try so far {outcome}."
+    return f"{_count_text(tries)}; the last one {outcome}."
 
 
-def _doubt(tries: Sequence[Attempt], lives: Mapping[str, WorkerRow]) -> Doubt | None:
-    """Say that nobody works on the last try any more, although Airflow says so until its own heartbeat times out."""
+def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doubt | None:
+    """Return a warning if Airflow still counts the last try as running on a lost worker.
+
+    Airflow does so until the heartbeat of the task instance times out.
+    """
     if not tries or tries[0].state not in ("running", "restarting") or not tries[0].workers:
         return None
     last = max(tries[0].workers, key=lambda worker: (worker.last_started_at is not None, worker.last_started_at))
-    life = lives.get(last.worker_id)
-    since = formatting.moment(life.ended_at or life.last_seen_at) if life is not None and life.state == LOST else None
+    instance = instances.get(last.worker_id)
+    since = (
+        formatting.moment(instance.ended_at or instance.last_seen_at)
+        if instance is not None and instance.state == LOST
+        else None
+    )
     return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
 
 
-def _lost(lives: Mapping[str, WorkerRow]) -> dict[str, datetime]:
-    return {worker_id: life.ended_at or life.last_seen_at for worker_id, life in lives.items() if life.state == LOST}
+def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:
+    return {
+        worker_id: instance.ended_at or instance.last_seen_at
+        for worker_id, instance in instances.items()
+        if instance.state == LOST
+    }
 
 
-def _how_many(tries: Sequence[Attempt]) -> str:
-    """Count tries and the workers that are known; a host that may be any of its workers is none of them."""
-    all_of_them = formatting.count(len(tries), "try", "tries")
-    workers = {worker.worker_id for one in tries for worker in one.workers if not worker.host_only}
-    placed = sum(any(not worker.host_only for worker in one.workers) for one in tries)
-    hosts = {worker.hostname for one in tries for worker in one.workers if worker.host_only}
-    if placed == len(tries):
+def _count_text(tries: Sequence[Attempt]) -> str:
+    """Count tries and known workers; a host that stands for any of its workers is not one."""
+    tries_text = formatting.count(len(tries), "try", "tries")
+    workers = {worker.worker_id for attempt in tries for worker in attempt.workers if not worker.host_only}
+    on_worker = sum(any(not worker.host_only for worker in attempt.workers) for attempt in tries)
+    hosts = {worker.hostname for attempt in tries for worker in attempt.workers if worker.host_only}
+    if on_worker == len(tries):
         if len(workers) == 1:
-            return f"{all_of_them}, all on the same worker"
-        return f"{all_of_them} on {formatting.count(len(workers), 'worker', 'workers')}"
-    if not placed:
-        if all(one.workers for one in tries):
-            return f"{all_of_them}, all on {'the same host' if len(hosts) == 1 else f'{len(hosts)} hosts'}"
-        return f"{all_of_them}, on no known worker" if not hosts else f"{all_of_them}, some on a known host"
-    return f"{all_of_them}, {placed} of them on {formatting.count(len(workers), 'known worker', 'known workers')}"
+            return f"{tries_text}, all on the same worker"
+        return f"{tries_text} on {formatting.count(len(workers), 'worker', 'workers')}"
+    if not on_worker:
+        if all(attempt.workers for attempt in tries):
+            return f"{tries_text}, all on {'the same host' if len(hosts) == 1 else f'{len(hosts)} hosts'}"
+        return f"{tries_text}, on no known worker" if not hosts else f"{tries_text}, some on a known host"
+    return f"{tries_text}, {on_worker} of them on {formatting.count(len(workers), 'known worker', 'known workers')}"
 
 
-def _where(one: Attempt) -> str:
-    if not one.workers:
+def _where_text(attempt: Attempt) -> str:
+    if not attempt.workers:
         return ""
-    if len(one.workers) > 1:
-        return f" after {formatting.count(len(one.workers), 'worker', 'workers')} worked on it"
-    worker = one.workers[0]
+    if len(attempt.workers) > 1:
+        return f" after {formatting.count(len(attempt.workers), 'worker', 'workers')} worked on it"
+    worker = attempt.workers[0]
     return f" on a worker of {worker.hostname}" if worker.host_only else f" on {worker.name}"
 
 
@@ -204,12 +222,14 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
                 "instances in Airflow’s grid.",
             )
         ]
-    latest = max(attempts, key=lambda one: one.try_number)
-    found = []
+    latest = max(attempts, key=lambda attempt: attempt.try_number)
+    notices = []
     if latest.state == "skipped" and not latest.workers:
-        found.append(Notice("info", "Never ran on a worker", "The task was skipped, so no worker was asked to run it."))
+        notices.append(
+            Notice("info", "Never ran on a worker", "The task was skipped, so no worker was asked to run it.")
+        )
     elif latest.state == "upstream_failed" and not latest.workers:
-        found.append(
+        notices.append(
             Notice(
                 "info",
                 "Never ran on a worker",
@@ -217,7 +237,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             )
         )
     elif latest.state == "removed" and not latest.workers:
-        found.append(
+        notices.append(
             Notice(
                 "info",
                 "Never ran on a worker",
@@ -225,12 +245,12 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             )
         )
     elif latest.state == "queued" and latest.try_number in placed:
-        # Its row says which worker it waits for, or why there is none.
+        # The row of the try says which worker it waits for, or why no worker fits.
         pass
-    elif not tries or all(one.state in WAITING and not one.workers for one in tries):
-        found.append(_no_try_yet(latest))
-    if _wants_backfill([one for one in tries if one.try_number not in placed]):
-        found.append(
+    elif not tries or all(attempt.state in WAITING and not attempt.workers for attempt in tries):
+        notices.append(_no_try_yet(latest))
+    if _can_backfill([attempt for attempt in tries if attempt.try_number not in placed]):
+        notices.append(
             Notice(
                 "info",
                 "Not recorded",
@@ -239,7 +259,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
                 "airflow-worker-insight backfill",
             )
         )
-    return found
+    return notices
 
 
 def _no_try_yet(latest: Attempt) -> Notice:
@@ -258,6 +278,6 @@ def _no_try_yet(latest: Attempt) -> Notice:
     return Notice("info", "No try yet", text)
 
 
-def _wants_backfill(tries: Sequence[Attempt]) -> bool:
-    finished = [one for one in tries if one.state not in UNFINISHED]
-    return bool(finished) and not any(one.is_recorded for one in finished)
+def _can_backfill(tries: Sequence[Attempt]) -> bool:
+    finished = [attempt for attempt in tries if attempt.state not in UNFINISHED]
+    return bool(finished) and not any(attempt.is_recorded for attempt in finished)

@@ -1,4 +1,4 @@
-"""What several pages are made of: notices, facts, states of workers, filters and the way to the next page."""
+"""Parts that pages share: notices, facts, worker states, filters and pagination."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, Wai
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence in a box: why something is not there, and what to do. ``tone`` is ``info`` or ``warning``."""
+    """Box that says why something is missing and what to do.
+
+    ``tone`` is ``info`` or ``warning``.
+    """
 
     tone: str
     title: str
@@ -29,7 +32,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line of what a worker is; ``moment`` is set where the value is a point in time."""
+    """Property of a worker; ``moment`` is set if the value is a point in time."""
 
     name: str
     text: str
@@ -39,14 +42,14 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Ago:
-    """A point in time as a list shows it: how long ago, and exactly where somebody asks."""
+    """Point in time in a list: how long ago, with the exact time on demand."""
 
     moment: formatting.Moment
     text: str
 
 
 def ago(value: datetime, now: datetime) -> Ago:
-    """Return a point in time for a list."""
+    """Return a point in time as a list shows it, relative to ``now``."""
     moment = formatting.moment(value)
     assert moment is not None
     return Ago(moment, formatting.ago(value, now))
@@ -57,7 +60,7 @@ def ago(value: datetime, now: datetime) -> Ago:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """Whether a worker lives: ``key`` decides its look, ``text`` is the word, ``reason`` says why it is so."""
+    """State of a worker: ``key`` selects its style, ``text`` names it, ``reason`` explains it."""
 
     key: str
     text: str
@@ -66,7 +69,10 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How many tries run on a worker, or on several, of those that could. ``share`` is ready to print."""
+    """Running tries and concurrency of one or several workers.
+
+    ``share`` is the share of busy slots in percent, ready to print; empty if the concurrency is unknown.
+    """
 
     text: str
     title: str
@@ -75,12 +81,12 @@ class Load:
 
 
 def worker_state(row: WorkerRow) -> WorkerState:
-    """Return a worker's state in words."""
+    """Return the state of a worker as a page shows it."""
     return WorkerState(row.state or UNKNOWN_STATE, formatting.worker_state(row.state), row.state_reason or "")
 
 
 def load(running: int | None, concurrency: int | None) -> Load | None:
-    """Return how busy a worker is, or ``None`` where its engine does not tell."""
+    """Return the load of a worker, or ``None`` if its worker source does not report it."""
     if running is None:
         return None
     tries = formatting.count(running, "try runs", "tries run")
@@ -97,7 +103,7 @@ def load(running: int | None, concurrency: int | None) -> Load | None:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter in force: what it says, and the address without it."""
+    """Filter in force: its text, and the list without it."""
 
     text: str
     without: WorkersAddress | AttemptsAddress | WaitingAddress
@@ -105,7 +111,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A choice of a form, or a link beside others of which one is in force."""
+    """Choice of a form field, or one of several links of which one is in force."""
 
     value: str
     text: str
@@ -113,14 +119,14 @@ class Option:
 
 
 def options(chosen: str, *choices: tuple[str, str]) -> tuple[Option, ...]:
-    """Return the choices of a field; what is in force is among them, also where it is none of those that are named."""
-    known = [*choices, *([(chosen, chosen)] if chosen not in dict(choices) else [])]
-    return tuple(Option(value, text, value == chosen) for value, text in known)
+    """Return the choices of a field, and add the chosen value if it is not among them."""
+    all_choices = [*choices, *([(chosen, chosen)] if chosen not in dict(choices) else [])]
+    return tuple(Option(value, text, value == chosen) for value, text in all_choices)
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Where a page of a list is among its others, in words, and the addresses beside it."""
+    """Pagination of a list: the range in words, and the previous and next page."""
 
     range_text: str
     previous: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress | None
@@ -129,7 +135,10 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many entries a page of a list has and how many there are, or at least, where not all were counted."""
+    """Number of entries on a page of a list and in total.
+
+    ``total`` is a lower bound unless ``is_exact``, because not all entries were counted.
+    """
 
     shown: int
     total: int
@@ -137,9 +146,9 @@ class Count:
 
 
 def pages(address: Address, count: Count, *, size: int, singular: str, plural: str) -> Pages:
-    """Return the way to the pages beside this one.
+    """Return the pagination of a list.
 
-    :param size: how many entries a full page has
+    :param size: the number of entries on a full page
     """
     shown, total = count.shown, count.total
     offset = address.offset

@@ -1,4 +1,4 @@
-"""Why a try was placed where it was, and what is placed on a worker, in words."""
+"""Texts about placement: why a try was placed or waits, and what is placed on a worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.store.placements import Placement, Why
 
-_KEPT = {
+_PLACED_TEXTS = {
     LEAST_LOADED: "the least loaded of those that fitted",
     ROUND_ROBIN: "the next in turn of those that fitted",
     STICKY: "the worker that this task sticks to",
@@ -43,7 +43,7 @@ _KEPT = {
     SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
 }
 
-_WAITED = {
+_WAITING_TEXTS = {
     NO_WORKER: "no known worker consumes its queue",
     NOT_AVAILABLE: "no worker of its queue is available",
     NO_LABEL: "no available worker has the labels that it asks for",
@@ -57,7 +57,7 @@ _WAITED = {
 
 @dataclass(frozen=True, slots=True)
 class PlacedRow:
-    """A try that waits at a worker for its start."""
+    """Row of a try that is placed on a worker and has not started."""
 
     dag_id: str
     run_id: str
@@ -70,74 +70,80 @@ class PlacedRow:
 
 @dataclass(frozen=True, slots=True)
 class PlacedTries:
-    """What is placed on a worker."""
+    """Tries that are placed on a worker and have not started."""
 
     text: str
     rows: tuple[PlacedRow, ...]
     rest: str
     address: WaitingAddress
-    """What waits here, among all that waits."""
+    """The list of waiting tries, filtered by this worker."""
 
 
 def reason_text(reason: str) -> str:
-    """Return why a try waits or was placed, without naming any worker."""
-    return _WAITED.get(reason) or _KEPT.get(reason, reason)
+    """Return why a try waits or was placed, without the name of a worker."""
+    return _WAITING_TEXTS.get(reason) or _PLACED_TEXTS.get(reason, reason)
 
 
-def why_text(one: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
-    """Return why a try was placed where it was, or waits; empty where no executor of this package placed it.
+def why_text(placement: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
+    """Return why a try was placed on its worker, or waits.
 
-    :param has_started: whether a worker has begun with it
-    :param is_over: whether it has ended
+    Empty if no executor of this package decided.
+
+    :param has_started: whether a worker has started the try
+    :param is_over: whether the try has ended
     """
-    if one is None:
+    if placement is None:
         return ""
-    if one.reason not in WAITING:
-        return f"Placed: {one.detail or _KEPT.get(one.reason, one.reason)}"
+    if placement.reason not in WAITING:
+        return f"Placed: {placement.detail or _PLACED_TEXTS.get(placement.reason, placement.reason)}"
     if has_started:
-        # The executor could not see the workers when it was sent.
+        # The executor sent it in fallback mode, while the workers were unavailable.
         return "It waited for a worker, and was then sent to the queue that all its workers share"
-    why = (one.detail or reason_text(one.reason)).removeprefix("waits: ")
+    why = (placement.detail or reason_text(placement.reason)).removeprefix("waits: ")
     return f"{'Was not placed' if is_over else 'Not placed yet'}: {why}"
 
 
 def build_placed(
-    waiting: tuple[Sequence[Placement], int], taken: int, *, may_be_given: bool, worker_id: str
+    listed: tuple[Sequence[Placement], int], open_tries: int, *, may_be_given: bool, worker_id: str
 ) -> PlacedTries:
-    """Return what is placed on a worker and waits there.
+    """Return the tries that are placed on a worker and wait to start there.
 
-    :param waiting: what waits, of Dags that the reader may read, and how much that is
-    :param taken: how many tries of all Dags run on it or wait for it
-    :param may_be_given: whether it is given new work
-    :param worker_id: the worker, for the list of all that waits
+    :param listed: the waiting tries of Dags that the user may read, and their total number
+    :param open_tries: the number of tries of all Dags that run on the worker or are placed on it
+    :param may_be_given: whether the executor sends new tasks to the worker
+    :param worker_id: the worker's ID, to filter the list of waiting tries
     """
-    rows, total = waiting
-    waits = f"{formatting.count(total, 'try waits', 'tries wait')} here for a free slot."
+    rows, total = listed
+    waiting_text = f"{formatting.count(total, 'try waits', 'tries wait')} here for a free slot."
     if not may_be_given:
-        if not taken:
+        if not open_tries:
             text = "The worker is empty and gets no new tasks."
         elif total:
-            text = f"The worker gets no new tasks. {waits}"
+            text = f"The worker gets no new tasks. {waiting_text}"
         else:
-            runs = formatting.count(taken, "try still runs or waits", "tries still run or wait")
-            text = f"The worker gets no new tasks. {runs} here."
+            open_text = formatting.count(open_tries, "try still runs or waits", "tries still run or wait")
+            text = f"The worker gets no new tasks. {open_text} here."
     elif total:
-        text = waits
+        text = waiting_text
     else:
-        text = "Nothing that you may see waits here for a free slot." if taken else "No try waits here for a free slot."
+        text = (
+            "Nothing that you may see waits here for a free slot."
+            if open_tries
+            else "No try waits here for a free slot."
+        )
     return PlacedTries(
         text,
         tuple(
             PlacedRow(
-                one.key.dag_id,
-                one.key.run_id,
-                one.key.task_id,
-                one.key.map_index,
-                one.key.try_number,
-                formatting.moment(one.placed_at),
-                one.detail,
+                placement.key.dag_id,
+                placement.key.run_id,
+                placement.key.task_id,
+                placement.key.map_index,
+                placement.key.try_number,
+                formatting.moment(placement.placed_at),
+                placement.detail,
             )
-            for one in rows
+            for placement in rows
         ),
         f"And {total - len(rows):,} more." if total > len(rows) else "",
         WaitingAddress(worker=worker_id),

@@ -1,4 +1,4 @@
-"""What a worker ran and when: its tries in lanes, side by side as they ran, and what became of them hour by hour."""
+"""Timeline of a worker's tries in parallel lanes, and a chart of their outcomes per hour."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ if TYPE_CHECKING:
     from airflow_worker_insight.ui.query_params import WorkerAddress
 
 MAX_TRIES = 2000
-"""More tries than these are not drawn: nobody could tell them apart, and the page would be slow."""
+"""Maximum of tries drawn: more would be indistinguishable, and the page would be slow."""
 
 MAX_LANES = 40
-"""Tries that run beside more than these share the last lane."""
+"""Maximum of lanes; if more tries run side by side, the last lane holds all others."""
 
 TICKS = 4
-"""Into how many parts the times below divide a drawing."""
+"""Number of parts into which the time labels divide a drawing."""
 
 CHART_HEIGHT = 96
-"""Of the hourly bars, in pixels."""
+"""Height of the hourly bars, in pixels."""
 
 LEAST_WIDTH = 0.25
-"""Of a bar, in percent: a try of a second within a week would vanish otherwise."""
+"""Minimum width of a bar, in percent: a try of a second in a week would vanish otherwise."""
 
 LEAST_SHARE = LEAST_WIDTH / 100
 
 LEAST_HEIGHT = 3
-"""Of a piece of an hourly bar, in pixels: one failed try among thousands is what the drawing is there for."""
+"""Minimum height of a piece of an hourly bar, in pixels.
+
+The chart has to show one failed try among thousands.
+"""
 
 DAY = 24
-"""Hours that the hourly bars show at the least, and a timeline at the most where nobody asked for more."""
+"""Hours that the chart shows at least, and that a timeline shows at most by default."""
 
 _HOUR = timedelta(hours=1)
 _LANE_HEIGHTS = ((8, 18), (20, 12), (MAX_LANES, 7))
@@ -50,15 +53,15 @@ _FIRST, _LAST = ("success", "skipped"), ("upstream_failed", "up_for_retry", "fai
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A try's stay on the worker, or several that nobody could tell apart.
+    """Stay of a try on the worker, or several stays too short to be told apart.
 
     ``x`` and ``width`` are percentages, ready to print, ``y`` is in pixels.
     """
 
     key: TryKey | None
-    """The one try; ``None`` for several."""
+    """The try; ``None`` for several."""
     address: AttemptsAddress | None
-    """Lists the several."""
+    """The list of these tries, if there are several."""
     x: str
     width: str
     y: int
@@ -69,7 +72,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The tries of one hour that ended in the same state, in pixels from the top."""
+    """Tries of one hour in the same state; ``y`` and ``height`` are in pixels from the top."""
 
     state: str
     y: int
@@ -78,7 +81,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class HourBar:
-    """The tries that started within one hour; ``address`` shows that hour alone."""
+    """Tries that started within one hour; ``address`` shows only that hour."""
 
     x: str
     width: str
@@ -89,7 +92,7 @@ class HourBar:
 
 @dataclass(frozen=True, slots=True)
 class Legend:
-    """A state and how many tries are in it."""
+    """State and the number of tries in it."""
 
     state: str
     text: str
@@ -98,7 +101,7 @@ class Legend:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What became of the tries, hour by hour."""
+    """Outcomes of the tries per hour."""
 
     bars: tuple[HourBar, ...]
     legend: tuple[Legend, ...]
@@ -111,7 +114,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The worker's end: where it is in the drawing, ready to print, and what it was."""
+    """End of the worker: its position in percent, ready to print, and its description."""
 
     x: str
     title: str
@@ -119,7 +122,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The tries of some hours in lanes, and the ways to other hours."""
+    """Tries of the chosen hours in lanes, with links to other hours."""
 
     bars: tuple[Bar, ...]
     end: End | None
@@ -133,45 +136,48 @@ class Timeline:
     earlier: WorkerAddress
     later: WorkerAddress | None
     latest: WorkerAddress | None
-    """Where the timeline begins to be looked at: now, or the end of a worker that has ended."""
+    """Default position of the timeline: now, or the end of a worker that has ended."""
     latest_text: str
 
     @property
     def height(self) -> int:
-        """Of the whole drawing, in pixels."""
+        """Height of the whole drawing, in pixels."""
         return self.lanes * self.lane_height
 
 
 def window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
-    """Return the beginning and the end of the hours that an address shows."""
+    """Return the start and end of the hours that the URL selects."""
     end = min(address.until or _latest(row, now), now)
     return end - _hours(address, row, now) * _HOUR, end
 
 
 def chart_window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
-    """Return the same for the hourly bars: whole hours, at least a day of them."""
+    """Return the start and end of the chart: whole hours from the start on, at least a day."""
     _, end = window(address, row, now)
     last = (end - timedelta.resolution).replace(minute=0, second=0, microsecond=0)
     return last - (max(DAY, _hours(address, row, now)) - 1) * _HOUR, end
 
 
 def _hours(address: WorkerAddress, row: WorkerRow, now: datetime) -> int:
-    """Return how many hours are drawn: without a wish as few as hold the worker's life, and a day at the most."""
+    """Return how many hours to draw.
+
+    By default as few as cover the worker instance's lifetime, at most a day.
+    """
     if address.hours is not None:
         return address.hours
     began = row.started_at or row.registered_at
-    # A host stands for workers that came and went.
+    # A host stands for all its workers, past and present.
     if address.until is not None or row.host_only or began > _latest(row, now):
         return DAY
     return next((hours for hours in HOURS if hours >= DAY or _latest(row, now) - began <= hours * _HOUR), DAY)
 
 
 def _latest(row: WorkerRow, now: datetime) -> datetime:
-    """Return until when there is anything to see: now, or the end of the hour in which the worker ended."""
-    gone = row.last_seen_at if row.host_only else row.ended_at
-    if gone is None:
+    """Return the latest time to show: now, or the end of the hour in which the worker ended."""
+    ended_at = row.last_seen_at if row.host_only else row.ended_at
+    if ended_at is None:
         return now
-    return min(now, gone.replace(minute=0, second=0, microsecond=0) + _HOUR)
+    return min(now, ended_at.replace(minute=0, second=0, microsecond=0) + _HOUR)
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------------
@@ -179,14 +185,14 @@ def _latest(row: WorkerRow, now: datetime) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """What is drawn of a stay, or of several that follow one another."""
+    """Drawn part of one stay, or of several consecutive ones."""
 
     stays: tuple[Stay, ...]
     start: datetime
     end: datetime
     is_running: bool
     is_cut: bool = False
-    """Whether it ends with the worker, which was lost, and not where Airflow noticed."""
+    """Whether the span ends when the worker was lost, which Airflow noticed later."""
     lane: int = 0
 
     @property
@@ -199,28 +205,28 @@ def build_timeline(
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
-    :param stays: those that the reader may see and that were on it within the hours of the address, in any order
-    :param is_cut: whether there are more, earlier ones
+    :param stays: the stays that the user may see, within the hours that the URL selects, in any order
+    :param is_cut: whether there are more, earlier stays
     """
     start, end = window(address, row, now)
-    spans = sorted((_span(row, one, now) for one in stays), key=lambda span: (span.start, span.end))
+    spans = sorted((_span(row, stay, now) for stay in stays), key=lambda span: (span.start, span.end))
     spans = [span for span in spans if span.end >= start and span.start <= end]
-    places = _places(spans)
-    lanes = min(MAX_LANES, max(places, default=0) + 1)
+    lane_indexes = _assign_lanes(spans)
+    lanes = min(MAX_LANES, max(lane_indexes, default=0) + 1)
     height = next(height for most, height in _LANE_HEIGHTS if lanes <= most)
     notes = []
     if is_cut:
         notes.append(f"Only the latest {MAX_TRIES:,} tries are drawn: choose fewer hours to see earlier ones.")
-    if max(places, default=0) >= MAX_LANES:
+    if max(lane_indexes, default=0) >= MAX_LANES:
         notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
-    in_lanes = [replace(span, lane=min(place, MAX_LANES - 1)) for span, place in zip(spans, places, strict=True)]
+    in_lanes = [replace(span, lane=min(index, MAX_LANES - 1)) for span, index in zip(spans, lane_indexes, strict=True)]
     hours = _hours(address, row, now)
     step = hours * _HOUR
     latest = _latest(row, now)
     is_latest = address.until is None or address.until >= latest
     later = None if is_latest else min(end + step, latest)
     return Timeline(
-        bars=tuple(_bar(span, row, height, start, end) for span in _together(in_lanes, (end - start) * LEAST_SHARE)),
+        bars=tuple(_bar(span, row, height, start, end) for span in _merge_short(in_lanes, (end - start) * LEAST_SHARE)),
         end=_end(row, start, end),
         lanes=lanes,
         lane_height=height,
@@ -251,68 +257,71 @@ def _length(hours: int) -> str:
     return f"{hours} h" if hours <= DAY else f"{hours // DAY} d"
 
 
-def _span(row: WorkerRow, one: Stay, now: datetime) -> _Span:
-    """Return when a try was on the worker, as far as is known: it may have gone on elsewhere."""
-    start = one.began_at or now
-    last_process = one.last_process_at or start
-    is_open = not one.went_on and one.ended_at is None and one.state in ("running", "restarting")
-    # One that was told to stop may still let its tries end.
+def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
+    """Return when a try was on the worker, as far as is known; it may have gone on elsewhere."""
+    start = stay.began_at or now
+    last_process = stay.last_process_at or start
+    is_open = not stay.went_on and stay.ended_at is None and stay.state in ("running", "restarting")
+    # A stopped worker may still finish its tries.
     is_running = is_open and (row.ended_at is None or row.state == OFFLINE)
     is_cut = False
     if is_running:
         end = now
-    elif one.went_on:
+    elif stay.went_on:
         end = last_process
     else:
-        end = one.ended_at or (row.ended_at if is_open else None) or last_process
-        # What ran when the worker was last seen ended there with it, whenever Airflow noticed.
-        if row.state == LOST and row.ended_at is not None and one.state not in UNAFFECTED_STATES:
+        end = stay.ended_at or (row.ended_at if is_open else None) or last_process
+        # A lost worker takes its running tries with it; Airflow notices only later.
+        if row.state == LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
             is_cut = is_open or end > row.ended_at
             end = min(end, row.ended_at)
-    return _Span((one,), start, max(start, end), is_running, is_cut)
+    return _Span((stay,), start, max(start, end), is_running, is_cut)
 
 
-def _places(spans: Iterable[_Span]) -> list[int]:
-    """Return the lane of each span, the first one that is free; they come in the order in which they began."""
+def _assign_lanes(spans: Iterable[_Span]) -> list[int]:
+    """Return the lane of each span: the first free one.
+
+    :param spans: in the order in which they start
+    """
     free: list[int] = []
     taken: list[tuple[datetime, int]] = []
-    places = []
+    lane_indexes = []
     for span in spans:
         while taken and taken[0][0] <= span.start:
             heappush(free, heappop(taken)[1])
-        place = heappop(free) if free else len(taken)
-        heappush(taken, (span.end, place))
-        places.append(place)
-    return places
+        lane = heappop(free) if free else len(taken)
+        heappush(taken, (span.end, lane))
+        lane_indexes.append(lane)
+    return lane_indexes
 
 
-def _together(spans: Iterable[_Span], least: timedelta) -> list[_Span]:
-    """Draw as one what follows one another in a lane in the same state and is too short to be told apart.
+def _merge_short(spans: Iterable[_Span], min_duration: timedelta) -> list[_Span]:
+    """Merge consecutive spans of a lane and state that are too short to be told apart.
 
-    :param spans: in the order in which they began
-    :param least: how long the shortest span is drawn at the least
-    :return: those that ended badly at the end, because what is drawn last lies on top
+    :param spans: in the order in which they start
+    :param min_duration: the minimum duration that a span is drawn with
+    :return: spans in drawing order: failed ones last, because later ones are drawn on top
     """
     groups: list[list[_Span]] = []
-    # Until when each of them is drawn, and which one is the latest of its lane and state.
-    reach: list[datetime] = []
-    latest: dict[tuple[int, str, bool], int] = {}
+    # Per group: until when it is drawn. Per lane, state and cut: the latest group.
+    drawn_until: list[datetime] = []
+    latest_group: dict[tuple[int, str, bool], int] = {}
     for span in spans:
         key = (span.lane, span.state, span.is_cut)
-        place = latest.get(key, -1)
-        is_short = span.end - span.start < least and not span.is_running
-        until = max(span.end, span.start + least)
-        if place >= 0 and is_short and span.start < reach[place]:
-            groups[place].append(span)
-            reach[place] = max(reach[place], until)
+        index = latest_group.get(key, -1)
+        is_short = span.end - span.start < min_duration and not span.is_running
+        until = max(span.end, span.start + min_duration)
+        if index >= 0 and is_short and span.start < drawn_until[index]:
+            groups[index].append(span)
+            drawn_until[index] = max(drawn_until[index], until)
         else:
-            latest[key] = len(groups)
+            latest_group[key] = len(groups)
             groups.append([span])
-            reach.append(until)
-    return sorted(map(_fused, groups), key=lambda span: span.state in _LAST)
+            drawn_until.append(until)
+    return sorted(map(_merge, groups), key=lambda span: span.state in _LAST)
 
 
-def _fused(spans: Sequence[_Span]) -> _Span:
+def _merge(spans: Sequence[_Span]) -> _Span:
     if len(spans) == 1:
         return spans[0]
     stays = tuple(stay for span in spans for stay in span.stays)
@@ -341,7 +350,7 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
             worker=row.worker_id,
             state=span.stays[0].state or "",
             since=span.start.replace(microsecond=0),
-            until=max(one.began_at for one in span.stays if one.began_at is not None) + timedelta(seconds=1),
+            until=max(stay.began_at for stay in span.stays if stay.began_at is not None) + timedelta(seconds=1),
         )
         title = f"{len(span.stays):,} tries: {state}; {when}"
     return Bar(
@@ -365,13 +374,13 @@ def _ticks(start: datetime, end: datetime) -> tuple[formatting.Moment, ...]:
 
 
 def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAddress, *, now: datetime) -> Chart | None:
-    """Return what became of the tries, hour by hour, or ``None`` where there are none.
+    """Return the outcomes of the tries per hour, or ``None`` if there are none.
 
-    :param outcomes: the tries that the reader may see, those of ``chart_window``
+    :param outcomes: outcomes of the tries that the user may see, within ``chart_window``
     """
     start, _ = chart_window(address, row, now)
     hours = max(DAY, _hours(address, row, now))
-    outcomes = [one for one in outcomes if start <= one.hour < start + hours * _HOUR]
+    outcomes = [outcome for outcome in outcomes if start <= outcome.hour < start + hours * _HOUR]
     totals: dict[str, int] = {}
     for hour in outcomes:
         for state, count in hour.states.items():
@@ -392,7 +401,7 @@ def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAdd
 
 
 def _rank(state: str) -> tuple[int, str]:
-    """Put what went well at the bottom and what failed on top."""
+    """Return the sort key of a state: success at the bottom of a bar, failure on top."""
     if state in _FIRST:
         return _FIRST.index(state), ""
     return (len(_FIRST) + 1 + _LAST.index(state), "") if state in _LAST else (len(_FIRST), state)
@@ -401,11 +410,13 @@ def _rank(state: str) -> tuple[int, str]:
 def _hour_bar(
     hour: Outcomes, states: Sequence[str], highest: int, start: datetime, hours: int, address: WorkerAddress
 ) -> HourBar:
-    found = {state or "no_status": count for state, count in hour.states.items()}
-    room = CHART_HEIGHT - 4
-    heights = {state: max(LEAST_HEIGHT, round(found[state] / highest * room)) for state in states if found.get(state)}
-    # What was made taller to be seen is taken from the tallest: no bar may grow out of the drawing.
-    heights[max(heights, key=heights.__getitem__)] -= max(0, sum(heights.values()) - room)
+    counts = {state or "no_status": count for state, count in hour.states.items()}
+    max_height = CHART_HEIGHT - 4
+    heights = {
+        state: max(LEAST_HEIGHT, round(counts[state] / highest * max_height)) for state in states if counts.get(state)
+    }
+    # Shorten the tallest piece by what the minimum height added, so that no bar leaves the drawing.
+    heights[max(heights, key=heights.__getitem__)] -= max(0, sum(heights.values()) - max_height)
     pieces = []
     bottom = CHART_HEIGHT
     for state, height in heights.items():
@@ -413,11 +424,11 @@ def _hour_bar(
         pieces.append(Piece(state, bottom, height))
     width = 100 / hours
     x = (hour.hour - start) / _HOUR * width
-    what = ", ".join(f"{found[state]:,} {formatting.state(state).lower()}" for state in states if found.get(state))
+    summary = ", ".join(f"{counts[state]:,} {formatting.state(state).lower()}" for state in states if counts.get(state))
     return HourBar(
         x=f"{x + width * 0.1:.2f}%",
         width=f"{width * 0.8:.2f}%",
         pieces=tuple(pieces),
-        title=f"{hour.hour:%Y-%m-%d %H:%M} to {hour.hour + _HOUR:%H:%M} UTC: {what}",
+        title=f"{hour.hour:%Y-%m-%d %H:%M} to {hour.hour + _HOUR:%H:%M} UTC: {summary}",
         address=address.changed(hours=1, until=hour.hour + _HOUR),
     )

@@ -1,4 +1,4 @@
-"""Tries as rows of a table."""
+"""Table rows of tries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What is deleted: in short, and in a sentence."""
+    """Deleted object of Airflow's that the try belonged to: short text and full sentence."""
 
     text: str
     title: str
@@ -42,7 +42,7 @@ _DELETED = {
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a worker's machine was like when a try started there: in short, and in a sentence."""
+    """State of a worker's machine when a try started there: short text and full sentence."""
 
     text: str
     title: str
@@ -50,7 +50,10 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCell:
-    """A worker in a row. ``mark`` is the letter of its lane in the strip, ``note`` what is to be known beside it."""
+    """Worker in a row.
+
+    ``mark`` is the letter of its lane in the strip, ``note`` a remark such as its number of processes.
+    """
 
     worker_id: str
     mark: str
@@ -60,14 +63,14 @@ class WorkerCell:
     host_only: bool
     has_page: bool
     state: WorkerState | None
-    """What became of it, where it is not online and the reader may know."""
+    """Set if the worker is not online and the user may see its state."""
     note: str
     conditions: Conditions | None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One try of one task instance."""
+    """Row of one try of a task instance."""
 
     dag_id: str
     run_id: str
@@ -84,17 +87,17 @@ class Row:
     attribution: Attribution
     is_selected: bool
     conditions: Conditions | None
-    """Of the worker whose page this is."""
+    """Conditions on the worker whose page this is."""
     why: str = ""
-    """Why it was placed where it was, or waits, where an executor of this package decides."""
+    """Why the try was placed there, or waits, if an executor of this package decides."""
     deleted: Deleted | None = None
-    """What of Airflow's it was part of that is deleted: then no page of Airflow's is of it any more."""
+    """Set if Airflow deleted its Dag run or task instance, so that Airflow has no page for it."""
 
 
 def build_row(
-    one: Attempt,
+    attempt: Attempt,
     marks: Mapping[str, str],
-    lives: Mapping[str, WorkerRow] | None = None,
+    instances: Mapping[str, WorkerRow] | None = None,
     *,
     now: datetime,
     selected: int | None = None,
@@ -103,38 +106,40 @@ def build_row(
 ) -> Row:
     """Return a try as a row.
 
-    :param marks: the letters of the workers' lanes in the strip, by worker ID, where there is one
-    :param lives: the workers whose state is to be told, by their IDs
-    :param selected: the number of the try that the reader came from
+    :param marks: the letters of the workers' lanes by worker ID; empty without a strip
+    :param instances: the worker instances whose state is shown, by worker ID
+    :param selected: the number of the try that the user came from
     :param worker_id: the worker whose page this is
-    :param why: why it was placed where it was
+    :param why: why the try was placed on its worker, or waits
     """
     return Row(
-        dag_id=one.dag_id,
-        run_id=one.run_id,
-        task_id=one.task_id,
-        map_index=one.map_index,
-        try_number=one.try_number,
-        state=one.state or "no_status",
-        state_text=formatting.state(one.state),
-        workers=tuple(_cell(one, worker, marks, (lives or {}).get(worker.worker_id)) for worker in one.workers),
-        no_worker_text="" if one.workers else _no_worker_text(one),
-        started=formatting.moment(one.started_at),
-        ended=formatting.moment(one.ended_at),
-        duration=_duration(one, now),
-        attribution=attribution_of(one),
-        is_selected=one.try_number == selected,
-        conditions=next((_conditions(worker) for worker in one.workers if worker.worker_id == worker_id), None),
+        dag_id=attempt.dag_id,
+        run_id=attempt.run_id,
+        task_id=attempt.task_id,
+        map_index=attempt.map_index,
+        try_number=attempt.try_number,
+        state=attempt.state or "no_status",
+        state_text=formatting.state(attempt.state),
+        workers=tuple(
+            _cell(attempt, worker, marks, (instances or {}).get(worker.worker_id)) for worker in attempt.workers
+        ),
+        no_worker_text="" if attempt.workers else _no_worker_text(attempt),
+        started=formatting.moment(attempt.started_at),
+        ended=formatting.moment(attempt.ended_at),
+        duration=_duration(attempt, now),
+        attribution=attribution_of(attempt),
+        is_selected=attempt.try_number == selected,
+        conditions=next((_conditions(worker) for worker in attempt.workers if worker.worker_id == worker_id), None),
         why=why,
-        deleted=None if one.deleted is None else _DELETED[one.deleted],
+        deleted=None if attempt.deleted is None else _DELETED[attempt.deleted],
     )
 
 
-def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str], life: WorkerRow | None) -> WorkerCell:
+def _cell(attempt: Attempt, worker: AttemptWorker, marks: Mapping[str, str], instance: WorkerRow | None) -> WorkerCell:
     note = ""
     if worker.process_count > 1:
         note = formatting.count(worker.process_count, "process", "processes")
-    elif len(one.workers) > 1 and worker.process_count == 1:
+    elif len(attempt.workers) > 1 and worker.process_count == 1:
         note = "1 process"
     return WorkerCell(
         worker_id=worker.worker_id,
@@ -143,39 +148,39 @@ def _cell(one: Attempt, worker: AttemptWorker, marks: Mapping[str, str], life: W
         kind=formatting.kind(worker.kind),
         hostname=worker.hostname,
         host_only=worker.host_only,
-        has_page=one.is_recorded,
-        state=worker_state(life) if life is not None and life.state in _NOT_ONLINE else None,
+        has_page=attempt.is_recorded,
+        state=worker_state(instance) if instance is not None and instance.state in _NOT_ONLINE else None,
         note=note,
         conditions=_conditions(worker),
     )
 
 
 def _conditions(worker: AttemptWorker) -> Conditions | None:
-    known = []
+    parts = []
     if worker.load is not None:
-        known.append((f"load {worker.load:.1f}", f"load {worker.load:.2f} per CPU"))
+        parts.append((f"load {worker.load:.1f}", f"load {worker.load:.2f} per CPU"))
     if worker.memory_free is not None:
-        known.append((f"{worker.memory_free:.0%} free", f"{worker.memory_free:.0%} of memory free"))
+        parts.append((f"{worker.memory_free:.0%} free", f"{worker.memory_free:.0%} of memory free"))
     if worker.running_beside is not None:
         beside = formatting.count(worker.running_beside, "try beside it", "tries beside it")
-        known.append((f"{worker.running_beside:,} beside", beside))
-    if not known:
+        parts.append((f"{worker.running_beside:,} beside", beside))
+    if not parts:
         return None
     return Conditions(
-        text=" · ".join(short for short, _ in known),
-        title="When the try started here: " + ", ".join(sentence for _, sentence in known),
+        text=" · ".join(short for short, _ in parts),
+        title="When the try started here: " + ", ".join(sentence for _, sentence in parts),
     )
 
 
-def _no_worker_text(one: Attempt) -> str:
-    if one.attribution == "unknown" and one.state not in UNFINISHED:
+def _no_worker_text(attempt: Attempt) -> str:
+    if attempt.attribution == "unknown" and attempt.state not in UNFINISHED:
         return "Not known"
-    return "None so far" if one.state in UNFINISHED else "None"
+    return "None so far" if attempt.state in UNFINISHED else "None"
 
 
-def _duration(one: Attempt, now: datetime) -> str:
-    if one.duration is not None:
-        return formatting.duration(one.duration)
-    if one.state == "running" and one.started_at is not None:
-        return f"{formatting.duration((now - one.started_at).total_seconds())} so far"
+def _duration(attempt: Attempt, now: datetime) -> str:
+    if attempt.duration is not None:
+        return formatting.duration(attempt.duration)
+    if attempt.state == "running" and attempt.started_at is not None:
+        return f"{formatting.duration((now - attempt.started_at).total_seconds())} so far"
     return ""

@@ -1,4 +1,4 @@
-"""The list of tries that wait: for a worker, or at one for a free slot."""
+"""List of waiting tries: without a worker, or placed on one that has no free slot."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 PAGE_SIZE = 50
 
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
-"""How often the list asks again: while something waits, and while something may come to wait."""
+"""Refresh intervals in seconds: while tries wait, and while none does."""
 
 _STATES = (("", "All"), (WAITS, "Waiting for a worker"), (PLACED, "Placed"))
 
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """What the executors of this deployment do with tasks, as far as the configuration and the registry tell."""
+    """Behaviour of this deployment's executors, from the configuration and the registry."""
 
     places: bool
     """Whether an executor of this package is configured."""
     unavailable_reason: str = ""
-    """Why the workers cannot be seen now."""
+    """Why the workers are unavailable now; empty if they are not."""
     holds: bool = False
-    """Whether tasks wait while they cannot."""
+    """Whether the executor holds tasks while the workers are unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingRow:
-    """A try that waits."""
+    """Row of the list: a waiting try."""
 
     dag_id: str
     run_id: str
@@ -48,7 +48,7 @@ class WaitingRow:
     map_index: int
     try_number: int
     worker_id: str
-    """Empty where it is placed on no worker."""
+    """Empty if the try is not placed on a worker."""
     worker: str
     why: str
     queue: str
@@ -57,42 +57,42 @@ class WaitingRow:
 
 @dataclass(frozen=True, slots=True)
 class WaitingPage:
-    """The list of tries that wait."""
+    """Page with the list of waiting tries."""
 
     address: WaitingAddress
     states: tuple[tuple[Option, WaitingAddress], ...]
     filters: tuple[Filter, ...]
     reason_options: tuple[Option, ...]
     dag_ids: tuple[str, ...]
-    """What is offered for the field of the Dag."""
+    """Suggestions for the Dag field."""
     rows: tuple[WaitingRow, ...]
     pages: Pages
     notices: tuple[Notice, ...]
     has_filters: bool
-    """Whether the fields to filter by are shown: not where nothing is ever listed."""
+    """Whether to show the filters; ``False`` where no try is ever listed."""
     refresh_seconds: int
 
 
 MAX_OFFERED = 500
-"""Dags that the field of the Dag offers: more would make the page heavy."""
+"""Maximum of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_waiting_page(
     address: WaitingAddress,
-    found: tuple[Sequence[ListedPlacement], int],
+    listing: tuple[Sequence[ListedPlacement], int],
     executor: Executor,
     *,
     dag_ids: Collection[str],
     sees_workers: bool,
     now: datetime,
 ) -> WaitingPage:
-    """Return the list of tries that wait.
+    """Return the list of waiting tries.
 
-    :param found: those that the reader may see, the longest wait first, and how many there are
-    :param dag_ids: the Dags that the reader may read
-    :param sees_workers: whether the reader may see workers that a try has nothing to do with
+    :param listing: the tries that the user may see, the longest wait first, and their total number
+    :param dag_ids: the Dags that the user may read
+    :param sees_workers: whether the user may see workers that are unrelated to a try
     """
-    listed, total = found
+    placements, total = listing
     return WaitingPage(
         address=address,
         states=tuple(
@@ -104,35 +104,35 @@ def build_waiting_page(
             address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
-        rows=tuple(_row(one, sees_workers=sees_workers, now=now) for one in listed),
-        pages=pages(address, Count(len(listed), total), size=PAGE_SIZE, singular="try", plural="tries"),
-        notices=tuple(_notices(address, executor, shown=len(listed), total=total)),
-        has_filters=executor.places or bool(listed) or address != WaitingAddress(),
-        refresh_seconds=0 if address.offset else REFRESH_SECONDS if listed else REFRESH_IDLE_SECONDS,
+        rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
+        pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
+        notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
+        has_filters=executor.places or bool(placements) or address != WaitingAddress(),
+        refresh_seconds=0 if address.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
     )
 
 
-def _row(one: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
-    key, placed = one.placement.key, one.placement
-    text = placed.sentence if sees_workers else reason_text(placed.reason)
-    shared = "Shared queue" if one.state == PLACED else "Not placed yet"
+def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
+    key, placement = listed.placement.key, listed.placement
+    text = placement.sentence if sees_workers else reason_text(placement.reason)
+    shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
     return WaitingRow(
         dag_id=key.dag_id,
         run_id=key.run_id,
         task_id=key.task_id,
         map_index=key.map_index,
         try_number=key.try_number,
-        worker_id=one.worker_id or "",
-        worker=one.worker_name or shared,
-        # A worker's name stands at the beginning of what was written of a try that is placed.
-        why=text if one.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
-        queue=one.queue,
-        since=None if placed.placed_at is None else ago(placed.placed_at, now),
+        worker_id=listed.worker_id or "",
+        worker=listed.worker_name or shared,
+        # The text of a placed try begins with a worker's name, which keeps its case.
+        why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
+        queue=listed.queue,
+        since=None if placement.placed_at is None else ago(placement.placed_at, now),
     )
 
 
 def _short(reason: str) -> str:
-    """Return a reason for a choice: the word, as the API has it, in plain letters."""
+    """Return the label of a reason: the API's key with spaces and a capital."""
     return reason.replace("_", " ").capitalize()
 
 
@@ -149,13 +149,13 @@ def _filters(address: WaitingAddress) -> Iterable[Filter]:
 
 def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
     if executor.unavailable_reason and executor.places:
-        then = (
+        consequence = (
             "Until they can, the executor holds tasks, and they are listed here."
             if executor.holds
             else "Until they can, the executor behaves as Airflow’s own: it sends tasks without choosing a worker, and "
             "they are not listed here."
         )
-        yield Notice("warning", "The workers cannot be seen", f"{executor.unavailable_reason} {then}")
+        yield Notice("warning", "The workers cannot be seen", f"{executor.unavailable_reason} {consequence}")
     if shown:
         return
     if total:
@@ -180,9 +180,10 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
 
 
 def cannot_be_seen(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
-    """Say why the workers of a source cannot be seen.
+    """Say why the workers of a worker source are unavailable.
 
-    :param error: what went wrong, for a reader who may know
+    :param looked_at: when the source was last polled; ``None`` if never
+    :param error: the error of the last poll; ``None`` if there was none or the user may not see it
     """
     if looked_at is None:
         return f"Nobody has checked the {name} workers so far."

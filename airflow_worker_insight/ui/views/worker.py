@@ -1,4 +1,4 @@
-"""The page of a worker: its life, its machine, what it runs now and all that it ran."""
+"""Page of a worker instance: its state, its machine, its running and its past tries."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 PAGE_SIZE = 25
 
 MAX_TRIES_NOW = 50
-"""Tries that run now, or that ended with the worker, that are listed."""
+"""Maximum of running tries, of placed tries and of lost tries that are listed."""
 
 MAX_CHANGES = 20
 MAX_LIVES = 10
 
 EXPECTED_BACK = timedelta(hours=1)
-"""How long the page of a silent worker goes on asking."""
+"""How long the page of a worker without a heartbeat keeps refreshing."""
 
 REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
-"""How often the page of a worker asks again: while a try runs on it, and while none does."""
+"""Refresh intervals in seconds: while a try runs on the worker, and while none does."""
 
 NO_DAG = Notice(
     "info",
@@ -59,11 +59,14 @@ NO_DAG = Notice(
 
 @dataclass(frozen=True, slots=True)
 class WorkerInstance:
-    """What the store says of one life of a worker; of tries, only of Dags that the reader may read."""
+    """Query results for one worker instance.
+
+    Tries are only those of Dags that the user may read.
+    """
 
     row: WorkerRow
     is_whole: bool
-    """Whether the reader may read all Dags: nothing of what it ran is left out."""
+    """Whether the user may read all Dags, so that no try is left out."""
     changes: Sequence[Change]
     decision: Change | None
     others: Sequence[WorkerRow]
@@ -71,25 +74,25 @@ class WorkerInstance:
     struck: tuple[Sequence[Attempt], int]
     drawn: Sequence[Stay]
     is_cut: bool
-    """Whether there are more tries in the hours to draw."""
+    """Whether the timeline's hours hold more tries than are drawn."""
     outcomes: Sequence[Outcomes]
     attempts: AttemptPage
     placed: tuple[Sequence[Placement], int] = ((), 0)
-    """What waits here for its start."""
+    """Placed tries that wait to start here, and their number."""
     taken: int = 0
-    """How many tries of all Dags are placed here and have not ended."""
+    """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeLine:
-    """One entry of a worker's history."""
+    """Entry of a worker's history."""
 
     changed: Ago
     state: WorkerState | None
     availability: str
-    """The key of what was decided, where somebody decided; its word is ``text``."""
+    """Key of the decision, if the entry is one; ``text`` is its label."""
     text: str
     reason: str
     changed_by: str
@@ -97,7 +100,7 @@ class ChangeLine:
 
 @dataclass(frozen=True, slots=True)
 class OtherInstance:
-    """Another life of a worker of this name."""
+    """Another instance of the worker with this name."""
 
     worker_id: str
     state: WorkerState
@@ -107,7 +110,7 @@ class OtherInstance:
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """Tries that have something in common: how many there are, in words, and the first of them."""
+    """Group of tries: their number in words, the first of them, and how many more there are."""
 
     text: str
     rows: tuple[Row, ...]
@@ -116,7 +119,7 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPage:
-    """One life of a worker."""
+    """Page of one worker instance."""
 
     worker_id: str
     name: str
@@ -124,7 +127,7 @@ class WorkerPage:
     address: WorkerAddress
     introduction: str
     state: WorkerState | None
-    """``None`` for a host, which has none."""
+    """``None`` for a host that stands for all its workers."""
     since: Ago | None
     load: Load | None
     facts: tuple[Fact, ...]
@@ -146,16 +149,16 @@ class WorkerPage:
 
 
 def build_worker_page(
-    life: WorkerInstance, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
+    instance: WorkerInstance, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
 ) -> WorkerPage:
     """Return the page of a worker.
 
-    :param may_read: whether the reader may see tries at all
-    :param may_decide: whether the reader may change the worker's availability
+    :param may_read: whether the user may see any tries
+    :param may_decide: whether the user may change the worker's availability
     """
-    row = life.row
-    found = life.attempts
-    running = _running(life, now) if may_read else None
+    row = instance.row
+    page = instance.attempts
+    running = _running(instance, now) if may_read else None
     return WorkerPage(
         worker_id=row.worker_id,
         name=f"A {formatting.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
@@ -163,20 +166,20 @@ def build_worker_page(
         address=address,
         introduction=_introduction(row),
         state=None if row.host_only else worker_state(row),
-        since=_since(life, now),
+        since=_since(instance, now),
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
         facts=tuple(_facts(row)),
         labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
         queues=row.queues or (),
         availability=None
         if row.host_only
-        else build_availability(row, life.decision, may_decide=may_decide, places=life.places),
-        struck=_struck(life, now) if may_read and row.state == LOST else None,
+        else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
+        struck=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
-        placed=_placed(life) if may_read else None,
-        timeline=build_timeline(row, life.drawn, address, is_cut=life.is_cut, now=now) if may_read else None,
-        chart=build_chart(row, life.outcomes, address, now=now) if may_read else None,
-        history=tuple(_change(change, now) for change in life.changes),
+        placed=_placed(instance) if may_read else None,
+        timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
+        chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
+        history=tuple(_change(change, now) for change in instance.changes),
         others=tuple(
             OtherInstance(
                 other.worker_id,
@@ -184,21 +187,21 @@ def build_worker_page(
                 _moment(other.started_at or other.registered_at),
                 ago(other.last_seen_at, now),
             )
-            for other in life.others
+            for other in instance.others
         ),
-        rows=tuple(build_row(one, {}, now=now, worker_id=row.worker_id) for one in found.attempts),
+        rows=tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in page.attempts),
         pages=pages(
             address,
-            Count(len(found.attempts), found.total, found.total_is_exact),
+            Count(len(page.attempts), page.total, page.total_is_exact),
             size=PAGE_SIZE,
             singular="try",
             plural="tries",
         ),
         empty_text=(
             "There are no more tries here."
-            if found.total
+            if page.total
             else "No try of this worker was recorded."
-            if life.is_whole
+            if instance.is_whole
             else "No try of this worker was recorded in a Dag that you may read."
         ),
         notice=None if may_read else NO_DAG,
@@ -209,8 +212,8 @@ def build_worker_page(
 def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
     if running is not None and running.rows:
         return REFRESH_BUSY_SECONDS
-    # One that is silent may come back; one that left in order has a new life then, and so has most probably one that
-    # has been silent for long.
+    # A worker without a heartbeat may come back as this instance. After a graceful shutdown, or most probably after a
+    # long silence, it comes back as a new instance.
     is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
     return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
 
@@ -223,60 +226,62 @@ def _introduction(row: WorkerRow) -> str:
     return "One life of a worker: after a restart it has a new ID and a page of its own."
 
 
-def _since(life: WorkerInstance, now: datetime) -> Ago | None:
-    """Return when the worker came into the state in which it is."""
-    if life.row.state is None or life.row.host_only:
+def _since(instance: WorkerInstance, now: datetime) -> Ago | None:
+    """Return when the worker entered its current state."""
+    if instance.row.state is None or instance.row.host_only:
         return None
-    latest = next((change for change in life.changes if change.state is not None), None)
-    if latest is not None and latest.state == life.row.state:
+    latest = next((change for change in instance.changes if change.state is not None), None)
+    if latest is not None and latest.state == instance.row.state:
         return ago(latest.changed_at, now)
-    return ago(life.row.ended_at or life.row.registered_at, now)
+    return ago(instance.row.ended_at or instance.row.registered_at, now)
 
 
-def _running(life: WorkerInstance, now: datetime) -> Tries | None:
-    rows, total = life.running
-    # One that was told to stop may let its tries end: a warm shutdown takes as long as they do.
-    if life.row.host_only or life.row.state == LOST or (life.row.state == OFFLINE and not total):
+def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
+    rows, total = instance.running
+    # A stopped worker may still finish its tries: a warm shutdown lasts as long as they do.
+    if instance.row.host_only or instance.row.state == LOST or (instance.row.state == OFFLINE and not total):
         return None
-    if life.row.state == OFFLINE:
+    if instance.row.state == OFFLINE:
         text = f"It was told to stop; {formatting.count(total, 'try still runs', 'tries still run')} on it."
     elif total:
         text = f"{formatting.count(total, 'try runs', 'tries run')} on it now."
     else:
-        text = "Nothing runs on it now." if life.is_whole else "Nothing that you may see runs on it now."
+        text = "Nothing runs on it now." if instance.is_whole else "Nothing that you may see runs on it now."
     return Tries(
         text=text,
-        rows=tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows),
-        rest=_rest(len(rows), total),
+        rows=tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
+        rest=_rest_text(len(rows), total),
     )
 
 
-def _placed(life: WorkerInstance) -> PlacedTries | None:
-    row = life.row
+def _placed(instance: WorkerInstance) -> PlacedTries | None:
+    row = instance.row
     if row.host_only or row.state in (LOST, OFFLINE):
         return None
-    if not (life.places or life.taken):
+    if not (instance.places or instance.taken):
         return None
-    # What runs here without having been placed here counts too.
-    taken = max(life.taken, row.running or 0)
-    return build_placed(life.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
+    # Include tries that run here without having been placed here.
+    taken = max(instance.taken, row.running or 0)
+    return build_placed(instance.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
 
 
-def _struck(life: WorkerInstance, now: datetime) -> Tries:
-    rows, total = life.struck
+def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
+    rows, total = instance.struck
     if total:
         text = f"{formatting.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."
-        if any(one.state in ("running", "restarting") for one in rows):
+        if any(attempt.state in ("running", "restarting") for attempt in rows):
             text += " Airflow says that they run until its own heartbeat of tasks times out."
     else:
-        what = "No try" if life.is_whole else "No try that you may see"
-        text = f"{what} was running on it when it was last seen."
+        subject = "No try" if instance.is_whole else "No try that you may see"
+        text = f"{subject} was running on it when it was last seen."
     return Tries(
-        text, tuple(build_row(one, {}, now=now, worker_id=life.row.worker_id) for one in rows), _rest(len(rows), total)
+        text,
+        tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
+        _rest_text(len(rows), total),
     )
 
 
-def _rest(shown: int, total: int) -> str:
+def _rest_text(shown: int, total: int) -> str:
     return f"And {total - shown:,} more." if total > shown else ""
 
 
@@ -295,26 +300,26 @@ def _change(change: Change, now: datetime) -> ChangeLine:
 
 
 def _facts(row: WorkerRow) -> list[Fact]:
-    found = [Fact("Kind", formatting.kind(row.kind)), Fact("Host", row.hostname)]
+    facts = [Fact("Kind", formatting.kind(row.kind)), Fact("Host", row.hostname)]
     if row.engine_name and row.engine_name != row.name:
-        found.append(Fact("Its executor’s name", row.engine_name))
+        facts.append(Fact("Its executor’s name", row.engine_name))
     if row.pid is not None:
-        found.append(Fact("Process", str(row.pid)))
+        facts.append(Fact("Process", str(row.pid)))
     if row.concurrency is not None:
-        found.append(Fact("Concurrency", f"{row.concurrency:,}"))
+        facts.append(Fact("Concurrency", f"{row.concurrency:,}"))
     if row.started_at is not None:
-        found.append(Fact("Started", "", formatting.moment(row.started_at)))
-    found.append(Fact("First seen", "", formatting.moment(row.registered_at)))
-    found.append(Fact("Last seen", "", formatting.moment(row.last_seen_at)))
+        facts.append(Fact("Started", "", formatting.moment(row.started_at)))
+    facts.append(Fact("First seen", "", formatting.moment(row.registered_at)))
+    facts.append(Fact("Last seen", "", formatting.moment(row.last_seen_at)))
     if row.ended_at is not None:
-        found.append(Fact("Ended", "", formatting.moment(row.ended_at)))
-    found += [_resource(name, value) for name, value in sorted(row.resources.items())]
-    found += [
+        facts.append(Fact("Ended", "", formatting.moment(row.ended_at)))
+    facts += [_resource(name, value) for name, value in sorted(row.resources.items())]
+    facts += [
         Fact(_VERSION_NAMES.get(name, name.replace("_", " ")), str(value))
         for name, value in sorted(row.versions.items())
     ]
-    found.append(Fact("Worker ID", row.worker_id, is_code=True))
-    return found
+    facts.append(Fact("Worker ID", row.worker_id, is_code=True))
+    return facts
 
 
 _RESOURCE_NAMES = {
@@ -341,6 +346,6 @@ def _resource(name: str, value: object) -> Fact:
 
 
 def _moment(value: datetime) -> formatting.Moment:
-    found = formatting.moment(value)
-    assert found is not None
-    return found
+    moment = formatting.moment(value)
+    assert moment is not None
+    return moment

@@ -1,4 +1,4 @@
-"""The list of workers: the fleet at a glance, filtered, sorted, or grouped by what workers have in common."""
+"""List of workers: filtered, sorted, or grouped by queue, host, kind or label."""
 
 from __future__ import annotations
 
@@ -33,19 +33,22 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, Group, SourceStatus, WorkerRow
 
 PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
-"""How many workers, or groups of them, are on a page."""
+"""Numbers of workers and of groups on a page."""
 
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 10, 20
-"""How often the list asks again: while a worker lives or there is none yet, and while all that fit are gone."""
+"""Refresh intervals in seconds.
+
+The first applies while a listed worker is alive or no worker is known yet, the second once all listed ones are gone.
+"""
 
 STATES = (ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE, OFFLINE)
-"""In the order in which they matter to an operator."""
+"""Worker states, the most relevant to an operator first."""
 
 LISTED = frozenset({ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE})
-"""The states that are listed by default: a worker that left in order is nobody's concern."""
+"""States listed by default; workers that shut down gracefully need no attention."""
 
 MAX_QUEUES = 3
-"""More queues than these are counted in a row; the worker's page names them all."""
+"""Queues named in a row; further ones are counted, and the worker's page names them all."""
 
 REFRESH_COMMAND = "airflow-worker-insight refresh"
 
@@ -72,7 +75,7 @@ _GROUPS = {"queue": "Queue", "hostname": "Host", "kind": "Kind"}
 
 @dataclass(frozen=True, slots=True)
 class StateChip:
-    """How many workers are in a state; leads to them, and back where only they are listed."""
+    """Number of workers in a state; a link that sets the filter by state or clears it."""
 
     key: str
     text: str
@@ -83,17 +86,17 @@ class StateChip:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading; ``address`` sorts by it, the other way round where that is so already."""
+    """Heading of a column; ``address`` sorts by it, or reverses the order if it is sorted so."""
 
     text: str
     address: WorkersAddress | None
     direction: str
-    """``ascending`` or ``descending`` where the list is sorted by it."""
+    """``ascending`` or ``descending`` if the list is sorted by this column, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
-    """One worker."""
+    """Row of the list: one worker."""
 
     worker_id: str
     name: str
@@ -101,7 +104,7 @@ class WorkerLine:
     hostname: str
     state: WorkerState
     decision: Decision | None
-    """What somebody decided of it; ``None`` where nothing keeps work away."""
+    """Drain or quarantine decision in force; ``None`` if the worker is available."""
     queues: tuple[str, ...]
     more_queues: str
     load: Load | None
@@ -110,7 +113,10 @@ class WorkerLine:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The workers of a group in one state; ``x`` and ``width`` are percentages of its bar, ready to print."""
+    """Share of a group's workers that are in one state.
+
+    ``x`` and ``width`` are percentages of the group's bar, ready to print.
+    """
 
     key: str
     text: str
@@ -120,11 +126,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class GroupLine:
-    """Workers that have something in common; ``address`` lists them."""
+    """Row of the grouped list: one group; ``address`` lists its workers."""
 
     name: str
     address: WorkersAddress | None
-    """``None`` where they have in common that nothing is known."""
+    """``None`` for the group of workers whose value is unknown."""
     count: str
     shares: tuple[Share, ...]
     text: str
@@ -133,14 +139,14 @@ class GroupLine:
 
 @dataclass(frozen=True, slots=True)
 class WorkersPage:
-    """The list of workers."""
+    """Page with the list of workers."""
 
     address: WorkersAddress
     chips: tuple[StateChip, ...]
     sentence: str
-    """Which workers are listed; empty where there is none at all."""
+    """Description of the listed workers; empty if no worker is known."""
     everything: WorkersAddress | None
-    """Where nothing is left out; ``None`` here."""
+    """Unfiltered list; ``None`` if this is it."""
     filters: tuple[Filter, ...]
     columns: tuple[Column, ...]
     lines: tuple[WorkerLine, ...]
@@ -152,31 +158,31 @@ class WorkersPage:
     availability_options: tuple[Option, ...]
     pages: Pages
     troubles: tuple[Notice, ...]
-    """What keeps the states from being known."""
+    """Reasons why worker states may be missing or stale."""
     notice: Notice | None
     refresh_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the store says of the workers that were asked for; of ``rows`` and ``groups`` one is empty."""
+    """Query results for the list; either ``rows`` or ``groups`` is empty."""
 
     rows: Sequence[WorkerRow]
     groups: Sequence[Group]
     total: int
-    """How many workers, or groups, there are on all pages."""
+    """Number of workers, or of groups, on all pages."""
     counts: Mapping[str | None, int]
-    """Workers by state, whichever states are listed."""
+    """Number of workers by state, including states that are not listed."""
     decisions: Mapping[int, Change]
-    """The decision in force on each of the rows that are not available, by ``ref``."""
+    """Decision in force for each row whose worker is not available, by ``ref``."""
     label_keys: Sequence[str]
     any_worker: bool
-    """Whether there is any worker at all, of whatever age."""
+    """Whether any worker is known, regardless of age."""
     engines: Sequence[SourceStatus]
 
 
 def listed_states(address: WorkersAddress) -> frozenset[str] | None:
-    """Return the states that an address lists; ``None`` for all."""
+    """Return the states to list; ``None`` for all."""
     if address.state == ANY:
         return None
     return frozenset({address.state}) if address.state else LISTED
@@ -187,7 +193,7 @@ def build_workers_page(
 ) -> WorkersPage:
     """Return the list of workers.
 
-    :param looks_by_itself: whether Airflow's web server looks at the fleet, and not a command
+    :param looks_by_itself: whether Airflow's web server polls the workers by itself, so that no command has to
     """
     shown = len(listing.groups or listing.rows)
     alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
@@ -212,7 +218,7 @@ def build_workers_page(
         seen_options=options(address.seen, *_SEEN),
         availability_options=options(address.availability, *_AVAILABILITIES),
         pages=_pages(address, listing, shown),
-        troubles=tuple(_troubles(listing, now)),
+        troubles=tuple(_warnings(listing, now)),
         notice=None if shown else _notice(address, listing, looks_by_itself=looks_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
     )
@@ -222,7 +228,7 @@ def _pages(address: WorkersAddress, listing: Listing, shown: int) -> Pages:
     if not address.group:
         count = Count(shown, listing.total, listing.total < MAX_TOTAL)
         return pages(address, count, size=PAGE_SIZE, singular="worker", plural="workers")
-    # Of more workers than are counted the latest are grouped. A worker of several queues is in several groups.
+    # Only the latest workers are grouped if there are more than are counted. A worker is in a group per queue.
     states = listed_states(address)
     grouped = sum(
         count for state, count in listing.counts.items() if states is None or (state or UNKNOWN_STATE) in states
@@ -243,7 +249,7 @@ def _chip(state: str, address: WorkersAddress, counts: Mapping[str | None, int])
 
 
 def _sentence(address: WorkersAddress) -> str:
-    """Say which workers are listed, before further filters."""
+    """Describe which workers are listed, before further filters."""
     seen = "at any time" if address.seen == ANY else f"in the {dict(_SEEN)[address.seen].lower()}"
     if address.state == ANY:
         return "All workers that were ever seen." if address.seen == ANY else f"All workers that were seen {seen}."
@@ -260,7 +266,7 @@ def _sentence(address: WorkersAddress) -> str:
 
 
 def _filters(address: WorkersAddress) -> Iterable[Filter]:
-    says = (
+    texts = (
         ("search", "Contains “{}”"),
         ("kind", "Kind {}"),
         ("queue", "Queue {}"),
@@ -268,7 +274,7 @@ def _filters(address: WorkersAddress) -> Iterable[Filter]:
         ("hostname", "Host {}"),
         ("availability", "Availability {}"),
     )
-    for name, text in says:
+    for name, text in texts:
         value = getattr(address, name)
         if value:
             shown = formatting.kind(value) if name == "kind" else value
@@ -279,9 +285,9 @@ def _column(name: str, text: str, address: WorkersAddress) -> Column:
     if not name:
         return Column(text, None, "")
     is_first, is_reversed = address.order == name, address.order == f"-{name}"
-    # What is new and what is busy comes first; everything else begins at A.
-    begins = f"-{name}" if name in ("running", "last_seen_at") else name
-    order = f"-{name}" if is_first else name if is_reversed else begins
+    # The most recent and the busiest come first; other columns start in ascending order.
+    first_order = f"-{name}" if name in ("running", "last_seen_at") else name
+    order = f"-{name}" if is_first else name if is_reversed else first_order
     return Column(
         text,
         address.changed(order=order),
@@ -291,7 +297,7 @@ def _column(name: str, text: str, address: WorkersAddress) -> Column:
 
 def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
     queues = row.queues or ()
-    rest = len(queues) - MAX_QUEUES
+    hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
         worker_id=row.worker_id,
         name=row.name,
@@ -300,8 +306,8 @@ def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
         state=worker_state(row),
         decision=None if row.availability == AVAILABLE else decision(row.availability, latest),
         queues=tuple(queues[:MAX_QUEUES]),
-        more_queues=f"and {rest:,} more" if rest > 0 else "",
-        # What it ran when it was last heard of says nothing of a worker that is gone.
+        more_queues=f"and {hidden:,} more" if hidden > 0 else "",
+        # The last reported load says nothing about a worker that is gone.
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
         last_seen=ago(row.last_seen_at, now),
     )
@@ -310,13 +316,13 @@ def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
 def _group(group: Group, address: WorkersAddress) -> GroupLine:
     total = sum(group.states.values())
     shares = []
-    reached = 0
+    offset = 0
     for state in STATES:
         count = group.states.get(None if state == UNKNOWN_STATE else state, 0)
         if count:
             text = f"{count:,} {state}"
-            shares.append(Share(state, text, f"{100 * reached / total:.2f}%", f"{100 * count / total:.2f}%"))
-            reached += count
+            shares.append(Share(state, text, f"{100 * offset / total:.2f}%", f"{100 * count / total:.2f}%"))
+            offset += count
     return GroupLine(
         name=group.name or "Not known",
         address=_members(group.name, address) if group.name else None,
@@ -338,19 +344,19 @@ def _group_name(group: str) -> str:
     return f"Label {key}" if key else _GROUPS.get(by, "")
 
 
-def _troubles(listing: Listing, now: datetime) -> Iterable[Notice]:
-    """Say what keeps workers, or their states, from being known."""
-    if listing.any_worker and not any(one.is_current for one in listing.engines):
-        latest = max((one.looked_at for one in listing.engines if one.looked_at), default=None)
+def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
+    """Say why workers, or their states, may be missing or stale."""
+    if listing.any_worker and not any(source.is_current for source in listing.engines):
+        latest = max((source.looked_at for source in listing.engines if source.looked_at), default=None)
         when = "never looked at" if latest is None else f"last looked at {formatting.ago(latest, now)}"
         text = (
             f"Whether workers live was {when}. An API server of Airflow 3 does that by itself; by hand, or "
             "every minute on Airflow 2.11, this does:"
         )
         yield Notice("warning", "Nobody looks at the workers", text, REFRESH_COMMAND)
-    for one in listing.engines:
-        if one.error and one.is_current:
-            yield Notice("warning", f"{_ENGINES.get(one.name, one.name)} cannot be asked", one.error)
+    for source in listing.engines:
+        if source.error and source.is_current:
+            yield Notice("warning", f"{_ENGINES.get(source.name, source.name)} cannot be asked", source.error)
 
 
 def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool) -> Notice:
