@@ -1,3 +1,3 @@
-"""Tries and the workers that ran them: every statement that reads or writes the attempt table."""
+"""Tries and their workers: every statement that reads or writes the attempt table."""
 
 from __future__ import annotations

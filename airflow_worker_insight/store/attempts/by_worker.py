@@ -1,6 +1,6 @@
-"""Read what a worker ran: now, between two moments and hour by hour, and what it took along when it was lost.
+"""Read what a worker ran: now, in an interval, per hour, and what was lost with it.
 
-A reader finds tries of those Dags only that Airflow lets them see.
+A reader sees only tries of the Dags that Airflow lets them read.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 
 LOOK_BACK = 10_000
-"""How many tries of a worker, from a moment backwards, are looked through for those that ran at that moment."""
+"""Latest tries of a worker before a moment that are scanned for those running then."""
 
 MAX_OPEN = 1000
-"""Tries that are not closed yet whose state is asked of Airflow for one answer."""
+"""Open tries whose state is read from Airflow for one answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of the tries that a worker started within one hour."""
+    """Final states of the tries that a worker started within one hour."""
 
     hour: datetime
     states: Mapping[str | None, int]
@@ -54,84 +54,90 @@ class Stay:
 
     key: TryKey
     state: str | None
-    """Of the try, as Airflow has it now."""
+    """Airflow's current state of the try."""
     began_at: datetime | None
     """When the first process of the try started there."""
     last_process_at: datetime | None
-    """When the last one did."""
+    """When its last process started there."""
     ended_at: datetime | None
-    """When the try ended, wherever that was."""
+    """When the try ended, on whichever worker."""
     went_on: bool
-    """Whether a later process of it started on another worker."""
+    """Whether a later process of the try started on another worker."""
 
 
 def running_now(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
+    connection: Connection, worker_row: WorkerRow, *, dag_ids: Collection[str], limit: int
 ) -> tuple[list[Attempt], int]:
-    """Return the tries that run on a worker at this moment, by Airflow's word, and how many there are.
+    """Return the tries that run on a worker now, by Airflow's state, and their number.
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    filters = AttemptFilter(worker_id=one.worker_id, state="running")
+    filters = AttemptFilter(worker_id=worker_row.worker_id, state="running")
     running, _ = attempt_queries.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
-    attempts = [one_try for one_try in running if _is_last_on(one, one_try)]
+    attempts = [attempt for attempt in running if _is_last_on(worker_row, attempt)]
     return attempts[:limit], len(attempts)
 
 
 def lost_attempts(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], limit: int
+    connection: Connection, worker_row: WorkerRow, *, dag_ids: Collection[str], limit: int
 ) -> tuple[list[Attempt], int]:
-    """Return the tries that a lost worker took with it, and how many there are.
+    """Return the tries that were lost with a lost worker, and their number.
 
-    These are the ones that had not ended when it was last seen, but for those that ended well all the same. The end of
-    a try that ended by itself is by the worker's clock; where that is known to be ahead, such ends seem to be later.
+    These are the tries that had not ended when it was last seen, except those that ended well all the same. If a try
+    ended by itself, its end is by the worker's clock; if that clock is known to be ahead, such ends seem later.
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    if one.state != LOST:
+    if worker_row.state != LOST:
         return [], 0
     attempts = [
-        one_try
-        for one_try in _not_ended(connection, one, one.last_seen_at + _may_seem_later(one), dag_ids=dag_ids)
-        if one_try.state not in UNAFFECTED_STATES and _is_last_on(one, one_try)
+        attempt
+        for attempt in _open_at(
+            connection, worker_row, worker_row.last_seen_at + _end_tolerance(worker_row), dag_ids=dag_ids
+        )
+        if attempt.state not in UNAFFECTED_STATES and _is_last_on(worker_row, attempt)
     ]
     return attempts[:limit], len(attempts)
 
 
-def _may_seem_later(one: WorkerRow) -> timedelta:
-    """Return how much later than it was an end may seem: of what ended by itself, and not of what Airflow ended.
+def _end_tolerance(worker_row: WorkerRow) -> timedelta:
+    """Return how much later a try's own end may seem than it was.
 
-    Airflow fails a try that was taken along after this time without a heartbeat, by a clock of its own. Later ends than
-    that cannot be told apart: they count as taken along.
+    This concerns tries that ended by themselves, not those that Airflow ended. Airflow fails a lost try after this time
+    without a heartbeat, by its own clock. Later ends cannot be told apart: they count as lost with the worker.
     """
-    if one.clock_ahead is None or one.clock_ahead <= SAME_START:
+    if worker_row.clock_ahead is None or worker_row.clock_ahead <= SAME_START:
         return timedelta(0)
-    return min(one.clock_ahead + SAME_START, metadata_database.task_heartbeat_timeout())
+    return min(worker_row.clock_ahead + SAME_START, metadata_database.task_heartbeat_timeout())
 
 
 def stays_between(
     connection: Connection,
-    one: WorkerRow,
+    worker_row: WorkerRow,
     *,
     dag_ids: Collection[str],
     since: datetime,
     until: datetime,
     limit: int,
 ) -> list[Stay]:
-    """Return what was on a worker between two moments, the latest start first, also what had started before.
+    """Return the stays on a worker in an interval, the latest start first.
 
-    :param dag_ids: the Dags the reader may see
+    Stays that started earlier and had not ended are included.
+
+    :param dag_ids: the Dags that the reader may see
     """
-    conditions = _of(connection, one, dag_ids)
+    conditions = _conditions(connection, worker_row, dag_ids)
     order = search.latest_first(connection)
-    within = _stays(attempt).where(*conditions, *search.started_between(since, until)).order_by(*order).limit(limit)
-    rows = list(connection.execute(within))
+    started_within = (
+        _stays(attempt).where(*conditions, *search.started_between(since, until)).order_by(*order).limit(limit)
+    )
+    rows = list(connection.execute(started_within))
     if len(rows) < limit:
         earlier = _latest([*conditions, attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since], order)
-        reached = _stays(earlier).where(_had_not_ended(earlier, since))
+        reaching_into = _stays(earlier).where(_was_open_at(earlier, since))
         order = search.latest_first(connection, earlier)
-        rows += connection.execute(reached.order_by(*order).limit(min(limit - len(rows), MAX_OPEN)))
-    return [stay for stay in _with_airflows_word(connection, rows) if stay.ended_at is None or stay.ended_at >= since]
+        rows += connection.execute(reaching_into.order_by(*order).limit(min(limit - len(rows), MAX_OPEN)))
+    return [stay for stay in _with_airflow_state(connection, rows) if stay.ended_at is None or stay.ended_at >= since]
 
 
 def _stays(rows: Any) -> Any:
@@ -156,8 +162,8 @@ def _last_process(rows: Any) -> Any:
     return func.coalesce(rows.c.last_started_at, rows.c.first_started_at, rows.c.started_at)
 
 
-def _with_airflows_word(connection: Connection, rows: Sequence[Row[Any]]) -> list[Stay]:
-    """Read rows as stays, of tries that are not closed with the state and the end that Airflow has for them now."""
+def _with_airflow_state(connection: Connection, rows: Sequence[Row[Any]]) -> list[Stay]:
+    """Convert rows to stays; open tries get Airflow's current state and end."""
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
     unclosed = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
     known = airflow_history.tries_by_row(connection, unclosed)
@@ -167,12 +173,12 @@ def _with_airflows_word(connection: Connection, rows: Sequence[Row[Any]]) -> lis
     ]
 
 
-def _stay(key: TryKey, row: Row[Any], now: AirflowTry | None) -> Stay:
+def _stay(key: TryKey, row: Row[Any], airflow_try: AirflowTry | None) -> Stay:
     state, ended_at = row.state, row.ended_at
-    if now is not None:
-        state, ended_at = now.state, now.ended_at if now.is_finished else None
+    if airflow_try is not None:
+        state, ended_at = airflow_try.state, airflow_try.ended_at if airflow_try.is_finished else None
     elif ended_at is None and state not in FINISHED:
-        # Airflow has forgotten it before it ended: it does not run for ever.
+        # Airflow deleted it before it ended: it must not seem to run for ever.
         state = None
     return Stay(
         key=key,
@@ -185,17 +191,18 @@ def _stay(key: TryKey, row: Row[Any], now: AirflowTry | None) -> Stay:
 
 
 def outcomes_per_hour(
-    connection: Connection, one: WorkerRow, *, dag_ids: Collection[str], since: datetime, until: datetime
+    connection: Connection, worker_row: WorkerRow, *, dag_ids: Collection[str], since: datetime, until: datetime
 ) -> list[Outcomes]:
-    """Return what became of the tries that a worker started, the first hour first; hours without any are left out.
+    """Return the states of the tries that a worker started, by hour, the first hour first.
 
-    ``since`` and ``until`` are taken as the whole ten minutes that they are in (see :data:`~.tables.SLOT_SECONDS`).
+    Hours without a try are left out. ``since`` and ``until`` are widened to the whole ten minutes that contain them
+    (see :data:`~.tables.SLOT_SECONDS`).
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is counted
+    :param dag_ids: the Dags that the reader may see; tries of other Dags are not counted
     """
     hours: dict[int, dict[str | None, int]] = defaultdict(lambda: defaultdict(int))
     window = [
-        *_of(connection, one, dag_ids),
+        *_conditions(connection, worker_row, dag_ids),
         attempt.c.start_slot >= start_slot(since),
         attempt.c.start_slot <= start_slot(until),
     ]
@@ -213,7 +220,7 @@ def outcomes_per_hour(
         .order_by(attempt.c.start_slot.desc())
         .limit(MAX_OPEN)
     ).all()
-    for row, stay in zip(unclosed, _with_airflows_word(connection, unclosed), strict=True):
+    for row, stay in zip(unclosed, _with_airflow_state(connection, unclosed), strict=True):
         hours[row.start_slot // _SLOTS_PER_HOUR][stay.state] += 1
     return [Outcomes(datetime.fromtimestamp(hour * 3600, tz=timezone.utc), dict(hours[hour])) for hour in sorted(hours)]
 
@@ -221,39 +228,41 @@ def outcomes_per_hour(
 _SLOTS_PER_HOUR = 3600 // SLOT_SECONDS
 
 
-def _of(connection: Connection, one: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
+def _conditions(connection: Connection, worker_row: WorkerRow, dag_ids: Collection[str]) -> list[Any]:
     disable_jit(connection)
-    return [attempt.c.worker_ref == one.ref, *search.of_dags(connection, frozenset(dag_ids)), search.counts()]
+    return [attempt.c.worker_ref == worker_row.ref, *search.of_dags(connection, frozenset(dag_ids)), search.counts()]
 
 
-def _not_ended(connection: Connection, one: WorkerRow, moment: datetime, *, dag_ids: Collection[str]) -> list[Attempt]:
+def _open_at(
+    connection: Connection, worker_row: WorkerRow, moment: datetime, *, dag_ids: Collection[str]
+) -> list[Attempt]:
     """Return the tries of a worker that had not ended at a moment, the latest start first."""
-    latest = _latest(_of(connection, one, dag_ids), search.latest_first(connection))
+    latest = _latest(_conditions(connection, worker_row, dag_ids), search.latest_first(connection))
     rows = connection.execute(
         select(latest.c.run_key, latest.c.task_key, latest.c.try_number)
-        .where(_had_not_ended(latest, moment))
+        .where(_was_open_at(latest, moment))
         .order_by(*search.latest_first(connection, latest))
         .limit(MAX_OPEN)
     )
-    found = attempt_queries.load_attempts(connection, [tuple(row) for row in rows])
-    return [one_try for one_try in found if one_try.ended_at is None or one_try.ended_at > moment]
+    attempts = attempt_queries.load_attempts(connection, [tuple(row) for row in rows])
+    return [attempt for attempt in attempts if attempt.ended_at is None or attempt.ended_at > moment]
 
 
 def _latest(conditions: Sequence[Any], order: Sequence[Any]) -> Any:
-    """Return the latest starts: a worker that ran a million tries must not be read whole."""
+    """Select a worker's latest starts only: it may have run a million tries."""
     return select(attempt).where(*conditions).order_by(*order).limit(LOOK_BACK).subquery()
 
 
-def _had_not_ended(rows: Any, moment: datetime) -> Any:
+def _was_open_at(rows: Any, moment: datetime) -> Any:
     return or_(rows.c.ended_at.is_(None), rows.c.ended_at > moment)
 
 
-def _is_last_on(one: WorkerRow, one_try: Attempt) -> bool:
-    """Return whether the worker is the one that the try was on last; it may have moved on after a deferral."""
-    if not one_try.workers:
+def _is_last_on(worker_row: WorkerRow, attempt: Attempt) -> bool:
+    """Return whether the try was last on this worker: it may have moved on after a deferral."""
+    if not attempt.workers:
         return False
-    last = max(one_try.workers, key=lambda by: by.last_started_at or _LONG_AGO)
-    return last.worker_id == one.worker_id
+    last_worker = max(attempt.workers, key=lambda attempt_worker: attempt_worker.last_started_at or _LONG_AGO)
+    return last_worker.worker_id == worker_row.worker_id
 
 
 _LONG_AGO = datetime(1, 1, 1, tzinfo=timezone.utc)

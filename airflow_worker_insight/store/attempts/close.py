@@ -1,4 +1,4 @@
-"""Write what reconciling found: final states and times of recorded tries, and rows for those never reported."""
+"""Write reconciliation results: final states and times of tries, and tries never reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the attempt table holds of one try: enough to see whether it must be closed or written again."""
+    """The attempt table's data of one try: enough to decide whether to close or rewrite it."""
 
     row_key: RowKey
     key: TryKey
@@ -36,20 +36,28 @@ class Recorded:
     ended_at: datetime | None
     has_worker: bool = True
     are_alike: bool = True
-    """Whether the rows of all its workers say the same."""
+    """Whether the rows of all its workers agree."""
     has_slots: bool = True
-    """Whether all of them have their slot of time: versions of schema 0001 write none, also when they close a try."""
+    """Whether all rows have their time slot.
 
-    def is_closed_as(self, one: AirflowTry) -> bool:
+    Versions with schema 0001 write none, not even when they close a try.
+    """
+
+    def is_closed_as(self, airflow_try: AirflowTry) -> bool:
         """Return whether nothing is left to write."""
-        ours = (self.key.map_index, self.state, self.started_at, self.ended_at)
+        recorded = (self.key.map_index, self.state, self.started_at, self.ended_at)
         return (
-            self.are_alike and self.has_slots and ours == (one.key.map_index, one.state, one.started_at, one.ended_at)
+            self.are_alike
+            and self.has_slots
+            and recorded == (airflow_try.key.map_index, airflow_try.state, airflow_try.started_at, airflow_try.ended_at)
         )
 
 
 def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[Recorded]:
-    """Return the tries that are recorded under the names of these Dag runs, also those of deleted runs of that name."""
+    """Return the tries recorded under the names of these Dag runs.
+
+    That includes tries of deleted runs of the same name.
+    """
     keys = {run_key(run.dag_id, run.run_id) for run in runs}
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     rows = connection.execute(
@@ -59,10 +67,10 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
             attempt.c.start_slot,
         ).where(attempt.c.run_key.in_(keys))
     )
-    found: dict[RowKey, Recorded] = {}
+    by_key: dict[RowKey, Recorded] = {}
     for row in rows:
         row_key = (row.run_key, row.task_key, row.try_number)
-        one = Recorded(
+        recorded = Recorded(
             row_key=row_key,
             key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number),
             state=row.state,
@@ -71,20 +79,23 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
             has_worker=row.worker_ref != NO_WORKER,
             has_slots=row.started_at is None or row.start_slot is not None,
         )
-        before = found.setdefault(row_key, one)
-        if (before.state, before.started_at, before.ended_at) != (one.state, one.started_at, one.ended_at):
-            found[row_key] = replace(found[row_key], are_alike=False)
-        if not one.has_slots:
-            found[row_key] = replace(found[row_key], has_slots=False)
-    return list(found.values())
+        first = by_key.setdefault(row_key, recorded)
+        if (first.state, first.started_at, first.ended_at) != (recorded.state, recorded.started_at, recorded.ended_at):
+            by_key[row_key] = replace(by_key[row_key], are_alike=False)
+        if not recorded.has_slots:
+            by_key[row_key] = replace(by_key[row_key], has_slots=False)
+    return list(by_key.values())
 
 
 def lives_on(connection: Connection, hostnames: Collection[str]) -> list[WorkerInstance]:
-    """Return the recorded lives of workers on these hosts; they stay at least until the transaction ends."""
+    """Return the recorded worker instances on these hosts.
+
+    Their rows cannot be removed until the transaction ends.
+    """
     if not hostnames:
         return []
-    lives = select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
-    rows = connection.execute(lock_for_share(connection, lives))
+    query = select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
+    rows = connection.execute(lock_for_share(connection, query))
     return [
         WorkerInstance(
             ref=row.id,
@@ -103,7 +114,7 @@ def lives_on(connection: Connection, hostnames: Collection[str]) -> list[WorkerI
 
 
 def first_report_at(connection: Connection) -> datetime | None:
-    """Return when the first worker of all made itself known."""
+    """Return when the first worker was registered."""
     moment: datetime | None = connection.execute(
         select(func.min(worker.c.registered_at)).where(worker.c.host_only.is_(False))
     ).scalar_one()
@@ -111,17 +122,17 @@ def first_report_at(connection: Connection) -> datetime | None:
 
 
 def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now: datetime) -> dict[str, int]:
-    """Make the rows that stand for whole hosts where they are missing; return row IDs by worker ID.
+    """Insert missing rows that stand for whole hosts; return the row IDs by worker ID.
 
-    They stay at least until the transaction ends.
+    The rows cannot be removed until the transaction ends.
     """
     by_id = {record.worker_id: record for record in records}
     if not by_id:
         return {}
-    find = lock_for_share(
+    query = lock_for_share(
         connection, select(worker.c.worker_id, worker.c.id).where(worker.c.worker_id.in_(sorted(by_id)))
     )
-    known = {row.worker_id: row.id for row in connection.execute(find)}
+    known = {row.worker_id: row.id for row in connection.execute(query)}
     for worker_id in sorted(by_id.keys() - known.keys()):
         record = by_id[worker_id]
         values = {
@@ -136,13 +147,13 @@ def ensure_hosts(connection: Connection, records: Iterable[WorkerRecord], *, now
         connection.execute(upsert(connection.dialect.name, worker, values, key=["worker_id"], update=unchanged))
     if by_id.keys() == known.keys():
         return known
-    return {row.worker_id: row.id for row in connection.execute(find)}
+    return {row.worker_id: row.id for row in connection.execute(query)}
 
 
 def close_tries(connection: Connection, tries: Sequence[tuple[RowKey, AirflowTry]]) -> None:
     """Write the final state and times of recorded tries, on the rows of all their workers.
 
-    And their map index: Airflow makes the first mapped task instance of the one that had not been mapped yet.
+    The map index is written too: Airflow turns a task instance that was not mapped yet into the first mapped one.
     """
     if not tries:
         return
@@ -165,31 +176,31 @@ def close_tries(connection: Connection, tries: Sequence[tuple[RowKey, AirflowTry
         statement,
         [
             {
-                "p_run_key": of_run,
-                "p_task_key": instance,
-                "p_try_number": number,
-                "p_map_index": one.key.map_index,
-                "p_state": one.state,
-                "p_started_at": one.started_at,
-                "p_start_slot": start_slot(one.started_at),
-                "p_ended_at": one.ended_at,
+                "p_run_key": key_of_run,
+                "p_task_key": key_of_task,
+                "p_try_number": try_number,
+                "p_map_index": airflow_try.key.map_index,
+                "p_state": airflow_try.state,
+                "p_started_at": airflow_try.started_at,
+                "p_start_slot": start_slot(airflow_try.started_at),
+                "p_ended_at": airflow_try.ended_at,
             }
-            for (of_run, instance, number), one in tries
+            for (key_of_run, key_of_task, try_number), airflow_try in tries
         ],
     )
 
 
 def remove_tries(connection: Connection, row_keys: Sequence[RowKey]) -> None:
-    """Remove tries of which nothing ran."""
+    """Remove tries of which no process ran."""
     key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     if row_keys:
         connection.execute(delete(attempt).where(in_rows(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER))
 
 
 def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:
-    """Write tries that no worker reported: each with its attribution and the row ID of its worker.
+    """Insert tries that no worker reported, each with its attribution and its worker's row ID.
 
-    A row that has come in between (a second scheduler reconciling the same run) stays as it is.
+    A row that was inserted in between (by a second scheduler that reconciles the same run) stays as it is.
     """
     if not rows:
         return
@@ -201,29 +212,29 @@ def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]
         key=[column.name for column in attempt.primary_key],
         update=unchanged,
     )
-    connection.execute(statement, [_row(one, attribution, ref) for one, attribution, ref in rows])
+    connection.execute(statement, [_row(airflow_try, attribution, ref) for airflow_try, attribution, ref in rows])
 
 
-def _row(one: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
-    of_run, instance, number = one.row_keys[0]
+def _row(airflow_try: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:
+    key_of_run, key_of_task, try_number = airflow_try.row_keys[0]
     return {
-        "run_key": of_run,
-        "task_key": instance,
-        "try_number": number,
+        "run_key": key_of_run,
+        "task_key": key_of_task,
+        "try_number": try_number,
         "worker_ref": worker_ref,
-        "map_index": one.key.map_index,
+        "map_index": airflow_try.key.map_index,
         "ordinal": 0,
-        # One without a worker: somebody's own.
-        "process_count": 1 if worker_ref or one.ran_in_a_test else 0,
-        "started_at": one.started_at,
-        "start_slot": start_slot(one.started_at),
-        "ended_at": one.ended_at,
+        # A process without a worker belongs to a user's test.
+        "process_count": 1 if worker_ref or airflow_try.ran_in_a_test else 0,
+        "started_at": airflow_try.started_at,
+        "start_slot": start_slot(airflow_try.started_at),
+        "ended_at": airflow_try.ended_at,
         "first_started_at": None,
         "last_started_at": None,
-        "state": one.state,
+        "state": airflow_try.state,
         "attribution": attribution,
-        "dag_id": one.key.dag_id,
-        "run_id": one.key.run_id,
-        "task_id": one.key.task_id,
+        "dag_id": airflow_try.key.dag_id,
+        "run_id": airflow_try.key.run_id,
+        "task_id": airflow_try.key.task_id,
         "process_key": None,
     }

@@ -1,4 +1,4 @@
-"""Read how long tries took lately, and on which worker: what the executors compare workers by."""
+"""Read recent durations of tries by worker, by which the executors compare workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """A try that ran on one worker from its start to its end, or runs there. Times are aware UTC, by its clock."""
+    """A try that runs, or ran from start to end, on one worker.
+
+    Times are aware UTC, by the worker's clock.
+    """
 
     key: TryKey
     ref: int
@@ -33,8 +36,8 @@ class Stay:
 def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[Stay]:
     """Return the latest tries that succeeded or run, up to ``most``.
 
-    Left out are those of several processes (a deferral, a sensor that is rescheduled), whose time says nothing of a
-    worker, and what failed, which may take any time.
+    Tries with several processes (a deferral, a rescheduled sensor) are left out, because their time says nothing about
+    a worker, and so are failed tries, which may take any time.
     """
     disable_jit(connection)
     rows = connection.execute(
@@ -49,21 +52,21 @@ def recent_stays(connection: Connection, *, since: datetime, most: int) -> list[
             attempt.c.process_count == 1,
             attempt.c.ordinal == 0,
         )
-        # The slot in front is what the index is ordered by.
+        # The index is ordered by the slot, so it comes first.
         .order_by(attempt.c.start_slot.desc(), attempt.c.started_at.desc())
         .limit(most)
     ).all()
     keys = [TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number) for row in rows]
-    # What has not been closed yet only Airflow knows to have ended.
-    open_ones = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
-    known = airflow_history.tries_by_row(connection, open_ones) if open_ones else {}
-    found = []
+    # Only Airflow knows whether an open try has ended.
+    open_keys = [key for key, row in zip(keys, rows, strict=True) if row.ended_at is None]
+    known = airflow_history.tries_by_row(connection, open_keys) if open_keys else {}
+    stays = []
     for key, row in zip(keys, rows, strict=True):
         state, ended_at = row.state, row.ended_at
         if ended_at is None:
-            one = known.get((row.run_key, row.task_key, row.try_number))
-            state, ended_at = (one.state, one.ended_at) if one is not None else (None, None)
+            airflow_try = known.get((row.run_key, row.task_key, row.try_number))
+            state, ended_at = (airflow_try.state, airflow_try.ended_at) if airflow_try is not None else (None, None)
         if (state == "success" and ended_at is not None) or state == "running":
             ended_at = ended_at.astimezone(timezone.utc) if state == "success" else None
-            found.append(Stay(key, row.worker_ref, row.started_at.astimezone(timezone.utc), ended_at))
-    return found
+            stays.append(Stay(key, row.worker_ref, row.started_at.astimezone(timezone.utc), ended_at))
+    return stays

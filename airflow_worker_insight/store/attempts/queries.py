@@ -1,8 +1,8 @@
-"""Read what was recorded: attempts as the pages and the REST API show them, and workers.
+"""Read recorded attempts as the pages and the REST API show them, with their workers.
 
 An attempt is a try with all the workers that ran it; it is assembled from one row per worker. What Airflow knows better
-at this moment (the state of a try that has not been closed yet) is read from Airflow's own tables, so that a page is
-never behind Airflow's own.
+at this moment (the state of a try that is not closed yet) is read from Airflow's own tables, so that a page is never
+behind Airflow's own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def find_attempts(
 ) -> AttemptPage:
     """Return a page of attempts, the latest start first.
 
-    :param dag_ids: the Dags the reader may see; nothing of any other Dag is listed or counted
+    :param dag_ids: the Dags that the reader may see; attempts of other Dags are neither listed nor counted
     """
     readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
     page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
@@ -54,7 +54,7 @@ def find_attempts(
 def list_attempts(
     connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | EveryDag, limit: int, offset: int
 ) -> tuple[list[Attempt], int]:
-    """Return the attempts of :func:`find_attempts` and their total, for those who do not say whether it is exact."""
+    """Return the attempts of :func:`find_attempts` and their total, without its exactness."""
     page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
     return page.attempts, page.total
 
@@ -62,9 +62,9 @@ def list_attempts(
 def task_instance_attempts(
     connection: Connection, *, dag_id: str, run_id: str, task_id: str, map_index: int
 ) -> list[Attempt]:
-    """Return every try of a task instance, the latest first; none when neither Airflow nor we know it.
+    """Return every try of a task instance, the latest first; empty if it is unknown.
 
-    A try that Airflow has and we have not recorded is shown with what Airflow's own columns tell.
+    A try that Airflow has but that was not recorded is shown with what Airflow's own columns hold.
     """
     if not search.can_be_ids(connection, dag_id, run_id, task_id):
         return []
@@ -72,41 +72,50 @@ def task_instance_attempts(
         connection, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
     )
     known += lost_tries(known)
-    row_keys = [row_key for one in known for row_key in one.row_keys]
-    recorded = {one.attempt.row_key: one.attempt for one in _load(connection, row_keys)}
+    row_keys = [row_key for airflow_try in known for row_key in airflow_try.row_keys]
+    recorded = {loaded.attempt.row_key: loaded.attempt for loaded in _load(connection, row_keys)}
     tries: dict[int, Attempt] = {}
-    for one in known:
-        found = next((recorded[row_key] for row_key in one.row_keys if row_key in recorded), None)
-        tries[one.key.try_number] = _unrecorded(one) if found is None else _live(found, one)
-    missing = {one.key.try_number for one in known if one.is_lost and not tries[one.key.try_number].is_recorded}
+    for airflow_try in known:
+        match = next((recorded[row_key] for row_key in airflow_try.row_keys if row_key in recorded), None)
+        tries[airflow_try.key.try_number] = (
+            _unrecorded(airflow_try) if match is None else _with_airflow_state(match, airflow_try)
+        )
+    missing = {
+        airflow_try.key.try_number
+        for airflow_try in known
+        if airflow_try.is_lost and not tries[airflow_try.key.try_number].is_recorded
+    }
     if map_index >= 0 and known:
-        # A mapped task instance that comes again under its index would be given the tries of the one before it.
+        # A mapped task instance that reuses an index would otherwise get the tries of its predecessor.
         missing = set()
     if missing or not known:
         # Airflow has removed its history of these tries, or all that it had of the task instance.
         by_name = _recorded_by_name(connection, TaskInstanceKey(dag_id, run_id, task_id, map_index), set(row_keys))
-        present = [one for one in by_name if one.deleted != "run"]
-        tries |= {one.try_number: one for one in present if not known or one.try_number in missing}
+        present = [attempt for attempt in by_name if attempt.deleted != "run"]
+        tries |= {attempt.try_number: attempt for attempt in present if not known or attempt.try_number in missing}
         if not known and not present:
-            return sorted(by_name, key=lambda one: -one.try_number)
-    return sorted(tries.values(), key=lambda one: -one.try_number)
+            return sorted(by_name, key=lambda attempt: -attempt.try_number)
+    return sorted(tries.values(), key=lambda attempt: -attempt.try_number)
 
 
-def _recorded_by_name(connection: Connection, key: TaskInstanceKey, others: Collection[RowKey]) -> list[Attempt]:
-    """Return what was recorded of task instances of a name, but for some: also of those of deleted Dag runs."""
+def _recorded_by_name(connection: Connection, key: TaskInstanceKey, excluded: Collection[RowKey]) -> list[Attempt]:
+    """Return the recorded tries of a task instance's name, also those of deleted Dag runs.
+
+    :param excluded: the keys of tries to leave out
+    """
     names = zip(("dag_id", "run_id", "task_id", "map_index"), key.as_tuple(), strict=True)
     rows = connection.execute(
         select(attempt.c.run_key, attempt.c.task_key, attempt.c.try_number).where(
             attempt.c.run_key == run_key(key.dag_id, key.run_id), *(attempt.c[name] == value for name, value in names)
         )
     )
-    found = sorted({(row.run_key, row.task_key, row.try_number) for row in rows} - set(others))
-    return load_attempts(connection, found)
+    row_keys = sorted({(row.run_key, row.task_key, row.try_number) for row in rows} - set(excluded))
+    return load_attempts(connection, row_keys)
 
 
 def load_attempts(connection: Connection, keys: Sequence[RowKey]) -> list[Attempt]:
     """Return the recorded tries with these keys as they are now, in the order given."""
-    return _as_now(connection, _load(connection, keys))
+    return _with_current_state(connection, _load(connection, keys))
 
 
 def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
@@ -114,18 +123,19 @@ def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
     return frozenset(dag_ids) >= {*connection.execute(select(metadata_database.dag_table().c.dag_id)).scalars()}
 
 
-def key_of(one: Attempt) -> TryKey:
-    """Return a try's names."""
-    return TryKey(one.dag_id, one.run_id, one.task_id, one.map_index, one.try_number)
+def key_of(attempt: Attempt) -> TryKey:
+    """Return the key of an attempt's try."""
+    return TryKey(attempt.dag_id, attempt.run_id, attempt.task_id, attempt.map_index, attempt.try_number)
 
 
-def without_neighbours(one: Attempt) -> Attempt:
-    """Leave out how many other tries ran beside it, and the sentence, which names workers that did not run it.
+def without_neighbours(attempt: Attempt) -> Attempt:
+    """Remove the number of tries that ran beside an attempt, and the placement sentence.
 
-    These tries may be of Dags that the reader may not see.
+    The sentence names workers that did not run the attempt, and the tries beside it may be of Dags that the reader may
+    not see.
     """
-    workers = tuple(replace(worker, running_beside=None) for worker in one.workers)
-    return replace(one, workers=workers, placement_detail=None)
+    workers = tuple(replace(worker, running_beside=None) for worker in attempt.workers)
+    return replace(attempt, workers=workers, placement_detail=None)
 
 
 # --- assembling ------------------------------------------------------------------------------------------------------
@@ -133,17 +143,23 @@ def without_neighbours(one: Attempt) -> Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A recorded try, and whether Airflow has a Dag run of its names, which may be a later one."""
+    """A recorded try, and whether Airflow has a Dag run of its names.
+
+    That run may be a later one.
+    """
 
     attempt: Attempt
     has_run: bool
     run_began_at: datetime | None
     any_placed: bool
-    """Whether anything is placed at all: without an executor of this package there never is."""
+    """Whether the placement table has any row: without this package's executors it has none."""
 
     @property
     def may_have_changed(self) -> bool:
-        """Whether Airflow may have another word for it: it is open, or may be of a Dag run before this one."""
+        """Whether Airflow may have another state for it.
+
+        That is so if it is open, or may be of a Dag run before the current one.
+        """
         is_of_it = self.run_began_at is not None and airflow_history.is_of_run(
             self.attempt.started_at, self.run_began_at
         )
@@ -152,7 +168,7 @@ class _Loaded:
 
 @cache
 def _rows(dialect: str) -> Any:
-    """Select the rows of given attempts with their workers and Dag runs; where there is none of these it has NULLs."""
+    """Select the rows of given attempts with their workers and Dag runs, or NULLs instead."""
     run = metadata_database.dag_run_table()
     same_run = and_(run.c.dag_id == attempt.c.dag_id, run.c.run_id == attempt.c.run_id)
     rows = select(
@@ -176,18 +192,18 @@ def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
     rows = connection.execute(_rows(connection.dialect.name), given(connection, keys, "keys")).all()
     position = {key: index for index, key in enumerate(keys)}
     loaded = _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
-    if not any(one.any_placed for one in loaded):
+    if not any(recorded.any_placed for recorded in loaded):
         return loaded
     sentences = placements.sentences(connection, keys)
     return [
-        replace(one, attempt=replace(one.attempt, placement_detail=sentences.get(one.attempt.row_key)))
-        for one in loaded
-        if one.attempt.row_key is not None
+        replace(recorded, attempt=replace(recorded.attempt, placement_detail=sentences.get(recorded.attempt.row_key)))
+        for recorded in loaded
+        if recorded.attempt.row_key is not None
     ]
 
 
 def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
-    """Gather the rows of each try, keeping the order in which the tries come."""
+    """Group the rows by try, in the order in which the tries come."""
     tries: dict[RowKey, list[Row[Any]]] = defaultdict(list)
     for row in rows:
         tries[row.run_key, row.task_key, row.try_number].append(row)
@@ -203,8 +219,8 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
 
 
 def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
-    decided = next((row.placement for row in rows if row.placement is not None), None)
-    # A report is the worker's own word: where one exists, nothing inferred beside it counts.
+    placement_reason = next((row.placement for row in rows if row.placement is not None), None)
+    # A report comes from the worker itself: if one exists, inferred rows do not count.
     rows = [row for row in rows if row.attribution == REPORTED] or rows
     first = rows[0]
     started_at, ended_at = utc(first.started_at), utc(first.ended_at)
@@ -229,88 +245,101 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
                 process_count=row.process_count,
                 first_started_at=utc(row.first_started_at or row.started_at),
                 last_started_at=utc(row.last_started_at or row.first_started_at or row.started_at),
-                load=_share(row.load, 100),
-                memory_free=_share(row.memory_free, 1000),
+                load=_in_units(row.load, 100),
+                memory_free=_in_units(row.memory_free, 1000),
                 running_beside=row.running_beside,
             )
             for row in rows
             if row.worker_ref != NO_WORKER and row.worker_id is not None
         ),
-        placement=decided,
+        placement=placement_reason,
         row_key=row_key,
         ran_in_a_test=first.attribution == NOT_ON_A_WORKER and first.process_count > 0,
     )
 
 
-# --- what Airflow knows better ---------------------------------------------------------------------------------------
+# --- Airflow's current state -----------------------------------------------------------------------------------------
 
 
-def _as_now(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
-    """Give the tries the state that Airflow has for them now, and say which ones it has deleted.
+def _with_current_state(connection: Connection, loaded: Sequence[_Loaded]) -> list[Attempt]:
+    """Update the tries to Airflow's current state, and mark those that Airflow has deleted.
 
-    Airflow is asked only of those of which something can have changed: most of a list are closed, and of the Dag run
-    that Airflow has.
+    Airflow's tables are queried only for tries that may have changed: most tries of a list are closed and of the Dag
+    run that Airflow has.
     """
-    doubted = [one.attempt for one in loaded if one.may_have_changed]
-    known = airflow_history.tries_by_row(connection, map(key_of, doubted)) if doubted else {}
-    placed = [key_of(one.attempt) for one in loaded if one.any_placed and one.attempt.row_key in known]
+    unsettled = [recorded.attempt for recorded in loaded if recorded.may_have_changed]
+    airflow_tries = airflow_history.tries_by_row(connection, map(key_of, unsettled)) if unsettled else {}
+    placed = [
+        key_of(recorded.attempt)
+        for recorded in loaded
+        if recorded.any_placed and recorded.attempt.row_key in airflow_tries
+    ]
     reasons = placements.reasons(connection, placed) if placed else {}
-    names = {one.key for one in known.values() if not one.is_lost}
-    found = []
-    for one in loaded:
-        attempt, now = one.attempt, None if one.attempt.row_key is None else known.get(one.attempt.row_key)
-        if now is not None:
-            attempt = attempt if attempt.ended_at is not None else _live(attempt, now)
+    names = {airflow_try.key for airflow_try in airflow_tries.values() if not airflow_try.is_lost}
+    attempts = []
+    for recorded in loaded:
+        attempt, current = (
+            recorded.attempt,
+            None if recorded.attempt.row_key is None else airflow_tries.get(recorded.attempt.row_key),
+        )
+        if current is not None:
+            attempt = attempt if attempt.ended_at is not None else _with_airflow_state(attempt, current)
             decided = reasons.get(key_of(attempt))
             if decided is not None:
                 sentence = placements.sentence(decided.detail)
                 attempt = replace(attempt, placement=decided.reason, placement_detail=sentence)
-        elif one.may_have_changed or not one.has_run:
-            attempt = attempt if attempt.ended_at is not None else _forgotten(attempt)
-            attempt = replace(attempt, deleted=_deleted(one, names))
-        found.append(attempt)
-    return found
+        elif recorded.may_have_changed or not recorded.has_run:
+            attempt = attempt if attempt.ended_at is not None else _without_open_state(attempt)
+            attempt = replace(attempt, deleted=_deleted(recorded, names))
+        attempts.append(attempt)
+    return attempts
 
 
-def _deleted(one: _Loaded, known: Collection[TryKey]) -> str | None:
-    """Return what Airflow has deleted of a try that it does not have; nothing where only its history is gone.
+def _deleted(loaded: _Loaded, known: Collection[TryKey]) -> str | None:
+    """Return what Airflow has deleted of a try that it no longer has.
+
+    It is ``None`` if only the try's history is gone.
 
     :param known: the tries that Airflow has of this name
     """
-    if not one.has_run or not airflow_history.is_of_run(one.attempt.started_at, one.run_began_at):
+    if not loaded.has_run or not airflow_history.is_of_run(loaded.attempt.started_at, loaded.run_began_at):
         return "run"
-    key = key_of(one.attempt)
+    key = key_of(loaded.attempt)
     numbers = {other.try_number for other in known if other.task_instance == key.task_instance}
     if key.try_number in numbers or not numbers or key.try_number > max(numbers):
-        return "task_instance" if one.run_began_at is not None or not numbers else "run"
+        return "task_instance" if loaded.run_began_at is not None or not numbers else "run"
     return None
 
 
-def _forgotten(one: Attempt) -> Attempt:
-    """Say nothing of the state of a try that Airflow forgot before it ended: it does not run for ever."""
-    return one if one.state in FINISHED else replace(one, state=None)
+def _without_open_state(attempt: Attempt) -> Attempt:
+    """Clear the unfinished state of a try that Airflow deleted: it must not seem to run."""
+    return attempt if attempt.state in FINISHED else replace(attempt, state=None)
 
 
-def _live(one: Attempt, now: AirflowTry) -> Attempt:
-    started_at = now.started_at or one.started_at
-    ended_at = now.ended_at if now.is_finished else None
+def _with_airflow_state(attempt: Attempt, airflow_try: AirflowTry) -> Attempt:
+    started_at = airflow_try.started_at or attempt.started_at
+    ended_at = airflow_try.ended_at if airflow_try.is_finished else None
     return replace(
-        one, state=now.state, started_at=started_at, ended_at=ended_at, duration=_duration(started_at, ended_at)
+        attempt,
+        state=airflow_try.state,
+        started_at=started_at,
+        ended_at=ended_at,
+        duration=_duration(started_at, ended_at),
     )
 
 
-def _unrecorded(one: AirflowTry) -> Attempt:
-    verdict = attribute(one, lives=(), default_executor=config.executor())
+def _unrecorded(airflow_try: AirflowTry) -> Attempt:
+    verdict = attribute(airflow_try, lives=(), default_executor=config.executor())
     return Attempt(
-        dag_id=one.key.dag_id,
-        run_id=one.key.run_id,
-        task_id=one.key.task_id,
-        map_index=one.key.map_index,
-        try_number=one.key.try_number,
-        state=one.state,
-        started_at=one.started_at,
-        ended_at=one.ended_at,
-        duration=_duration(one.started_at, one.ended_at),
+        dag_id=airflow_try.key.dag_id,
+        run_id=airflow_try.key.run_id,
+        task_id=airflow_try.key.task_id,
+        map_index=airflow_try.key.map_index,
+        try_number=airflow_try.key.try_number,
+        state=airflow_try.state,
+        started_at=airflow_try.started_at,
+        ended_at=airflow_try.ended_at,
+        duration=_duration(airflow_try.started_at, airflow_try.ended_at),
         attribution=verdict.attribution,
         workers=(
             AttemptWorker(
@@ -320,19 +349,19 @@ def _unrecorded(one: AirflowTry) -> Attempt:
                 hostname=verdict.worker.hostname,
                 host_only=True,
                 process_count=1,
-                first_started_at=one.started_at,
-                last_started_at=one.started_at,
+                first_started_at=airflow_try.started_at,
+                last_started_at=airflow_try.started_at,
             ),
         )
         if verdict.worker is not None
         else (),
         is_recorded=False,
-        ran_in_a_test=one.ran_in_a_test,
+        ran_in_a_test=airflow_try.ran_in_a_test,
     )
 
 
-def _share(stored: int | None, unit: int) -> float | None:
-    """Return what :class:`~.attempts.Conditions` stored in so small a unit."""
+def _in_units(stored: int | None, unit: int) -> float | None:
+    """Return a value that :class:`~.attempts.Conditions` stored in units this small."""
     return None if stored is None else stored / unit
 
 

@@ -1,4 +1,4 @@
-"""What runs on workers at this moment, by Airflow's word."""
+"""Read what runs on workers now, by Airflow's state."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ class RunningTries:
 
     counts: Mapping[int, int]
     heartbeats: Mapping[int, datetime]
-    """The latest heartbeat of a worker's tries, by the clock of whoever took it; of a worker whose tries have none
-    there is none."""
+    """The latest heartbeat of each worker's tries, by the clock of the process that took it.
+
+    Workers whose tries have no heartbeat are left out.
+    """
 
 
 def running_tries(connection: Connection) -> RunningTries:
-    """Ask Airflow which tries run now, and our own table where."""
+    """Read the running tries from Airflow's tables, and their workers from our own."""
     running = _running(connection)
     counts: Counter[int] = Counter()
     heartbeats: dict[int, datetime] = {}
@@ -50,26 +52,26 @@ def running_tries(connection: Connection) -> RunningTries:
 
 
 def running_on(connection: Connection) -> dict[TryKey, int]:
-    """Return the tries that run now with the row ID of the worker that each runs on."""
+    """Return the running tries with the row ID of the worker that each runs on."""
     running = _running(connection)
     return {running[row_key][0]: ref for row_key, ref in _latest_workers(connection, sorted(running)).items()}
 
 
 def _running(connection: Connection) -> dict[RowKey, tuple[TryKey, datetime | None]]:
-    """Return the tries that run, by what they are recorded by, with their latest heartbeats."""
-    found: dict[RowKey, tuple[TryKey, datetime | None]] = {}
+    """Return the running tries by their row keys, with their latest heartbeats."""
+    running: dict[RowKey, tuple[TryKey, datetime | None]] = {}
     for row in connection.execute(_select_running()):
         key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-        found[key.run_key, airflow_history.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
-    return found
+        running[key.run_key, airflow_history.instance_keys(row)[0], key.try_number] = (key, utc(row.heartbeat))
+    return running
 
 
 def _select_running() -> Any:
-    """Select the tries that run: on 2.11 their heartbeats are those of their own jobs."""
+    """Select the running tries; on Airflow 2.11 their heartbeats are those of their own jobs."""
     table, job = metadata_database.task_instance_table(), metadata_database.job_table()
     source, identity = metadata_database.try_identity(table)
     names = [table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number")]
-    # "restarting" is set on a running try that is to end: its process lives until it has.
+    # "restarting" marks a running try that was told to end: its process still lives.
     is_running = table.c.state.in_(("running", "restarting"))
     heartbeat = job.c.latest_heartbeat
     if "last_heartbeat_at" in table.c:
@@ -80,19 +82,22 @@ def _select_running() -> Any:
 
 
 def _latest_workers(connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, int]:
-    """Return for each of these tries the worker whose process of it began last: others it has deferred from."""
-    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
+    """Return the worker on which the latest process of each try began.
+
+    Before a deferral the try may have run on other workers.
+    """
+    columns = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     began = func.coalesce(attempt.c.last_started_at, attempt.c.started_at).label("began")
     latest: dict[RowKey, tuple[bool, Any, int, int]] = {}
     for batch in _batches(keys):
         rows = connection.execute(
-            select(*key, attempt.c.worker_ref, attempt.c.ordinal, began).where(
-                in_rows(connection, key, batch), attempt.c.worker_ref != NO_WORKER
+            select(*columns, attempt.c.worker_ref, attempt.c.ordinal, began).where(
+                in_rows(connection, columns, batch), attempt.c.worker_ref != NO_WORKER
             )
         )
         for row in rows:
-            one = (row.run_key, row.task_key, row.try_number)
-            found = (row.began is not None, row.began, row.ordinal, row.worker_ref)
-            if one not in latest or found > latest[one]:
-                latest[one] = found
-    return {one: ref for one, (_, _, _, ref) in latest.items()}
+            row_key = (row.run_key, row.task_key, row.try_number)
+            candidate = (row.began is not None, row.began, row.ordinal, row.worker_ref)
+            if row_key not in latest or candidate > latest[row_key]:
+                latest[row_key] = candidate
+    return {row_key: ref for row_key, (_, _, _, ref) in latest.items()}

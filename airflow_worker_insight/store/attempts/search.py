@@ -1,8 +1,8 @@
-"""Find the attempts that a list shows, among millions, in a time that does not grow with them.
+"""Find the attempts of a list among millions, in time that does not grow with them.
 
-Each search follows one index: of a Dag run, of the workers, of the Dags, or of the start. Filters that no index serves
-look through the latest :data:`MAX_SCANNED` tries that the index leads to, and counting ends at :data:`MAX_TOTAL`; where
-that cut something off, the total is not exact.
+Each search follows one index: of a Dag run, of the workers, of the Dags, or of the start. Filters without an index scan
+the latest :data:`MAX_SCANNED` tries that the index leads to, and counting ends at :data:`MAX_TOTAL`; if one of these
+limits cuts something off, the total is not exact.
 """
 
 from __future__ import annotations
@@ -33,35 +33,37 @@ if TYPE_CHECKING:
 
 
 MAX_LIVES = 1000
-"""Lives of workers, the latest ones, that one name or host stands for."""
+"""Worker instances, the latest, that one name or host stands for."""
 
 MAX_BRANCHES = 50
-"""Readable Dags that are searched one by one. With more of them some have run lately, and the order of starts finds
-those."""
+"""Readable Dags that are searched one by one.
+
+If there are more, some of them ran lately, and the order of starts finds those.
+"""
 
 KEY = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
-"""What identifies a try in the attempt table: see :data:`.keys.RowKey`."""
+"""Columns that identify a try in the attempt table: see :data:`.keys.RowKey`."""
 
 _NAMES = ("run_id", "task_id", "map_index", "try_number")
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list: which tries, and how many there are in all."""
+    """One page of a list: the keys of its tries, and the total number."""
 
     keys: list[RowKey]
     total: int
     total_is_exact: bool
     is_cut: bool = False
-    """Whether there are older tries that were not looked through."""
+    """Whether older tries exist that were not scanned."""
 
 
 def find(
     connection: Connection, filters: AttemptFilter, *, dag_ids: frozenset[str] | None, limit: int, offset: int
 ) -> Page:
-    """Return which tries a page of a list shows, the latest start first.
+    """Return the tries on a page of a list, the latest start first.
 
-    :param dag_ids: the Dags the reader may see, or ``None`` for all
+    :param dag_ids: the Dags that the reader may see, or ``None`` for all
     """
     search = _search(connection, filters, dag_ids)
     if search is None:
@@ -85,7 +87,7 @@ def find(
 def can_be_ids(connection: Connection, *names: str | None) -> bool:
     """Return whether the database can hold these as Airflow's IDs.
 
-    On MySQL Airflow keeps IDs in UTF-8 of three bytes, which MySQL refuses to compare with longer characters.
+    On MySQL Airflow stores IDs in three-byte UTF-8, which MySQL refuses to compare with longer characters.
     """
     if connection.dialect.name != "mysql" or "utf8mb4" in (getattr(attempt.c.dag_id.type, "collation", None) or ""):
         return True
@@ -93,7 +95,7 @@ def can_be_ids(connection: Connection, *names: str | None) -> bool:
 
 
 def is_one_of(connection: Connection, keys: Sequence[RowKey]) -> Any:
-    """Say that a row of the attempt table belongs to one of these tries."""
+    """Match rows of the attempt table that belong to one of these tries."""
     return in_rows(connection, KEY, keys)
 
 
@@ -103,21 +105,21 @@ def latest_first(connection: Connection, rows: Any = attempt) -> list[Any]:
     :param rows: the attempt table, or a subquery with its columns
     """
     return [
-        _backwards(connection, rows.c.start_slot),
-        _backwards(connection, rows.c.started_at),
+        _descending(connection, rows.c.start_slot),
+        _descending(connection, rows.c.started_at),
         rows.c.run_key,
         rows.c.task_key,
         rows.c.try_number,
     ]
 
 
-def _backwards(connection: Connection, column: Any) -> Any:
+def _descending(connection: Connection, column: Any) -> Any:
     # Only PostgreSQL puts NULLs first in a descending order.
     return column.desc().nullslast() if connection.dialect.name == "postgresql" else column.desc()
 
 
 def started_between(since: datetime | None, until: datetime | None) -> list[Any]:
-    """Say that a try started within a time, its ends included; ``None`` is open."""
+    """Match tries that started in an interval, its ends included; ``None`` leaves an end open."""
     exactly = [
         *([attempt.c.started_at >= since] if since is not None else []),
         *([attempt.c.started_at <= until] if until is not None else []),
@@ -126,7 +128,7 @@ def started_between(since: datetime | None, until: datetime | None) -> list[Any]
 
 
 def _slots_between(since: datetime | None, until: datetime | None) -> list[Any]:
-    """Say nearly the same in what the indexes hold."""
+    """Match nearly the same tries by the column that the indexes hold."""
     return [
         *([attempt.c.start_slot >= start_slot(since)] if since is not None else []),
         *([attempt.c.start_slot <= start_slot(until)] if until is not None else []),
@@ -134,9 +136,9 @@ def _slots_between(since: datetime | None, until: datetime | None) -> list[Any]:
 
 
 def counts(rows: Any = attempt) -> Any:
-    """Leave out what was inferred of a try before its worker reported after all; see :mod:`~.queries`."""
-    other = attempt.alias("reported")
-    report = select(other.c.ordinal).where(*_same_try(other, rows), other.c.attribution == REPORTED)
+    """Leave out inferred rows of a try that a worker reported later; see :mod:`~.queries`."""
+    reported = attempt.alias("reported")
+    report = select(reported.c.ordinal).where(*_same_try(reported, rows), reported.c.attribution == REPORTED)
     return or_(rows.c.attribution == REPORTED, ~report.exists())
 
 
@@ -149,88 +151,90 @@ def _same_try(other: Any, rows: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What to look for, and along which index."""
+    """The conditions of a search, and the index that it follows."""
 
     connection: Connection
     filters: AttemptFilter
     refs: list[int] | None
-    """Rows of the workers that must have run a try, or ``None`` for any."""
+    """IDs of the workers' rows that must have run a try, or ``None`` for any."""
     along: tuple[Any, ...] = ()
-    """What leads to the tries: conditions on the attempt table that an index serves."""
+    """Conditions on the attempt table that an index serves, and that lead to the tries."""
     readable: tuple[Any, ...] = ()
-    """The Dags that the reader may see, where they do not lead to the tries."""
+    """Condition on the Dags that the reader may see, unless the index already covers it."""
     branches: tuple[Any, list[Any]] | None = None
-    """A column and its values, to be searched one by one: each in the order of the starts."""
+    """A column and its values, which are searched one by one, each in the order of starts."""
     is_scanned: bool = False
-    """Whether there are filters for which what ``along`` leads to must be looked through."""
+    """Whether filters without an index require a scan of what ``along`` leads to."""
     is_cut: bool = False
-    """Whether there are more lives of workers, or more tries in this state, than are searched."""
+    """Whether more worker instances, or more tries in this state, exist than are searched."""
 
     def page(self, limit: int, offset: int) -> Any:
-        """Select the keys of a page in order; where tries are looked through, with how many were found."""
-        # Looking through is what costs: it is done once for the page and the total.
-        found = self._found(max(MAX_TOTAL, limit + offset) if self.is_scanned else limit + offset, is_ordered=True)
-        order = latest_first(self.connection, found)
+        """Select the ordered keys of a page; if tries are scanned, also the number of matches."""
+        # The scan is the expensive part, so the page and the total share one.
+        matches = self._select_matches(
+            max(MAX_TOTAL, limit + offset) if self.is_scanned else limit + offset, is_ordered=True
+        )
+        order = latest_first(self.connection, matches)
         total = [func.count().over().label("total")] if self.is_scanned else []
-        keys = [found.c[column.name] for column in KEY]
+        keys = [matches.c[column.name] for column in KEY]
         return select(*keys, *total).order_by(*order).limit(limit).offset(offset)
 
     def count(self) -> Any:
-        """Select how many tries are found, up to :data:`MAX_TOTAL`."""
-        found = self._found(MAX_TOTAL, is_ordered=False)
-        within = select(found.c.try_number).limit(MAX_TOTAL).subquery()
-        return select(func.count()).select_from(within)
+        """Select the number of matching tries, up to :data:`MAX_TOTAL`."""
+        matches = self._select_matches(MAX_TOTAL, is_ordered=False)
+        limited = select(matches.c.try_number).limit(MAX_TOTAL).subquery()
+        return select(func.count()).select_from(limited)
 
     def beyond_the_scanned(self) -> Any:
-        """Select a row if there are tries that were not looked through, of Dags that the reader may see."""
+        """Select a row if tries of readable Dags exist beyond those that were scanned."""
         window = _slots_between(self.filters.started_at_gte, self.filters.started_at_lte)
-        given, of_branch, scanned = self._given()
+        branch_values, branch_condition, scan_limit = self._branch_table()
         rest = (
             select(attempt.c.start_slot)
-            .where(*of_branch, *self.along, *self.readable, *window)
-            .order_by(_backwards(self.connection, attempt.c.start_slot))
-            .offset(scanned)
+            .where(*branch_condition, *self.along, *self.readable, *window)
+            .order_by(_descending(self.connection, attempt.c.start_slot))
+            .offset(scan_limit)
             .limit(1)
         )
-        return self._of_each(given, rest)
+        return self._for_each_branch(branch_values, rest)
 
-    def _found(self, limit: int, *, is_ordered: bool) -> Any:
-        given, of_branch, scanned = self._given()
+    def _select_matches(self, limit: int, *, is_ordered: bool) -> Any:
+        branch_values, branch_condition, scan_limit = self._branch_table()
         window = started_between(self.filters.started_at_gte, self.filters.started_at_lte)
-        conditions = [*of_branch, *self.along, *self.readable, *window]
+        conditions = [*branch_condition, *self.along, *self.readable, *window]
         rows: Any = attempt
         if self.is_scanned:
-            latest = _backwards(self.connection, attempt.c.start_slot)
-            looked_through = select(attempt).where(*conditions).order_by(latest).limit(scanned)
-            rows = looked_through.subquery() if given is None else looked_through.correlate(given).lateral()
+            latest = _descending(self.connection, attempt.c.start_slot)
+            scan = select(attempt).where(*conditions).order_by(latest).limit(scan_limit)
+            rows = scan.subquery() if branch_values is None else scan.correlate(branch_values).lateral()
             conditions = []
-        found = select(*(rows.c[name] for name in (*(column.name for column in KEY), "start_slot", "started_at")))
-        found = found.where(*conditions, *self._conditions(rows)).limit(limit)
+        matches = select(*(rows.c[name] for name in (*(column.name for column in KEY), "start_slot", "started_at")))
+        matches = matches.where(*conditions, *self._conditions(rows)).limit(limit)
         if is_ordered:
-            found = found.order_by(*latest_first(self.connection, rows))
-        return self._of_each(given, found).subquery()
+            matches = matches.order_by(*latest_first(self.connection, rows))
+        return self._for_each_branch(branch_values, matches).subquery()
 
-    def _given(self) -> tuple[Any, list[Any], int]:
-        """Return the branches as a table, the condition of one, and how many of its tries are looked through."""
+    def _branch_table(self) -> tuple[Any, list[Any], int]:
+        """Return the branches as a table, the condition of one, and the tries to scan in each."""
         if self.branches is None:
             return None, [], MAX_SCANNED
         column, values = self.branches
-        given = unnest(column, values)
-        return given, [column == given.c.value], MAX_SCANNED // len(values)
+        branch_values = unnest(column, values)
+        return branch_values, [column == branch_values.c.value], MAX_SCANNED // len(values)
 
     @staticmethod
-    def _of_each(given: Any, statement: Any) -> Any:
-        if given is None:
+    def _for_each_branch(branch_values: Any, statement: Any) -> Any:
+        if branch_values is None:
             return statement
         branch = statement.lateral()
-        return select(branch).select_from(given.join(branch, true()))
+        return select(branch).select_from(branch_values.join(branch, true()))
 
     def _conditions(self, rows: Any) -> list[Any]:
-        """Say what fits, of rows that the index leads to."""
+        """Return the conditions on the rows that the index leads to."""
         wanted = {name: getattr(self.filters, name) for name in _NAMES}
         conditions = [rows.c[name] == value for name, value in wanted.items() if value is not None]
         if self.filters.state in FINISHED:
-            conditions.append(_is_now(self.connection, self.filters.state, rows))
+            conditions.append(_is_currently(self.connection, self.filters.state, rows))
         if self.refs is None:
             conditions.append(rows.c.ordinal == 0)
         else:
@@ -239,7 +243,7 @@ class _Search:
 
 
 def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> _Search | None:
-    """Choose the index to follow; ``None`` where nothing can be found."""
+    """Choose the index to follow; return ``None`` if nothing can match."""
     refs = _worker_refs(connection, filters)
     dag_ids = _searched_dags(connection, filters, dag_ids)
     if refs == [] or dag_ids == frozenset():
@@ -284,32 +288,32 @@ def _searched_dags(
 
 
 def of_dags(connection: Connection, dag_ids: frozenset[str] | None) -> tuple[Any, ...]:
-    """Say that a try is of one of these Dags; of any for ``None``."""
+    """Match tries of these Dags; ``None`` matches all."""
     if dag_ids is None:
         return ()
-    # Not the bare column: of many Dags no database should gather all tries before it looks at the other conditions.
+    # Not the bare column: with many Dags a database would gather all their tries before it applies other conditions.
     column = attempt.c.dag_id if len(dag_ids) == 1 else func.coalesce(attempt.c.dag_id, "")
     return (in_list(connection, column, sorted(dag_ids)),)
 
 
 def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | None:
-    """Return the row IDs of the workers that the filter names, the latest, or ``None`` when it names none."""
-    column = worker.c
+    """Return the latest row IDs of the filter's workers, or ``None`` if it names none."""
+    columns = worker.c
     conditions = []
     if filters.worker_id is not None:
-        conditions.append(or_(column.worker_id == filters.worker_id, column.reported_id == filters.worker_id))
+        conditions.append(or_(columns.worker_id == filters.worker_id, columns.reported_id == filters.worker_id))
     if filters.worker_name is not None:
-        conditions.append(or_(column.name == filters.worker_name, column.engine_name == filters.worker_name))
+        conditions.append(or_(columns.name == filters.worker_name, columns.engine_name == filters.worker_name))
     if filters.hostname is not None:
-        conditions.append(column.hostname == filters.hostname)
+        conditions.append(columns.hostname == filters.hostname)
     if not conditions:
         return None
-    latest = select(column.id).where(*conditions).order_by(column.id.desc()).limit(MAX_LIVES)
+    latest = select(columns.id).where(*conditions).order_by(columns.id.desc()).limit(MAX_LIVES)
     return list(connection.execute(latest).scalars())
 
 
 def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
-    """Keep one row per try where several of the wanted workers ran the same try."""
+    """Keep one row per try if several of the requested workers ran it."""
     if len(refs) == 1:
         return true()
     other = attempt.alias("other")
@@ -319,20 +323,20 @@ def _is_first_of(connection: Connection, refs: list[int], rows: Any) -> Any:
     return or_(rows.c.ordinal == 0, ~earlier.exists())
 
 
-# --- the state that Airflow has --------------------------------------------------------------------------------------
+# --- Airflow's state -------------------------------------------------------------------------------------------------
 
 
-def _is_now(connection: Connection, state: str, rows: Any) -> Any:
-    """Say that a try ended in a state: by our word where it is closed, else by Airflow's."""
+def _is_currently(connection: Connection, state: str, rows: Any) -> Any:
+    """Match tries that ended in a state: by our record if it is closed, else by Airflow's."""
     return or_(
         and_(rows.c.ended_at.is_not(None), rows.c.state == state),
-        # Scalar subqueries, which no database is tempted to answer by reading all of Airflow's table.
+        # Scalar subqueries, so that no database reads all of Airflow's table.
         and_(
             rows.c.ended_at.is_(None),
             _is_of_its_run(connection, rows),
             func.coalesce(
-                _airflows_word(metadata_database.task_instance_history_table(), rows),
-                _airflows_word(metadata_database.task_instance_table(), rows),
+                _airflow_state(metadata_database.task_instance_history_table(), rows),
+                _airflow_state(metadata_database.task_instance_table(), rows),
                 case((rows.c.state == state, state), else_=""),
             )
             == state,
@@ -341,21 +345,25 @@ def _is_now(connection: Connection, state: str, rows: Any) -> Any:
 
 
 def _is_of_its_run(connection: Connection, rows: Any) -> Any:
-    """Say that the Dag run of these names may be the one that a try was of: see :func:`.airflow_history.is_of_run`.
+    """Match tries that may belong to the Dag run that now has their names.
 
-    The start of a try is by its worker's clock. Where the database can, clocks may be apart for a while.
+    See :func:`.airflow_history.is_of_run`. A try's start is by its worker's clock. Where the database supports it,
+    clocks may differ by a tolerance.
     """
     run = metadata_database.dag_run_table()
-    same = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
-    began = select(run_began(run)).where(*same).scalar_subquery()
+    same_run = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
+    began = select(run_began(run)).where(*same_run).scalar_subquery()
     started_at = rows.c.started_at
     if connection.dialect.name == "postgresql":
         started_at = type_coerce(started_at, TIMESTAMP(timezone=True)) + literal(CLOCK_SKEW, Interval())
     return or_(began.is_(None), began <= started_at)
 
 
-def _airflows_word(table: Any, rows: Any) -> Any:
-    """Select the state of a try in one of Airflow's tables: empty for none, NULL where the table has no such try."""
+def _airflow_state(table: Any, rows: Any) -> Any:
+    """Select the state of a try in one of Airflow's tables.
+
+    It is empty if the try has no state, and NULL if the table has no such try.
+    """
     names = ("dag_id", "task_id", "run_id", "map_index", "try_number")
     return (
         select(func.coalesce(table.c.state, ""))
@@ -365,16 +373,19 @@ def _airflows_word(table: Any, rows: Any) -> Any:
 
 
 def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> list[RowKey]:
-    """Return which tries are in a state that is not their last: Airflow has them by state, and they are few."""
+    """Return the tries in an unfinished state.
+
+    Airflow has an index by state, and such tries are few.
+    """
     instance = metadata_database.task_instance_table()
     source, identity = metadata_database.try_identity(instance)
-    given = {"dag_id": filters.dag_id, **{name: getattr(filters, name) for name in _NAMES}}
+    wanted = {"dag_id": filters.dag_id, **{name: getattr(filters, name) for name in _NAMES}}
     rows = connection.execute(
         select(*(instance.c[name] for name in ("dag_id", *_NAMES)), *identity)
         .select_from(source)
         .where(
             instance.c.state == filters.state,
-            *(instance.c[name] == value for name, value in given.items() if value is not None),
+            *(instance.c[name] == value for name, value in wanted.items() if value is not None),
             *([] if dag_ids is None else [in_list(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
         )
         .order_by(instance.c.start_date.desc())

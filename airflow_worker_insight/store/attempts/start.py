@@ -1,9 +1,11 @@
-"""Write that a worker started a try: the statement that runs for every task process of the deployment.
+"""Record that a worker started a try: this runs for every task process of the deployment.
 
-In the usual case this is one statement. It copies the worker's ID from the worker table and inserts nothing if the
-worker is unknown, has changed its description or was not seen for long; only then the worker's row is written too, so
-that those who start tasks at the same time do not wait for one another's lock on it.
-It is plain SQL, because SQLAlchemy 2.0 compiles a statement with ON CONFLICT anew each time, which takes milliseconds.
+Usually one statement does it. It copies the worker's ID from the worker table and inserts nothing if the worker is
+unknown, has changed its description or has not been seen for long; only then the worker's row is written too, so that
+concurrent starts do not wait for each other's lock on it.
+
+The statement gets ON CONFLICT as plain SQL, because SQLAlchemy 2.0 compiles its own construct for it anew each time,
+which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -35,28 +37,43 @@ if TYPE_CHECKING:
 
 
 SEEN_EVERY = timedelta(seconds=60)
-"""How precise ``last_seen_at`` is: a busy worker's row is written once per this time, not once per task."""
+"""Precision of ``last_seen_at``.
+
+A busy worker's row is written once per this time, not once per task.
+"""
 
 FRESH = timedelta(hours=1)
-"""A worker that was seen within this time may be named without a lock on its row: see :mod:`.retention`."""
+"""Time since a worker was seen during which it may be referenced without a row lock.
+
+See :mod:`.retention`.
+"""
 
 MAX_SEEN = 10_000
 """Workers that one process remembers to have marked as seen."""
 
 MAX_WORKERS = 100
-"""Workers of one try. A try that defers changes workers; one with more is a task that makes workers up."""
+"""Workers of one try.
+
+A try that defers changes workers; one with more than this is a task that makes workers up.
+"""
 
 MAX_NEW_OF_A_TRY = 5
-"""Workers of one host that one try tells of and no engine does: a pod is a host, and is there for one process."""
+"""Workers of one host that one try reports and no source knows.
+
+A pod is a host, and exists for one process.
+"""
 
 MAX_NEW_ON_A_HOST = 100
-"""Workers that reports make known on one host within :data:`NEW_WITHIN`."""
+"""Workers of one host that reports may add within :data:`NEW_WITHIN`."""
 
 NEW_WITHIN = timedelta(hours=1)
 
 
 class TooManyWorkersError(ValueError):
-    """A try, or a host, of which reports say that it has too many workers; the message says which limit it met."""
+    """A try or a host with too many reported workers.
+
+    The message says which limit was reached.
+    """
 
 
 def record_start(
@@ -69,19 +86,19 @@ def record_start(
     conditions: Conditions | None = None,
     is_late: bool = False,
 ) -> str | None:
-    """Write that a task process of a try started on the worker ``record``.
+    """Record that a task process of a try started on the worker ``record``.
 
     A second process of the same try on the same worker (deferral, reschedule) is counted in the same row, and the same
-    process once, however often it is told. The end of a try that has one stays. The caller owns the transaction.
+    process once, however often it is reported. The recorded end of a try stays. The caller owns the transaction.
 
     :param connection: a connection to Airflow's database with a transaction begun
     :param now: when the process started, by the clock of the machine that writes
-    :param process: the key of the process (:func:`.keys.process_key`); one that is not known is another one
-    :param conditions: what the worker's machine is like; of a try's first process on the worker they are kept
-    :param is_late: whether ``now`` has passed, because the report had to wait
-    :return: what contradicts the worker whose ID it gave, if something does: then it is kept apart from that one
-    :raises ContradictingWorkerError: when the ID is that of another worker that has never reported
-    :raises TooManyWorkersError: when the try, or the host, has had too many workers
+    :param process: the key of the process (:func:`.keys.process_key`); an unknown process counts as another one
+    :param conditions: the load of the worker's machine; those of a try's first process on the worker are kept
+    :param is_late: whether ``now`` is in the past, because the report had to wait
+    :return: what contradicts the worker with the reported ID, if anything: then the report gets a separate worker
+    :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
+    :raises TooManyWorkersError: if the try, or the host, has had too many workers
     """
     key = started.key
     start = {
@@ -103,8 +120,8 @@ def record_start(
         "p_fingerprint": record.fingerprint,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
-    # In the usual case the first statement does it and waits for nobody. All else locks rows that others may hold, such
-    # as one who writes a look at the fleet and was frozen in the middle of it: the caller's bounds end that.
+    # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
+    # poller that froze while it wrote: the caller's timeouts end that wait.
     is_usual = not is_late and started.fits is not False
     if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
         stored = _write_worker_and_start(connection, key, record, start, now=now, fits=started.fits)
@@ -128,7 +145,7 @@ def _write_worker_and_start(
     stored = store_worker(
         connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
     )
-    # The worker's row is locked now, so it stays however long ago the worker was seen.
+    # The worker's row is locked now, so it cannot be removed, however long ago the worker was seen.
     start = {
         **start,
         "p_seen_since": _LONG_AGO,
@@ -141,30 +158,32 @@ def _write_worker_and_start(
 
 
 def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerRecord, *, now: datetime) -> None:
-    """Refuse to make one more worker known than the processes of a try, and the workers of a host, can be.
+    """Refuse a new worker beyond what the processes of a try and the workers of a host can be.
 
-    :raises TooManyWorkersError: when there are too many
+    :raises TooManyWorkersError: if there are too many
     """
     on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
-    made = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
+    is_reported_here = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
     of_try = (
         select(func.count())
         .select_from(attempt.join(worker, worker.c.id == attempt.c.worker_ref))
-        .where(*_of_this_try(attempt), *made)
+        .where(*_of_this_try(attempt), *is_reported_here)
     )
     if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
         raise TooManyWorkersError(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
-    lately = select(worker.c.id).where(*made, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
-    if len(connection.execute(lately).all()) >= MAX_NEW_ON_A_HOST:
+    recent = (
+        select(worker.c.id).where(*is_reported_here, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
+    )
+    if len(connection.execute(recent).all()) >= MAX_NEW_ON_A_HOST:
         raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
 
 
 _seen: dict[str, datetime] = {}
-"""When this process last marked a worker as seen; a hint only, so that most starts need no statement for it."""
+"""When this process last marked a worker as seen: a hint that saves most starts a query."""
 
 
 def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
-    """Write that a worker was seen, unless that was written shortly before or somebody is about to write it."""
+    """Mark a worker as seen, unless that was done shortly before or its row is locked."""
     if now - _seen.get(worker_id, now - SEEN_EVERY) < SEEN_EVERY:
         return
     if len(_seen) >= MAX_SEEN:
@@ -186,7 +205,7 @@ def _of_this_try(table: Any) -> list[Any]:
 
 
 def _known_worker() -> list[Any]:
-    """Match the worker, unless its row must be written, or locked, first."""
+    """Match the worker, unless its row must be written or locked first."""
     return [
         worker.c.reported_id == bindparam("p_worker_id"),
         worker.c.fingerprint == bindparam("p_fingerprint"),
@@ -206,14 +225,17 @@ def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[
 
 @cache
 def _first_process(dialect: str) -> Any:
-    """Build the INSERT … SELECT for the first process of a try on a worker; it inserts nothing for a further one."""
-    other, own = attempt.alias("other"), attempt.alias("own")
-    others = select(func.count()).select_from(other).where(*_of_this_try(other)).scalar_subquery()
-    later_worker_only = case((others == 0, None), else_=_NOW)
+    """Build the INSERT … SELECT for the first process of a try on a worker.
+
+    For a further process it inserts nothing.
+    """
+    try_row, own_row = attempt.alias("other"), attempt.alias("own")
+    other_workers = select(func.count()).select_from(try_row).where(*_of_this_try(try_row)).scalar_subquery()
+    later_worker_only = case((other_workers == 0, None), else_=_NOW)
     columns: dict[str, Any] = {
         **{name: _parameter(attempt.c[name]) for name in ("run_key", "task_key", "try_number", "map_index")},
         "worker_ref": worker.c.id,
-        "ordinal": others,
+        "ordinal": other_workers,
         "process_count": literal(1),
         "process_key": _parameter(attempt.c.process_key),
         "started_at": _parameter(attempt.c.started_at),
@@ -227,9 +249,11 @@ def _first_process(dialect: str) -> Any:
             for name in ("dag_id", "run_id", "task_id", "start_slot", "load", "memory_free", "running_beside")
         },
     }
-    written = select(own.c.worker_ref).where(*_of_this_try(own), own.c.worker_ref == worker.c.id).exists()
-    row = select(*columns.values()).where(*_known_worker(), ~written, others < MAX_WORKERS)
-    # For a request that Airflow's client has sent again while the first one is still at work.
+    already_recorded = (
+        select(own_row.c.worker_ref).where(*_of_this_try(own_row), own_row.c.worker_ref == worker.c.id).exists()
+    )
+    row = select(*columns.values()).where(*_known_worker(), ~already_recorded, other_workers < MAX_WORKERS)
+    # Airflow's client may send a request again while the first one is still being processed.
     for name in ("postgresql", "sqlite"):
         row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
     return counted(insert(attempt).from_select(list(columns), row), dialect)
@@ -237,9 +261,10 @@ def _first_process(dialect: str) -> Any:
 
 @cache
 def _further_process(dialect: str) -> Any:
-    """Build the UPDATE that counts one more process of a try on a worker, unless it is the one that was counted last.
+    """Build the UPDATE that counts one more process of a try on a worker.
 
-    What has ended stays so. The order of the values is MySQL's, which reads those to the left as they have become.
+    It does not count the process that was counted last, and a try that has ended stays ended. The order of the values
+    is for MySQL, which evaluates them from left to right and reads the new values of those before.
     """
     is_new = or_(
         attempt.c.process_key.is_(None),
