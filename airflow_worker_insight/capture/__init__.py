@@ -1,3 +1,3 @@
-"""How a try is recorded: the listener sends a report, the claim takes it, reconciling accounts for the rest."""
+"""Record tries: a listener reports, the claim takes the report, reconciling does the rest."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Backfill: build attempts from the tries that were there before the installation.
+"""Backfill: build attempts from the tries that ran before the installation.
 
 It goes through the finished Dag runs in the order of their rows and reconciles them in batches, each in its own
-transaction. So it can be stopped anywhere and run again, and running it twice changes nothing.
+transaction. It can be stopped at any time and run again; a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BATCH = 100
-"""Dag runs read at once."""
+"""Number of Dag runs read at once."""
 
 BATCH_TASKS = 5_000
-"""Task instances per transaction: short enough for the database, long enough to be quick."""
+"""Task instances per transaction: few enough for the database, enough to be quick."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which finished Dag runs to go through; ``after`` is the row ID of the last one that was done before."""
+    """Which finished Dag runs to reconcile; ``after`` is the row ID of the last one done."""
 
     dag_id: str | None = None
     ended_since: datetime | None = None
@@ -35,7 +35,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one batch did: how many Dag runs, what came of them, and where to go on."""
+    """Result of one batch: its number of Dag runs, its outcome, and the row ID to go on after."""
 
     runs: int
     outcome: Outcome
@@ -43,7 +43,7 @@ class Progress:
 
 
 def count_runs(selection: Selection) -> int:
-    """Return how many Dag runs the selection holds."""
+    """Return the number of Dag runs in the selection."""
     with session.reading(session.COMMAND) as connection:
         return airflow_history.count_finished_runs(
             connection,
@@ -54,13 +54,16 @@ def count_runs(selection: Selection) -> int:
 
 
 def installed_at() -> datetime:
-    """Return when the first worker reported, or now where none has: what started before is history."""
+    """Return when the first worker reported, or now without any report.
+
+    What started before is history.
+    """
     with session.reading(session.COMMAND) as connection:
         return close.first_report_at(connection) or datetime.now(timezone.utc)
 
 
 def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -> Iterator[Progress]:
-    """Reconcile all selected Dag runs, yielding after each batch.
+    """Reconcile all selected Dag runs, yielding the progress after each batch.
 
     :param installed_at: tries that started before it become ``backfilled`` instead of ``inferred``
     """

@@ -1,4 +1,4 @@
-"""Count what happens to reports, tries and runs: for the health page of this process and for Airflow's own stats."""
+"""Count reports, tries and runs for this process's health page and for Airflow's stats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _lock = Lock()
 
 
 def count(what: str, number: int = 1) -> None:
-    """Add to a counter, one of :data:`airflow_worker_insight.metrics.COUNTERS`."""
+    """Add to a counter, one of :data:`airflow_worker_insight.metrics.COUNTERS`.
+
+    :param what: the counter's name
+    :param number: how much to add
+    """
     with _lock:
         _counts[what] += number
     metrics.count(what, number)
@@ -29,9 +33,9 @@ def snapshot() -> dict[str, int]:
 
 
 def warn_once(topic: str, message: str, *arguments: object) -> None:
-    """Log a warning for ``topic`` the first time it happens in this process."""
+    """Log a warning the first time that ``topic`` occurs in this process."""
     with _lock:
-        first = topic not in _warned
+        is_first = topic not in _warned
         _warned.add(topic)
-    if first:
+    if is_first:
         log.warning(message, *arguments)

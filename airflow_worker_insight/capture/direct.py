@@ -1,7 +1,7 @@
-"""Airflow 2.11: the task process has the database, so it writes its own row, in one short transaction.
+"""Record attempts on Airflow 2.11, where task processes have access to the database.
 
-What the worker is comes from this process itself, so that it need not be validated: neither pydantic nor Alembic is
-loaded for it.
+The task process writes its own row in one short transaction. It describes its worker itself, so nothing needs
+validation, and neither pydantic nor Alembic is loaded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 
 def record(task_instance: Any) -> None:
-    """Write that this process runs a try of ``task_instance`` (Airflow's ORM object)."""
+    """Record that this process runs a try of a task instance.
+
+    :param task_instance: Airflow's ORM object
+    :raises RuntimeError: when the database refuses the row, with the reason on one line
+    """
     worker = describe_worker(task_instance)
-    if worker.kind not in _SEPARATE and not _was_queued(task_instance):
+    if worker.kind not in _KINDS_OF_SEPARATE_WORKERS and not _was_queued(task_instance):
         return
     conditions = Conditions(**identity.conditions(worker.pid))
     key = TryKey(
@@ -39,7 +43,7 @@ def record(task_instance: Any) -> None:
         try_number=task_instance.try_number,
     )
     instance = instance_key_by_run(*metadata_database.run_of(task_instance), key.task_id, key.map_index)
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         with session.writing(session.TASK) as connection:
             record_start(
@@ -50,30 +54,33 @@ def record(task_instance: Any) -> None:
                 process=process_key(identity.process_id()),
                 conditions=conditions,
             )
-        metrics.timing("claim.duration", seconds=time.perf_counter() - began)
+        metrics.timing("claim.duration", seconds=time.perf_counter() - started)
         count("reports.claimed")
     except session.REFUSALS as error:
-        # The whole error is SQL with its parameters: too much for every task's log.
+        # The whole error is SQL with its parameters: too much for each task's log.
         reason = str(error.orig).strip().partition("\n")[0]
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None
 
 
-_SEPARATE = frozenset({"celery", "edge", "kubernetes"})
-"""Kinds of workers that are one whoever sent them the try."""
+_KINDS_OF_SEPARATE_WORKERS = frozenset({"celery", "edge", "kubernetes"})
+"""Kinds whose workers are separate processes, whoever sent them the try."""
 
 
 def _was_queued(task_instance: Any) -> bool:
     """Return whether a scheduler or a backfill queued the try.
 
-    No one did for ``airflow tasks run --local`` and the LocalExecutor of ``dag.test(use_executor=True)``: those are
-    processes of whoever called them. See also ``AirflowTry.ran_in_a_test``.
+    ``airflow tasks run --local`` and the LocalExecutor of ``dag.test(use_executor=True)`` run tries that neither
+    queued, in processes of their caller. See also ``AirflowTry.ran_in_a_test``.
     """
-    queued = (task_instance.queued_dttm, task_instance.queued_by_job_id, task_instance.external_executor_id)
-    return any(one is not None for one in queued)
+    queue_marks = (task_instance.queued_dttm, task_instance.queued_by_job_id, task_instance.external_executor_id)
+    return any(mark is not None for mark in queue_marks)
 
 
 def worker_record(worker: Worker, *, job_id: int | None) -> WorkerRecord:
-    """Return the worker as its row; ``job_id`` is the scheduler that queued the try, whose own a local worker is."""
+    """Return the worker as a row of the worker table.
+
+    :param job_id: the ID of the job of the scheduler that queued the try; a local worker belongs to it
+    """
     return WorkerRecord(
         worker_id=worker.worker_id,
         name=worker.name,

@@ -1,10 +1,10 @@
-"""Be called as listeners without being counted as such: where Airflow counts one, it refuses some Dags.
+"""Receive listener hooks without staying registered as a listener.
 
-Airflow refuses every Dag with a task that has ``end_from_trigger=True`` (``DateTimeSensorAsync`` and others) as soon as
-any plugin has a listener, because nobody tells a listener of such a task's end (``DagBag.bag_dag``). We lose nothing by
-that: reconciling accounts for these tries. So with the first hook that Airflow calls in a process, which comes before
-the process parses or forks, our listeners leave the listener manager again. From then on they are called by pluggy's
-monitoring of hook calls, which Airflow itself uses to trace listeners.
+As soon as any plugin has a listener, Airflow refuses every Dag with a task that has ``end_from_trigger=True``
+(``DateTimeSensorAsync`` and others), because listeners are not called at such a task's end (``DagBag.bag_dag``). This
+package needs no call there: reconciling accounts for these tries. So at the first hook that Airflow calls in a process,
+which comes before the process parses or forks, this package's listeners leave the listener manager. From then on
+pluggy's monitoring of hook calls, which Airflow itself uses to trace listeners, calls them.
 
 Every process of the deployment loads this module, so it imports nothing heavy.
 """
@@ -30,7 +30,10 @@ _left_in_process: int | None = None
 
 
 def listeners() -> list[Any]:
-    """Return what to register: nothing where nothing would be done, as in a command that parses Dags."""
+    """Return the listeners to register; none in a process without use for them.
+
+    Such a process is a command that parses Dags, for example.
+    """
     if _left_in_process == os.getpid() or not (task_runtime.in_server_process() or task_runtime.in_task_process()):
         return []
     return [listener, run_listener, _here]
@@ -38,23 +41,23 @@ def listeners() -> list[Any]:
 
 @hookimpl
 def on_starting(component: Any) -> None:  # noqa: ARG001
-    """Leave the listener manager that calls this, and have it call our listeners all the same."""
+    """Leave the listener manager, but keep receiving its hooks through monitoring."""
     global _left_in_process  # noqa: PLW0603
     try:
         for manager in task_runtime.listener_managers():
             if manager.pm.is_registered(_here):
-                # First, so that the manager that may be asked for now registers nothing.
+                # First, so that a listener manager created now registers nothing.
                 _left_in_process = os.getpid()
                 manager.pm.add_hookcall_monitoring(_call_listeners, _do_nothing)
-                for one in (listener, run_listener, _here):
-                    manager.pm.unregister(one)
+                for module in (listener, run_listener, _here):
+                    manager.pm.unregister(module)
     except Exception as error:  # noqa: BLE001
         log.warning("Airflow Worker Insight stays a listener: %s", error)
 
 
 def _call_listeners(hook_name: str, hook_impls: Any, arguments: Any) -> None:  # noqa: ARG001
-    for one in (listener, run_listener):
-        hook = getattr(one, hook_name, None)
+    for module in (listener, run_listener):
+        hook = getattr(module, hook_name, None)
         if hook is not None:
             hook(arguments["dag_run" if hook_name.startswith("on_dag_run") else "task_instance"])
 

@@ -1,6 +1,7 @@
-"""The listener in the task process: tell which worker this is, once per process, and never hurt the task.
+"""Report the worker of a task process, once and without harm to the task.
 
-Every task process of the deployment loads this module, so it imports nothing that Airflow has not imported already.
+This is the listener in the task process. Every task process of the deployment loads this module, so it imports only
+what Airflow has imported already.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from airflow_worker_insight import config
 from airflow_worker_insight.capture.report import REPORT_KEY, build_report
 from airflow_worker_insight.compat import task_runtime
 
-# Airflow's own marker (airflow.listeners.hookimpl) is the same object by name, behind an import.
+# Airflow's own marker (airflow.listeners.hookimpl) has the same name, but takes an import.
 hookimpl = HookimplMarker("airflow")
 
 log = logging.getLogger(__name__)
@@ -22,11 +23,11 @@ log = logging.getLogger(__name__)
 
 @hookimpl
 def on_task_instance_running(task_instance: Any) -> None:
-    """Report the worker of this task process. Nothing that goes wrong here reaches the task."""
+    """Report the worker of this task process; no error reaches the task."""
     try:
         _report_start(task_instance)
     except Exception as error:  # noqa: BLE001
-        # One process runs one try, so this is one line per try at most.
+        # One process runs one try, so this logs at most one line per try.
         log.warning("Airflow Worker Insight could not record the worker of this try: %s", error)
 
 
@@ -42,11 +43,11 @@ def _report_start(task_instance: Any) -> None:
 
 
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
-    """Send the report over the task's own connection to its supervisor, authenticated by the task's own token."""
+    """Send the report to the task's supervisor, over its connection and with its token."""
     comms, set_xcom = channel
     run_id = task_runtime.in_xcom_path(task_instance.run_id)
     if run_id is None:
-        return  # The answer would be a 404, and a warning in the log of each try.
+        return  # The response would be a 404, and a warning in each try's log.
     comms.send(
         set_xcom(
             key=REPORT_KEY,

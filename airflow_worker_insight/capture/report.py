@@ -1,6 +1,6 @@
-"""The report: one small message per task process, in the shape that the claim accepts.
+"""Build the report: one small message per task process, in the schema of the claim.
 
-Runs in the task process: the standard library only.
+Runs in the task process, so it uses the standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.identity import Worker
 
 REPORT_KEY = "__worker_insight_report__"
-"""The XCom key that carries reports. It is reserved: whatever is pushed under it is taken for a report."""
+"""XCom key of reports. It is reserved: any value pushed under it is taken for a report."""
 
 REPORT_VERSION = 1
 
@@ -21,7 +21,10 @@ MAX_REPORT_BYTES = 8192
 
 
 def describe_worker(task_instance: Any) -> Worker:
-    """Say which worker this task process belongs to; ``task_instance`` is the one Airflow gave the listener."""
+    """Return the worker of this task process.
+
+    :param task_instance: the task instance that Airflow passed to the listener
+    """
     return identity.whoami(
         hostname=getattr(task_instance, "hostname", None) or None,
         executor=getattr(task_instance, "executor", None) or config.executor(),
@@ -34,7 +37,7 @@ def describe_worker(task_instance: Any) -> Worker:
 def build_report(task_instance: Any) -> dict[str, Any]:
     """Return the report as JSON-ready values.
 
-    They are its version, Airflow's ID of the try, the ID of this process, the worker, and how busy its machine is.
+    It holds its version, Airflow's ID of the try, the ID of this process, the worker, and the load of its machine.
     """
     worker = describe_worker(task_instance)
     return {

@@ -1,4 +1,4 @@
-"""The listener in the scheduler and the API server: a Dag run has ended, have it reconciled.
+"""Queue ended Dag runs to be reconciled: the listener in the scheduler and the API server.
 
 Every process of the deployment loads this module, so it imports nothing heavy.
 """
@@ -21,35 +21,35 @@ log = logging.getLogger(__name__)
 @hookimpl
 def on_dag_run_success(dag_run: Any) -> None:
     """Reconcile a Dag run that succeeded."""
-    _ended(dag_run)
+    _queue_reconciliation(dag_run)
 
 
 @hookimpl
 def on_dag_run_failed(dag_run: Any) -> None:
     """Reconcile a Dag run that failed."""
-    _ended(dag_run)
+    _queue_reconciliation(dag_run)
 
 
 @hookimpl
 def on_task_instance_success(task_instance: Any) -> None:
-    """Reconcile where a person marked a task instance as succeeded."""
-    _set_by_hand(task_instance)
+    """Reconcile the run of a task instance that a user marked as succeeded."""
+    _queue_if_set_by_user(task_instance)
 
 
 @hookimpl
 def on_task_instance_failed(task_instance: Any) -> None:
-    """Reconcile where a person marked a task instance as failed."""
-    _set_by_hand(task_instance)
+    """Reconcile the run of a task instance that a user marked as failed."""
+    _queue_if_set_by_user(task_instance)
 
 
-def _set_by_hand(task_instance: Any) -> None:
-    # In a task process the same hooks tell of the task's own end, which the end of its Dag run covers. Under
+def _queue_if_set_by_user(task_instance: Any) -> None:
+    # In a task process the same hooks announce the task's own end, which the end of its Dag run covers. With
     # LocalExecutor that process is a fork of the scheduler and looks like one.
     if compat.is_airflow_3() and task_runtime.task_channel() is None:
-        _ended(task_instance)
+        _queue_reconciliation(task_instance)
 
 
-def _ended(run: Any) -> None:
+def _queue_reconciliation(run: Any) -> None:
     try:
         if task_runtime.in_server_process() and config.enabled():
             from airflow_worker_insight.capture.queue import queue

@@ -29,7 +29,7 @@ It keeps the processes of a deployment from polling all at once.
 """
 
 LEFT_BEHIND_SECONDS = 5.0
-"""Seconds between checks for reports that claims left behind; a check that finds none is free."""
+"""Seconds between checks for reports left behind by claims; a check without any is free."""
 
 STOP_SECONDS = 2.0
 """Seconds that a stopping server waits for the thread before it abandons it."""
@@ -117,7 +117,8 @@ class Refresher:
 async def refreshing(_app: Any) -> AsyncIterator[None]:
     """Poll the workers while the API server's process runs.
 
-    This is the lifespan of the package's app there: Airflow enters the lifespans of all apps mounted into its own (3.0 to 3.3), in each process that serves.
+    This is the lifespan of the package's app there. Airflow enters the lifespans of all apps mounted into its own
+    (3.0 to 3.3), in each process that serves.
     """
     refresher = Refresher()
     try:
