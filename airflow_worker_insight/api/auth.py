@@ -34,14 +34,14 @@ class Reader:
         airflow_auth.require_task_instances(self._user, dag_id)
 
     def require_workers(self) -> None:
-        """Require permission to see workers: the one that Airflow requires for its jobs view.
+        """Require permission to see workers: that for Airflow's jobs view.
 
         :raises fastapi.HTTPException: 403
         """
         airflow_auth.require_jobs_view(self._user)
 
     def require_pool_edit(self) -> None:
-        """Require permission to change worker availability: the one to edit Airflow's pools.
+        """Require permission to change worker availability: that to edit Airflow's pools.
 
         :raises fastapi.HTTPException: 403
         """

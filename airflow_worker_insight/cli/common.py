@@ -60,7 +60,7 @@ def ends_in_plain_words() -> Iterator[None]:
 
 
 def confirmed(question: str) -> bool:
-    """Ask the user a yes/no question; without a terminal the answer is no."""
+    """Ask the user a yes/no question; without any input the answer is no."""
     try:
         return input(f"{question} [y/N] ").strip().lower() == "y"
     except EOFError:

@@ -67,7 +67,7 @@ def list_workers(args: Any) -> None:
     if output.is_structured(args.output):
         pairs = zip(rows, decisions, strict=True)
         output.show(
-            [output.like_rest(WorkerResponse, worker_fields(row, decision)) for row, decision in pairs], args.output
+            [output.like_rest(WorkerResponse, worker_fields(row, change)) for row, change in pairs], args.output
         )
     else:
         output.show([_table_row(row) for row in rows], args.output)

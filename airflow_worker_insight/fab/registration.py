@@ -35,7 +35,7 @@ def blueprint() -> Blueprint:
 
 
 def _set_headers(response: Response) -> Response:
-    # Each version of the package has its own URLs. `private`, since Airflow adds the reader's session cookie.
+    # Cacheable, as each version of the package has its own URLs; `private`, as Airflow adds the session cookie.
     response.headers["Cache-Control"] = "private, max-age=3600"
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

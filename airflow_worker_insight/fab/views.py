@@ -103,7 +103,7 @@ class Reader:
             raise self._denied()
 
     def require_pool_edit(self) -> None:
-        """Require permission to change worker availability: the one to edit Airflow's pools.
+        """Require permission to change worker availability: that to edit Airflow's pools.
 
         :raises AccessDeniedError: 403, or 401 without a login
         """
@@ -327,7 +327,7 @@ def _query_string() -> str:
 
 
 def urls(reader: Reader) -> FlaskUrls:
-    """Return the URLs of the pages, with those that the reader may see."""
+    """Return the URLs for a reader's pages; those of workers only with permission."""
     return FlaskUrls(request.script_root, may_see_workers=reader.may_see_workers())
 
 
@@ -348,7 +348,7 @@ def _redirect_to_login() -> Any:
 
 
 def _json_endpoint(view: View) -> View:
-    """Decorate an endpoint: answer in JSON, also errors, and create no session."""
+    """Decorate an endpoint: answer in JSON, also errors, and create no session for the client."""
 
     @wraps(view)
     def answer(self: WorkerInsightApi, *args: Any, **kwargs: Any) -> Response:
