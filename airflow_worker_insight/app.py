@@ -118,7 +118,7 @@ def _path(scope: Scope) -> str:
 
 def _expects_json(request: Request) -> bool:
     path = _path(request.scope)
-    # Routing appends the mount point to the root path of static files.
+    # Routing appends the mount point to the root path of requests for static files.
     is_static = request.scope.get("root_path", "").endswith("/static")
     return is_static or path.startswith("/api/") or path == "/openapi.json"
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def _empty_on_error(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
-    """Return an empty list if building fails.
+    """Wrap ``build`` so that it returns an empty list if it raises.
 
     An error here would keep Airflow's whole API server from starting.
     """
@@ -38,7 +38,7 @@ def _empty_on_error(build: Callable[[Any], list[Any]]) -> Callable[[Any], list[A
 
 
 def _serves_flask_views() -> bool:
-    # Imported here because no task process calls this, so task processes do not load it.
+    # Imported here: task processes never call this, so they do not load what only these pages need.
     from airflow_worker_insight.compat import fab as airflow_fab
 
     return airflow_fab.serves_flask_views()

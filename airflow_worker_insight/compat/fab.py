@@ -124,7 +124,7 @@ def flask_login_url(api_root: str, next_url: str) -> str:
 
 
 def flask_api_user() -> Any | None:
-    """Return the user of a REST API request on 2.11, or ``None``: answer 401.
+    """Return the user of a REST API request on 2.11, or ``None`` if the answer must be 401.
 
     The rules are those of Airflow's own REST API: ``[api] auth_backends`` decides, for example by the browser's session
     or by basic authentication.

@@ -76,9 +76,9 @@ def try_identity(table: Table) -> tuple[Any, list[Any]]:
 
 
 def run_of(task_instance: Any) -> tuple[int, datetime]:
-    """Return the row ID and the logical date of the Dag run of a 2.11 task instance.
+    """Return the row ID and the logical date of a 2.11 task instance's Dag run.
 
-    The task instance loads its Dag run with it.
+    2.11 loads the Dag run together with the task instance.
     """
     run = task_instance.dag_run
     return run.id, run.execution_date
@@ -155,7 +155,7 @@ Between it and a flush are about ten calls with SQLAlchemy 1.4 and 2.0.
 
 
 def stores_xcom_for_a_task() -> bool:
-    """Return whether the execution API's route that stores a task's XCom is calling.
+    """Return whether the caller runs in the execution API's route that stores a task's XCom.
 
     The route stores it within the same call (3.0 to 3.3). No other route of Airflow is in that module; if a later
     version moves the route, this returns ``False``.

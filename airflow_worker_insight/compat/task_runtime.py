@@ -28,8 +28,8 @@ def plugin_base() -> type[Any]:
 def task_channel() -> tuple[Any, Callable[..., Any]] | None:
     """Return the channel to the supervisor and its ``SetXCom`` message class.
 
-    Returns ``None`` unless this is a real Airflow 3 task process: in the API server and the scheduler, and under
-    ``dag.test()`` and ``airflow tasks test``, which run in process (``InProcessSupervisorComms``), so that no API
+    They exist in a real Airflow 3 task process only. The result is ``None`` in the API server and the scheduler, and
+    under ``dag.test()`` and ``airflow tasks test``: these run in process (``InProcessSupervisorComms``), where no API
     server would claim a report.
     """
     runner = sys.modules.get("airflow.sdk.execution_time.task_runner")
@@ -44,8 +44,8 @@ def in_xcom_path(run_id: str) -> str | None:
     """Return a run ID as ``SetXCom`` must carry it, or ``None`` if no encoding works.
 
     The task's client puts it into a URL's path unescaped (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
-    starts an escape sequence; existing escape sequences are kept. A slash, even an escaped one, splits the path on the
-    server, so that the execution API does not find the run.
+    starts an escape sequence; the client does not escape existing sequences again. A slash, even an escaped one, splits
+    the path on the server, so that the execution API does not find the run.
     """
     if "/" in run_id:
         return None

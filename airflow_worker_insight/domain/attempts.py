@@ -29,7 +29,7 @@ class AttemptWorker:
     first_started_at: datetime | None
     last_started_at: datetime | None
     load: float | None = None
-    """Load average per CPU when the try first started on the worker; 1.0 means fully used."""
+    """Load average per CPU when the try first started on the worker; 1.0: all just busy."""
     memory_free: float | None = None
     """Free memory at that time as a share of the total, 0 to 1."""
     running_beside: int | None = None
@@ -88,7 +88,7 @@ class Conditions:
     """State of the worker's machine when a try started; ``None`` means unknown."""
 
     load: float | None = None
-    """Load average of the last minute per CPU; 1.0 means fully used."""
+    """Load average of the last minute per CPU; 1.0 means all CPUs are just busy."""
     memory_free: float | None = None
     """Free memory as a share of the total, 0 to 1."""
     running_beside: int | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.identity.process import Process
 
 MOST_CHILDREN = 128
-"""Limit of a worker's processes to inspect; from it on ``running_beside`` is unknown."""
+"""Number of a worker's child processes from which on ``running_beside`` is not counted."""
 
 
 class Conditions(TypedDict):
@@ -48,7 +48,7 @@ def conditions(main_pid: int | None) -> Conditions:
 
 
 def load() -> float | None:
-    """Return the load average of the last minute per CPU; 1.0 means fully used.
+    """Return the load average of the last minute per CPU; 1.0 means all CPUs are just busy.
 
     The kernel counts the processes of all containers, so this divides by all CPUs of the machine, not only by those
     that this container may use.
@@ -81,6 +81,8 @@ def running_beside(main_pid: int | None, lineage: Sequence[Process], proc: str =
     :param proc: the path of the proc(5) file system
     :return: the number, or ``None`` if the main process is no ancestor, its child is of no known kind, or it has too
         many children
+    :raises OSError: as :func:`.process.children`
+    :raises ValueError: as :func:`.process.children`
     """
     pids = [ancestor.pid for ancestor in lineage]
     if main_pid not in pids[1:]:

@@ -52,7 +52,7 @@ def recognise(context: Surroundings) -> Found:
     The nearest ancestor that is a worker decides: a task may start another Airflow, whose tasks belong to that one's
     worker and not to the outer one.
 
-    :param around: what the process knows about itself
+    :param context: what the process knows about itself
     :return: the worker; if none is recognised, one of the executor's kind (or ``unknown``) named after the host
     """
     for index in range(len(context.lineage)):
@@ -62,7 +62,7 @@ def recognise(context: Surroundings) -> Found:
     return (
         _detect_celery_request(context)
         or _detect_kubernetes_pod(context)
-        or _detect_celery_by_environment(context)
+        or _detect_celery_without_pool(context)
         or _detect_scheduler_child(context)
         or Found(context.executor or "unknown", context.host, None)
     )
@@ -111,10 +111,11 @@ def _detect_celery_request(context: Surroundings) -> Found | None:
     return Found("celery", node, main)
 
 
-def _detect_celery_by_environment(context: Surroundings) -> Found | None:
-    """Recognise such a Celery worker after ``run_as_user``, where no memory is inherited.
+def _detect_celery_without_pool(context: Surroundings) -> Found | None:
+    """Recognise a Celery worker without a pool after ``run_as_user``.
 
-    Celery's log setup leaves a variable in the environment. The node name is lost, so the host name is used.
+    No memory is inherited then, but Celery's log setup leaves a variable in the environment. The node name is lost, so
+    the host name is used.
     """
     main = _find_supervisor(context)
     if main is None or "CELERY_LOG_LEVEL" not in context.environ:
@@ -249,7 +250,7 @@ def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
     name = _downward_api(context, "POD_NAME") or context.host
     namespace = kubernetes_labels(context).get("namespace", "")
     uid = _downward_api(context, "POD_UID")
-    # Take the outermost: a shell or an init process may be its parent, but never a sidecar of the pod.
+    # Take the outermost Airflow process: a shell or an init process may be above it, but sidecars of the pod never are.
     main = next((process for process in reversed(context.lineage) if _airflow_command(process.argv)), None)
     return Found("kubernetes", name, main, pod=uid or f"{namespace}/{name}")
 
@@ -257,7 +258,7 @@ def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
 def kubernetes_labels(context: Surroundings) -> dict[str, str]:
     """Return ``namespace``, ``node`` and ``pod`` as far as known; empty outside a pod.
 
-    They are read from the environment; the namespace may come from the mounted service account.
+    The environment tells them; the namespace may also come from the mounted service account.
     """
     labels = {
         "namespace": _downward_api(context, "POD_NAMESPACE") or _downward_api(context, "NAMESPACE"),

@@ -29,18 +29,18 @@ def resources() -> dict[str, int | float | str]:
 
     ``cpus`` may be a fraction in a container. ``cpus`` and ``memory_bytes`` are missing if unknown.
     """
-    found: dict[str, int | float | str] = {}
+    facts: dict[str, int | float | str] = {}
     controllers = cgroup_directories(read_text("/proc/self/cgroup"))
     cpu_count = cpus(controllers)
     if cpu_count is not None:
-        found["cpus"] = cpu_count
+        facts["cpus"] = cpu_count
     memory_size = memory_bytes(own_memory_limits())
     if memory_size is not None:
-        found["memory_bytes"] = memory_size
+        facts["memory_bytes"] = memory_size
     uname = os.uname()
-    found["os"] = os_name(read_text("/etc/os-release")) or clean(f"{uname.sysname} {uname.release}", 64)
-    found["architecture"] = clean(uname.machine, 32)
-    return found
+    facts["os"] = os_name(read_text("/etc/os-release")) or clean(f"{uname.sysname} {uname.release}", 64)
+    facts["architecture"] = clean(uname.machine, 32)
+    return facts
 
 
 def cpus(controllers: dict[str, list[str]]) -> int | float | None:

@@ -59,10 +59,7 @@ class Worker:
     """Start of the main process: ISO 8601 in UTC, whole seconds."""
     labels: dict[str, str] = field(default_factory=dict)
     resources: dict[str, int | float | str] = field(default_factory=dict)
-    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and ``image`` if it is set.
-
-    An operator sets ``image``.
-    """
+    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and the operator's ``image`` if set."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +112,7 @@ def local_worker(
 ) -> tuple[Worker, dict[str, str]]:
     """Return a named local worker of this scheduler process before it has any processes.
 
-    The worker's task processes describe themselves alike if they run with the returned environment.
+    The worker's task processes describe it in the same way if they run with the returned environment.
 
     :param name: the name that an operator gave it
     :param hostname: what Airflow calls this machine; it makes the name unique among the workers of all schedulers
@@ -167,22 +164,22 @@ def _host() -> str:
     return safe_call(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
 
 
-def life(found: detection.Found, around: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
+def life(detected: detection.Found, context: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
     """Return the ID of a worker instance: a digest of what is constant during its lifetime.
 
     The worker's name is not part of it if the main process is known. Two workers never share a main process, except for
     the named workers of a scheduler. A name can also be lost for the same worker: after ``run_as_user`` in a worker
     without a pool (see ``detection``).
     """
-    if found.pod:
-        return _id(found.kind, found.pod, found.name)
-    host_facts = (boot_id, pid_namespace, around.host)
-    if found.main:
-        name = [found.name] if found.is_one_of_several else []
-        return _id(found.kind, *host_facts, str(found.main.pid), found.main.start, *name)
+    if detected.pod:
+        return _id(detected.kind, detected.pod, detected.name)
+    host_facts = (boot_id, pid_namespace, context.host)
+    if detected.main:
+        name = [detected.name] if detected.is_one_of_several else []
+        return _id(detected.kind, *host_facts, str(detected.main.pid), detected.main.start, *name)
     # Without a main process only the host has the same lifetime (or the container, whose first process is visible).
-    first_process = around.lineage[-1] if around.lineage and around.lineage[-1].pid == 1 else None
-    return _id(found.kind, *host_facts, first_process.start if first_process else "", found.name)
+    first_process = context.lineage[-1] if context.lineage and context.lineage[-1].pid == 1 else None
+    return _id(detected.kind, *host_facts, first_process.start if first_process else "", detected.name)
 
 
 def _identify(host: str, executor: object) -> tuple[str, detection.Found, dict[str, str]]:
@@ -203,8 +200,8 @@ def _surroundings(host: str, executor: object) -> detection.Surroundings:
     )
 
 
-def _instance_id(found: detection.Found, around: detection.Surroundings) -> str:
-    return life(found, around, process.boot_id(), process.pid_namespace())
+def _instance_id(detected: detection.Found, context: detection.Surroundings) -> str:
+    return life(detected, context, process.boot_id(), process.pid_namespace())
 
 
 def _id(kind: str, *facts: str) -> str:
