@@ -25,7 +25,7 @@ hookimpl = HookimplMarker("airflow")
 
 log = logging.getLogger(__name__)
 
-_here = sys.modules[__name__]
+_this_module = sys.modules[__name__]
 _left_in_process: int | None = None
 
 
@@ -36,7 +36,7 @@ def listeners() -> list[Any]:
     """
     if _left_in_process == os.getpid() or not (task_runtime.in_server_process() or task_runtime.in_task_process()):
         return []
-    return [listener, run_listener, _here]
+    return [listener, run_listener, _this_module]
 
 
 @hookimpl
@@ -45,11 +45,11 @@ def on_starting(component: Any) -> None:  # noqa: ARG001
     global _left_in_process  # noqa: PLW0603
     try:
         for manager in task_runtime.listener_managers():
-            if manager.pm.is_registered(_here):
+            if manager.pm.is_registered(_this_module):
                 # First, so that a listener manager created now registers nothing.
                 _left_in_process = os.getpid()
                 manager.pm.add_hookcall_monitoring(_call_listeners, _do_nothing)
-                for module in (listener, run_listener, _here):
+                for module in (listener, run_listener, _this_module):
                     manager.pm.unregister(module)
     except Exception as error:  # noqa: BLE001
         log.warning("Airflow Worker Insight stays a listener: %s", error)

@@ -15,7 +15,7 @@ from airflow_worker_insight import config
 from airflow_worker_insight.capture.report import REPORT_KEY, build_report
 from airflow_worker_insight.compat import task_runtime
 
-# Airflow's own marker (airflow.listeners.hookimpl) has the same name, but takes an import.
+# Equivalent to Airflow's own marker (airflow.listeners.hookimpl): pluggy matches by name. This one saves the import.
 hookimpl = HookimplMarker("airflow")
 
 log = logging.getLogger(__name__)

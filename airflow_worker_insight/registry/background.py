@@ -29,7 +29,7 @@ It keeps the processes of a deployment from polling all at once.
 """
 
 LEFT_BEHIND_SECONDS = 5.0
-"""Seconds between checks for reports left behind by claims; a check without any is free."""
+"""Seconds between checks for reports left behind by claims; finding none costs nothing."""
 
 STOP_SECONDS = 2.0
 """Seconds that a stopping server waits for the thread before it abandons it."""

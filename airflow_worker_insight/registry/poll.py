@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SourceOutcome:
-    """The result of one source's turn."""
+    """The result of one source: of its poll, or of skipping it."""
 
     name: str
     looked: bool

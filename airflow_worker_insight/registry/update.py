@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.running import RunningTries
 
 MAX_NEW = 5_000
-"""Maximum number of workers that one poll registers; more were made up."""
+"""Maximum number of workers that one poll registers.
+
+More must have been made up by someone with access to the broker.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def write_look(
     The caller owns the transaction and keeps others from writing the same source's results.
 
     :param source_name: the source's name
-    :param known: row IDs of the instances that were open before the poll: it says nothing of those that came since
+    :param known: row IDs of the instances that were open before the poll: it says nothing about later ones
     :param now: by the database's clock
     """
     return _ResultWriter(connection, source_name, result, reached, timeouts, now).write(known)

@@ -193,7 +193,7 @@ def _wants_queues(context: PollContext) -> bool:
     """Return whether this poll asks for queues; such answers do not register new workers.
 
     The poll before may have run in another process. It did not ask for queues if a worker that answered it has
-    no queues recorded. A worker that never tells its queues is asked at every second poll, and all others with it.
+    no queues recorded. Workers that never tell theirs make every second poll ask for queues.
     """
     answered = [
         instance

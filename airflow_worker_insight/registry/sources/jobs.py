@@ -79,7 +79,7 @@ def _named_worker(instance: WorkerInstance, row: Row[Any]) -> WorkerObservation:
 
 def _observation(row: Row[Any]) -> WorkerObservation:
     """Return what a scheduler's job says about its workers."""
-    # Airflow writes "success" when a scheduler was told to end, "failed" when it broke or another one missed it.
+    # Airflow writes "success" when a scheduler was told to end, "failed" when it broke or another scheduler missed it.
     return WorkerObservation(
         kind="local",
         engine_name="",
