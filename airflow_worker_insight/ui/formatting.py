@@ -1,4 +1,4 @@
-"""Numbers, times and Airflow's words as a reader wants them. Pure functions."""
+"""Format numbers, times and Airflow's terms for the pages. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point in time for a ``<time>`` element: ``iso`` for programs, ``text`` in UTC for people."""
+    """Point in time for a ``<time>`` element.
+
+    ``iso`` is for programs, ``text`` (in UTC) for users.
+    """
 
     iso: str
     text: str
 
     @property
     def bare(self) -> str:
-        """The same without the zone, for a column whose heading names it."""
+        """Text without the time zone, for a column whose heading names it."""
         return self.text.removesuffix(" UTC")
 
 
 def moment(value: datetime | None) -> Moment | None:
-    """Return a point in time as the pages write it, or ``None`` for none."""
+    """Return a point in time as the pages show it, or ``None`` for ``None``."""
     if value is None:
         return None
     utc = value.astimezone(timezone.utc)
@@ -40,23 +43,29 @@ def moment(value: datetime | None) -> Moment | None:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time in its two largest units: ``0.42 s``, ``7.5 s``, ``2 min 5 s``, ``3 d 4 h``."""
+    """Return a duration in seconds as text in its two largest units.
+
+    Examples: ``0.42 s``, ``7.5 s``, ``2 min 5 s``, ``3 d 4 h``.
+    """
     seconds = max(0.0, seconds)
     if seconds < 1:
         return f"{seconds:.2f} s" if seconds >= 0.005 else "0 s"  # noqa: PLR2004
     if seconds < 9.95:  # noqa: PLR2004
         return f"{seconds:.1f} s"
-    left = round(seconds)
+    remaining = round(seconds)
     for index, (size, unit) in enumerate(_UNITS):
-        if left >= size:
+        if remaining >= size:
             smaller, smaller_unit = _UNITS[index + 1] if index + 1 < len(_UNITS) else (1, "s")
-            rest = left % size // smaller
-            return f"{left // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
-    return f"{left} s"
+            smaller_count = remaining % size // smaller
+            return f"{remaining // size} {unit}" + (f" {smaller_count} {smaller_unit}" if smaller_count else "")
+    return f"{remaining} s"
 
 
 def ago(value: datetime, now: datetime) -> str:
-    """Return how long ago a point in time is, in its largest unit: ``just now``, ``12 s ago``, ``3 min ago``."""
+    """Return how long ago a point in time was, in the largest unit.
+
+    Examples: ``just now``, ``12 s ago``, ``3 min ago``.
+    """
     seconds = (now - value).total_seconds()
     if seconds < 1:
         return "just now"
@@ -67,22 +76,22 @@ def ago(value: datetime, now: datetime) -> str:
 
 
 def count(number: int, singular: str, plural: str) -> str:
-    """Return ``1 try``, ``2 tries``, ``5,000 processes``."""
+    """Return a number with its noun: ``1 try``, ``2 tries``, ``5,000 processes``."""
     return f"{number:,} {singular if number == 1 else plural}"
 
 
 def state(value: str | None) -> str:
-    """Return a task instance's state as Airflow's UI writes it: ``Up For Retry``."""
+    """Return the state of a task instance as Airflow's UI shows it: ``Up For Retry``."""
     return (value or "no_status").replace("_", " ").title()
 
 
 def worker_state(value: str | None) -> str:
-    """Return a worker's state as a page writes it; ``None`` is one of which nothing tells."""
+    """Return the state of a worker as a page shows it; ``None`` means unknown."""
     return (value or "unknown").capitalize()
 
 
 def kind(value: str) -> str:
-    """Return a worker's kind as a page writes it; an unknown one is an executor's own name."""
+    """Return the kind of a worker as a page shows it; an unlisted kind is an executor's name."""
     return KINDS.get(value, value)
 
 

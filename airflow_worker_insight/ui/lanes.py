@@ -110,7 +110,7 @@ def build_strip(
 
     :param attempts: the tries of a task instance, in any order
     :param marks: the letter of each worker, by worker ID, in the order of the lanes
-    :param lost: when workers were lost, by worker ID; their unfinished tries are drawn until then
+    :param lost: when workers were lost, by worker ID; the tries that they took with them are drawn until then
     :param label: the strip in one sentence, for screen readers
     :returns: ``None`` if no try is known to have run on a worker
     """

@@ -1,4 +1,4 @@
-"""Where the pages are in Airflow's own: the link of every task, the tab of every task instance, the navigation."""
+"""Links to the pages in Airflow's UI: operator link, task instance tab and navigation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PANEL_TAB = {
     "destination": "task_instance",
     "url_route": "worker",
 }
-"""Airflow's UI fills in the braces; ``{MAP_INDEX}`` stays as it is for an unmapped task."""
+"""Tab of every task instance.
+
+Airflow's UI fills in the braces; it leaves ``{MAP_INDEX}`` as is for an unmapped task.
+"""
 
 WORKERS_NAV = {
     "name": "Workers",
@@ -24,24 +27,25 @@ WORKERS_NAV = {
     "url_route": "worker-insight",
     "icon": "/static/workers-light.svg",
     "icon_dark_mode": "/static/workers-dark.svg",
-    # From 3.3 on: not below "Plugins" where other plugins have pages too.
+    # Airflow 3.3 and later: not below "Plugins", even if other plugins have pages too.
     "nav_top_level": True,
 }
-"""The page in the navigation of Airflow's UI."""
+"""Entry in the navigation of Airflow's UI."""
 
 MENU = (
     ("Jobs", "Workers", "WorkerInsightView.workers"),
     ("Task Instances", "Attempts", "WorkerInsightView.attempts"),
 )
-"""Entries in the menu of 2.11: what Airflow asks the right for, the text, and where it leads.
+"""Menu entries of Airflow 2.11: the name that permissions refer to, the text and the view.
 
-Airflow shows an entry to the roles that have the right to a menu of its name. With the names of its own jobs view and
-list of task instances, those see ours who may open them, and no role must be changed.
+Airflow shows an entry to the roles with the permission for a menu of its name. These entries bear the names of
+Airflow's own jobs view and list of task instances, so users see the entries that they may open, and no role has to be
+changed.
 """
 
 
 def external_views() -> list[dict[str, Any]]:
-    """Return the places in the UI of Airflow 3.1 and later."""
+    """Return the plugin's external views for the UI of Airflow 3.1 and later."""
     base = panel_base()
     icons = {name: base + str(WORKERS_NAV[name]) for name in ("icon", "icon_dark_mode")}
     return [
@@ -51,7 +55,10 @@ def external_views() -> list[dict[str, Any]]:
 
 
 def menu_items() -> list[dict[str, Any]]:
-    """Return the entries of the menu: on 2.11, and on 3.0, whose UI has no other place for a plugin's page."""
+    """Return the menu entries for Airflow 2.11 and 3.0.
+
+    The UI of 3.0 offers plugins no other way to add a page. Later versions get no menu entries.
+    """
     if not compat.is_airflow_3():
         return [{"name": name, "label": text, "category": "Browse", "href": view} for name, text, view in MENU]
     if compat.airflow_version() < (3, 1):
@@ -63,13 +70,13 @@ def menu_items() -> list[dict[str, Any]]:
 
 
 def panel_base() -> str:
-    """Return the path below which the panel is, with a path of the server's base URL in front."""
+    """Return the path prefix of the pages, including the path of the server's base URL."""
     path = urlsplit(airflow_links.base_url()).path.rstrip("/")
     return path + (URL_PREFIX if compat.is_airflow_3() else FLASK_URL_PREFIX)
 
 
 def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
-    """Return the panel's URL for a task instance; IDs may hold any character."""
+    """Return the panel's URL for a task instance; IDs may contain any character."""
     url = (
         f"{panel_base()}/panel?dag_id={quote(dag_id, safe='')}&run_id={quote(run_id, safe='')}"
         f"&task_id={quote(task_id, safe='')}&map_index={map_index}"
@@ -78,7 +85,7 @@ def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_num
 
 
 class WorkerLink(airflow_links.operator_link_base()):  # type: ignore[misc]
-    """Leads from a task to the panel that shows which worker ran each of its tries."""
+    """Operator link from a task to the panel that shows which worker ran each try."""
 
     name = "Worker"
 

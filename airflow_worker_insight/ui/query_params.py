@@ -71,7 +71,10 @@ ANY = "any"
 """Value that lifts a filter which applies by default."""
 
 SEEN = {"": timedelta(days=1), "7d": timedelta(days=7), "30d": timedelta(days=30), ANY: None}
-"""Values of ``seen``: how long ago listed workers were last seen; empty by default."""
+"""Values of ``seen``: how long ago listed workers were last seen.
+
+The empty value is the default.
+"""
 
 WINDOWS = {
     "1h": timedelta(hours=1),
@@ -81,7 +84,10 @@ WINDOWS = {
     "30d": timedelta(days=30),
     ANY: None,
 }
-"""Values of ``window``: how long ago listed tries started; the empty one is the default."""
+"""Values of ``window``: how long ago listed tries started.
+
+The empty value is the default.
+"""
 
 HOURS = (1, 6, 24, 168)
 """Numbers of hours that a worker's timeline may show."""
@@ -105,7 +111,7 @@ class ListAddress:
         return f"?{written}" if written else ""
 
     def changed(self, **values: Any) -> Self:
-        """Return a copy with other values, at the first page of the list."""
+        """Return a copy with other values; its offset is 0 unless they include one."""
         return replace(self, **{"offset": 0, **values})
 
 
@@ -114,7 +120,7 @@ class WorkersAddress(ListAddress):
     """Filters, grouping and order of the list of workers; empty text does not filter."""
 
     state: str = ""
-    """A state, ``unknown`` or :data:`ANY`; empty for all but gracefully stopped workers."""
+    """A state, ``unknown`` or :data:`ANY`; empty for all except gracefully stopped ones."""
     seen: str = ""
     search: str = ""
     kind: str = ""

@@ -1,4 +1,4 @@
-"""Turn view models into HTML with the package's templates."""
+"""Render view models as HTML with the package's templates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).parent / "templates"
 FAB_TEMPLATES = Path(__file__).parents[1] / "fab" / "templates"
-"""What stands around pages in Airflow 2.11's own page: the layout of ours is rendered here, Flask renders the rest."""
+"""Templates of the layout inside Airflow 2.11's own page.
+
+The package's part of the layout is rendered here, Flask renders the rest.
+"""
 
 STATIC = Path(__file__).parent / "static"
 
 FRAGMENT = "worker_insight/fragment.html"
-"""The layout of a page without what is around it."""
+"""Layout of a page without its surroundings."""
 
 
 @cache
 def environment() -> Environment:
-    """Return the template environment: everything is escaped, and a misspelt name is an error."""
+    """Return the Jinja environment, which escapes all values and rejects undefined names."""
     return Environment(
         loader=FileSystemLoader([TEMPLATES, FAB_TEMPLATES]),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Addresses of pages, static files and Airflow's own pages, for the templates (Airflow 3)."""
+"""URLs of pages, static files and Airflow's own pages, for the templates (Airflow 3)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     )
 
 URL_PREFIX = "/worker-insight"
-"""Where the plugin mounts the app below the API server's root (Airflow 3)."""
+"""Path below the API server's root at which the plugin mounts the app (Airflow 3)."""
 
 FLASK_URL_PREFIX = "/workerinsight"
-"""Where the Flask-AppBuilder views are (Airflow 2.11, and Airflow 3 below ``/pluginsv2``)."""
+"""Path of the Flask-AppBuilder views (Airflow 2.11, and Airflow 3 below ``/pluginsv2``)."""
 
 
 class Urls:
-    """The templates' ``url(name, **values)``: an address, or ``None`` where the reader may not follow it.
+    """URL builder of the templates, called as ``url(name, **values)``.
 
-    :param root: the path under which the app is reached, with what stands in front of it in ``[api] base_url``
-    :param may_see_workers: whether the reader may open workers' pages
+    It returns ``None`` for a page that the user may not open.
+
+    :param root: the app's root path, including the path of ``[api] base_url``
+    :param may_see_workers: whether the user may open the pages of workers
     """
 
     def __init__(self, root: str, *, may_see_workers: bool = False) -> None:
@@ -38,12 +40,12 @@ class Urls:
         self._may_see_workers = may_see_workers
 
     def __call__(self, name: str, /, **values: Any) -> str | None:
-        """Return the address named ``name``."""
+        """Return the URL of the page or file named ``name``."""
         build: Callable[..., str | None] = getattr(self, f"_{name}")
         return build(**values)
 
     def _static(self, *, file: str) -> str:
-        # A new version of the package has new addresses, so that no browser mixes them.
+        # Each package version has its own URLs, so that browsers never mix cached files of two versions.
         return f"{self.root}/static/{file}?v={__version__}"
 
     def _openapi(self) -> str:
@@ -72,11 +74,11 @@ class Urls:
         return f"{self.root}/waiting{address.query() if address else ''}"
 
     def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
-        address = (
+        url = (
             f"{self.root}/panel?dag_id={quote(dag_id, safe='')}&run_id={quote(run_id, safe='')}"
             f"&task_id={quote(task_id, safe='')}&map_index={map_index}"
         )
-        return address if try_number is None else f"{address}&try_number={try_number}"
+        return url if try_number is None else f"{url}&try_number={try_number}"
 
     def _task_instance(self, *, address: PanelAddress) -> str:
         """Return the task instance's page in Airflow's UI."""

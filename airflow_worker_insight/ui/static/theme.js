@@ -1,5 +1,5 @@
-/* Follow the colour mode of Airflow 3's UI before anything is painted: localStorage has "light", "dark" or "system" as
-   "theme". Airflow 2.11 inverts the whole page by itself, this part of it too. */
+/* Apply the colour mode of Airflow 3's UI before the first paint: localStorage holds "light", "dark" or "system" as
+   "theme". Airflow 2.11 inverts the whole page by itself, including these pages. */
 (function () {
   "use strict";
   const root = document.documentElement;
@@ -9,7 +9,7 @@
     try {
       theme = localStorage.getItem("theme");
     } catch {
-      /* No storage: the operating system's choice, as the style sheet has it. */
+      /* No storage: the style sheet follows the operating system. */
     }
     if (theme === "dark" || theme === "light") {
       root.dataset.wiTheme = theme;
@@ -26,7 +26,7 @@
   });
   if (window.self !== window.top) {
     root.classList.add("wi-framed");
-    /* Followed from another of these pages inside the tab: what Airflow's page around it says is of another task. */
+    /* Opened from another of these pages inside the tab: Airflow's surrounding page shows another task. */
     if (/\/worker-?insight\//.test(document.referrer)) {
       root.classList.add("wi-followed");
     }

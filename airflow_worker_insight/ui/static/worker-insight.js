@@ -1,11 +1,11 @@
-/* What the pages do beyond being read: times in the zone that Airflow's UI shows, pages that keep up with what they
-   show, and forms that leave no empty fields in the address. Everything works without it. */
+/* Enhance the pages: show times in the time zone of Airflow's UI, refresh open pages, and keep empty form fields out of
+   the URL. The pages also work without this script. */
 (function () {
   "use strict";
 
   /* --- the login of Airflow 3.0 ------------------------------------------------------------------------------------ */
 
-  /* Airflow 3.0's UI keeps its token here, and right after the login in a cookie that scripts can read. */
+  /* Airflow 3.0's UI keeps its token in localStorage, and right after the login in a cookie that scripts can read. */
   function token() {
     try {
       const kept = localStorage.getItem("token");
@@ -67,7 +67,7 @@
 
   function format() {
     try {
-      /* Sweden writes 2026-01-31 08:00:12. */
+      /* The Swedish locale formats as 2026-01-31 08:00:12. */
       return new Intl.DateTimeFormat("sv-SE", {
         timeZone: zone(),
         year: "numeric",
@@ -115,7 +115,7 @@
     }
   }
 
-  /* What clocks of the zone show at a moment, as a moment of UTC; both in milliseconds. */
+  /* Returns the zone's wall-clock time at a point in time, as if it were UTC; both in milliseconds. */
   function wall(moment) {
     return Date.parse(format().format(moment).slice(0, "2026-01-31 08:00:12".length).replace(" ", "T") + "Z");
   }
@@ -124,21 +124,21 @@
     return new Date(moment).toISOString().slice(0, "2026-01-31T08:00".length);
   }
 
-  /* What a field holds, in UTC. The second look is for a clock that was put forward or back in between. */
+  /* Returns a field's value in UTC. The second step corrects for a clock change in between. */
   function utcText(text) {
     const shown = Date.parse(text + "Z");
     const near = shown - (wall(shown) - shown);
     return fieldText(shown - (wall(near) - near));
   }
 
-  /* --- keeping up -------------------------------------------------------------------------------------------------- */
+  /* --- refreshing -------------------------------------------------------------------------------------------------- */
 
   let timer = null;
   let updatedAt = new Date();
   let failures = 0;
   let stale = null;
 
-  /* The element that says how often the page asks again; inside it, or itself, is what is then replaced. */
+  /* Returns the element that holds the refresh interval; a refresh replaces it or parts of it. */
   function page() {
     return document.querySelector("[data-wi-refresh]");
   }
@@ -157,15 +157,15 @@
     try {
       const answer = await request(location.pathname.replace(/\/$/, "") + "/fragment" + location.search);
       if (answer.status === 401) {
-        /* Logged out: the page itself knows the way to the login. */
+        /* Logged out: a reload leads to the login. */
         location.reload();
         return;
       }
-      /* What was taken away or is gone does not come back by asking again. */
+      /* Stop: another request cannot undo a denied permission or a deletion. */
       isOver = answer.status === 403 || answer.status === 404;
       works = answer.ok && replace(await answer.text());
     } catch {
-      /* The server is away for a moment: what is shown stays, and the next time may work. */
+      /* The server is unavailable for a moment: keep the content, the next refresh may succeed. */
     }
     failures = works ? 0 : failures + 1;
     updatedAt = works ? new Date() : updatedAt;
@@ -183,7 +183,7 @@
     return written ? written.format(moment).replace(",", "").slice("2026-01-31 ".length) : moment.toISOString();
   }
 
-  /* Where a page says that it is out of date. It is there from the beginning: screen readers tell of what changes. */
+  /* Adds the "out of date" message, empty at first: screen readers announce changes of existing elements. */
   function addStale() {
     if (page()) {
       stale = document.createElement("p");
@@ -193,7 +193,7 @@
     }
   }
 
-  /* Returns whether what came is this page. */
+  /* Replaces the changed parts; returns whether the response is this page. */
   function replace(html) {
     const fresh = new DOMParser().parseFromString(html, "text/html");
     const source = fresh.querySelector("[data-wi-refresh]");
@@ -204,7 +204,7 @@
     const gone = [...document.querySelectorAll("[data-wi-live]")].some((old) => !fresh.getElementById(old.id));
     const added = live.some((part) => !document.getElementById(part.id));
     if ((gone || added) && !isBeingEdited(page())) {
-      /* A part came or went, such as that which tells what a lost worker took with it. */
+      /* A part was added or removed, such as the list of tries that a lost worker took with it. */
       swap(page(), source);
       return true;
     }
@@ -226,7 +226,7 @@
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     const place = focused ? alike(old, focused).indexOf(focused) : -1;
     old.replaceWith(part);
-    /* Rows move: the keyboard stays with where a link leads, and goes to no other row when that one is gone. */
+    /* Rows move: the focus follows the link's target, and does not jump to another row if that one is gone. */
     const same = focused ? alike(part, focused)[place] : null;
     if (same) {
       same.focus({ preventScroll: true });
@@ -258,7 +258,7 @@
 
   /* --- forms ------------------------------------------------------------------------------------------------------- */
 
-  /* Empty fields need not stand in the address; a choice needs no button. */
+  /* Keep empty fields out of the URL; submit as soon as a choice changes. */
   function improve(form) {
     form.addEventListener("submit", () => {
       for (const field of form.elements) {
@@ -267,7 +267,7 @@
       const moments = format() ? [...form.querySelectorAll("[data-wi-utc]")].filter((field) => field.value) : [];
       const shown = moments.map((field) => field.value);
       moments.forEach((field) => (field.value = utcText(field.value)));
-      /* For who comes back to this page: the browser may show it as it was left. */
+      /* Restore the fields: the browser may show this page again as it was left. */
       setTimeout(() => {
         [...form.elements].forEach((field) => (field.disabled = false));
         moments.forEach((field, place) => (field.value = shown[place]));
@@ -278,7 +278,7 @@
     }
   }
 
-  /* Where the login is not in a cookie (Airflow 3.0), a form is sent as the pages are asked for. */
+  /* Where no cookie holds the login (Airflow 3.0), send a form with the token, as page requests are. */
   async function send(event) {
     const form = event.target;
     if (!signedInHere || form.method !== "post") {
@@ -307,7 +307,7 @@
     }
   });
 
-  /* Airflow 2.11, where its own menu is on the same page. */
+  /* Airflow 2.11: its own menu, which sets the time zone, is on the same page. */
   document.addEventListener("timezone", () => showTimes(document));
 
   /* --- start ------------------------------------------------------------------------------------------------------- */

@@ -52,7 +52,7 @@ MAX_QUEUES = 3
 
 REFRESH_COMMAND = "airflow-worker-insight refresh"
 
-_ENGINES = {
+_SOURCE_NAMES = {
     "celery": "Celery’s workers",
     "edge": "Edge workers",
     "jobs": "Local workers",
@@ -228,7 +228,7 @@ def _pages(address: WorkersAddress, listing: Listing, shown: int) -> Pages:
     if not address.group:
         count = Count(shown, listing.total, listing.total < MAX_TOTAL)
         return pages(address, count, size=PAGE_SIZE, singular="worker", plural="workers")
-    # Only the latest workers are grouped if there are more than are counted. A worker is in a group per queue.
+    # Only the latest workers are grouped if there are more than are counted. A worker is in one group per queue.
     states = listed_states(address)
     grouped = sum(
         count for state, count in listing.counts.items() if states is None or (state or UNKNOWN_STATE) in states
@@ -356,7 +356,7 @@ def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
         yield Notice("warning", "Nobody looks at the workers", text, REFRESH_COMMAND)
     for source in listing.engines:
         if source.error and source.is_current:
-            yield Notice("warning", f"{_ENGINES.get(source.name, source.name)} cannot be asked", source.error)
+            yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be asked", source.error)
 
 
 def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool) -> Notice:
