@@ -46,7 +46,11 @@ COUNTERS = (
     "placement.shared",
     "placement.moved",
     "placement.failed",
-    *(f"refresh.{what}.{engine}" for what in ("failed", "ignored") for engine in ("celery", "edge", "jobs", "tries")),
+    *(
+        f"refresh.{outcome}.{source}"
+        for outcome in ("failed", "ignored")
+        for source in ("celery", "edge", "jobs", "tries")
+    ),
 )
 TIMERS = ("claim.duration",)
 GAUGES = {

@@ -258,7 +258,7 @@ def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
 def kubernetes_labels(context: Surroundings) -> dict[str, str]:
     """Return ``namespace``, ``node`` and ``pod`` as far as known; empty outside a pod.
 
-    The environment tells them; the namespace may also come from the mounted service account.
+    They come from the environment; the namespace may also come from the mounted service account.
     """
     labels = {
         "namespace": _downward_api(context, "POD_NAMESPACE") or _downward_api(context, "NAMESPACE"),

@@ -59,7 +59,7 @@ class Worker:
     """Start of the main process: ISO 8601 in UTC, whole seconds."""
     labels: dict[str, str] = field(default_factory=dict)
     resources: dict[str, int | float | str] = field(default_factory=dict)
-    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and the operator's ``image`` if set."""
+    """``cpus``, ``memory_bytes``, ``os``, ``architecture``, and ``image`` if configured."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
