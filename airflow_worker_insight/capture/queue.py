@@ -51,10 +51,7 @@ class QueueSettings:
     """Maximum number of task instances per transaction; a single Dag run may have more."""
 
     look_again: tuple[float, ...] = (30.0, 120.0, 600.0, 3600.0)
-    """Waits before checking a run again.
-
-    Its end was not committed yet, or it ended while tasks of it were running.
-    """
+    """Waits before checking again a run with an uncommitted end or with running tasks."""
 
     retry: tuple[float, ...] = (2.0, 4.0, 8.0, 15.0)
     """Waits between attempts at a batch that failed, as with a locked or restarting database.

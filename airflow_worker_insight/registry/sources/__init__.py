@@ -1,4 +1,4 @@
-"""The worker sources: one per executor that keeps its own record of its workers.
+"""The worker sources: one per executor that knows its workers, and one for all others.
 
 A source is used where its executor is configured. It imports the executor's provider when it is polled.
 """
