@@ -60,7 +60,7 @@ class AttemptsPage:
 
 
 MAX_OFFERED = 500
-"""Maximum of suggestions for the Dag field; more would make the page heavy."""
+"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_attempts_page(
@@ -106,7 +106,7 @@ def build_attempts_page(
         until=_field(address.until),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
         notice=None if attempts else _notice(address, page.total, dag_ids),
-        refresh_seconds=_refresh(address, unfinished=has_unfinished, now=now),
+        refresh_seconds=_refresh(address, has_unfinished=has_unfinished, now=now),
     )
 
 

@@ -48,7 +48,7 @@ class Panel:
     notices: tuple[Notice, ...]
     explanations: tuple[Attribution, ...]
     refresh_seconds: int
-    """0 for a task instance that has ended."""
+    """Refresh interval in seconds; 0 once the task instance has ended."""
 
 
 def build_panel(

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.ui.query_params import WorkerAddress
 
 MAX_TRIES = 2000
-"""Maximum of tries drawn: more would be indistinguishable, and the page would be slow."""
+"""Maximum number of tries drawn: more would be indistinguishable and slow the page down."""
 
 MAX_LANES = 40
-"""Maximum of lanes; if more tries run side by side, the last lane holds all others."""
+"""Maximum number of lanes; if more tries run side by side, the last lane holds all others."""
 
 TICKS = 4
 """Number of parts into which the time labels divide a drawing."""
@@ -72,7 +72,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tries of one hour in the same state; ``y`` and ``height`` are in pixels from the top."""
+    """Tries of one hour in the same state; ``y``, from the top, and ``height`` are in pixels."""
 
     state: str
     y: int
@@ -271,7 +271,7 @@ def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
         end = last_process
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
-        # A lost worker takes its running tries with it; Airflow notices only later.
+        # Tries that ran when a lost worker was last seen ended with it, whenever Airflow noticed.
         if row.state == LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
             is_cut = is_open or end > row.ended_at
             end = min(end, row.ended_at)

@@ -74,7 +74,7 @@ class WaitingPage:
 
 
 MAX_OFFERED = 500
-"""Maximum of suggestions for the Dag field; more would make the page heavy."""
+"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_waiting_page(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 25
 
 MAX_TRIES_NOW = 50
-"""Maximum of running tries, of placed tries and of lost tries that are listed."""
+"""Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
 MAX_LIVES = 10
