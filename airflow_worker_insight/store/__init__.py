@@ -1,3 +1,3 @@
-"""The two tables and everything that reads or writes them; it knows nobody above it."""
+"""The tables, and all modules that read or write them; it imports no layer above it."""
 
 from __future__ import annotations

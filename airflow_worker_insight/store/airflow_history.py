@@ -1,4 +1,7 @@
-"""Read tries from Airflow's own tables: the last try from ``task_instance``, earlier ones from its history."""
+"""Tries and Dag runs from Airflow's own tables.
+
+The latest try of a task instance is in ``task_instance``, earlier ones are in ``task_instance_history``.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ WAITING = frozenset({None, "scheduled", "queued"})
 """States in which no process of the try runs."""
 
 BATCH = 4_000
-"""Task instances that one statement asks both tables for: SQLite takes 32,766 parameters."""
+"""Task instances that a statement selects from both tables; SQLite takes 32,766 parameters."""
 
 _COLUMNS = (
     "dag_id",
@@ -64,38 +67,43 @@ def tries_of_runs(connection: Connection, runs: Sequence[DagRunRef]) -> list[Air
 def tries_of_task_instance(
     connection: Connection, *, dag_id: str, run_id: str, task_id: str, map_index: int
 ) -> list[AirflowTry]:
-    """Return all tries of one task instance; none when Airflow does not know it."""
+    """Return all tries of one task instance; an empty list if Airflow does not have it."""
     return _read(
-        connection, _of_one(), {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+        connection,
+        _statement_for_task_instance(),
+        {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index},
     )
 
 
 def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> dict[TryKey, AirflowTry]:
-    """Return those of the tries ``keys`` that Airflow knows."""
-    wanted = set(keys)
-    instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in wanted})
-    found: dict[TryKey, AirflowTry] = {}
+    """Return those of the tries ``keys`` that Airflow has."""
+    requested = set(keys)
+    instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})
+    by_key: dict[TryKey, AirflowTry] = {}
     for start in range(0, len(instances), BATCH):
-        some = instances[start : start + BATCH]
-        for one in _read_given(connection, _INSTANCE, some):
-            if one.key in wanted:
-                found[one.key] = one
-    return found
+        batch = instances[start : start + BATCH]
+        for airflow_try in _read_given(connection, _INSTANCE, batch):
+            if airflow_try.key in requested:
+                by_key[airflow_try.key] = airflow_try
+    return by_key
 
 
 def tries_by_row(connection: Connection, keys: Iterable[TryKey]) -> dict[RowKey, AirflowTry]:
-    """Return all tries of the task instances of these tries, also lost ones, by what each may be recorded by."""
+    """Return all tries of the given tries' task instances, by their possible row keys.
+
+    These include lost tries: see :func:`.domain.attempts.lost_tries`.
+    """
     instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})
     known: list[AirflowTry] = []
     for start in range(0, len(instances), BATCH):
-        some = instances[start : start + BATCH]
-        known += _read_given(connection, _INSTANCE, some)
-    return {row_key: one for one in (*lost_tries(known), *known) for row_key in one.row_keys}
+        batch = instances[start : start + BATCH]
+        known += _read_given(connection, _INSTANCE, batch)
+    return {row_key: airflow_try for airflow_try in (*lost_tries(known), *known) for row_key in airflow_try.row_keys}
 
 
 @dataclass(frozen=True, slots=True)
 class RunningTry:
-    """The try behind an ID that a task process gave: whose it is and what Airflow says of it."""
+    """The try of an ID that a task process reported, as Airflow has it. Times are aware UTC."""
 
     key: TryKey
     instance: int
@@ -106,13 +114,16 @@ class RunningTry:
     executor: str | None
     queued_by_job_id: int | None
     is_over: bool
-    """Whether it has ended: Airflow has given it a final state, or put it into the history."""
+    """Whether it has ended: it has a final state, or Airflow has moved it to the history."""
     hostname: str | None
-    """Where it runs, as its supervisor said when it started it."""
+    """Host that its supervisor reported when it started the try."""
 
 
 def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
-    """Return the try with Airflow 3's ID of it (unique per try), also when it has moved to the history."""
+    """Return the try that has this ID in Airflow 3, where each try has its own.
+
+    :return: the try, current or from the history; ``None`` if Airflow has neither
+    """
     stored_id = metadata_database.stored_try_id(try_id)
     for is_history, statement in enumerate(_by_id()):
         row = connection.execute(statement, {"p_try_id": stored_id}).first()
@@ -133,7 +144,7 @@ def try_by_id(connection: Connection, try_id: UUID) -> RunningTry | None:
 
 @cache
 def _by_id() -> tuple[Any, ...]:
-    """Build the statements of :func:`try_by_id` once, for the latest tries and for the history."""
+    """Build the statements of :func:`try_by_id` once: for current tries and for the history."""
     current, history = metadata_database.task_instance_table(), metadata_database.task_instance_history_table()
     return tuple(
         select(*(table.c[name] for name in _COLUMNS)).where(column == bindparam("p_try_id", type_=column.type))
@@ -142,23 +153,25 @@ def _by_id() -> tuple[Any, ...]:
 
 
 def run_began(run: Any) -> Any:
-    """Return, as SQL, when a Dag run began, before any try of it did; NULL where Airflow does not tell.
+    """Return an SQL expression for a time at which a Dag run began, before all its tries.
 
-    Clearing a run sets its start anew. Only Airflow 3.3 keeps when the run was made.
+    The expression is NULL if Airflow does not have the time: clearing a run overwrites its start, and only Airflow 3.3
+    stores when the run was created.
 
     :param run: Airflow's ``dag_run`` table, or an alias of it
     """
-    uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
-    made_at = metadata_database.run_made_at(run)
-    return uncleared if made_at is None else func.coalesce(made_at, uncleared)
+    start_if_uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
+    created_at = metadata_database.run_made_at(run)
+    return start_if_uncleared if created_at is None else func.coalesce(created_at, start_if_uncleared)
 
 
 def is_of_run(started_at: datetime | None, run_began_at: datetime | None) -> bool:
-    """Return whether a recorded try may be one of a Dag run that Airflow has, by the time.
+    """Return whether an attempt can belong to Airflow's Dag run of that name, by their times.
 
-    Else it was one of a deleted run of that name: a run begins after the one before it was deleted.
+    If not, it belongs to a deleted run of the same name: a run begins after the former one was deleted.
 
-    :param run_began_at: ``None`` where Airflow does not tell; then it may be
+    :param started_at: start of the attempt
+    :param run_began_at: see :func:`run_began`; the result is true if it is ``None``
     """
     return run_began_at is None or (started_at is not None and started_at >= run_began_at)
 
@@ -171,7 +184,12 @@ def finished_runs(
     after_row_id: int = 0,
     limit: int,
 ) -> list[DagRunRef]:
-    """Return up to ``limit`` finished Dag runs with a row ID above ``after_row_id``, in the order of their IDs."""
+    """Return finished Dag runs in the order of their row IDs.
+
+    :param ended_since: return only runs that ended at this time or later
+    :param after_row_id: return only runs with a greater row ID
+    :param limit: maximum number of runs
+    """
     statement = _finished_runs(dag_id, ended_since, after_row_id)
     ordered = statement.order_by(metadata_database.dag_run_table().c.id).limit(limit)
     return [_run(row) for row in connection.execute(ordered)]
@@ -188,14 +206,20 @@ def _run_columns() -> list[Any]:
 
 
 def runs_after(connection: Connection, row_id: int, *, limit: int) -> list[DagRunRef]:
-    """Return the next Dag runs in the order of their rows' IDs."""
+    """Return the next Dag runs in the order of their row IDs.
+
+    :param row_id: row ID of the last Dag run before them
+    """
     run = metadata_database.dag_run_table()
     rows = connection.execute(select(*_run_columns()).where(run.c.id > row_id).order_by(run.c.id).limit(limit))
     return [_run(row) for row in rows]
 
 
 def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit: int) -> list[DagRunRef]:
-    """Return the Dag runs among the ``limit`` latest ones that ended since then; it reads no more than these."""
+    """Return those of the ``limit`` latest Dag runs that ended at a time or later.
+
+    It reads only the ``limit`` latest Dag runs.
+    """
     run = metadata_database.dag_run_table()
     latest = connection.execute(select(*_run_columns(), run.c.end_date).order_by(run.c.id.desc()).limit(limit))
     return [
@@ -206,15 +230,15 @@ def latest_finished_runs(connection: Connection, *, ended_since: datetime, limit
 
 
 def count_task_instances(connection: Connection, runs: Collection[DagRunRef]) -> dict[DagRunRef, int]:
-    """Return how many task instances each of these Dag runs has."""
+    """Return the number of task instances of each Dag run."""
     table = metadata_database.task_instance_table()
     rows = connection.execute(
         select(table.c.dag_id, table.c.run_id, func.count().label("number"))
         .where(tuple_(table.c.dag_id, table.c.run_id).in_([(run.dag_id, run.run_id) for run in runs]))
         .group_by(table.c.dag_id, table.c.run_id)
     )
-    counted = {(row.dag_id, row.run_id): int(row.number) for row in rows}
-    return {run: counted.get((run.dag_id, run.run_id), 0) for run in runs}
+    counts = {(row.dag_id, row.run_id): int(row.number) for row in rows}
+    return {run: counts.get((run.dag_id, run.run_id), 0) for run in runs}
 
 
 def _finished_runs(dag_id: str | None, ended_since: datetime | None, after_row_id: int) -> Any:
@@ -234,79 +258,89 @@ def count_finished_runs(
     ended_since: datetime | None = None,
     after_row_id: int = 0,
 ) -> int:
-    """Return how many Dag runs :func:`finished_runs` would go through."""
-    counted = _finished_runs(dag_id, ended_since, after_row_id).subquery()
-    number: int = connection.execute(select(func.count()).select_from(counted)).scalar_one()
-    return number
+    """Return the number of Dag runs that :func:`finished_runs` returns without a limit."""
+    finished = _finished_runs(dag_id, ended_since, after_row_id).subquery()
+    total: int = connection.execute(select(func.count()).select_from(finished)).scalar_one()
+    return total
 
 
 def find_run(connection: Connection, dag_id: str, run_id: str) -> DagRunRef | None:
-    """Return a Dag run by its names."""
+    """Return the Dag run with these IDs, or ``None``."""
     return next(iter(find_runs(connection, [(dag_id, run_id)])), None)
 
 
 def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> list[DagRunRef]:
-    """Return those of the Dag runs with these names that Airflow has."""
+    """Return those of the given Dag runs that Airflow has.
+
+    :param names: pairs of ``dag_id`` and ``run_id``
+    """
     run = metadata_database.dag_run_table()
-    found: list[DagRunRef] = []
+    runs: list[DagRunRef] = []
     ordered = sorted(set(names))
     for start in range(0, len(ordered), BATCH):
-        within = in_rows(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
-        found += map(_run, connection.execute(select(*_run_columns()).where(within)))
-    return found
+        is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
+        runs += map(_run, connection.execute(select(*_run_columns()).where(is_in_batch)))
+    return runs
 
 
 def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[AirflowTry]:
-    """Read all tries of what bears one of these names, Dag runs or task instances."""
+    """Read all tries of these Dag runs or task instances.
+
+    :param names: columns that identify them
+    :param rows: the values of these columns
+    """
     if not rows:
         return []
-    # One name for each table: SQLAlchemy does not expand a list of tuples twice.
+    # Each table needs its own parameter: SQLAlchemy cannot expand a list of tuples twice.
     values = {**given(connection, rows, "current"), **given(connection, rows, "history")}
-    return _read(connection, _of_given(connection.dialect.name, names), values)
+    return _read(connection, _statement_for_rows(connection.dialect.name, names), values)
 
 
 def _read(connection: Connection, statement: Any, parameters: dict[str, Any]) -> list[AirflowTry]:
-    """Read both tables with one statement; where both hold a try, the history's row is the final one."""
+    """Read both tables with one statement; of a try that both contain, use the history's row."""
     rows = sorted(connection.execute(statement, parameters), key=lambda row: row.rank_)
-    found = {one.key: one for one in map(_airflow_try, rows)}
-    ordered = sorted(found.values(), key=lambda one: (one.key.task_instance.as_tuple(), one.key.try_number))
+    by_key = {airflow_try.key: airflow_try for airflow_try in map(_airflow_try, rows)}
+    ordered = sorted(
+        by_key.values(),
+        key=lambda airflow_try: (airflow_try.key.task_instance.as_tuple(), airflow_try.key.try_number),
+    )
     return list(_without_leftovers(ordered))
 
 
 def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
-    """Blank what a try has only because the one before it left it there.
+    """Clear host, process and start of a try if they are left over from the try before it.
 
-    Airflow keeps host, process and start of a task instance until its next try starts, so a try that waits, or ended
-    while it waited, still carries them (``TaskInstance.prepare_db_for_next_try`` and ``DagRun.schedule_tis`` do not
+    Airflow keeps them in a task instance until its next try starts, so a try that waits, or ended while it waited,
+    still has those of the earlier try (``TaskInstance.prepare_db_for_next_try`` and ``DagRun.schedule_tis`` do not
     clear them; 2.11.2 to 3.3.2).
 
     :param tries: in the order of their numbers
     """
     seen: dict[TaskInstanceKey, set[tuple[str, int | None, datetime | None]]] = defaultdict(set)
-    for one in tries:
-        if one.hostname is None:
-            yield one
+    for airflow_try in tries:
+        if airflow_try.hostname is None:
+            yield airflow_try
             continue
-        process = (one.hostname, one.pid, one.started_at)
-        before = seen[one.key.task_instance]
-        if process in before or one.state in WAITING:
-            yield replace(one, hostname=None, pid=None, started_at=None)
+        process = (airflow_try.hostname, airflow_try.pid, airflow_try.started_at)
+        earlier = seen[airflow_try.key.task_instance]
+        if process in earlier or airflow_try.state in WAITING:
+            yield replace(airflow_try, hostname=None, pid=None, started_at=None)
         else:
-            yield one
-        before.add(process)
+            yield airflow_try
+        earlier.add(process)
 
 
 @cache
-def _of_given(dialect: str, names: tuple[str, ...]) -> Any:
-    return _of_both(lambda table, name: in_given_rows(dialect, [table.c[column] for column in names], name))
+def _statement_for_rows(dialect: str, names: tuple[str, ...]) -> Any:
+    return _from_both_tables(lambda table, name: in_given_rows(dialect, [table.c[column] for column in names], name))
 
 
 @cache
-def _of_one() -> Any:
-    return _of_both(lambda table, _: and_(*(table.c[column] == bindparam(column) for column in _INSTANCE)))
+def _statement_for_task_instance() -> Any:
+    return _from_both_tables(lambda table, _: and_(*(table.c[column] == bindparam(column) for column in _INSTANCE)))
 
 
-def _of_both(condition: Callable[[Table, str], Any]) -> Any:
+def _from_both_tables(condition: Callable[[Table, str], Any]) -> Any:
     tables = {
         "current": metadata_database.task_instance_table(),
         "history": metadata_database.task_instance_history_table(),
@@ -327,15 +361,20 @@ def _try_key(row: Row[Any]) -> TryKey:
 
 
 def instance_keys(row: Row[Any]) -> tuple[int, ...]:
-    """Return the keys of a try's task instance: the one that it is recorded by, and one from before an upgrade.
+    """Return the possible keys of a try's task instance, the one for new attempts first.
 
-    An Airflow that was upgraded from 2.11 gave its task instances IDs then; their Dag runs kept their rows.
+    On Airflow 3 there may be a second one, from before an upgrade: Airflow 2.11 gave task instances no IDs. The upgrade
+    added the IDs and kept the rows of the Dag runs, from which the second key is made.
 
-    :param row: it has the columns of :func:`.compat.try_identity` and the names of the task instance
+    :param row: has the columns of :func:`.compat.try_identity` and the names of the task instance
     """
-    moment = utc(row.identity_moment)
-    by_run = () if moment is None else (instance_key_by_run(row.identity_run, moment, row.task_id, row.map_index),)
-    return (instance_key(str(row.identity_own)), *by_run) if compat.is_airflow_3() else by_run
+    logical_date = utc(row.identity_moment)
+    key_by_run = (
+        ()
+        if logical_date is None
+        else (instance_key_by_run(row.identity_run, logical_date, row.task_id, row.map_index),)
+    )
+    return (instance_key(str(row.identity_own)), *key_by_run) if compat.is_airflow_3() else key_by_run
 
 
 def _airflow_try(row: Row[Any]) -> AirflowTry:
