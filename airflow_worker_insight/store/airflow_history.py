@@ -36,7 +36,7 @@ WAITING = frozenset({None, "scheduled", "queued"})
 """States in which no process of the try runs."""
 
 BATCH = 4_000
-"""Task instances that a statement selects from both tables; SQLite takes 32,766 parameters."""
+"""Task instances that a statement selects from both tables: SQLite takes 32,766 values."""
 
 _COLUMNS = (
     "dag_id",
@@ -297,7 +297,7 @@ def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[t
 
 
 def _read(connection: Connection, statement: Any, parameters: dict[str, Any]) -> list[AirflowTry]:
-    """Read both tables with one statement; of a try that both contain, use the history's row."""
+    """Read both tables with one statement; of a try that both contain, the row in the history is final."""
     rows = sorted(connection.execute(statement, parameters), key=lambda row: row.rank_)
     by_key = {airflow_try.key: airflow_try for airflow_try in map(_airflow_try, rows)}
     ordered = sorted(

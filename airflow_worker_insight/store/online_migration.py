@@ -1,13 +1,13 @@
-"""Steps of migrations that let reports through while the tables are full.
+"""Online steps of migrations: reports can be recorded while a large table is migrated.
 
-A migration that is one transaction holds its locks until its end: on a large table that is minutes in which nothing can
-be recorded. The steps here are transactions of their own, each done in a moment, and waiting for a lock so briefly that
-nobody queues up behind them for long. Each looks first whether it is done already: a migration that was interrupted
-goes on where it stopped when it is run again. So *all* steps of a migration that uses one of these must be of this kind
-(data by :func:`in_batches` with a condition that finds what is still to do).
+A migration in a single transaction holds its locks until its end. On a large table nothing could be recorded for
+minutes. Each step here is a short transaction of its own, and waits for a lock so briefly that no other transaction
+queues behind it for long. Each step first checks whether it is done already, so an interrupted migration continues
+where it stopped when it is run again. Therefore *all* steps of a migration that uses one of these must be of this kind
+(for data: :func:`in_batches` with a condition that selects the rows still to be changed).
 
-On MySQL and MariaDB each statement on a table is a transaction of its own anyway. On SQLite writers take turns.
-In offline mode (``--show-sql-only``) plain SQL is printed that does the same.
+On MySQL and MariaDB each DDL statement is a transaction of its own anyway. On SQLite there is one writer at a time.
+In offline mode (``--show-sql-only``) the steps print plain SQL that does the same.
 """
 
 from __future__ import annotations
@@ -34,32 +34,40 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT = timedelta(milliseconds=100)
-"""How long a step waits for a table's lock. Whoever comes meanwhile queues up behind it: less than a claim waits."""
+"""How long a step waits for a table lock.
+
+Other transactions queue behind it meanwhile, so it is shorter than the lock timeout of a claim.
+"""
 
 MYSQL_LOCK_TIMEOUT = 1
-"""The same in seconds: MySQL's shortest."""
+""":data:`LOCK_TIMEOUT` for MySQL, in seconds: MySQL's shortest."""
 
 RETRY_EVERY = timedelta(milliseconds=500)
-"""How long a step lets others through before it asks for the lock again."""
+"""How long a step lets other transactions proceed before it requests the lock again."""
 
 GIVE_UP_AFTER = timedelta(minutes=10)
-"""How long a step goes on asking, for example while somebody else's transaction is open."""
+"""How long a step retries, for example while another transaction stays open."""
 
 CONCURRENT_TIMEOUT = timedelta(minutes=5)
-"""How long making an index waits for transactions that were open before."""
+"""How long the creation of an index waits for transactions that were open before."""
 
 BATCH = 2_000
-"""Rows that one transaction changes: a fraction of a second."""
+"""Number of rows that one transaction changes, which takes a fraction of a second."""
 
 
 class TableInUseError(RuntimeError):
-    """Somebody else held a lock for all of :data:`GIVE_UP_AFTER`."""
+    """Raised when a step or an index waited too long for another transaction.
+
+    See :data:`GIVE_UP_AFTER` and :data:`CONCURRENT_TIMEOUT`.
+    """
 
 
 def step(action: Callable[[], T]) -> T:
-    """Do something in a short transaction of its own, and again until it finds nobody else's lock in its way.
+    """Run an action in a short transaction of its own, and retry it while a lock blocks it.
 
-    :param action: uses ``op``; it may be called several times, and nothing of a call that failed stays
+    :param action: uses ``op``. It may be called several times; a failed call is rolled back
+    :return: the result of the action
+    :raises TableInUseError: when another transaction held a lock for all of :data:`GIVE_UP_AFTER`
     """
     context = op.get_context()
     if context.as_sql:
@@ -70,7 +78,7 @@ def step(action: Callable[[], T]) -> T:
             with context.autocommit_block(), _transaction(op.get_bind()):
                 return action()
         except sa.exc.DBAPIError as error:
-            # Or a report has just written the row that was about to be written.
+            # IntegrityError: a concurrent report has just written the same row.
             if not (is_timeout(error) or isinstance(error, sa.exc.IntegrityError)):
                 raise
             if time.monotonic() >= give_up_at:
@@ -84,16 +92,16 @@ def step(action: Callable[[], T]) -> T:
 
 @contextmanager
 def _transaction(connection: Connection) -> Iterator[None]:
-    """Begin a transaction that waits briefly for locks, on a connection that is in autocommit mode."""
+    """Begin a transaction with a short lock timeout, on a connection in autocommit mode."""
     dialect = connection.dialect.name
     if dialect == "mysql":
-        before = connection.exec_driver_sql("SELECT @@SESSION.lock_wait_timeout").scalar_one()
+        former_timeout = connection.exec_driver_sql("SELECT @@SESSION.lock_wait_timeout").scalar_one()
         connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {MYSQL_LOCK_TIMEOUT}")
     connection.exec_driver_sql({"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION"}.get(dialect, "BEGIN"))
     try:
         if dialect == "postgresql":
-            wait = int(LOCK_TIMEOUT.total_seconds() * 1000)
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait}")
+            milliseconds = int(LOCK_TIMEOUT.total_seconds() * 1000)
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
         yield
     except BaseException:
         connection.exec_driver_sql("ROLLBACK")
@@ -102,45 +110,45 @@ def _transaction(connection: Connection) -> Iterator[None]:
         connection.exec_driver_sql("COMMIT")
     finally:
         if dialect == "mysql":
-            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {int(before)}")
+            connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {int(former_timeout)}")
 
 
 # --- tables and columns ----------------------------------------------------------------------------------------------
 
 
 def create_table(name: str, *columns: Any) -> None:
-    """Make a table unless it is there."""
+    """Create a table unless it exists."""
     step(lambda: None if _has_table(name) else op.create_table(name, *columns, schema=metadata.schema))
 
 
 def drop_table(name: str) -> None:
-    """Drop a table if it is there."""
+    """Drop a table if it exists."""
     step(lambda: op.drop_table(name, schema=metadata.schema) if _has_table(name, offline=True) else None)
 
 
 def add_columns(table: str, *columns: sa.Column[Any]) -> None:
-    """Add those columns that are not there.
+    """Add those columns that do not exist.
 
-    They must be nullable or have a constant ``server_default``: then no database rewrites the table.
+    They must be nullable or have a constant ``server_default``, so that no database rewrites the table.
     """
 
     def add() -> None:
-        there = _column_names(table)
+        existing = _column_names(table)
         for column in columns:
-            if column.name not in there:
-                # A column belongs to one table only, and this may be called again.
+            if column.name not in existing:
+                # Copied, because a column belongs to one table only, and this may be called again.
                 op.add_column(table, column._copy(), schema=metadata.schema)  # noqa: SLF001
 
     step(add)
 
 
 def drop_columns(table: str, *names: str) -> None:
-    """Drop those columns that are there."""
+    """Drop those columns that exist."""
 
     def drop() -> None:
-        there = names if op.get_context().as_sql else _column_names(table)
+        existing = names if op.get_context().as_sql else _column_names(table)
         for name in names:
-            if name in there:
+            if name in existing:
                 op.drop_column(table, name, schema=metadata.schema)
 
     step(drop)
@@ -150,7 +158,10 @@ def drop_columns(table: str, *names: str) -> None:
 
 
 def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool = False) -> None:
-    """Make an index while others write, unless it is there; what an interrupted attempt left behind is dropped."""
+    """Create an index without blocking writers, unless it exists.
+
+    On PostgreSQL the incomplete index of an interrupted migration is dropped first.
+    """
     context = op.get_context()
     if context.dialect.name != "postgresql":
         step(
@@ -168,24 +179,27 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if step(lambda: _is_empty(table)):
             step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
             return
-    with _waits_for_transactions(name), context.autocommit_block():
+    with _bounded_wait(name), context.autocommit_block():
         op.create_index(name, table, columns, unique=unique, schema=metadata.schema, postgresql_concurrently=True)
 
 
 @contextmanager
-def _waits_for_transactions(name: str) -> Iterator[None]:
-    """Make or drop an index concurrently: it waits for open transactions, nobody for it, and not without an end.
+def _bounded_wait(name: str) -> Iterator[None]:
+    """Limit how long a concurrent CREATE or DROP INDEX waits for open transactions.
 
-    One of these is Airflow's own in ``airflow db migrate``. With psycopg 3 it may keep a snapshot while it is idle, and
-    waits for us.
+    It blocks no other transaction, but waits for all that are open. One of them is Airflow's own in ``airflow db
+    migrate``: with psycopg 3 it may keep a snapshot while it is idle and waits for this migration.
+
+    :param name: name of the index
+    :raises TableInUseError: when it waited for longer than :data:`CONCURRENT_TIMEOUT`
     """
     context = op.get_context()
     if context.as_sql:
         yield
         return
-    wait = int(CONCURRENT_TIMEOUT.total_seconds() * 1000)
+    milliseconds = int(CONCURRENT_TIMEOUT.total_seconds() * 1000)
     with context.autocommit_block():
-        op.get_bind().exec_driver_sql(f"SET lock_timeout = {wait}")
+        op.get_bind().exec_driver_sql(f"SET lock_timeout = {milliseconds}")
     try:
         yield
     except sa.exc.DBAPIError as error:
@@ -202,37 +216,37 @@ def _waits_for_transactions(name: str) -> Iterator[None]:
 
 
 def _is_empty(table: str) -> bool:
-    """Return whether a table has no row: then an index is made at once, whoever has a transaction open.
+    """Return whether a table has no rows, so that its index need not be created concurrently.
 
-    `airflow db migrate` has one itself when it makes all tables. With psycopg 3 an idle transaction keeps the snapshot
-    of its last statement, and what is made concurrently would wait for that forever.
+    When ``airflow db migrate`` creates all tables, it has a transaction open itself. With psycopg 3 an idle transaction
+    keeps the snapshot of its last statement, and CREATE INDEX CONCURRENTLY would wait for it forever.
     """
     rows = sa.select(sa.literal(1)).select_from(sa.table(table, schema=metadata.schema)).limit(1)
     return op.get_bind().execute(rows).first() is None
 
 
 def drop_index(name: str, table: str) -> None:
-    """Drop an index while others write, if it is there."""
+    """Drop an index without blocking writers, if it exists."""
     context = op.get_context()
     if not context.as_sql and name not in _index_names(table):
         return
     if context.dialect.name != "postgresql":
         step(lambda: op.drop_index(name, table, schema=metadata.schema))
         return
-    with _waits_for_transactions(name), context.autocommit_block():
+    with _bounded_wait(name), context.autocommit_block():
         op.drop_index(name, table, schema=metadata.schema, postgresql_concurrently=True)
 
 
 def _is_valid(name: str) -> bool:
-    """Return whether there is an index of this name that was completed; PostgreSQL only."""
-    # PostgreSQL's own way to look a name up, which quotes and schemas are part of.
-    qualified = op.get_context().dialect.identifier_preparer.quote(name)
+    """Return whether an index exists and its creation was completed; PostgreSQL only."""
+    # to_regclass() expects a quoted name with its schema.
+    qualified_name = op.get_context().dialect.identifier_preparer.quote(name)
     if metadata.schema:
-        qualified = f"{op.get_context().dialect.identifier_preparer.quote(metadata.schema)}.{qualified}"
-    found = op.get_bind().execute(
-        sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": qualified}
+        qualified_name = f"{op.get_context().dialect.identifier_preparer.quote(metadata.schema)}.{qualified_name}"
+    result = op.get_bind().execute(
+        sa.text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": qualified_name}
     )
-    return bool(found.scalar())
+    return bool(result.scalar())
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -245,34 +259,37 @@ def in_batches(
     *,
     size: int = BATCH,
 ) -> None:
-    """Go through a table in the order of a key and change its rows batch by batch, each in a transaction of its own.
+    """Change the rows of a table in batches, in the order of a key.
 
-    :param key: columns of the table that an index begins with and that together name few rows, at best one
-    :param change: changes (by ``op.execute``) the rows of the condition that it is given; it may be called twice for
-        the same rows, so it says itself which of them are still to be changed
+    Each batch is a transaction of its own.
+
+    :param key: columns of the table that are the first ones of an index and together identify few rows, at best one
+    :param change: is called with a condition and changes its rows by ``op.execute``. It may be called twice for the
+        same rows, so it must itself select those that are still to be changed
+    :param size: number of rows of a batch
     """
     if op.get_context().as_sql:
         change(sa.true())
         return
     columns = [table.c[name] for name in key]
-    last: tuple[Any, ...] | None = None
+    last_key: tuple[Any, ...] | None = None
     while True:
-        began = time.monotonic()
-        behind = last
+        started = time.monotonic()
+        start = last_key
 
-        def batch(behind: tuple[Any, ...] | None = behind) -> tuple[Any, ...] | None:
-            above = [] if behind is None else [columns[0] >= behind[0], _compare(columns, behind, above=True)]
+        def batch(start: tuple[Any, ...] | None = start) -> tuple[Any, ...] | None:
+            above = [] if start is None else [columns[0] >= start[0], _compare(columns, start, above=True)]
             statement = sa.select(*columns).where(*above).order_by(*columns).offset(size - 1).limit(1)
             end = op.get_bind().execute(statement).first()
-            upto = [] if end is None else [columns[0] <= end[0], _compare(columns, end, above=False)]
-            change(sa.and_(sa.true(), *above, *upto))
+            up_to = [] if end is None else [columns[0] <= end[0], _compare(columns, end, above=False)]
+            change(sa.and_(sa.true(), *above, *up_to))
             return None if end is None else tuple(end)
 
-        last = step(batch)
-        if last is None:
+        last_key = step(batch)
+        if last_key is None:
             return
-        # Half of the time is others'.
-        time.sleep(time.monotonic() - began)
+        # Leave half of the time to other transactions.
+        time.sleep(time.monotonic() - started)
 
 
 def _compare(columns: Sequence[Any], values: Sequence[Any], *, above: bool) -> Any:
@@ -283,16 +300,16 @@ def _compare(columns: Sequence[Any], values: Sequence[Any], *, above: bool) -> A
     return row > bound if above else row <= bound
 
 
-# --- what is there ---------------------------------------------------------------------------------------------------
+# --- inspection ------------------------------------------------------------------------------------------------------
 
 
 def has_column(table: str, name: str) -> bool:
-    """Return whether a table has a column; offline it is taken to have it."""
+    """Return whether a table has a column; in offline mode always true."""
     return op.get_context().as_sql or name in _column_names(table)
 
 
 def index_columns(table: str, name: str) -> list[str | None]:
-    """Return the columns of an index, none where there is no such index, or offline."""
+    """Return the columns of an index; an empty list if it does not exist, or in offline mode."""
     if op.get_context().as_sql:
         return []
     indexes = sa.inspect(op.get_bind()).get_indexes(table, schema=metadata.schema)
