@@ -1,1 +1,4 @@
-"""The executor shim: where each task is to run. Queueing, delivery and processes stay with Airflow's own executors."""
+"""Executors that choose a worker for each task; Airflow's own executors do all else.
+
+Queueing, delivery and processes stay with Airflow's own executors.
+"""

@@ -1,7 +1,7 @@
-"""What all executors of this package have in common: they place a batch of tasks, and note what waits and what ends.
+"""Common part of this package's executors: place tasks, record waiting tasks and ends.
 
-It stands between an executor and its parent, which is one of Airflow's own. How a placed task reaches its worker is the
-executor's business; where it goes is decided here, from what its watch knows of the workers.
+The mixin stands between an executor and its Airflow parent. The executor delivers placed tasks to their workers; this
+module chooses the worker, from what the executor's worker monitor knows.
 """
 
 from __future__ import annotations
@@ -42,32 +42,38 @@ else:
 log = logging.getLogger(__name__)
 
 OLD_AFTER = 60.0
-"""Seconds after which what is known of the workers counts for nothing."""
+"""Seconds after which a snapshot of the workers is too old to place tasks by."""
 
 BEGIN_SECONDS = 20.0
-"""How long tasks wait at most for the first that is known of the workers, when a scheduler has just started."""
+"""Maximum seconds that tasks wait for the first snapshot after a scheduler has started."""
 
 GIVES_UP_AFTER = 3
-"""Times in a row that placing fails before tasks are sent as Airflow's own executor does."""
+"""Consecutive placement failures before the executor enters fallback mode."""
 
 UNWANTED_EVERY = 30.0
-"""Seconds between two looks for tasks that wait and that nobody wants any more, and how long they wait at least."""
+"""Seconds between two checks for waiting tasks that should not run any more.
+
+A task must have waited at least this long to be removed.
+"""
 
 WRITE_AGAIN = 10.0
-"""Seconds after a failure until the executor tries again to write why it holds tasks."""
+"""Seconds after a failed write until the executor records again why it holds tasks."""
 
 ENDS_AGAIN_AFTER = 5.0
-"""Seconds after which ends are written again that could not be: the scheduler's loop must not wait each time."""
+"""Seconds after a failed write until ended tries are written again.
+
+The scheduler's loop must not wait for the database each time.
+"""
 
 MAX_ENDED = 100_000
-"""Ends that are remembered while the database cannot be written."""
+"""Maximum number of ended tries kept in memory while the database cannot be written."""
 
 
 class PlacementMixin(BaseExecutor):
-    """The front of an executor that places tasks: to be put before Airflow's own among the bases of a class."""
+    """Executor mixin that places tasks; list it before Airflow's executor among the bases."""
 
     plainly = "runs them as Airflow's own executor does"
-    """What becomes of tasks while the workers cannot be seen, in words for the log."""
+    """What happens to tasks in fallback mode, as a phrase for the log."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,48 +81,48 @@ class PlacementMixin(BaseExecutor):
         self._watch: WorkerMonitor | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
-        # When each try was placed that has not ended, and of those whose end is still to be written.
+        # When each running or queued try was placed, and the same for ended tries that are still to be written.
         self._placed_at: dict[TryKey, datetime] = {}
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
         self._in_fallback = False
-        # Since when the workers cannot be seen, and why and when a task could not be sent although they could.
+        # Since when workers have been unavailable; when and why the broker refused a task although they were available.
         self._unseen_since: datetime | None = None
         self._unsent: tuple[float, str] | None = None
         self._write_due = 0.0
-        # The tasks that wait, what was written of each, and which of them waited at the last look at them.
+        # Waiting tasks with the text recorded for each; those that were waiting at the last check for unwanted ones.
         self._waiting: dict[TryKey, str] = {}
         self._waited: frozenset[TryKey] = frozenset()
         self._unwanted_due = 0.0
         self._ends_due = 0.0
 
-    # --- what differs from one executor to another
+    # --- executor-specific parts
 
     def read_rules(self) -> Rules:
-        """Return the rules of the configuration.
+        """Return the placement rules of the configuration.
 
-        :raises ValueError: when a setting makes no sense
+        :raises ValueError: when a setting is invalid
         """
         return read_rules()
 
     def make_watch(self, desk: PlacementService) -> WorkerMonitor:
-        """Return what watches the workers in a scheduler."""
+        """Return the monitor that watches the workers in a scheduler process."""
         raise NotImplementedError
 
     def own_queue(self, worker: Candidate) -> str | None:
-        """Return the worker's own queue that a task is sent to, where it has one."""
+        """Return the worker's dedicated queue to send a task to, or ``None`` if it has none."""
         raise NotImplementedError
 
-    def as_now(self, snapshot: Snapshot, asked: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
-        """Return what is known of the workers with what has changed since, for a batch of tasks."""
+    def as_now(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
+        """Return a snapshot updated with what has changed since, for a batch of tasks."""
         return snapshot
 
-    # --- its life
+    # --- lifecycle
 
     def start(self) -> None:
-        """Begin to watch the workers.
+        """Start to monitor the workers.
 
-        :raises AirflowConfigException: when a setting makes no sense
+        :raises AirflowConfigException: when a setting is invalid
         """
         try:
             self._desk = PlacementService(self.read_rules())
@@ -124,14 +130,14 @@ class PlacementMixin(BaseExecutor):
             raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
         super().start()  # type: ignore[no-untyped-call]
         self._started_at = time.monotonic()
-        # A command that sends one task and ends does as Airflow's own executor. So does dag.test(use_executor=True),
-        # which loads the scheduler as well: only a scheduler gives its executors its job.
+        # Only a scheduler sets `job_id`. A command that sends one task, and dag.test(use_executor=True), which loads
+        # the scheduler as well, behave like Airflow's own executor.
         if task_runtime.in_scheduler() and self.job_id is not None:
             self._watch = self.make_watch(self._desk)
             self._watch.start()
 
     def end(self, *args: Any, **kwargs: Any) -> None:
-        """End as the parent does."""
+        """End as the parent does; stop the monitor first and record ended tries last."""
         if self._watch is not None:
             self._watch.stop()
         super().end(*args, **kwargs)
@@ -140,7 +146,10 @@ class PlacementMixin(BaseExecutor):
     # --- placing
 
     def trigger_tasks(self, open_slots: int) -> None:
-        """Hand over all queued tasks, and send as many as there are slots: those that wait keep no other from its."""
+        """Offer all queued tasks to the parent, and send as many as there are open slots.
+
+        Otherwise waiting tasks would keep others from their slots.
+        """
         self._open_slots = open_slots
         try:
             super().trigger_tasks(max(open_slots, self._queued()) if open_slots > 0 else open_slots)
@@ -150,11 +159,14 @@ class PlacementMixin(BaseExecutor):
     def _queued(self) -> int:
         return len(self.queued_tasks) + len(getattr(self, "queued_callbacks", ()))
 
-    def place(self, asked: Sequence[PlacementRequest], slots: int) -> list[PlacementResult] | None:
-        """Decide which of these tasks go where now, and write it: those that are not returned wait.
+    def place(self, requests: Sequence[PlacementRequest], slots: int) -> list[PlacementResult] | None:
+        """Choose workers for tasks, record the decisions, and return the tasks to send now.
 
-        :param slots: how many may go at most
-        :return: ``None`` where the workers cannot be seen and tasks are not to be held, which is said once and counted
+        All other tasks wait.
+
+        :param slots: how many tasks to send at most
+        :return: the tasks to send; ``None`` in fallback mode, which is logged once and counted: workers are unavailable
+            and tasks are not to be held
         """
         assert self._watch is not None
         snapshot = self._watch.snapshot()
@@ -164,28 +176,28 @@ class PlacementMixin(BaseExecutor):
         unavailable_reason = _unavailable_reason(snapshot, now) or self._unsent_reason(snapshot)
         if snapshot is not None and unavailable_reason is None:
             try:
-                placed = self._place(asked, slots, self.as_now(snapshot, asked))
+                placed = self._place(requests, slots, self.as_now(snapshot, requests))
             except Exception as error:
                 log.debug("Placing failed", exc_info=True)
                 unavailable_reason = in_a_line(error)
                 self._failures += 1
                 if self._failures < GIVES_UP_AFTER:
-                    # A lock that was not free in time is no reason to pass by what was decided of the workers.
+                    # A lock timeout is no reason to ignore drains and labels: try again at the next heartbeat.
                     return []
             else:
                 self._failures = 0
-                self._say(None)
+                self._set_unavailable(None)
                 return placed
-        self._say(unavailable_reason)
+        self._set_unavailable(unavailable_reason)
         if self.holds:
-            self._hold(asked, unavailable_reason or "")
+            self._hold(requests, unavailable_reason or "")
             return []
-        count("placement.plain", min(slots, len(asked)))
+        count("placement.plain", min(slots, len(requests)))
         return None
 
     @property
     def holds(self) -> bool:
-        """Whether tasks wait while the workers cannot be seen, instead of being sent as Airflow's own executor does."""
+        """Whether tasks wait while workers are unavailable, instead of entering fallback mode."""
         return self._desk is not None and self._desk.rules.when_unseen == HOLD
 
     def note_unsent(self, why: str) -> None:
@@ -197,19 +209,19 @@ class PlacementMixin(BaseExecutor):
             self._unsent = None
         return None if self._unsent is None else self._unsent[1]
 
-    def _hold(self, asked: Sequence[PlacementRequest], unavailable_reason: str) -> None:
-        """Let tasks wait, and write why as soon as the database takes it."""
+    def _hold(self, requests: Sequence[PlacementRequest], unavailable_reason: str) -> None:
+        """Keep tasks waiting, and record why as soon as the database can be written."""
         since = self._unseen_since or datetime.now(timezone.utc)
         text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {unavailable_reason}"[
             :TEXT_LENGTH
         ]
-        known = self._waiting
-        new = [one.key for one in asked if one.key not in known]
+        waiting = self._waiting
+        new = [request.key for request in requests if request.key not in waiting]
         if new:
             count("placement.held", len(new))
-        # The blank text differs from what is to be written.
-        self._waiting = {one.key: known.get(one.key, "") for one in asked}
-        unwritten = [key for key, told in self._waiting.items() if told != text]
+        # An empty text marks a task whose reason is still to be written.
+        self._waiting = {request.key: waiting.get(request.key, "") for request in requests}
+        unwritten = [key for key, recorded in self._waiting.items() if recorded != text]
         if not unwritten or time.monotonic() < self._write_due:
             return
         try:
@@ -226,11 +238,11 @@ class PlacementMixin(BaseExecutor):
             self._placed_at |= placed_at
 
     def _waits_since(self, key: TryKey, now: datetime) -> datetime:
-        """Return since when a task waits: another reason does not begin the wait anew."""
+        """Return since when a task waits; a new reason does not restart the wait."""
         return self._placed_at.get(key, now) if key in self._waiting else now
 
-    def _say(self, unavailable_reason: str | None) -> None:
-        """Say that tasks are not placed any more, or again, when that changes."""
+    def _set_unavailable(self, unavailable_reason: str | None) -> None:
+        """Set whether tasks can be placed, and log when that changes."""
         if unavailable_reason is None:
             self._unseen_since = None
         elif self._unseen_since is None:
@@ -242,64 +254,70 @@ class PlacementMixin(BaseExecutor):
             log.info("Airflow Worker Insight places tasks again")
         self._in_fallback = unavailable_reason is not None
 
-    def _place(self, asked: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
+    def _place(self, requests: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
         assert self._desk is not None
         with session.writing(session.SCHEDULER) as connection:
-            decided = self._desk.decide(connection, asked, snapshot, most=slots)
-            sent = [one for one in decided if not one.waits]
-            told = [one for one in decided if one.waits and self._waiting.get(one.asked.key) != one.decision.text]
+            results = self._desk.decide(connection, requests, snapshot, most=slots)
+            sent = [result for result in results if not result.waits]
+            newly_waiting = [
+                result
+                for result in results
+                if result.waits and self._waiting.get(result.asked.key) != result.decision.text
+            ]
             now = database_now(connection)
             placed_at = {
-                **{one.asked.key: now for one in sent},
-                **{one.asked.key: self._waits_since(one.asked.key, now) for one in told},
+                **{result.asked.key: now for result in sent},
+                **{result.asked.key: self._waits_since(result.asked.key, now) for result in newly_waiting},
             }
             placements.write(
                 connection,
                 [
-                    replace(one.placement(self._own_queue(one)), placed_at=placed_at[one.asked.key])
-                    for one in (*sent, *told)
+                    replace(result.placement(self._own_queue(result)), placed_at=placed_at[result.asked.key])
+                    for result in (*sent, *newly_waiting)
                 ],
                 now=now,
             )
         self._placed_at |= placed_at
-        self._note_waiting(asked, decided)
-        shared = sum(one.decision.worker is None for one in sent)
+        self._note_waiting(requests, results)
+        shared = sum(result.decision.worker is None for result in sent)
         if shared:
             count("placement.shared", shared)
         return sent
 
-    def _own_queue(self, one: PlacementResult) -> str | None:
-        return None if one.decision.worker is None else self.own_queue(one.decision.worker)
+    def _own_queue(self, result: PlacementResult) -> str | None:
+        return None if result.decision.worker is None else self.own_queue(result.decision.worker)
 
-    def _note_waiting(self, asked: Sequence[PlacementRequest], decided: Sequence[PlacementResult]) -> None:
-        """Remember of which tasks it is written that they wait; those behind the last slot are as they were."""
-        still = {one.key for one in asked} - {one.asked.key for one in decided}
+    def _note_waiting(self, requests: Sequence[PlacementRequest], results: Sequence[PlacementResult]) -> None:
+        """Remember the text recorded for each waiting task; tasks without a decision keep theirs."""
+        not_decided = {request.key for request in requests} - {result.asked.key for result in results}
         self._waiting = {
-            **{key: text for key, text in self._waiting.items() if key in still},
-            **{one.asked.key: one.decision.text for one in decided if one.waits},
+            **{key: text for key, text in self._waiting.items() if key in not_decided},
+            **{result.asked.key: result.decision.text for result in results if result.waits},
         }
 
     def note_placed(self, placed: Iterable[Placement]) -> None:
-        """Note what another scheduler has placed whose ends this one will hear of."""
-        self._placed_at |= {one.key: one.placed_at for one in placed if one.placed_at is not None}
+        """Track tries that another scheduler placed and whose ends this one will receive."""
+        self._placed_at |= {
+            placement.key: placement.placed_at for placement in placed if placement.placed_at is not None
+        }
 
     def forget_placed(self, keys: Iterable[Any]) -> None:
-        """Forget when these were placed: this executor will not hear of their ends."""
+        """Stop tracking tries whose ends this executor will not receive."""
         for key in keys:
             self._placed_at.pop(try_key(key), None)
 
     def note_fallback(self, keys: Iterable[Any]) -> None:
-        """Note that these tasks wait no more although nobody placed them: what was written of them says they do."""
+        """Close the waiting records of tasks sent in fallback mode."""
         for key in keys:
             self._note_end(key)
 
-    # --- tasks that wait for nothing
+    # --- waiting tasks that should not run any more
 
     def _drop_unwanted(self) -> None:
-        """Take off the queued tasks what has waited for a while and is not to run any more.
+        """Remove queued tasks that have waited for a while and should not run any more.
 
-        Somebody has failed, cleared or deleted it. Airflow tells an executor only of what it takes for stuck, and each
-        would go on taking one of the scheduler's slots.
+        Someone has failed, cleared or deleted them. Airflow notifies an executor only about tasks that it considers
+        stuck, and each of these would go on taking one of the scheduler's slots.
         """
         now = time.monotonic()
         if now < self._unwanted_due:
@@ -307,7 +325,7 @@ class PlacementMixin(BaseExecutor):
         self._unwanted_due = now + UNWANTED_EVERY
         queued = {try_key(key): key for key in self.queued_tasks if is_task(key)} if self._waiting else {}
         waiting = frozenset(self._waiting.keys() & queued.keys())
-        # What has just been queued may not be committed yet.
+        # The scheduler may not have committed a task that it has just queued.
         keys, self._waited = waiting & self._waited, waiting
         if not keys:
             return
@@ -325,18 +343,18 @@ class PlacementMixin(BaseExecutor):
     # --- ends
 
     def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
-        """Note that a task has ended, and do as the parent does."""
+        """Change the state as the parent does, and note when the task has ended."""
         super().change_state(key, state, info, remove_running=remove_running)
         if remove_running:
             self._note_end(key)
 
     def revoke_task(self, *, ti: Any) -> None:
-        """Revoke a task as the parent does."""
+        """Revoke a task as the parent does, and note its end."""
         super().revoke_task(ti=ti)
         self._note_end(ti.key)
 
     def sync(self) -> None:
-        """Learn what has ended as the parent does, and give back its places."""
+        """Collect ended tasks as the parent does, and free their slots."""
         super().sync()
         self._drop_unwanted()
         self._give_back()
@@ -344,11 +362,11 @@ class PlacementMixin(BaseExecutor):
     def _note_end(self, key: Any) -> None:
         if not is_task(key):
             return
-        ours = try_key(key)
-        self._waiting.pop(ours, None)
-        placed_at = self._placed_at.pop(ours, None)
+        tracked_key = try_key(key)
+        self._waiting.pop(tracked_key, None)
+        placed_at = self._placed_at.pop(tracked_key, None)
         if placed_at is not None and len(self._ended) < MAX_ENDED:
-            self._ended[ours] = placed_at
+            self._ended[tracked_key] = placed_at
 
     def _give_back(self) -> None:
         if not self._ended or self._watch is None:
@@ -360,7 +378,7 @@ class PlacementMixin(BaseExecutor):
             with session.writing(session.SCHEDULER) as connection:
                 placements.close(connection, self._ended)
         except Exception as error:  # noqa: BLE001
-            # They are given back with the next ones.
+            # They are written together with the next ones.
             self._ends_due = time.monotonic() + ENDS_AGAIN_AFTER
             warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)
         else:
@@ -368,17 +386,17 @@ class PlacementMixin(BaseExecutor):
 
 
 def is_task(key: Any) -> bool:
-    """Return whether the key of what an executor has is a task's, and not a callback's or a connection test's."""
+    """Return whether an executor's key is a task's, not a callback's or a connection test's."""
     return hasattr(key, "dag_id")
 
 
 def try_key(key: Any) -> TryKey:
-    """Return Airflow's key of a task as ours."""
+    """Convert Airflow's key of a task to a :class:`.TryKey`."""
     return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
 
 
 def _unavailable_reason(snapshot: Snapshot | None, now: float) -> str | None:
-    """Return why nothing can be placed by what is known."""
+    """Return why tasks cannot be placed by a snapshot, or ``None`` if they can."""
     if snapshot is None:
         return "Nothing is known of the workers."
     if now - snapshot.taken_at > OLD_AFTER:

@@ -1,7 +1,7 @@
-"""What watches workers from a thread beside the scheduler's loop, which never waits for it.
+"""Worker monitor: a thread beside the scheduler's loop, which never waits for it.
 
-It goes its rounds, and what it knows is handed over as one object. Where that is missing, unusable or old, the
-executor does as Airflow's own.
+The thread runs periodically and publishes what it knows as one snapshot. If the snapshot is missing, unusable or old,
+the executor enters fallback mode.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 2.0
-"""How long lies between two rounds."""
+"""Seconds between two runs of the monitor."""
 
 GIVES_UP_AFTER = 3
-"""Rounds that fail one after the other before nothing is placed any more."""
+"""Consecutive failed runs after which no task is placed any more."""
 
 STOP_SECONDS = 2.0
 
 
 class WorkerMonitor:
-    """Watches the workers of one executor."""
+    """Monitor of the workers of one executor."""
 
     thread_name = "worker-insight"
 
@@ -44,24 +44,24 @@ class WorkerMonitor:
         self._is_ready = False
 
     def start(self) -> None:
-        """Begin; calling it again changes nothing."""
+        """Start the thread; calling it again changes nothing."""
         if self._thread is None:
             self._try(self.prepare)
-            self._thread = Thread(target=self._work, name=self.thread_name, daemon=True)
+            self._thread = Thread(target=self._run, name=self.thread_name, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being done, or leave it behind."""
+        """Stop after the current run; abandon the thread if that takes too long."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
     def snapshot(self) -> Snapshot | None:
-        """Return what is known of the workers; ``None`` before anything is."""
+        """Return the latest snapshot of the workers; ``None`` before the first."""
         return self._snapshot
 
     def prepare(self) -> None:
-        """Do what is to be done before the scheduler's loop begins."""
+        """Prepare for the scheduler's loop, before it begins."""
 
     def run_once(self) -> None:
         """Do everything that is due once."""
@@ -75,11 +75,12 @@ class WorkerMonitor:
         unplaced: Mapping[int, int] | None = None,
         answered_at: float | None = None,
     ) -> Snapshot:
-        """Hand over what is known, and return it.
+        """Publish a snapshot of the workers, and return it.
 
-        :param unavailable_reason: why nothing can be placed by it
+        :param candidates: the workers
+        :param unavailable_reason: why no task can be placed by it
         :param unplaced: how many tries run on each worker that no executor of this package placed there
-        :param answered_at: when the broker was last reached
+        :param answered_at: when the broker was last reached, in seconds of the monotonic clock
         """
         self._snapshot = snapshot = Snapshot(
             candidates,
@@ -91,7 +92,10 @@ class WorkerMonitor:
         return snapshot
 
     def tables_unavailable_reason(self) -> str | None:
-        """Return why this package's tables cannot be used; once they can, this is asked again after a failure only."""
+        """Return why this package's tables cannot be used, or ``None`` if they can.
+
+        Once they can, they are checked again only after a failure.
+        """
         if not self._is_ready:
             with session.reading(session.BACKGROUND) as connection:
                 schema = migrate.check(connection)
@@ -100,25 +104,28 @@ class WorkerMonitor:
             self._is_ready = True
         return None
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.is_set():
             self._try(self.run_once)
             self._stopping.wait(ROUND_SECONDS)
 
-    def _try(self, act: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
-            act()
+            action()
             self._failures = 0
         except Exception as error:
             log.debug("Watching the workers failed", exc_info=True)
-            # The tables may have been taken away.
+            # The tables may have been dropped.
             self._is_ready = False
             self._failures += 1
-            # One failure is no reason to forget what was known a moment ago.
+            # One failure does not invalidate a recent snapshot.
             if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
                 self.publish((), in_a_line(error))
 
 
 def in_a_line(error: Exception) -> str:
-    """Return what failed in one line, for a log and for the reasons on pages: of the database its own words."""
+    """Format an error as one line, for logs and for reasons on pages.
+
+    A database error is given in the database driver's words.
+    """
     return f"{type(error).__name__}: {str(getattr(error, 'orig', None) or error).strip()}".splitlines()[0]

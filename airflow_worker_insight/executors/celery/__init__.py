@@ -1,4 +1,4 @@
-"""The executor that places tasks on Celery workers; its path is in users' configurations."""
+"""Executor that places tasks on Celery workers; users' configurations contain its path."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A CeleryExecutor that sends each task to the worker that it has chosen for it.
+"""CeleryExecutor that chooses a worker for each task and sends the task to it.
 
-It decides *where*; sending, states, adoption, revoking and all else are Airflow's own CeleryExecutor. What cannot be
-placed stays among its queued tasks and is looked at again with each heartbeat, so that a task is bound to a worker as
-late as can be. Where the workers cannot be seen, it does as Airflow's own and says so once.
+It decides *where* a task runs; sending, states, adoption, revoking and all else are Airflow's own CeleryExecutor. A
+task that cannot be placed stays queued and is tried again at each heartbeat, so that it is bound to a worker as late as
+possible. In fallback mode it behaves like Airflow's own executor, and logs that once.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 
 
 PROBE_SECONDS = 1.0
-"""How long the broker may take at most to accept a connection, where tasks are held while it is away."""
+"""Maximum seconds to connect to the broker, if tasks are held while it is down."""
 
 
 class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
-    """Places each task on a Celery worker: see ``docs/explanation/placement.md``."""
+    """Executor that places each task on a Celery worker.
+
+    See ``docs/explanation/placement.md``.
+    """
 
     plainly = "sends them as Airflow's own CeleryExecutor does"
 
     def make_watch(self, desk: PlacementService) -> CeleryWorkerMonitor:
-        """Return what watches the Celery workers."""
+        """Return the monitor of the Celery workers."""
         return CeleryWorkerMonitor(self.celery_app_here(), desk)
 
     def celery_app_here(self) -> Any:
@@ -47,7 +50,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         return airflow_celery.executors_celery_app(self)
 
     def own_queue(self, worker: Candidate) -> str:
-        """Return the worker's own queue."""
+        """Return the worker's dedicated queue."""
         return own_queue(worker.worker_id)
 
     # --- sending
@@ -56,99 +59,104 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         self._send_placed(workload_tuples_to_send, super()._send_workloads)
 
     def _send_tasks(self, task_tuples_to_send: Sequence[tuple[Any, ...]]) -> None:
-        # The same in the Celery provider up to 3.12.
+        # Name of the method above in the Celery provider up to 3.12.
         parent: Any = super()
         self._send_placed(task_tuples_to_send, parent._send_tasks)  # noqa: SLF001
 
     def _send_placed(self, items: Sequence[tuple[Any, ...]], send: Callable[[Any], None]) -> None:
-        """Place tasks and hand them to the parent, which sends them and takes them off the queued ones.
+        """Place tasks and pass them to the parent, which sends them and dequeues them.
 
-        :param items: each a key, what to run, its queue, and what else the parent wants to know
+        :param items: tuples of a key, what to run, its queue, and whatever else the parent needs
+        :param send: the parent's method
         """
         tasks = [item for item in items if is_task(item[0])]
         others = [item for item in items if not is_task(item[0])]
         slots = len(items) if self._open_slots is None else self._open_slots
         others = others[:slots]
-        ready = [*others, *self._placed(tasks, slots - len(others))]
+        ready = [*others, *self._place_tasks(tasks, slots - len(others))]
         if (
             self.holds
             and any(is_task(item[0]) for item in ready)
             and (unavailable_reason := self._broker_unavailable_reason())
         ):
-            # Publishing to a broker that is away takes a second for each task, and fails it.
+            # Publishing to a broker that is down takes a second per task, and fails the task.
             self.note_unsent(unavailable_reason)
             ready = [item for item in ready if not is_task(item[0])]
         if ready:
             send(ready)
         for key in (item[0] for item in ready):
             if key not in self.running and key not in self.queued_tasks:
-                # It could not be sent.
+                # The parent could not send it.
                 self._note_end(key)
 
     def _send_workloads_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return self._sent(super()._send_workloads_to_celery(items))
+        return self._without_held(super()._send_workloads_to_celery(items))
 
     def _send_tasks_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
-        # The same in the Celery provider up to 3.12.
+        # Name of the method above in the Celery provider up to 3.12.
         parent: Any = super()
-        return self._sent(parent._send_tasks_to_celery(items))  # noqa: SLF001
+        return self._without_held(parent._send_tasks_to_celery(items))  # noqa: SLF001
 
-    def _sent(self, results: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
-        """Return what the parent is to know of: tasks that the broker did not take wait, where tasks are to be held."""
+    def _without_held(self, results: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
+        """Return the results for the parent, without those of tasks to hold.
+
+        If tasks are to be held, tasks that the broker did not accept wait.
+        """
         if not self.holds or self._watch is None:
             return list(results)
-        known = []
-        for one in results:
-            error = getattr(one[2], "exception", None)
-            if error is not None and is_task(one[0]) and _is_of_the_broker(error):
-                self.note_unsent(_cannot_be_reached(error))
+        reported = []
+        for result in results:
+            error = getattr(result[2], "exception", None)
+            if error is not None and is_task(result[0]) and _is_broker_error(error):
+                self.note_unsent(_unreachable_reason(error))
             else:
-                known.append(one)
-        return known
+                reported.append(result)
+        return reported
 
     def _broker_unavailable_reason(self) -> str | None:
-        """Return why the broker takes no message now."""
+        """Return why the broker accepts no messages now, or ``None`` if it does."""
         try:
             with self.celery_app_here().connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=PROBE_SECONDS)
         except Exception as error:  # noqa: BLE001
-            return _cannot_be_reached(error)
+            return _unreachable_reason(error)
         return None
 
-    def _placed(self, tasks: Sequence[tuple[Any, ...]], slots: int) -> Sequence[tuple[Any, ...]]:
-        """Return the tasks that are to be sent now, each with the queue that it is sent to."""
+    def _place_tasks(self, tasks: Sequence[tuple[Any, ...]], slots: int) -> Sequence[tuple[Any, ...]]:
+        """Return the tasks to send now, each with the queue to send it to."""
         if self._watch is None or not tasks:
             return tasks[:slots]
         by_key = {try_key(item[0]): item for item in tasks}
-        placed = self.place([self._asked(key, item) for key, item in by_key.items()], slots)
-        if placed is None:
+        results = self.place([self._request(key, item) for key, item in by_key.items()], slots)
+        if results is None:
             self.note_fallback(item[0] for item in tasks[:slots])
             return tasks[:slots]
-        return [_with_queue(by_key[one.asked.key], self._own_queue(one)) for one in placed]
+        return [_with_queue(by_key[result.asked.key], self._own_queue(result)) for result in results]
 
-    def _asked(self, key: TryKey, item: tuple[Any, ...]) -> PlacementRequest:
+    def _request(self, key: TryKey, item: tuple[Any, ...]) -> PlacementRequest:
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(item[0]))
         return PlacementRequest(key, item[2], executor_config, pool)
 
     # --- adoption
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
-        """Adopt as the parent does what was sent; what only waited for a worker is given back, to be queued again.
+        """Adopt tasks that were sent, as the parent does; return others, to be queued again.
 
-        It has the ID of a message that was never sent: the parent would wait for that until it counts as stuck.
+        A task that only waited for a worker has the ID of a message that was never sent. The parent would wait for that
+        message until the task counts as stuck.
         """
         by_key = {try_key(ti.key): ti for ti in tis}
-        placed = self._open_of(by_key)
-        # What runs was sent, whatever was written of it.
-        waiting = {key for key, one in placed.items() if one.waits and by_key[key].state == "queued"}
+        placed = self._open_placements(by_key)
+        # A running task was sent, whatever its record says.
+        waiting = {key for key, placement in placed.items() if placement.waits and by_key[key].state == "queued"}
         sent = [ti for key, ti in by_key.items() if key not in waiting]
-        # First, because the parent may learn at once that one of them has ended.
-        self.note_placed(one for one in placed.values() if one.key not in waiting)
-        adopted_not = super().try_adopt_task_instances(sent) if sent else []
-        self.forget_placed(ti.key for ti in adopted_not)
-        return [*adopted_not, *(by_key[key] for key in waiting)]
+        # Before adoption, because the parent may learn at once that a task has ended.
+        self.note_placed(placement for placement in placed.values() if placement.key not in waiting)
+        not_adopted = super().try_adopt_task_instances(sent) if sent else []
+        self.forget_placed(ti.key for ti in not_adopted)
+        return [*not_adopted, *(by_key[key] for key in waiting)]
 
-    def _open_of(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
+    def _open_placements(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
         try:
             with session.writing(session.SCHEDULER) as connection:
                 return placements.open_of(connection, keys)
@@ -157,13 +165,13 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
             return {}
 
 
-def _is_of_the_broker(error: BaseException) -> bool:
-    """Return whether a task could not be sent because of the broker, and not because of what was to be sent."""
-    # Airflow has moved its time-out from one module to another.
+def _is_broker_error(error: BaseException) -> bool:
+    """Return whether sending failed because of the broker, not because of the task."""
+    # By name, because Airflow has moved this exception between modules.
     return isinstance(error, (OperationalError, OSError)) or type(error).__name__ == "AirflowTaskTimeout"
 
 
-def _cannot_be_reached(error: BaseException) -> str:
+def _unreachable_reason(error: BaseException) -> str:
     return f"Celery's broker cannot be reached: {type(error).__name__}"
 
 

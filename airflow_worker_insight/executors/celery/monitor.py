@@ -1,7 +1,7 @@
-"""Watch Celery's workers, from a thread beside the scheduler's loop.
+"""Monitor of Celery workers, in a thread beside the scheduler's loop.
 
-Every few seconds it reads the registry, has each worker consume a queue of its own, takes back what waits at workers
-that will not run it, and gives back places that nobody gave back.
+Every few seconds it reads the registry, makes each worker consume its dedicated queue, reclaims messages that wait at
+workers which will not run them, and frees slots of placements that were not closed.
 """
 
 from __future__ import annotations
@@ -34,35 +34,41 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.durations import Stay
 
 LEVEL_EVERY = 5.0
-"""Seconds between two looks for messages that wait at workers that will not run them, or not soon."""
+"""Seconds between two rebalancings, for messages at workers that will not run them soon."""
 
 SWEEP_EVERY = timedelta(seconds=30)
-"""Time between two sweeps, and how old a placement is at least that is swept."""
+"""Time between two sweeps, and minimum age of a placement to be swept."""
 
 REMOVED_AFTER, REMOVED_WITHIN = timedelta(minutes=5), timedelta(hours=2)
-"""How long after a worker's end its own queue is removed: by then nobody sends to it any more."""
+"""Minimum and maximum time from a worker's end to the removal of its dedicated queue.
+
+After the minimum no scheduler sends to it any more.
+"""
 
 MOST_REMOVED = 100
-"""Queues that are removed at once."""
+"""Maximum number of queues removed per sweep."""
 
 COMPARE_EVERY = 10.0
-"""Seconds between two looks at how long the workers take for the same tasks."""
+"""Seconds between two comparisons of how long workers take for the same tasks."""
 
 COMPARED = timedelta(minutes=15)
-"""How old a try is at most that is compared: a worker that was slow is given work again some time later."""
+"""Maximum age of tries to compare, so that a worker that was slow gets work again later."""
 
 MOST_COMPARED = 2_000
-"""Tries that are compared at most."""
+"""Maximum number of tries to compare."""
 
 CLOCKS_DIFFER_FROM = timedelta(minutes=2)
-"""How far clocks differ at least to be reckoned with: what is known of them is late by an interval of looking."""
+"""Minimum difference of clocks to correct for.
+
+What is known about clocks is late by the interval between two polls.
+"""
 
 FIRST_LOOK_WITHIN = 15.0
-"""Seconds from the start for which somebody else's first look at the workers is waited for."""
+"""Seconds from the start to wait for another process's first poll of the workers."""
 
 
 class CeleryWorkerMonitor(WorkerMonitor):
-    """Watches the Celery workers of one executor."""
+    """Monitor of one executor's Celery workers."""
 
     thread_name = "worker-insight-placing"
 
@@ -71,29 +77,29 @@ class CeleryWorkerMonitor(WorkerMonitor):
         self.app = app
         self.desk = desk
         self.asking = ConsumerManager(app)
-        self._made_at = time.monotonic()
+        self._created_at = time.monotonic()
         self._level_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
         self._unplaced: dict[int, int] = {}
         self._removed: frozenset[str] = frozenset()
 
     def run_once(self) -> None:
-        """Do everything that is due once."""
+        """Do everything that is due, once."""
         if config.enabled() and self.tables_unavailable_reason() is None:
-            # The API servers of Airflow 3 do it too; whoever finds it due is the one.
+            # API servers of Airflow 3 poll too; the first process that finds a poll due does it.
             refresh(only_if_due=True)
-        living, unavailable_reason = self._registry()
+        living, unavailable_reason = self._read_registry()
         if (
             unavailable_reason == freshness.NOBODY_LOOKS
             and self._snapshot is None
-            and time.monotonic() < self._made_at + FIRST_LOOK_WITHIN
+            and time.monotonic() < self._created_at + FIRST_LOOK_WITHIN
         ):
-            # An API server or the executor of another team is at it. As long as nothing is known the executor waits.
+            # An API server or another team's executor is polling. The executor waits until there is a snapshot.
             return
         if unavailable_reason is None:
             self.asking.ask(living)
             unavailable_reason = self.asking.unavailable_reason
-            self._compare(living)
+            self._compare_durations(living)
         snapshot = self.publish(
             tuple(map(self._candidate, living)),
             unavailable_reason,
@@ -110,61 +116,61 @@ class CeleryWorkerMonitor(WorkerMonitor):
             self._sweep_due = now + SWEEP_EVERY.total_seconds()
             self._sweep()
 
-    def _registry(self) -> tuple[list[WorkerRow], str | None]:
-        """Return the workers that live, or why nobody knows."""
+    def _read_registry(self) -> tuple[list[WorkerRow], str | None]:
+        """Return the live workers, and why they are unknown, if so."""
         unavailable_reason = self.tables_unavailable_reason()
         if unavailable_reason is not None:
             return [], unavailable_reason
         with session.reading(session.BACKGROUND) as connection:
             return worker_queries.living(connection, "celery")
 
-    def _candidate(self, one: WorkerRow) -> Candidate:
-        node = one.known_as
-        concurrency = max(1, one.concurrency or 1)
+    def _candidate(self, row: WorkerRow) -> Candidate:
+        node = row.known_as
+        concurrency = max(1, row.concurrency or 1)
         consumed = self.asking.consumed(node)
-        queues = consumed if consumed is not None else one.queues or ()
+        queues = consumed if consumed is not None else row.queues or ()
         return Candidate(
-            ref=one.ref,
-            worker_id=one.worker_id,
+            ref=row.ref,
+            worker_id=row.worker_id,
             name=node,
             queues=frozenset(queue for queue in queues if not queue.startswith(OWN_QUEUE_PREFIX)),
             concurrency=concurrency,
             capacity=self.desk.rules.capacity(concurrency),
-            labels=self.desk.rules.worker_has(node, one.labels),
-            state=one.state,
-            availability=one.availability,
-            alias=one.name if self.desk.rules.trusts_reports else None,
-            slowness=self._slowness.get(one.ref, 1.0),
-            unavailable_reason=self._unavailable_reason_of(one),
+            labels=self.desk.rules.worker_has(node, row.labels),
+            state=row.state,
+            availability=row.availability,
+            alias=row.name if self.desk.rules.trusts_reports else None,
+            slowness=self._slowness.get(row.ref, 1.0),
+            unavailable_reason=self._unavailable_reason_of(row),
             comes_back=self.asking.comes_back(node),
         )
 
-    def _unavailable_reason_of(self, one: WorkerRow) -> str | None:
-        if self.asking.is_silent(one.known_as):
+    def _unavailable_reason_of(self, row: WorkerRow) -> str | None:
+        if self.asking.is_silent(row.known_as):
             return "does not answer"
-        if own_queue(one.worker_id) not in (self.asking.consumed(one.known_as) or ()):
+        if own_queue(row.worker_id) not in (self.asking.consumed(row.known_as) or ()):
             return "does not consume a queue of its own yet"
         return None
 
-    def _compare(self, living: list[WorkerRow]) -> None:
-        """Look at how long the workers take for the same tasks, if that is due."""
+    def _compare_durations(self, living: list[WorkerRow]) -> None:
+        """Compare how long the workers take for the same tasks, if due."""
         slow_from = self.desk.rules.slow_from
         if not slow_from or time.monotonic() < self._compare_due:
             return
         self._compare_due = time.monotonic() + COMPARE_EVERY
-        ahead = {one.ref: _clock_ahead(one) for one in living}
+        ahead = {row.ref: _clock_ahead(row) for row in living}
         if len(ahead) < 2:  # noqa: PLR2004
             self._slowness = {}
             return
         with session.reading(session.BACKGROUND) as connection:
             now = database_now(connection)
             stays = durations.recent_stays(connection, since=now - COMPARED, most=MOST_COMPARED)
-        # By the worker's own clock, as its start is.
-        ran = (_ran(one, now + ahead[one.ref]) for one in stays if one.ref in ahead)
+        # A try's start is by the worker's clock, so the current time must be, too.
+        ran = (_ran(stay, now + ahead[stay.ref]) for stay in stays if stay.ref in ahead)
         self._slowness = slowness(ran, slow_from)
 
     def _sweep(self) -> None:
-        """Give back places that nobody gave back, count what nobody placed, and remove queues of workers long gone."""
+        """Free slots that were not freed, count tries not placed, and remove old workers' queues."""
         with session.writing(session.BACKGROUND) as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, running.running_on(connection), settled=settled)
@@ -173,18 +179,18 @@ class CeleryWorkerMonitor(WorkerMonitor):
                 connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER
             )
         self._unplaced = dict(swept.unplaced)
-        left = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]
-        if left:
-            reclaim.remove_queues(self.app, left)
-            self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(left))
+        unused = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]
+        if unused:
+            reclaim.remove_queues(self.app, unused)
+            self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(unused))
 
 
-def _ran(one: Stay, now: datetime) -> Ran:
-    seconds = ((one.ended_at or now) - one.started_at).total_seconds()
-    return Ran(one.ref, (one.key.dag_id, one.key.task_id), seconds, has_ended=one.ended_at is not None)
+def _ran(stay: Stay, now: datetime) -> Ran:
+    seconds = ((stay.ended_at or now) - stay.started_at).total_seconds()
+    return Ran(stay.ref, (stay.key.dag_id, stay.key.task_id), seconds, has_ended=stay.ended_at is not None)
 
 
-def _clock_ahead(one: WorkerRow) -> timedelta:
-    """Return how far a worker's clock is ahead, where that is more than the time that telling it takes."""
-    found = one.clock_ahead or timedelta(0)
-    return found if abs(found) >= CLOCKS_DIFFER_FROM else timedelta(0)
+def _clock_ahead(row: WorkerRow) -> timedelta:
+    """Return how far a worker's clock is ahead, or 0 if less than the measurement's delay."""
+    difference = row.clock_ahead or timedelta(0)
+    return difference if abs(difference) >= CLOCKS_DIFFER_FROM else timedelta(0)

@@ -1,7 +1,8 @@
-"""A queue of its own for each life of a Celery worker: made by Celery's remote control, with workers started as ever.
+"""Dedicated queue of each Celery worker instance, set up by Celery's remote control.
 
-A worker is told to consume one more queue, and is given work through it only once its own answer says that it does. A
-worker that starts anew has forgotten, which tells it from the life before.
+Workers are started as usual. A remote control command makes a worker consume one more queue. It gets tasks through that
+queue only once its own answer confirms that it consumes it. A restarted worker has forgotten the queue, which tells it
+from the instance before.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def own_queue(worker_id: str) -> str:
-    """Return the name of a worker's own queue."""
+    """Return the name of a worker's dedicated queue."""
     return f"{OWN_QUEUE_PREFIX}{worker_id}"
 
 
 def as_declared(app: Any, name: str) -> Any:
-    """Return a queue as Celery declares it when it sends to one that it has not heard of.
+    """Return a queue as Celery declares it when it sends to an unknown one.
 
-    RabbitMQ refuses whoever declares it in another way: its type and priorities may have been configured.
+    RabbitMQ rejects a declaration that differs: type and priorities of queues may have been configured.
     """
     queues = app.amqp.queues
     queue = queues.new_missing(name)
@@ -40,58 +41,59 @@ def as_declared(app: Any, name: str) -> Any:
 
 
 def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Have each worker consume its own queue, or not; return the queues that each one which answered consumes now.
+    """Make workers consume their dedicated queues, or stop; return what each consumes now.
 
-    It waits for answers, some seconds at most, and raises what keeps it from asking.
+    It waits for answers, some seconds at most, and raises whatever keeps it from polling the workers.
 
-    :param give: by node name the own queues of workers that are to be given work
-    :param hold: the same of those that are to be given none: what waits there is for others to take
+    :param give: dedicated queues, by node name, of workers that may get tasks
+    :param hold: the same for workers that may not: other workers will get what waits there
+    :return: the queues that each worker which answered consumes, by node name
     """
     require_remote_control(app)
     with connected(app) as connection:
         require_fanout(connection)
-        found = _Queues()
-        # All answers are waited for: of two workers under one name both must have said it.
-        broadcast(app, connection, [Call("active_queues")], found)
-        consumed = found.by_node
+        answers = _QueueAnswers()
+        # Wait for all answers: of two workers with the same name, both must consume a queue.
+        broadcast(app, connection, [Call("active_queues")], answers)
+        consumed = answers.by_node
         missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
-        spare = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
-        calls = [Call("add_consumer", _to_consume(app, queue), [node]) for node, queue in missing.items()]
-        calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in spare.items()]
+        surplus = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
+        calls = [Call("add_consumer", _consumer_arguments(app, queue), [node]) for node, queue in missing.items()]
+        calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in surplus.items()]
         if calls:
-            agreed = _Agreed()
-            broadcast(app, connection, calls, agreed, expected=len(calls))
-            for node in agreed.nodes & missing.keys():
+            confirmed = _Confirmations()
+            broadcast(app, connection, calls, confirmed, expected=len(calls))
+            for node in confirmed.nodes & missing.keys():
                 consumed[node].add(missing[node])
-            for node in agreed.nodes & spare.keys():
-                consumed[node].discard(spare[node])
+            for node in confirmed.nodes & surplus.keys():
+                consumed[node].discard(surplus[node])
     return {node: frozenset(queues) for node, queues in consumed.items()}
 
 
-def _to_consume(app: Any, name: str) -> dict[str, Any]:
-    """Return what a worker is told of a queue: what it would declare in another way by itself."""
+def _consumer_arguments(app: Any, name: str) -> dict[str, Any]:
+    """Return the arguments to consume a queue, where a worker's own declaration would differ."""
     queue = as_declared(app, name)
-    told: dict[str, Any] = {"queue": name}
+    arguments: dict[str, Any] = {"queue": name}
     if queue.exchange.type != "direct":
-        told["exchange_type"] = queue.exchange.type
+        arguments["exchange_type"] = queue.exchange.type
     if queue.queue_arguments:
-        told["queue_arguments"] = queue.queue_arguments
-    return told
+        arguments["queue_arguments"] = queue.queue_arguments
+    return arguments
 
 
 class _Answers:
-    """Answers of workers, one of each; what is none is counted and passed by."""
+    """Answers of workers, one of each; invalid ones are counted and ignored."""
 
     def __init__(self) -> None:
         self.ignored = 0
-        self._number = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return self._number
+        return self._count
 
     def take(self, body: object) -> None:
-        self._number += 1
-        node, answer = _read(body)
+        self._count += 1
+        node, answer = _parse_answer(body)
         if node is None or not self._note(node, answer):
             self.ignored += 1
 
@@ -99,8 +101,8 @@ class _Answers:
         raise NotImplementedError
 
 
-class _Queues(_Answers):
-    """Answers to ``active_queues``; of two workers under one name, what both consume."""
+class _QueueAnswers(_Answers):
+    """Answers to ``active_queues``; for two workers with the same name, what both consume."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,8 +116,8 @@ class _Queues(_Answers):
         return True
 
 
-class _Agreed(_Answers):
-    """The nodes that did as they were told."""
+class _Confirmations(_Answers):
+    """Nodes that confirmed a command."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,8 +130,8 @@ class _Agreed(_Answers):
         return True
 
 
-def _read(body: object) -> tuple[str | None, Any]:
-    """Read an answer: an object with the worker's name as its only key."""
+def _parse_answer(body: object) -> tuple[str | None, Any]:
+    """Parse an answer: a mapping with the worker's name as its only key."""
     if not isinstance(body, dict) or len(body) != 1:
         return None, None
     ((name, answer),) = body.items()

@@ -1,7 +1,8 @@
-"""Take back what waits at Celery workers that will not run it, or not soon, and have it placed again.
+"""Rebalancing of messages that wait at Celery workers which will not run them soon.
 
-That is: what waits at a worker that is gone, drained, quarantined or silent; what waits at a slow one while others are
-fast; and what waits at a busy one while others are idle. One scheduler at a time does it.
+It reclaims the messages and has them placed again.
+These are messages that wait at a worker that is gone, drained, quarantined or silent; at a slow worker while others are
+fast; and at a busy worker while others are idle. One scheduler at a time rebalances.
 """
 
 from __future__ import annotations
@@ -36,32 +37,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEGINS_WITHIN = 20.0
-"""Seconds after which no further worker is begun with: what is known of the workers must not grow old meanwhile."""
+"""Seconds after which no further worker is handled: the snapshot must not become too old."""
 
 MAY_TAKE = timedelta(seconds=60)
-"""How long it may take before another scheduler takes over."""
+"""Duration of the lease, after which another scheduler takes over."""
 
 LEASE = "placing"
-"""The row of the engines' table by which one scheduler at a time takes back."""
+"""Row of the worker sources' table that is the lease for rebalancing."""
 
 
 def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: Snapshot) -> None:
-    """Do all of it once, unless another scheduler is at it.
+    """Rebalance once, unless another scheduler is doing so.
 
-    :param asking: what is known of who consumes what
+    :param asking: the latest answers on which worker consumes which queues
     """
     with session.reading(session.BACKGROUND) as connection:
         queues = placements.own_queues(connection)
         loads = placements.loads(connection)
         names = worker_queries.names(connection, {ref for refs in queues.values() for ref in refs})
-        # After the queues: another scheduler may have sent something to a worker that has just begun.
+        # Read after the queues: another scheduler may have sent a task to a worker that has just started.
         living, unavailable_reason = worker_queries.living(connection, "celery")
     if unavailable_reason is not None:
         return
     snapshot = _as_now(snapshot, living)
-    usable = [one for one in snapshot.candidates if is_out(one) is None]
+    usable = [worker for worker in snapshot.candidates if is_out(worker) is None]
     if not usable and desk.rules.fallback == WAIT:
-        # There is nobody to give it to.
+        # No worker could take the messages.
         return
     reclaim_tasks = partial(reclaim.reclaim_tasks, app, desk=desk)
     ends_at = time.monotonic() + BEGINS_WITHIN
@@ -71,46 +72,46 @@ def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: S
         if is_gone is not None:
             came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
             moves.append(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
-    # By turns: there may be no time for all of them.
+    # In random order, because there may be no time for all.
     random.shuffle(moves)
     with _lease(bool(moves)) as is_ours:
-        # What nobody has room for, or may have, stays there and keeps nothing else from its place.
-        moved = sum(_do(move) for move in moves if is_ours and time.monotonic() < ends_at)
+        # Messages that no other worker has room for, or may take, stay there and block no others.
+        moved = sum(_count_moved(move) for move in moves if is_ours and time.monotonic() < ends_at)
     if not moved:
-        _relieve_some(reclaim_tasks, usable, snapshot, loads, ends_at=ends_at)
+        _move_waiting(reclaim_tasks, usable, snapshot, loads, ends_at=ends_at)
 
 
 def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
-    """Return what is known with the workers as they are now.
+    """Return the snapshot with the current states of the workers.
 
-    Asking them takes seconds, and a worker may be drained meanwhile: it would be given what is taken back from it.
+    Polling takes seconds, and a worker drained meanwhile would get back what was reclaimed from it.
     """
-    rows = {one.ref: one for one in living}
+    rows = {row.ref: row for row in living}
     return replace(
         snapshot,
         candidates=tuple(
-            replace(one, state=rows[one.ref].state, availability=rows[one.ref].availability)
-            for one in snapshot.candidates
-            if one.ref in rows
+            replace(candidate, state=rows[candidate.ref].state, availability=rows[candidate.ref].availability)
+            for candidate in snapshot.candidates
+            if candidate.ref in rows
         ),
     )
 
 
 def _is_gone(queue: str, living: list[WorkerRow], asking: ConsumerManager) -> bool | None:
-    """Return whether the worker of an own queue is no more; ``None`` where nothing is to be taken back from it."""
-    one = next((one for one in living if own_queue(one.worker_id) == queue), None)
-    if one is None:
-        # Its row may have been merged with another of the same worker, which goes on consuming the queue.
+    """Return whether a dedicated queue's worker is gone; ``None`` to reclaim nothing."""
+    worker = next((row for row in living if own_queue(row.worker_id) == queue), None)
+    if worker is None:
+        # Its row may have been merged with another of the same worker, which still consumes the queue.
         return None if asking.is_consumed(queue) else True
-    if not asking.has_answered(one.known_as):
-        # It may be of another team, with a broker of its own.
+    if not asking.has_answered(worker.known_as):
+        # It may be of another team, with another broker.
         return None
-    # That it does not consume the queue is no sign: another scheduler may just have told it to. Of a worker that was
-    # restarted the next look at the engine ends the row.
-    return None if is_usable(one) and not asking.is_silent(one.known_as) else False
+    # Whether it consumes the queue does not matter: another scheduler may just have told it to. If the worker was
+    # restarted, the next poll of the worker source ends the row.
+    return None if is_usable(worker) and not asking.is_silent(worker.known_as) else False
 
 
-def _relieve_some(
+def _move_waiting(
     reclaim_tasks: Callable[..., int],
     usable: list[Candidate],
     snapshot: Snapshot,
@@ -118,22 +119,22 @@ def _relieve_some(
     *,
     ends_at: float,
 ) -> None:
-    """Give what waits at slow workers to the others, or what waits at busy ones to idle ones."""
-    fast = [one for one in usable if not one.is_slow]
-    idle = [one for one in fast if loads.get(one.ref, 0) < one.concurrency]
-    busy = [one for one in usable if loads.get(one.ref, 0) > one.concurrency]
-    slow = [one for one in busy if one.is_slow]
+    """Move messages from slow workers to fast ones, or from busy workers to idle ones."""
+    fast = [worker for worker in usable if not worker.is_slow]
+    idle = [worker for worker in fast if loads.get(worker.ref, 0) < worker.concurrency]
+    busy = [worker for worker in usable if loads.get(worker.ref, 0) > worker.concurrency]
+    slow = [worker for worker in busy if worker.is_slow]
     with _lease(bool((idle and busy) or (fast and slow))) as is_ours:
         if is_ours and fast and slow:
-            # The others may have more than their share for once: there it is done sooner all the same.
-            room = {one.ref: one.capacity + one.concurrency for one in fast}
-            _relieve(reclaim_tasks, slow, room, snapshot, loads, ends_at=ends_at)
+            # Fast workers may exceed their capacity here: the tasks are done sooner there all the same.
+            room = {worker.ref: worker.capacity + worker.concurrency for worker in fast}
+            _move(reclaim_tasks, slow, room, snapshot, loads, ends_at=ends_at)
         elif is_ours:
-            room = {one.ref: one.concurrency for one in idle}
-            _relieve(reclaim_tasks, busy, room, snapshot, loads, ends_at=ends_at)
+            room = {worker.ref: worker.concurrency for worker in idle}
+            _move(reclaim_tasks, busy, room, snapshot, loads, ends_at=ends_at)
 
 
-def _relieve(
+def _move(
     reclaim_tasks: Callable[..., int],
     busy: list[Candidate],
     room: Mapping[int, int],
@@ -142,29 +143,29 @@ def _relieve(
     *,
     ends_at: float,
 ) -> None:
-    """Take what waits at some workers back for others.
+    """Move messages from busy workers to others.
 
-    :param room: how much these others may have then
-    :param ends_at: from when on none is begun with, by this process's monotonic clock
+    :param room: how many tasks each of the others may have then, by its ``ref``
+    :param ends_at: when to stop with further workers, in seconds of this process's monotonic clock
     """
     free = sum(most - loads.get(ref, 0) for ref, most in room.items())
-    # All but they are full, but not unknown: a retry goes back to the worker that failed it only where no other is.
+    # All other workers count as full, not as absent: a retry returns to the worker that failed it only without others.
     snapshot = replace(
         snapshot,
-        candidates=tuple(replace(one, capacity=room.get(one.ref, 0)) for one in snapshot.candidates),
+        candidates=tuple(replace(candidate, capacity=room.get(candidate.ref, 0)) for candidate in snapshot.candidates),
         may_share=False,
     )
-    for one in busy:
+    for worker in busy:
         if free <= 0 or time.monotonic() >= ends_at:
             return
-        most = min(free, loads[one.ref] - one.concurrency)
-        queue = own_queue(one.worker_id)
-        free -= _do(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=one.name, most=most))
+        most = min(free, loads[worker.ref] - worker.concurrency)
+        queue = own_queue(worker.worker_id)
+        free -= _count_moved(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=worker.name, most=most))
 
 
 @contextmanager
 def _lease(is_wanted: bool) -> Iterator[bool]:
-    """Say whether this scheduler is the one to move messages meanwhile."""
+    """Yield whether this scheduler holds the lease to move messages within the context."""
     if not is_wanted:
         yield False
         return
@@ -181,8 +182,8 @@ def _lease(is_wanted: bool) -> Iterator[bool]:
                 leases.give_back_lease(connection, LEASE, until=until, due_at=now)
 
 
-def _do(move: Callable[[], int]) -> int:
-    """Return how many messages were moved; a failure is counted and told once, and stops no other."""
+def _count_moved(move: Callable[[], int]) -> int:
+    """Return how many messages were moved; count a failure, log it once, and go on."""
     try:
         return move()
     except Exception as error:

@@ -1,11 +1,11 @@
-"""Take back what waits at a Celery worker that will not run it, and place it again.
+"""Reclaim and redelivery of messages that wait at a Celery worker which will not run them.
 
-A message is read from the worker's own queue, placed by the same rules as any task, and published as it is, with the
-same task ID, to another worker's: so it does not matter which scheduler sent it. On Redis a worker also keeps what it
-has fetched and not acknowledged in a hash; what is there of a worker that is gone is put back into its queue first.
-RabbitMQ does that by itself.
+A message is read from the worker's dedicated queue, placed by the same rules as any task, and published unchanged, with
+the same task ID, to another worker's queue. It does not matter which scheduler sent it. On Redis a worker also keeps
+messages that it has fetched and not acknowledged in a hash; those of a worker that is gone are first put back into its
+queue. RabbitMQ does that by itself.
 
-Airflow refuses to start a try twice, so a message that exists twice for a moment is run once.
+Airflow refuses to start a try twice, so a message that briefly exists twice is run once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-# Imported with this module and not in the thread: a process forked meanwhile would inherit the import's lock for ever.
+# Not imported in the thread: a process forked meanwhile would inherit the locked import lock for ever.
 from kombu import Producer
 
 from airflow_worker_insight.capture.counters import count, warn_once
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 100
-"""Messages that are read, placed and sent at once."""
+"""Number of messages to read, place and send per batch."""
 
 MAX_MOVED = 10_000
-"""Messages that are moved from one worker at once."""
+"""Maximum number of messages to move from a worker per call."""
 
 MOVE_SECONDS = 10.0
-"""How long messages are moved from one worker at once; what is left is there for the next time."""
+"""Maximum seconds to move messages from a worker per call; the rest is left for the next."""
 
 SCAN = 500
-"""Entries of Redis's hash that are read at once."""
+"""Number of entries of Redis's hash to read at once."""
 
 KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
-"""What Celery has written beside a message, its headers and its kind."""
+"""Properties that Celery sets besides a message's body, headers and content type."""
 
 
 def reclaim_tasks(
@@ -63,12 +63,15 @@ def reclaim_tasks(
     is_gone: bool = False,
     most: int = MAX_MOVED,
 ) -> int:
-    """Move the messages of a worker's own queue to other workers; what nobody else has room for stays there.
+    """Move the messages of a worker's dedicated queue to other workers.
 
-    :param came_from: the worker's name, for the reader
-    :param is_gone: whether the worker is no more: then also what it had fetched is taken
-    :param most: how many to move at most
-    :return: how many were moved
+    Messages that no other worker has room for stay there.
+
+    :param queue: the name of the dedicated queue
+    :param came_from: the worker's name, for logs and pages
+    :param is_gone: whether the worker is gone; if so, messages that it had fetched are reclaimed, too
+    :param most: how many messages to move at most
+    :return: how many messages were moved
     """
     moved = 0
     ends_at = time.monotonic() + MOVE_SECONDS
@@ -76,18 +79,18 @@ def reclaim_tasks(
         channel = connection.channel()
         source = as_declared(app, queue)(channel)
         source.declare()
-        known = _known(queue)
+        placed = _placements_on(queue)
         if is_gone and connection.transport.driver_type == "redis":
-            _restore(channel, queue, known)
-        left = 0
-        while not left and moved < most and time.monotonic() < ends_at:
-            # More than are moved: the first may be such as nobody else may have.
-            messages = list(_read(source, app.conf.accept_content, BATCH))
+            _restore(channel, queue, placed)
+        put_back = 0
+        while not put_back and moved < most and time.monotonic() < ends_at:
+            # More than will be moved: the first may be messages that no other worker may take.
+            messages = list(_read_messages(source, app.conf.accept_content, BATCH))
             if not messages:
                 break
             note = f"taken back from {came_from}: "
-            done, left = _place_again(source, messages, known, desk, snapshot, most=most - moved, note=note)
-            moved += done
+            sent, put_back = _redeliver(source, messages, placed, desk, snapshot, most=most - moved, note=note)
+            moved += sent
     if moved:
         count("placement.moved", moved)
         log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, came_from)
@@ -95,39 +98,39 @@ def reclaim_tasks(
 
 
 def remove_queues(app: Any, queues: Iterable[str]) -> None:
-    """Remove the own queues of workers that have been gone for long, but for those in which something is left."""
+    """Remove dedicated queues of workers that are long gone, except those with messages left."""
     with connected(app) as connection:
         for name in queues:
-            # RabbitMQ refuses to remove one in which something is left or that is consumed, and closes the channel.
+            # RabbitMQ refuses to remove a queue that has messages or consumers, and closes the channel.
             with connection.channel() as channel, suppress(*connection.channel_errors):
                 _remove(as_declared(app, name)(channel))
-            # Celery remembers each queue that it has ever sent to.
+            # Celery keeps every queue that it has ever sent to.
             app.amqp.queues.pop(name, None)
 
 
 def _remove(queue: Any) -> None:
-    # One that is not there cannot be removed on every broker.
+    # Not every broker can remove a queue that does not exist.
     queue.declare()
     if queue.queue_arguments:
-        # RabbitMQ's quorum queues know no conditions: it ends the connection of whoever makes some.
+        # RabbitMQ closes the connection on a conditional removal of a quorum queue.
         _, waiting, consumers = queue.queue_declare()
         if waiting or consumers:
             return
         queue.delete()
     else:
         queue.delete(if_empty=True, if_unused=True)
-    # Celery has made one for each queue. RabbitMQ would keep it for ever.
+    # Celery has declared an exchange for each queue; RabbitMQ would keep it for ever.
     queue.exchange.delete(if_unused=True)
 
 
-def _known(queue: str) -> dict[tuple[str, str, str, int], Placement]:
-    """Return what is placed on a queue, by the names of the task instance."""
+def _placements_on(queue: str) -> dict[tuple[str, str, str, int], Placement]:
+    """Return the open placements on a queue, by task instance."""
     with session.reading(session.BACKGROUND) as connection:
-        found = placements.open_placements(connection, own_queues=[queue])
-    return {one.key.task_instance.as_tuple(): one for one in found}
+        rows = placements.open_placements(connection, own_queues=[queue])
+    return {placement.key.task_instance.as_tuple(): placement for placement in rows}
 
 
-def _read(source: Any, accept: Any, most: int) -> Iterator[Any]:
+def _read_messages(source: Any, accept: Any, most: int) -> Iterator[Any]:
     for _ in range(most):
         message = source.get(no_ack=False, accept=accept)
         if message is None:
@@ -135,95 +138,102 @@ def _read(source: Any, accept: Any, most: int) -> Iterator[Any]:
         yield message
 
 
-def _place_again(
+def _redeliver(
     source: Any,
     messages: Sequence[Any],
-    known: dict[tuple[str, str, str, int], Placement],
+    placed_before: dict[tuple[str, str, str, int], Placement],
     desk: PlacementService,
     snapshot: Snapshot,
     *,
     most: int,
     note: str,
 ) -> tuple[int, int]:
-    """Send messages on to whoever they are placed on now; return how many went, and how many went back."""
+    """Place messages again and send them; return how many were sent, and how many put back."""
     by_key: dict[TryKey, Any] = {}
-    left = 0
+    put_back = 0
     for message in messages:
-        key = _key(message, known)
+        key = _key_of(message, placed_before)
         if key is None:
             warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
             _put_back(source, message)
-            left += 1
+            put_back += 1
         else:
             if key in by_key:
-                # Airflow has revoked the earlier one as stuck and queued the try again, or a scheduler died while it
-                # moved it.
+                # Drop the duplicate: Airflow has revoked it as stuck and queued the try again, or a scheduler died
+                # while moving it.
                 by_key[key].ack()
             by_key[key] = message
     with session.writing(session.BACKGROUND) as connection:
         wanted = placements.wanted(connection, list(by_key))
-        queued = {key: one for key, one in wanted.items() if one.state == QUEUED}
-        # Airflow has revoked the message as stuck and queued the try again: what is written of it is of the later one.
+        queued = {key: task for key, task in wanted.items() if task.state == QUEUED}
+        # Tries placed again since: Airflow has revoked the message as stuck and queued the try again.
         later = {
-            key: one for key, one in placements.open_of(connection, queued).items() if one.own_queue != source.name
+            key: placement
+            for key, placement in placements.open_of(connection, queued).items()
+            if placement.own_queue != source.name
         }
-        asked = [
-            PlacementRequest(key, one.queue, one.executor_config, one.pool)
-            for key, one in queued.items()
+        requests = [
+            PlacementRequest(key, task.queue, task.executor_config, task.pool)
+            for key, task in queued.items()
             if key not in later
         ]
-        decided = desk.decide(connection, asked, snapshot, most=most)
-        # What would come back to where it is stays, or this would go on and on with it.
-        placed = [one for one in decided if not one.waits and _target(one)[1] != source.name]
+        results = desk.decide(connection, requests, snapshot, most=most)
+        # A message placed on the same queue again stays, or this would never end.
+        to_send = [result for result in results if not result.waits and _target(result)[1] != source.name]
     sent: list[PlacementResult] = []
     try:
-        for one in placed:
-            message = by_key[one.asked.key]
-            _publish(source.channel, message, _target(one)[1])
+        for result in to_send:
+            message = by_key[result.asked.key]
+            _publish(source.channel, message, _target(result)[1])
             message.ack()
-            sent.append(one)
-            del by_key[one.asked.key]
+            sent.append(result)
+            del by_key[result.asked.key]
     finally:
-        # Only now: what is not sent, because this scheduler dies or the broker does, is to be found where it was.
+        # Recorded after sending: if this scheduler or the broker dies, unsent messages are recorded where they are.
         with session.writing(session.BACKGROUND) as connection:
-            written = [_moved(one, known, note) for one in sent]
+            written = [_redelivered_placement(result, placed_before, note) for result in sent]
             placements.write(connection, written, now=database_now(connection))
     for key, message in by_key.items():
         if key in queued and not (key in later and later[key].waits):
-            # Also an earlier message: where a scheduler died before it wrote to whom it moved it, it is the only one.
+            # Also an earlier message: it is the only one if a scheduler died before it recorded the move.
             _put_back(source, message)
-            left += 1
+            put_back += 1
         else:
-            # It has ended meanwhile, or runs already, so that Airflow would refuse to start it; or it is with its
-            # scheduler, which will send it again.
+            # The try has ended or is running, so that Airflow would refuse to start it; or it waits in its scheduler,
+            # which will send it again.
             message.ack()
-    return len(placed), left
+    return len(to_send), put_back
 
 
-def _moved(one: PlacementResult, known: dict[tuple[str, str, str, int], Placement], note: str) -> Placement:
-    """Return what is written of it: it goes on from where it was placed first, by which its scheduler knows it."""
-    before = known.get(one.asked.key.task_instance.as_tuple())
-    placed_at = before.placed_at if before is not None and before.key == one.asked.key else None
-    return replace(one.placement(_target(one)[0], note=note), placed_at=placed_at)
+def _redelivered_placement(
+    result: PlacementResult, placed_before: dict[tuple[str, str, str, int], Placement], note: str
+) -> Placement:
+    """Return the record of a redelivery; it keeps the time of the first placement.
+
+    The try's scheduler knows the placement by that time.
+    """
+    previous = placed_before.get(result.asked.key.task_instance.as_tuple())
+    placed_at = previous.placed_at if previous is not None and previous.key == result.asked.key else None
+    return replace(result.placement(_target(result)[0], note=note), placed_at=placed_at)
 
 
 def _put_back(source: Any, message: Any) -> None:
     if source.queue_arguments:
-        # A quorum queue counts how often a message comes back, and drops it when that is too often for it.
+        # A quorum queue counts redeliveries of a message, and drops the message at its limit.
         _publish(source.channel, message, source.name)
         message.ack()
     else:
         message.reject(requeue=True)
 
 
-def _target(one: PlacementResult) -> tuple[str | None, str]:
-    """Return the own queue of the worker, if there is one, and the queue to send to."""
-    worker = one.decision.worker
-    return (None, one.asked.queue) if worker is None else (own_queue(worker.worker_id),) * 2
+def _target(result: PlacementResult) -> tuple[str | None, str]:
+    """Return the dedicated queue of the chosen worker, if any, and the queue to send to."""
+    worker = result.decision.worker
+    return (None, result.asked.queue) if worker is None else (own_queue(worker.worker_id),) * 2
 
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
-    # All else is given here, or the broker's own, and each broker has others.
+    # All other properties are set below, or are specific to a broker.
     properties = {name: message.properties[name] for name in KEPT_PROPERTIES if name in message.properties}
     Producer(channel, auto_declare=False).publish(
         message.body,
@@ -237,8 +247,11 @@ def _publish(channel: Any, message: Any, queue: str) -> None:
     )
 
 
-def _key(message: Any, known: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
-    """Return whose message it is: Airflow 3's holds the workload, 2.11's a command without the try's number."""
+def _key_of(message: Any, placed_before: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
+    """Return the try that a message belongs to, or ``None`` if the message cannot be read.
+
+    Airflow 3's messages hold the workload, 2.11's a command without the number of the try.
+    """
     try:
         argument = message.payload[0][0]
         if isinstance(argument, str):
@@ -247,42 +260,41 @@ def _key(message: Any, known: dict[tuple[str, str, str, int], Placement]) -> Try
             return TryKey(dag_id, run_id, task_id, int(ti["map_index"]), int(ti["try_number"]))
         dag_id, task_id, run_id = argument[3:6]
         map_index = int(argument[argument.index("--map-index") + 1]) if "--map-index" in argument else -1
-        return known[dag_id, run_id, task_id, map_index].key
+        return placed_before[dag_id, run_id, task_id, map_index].key
     except Exception:
         log.debug("Airflow Worker Insight cannot read a message", exc_info=True)
         return None
 
 
-# --- what a worker on Redis had fetched ------------------------------------------------------------------------------
+# --- messages that a worker on Redis had fetched ---------------------------------------------------------------------
 
 
-def _restore(channel: Any, queue: str, known: dict[tuple[str, str, str, int], Placement]) -> None:
-    """Put what a worker that is gone had fetched from its own queue back into it, if it has not begun to run."""
-    found = {tag: key for tag, key in _fetched(channel, queue, known) if key is not None}
-    if not found:
+def _restore(channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement]) -> None:
+    """Put messages that a gone worker had fetched back into its queue, unless they started."""
+    keys_by_tag = {tag: key for tag, key in _fetched(channel, queue, placed_before) if key is not None}
+    if not keys_by_tag:
         return
     with session.reading(session.BACKGROUND) as connection:
-        wanted = placements.wanted(connection, list(set(found.values())))
-    for tag, key in found.items():
-        one = wanted.get(key)
-        if one is not None and one.state == QUEUED:
+        wanted = placements.wanted(connection, list(set(keys_by_tag.values())))
+    for tag, key in keys_by_tag.items():
+        row = wanted.get(key)
+        if row is not None and row.state == QUEUED:
             channel.qos.restore_by_tag(tag)
         else:
-            # It ran there, or has ended: only Airflow's own heartbeat of the try may say what becomes of it.
+            # The try ran there, or has ended: only Airflow's own task heartbeat may decide what happens to it.
             channel.qos.ack(tag)
 
 
 def _fetched(
-    channel: Any, queue: str, known: dict[tuple[str, str, str, int], Placement]
+    channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement]
 ) -> Iterator[tuple[str, TryKey | None]]:
     with channel.conn_or_acquire() as client:
-        # kombu puts the prefix of its keys before those of some commands only, and not of this one
-        # (kombu.transport.redis.GlobalKeyPrefixMixin).
-        key = f"{getattr(client, 'global_keyprefix', '')}{channel.unacked_key}"
-        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(key, count=SCAN))
+        # kombu prefixes keys in some commands only, and not in this one (kombu.transport.redis.GlobalKeyPrefixMixin).
+        hash_key = f"{getattr(client, 'global_keyprefix', '')}{channel.unacked_key}"
+        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(hash_key, count=SCAN))
     for tag, entry in entries:
         if queue.encode() not in entry:
             continue
         raw, _exchange, routing_key = json.loads(entry)
         if routing_key == queue:
-            yield tag.decode(), _key(channel.message_to_python(raw), known)
+            yield tag.decode(), _key_of(channel.message_to_python(raw), placed_before)

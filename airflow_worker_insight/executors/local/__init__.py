@@ -1,4 +1,7 @@
-"""The executor that places tasks on named workers of the scheduler itself; its path is in users' configurations."""
+"""Executor that places tasks on named workers of the scheduler itself.
+
+Users' configurations contain its path.
+"""
 
 from __future__ import annotations
 

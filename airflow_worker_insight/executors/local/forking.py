@@ -1,4 +1,4 @@
-"""Start processes from a scheduler: with variables of their own, and without losing the signal to end meanwhile."""
+"""Start of processes from a scheduler: set their environment and lose no signal to end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TO_END = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def with_variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Have processes that are started meanwhile begin with these variables."""
+    """Set environment variables for processes started within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -33,38 +33,40 @@ def with_variables(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def late_signals() -> Iterator[dict[int, Any]]:
-    """Have signals that ask to end act only after this; yield the handlers that a child has to put back.
+    """Defer signals that ask to end; yield the handlers that a child process must restore.
 
-    A signal that comes during a fork is handled by the first Python code after it, which is what :mod:`logging` has
-    registered for the parent, and what is raised there is ignored (``run_at_forkers`` in CPython's posixmodule.c): the
-    scheduler would never hear of it. Blocking the signal is not enough, as another thread may receive it.
+    A signal that arrives during a fork is handled by the first Python code after it, which is the function that
+    :mod:`logging` has registered for the parent. Exceptions raised there are ignored (``run_at_forkers`` in CPython's
+    posixmodule.c), so the scheduler would miss the signal. Blocking the signal is not enough: another thread may
+    receive it.
     """
     if threading.current_thread() is not threading.main_thread() or multiprocessing.get_start_method() != "fork":
         yield {}
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers: dict[int, Any] = {
-        number: signal.signal(number, lambda number, _: came.append(number)) for number in TO_END
+        number: signal.signal(number, lambda number, _: received.append(number)) for number in TO_END
     }
     try:
         yield handlers
     finally:
         put_back(handlers)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
 def put_back(handlers: Mapping[int, Any]) -> None:
-    """Handle signals as before; one whose handler was not Python's is left to the system's."""
+    """Restore signal handlers; the system's default replaces those not set from Python."""
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def run_as(values: Mapping[str, str], handlers: Mapping[int, Any], run: Callable[..., None], **arguments: Any) -> None:
-    """Run something in a new process.
+    """Run a function in a new process, with restored signal handlers and its environment.
 
-    :param values: the variables of its environment
-    :param handlers: what :func:`late_signals` has yielded
+    :param values: the environment variables to set
+    :param handlers: the handlers that :func:`late_signals` yielded
+    :param arguments: the keyword arguments of ``run``
     """
     put_back(handlers)
     os.environ.update(values)

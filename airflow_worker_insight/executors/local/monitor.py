@@ -1,8 +1,8 @@
-"""Watch the workers that a scheduler has itself, from a thread beside its loop.
+"""Monitor of a scheduler's own local workers, in a thread beside the scheduler's loop.
 
-They are written into the registry before the scheduler's loop begins, so that each can be seen and drained before its
-first task. From then on their rows are read for what a person has decided, and places are given back that nobody gave
-back. That they live is known anyway: they are this process's own.
+It registers the workers before the scheduler's loop begins, so that each can be found and drained before its first
+task. From then on it reads what operators have decided about them, and frees slots of placements that were not closed.
+Their liveness needs no check: they are this process's own.
 """
 
 from __future__ import annotations
@@ -31,43 +31,43 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRecord, WorkerRow
 
 SWEEP_EVERY = timedelta(seconds=30)
-"""Time between two sweeps, and how old a placement is at least that is swept."""
+"""Time between two sweeps, and minimum age of a placement to be swept."""
 
 REST_SECONDS = 1.0
-"""How long starting a process waits at most for the thread to be done with what it is at."""
+"""Maximum seconds that starting a process waits for the thread's current run."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnWorker:
-    """One of this scheduler's own workers."""
+    """Local worker of this scheduler."""
 
     record: WorkerRecord
-    """What its processes will report."""
+    """What its processes will report of themselves."""
     concurrency: int
 
 
 class LocalWorkerMonitor(WorkerMonitor):
-    """Makes a scheduler's own workers known, and watches what is decided of them."""
+    """Monitor that registers a scheduler's own workers and reads decisions about them."""
 
     thread_name = "worker-insight-own-workers"
 
     def __init__(self, own: Sequence[OwnWorker]) -> None:
         super().__init__()
-        self.own = {one.record.worker_id: one for one in own}
+        self.own = {worker.record.worker_id: worker for worker in own}
         self._busy = Lock()
         self._sweep_due = 0.0
-        # Both are handed from one thread to the other.
+        # Both queues pass tries between the two threads.
         self._doubted: deque[TryKey] = deque()
         self._over: deque[TryKey] = deque()
 
     def prepare(self) -> None:
-        """Make the workers known."""
+        """Register the workers."""
         with self._busy:
             self._read()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Keep the thread from beginning anything meanwhile: a process that is forked inherits the locks it holds."""
+        """Keep the thread idle within the context: a forked process inherits the locks it holds."""
         is_at_rest = self._busy.acquire(timeout=REST_SECONDS)
         try:
             yield
@@ -76,20 +76,23 @@ class LocalWorkerMonitor(WorkerMonitor):
                 self._busy.release()
 
     def doubt(self, key: TryKey) -> None:
-        """Have it found out whether a try is over that may never say so: a process of its worker died."""
+        """Check whether a try is over that may never report its end.
+
+        A process of its worker died. :meth:`take_over` returns the try once it is over.
+        """
         self._doubted.append(key)
 
     def take_over(self) -> list[TryKey]:
-        """Return those of the doubted tries that have turned out to be over since the last time."""
+        """Return the doubted tries that were found to be over since the last call."""
         return [self._over.popleft() for _ in range(len(self._over))]
 
     def run_once(self) -> None:
-        """Do everything that is due once."""
+        """Do everything that is due, once."""
         with self._busy:
             if not self._read():
                 return
             if config.enabled():
-                # The API servers of Airflow 3 do it too; whoever finds it due is the one.
+                # API servers of Airflow 3 poll too; the first process that finds a poll due does it.
                 refresh(only_if_due=True)
             now = time.monotonic()
             if now >= self._sweep_due:
@@ -98,21 +101,21 @@ class LocalWorkerMonitor(WorkerMonitor):
                     settled = database_now(connection) - SWEEP_EVERY
                     placements.sweep(connection, {}, settled=settled)
                     placements.trim(connection, now=settled)
-            self._look_after_doubted()
+            self._check_doubted()
 
     def _read(self) -> bool:
-        """Read the rows of the workers, and write those that are missing; return whether there are tables for them."""
+        """Read the workers' rows, and write missing ones; return whether the tables are usable."""
         unavailable_reason = self.tables_unavailable_reason()
         if unavailable_reason is not None:
             self.publish((), unavailable_reason)
             return False
         rows = self._rows()
-        missing = [one for worker_id, one in self.own.items() if worker_id not in rows]
+        missing = [worker for worker_id, worker in self.own.items() if worker_id not in rows]
         if missing:
             with session.writing(session.BACKGROUND) as connection:
                 now = database_now(connection)
-                for one in missing:
-                    instances.register_own(connection, one.record, concurrency=one.concurrency, now=now)
+                for worker in missing:
+                    instances.register_own(connection, worker.record, concurrency=worker.concurrency, now=now)
             rows = self._rows()
         self.publish(tuple(map(self._candidate, rows.values())), None)
         return True
@@ -128,27 +131,27 @@ class LocalWorkerMonitor(WorkerMonitor):
             ref=row.ref,
             worker_id=row.worker_id,
             name=row.known_as,
-            # LocalExecutor runs tasks of every queue: its executor names those of a batch.
+            # LocalExecutor runs tasks of every queue: the executor sets the queues of each batch.
             queues=frozenset(),
             concurrency=concurrency,
-            # Nothing waits at a local worker: it would be bound to it for nothing.
+            # No backlog: a task that waits at a local worker would be bound to it for nothing.
             capacity=concurrency,
-            # As this process has them, and not as some task has told.
+            # The labels that this process has, not those that tasks report.
             labels=own.record.labels,
             availability=row.availability,
             alias=own.record.name,
         )
 
-    def _look_after_doubted(self) -> None:
+    def _check_doubted(self) -> None:
         keys = [self._doubted.popleft() for _ in range(len(self._doubted))]
         if not keys:
             return
         try:
             with session.reading(session.BACKGROUND) as connection:
-                found = airflow_history.tries_of_task_instances(connection, keys)
+                rows = airflow_history.tries_of_task_instances(connection, keys)
         except Exception:
             self._doubted.extend(keys)
             raise
         for key in keys:
-            is_over = key not in found or found[key].state not in placements.PLACES_TAKEN
+            is_over = key not in rows or rows[key].state not in placements.PLACES_TAKEN
             (self._over if is_over else self._doubted).append(key)

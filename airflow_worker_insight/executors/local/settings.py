@@ -1,4 +1,4 @@
-"""What an operator says of a scheduler's local workers: read and checked, no I/O."""
+"""Setting for a scheduler's local workers: parsing and validation, no I/O."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from airflow_worker_insight.executors.placement.rules import PlacementConfigErro
 
 MAX_WORKERS = 64
 MAX_CONCURRENCY = 1_000
-"""Each is a process: a typing error must not start more of them than a machine bears."""
+"""Limit against typing errors: each slot is a process, and a machine bears only so many."""
 
 UNLIMITED = 32
-"""What is shared where Airflow 2.11 has no limit: its own default of one."""
+"""Slots to share if Airflow 2.11 has no limit: the default of its ``parallelism``."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _WHERE = "[worker_insight] local_workers"
@@ -27,31 +27,33 @@ class LocalWorker(NamedTuple):
 
 
 def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
-    """Read ``etl:8, reports:2``; names without a number share evenly what the others leave, each at least one.
+    """Parse ``etl:8, reports:2``: names of workers with the number of their slots.
 
-    :param parallelism: how many tasks the executor runs at once; 0 is without limit
-    :raises PlacementConfigError: with what is wrong, for an operator
+    Names without a number share evenly the slots that the others leave; each gets at least one.
+
+    :param parallelism: how many tasks the executor runs at once; 0 for no limit
+    :raises PlacementConfigError: with a message for operators
     """
-    asked = [_item(item.strip()) for item in re.split(r"[,\n]", setting)]
-    if len(asked) > MAX_WORKERS:
-        raise PlacementConfigError(f"{_WHERE} names {len(asked)} workers: it may name at most {MAX_WORKERS}")
-    # Not every database tells letters from capitals.
-    known: set[str] = set()
-    for name, _ in asked:
-        if name.lower() in known:
+    items = [_item(item.strip()) for item in re.split(r"[,\n]", setting)]
+    if len(items) > MAX_WORKERS:
+        raise PlacementConfigError(f"{_WHERE} names {len(items)} workers: it may name at most {MAX_WORKERS}")
+    # Some databases compare names case-insensitively.
+    names: set[str] = set()
+    for name, _ in items:
+        if name.lower() in names:
             raise PlacementConfigError(f"{_WHERE} names the worker {name} twice")
-        known.add(name.lower())
-    sharing = sum(number is None for _, number in asked)
-    left = (parallelism or UNLIMITED) - sum(number or 0 for _, number in asked)
-    found = []
-    for name, number in asked:
+        names.add(name.lower())
+    sharing = sum(number is None for _, number in items)
+    left = (parallelism or UNLIMITED) - sum(number or 0 for _, number in items)
+    workers = []
+    for name, number in items:
         if number is None:
-            # The first ones get what cannot be shared evenly.
+            # The first workers get the remainder.
             share = min(MAX_CONCURRENCY, max(1, -(-left // sharing)))
             left, sharing = left - share, sharing - 1
             number = share  # noqa: PLW2901
-        found.append(LocalWorker(name, number))
-    return found
+        workers.append(LocalWorker(name, number))
+    return workers
 
 
 def _item(item: str) -> tuple[str, int | None]:

@@ -1,3 +1,3 @@
-"""Where a task runs: the rules that an operator sets, the policy, and the service that reads and writes placements."""
+"""Placement of tasks: rules of operators, the policy, and the service for the database."""
 
 from __future__ import annotations

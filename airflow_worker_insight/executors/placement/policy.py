@@ -1,12 +1,12 @@
-"""Decide which worker a task is to run on: pure functions, no I/O, and nothing of Airflow.
+"""Choice of the worker that runs a task: pure functions, no I/O, and no import of Airflow.
 
-In front of every strategy stands what no strategy may overrule: a worker must live, be available, consume the task's
-queue, have what the task asks for (labels, or a name), and have room; a retry goes to a worker that has not failed this
-task instance; and a worker that takes much longer than the others for the same tasks is given something only when these
-take nothing any more. Each decision says in one line what was chosen, and who was left out and why.
+Some rules precede every strategy. A worker must be online and available, consume the task's queue, match the task's
+request (labels, or a name), and have room. A retry goes to a worker that has not failed this task instance. A worker
+that takes much longer than the others for the same tasks gets work only when those take no more. Each decision says in
+one line which worker was chosen, and which were left out and why.
 
-Who may be chosen is worked out once for all tasks of a batch that ask for the same. Of those that have room the worker
-with the least score gets the task.
+Eligible workers are worked out once for all tasks of a batch with the same request. Of those with room, the worker with
+the lowest score gets the task.
 """
 
 from __future__ import annotations
@@ -39,20 +39,22 @@ if TYPE_CHECKING:
 
 
 MAX_NAMED = 3
-"""How many workers a line names of those that were left out for one reason."""
+"""How many left-out workers the text of a decision names per reason."""
 
 PATIENCE = 30.0
-"""Seconds without anything given to the others after which a slow worker is used all the same: what runs on them may
-take longer than the task would on it."""
+"""Seconds without new work for faster workers after which a slow worker is used anyway.
+
+What runs on the faster ones may take longer than the task would take on the slow one.
+"""
 
 
 class UnknownStrategyError(ValueError):
-    """A strategy that there is not; the message names those that there are."""
+    """Unknown placement strategy; the message names the known ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One try that is to be placed."""
+    """One try to place."""
 
     dag_id: str
     run_id: str
@@ -61,62 +63,68 @@ class Task:
     try_number: int
     queue: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What the worker's labels must be."""
+    """Labels that the worker must have."""
     worker: str | None = None
-    """What the worker must be called, where only one will do."""
+    """Name that the worker must have, if the task requests a certain worker."""
     avoid: frozenset[str] = frozenset()
     """Names of the workers that have failed this task instance."""
     invalid_reason: str | None = None
-    """What is wrong with what it asks for: then it is not placed."""
+    """What is wrong with the task's request; such a task is not placed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One life of a worker, as the registry has it."""
+    """One worker instance, as the registry has it."""
 
     ref: int
     worker_id: str
     name: str
     queues: frozenset[str]
-    """The queues that it consumes, but for its own."""
+    """Queues that it consumes, without its dedicated queue."""
     concurrency: int
-    """How many tasks it runs at once."""
+    """How many tasks it can run at once."""
     capacity: int
-    """How many it may have, running and waiting."""
+    """How many tasks it may have, running and waiting."""
     load: int = 0
-    """How many it has."""
+    """How many tasks it has."""
     labels: Mapping[str, str] = field(default_factory=dict)
     state: str | None = "online"
     availability: str = "available"
     alias: str | None = None
-    """What it is called beside its name."""
+    """Another name of the worker."""
     slowness: float = 1.0
-    """How many times as long as the others it takes for the same tasks, 1 where not much: see :mod:`.slow_workers`."""
+    """How many times as long as others it takes for the same tasks; 1 unless it is slow.
+
+    See :mod:`.slow_workers`.
+    """
     unavailable_reason: str | None = None
-    """Why it cannot be given anything although it lives, such as a queue of its own that it does not consume yet."""
+    """Why it cannot get work although it is online.
+
+    For example, it does not consume its dedicated queue yet.
+    """
     comes_back: bool = True
-    """Whether a retry that has no other worker waits until it is available again."""
+    """Whether a retry that fits no other worker waits until this one is available again."""
 
     @property
     def is_slow(self) -> bool:
-        """Whether it is given something only where that is sooner done than to wait for the others."""
+        """Whether to use this worker only if waiting for a faster one would take longer."""
         return self.slowness > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a task goes and why."""
+    """The worker chosen for a task, and why."""
 
     worker: Candidate | None
-    """``None`` where nobody fits."""
+    """``None`` if no worker fits and has room."""
     reason: str
     """One of :data:`airflow_worker_insight.domain.reasons.REASONS`."""
     text: str
-    """The same in one line, with who was left out."""
+    """The reason in one line, with the workers that were left out."""
 
 
 class Placer:
-    """Places tasks one after the other, and counts its own placements among what the workers have."""
+    """Placer of tasks, one after the other; its own placements count in the workers' loads."""
 
     def __init__(
         self,
@@ -126,12 +134,12 @@ class Placer:
         *,
         now: float = 0.0,
     ) -> None:
-        """Take the workers as they are now.
+        """Take the current workers and compute their scores.
 
         :param strategy: one of :data:`airflow_worker_insight.domain.reasons.STRATEGIES`
-        :param history: when each worker (by ``ref``) was given something last, in seconds; the placer updates it, so
-            that workers with equal scores take turns, also from one placer to the next
-        :param now: the same clock's time, which never goes back
+        :param history: when each worker (by ``ref``) last got a task, in seconds of a monotonic clock; the placer
+            updates it, so that workers with equal scores take turns, also from one placer to the next
+        :param now: the current time of the same clock, in seconds
         :raises UnknownStrategyError: for any other strategy
         """
         check_strategy(strategy)
@@ -141,13 +149,13 @@ class Placer:
         self._digests = [_digest(candidate.name) for candidate in candidates]
         self._history = {} if history is None else history
         self._now = now
-        # Of what is given at one time the order counts.
+        # Placements made at the same time are ordered.
         self._turn = max(now, *self._history.values(), 0.0)
         self._scores = [self._score(index) for index in range(len(candidates))]
         self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}
 
     def place(self, task: Task) -> Decision:
-        """Decide where a task goes, and count it there."""
+        """Choose a worker for a task, and count the task in the worker's load."""
         if task.invalid_reason is not None:
             return Decision(None, INVALID_REQUEST, _line(f"waits: {task.invalid_reason}"))
         eligible = self._eligible_for(task)
@@ -166,7 +174,7 @@ class Placer:
         return Decision(worker, reason, text)
 
     def _eligible_for(self, task: Task) -> _Eligible:
-        """Return the workers that the task may run on: the same for all tasks that ask for the same."""
+        """Return the workers that may run a task; tasks with equal requests share the result."""
         key = (task.queue, frozenset(task.labels.items()), task.worker)
         eligible = self._eligible.get(key)
         if eligible is None:
@@ -184,7 +192,7 @@ class Placer:
         if avoided and len(avoided) == len(eligible.members):
             if any(name not in task.avoid for name in eligible.may_come_back):
                 return None, OTHERS_FULL
-            # Retries avoid a worker only where there is another one.
+            # Retries avoid a worker only if there is another one.
             index, reason = self._best(eligible, task, frozenset())
             return index, reason if index is None else AGAIN
         index, reason = self._best(eligible, task, avoided)
@@ -193,30 +201,32 @@ class Placer:
         return index, reason
 
     def _best(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
-        """Return the worker with the least score, a slow one only if the others will not come to the task sooner."""
-        fast = _without(eligible.fast_with_room, avoided)
-        if fast:
-            return self._least(fast, eligible.fast, task)
-        slow = _without(eligible.slow_with_room, avoided)
-        if slow and (eligible.waiting >= eligible.patience or not self._took_something(eligible.fast, avoided)):
-            return self._least(slow, eligible.slow, task)[0], SLOW
+        """Return the best worker; a slow one only if no faster worker gets to the task sooner."""
+        fast_indexes = _without(eligible.fast_with_room, avoided)
+        if fast_indexes:
+            return self._least(fast_indexes, eligible.fast, task)
+        slow_indexes = _without(eligible.slow_with_room, avoided)
+        if slow_indexes and (
+            eligible.waiting >= eligible.patience or not self._got_task_lately(eligible.fast, avoided)
+        ):
+            return self._least(slow_indexes, eligible.slow, task)[0], SLOW
         eligible.waiting += 1
         return None, FULL
 
     def _least(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
         if self._strategy != STICKY:
             return min(with_room, key=self._scores.__getitem__), self._strategy
-        own, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
+        task_digest, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
 
         def rank(index: int) -> int:
-            # Rendezvous hashing: each task has an order of the workers, which only those change that come or go.
-            return (own ^ digests[index]) * _SCATTER & _MASK
+            # Rendezvous hashing: each task has its own order of workers, in which only workers that join or leave move.
+            return (task_digest ^ digests[index]) * _SCATTER & _MASK
 
-        first = min(members, key=rank)
-        return (first, STICKY) if first in with_room else (min(with_room, key=rank), STICKY_NEXT)
+        preferred = min(members, key=rank)
+        return (preferred, STICKY) if preferred in with_room else (min(with_room, key=rank), STICKY_NEXT)
 
-    def _took_something(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
-        """Return whether one of these workers was given something lately, so that it soon has room again."""
+    def _got_task_lately(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
+        """Return whether one of these workers got a task lately, so that it soon has room again."""
         since = self._now - PATIENCE
         refs = (self._candidates[index].ref for index in members if index not in avoided)
         return any(self._history.get(ref, since) > since for ref in refs)
@@ -234,10 +244,10 @@ class Placer:
         return self._loads[index] < self._candidates[index].capacity
 
     def _score(self, index: int) -> tuple[float, float, int]:
-        """Return what the worker with the least of it is chosen by.
+        """Return a worker's score; the worker with the lowest score is chosen.
 
-        Loads count relative to concurrency: a task that waits at a small worker while a large one idles helps nobody.
-        Of equal workers the one whose name has the least digest comes first: not always the first in the alphabet.
+        Load is relative to concurrency: a task should not wait at a small worker while a large one is idle. Of equal
+        workers, the one with the lowest digest of its name comes first, which is not always the alphabetical first.
         """
         worker = self._candidates[index]
         load = self._loads[index] / worker.concurrency if self._strategy == LEAST_LOADED else 0.0
@@ -246,22 +256,22 @@ class Placer:
 
 @dataclass(slots=True)
 class _Eligible:
-    """Who may be chosen for all tasks that ask for the same; all by their indexes."""
+    """Workers eligible for all tasks with the same request, by index."""
 
     fast: list[int]
-    """Workers that fit, full or not, and are as fast as others."""
+    """Workers that fit, full or not, and are not slow."""
     slow: list[int]
-    """Workers that fit and are slow."""
+    """Workers that fit, full or not, and are slow."""
     may_come_back: list[str]
     """Names of workers that would fit and may be available again soon."""
     left_out: str
-    """Who does not fit, or is slow, and why, in words."""
+    """Text that names the workers that do not fit or are slow, and says why."""
     why_empty: str
-    """Why nobody fits, where that is so."""
+    """The reason if no worker fits."""
     named: Mapping[str, Sequence[int]]
-    """The workers that fit, by their names."""
+    """Workers that fit, by their names."""
     patience: float
-    """How many tasks wait at most until a slow worker has done one before the others come to it."""
+    """How many tasks wait before a slow worker would finish one sooner than faster ones."""
     fast_with_room: list[int]
     slow_with_room: list[int]
     waiting: int = 0
@@ -273,7 +283,7 @@ class _Eligible:
         return self.fast + self.slow
 
     def drop(self, index: int) -> None:
-        """Remove a worker that has no room any more."""
+        """Remove a worker that has no room left."""
         for with_room in (self.fast_with_room, self.slow_with_room):
             if index in with_room:
                 with_room.remove(index)
@@ -287,25 +297,25 @@ class _Eligible:
         why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
         for index, worker in enumerate(candidates):
             if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
-                # It has nothing to do with this task: naming all these would say nothing.
+                # Unrelated workers are not named: that would say nothing about this task.
                 continue
-            why = is_out(worker)
+            reason = is_out(worker)
             has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
-            if why is not None:
+            if reason is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
                 is_back_soon = worker.comes_back and worker.state in _MAY_COME_BACK
                 if has_labels and is_back_soon and worker.availability == "available":
                     may_come_back.append(worker.name)
             elif not has_labels:
-                why = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
+                reason = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
             elif not worker.is_slow:
                 fast.append(index)
                 continue
             else:
                 slow.append(index)
-                why = f"takes {worker.slowness:.0f} times as long as others"
-            left_out.setdefault(why, []).append(worker.name)
+                reason = f"takes {worker.slowness:.0f} times as long as others"
+            left_out.setdefault(reason, []).append(worker.name)
         named: dict[str, list[int]] = {}
         for index in fast + slow:
             named.setdefault(candidates[index].name, []).append(index)
@@ -314,7 +324,7 @@ class _Eligible:
             fast,
             slow,
             may_come_back,
-            "left out: " + "; ".join(_named(names, why) for why, names in left_out.items()) if left_out else "",
+            "left out: " + "; ".join(_named(names, reason) for reason, names in left_out.items()) if left_out else "",
             why_empty,
             named,
             at_once * (min((candidates[index].slowness for index in slow), default=1.0) - 1),
@@ -324,9 +334,9 @@ class _Eligible:
 
 
 def check_strategy(strategy: str) -> None:
-    """Refuse a strategy that there is not.
+    """Reject an unknown strategy.
 
-    :raises UnknownStrategyError: with a message for an operator
+    :raises UnknownStrategyError: with a message for operators
     """
     if strategy not in STRATEGIES:
         raise UnknownStrategyError(
@@ -360,26 +370,26 @@ _WAITS = {
 _MAY_COME_BACK = ("online", "unresponsive")
 
 
-def is_out(one: Candidate) -> str | None:
-    """Return why a worker is given nothing, whatever the task."""
-    if one.state != "online":
-        return one.state or "of unknown state"
-    if one.availability != "available":
-        return one.availability
-    return one.unavailable_reason
+def is_out(worker: Candidate) -> str | None:
+    """Return why a worker gets no tasks at all, or ``None`` if it may get some."""
+    if worker.state != "online":
+        return worker.state or "of unknown state"
+    if worker.availability != "available":
+        return worker.availability
+    return worker.unavailable_reason
 
 
 def _workers(number: int) -> str:
     return f"{number} workers" if number != 1 else "one worker"
 
 
-def _named(names: Sequence[str], why: str) -> str:
-    return f"{_list(names)} ({why})"
+def _named(names: Sequence[str], reason: str) -> str:
+    return f"{_list(names)} ({reason})"
 
 
 def _list(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    unnamed = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {unnamed} more" if unnamed > 0 else "")
 
 
 def _line(*parts: str) -> str:

@@ -1,7 +1,7 @@
-"""What an operator and a Dag's author say of where tasks go: read and checked, no I/O.
+"""Placement rules of the configuration and of Dags: parsing and validation, no I/O.
 
-A mistake of the operator keeps the scheduler from starting, with a message that says what is wrong. A mistake in a Dag
-is that task's own: it waits, and its page says why.
+An invalid setting keeps the scheduler from starting, with a message that says what is wrong. An invalid request in a
+Dag affects only that task: it waits, and its page says why.
 """
 
 from __future__ import annotations
@@ -26,69 +26,75 @@ WAIT, SHARED_QUEUE = FALLBACKS = ("wait", "shared_queue")
 SEND, HOLD = WHEN_UNSEEN = ("send", "hold")
 
 LEAST_BACKLOG = 4
-"""How many may wait at a worker at least, where nobody has said otherwise."""
+"""Minimum backlog of a worker (tasks that may wait there) if none is configured."""
 
 LEAST_SLOW_FROM = 1.5
-"""Times as long as the others that a slow worker takes at least: less is what differs from one machine to another."""
+"""Lowest setting of how many times as long as others a slow worker takes.
+
+Smaller factors are normal differences between machines.
+"""
 
 MAX_LABELS = 32
 
 OWN_KEY = "worker_insight"
-"""What of a task's ``executor_config`` is for us."""
+"""Key of this provider's part of a task's ``executor_config``."""
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 
 
 class PlacementConfigError(ValueError):
-    """A setting, or what a task asks for, that makes no sense; the message says what, for whoever wrote it."""
+    """Invalid setting or task request; the message tells its author what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How tasks are placed."""
+    """Rules by which tasks are placed."""
 
     strategy: str
     backlog: int | None = None
     fallback: str = WAIT
     pool_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What labels a worker must have for tasks of a pool."""
+    """Labels that a worker must have for tasks of a pool, by pool."""
     slow_from: float = SLOW_FROM
-    """Times as long as the others, from which on a worker is slow; 0 where none is."""
+    """How many times as long as others a slow worker takes at least; 0 if none counts as slow."""
     when_unseen: str = SEND
-    """What becomes of tasks while the workers cannot be seen."""
+    """What happens to tasks while workers are unavailable: one of :data:`WHEN_UNSEEN`."""
     worker_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What labels workers have by an operator's word, by patterns of their engine's names."""
+    """Labels that operators assign to workers, by patterns of the worker source's names."""
     trusts_reports: bool = False
-    """Whether the labels and the name count that a worker's tasks report."""
+    """Whether to use the labels and the name that a worker's tasks report."""
 
-    def worker_has(self, name: str, told: Mapping[str, str]) -> dict[str, str]:
-        """Return the labels that a worker has for placement; where an operator and its tasks differ, the operator's.
+    def worker_has(self, name: str, reported: Mapping[str, str]) -> dict[str, str]:
+        """Return a worker's labels for placement; those of operators override reported ones.
 
-        :param name: what its engine calls it
-        :param told: what its tasks report
+        :param name: the worker source's name for the worker
+        :param reported: the labels that its tasks report
         """
-        found = dict(told) if self.trusts_reports else {}
+        merged = dict(reported) if self.trusts_reports else {}
         for pattern, labels in self.worker_labels.items():
             if fnmatchcase(name, pattern):
-                found |= labels
-        return found
+                merged |= labels
+        return merged
 
     def capacity(self, concurrency: int) -> int:
-        """Return how many tasks a worker may have, running and waiting."""
+        """Return how many tasks a worker may have, running and waiting.
+
+        :param concurrency: how many tasks it can run at once
+        """
         return concurrency + (max(LEAST_BACKLOG, concurrency) if self.backlog is None else self.backlog)
 
     def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:
-        """Return the labels that a worker must have for a task; where pool and task differ, the task's count.
+        """Return the labels that a worker must have for a task; the task's override its pool's.
 
-        :raises PlacementConfigError: when what the task asks for makes no sense
+        :raises PlacementConfigError: when the task's request is invalid
         """
         return {**self.pool_labels.get(pool or "", {}), **asked_labels(executor_config)}
 
 
 def read_rules() -> Rules:
-    """Return the rules of the configuration.
+    """Return the placement rules of the configuration.
 
-    :raises ValueError: when a setting makes no sense
+    :raises ValueError: when a setting is invalid
     """
     strategy, fallback = config.placement_strategy(), config.placement_fallback()
     check_strategy(strategy)
@@ -125,83 +131,88 @@ def _backlog(setting: str | None) -> int | None:
 
 def _slow_from(setting: str) -> float:
     try:
-        found = float(setting)
+        factor = float(setting)
     except ValueError:
-        found = nan
-    if not (found == 0 or LEAST_SLOW_FROM <= found < inf):
+        factor = nan
+    if not (factor == 0 or LEAST_SLOW_FROM <= factor < inf):
         raise PlacementConfigError(
             f"[worker_insight] placement_slow_from is a number of {LEAST_SLOW_FROM:g} or more, or 0, not {setting!r}"
         )
-    return found
+    return factor
 
 
 def parse_pool_labels(
     setting: str | None, option: str = "placement_labels", whose: str = "pool"
 ) -> dict[str, dict[str, str]]:
-    """Read ``pool:key=value,pool:key=value``, or the same as JSON.
+    """Parse ``pool:key=value,pool:key=value``, or the same as JSON.
 
-    :param option: the setting's name
-    :param whose: what the labels are of
-    :raises PlacementConfigError: for anything else
+    :param option: the setting's name, for messages
+    :param whose: what the labels belong to, for messages
+    :return: the labels by pool
+    :raises PlacementConfigError: when the setting is anything else
     """
     if setting is None or not setting.strip():
         return {}
     where = f"[worker_insight] {option}"
     if setting.lstrip().startswith("{"):
         try:
-            given = json.loads(setting)
+            parsed = json.loads(setting)
         except (ValueError, RecursionError) as error:
             raise PlacementConfigError(f"{where} is no JSON: {error}") from None
-        return {pool: _labels(labels, f"{where}, {whose} {pool!r},") for pool, labels in given.items()}
-    found: dict[str, dict[str, str]] = {}
+        return {pool: _labels(labels, f"{where}, {whose} {pool!r},") for pool, labels in parsed.items()}
+    by_pool: dict[str, dict[str, str]] = {}
     for item in filter(None, (part.strip() for part in re.split(r"[,\n]", setting))):
-        # A pool's name may hold a colon, a label's key does not.
+        # A pool's name may contain a colon; a label's key may not.
         pool, colon, label = item.rpartition(":")
         key, equals, value = label.partition("=")
         if not (pool and colon and equals):
             raise PlacementConfigError(f"{where} is a list of {whose}:key=value, and {item!r} is none")
-        found.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
-    return found
+        by_pool.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
+    return by_pool
 
 
 def asked_labels(executor_config: Any) -> dict[str, str]:
-    """Return the labels that a task asks for in its ``executor_config``: ``{"worker_insight": {"labels": {…}}}``.
+    """Return the labels that a task requests in its ``executor_config``.
 
-    :raises PlacementConfigError: when it asks for something that there is not
+    The form is ``{"worker_insight": {"labels": {…}}}``.
+
+    :raises PlacementConfigError: when the request is invalid
     """
-    return _labels(_own(executor_config).get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
+    return _labels(_own_part(executor_config).get("labels", {}), f'in its executor_config["{OWN_KEY}"]')
 
 
 def asked_worker(executor_config: Any) -> str | None:
-    """Return the name of the worker that a task asks for: ``{"worker_insight": {"worker": "…"}}``.
+    """Return the name of the worker that a task requests in its ``executor_config``, if any.
 
-    :raises PlacementConfigError: when it asks for something that there is not
+    The form is ``{"worker_insight": {"worker": "…"}}``.
+
+    :raises PlacementConfigError: when the request is invalid
     """
-    name = _own(executor_config).get("worker")
+    name = _own_part(executor_config).get("worker")
     if name is not None and (not isinstance(name, str) or not name or clean(name, NAME_LENGTH) != name):
         raise PlacementConfigError(f'in its executor_config["{OWN_KEY}"] the worker {clean(repr(name), 80)} is no name')
     return name
 
 
-def _own(executor_config: Any) -> Mapping[str, Any]:
+def _own_part(executor_config: Any) -> Mapping[str, Any]:
     if not isinstance(executor_config, dict) or OWN_KEY not in executor_config:
         return {}
-    own = executor_config[OWN_KEY]
-    if not isinstance(own, dict):
+    own_part = executor_config[OWN_KEY]
+    if not isinstance(own_part, dict):
         raise PlacementConfigError(f'its executor_config["{OWN_KEY}"] is no mapping with "labels", "worker", or both')
-    for name in own.keys() - {"labels", "worker"}:
+    for name in own_part.keys() - {"labels", "worker"}:
         raise PlacementConfigError(
             f'its executor_config["{OWN_KEY}"] has {clean(repr(name), 80)}: there are "labels" and "worker" only'
         )
-    return own
+    return own_part
 
 
-def _labels(given: Any, where: str) -> dict[str, str]:
-    if not isinstance(given, dict) or len(given) > MAX_LABELS:
+def _labels(labels: Any, where: str) -> dict[str, str]:
+    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
         raise PlacementConfigError(f"{where} the labels are no mapping of at most {MAX_LABELS} keys to texts")
-    for key, value in given.items():
+    for key, value in labels.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise PlacementConfigError(f"{where} {clean(repr(key), 80)} is no key of a label")
         if not isinstance(value, str) or not value or clean(value, LABEL_VALUE_LENGTH) != value:
             raise PlacementConfigError(f"{where} {key}={clean(repr(value), 80)} is no label: its value is a text")
-    return dict(given)
+    return dict(labels)

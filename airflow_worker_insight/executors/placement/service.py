@@ -1,4 +1,4 @@
-"""Place a batch of tasks: what is asked for, what is known of the workers, and what is written of the decisions."""
+"""Placement of task batches: requests, snapshots of workers, and records of decisions."""
 
 from __future__ import annotations
 
@@ -25,63 +25,71 @@ if TYPE_CHECKING:
     from airflow_worker_insight.executors.placement.rules import Rules
 
 KEPT_FOR = 60.0
-"""Seconds for which it is kept who failed a retry, once nobody asks for its place any more."""
+"""Seconds to cache which workers failed a retry, after its last placement request."""
 
 STAYS = (OTHERS_FULL, INVALID_REQUEST)
-"""Why a task waits also where the fallback is the shared queue, which would lead a retry back to the worker that failed
-it; and what makes no sense is for a person to mend."""
+"""Reasons for which a task waits even if the fallback is the shared queue.
 
-_NOBODY: frozenset[str] = frozenset()
+The shared queue would lead a retry back to the worker that failed it, and someone must fix an invalid request.
+"""
+
+_NO_WORKERS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """A task that is to be placed, as its executor has it."""
+    """A task to place, as its executor has it."""
 
     key: TryKey
     queue: str
     executor_config: Any = None
     pool: str | None = None
-    """``None`` where the executor does not know it."""
+    """``None`` if the executor does not know it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was known of the workers at a moment."""
+    """What was known of the workers at one time."""
 
     candidates: tuple[Candidate, ...]
-    """Their loads are not in it: these change with each task. What people decide of them is read once more, too."""
+    """The workers, without their loads, which change with each task.
+
+    Availability, which operators set, is read again at placement, too.
+    """
     taken_at: float
-    """By this process's monotonic clock."""
+    """Seconds of this process's monotonic clock."""
     unavailable_reason: str | None = None
-    """Why nothing can be placed by it."""
+    """Why no task can be placed by it."""
     answered_at: float | None = None
-    """When the broker was last reached, by the same clock; ``None`` where there is no broker or it was not."""
+    """When the broker was last reached, by the same clock; ``None`` if never or without one."""
     may_share: bool = True
-    """Whether what nobody fits may go to the shared queue, where that is configured."""
+    """Whether tasks that fit no worker may go to the shared queue, if configured."""
     unplaced: Mapping[int, int] = field(default_factory=dict)
-    """How many tries run on each worker that no executor of this package placed there."""
+    """Tries running on each worker that no executor of this package placed, by its ``ref``."""
     loads: Mapping[int, int] | None = None
-    """How many tries each worker has, where the executor knows that better than what all schedulers have written."""
+    """How many tries each worker has, by its ``ref``.
+
+    ``None`` if the executor knows no better than what all schedulers have written.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementResult:
-    """A task with its decision."""
+    """A placement request with its decision."""
 
     asked: PlacementRequest
     decision: Decision
 
     @property
     def waits(self) -> bool:
-        """Whether it is to wait."""
+        """Whether the task waits."""
         return self.decision.worker is None and self.decision.reason != SHARED_QUEUE
 
     def placement(self, own_queue: str | None, *, note: str = "") -> Placement:
-        """Return what is written of it.
+        """Return the record to write.
 
-        :param own_queue: the worker's own queue that it is sent to
-        :param note: put in front of the line
+        :param own_queue: the worker's dedicated queue that the task is sent to
+        :param note: text to put before the decision's
         """
         worker = self.decision.worker
         return Placement(
@@ -94,81 +102,88 @@ class PlacementResult:
 
 
 class PlacementService:
-    """Decides for one executor; what it gave to whom last is kept from one batch to the next.
+    """Placement service of one executor; it keeps the history of workers between batches.
 
-    The scheduler's loop uses it, and the watch beside it for what it takes back.
+    The scheduler's loop uses it, and the monitor's thread for the messages that it reclaims.
     """
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        # For the two below, and never held while the database is asked: the loop would wait for the watch's answer.
+        # Guards the two below; never held during a query, or the loop would wait for the monitor's.
         self._lock = threading.Lock()
         self._history: dict[int, float] = {}
-        # Of each retry when its place was asked for last, and who failed it.
+        # For each retry: when its placement was last requested, and which workers failed it.
         self._failed: dict[TryKey, tuple[float, frozenset[str]]] = {}
 
     def decide(
-        self, connection: Connection, asked: Sequence[PlacementRequest], snapshot: Snapshot, *, most: int | None = None
+        self,
+        connection: Connection,
+        requests: Sequence[PlacementRequest],
+        snapshot: Snapshot,
+        *,
+        most: int | None = None,
     ) -> list[PlacementResult]:
-        """Decide for tasks in their order, until so many are placed; those behind are left for the next time.
+        """Decide for tasks in order until ``most`` are placed; the rest is left for next time.
 
-        What people have decided of the workers since the snapshot counts: nothing is placed on one that has been
-        drained. It asks the database twice, and a few times more for each few hundred tries that came before the
-        retries among them that are asked for the first time; it writes nothing.
+        What operators have decided about workers since the snapshot counts: a drained worker gets no task. Runs two
+        queries, and a few more for each few hundred earlier tries of the retries that are requested for the first time;
+        writes nothing.
+
+        :param most: how many tasks to place at most; ``None`` for all
         """
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
-        failed = self._who_failed(connection, [one.key for one in asked if one.key.try_number > 1])
-        pools = self._pools(connection, asked)
+        failed = self._who_failed(connection, [request.key for request in requests if request.key.try_number > 1])
+        pools = self._pools(connection, requests)
         unavailable_workers = worker_queries.unavailable_workers(connection)
         candidates = [
             replace(
-                one,
-                load=loads.get(one.ref, 0) + snapshot.unplaced.get(one.ref, 0),
-                availability=unavailable_workers.get(one.ref, one.availability),
+                candidate,
+                load=loads.get(candidate.ref, 0) + snapshot.unplaced.get(candidate.ref, 0),
+                availability=unavailable_workers.get(candidate.ref, candidate.availability),
             )
-            for one in snapshot.candidates
+            for candidate in snapshot.candidates
         ]
-        found: list[PlacementResult] = []
-        left = len(asked) if most is None else most
+        results: list[PlacementResult] = []
+        remaining = len(requests) if most is None else most
         with self._lock:
-            refs = {one.ref for one in candidates}
+            refs = {candidate.ref for candidate in candidates}
             self._history = {ref: at for ref, at in self._history.items() if ref in refs}
             placer = Placer(self.rules.strategy, candidates, self._history, now=time.monotonic())
-            for one in asked:
-                if left <= 0:
+            for request in requests:
+                if remaining <= 0:
                     break
-                decision = placer.place(self._task(one, pools, failed))
+                decision = placer.place(self._task(request, pools, failed))
                 if snapshot.may_share:
-                    decision = self._fallback(decision, one)
-                found.append(PlacementResult(one, decision))
-                left -= not found[-1].waits
-        return found
+                    decision = self._fallback(decision, request)
+                results.append(PlacementResult(request, decision))
+                remaining -= not results[-1].waits
+        return results
 
     def _who_failed(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
-        """Return for these retries the names of the workers that failed an earlier try.
+        """Return for each retry the names of the workers that failed an earlier try.
 
-        That does not change while a retry waits, so the database is asked once for each and not at every heartbeat.
+        They do not change while a retry waits, so each retry is queried once and not at every heartbeat.
         """
         with self._lock:
             known = {key: self._failed[key][1] for key in keys if key in self._failed}
         new = [key for key in keys if key not in known]
-        failed = {**known, **dict.fromkeys(new, _NOBODY), **placements.failed_on(connection, new)}
+        failed = {**known, **dict.fromkeys(new, _NO_WORKERS), **placements.failed_on(connection, new)}
         now = time.monotonic()
         with self._lock:
-            # By time, because one of the two threads knows nothing of what the other one asks for.
-            kept = {key: one for key, one in self._failed.items() if now - one[0] < KEPT_FOR}
+            # Entries expire by time, because neither thread knows which retries the other one requests.
+            kept = {key: entry for key, entry in self._failed.items() if now - entry[0] < KEPT_FOR}
             self._failed = {**kept, **{key: (now, names) for key, names in failed.items()}}
         return failed
 
     def _task(
-        self, one: PlacementRequest, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]
+        self, request: PlacementRequest, pools: Mapping[TryKey, str], failed: Mapping[TryKey, frozenset[str]]
     ) -> Task:
-        key = one.key
+        key = request.key
         labels: dict[str, str] = {}
         worker = invalid_reason = None
         try:
-            worker = asked_worker(one.executor_config)
-            labels = self.rules.labels_for(one.pool or pools.get(key), one.executor_config)
+            worker = asked_worker(request.executor_config)
+            labels = self.rules.labels_for(request.pool or pools.get(key), request.executor_config)
         except PlacementConfigError as error:
             invalid_reason = str(error)
         return Task(
@@ -177,20 +192,20 @@ class PlacementService:
             task_id=key.task_id,
             map_index=key.map_index,
             try_number=key.try_number,
-            queue=one.queue,
+            queue=request.queue,
             labels=labels,
             worker=worker,
             avoid=failed.get(key, frozenset()),
             invalid_reason=invalid_reason,
         )
 
-    def _pools(self, connection: Connection, asked: Sequence[PlacementRequest]) -> dict[TryKey, str]:
-        """Ask Airflow for the pools, where it matters and the executor does not know them."""
-        unknown = [one.key for one in asked if one.pool is None] if self.rules.pool_labels else []
-        return {key: one.pool for key, one in placements.wanted(connection, unknown).items()}
+    def _pools(self, connection: Connection, requests: Sequence[PlacementRequest]) -> dict[TryKey, str]:
+        """Read pools from Airflow's tables, if they matter and the executor does not know them."""
+        unknown = [request.key for request in requests if request.pool is None] if self.rules.pool_labels else []
+        return {key: row.pool for key, row in placements.wanted(connection, unknown).items()}
 
-    def _fallback(self, decision: Decision, one: PlacementRequest) -> Decision:
+    def _fallback(self, decision: Decision, request: PlacementRequest) -> Decision:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
             return decision
-        text = f"to the queue {one.queue} that all share: {decision.text.removeprefix('waits: ')}"
+        text = f"to the queue {request.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

@@ -1,8 +1,8 @@
-"""Say how many times as long as the others a worker takes for the same tasks: pure functions, no I/O.
+"""Detection of slow workers by run times of the same tasks: pure functions, no I/O.
 
-Only tries of the same task are compared, so that a worker which was given the long tasks does not count as slow. What
-still runs counts as soon as it has taken so much longer: of a worker that has become ten times slower nothing ends for
-a long time.
+Only tries of the same task are compared, so that a worker that got the long tasks does not count as slow. A running try
+counts as soon as it has taken that much longer: on a worker that has become ten times slower, no try ends for a long
+time.
 """
 
 from __future__ import annotations
@@ -16,70 +16,74 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SLOW_FROM = 3.0
-"""Times as long as the others for the same tasks, from which on a worker counts as slow where nobody says otherwise."""
+"""How many times as long as others a slow worker takes at least, unless configured."""
 
 LEAST_ELSEWHERE = 3
-"""Tries of a task on other workers that tell how long it takes."""
+"""Minimum number of tries on other workers from which a task's usual duration is known."""
 
 LEAST_TRIES, LATEST_TRIES = 4, 5
-"""How many tries of a worker tell how fast it is: its latest ones, because it may have become slow just now. All must
-have been slow: of a task whose tries take very different times any worker is given some long ones in a row."""
+"""Minimum and maximum number of a worker's latest tries that tell how fast it is.
+
+Only the latest count, because the worker may have become slow just now. All must have been slow: if a task's durations
+vary widely, any worker gets some long tries in a row.
+"""
 
 MARGIN = 1.0
-"""Seconds that a try takes longer at least, to say something: below it is the noise of starting a process."""
+"""Minimum seconds that a slow try takes longer; less is the noise of starting a process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A try that has run on a worker, or runs."""
+    """A try that has run on a worker, or is running."""
 
     ref: int
     task: tuple[str, str]
-    """The Dag's and the task's ID."""
+    """Dag ID and task ID."""
     seconds: float
-    """How long it took, or has taken up to now."""
+    """How long it took, or has taken so far."""
     has_ended: bool
 
 
 def slowness(tries: Iterable[Ran], slow_from: float = SLOW_FROM) -> dict[int, float]:
-    """Return how many times as long as the others each worker takes: 1 for all but slow ones.
+    """Return how many times as long as others each worker takes; 1 unless it is slow.
+
+    The factor is the median over the worker's latest tries, each duration divided by the median duration of the same
+    task on the other workers.
 
     :param tries: the latest first
-    :param slow_from: times as long as the others, from which on a worker is slow
-
-    It is the median of what its latest tries took, each divided by the median of the same task's on the other workers.
-    Workers of which there is too little to compare are left out.
+    :param slow_from: how many times as long as others a slow worker takes at least
+    :return: the factor by the worker's ``ref``, without workers that have too few tries to compare
     """
-    known = list(tries)
+    runs = list(tries)
     by_task: dict[tuple[str, str], list[Ran]] = defaultdict(list)
-    for one in known:
-        by_task[one.task].append(one)
-    usual = {task: _elsewhere(same) for task, same in by_task.items()}
+    for run in runs:
+        by_task[run.task].append(run)
+    usual = {task: _elsewhere(task_runs) for task, task_runs in by_task.items()}
     ratios: dict[int, list[float]] = defaultdict(list)
-    for one in known:
-        if one.ref in usual[one.task]:
-            ratio = _ratio(one.seconds, usual[one.task][one.ref])
-            # Of what runs nobody knows yet how long it will take.
-            if one.has_ended or ratio >= slow_from:
-                ratios[one.ref].append(ratio)
-    latest = {ref: found[:LATEST_TRIES] for ref, found in ratios.items() if len(found) >= LEAST_TRIES}
-    return {ref: median_low(found) if min(found) >= slow_from else 1.0 for ref, found in latest.items()}
+    for run in runs:
+        if run.ref in usual[run.task]:
+            ratio = _ratio(run.seconds, usual[run.task][run.ref])
+            # The final duration of a running try is unknown, so it counts only once it is slow.
+            if run.has_ended or ratio >= slow_from:
+                ratios[run.ref].append(ratio)
+    latest = {ref: factors[:LATEST_TRIES] for ref, factors in ratios.items() if len(factors) >= LEAST_TRIES}
+    return {ref: median_low(factors) if min(factors) >= slow_from else 1.0 for ref, factors in latest.items()}
 
 
-def _elsewhere(same: Iterable[Ran]) -> Mapping[int, float]:
-    """Return for each worker how long a task usually takes on the others, where enough of them tell."""
-    took: dict[int, list[float]] = defaultdict(list)
-    for one in same:
-        took[one.ref] += [one.seconds] if one.has_ended else []
-    if len(took) < 2:  # noqa: PLR2004
+def _elsewhere(runs: Iterable[Ran]) -> Mapping[int, float]:
+    """Return for each worker a task's usual duration on the others, if they ran enough tries."""
+    by_worker: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        by_worker[run.ref] += [run.seconds] if run.has_ended else []
+    if len(by_worker) < 2:  # noqa: PLR2004
         return {}
-    # The median of each worker's median: one that ran most of them does not speak for all.
-    medians = {ref: median(found) for ref, found in took.items() if found}
-    number = sum(map(len, took.values()))
+    # The median of the workers' medians: a worker that ran most tries must not speak for all.
+    medians = {ref: median(durations) for ref, durations in by_worker.items() if durations}
+    number = sum(map(len, by_worker.values()))
     return {
-        ref: median(one for other, one in medians.items() if other != ref)
-        for ref, found in took.items()
-        if number - len(found) >= LEAST_ELSEWHERE
+        ref: median(duration for other, duration in medians.items() if other != ref)
+        for ref, durations in by_worker.items()
+        if number - len(durations) >= LEAST_ELSEWHERE
     }
 
 
