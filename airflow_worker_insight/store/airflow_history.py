@@ -297,7 +297,7 @@ def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[t
 
 
 def _read(connection: Connection, statement: Any, parameters: dict[str, Any]) -> list[AirflowTry]:
-    """Read both tables with one statement; of a try that both contain, the row in the history is final."""
+    """Read both tables with one statement; if both have a try, the history's row is final."""
     rows = sorted(connection.execute(statement, parameters), key=lambda row: row.rank_)
     by_key = {airflow_try.key: airflow_try for airflow_try in map(_airflow_try, rows)}
     ordered = sorted(

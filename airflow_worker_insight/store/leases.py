@@ -1,4 +1,4 @@
-"""Who looks at an engine's workers, until when, and what the latest look has shown of the engine."""
+"""Leases of worker sources: which process polls a source, and what its latest poll showed."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ if TYPE_CHECKING:
 
 
 LOOK_TAKES = timedelta(seconds=60)
-"""How long a look may take at most: after so long another one may look, should this one have died."""
+"""Longest duration of a poll; after that another process may poll, in case this one died."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """What is known of an engine. Times are aware UTC, by the database's clock."""
+    """Stored state of a worker source. Times are aware UTC, by the database's clock."""
 
     name: str
     due_at: datetime
+    """When the next poll is due; during a poll, when its lease ends."""
     looked_at: datetime | None = None
+    """Time of the latest poll."""
     reached_since: datetime | None = None
+    """Start of the unbroken series of successful polls."""
     error: str | None = None
+    """Why the latest poll failed; ``None`` if it succeeded."""
 
 
 def get_engine(connection: Connection, name: str, *, now: datetime) -> SourceRow:
-    """Return an engine's row; one that is not there is made, due at once."""
+    """Return the row of a worker source; create one that is due at once if there is none."""
     row = find_engine(connection, name)
     if row is not None:
         return row
-    fresh = {"name": name, "due_at": now}
-    connection.execute(upsert(connection.dialect.name, engine_table, fresh, key=["name"], update={"name": name}))
+    values = {"name": name, "due_at": now}
+    connection.execute(upsert(connection.dialect.name, engine_table, values, key=["name"], update={"name": name}))
     return find_engine(connection, name) or SourceRow(name, now)
 
 
 def find_engine(connection: Connection, name: str) -> SourceRow | None:
-    """Return an engine's row, or ``None`` where nobody has ever come to look at it."""
+    """Return the row of a worker source, or ``None`` if it was never polled."""
     row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
     if row is None:
         return None
@@ -60,11 +64,13 @@ def find_engine(connection: Connection, name: str) -> SourceRow | None:
 def take_lease(
     connection: Connection, name: str, *, now: datetime, until: datetime, at_most: datetime, only_if_due: bool
 ) -> bool:
-    """Make this caller the one to look at an engine, and nobody else until then; ``False`` if another one is.
+    """Take the lease on a worker source, so that only the caller polls it.
 
-    :param at_most: nobody can have taken it for longer than until then: the database's clock was set back, or the
-        interval made shorter, and it is due
-    :param only_if_due: without it the caller looks whoever else does
+    :param until: end of the lease
+    :param at_most: latest time until which another lease can be valid. A later one counts as due: the database's clock
+        was set back, or the interval was shortened
+    :param only_if_due: if false, take the lease even while another process holds it
+    :return: whether the caller has the lease
     """
     conditions = [engine_table.c.name == name]
     if only_if_due:
@@ -73,14 +79,21 @@ def take_lease(
 
 
 def give_back_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
-    """Let a look that failed be repeated at a time, unless somebody else has taken the lease since."""
+    """Schedule the next poll after a failed one, unless another process took the lease since.
+
+    :param until: end of the caller's lease, which identifies it
+    :param due_at: when the next poll is due
+    """
     connection.execute(
         update(engine_table).where(engine_table.c.name == name, engine_table.c.due_at == until).values(due_at=due_at)
     )
 
 
 def write_engine(connection: Connection, row: SourceRow) -> None:
-    """Write what a look has shown. Whoever writes the same engine's workers waits here until the caller commits."""
+    """Write the result of a poll.
+
+    This locks the row: another process that writes workers of the same source waits here until the caller commits.
+    """
     connection.execute(
         update(engine_table)
         .where(engine_table.c.name == row.name)

@@ -1,8 +1,9 @@
-"""Give recorded tries the keys of Airflow's own task instances, where they were recorded by names.
+"""Rekeying: replace keys made of names by the keys of Airflow's own task instances.
 
-So did the package up to schema 0003, and so do processes of it that go on for a while beside a newer one. A row is of
-Airflow's try if it says the same of it, or began in the Dag run as it is now. Else it is of a deleted run of that name,
-and keeps its key, which is no task instance's.
+Up to schema 0003 this package recorded attempts by the names of their tries. Processes of such a version may run beside
+a newer one for a while. An attempt belongs to Airflow's try of the same names if both have the same times, or if the
+attempt began during the current Dag run of that name. Otherwise it belongs to a deleted run of that name and keeps its
+key, which matches no task instance.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.close import Recorded
 
 RUNS = 200
-"""Dag runs that are read at once, and looked up by their names."""
+"""Number of Dag runs that one step reads."""
 
 ROWS = 1_000
-"""Tries that one step gives other keys, if they are not all of one Dag run: nobody waits for longer than that takes."""
+"""Number of attempts that one step rekeys; more only if all are of one Dag run.
+
+It limits how long other transactions wait for a step.
+"""
 
 LEAST = -(2**63)
-"""Below the key of every Dag run."""
+"""Lowest possible key of a Dag run, at which :func:`key_by_names_step` begins."""
 
 
 def rekey(
@@ -45,121 +49,128 @@ def rekey(
     tries: Collection[AirflowTry],
     recorded: Collection[Recorded],
 ) -> list[Recorded]:
-    """Give tries that are recorded by names the keys of their task instances; return all as they are then.
+    """Give attempts that are recorded by names the keys of their task instances.
 
     :param runs: the Dag runs as Airflow has them
     :param tries: all tries that Airflow has of them
-    :param recorded: what is recorded under their names
+    :param recorded: the attempts under the names of these Dag runs
+    :return: ``recorded`` with the new keys
     """
-    by_name = {one.key: one for one in recorded if one.row_key == _by_names(one.key)}
+    by_name = {row.key: row for row in recorded if row.row_key == _key_of_names(row.key)}
     if not by_name:
         return list(recorded)
-    taken = {one.row_key for one in recorded}
-    began = {(run.dag_id, run.run_id): run for run in runs}
-    new: dict[RowKey, RowKey] = {}
-    joined: dict[RowKey, RowKey] = {}
-    for one in (*tries, *lost_tries(tries)):
-        ours = by_name.get(one.key)
-        run = began.get((one.key.dag_id, one.key.run_id))
-        if ours is None or run is None or not _is_of(ours, one, run):
+    existing_keys = {row.row_key for row in recorded}
+    run_by_ids = {(run.dag_id, run.run_id): run for run in runs}
+    new_keys: dict[RowKey, RowKey] = {}
+    merged: dict[RowKey, RowKey] = {}
+    for airflow_try in (*tries, *lost_tries(tries)):
+        candidate = by_name.get(airflow_try.key)
+        run = run_by_ids.get((airflow_try.key.dag_id, airflow_try.key.run_id))
+        if candidate is None or run is None or not _is_attempt_of(candidate, airflow_try, run):
             continue
-        own = next((key for key in one.row_keys if key in taken), None)
-        if own is None:
-            new[ours.row_key] = one.row_keys[0]
-        elif own != ours.row_key:
-            # A process of it started before the upgrade, and another one after that.
-            joined[ours.row_key] = own
-    for old, own in joined.items():
-        _join(connection, old, own)
-    ordered = sorted(new)
+        existing = next((key for key in airflow_try.row_keys if key in existing_keys), None)
+        if existing is None:
+            new_keys[candidate.row_key] = airflow_try.row_keys[0]
+        elif existing != candidate.row_key:
+            # One of its processes started before the upgrade, another one after it.
+            merged[candidate.row_key] = existing
+    for old_key, existing in merged.items():
+        _merge(connection, old_key, existing)
+    ordered = sorted(new_keys)
     for start in range(0, len(ordered), ROWS):
-        write_keys(connection, [(old, new[old][1]) for old in ordered[start : start + ROWS]])
-    return [replace(one, row_key=new.get(one.row_key, one.row_key)) for one in recorded if one.row_key not in joined]
+        write_keys(connection, [(old_key, new_keys[old_key][1]) for old_key in ordered[start : start + ROWS]])
+    return [
+        replace(row, row_key=new_keys.get(row.row_key, row.row_key)) for row in recorded if row.row_key not in merged
+    ]
 
 
-def _join(connection: Connection, old: RowKey, own: RowKey) -> None:
-    """Make one try of the rows of two keys: those of the old one began first."""
+def _merge(connection: Connection, old_key: RowKey, kept_key: RowKey) -> None:
+    """Merge the rows of two keys into one attempt; those of ``old_key`` are the earlier ones."""
     columns = [attempt.c[name] for name in ("task_key", "worker_ref", "ordinal", "process_count")]
     rows = connection.execute(
-        select(*columns).where(_is_try(old) | _is_try(own)).order_by(attempt.c.task_key != old[1], attempt.c.ordinal)
+        select(*columns)
+        .where(_has_key(old_key) | _has_key(kept_key))
+        .order_by(attempt.c.task_key != old_key[1], attempt.c.ordinal)
     ).all()
-    workers: dict[int, int] = {}
-    twins: dict[int, int] = {}
+    process_counts: dict[int, int] = {}
+    summed_counts: dict[int, int] = {}
     for row in rows:
-        if row.worker_ref in workers:
-            twins[row.worker_ref] = workers[row.worker_ref] + row.process_count
-        workers.setdefault(row.worker_ref, row.process_count)
-    for ref in twins:
-        connection.execute(delete(attempt).where(_is_try(old), attempt.c.worker_ref == ref))
-    connection.execute(update(attempt).where(_is_try(old)).values(task_key=own[1]))
-    for ordinal, ref in enumerate(workers):
-        values = {"ordinal": ordinal, **({"process_count": twins[ref]} if ref in twins else {})}
-        connection.execute(update(attempt).where(_is_try(own), attempt.c.worker_ref == ref).values(values))
+        if row.worker_ref in process_counts:
+            summed_counts[row.worker_ref] = process_counts[row.worker_ref] + row.process_count
+        process_counts.setdefault(row.worker_ref, row.process_count)
+    for ref in summed_counts:
+        connection.execute(delete(attempt).where(_has_key(old_key), attempt.c.worker_ref == ref))
+    connection.execute(update(attempt).where(_has_key(old_key)).values(task_key=kept_key[1]))
+    for ordinal, ref in enumerate(process_counts):
+        values = {"ordinal": ordinal, **({"process_count": summed_counts[ref]} if ref in summed_counts else {})}
+        connection.execute(update(attempt).where(_has_key(kept_key), attempt.c.worker_ref == ref).values(values))
 
 
-def _is_try(key: RowKey) -> Any:
+def _has_key(key: RowKey) -> Any:
     return and_(attempt.c.run_key == key[0], attempt.c.task_key == key[1], attempt.c.try_number == key[2])
 
 
-def _by_names(key: TryKey) -> RowKey:
+def _key_of_names(key: TryKey) -> RowKey:
     return key.run_key, key.task_key, key.try_number
 
 
-def _is_of(ours: Recorded, one: AirflowTry, run: DagRunRef) -> bool:
-    """Return whether a recorded try is the one that Airflow has by these names."""
-    if one.is_lost:
-        return not ours.has_worker or is_of_run(ours.started_at, run.began_at)
-    if ours.started_at == one.started_at and ours.ended_at in (None, one.ended_at):
+def _is_attempt_of(candidate: Recorded, airflow_try: AirflowTry, run: DagRunRef) -> bool:
+    """Return whether an attempt belongs to the try that Airflow has under the same names."""
+    if airflow_try.is_lost:
+        return not candidate.has_worker or is_of_run(candidate.started_at, run.began_at)
+    if candidate.started_at == airflow_try.started_at and candidate.ended_at in (None, airflow_try.ended_at):
         return True
-    return is_of_run(ours.started_at, run.began_at)
+    return is_of_run(candidate.started_at, run.began_at)
 
 
 def rekey_step(connection: Connection, after: int) -> int | None:
-    """Rekey what is recorded of the next Dag runs of Airflow's; return where to go on, ``None`` at the end.
+    """Rekey the attempts of Airflow's next Dag runs.
 
-    :param after: the row ID of the last Dag run of the step before, at first 0
+    :param after: the row ID of the last Dag run of the step before; 0 in the first step
+    :return: the row ID of the last Dag run of this step; ``None`` when there are no more
     """
     runs = airflow_history.runs_after(connection, after, limit=RUNS)
     if not runs:
         return None
     by_key = {run_key(run.dag_id, run.run_id): run for run in runs}
-    counted = connection.execute(
+    rows = connection.execute(
         select(attempt.c.run_key, func.count().label("tries"))
         .where(attempt.c.run_key.in_(sorted(by_key)))
         .group_by(attempt.c.run_key)
     )
-    tries_of = {by_key[row.run_key].row_id: row.tries for row in counted}
-    part: list[DagRunRef] = []
+    counts = {by_key[row.run_key].row_id: row.tries for row in rows}
+    batch: list[DagRunRef] = []
     size = 0
     for run in runs:
-        size += tries_of.get(run.row_id, 0)
-        if part and size > ROWS:
+        size += counts.get(run.row_id, 0)
+        if batch and size > ROWS:
             break
-        part.append(run)
-    recorded = [run for run in part if run.row_id in tries_of]
-    if recorded:
-        tries = airflow_history.tries_of_runs(connection, recorded)
-        rekey(connection, recorded, tries, close.recorded_tries(connection, recorded))
-    return part[-1].row_id
+        batch.append(run)
+    recorded_runs = [run for run in batch if run.row_id in counts]
+    if recorded_runs:
+        tries = airflow_history.tries_of_runs(connection, recorded_runs)
+        rekey(connection, recorded_runs, tries, close.recorded_tries(connection, recorded_runs))
+    return batch[-1].row_id
 
 
 def key_by_names_step(connection: Connection, after: int) -> int | None:
-    """Give the next recorded tries the keys of their names, for a version that knows no others; return as above.
+    """Give the next attempts the keys of their names again, for versions up to schema 0003.
 
-    Of several that bear the same names the latest start gets it: the others stay as they are.
+    Of several attempts with the same names, the one that started last gets the key; the others keep theirs.
 
-    :param after: the key of the last Dag run of the step before, at first :data:`LEAST`
+    :param after: the key of the last Dag run of the step before; :data:`LEAST` in the first step
+    :return: the key of the last Dag run of this step; ``None`` when there are no more
     """
-    # All rows of a Dag run in one step, so that those of one name are seen together.
-    found = connection.execute(
+    # One step handles all rows of a Dag run, so that it sees all attempts with the same names.
+    key_rows = connection.execute(
         select(attempt.c.run_key).where(attempt.c.run_key > after).order_by(attempt.c.run_key).limit(ROWS)
     ).scalars()
-    run_keys = sorted(set(found))
+    run_keys = sorted(set(key_rows))
     if not run_keys:
         return None
     _key_runs_by_names(connection, run_keys)
-    last: int = run_keys[-1]
-    return last
+    last_key: int = run_keys[-1]
+    return last_key
 
 
 def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> None:
@@ -171,28 +182,30 @@ def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> None:
     ).all()
     by_name: dict[RowKey, dict[RowKey, None]] = defaultdict(dict)
     for row in rows:
-        named = (row.run_key, task_key(row.task_id, row.map_index), row.try_number)
-        by_name[named][row.run_key, row.task_key, row.try_number] = None
-    changed = [
-        (latest, named[1]) for named, keys in by_name.items() if named not in keys and (latest := list(keys)[-1])
+        name_key = (row.run_key, task_key(row.task_id, row.map_index), row.try_number)
+        by_name[name_key][row.run_key, row.task_key, row.try_number] = None
+    new_keys = [
+        (latest, name_key[1])
+        for name_key, keys in by_name.items()
+        if name_key not in keys and (latest := list(keys)[-1])
     ]
-    for start in range(0, len(changed), ROWS):
-        write_keys(connection, changed[start : start + ROWS])
+    for start in range(0, len(new_keys), ROWS):
+        write_keys(connection, new_keys[start : start + ROWS])
 
 
 def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> None:
-    """Give tries other keys of their task instances, with one statement where the database can.
+    """Change the task instance keys of attempts, on PostgreSQL with one statement.
 
-    :param new: each try by its key, and the new key of its task instance
+    :param new: pairs of the key of an attempt and the new key of its task instance
     """
     if not new:
         return
     if connection.dialect.name != "postgresql":
-        connection.execute(_write_one_by_one(), [_parameters(old, task) for old, task in new])
+        connection.execute(_update_single(), [_parameters(row_key, key) for row_key, key in new])
         return
     columns: dict[str, Any] = {"runs": [], "tasks": [], "numbers": [], "new": []}
-    for (of_run, task, number), new_task in new:
-        for name, value in zip(columns, (of_run, task, number, new_task), strict=True):
+    for (old_run_key, old_task_key, try_number), new_task_key in new:
+        for name, value in zip(columns, (old_run_key, old_task_key, try_number, new_task_key), strict=True):
             columns[name].append(value)
     table = connection.dialect.identifier_preparer.format_table(attempt)
     connection.execute(
@@ -206,7 +219,7 @@ def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> Non
     )
 
 
-def _write_one_by_one() -> Any:
+def _update_single() -> Any:
     return (
         update(attempt)
         .where(
@@ -218,5 +231,5 @@ def _write_one_by_one() -> Any:
     )
 
 
-def _parameters(old: RowKey, new: int) -> dict[str, int]:
-    return {"p_run": old[0], "p_task": old[1], "p_number": old[2], "p_new": new}
+def _parameters(row_key: RowKey, new_task_key: int) -> dict[str, int]:
+    return {"p_run": row_key[0], "p_task": row_key[1], "p_number": row_key[2], "p_new": new_task_key}
