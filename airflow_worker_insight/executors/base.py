@@ -81,7 +81,7 @@ class PlacementMixin(BaseExecutor):
         self._watch: WorkerMonitor | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
-        # When each running or queued try was placed, and the same for ended tries that are still to be written.
+        # Placement times of tries that have not ended, and of ended tries that are still to be written.
         self._placed_at: dict[TryKey, datetime] = {}
         self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
@@ -105,7 +105,7 @@ class PlacementMixin(BaseExecutor):
         """
         return read_rules()
 
-    def make_watch(self, desk: PlacementService) -> WorkerMonitor:
+    def make_watch(self, service: PlacementService) -> WorkerMonitor:
         """Return the monitor that watches the workers in a scheduler process."""
         raise NotImplementedError
 
@@ -200,9 +200,12 @@ class PlacementMixin(BaseExecutor):
         """Whether tasks wait while workers are unavailable, instead of entering fallback mode."""
         return self._desk is not None and self._desk.rules.when_unseen == HOLD
 
-    def note_unsent(self, why: str) -> None:
-        """Hold tasks until the broker answers again: it has just refused one."""
-        self._unsent = time.monotonic(), why
+    def note_unsent(self, reason: str) -> None:
+        """Hold tasks until the broker answers again: it has just refused one.
+
+        :param reason: why the broker refused it
+        """
+        self._unsent = time.monotonic(), reason
 
     def _unsent_reason(self, snapshot: Snapshot | None) -> str | None:
         if self._unsent is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._unsent[0]:

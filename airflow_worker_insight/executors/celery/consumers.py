@@ -130,10 +130,10 @@ class ConsumerManager:
         else:
             self._note_failure("None of Celery's workers answers.")
 
-    def _retain(self, living: set[str], *, polled: set[str]) -> None:
+    def _retain(self, live_nodes: set[str], *, polled: set[str]) -> None:
         self._consumed = {node: queues for node, queues in self._consumed.items() if node in polled}
-        self._answered_nodes &= living
-        self._missed = Counter({node: number for node, number in self._missed.items() if node in living})
+        self._answered_nodes &= live_nodes
+        self._missed = Counter({node: count for node, count in self._missed.items() if node in live_nodes})
 
     def _is_answer_expected(self, nodes: set[str]) -> bool:
         """Return whether any of these nodes should answer.

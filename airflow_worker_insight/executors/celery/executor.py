@@ -41,9 +41,9 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
     plainly = "sends them as Airflow's own CeleryExecutor does"
 
-    def make_watch(self, desk: PlacementService) -> CeleryWorkerMonitor:
+    def make_watch(self, service: PlacementService) -> CeleryWorkerMonitor:
         """Return the monitor of the Celery workers."""
-        return CeleryWorkerMonitor(self.celery_app_here(), desk)
+        return CeleryWorkerMonitor(self.celery_app_here(), service)
 
     def celery_app_here(self) -> Any:
         """Return the Celery app of this executor."""
@@ -70,10 +70,10 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         :param send: the parent's method
         """
         tasks = [item for item in items if is_task(item[0])]
-        others = [item for item in items if not is_task(item[0])]
+        non_tasks = [item for item in items if not is_task(item[0])]
         slots = len(items) if self._open_slots is None else self._open_slots
-        others = others[:slots]
-        ready = [*others, *self._place_tasks(tasks, slots - len(others))]
+        non_tasks = non_tasks[:slots]
+        ready = [*non_tasks, *self._place_tasks(tasks, slots - len(non_tasks))]
         if (
             self.holds
             and any(is_task(item[0]) for item in ready)
@@ -140,7 +140,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     # --- adoption
 
     def try_adopt_task_instances(self, tis: Sequence[Any]) -> Sequence[Any]:
-        """Adopt tasks that were sent, as the parent does; return others, to be queued again.
+        """Adopt tasks that were sent, as the parent does; return the others to be queued again.
 
         A task that only waited for a worker has the ID of a message that was never sent. The parent would wait for that
         message until the task counts as stuck.
@@ -167,7 +167,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
 def _is_broker_error(error: BaseException) -> bool:
     """Return whether sending failed because of the broker, not because of the task."""
-    # By name, because Airflow has moved this exception between modules.
+    # AirflowTaskTimeout is compared by name, because Airflow has moved it between modules.
     return isinstance(error, (OperationalError, OSError)) or type(error).__name__ == "AirflowTaskTimeout"
 
 

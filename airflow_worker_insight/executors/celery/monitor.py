@@ -60,7 +60,7 @@ MOST_COMPARED = 2_000
 CLOCKS_DIFFER_FROM = timedelta(minutes=2)
 """Minimum difference of clocks to correct for.
 
-What is known about clocks is late by the interval between two polls.
+What is known of clocks is late by up to the interval between two polls.
 """
 
 FIRST_LOOK_WITHIN = 15.0
@@ -72,10 +72,10 @@ class CeleryWorkerMonitor(WorkerMonitor):
 
     thread_name = "worker-insight-placing"
 
-    def __init__(self, app: Any, desk: PlacementService) -> None:
+    def __init__(self, app: Any, service: PlacementService) -> None:
         super().__init__()
         self.app = app
-        self.desk = desk
+        self.desk = service
         self.asking = ConsumerManager(app)
         self._created_at = time.monotonic()
         self._level_due = self._sweep_due = self._compare_due = 0.0
@@ -88,7 +88,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
         if config.enabled() and self.tables_unavailable_reason() is None:
             # API servers of Airflow 3 poll too; the first process that finds a poll due does it.
             refresh(only_if_due=True)
-        living, unavailable_reason = self._read_registry()
+        rows, unavailable_reason = self._read_registry()
         if (
             unavailable_reason == freshness.NOBODY_LOOKS
             and self._snapshot is None
@@ -97,11 +97,11 @@ class CeleryWorkerMonitor(WorkerMonitor):
             # An API server or another team's executor is polling. The executor waits until there is a snapshot.
             return
         if unavailable_reason is None:
-            self.asking.ask(living)
+            self.asking.ask(rows)
             unavailable_reason = self.asking.unavailable_reason
-            self._compare_durations(living)
+            self._compare_durations(rows)
         snapshot = self.publish(
-            tuple(map(self._candidate, living)),
+            tuple(map(self._candidate, rows)),
             unavailable_reason,
             unplaced=self._unplaced,
             answered_at=self.asking.answered_at,
@@ -117,7 +117,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
             self._sweep()
 
     def _read_registry(self) -> tuple[list[WorkerRow], str | None]:
-        """Return the live workers, and why they are unknown, if so."""
+        """Return the live workers, or the reason why they are unknown."""
         unavailable_reason = self.tables_unavailable_reason()
         if unavailable_reason is not None:
             return [], unavailable_reason
@@ -152,13 +152,13 @@ class CeleryWorkerMonitor(WorkerMonitor):
             return "does not consume a queue of its own yet"
         return None
 
-    def _compare_durations(self, living: list[WorkerRow]) -> None:
+    def _compare_durations(self, rows: list[WorkerRow]) -> None:
         """Compare how long the workers take for the same tasks, if due."""
         slow_from = self.desk.rules.slow_from
         if not slow_from or time.monotonic() < self._compare_due:
             return
         self._compare_due = time.monotonic() + COMPARE_EVERY
-        ahead = {row.ref: _clock_ahead(row) for row in living}
+        ahead = {row.ref: _clock_ahead(row) for row in rows}
         if len(ahead) < 2:  # noqa: PLR2004
             self._slowness = {}
             return
@@ -170,7 +170,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
         self._slowness = slowness(ran, slow_from)
 
     def _sweep(self) -> None:
-        """Free slots that were not freed, count tries not placed, and remove old workers' queues."""
+        """Free leaked slots, count tries not placed here, and remove queues of long-gone workers."""
         with session.writing(session.BACKGROUND) as connection:
             settled = database_now(connection) - SWEEP_EVERY
             swept = placements.sweep(connection, running.running_on(connection), settled=settled)

@@ -1,8 +1,8 @@
 """Dedicated queue of each Celery worker instance, set up by Celery's remote control.
 
 Workers are started as usual. A remote control command makes a worker consume one more queue. It gets tasks through that
-queue only once its own answer confirms that it consumes it. A restarted worker has forgotten the queue, which tells it
-from the instance before.
+queue only once its own answer confirms that it consumes it. A restarted worker has forgotten the queue, which
+distinguishes it from the instance before.
 """
 
 from __future__ import annotations

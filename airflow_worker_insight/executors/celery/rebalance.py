@@ -1,8 +1,7 @@
 """Rebalancing of messages that wait at Celery workers which will not run them soon.
 
-It reclaims the messages and has them placed again.
-These are messages that wait at a worker that is gone, drained, quarantined or silent; at a slow worker while others are
-fast; and at a busy worker while others are idle. One scheduler at a time rebalances.
+It reclaims messages and has them placed again: those at a worker that is gone, drained, quarantined or silent; those at
+a slow worker while others are fast; and those at a busy worker while others are idle. One scheduler at a time does so.
 """
 
 from __future__ import annotations
@@ -46,29 +45,29 @@ LEASE = "placing"
 """Row of the worker sources' table that is the lease for rebalancing."""
 
 
-def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: Snapshot) -> None:
+def level(app: Any, service: PlacementService, consumers: ConsumerManager, snapshot: Snapshot) -> None:
     """Rebalance once, unless another scheduler is doing so.
 
-    :param asking: the latest answers on which worker consumes which queues
+    :param consumers: the latest answers on which worker consumes which queues
     """
     with session.reading(session.BACKGROUND) as connection:
         queues = placements.own_queues(connection)
         loads = placements.loads(connection)
         names = worker_queries.names(connection, {ref for refs in queues.values() for ref in refs})
         # Read after the queues: another scheduler may have sent a task to a worker that has just started.
-        living, unavailable_reason = worker_queries.living(connection, "celery")
+        rows, unavailable_reason = worker_queries.living(connection, "celery")
     if unavailable_reason is not None:
         return
-    snapshot = _as_now(snapshot, living)
+    snapshot = _as_now(snapshot, rows)
     usable = [worker for worker in snapshot.candidates if is_out(worker) is None]
-    if not usable and desk.rules.fallback == WAIT:
+    if not usable and service.rules.fallback == WAIT:
         # No worker could take the messages.
         return
-    reclaim_tasks = partial(reclaim.reclaim_tasks, app, desk=desk)
+    reclaim_tasks = partial(reclaim.reclaim_tasks, app, desk=service)
     ends_at = time.monotonic() + BEGINS_WITHIN
     moves = []
     for queue, refs in queues.items():
-        is_gone = _is_gone(queue, living, asking)
+        is_gone = _is_gone(queue, rows, consumers)
         if is_gone is not None:
             came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
             moves.append(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
@@ -81,34 +80,36 @@ def level(app: Any, desk: PlacementService, asking: ConsumerManager, snapshot: S
         _move_waiting(reclaim_tasks, usable, snapshot, loads, ends_at=ends_at)
 
 
-def _as_now(snapshot: Snapshot, living: list[WorkerRow]) -> Snapshot:
+def _as_now(snapshot: Snapshot, rows: list[WorkerRow]) -> Snapshot:
     """Return the snapshot with the current states of the workers.
 
     Polling takes seconds, and a worker drained meanwhile would get back what was reclaimed from it.
     """
-    rows = {row.ref: row for row in living}
+    rows_by_ref = {row.ref: row for row in rows}
     return replace(
         snapshot,
         candidates=tuple(
-            replace(candidate, state=rows[candidate.ref].state, availability=rows[candidate.ref].availability)
+            replace(
+                candidate, state=rows_by_ref[candidate.ref].state, availability=rows_by_ref[candidate.ref].availability
+            )
             for candidate in snapshot.candidates
-            if candidate.ref in rows
+            if candidate.ref in rows_by_ref
         ),
     )
 
 
-def _is_gone(queue: str, living: list[WorkerRow], asking: ConsumerManager) -> bool | None:
+def _is_gone(queue: str, rows: list[WorkerRow], consumers: ConsumerManager) -> bool | None:
     """Return whether a dedicated queue's worker is gone; ``None`` to reclaim nothing."""
-    worker = next((row for row in living if own_queue(row.worker_id) == queue), None)
+    worker = next((row for row in rows if own_queue(row.worker_id) == queue), None)
     if worker is None:
         # Its row may have been merged with another of the same worker, which still consumes the queue.
-        return None if asking.is_consumed(queue) else True
-    if not asking.has_answered(worker.known_as):
+        return None if consumers.is_consumed(queue) else True
+    if not consumers.has_answered(worker.known_as):
         # It may be of another team, with another broker.
         return None
-    # Whether it consumes the queue does not matter: another scheduler may just have told it to. If the worker was
+    # That it does not consume the queue proves nothing: another scheduler may just have told it to. If the worker was
     # restarted, the next poll of the worker source ends the row.
-    return None if is_usable(worker) and not asking.is_silent(worker.known_as) else False
+    return None if is_usable(worker) and not consumers.is_silent(worker.known_as) else False
 
 
 def _move_waiting(

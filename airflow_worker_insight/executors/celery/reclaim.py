@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-# Not imported in the thread: a process forked meanwhile would inherit the locked import lock for ever.
+# Not imported in the thread: a process forked meanwhile would inherit the import's lock, held for ever.
 from kombu import Producer
 
 from airflow_worker_insight.capture.counters import count, warn_once
@@ -50,7 +50,7 @@ SCAN = 500
 """Number of entries of Redis's hash to read at once."""
 
 KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
-"""Properties that Celery sets besides a message's body, headers and content type."""
+"""Properties set by Celery to keep on redelivery, besides headers and content type."""
 
 
 def reclaim_tasks(
@@ -84,7 +84,7 @@ def reclaim_tasks(
             _restore(channel, queue, placed)
         put_back = 0
         while not put_back and moved < most and time.monotonic() < ends_at:
-            # More than will be moved: the first may be messages that no other worker may take.
+            # Read more than will be moved: the first messages may be ones that no other worker may take.
             messages = list(_read_messages(source, app.conf.accept_content, BATCH))
             if not messages:
                 break
@@ -142,7 +142,7 @@ def _redeliver(
     source: Any,
     messages: Sequence[Any],
     placed_before: dict[tuple[str, str, str, int], Placement],
-    desk: PlacementService,
+    service: PlacementService,
     snapshot: Snapshot,
     *,
     most: int,
@@ -177,7 +177,7 @@ def _redeliver(
             for key, task in queued.items()
             if key not in later
         ]
-        results = desk.decide(connection, requests, snapshot, most=most)
+        results = service.decide(connection, requests, snapshot, most=most)
         # A message placed on the same queue again stays, or this would never end.
         to_send = [result for result in results if not result.waits and _target(result)[1] != source.name]
     sent: list[PlacementResult] = []
@@ -277,8 +277,8 @@ def _restore(channel: Any, queue: str, placed_before: dict[tuple[str, str, str, 
     with session.reading(session.BACKGROUND) as connection:
         wanted = placements.wanted(connection, list(set(keys_by_tag.values())))
     for tag, key in keys_by_tag.items():
-        row = wanted.get(key)
-        if row is not None and row.state == QUEUED:
+        task = wanted.get(key)
+        if task is not None and task.state == QUEUED:
             channel.qos.restore_by_tag(tag)
         else:
             # The try ran there, or has ended: only Airflow's own task heartbeat may decide what happens to it.

@@ -47,16 +47,16 @@ class Processes(LocalExecutor):
     """
 
     def __init__(
-        self, record: WorkerRecord, environment: Mapping[str, str], owner: NamedWorkers, **others: Any
+        self, record: WorkerRecord, environment: Mapping[str, str], owner: NamedWorkers, **options: Any
     ) -> None:
         """Take what the processes will report of themselves.
 
         :param record: the worker that they report
         :param environment: the environment variables by which they know it
         :param owner: the executor that the worker belongs to
-        :param others: arguments of :class:`LocalExecutor`
+        :param options: arguments of :class:`LocalExecutor`
         """
-        super().__init__(**others)  # type: ignore[no-untyped-call]
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self.record = record
         self._environment = {**environment, NAME_VARIABLE: record.name}
         self._owner = owner
@@ -224,7 +224,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         # Local workers share no queue and have no backlog.
         return replace(rules, fallback=WAIT, backlog=0)
 
-    def make_watch(self, desk: PlacementService) -> LocalWorkerMonitor:  # noqa: ARG002
+    def make_watch(self, service: PlacementService) -> LocalWorkerMonitor:  # noqa: ARG002
         """Return the monitor that registers the workers and reads decisions about them."""
         return LocalWorkerMonitor([OwnWorker(worker.record, worker.parallelism) for worker in self._workers])
 
@@ -291,17 +291,17 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         :return: tuples of a key, the item, and its worker
         """
         slots = len(items) if self._open_slots is None else self._open_slots
-        others = [item for item in items if not is_task(item[0])][:slots]
+        non_tasks = [item for item in items if not is_task(item[0])][:slots]
         tasks = [item for item in items if is_task(item[0])]
-        return [*self._choose_for_others(others), *self._choose_for_tasks(tasks, slots - len(others))]
+        return [*self._choose_for_non_tasks(non_tasks), *self._choose_for_tasks(tasks, slots - len(non_tasks))]
 
-    def _choose_for_others(self, others: Sequence[tuple[Any, Any, str]]) -> Iterator[tuple[Any, Any, Processes]]:
-        """Choose workers for callbacks and the like.
+    def _choose_for_non_tasks(self, non_tasks: Sequence[tuple[Any, Any, str]]) -> Iterator[tuple[Any, Any, Processes]]:
+        """Choose workers for items that are not tasks, such as callbacks.
 
         They run at once, as in the parent, even on drained workers.
         """
         chosen: Counter[Processes] = Counter()
-        for key, item, _ in others:
+        for key, item, _ in non_tasks:
             worker = min(self._workers, key=lambda worker: (worker.load + chosen[worker]) / worker.parallelism)
             chosen[worker] += 1
             yield key, item, worker

@@ -51,9 +51,9 @@ class LocalWorkerMonitor(WorkerMonitor):
 
     thread_name = "worker-insight-own-workers"
 
-    def __init__(self, own: Sequence[OwnWorker]) -> None:
+    def __init__(self, workers: Sequence[OwnWorker]) -> None:
         super().__init__()
-        self.own = {worker.record.worker_id: worker for worker in own}
+        self.own = {worker.record.worker_id: worker for worker in workers}
         self._busy = Lock()
         self._sweep_due = 0.0
         # Both queues pass tries between the two threads.
@@ -125,8 +125,8 @@ class LocalWorkerMonitor(WorkerMonitor):
             return worker_queries.get_workers(connection, self.own.keys())
 
     def _candidate(self, row: WorkerRow) -> Candidate:
-        own = self.own[row.worker_id]
-        concurrency = own.concurrency
+        worker = self.own[row.worker_id]
+        concurrency = worker.concurrency
         return Candidate(
             ref=row.ref,
             worker_id=row.worker_id,
@@ -137,9 +137,9 @@ class LocalWorkerMonitor(WorkerMonitor):
             # No backlog: a task that waits at a local worker would be bound to it for nothing.
             capacity=concurrency,
             # The labels that this process has, not those that tasks report.
-            labels=own.record.labels,
+            labels=worker.record.labels,
             availability=row.availability,
-            alias=own.record.name,
+            alias=worker.record.name,
         )
 
     def _check_doubted(self) -> None:

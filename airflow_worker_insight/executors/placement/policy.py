@@ -149,7 +149,7 @@ class Placer:
         self._digests = [_digest(candidate.name) for candidate in candidates]
         self._history = {} if history is None else history
         self._now = now
-        # Placements made at the same time are ordered.
+        # Grows with each placement, so that placements made at one time are ordered.
         self._turn = max(now, *self._history.values(), 0.0)
         self._scores = [self._score(index) for index in range(len(candidates))]
         self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}

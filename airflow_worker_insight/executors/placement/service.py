@@ -102,7 +102,7 @@ class PlacementResult:
 
 
 class PlacementService:
-    """Placement service of one executor; it keeps the history of workers between batches.
+    """Placement service of one executor; remembers when each worker last got a task.
 
     The scheduler's loop uses it, and the monitor's thread for the messages that it reclaims.
     """
