@@ -1,4 +1,4 @@
-"""Read Airflow's own table of jobs: it keeps one for each scheduler."""
+"""Scheduler jobs from Airflow's own job table, which has one row for each scheduler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def scheduler_jobs(connection: Connection, known: Collection[int]) -> dict[int, Row[Any]]:
-    """Return the jobs of the schedulers that run, and those of the known ones whatever became of them, by their IDs."""
+    """Return the jobs of running schedulers, and those of known ones in any state, by job ID.
+
+    :param known: job IDs of schedulers that are returned whatever their state
+    :return: rows with ``id``, ``state``, ``hostname``, ``start_date`` and ``latest_heartbeat``
+    """
     job = metadata_database.job_table()
     statement = select(job.c.id, job.c.state, job.c.hostname, job.c.start_date, job.c.latest_heartbeat).where(
         job.c.job_type == "SchedulerJob", or_(job.c.state == "running", job.c.id.in_(known))

@@ -1,4 +1,4 @@
-"""Times: the database's clock, by which the fleet is looked at because hosts disagree by minutes, and UTC."""
+"""The database's clock, which polls use because the clocks of hosts differ by minutes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def database_now(connection: Connection) -> datetime:
-    """Return the time by the database's clock, aware, in UTC."""
-    # MySQL's CURRENT_TIMESTAMP is in the session's time zone; SQLite's has no fraction.
-    now = {
+    """Return the current time by the database's clock, as an aware UTC time."""
+    # CURRENT_TIMESTAMP is in the session's time zone on MySQL, and has no fraction on SQLite.
+    expression = {
         "mysql": func.utc_timestamp(6, type_=Timestamp()),
         "sqlite": func.strftime("%Y-%m-%d %H:%M:%f", "now", type_=Timestamp()),
     }.get(connection.dialect.name, func.clock_timestamp(type_=Timestamp()))
-    found: datetime = connection.execute(select(now)).scalar_one()
-    return found.astimezone(timezone.utc)
+    now: datetime = connection.execute(select(expression)).scalar_one()
+    return now.astimezone(timezone.utc)

@@ -1,4 +1,4 @@
-"""Our tables under Airflow 3's own ``airflow db`` commands."""
+"""Database manager: our tables in Airflow 3's own ``airflow db`` commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: ignore[misc]
-    """Migrates the tables with ``airflow db migrate`` and drops them with ``airflow db reset``."""
+    """Database manager that ``airflow db migrate`` and ``airflow db reset`` call."""
 
     metadata = metadata
     version_table_name = VERSION_TABLE
@@ -24,16 +24,22 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
     revision_heads_map: dict[str, str] = {"0.1.0": "0004"}  # noqa: RUF012  (Airflow's own annotation)
 
     def get_alembic_config(self) -> Config:
-        """Return the configuration of :mod:`airflow_worker_insight.store.migrate`; there is no ini file."""
+        """Return :func:`.migrate.alembic_config`, because there is no ``alembic.ini``."""
         return migrate.alembic_config()
 
     def get_current_revision(self) -> str | None:
-        """Return the version of our tables. Airflow looks for it in the default schema, where it need not be."""
+        """Return the revision of our tables, or ``None``.
+
+        Airflow's own method reads the version table in the default schema, but ours may be in another.
+        """
         with session.savepoint(self.session.connection(), session.COMMAND) as connection:
             return migrate.current(connection)
 
     def check_migration(self) -> bool:
-        """Return whether all tables are there and up to date. Airflow asks again while they are not, or are locked."""
+        """Return whether all tables exist and are up to date.
+
+        Airflow repeats the check while they are not. Locked tables count as not up to date.
+        """
         try:
             with session.savepoint(self.session.connection(), session.COMMAND) as connection:
                 return migrate.check(connection) is migrate.Schema.READY
@@ -43,17 +49,20 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
             return False
 
     def drop_tables(self, connection: Connection) -> None:
-        """Drop our tables and their version, also where that is in a schema of its own."""
+        """Drop our tables and their version table, whichever schema they are in."""
         with session.bounded(connection, session.COMMAND):
             migrate.drop_tables(connection)
 
     def create_db_from_orm(self) -> None:
-        """Run the migrations: see :mod:`airflow_worker_insight.store.migrate` for why never ``create_all``."""
+        """Run the migrations.
+
+        :mod:`airflow_worker_insight.store.migrate` explains why this never uses ``create_all``.
+        """
         self._release_locks()
         migrate.upgrade()
 
     def initdb(self, use_migration_files: bool = False) -> None:  # noqa: ARG002
-        """Make the tables, or bring them up to date."""
+        """Create the tables, or bring them up to date."""
         self.create_db_from_orm()
 
     def upgradedb(
@@ -74,7 +83,7 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
         migrate.downgrade(range_, sql_only=show_sql_only)
 
     def _release_locks(self) -> None:
-        # On MySQL the session's open read transaction holds metadata locks that our DDL would wait for.
-        release: Any = getattr(self, "_release_metadata_locks_if_needed", None)
-        if release is not None:
-            release()
+        # On MySQL the open read transaction of Airflow's session holds metadata locks that block our DDL.
+        release_locks: Any = getattr(self, "_release_metadata_locks_if_needed", None)
+        if release_locks is not None:
+            release_locks()

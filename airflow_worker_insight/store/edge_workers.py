@@ -1,4 +1,4 @@
-"""Read the Edge provider's table of workers. Its columns differ between versions of the provider."""
+"""Workers from the Edge provider's table, whose columns depend on the provider's version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def edge_workers(connection: Connection) -> Sequence[Row[Any]] | None:
-    """Return every worker that the table names, those that are long gone too; ``None`` where there is no table yet."""
+    """Return all workers in the table, including those that ended long ago.
+
+    :return: ``None`` if the table does not exist yet
+    """
     from airflow.providers.edge3.models.edge_worker import EdgeWorkerModel
 
     table = EdgeWorkerModel.__table__

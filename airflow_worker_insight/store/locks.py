@@ -1,4 +1,4 @@
-"""Keep rows as they are until a transaction ends, on databases that lock rows and on SQLite, which does not."""
+"""Locks on workers until the end of a transaction, also on SQLite, which has no row locks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ if TYPE_CHECKING:
 
 
 def acquire_write_lock(connection: Connection) -> None:
-    """Take SQLite's one lock for writing, which else is taken with the first change; nothing on other databases."""
+    """Take SQLite's write lock now instead of with the first change.
+
+    Does nothing on other databases.
+    """
     if connection.dialect.name == "sqlite":
         connection.execute(update(worker).where(false()).values(id=worker.c.id))
 
 
 def lock_for_share(connection: Connection, statement: Any) -> Any:
-    """Return a SELECT of workers so that none of those it finds is removed before the caller's transaction ends.
+    """Return a SELECT of workers that protects its rows until the end of the transaction.
 
-    Others may hold the same lock, and write anything of the workers but their IDs.
+    No other transaction can delete these workers or change their IDs. Others may hold the same lock and update all
+    other columns.
+
+    :param statement: a SELECT from the worker table
     """
     acquire_write_lock(connection)
     if connection.dialect.name == "mysql":
-        # It locks no row that it need not read, because an index has all that is asked for.
+        # MySQL does not lock a row if an index has all selected columns; no index has this one.
         statement = statement.add_columns(worker.c.fingerprint)
     return statement.with_for_update(read=True, key_share=True)

@@ -1,7 +1,7 @@
-"""Bring the tables to the version this package needs, and say which version they have.
+"""Schema version: migrate the tables to the version of this package, and check it.
 
-Tables are only ever made by migrations. Airflow's own shortcut (create everything, then stamp the version) makes later
-upgrades skip migrations (apache/airflow#66674).
+Only migrations create tables. Airflow's own shortcut (create all tables, then stamp the version) makes later upgrades
+skip migrations (apache/airflow#66674).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 RevisionError = CommandError
-"""What is raised where there is no way to a revision."""
+"""Raised when no migrations lead to a revision."""
 
 
 class IncompleteTablesError(RuntimeError):
-    """Some of the tables that the version table says were made are missing."""
+    """Raised when tables are missing that exist according to the version table."""
 
 
 class Schema(Enum):
-    """What the database holds, seen from this package."""
+    """State of the tables in the database, compared with this package."""
 
     READY = "ready"
     MISSING = "missing"
@@ -46,7 +46,7 @@ class Schema(Enum):
 
     @property
     def explanation(self) -> str:
-        """One sentence for an operator: what is wrong and what to do."""
+        """One sentence for operators: what is wrong and what to do."""
         return {
             Schema.READY: "The tables are there and up to date.",
             Schema.MISSING: f"The tables of Airflow Worker Insight do not exist yet: {HOW_TO_MIGRATE}.",
@@ -65,7 +65,7 @@ class Schema(Enum):
 def alembic_config(*, printed_to: TextIO | None = None) -> Config:
     """Return Alembic's configuration for our migrations in Airflow's database.
 
-    :param printed_to: where SQL is printed that is not executed, by default the standard output
+    :param printed_to: where offline mode prints the SQL, by default the standard output
     """
     config = Config(output_buffer=printed_to)
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
@@ -74,24 +74,27 @@ def alembic_config(*, printed_to: TextIO | None = None) -> Config:
 
 
 def head() -> str:
-    """Return the newest migration of this package."""
+    """Return the revision of this package's newest migration."""
     return _revisions()[0]
 
 
 @cache
 def _revisions() -> tuple[str, ...]:
-    """Return all migrations, newest first."""
+    """Return the revisions of all migrations, newest first."""
     script = ScriptDirectory.from_config(alembic_config())
     return tuple(revision.revision for revision in script.walk_revisions())
 
 
 def _version_table() -> Table:
-    """Return Alembic's table of our version. It is in Airflow's schema, where Airflow's own may be in another."""
+    """Return Alembic's version table of our migrations.
+
+    It is in the schema of Airflow's tables; Airflow's own version table may be in another schema.
+    """
     return Table(VERSION_TABLE, MetaData(schema=metadata.schema), Column("version_num", String(32)))
 
 
 def current(connection: Connection) -> str | None:
-    """Return the migration that the database is at, or ``None`` where it has none of ours."""
+    """Return the revision of the database, or ``None`` if none of our migrations has run."""
     versions = _version_table()
     if not inspect(connection).has_table(versions.name, schema=versions.schema):
         return None
@@ -100,7 +103,7 @@ def current(connection: Connection) -> str | None:
 
 
 def check(connection: Connection) -> Schema:
-    """Compare the database with this package: the version, and that the tables of that version are there."""
+    """Return how the database compares with this package: its revision and its tables."""
     revision = current(connection)
     if revision is None:
         return Schema.MISSING
@@ -111,54 +114,62 @@ def check(connection: Connection) -> Schema:
         return Schema.INCOMPLETE if missing else Schema.READY
     if revision not in _revisions():
         return Schema.NEWER
-    # Every migration has had these two.
+    # These two tables exist since the first migration.
     return Schema.INCOMPLETE if missing & {worker.name, attempt.name} else Schema.OLD
 
 
 def _missing_tables(connection: Connection) -> set[str]:
-    there = set(inspect(connection).get_table_names(schema=metadata.schema))
-    return {table.name for table in metadata.sorted_tables} - there
+    existing = set(inspect(connection).get_table_names(schema=metadata.schema))
+    return {table.name for table in metadata.sorted_tables} - existing
 
 
 def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
-    """Run the migrations up to ``to_revision``; with ``sql_only`` print their SQL instead.
+    """Run the migrations up to ``to_revision``.
 
-    :raises IncompleteTablesError: when a table is missing that was made before, which no migration makes again
+    :param sql_only: print the SQL instead of executing it
+    :param printed_to: where the SQL is printed, by default the standard output
+    :raises IncompleteTablesError: when a table is missing that an earlier migration created; no migration creates it
+        again
     """
     if not sql_only:
         _forget_version_without_tables()
     command.upgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)
     if not sql_only:
         with session.reading(session.COMMAND) as connection:
-            found = check(connection)
-        if found is Schema.INCOMPLETE:
-            raise IncompleteTablesError(found.explanation)
+            schema = check(connection)
+        if schema is Schema.INCOMPLETE:
+            raise IncompleteTablesError(schema.explanation)
 
 
 def _forget_version_without_tables() -> None:
-    """Drop the version table where all tables are gone, as some `airflow db reset` leave it: else nothing is made."""
+    """Drop the version table if all tables are missing, because no migration would run.
+
+    Some versions of ``airflow db reset`` drop the tables but not the version table.
+    """
     with session.writing(session.COMMAND) as connection:
         if current(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
             _version_table().drop(connection)
 
 
 def drop_tables(connection: Connection) -> None:
-    """Drop all tables that there are, and the version."""
+    """Drop all tables that exist, and the version table."""
     metadata.drop_all(connection)
     _version_table().drop(connection, checkfirst=True)
 
 
 def downgrade(to_revision: str, *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
-    """Run the migrations down to ``to_revision`` (``base`` removes the tables); ``sql_only`` prints their SQL.
+    """Run the migrations down to ``to_revision``; ``base`` drops all tables.
 
-    :param to_revision: a migration; with ``sql_only`` also ``from:to``, else the SQL is that from the newest on
+    :param to_revision: a revision; with ``sql_only`` also ``from:to``, by default from the newest
+    :param sql_only: print the SQL instead of executing it
+    :param printed_to: where the SQL is printed, by default the standard output
     """
     if sql_only and ":" not in to_revision:
         to_revision = f"{head()}:{to_revision}"
     if to_revision == "base" and not sql_only:
         with session.writing(session.COMMAND) as connection:
             if check(connection) is Schema.INCOMPLETE:
-                # The migrations would look for the tables that are missing.
+                # The migrations would fail on the missing tables.
                 drop_tables(connection)
                 return
     command.downgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)

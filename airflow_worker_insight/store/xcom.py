@@ -1,4 +1,4 @@
-"""The rows of Airflow 3's xcom table that carry reports, and the moment before one is written."""
+"""Reports in Airflow 3's ``xcom`` table, and the hook that runs before a session writes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """A report that nobody claimed, with the task instance it is stored under and when it was stored (UTC)."""
+    """An unclaimed report."""
 
     stored_under: TaskInstanceKey
+    """The task instance whose XCom it is."""
     value: Any
     stored_at: datetime
+    """When it was stored (UTC)."""
 
 
 def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKey) -> None:
-    """Delete the row that carries a task instance's report."""
+    """Delete the XCom of a task instance that holds its report.
+
+    :param key: key of the XCom
+    """
     connection.execute(
         _delete(),
         {
@@ -47,7 +52,7 @@ def delete_report(connection: Connection, key: str, stored_under: TaskInstanceKe
 
 @cache
 def _delete() -> Any:
-    """Build the statement of :func:`delete_report` once: building takes longer than running."""
+    """Build the statement of :func:`delete_report` once: building takes longer than executing."""
     table = metadata_database.xcom_model().__table__
     names = ("key", "dag_id", "run_id", "task_id", "map_index")
     return delete(table).where(*(table.c[name] == bindparam(f"p_{name}", type_=table.c[name].type) for name in names))
@@ -56,7 +61,11 @@ def _delete() -> Any:
 def unclaimed_reports(
     connection: Connection, key: str, *, runs: Collection[DagRunRef] | None = None, limit: int, offset: int = 0
 ) -> list[StoredReport]:
-    """Return stored reports that nobody claimed, of these Dag runs or of all, a page of them."""
+    """Return a page of the reports that are stored and unclaimed.
+
+    :param key: key of their XComs
+    :param runs: only reports of these Dag runs; by default of all
+    """
     table = metadata_database.xcom_model().__table__
     statement = (
         select(
@@ -85,7 +94,7 @@ def unclaimed_reports(
 
 
 def call_before_flushes(hook: Callable[[Session, Any, Any], None]) -> None:
-    """Have each session of this process call ``hook`` before it writes, from now on."""
+    """Make all sessions of this process call ``hook`` before each flush."""
     event.listen(Session, "before_flush", hook)
 
 
@@ -95,5 +104,5 @@ def call_no_more_before_flushes(hook: Callable[[Session, Any, Any], None]) -> No
 
 
 def is_called_before_flushes(hook: Callable[[Session, Any, Any], None]) -> bool:
-    """Return whether sessions call ``hook``."""
+    """Return whether sessions call ``hook`` before each flush."""
     return bool(event.contains(Session, "before_flush", hook))
