@@ -1,4 +1,4 @@
-"""The first two tables: workers and attempts.
+"""Workers and attempts: the first two tables.
 
 Revision ID: 0001
 Revises:
@@ -22,7 +22,7 @@ Timestamp = sa.TIMESTAMP(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mys
 
 
 def upgrade() -> None:
-    """Make the two tables."""
+    """Create the two tables."""
     op.create_table(
         "worker_insight_worker",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -73,8 +73,8 @@ def upgrade() -> None:
     op.create_index(
         "worker_insight_attempt_worker_ref", "worker_insight_attempt", ["worker_ref"], schema=metadata.schema
     )
-    # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
-    # An index that descends itself would be half empty, because new rows come to its front.
+    # Lists begin with the latest start and end with tries without a start: PostgreSQL reads NULLS FIRST backwards.
+    # A descending index would be half empty, because new rows are inserted at its front.
     is_postgresql = op.get_context().dialect.name == "postgresql"
     op.create_index(
         "worker_insight_attempt_started_at",

@@ -1,4 +1,4 @@
-"""The fleet: what is known of each worker's life, and lists that read only the latest attempts.
+"""Worker sources, worker states and history, and indexes for lists of attempts.
 
 Revision ID: 0002
 Revises: 0001
@@ -26,14 +26,14 @@ Timestamp = sa.TIMESTAMP(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mys
 WORKER, ATTEMPT = "worker_insight_worker", "worker_insight_attempt"
 CHANGE, ENGINE = "worker_insight_change", "worker_insight_engine"
 
-# As store.tables.start_slot works it out. (SQLite would round to milliseconds: the fraction is cut off first.)
+# The same as store.tables.start_slot. (SQLite would round to milliseconds, so the fraction is cut off first.)
 SLOT = {
     "postgresql": "floor(extract(epoch from started_at) / 600)",
     "mysql": "floor(timestampdiff(second, '1970-01-01', started_at) / 600)",
     "sqlite": "cast(strftime('%s', substr(started_at, 1, 19)) as integer) / 600",
 }
 
-# Of the tables, what the statements below are about.
+# The columns that the statements below use.
 worker = sa.table(
     WORKER,
     sa.column("id", sa.Integer()),
@@ -86,7 +86,7 @@ WORKER_INDEXES = (
 
 
 def upgrade() -> None:
-    """Add what is known of the fleet; workers that are known keep their IDs."""
+    """Add worker sources, states and history, and start slots; known workers keep their IDs."""
     dialect = op.get_context().dialect.name
     online.add_columns(WORKER, *_worker_columns())
     reports_itself = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
@@ -123,8 +123,8 @@ def upgrade() -> None:
     has_no_slot = attempt.c.started_at.is_not(None) & attempt.c.start_slot.is_(None)
     fill_slot = sa.update(attempt).values(start_slot=sa.literal_column(SLOT[dialect]))
     online.in_batches(attempt, ["run_key", "task_key"], lambda these: op.execute(fill_slot.where(these, has_no_slot)))
-    # Lists show the latest start first and tries without a start last: PostgreSQL reads NULLS FIRST backwards.
-    # An index that descends itself would be half empty, because new rows come to its front.
+    # Lists begin with the latest start and end with tries without a start: PostgreSQL reads NULLS FIRST backwards.
+    # A descending index would be half empty, because new rows are inserted at its front.
     slot = sa.text("start_slot NULLS FIRST" if dialect == "postgresql" else "start_slot")
     online.create_index("worker_insight_attempt_start_slot", ATTEMPT, [slot])
     online.create_index("worker_insight_attempt_dag_id", ATTEMPT, ["dag_id", slot])
@@ -134,12 +134,15 @@ def upgrade() -> None:
     online.create_index(by_worker, ATTEMPT, ["worker_ref", slot])
     online.drop_index("worker_insight_attempt_started_at", ATTEMPT)
     if not op.get_context().as_sql:
-        # What the version before has written meanwhile. The index finds it at once.
+        # Rows that processes of the former version have written meanwhile; the index finds them at once.
         online.step(lambda: op.execute(fill_slot.where(has_no_slot)))
 
 
 def downgrade() -> None:
-    """Forget the fleet: tries stay, and of the workers those that reported or that a try names."""
+    """Remove worker sources, states and history, and start slots.
+
+    All attempts stay, and the workers that reported themselves or that an attempt refers to.
+    """
     dialect = op.get_context().dialect.name
     by_worker = "worker_insight_attempt_worker_ref"
     online.drop_index("worker_insight_attempt_start_slot", ATTEMPT)
@@ -157,7 +160,7 @@ def downgrade() -> None:
         named = sa.exists().where(attempt.c.worker_ref == worker.c.id)
         unknown = sa.delete(worker).where(never_reported, ~named)
         online.in_batches(worker, ["id"], lambda these: op.execute(unknown.where(these)))
-        # The ID that its processes report is the only one again.
+        # The ID that a worker's processes report becomes its only ID again.
         renamed = sa.update(worker).where(worker.c.reported_id.is_not(None)).values(worker_id=worker.c.reported_id)
         online.in_batches(worker, ["id"], lambda these: op.execute(renamed.where(these)))
     for name, _, _ in WORKER_INDEXES:

@@ -1,4 +1,4 @@
-"""What the executors of this package place, and why a try was placed where it was.
+"""Placements by the executors of this package, and the reason on each attempt.
 
 Revision ID: 0003
 Revises: 0002
@@ -23,7 +23,10 @@ ATTEMPT, PLACEMENT = "worker_insight_attempt", "worker_insight_placement"
 
 
 def upgrade() -> None:
-    """Make the table, and room for the reason on each try: nothing is rewritten, because it begins as NULL."""
+    """Create the table, and add the reason to attempts.
+
+    No attempt is rewritten, because the new column is NULL.
+    """
     online.create_table(
         PLACEMENT,
         sa.Column("run_key", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -46,6 +49,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget what is placed and why."""
+    """Remove placements and reasons."""
     online.drop_columns(ATTEMPT, "placement")
     online.drop_table(PLACEMENT)

@@ -1,4 +1,6 @@
-"""Tries are kept by Airflow's own task instances and not by names, and each of their processes is counted once.
+"""Attempts keyed by Airflow's own task instances, and task processes counted once.
+
+Before, attempts were keyed by the names of their tries.
 
 Revision ID: 0004
 Revises: 0003
@@ -29,7 +31,7 @@ ATTEMPT = "worker_insight_attempt"
 
 
 def upgrade() -> None:
-    """Make room for the process, and give recorded tries their new keys step by step."""
+    """Add the key of the task process, and rekey attempts step by step."""
     online.add_columns(ATTEMPT, sa.Column("process_key", sa.Integer()))
     if op.get_context().as_sql:
         op.execute("-- recorded tries get their new keys from `airflow-worker-insight backfill`")
@@ -38,14 +40,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Key tries by their names again, step by step."""
+    """Key attempts by the names of their tries again, step by step."""
     if not op.get_context().as_sql:
         _in_steps(rekeying.key_by_names_step, rekeying.LEAST)
     online.drop_columns(ATTEMPT, "process_key")
 
 
 def _in_steps(act: Callable[[Connection, int], int | None], first: int) -> None:
-    """Do something in transactions of its own, each of which says where the next one goes on."""
+    """Run steps in transactions of their own; each returns where the next one continues."""
     last: int | None = first
     while last is not None:
         last = online.step(partial(_act, act, last))
