@@ -229,7 +229,7 @@ def test_the_reasons_are_those_for_which_a_report_is_dropped() -> None:
     source = "".join(
         (ROOT / "airflow_worker_insight" / "capture" / name).read_text() for name in ("claim.py", "report_schema.py")
     )
-    reasons = set(re.findall(r'RejectedReportError\("(\w+)"[,)]', source))
+    reasons = set(re.findall(r'RejectedReportError\(\s*"(\w+)"[,)]', source))
     assert {f"reports.dropped.{reason}" for reason in reasons} == {
         name for name in metrics.COUNTERS if name.startswith("reports.dropped.")
     }

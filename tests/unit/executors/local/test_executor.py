@@ -115,7 +115,7 @@ def start(
     monkeypatch.setattr(counters, "_warned", set())
     monkeypatch.setattr(monitor, "refresh", lambda **_: None)
     # The tests go round themselves.
-    monkeypatch.setattr(LocalWorkerMonitor, "_work", lambda _: None)
+    monkeypatch.setattr(LocalWorkerMonitor, "_run", lambda _: None)
     monkeypatch.setattr(task_runtime, "in_scheduler", lambda: True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
