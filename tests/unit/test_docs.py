@@ -16,7 +16,7 @@ from tests.support.environments import AIRFLOW_VERSIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(str(path.relative_to(ROOT)) for path in [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 
 newest_airflow = pytest.mark.skipif(
     compat.airflow_version()[:2] != tuple(map(int, AIRFLOW_VERSIONS[-1].split(".")))[:2],
