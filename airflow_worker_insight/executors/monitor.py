@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from threading import Event, Thread
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.executors.placement.service import Snapshot
+from airflow_worker_insight.registry.periodic_thread import PeriodicThread
 from airflow_worker_insight.store import migrate, session
 
 if TYPE_CHECKING:
@@ -28,44 +29,40 @@ ROUND_SECONDS = 2.0
 GIVES_UP_AFTER = 3
 """Consecutive failed runs after which no task is placed any more."""
 
-STOP_SECONDS = 2.0
 
-
-class WorkerMonitor:
+class WorkerMonitor(ABC):
     """Monitor of the workers of one executor."""
 
     thread_name = "worker-insight"
 
     def __init__(self) -> None:
         self._snapshot: Snapshot | None = None
-        self._stopping = Event()
-        self._thread: Thread | None = None
+        self._thread = PeriodicThread(
+            self._run, name=self.thread_name, purpose="poll the workers", interval=ROUND_SECONDS
+        )
         self._failures = 0
         self._is_ready = False
 
     def start(self) -> None:
         """Start the thread; calling it again changes nothing."""
-        if self._thread is None:
+        if not self._thread.is_started:
             self._try(self.prepare)
-            self._thread = Thread(target=self._run, name=self.thread_name, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """Stop after the current run; abandon the thread if that takes too long."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
+        self._thread.stop()
 
     def snapshot(self) -> Snapshot | None:
         """Return the latest snapshot of the workers; ``None`` before the first."""
         return self._snapshot
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  (optional)
         """Prepare for the scheduler's loop, before it begins."""
 
+    @abstractmethod
     def run_once(self) -> None:
         """Do everything that is due once."""
-        raise NotImplementedError
 
     def publish(
         self,
@@ -105,9 +102,7 @@ class WorkerMonitor:
         return None
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._try(self.run_once)
-            self._stopping.wait(ROUND_SECONDS)
+        self._try(self.run_once)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
