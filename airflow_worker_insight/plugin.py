@@ -65,13 +65,13 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
             return []
         from airflow_worker_insight.app import create_app
         from airflow_worker_insight.capture import claim
-        from airflow_worker_insight.registry.background import refreshing
+        from airflow_worker_insight.registry.background import poll_lifespan
         from airflow_worker_insight.ui.urls import URL_PREFIX
 
         claim.install()
         app = create_app()
         # Airflow enters the lifespan in each serving process, after the fork.
-        app.router.lifespan_context = refreshing
+        app.router.lifespan_context = poll_lifespan
         return [{"app": app, "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
 
     @cached_property

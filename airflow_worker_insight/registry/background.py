@@ -7,18 +7,20 @@ import logging
 import random
 import time
 from contextlib import asynccontextmanager
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.capture.reconcile import take_left_behind
+from airflow_worker_insight.registry.periodic_thread import STOP_SECONDS, PeriodicThread
 from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    from airflow_worker_insight.registry.poll import PollOutcome
 
 log = logging.getLogger(__name__)
 
@@ -28,105 +30,119 @@ JITTER = 0.02
 It keeps the processes of a deployment from polling all at once.
 """
 
-LEFT_BEHIND_SECONDS = 5.0
-"""Seconds between checks for reports left behind by claims; finding none costs nothing."""
-
-STOP_SECONDS = 2.0
-"""Seconds that a stopping server waits for the thread before it abandons it."""
+CLAIM_SECONDS = 5.0
+"""Seconds between checks for reports that claims left behind; finding none costs nothing."""
 
 
-class Refresher:
-    """Background thread that polls the workers whenever due, until it is stopped."""
+def _jitter() -> float:
+    return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311
 
-    def __init__(self) -> None:
-        self._stopping = Event()
-        self._thread: Thread | None = None
+
+def _check_schema() -> Schema:
+    with session.reading(session.BACKGROUND) as connection:
+        return migrate.check(connection)
+
+
+class PollThread:
+    """Background thread that polls the workers whenever due, until it is stopped.
+
+    In between it claims the reports that were left behind.
+    """
+
+    def __init__(
+        self,
+        *,
+        poll: Callable[[], PollOutcome] = run_once,
+        claim_reports: Callable[[], object] = take_left_behind,
+        check_schema: Callable[[], Schema] = _check_schema,
+        jitter: Callable[[], float] = _jitter,
+        clock: Callable[[], float] = time.monotonic,
+        claim_interval: float = CLAIM_SECONDS,
+        stop_timeout: float = STOP_SECONDS,
+    ) -> None:
+        """Prepare the thread; the arguments are what it does, and seconds.
+
+        :param clock: returns seconds that never go back
+        """
+        self._poll = poll
+        self._claim_reports = claim_reports
+        self._check_schema = check_schema
+        self._jitter = jitter
+        self._clock = clock
+        self._claim_interval = claim_interval
+        self._due_at = clock()
         self._is_ready = False
+        self._thread = PeriodicThread(
+            self.run_once,
+            name="worker-insight-poll",
+            purpose="poll the workers",
+            interval=claim_interval,
+            stop_timeout=stop_timeout,
+        )
 
     def start(self) -> None:
         """Start the thread; a second call changes nothing."""
-        if self._thread is None and config.enabled():
-            self._thread = Thread(target=self._work, name="worker-insight-refresh", daemon=True)
+        if config.enabled():
+            self._poll_at(0.0)
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, or abandon it when it does not finish within :data:`STOP_SECONDS`."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
+        """Stop the thread after the current poll; abandon it if that takes too long."""
+        self._thread.stop()
 
-    def _work(self) -> None:
-        seconds = 0.0
-        while not self._wait(seconds + self._jitter()):
-            try:
-                seconds = self._poll_if_due()
-            except Exception as error:
-                log.debug("Looking at the workers failed", exc_info=True)
-                warn_once(
-                    f"refresh.{type(error).__name__}",
-                    "Airflow Worker Insight cannot look at the workers now: %s: %s",
-                    type(error).__name__,
-                    error,
-                )
-                seconds = config.refresh_interval()
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait, and meanwhile claim the reports left behind; return whether to stop."""
-        ends_at = time.monotonic() + seconds
-        while (remaining := ends_at - time.monotonic()) > 0:
-            if self._stopping.wait(min(remaining, LEFT_BEHIND_SECONDS)):
-                return True
-            self._take_left_behind()
-        return self._stopping.is_set()
-
-    def _take_left_behind(self) -> None:
+    def run_once(self) -> float:
+        """Claim the reports left behind and poll if due; return the seconds to the next call."""
         try:
-            take_left_behind()
+            self._claim_reports()
         except Exception:
-            # The claim logs the reason; the next round tries again.
-            log.debug("Reports that wait could not be taken yet", exc_info=True)
+            # The claim logs the reason; the next call tries again.
+            log.debug("Cannot claim the reports left behind yet", exc_info=True)
+        if self._clock() >= self._due_at:
+            # If the poll fails, the next one is due an interval later.
+            self._poll_at(config.refresh_interval())
+            self._poll_at(self._poll_if_ready())
+        return max(0.0, min(self._claim_interval, self._due_at - self._clock()))
 
-    def _poll_if_due(self) -> float:
-        """Poll if due; return the seconds to the next call."""
+    def _poll_at(self, seconds: float) -> None:
+        self._due_at = self._clock() + seconds + self._jitter()
+
+    def _poll_if_ready(self) -> float:
+        """Poll if the tables are ready; return the seconds until a poll is due."""
         if not self._is_ready:
-            with session.reading(session.BACKGROUND) as connection:
-                schema = migrate.check(connection)
+            schema = self._check_schema()
             if schema is not Schema.READY:
                 # A claim may have logged it already: one warning per process is enough.
-                warn_once("schema", "%s Until then nobody looks at the workers.", schema.explanation)
+                warn_once("schema", "%s Until then the workers are not polled.", schema.explanation)
                 return config.refresh_interval()
             self._is_ready = True
-        outcome = run_once()
+        outcome = self._poll()
         for source_outcome in outcome.engines:
             if source_outcome.error and not source_outcome.looked:
                 # The tables may have been removed.
                 self._is_ready = False
                 warn_once(
                     f"refresh.{source_outcome.name}",
-                    "Airflow Worker Insight could not look at %s: %s",
+                    "Airflow Worker Insight cannot poll the workers of %s: %s",
                     source_outcome.name,
                     source_outcome.error,
                 )
         return outcome.due_in
 
-    def _jitter(self) -> float:
-        return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311
-
 
 @asynccontextmanager
-async def refreshing(_app: Any) -> AsyncIterator[None]:
+async def poll_lifespan(_app: Any, thread: PollThread | None = None) -> AsyncIterator[None]:
     """Poll the workers while the API server's process runs.
 
     This is the lifespan of the package's app there. Airflow enters the lifespans of all apps mounted into its own
     (3.0 to 3.3), in each process that serves.
     """
-    refresher = Refresher()
+    thread = thread or PollThread()
     try:
-        refresher.start()
+        thread.start()
     except Exception:
         # A failure must not keep the API server from starting.
-        log.exception("Airflow Worker Insight does not look at workers")
+        log.exception("Airflow Worker Insight cannot start polling the workers")
     try:
         yield
     finally:
-        await asyncio.to_thread(refresher.stop)
+        await asyncio.to_thread(thread.stop)

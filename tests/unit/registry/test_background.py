@@ -1,4 +1,4 @@
-"""The thread that looks at the workers from within an API server."""
+"""The thread that polls the workers in an API server."""
 
 from __future__ import annotations
 
@@ -9,116 +9,168 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import counters
-from airflow_worker_insight.registry import background
-from airflow_worker_insight.registry.background import Refresher, refreshing
+from airflow_worker_insight.registry.background import PollThread, poll_lifespan
 from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import leases
+from airflow_worker_insight.store.migrate import Schema
 from tests.support.processes import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_mock import MockerFixture
+
     from tests.unit.database import Database
 
 
-@pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[PollOutcome | Exception]:
-    """Return what the next rounds come to; the last is repeated, and each that was gone is counted on the function."""
-    outcomes: list[PollOutcome | Exception] = [PollOutcome((), due_in=0.0)]
-    monkeypatch.setattr(background, "JITTER", 0.0)
-    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "1")
-    monkeypatch.setattr(counters, "_warned", set())
+class Polls:
+    """What the next polls come to, the last again and again, and the threads that polled."""
 
-    def run_once() -> PollOutcome:
-        gone.append(threading.current_thread())
-        outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+    def __init__(self, *outcomes: PollOutcome | Exception) -> None:
+        self._outcomes = [*outcomes, PollOutcome((), due_in=0.0)]
+        self.threads: list[threading.Thread] = []
+
+    def __call__(self) -> PollOutcome:
+        self.threads.append(threading.current_thread())
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(background, "run_once", run_once)
-    return outcomes
+    def __len__(self) -> int:
+        return len(self.threads)
 
 
-gone: list[threading.Thread] = []
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-@pytest.fixture(autouse=True)
-def _nothing_gone() -> None:
-    gone.clear()
+def ready() -> Schema:
+    return Schema.READY
 
 
-def refreshers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "worker-insight-refresh"]
+def no_jitter() -> float:
+    return 0.0
 
 
-def run_while(condition: Callable[[], Any]) -> None:
+def poll_thread(polls: Callable[[], PollOutcome], **others: Any) -> PollThread:
+    """Return a thread that polls as fast as it can."""
+    settings = {"claim_reports": list, "check_schema": ready, "jitter": no_jitter, "claim_interval": 0.01}
+    return PollThread(poll=polls, **{**settings, **others})
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "worker-insight-poll"]
+
+
+def run_while(thread: PollThread, condition: Callable[[], Any]) -> None:
     """Run the lifespan until the condition holds."""
 
     async def serve() -> None:
-        async with refreshing(None):
+        async with poll_lifespan(None, thread):
             await asyncio.to_thread(wait_for, condition, 30, "the thread")
 
     asyncio.run(serve())
 
 
-@pytest.mark.usefixtures("rounds", "database")
-def test_a_server_looks_while_it_runs_and_no_longer() -> None:
-    run_while(lambda: len(gone) >= 3)
-    assert refreshers() == []
-    assert {thread.daemon for thread in gone} == {True}
-    assert len(set(gone)) == 1
+def test_a_server_polls_while_it_runs_and_no_longer() -> None:
+    polls = Polls()
+    run_while(poll_thread(polls), lambda: len(polls) >= 3)
+    assert threads() == []
+    assert {thread.daemon for thread in polls.threads} == {True}
+    assert len(set(polls.threads)) == 1
 
 
-@pytest.mark.usefixtures("rounds", "database")
-def test_switched_off_it_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switched_off_it_does_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
-    run_while(lambda: refreshers() == [])
-    assert gone == []
+    polls = Polls()
+    run_while(poll_thread(polls), lambda: threads() == [])
+    assert polls.threads == []
 
 
-@pytest.mark.usefixtures("database")
-def test_an_error_is_said_once_and_is_not_the_end(
-    rounds: list[PollOutcome | Exception], caplog: pytest.LogCaptureFixture
+def test_an_error_is_logged_once_and_is_not_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds[:0] = [RuntimeError("the database went away"), RuntimeError("the database went away")]
-    run_while(lambda: len(gone) >= 3)
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "1")
+    polls = Polls(RuntimeError("the database went away"), RuntimeError("the database went away"))
+    run_while(poll_thread(polls), lambda: len(polls) >= 3)
     assert [record.getMessage() for record in caplog.records if "database went away" in record.getMessage()] == [
-        "Airflow Worker Insight cannot look at the workers now: RuntimeError: the database went away"
+        "Airflow Worker Insight cannot poll the workers now and will try again: RuntimeError: the database went away"
     ]
 
 
-@pytest.mark.usefixtures("rounds")
+def test_after_an_error_the_next_poll_is_due_an_interval_later() -> None:
+    clock, polls = Clock(), Polls(RuntimeError("the database went away"))
+    thread = poll_thread(polls, clock=clock)
+    with pytest.raises(RuntimeError):
+        thread.run_once()
+    clock.now += 29.0
+    thread.run_once()
+    assert len(polls) == 1
+    clock.now += 1.0
+    thread.run_once()
+    assert len(polls) == 2
+
+
+def test_between_polls_it_claims_the_reports_left_behind() -> None:
+    clock, polls, claims = Clock(), Polls(PollOutcome((), due_in=30.0)), []
+    thread = poll_thread(polls, clock=clock, claim_reports=lambda: claims.append(clock()), claim_interval=5.0)
+    waits = []
+    for _ in range(8):
+        waits.append(thread.run_once())
+        clock.now += waits[-1]
+    assert (len(claims), len(polls)) == (8, 3)
+    assert waits == [5.0] * 6 + [0.0, 0.0]
+
+
+def test_a_claim_that_fails_delays_no_poll() -> None:
+    def fail() -> None:
+        raise OSError("away")
+
+    polls = Polls()
+    poll_thread(polls, claim_reports=fail).run_once()
+    assert len(polls) == 1
+
+
 def test_without_tables_it_says_what_to_do_and_begins_when_they_are_there(
-    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert database.url
-    answers = [migrate.Schema.MISSING, migrate.Schema.OLD]
-    monkeypatch.setattr(
-        background.migrate, "check", lambda _connection: answers.pop(0) if answers else migrate.Schema.READY
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "1")
+    warn_once = mocker.patch("airflow_worker_insight.registry.background.warn_once")
+    schemas = [Schema.MISSING, Schema.OLD]
+    polls = Polls()
+    run_while(
+        poll_thread(polls, check_schema=lambda: schemas.pop(0) if schemas else Schema.READY), lambda: polls.threads
     )
-    run_while(lambda: gone)
-    (warning,) = [record.getMessage() for record in caplog.records if "nobody looks" in record.getMessage()]
-    assert "db migrate" in warning
+    topics = {call.args[0] for call in warn_once.call_args_list}
+    (_, message, explanation), *_ = [call.args for call in warn_once.call_args_list]
+    assert topics == {"schema"}
+    assert "not polled" in message
+    assert "db migrate" in explanation
 
 
-@pytest.mark.usefixtures("database")
-def test_tables_that_were_taken_away_are_looked_for_again(
-    rounds: list[PollOutcome | Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checks: list[Any] = []
-    monkeypatch.setattr(
-        background.migrate, "check", lambda connection: (checks.append(connection), migrate.Schema.READY)[1]
-    )
-    rounds[:0] = [PollOutcome((SourceOutcome("celery", looked=False, error="no such table"),), due_in=0.0)]
-    run_while(lambda: len(gone) >= 4)
+def test_tables_that_were_removed_are_checked_again() -> None:
+    checks: list[Schema] = []
+
+    def check_schema() -> Schema:
+        checks.append(Schema.READY)
+        return checks[-1]
+
+    polls = Polls(PollOutcome((SourceOutcome("celery", looked=False, error="no such table"),), due_in=0.0))
+    thread = poll_thread(polls, check_schema=check_schema)
+    for _ in range(4):
+        thread.run_once()
+    assert len(polls) == 4
     assert len(checks) == 2
 
 
-@pytest.mark.usefixtures("rounds", "database")
-def test_a_server_that_stops_does_not_wait_for_a_look_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "STOP_SECONDS", 0.01)
+def test_a_server_that_stops_does_not_wait_for_a_poll_that_hangs() -> None:
     hangs, goes_on = threading.Event(), threading.Event()
 
     def hang() -> PollOutcome:
@@ -126,25 +178,32 @@ def test_a_server_that_stops_does_not_wait_for_a_look_that_hangs(monkeypatch: py
         goes_on.wait()
         return PollOutcome((), 0.0)
 
-    monkeypatch.setattr(background, "run_once", hang)
-    run_while(hangs.is_set)
-    (left_behind,) = refreshers()
-    assert left_behind.daemon
+    run_while(poll_thread(hang, stop_timeout=0.01), hangs.is_set)
+    (abandoned,) = threads()
+    assert abandoned.daemon
     goes_on.set()
-    left_behind.join()
+    abandoned.join()
 
 
-@pytest.mark.usefixtures("database")
-def test_options_that_are_no_numbers_do_not_end_it(
-    rounds: list[PollOutcome | Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert rounds
+def test_an_interval_that_is_no_number_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "often")
-    run_while(lambda: gone)
+    polls = Polls()
+    thread = PollThread(poll=polls, check_schema=ready, claim_reports=list)
+    run_while(thread, lambda: polls.threads)
+
+
+def test_by_itself_it_polls_the_configured_sources(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_polled() -> bool:
+        with database.engine.connect() as connection:
+            source = leases.find_engine(connection, "tries")
+        return source is not None and source.looked_at is not None
+
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
+    run_while(PollThread(), is_polled)
 
 
 @pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 has no FastAPI apps")
-def test_airflow_enters_the_lifespan_of_our_app(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_airflow_enters_the_lifespan_of_our_app(mocker: MockerFixture) -> None:
     """Through its own, in each process that serves."""
     from airflow.api_fastapi.app import lifespan
     from fastapi import FastAPI
@@ -154,8 +213,8 @@ def test_airflow_enters_the_lifespan_of_our_app(monkeypatch: pytest.MonkeyPatch)
     from airflow_worker_insight.plugin import WorkerInsightPlugin
 
     entered: list[str] = []
-    monkeypatch.setattr(Refresher, "start", lambda _self: entered.append("started"))
-    monkeypatch.setattr(Refresher, "stop", lambda _self: entered.append("stopped"))
+    mocker.patch.object(PollThread, "start", side_effect=lambda: entered.append("started"))
+    mocker.patch.object(PollThread, "stop", side_effect=lambda: entered.append("stopped"))
     (ours,) = WorkerInsightPlugin().fastapi_apps
     claim.uninstall()
     root = FastAPI(lifespan=lifespan)
