@@ -1,59 +1,124 @@
-"""Options of the ``[worker_insight]`` section; only this module reads them.
+"""Read the options of the ``[worker_insight]`` section; only this module does.
 
-The options' types, defaults and descriptions are declared in :mod:`airflow_worker_insight.provider_info`. The defaults
-are repeated here because a task process does not load the providers' configuration.
+:mod:`.options` declares them. A task process does not load the providers' configuration, so their defaults are read
+from there.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from airflow_worker_insight.options import Option
+
+    T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 SECTION = "worker_insight"
 
-_warned: set[str] = set()
-"""Options for which this process has already logged a warning."""
+
+class OptionReader:
+    """Reads options; an invalid value is logged once and replaced by the option's default.
+
+    Every page and every poll reads options, so an error here would break them all.
+    """
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def boolean(self, option: Option) -> bool:
+        """Return the value of a boolean option."""
+        from airflow.configuration import conf
+
+        default = option.default == "True"
+        return self._or_default(option, default, lambda: bool(conf.getboolean(SECTION, option.name, fallback=default)))
+
+    def integer(self, option: Option) -> int:
+        """Return the value of an integer option, at least its minimum."""
+        from airflow.configuration import conf
+
+        default = int(option.default)
+
+        def read() -> int:
+            value = int(conf.getint(SECTION, option.name, fallback=default))
+            if option.minimum is not None and value < option.minimum:
+                raise ValueError(f"{value} is less than {option.minimum}")
+            return value
+
+        return self._or_default(option, default, read)
+
+    def text(self, option: Option) -> str:
+        """Return the value of an option as it is written, or its default where that is empty."""
+        from airflow.configuration import conf
+
+        return str(conf.get(SECTION, option.name, fallback=None) or option.default)
+
+    def _or_default(self, option: Option, default: T, read: Callable[[], T]) -> T:
+        from airflow.exceptions import AirflowConfigException
+
+        try:
+            return read()
+        except (AirflowConfigException, ValueError) as error:
+            if option.name not in self._logged:
+                self._logged.add(option.name)
+                log.warning(
+                    "Airflow Worker Insight uses the default %s for [%s] %s, whose value is invalid: %s",
+                    option.default,
+                    SECTION,
+                    option.name,
+                    error,
+                )
+            return default
+
+
+_read = OptionReader()
 
 
 def enabled() -> bool:
     """Return whether tries are recorded."""
-    return _conf_boolean("enabled", fallback=True)
+    return _read.boolean(options.ENABLED)
 
 
 def worker_name() -> str | None:
     """Return the name that an operator gave this worker, or ``None``."""
-    return _conf_text("worker_name")
+    return _read.text(options.WORKER_NAME) or None
 
 
 def worker_labels() -> str | None:
     """Return the labels that an operator gave this worker, unparsed: ``region=…,zone=…``."""
-    return _conf_text("worker_labels")
+    return _read.text(options.WORKER_LABELS) or None
 
 
 def worker_image() -> str | None:
     """Return the container image that an operator says this worker runs in, or ``None``."""
-    return _conf_text("worker_image")
+    return _read.text(options.WORKER_IMAGE) or None
 
 
 def retention_days() -> int:
     """Return the days after which recorded tries are deleted; 0 keeps them."""
-    return _conf_integer("retention_days", fallback=0)
+    return _read.integer(options.RETENTION_DAYS)
 
 
 def metrics_per_worker() -> bool:
     """Return whether Airflow's stats get metrics of single workers."""
-    return _conf_boolean("metrics_per_worker", fallback=False)
+    return _read.boolean(options.METRICS_PER_WORKER)
 
 
 def refresh_interval() -> int:
     """Return the seconds between two polls of the workers, at least 1."""
-    return max(1, _conf_integer("refresh_interval", fallback=30))
+    return _read.integer(options.REFRESH_INTERVAL)
 
 
 def heartbeat_timeout() -> int:
     """Return the seconds without a heartbeat after which a worker is unresponsive, at least 1."""
-    return max(1, _conf_integer("heartbeat_timeout", fallback=60))
+    return _read.integer(options.HEARTBEAT_TIMEOUT)
 
 
 def lost_timeout() -> int:
@@ -61,12 +126,12 @@ def lost_timeout() -> int:
 
     It is never less than :func:`heartbeat_timeout`.
     """
-    return max(heartbeat_timeout(), _conf_integer("lost_timeout", fallback=180))
+    return max(heartbeat_timeout(), _read.integer(options.LOST_TIMEOUT))
 
 
 def placement_strategy() -> str:
     """Return how this package's executors choose among the workers that fit a task."""
-    return _conf_text("placement_strategy") or "least_loaded"
+    return _read.text(options.PLACEMENT_STRATEGY)
 
 
 def placement_backlog() -> str | None:
@@ -74,17 +139,17 @@ def placement_backlog() -> str | None:
 
     See ``executors.placement.rules``.
     """
-    return _conf_text("placement_backlog")
+    return _read.text(options.PLACEMENT_BACKLOG) or None
 
 
 def placement_fallback() -> str:
     """Return what happens to a task that no worker fits: ``wait`` or ``shared_queue``."""
-    return _conf_text("placement_fallback") or "wait"
+    return _read.text(options.PLACEMENT_FALLBACK)
 
 
 def when_workers_unseen() -> str:
     """Return how executors handle tasks while workers are unavailable: ``send`` or ``hold``."""
-    return _conf_text("when_workers_unseen") or "send"
+    return _read.text(options.WHEN_WORKERS_UNSEEN)
 
 
 def placement_slow_from() -> str:
@@ -92,12 +157,12 @@ def placement_slow_from() -> str:
 
     It is unparsed: see ``executors.placement.rules``.
     """
-    return _conf_text("placement_slow_from") or "3.0"
+    return _read.text(options.PLACEMENT_SLOW_FROM)
 
 
 def placement_labels() -> str | None:
     """Return the labels that tasks of a pool require: see ``executors.placement.rules``."""
-    return _conf_text("placement_labels")
+    return _read.text(options.PLACEMENT_LABELS) or None
 
 
 def placement_worker_labels() -> str | None:
@@ -105,47 +170,17 @@ def placement_worker_labels() -> str | None:
 
     See ``executors.placement.rules``.
     """
-    return _conf_text("placement_worker_labels")
+    return _read.text(options.PLACEMENT_WORKER_LABELS) or None
 
 
 def placement_trust_reports() -> bool:
     """Return whether placement uses what task processes report of their worker."""
-    return _conf_boolean("placement_trust_reports", fallback=False)
+    return _read.boolean(options.PLACEMENT_TRUST_REPORTS)
 
 
 def local_workers() -> str:
     """Return the local workers of a scheduler, unparsed: see ``executors.local.settings``."""
-    return _conf_text("local_workers") or "local-1,local-2"
-
-
-def _conf_boolean(option: str, *, fallback: bool) -> bool:
-    from airflow.configuration import conf
-
-    return bool(conf.getboolean(SECTION, option, fallback=fallback))
-
-
-def _conf_integer(option: str, *, fallback: int) -> int:
-    """Read an integer; an invalid value is logged once and replaced by the default.
-
-    Every page and every poll reads these options, so an error here would break them all.
-    """
-    from airflow.configuration import conf
-    from airflow.exceptions import AirflowConfigException
-
-    try:
-        return int(conf.getint(SECTION, option, fallback=fallback))
-    except AirflowConfigException as error:
-        if option not in _warned:
-            _warned.add(option)
-            log.warning("Airflow Worker Insight takes [%s] %s to be %d: %s", SECTION, option, fallback, error)
-        return fallback
-
-
-def _conf_text(option: str) -> str | None:
-    from airflow.configuration import conf
-
-    value = conf.get(SECTION, option, fallback=None)
-    return str(value) if value else None
+    return _read.text(options.LOCAL_WORKERS)
 
 
 def executor() -> str | None:

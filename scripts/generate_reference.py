@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from airflow_worker_insight.options import Option
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"(<!-- generated: (\w+) ?([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,13 +39,13 @@ def _sources() -> SimpleNamespace:
     from airflow_worker_insight.cli import get_commands
     from airflow_worker_insight.domain.reasons import REASONS
     from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, WORKER_STATES
-    from airflow_worker_insight.provider_info import get_provider_info
+    from airflow_worker_insight.options import OPTIONS
     from airflow_worker_insight.ui.views.attribution import attribution_of
     from airflow_worker_insight.ui.views.placement import reason_text
 
     app = create_app()
     return SimpleNamespace(
-        options=get_provider_info()["config"]["worker_insight"]["options"],
+        options={option.name: option for option in OPTIONS},
         commands=dict(_commands(get_commands()[0].subcommands)),
         app=app,
         openapi=app.openapi(),
@@ -72,22 +74,27 @@ def options(_: str) -> str:
     """Return a table of all configuration options."""
     return _table(
         ("option", "type", "default"),
-        ((f"[`{name}`](#{name})", option["type"], _default(option)) for name, option in _sources().options.items()),
+        ((f"[`{name}`](#{name})", option.type, _default(option)) for name, option in _sources().options.items()),
     )
 
 
 def option(name: str) -> str:
-    """Return the description, type, default and example of one option."""
+    """Return the description, type, limits, default and example of one option."""
     found = _sources().options[name]
-    facts = [f"Type: {found['type']}", f"default: {_default(found)}"]
-    if found["example"]:
-        facts.append(f"example: `{found['example']}`")
-    facts.append(f"since {found['version_added']}")
-    return f"{_prose(found['description'])}\n\n{' · '.join(facts)} · `AIRFLOW__WORKER_INSIGHT__{name.upper()}`"
+    facts = [f"Type: {found.type}"]
+    if found.minimum is not None:
+        facts.append(f"at least {found.minimum}")
+    if found.choices:
+        facts.append(f"one of {', '.join(f'`{choice}`' for choice in found.choices)}")
+    facts.append(f"default: {_default(found)}")
+    if found.example:
+        facts.append(f"example: `{found.example}`")
+    facts.append(f"since {found.version_added}")
+    return f"{_prose(found.description)}\n\n{' · '.join(facts)} · `AIRFLOW__WORKER_INSIGHT__{name.upper()}`"
 
 
-def _default(option: dict[str, Any]) -> str:
-    return f"`{option['default']}`" if option["default"] else "empty"
+def _default(option: Option) -> str:
+    return f"`{option.default}`" if option.default else "empty"
 
 
 # --- command ---------------------------------------------------------------------------------------------------------

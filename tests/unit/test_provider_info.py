@@ -14,7 +14,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 import airflow_worker_insight
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import compat, config, options
 from airflow_worker_insight.provider_info import get_provider_info
 
 PACKAGE = Path(airflow_worker_insight.__file__).parent
@@ -66,16 +66,36 @@ def test_an_option_is_typed_and_described(name: str) -> None:
     assert isinstance(option["default"], str)
 
 
+def test_every_declared_option_is_listed_once() -> None:
+    declared = [value for value in vars(options).values() if isinstance(value, options.Option)]
+    assert sorted(declared) == sorted(options.OPTIONS)
+    assert len(OPTIONS) == len(options.OPTIONS)
+
+
+def test_limits_fit_the_type_and_the_default() -> None:
+    for option in options.OPTIONS:
+        assert option.minimum is None or option.type == "integer"
+        assert option.minimum is None or not option.default or int(option.default) >= option.minimum
+        assert not option.choices or option.default in option.choices
+        assert not option.choices or option.example is None or option.example in option.choices
+
+
+def test_the_choices_are_those_that_executors_take() -> None:
+    from airflow_worker_insight.domain.reasons import STRATEGIES
+    from airflow_worker_insight.executors.placement import rules
+
+    assert options.PLACEMENT_STRATEGY.choices == tuple(STRATEGIES)
+    assert options.PLACEMENT_FALLBACK.choices == rules.FALLBACKS
+    assert options.WHEN_WORKERS_UNSEEN.choices == rules.WHEN_UNSEEN
+
+
 def read_options() -> set[str]:
-    """Return the options that ``config`` reads from our own section, from its source."""
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / "config.py").read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_conf_"):
-            (name,) = node.args
-            assert isinstance(name, ast.Constant)
-            assert isinstance(name.value, str)
-            found.add(name.value)
-    return found
+    """Return the options that ``config`` reads, from its source."""
+    return {
+        getattr(options, node.attr).name
+        for node in ast.walk(ast.parse((PACKAGE / "config.py").read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "options"
+    }
 
 
 def test_what_is_declared_is_read_and_what_is_read_is_declared() -> None:
@@ -109,8 +129,8 @@ def as_read() -> dict[str, Any]:
     return {name: getattr(config, name)() for name in OPTIONS}
 
 
-def test_the_defaults_in_the_code_are_those_that_are_declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task process does not load the providers' configuration, so the code repeats the defaults."""
+def test_a_default_counts_whether_or_not_airflow_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task process does not load the providers' configuration."""
     unset(monkeypatch)
     without = as_read()
     for name, option in OPTIONS.items():
