@@ -95,4 +95,4 @@ def _send(emit: Callable[[], Any]) -> None:
     try:
         emit()
     except Exception:
-        log.debug("Airflow's stats did not take a number of Airflow Worker Insight", exc_info=True)
+        log.debug("Airflow's stats did not accept a metric of Airflow Worker Insight", exc_info=True)

@@ -13,8 +13,8 @@ from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
-from airflow_worker_insight.registry.gauges import report_fleet
-from airflow_worker_insight.registry.poll import refresh, run_once
+from airflow_worker_insight.registry.gauges import emit_gauges
+from airflow_worker_insight.registry.poll import INCOMPLETE_POLL, refresh, run_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,9 @@ def refresh_fleet(args: Any) -> None:
             _poll_periodically(args.every)
             return
         outcome = refresh(only_if_due=False)
-        report_fleet()
+        emit_gauges()
     _print_outcome(outcome)
-    if any(source.error is not None for source in outcome.engines):
+    if any(source.error is not None for source in outcome.sources):
         raise SystemExit(1)
 
 
@@ -44,7 +44,7 @@ def _without_logged_errors() -> Iterator[None]:
     """
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Airflow Worker Insight cannot see all workers")
+        return record.msg != INCOMPLETE_POLL
 
     logger = logging.getLogger(counters.__name__)
     logger.addFilter(is_news)
@@ -86,10 +86,10 @@ def _until_signalled() -> Iterator[Event]:
 
 
 def _print_outcome(outcome: PollOutcome) -> None:
-    for source in outcome.engines:
+    for source in outcome.sources:
         if source.error is not None:
             print(f"{source.name}: {source.error}", file=sys.stderr, flush=True)
-        if source.looked:
+        if source.polled:
             say(f"{source.name}: {_summary(source)}")
 
 

@@ -42,7 +42,7 @@ class WorkerRow:
     labels: Mapping[str, str]
     resources: Mapping[str, Any]
     versions: Mapping[str, str]
-    is_told_only: bool = False
+    is_report_only: bool = False
     """Whether only task reports name it and its worker source does not."""
     clock_ahead: timedelta | None = None
     """Lead of the worker's clock over the database's, or a little less; ``None`` if unknown."""

@@ -116,8 +116,8 @@ class PollThread:
                 return config.refresh_interval()
             self._is_ready = True
         outcome = self._poll()
-        for source_outcome in outcome.engines:
-            if source_outcome.error and not source_outcome.looked:
+        for source_outcome in outcome.sources:
+            if source_outcome.error and not source_outcome.polled:
                 # The tables may have been removed.
                 self._is_ready = False
                 warn_once(

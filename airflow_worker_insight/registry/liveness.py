@@ -2,7 +2,7 @@
 
     online ──silent──► unresponsive ──silent for longer──► lost
        ▲                    │                                │
-       └──── seen again ────┴────────────────────────────────┘        said goodbye: offline
+       └──── seen again ────┴────────────────────────────────┘        shut down gracefully: offline
 
 An instance is never lost only because its source was unavailable or was not polled.
 """
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 MISSED_INTERVALS = 3
 """Number of intervals without a poll that make a pause: silence during it does not count."""
 
-LEFT = "It was stopped in order."
-REPLACED = "A new life of this worker has begun; no try ran on this one."
-GONE_BEFORE = "It was gone before anybody looked at the workers."
+LEFT = "Shut down gracefully."
+REPLACED = "A new instance of this worker has started; no try ran on this one."
+GONE_BEFORE = "Already gone at the first health check."
 TRY_ENDED = "Its try has ended."
-IDLE = "Nothing tells whether it lives while no try runs on it."
+IDLE = "State unknown while no try runs on it."
 NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor)."
-TOLD_ONLY = "Only reports of tasks tell of it: its engine does not know it."
-WAITING = "Its heartbeat is by a clock that is wrong, or old: it has to move before it counts."
+"""``instances.seen_after_their_end`` finds stored rows by this text: do not change it."""
+
+REPORT_ONLY = "Only reports of tasks name it: its source does not know it."
+WAITING = "Its heartbeat is old or its clock is wrong. It becomes online when the heartbeat moves."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,14 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Reachability:
     """Whether polls have reached the source, and since when."""
 
     since: datetime | None
     """Since when every poll reached it; ``None`` where this one did not."""
     error: str | None = None
     """Why this poll did not reach it, or only parts of it."""
-    before: datetime | None = None
+    since_before_pause: datetime | None = None
     """After a pause in polling: since when the polls before it had reached the source.
 
     ``None`` where there was no pause, or where the last poll before it had failed.
@@ -65,27 +67,27 @@ class Reached:
 class Evidence:
     """What one poll found out about one worker instance."""
 
-    sighting: WorkerObservation | None = None
+    observation: WorkerObservation | None = None
     lost_mailbox: bool = False
     """Whether the source has dropped the mailbox that it kept for the worker."""
     is_replaced: bool = False
-    """Whether another process bears its name now."""
+    """Whether another process has its name now."""
     running: int = 0
     """Number of tries that run on it, as far as Airflow knows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """The state to write of a worker instance."""
 
     state: str | None
     reason: str | None = None
     ended_at: datetime | None = None
     seen: bool = False
-    """Whether it gave a sign of life."""
+    """Whether it was seen alive."""
 
 
-def reach(source: SourceRow, error: str | None, *, now: datetime, interval: timedelta) -> Reached:
+def update_reachability(source: SourceRow, error: str | None, *, now: datetime, interval: timedelta) -> Reachability:
     """Return since when polls have reached a source, up to this poll.
 
     :param source: its row as it was before this poll
@@ -93,68 +95,68 @@ def reach(source: SourceRow, error: str | None, *, now: datetime, interval: time
     :param interval: how far apart polls are meant to be
     """
     if error is not None:
-        return Reached(None, error)
+        return Reachability(None, error)
     if source.looked_at is None or source.reached_since is None:
-        return Reached(now)
+        return Reachability(now)
     if now - source.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
-        return Reached(now, before=source.reached_since)
+        return Reachability(now, since_before_pause=source.reached_since)
     # A time in the future was written before the database's clock was set back: silence would never count.
-    return Reached(min(source.reached_since, now))
+    return Reachability(min(source.reached_since, now))
 
 
 def judge(  # noqa: PLR0911  (each line is a rule)
-    instance: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
-) -> Verdict | None:
+    instance: WorkerInstance, evidence: Evidence, reachability: Reachability, *, now: datetime, timeouts: Timeouts
+) -> Judgement | None:
     """Return what a poll says about a worker instance; ``None`` where nothing changes.
 
     :param now: by the database's clock, as all times of an instance but its source's heartbeat
     """
-    observation = evidence.sighting
-    if observation is not None and says_goodbye(observation, instance):
-        return None if instance.state == OFFLINE else Verdict(OFFLINE, LEFT, ended_at=now)
-    if observation is not None and gives_sign_of_life(observation, instance):
-        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
+    observation = evidence.observation
+    if observation is not None and shut_down_gracefully(observation, instance):
+        return None if instance.state == OFFLINE else Judgement(OFFLINE, LEFT, ended_at=now)
+    if observation is not None and is_alive(observation, instance):
+        return Judgement(ONLINE, observation.unavailable_reason, seen=True)
     if instance.ended_at is not None:
         return None
-    if reached.error is None and reached.since is not None:
-        if is_told_only(instance):
-            return _judge_reported_only(instance, evidence, reached.since, now=now, timeouts=timeouts)
-        ended = _judge_silent(instance, evidence, reached, reached.since, now=now, timeouts=timeouts)
+    if reachability.error is None and reachability.since is not None:
+        if is_report_only(instance):
+            return _judge_reported_only(instance, evidence, reachability.since, now=now, timeouts=timeouts)
+        ended = _judge_silent(instance, evidence, reachability, reachability.since, now=now, timeouts=timeouts)
         if ended is not None:
             return ended
     if instance.state is None or now - last_seen(instance, now) <= timeouts.heartbeat:
         return None
-    silent = f"It has been silent for more than {timeouts.heartbeat.total_seconds():g} seconds."
-    return Verdict(UNRESPONSIVE, reached.error or (observation and observation.unavailable_reason) or silent)
+    silent = f"No heartbeat for more than {timeouts.heartbeat.total_seconds():g} seconds."
+    return Judgement(UNRESPONSIVE, reachability.error or (observation and observation.unavailable_reason) or silent)
 
 
-def is_told_only(instance: WorkerInstance) -> bool:
+def is_report_only(instance: WorkerInstance) -> bool:
     """Return whether only reports name an instance although its kind has a source to know it."""
     return instance.kind in ENGINE_KINDS and not instance.is_known_to_engine
 
 
 def _judge_reported_only(
     instance: WorkerInstance, evidence: Evidence, since: datetime, *, now: datetime, timeouts: Timeouts
-) -> Verdict | None:
+) -> Judgement | None:
     """Judge an instance that its source, which was reached, does not know: it is never lost."""
     seen = last_seen(instance, now)
     if evidence.is_replaced or now - max(seen, since) > timeouts.lost:
-        return Verdict(None, GONE_BEFORE, ended_at=seen)
-    return None if instance.state is None else Verdict(None, TOLD_ONLY)
+        return Judgement(None, GONE_BEFORE, ended_at=seen)
+    return None if instance.state is None else Judgement(None, REPORT_ONLY)
 
 
 def judge_by_tries(
-    instance: WorkerInstance, evidence: Evidence, reached: Reached, *, now: datetime, timeouts: Timeouts
-) -> Verdict | None:
-    """Judge a worker that is known by its tries only: it lives as long as they do."""
-    if evidence.sighting is None and reached.error is None:
+    instance: WorkerInstance, evidence: Evidence, reachability: Reachability, *, now: datetime, timeouts: Timeouts
+) -> Judgement | None:
+    """Judge a worker that is known by its tries only: it is alive while one runs."""
+    if evidence.observation is None and reachability.error is None:
         if instance.ended_at is not None or instance.state is None:
             return None
-        return Verdict(OFFLINE, TRY_ENDED, ended_at=now) if instance.kind == "kubernetes" else Verdict(None, IDLE)
-    return judge(instance, evidence, reached, now=now, timeouts=timeouts)
+        return Judgement(OFFLINE, TRY_ENDED, ended_at=now) if instance.kind == "kubernetes" else Judgement(None, IDLE)
+    return judge(instance, evidence, reachability, now=now, timeouts=timeouts)
 
 
-def first_verdict(observation: WorkerObservation, *, now: datetime, timeouts: Timeouts) -> Verdict | None:
+def judge_new(observation: WorkerObservation, *, now: datetime, timeouts: Timeouts) -> Judgement | None:
     """Return the state of a new worker; ``None`` for one that its source only remembers.
 
     A source's table names workers that have been gone for months. One observation does not tell whether the heartbeat
@@ -164,21 +166,21 @@ def first_verdict(observation: WorkerObservation, *, now: datetime, timeouts: Ti
         return None
     age = abs(now - observation.heartbeat_at)
     if age <= timeouts.heartbeat:
-        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
-    return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
+        return Judgement(ONLINE, observation.unavailable_reason, seen=True)
+    return Judgement(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
-def gives_sign_of_life(observation: WorkerObservation, instance: WorkerInstance) -> bool:
-    """Return whether a worker lives: its heartbeat has moved, by whichever clock."""
+def is_alive(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+    """Return whether a worker is alive: its heartbeat has moved, by whichever clock."""
     has_moved = observation.heartbeat_at is not None and observation.heartbeat_at != instance.engine_heartbeat_at
     return has_moved and not observation.has_left
 
 
-def says_goodbye(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+def shut_down_gracefully(observation: WorkerObservation, instance: WorkerInstance) -> bool:
     """Return whether a worker shut down gracefully: it said so itself.
 
-    Where its source has heartbeats, the goodbye comes with a new one. A source may also write that a worker is gone
-    because it was silent, which is no goodbye.
+    Where its source has heartbeats, this comes with a new one. A source may also write that a worker is gone because
+    it was silent, which is no graceful shutdown.
     """
     return observation.has_left and (
         observation.heartbeat_at is None or observation.heartbeat_at != instance.engine_heartbeat_at
@@ -193,28 +195,32 @@ def last_seen(instance: WorkerInstance, now: datetime) -> datetime:
 def _judge_silent(
     instance: WorkerInstance,
     evidence: Evidence,
-    reached: Reached,
+    reachability: Reachability,
     since: datetime,
     *,
     now: datetime,
     timeouts: Timeouts,
-) -> Verdict | None:
+) -> Judgement | None:
     """Return how an instance ended that this poll, which reached its source, shows no sign of."""
     seen = last_seen(instance, now)
     answered_at = instance.engine_heartbeat_at
-    if evidence.lost_mailbox and answered_at is not None and answered_at >= (reached.before or since):
-        return Verdict(OFFLINE, LEFT, ended_at=now)
+    if evidence.lost_mailbox and answered_at is not None and answered_at >= (reachability.since_before_pause or since):
+        return Judgement(OFFLINE, LEFT, ended_at=now)
     # An instance that was unresponsive before the pause and is silent after it was missed at both ends of it.
-    counts_from = seen if reached.before is not None and instance.state == UNRESPONSIVE else max(seen, since)
+    counts_from = (
+        seen if reachability.since_before_pause is not None and instance.state == UNRESPONSIVE else max(seen, since)
+    )
     is_gone = evidence.is_replaced or now - counts_from > timeouts.lost
     if instance.state is None and is_gone:
-        return Verdict(None, GONE_BEFORE, ended_at=seen)
+        return Judgement(None, GONE_BEFORE, ended_at=seen)
     if evidence.is_replaced and evidence.running:
-        return Verdict(LOST, f"A new life of this worker began while tries ran on this one: {evidence.running}.", seen)
+        return Judgement(
+            LOST, f"A new instance of this worker started while tries ran on this one: {evidence.running}.", seen
+        )
     if evidence.is_replaced:
-        return Verdict(OFFLINE, REPLACED, ended_at=seen)
+        return Judgement(OFFLINE, REPLACED, ended_at=seen)
     # Not in one step: this one answer may have got lost.
     if is_gone and instance.state == UNRESPONSIVE:
-        silent = f"It gave no sign of life for more than {timeouts.lost.total_seconds():g} seconds."
-        return Verdict(LOST, silent, ended_at=seen)
+        silent = f"No heartbeat for more than {timeouts.lost.total_seconds():g} seconds."
+        return Judgement(LOST, silent, ended_at=seen)
     return None

@@ -30,7 +30,7 @@ class Matches:
 
     pairs: list[tuple[WorkerObservation, WorkerInstance]] = field(default_factory=list)
     unmatched: list[WorkerObservation] = field(default_factory=list)
-    twins: list[tuple[WorkerInstance, WorkerInstance]] = field(default_factory=list)
+    duplicates: list[tuple[WorkerInstance, WorkerInstance]] = field(default_factory=list)
     """An instance that its source knows, with a duplicate row that only reports name."""
 
 
@@ -76,7 +76,7 @@ def match(observations: Iterable[WorkerObservation], instances: Iterable[WorkerI
                 and _was_reported_during(observation, duplicate)
                 and hosts.agree(observation, duplicate, instance)
             ):
-                matches.twins.append((instance, duplicate))
+                matches.duplicates.append((instance, duplicate))
                 taken.add(duplicate.ref)
     return matches
 
@@ -102,7 +102,7 @@ class _Hosts:
             return False
         if observation.kind == "celery" and (observation.pid is None or reported.pid is None):
             return False
-        if not is_same_life(observation, reported):
+        if not is_same_instance(observation, reported):
             return False
         hostnames = [observation.hostname, *([known.hostname] if known is not None else [])]
         if any(are_one_host(reported.hostname, hostname) for hostname in hostnames):
@@ -116,7 +116,7 @@ class _Hosts:
 
 
 def _is_known_instance(observation: WorkerObservation, instance: WorkerInstance) -> bool:
-    return (observation.ref is not None or instance.is_known_to_engine) and is_same_life(observation, instance)
+    return (observation.ref is not None or instance.is_known_to_engine) and is_same_instance(observation, instance)
 
 
 def _was_reported_during(observation: WorkerObservation, instance: WorkerInstance) -> bool:
@@ -159,7 +159,7 @@ def _started_together(observation: WorkerObservation, instance: WorkerInstance) 
     return is_known and _is_near(observation.started_at, instance.engine_started_at)
 
 
-def is_same_life(observation: WorkerObservation, instance: WorkerInstance) -> bool:
+def is_same_instance(observation: WorkerObservation, instance: WorkerInstance) -> bool:
     """Return whether an observation may be of an instance with the same name."""
     if observation.ref is not None:
         return observation.ref == instance.ref

@@ -41,7 +41,7 @@ class WorkerObservation:
     heartbeat_at: datetime | None = None
     """The latest heartbeat, by any clock: what counts is that it moves."""
     has_left: bool = False
-    """Whether the worker said goodbye."""
+    """Whether the worker shut down."""
     queues: tuple[str, ...] | None = None
     concurrency: int | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class WorkerObservation:
 class PollResult:
     """The result of polling one source."""
 
-    sightings: tuple[WorkerObservation, ...] = ()
+    observations: tuple[WorkerObservation, ...] = ()
     error: str | None = None
     """Why the source, or a part of it, could not be polled."""
     mailboxes: frozenset[str] | None = None
@@ -72,17 +72,17 @@ class PollResult:
 
 @dataclass(frozen=True, slots=True)
 class PollContext:
-    """What a source may need for a poll."""
+    """What a source may need for a poll; times are by the database's clock."""
 
     clock: Callable[[], datetime]
-    """Returns the time by the database's clock."""
-    began_at: datetime
-    """When this poll began, by the same clock."""
-    before: datetime | None
-    """When the previous poll began, on any API server; ``None`` before the first poll."""
+    """Returns the current time."""
+    started_at: datetime
+    """When this poll started."""
+    previous_started_at: datetime | None
+    """When the previous poll started, on any API server; ``None`` before the first poll."""
     interval: timedelta
     """The configured interval between polls."""
-    lives: tuple[WorkerInstance, ...]
+    instances: tuple[WorkerInstance, ...]
     """The instances of this source's workers that have not ended."""
     database: Callable[[], AbstractContextManager[Connection]]
     """Opens a short read of Airflow's database."""
@@ -95,7 +95,7 @@ class WorkerSource(Protocol):
     def name(self) -> str:
         """Return the source's name: see ``domain.states.engine_of``."""
 
-    def look(self, context: PollContext) -> PollResult:
+    def poll(self, context: PollContext) -> PollResult:
         """Return what the source says about its workers now.
 
         Any exception says why the source could not be polled.

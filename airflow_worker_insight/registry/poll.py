@@ -18,11 +18,11 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.executors import absent_sources
 from airflow_worker_insight.domain.limits import REASON_LENGTH
 from airflow_worker_insight.domain.names import clean
-from airflow_worker_insight.registry.gauges import report_fleet
-from airflow_worker_insight.registry.liveness import Timeouts, reach
+from airflow_worker_insight.registry.gauges import emit_gauges
+from airflow_worker_insight.registry.liveness import Timeouts, update_reachability
 from airflow_worker_insight.registry.observations import PollContext, PollResult, SourceUnavailableError
 from airflow_worker_insight.registry.sources import configured_sources
-from airflow_worker_insight.registry.update import end_forgotten, write_look
+from airflow_worker_insight.registry.update import end_forgotten, write_result
 from airflow_worker_insight.store import leases, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.retention import keep_within_limit
@@ -39,13 +39,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+INCOMPLETE_POLL = "Airflow Worker Insight could not poll all workers: %s"
+"""Warning about a source that could not be polled, or only in part."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceOutcome:
     """The result of one source: of its poll, or of skipping it."""
 
     name: str
-    looked: bool
+    polled: bool
     """Whether this call polled; ``False`` where it was not due."""
     states: Mapping[str | None, int] = field(default_factory=dict)
     """How many of the polled workers are in which state now."""
@@ -61,9 +64,9 @@ class SourceOutcome:
 
 @dataclass(frozen=True, slots=True)
 class PollOutcome:
-    """The results of a refresh."""
+    """The results of all sources."""
 
-    engines: tuple[SourceOutcome, ...]
+    sources: tuple[SourceOutcome, ...]
     due_in: float
     """Seconds until the next poll of any source is due."""
 
@@ -78,16 +81,16 @@ def refresh(*, only_if_due: bool) -> PollOutcome:
     due_in = interval.total_seconds()
     for source in configured_sources(config.executor()):
         try:
-            outcome, source_due_in = _SourcePoll(source, interval).take(only_if_due=only_if_due)
+            outcome, source_due_in = _SourcePoll(source, interval).run(only_if_due=only_if_due)
         except Exception as error:
             # An error of the database, not of the source.
             count(f"refresh.failed.{source.name}")
-            log.debug("Refreshing the workers of %s failed", source.name, exc_info=True)
+            log.debug("Polling the workers of %s failed", source.name, exc_info=True)
             reason = clean(str(error).splitlines()[0] if str(error) else type(error).__name__, 400)
-            outcome, source_due_in = SourceOutcome(source.name, looked=False, error=reason), interval.total_seconds()
+            outcome, source_due_in = SourceOutcome(source.name, polled=False, error=reason), interval.total_seconds()
         outcomes.append(outcome)
         due_in = min(due_in, source_due_in)
-    if any(source_outcome.looked for source_outcome in outcomes):
+    if any(source_outcome.polled for source_outcome in outcomes):
         _end_forgotten()
     return PollOutcome(tuple(outcomes), max(due_in, 0.0))
 
@@ -114,8 +117,8 @@ def _timeouts() -> Timeouts:
 def run_once() -> PollOutcome:
     """Poll if due; after a poll emit the gauges and apply the retention limit."""
     outcome = refresh(only_if_due=True)
-    if any(source_outcome.looked for source_outcome in outcome.engines):
-        report_fleet()
+    if any(source_outcome.polled for source_outcome in outcome.sources):
+        emit_gauges()
         keep_within_limit()
     return outcome
 
@@ -124,29 +127,34 @@ class _SourcePoll:
     """One poll of one source."""
 
     def __init__(self, source: WorkerSource, interval: timedelta) -> None:
-        self.engine = source
+        self.source = source
         self.interval = interval
         self.timeouts = _timeouts()
 
-    def take(self, *, only_if_due: bool) -> tuple[SourceOutcome, float]:
+    def run(self, *, only_if_due: bool) -> tuple[SourceOutcome, float]:
         """Poll if this process gets the lease; return the outcome and the seconds to the next."""
-        name = self.engine.name
+        name = self.source.name
         with session.writing(session.BACKGROUND) as connection:
-            started, began_at = time.monotonic(), database_now(connection)
-            row = leases.get_engine(connection, name, now=began_at)
-            until = began_at + max(self.interval, leases.LOOK_TAKES)
+            monotonic_start, started_at = time.monotonic(), database_now(connection)
+            row = leases.get_engine(connection, name, now=started_at)
+            until = started_at + max(self.interval, leases.LOOK_TAKES)
             is_acquired = leases.take_lease(
-                connection, name, now=began_at, until=until, at_most=until + leases.LOOK_TAKES, only_if_due=only_if_due
+                connection,
+                name,
+                now=started_at,
+                until=until,
+                at_most=until + leases.LOOK_TAKES,
+                only_if_due=only_if_due,
             )
         if not is_acquired:
-            return SourceOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
+            return SourceOutcome(name, polled=False), (row.due_at - started_at).total_seconds()
 
         def clock() -> datetime:
-            return began_at + timedelta(seconds=time.monotonic() - started)
+            return started_at + timedelta(seconds=time.monotonic() - monotonic_start)
 
-        due_at = began_at + self.interval
+        due_at = started_at + self.interval
         try:
-            outcome = self._poll_and_write(row, clock, began_at=began_at, due_at=due_at)
+            outcome = self._poll_and_write(row, clock, started_at=started_at, due_at=due_at)
         except Exception:
             # Otherwise no process would poll until the lease runs out.
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
@@ -155,26 +163,33 @@ class _SourcePoll:
         return outcome, (due_at - clock()).total_seconds()
 
     def _poll_and_write(
-        self, row: leases.SourceRow, clock: Callable[[], datetime], *, began_at: datetime, due_at: datetime
+        self, row: leases.SourceRow, clock: Callable[[], datetime], *, started_at: datetime, due_at: datetime
     ) -> SourceOutcome:
-        name = self.engine.name
+        name = self.source.name
         with session.reading(session.BACKGROUND) as connection:
             instances = tuple(store.open_lives(connection, name))
-        # A poll is due one interval after the previous one began.
-        before = None if row.looked_at is None else row.due_at - self.interval
-        result = self._poll(PollContext(clock, began_at, before, self.interval, instances, _open_reading))
+        context = PollContext(
+            clock,
+            started_at,
+            # A poll is due one interval after the previous one started.
+            previous_started_at=None if row.looked_at is None else row.due_at - self.interval,
+            interval=self.interval,
+            instances=instances,
+            database=_open_reading,
+        )
+        result = self._poll(context)
         with session.writing(session.BACKGROUND) as connection:
             now = clock()
             # First, because from here on other processes that have polled this source wait.
-            reached = reach(row, result.error, now=began_at, interval=self.interval)
-            updated = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=result.error)
+            reachability = update_reachability(row, result.error, now=started_at, interval=self.interval)
+            updated = replace(row, due_at=due_at, looked_at=now, reached_since=reachability.since, error=result.error)
             leases.write_engine(connection, updated)
-            written = write_look(
+            written = write_result(
                 connection,
                 name,
                 result,
                 known={instance.ref for instance in instances},
-                reached=reached,
+                reachability=reachability,
                 timeouts=self.timeouts,
                 now=now,
             )
@@ -184,10 +199,10 @@ class _SourcePoll:
             except Exception:
                 # The source still keeps what it says only once, so the next poll reads it again.
                 count(f"refresh.failed.{name}")
-                log.debug("Telling %s that its workers are written failed", name, exc_info=True)
+                log.debug("Removing from %s what was written failed", name, exc_info=True)
         return SourceOutcome(
             name,
-            looked=True,
+            polled=True,
             states=written.states,
             registered=written.registered,
             changes=written.changes,
@@ -197,22 +212,22 @@ class _SourcePoll:
 
     def _poll(self, context: PollContext) -> PollResult:
         try:
-            result = self.engine.look(context)
+            result = self.source.poll(context)
         except Exception as error:
-            log.debug("Looking at the workers of %s failed", self.engine.name, exc_info=True)
+            log.debug("Polling the workers of %s failed", self.source.name, exc_info=True)
             is_expected = isinstance(error, SourceUnavailableError)
             result = PollResult(error=str(error) if is_expected else f"{type(error).__name__}: {error}")
         if result.error:
             # Several brokers may each give a reason. It is written with the source and with each of its workers.
             result = replace(result, error=clean(result.error, REASON_LENGTH))
-            warn_once(f"fleet.{self.engine.name}", "Airflow Worker Insight cannot see all workers: %s", result.error)
+            warn_once(f"fleet.{self.source.name}", INCOMPLETE_POLL, result.error)
         if result.ignored:
-            count(f"refresh.ignored.{self.engine.name}")
+            count(f"refresh.ignored.{self.source.name}")
             warn_once(
-                f"fleet.ignored.{self.engine.name}",
-                "Airflow Worker Insight ignored %d answers of workers of %s that make no sense",
+                f"fleet.ignored.{self.source.name}",
+                "Airflow Worker Insight ignored %d invalid answers from workers of %s",
                 result.ignored,
-                self.engine.name,
+                self.source.name,
             )
         return result
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class NoAnswerError(TimeoutError):
+class CallTimeoutError(TimeoutError):
     """The call did not return in time, or the previous one is still running."""
 
 
-class Bounded(Generic[T]):
+class TimeLimitedCaller(Generic[T]):
     """Runs one call at a time in a thread.
 
     It abandons a thread that hangs; such a thread cannot keep the process from ending.
@@ -26,11 +26,11 @@ class Bounded(Generic[T]):
         self._lock = Lock()
         self._thread: Thread | None = None
 
-    def ask(self, func: Callable[[], T], *, seconds: float) -> T:
+    def call(self, func: Callable[[], T], *, seconds: float) -> T:
         """Return what the function returns, or raise what it raises.
 
         :param seconds: the time limit
-        :raises NoAnswerError: when the call does not return in time
+        :raises CallTimeoutError: when the call does not return in time
         """
         results: list[T] = []
         errors: list[Exception] = []
@@ -43,12 +43,12 @@ class Bounded(Generic[T]):
 
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise NoAnswerError(f"The look before still waits for an answer of {self._name}.")
+                raise CallTimeoutError(f"{self._name} has still not answered the previous call.")
             self._thread = thread = Thread(target=answer, name=f"worker-insight-{self._name}", daemon=True)
             thread.start()
         thread.join(seconds)
         if errors:
             raise errors[0]
         if not results:
-            raise NoAnswerError(f"{self._name} did not answer within {seconds:g} seconds.")
+            raise CallTimeoutError(f"{self._name} did not answer within {seconds:g} seconds.")
         return results[0]

@@ -12,10 +12,10 @@ from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.registry.liveness import (
     NOT_CONFIGURED,
     Evidence,
-    first_verdict,
-    is_told_only,
+    is_report_only,
     judge,
     judge_by_tries,
+    judge_new,
     last_seen,
 )
 from airflow_worker_insight.registry.matching import Matches, match
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.workers import WorkerInstance
-    from airflow_worker_insight.registry.liveness import Reached, Timeouts, Verdict
+    from airflow_worker_insight.registry.liveness import Judgement, Reachability, Timeouts
     from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
     from airflow_worker_insight.store.attempts.running import RunningTries
 
@@ -43,7 +43,7 @@ More must have been made up by someone with access to the broker.
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What a poll's result changed."""
 
     states: Mapping[str | None, int]
@@ -54,16 +54,16 @@ class Written:
     """Number of workers whose state changed."""
 
 
-def write_look(
+def write_result(
     connection: Connection,
     source_name: str,
     result: PollResult,
     *,
     known: Collection[int],
-    reached: Reached,
+    reachability: Reachability,
     timeouts: Timeouts,
     now: datetime,
-) -> Written:
+) -> WriteResult:
     """Write the result of polling a source.
 
     The caller owns the transaction and keeps others from writing the same source's results.
@@ -72,7 +72,7 @@ def write_look(
     :param known: row IDs of the instances that were open before the poll: it says nothing about later ones
     :param now: by the database's clock
     """
-    return _ResultWriter(connection, source_name, result, reached, timeouts, now).write(known)
+    return _ResultWriter(connection, source_name, result, reachability, timeouts, now).write(known)
 
 
 def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now: datetime) -> int:
@@ -116,8 +116,8 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     return len(ended)
 
 
-class _NameBearer(NamedTuple):
-    """The worker instance that bears a name now."""
+class _NamedInstance(NamedTuple):
+    """A worker instance that has a name now."""
 
     ref: int | None
     started_at: datetime
@@ -125,12 +125,18 @@ class _NameBearer(NamedTuple):
 
 class _ResultWriter:
     def __init__(
-        self, connection: Connection, name: str, result: PollResult, reached: Reached, timeouts: Timeouts, now: datetime
+        self,
+        connection: Connection,
+        name: str,
+        result: PollResult,
+        reachability: Reachability,
+        timeouts: Timeouts,
+        now: datetime,
     ) -> None:
         self.connection = connection
         self.name = name
-        self.look = result
-        self.reached = reached
+        self.result = result
+        self.reachability = reachability
         self.timeouts = timeouts
         self.now = now
         self.values: dict[int, dict[str, Any]] = defaultdict(dict)
@@ -138,11 +144,11 @@ class _ResultWriter:
         self.changes = 0
         self.states: Counter[str | None] = Counter()
 
-    def write(self, known: Collection[int]) -> Written:
+    def write(self, known: Collection[int]) -> WriteResult:
         running = attempts_running.running_tries(self.connection)
         instances = store.open_lives(self.connection, self.name)
         if self.name == TRIES:
-            seen = {observation.ref for observation in self.look.sightings if observation.ref is not None}
+            seen = {observation.ref for observation in self.result.observations if observation.ref is not None}
             open_refs = {instance.ref for instance in instances}
             instances += [
                 candidate
@@ -150,11 +156,11 @@ class _ResultWriter:
                 if candidate.ref not in open_refs
             ]
         matches = self._match(instances)
-        for instance, duplicate in matches.twins:
+        for instance, duplicate in matches.duplicates:
             store.merge(self.connection, instance.ref, duplicate.ref, now=self.now)
-        if matches.twins:
+        if matches.duplicates:
             running = attempts_running.running_tries(self.connection)
-        gone = {duplicate.ref for _, duplicate in matches.twins}
+        gone = {duplicate.ref for _, duplicate in matches.duplicates}
         observed = {instance.ref: (observation, instance) for observation, instance in matches.pairs}
         revived = [
             instance for _, instance in matches.pairs if instance.ended_at is not None and instance not in instances
@@ -162,29 +168,29 @@ class _ResultWriter:
         for ref, values in store.adopted(self.connection, self._newly_adopted(matches)).items():
             self.values[ref].update(values)
         new_instances = self._new_instances(matches.unmatched)
-        bearers = self._bearers(matches, new_instances)
+        by_name = self._instances_by_name(matches, new_instances)
         for instance in (*instances, *revived):
             if instance.ref in gone or (instance.ref not in known and instance.ref not in observed):
                 continue
             observation = observed[instance.ref][0] if instance.ref in observed else None
-            self._judge(instance, observation, running, bearers)
+            self._judge(instance, observation, running, by_name)
         store.write_lives(self.connection, self.values)
         store.register(self.connection, new_instances, now=self.now)
         self.states.update(candidate.state for candidate in new_instances)
         store.add_changes(self.connection, self.history, now=self.now)
-        return Written(dict(self.states), len(new_instances), self.changes)
+        return WriteResult(dict(self.states), len(new_instances), self.changes)
 
     def _match(self, instances: Sequence[WorkerInstance]) -> Matches:
         """Pair observations with instances; with an ended one only where no other fits."""
-        matches = match(self.look.sightings, instances)
+        matches = match(self.result.observations, instances)
         came_back = [candidate for candidate in matches.unmatched if not (candidate.has_left or candidate.is_partial)]
         names: dict[str, set[str]] = defaultdict(set)
         for observation in came_back:
             names[observation.kind].add(observation.engine_name)
         ended = [
             instance
-            for kind, engine_names in names.items()
-            for instance in store.latest_ended_lives(self.connection, kind, engine_names)
+            for kind, names_of_kind in names.items()
+            for instance in store.latest_ended_lives(self.connection, kind, names_of_kind)
         ]
         if ended:
             again = match(came_back, ended)
@@ -205,74 +211,81 @@ class _ResultWriter:
         """Return the live workers that were unknown; of a process's several answers, the first."""
         new_instances: dict[Hashable, NewWorkerInstance] = {}
         for observation in unmatched:
-            verdict = first_verdict(observation, now=self.now, timeouts=self.timeouts)
-            if verdict is None or verdict.state is None or observation.ref is not None or len(new_instances) >= MAX_NEW:
+            judgement = judge_new(observation, now=self.now, timeouts=self.timeouts)
+            if (
+                judgement is None
+                or judgement.state is None
+                or observation.ref is not None
+                or len(new_instances) >= MAX_NEW
+            ):
                 continue
-            instance = _new_instance(observation, state=verdict.state, reason=verdict.reason)
+            instance = _new_instance(observation, state=judgement.state, reason=judgement.reason)
             # The next poll tells apart two workers with the same name and process ID, as in two containers.
             new_instances.setdefault((instance.kind, instance.engine_name, instance.pid, instance.job_id), instance)
         return list(new_instances.values())
 
-    def _bearers(self, matches: Matches, new_instances: Sequence[NewWorkerInstance]) -> dict[str, list[_NameBearer]]:
-        """Return the instances that bear each name now; one without a row yet is the latest."""
-        bearers: dict[str, list[_NameBearer]] = defaultdict(list)
+    def _instances_by_name(
+        self, matches: Matches, new_instances: Sequence[NewWorkerInstance]
+    ) -> dict[str, list[_NamedInstance]]:
+        """Return the instances that have each name now; one without a row yet is the latest."""
+        by_name: dict[str, list[_NamedInstance]] = defaultdict(list)
         for observation, instance in matches.pairs:
             if not observation.has_left and not observation.is_partial:
                 started_at = observation.started_at or instance.engine_started_at or instance.registered_at
-                bearers[observation.engine_name].append(_NameBearer(instance.ref, started_at))
+                by_name[observation.engine_name].append(_NamedInstance(instance.ref, started_at))
         for candidate in new_instances:
-            bearers[candidate.engine_name].append(_NameBearer(None, candidate.started_at or self.now))
-        return bearers
+            by_name[candidate.engine_name].append(_NamedInstance(None, candidate.started_at or self.now))
+        return by_name
 
     def _judge(
         self,
         instance: WorkerInstance,
         observation: WorkerObservation | None,
         running: RunningTries,
-        bearers: Mapping[str, Sequence[_NameBearer]],
+        by_name: Mapping[str, Sequence[_NamedInstance]],
     ) -> None:
         runs = running.counts.get(instance.ref, 0)
         evidence = Evidence(
-            sighting=observation,
+            observation=observation,
             lost_mailbox=self._lost_mailbox(instance),
-            is_replaced=observation is None and self._is_replaced(instance, bearers),
+            is_replaced=observation is None and self._is_replaced(instance, by_name),
             running=runs,
         )
         decide = judge_by_tries if self.name == TRIES else judge
-        verdict = decide(instance, evidence, self.reached, now=self.now, timeouts=self.timeouts)
+        judgement = decide(instance, evidence, self.reachability, now=self.now, timeouts=self.timeouts)
         values = self.values[instance.ref]
         if observation is not None:
             values.update(_changed_columns(instance, observation))
-        if verdict is not None:
-            self._apply(instance, verdict, values)
+        if judgement is not None:
+            self._apply(instance, judgement, values)
         elif instance.ended_at is None and last_seen(instance, self.now) != instance.last_seen_at:
             # A clock that is ahead wrote it, so silence would not count.
             values["last_seen_at"] = self.now
-        ended_at = instance.ended_at if verdict is None else verdict.ended_at
+        ended_at = instance.ended_at if judgement is None else judgement.ended_at
         if (0 if ended_at else runs) != instance.running:
             values["running"] = 0 if ended_at else runs
-        if instance.ended_at is None or verdict is not None:
-            self.states[instance.state if verdict is None else verdict.state] += 1
+        if instance.ended_at is None or judgement is not None:
+            self.states[instance.state if judgement is None else judgement.state] += 1
 
-    def _apply(self, instance: WorkerInstance, verdict: Verdict, values: dict[str, Any]) -> None:
-        """Note what a verdict changes in an instance's row and its history."""
-        if verdict.seen:
+    def _apply(self, instance: WorkerInstance, judgement: Judgement, values: dict[str, Any]) -> None:
+        """Note what a judgement changes in an instance's row and its history."""
+        if judgement.seen:
             values["last_seen_at"] = self.now
-        if verdict.reason != instance.state_reason:
-            values["state_reason"] = verdict.reason
-        if verdict.ended_at != instance.ended_at:
-            values["ended_at"] = verdict.ended_at
-        if verdict.state == instance.state:
+        if judgement.reason != instance.state_reason:
+            values["state_reason"] = judgement.reason
+        if judgement.ended_at != instance.ended_at:
+            values["ended_at"] = judgement.ended_at
+        if judgement.state == instance.state:
             return
-        values["state"] = verdict.state
+        values["state"] = judgement.state
         self.changes += 1
-        if self._belongs_in_history(instance, verdict):
-            self.history.append((instance.ref, verdict.state, verdict.reason))
+        if self._belongs_in_history(instance, judgement):
+            self.history.append((instance.ref, judgement.state, judgement.reason))
 
-    def _belongs_in_history(self, instance: WorkerInstance, verdict: Verdict) -> bool:
+    def _belongs_in_history(self, instance: WorkerInstance, judgement: Judgement) -> bool:
         """Return whether to keep a change that the history of the worker's tries does not show."""
-        states = {instance.state, verdict.state}
-        if is_told_only(instance):
+        states = {instance.state, judgement.state}
+        if is_report_only(instance):
             return False
         if self.name != TRIES or LOST in states:
             return True
@@ -280,10 +293,10 @@ class _ResultWriter:
         return instance.kind != "kubernetes" and not states <= {ONLINE, None}
 
     def _lost_mailbox(self, instance: WorkerInstance) -> bool:
-        return self.look.mailboxes is not None and instance.engine_name not in self.look.mailboxes
+        return self.result.mailboxes is not None and instance.engine_name not in self.result.mailboxes
 
-    def _is_replaced(self, instance: WorkerInstance, bearers: Mapping[str, Sequence[_NameBearer]]) -> bool:
-        """Return whether a later instance bears this one's name.
+    def _is_replaced(self, instance: WorkerInstance, by_name: Mapping[str, Sequence[_NamedInstance]]) -> bool:
+        """Return whether a later instance has this one's name.
 
         Two Celery workers may share a name, so a worker that did not answer is not replaced by the other: an instance
         that replaces it has started after its last answer. Edge workers' names are unique.
@@ -291,14 +304,12 @@ class _ResultWriter:
         if instance.engine_name is None or self.name in (TRIES, JOBS):
             return False
         later = [
-            bearer
-            for bearer in bearers.get(instance.engine_name, ())
-            if bearer.ref is None or bearer.ref > instance.ref
+            named for named in by_name.get(instance.engine_name, ()) if named.ref is None or named.ref > instance.ref
         ]
         if self.name != CELERY:
             return bool(later)
         answered = instance.engine_heartbeat_at or last_seen(instance, self.now)
-        return any(bearer.started_at >= answered - SAME_START for bearer in later)
+        return any(named.started_at >= answered - SAME_START for named in later)
 
 
 def _new_instance(

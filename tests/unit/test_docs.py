@@ -117,7 +117,7 @@ def test_each_tested_version_is_named() -> None:
 
 QUOTED = (
     "Airflow Worker Insight places tasks again",
-    "Only reports of tasks tell of it",
+    "Only reports of tasks name it",
     "Since a life before",
     "The worker is empty and gets no new tasks.",
     "Waiting for a worker",

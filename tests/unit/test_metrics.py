@@ -17,7 +17,7 @@ import pytest
 from airflow_worker_insight import compat, metrics
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import stats as airflow_stats
-from airflow_worker_insight.registry import gauges
+from airflow_worker_insight.registry.gauges import MAX_KINDS, FleetGauges
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers import counts as worker_counts
@@ -27,6 +27,7 @@ from tests.unit.database import Database, a_worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_mock import MockerFixture
     from sqlalchemy.engine import Connection
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ import sys
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters
 from airflow_worker_insight.capture.reconcile import reconcile_runs
-from airflow_worker_insight.registry.gauges import report_fleet
+from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.store.tables import worker
 from tests.unit.database import Database, add_run, add_try
 
@@ -62,7 +63,7 @@ with database.engine.begin() as connection:
     connection.execute(worker.update().where(worker.c.host_only.is_(False)).values(
         kind="celery", name="w1@host-1", running=3, concurrency=4))
 counters.count("runs.not_reconciled")
-report_fleet()
+emit_gauges()
 """
 
 COUNTED = {
@@ -152,11 +153,9 @@ class Sent(list[tuple[Any, ...]]):
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+def sent(mocker: MockerFixture) -> Sent:
     found = Sent()
-    monkeypatch.setattr(airflow_stats, "stats", lambda: found)
-    for told in (gauges._told, gauges._told_workers):
-        monkeypatch.setattr(gauges, "_told" if told is gauges._told else "_told_workers", set())
+    mocker.patch.object(airflow_stats, "stats", return_value=found)
     return found
 
 
@@ -180,9 +179,9 @@ def test_plain_statsd_has_no_tags(monkeypatch: pytest.MonkeyPatch, settings: dic
 
 @pytest.mark.parametrize(("tags", "name"), [(False, "a.b@c d.e/ä,=x"), (True, "a.b@c d.e/ä,=x")])
 def test_a_name_from_anywhere_is_one_that_airflow_takes(
-    monkeypatch: pytest.MonkeyPatch, sent: Sent, tags: bool, name: str
+    mocker: MockerFixture, sent: Sent, tags: bool, name: str
 ) -> None:
-    monkeypatch.setattr(airflow_stats, "stats_take_tags", lambda: tags)
+    mocker.patch.object(airflow_stats, "stats_take_tags", return_value=tags)
     metrics.gauge("worker.running", 3, worker=name)
     expected: tuple[Any, ...] = ("worker_insight.worker.running.a_b_c_d_e____x", 3)
     assert sent == [("worker_insight.worker.running", 3, {"worker": "a.b_c_d.e____x"}) if tags else expected]
@@ -287,8 +286,9 @@ def test_the_load_of_those_who_live_is_read(database: Database) -> None:
 
 
 def test_a_gauge_of_a_kind_that_is_gone_becomes_zero(sent: Sent) -> None:
-    gauges.emit_fleet({("edge", "online"): 2})
-    gauges.emit_fleet({("celery", "online"): 1})
+    fleet = FleetGauges()
+    fleet.emit({("edge", "online"): 2})
+    fleet.emit({("celery", "online"): 1})
     assert sent == [
         ("worker_insight.workers.online.edge", 2),
         ("worker_insight.workers.online.celery", 1),
@@ -297,21 +297,23 @@ def test_a_gauge_of_a_kind_that_is_gone_becomes_zero(sent: Sent) -> None:
 
 
 def test_kinds_that_workers_make_up_have_one_series_together(sent: Sent) -> None:
+    fleet = FleetGauges()
     for round_ in range(3):
         made_up = {(f"kind{round_}.{number:02}", "online"): 1 for number in range(50)}
         sent.clear()
-        gauges.emit_fleet({**made_up, ("celery", "online"): 7, ("local", "lost"): 1})
+        fleet.emit({**made_up, ("celery", "online"): 7, ("local", "lost"): 1})
     kinds = {name.removeprefix("worker_insight.workers.").partition(".")[2] for name, _ in sent}
-    assert len(kinds) == gauges.MAX_KINDS + 1
+    assert len(kinds) == MAX_KINDS + 1
     assert ("worker_insight.workers.online.celery", 7) in sent
     assert ("worker_insight.workers.lost.local", 1) in sent
     assert ("worker_insight.workers.online.other", 50) in sent
 
 
 def test_gauges_of_a_worker_that_is_gone_become_zero_once(sent: Sent) -> None:
-    gauges.emit_fleet({}, [Load("w1", 2, 4), Load("w2", None, 1)])
-    gauges.emit_fleet({}, [Load("w2", 1, 1)])
-    gauges.emit_fleet({}, [Load("w2", 1, 1)])
+    fleet = FleetGauges()
+    fleet.emit({}, [Load("w1", 2, 4), Load("w2", None, 1)])
+    fleet.emit({}, [Load("w2", 1, 1)])
+    fleet.emit({}, [Load("w2", 1, 1)])
     assert [(name.removeprefix("worker_insight.worker."), value) for name, value in sent] == [
         ("running.w1", 2),
         ("concurrency.w1", 4),
@@ -330,24 +332,22 @@ def test_single_workers_are_told_of_only_where_an_operator_asks_for_it(
 ) -> None:
     with database.engine.begin() as connection:
         add(connection, "c-1", state="online", running=2)
-    gauges.report_fleet()
+    fleet = FleetGauges()
+    fleet.update()
     assert not [name for name, *_ in sent if "c-1" in name]
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__METRICS_PER_WORKER", "True")
-    gauges.report_fleet()
+    fleet.update()
     assert ("worker_insight.worker.running.c-1_host-1", 2) in sent
 
 
-def test_stats_that_fail_and_a_database_that_is_away_reach_nobody(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> None:
-        raise OSError("away")
-
+def test_stats_that_fail_and_a_database_that_is_away_reach_nobody(database: Database, mocker: MockerFixture) -> None:
+    fleet = FleetGauges()
     with database.engine.begin() as connection:
         add(connection, "c-1", state="online")
-    with monkeypatch.context() as broken:
-        broken.setattr(airflow_stats, "stats", fail)
-        gauges.report_fleet()
-        metrics.timing("claim.duration", seconds=1)
-    monkeypatch.setattr(metadata_database, "engine", fail)
-    gauges.report_fleet()
+    stats = mocker.patch.object(airflow_stats, "stats", side_effect=OSError("away"))
+    fleet.update()
+    metrics.timing("claim.duration", seconds=1)
+    assert stats.called
+    mocker.stop(stats)
+    mocker.patch.object(metadata_database, "engine", side_effect=OSError("away"))
+    fleet.update()

@@ -12,7 +12,7 @@ from airflow_worker_insight.domain.executors import celery_teams
 from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
 from airflow_worker_insight.executors.celery.queues import own_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
-from airflow_worker_insight.registry.timeouts import Bounded
+from airflow_worker_insight.registry.timeouts import TimeLimitedCaller
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.workers import queries as worker_queries
 
@@ -53,7 +53,7 @@ class ConsumerManager:
         """Why no task can be placed by the latest answers."""
         self.answered_at: float | None = None
         """When the latest poll began that reached the broker, in seconds of the monotonic clock."""
-        self._bounded: Bounded[dict[str, frozenset[str]]] = Bounded("Celery's workers")
+        self._bounded: TimeLimitedCaller[dict[str, frozenset[str]]] = TimeLimitedCaller("Celery's workers")
         self._consumed: dict[str, frozenset[str]] = {}
         self._missed: Counter[str] = Counter()
         self._answered_nodes: set[str] = set()
@@ -110,7 +110,7 @@ class ConsumerManager:
             return
         self._held_nodes = frozenset(hold)
         try:
-            answers = self._bounded.ask(partial(sync_consumers, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
+            answers = self._bounded.call(partial(sync_consumers, self.app, give=give, hold=hold), seconds=ASK_SECONDS)
         except SourceUnavailableError as error:
             self.unavailable_reason = str(error)
             return

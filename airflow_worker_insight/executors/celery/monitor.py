@@ -19,7 +19,7 @@ from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.slow_workers import Ran, slowness
 from airflow_worker_insight.registry.poll import refresh
-from airflow_worker_insight.registry.sources.celery import OWN_QUEUE_PREFIX
+from airflow_worker_insight.registry.sources.celery import DEDICATED_QUEUE_PREFIX
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.attempts import durations, running
 from airflow_worker_insight.store.clock import database_now
@@ -133,7 +133,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
             ref=row.ref,
             worker_id=row.worker_id,
             name=node,
-            queues=frozenset(queue for queue in queues if not queue.startswith(OWN_QUEUE_PREFIX)),
+            queues=frozenset(queue for queue in queues if not queue.startswith(DEDICATED_QUEUE_PREFIX)),
             concurrency=concurrency,
             capacity=self.desk.rules.capacity(concurrency),
             labels=self.desk.rules.worker_has(node, row.labels),

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.registry.sources.celery import (
-    OWN_QUEUE_PREFIX,
+    DEDICATED_QUEUE_PREFIX,
+    TIMEOUTS,
+    BrokerTimeouts,
     Call,
     broadcast,
     connected,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def own_queue(worker_id: str) -> str:
     """Return the name of a worker's dedicated queue."""
-    return f"{OWN_QUEUE_PREFIX}{worker_id}"
+    return f"{DEDICATED_QUEUE_PREFIX}{worker_id}"
 
 
 def as_declared(app: Any, name: str) -> Any:
@@ -40,7 +42,9 @@ def as_declared(app: Any, name: str) -> Any:
     return queue
 
 
-def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
+def sync_consumers(
+    app: Any, *, give: Mapping[str, str], hold: Mapping[str, str], timeouts: BrokerTimeouts = TIMEOUTS
+) -> dict[str, frozenset[str]]:
     """Make workers consume their dedicated queues, or stop; return what each consumes now.
 
     It waits for answers, some seconds at most, and raises whatever keeps it from polling the workers.
@@ -50,11 +54,11 @@ def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]
     :return: the queues that each worker which answered consumes, by node name
     """
     require_remote_control(app)
-    with connected(app) as connection:
+    with connected(app, timeouts=timeouts) as connection:
         require_fanout(connection)
         answers = _QueueAnswers()
         # Wait for all answers: of two workers with the same name, both must consume a queue.
-        broadcast(app, connection, [Call("active_queues")], answers)
+        broadcast(app, connection, [Call("active_queues")], answers, timeouts=timeouts)
         consumed = answers.by_node
         missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
         surplus = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
@@ -62,7 +66,7 @@ def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]
         calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in surplus.items()]
         if calls:
             confirmed = _Confirmations()
-            broadcast(app, connection, calls, confirmed, expected=len(calls))
+            broadcast(app, connection, calls, confirmed, expected=len(calls), timeouts=timeouts)
             for node in confirmed.nodes & missing.keys():
                 consumed[node].add(missing[node])
             for node in confirmed.nodes & surplus.keys():

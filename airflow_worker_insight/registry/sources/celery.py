@@ -3,9 +3,9 @@
 Each poll sends one message to all workers of a broker, over its own connection with timeouts of a few seconds. Whoever
 reaches the broker can write an answer, so every answer is validated.
 
-Celery's workers say goodbye only to clients that listen at that moment. On Redis the worker's mailbox tells later
-whether it shut down gracefully: a graceful shutdown removes the mailbox, any other end leaves it. With RabbitMQ
-mailboxes vanish either way, so a queue of this package keeps the goodbyes there.
+A worker that shuts down sends the event ``worker-offline``, which reaches only the clients that listen at that moment.
+On Redis the worker's mailbox tells later whether it shut down gracefully: a graceful shutdown removes the mailbox, any
+other end leaves it. With RabbitMQ mailboxes vanish either way, so a queue of this package keeps the events there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import time
 import uuid
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 from urllib.parse import quote
@@ -27,7 +28,7 @@ from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import CELERY
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
-from airflow_worker_insight.registry.timeouts import Bounded, NoAnswerError
+from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
 from airflow_worker_insight.store import session
 
 if TYPE_CHECKING:
@@ -38,38 +39,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0
-"""Timeout in seconds of connecting and of each of the broker's replies."""
-
-QUIET_SECONDS = 2.0
-"""Stop waiting after so many seconds without an answer.
-
-Workers answer at once unless they are busy starting or ending.
-"""
-
-COLLECT_SECONDS = 10.0
-"""Seconds in which answers are collected."""
-
-LOOK_SECONDS = 30.0
-"""Time limit in seconds of a poll of one broker, whatever its client waits for."""
-
-FORGET_SECONDS = 10.0
-"""Time limit in seconds of removing goodbyes from one broker."""
-
-ALL_SECONDS = 50.0
-"""Time limit in seconds of the polls of all brokers.
-
-It is shorter than ``leases.LOOK_TAKES``, after which another process may poll.
-"""
-
 MAX_ANSWERS = 20_000
-"""Maximum number of answers, and of goodbyes, that one poll reads."""
+"""Maximum number of answers, and of ``worker-offline`` events, that one poll reads."""
+
+EVENT_TRANSPORTS = frozenset({"amqp"})
+"""kombu transports whose mailboxes do not tell how a worker ended: its ``worker-offline`` event does."""
 
 QUEUES_EVERY = 10
 """One poll in so many asks for the workers' queues, which may change while they run."""
 
-GOODBYES_KEPT = timedelta(days=1)
-"""How long RabbitMQ keeps goodbyes and their queue while no process polls."""
+OFFLINE_EVENTS_TTL = timedelta(days=1)
+"""How long RabbitMQ keeps ``worker-offline`` events and their queue while no process polls."""
 
 MAX_SAME_NAME = 100
 """Maximum number of answers with the same name in one poll.
@@ -77,7 +57,7 @@ MAX_SAME_NAME = 100
 A few workers may share a name by mistake; more are made up.
 """
 
-OWN_QUEUE_PREFIX = "worker-insight.worker."
+DEDICATED_QUEUE_PREFIX = "worker-insight.worker."
 """Prefix of a worker's dedicated queue; the worker's ID follows."""
 
 QUEUE_LENGTH = 256
@@ -93,8 +73,35 @@ ignored as a whole: with only a part of a worker's queues, tasks of the other qu
 MAX_UPTIME = 10 * 365 * 86400
 MAX_NUMBER = 2**31 - 1
 
-_bounded: dict[str, Bounded[Any]] = {}
-"""Callers by broker: a broker that hangs does not block the others."""
+
+@dataclass(frozen=True, slots=True)
+class BrokerTimeouts:
+    """Time limits in seconds of polling the workers of a broker."""
+
+    connect: float = 5.0
+    """Of connecting and of each of the broker's replies."""
+    idle: float = 2.0
+    """Without an answer; workers answer at once unless they are busy starting or ending."""
+    collect: float = 10.0
+    """In which answers are collected."""
+    poll: float = 30.0
+    """Of polling one broker, whatever its client waits for."""
+    cleanup: float = 10.0
+    """Of removing ``worker-offline`` events from one broker."""
+    total: float = 50.0
+    """Of polling all brokers.
+
+    It is shorter than ``leases.LOOK_TAKES``, after which another process may poll.
+    """
+
+
+TIMEOUTS = BrokerTimeouts()
+
+
+@cache
+def _caller_of(_broker: str) -> TimeLimitedCaller[Any]:
+    """Return the caller of a broker: a broker that hangs does not block the others."""
+    return TimeLimitedCaller("Celery's broker")
 
 
 class CelerySource:
@@ -102,91 +109,139 @@ class CelerySource:
 
     name = CELERY
 
-    def __init__(self, teams: tuple[str | None, ...] = (None,)) -> None:
-        self._teams = teams
+    def __init__(
+        self,
+        teams: tuple[str | None, ...] = (None,),
+        *,
+        celery_app: Callable[[str | None], Any] = airflow_celery.celery_app,
+        caller_of: Callable[[str], TimeLimitedCaller[Any]] = _caller_of,
+        clock: Callable[[], float] = time.monotonic,
+        timeouts: BrokerTimeouts = TIMEOUTS,
+        max_answers: int = MAX_ANSWERS,
+        event_transports: frozenset[str] = EVENT_TRANSPORTS,
+    ) -> None:
+        """Prepare polls.
 
-    def look(self, context: PollContext) -> PollResult:
-        """Return the workers that answered and those that said goodbye.
+        :param teams: the teams whose applications to poll
+        :param celery_app: returns the application of a team
+        :param caller_of: returns what calls a broker, one call at a time
+        :param clock: returns seconds that never go back
+        :param event_transports: kombu transports of which to keep ``worker-offline`` events
+        """
+        self._teams = teams
+        self._celery_app = celery_app
+        self._caller_of = caller_of
+        self._clock = clock
+        self._timeouts = timeouts
+        self._max_answers = max_answers
+        self._event_transports = event_transports
+
+    def poll(self, context: PollContext) -> PollResult:
+        """Return the workers that answered and those that shut down.
 
         A failure at one broker becomes the result's ``error``.
         """
         results, errors = [], []
         cleanups: list[Callable[[], None]] = []
-        apps = _apps(self._teams)
-        ends_at = time.monotonic() + ALL_SECONDS
+        apps = self._apps()
+        ends_at = self._clock() + self._timeouts.total
         for index, (broker, app) in enumerate(apps.items()):
             # A broker leaves its unused time to the next ones; one that hangs takes no more than its share.
-            share = (ends_at - time.monotonic()) / (len(apps) - index)
+            share = (ends_at - self._clock()) / (len(apps) - index)
             try:
-                bounded = _bounded.setdefault(broker, Bounded("Celery's broker"))
-                poll_result, goodbyes = bounded.ask(partial(_look, app, context), seconds=min(LOOK_SECONDS, share))
-                results.append(poll_result)
-                if goodbyes:
-                    cleanup = partial(_forget_goodbyes, app, goodbyes)
-                    cleanups.append(partial(bounded.ask, cleanup, seconds=FORGET_SECONDS))
+                caller = self._caller_of(broker)
+                result, digests = caller.call(
+                    partial(self._poll_broker, app, context), seconds=min(self._timeouts.poll, share)
+                )
+                results.append(result)
+                if digests:
+                    cleanup = partial(self._remove_offline_events, app, digests)
+                    cleanups.append(partial(caller.call, cleanup, seconds=self._timeouts.cleanup))
             except Exception as error:
-                log.debug("Looking at Celery's workers failed", exc_info=True)
+                log.debug("Polling Celery's workers failed", exc_info=True)
                 errors.append(_explanation(error, app))
         mailbox_sets = [result.mailboxes for result in results if result.mailboxes is not None]
         return PollResult(
-            sightings=tuple(observation for result in results for observation in result.sightings),
+            observations=tuple(observation for result in results for observation in result.observations),
             error=" ".join(dict.fromkeys(errors)) or None,
             mailboxes=frozenset().union(*mailbox_sets) if mailbox_sets and len(mailbox_sets) == len(results) else None,
             ignored=sum(result.ignored for result in results),
-            on_written=partial(_run_all, cleanups) if cleanups else None,
+            on_written=partial(_run_cleanups, cleanups) if cleanups else None,
         )
 
+    def _apps(self) -> dict[str, Any]:
+        """Return the Celery applications by broker; applications that share one share its workers."""
+        apps: dict[str, Any] = {}
+        for team in self._teams:
+            app = self._celery_app(team)
+            apps.setdefault(str(app.conf.broker_write_url or app.conf.broker_url), app)
+        return apps
 
-def _run_all(actions: Iterable[Callable[[], None]]) -> None:
-    for action in actions:
-        action()
+    def _poll_broker(self, app: Any, context: PollContext) -> tuple[PollResult, frozenset[bytes]]:
+        """Poll one broker; return the result, and digests of the events to remove once written."""
+        require_remote_control(app)
+        with connected(app, timeouts=self._timeouts) as connection:
+            require_fanout(connection)
+            # Read before the answers: a worker that answers after this event has not shut down.
+            departed, digests = self._offline_events(app, connection)
+            wants_queues = _wants_queues(context)
+            answers = _Answers(_queues_observation if wants_queues else _stats_observation, context)
+            broadcast(
+                app,
+                connection,
+                [Call("active_queues" if wants_queues else "stats")],
+                answers,
+                expected=self._max_answers,
+                timeouts=self._timeouts,
+            )
+            # Read after the answers: a worker that has just started has its mailbox by then.
+            mailboxes = _mailboxes(app, connection)
+        answered = {(observation.engine_name, observation.pid) for observation in answers.observations}
+        # A worker that loses its connection sends the event too: one that answers has not shut down.
+        departed = [
+            observation
+            for observation in departed
+            if not answered & {(observation.engine_name, observation.pid), (observation.engine_name, None)}
+        ]
+        return PollResult((*answers.observations, *departed), mailboxes=mailboxes, ignored=answers.ignored), digests
+
+    def _offline_events(self, app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
+        """Return the workers that sent ``worker-offline``, and the digests of these messages.
+
+        This package's queue keeps the messages; the digests find them again.
+        """
+        empty: tuple[list[WorkerObservation], frozenset[bytes]] = ([], frozenset())
+        if connection.transport.driver_type not in self._event_transports:
+            return empty
+        return _try(lambda: _read_offline_events(app, connection), "could not read worker-offline events") or empty
+
+    def _remove_offline_events(self, app: Any, digests: frozenset[bytes]) -> None:
+        """Remove the events that were read before; leave those that came since."""
+        with connected(app, timeouts=self._timeouts) as connection:
+            for message in _offline_messages(app, connection):
+                if _digest(message) in digests:
+                    message.ack()
 
 
-def _apps(teams: tuple[str | None, ...]) -> dict[str, Any]:
-    """Return the Celery applications by broker; applications that share one share its workers."""
-    apps: dict[str, Any] = {}
-    for team in teams:
-        app = airflow_celery.celery_app(team)
-        apps.setdefault(str(app.conf.broker_write_url or app.conf.broker_url), app)
-    return apps
+def _run_cleanups(cleanups: Iterable[Callable[[], None]]) -> None:
+    for cleanup in cleanups:
+        cleanup()
 
 
 def _explanation(error: Exception, app: Any) -> str:
     """Return one line for operators, without the broker's password: the pages show it too."""
-    if isinstance(error, (SourceUnavailableError, NoAnswerError)):
+    if isinstance(error, (SourceUnavailableError, CallTimeoutError)):
         return clean(str(error), 400)
     text = str(error)
-    for secret in _passwords(app):
+    for secret in _broker_secrets(app):
         text = text.replace(secret, "***")
     return clean(f"Celery's broker cannot be reached: {text or type(error).__name__}", 400)
 
 
-def _passwords(app: Any) -> list[str]:
-    """Return the secrets to mask: the broker's password, plain and as quoted in a URL."""
+def _broker_secrets(app: Any) -> list[str]:
+    """Return the strings to mask: the broker's password, as it is and as quoted in a URL."""
     password = app.connection_for_write().password
     return [secret for secret in {password, quote(password or "", safe="")} if secret]
-
-
-def _look(app: Any, context: PollContext) -> tuple[PollResult, frozenset[bytes]]:
-    """Poll one broker; return the result, and digests of the goodbyes to remove once written."""
-    require_remote_control(app)
-    with connected(app) as connection:
-        require_fanout(connection)
-        # Read before the answers: a worker that answers after its goodbye has not left.
-        goodbyes, digests = _goodbyes(app, connection)
-        wants_queues = _wants_queues(context)
-        answers = _Answers(_queues_sighting if wants_queues else _stats_sighting, context)
-        broadcast(app, connection, [Call("active_queues" if wants_queues else "stats")], answers)
-        # Read after the answers: a worker that has just started has its mailbox by then.
-        mailboxes = _mailboxes(app, connection)
-    answered = {(observation.engine_name, observation.pid) for observation in answers.sightings}
-    # Celery also says goodbye when a worker loses its connection: a worker that answers has not left.
-    departed = [
-        observation
-        for observation in goodbyes
-        if not answered & {(observation.engine_name, observation.pid), (observation.engine_name, None)}
-    ]
-    return PollResult((*answers.sightings, *departed), mailboxes=mailboxes, ignored=answers.ignored), digests
 
 
 def _wants_queues(context: PollContext) -> bool:
@@ -197,16 +252,18 @@ def _wants_queues(context: PollContext) -> bool:
     """
     answered = [
         instance
-        for instance in context.lives
-        if context.before is not None
+        for instance in context.instances
+        if context.previous_started_at is not None
         and instance.engine_heartbeat_at is not None
-        and context.before <= instance.engine_heartbeat_at <= context.began_at
+        and context.previous_started_at <= instance.engine_heartbeat_at <= context.started_at
     ]
     if any(instance.queues is None for instance in answered):
         return True
-    if context.before is None or not answered:
+    if context.previous_started_at is None or not answered:
         return False
-    return _is_queue_poll(context.began_at, context.interval) and not _is_queue_poll(context.before, context.interval)
+    return _is_queue_poll(context.started_at, context.interval) and not _is_queue_poll(
+        context.previous_started_at, context.interval
+    )
 
 
 def _is_queue_poll(moment: datetime, interval: timedelta) -> bool:
@@ -225,7 +282,9 @@ def require_remote_control(app: Any) -> None:
     :raises SourceUnavailableError: with the reason
     """
     if not app.conf.worker_enable_remote_control:
-        raise SourceUnavailableError("Celery's remote control is switched off: [celery] worker_enable_remote_control.")
+        raise SourceUnavailableError(
+            "Celery's remote control is off. Set [celery] worker_enable_remote_control to True."
+        )
 
 
 def require_fanout(connection: Any) -> None:
@@ -234,24 +293,24 @@ def require_fanout(connection: Any) -> None:
     :raises SourceUnavailableError: with the reason
     """
     if "fanout" not in connection.transport.implements.exchange_type:
-        raise SourceUnavailableError("Celery's remote control does not work with this broker.")
+        raise SourceUnavailableError("Celery's remote control does not work with this broker. Use Redis or RabbitMQ.")
 
 
 @contextmanager
-def connected(app: Any) -> Iterator[Any]:
+def connected(app: Any, *, timeouts: BrokerTimeouts = TIMEOUTS) -> Iterator[Any]:
     """Yield a connection to the broker whose operations time out after a few seconds."""
     driver = app.connection_for_write().transport.driver_type
     options = {
         "redis": {
-            "socket_timeout": CONNECT_SECONDS,
-            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": timeouts.connect,
+            "socket_connect_timeout": timeouts.connect,
             "retry_on_timeout": False,
         },
-        "amqp": {"read_timeout": CONNECT_SECONDS, "write_timeout": CONNECT_SECONDS},
+        "amqp": {"read_timeout": timeouts.connect, "write_timeout": timeouts.connect},
     }.get(driver, {})
-    connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, transport_options=options)
+    connection = app.connection_for_write(connect_timeout=timeouts.connect, transport_options=options)
     try:
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_SECONDS)
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeouts.connect)
         yield connection
     finally:
         connection.release()
@@ -286,14 +345,14 @@ class _Answers:
     def __init__(
         self, parse: Callable[[str, Any, PollContext], WorkerObservation | None], context: PollContext
     ) -> None:
-        self.sightings: list[WorkerObservation] = []
+        self.observations: list[WorkerObservation] = []
         self.ignored = 0
         self._name_counts: Counter[str] = Counter()
         self._parse = parse
         self._context = context
 
     def __len__(self) -> int:
-        return len(self.sightings) + self.ignored
+        return len(self.observations) + self.ignored
 
     def take(self, body: object) -> None:
         """Take an answer: an object with the worker's name as its only key."""
@@ -307,11 +366,17 @@ class _Answers:
             self.ignored += 1
         else:
             self._name_counts[observation.engine_name] += 1
-            self.sightings.append(observation)
+            self.observations.append(observation)
 
 
 def broadcast(
-    app: Any, connection: Any, calls: Sequence[Call], answers: Answers, *, expected: int = MAX_ANSWERS
+    app: Any,
+    connection: Any,
+    calls: Sequence[Call],
+    answers: Answers,
+    *,
+    expected: int = MAX_ANSWERS,
+    timeouts: BrokerTimeouts = TIMEOUTS,
 ) -> None:
     """Send commands to workers and take their answers until there are no more.
 
@@ -330,7 +395,7 @@ def broadcast(
     # ``mailbox.oid`` is of this thread, so answers would go to an address without a consumer (kombu 5.6.2, pidbox).
     queue = mailbox.get_reply_queue()(channel)
     queue.declare()
-    ends_at = time.monotonic() + COLLECT_SECONDS
+    ends_at = time.monotonic() + timeouts.collect
 
     def on_answer(body: object, message: Any) -> None:
         headers = message.headers
@@ -365,14 +430,14 @@ def broadcast(
                 )
             while len(answers) < min(expected, MAX_ANSWERS) and (remaining := ends_at - time.monotonic()) > 0:
                 try:
-                    connection.drain_events(timeout=min(QUIET_SECONDS, remaining))
+                    connection.drain_events(timeout=min(timeouts.idle, remaining))
                 except TimeoutError:
                     break
     finally:
         _try(queue.delete, "could not remove its queue of answers")
 
 
-def _stats_sighting(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
+def _stats_observation(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
     """Read an answer to ``stats``; return ``None`` for an invalid one."""
     if not isinstance(answer, dict):
         return None
@@ -393,7 +458,7 @@ def _stats_sighting(name: str, answer: Any, context: PollContext) -> WorkerObser
     )
 
 
-def _queues_sighting(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
+def _queues_observation(name: str, answer: Any, context: PollContext) -> WorkerObservation | None:
     """Read an answer to ``active_queues``, which does not name the process."""
     names = queue_names(answer)
     if names is None:
@@ -404,7 +469,7 @@ def _queues_sighting(name: str, answer: Any, context: PollContext) -> WorkerObse
         hostname=_host(name),
         heartbeat_at=context.clock(),
         # Without the dedicated queues, which this package's executor makes.
-        queues=tuple(sorted(queue for queue in names if not queue.startswith(OWN_QUEUE_PREFIX))),
+        queues=tuple(sorted(queue for queue in names if not queue.startswith(DEDICATED_QUEUE_PREFIX))),
         is_partial=True,
     )
 
@@ -454,40 +519,21 @@ def _mailboxes(app: Any, connection: Any) -> frozenset[str] | None:
     return frozenset(clean(queue.removesuffix(suffix), NAME_LENGTH) for *_, queue in bindings)
 
 
-def _goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
-    """Return the workers that said goodbye on RabbitMQ, and the digests of these messages.
+def _read_offline_events(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
+    """Read the events without removing them.
 
-    This package's queue keeps the messages; the digests find them again.
-    """
-    if connection.transport.driver_type != "amqp":
-        return [], frozenset()
-    empty: tuple[list[WorkerObservation], frozenset[bytes]] = ([], frozenset())
-    return _try(lambda: _read_goodbyes(app, connection), "could not read the workers' goodbyes") or empty
-
-
-def _read_goodbyes(app: Any, connection: Any) -> tuple[list[WorkerObservation], frozenset[bytes]]:
-    """Read the goodbyes without removing them.
-
-    A worker says goodbye once, and writing what was read may fail.
+    A worker sends its event once, and writing what was read may fail.
     """
     observations, digests = [], set()
-    for message in _goodbye_messages(app, connection):
+    for message in _offline_messages(app, connection):
         digests.add(_digest(message))
-        observation = _goodbye(_try(message.decode, "could not read a goodbye"))
+        observation = _offline_observation(_try(message.decode, "could not read a worker-offline event"))
         if observation is not None:
             observations.append(observation)
     return observations, frozenset(digests)
 
 
-def _forget_goodbyes(app: Any, digests: frozenset[bytes]) -> None:
-    """Remove the goodbyes that were read before; leave those that came since."""
-    with connected(app) as connection:
-        for message in _goodbye_messages(app, connection):
-            if _digest(message) in digests:
-                message.ack()
-
-
-def _goodbye_messages(app: Any, connection: Any) -> Iterator[Any]:
+def _offline_messages(app: Any, connection: Any) -> Iterator[Any]:
     """Yield the messages of this package's queue; requeue those that were not acknowledged."""
     from celery.events.event import get_exchange
     from kombu import Queue
@@ -501,8 +547,8 @@ def _goodbye_messages(app: Any, connection: Any) -> Iterator[Any]:
             routing_key="worker.offline",
             durable=True,
             auto_delete=False,
-            expires=GOODBYES_KEPT.total_seconds(),
-            message_ttl=GOODBYES_KEPT.total_seconds(),
+            expires=OFFLINE_EVENTS_TTL.total_seconds(),
+            message_ttl=OFFLINE_EVENTS_TTL.total_seconds(),
             max_length=MAX_ANSWERS,
         )(channel)
         queue.declare()
@@ -520,7 +566,7 @@ def _digest(message: Any) -> bytes:
     return blake2b(body.encode() if isinstance(body, str) else bytes(body), digest_size=16).digest()
 
 
-def _goodbye(event: Any) -> WorkerObservation | None:
+def _offline_observation(event: Any) -> WorkerObservation | None:
     if not isinstance(event, dict) or event.get("type") != "worker-offline":
         return None
     name, pid = clean(event.get("hostname"), NAME_LENGTH), event.get("pid")

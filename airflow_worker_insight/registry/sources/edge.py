@@ -38,7 +38,7 @@ class EdgeSource:
 
     name = EDGE
 
-    def look(self, context: PollContext) -> PollResult:
+    def poll(self, context: PollContext) -> PollResult:
         """Return every worker of the table, with those that have been gone for long."""
         with context.database() as connection:
             rows = edge_workers(connection)
@@ -77,7 +77,7 @@ def _observation(row: Row[Any]) -> WorkerObservation | None:
 
 def _unavailable_reason(state: str, sysinfo: dict[str, Any]) -> str | None:
     if "maintenance" in state:
-        return f"Its engine says: {state}."
+        return f"Its source reports: {state}."
     return clean(sysinfo.get("status_text"), 200) or None
 
 

@@ -36,14 +36,14 @@ class JobsSource:
         self._has_plain = has_plain
         """Whether LocalExecutor is configured, beside or without named workers."""
 
-    def look(self, context: PollContext) -> PollResult:
+    def poll(self, context: PollContext) -> PollResult:
         """Return the workers of schedulers that run, or that ended since they were last seen."""
-        job_ids = [instance.job_id for instance in context.lives if instance.job_id is not None]
+        job_ids = [instance.job_id for instance in context.instances if instance.job_id is not None]
         with context.database() as connection:
             rows = scheduler_jobs(connection, job_ids)
             named_instances = named_local_lives(connection, rows)
         plain_job_ids = {
-            instance.job_id for instance in context.lives if not is_named_local(instance.kind, instance.engine_name)
+            instance.job_id for instance in context.instances if not is_named_local(instance.kind, instance.engine_name)
         }
         concurrency = config.parallelism()
         observations = [
@@ -88,5 +88,5 @@ def _observation(row: Row[Any]) -> WorkerObservation:
         started_at=utc(row.start_date),
         heartbeat_at=utc(row.latest_heartbeat) if row.state == "running" else None,
         has_left=row.state == "success",
-        unavailable_reason="Airflow says that its job has failed." if row.state == "failed" else None,
+        unavailable_reason="Airflow marked its job as failed." if row.state == "failed" else None,
     )

@@ -21,7 +21,7 @@ class TriesSource:
 
     name = TRIES
 
-    def look(self, context: PollContext) -> PollResult:
+    def poll(self, context: PollContext) -> PollResult:
         """Return the workers on which a try runs, each with the latest heartbeat of its tries."""
         with context.database() as connection:
             tries = running_tries(connection)
@@ -33,7 +33,7 @@ class TriesSource:
                     engine_name=instance.engine_name or "",
                     hostname=instance.hostname,
                     ref=instance.ref,
-                    # Without heartbeats of tries, Airflow's running state is the only sign of life.
+                    # Without heartbeats of tries, Airflow's running state is all that shows it alive.
                     heartbeat_at=tries.heartbeats.get(instance.ref) or context.clock(),
                 )
                 for instance in instances

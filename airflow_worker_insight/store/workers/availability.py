@@ -108,7 +108,7 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     return {
         row.id: row.availability
         for row in connection.execute(query)
-        if not (worker_row.is_told_only and row.is_known)
+        if not (worker_row.is_report_only and row.is_known)
         or (row.pid == worker_row.pid and is_host_of(row, worker_row.hostname))
     }
 

@@ -154,7 +154,7 @@ def later_life(connection: Connection, worker_row: WorkerRow) -> WorkerRow | Non
     For a worker that its source knows, ignore instances that only reports mention: a task may have made them up.
     """
     conditions = _same_name(worker_row)
-    if not worker_row.is_told_only and worker_row.kind in ENGINE_KINDS and worker_row.engine_name is not None:
+    if not worker_row.is_report_only and worker_row.kind in ENGINE_KINDS and worker_row.engine_name is not None:
         conditions = [*conditions, is_known_to_engine(worker)]
     row = connection.execute(
         select(worker)
@@ -510,7 +510,7 @@ def _worker(row: Row[Any], freshness: Looks) -> WorkerRow:
         labels=row.labels,
         resources=row.resources,
         versions=row.versions,
-        is_told_only=row.kind in ENGINE_KINDS
+        is_report_only=row.kind in ENGINE_KINDS
         and not row.host_only
         and row.reported_id is not None
         and row.engine_heartbeat_at is None,

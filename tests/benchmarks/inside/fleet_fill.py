@@ -129,9 +129,9 @@ def write_workers(connection: Connection, members: list[Member], begin: datetime
 
 
 _REASONS = {
-    "unresponsive": "It has been silent for more than 60 seconds.",
-    "offline": "It was stopped in order.",
-    "lost": "It has been silent for more than 180 seconds.",
+    "unresponsive": "No heartbeat for more than 60 seconds.",
+    "offline": "Shut down gracefully.",
+    "lost": "No heartbeat for more than 180 seconds.",
 }
 
 

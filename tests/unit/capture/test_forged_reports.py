@@ -14,7 +14,7 @@ from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.registry import poll as fleet
-from airflow_worker_insight.registry.liveness import TOLD_ONLY
+from airflow_worker_insight.registry.liveness import REPORT_ONLY
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.registry.poll import refresh
 from airflow_worker_insight.store.attempts import start as attempts_start
@@ -43,7 +43,7 @@ class Celery:
         self.workers = {"w1@host-1": 100, "w2@host-2": 200}
         self.mailboxes = None
 
-    def look(self, view: PollContext) -> PollResult:
+    def poll(self, view: PollContext) -> PollResult:
         return PollResult(
             tuple(
                 WorkerObservation(
@@ -129,7 +129,7 @@ def test_it_can_add_a_made_up_worker_to_its_own_try(database: Database, report: 
     assert named(database) == {"extract": ["w1@host-1", "made up"]}
     refresh(only_if_due=False)
     (made_up,) = [row for row in database.workers() if row["worker_id"] == "x"]
-    assert (made_up["state"], made_up["state_reason"]) == (None, TOLD_ONLY)
+    assert (made_up["state"], made_up["state_reason"]) == (None, REPORT_ONLY)
 
 
 def test_it_can_add_one_to_another_try_while_it_knows_that_ones_id(
@@ -400,7 +400,7 @@ def test_it_cannot_take_workers_out_of_work_by_the_quarantine_of_another_one(
         with database.engine.connect() as connection:
             listed, _ = worker_queries.list_workers(connection, WorkerFilter(), limit=50, offset=0)
             read = worker_queries.get_worker(connection, found(database, "w1@host-1")["worker_id"])
-        told = {row.engine_name: row.availability for row in listed if not row.is_told_only}
+        told = {row.engine_name: row.availability for row in listed if not row.is_report_only}
         assert (told["w1@host-1"], told["w2@host-2"]) == ("available", "available")
         assert read is not None
         assert read.availability == "available"
@@ -435,7 +435,7 @@ def test_it_cannot_hide_the_quarantine_of_a_worker_that_has_ended(
         listed, _ = worker_queries.list_workers(
             connection, WorkerFilter(availability="quarantined"), limit=50, offset=0
         )
-    assert [row.engine_name for row in listed if not row.is_told_only] == [QUARANTINED_BEFORE]
+    assert [row.engine_name for row in listed if not row.is_report_only] == [QUARANTINED_BEFORE]
 
 
 @on_both

@@ -69,9 +69,9 @@ def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> WorkerMonitor
 
     outcome = PollOutcome(
         (
-            SourceOutcome("celery", looked=True, states={"online": 2, "lost": 1, None: 3}, registered=1, changes=4),
-            SourceOutcome("edge", looked=False),
-            SourceOutcome("jobs", looked=True),
+            SourceOutcome("celery", polled=True, states={"online": 2, "lost": 1, None: 3}, registered=1, changes=4),
+            SourceOutcome("edge", polled=False),
+            SourceOutcome("jobs", polled=True),
         ),
         due_in=30.0,
     )
@@ -92,7 +92,7 @@ def test_an_engine_that_cannot_be_asked_is_an_error(
     monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed
 ) -> None:
     del database
-    broken = PollOutcome((SourceOutcome("celery", looked=True, error="the broker does not answer"),), due_in=30.0)
+    broken = PollOutcome((SourceOutcome("celery", polled=True, error="the broker does not answer"),), due_in=30.0)
     monkeypatch.setattr(fleet, "refresh", lambda **_: broken)
     ends_with(1, "refresh")
     assert capsys.readouterr().err == "celery: the broker does not answer\n"

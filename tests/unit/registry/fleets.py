@@ -1,4 +1,4 @@
-"""Workers as engines and tables tell of them, for the tests of this folder."""
+"""Workers as sources and tables know them, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.unit.database import NOON, at
 TIMEOUTS = Timeouts(heartbeat=timedelta(seconds=60), lost=timedelta(seconds=180))
 
 
-def a_life(ref: int = 1, **others: Any) -> WorkerInstance:
-    """Return a Celery worker's life that began an hour before noon and was seen at noon."""
+def an_instance(ref: int = 1, **others: Any) -> WorkerInstance:
+    """Return an instance of a Celery worker that started an hour before noon and was seen at noon."""
     known: dict[str, Any] = {
         "kind": "celery",
         "hostname": "host-1",
@@ -31,8 +31,8 @@ def a_life(ref: int = 1, **others: Any) -> WorkerInstance:
     return WorkerInstance(ref=ref, **{**known, **others})
 
 
-def a_sighting(**others: Any) -> WorkerObservation:
-    """Return the sighting of the same worker, half a minute after noon."""
+def an_observation(**others: Any) -> WorkerObservation:
+    """Return an observation of the same worker, half a minute after noon."""
     known: dict[str, Any] = {
         "kind": "celery",
         "engine_name": "w1@host-1",

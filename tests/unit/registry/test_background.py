@@ -162,7 +162,7 @@ def test_tables_that_were_removed_are_checked_again() -> None:
         checks.append(Schema.READY)
         return checks[-1]
 
-    polls = Polls(PollOutcome((SourceOutcome("celery", looked=False, error="no such table"),), due_in=0.0))
+    polls = Polls(PollOutcome((SourceOutcome("celery", polled=False, error="no such table"),), due_in=0.0))
     thread = poll_thread(polls, check_schema=check_schema)
     for _ in range(4):
         thread.run_once()

@@ -1,20 +1,24 @@
-"""Others' locks on our tables, for the thread that looks at the workers: it says so and comes round again."""
+"""Others' locks on our tables, for the thread that polls the workers: it logs them and tries again."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import CELERY
-from airflow_worker_insight.registry import gauges, poll
+from airflow_worker_insight.registry import poll
+from airflow_worker_insight.registry.gauges import FleetGauges
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.tables import attempt, change, engine, placement, worker
 from tests.unit.database import OUR_TABLES, Database, a_worker, locked, record_start
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 pytestmark = [
     pytest.mark.parametrize("database", ["postgresql"], indirect=True),
@@ -23,16 +27,16 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "BACKGROUND", replace(session.BACKGROUND, lock=0.2))
+def brief_waits(mocker: MockerFixture) -> None:
+    mocker.patch.object(session, "BACKGROUND", replace(session.BACKGROUND, lock=0.2))
 
 
 class OneWorker:
-    """An engine with one worker."""
+    """A source with one worker."""
 
     name = CELERY
 
-    def look(self, view: PollContext) -> PollResult:
+    def poll(self, view: PollContext) -> PollResult:
         now = view.clock()
         return PollResult(
             (WorkerObservation(kind="celery", engine_name="w1", hostname="host-1", pid=100, heartbeat_at=now),)
@@ -40,36 +44,42 @@ class OneWorker:
 
 
 def test_a_poll_that_cannot_be_written_says_why_and_leaves_no_lease_behind(
-    database: Database, table: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, table: str, mocker: MockerFixture
 ) -> None:
-    monkeypatch.setattr(poll, "configured_sources", lambda _setting: [OneWorker()])
+    mocker.patch.object(poll, "configured_sources", return_value=[OneWorker()])
     with locked(database, table):
-        (outcome,) = poll.refresh(only_if_due=True).engines
+        (outcome,) = poll.refresh(only_if_due=True).sources
     if table not in {worker.name, engine.name}:
-        assert (outcome.looked, outcome.error) == (True, None)
+        assert (outcome.polled, outcome.error) == (True, None)
         return
-    assert not outcome.looked
+    assert not outcome.polled
     assert "lock timeout" in (outcome.error or "")
-    (outcome,) = poll.refresh(only_if_due=table == engine.name).engines
-    assert outcome.looked
+    (outcome,) = poll.refresh(only_if_due=table == engine.name).sources
+    assert outcome.polled
     assert [row["state"] for row in database.workers()] == ["online"]
 
 
-def test_gauges_keep_their_values(database: Database, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    emitted: list[Any] = []
-    monkeypatch.setattr(gauges, "emit_fleet", lambda counts, loads: emitted.append((counts, loads)))
+def test_gauges_keep_their_values(
+    database: Database, table: str, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
+) -> None:
+    fleet = FleetGauges()
+    emit = mocker.patch.object(fleet, "emit")
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__METRICS_PER_WORKER", "True")
     with locked(database, table):
-        gauges.report_fleet()
-    assert len(emitted) == (0 if table == worker.name else 1)
-    gauges.report_fleet()
-    assert len(emitted) == (1 if table == worker.name else 2)
+        fleet.update()
+    assert emit.call_count == (0 if table == worker.name else 1)
+    fleet.update()
+    assert emit.call_count == (1 if table == worker.name else 2)
 
 
 def test_retention_rests_and_goes_on_later(
-    database: Database, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Database,
+    table: str,
+    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(retention, "_rests_until", 0.0)
+    mocker.patch.object(retention, "_rests_until", 0.0)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__RETENTION_DAYS", "30")
     old = datetime.now(timezone.utc) - timedelta(days=60)
     with database.engine.begin() as connection:
@@ -82,6 +92,6 @@ def test_retention_rests_and_goes_on_later(
     is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name}
     assert (removed is None) == is_in_the_way
     assert len([one for one in caplog.records if "older than its limit" in one.getMessage()]) == int(is_in_the_way)
-    monkeypatch.setattr(retention, "_rests_until", 0.0)
+    mocker.patch.object(retention, "_rests_until", 0.0)
     retention.keep_within_limit()
     assert (database.attempts(), database.workers()) == ([], [])

@@ -1,4 +1,4 @@
-"""Whole refreshes, with engines that say what a test wants."""
+"""Whole polls, with sources that say what a test wants."""
 
 from __future__ import annotations
 
@@ -35,34 +35,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from pytest_mock import MockerFixture
+
 INTERVAL = 30
 
 
 @dataclass
-class FakeEngine:
-    """An engine whose workers are what a test says; each entry is a worker that lives."""
+class FakeSource:
+    """A source whose workers are what a test says; each entry is a live worker."""
 
     name: str = CELERY
     kind: str = "celery"
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: Exception | str | None = None
     mailboxes: frozenset[str] | None = None
-    looks: int = 0
+    polls: int = 0
     meanwhile: Callable[[], None] = lambda: None
-    views: list[PollContext] = field(default_factory=list)
+    contexts: list[PollContext] = field(default_factory=list)
 
-    def look(self, view: PollContext) -> PollResult:
-        self.looks += 1
-        self.views.append(view)
+    def poll(self, context: PollContext) -> PollResult:
+        self.polls += 1
+        self.contexts.append(context)
         self.meanwhile()
         if isinstance(self.error, Exception):
             raise self.error
-        now = view.clock()
-        sightings = []
+        now = context.clock()
+        observations = []
         for name, facts in self.workers.items():
             known = {"pid": 100, "heartbeat_at": now, "hostname": "host-1", **facts}
-            sightings.append(WorkerObservation(kind=self.kind, engine_name=name, **known))
-        return PollResult(tuple(sightings), error=self.error, mailboxes=self.mailboxes)
+            observations.append(WorkerObservation(kind=self.kind, engine_name=name, **known))
+        return PollResult(tuple(observations), error=self.error, mailboxes=self.mailboxes)
 
 
 class Time:
@@ -80,29 +82,29 @@ class Time:
 
 
 @pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+def time(mocker: MockerFixture) -> Time:
     moving = Time()
-    monkeypatch.setattr(module, "database_now", moving)
+    mocker.patch.object(module, "database_now", moving)
     return moving
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch, time: Time) -> list[Any]:
-    """Return the list of engines that are configured, to be filled by the test."""
+def sources(mocker: MockerFixture, time: Time) -> list[Any]:
+    """Return the list of sources that are configured, to be filled by the test."""
     assert time.offset == timedelta(0)
     configured: list[Any] = []
-    monkeypatch.setattr(module, "configured_sources", lambda _setting: configured)
+    mocker.patch.object(module, "configured_sources", return_value=configured)
     return configured
 
 
 @pytest.fixture
-def celery(engines: list[Any]) -> FakeEngine:
-    engines.append(FakeEngine())
-    return engines[0]
+def celery(sources: list[Any]) -> FakeSource:
+    sources.append(FakeSource())
+    return sources[0]
 
 
-def look() -> SourceOutcome:
-    return refresh(only_if_due=False).engines[0]
+def poll() -> SourceOutcome:
+    return refresh(only_if_due=False).sources[0]
 
 
 def states(database: Database) -> dict[str, tuple[str | None, str | None]]:
@@ -115,34 +117,34 @@ def history(database: Database) -> list[tuple[str, str | None]]:
         return [tuple(row) for row in connection.execute(statement.order_by(change.c.id))]
 
 
-# --- lives -----------------------------------------------------------------------------------------------------------
+# --- instances -------------------------------------------------------------------------------------------------------
 
 
 @on_both
-def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeEngine) -> None:
+def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeSource) -> None:
     celery.workers = {"w1@host-1": {"concurrency": 16}, "w2@host-1": {}}
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2}, registered=2)
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2})
+    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 2}, registered=2)
+    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 2})
     assert [(row["name"], row["concurrency"]) for row in database.workers()] == [("w1@host-1", 16), ("w2@host-1", None)]
     assert history(database) == []
 
 
 @on_both
 def test_a_worker_that_falls_silent_is_lost_and_may_come_back(
-    database: Database, celery: FakeEngine, time: Time
+    database: Database, celery: FakeSource, time: Time
 ) -> None:
     celery.workers = {"w1": {"started_at": None}}
-    look()
+    poll()
     (before,) = database.workers()
     facts, celery.workers = celery.workers, {}
     for seconds, state in ((30, "online"), (60, "unresponsive"), (60, "unresponsive"), (60, "lost")):
         time.passes(seconds)
-        look()
+        poll()
         assert states(database)["w1"][0] == state
     (row,) = database.workers()
     assert row["ended_at"] == row["last_seen_at"] == before["last_seen_at"]
     celery.workers = facts
-    assert look().changes == 1
+    assert poll().changes == 1
     (row,) = database.workers()
     assert (row["state"], row["state_reason"], row["ended_at"]) == ("online", None, None)
     assert row["last_seen_at"] > before["last_seen_at"]
@@ -150,92 +152,92 @@ def test_a_worker_that_falls_silent_is_lost_and_may_come_back(
 
 
 @on_both
-def test_a_restart_begins_a_new_life_and_ends_the_old_one(database: Database, celery: FakeEngine) -> None:
+def test_a_restart_begins_a_new_instance_and_ends_the_old_one(database: Database, celery: FakeSource) -> None:
     celery.workers = {"w1": {"pid": 100}}
-    look()
+    poll()
     celery.workers = {"w1": {"pid": 200, "concurrency": 4}}
-    assert look().registered == 1
+    assert poll().registered == 1
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(100, "offline"), (200, "online")]
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1})
+    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 1})
 
 
 @on_both
 def test_a_worker_that_died_while_tries_ran_on_it_is_lost_though_it_was_restarted_at_once(
-    database: Database, celery: FakeEngine
+    database: Database, celery: FakeSource
 ) -> None:
     celery.workers = {"w1": {"pid": 100}}
-    look()
+    poll()
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
         one = a_worker("celery-x", engine_name="w1", pid=100, name="w1")
         now = clock.database_now(connection)
         record_start(connection, key, one, try_started_at=now, state="running", now=now)
-    look()
+    poll()
     assert [row["running"] for row in database.workers()] == [1]
     celery.workers = {"w1": {"pid": 200}}
-    look()
+    poll()
     assert [(row["pid"], row["state"], row["running"]) for row in database.workers()] == [
         (100, "lost", 0),
         (200, "online", 0),
     ]
 
 
-def test_of_two_workers_under_one_name_one_that_misses_a_look_is_not_replaced_by_the_other(
-    database: Database, celery: FakeEngine, time: Time
+def test_of_two_workers_with_one_name_one_that_misses_a_poll_is_not_replaced_by_the_other(
+    database: Database, celery: FakeSource, time: Time
 ) -> None:
     with database.engine.connect() as connection:
         began = clock.database_now(connection)
     alive = {1: began - timedelta(hours=2), 2: began - timedelta(hours=1)}
 
-    def answer(view: PollContext) -> PollResult:
-        known = {"kind": "celery", "engine_name": "w@h", "hostname": "h", "heartbeat_at": view.clock()}
+    def answer(context: PollContext) -> PollResult:
+        known = {"kind": "celery", "engine_name": "w@h", "hostname": "h", "heartbeat_at": context.clock()}
         return PollResult(tuple(WorkerObservation(pid=pid, started_at=start, **known) for pid, start in alive.items()))
 
-    celery.look = answer  # type: ignore[method-assign]
-    look()
+    celery.poll = answer  # type: ignore[method-assign]
+    poll()
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
         one = a_worker("x", engine_name="w@h", hostname="h", pid=1, name="w@h", started_at=alive[1])
         record_start(connection, key, one, try_started_at=began, state="running", now=began)
     time.passes(30)
-    look()
+    poll()
     first = alive.pop(1)
     time.passes(30)
-    look()
+    poll()
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(1, "online"), (2, "online")]
     alive[1] = first
     time.passes(30)
-    look()
+    poll()
     assert history(database) == []
     # A restart in its place.
     alive[1] = began + timedelta(seconds=100)
     time.passes(30)
-    look()
+    poll()
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(1, "lost"), (2, "online"), (1, "online")]
 
 
 @on_both
-def test_a_goodbye_and_a_mailbox_that_is_gone_are_offline(database: Database, celery: FakeEngine) -> None:
+def test_a_shutdown_event_and_a_removed_mailbox_are_offline(database: Database, celery: FakeSource) -> None:
     celery.workers = {"w1": {}, "w2": {}, "w3": {}}
     celery.mailboxes = frozenset(celery.workers)
-    look()
+    poll()
     celery.workers = {"w1": {"has_left": True, "heartbeat_at": None}}
     celery.mailboxes = frozenset({"w3"})
-    look()
+    poll()
     found = {name: state for name, (state, _) in states(database).items()}
     assert found == {"w1": "offline", "w2": "offline", "w3": "online"}
     assert all(row["ended_at"] is not None for row in database.workers() if row["state"] == "offline")
-    assert look().changes == 0
+    assert poll().changes == 0
 
 
-def test_a_goodbye_of_nobody_makes_nobody_known(database: Database, celery: FakeEngine) -> None:
+def test_a_shutdown_event_of_an_unknown_worker_registers_none(database: Database, celery: FakeSource) -> None:
     celery.workers = {"w1": {"has_left": True, "heartbeat_at": None}}
-    look()
+    poll()
     assert database.workers() == []
 
 
 @on_both
-def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery: FakeEngine) -> None:
+def test_a_report_and_the_source_name_one_worker(database: Database, celery: FakeSource) -> None:
     """Whichever comes first, and also where both come at once."""
     reported = a_worker("celery-x", engine_name="w1", pid=100, name="etl-large")
 
@@ -245,24 +247,24 @@ def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery
 
     celery.workers = {"w1": {}}
     report()
-    look()
+    poll()
     assert len(database.workers()) == 1
     celery.workers["w2"] = {}
-    look()
+    poll()
     reported = a_worker("celery-y", engine_name="w2", pid=100, name="etl-small")
     report()
-    look()
+    poll()
     assert len(database.workers()) == 2
     # Neither has seen the other's row.
     celery.workers["w3"] = {}
-    look()
+    poll()
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == "w3").values(engine_name="not yet"))
     reported = a_worker("celery-z", engine_name="w3", pid=100, name="etl-tiny")
     report()
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == "w3").values(engine_name="w3"))
-    look()
+    poll()
     rows = [row for row in database.workers() if row["ended_at"] is None]
     assert sorted(row["name"] for row in rows) == ["etl-large", "etl-small", "etl-tiny"]
     assert {row["state"] for row in rows} == {"online"}
@@ -271,15 +273,15 @@ def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery
 @on_both
 @pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
 @pytest.mark.parametrize("skew", [-600, 0, 600])
-def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
-    database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
+def test_a_try_reported_before_the_restart_was_seen_is_of_the_new_instance(
+    database: Database, sources: list[Any], time: Time, name: str, pid: int | None, skew: float
 ) -> None:
-    """In a container the next life has the same process ID, and of Edge workers nothing but the name is known."""
+    """In a container the next instance has the same process ID, and of Edge workers only the name is known."""
     with database.engine.connect() as connection:
         began = clock.database_now(connection)
-    one = FakeEngine(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(hours=5), "queues": ("default",)}})
-    engines.append(one)
-    look()
+    one = FakeSource(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(hours=5), "queues": ("default",)}})
+    sources.append(one)
+    poll()
     time.passes(40)
     restarted = began + timedelta(seconds=40)
     told = restarted + timedelta(seconds=skew)
@@ -290,7 +292,7 @@ def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
     one.workers = {"w1": {"pid": pid, "started_at": restarted}}
     for _ in range(3):
         time.passes(30)
-        look()
+        poll()
     assert [(row["reported_id"], row["state"]) for row in database.workers()] == [(None, "offline"), ("new", "online")]
     assert [row["worker_id"] for row in database.attempts()] == ["new"]
 
@@ -298,82 +300,80 @@ def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
 @on_both
 @pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
 @pytest.mark.parametrize("skew", [-7200, -600, 0, 600])
-def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_look(
-    database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
+def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_poll(
+    database: Database, sources: list[Any], time: Time, name: str, pid: int | None, skew: float
 ) -> None:
     with database.engine.connect() as connection:
         began = clock.database_now(connection)
-    one = FakeEngine(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(minutes=1)}})
-    engines.append(one)
-    look()
+    one = FakeSource(name, name, {"w1": {"pid": pid, "started_at": began - timedelta(minutes=1)}})
+    sources.append(one)
+    poll()
     told = began - timedelta(minutes=1) + timedelta(seconds=skew)
     report = a_worker("mine", kind=name, engine_name="w1", pid=7, name="w1", started_at=told)
     with database.engine.begin() as connection:
         upsert_worker(connection, report, now=began)
     assert len(database.workers()) == (2 if skew else 1)
     time.passes(30)
-    look()
+    poll()
     rows = [row for row in database.workers() if row["ended_at"] is None]
     assert [(row["reported_id"], row["state"]) for row in rows] == [("mine", "online")]
     assert history(database) == []
 
 
-def test_what_is_registered_during_a_look_is_not_judged_by_it(database: Database, engines: list[Any]) -> None:
+def test_what_is_registered_during_a_poll_is_not_judged_by_it(database: Database, sources: list[Any]) -> None:
     """A pod that came while the running tries were read would seem to have none."""
 
     def pod_comes() -> None:
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker("pod-1", kind="kubernetes"), now=clock.database_now(connection))
 
-    engines.append(FakeEngine(TRIES, "kubernetes", meanwhile=pod_comes))
-    look()
+    sources.append(FakeSource(TRIES, "kubernetes", meanwhile=pod_comes))
+    poll()
     assert [row["state"] for row in database.workers()] == ["online"]
-    engines[0].meanwhile = lambda: None
-    look()
+    sources[0].meanwhile = lambda: None
+    poll()
     assert [row["state"] for row in database.workers()] == ["offline"]
     assert history(database) == [], "a pod's try has a history of its own"
 
 
-def test_an_answer_that_comes_twice_is_one_worker(database: Database, celery: FakeEngine) -> None:
+def test_an_answer_that_comes_twice_is_one_worker(database: Database, celery: FakeSource) -> None:
     one = WorkerObservation(kind="celery", engine_name="w1", hostname="h", pid=1)
-    celery.look = lambda view: PollResult((replace(one, heartbeat_at=view.clock()),) * 2)  # type: ignore[method-assign]
-    assert look().registered == 1
-    look()
+    celery.poll = lambda context: PollResult((replace(one, heartbeat_at=context.clock()),) * 2)  # type: ignore[method-assign]
+    assert poll().registered == 1
+    poll()
     assert len(database.workers()) == 1
 
 
-def test_a_last_sight_in_the_future_does_not_keep_a_worker_alive(
-    database: Database, celery: FakeEngine, time: Time
-) -> None:
+def test_a_time_in_the_future_does_not_keep_a_worker_alive(database: Database, celery: FakeSource, time: Time) -> None:
     """An API server whose clock is ahead has written it with the start of a try."""
     celery.workers = {"w1": {}}
-    look()
+    poll()
     with database.engine.begin() as connection:
         ahead = clock.database_now(connection) + timedelta(minutes=10)
         connection.execute(update(worker).values(last_seen_at=ahead))
     celery.workers = {}
     for _ in range(8):
         time.passes(30)
-        look()
+        poll()
     assert states(database)["w1"][0] == "lost"
 
 
 def test_a_clock_that_was_set_back_does_not_keep_a_worker_from_being_lost(
-    database: Database, celery: FakeEngine, time: Time
+    database: Database, celery: FakeSource, time: Time
 ) -> None:
     time.passes(7200)
     celery.workers = {"w1": {}}
-    look()
+    poll()
     time.passes(-7200)
     celery.workers = {}
     for _ in range(8):
         time.passes(30)
-        look()
+        poll()
     assert states(database)["w1"][0] == "lost"
 
 
 @on_both
-def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, celery: FakeEngine, time: Time) -> None:
+def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, celery: FakeSource, time: Time) -> None:
     sent: list[str] = []
 
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -383,80 +383,80 @@ def test_two_thousand_workers_cost_a_handful_of_statements(database: Database, c
 
     event.listen(database.engine, "before_cursor_execute", count)
     celery.workers = {f"w{number}@host-{number // 10}": {"pid": number + 1} for number in range(2000)}
-    assert look().registered == 2000
+    assert poll().registered == 2000
     for workers, changes in ((dict(celery.workers), 0), ({}, 2000)):
         sent.clear()
         celery.workers = workers
         time.passes(61)
-        assert look().changes == changes
+        assert poll().changes == changes
         assert len(sent) <= 30
 
 
-# --- engines ---------------------------------------------------------------------------------------------------------
+# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 @on_both
-def test_an_engine_that_is_down_makes_its_workers_unresponsive_and_never_lost(
-    database: Database, celery: FakeEngine, time: Time
+def test_a_source_that_is_down_makes_its_workers_unresponsive_and_never_lost(
+    database: Database, celery: FakeSource, time: Time
 ) -> None:
     celery.workers = {"w1": {}}
-    look()
+    poll()
     celery.error = SourceUnavailableError("Celery's broker cannot be reached: Connection refused.")
     for _ in range(20):
         time.passes(30)
-        assert look().error == str(celery.error)
+        assert poll().error == str(celery.error)
     assert states(database) == {"w1": ("unresponsive", "Celery's broker cannot be reached: Connection refused.")}
     celery.error = None
     time.passes(30)
-    look()
+    poll()
     assert states(database) == {"w1": ("online", None)}
 
 
 @on_both
 @pytest.mark.parametrize("error", [str, SourceUnavailableError, RuntimeError])
 def test_however_long_the_error_is_it_is_written(
-    database: Database, celery: FakeEngine, time: Time, error: Callable[[str], Any]
+    database: Database, celery: FakeSource, time: Time, error: Callable[[str], Any]
 ) -> None:
     """Of several brokers that are down each says why."""
     celery.workers = {"w1": {}}
-    look()
+    poll()
     celery.workers = {}
     celery.error = error("Celery's broker cannot be reached: Connection refused.\n" * 50)
     time.passes(90)
-    outcome = look()
-    assert (outcome.looked, outcome.states) == (True, {"unresponsive": 1})
+    outcome = poll()
+    assert (outcome.polled, outcome.states) == (True, {"unresponsive": 1})
     assert 400 < len(outcome.error or "") <= 500
     assert states(database)["w1"] == ("unresponsive", outcome.error)
 
 
-def test_an_hour_in_which_nobody_looked_does_not_count(database: Database, celery: FakeEngine, time: Time) -> None:
+def test_an_hour_without_a_poll_does_not_count(database: Database, celery: FakeSource, time: Time) -> None:
     celery.workers = {"w1": {}}
-    look()
+    poll()
     time.passes(3600)
     facts, celery.workers = celery.workers, {}
-    look()
+    poll()
     time.passes(30)
-    look()
+    poll()
     assert states(database)["w1"][0] == "unresponsive"
     celery.workers = facts
-    look()
+    poll()
     assert states(database)["w1"][0] == "online"
 
 
 @on_both
 @pytest.mark.parametrize("minutes", [1, 2, 5, 10, 60])
-def test_looks_from_cron_find_who_left_and_who_died(
-    database: Database, celery: FakeEngine, time: Time, minutes: int
+def test_polls_from_cron_find_shutdowns_and_deaths(
+    database: Database, celery: FakeSource, time: Time, minutes: int
 ) -> None:
     celery.workers = {"w1": {}, "w2": {}, "w3": {}}
     celery.mailboxes = frozenset(celery.workers)
     for _ in range(3):
-        look()
+        poll()
         time.passes(60 * minutes)
     celery.workers = {"w1": {}}
     celery.mailboxes = frozenset({"w1", "w3"})
     for _ in range(5):
-        look()
+        poll()
         time.passes(60 * minutes)
     assert {name: state for name, (state, _) in states(database).items()} == {
         "w1": "online",
@@ -467,9 +467,9 @@ def test_looks_from_cron_find_who_left_and_who_died(
 
 @on_both
 def test_workers_of_an_executor_that_is_not_configured_any_more_end(
-    database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
+    database: Database, sources: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines += [FakeEngine(workers={"w1": {}, "busy": {"pid": 200}}), FakeEngine(TRIES, "kubernetes")]
+    sources += [FakeSource(workers={"w1": {}, "busy": {"pid": 200}}), FakeSource(TRIES, "kubernetes")]
     refresh(only_if_due=False)
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
@@ -477,18 +477,18 @@ def test_workers_of_an_executor_that_is_not_configured_any_more_end(
         one = a_worker("busy", engine_name="busy", pid=200, name="busy", started_at=None)
         record_start(connection, key, one, try_started_at=now, state="running", now=now)
     refresh(only_if_due=False)
-    celery = engines.pop(0)
+    celery = sources.pop(0)
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     time.passes(3600)
-    look()
+    poll()
     assert states(database)["w1"] == ("online", None), "its provider may be installed elsewhere"
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
-    look()
+    poll()
     assert states(database) == {"w1": ("offline", NOT_CONFIGURED), "busy": ("online", None)}
     assert [row["ended_at"] == row["last_seen_at"] for row in database.workers()] == [True, False]
     assert history(database) == [("w1", "offline")]
-    engines.insert(0, celery)
-    look()
+    sources.insert(0, celery)
+    poll()
     assert states(database)["w1"] == ("online", None)
     assert len(database.workers()) == 2
 
@@ -502,12 +502,12 @@ def shown(database: Database, worker_id: str) -> tuple[str | None, str]:
 
 
 @on_both
-def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_a_try_for_a_day(
-    database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
+def test_workers_of_a_source_never_polled_end_after_a_day_without_a_try(
+    database: Database, sources: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 2.11's workers after an upgrade. A server may also be configured in another way than those who run them."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
-    engines.append(FakeEngine(TRIES, "kubernetes"))
+    sources.append(FakeSource(TRIES, "kubernetes"))
 
     def runs_a_try(worker_id: str, number: int) -> None:
         with database.engine.begin() as connection:
@@ -521,7 +521,7 @@ def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_
     time.passes(80_000)
     runs_a_try("celery-2", 1)
     time.passes(80_000)
-    look()
+    poll()
     assert {row["worker_id"]: row["state"] for row in database.workers()} == {
         "celery-1": "online",
         "celery-2": "online",
@@ -532,20 +532,22 @@ def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_
     assert "refresh" not in reason
 
     time.passes(10_000)
-    look()
+    poll()
     for worker_id in ("celery-1", "celery-2"):
         assert shown(database, worker_id) == ("offline", NOT_CONFIGURED)
 
     runs_a_try("celery-2", 2)
-    look()
+    poll()
     assert shown(database, "celery-1")[0] == "offline"
     assert [(row["state"], row["ended_at"]) for row in database.workers()][1] == ("online", None)
 
 
 @pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])
-def test_one_engines_error_leaves_the_others_alone(database: Database, engines: list[Any], error: Exception) -> None:
-    engines += [FakeEngine(error=error), FakeEngine(EDGE, "edge", {"edge-1": {}})]
-    broken, working = refresh(only_if_due=False).engines
+def test_an_error_of_one_source_leaves_the_others_alone(
+    database: Database, sources: list[Any], error: Exception
+) -> None:
+    sources += [FakeSource(error=error), FakeSource(EDGE, "edge", {"edge-1": {}})]
+    broken, working = refresh(only_if_due=False).sources
     assert type(error).__name__ in (broken.error or "")
     assert working.states == {"online": 1}
     with database.engine.connect() as connection:
@@ -553,22 +555,22 @@ def test_one_engines_error_leaves_the_others_alone(database: Database, engines: 
     assert errors == {CELERY: broken.error, EDGE: None}
 
 
-def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Database, engines: list[Any]) -> None:
-    def too_long(view: PollContext) -> PollResult:
+def test_a_failed_write_is_an_error_of_that_source_only(database: Database, sources: list[Any]) -> None:
+    def too_long(context: PollContext) -> PollResult:
         return PollResult(
-            (WorkerObservation(kind="celery", engine_name="w", hostname=None, heartbeat_at=view.clock()),)
+            (WorkerObservation(kind="celery", engine_name="w", hostname=None, heartbeat_at=context.clock()),)
         )  # type: ignore[arg-type]
 
-    engines += [FakeEngine(), FakeEngine(EDGE, "edge", {"edge-1": {}})]
-    engines[0].look = too_long
-    broken, working = refresh(only_if_due=False).engines
+    sources += [FakeSource(), FakeSource(EDGE, "edge", {"edge-1": {}})]
+    sources[0].poll = too_long
+    broken, working = refresh(only_if_due=False).sources
     assert broken.error
-    assert not broken.looked
+    assert not broken.polled
     assert working.registered == 1
     assert [row["name"] for row in database.workers()] == ["edge-1"]
 
 
-def test_an_engine_is_told_when_what_it_said_is_written(database: Database, celery: FakeEngine) -> None:
+def test_a_source_is_called_back_once_its_result_is_written(database: Database, celery: FakeSource) -> None:
     told: list[str] = []
     facts: dict[str, Any] = {}
 
@@ -576,68 +578,68 @@ def test_an_engine_is_told_when_what_it_said_is_written(database: Database, cele
         told.extend(row["name"] for row in database.workers())
         raise OSError("the broker went away")
 
-    def one(view: PollContext) -> PollResult:
-        seen = {"hostname": "host-1", "heartbeat_at": view.clock(), **facts}
+    def one(context: PollContext) -> PollResult:
+        seen = {"hostname": "host-1", "heartbeat_at": context.clock(), **facts}
         return PollResult((WorkerObservation(kind="celery", engine_name="w1", **seen),), on_written=written)
 
-    celery.look = one  # type: ignore[method-assign]
+    celery.poll = one  # type: ignore[method-assign]
     facts["hostname"] = None
-    assert look().error
+    assert poll().error
     assert told == []
     facts.clear()
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1}, registered=1)
+    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 1}, registered=1)
     assert told == ["w1"]
 
 
-def test_what_could_not_be_written_is_looked_at_again_after_an_interval(
-    database: Database, engines: list[Any], time: Time
+def test_after_a_failed_write_the_source_is_polled_an_interval_later(
+    database: Database, sources: list[Any], time: Time
 ) -> None:
     """And not only when the lease runs out, which is later."""
-    one = FakeEngine(workers={"w1": {"hostname": None}})
-    engines.append(one)
-    assert refresh(only_if_due=True).engines[0].error
+    one = FakeSource(workers={"w1": {"hostname": None}})
+    sources.append(one)
+    assert refresh(only_if_due=True).sources[0].error
     one.workers = {"w1": {}}
-    assert not refresh(only_if_due=True).engines[0].looked
+    assert not refresh(only_if_due=True).sources[0].polled
     time.passes(INTERVAL)
-    assert refresh(only_if_due=True).engines[0].registered == 1
+    assert refresh(only_if_due=True).sources[0].registered == 1
     assert [row["name"] for row in database.workers()] == ["w1"]
 
 
-def test_an_engine_sees_its_own_open_lives_and_when_the_look_before_began(
-    database: Database, engines: list[Any], time: Time
+def test_a_source_gets_its_open_instances_and_the_start_of_the_previous_poll(
+    database: Database, sources: list[Any], time: Time
 ) -> None:
-    engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    sources += [FakeSource(workers={"w1": {}, "w2": {}}), FakeSource(EDGE, "edge", {"edge-1": {}})]
     refresh(only_if_due=False)
     time.passes(INTERVAL)
     refresh(only_if_due=False)
-    first, second = engines[0].views
-    assert first.lives == ()
-    assert [life.engine_name for life in second.lives] == ["w1", "w2"]
-    assert first.before is None
-    assert second.before == first.began_at
-    assert second.began_at - first.began_at >= timedelta(seconds=INTERVAL)
-    assert [life.engine_name for life in engines[1].views[1].lives] == ["edge-1"]
+    first, second = sources[0].contexts
+    assert first.instances == ()
+    assert [instance.engine_name for instance in second.instances] == ["w1", "w2"]
+    assert first.previous_started_at is None
+    assert second.previous_started_at == first.started_at
+    assert second.started_at - first.started_at >= timedelta(seconds=INTERVAL)
+    assert [instance.engine_name for instance in sources[1].contexts[1].instances] == ["edge-1"]
     assert database.workers()
 
 
-# --- whose turn it is ------------------------------------------------------------------------------------------------
+# --- leases ----------------------------------------------------------------------------------------------------------
 
 
 @on_both
-def test_only_one_looks_in_an_interval(database: Database, celery: FakeEngine, time: Time) -> None:
-    assert refresh(only_if_due=True).engines[0].looked
+def test_only_one_process_polls_in_an_interval(database: Database, celery: FakeSource, time: Time) -> None:
+    assert refresh(only_if_due=True).sources[0].polled
     later = refresh(only_if_due=True)
-    assert not later.engines[0].looked
+    assert not later.sources[0].polled
     assert 0 < later.due_in <= INTERVAL
     time.passes(INTERVAL)
-    assert refresh(only_if_due=True).engines[0].looked
-    assert celery.looks == 2
-    assert refresh(only_if_due=False).engines[0].looked, "a person who asks gets a look"
+    assert refresh(only_if_due=True).sources[0].polled
+    assert celery.polls == 2
+    assert refresh(only_if_due=False).sources[0].polled, "a person who asks gets a poll"
     assert database.workers() == []
 
 
 @on_postgresql
-def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEngine, time: Time) -> None:
+def test_of_many_processes_at_once_one_polls(database: Database, celery: FakeSource, time: Time) -> None:
     celery.workers = {"w1": {}}
     outcomes: list[PollOutcome] = []
     for round_ in range(1, 4):
@@ -652,15 +654,15 @@ def test_of_many_that_come_at_once_one_looks(database: Database, celery: FakeEng
             thread.start()
         for thread in threads:
             thread.join()
-        assert celery.looks == round_
+        assert celery.polls == round_
         time.passes(INTERVAL)
-    assert [one.engines[0].error for one in outcomes] == [None] * 24
+    assert [one.sources[0].error for one in outcomes] == [None] * 24
     assert len(database.workers()) == 1
 
 
 @on_postgresql
-def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Database, celery: FakeEngine) -> None:
-    """A person runs the command while an API server looks: each worker is registered once."""
+def test_processes_that_poll_at_the_same_time_write_one_after_the_other(database: Database, celery: FakeSource) -> None:
+    """A person runs the command while an API server polls: each worker is registered once."""
     celery.workers = {f"w{number}": {} for number in range(50)}
     together = threading.Barrier(4)
     celery.meanwhile = lambda: (together.wait(), None)[1]  # type: ignore[func-returns-value]
@@ -671,10 +673,10 @@ def test_those_who_look_at_the_same_time_write_one_after_the_other(database: Dat
     for thread in threads:
         thread.join()
     assert len(database.workers()) == 50
-    assert sum(one.engines[0].registered for one in outcomes) == 50
+    assert sum(one.sources[0].registered for one in outcomes) == 50
 
 
-def test_while_another_one_looks_nobody_else_begins(database: Database, celery: FakeEngine) -> None:
+def test_while_one_process_polls_no_other_begins(database: Database, celery: FakeSource) -> None:
     """However short the interval is."""
     inner: list[PollOutcome] = []
 
@@ -684,45 +686,45 @@ def test_while_another_one_looks_nobody_else_begins(database: Database, celery: 
 
     celery.meanwhile = someone_else
     refresh(only_if_due=True)
-    assert [one.engines[0].looked for one in inner] == [False]
+    assert [one.sources[0].polled for one in inner] == [False]
     assert database.workers() == []
 
 
-def test_going_round_tells_the_stats_and_keeps_within_limits_after_a_look(
-    database: Database, celery: FakeEngine, monkeypatch: pytest.MonkeyPatch
+def test_after_a_poll_gauges_are_emitted_and_the_retention_limit_is_applied(
+    database: Database, celery: FakeSource, mocker: MockerFixture
 ) -> None:
-    done: list[str] = []
-    monkeypatch.setattr(module, "report_fleet", lambda: done.append("stats"))
-    monkeypatch.setattr(module, "keep_within_limit", lambda: done.append("limit"))
+    done = mocker.Mock()
+    mocker.patch.object(module, "emit_gauges", done.emit_gauges)
+    mocker.patch.object(module, "keep_within_limit", done.keep_within_limit)
     run_once()
     run_once()
-    assert done == ["stats", "limit"]
-    assert celery.looks == 1
+    assert done.mock_calls == [mocker.call.emit_gauges(), mocker.call.keep_within_limit()]
+    assert celery.polls == 1
     assert database.workers() == []
 
 
-# --- real engines of the database ------------------------------------------------------------------------------------
+# --- real sources in the database ------------------------------------------------------------------------------------
 
 
 @on_both
 @pytest.mark.usefixtures("time")
-def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_is_online_as_long_as_its_try_runs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "airflow.providers.example.MyPodExecutor")
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
         now = clock.database_now(connection)
         pod = a_worker("pod-1", kind="kubernetes")
         record_start(connection, key, pod, try_started_at=now, state="running", now=now)
-    assert look() == SourceOutcome(TRIES, looked=True, states={"online": 1})
+    assert poll() == SourceOutcome(TRIES, polled=True, states={"online": 1})
     (row,) = database.workers()
     assert (row["state"], row["running"]) == ("online", 1)
     with database.engine.begin() as connection:
         change_try(connection, key, state="success")
-    assert look().states == {"offline": 1}
+    assert poll().states == {"offline": 1}
     (row,) = database.workers()
     assert (row["state"], row["running"]) == ("offline", 0)
     assert row["ended_at"] is not None
-    assert look().states == {}
+    assert poll().states == {}
 
 
 @pytest.mark.parametrize(
@@ -730,21 +732,21 @@ def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.
     [("kubernetes", ["lost", "online"]), ("MyExecutor", ["unresponsive", "lost", "online"])],
 )
 def test_one_that_comes_back_has_a_history_that_says_so(
-    database: Database, engines: list[Any], time: Time, kind: str, kept: list[str]
+    database: Database, sources: list[Any], time: Time, kind: str, kept: list[str]
 ) -> None:
-    engines.append(FakeEngine(TRIES, kind))
+    sources.append(FakeSource(TRIES, kind))
     with database.engine.begin() as connection:
         beat = clock.database_now(connection)
         ref = upsert_worker(connection, a_worker("one", kind=kind), now=beat)
     workers = {"one": {"ref": ref, "heartbeat_at": beat}}
-    engines[0].workers = workers
+    sources[0].workers = workers
     for _ in range(8):
-        look()
+        poll()
         time.passes(30)
     workers["one"]["heartbeat_at"] = beat + timedelta(minutes=4)
-    look()
-    engines[0].workers = {}
-    look()
+    poll()
+    sources[0].workers = {}
+    poll()
     (row,) = database.workers()
     assert row["state"] == ("offline" if kind == "kubernetes" else None)
     assert [state for _, state in history(database)] == kept
@@ -764,7 +766,7 @@ def test_an_unknown_executors_worker_is_online_only_while_it_runs_something(
     for state, expected in (("running", "online"), ("success", None), ("running", "online")):
         with database.engine.begin() as connection:
             change_try(connection, key, state=state)
-        look()
+        poll()
         (row,) = database.workers()
         assert row["state"] == expected
         assert bool(row["state_reason"]) is (expected is None)
@@ -788,7 +790,7 @@ def test_a_scheduler_with_named_workers_is_each_of_them(
             own = a_worker(f"local-{name}", name=name, kind="local", engine_name=f"{name}@host-1", job_id=1)
             store.register_own(connection, own, concurrency=2, now=now)
     plain = ["local@host-1"] if is_one_of_two else []
-    look()
+    poll()
     assert [row["name"] for row in database.workers()] == ["etl", "reports", *plain]
 
     def beat(**values: Any) -> None:
@@ -798,7 +800,7 @@ def test_a_scheduler_with_named_workers_is_each_of_them(
 
     for _ in range(3):
         beat()
-        look()
+        poll()
     rows = database.workers()
     assert [(row["state"], row["job_id"]) for row in rows] == [("online", 1)] * len(rows)
     assert [row["concurrency"] for row in rows[:2]] == [2, 2]
@@ -806,13 +808,13 @@ def test_a_scheduler_with_named_workers_is_each_of_them(
     # It was frozen, and is seen again.
     for _ in range(8):
         time.passes(30)
-        look()
+        poll()
     assert {row["state"] for row in database.workers()} == {"lost"}
     beat()
-    look()
+    poll()
     assert {row["state"] for row in database.workers()} == {"online"}
     beat(state="success")
-    look()
+    poll()
     assert {row["state"] for row in database.workers()} == {"offline"}
     assert len(database.workers()) == len(rows)
 
@@ -836,21 +838,21 @@ def test_a_scheduler_with_local_executor_is_a_worker(
     beat(1)
     beat(2, seconds=-86400)
     beat(3, job_type="TriggererJob")
-    look()
+    poll()
     (row,) = database.workers()
     assert (row["kind"], row["name"], row["job_id"], row["concurrency"]) == ("local", "local@host-1", 1, 8)
     # The clock of the scheduler's host is ten minutes ahead: that its heartbeat moves is what counts.
     for step in range(8):
         time.passes(30)
         beat(1, seconds=600 + step)
-        assert look().states == {"online": 1}
+        assert poll().states == {"online": 1}
     beat(1, state="success")
-    look()
+    poll()
     assert states(database)["local@host-1"][0] == "offline"
     beat(4)
-    look()
+    poll()
     assert [(row["job_id"], row["state"]) for row in database.workers()] == [(1, "offline"), (4, "online")]
     for _ in range(8):
         time.passes(30)
-        look()
+        poll()
     assert [(row["job_id"], row["state"]) for row in database.workers()] == [(1, "offline"), (4, "lost")]

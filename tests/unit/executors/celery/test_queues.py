@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue, sync_consumers
+from airflow_worker_insight.executors.celery import queues as module
+from airflow_worker_insight.executors.celery.queues import as_declared, own_queue
 from airflow_worker_insight.registry.observations import SourceUnavailableError
-from airflow_worker_insight.registry.sources import celery as engine
+from airflow_worker_insight.registry.sources.celery import BrokerTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 celery = pytest.importorskip("celery")
 
 A, B = own_queue("celery-a"), own_queue("celery-b")
+
+sync_consumers = partial(module.sync_consumers, timeouts=BrokerTimeouts(idle=0.5))
 
 
 class Node:
@@ -72,10 +76,9 @@ class Node:
 
 
 @pytest.fixture
-def app(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Any:
+def app(redis: Redis) -> Any:
     made = celery.Celery("airflow.executors.celery_executor", broker=redis.broker_url())
     made.conf.update(accept_content=["json"], event_serializer="json")
-    monkeypatch.setattr(engine, "QUIET_SECONDS", 0.5)
     return made
 
 

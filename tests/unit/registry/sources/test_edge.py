@@ -52,16 +52,16 @@ def write(database: Database, table: Table, name: str = "edge-1", **others: Any)
         connection.execute(table.insert().values(row))
 
 
-def look() -> tuple[WorkerObservation, ...]:
+def poll() -> tuple[WorkerObservation, ...]:
     view = PollContext(lambda: NOON, NOON, None, timedelta(seconds=30), (), metadata_database.engine().connect)
-    return EdgeSource().look(view).sightings
+    return EdgeSource().poll(view).observations
 
 
 @on_both
 def test_an_edge_worker_is_seen_with_what_it_says_of_itself(database: Database, table: Table) -> None:
     write(database, table)
-    (sighting,) = look()
-    assert sighting == WorkerObservation(
+    (observation,) = poll()
+    assert observation == WorkerObservation(
         kind="edge",
         engine_name="edge-1",
         hostname="edge-1",
@@ -72,12 +72,12 @@ def test_an_edge_worker_is_seen_with_what_it_says_of_itself(database: Database, 
     )
 
 
-def test_its_start_tells_lives_apart(database: Database, table: Table) -> None:
+def test_its_start_tells_instances_apart(database: Database, table: Table) -> None:
     told = {"worker_start_time": "2026-03-01T11:00:00.123456", "python_version": "3.11.2 (main, Jan 2026) [GCC]"}
     write(database, table, sysinfo=told)
-    (sighting,) = look()
-    assert sighting.started_at == at(-3600) + timedelta(microseconds=123456)
-    assert sighting.versions == {"python": "3.11.2"}
+    (observation,) = poll()
+    assert observation.started_at == at(-3600) + timedelta(microseconds=123456)
+    assert observation.versions == {"python": "3.11.2"}
 
 
 @pytest.mark.parametrize(
@@ -96,41 +96,41 @@ def test_states_of_the_provider(
     database: Database, table: Table, state: str, has_left: bool, is_unavailable: bool
 ) -> None:
     write(database, table, state=state)
-    (sighting,) = look()
-    assert (sighting.has_left, bool(sighting.unavailable_reason)) == (has_left, is_unavailable)
+    (observation,) = poll()
+    assert (observation.has_left, bool(observation.unavailable_reason)) == (has_left, is_unavailable)
 
 
 @pytest.mark.parametrize("queues", [None, "", "default", "[", "{'a': 1}", "__import__('os')", "[" * 5000])
 @pytest.mark.parametrize("sysinfo", [{}, {"concurrency": -1, "worker_start_time": 7}, {"concurrency": "many"}])
 def test_nonsense_is_left_out(database: Database, table: Table, queues: str | None, sysinfo: Any) -> None:
     write(database, table, queues=queues, sysinfo=sysinfo)
-    (sighting,) = look()
-    assert (sighting.queues, sighting.concurrency, sighting.started_at) == (None, None, None)
+    (observation,) = poll()
+    assert (observation.queues, observation.concurrency, observation.started_at) == (None, None, None)
 
 
 def test_markup_and_control_characters_in_queues_are_only_text(database: Database, table: Table) -> None:
     write(database, table, queues=str(["<b>", "a\x00b", "", "x" * 300]))
-    (sighting,) = look()
-    assert sighting.queues == ("<b>", "a b", "x" * 256)
+    (observation,) = poll()
+    assert observation.queues == ("<b>", "a b", "x" * 256)
 
 
 @pytest.mark.parametrize("number", [121, 2_000])
 def test_of_many_queues_all_are_known(database: Database, table: Table, number: int) -> None:
     queues = sorted(f"queue-{each}" for each in range(number))
     write(database, table, queues=str(queues))
-    (sighting,) = look()
-    assert list(sighting.queues) == queues
+    (observation,) = poll()
+    assert list(observation.queues) == queues
 
 
-def test_without_its_table_the_engine_says_what_to_do(database: Database, table: Table) -> None:
+def test_without_its_table_the_source_says_what_to_do(database: Database, table: Table) -> None:
     table.drop(database.engine)
     with pytest.raises(SourceUnavailableError, match="airflow db migrate"):
-        look()
+        poll()
 
 
 @on_both
-def test_the_life_of_an_edge_worker(database: Database, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only workers that are there become known; one that leaves in order and comes back is a new life."""
+def test_the_states_of_an_edge_worker(database: Database, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only workers that are there become known; one that shuts down gracefully and comes back is a new instance."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
     with database.engine.connect() as connection:
         now = database_now(connection)

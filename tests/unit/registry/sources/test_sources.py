@@ -1,4 +1,4 @@
-"""Which engines are looked at, and how one that never answers is asked."""
+"""Which sources are polled, and how one that never answers is called."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from airflow_worker_insight.domain.executors import Executor, executors
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES
 from airflow_worker_insight.registry import sources
 from airflow_worker_insight.registry.sources import configured_sources
-from airflow_worker_insight.registry.timeouts import Bounded, NoAnswerError
+from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_mock import MockerFixture
 
 
 @pytest.mark.parametrize(
@@ -53,51 +55,51 @@ def test_all_executors_are_read_with_their_teams(setting: str | None, expected: 
         (None, [TRIES]),
     ],
 )
-def test_an_engine_is_looked_at_where_an_executor_of_it_is_configured(setting: str | None, names: list[str]) -> None:
-    found = [engine.name for engine in configured_sources(setting)]
+def test_a_source_is_polled_where_its_executor_is_configured(setting: str | None, names: list[str]) -> None:
+    found = [source.name for source in configured_sources(setting)]
     assert sorted(found) == sorted(names)
     # Its brokers may hang.
     assert found[-1] == (CELERY if CELERY in names else TRIES)
 
 
-def test_an_engine_without_its_provider_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_is_installed", lambda _module: False)
-    assert [engine.name for engine in configured_sources("CeleryExecutor,EdgeExecutor")] == [TRIES]
+def test_a_source_without_its_provider_is_left_out(mocker: MockerFixture) -> None:
+    mocker.patch.object(sources, "find_spec", return_value=None)
+    assert [source.name for source in configured_sources("CeleryExecutor,EdgeExecutor")] == [TRIES]
 
 
-# --- bounded ---------------------------------------------------------------------------------------------------------
+# --- calls with a time limit -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def answer() -> Iterator[threading.Event]:
-    """Return what lets the hanging question of a test end."""
+    """Return what lets the hanging call of a test end."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def test_an_answer_and_an_error_are_passed_on() -> None:
-    bounded: Bounded[int] = Bounded("The broker")
-    assert bounded.ask(lambda: 7, seconds=60) == 7
+    caller: TimeLimitedCaller[int] = TimeLimitedCaller("The broker")
+    assert caller.call(lambda: 7, seconds=60) == 7
     with pytest.raises(ZeroDivisionError):
-        bounded.ask(lambda: 1 // 0, seconds=60)
-    assert bounded.ask(lambda: 8, seconds=60) == 8
+        caller.call(lambda: 1 // 0, seconds=60)
+    assert caller.call(lambda: 8, seconds=60) == 8
 
 
-def test_one_that_hangs_is_left_behind_and_not_asked_again_until_it_ends(answer: threading.Event) -> None:
-    bounded: Bounded[bool] = Bounded("The broker")
+def test_a_call_that_hangs_is_abandoned_and_not_repeated_until_it_ends(answer: threading.Event) -> None:
+    caller: TimeLimitedCaller[bool] = TimeLimitedCaller("The broker")
     asked = []
 
     def hang() -> bool:
         asked.append(threading.current_thread())
         return answer.wait()
 
-    with pytest.raises(NoAnswerError, match="The broker did not answer within"):
-        bounded.ask(hang, seconds=0.01)
-    with pytest.raises(NoAnswerError, match="The look before still waits"):
-        bounded.ask(hang, seconds=0.01)
+    with pytest.raises(CallTimeoutError, match="The broker did not answer within"):
+        caller.call(hang, seconds=0.01)
+    with pytest.raises(CallTimeoutError, match="The broker has still not answered"):
+        caller.call(hang, seconds=0.01)
     assert len(asked) == 1
     assert asked[0].daemon, "it must not keep the process from ending"
     answer.set()
     asked[0].join()
-    assert bounded.ask(lambda: True, seconds=60)
+    assert caller.call(lambda: True, seconds=60)
