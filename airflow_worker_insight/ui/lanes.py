@@ -244,8 +244,8 @@ def _lanes(
         (marks[worker_id], _name_and_kind(stays, worker_id)[0], (worker_id,)) for worker_id in named
     ]
     candidates.append(("…", formatting.count(len(rest), "more worker", "more workers"), rest))
-    candidates.append(("?", "Not known where", (UNKNOWN,)))
-    candidates.append(("–", "On no worker", (NOWHERE,)))
+    candidates.append(("?", "Unknown worker", (UNKNOWN,)))
+    candidates.append(("–", "No worker", (NOWHERE,)))
     lanes = (Lane(mark, name, _bars(stays, ids, positions)) for mark, name, ids in candidates)
     return tuple(lane for lane in lanes if lane.bars)
 
@@ -290,7 +290,7 @@ def _bar(stay: _Stay, start: float, end: float) -> Bar:
 def _title(stay: _Stay) -> str:
     attempt = stay.attempt
     if stay.lane in (NOWHERE, UNKNOWN):
-        where = "on no worker" if stay.lane == NOWHERE else "not known where"
+        where = "on no worker" if stay.lane == NOWHERE else "on an unknown worker"
     else:
         where = "on {} ({})".format(*_name_and_kind([stay], stay.lane))
     parts = [f"Try {attempt.try_number} {where}"]
@@ -313,10 +313,6 @@ def _notes(attempts: Sequence[Attempt], stays: Sequence[_Stay]) -> Iterable[str]
     unstarted = [attempt.try_number for attempt in attempts if attempt.started_at is None and attempt.try_number > 0]
     if unstarted:
         numbers = ", ".join(map(str, unstarted))
-        yield (
-            f"Not drawn, because it never started: try {numbers}."
-            if len(unstarted) == 1
-            else (f"Not drawn, because they never started: tries {numbers}.")
-        )
+        yield f"Not shown, because never started: {'try' if len(unstarted) == 1 else 'tries'} {numbers}."
     if any(stay.attempt.attribution not in SURE and stay.lane not in (NOWHERE, UNKNOWN) for stay in stays):
-        yield "Dashed: not reported by the worker itself."
+        yield "Dashed: not reported by the worker."

@@ -57,23 +57,23 @@ HEADERS = {
 """Security headers of every response."""
 
 NO_SUCH_WORKER = (
-    "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
-    "run of its first try has ended."
+    "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its first try "
+    "has ended."
 )
 NOT_FROM_HERE = (
-    "The browser does not say that a page of this server sent this change, so it was not made. Open the worker’s page "
-    "and try again."
+    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
+    "worker’s page and try again."
 )
 
 _NO_RIGHT = (
-    "Airflow does not let you see or do this. Ask an administrator for the right to read this Dag’s task instances; "
-    "for the pages of workers, to read Airflow’s jobs; to decide of a worker, to edit Airflow’s pools."
+    "You do not have permission for this. Ask an administrator for permission to read this Dag’s task instances. Pages "
+    "of workers need permission to read Airflow’s jobs; a worker’s availability, to edit Airflow’s pools."
 )
 _TITLES = {
-    403: "Not for you to see",
+    403: "Access denied",
     404: "Not found",
-    422: "This address cannot be right",
-    503: "Not ready yet",
+    422: "Invalid URL",
+    503: "Unavailable",
 }
 
 
@@ -320,4 +320,4 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
 def problem(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
     is_denied = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
-    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if is_denied else text)
+    return Notice("warning", _TITLES.get(status, "Error"), _NO_RIGHT if is_denied else text)

@@ -33,8 +33,8 @@ _WINDOWS = (
 )
 
 _NOT_ALL = (
-    f"The latest {MAX_SCANNED:,} tries of this time were looked through. To find older ones, choose their time, or "
-    "name their Dag run or worker."
+    f"Only the latest {MAX_SCANNED:,} tries of this period were searched. To find older ones, choose another period "
+    "or filter by Dag run or worker."
 )
 
 
@@ -152,13 +152,15 @@ def _filters(address: AttemptsAddress) -> Iterable[Filter]:
 
 def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:
     if total:
-        return Notice("info", "", "There are no more tries here.")
+        return Notice("info", "", "No more tries.")
     if not dag_ids or address.changed() == AttemptsAddress(window=ANY):
         return Notice(
             "info",
-            "No try was recorded yet",
-            "The tries of all Dags that Airflow lets you read are listed here from the moment on at which they start. "
-            "An administrator can fill in those from before the installation of Worker Insight:",
+            "No tries yet",
+            "A try of a Dag that you can read is listed here as soon as it starts. An administrator can backfill tries "
+            "from before the installation of Worker Insight:",
             "airflow-worker-insight backfill",
         )
-    return Notice("info", "No try fits", "No try that you may see fits all of these filters. Remove one to see more.")
+    return Notice(
+        "info", "No tries found", "No try that you can see matches these filters. Remove a filter to see more."
+    )

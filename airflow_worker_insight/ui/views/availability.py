@@ -13,13 +13,9 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, WorkerRow
 
 NO_EFFECT = (
-    "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "
-    "an executor of Worker Insight does that."
+    "Airflow’s own executors ignore this setting. Configure an executor of Worker Insight to make it take effect."
 )
-EFFECT = (
-    "A decision is kept and shown to everybody. The executor of Worker Insight gives the worker work accordingly; "
-    "Airflow’s own do not ask."
-)
+EFFECT = "The executor of Worker Insight follows this setting. Airflow’s own executors ignore it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +57,9 @@ class Availability:
 
 
 _CHOICES = (
-    (AVAILABLE, "Available", "Takes work as usual."),
-    (DRAINING, "Drain", "Finishes what it runs and is to get nothing new. Ends with its next restart."),
-    (QUARANTINED, "Quarantine", "Is to get nothing new, also after a restart, until somebody releases it."),
+    (AVAILABLE, "Available", "Gets new tasks."),
+    (DRAINING, "Drain", "Finishes its tasks and gets no new ones, until it restarts."),
+    (QUARANTINED, "Quarantine", "Gets no new tasks, also after a restart, until you make it available."),
 )
 
 

@@ -134,14 +134,14 @@ _OUTCOMES = {
     "failed": "failed{where}",
     "running": "is running{where}",
     "up_for_retry": "failed{where} and waits for its retry",
-    "up_for_reschedule": "began{where} and waits to be rescheduled",
-    "deferred": "began{where} and is deferred to the triggerer",
-    "awaiting_input": "began{where} and waits for a person’s input",
+    "up_for_reschedule": "started{where} and waits to be rescheduled",
+    "deferred": "started{where} and is deferred to the triggerer",
+    "awaiting_input": "started{where} and waits for human input",
     "queued": "is queued",
     "scheduled": "is scheduled",
     "restarting": "is being restarted{where}",
     "skipped": "was skipped{where}",
-    "upstream_failed": "was not run, because a task before it failed",
+    "upstream_failed": "did not run, because an upstream task failed",
     "removed": "was removed from its Dag{where}",
 }
 
@@ -154,7 +154,7 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     outcome = _OUTCOMES.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
     outcome = outcome.format(where=_where_text(last))
     if last.state == "queued" and last.try_number in placed:
-        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
+        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits to start"
     if len(tries) == 1:
         return f"The only try so far {outcome}."
     return f"{_count_text(tries)}; the last one {outcome}."
@@ -216,24 +216,21 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
         return [
             Notice(
                 "info",
-                "No such task instance",
-                "Airflow has no task instance of this name in this Dag run, and none was recorded: it may have been "
-                "deleted, or the task is mapped and has no instance with this map index. Open one of the task’s "
-                "instances in Airflow’s grid.",
+                "Task instance not found",
+                "Airflow has no such task instance in this Dag run, and no try was recorded. It may have been deleted, "
+                "or the task is mapped and has no such map index. Open a task instance in Airflow’s grid.",
             )
         ]
     latest = max(attempts, key=lambda attempt: attempt.try_number)
     notices = []
     if latest.state == "skipped" and not latest.workers:
-        notices.append(
-            Notice("info", "Never ran on a worker", "The task was skipped, so no worker was asked to run it.")
-        )
+        notices.append(Notice("info", "Never ran on a worker", "The task was skipped, so no worker ran it."))
     elif latest.state == "upstream_failed" and not latest.workers:
         notices.append(
             Notice(
                 "info",
                 "Never ran on a worker",
-                "A task before this one failed, so no worker was asked to run it. Look at that task’s worker instead.",
+                "An upstream task failed, so no worker ran this one. Check the worker of the upstream task.",
             )
         )
     elif latest.state == "removed" and not latest.workers:
@@ -241,7 +238,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             Notice(
                 "info",
                 "Never ran on a worker",
-                "The task was removed from its Dag before a worker could run it.",
+                "The task was removed from its Dag before a worker ran it.",
             )
         )
     elif latest.state == "queued" and latest.try_number in placed:
@@ -254,8 +251,8 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             Notice(
                 "info",
                 "Not recorded",
-                "Nothing was recorded of these tries. If they are older than the installation of Worker Insight, an "
-                "administrator can fill them in from Airflow’s history:",
+                "These tries were not recorded. If they are older than the installation of Worker Insight, an "
+                "administrator can backfill them from Airflow’s history:",
                 "airflow-worker-insight backfill",
             )
         )
@@ -265,17 +262,17 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
 def _no_try_yet(latest: Attempt) -> Notice:
     if latest.state in ("queued", "scheduled"):
         text = (
-            "The task waits for a worker to start it. If it waits for long, check that a worker of its queue is "
-            "running and that its pool has free slots."
+            "The task waits for a worker. If it keeps waiting, check that a worker consumes its queue and that its "
+            "pool has free slots."
         )
     elif latest.state == "deferred":
-        text = "The task waits in the triggerer, and no worker has run it so far."
+        text = "The task is deferred to the triggerer, and no worker has run it yet."
     else:
         text = (
-            "The task has not been scheduled: it may wait for tasks before it, or its Dag may be paused. "
-            "This page fills in as soon as a worker starts it."
+            "The task has not been scheduled: it may wait for upstream tasks, or its Dag may be paused. This page "
+            "updates when a worker starts it."
         )
-    return Notice("info", "No try yet", text)
+    return Notice("info", "No tries yet", text)
 
 
 def _can_backfill(tries: Sequence[Attempt]) -> bool:

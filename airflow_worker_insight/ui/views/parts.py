@@ -89,12 +89,15 @@ def load(running: int | None, concurrency: int | None) -> Load | None:
     """Return the load of a worker, or ``None`` if its worker source does not report it."""
     if running is None:
         return None
-    tries = formatting.count(running, "try runs", "tries run")
+    tries = formatting.count(running, "running try", "running tries")
     if not concurrency:
-        return Load(f"{running:,}", f"{tries} here now", "", is_full=False)
+        return Load(f"{running:,}", tries, "", is_full=False)
     share = min(1.0, running / concurrency)
     return Load(
-        f"{running:,} / {concurrency:,}", f"{tries} here now, of {concurrency:,} at once", f"{share:.1%}", share == 1
+        f"{running:,} / {concurrency:,}",
+        f"{tries}, {formatting.count(concurrency, 'slot', 'slots')}",
+        f"{share:.1%}",
+        share == 1,
     )
 
 

@@ -216,9 +216,9 @@ def build_timeline(
     height = next(height for most, height in _LANE_HEIGHTS if lanes <= most)
     notes = []
     if is_cut:
-        notes.append(f"Only the latest {MAX_TRIES:,} tries are drawn: choose fewer hours to see earlier ones.")
+        notes.append(f"Only the latest {MAX_TRIES:,} tries are shown. Choose a shorter period to see earlier ones.")
     if max(lane_indexes, default=0) >= MAX_LANES:
-        notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
+        notes.append(f"More than {MAX_LANES} tries ran in parallel. The last lane holds the rest.")
     in_lanes = [replace(span, lane=min(index, MAX_LANES - 1)) for span, index in zip(spans, lane_indexes, strict=True)]
     hours = _hours(address, row, now)
     step = hours * _HOUR
@@ -232,7 +232,7 @@ def build_timeline(
         lane_height=height,
         ticks=_ticks(start, end),
         ends_now=end == now,
-        label=f"{formatting.count(len(spans), 'try', 'tries')}, at most {lanes} side by side" if spans else "No try",
+        label=f"{formatting.count(len(spans), 'try', 'tries')}, at most {lanes} in parallel" if spans else "No tries",
         notes=tuple(notes),
         lengths=tuple(
             (Option(str(length), _length(length), length == hours), address.changed(hours=length)) for length in HOURS
@@ -240,7 +240,7 @@ def build_timeline(
         earlier=address.changed(hours=hours, until=start),
         later=None if later is None else address.changed(hours=hours, until=None if later == latest else later),
         latest=None if is_latest else address.changed(until=None),
-        latest_text="Now" if latest == now else "Its end",
+        latest_text="Now" if latest == now else "End",
     )
 
 
@@ -338,7 +338,7 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
     if span.is_cut:
         when += ", until the worker was lost"
         noticed = span.stays[0].ended_at
-        when += f"; Airflow noticed at {noticed:%H:%M:%S} UTC" if len(span.stays) == 1 and noticed else ""
+        when += f"; Airflow detected it at {noticed:%H:%M:%S} UTC" if len(span.stays) == 1 and noticed else ""
     state = formatting.state(span.stays[0].state)
     key = address = None
     if len(span.stays) == 1:

@@ -30,12 +30,12 @@ class Deleted:
 
 _DELETED = {
     "run": Deleted(
-        "of a deleted run",
-        "Airflow no longer has the Dag run of this try. A Dag run of the same name is another one.",
+        "Deleted Dag run",
+        "The Dag run of this try was deleted. A Dag run with the same ID is a different one.",
     ),
     "task_instance": Deleted(
-        "of a deleted task instance",
-        "Airflow no longer has the task instance of this try. One of the same name is another one.",
+        "Deleted task instance",
+        "The task instance of this try was deleted. A task instance with the same IDs is a different one.",
     ),
 }
 
@@ -144,7 +144,7 @@ def _cell(attempt: Attempt, worker: AttemptWorker, marks: Mapping[str, str], ins
     return WorkerCell(
         worker_id=worker.worker_id,
         mark=marks.get(worker.worker_id, ""),
-        name="One of this host’s workers" if worker.host_only else worker.name,
+        name="A worker on this host" if worker.host_only else worker.name,
         kind=formatting.kind(worker.kind),
         hostname=worker.hostname,
         host_only=worker.host_only,
@@ -162,20 +162,20 @@ def _conditions(worker: AttemptWorker) -> Conditions | None:
     if worker.memory_free is not None:
         parts.append((f"{worker.memory_free:.0%} free", f"{worker.memory_free:.0%} of memory free"))
     if worker.running_beside is not None:
-        beside = formatting.count(worker.running_beside, "try beside it", "tries beside it")
-        parts.append((f"{worker.running_beside:,} beside", beside))
+        others = formatting.count(worker.running_beside, "other try running", "other tries running")
+        parts.append((formatting.count(worker.running_beside, "other try", "other tries"), others))
     if not parts:
         return None
     return Conditions(
         text=" · ".join(short for short, _ in parts),
-        title="When the try started here: " + ", ".join(sentence for _, sentence in parts),
+        title="When the try started: " + ", ".join(sentence for _, sentence in parts),
     )
 
 
 def _no_worker_text(attempt: Attempt) -> str:
     if attempt.attribution == "unknown" and attempt.state not in UNFINISHED:
-        return "Not known"
-    return "None so far" if attempt.state in UNFINISHED else "None"
+        return "Unknown"
+    return "None yet" if attempt.state in UNFINISHED else "None"
 
 
 def _duration(attempt: Attempt, now: datetime) -> str:

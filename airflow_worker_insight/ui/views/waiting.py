@@ -150,32 +150,32 @@ def _filters(address: WaitingAddress) -> Iterable[Filter]:
 def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
     if executor.unavailable_reason and executor.places:
         consequence = (
-            "Until they can, the executor holds tasks, and they are listed here."
+            "The executor holds tasks until then, and they are listed here."
             if executor.holds
-            else "Until they can, the executor behaves as Airflow’s own: it sends tasks without choosing a worker, and "
-            "they are not listed here."
+            else "The executor is in fallback mode until then: it sends tasks without choosing a worker, and they are "
+            "not listed here."
         )
-        yield Notice("warning", "The workers cannot be seen", f"{executor.unavailable_reason} {consequence}")
+        yield Notice("warning", "Workers cannot be reached", f"{executor.unavailable_reason} {consequence}")
     if shown:
         return
     if total:
-        yield Notice("info", "", "There are no more tries here.")
+        yield Notice("info", "", "No more tries.")
     elif address.changed() != WaitingAddress():
-        yield Notice("info", "No try fits", "No waiting try that you may see fits all of these filters.")
+        yield Notice("info", "No tries found", "No waiting try that you can see matches these filters.")
     elif not executor.places:
         yield Notice(
             "info",
             "No executor of Worker Insight is configured",
-            "Airflow’s own executors send each task to its queue at once, so no task waits here for a worker. An "
-            "administrator can set [core] executor to one that chooses the worker of each task:",
+            "Airflow’s own executors do not place tasks on workers, so no try waits for a worker here. An "
+            "administrator can set [core] executor to one that does:",
             "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor",
         )
     elif not executor.unavailable_reason:
         yield Notice(
             "info",
-            "Nothing waits",
-            "Workers have started every queued try that you may see. A try that finds no worker is listed here with "
-            "the reason.",
+            "No waiting tries",
+            "Workers have started every queued try that you can see. A try that waits for a worker is listed here "
+            "with the reason.",
         )
 
 
@@ -186,7 +186,7 @@ def cannot_be_seen(name: str, *, looked_at: datetime | None, error: str | None, 
     :param error: the error of the last poll; ``None`` if there was none or the user may not see it
     """
     if looked_at is None:
-        return f"Nobody has checked the {name} workers so far."
+        return f"{name} workers have never been checked."
     if error is not None:
-        return f"The last check of the {name} workers failed: {error.rstrip('.')}."
-    return f"The {name} workers were last checked {formatting.ago(looked_at, now)}."
+        return f"The last check of {name} workers failed: {error.rstrip('.')}."
+    return f"{name} workers were last checked {formatting.ago(looked_at, now)}."

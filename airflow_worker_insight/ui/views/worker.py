@@ -53,7 +53,7 @@ REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 NO_DAG = Notice(
     "info",
     "No tries to show",
-    "Airflow lets you see no task instances, so none of the tries of this worker is listed or counted here.",
+    "You do not have permission to view task instances, so no tries of this worker are shown.",
 )
 
 
@@ -198,11 +198,11 @@ def build_worker_page(
             plural="tries",
         ),
         empty_text=(
-            "There are no more tries here."
+            "No more tries."
             if page.total
-            else "No try of this worker was recorded."
+            else "No tries recorded for this worker."
             if instance.is_whole
-            else "No try of this worker was recorded in a Dag that you may read."
+            else "No tries recorded for this worker in Dags that you can read."
         ),
         notice=None if may_read else NO_DAG,
         refresh_seconds=_refresh(row, running, now),
@@ -220,10 +220,8 @@ def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
 
 def _introduction(row: WorkerRow) -> str:
     if row.host_only:
-        return (
-            "Airflow kept only the host of these tries: each ran on one of the workers of this host, not known which."
-        )
-    return "One life of a worker: after a restart it has a new ID and a page of its own."
+        return "Airflow recorded only the host of these tries: each ran on one of its workers."
+    return "One instance of this worker: after a restart it has a new ID and a new page."
 
 
 def _since(instance: WorkerInstance, now: datetime) -> Ago | None:
@@ -242,11 +240,11 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
     if instance.row.host_only or instance.row.state == LOST or (instance.row.state == OFFLINE and not total):
         return None
     if instance.row.state == OFFLINE:
-        text = f"It was told to stop; {formatting.count(total, 'try still runs', 'tries still run')} on it."
+        text = f"Shutting down: {formatting.count(total, 'try is', 'tries are')} still running."
     elif total:
-        text = f"{formatting.count(total, 'try runs', 'tries run')} on it now."
+        text = f"{formatting.count(total, 'try is', 'tries are')} running."
     else:
-        text = "Nothing runs on it now." if instance.is_whole else "Nothing that you may see runs on it now."
+        text = "No try is running." if instance.is_whole else "No try that you can see is running."
     return Tries(
         text=text,
         rows=tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
@@ -268,12 +266,12 @@ def _placed(instance: WorkerInstance) -> PlacedTries | None:
 def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
     rows, total = instance.struck
     if total:
-        text = f"{formatting.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."
+        text = f"{formatting.count(total, 'try', 'tries')} had not ended when the worker was last seen."
         if any(attempt.state in ("running", "restarting") for attempt in rows):
-            text += " Airflow says that they run until its own heartbeat of tasks times out."
+            text += " Airflow counts them as running until their heartbeat times out."
     else:
-        subject = "No try" if instance.is_whole else "No try that you may see"
-        text = f"{subject} was running on it when it was last seen."
+        subject = "No try" if instance.is_whole else "No try that you can see"
+        text = f"{subject} was running when the worker was last seen."
     return Tries(
         text,
         tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
@@ -302,9 +300,9 @@ def _change(change: Change, now: datetime) -> ChangeLine:
 def _facts(row: WorkerRow) -> list[Fact]:
     facts = [Fact("Kind", formatting.kind(row.kind)), Fact("Host", row.hostname)]
     if row.engine_name and row.engine_name != row.name:
-        facts.append(Fact("Its executor’s name", row.engine_name))
+        facts.append(Fact("Name in its executor", row.engine_name))
     if row.pid is not None:
-        facts.append(Fact("Process", str(row.pid)))
+        facts.append(Fact("Process ID", str(row.pid)))
     if row.concurrency is not None:
         facts.append(Fact("Concurrency", f"{row.concurrency:,}"))
     if row.started_at is not None:
@@ -325,7 +323,7 @@ def _facts(row: WorkerRow) -> list[Fact]:
 _RESOURCE_NAMES = {
     "cpus": "CPUs",
     "memory_bytes": "Memory",
-    "os": "System",
+    "os": "Operating system",
     "architecture": "Architecture",
     "image": "Image",
 }

@@ -53,10 +53,10 @@ MAX_QUEUES = 3
 REFRESH_COMMAND = "airflow-worker-insight refresh"
 
 _SOURCE_NAMES = {
-    "celery": "Celery’s workers",
+    "celery": "Celery workers",
     "edge": "Edge workers",
     "jobs": "Local workers",
-    "tries": "Pods and the workers of other executors",
+    "tries": "Pods and workers of other executors",
 }
 _KINDS = ("celery", "local", "kubernetes", "edge")
 _SEEN = (("", "Last 24 hours"), ("7d", "Last 7 days"), ("30d", "Last 30 days"), (ANY, "Any time"))
@@ -252,17 +252,15 @@ def _sentence(address: WorkersAddress) -> str:
     """Describe which workers are listed, before further filters."""
     seen = "at any time" if address.seen == ANY else f"in the {dict(_SEEN)[address.seen].lower()}"
     if address.state == ANY:
-        return "All workers that were ever seen." if address.seen == ANY else f"All workers that were seen {seen}."
+        return "All workers ever seen." if address.seen == ANY else f"All workers seen {seen}."
     if address.state in (ONLINE, UNRESPONSIVE):
-        return f"Workers that are {address.state} now."
+        return f"{address.state.capitalize()} workers."
     if address.state:
-        state = (
-            "of which nothing tells whether they live"
-            if address.state == UNKNOWN_STATE
-            else f"that are {address.state}"
+        workers = (
+            "Workers of unknown state" if address.state == UNKNOWN_STATE else f"{address.state.capitalize()} workers"
         )
-        return f"Workers {state}, last seen {seen}."
-    return f"Workers that live, and those that were lost and last seen {seen}. Not those that left in order."
+        return f"{workers}, last seen {seen}."
+    return f"Current workers, and lost ones last seen {seen}. Offline workers are hidden."
 
 
 def _filters(address: WorkersAddress) -> Iterable[Filter]:
@@ -324,7 +322,7 @@ def _group(group: Group, address: WorkersAddress) -> GroupLine:
             shares.append(Share(state, text, f"{100 * offset / total:.2f}%", f"{100 * count / total:.2f}%"))
             offset += count
     return GroupLine(
-        name=group.name or "Not known",
+        name=group.name or "Unknown",
         address=_members(group.name, address) if group.name else None,
         count=formatting.count(total, "worker", "workers"),
         shares=tuple(shares),
@@ -348,31 +346,31 @@ def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
     """Say why workers, or their states, may be missing or stale."""
     if listing.any_worker and not any(source.is_current for source in listing.engines):
         latest = max((source.looked_at for source in listing.engines if source.looked_at), default=None)
-        when = "never looked at" if latest is None else f"last looked at {formatting.ago(latest, now)}"
+        when = "never checked" if latest is None else f"last checked {formatting.ago(latest, now)}"
         text = (
-            f"Whether workers live was {when}. An API server of Airflow 3 does that by itself; by hand, or "
-            "every minute on Airflow 2.11, this does:"
+            "API servers of Airflow 3 check the workers: see that one is running. On Airflow 2.11, run this command "
+            "every minute:"
         )
-        yield Notice("warning", "Nobody looks at the workers", text, REFRESH_COMMAND)
+        yield Notice("warning", f"Worker states are stale: {when}", text, REFRESH_COMMAND)
     for source in listing.engines:
         if source.error and source.is_current:
-            yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be asked", source.error)
+            yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be reached", source.error)
 
 
 def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool) -> Notice:
     if not listing.any_worker:
         text = (
-            "A worker is listed as soon as its executor tells of it, or when it starts its first try. If workers run "
-            "and none is listed, look whether a scheduler runs and whether this page’s server reaches the broker."
+            "A worker is listed when its executor reports it, or when it starts its first try. If workers are running "
+            "and none is listed, check that a scheduler is running and that this server can reach the broker."
         )
         if looks_by_itself:
-            return Notice("info", "No worker is known yet", text)
-        text += " On this version of Airflow the fleet is looked at by a command, which is best run every minute:"
-        return Notice("info", "No worker is known yet", text, REFRESH_COMMAND)
+            return Notice("info", "No workers yet", text)
+        text += " On this version of Airflow, run this command every minute to check the workers:"
+        return Notice("info", "No workers yet", text, REFRESH_COMMAND)
     if address.offset:
-        return Notice("info", "", f"There are no more {'groups' if address.group else 'workers'} here.")
+        return Notice("info", "", f"No more {'groups' if address.group else 'workers'}.")
     if list(_filters(address)):
-        return Notice("info", "No worker fits", "No worker fits all of these filters.")
+        return Notice("info", "No workers found", "No worker matches these filters. Remove a filter to see more.")
     if address.group and listing.counts:
-        return Notice("info", "", "None of these workers is in such a group.")
-    return Notice("info", "No such worker", "No worker is in this state now. Older ones are among all workers.")
+        return Notice("info", "", "None of these workers has a value to group by.")
+    return Notice("info", "No workers found", "No worker is in this state. Show all workers to see older ones.")

@@ -199,7 +199,7 @@ def test_a_reader_without_the_right_is_refused_before_anything_is_read(
     for path in (PANEL, PANEL.replace("panel", "panel/fragment")):
         answer = client(airflow).get(path)
         assert answer.status_code == 403
-        assert "Not for you to see" in answer.text
+        assert "Access denied" in answer.text
         assert "etl" not in answer.text
     assert rights.asked == ["etl", "etl"]
     assert not shown

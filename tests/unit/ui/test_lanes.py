@@ -107,7 +107,7 @@ def test_what_no_worker_reported_is_drawn_as_less_than_sure() -> None:
     )
     assert strip.lanes[0].name == "a worker on host-1"
     assert [lane.bars[0].sure for lane in strip.lanes] == [False, True]
-    assert strip.notes == ("Dashed: not reported by the worker itself.",)
+    assert strip.notes == ("Dashed: not reported by the worker.",)
 
 
 def test_tries_without_a_worker_have_lanes_of_their_own_below_the_workers() -> None:
@@ -119,11 +119,11 @@ def test_tries_without_a_worker_have_lanes_of_their_own_below_the_workers() -> N
     )
     assert [(lane.mark, lane.name) for lane in strip.lanes] == [
         ("A", "w1@host-1"),
-        ("?", "Not known where"),
-        ("–", "On no worker"),
+        ("?", "Unknown worker"),
+        ("–", "No worker"),
     ]
-    assert strip.lanes[1].bars[0].title.startswith("Try 1 not known where; Failed")
-    assert strip.notes == ("Not drawn, because it never started: try 3.",)
+    assert strip.lanes[1].bars[0].title.startswith("Try 1 on an unknown worker; Failed")
+    assert strip.notes == ("Not shown, because never started: try 3.",)
 
 
 def test_a_strip_without_any_worker_is_left_out() -> None:

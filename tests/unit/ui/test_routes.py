@@ -126,9 +126,9 @@ def test_a_worker_that_left_long_ago_is_found_among_all(client_of: ClientOf, fle
 
 @pytest.mark.usefixtures("dags")
 def test_an_empty_installation_says_why(client_of: ClientOf) -> None:
-    assert "No worker is known yet" in client_of().get("workers").text
-    assert "No worker is known yet" in client_of().get("workers?group=queue").text
-    assert "No try that you may see fits" in client_of().get("attempts").text
+    assert "No workers yet" in client_of().get("workers").text
+    assert "No workers yet" in client_of().get("workers?group=queue").text
+    assert "No try that you can see matches" in client_of().get("attempts").text
     assert "airflow-worker-insight backfill" in client_of().get("attempts?window=any").text
 
 
@@ -139,10 +139,10 @@ def test_an_installation_without_a_dag_does_not_blame_the_readers_rights(client_
         connection.execute(delete(attempt))
         connection.execute(delete(DagModel))
     client = client_of()
-    assert "No try was recorded yet" in client.get("attempts").text
+    assert "No tries yet" in client.get("attempts").text
     page = client.get("workers/w1").text
-    assert "Airflow lets you see no task instances" not in page
-    assert "No try of this worker was recorded." in page
+    assert "You do not have permission to view task instances" not in page
+    assert "No tries recorded for this worker." in page
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_try_of_a_deleted_run_is_marked_and_leads_to_no_other(client_of: Clien
             connection.execute(table.delete())
     for path in ("attempts", "workers/w1"):
         page = client_of().get(path).text
-        assert "of a deleted run" in page
+        assert "Deleted Dag run" in page
         assert ">on_w1</a>" not in page
         assert "on_w1" in page
 
@@ -229,9 +229,9 @@ def test_a_lost_worker_shows_what_it_took_with_it(client_of: ClientOf, fleet: Da
         ).scalar_one()
         connection.execute(insert(change).values(worker_ref=ref, changed_at=now, state="lost", reason="No answer"))
     page = client_of().get("workers/w1").text
-    assert "What it took with it" in page
-    assert "2 tries had not ended when it was last seen" in page
-    assert "1 try had not ended when it was last seen" in client_of("few jobs").get("workers/w1").text
+    assert "Lost tries" in page
+    assert "2 tries had not ended when the worker was last seen" in page
+    assert "1 try had not ended when the worker was last seen" in client_of("few jobs").get("workers/w1").text
 
 
 # --- who may see what -----------------------------------------------------------------------------------------------
@@ -250,9 +250,9 @@ def test_who_may_read_every_dag_is_not_made_to_doubt_it(client_of: ClientOf, dag
     with dags.engine.begin() as connection:
         connection.execute(delete(attempt))
     all_of_it, some_of_it = (client_of(who).get("workers/w1").text for who in ("admin", "few jobs"))
-    assert "Nothing runs on it now." in all_of_it
-    assert "No try of this worker was recorded." in all_of_it
-    assert "Nothing that you may see runs on it now." in some_of_it
+    assert "No try is running." in all_of_it
+    assert "No tries recorded for this worker." in all_of_it
+    assert "No try that you can see is running." in some_of_it
 
 
 @pytest.mark.usefixtures("fleet")
@@ -274,8 +274,8 @@ def test_tries_of_dags_that_the_reader_may_not_read_are_neither_listed_nor_count
     # Whoever may see workers and not each Dag.
     page = client_of("few jobs").get("workers/w1").text
     assert SECRET not in page
-    assert "1 try runs on it now." in page
-    assert "1 try, at most 1 side by side" in page
+    assert "1 try is running." in page
+    assert "1 try, at most 1 in parallel" in page
     assert "1 try: 1 running" in page
 
 
@@ -284,7 +284,7 @@ def test_one_who_may_read_no_dag_sees_the_worker_and_why_there_are_no_tries(clie
     page = client_of("jobs only").get("workers/w1")
     assert page.status_code == 200
     assert "host-1" in page.text
-    assert "Airflow lets you see no task instances" in page.text
+    assert "You do not have permission to view task instances" in page.text
     assert "run-1" not in page.text
     assert client_of("nobody").get("attempts").status_code == 403
 
@@ -332,7 +332,7 @@ def test_a_decision_is_kept_with_its_note_and_author(client_of: ClientOf, cookie
 def test_a_page_elsewhere_decides_nothing(client_of: ClientOf, fleet: Database, headers: dict[str, str]) -> None:
     answer = decide(client_of(cookie=True), headers=headers)
     assert answer.status_code == 403
-    assert "The browser does not say that a page of this server sent this change" in answer.text
+    assert "The change was not saved, because the browser did not confirm" in answer.text
     assert {row["availability"] for row in fleet.workers()} == {"available"}
 
 
@@ -340,7 +340,7 @@ def test_who_may_not_edit_pools_decides_nothing(client_of: ClientOf, fleet: Data
     for username in ("few jobs", "few", "nobody"):
         assert decide(client_of(username)).status_code == 403
     assert {row["availability"] for row in fleet.workers()} == {"available"}
-    assert "the right to edit Airflow’s pools is needed" in client_of("few jobs").get("workers/w1").text
+    assert "You need permission to edit Airflow’s pools" in client_of("few jobs").get("workers/w1").text
 
 
 def test_anonymous_decides_nothing_and_comes_back_to_the_page(client_of: ClientOf, fleet: Database) -> None:

@@ -282,18 +282,18 @@ def test_only_who_may_decide_gets_the_form() -> None:
     (form,) = page.all("form", method="post")
     assert form["action"] == "/airflow/worker-insight/workers/celery-1/availability"
     assert [one["value"] for one in page.all("input", type="radio")] == ["available", "draining", "quarantined"]
-    assert "does not keep Airflow from giving the worker work" in page.text
+    assert "Airflow’s own executors ignore this setting" in page.text
     without = worker_page(may_decide=False)
     assert not without.all("form", method="post")
-    assert "the right to edit Airflow’s pools is needed" in without.text
-    assert "does not keep Airflow from giving the worker work" in without.text
+    assert "You need permission to edit Airflow’s pools" in without.text
+    assert "Airflow’s own executors ignore this setting" in without.text
 
 
 def test_what_is_drawn_can_be_heard() -> None:
     life = a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
     page = worker_page(life)
     (lanes,) = page.all("svg", role="img")
-    assert lanes["aria-label"] == "1 try, at most 1 side by side"
+    assert lanes["aria-label"] == "1 try, at most 1 in parallel"
     # What a drawing hides from those who hear it must not be stopped at.
     (bar,) = [link for link in page.all("a") if "panel?" in (link["href"] or "") and "class" not in link]
     assert bar["tabindex"] == "-1"

@@ -72,14 +72,14 @@ def test_windows_are_one_click_away_and_forget_other_times() -> None:
         # An installation without a Dag: whoever may see no task instances at all does not come here.
         (HERE, 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
         (AttemptsAddress(dag_id="gone"), 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
-        (HERE, 0, ("etl",), "No try that you may see fits all of these filters."),
+        (HERE, 0, ("etl",), "No try that you can see matches these filters."),
         (
             AttemptsAddress(window="any"),
             0,
             ("etl",),
             "The tries of all Dags that Airflow lets you read are listed here",
         ),
-        (AttemptsAddress(offset=5000), 60, ("etl",), "There are no more tries here."),
+        (AttemptsAddress(offset=5000), 60, ("etl",), "No more tries."),
     ],
 )
 def test_a_list_without_tries_says_why(address: AttemptsAddress, total: int, dag_ids: Any, text: str) -> None:

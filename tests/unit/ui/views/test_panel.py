@@ -50,10 +50,10 @@ def test_what_the_machine_was_like_when_a_try_started() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 90, busy, on("w2", running_beside=0))], now=NOW).rows
     assert [(cell.conditions.text, cell.conditions.title) for cell in row.workers if cell.conditions] == [
         (
-            "load 1.2 · 36% free · 1 beside",
-            "When the try started here: load 1.23 per CPU, 36% of memory free, 1 try beside it",
+            "load 1.2 · 36% free · 1 other try",
+            "When the try started: load 1.23 per CPU, 36% of memory free, 1 other try running",
         ),
-        ("0 beside", "When the try started here: 0 tries beside it"),
+        ("0 other tries", "When the try started: 0 other tries running"),
     ]
     (row,) = build_panel(HERE, [a_try(1, 0, 90, on("w1"))], now=NOW).rows
     assert row.workers[0].conditions is None
@@ -75,16 +75,16 @@ def test_a_mapped_task_instance_shows_its_index() -> None:
 @pytest.mark.parametrize(
     ("attribution", "state", "workers", "text", "explanation"),
     [
-        ("reported", "success", [on("w1")], "Reported", "The worker itself said"),
-        ("inferred", "failed", [on("w1")], "Worked out", "leaves no other worker"),
-        ("inferred", "failed", [one_of_the_host()], "Host worked out", "one of the workers of this host"),
-        ("inferred", "running", [one_of_the_host()], "Not reported yet", "has not reported yet"),
-        ("backfilled", "success", [on("w1")], "From history", "older than the installation"),
-        ("backfilled", "success", [one_of_the_host()], "Host from history", "not known which"),
+        ("reported", "success", [on("w1")], "Reported", "reported this try while running it"),
+        ("inferred", "failed", [on("w1")], "Inferred", "match only this worker"),
+        ("inferred", "failed", [one_of_the_host()], "Host inferred", "may have several workers"),
+        ("inferred", "running", [one_of_the_host()], "Not reported yet", "has not been reported yet"),
+        ("backfilled", "success", [on("w1")], "Backfilled", "older than the installation"),
+        ("backfilled", "success", [one_of_the_host()], "Host backfilled", "may have several workers"),
         ("not_on_a_worker", "skipped", [], "Not on a worker", "No worker ran this try"),
-        ("never_started", "failed", [], "Never started", "before a worker started its process"),
-        ("never_started", "queued", [], "Not started yet", "No worker has started this try so far"),
-        ("unknown", "failed", [], "Not known", "Airflow kept no host"),
+        ("never_started", "failed", [], "Never started", "before a worker started it"),
+        ("never_started", "queued", [], "Not started yet", "No worker has started this try yet"),
+        ("unknown", "failed", [], "Unknown", "did not record its host"),
         ("of_the_future", "failed", [], "of the future", ""),
     ],
 )
@@ -101,23 +101,23 @@ def test_every_attribution_has_words_and_a_sentence(
 def test_a_try_of_a_test_says_so() -> None:
     tested = replace(a_try(1, 0, 10, attribution="not_on_a_worker"), ran_in_a_test=True)
     (row,) = build_panel(HERE, [tested], now=NOW).rows
-    assert (row.attribution.key, row.attribution.text) == ("not_on_a_worker", "Run in a test")
-    assert "in a test, as dag.test() and airflow dags test do" in row.attribution.explanation
+    assert (row.attribution.key, row.attribution.text) == ("not_on_a_worker", "Test run")
+    assert "in the process of a test, such as dag.test() or airflow dags test" in row.attribution.explanation
 
 
 def test_a_host_is_not_passed_off_as_a_worker() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 10, one_of_the_host(), attribution="inferred")], now=NOW).rows
     (cell,) = row.workers
-    assert (cell.name, cell.hostname, cell.host_only) == ("One of this host’s workers", "host-1", True)
+    assert (cell.name, cell.hostname, cell.host_only) == ("A worker on this host", "host-1", True)
 
 
 @pytest.mark.parametrize(
     ("attribution", "state", "text"),
     [
-        ("unknown", "failed", "Not known"),
+        ("unknown", "failed", "Unknown"),
         ("never_started", "failed", "None"),
         ("not_on_a_worker", "skipped", "None"),
-        ("never_started", "queued", "None so far"),
+        ("never_started", "queued", "None yet"),
     ],
 )
 def test_no_worker_is_said_in_words(attribution: str, state: str, text: str) -> None:
@@ -139,7 +139,7 @@ def test_no_worker_is_said_in_words(attribution: str, state: str, text: str) -> 
         ),
         (
             [a_try(1, 0, None, on("w1"), state="deferred")],
-            "The only try so far began on w1@host-1 and is deferred to the triggerer.",
+            "The only try so far started on w1@host-1 and is deferred to the triggerer.",
         ),
         ([a_try(1, 0, 9, on("w1"), on("w2"))], "The only try so far succeeded after 2 workers worked on it."),
         ([a_try(1, 0, 9, one_of_the_host())], "The only try so far succeeded on a worker of host-1."),
@@ -217,17 +217,17 @@ def test_a_worker_says_what_became_of_it(state: str | None, text: str | None) ->
 @pytest.mark.parametrize(
     ("tries", "title", "text"),
     [
-        ([], "No such task instance", "no task instance of this name"),
-        ([a_try(0, state=None, attribution="never_started")], "No try yet", "has not been scheduled"),
-        ([a_try(1, state="scheduled", attribution="never_started")], "No try yet", "waits for a worker"),
-        ([a_try(1, state="queued", attribution="never_started")], "No try yet", "a worker of its queue is running"),
-        ([a_try(1, state="deferred", attribution="never_started")], "No try yet", "waits in the triggerer"),
+        ([], "Task instance not found", "no such task instance"),
+        ([a_try(0, state=None, attribution="never_started")], "No tries yet", "has not been scheduled"),
+        ([a_try(1, state="scheduled", attribution="never_started")], "No tries yet", "waits for a worker"),
+        ([a_try(1, state="queued", attribution="never_started")], "No tries yet", "a worker consumes its queue"),
+        ([a_try(1, state="deferred", attribution="never_started")], "No tries yet", "deferred to the triggerer"),
         ([a_try(0, 0, 0, state="skipped", attribution="not_on_a_worker")], "Never ran on a worker", "was skipped"),
         ([a_try(1, 0, 0, state="skipped", attribution="not_on_a_worker")], "Never ran on a worker", "was skipped"),
         (
             [a_try(0, 0, 0, state="upstream_failed", attribution="not_on_a_worker")],
             "Never ran on a worker",
-            "A task before this one failed",
+            "An upstream task failed",
         ),
         ([a_try(0, state="removed", attribution="not_on_a_worker")], "Never ran on a worker", "removed from its Dag"),
         ([a_try(1, 0, 9, attribution="unknown", is_recorded=False)], "Not recorded", "older than the installation"),

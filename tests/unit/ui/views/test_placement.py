@@ -44,7 +44,7 @@ def test_the_panel_says_why() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
     panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
     assert [row.why for row in panel.rows] == [
-        "Placed: kept away from a worker that had failed this task",
+        "Placed: avoids a worker that failed this task",
         f"Placed: {LINE}",
     ]
     assert [row.why for row in build_panel(HERE, tries, now=NOW).rows] == ["", ""]
@@ -60,7 +60,7 @@ def test_one_that_waits_says_what_for() -> None:
     ("why", "summary"),
     [
         (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
-        (Why(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+        (Why(LEAST_LOADED, LINE), "The only try so far waits to start."),
     ],
 )
 def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
@@ -69,14 +69,14 @@ def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
     assert (panel.notices, panel.summary) == ((), summary)
     # Nothing is known of its placing.
     (notice,) = build_panel(HERE, [waits], now=NOW).notices
-    assert "check that a worker of its queue is running" in notice.text
+    assert "check that a worker consumes its queue" in notice.text
 
 
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
     one = Why(FULL, "waits: all workers that fit have as much as they may")
-    assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+    assert why_text(one, is_over=True) == "Not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
-    assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
+    assert why_text(Why(FULL), is_over=True) == "Not placed: all eligible workers are full"
 
 
 @pytest.mark.parametrize("reason", REASONS)
@@ -89,16 +89,16 @@ def test_each_reason_has_words(reason: str) -> None:
 @pytest.mark.parametrize(
     ("availability", "others", "text"),
     [
-        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free slot."),
-        ("available", {"taken": 3}, "Nothing that you may see waits here for a free slot."),
-        ("available", {}, "No try waits here for a free slot."),
+        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait for a free slot."),
+        ("available", {"taken": 3}, "No try that you can see waits for a free slot."),
+        ("available", {}, "No try waits for a free slot."),
         (
             "draining",
             {"placed": ((placed(),), 1), "taken": 4},
-            "The worker gets no new tasks. 1 try waits here for a free slot.",
+            "The worker gets no new tasks. 1 try waits for a free slot.",
         ),
-        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait here."),
-        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits here."),
+        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait."),
+        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits."),
         ("draining", {}, "The worker is empty and gets no new tasks."),
     ],
 )
@@ -116,7 +116,7 @@ def test_without_an_executor_that_places_nothing_is_said() -> None:
 
 def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
     found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
-    assert found.text == "The worker gets no new tasks. 2 tries still run or wait here."
+    assert found.text == "The worker gets no new tasks. 2 tries still run or wait."
 
 
 def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
@@ -131,6 +131,6 @@ def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database
     panel = client.get(f"/panel?dag_id={key.dag_id}&run_id={key.run_id}&task_id=waits")
     assert f"Placed: {LINE}" in panel.text
     shown = client.get(f"/workers/{worker['worker_id']}")
-    assert "1 try waits here for a free slot." in shown.text
+    assert "1 try waits for a free slot." in shown.text
     assert LINE in shown.text
     assert f'href="/worker-insight/waiting?worker={worker["worker_id"]}"' in shown.text

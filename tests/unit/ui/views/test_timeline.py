@@ -48,7 +48,7 @@ def test_tries_one_after_another_share_a_lane_and_tries_side_by_side_do_not() ->
         (3, found.lane_height, "25.00%", "50.00%"),
         (2, 0, "50.00%", "50.00%"),
     ]
-    assert found.label == "3 tries, at most 2 side by side"
+    assert found.label == "3 tries, at most 2 in parallel"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(10, 600)), max_size=60))
@@ -77,7 +77,7 @@ def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
     assert bar.title.endswith("from 12:30:00 UTC, 15 min, until the worker was lost")
     noticed = drawn(mine(1800, 3500, state="failed"), row=lost)
     assert noticed.bars[0].width == "25.00%"
-    assert noticed.bars[0].title.endswith("15 min, until the worker was lost; Airflow noticed at 12:58:20 UTC")
+    assert noticed.bars[0].title.endswith("15 min, until the worker was lost; Airflow detected it at 12:58:20 UTC")
     assert (noticed.end.x, noticed.end.title) == ("75.00%", "Lost at 12:45:00 UTC")
     # What ended well or before was not cut off.
     assert drawn(mine(1800, 3600), row=lost).bars[0].width == "50.00%"
@@ -130,7 +130,7 @@ def test_what_nobody_could_tell_apart_is_drawn_as_one() -> None:
     assert many.address == AttemptsAddress(worker="celery-1", state="success", since=at(1802), until=at(1899))
     # What failed lies on top, and is never hidden among others.
     assert (one.key.try_number, one.state) == (99, "failed")
-    assert drawn(*seconds, failed).label == "50 tries, at most 2 side by side"
+    assert drawn(*seconds, failed).label == "50 tries, at most 2 in parallel"
     assert len(drawn(mine(0, 60), mine(1800, 1801, 2)).bars) == 2
 
 
@@ -151,10 +151,10 @@ def test_a_busy_day_stays_a_light_drawing() -> None:
 
 
 def test_more_tries_than_can_be_drawn_are_said_to_be_left_out() -> None:
-    assert "Only the latest 2,000 tries are drawn" in drawn(mine(0, 1), is_cut=True).notes[0]
+    assert "Only the latest 2,000 tries are shown" in drawn(mine(0, 1), is_cut=True).notes[0]
     many = drawn(*(mine(0, 3600, number) for number in range(1, MAX_LANES + 5)))
     assert many.lanes == MAX_LANES
-    assert f"More than {MAX_LANES} tries ran side by side" in many.notes[0]
+    assert f"More than {MAX_LANES} tries ran in parallel" in many.notes[0]
     assert max(bar.y for bar in many.bars) < many.height
 
 
@@ -228,7 +228,7 @@ def test_of_a_worker_that_is_gone_the_last_hours_are_drawn() -> None:
     found = drawn(row=gone)
     assert (found.latest, found.later, found.ends_now) == (None, None, False)
     before = drawn(row=gone, address=found.earlier)
-    assert (before.latest, before.latest_text, before.later) == (ONE_HOUR, "Its end", ONE_HOUR)
+    assert (before.latest, before.latest_text, before.later) == (ONE_HOUR, "End", ONE_HOUR)
     assert drawn(row=gone, address=WorkerAddress(hours=1, until=NOW)).later is None
     a_host = a_worker_row(host_only=True, last_seen_at=at(1800) - year)
     assert window(ONE_HOUR, a_host, NOW)[1] == at(HOUR) - year

@@ -103,7 +103,7 @@ def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> N
 def test_filters(client_of: ClientOf, query: str, tasks: set[str]) -> None:
     page = client_of().get(f"waiting?{query}").text
     assert {task for task in ("held", "queued", "shared") if f"task_id={task}&amp;" in page} == tasks
-    assert ("No try fits" in page) == (not tasks)
+    assert ("No tries found" in page) == (not tasks)
 
 
 @pytest.mark.usefixtures("waiting")
@@ -115,7 +115,7 @@ def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: Cl
     assert "left out" not in page
     assert "No worker of its queue is available" in page
     assert 'href="/worker-insight/workers/w1"' not in page
-    assert "No try fits" in client_of("few").get(f"waiting?dag_id={SECRET}").text
+    assert "No tries found" in client_of("few").get(f"waiting?dag_id={SECRET}").text
     assert client_of("nobody").get("waiting").status_code == 403
     assert client_of(None).get("waiting/fragment").status_code == 401
 
@@ -124,7 +124,7 @@ def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: Cl
 def test_that_nothing_waits_is_said(client_of: ClientOf, dags: Database) -> None:
     look(dags)
     page = client_of().get("waiting").text
-    assert "Nothing waits" in page
+    assert "No waiting tries" in page
     assert 'data-wi-refresh="15"' in page
 
 
@@ -133,16 +133,16 @@ def test_without_an_executor_of_ours_nothing_is_ever_held(client_of: ClientOf) -
     page = client_of().get("waiting").text
     assert "No executor of Worker Insight is configured" in page
     assert EXECUTOR in page
-    assert "Nothing waits" not in page
+    assert "No waiting tries" not in page
 
 
 @pytest.mark.usefixtures("places")
 @pytest.mark.parametrize(
     ("looks", "says"),
     [
-        (None, "Nobody has checked the Celery workers so far."),
-        ({"ago": timedelta(minutes=7)}, "The Celery workers were last checked 7 min ago."),
-        ({"error": "No route to redis."}, "The last check of the Celery workers failed: No route to redis."),
+        (None, "Celery workers have never been checked."),
+        ({"ago": timedelta(minutes=7)}, "Celery workers were last checked 7 min ago."),
+        ({"error": "No route to redis."}, "The last check of Celery workers failed: No route to redis."),
     ],
 )
 def test_that_the_workers_cannot_be_seen_is_said(
@@ -151,12 +151,12 @@ def test_that_the_workers_cannot_be_seen_is_said(
     if looks is not None:
         look(dags, **looks)
     page = client_of().get("waiting").text
-    assert "The workers cannot be seen" in page
+    assert "Workers cannot be reached" in page
     assert says in page
     assert "it sends tasks without choosing a worker" in page
-    assert "Nothing waits" not in page
+    assert "No waiting tries" not in page
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
-    assert "the executor holds tasks" in client_of().get("waiting").text
+    assert "The executor holds tasks" in client_of().get("waiting").text
     # What went wrong may name hosts.
     assert "No route" not in client_of("few").get("waiting").text
 

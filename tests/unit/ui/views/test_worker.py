@@ -33,14 +33,14 @@ def test_a_worker_says_what_it_is() -> None:
     assert facts == {
         "Kind": "Celery",
         "Host": "host-1",
-        "Process": "4711",
+        "Process ID": "4711",
         "Concurrency": "8",
         "Started": "2026-03-01 12:00:00 UTC",
         "First seen": "2026-03-01 12:01:00 UTC",
         "Last seen": "2026-03-01 12:02:00 UTC",
         "CPUs": "4",
         "Memory": "8.0 GiB",
-        "System": "Debian",
+        "Operating system": "Debian",
         "swap": "1.0 KiB",
         "Worker Insight": "0.1.0",
         "Python": "3.11.7",
@@ -49,20 +49,20 @@ def test_a_worker_says_what_it_is() -> None:
     }
     assert page.labels == (("region", "eu"), ("zone", "a"))
     assert page.queues == ("default",)
-    assert page.empty_text == "No try of this worker was recorded."
+    assert page.empty_text == "No tries recorded for this worker."
 
 
 def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
     page = a_page(is_whole=False)
-    assert page.empty_text == "No try of this worker was recorded in a Dag that you may read."
-    assert page.running.text == "Nothing that you may see runs on it now."
+    assert page.empty_text == "No tries recorded for this worker in Dags that you can read."
+    assert page.running.text == "No try that you can see is running."
     lost = a_page(a_worker_row(state="lost", ended_at=at(120)), is_whole=False)
-    assert lost.struck.text == "No try that you may see was running on it when it was last seen."
+    assert lost.struck.text == "No try that you can see was running when the worker was last seen."
 
 
 def test_a_name_that_an_operator_gave_stands_beside_that_of_the_executor() -> None:
     page = a_page(a_worker_row(name="etl-large-1", engine_name="celery@host-1"))
-    assert {fact.name: fact.text for fact in page.facts}["Its executor’s name"] == "celery@host-1"
+    assert {fact.name: fact.text for fact in page.facts}["Name in its executor"] == "celery@host-1"
 
 
 def test_a_host_says_that_it_is_no_worker() -> None:
@@ -70,7 +70,7 @@ def test_a_host_says_that_it_is_no_worker() -> None:
     row = a_worker_row(host_only=True, pid=None, started_at=None, state=None, engine_name=None, running=None, **nothing)
     page = a_page(row)
     assert page.name == "A Celery worker on host-1"
-    assert "one of the workers of this host" in page.introduction
+    assert "each ran on one of its workers" in page.introduction
     assert [fact.name for fact in page.facts] == ["Kind", "Host", "First seen", "Last seen", "Worker ID"]
     assert (page.state, page.since, page.availability, page.running, page.struck) == (None, None, None, None, None)
 
@@ -96,15 +96,15 @@ def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
     assert (page.state.text, page.state.reason) == ("Lost", "No answer for 3 min.")
     assert page.since.moment.text == "2026-03-01 12:02:00 UTC"
     assert page.struck.text == (
-        "3 tries had not ended when it was last seen, and went with it. Airflow says that they run until its own "
+        "3 tries had not ended when the worker was last seen, and went with it. Airflow says that they run until its own "
         "heartbeat of tasks times out."
     )
     noticed = a_page(lost, struck=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
-    assert noticed.struck.text == "1 try had not ended when it was last seen, and went with it."
+    assert noticed.struck.text == "1 try had not ended when the worker was last seen, and went with it."
     assert (len(page.struck.rows), page.struck.rest) == (1, "And 2 more.")
     assert (page.running, page.load) == (None, None)
     nothing = a_page(lost).struck
-    assert nothing.text == "No try was running on it when it was last seen."
+    assert nothing.text == "No try was running when the worker was last seen."
     assert a_page().struck is None
 
 
@@ -141,9 +141,9 @@ def test_history_and_other_lives() -> None:
 def test_what_runs_now_is_listed_and_counted() -> None:
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in (1, 2)]
     page = a_page(running=(running, 2))
-    assert page.running.text == "2 tries run on it now."
+    assert page.running.text == "2 tries are running."
     assert [row.duration for row in page.running.rows] == ["16 min 40 s so far"] * 2
-    assert a_page().running.text == "Nothing runs on it now."
+    assert a_page().running.text == "No try is running."
 
 
 @pytest.mark.parametrize(("total", "text"), [(1, "1 try still runs on it."), (2, "2 tries still run on it.")])
@@ -160,7 +160,7 @@ def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, 
 def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
     one = a_try(1, 0, 1, on("celery-0", load=9.0), on("celery-1", load=0.5))
     page = a_page(attempts=AttemptPage([one], 1, total_is_exact=True))
-    assert page.rows[0].conditions.title == "When the try started here: load 0.50 per CPU"
+    assert page.rows[0].conditions.title == "When the try started: load 0.50 per CPU"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_page_keeps_up_while_something_may_change(
 
 def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
     page = a_page(a_worker_row(state="lost", ended_at=at(120)), may_read=False)
-    assert page.notice.text.startswith("Airflow lets you see no task instances")
+    assert page.notice.text.startswith("You do not have permission to view task instances")
     assert (page.running, page.struck, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
     assert page.facts
 
@@ -214,7 +214,7 @@ def test_pages_of_tries(
     assert page.pages.previous == (None if previous is None else WorkerAddress(6, at(500), previous))
     assert page.pages.following == (None if following is None else WorkerAddress(6, at(500), following))
     if total and not shown:
-        assert page.empty_text == "There are no more tries here."
+        assert page.empty_text == "No more tries."
 
 
 # --- what was decided -----------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ def test_a_decision_in_force_and_what_may_be_decided() -> None:
 
 
 def test_the_page_says_that_a_decision_alone_keeps_no_work_away() -> None:
-    assert "does not keep Airflow from giving the worker work" in a_page().availability.effect
-    assert "gives the worker work accordingly" in a_page(places=True).availability.effect
+    assert "Airflow’s own executors ignore this setting" in a_page().availability.effect
+    assert "follows this setting" in a_page(places=True).availability.effect
 
 
 def test_the_note_of_another_decision_is_not_passed_off_as_this_ones() -> None:

@@ -209,7 +209,7 @@ def test_groups_show_their_states_and_lead_to_their_workers() -> None:
     ]
     assert etl.load.text == "4 / 16"
     assert etl.address == WorkersAddress(queue="etl", kind="celery")
-    assert (rest.name, rest.address, rest.load) == ("Not known", None, None)
+    assert (rest.name, rest.address, rest.load) == ("Unknown", None, None)
     assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
@@ -230,7 +230,7 @@ def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
 
 def test_an_empty_installation_says_why_and_what_to_do() -> None:
     page = a_page()
-    assert page.notice.title == "No worker is known yet"
+    assert page.notice.title == "No workers yet"
     assert "when it starts its first try" in page.notice.text
     assert page.notice.command == ""
     assert (page.sentence, page.troubles, page.refresh_seconds) == ("", (), REFRESH_SECONDS)
@@ -242,11 +242,11 @@ def test_an_empty_installation_says_why_and_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        (WorkersAddress(queue="q"), "No worker fits all of these filters."),
+        (WorkersAddress(queue="q"), "No workers found all of these filters."),
         (WorkersAddress(state="lost"), "No worker is in this state now."),
-        (WorkersAddress(offset=5000), "There are no more workers here."),
+        (WorkersAddress(offset=5000), "No more workers here."),
         (WorkersAddress(group="queue"), "None of these workers is in such a group."),
-        (WorkersAddress(group="queue", offset=200), "There are no more groups here."),
+        (WorkersAddress(group="queue", offset=200), "No more groups here."),
     ],
 )
 def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> None:
