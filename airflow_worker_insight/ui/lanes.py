@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 MAX_LANES = 12
 """Further workers share the last lane; the table below the strip names them all."""
 
-NOWHERE = ""
+NO_WORKER_LANE = ""
 """Lane of tries that ran on no worker."""
 
 UNKNOWN = "?"
 """Lane of tries whose worker is unknown; no worker has this ID."""
 
-WIDE, THIN = 30, 3
+DETAIL_MIN_WIDTH, LABEL_MIN_WIDTH = 30, 3
 """Bar widths in percent.
 
-From ``WIDE`` on a bar shows its number of processes. Below ``THIN`` per digit its label may not fit.
+From ``DETAIL_MIN_WIDTH`` on a bar shows its number of processes. Below ``LABEL_MIN_WIDTH`` per digit its label may not fit.
 """
 
-SURE = frozenset({"reported"})
+REPORTED = frozenset({"reported"})
 """Attributions reported by the worker itself; other bars are drawn as less certain."""
 
 
@@ -53,7 +53,7 @@ class Bar:
     label: str
     title: str
     detail: str
-    sure: bool
+    is_reported: bool
     running: bool
     thin: bool
     """Whether the label does not fit where the strip is narrow."""
@@ -147,7 +147,7 @@ def _stays(attempt: Attempt, lost: Mapping[str, datetime], now: datetime) -> lis
         attempt.ended_at or (now if _is_running(attempt) or _is_waiting(attempt) else attempt.started_at),
     )
     if not attempt.workers:
-        lane = UNKNOWN if attempt.attribution == "unknown" else NOWHERE
+        lane = UNKNOWN if attempt.attribution == "unknown" else NO_WORKER_LANE
         return [_Stay(attempt, lane, attempt.started_at, try_end, 0, is_last=True)]
     last_worker = max(
         attempt.workers, key=lambda worker: (worker.last_started_at or attempt.started_at, worker.worker_id)
@@ -245,7 +245,7 @@ def _lanes(
     ]
     candidates.append(("…", formatting.count(len(rest), "more worker", "more workers"), rest))
     candidates.append(("?", "Unknown worker", (UNKNOWN,)))
-    candidates.append(("–", "No worker", (NOWHERE,)))
+    candidates.append(("–", "No worker", (NO_WORKER_LANE,)))
     lanes = (Lane(mark, name, _bars(stays, ids, positions)) for mark, name, ids in candidates)
     return tuple(lane for lane in lanes if lane.bars)
 
@@ -278,19 +278,19 @@ def _bar(stay: _Stay, start: float, end: float) -> Bar:
         label=label,
         title=_title(stay),
         detail=f" · {formatting.count(stay.processes, 'process', 'processes')}"
-        if stay.processes > 1 and width >= WIDE
+        if stay.processes > 1 and width >= DETAIL_MIN_WIDTH
         else "",
-        sure=attempt.attribution in SURE,
+        is_reported=attempt.attribution in REPORTED,
         running=stay.is_last and _is_running(attempt) and not stay.is_cut,
-        thin=width < THIN * len(label),
+        thin=width < LABEL_MIN_WIDTH * len(label),
         is_thread=stay.is_thread,
     )
 
 
 def _title(stay: _Stay) -> str:
     attempt = stay.attempt
-    if stay.lane in (NOWHERE, UNKNOWN):
-        where = "on no worker" if stay.lane == NOWHERE else "on an unknown worker"
+    if stay.lane in (NO_WORKER_LANE, UNKNOWN):
+        where = "on no worker" if stay.lane == NO_WORKER_LANE else "on an unknown worker"
     else:
         where = "on {} ({})".format(*_name_and_kind([stay], stay.lane))
     parts = [f"Try {attempt.try_number} {where}"]
@@ -314,5 +314,5 @@ def _notes(attempts: Sequence[Attempt], stays: Sequence[_Stay]) -> Iterable[str]
     if unstarted:
         numbers = ", ".join(map(str, unstarted))
         yield f"Not shown, because never started: {'try' if len(unstarted) == 1 else 'tries'} {numbers}."
-    if any(stay.attempt.attribution not in SURE and stay.lane not in (NOWHERE, UNKNOWN) for stay in stays):
+    if any(stay.attempt.attribution not in REPORTED and stay.lane not in (NO_WORKER_LANE, UNKNOWN) for stay in stays):
         yield "Dashed: not reported by the worker."

@@ -130,9 +130,9 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
             decisions=worker_queries.decisions(connection, [row for row in rows if row.availability != "available"]),
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
-            engines=freshness.list_engines(connection),
+            sources=freshness.list_engines(connection),
         )
-    return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
+    return workers_view.build_workers_page(address, listing, now=now, polls_by_itself=compat.is_airflow_3())
 
 
 def _any_worker(connection: Connection) -> bool:
@@ -181,12 +181,12 @@ def worker_page(
             is_whole=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=worker_queries.decisions(connection, [row]).get(row.ref),
-            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_LIVES),
+            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_INSTANCES),
             running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             taken=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
-            struck=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=stays[: timeline.MAX_TRIES],
             is_cut=len(stays) > timeline.MAX_TRIES,
             outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=chart_start, until=chart_end),
@@ -309,7 +309,7 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
     celery = next((source for source in freshness.list_engines(connection) if source.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
-    return waiting.cannot_be_seen(
+    return waiting.unreachable_reason(
         "Celery",
         looked_at=None if celery is None else celery.looked_at,
         error=celery.error if celery is not None and sees_workers else None,

@@ -279,12 +279,12 @@ def test_only_who_may_edit_pools_decides_of_a_worker(airflow: Deployment, browse
         page.get_by_role("radio", name="Drain").check()
         page.get_by_label("Note").fill("Kernel update")
         page.get_by_role("button", name="Save").click()
-        page.locator("#wi-life .wi-badge-draining").wait_for()
+        page.locator("#wi-instance .wi-badge-draining").wait_for()
         assert "Kernel update" in page.locator("#wi-history").inner_text()
         assert "by admin" in page.locator("#wi-history").inner_text()
         page.get_by_role("radio", name="Available").check()
         page.get_by_role("button", name="Save").click()
-        page.locator("#wi-life .wi-badge-draining").wait_for(state="detached")
+        page.locator("#wi-instance .wi-badge-draining").wait_for(state="detached")
         assert not person.foreign_requests
 
 

@@ -260,7 +260,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
         return None
 
     worker_id = airflow.wait_for(runs_on, 60, "the worker of the running try")
-    expect(page.locator("#wi-life")).to_contain_text("Online")
+    expect(page.locator("#wi-instance")).to_contain_text("Online")
     expect(page.locator("#wi-timeline .wi-bar.wi-running")).to_have_count(1)
     expect(page.locator("#wi-chart")).to_contain_text("Success")
     expect(page.locator("#wi-tries")).to_contain_text("sales")
@@ -293,7 +293,7 @@ def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], per
     page.get_by_role("radio", name="Drain").check()
     page.get_by_label("Note").fill("Kernel update <b>at noon</b>")
     page.get_by_role("button", name="Save").click()
-    expect(page.locator("#wi-life")).to_contain_text("Draining")
+    expect(page.locator("#wi-instance")).to_contain_text("Draining")
     expect(page.locator("#wi-history")).to_contain_text("Kernel update <b>at noon</b>")
     expect(page.locator("#wi-history")).to_contain_text("by admin")
     person.open(f"{WORKERS}?availability=draining")
@@ -302,7 +302,7 @@ def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], per
     person.open(f"{WORKERS}/{fleet['w1']}")
     page.get_by_role("radio", name="Available").check()
     page.get_by_role("button", name="Save").click()
-    expect(page.locator("#wi-life")).not_to_contain_text("Draining")
+    expect(page.locator("#wi-instance")).not_to_contain_text("Draining")
 
 
 def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: dict[str, str], browser: Browser) -> None:
@@ -515,8 +515,8 @@ def test_a_lost_worker_shows_what_it_took_with_it(
     expect(page.locator("#wi-running-now")).to_contain_text("count")
     page.evaluate("window.sameDocument = true")
     airflow.kill("w2", descendants=True)
-    expect(page.locator("#wi-life")).to_contain_text("Lost", timeout=2 * PAGE_LIMIT)
-    expect(page.locator("#wi-struck")).to_contain_text("count")
+    expect(page.locator("#wi-instance")).to_contain_text("Lost", timeout=2 * PAGE_LIMIT)
+    expect(page.locator("#wi-lost-tries")).to_contain_text("count")
     assert page.evaluate("window.sameDocument")
     picture(person, "worker-lost")
     person.open(f"{WORKERS}?state=lost")

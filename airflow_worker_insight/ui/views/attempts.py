@@ -59,7 +59,7 @@ class AttemptsPage:
     refresh_seconds: int
 
 
-MAX_OFFERED = 500
+MAX_DAG_SUGGESTIONS = 500
 """Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
@@ -104,7 +104,7 @@ def build_attempts_page(
         ),
         since=_field(address.since),
         until=_field(address.until),
-        dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
+        dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
         notice=None if attempts else _notice(address, page.total, dag_ids),
         refresh_seconds=_refresh(address, has_unfinished=has_unfinished, now=now),
     )

@@ -19,7 +19,7 @@ EFFECT = "The executor of Worker Insight follows this setting. Airflow’s own e
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class CurrentAvailability:
     """Decision in force: its label and note, who made it and when."""
 
     key: str
@@ -36,7 +36,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AvailabilityOption:
     """Possible decision and its meaning."""
 
     value: str
@@ -49,8 +49,8 @@ class Choice:
 class Availability:
     """Decision in force on a worker, and the choices of the user."""
 
-    decision: Decision
-    choices: tuple[Choice, ...]
+    decision: CurrentAvailability
+    choices: tuple[AvailabilityOption, ...]
     may_decide: bool
     effect: str
     max_note_length: int = MAX_NOTE_LENGTH
@@ -63,14 +63,14 @@ _CHOICES = (
 )
 
 
-def decision(availability: str, latest: Change | None) -> Decision:
+def decision(availability: str, latest: Change | None) -> CurrentAvailability:
     """Return a decision as a page shows it.
 
     :param latest: the change that made it; ``None`` if there is none, or if the worker instance inherited the decision
         from its previous instance
     """
     is_recorded = latest is not None and latest.availability == availability
-    return Decision(
+    return CurrentAvailability(
         key=availability,
         text=availability.capitalize(),
         note=(latest.reason or "") if is_recorded and latest else "",
@@ -86,7 +86,7 @@ def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: boo
 
     :param places: whether an executor of this package is configured
     """
-    choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
+    choices = [AvailabilityOption(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
     return Availability(
         decision=decision(row.availability, latest),
         choices=tuple(

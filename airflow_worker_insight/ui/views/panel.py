@@ -28,7 +28,7 @@ REFRESH_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class LostWorkerWarning:
     """Warning that Airflow counts the last try as running on a worker lost ``since`` then."""
 
     text: str
@@ -42,7 +42,7 @@ class Panel:
     address: PanelAddress
     task_name: str
     summary: str
-    doubt: Doubt | None
+    warning: LostWorkerWarning | None
     rows: tuple[Row, ...]
     strip: Strip | None
     notices: tuple[Notice, ...]
@@ -92,7 +92,7 @@ def build_panel(
         address=address,
         task_name=_task_name(address.task_id, address.map_index),
         summary=summary,
-        doubt=_doubt(tries, instances or {}),
+        warning=_doubt(tries, instances or {}),
         rows=rows,
         strip=build_strip(tries, marks, _lost(instances or {}), now=now, label=summary),
         notices=tuple(_notices(attempts, tries, why_by_try)),
@@ -160,7 +160,7 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     return f"{_count_text(tries)}; the last one {outcome}."
 
 
-def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doubt | None:
+def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> LostWorkerWarning | None:
     """Return a warning if Airflow still counts the last try as running on a lost worker.
 
     Airflow does so until the heartbeat of the task instance times out.
@@ -174,7 +174,7 @@ def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doub
         if instance is not None and instance.state == LOST
         else None
     )
-    return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
+    return None if since is None else LostWorkerWarning(f"Airflow still counts it as running, but {last.name} has been lost", since)
 
 
 def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:

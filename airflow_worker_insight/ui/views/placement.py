@@ -39,7 +39,7 @@ _PLACED_TEXTS = {
     STICKY_NEXT: "the next worker that this task sticks to: the first was full or not eligible",
     ELSEWHERE: "avoids a worker that failed this task",
     AGAIN: "on a worker that failed this task before: no other worker was eligible",
-    SLOW: "on a slower worker: the faster ones took no more tasks",
+    SLOW: "on a worker that takes longer: the faster ones took no more tasks",
     SHARED_QUEUE: "sent to the shared queue: no worker was eligible",
 }
 

@@ -73,7 +73,7 @@ class WaitingPage:
     refresh_seconds: int
 
 
-MAX_OFFERED = 500
+MAX_DAG_SUGGESTIONS = 500
 """Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
@@ -103,7 +103,7 @@ def build_waiting_page(
         reason_options=options(
             address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
-        dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
+        dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
         rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
         pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
         notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
@@ -179,7 +179,7 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
         )
 
 
-def cannot_be_seen(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
+def unreachable_reason(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
     """Say why the workers of a worker source are unavailable.
 
     :param looked_at: when the source was last polled; ``None`` if never

@@ -42,9 +42,9 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
-MAX_LIVES = 10
+MAX_INSTANCES = 10
 
-EXPECTED_BACK = timedelta(hours=1)
+REFRESH_LIMIT = timedelta(hours=1)
 """How long the page of a worker without a heartbeat keeps refreshing."""
 
 REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
@@ -71,7 +71,7 @@ class WorkerInstance:
     decision: Change | None
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
-    struck: tuple[Sequence[Attempt], int]
+    lost_tries: tuple[Sequence[Attempt], int]
     drawn: Sequence[Stay]
     is_cut: bool
     """Whether the timeline's hours hold more tries than are drawn."""
@@ -134,7 +134,7 @@ class WorkerPage:
     labels: tuple[tuple[str, str], ...]
     queues: tuple[str, ...]
     availability: Availability | None
-    struck: Tries | None
+    lost_tries: Tries | None
     running: Tries | None
     placed: PlacedTries | None
     timeline: Timeline | None
@@ -174,7 +174,7 @@ def build_worker_page(
         availability=None
         if row.host_only
         else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
-        struck=_lost_tries(instance, now) if may_read and row.state == LOST else None,
+        lost_tries=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
         timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
@@ -214,7 +214,7 @@ def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
         return REFRESH_BUSY_SECONDS
     # A worker without a heartbeat may come back as this instance. After a graceful shutdown, or most probably after a
     # long silence, it comes back as a new instance.
-    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
+    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < REFRESH_LIMIT
     return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
 
 
@@ -264,7 +264,7 @@ def _placed(instance: WorkerInstance) -> PlacedTries | None:
 
 
 def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
-    rows, total = instance.struck
+    rows, total = instance.lost_tries
     if total:
         text = f"{formatting.count(total, 'try', 'tries')} had not ended when the worker was last seen."
         if any(attempt.state in ("running", "restarting") for attempt in rows):

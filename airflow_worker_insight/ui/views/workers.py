@@ -9,7 +9,7 @@ from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, WorkersAddress
-from airflow_worker_insight.ui.views.availability import Decision, decision
+from airflow_worker_insight.ui.views.availability import CurrentAvailability, decision
 from airflow_worker_insight.ui.views.parts import (
     Ago,
     Count,
@@ -103,7 +103,7 @@ class WorkerLine:
     kind: str
     hostname: str
     state: WorkerState
-    decision: Decision | None
+    decision: CurrentAvailability | None
     """Drain or quarantine decision in force; ``None`` if the worker is available."""
     queues: tuple[str, ...]
     more_queues: str
@@ -145,7 +145,7 @@ class WorkersPage:
     chips: tuple[StateChip, ...]
     sentence: str
     """Description of the listed workers; empty if no worker is known."""
-    everything: WorkersAddress | None
+    unfiltered: WorkersAddress | None
     """Unfiltered list; ``None`` if this is it."""
     filters: tuple[Filter, ...]
     columns: tuple[Column, ...]
@@ -157,7 +157,7 @@ class WorkersPage:
     seen_options: tuple[Option, ...]
     availability_options: tuple[Option, ...]
     pages: Pages
-    troubles: tuple[Notice, ...]
+    warnings: tuple[Notice, ...]
     """Reasons why worker states may be missing or stale."""
     notice: Notice | None
     refresh_seconds: int
@@ -178,7 +178,7 @@ class Listing:
     label_keys: Sequence[str]
     any_worker: bool
     """Whether any worker is known, regardless of age."""
-    engines: Sequence[SourceStatus]
+    sources: Sequence[SourceStatus]
 
 
 def listed_states(address: WorkersAddress) -> frozenset[str] | None:
@@ -189,7 +189,7 @@ def listed_states(address: WorkersAddress) -> frozenset[str] | None:
 
 
 def build_workers_page(
-    address: WorkersAddress, listing: Listing, *, now: datetime, looks_by_itself: bool = True
+    address: WorkersAddress, listing: Listing, *, now: datetime, polls_by_itself: bool = True
 ) -> WorkersPage:
     """Return the list of workers.
 
@@ -197,12 +197,12 @@ def build_workers_page(
     """
     shown = len(listing.groups or listing.rows)
     alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
-    everything = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
+    unfiltered = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
     return WorkersPage(
         address=address,
         chips=tuple(_chip(state, address, listing.counts) for state in STATES),
         sentence=_sentence(address) if listing.any_worker else "",
-        everything=everything if address.changed() != everything else None,
+        unfiltered=unfiltered if address.changed() != unfiltered else None,
         filters=tuple(_filters(address)),
         columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
         lines=tuple(_line(row, listing.decisions.get(row.ref), now) for row in listing.rows),
@@ -218,8 +218,8 @@ def build_workers_page(
         seen_options=options(address.seen, *_SEEN),
         availability_options=options(address.availability, *_AVAILABILITIES),
         pages=_pages(address, listing, shown),
-        troubles=tuple(_warnings(listing, now)),
-        notice=None if shown else _notice(address, listing, looks_by_itself=looks_by_itself),
+        warnings=tuple(_warnings(listing, now)),
+        notice=None if shown else _notice(address, listing, polls_by_itself=polls_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
     )
 
@@ -344,26 +344,26 @@ def _group_name(group: str) -> str:
 
 def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
     """Say why workers, or their states, may be missing or stale."""
-    if listing.any_worker and not any(source.is_current for source in listing.engines):
-        latest = max((source.looked_at for source in listing.engines if source.looked_at), default=None)
+    if listing.any_worker and not any(source.is_current for source in listing.sources):
+        latest = max((source.looked_at for source in listing.sources if source.looked_at), default=None)
         when = "never checked" if latest is None else f"last checked {formatting.ago(latest, now)}"
         text = (
             "API servers of Airflow 3 check the workers: see that one is running. On Airflow 2.11, run this command "
             "every minute:"
         )
         yield Notice("warning", f"Worker states are stale: {when}", text, REFRESH_COMMAND)
-    for source in listing.engines:
+    for source in listing.sources:
         if source.error and source.is_current:
             yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be reached", source.error)
 
 
-def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool) -> Notice:
+def _notice(address: WorkersAddress, listing: Listing, *, polls_by_itself: bool) -> Notice:
     if not listing.any_worker:
         text = (
             "A worker is listed when its executor reports it, or when it starts its first try. If workers are running "
             "and none is listed, check that a scheduler is running and that this server can reach the broker."
         )
-        if looks_by_itself:
+        if polls_by_itself:
             return Notice("info", "No workers yet", text)
         text += " On this version of Airflow, run this command every minute to check the workers:"
         return Notice("info", "No workers yet", text, REFRESH_COMMAND)

@@ -40,7 +40,7 @@ from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import Database, at, locked
 from tests.unit.ui.attempts import a_try, on
-from tests.unit.ui.workers import NOW, a_life, a_listing, a_worker_row
+from tests.unit.ui.workers import NOW, an_instance, a_listing, a_worker_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -304,7 +304,7 @@ def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         return build_workers_page(address, a_listing(a_worker_row()), now=NOW)
 
     def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
-        return build_worker_page(a_life(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
+        return build_worker_page(an_instance(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
 
     def attempts_page(address: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
         tries = [a_try(1, 0, 10, on("w1"))] if "etl" in dag_ids else []

@@ -43,7 +43,7 @@ def test_retries_on_different_workers_stand_on_different_lanes() -> None:
     ]
     first, third = strip.lanes[0].bars
     assert (span(first), span(third)) == ((0, 25), (75, 100))
-    assert (first.state, third.state, first.sure) == ("failed", "success", True)
+    assert (first.state, third.state, first.is_reported) == ("failed", "success", True)
     assert first.title == "Try 1 on w1@host-1 (Celery); Failed; from 12:00:00 UTC, 1 min 40 s"
     assert (strip.start.text, strip.end.text, strip.length) == (
         "2026-03-01 12:00:00 UTC",
@@ -54,9 +54,9 @@ def test_retries_on_different_workers_stand_on_different_lanes() -> None:
 
 
 def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
-    lives = {"w1": a_worker_row("w1", state="lost", ended_at=at(400))}
+    instances = {"w1": a_worker_row("w1", state="lost", ended_at=at(400))}
     running = a_try(2, 200, None, on("w1"), state="running")
-    strip = build_panel(HERE, [a_try(1, 0, 100, on("w1"), state="failed"), running], lives, now=at(1000)).strip
+    strip = build_panel(HERE, [a_try(1, 0, 100, on("w1"), state="failed"), running], instances, now=at(1000)).strip
     assert strip is not None
     before, cut = strip.lanes[0].bars
     assert (span(before), span(cut)) == ((0, 25), (50, 100))
@@ -64,7 +64,7 @@ def test_what_ran_on_a_lost_worker_ends_with_it() -> None:
     assert cut.title.endswith("from 12:03:20 UTC, 3 min 20 s, until the worker was lost")
     assert "lost" not in before.title
     # What ended well all the same was not cut off.
-    well = build_panel(HERE, [a_try(1, 0, 1000, on("w1"))], lives, now=at(1000)).strip
+    well = build_panel(HERE, [a_try(1, 0, 1000, on("w1"))], instances, now=at(1000)).strip
     assert well is not None
     assert well.end.text == "2026-03-01 12:16:40 UTC"
 
@@ -106,7 +106,7 @@ def test_what_no_worker_reported_is_drawn_as_less_than_sure() -> None:
         a_try(1, 0, 100, one_of_the_host(), state="failed", attribution="inferred"), a_try(2, 100, 200, on("w1"))
     )
     assert strip.lanes[0].name == "a worker on host-1"
-    assert [lane.bars[0].sure for lane in strip.lanes] == [False, True]
+    assert [lane.bars[0].is_reported for lane in strip.lanes] == [False, True]
     assert strip.notes == ("Dashed: not reported by the worker.",)
 
 

@@ -24,7 +24,7 @@ from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import HERE, a_stay, a_try, on, one_of_the_host
-from tests.unit.ui.workers import NOW, a_change, a_life, a_listing, a_worker_row
+from tests.unit.ui.workers import NOW, a_change, an_instance, a_listing, a_worker_row
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'&{{7*7}}🦊"
 URLS = Urls("/airflow/worker-insight", may_see_workers=True)
@@ -74,20 +74,20 @@ def hostile_pages() -> list[Page]:
         versions={HOSTILE: HOSTILE},
     )
     decided = a_change(3, availability="draining", reason=HOSTILE, changed_by=HOSTILE)
-    engines = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
-    listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, engines=engines)
+    sources = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
+    listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, sources=sources)
     filtered = WorkersAddress(
         search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100
     )
     grouped = a_listing(groups=[Group(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
     tries = ([one], 30)
-    life = a_life(
+    instance = an_instance(
         row,
         changes=[decided, a_change(1, state="lost", reason=HOSTILE)],
         decision=decided,
         others=[replace(row, ref=2)],
         running=tries,
-        struck=tries,
+        lost_tries=tries,
         drawn=[
             a_stay(1, 0, 9, dag_id=HOSTILE, run_id=HOSTILE, task_id=HOSTILE),
             *(a_stay(number, 900, 901, state="failed", dag_id=HOSTILE) for number in (2, 3)),
@@ -98,7 +98,7 @@ def hostile_pages() -> list[Page]:
     asked = AttemptsAddress(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, offset=50)
     page_of = {
         "workers.html": build_workers_page(filtered, listing, now=NOW),
-        "worker.html": build_worker_page(life, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
+        "worker.html": build_worker_page(instance, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
         "attempts.html": build_attempts_page(
             asked, AttemptPage([one], 90, total_is_exact=False), dag_ids=[HOSTILE], states=["success"], now=NOW
         ),
@@ -179,7 +179,7 @@ def test_a_column_of_times_names_their_zone_once() -> None:
     attempts = build_attempts_page(AttemptsAddress(), lists, dag_ids=["etl"], states=["success"], now=NOW)
     pages = [
         panel_page(one),
-        worker_page(a_life(attempts=lists)),
+        worker_page(an_instance(attempts=lists)),
         Page(render("attempts.html", page=attempts, url=URLS)),
     ]
     for page in pages:
@@ -204,7 +204,7 @@ def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
     css = (STATIC / "worker-insight.css").read_text()
     narrow = css[css.index("@container (max-width: 40rem)") :]
     lists = AttemptPage([a_try(1, 0, 10, on("w1", load=1.0))], 1, total_is_exact=True)
-    page = worker_page(a_life(attempts=lists))
+    page = worker_page(an_instance(attempts=lists))
     assert page.all("table", **{"class": "wi-table wi-tries"})
     assert panel_page(a_try(1, 0, 10, on("w1"))).all("table", **{"class": "wi-table wi-tries"})
     # A cell without a place in the card would be anywhere.
@@ -266,14 +266,14 @@ def test_which_column_sorts_can_be_heard() -> None:
     assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
     assert page.all(
         "a",
-        **{"class": "wi-chip wi-life-online", "href": "/airflow/worker-insight/workers?state=online&order=-running"},
+        **{"class": "wi-chip wi-instance-online", "href": "/airflow/worker-insight/workers?state=online&order=-running"},
     )
     assert sorted_by["scope"] == "col"
 
 
-def worker_page(life: Any = None, **others: Any) -> Page:
+def worker_page(instance: Any = None, **others: Any) -> Page:
     known: dict[str, Any] = {"may_read": True, "may_decide": True}
-    page = build_worker_page(life or a_life(), WorkerAddress(), **{**known, **others}, now=NOW)
+    page = build_worker_page(instance or an_instance(), WorkerAddress(), **{**known, **others}, now=NOW)
     return Page(render("worker.html", page=page, url=URLS))
 
 
@@ -290,8 +290,8 @@ def test_only_who_may_decide_gets_the_form() -> None:
 
 
 def test_what_is_drawn_can_be_heard() -> None:
-    life = a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
-    page = worker_page(life)
+    instance = an_instance(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
+    page = worker_page(instance)
     (lanes,) = page.all("svg", role="img")
     assert lanes["aria-label"] == "1 try, at most 1 in parallel"
     # What a drawing hides from those who hear it must not be stopped at.
@@ -301,7 +301,7 @@ def test_what_is_drawn_can_be_heard() -> None:
     name = "2026-03-01 12:00 to 13:00 UTC: 1 success"
     (hour,) = page.all("a", **{"aria-label": name})
     assert "tabindex" not in hour
-    week = build_worker_page(life, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
+    week = build_worker_page(instance, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
     (hour,) = Page(render("worker.html", page=week, url=URLS)).all("a", **{"aria-label": name})
     assert hour["tabindex"] == "-1"
 
@@ -310,8 +310,8 @@ def test_what_is_drawn_can_be_heard() -> None:
 def test_each_state_of_a_worker_has_a_shape_and_a_look(state: str) -> None:
     css = (STATIC / "worker-insight.css").read_text()
     row = a_worker_row(state=None if state == "unknown" else state)
-    assert workers_page(row).all("span", **{"class": f"wi-life wi-life-{state}"})
-    assert f".wi-life-{state}" in css
+    assert workers_page(row).all("span", **{"class": f"wi-instance wi-instance-{state}"})
+    assert f".wi-instance-{state}" in css
     assert f".wi-fill-{state}" in css
 
 

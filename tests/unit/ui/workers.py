@@ -59,12 +59,12 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
         "decisions": {},
         "label_keys": (),
         "any_worker": bool(rows),
-        "engines": (SourceStatus("celery", NOW, is_current=True, error=None),),
+        "sources": (SourceStatus("celery", NOW, is_current=True, error=None),),
     }
     return Listing(**{**known, **others})
 
 
-def a_life(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
+def an_instance(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
     """Return a worker that ran nothing and of which nothing happened, but for what is given."""
     known: dict[str, Any] = {
         "is_whole": True,
@@ -72,7 +72,7 @@ def a_life(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
         "decision": None,
         "others": (),
         "running": ((), 0),
-        "struck": ((), 0),
+        "lost_tries": ((), 0),
         "drawn": (),
         "is_cut": False,
         "outcomes": (),

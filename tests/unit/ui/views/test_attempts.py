@@ -70,14 +70,14 @@ def test_windows_are_one_click_away_and_forget_other_times() -> None:
     ("address", "total", "dag_ids", "text"),
     [
         # An installation without a Dag: whoever may see no task instances at all does not come here.
-        (HERE, 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
-        (AttemptsAddress(dag_id="gone"), 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
+        (HERE, 0, (), "A try of a Dag that you can read is listed here"),
+        (AttemptsAddress(dag_id="gone"), 0, (), "A try of a Dag that you can read is listed here"),
         (HERE, 0, ("etl",), "No try that you can see matches these filters."),
         (
             AttemptsAddress(window="any"),
             0,
             ("etl",),
-            "The tries of all Dags that Airflow lets you read are listed here",
+            "A try of a Dag that you can read is listed here",
         ),
         (AttemptsAddress(offset=5000), 60, ("etl",), "No more tries."),
     ],
@@ -96,7 +96,7 @@ def test_pages_of_fifty() -> None:
 def test_tries_that_were_not_looked_through_are_spoken_of() -> None:
     page = a_page(a_try(1, 0, 1, on("w1")), is_exact=False)
     assert page.pages.range_text == "at least 1 try"
-    assert page.note.startswith("The latest 50,000 tries of this time were looked through.")
+    assert page.note.startswith("Only the latest 50,000 tries of this period were searched.")
     assert a_page(a_try(1, 0, 1, on("w1"))).note == ""
 
 

@@ -189,14 +189,14 @@ def test_a_try_that_runs_on_a_lost_worker_is_doubted() -> None:
     tries = [a_try(1, 0, 9, on("w1"), state="failed"), a_try(2, 20, None, on("w2"), state="running")]
     lost = a_worker_row("w2", state="lost", ended_at=at(120), state_reason="Silent.")
     panel = build_panel(HERE, tries, {"w1": a_worker_row("w1"), "w2": lost}, now=NOW)
-    assert panel.doubt is not None
-    assert panel.doubt.text == "Airflow still counts it as running, but w2@host-1 has been lost"
-    assert panel.doubt.since.text == "2026-03-01 12:02:00 UTC"
+    assert panel.warning is not None
+    assert panel.warning.text == "Airflow still counts it as running, but w2@host-1 has been lost"
+    assert panel.warning.since.text == "2026-03-01 12:02:00 UTC"
     of_lost, of_online = (row.workers[0].state for row in panel.rows)
     assert of_lost is not None
     assert (of_lost.text, of_lost.reason, of_online) == ("Lost", "Silent.", None)
-    assert build_panel(HERE, tries, now=NOW).doubt is None
-    assert build_panel(HERE, tries[:1], {"w1": replace(lost, worker_id="w1")}, now=NOW).doubt is None
+    assert build_panel(HERE, tries, now=NOW).warning is None
+    assert build_panel(HERE, tries[:1], {"w1": replace(lost, worker_id="w1")}, now=NOW).warning is None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_worker_says_what_became_of_it(state: str | None, text: str | None) ->
     )
     shown = panel.rows[0].workers[0].state
     assert (shown.text if shown else None) == text
-    assert panel.doubt is None
+    assert panel.warning is None
 
 
 # --- where there is nothing to show ---------------------------------------------------------------------------------

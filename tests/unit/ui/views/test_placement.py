@@ -16,7 +16,7 @@ from airflow_worker_insight.ui.views.placement import why_text
 from airflow_worker_insight.ui.views.worker import build_worker_page
 from tests.unit.database import NOON, add_run, add_try
 from tests.unit.ui.attempts import HERE, a_try, on
-from tests.unit.ui.workers import NOW, a_life, a_worker_row
+from tests.unit.ui.workers import NOW, an_instance, a_worker_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def page(**others: Any) -> Any:
     from airflow_worker_insight.ui.query_params import WorkerAddress
 
     row = others.pop("row", a_worker_row(running=0))
-    return build_worker_page(a_life(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
+    return build_worker_page(an_instance(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
 
 
 def test_the_panel_says_why() -> None:

@@ -11,7 +11,7 @@ from airflow_worker_insight.ui.query_params import WorkerAddress
 from airflow_worker_insight.ui.views.worker import REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS, build_worker_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import a_try, on
-from tests.unit.ui.workers import NOW, a_change, a_life, a_worker_row
+from tests.unit.ui.workers import NOW, a_change, an_instance, a_worker_row
 
 
 def a_page(
@@ -20,10 +20,10 @@ def a_page(
     *,
     may_read: bool = True,
     may_decide: bool = True,
-    **life: Any,
+    **instance: Any,
 ) -> Any:
     return build_worker_page(
-        a_life(row, **life), address or WorkerAddress(), may_read=may_read, may_decide=may_decide, now=NOW
+        an_instance(row, **instance), address or WorkerAddress(), may_read=may_read, may_decide=may_decide, now=NOW
     )
 
 
@@ -57,7 +57,7 @@ def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
     assert page.empty_text == "No tries recorded for this worker in Dags that you can read."
     assert page.running.text == "No try that you can see is running."
     lost = a_page(a_worker_row(state="lost", ended_at=at(120)), is_whole=False)
-    assert lost.struck.text == "No try that you can see was running when the worker was last seen."
+    assert lost.lost_tries.text == "No try that you can see was running when the worker was last seen."
 
 
 def test_a_name_that_an_operator_gave_stands_beside_that_of_the_executor() -> None:
@@ -72,7 +72,7 @@ def test_a_host_says_that_it_is_no_worker() -> None:
     assert page.name == "A Celery worker on host-1"
     assert "each ran on one of its workers" in page.introduction
     assert [fact.name for fact in page.facts] == ["Kind", "Host", "First seen", "Last seen", "Worker ID"]
-    assert (page.state, page.since, page.availability, page.running, page.struck) == (None, None, None, None, None)
+    assert (page.state, page.since, page.availability, page.running, page.lost_tries) == (None, None, None, None, None)
 
 
 # --- its life -------------------------------------------------------------------------------------------------------
@@ -92,20 +92,20 @@ def test_a_worker_says_since_when_it_is_in_its_state(changes: list[Any], since: 
 
 def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
     lost = a_worker_row(state="lost", ended_at=at(120), state_reason="No answer for 3 min.")
-    page = a_page(lost, struck=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
+    page = a_page(lost, lost_tries=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
     assert (page.state.text, page.state.reason) == ("Lost", "No answer for 3 min.")
     assert page.since.moment.text == "2026-03-01 12:02:00 UTC"
-    assert page.struck.text == (
-        "3 tries had not ended when the worker was last seen, and went with it. Airflow says that they run until its own "
-        "heartbeat of tasks times out."
+    assert page.lost_tries.text == (
+        "3 tries had not ended when the worker was last seen. Airflow counts them as running until their heartbeat times "
+        "out."
     )
-    noticed = a_page(lost, struck=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
-    assert noticed.struck.text == "1 try had not ended when the worker was last seen, and went with it."
-    assert (len(page.struck.rows), page.struck.rest) == (1, "And 2 more.")
+    noticed = a_page(lost, lost_tries=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
+    assert noticed.lost_tries.text == "1 try had not ended when the worker was last seen."
+    assert (len(page.lost_tries.rows), page.lost_tries.rest) == (1, "And 2 more.")
     assert (page.running, page.load) == (None, None)
-    nothing = a_page(lost).struck
+    nothing = a_page(lost).lost_tries
     assert nothing.text == "No try was running when the worker was last seen."
-    assert a_page().struck is None
+    assert a_page().lost_tries is None
 
 
 def test_nothing_is_claimed_of_a_worker_of_which_nothing_tells() -> None:
@@ -146,12 +146,12 @@ def test_what_runs_now_is_listed_and_counted() -> None:
     assert a_page().running.text == "No try is running."
 
 
-@pytest.mark.parametrize(("total", "text"), [(1, "1 try still runs on it."), (2, "2 tries still run on it.")])
+@pytest.mark.parametrize(("total", "text"), [(1, "1 try is still running."), (2, "2 tries are still running.")])
 def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, text: str) -> None:
     offline = a_worker_row(state="offline", ended_at=at(900))
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in range(1, total + 1)]
     page = a_page(offline, running=(running, total))
-    assert page.running.text == f"It was told to stop; {text}"
+    assert page.running.text == f"Shutting down: {text}"
     assert len(page.running.rows) == total
     assert page.refresh_seconds == REFRESH_BUSY_SECONDS
     assert a_page(offline).running is None
@@ -188,7 +188,7 @@ def test_the_page_keeps_up_while_something_may_change(
 def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
     page = a_page(a_worker_row(state="lost", ended_at=at(120)), may_read=False)
     assert page.notice.text.startswith("You do not have permission to view task instances")
-    assert (page.running, page.struck, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
+    assert (page.running, page.lost_tries, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
     assert page.facts
 
 

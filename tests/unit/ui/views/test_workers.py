@@ -21,8 +21,8 @@ from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row
 HERE = WorkersAddress()
 
 
-def a_page(*rows: Any, address: WorkersAddress = HERE, looks_by_itself: bool = True, **others: Any) -> Any:
-    return build_workers_page(address, a_listing(*rows, **others), now=NOW, looks_by_itself=looks_by_itself)
+def a_page(*rows: Any, address: WorkersAddress = HERE, polls_by_itself: bool = True, **others: Any) -> Any:
+    return build_workers_page(address, a_listing(*rows, **others), now=NOW, polls_by_itself=polls_by_itself)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -114,18 +114,15 @@ def test_which_states_are_listed(state: str, states: frozenset[str] | None) -> N
     [
         (
             HERE,
-            (
-                "Workers that live, and those that were lost and last seen in the last 24 hours. "
-                "Not those that left in order."
-            ),
+            "Current workers, and lost ones last seen in the last 24 hours. Offline workers are hidden.",
         ),
-        (WorkersAddress(state="any", seen="any"), "All workers that were ever seen."),
-        (WorkersAddress(state="any"), "All workers that were seen in the last 24 hours."),
-        (WorkersAddress(state="online"), "Workers that are online now."),
-        (WorkersAddress(state="lost", seen="7d"), "Workers that are lost, last seen in the last 7 days."),
+        (WorkersAddress(state="any", seen="any"), "All workers ever seen."),
+        (WorkersAddress(state="any"), "All workers seen in the last 24 hours."),
+        (WorkersAddress(state="online"), "Online workers."),
+        (WorkersAddress(state="lost", seen="7d"), "Lost workers, last seen in the last 7 days."),
         (
             WorkersAddress(state="unknown", seen="any"),
-            "Workers of which nothing tells whether they live, last seen at any time.",
+            "Workers of unknown state, last seen at any time.",
         ),
     ],
 )
@@ -135,8 +132,8 @@ def test_the_page_says_which_workers_it_lists(address: WorkersAddress, sentence:
 
 def test_all_workers_are_one_click_away() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(queue="q", order="-running", offset=100))
-    assert page.everything == WorkersAddress(state="any", seen="any", order="-running")
-    assert a_page(a_worker_row(), address=page.everything).everything is None
+    assert page.unfiltered == WorkersAddress(state="any", seen="any", order="-running")
+    assert a_page(a_worker_row(), address=page.unfiltered).unfiltered is None
 
 
 # --- filters, order and pages ---------------------------------------------------------------------------------------
@@ -233,20 +230,20 @@ def test_an_empty_installation_says_why_and_what_to_do() -> None:
     assert page.notice.title == "No workers yet"
     assert "when it starts its first try" in page.notice.text
     assert page.notice.command == ""
-    assert (page.sentence, page.troubles, page.refresh_seconds) == ("", (), REFRESH_SECONDS)
-    of_2_11 = a_page(looks_by_itself=False).notice
+    assert (page.sentence, page.warnings, page.refresh_seconds) == ("", (), REFRESH_SECONDS)
+    of_2_11 = a_page(polls_by_itself=False).notice
     assert of_2_11.command == "airflow-worker-insight refresh"
-    assert "looked at by a command" in of_2_11.text
+    assert "run this command every minute" in of_2_11.text
 
 
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        (WorkersAddress(queue="q"), "No workers found all of these filters."),
-        (WorkersAddress(state="lost"), "No worker is in this state now."),
-        (WorkersAddress(offset=5000), "No more workers here."),
-        (WorkersAddress(group="queue"), "None of these workers is in such a group."),
-        (WorkersAddress(group="queue", offset=200), "No more groups here."),
+        (WorkersAddress(queue="q"), "No worker matches these filters."),
+        (WorkersAddress(state="lost"), "No worker is in this state."),
+        (WorkersAddress(offset=5000), "No more workers."),
+        (WorkersAddress(group="queue"), "None of these workers has a value to group by."),
+        (WorkersAddress(group="queue", offset=200), "No more groups."),
     ],
 )
 def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> None:
@@ -254,28 +251,25 @@ def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> 
     assert notice.text.startswith(text)
 
 
-def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
+def test_page_names_the_source_that_cannot_be_reached_with_the_reason() -> None:
     edge = SourceStatus("edge", NOW, is_current=True, error=None)
     celery = SourceStatus("celery", NOW, is_current=True, error="Connection refused")
-    (unavailable_reason,) = a_page(a_worker_row(), engines=[celery, edge]).troubles
-    assert (unavailable_reason.title, unavailable_reason.text) == (
-        "Celery’s workers cannot be asked",
-        "Connection refused",
-    )
-    assert a_page(a_worker_row(), engines=[edge]).troubles == ()
+    (warning,) = a_page(a_worker_row(), sources=[celery, edge]).warnings
+    assert (warning.title, warning.text) == ("Celery workers cannot be reached", "Connection refused")
+    assert a_page(a_worker_row(), sources=[edge]).warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("engines", "when"),
+    ("sources", "when"),
     [
-        ([], "was never looked at"),
-        ([SourceStatus("celery", at(400), is_current=False, error="old")], "was last looked at 10 min ago"),
+        ([], "never checked"),
+        ([SourceStatus("celery", at(400), is_current=False, error="old")], "last checked 10 min ago"),
     ],
 )
-def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) -> None:
-    (unavailable_reason,) = a_page(a_worker_row(), engines=engines).troubles
-    assert when in unavailable_reason.text
-    assert unavailable_reason.command == "airflow-worker-insight refresh"
+def test_page_warns_that_unpolled_worker_states_are_stale(sources: Any, when: str) -> None:
+    (warning,) = a_page(a_worker_row(), sources=sources).warnings
+    assert warning.title == f"Worker states are stale: {when}"
+    assert warning.command == "airflow-worker-insight refresh"
 
 
 def test_pages_of_two_hundred_groups() -> None:
