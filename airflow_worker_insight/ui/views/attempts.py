@@ -9,7 +9,16 @@ from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, AttemptsAddress
 from airflow_worker_insight.ui.views.attribution import UNFINISHED
-from airflow_worker_insight.ui.views.parts import Count, Filter, Notice, Option, Pages, options, pages
+from airflow_worker_insight.ui.views.parts import (
+    MAX_DAG_SUGGESTIONS,
+    Count,
+    Filter,
+    Notice,
+    Option,
+    Pages,
+    options,
+    pages,
+)
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
@@ -57,10 +66,6 @@ class AttemptsPage:
     """Suggestions for the Dag field."""
     notice: Notice | None
     refresh_seconds: int
-
-
-MAX_DAG_SUGGESTIONS = 500
-"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_attempts_page(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain import reasons
 from airflow_worker_insight.domain.states import LOST
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.lanes import Strip, build_strip
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, WAITING, Attribution
 from airflow_worker_insight.ui.views.parts import Notice
 from airflow_worker_insight.ui.views.placement import why_text
+from airflow_worker_insight.ui.views.strip import Strip, build_strip
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LostWorkerWarning:
     """Warning that Airflow counts the last try as running on a worker lost ``since`` then."""
 
     text: str
-    since: formatting.Moment
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def build_panel(
             marks,
             instances,
             now=now,
-            selected=address.try_number,
+            selected_try=address.try_number,
             why=why_text(
                 why_by_try.get(attempt.try_number),
                 has_started=bool(attempt.workers),
@@ -92,7 +92,7 @@ def build_panel(
         address=address,
         task_name=_task_name(address.task_id, address.map_index),
         summary=summary,
-        warning=_doubt(tries, instances or {}),
+        warning=_warning(tries, instances or {}),
         rows=rows,
         strip=build_strip(tries, marks, _lost(instances or {}), now=now, label=summary),
         notices=tuple(_notices(attempts, tries, why_by_try)),
@@ -160,7 +160,7 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     return f"{_count_text(tries)}; the last one {outcome}."
 
 
-def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> LostWorkerWarning | None:
+def _warning(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> LostWorkerWarning | None:
     """Return a warning if Airflow still counts the last try as running on a lost worker.
 
     Airflow does so until the heartbeat of the task instance times out.
@@ -169,12 +169,10 @@ def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Lost
         return None
     last = max(tries[0].workers, key=lambda worker: (worker.last_started_at is not None, worker.last_started_at))
     instance = instances.get(last.worker_id)
-    since = (
-        formatting.moment(instance.ended_at or instance.last_seen_at)
-        if instance is not None and instance.state == LOST
-        else None
-    )
-    return None if since is None else LostWorkerWarning(f"Airflow still counts it as running, but {last.name} has been lost", since)
+    if instance is None or instance.state != LOST:
+        return None
+    text = f"Airflow still counts it as running, but {last.name} has been lost"
+    return LostWorkerWarning(text, instance.ended_at or instance.last_seen_at)
 
 
 def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:

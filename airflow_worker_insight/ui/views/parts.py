@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from airflow_worker_insight.domain.workers import WorkerRow
 
 Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
 
@@ -32,39 +29,23 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Property of a worker; ``moment`` is set if the value is a point in time."""
+    """Property of a worker; ``time`` is set if the value is a point in time."""
 
     name: str
     text: str
-    moment: formatting.Moment | None = None
+    time: datetime | None = None
     is_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Ago:
-    """Point in time in a list: how long ago, with the exact time on demand."""
+class Hint:
+    """Short text, with the full sentence as its tooltip."""
 
-    moment: formatting.Moment
     text: str
-
-
-def ago(value: datetime, now: datetime) -> Ago:
-    """Return a point in time as a list shows it, relative to ``now``."""
-    moment = formatting.moment(value)
-    assert moment is not None
-    return Ago(moment, formatting.ago(value, now))
+    title: str
 
 
 # --- workers --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """State of a worker: ``key`` selects its style, ``text`` names it, ``reason`` explains it."""
-
-    key: str
-    text: str
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +59,6 @@ class Load:
     title: str
     share: str
     is_full: bool
-
-
-def worker_state(row: WorkerRow) -> WorkerState:
-    """Return the state of a worker as a page shows it."""
-    return WorkerState(row.state or UNKNOWN_STATE, formatting.worker_state(row.state), row.state_reason or "")
 
 
 def load(running: int | None, concurrency: int | None) -> Load | None:
@@ -119,6 +95,11 @@ class Option:
     value: str
     text: str
     is_chosen: bool
+    meaning: str = ""
+
+
+MAX_DAG_SUGGESTIONS = 500
+"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def options(chosen: str, *choices: tuple[str, str]) -> tuple[Option, ...]:

@@ -56,24 +56,11 @@ _WAITING_TEXTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedRow:
-    """Row of a try that is placed on a worker and has not started."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
-    placed: formatting.Moment | None
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class PlacedTries:
     """Tries that are placed on a worker and have not started."""
 
     text: str
-    rows: tuple[PlacedRow, ...]
+    rows: Sequence[Placement]
     rest: str
     address: WaitingAddress
     """The list of waiting tries, filtered by this worker."""
@@ -129,18 +116,7 @@ def build_placed(
         text = "No try that you can see waits for a free slot." if open_tries else "No try waits for a free slot."
     return PlacedTries(
         text,
-        tuple(
-            PlacedRow(
-                placement.key.dag_id,
-                placement.key.run_id,
-                placement.key.task_id,
-                placement.key.map_index,
-                placement.key.try_number,
-                formatting.moment(placement.placed_at),
-                placement.detail,
-            )
-            for placement in rows
-        ),
+        rows,
         f"And {total - len(rows):,} more." if total > len(rows) else "",
         WaitingAddress(worker=worker_id),
     )

@@ -9,7 +9,16 @@ from airflow_worker_insight.domain.filters import PLACED, WAITS
 from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingAddress
-from airflow_worker_insight.ui.views.parts import Ago, Count, Filter, Notice, Option, Pages, ago, options, pages
+from airflow_worker_insight.ui.views.parts import (
+    MAX_DAG_SUGGESTIONS,
+    Count,
+    Filter,
+    Notice,
+    Option,
+    Pages,
+    options,
+    pages,
+)
 from airflow_worker_insight.ui.views.placement import reason_text
 
 if TYPE_CHECKING:
@@ -42,17 +51,10 @@ class Executor:
 class WaitingRow:
     """Row of the list: a waiting try."""
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
-    worker_id: str
-    """Empty if the try is not placed on a worker."""
+    listed: ListedPlacement
     worker: str
+    """Name of the worker, or what stands for it if the try is not placed on one."""
     why: str
-    queue: str
-    since: Ago | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,7 @@ class WaitingPage:
     has_filters: bool
     """Whether to show the filters; ``False`` where no try is ever listed."""
     refresh_seconds: int
-
-
-MAX_DAG_SUGGESTIONS = 500
-"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
+    now: datetime
 
 
 def build_waiting_page(
@@ -104,30 +103,24 @@ def build_waiting_page(
             address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
-        rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
+        rows=tuple(_row(placement, sees_workers=sees_workers) for placement in placements),
         pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
         notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
         has_filters=executor.places or bool(placements) or address != WaitingAddress(),
         refresh_seconds=0 if address.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
+        now=now,
     )
 
 
-def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
-    key, placement = listed.placement.key, listed.placement
+def _row(listed: ListedPlacement, *, sees_workers: bool) -> WaitingRow:
+    placement = listed.placement
     text = placement.sentence if sees_workers else reason_text(placement.reason)
     shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
     return WaitingRow(
-        dag_id=key.dag_id,
-        run_id=key.run_id,
-        task_id=key.task_id,
-        map_index=key.map_index,
-        try_number=key.try_number,
-        worker_id=listed.worker_id or "",
+        listed=listed,
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
         why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
-        queue=listed.queue,
-        since=None if placement.placed_at is None else ago(placement.placed_at, now),
     )
 
 

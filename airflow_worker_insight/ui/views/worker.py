@@ -10,24 +10,20 @@ from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLIN
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.availability import Availability, build_availability
 from airflow_worker_insight.ui.views.parts import (
-    Ago,
     Count,
     Fact,
     Load,
     Notice,
     Pages,
-    WorkerState,
-    ago,
     load,
     pages,
-    worker_state,
 )
 from airflow_worker_insight.ui.views.placement import PlacedTries, build_placed
 from airflow_worker_insight.ui.views.timeline import Chart, Timeline, build_chart, build_timeline
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
@@ -86,29 +82,6 @@ class WorkerInstance:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeLine:
-    """Entry of a worker's history."""
-
-    changed: Ago
-    state: WorkerState | None
-    availability: str
-    """Key of the decision, if the entry is one; ``text`` is its label."""
-    text: str
-    reason: str
-    changed_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class OtherInstance:
-    """Another instance of the worker with this name."""
-
-    worker_id: str
-    state: WorkerState
-    began: formatting.Moment
-    last_seen: Ago
-
-
-@dataclass(frozen=True, slots=True)
 class Tries:
     """Group of tries: their number in words, the first of them, and how many more there are."""
 
@@ -121,31 +94,28 @@ class Tries:
 class WorkerPage:
     """Page of one worker instance."""
 
-    worker_id: str
+    row: WorkerRow
     name: str
-    kind: str
-    address: WorkerAddress
     introduction: str
-    state: WorkerState | None
-    """``None`` for a host that stands for all its workers."""
-    since: Ago | None
+    since: datetime | None
+    """When the worker entered its state; ``None`` if unknown."""
     load: Load | None
     facts: tuple[Fact, ...]
-    labels: tuple[tuple[str, str], ...]
-    queues: tuple[str, ...]
     availability: Availability | None
     lost_tries: Tries | None
     running: Tries | None
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
-    history: tuple[ChangeLine, ...]
-    others: tuple[OtherInstance, ...]
+    history: Sequence[Change]
+    others: Sequence[WorkerRow]
+    """Other instances of this name."""
     rows: tuple[Row, ...]
     pages: Pages
     empty_text: str
     notice: Notice | None
     refresh_seconds: int
+    now: datetime
 
 
 def build_worker_page(
@@ -160,17 +130,12 @@ def build_worker_page(
     page = instance.attempts
     running = _running(instance, now) if may_read else None
     return WorkerPage(
-        worker_id=row.worker_id,
+        row=row,
         name=f"A {formatting.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
-        kind=formatting.kind(row.kind),
-        address=address,
         introduction=_introduction(row),
-        state=None if row.host_only else worker_state(row),
-        since=_since(instance, now),
+        since=_since(instance),
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
         facts=tuple(_facts(row)),
-        labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
-        queues=row.queues or (),
         availability=None
         if row.host_only
         else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
@@ -179,17 +144,9 @@ def build_worker_page(
         placed=_placed(instance) if may_read else None,
         timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
         chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
-        history=tuple(_change(change, now) for change in instance.changes),
-        others=tuple(
-            OtherInstance(
-                other.worker_id,
-                worker_state(other),
-                _moment(other.started_at or other.registered_at),
-                ago(other.last_seen_at, now),
-            )
-            for other in instance.others
-        ),
-        rows=tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in page.attempts),
+        history=instance.changes,
+        others=instance.others,
+        rows=_rows(page.attempts, row, now),
         pages=pages(
             address,
             Count(len(page.attempts), page.total, page.total_is_exact),
@@ -206,7 +163,12 @@ def build_worker_page(
         ),
         notice=None if may_read else NO_DAG,
         refresh_seconds=_refresh(row, running, now),
+        now=now,
     )
+
+
+def _rows(attempts: Iterable[Attempt], row: WorkerRow, now: datetime) -> tuple[Row, ...]:
+    return tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in attempts)
 
 
 def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
@@ -224,14 +186,14 @@ def _introduction(row: WorkerRow) -> str:
     return "One instance of this worker: after a restart it has a new ID and a new page."
 
 
-def _since(instance: WorkerInstance, now: datetime) -> Ago | None:
+def _since(instance: WorkerInstance) -> datetime | None:
     """Return when the worker entered its current state."""
     if instance.row.state is None or instance.row.host_only:
         return None
     latest = next((change for change in instance.changes if change.state is not None), None)
     if latest is not None and latest.state == instance.row.state:
-        return ago(latest.changed_at, now)
-    return ago(instance.row.ended_at or instance.row.registered_at, now)
+        return latest.changed_at
+    return instance.row.ended_at or instance.row.registered_at
 
 
 def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
@@ -245,11 +207,7 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
         text = f"{formatting.count(total, 'try is', 'tries are')} running."
     else:
         text = "No try is running." if instance.is_whole else "No try that you can see is running."
-    return Tries(
-        text=text,
-        rows=tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
-        rest=_rest_text(len(rows), total),
-    )
+    return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 
 
 def _placed(instance: WorkerInstance) -> PlacedTries | None:
@@ -272,26 +230,11 @@ def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
     else:
         subject = "No try" if instance.is_whole else "No try that you can see"
         text = f"{subject} was running when the worker was last seen."
-    return Tries(
-        text,
-        tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
-        _rest_text(len(rows), total),
-    )
+    return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 
 
 def _rest_text(shown: int, total: int) -> str:
     return f"And {total - shown:,} more." if total > shown else ""
-
-
-def _change(change: Change, now: datetime) -> ChangeLine:
-    return ChangeLine(
-        changed=ago(change.changed_at, now),
-        state=WorkerState(change.state, formatting.worker_state(change.state)) if change.state else None,
-        availability=change.availability or "",
-        text=(change.availability or "").capitalize(),
-        reason=change.reason or "",
-        changed_by=change.changed_by or "",
-    )
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -306,11 +249,11 @@ def _facts(row: WorkerRow) -> list[Fact]:
     if row.concurrency is not None:
         facts.append(Fact("Concurrency", f"{row.concurrency:,}"))
     if row.started_at is not None:
-        facts.append(Fact("Started", "", formatting.moment(row.started_at)))
-    facts.append(Fact("First seen", "", formatting.moment(row.registered_at)))
-    facts.append(Fact("Last seen", "", formatting.moment(row.last_seen_at)))
+        facts.append(Fact("Started", "", row.started_at))
+    facts.append(Fact("First seen", "", row.registered_at))
+    facts.append(Fact("Last seen", "", row.last_seen_at))
     if row.ended_at is not None:
-        facts.append(Fact("Ended", "", formatting.moment(row.ended_at)))
+        facts.append(Fact("Ended", "", row.ended_at))
     facts += [_resource(name, value) for name, value in sorted(row.resources.items())]
     facts += [
         Fact(_VERSION_NAMES.get(name, name.replace("_", " ")), str(value))
@@ -341,9 +284,3 @@ def _resource(name: str, value: object) -> Fact:
     if name.endswith("_bytes") and isinstance(value, (int, float)):
         return Fact(_RESOURCE_NAMES.get(name, name.removesuffix("_bytes").replace("_", " ")), formatting.size(value))
     return Fact(_RESOURCE_NAMES.get(name, name.replace("_", " ")), str(value))
-
-
-def _moment(value: datetime) -> formatting.Moment:
-    moment = formatting.moment(value)
-    assert moment is not None
-    return moment

@@ -9,21 +9,17 @@ from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, WorkersAddress
-from airflow_worker_insight.ui.views.availability import CurrentAvailability, decision
+from airflow_worker_insight.ui.views.availability import current_change
 from airflow_worker_insight.ui.views.parts import (
-    Ago,
     Count,
     Filter,
     Load,
     Notice,
     Option,
     Pages,
-    WorkerState,
-    ago,
     load,
     options,
     pages,
-    worker_state,
 )
 
 if TYPE_CHECKING:
@@ -98,17 +94,12 @@ class Column:
 class WorkerLine:
     """Row of the list: one worker."""
 
-    worker_id: str
-    name: str
-    kind: str
-    hostname: str
-    state: WorkerState
-    decision: CurrentAvailability | None
-    """Drain or quarantine decision in force; ``None`` if the worker is available."""
+    row: WorkerRow
+    change: Change | None
+    """Change that made it draining or quarantined."""
     queues: tuple[str, ...]
     more_queues: str
     load: Load | None
-    last_seen: Ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +152,7 @@ class WorkersPage:
     """Reasons why worker states may be missing or stale."""
     notice: Notice | None
     refresh_seconds: int
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +197,7 @@ def build_workers_page(
         unfiltered=unfiltered if address.changed() != unfiltered else None,
         filters=tuple(_filters(address)),
         columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
-        lines=tuple(_line(row, listing.decisions.get(row.ref), now) for row in listing.rows),
+        lines=tuple(_line(row, listing.decisions.get(row.ref)) for row in listing.rows),
         groups=tuple(_group(group, address) for group in listing.groups),
         group_name=_group_name(address.group),
         group_options=options(
@@ -221,6 +213,7 @@ def build_workers_page(
         warnings=tuple(_warnings(listing, now)),
         notice=None if shown else _notice(address, listing, polls_by_itself=polls_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
+        now=now,
     )
 
 
@@ -293,21 +286,16 @@ def _column(name: str, text: str, address: WorkersAddress) -> Column:
     )
 
 
-def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
+def _line(row: WorkerRow, latest: Change | None) -> WorkerLine:
     queues = row.queues or ()
     hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
-        worker_id=row.worker_id,
-        name=row.name,
-        kind=formatting.kind(row.kind),
-        hostname=row.hostname,
-        state=worker_state(row),
-        decision=None if row.availability == AVAILABLE else decision(row.availability, latest),
+        row=row,
+        change=None if row.availability == AVAILABLE else current_change(row, latest),
         queues=tuple(queues[:MAX_QUEUES]),
         more_queues=f"and {hidden:,} more" if hidden > 0 else "",
         # The last reported load says nothing about a worker that is gone.
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
-        last_seen=ago(row.last_seen_at, now),
     )
 
 

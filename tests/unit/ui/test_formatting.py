@@ -38,11 +38,11 @@ def test_a_duration_has_at_most_two_units(seconds: float) -> None:
     assert len(formatting.duration(seconds).split()) in (2, 4)
 
 
-def test_moments_are_in_utc_and_to_the_millisecond() -> None:
+def test_times_are_in_utc_and_for_programs_to_the_millisecond() -> None:
     two_hours_east = timezone(timedelta(hours=2))
-    found = formatting.moment(datetime(2026, 1, 31, 10, 0, 1, 234567, tzinfo=two_hours_east))
-    assert found == formatting.Moment("2026-01-31T08:00:01.234Z", "2026-01-31 08:00:01 UTC")
-    assert formatting.moment(None) is None
+    time = datetime(2026, 1, 31, 10, 0, 1, 234567, tzinfo=two_hours_east)
+    assert formatting.iso_time(time) == "2026-01-31T08:00:01.234Z"
+    assert formatting.utc_time(time) == "2026-01-31 08:00:01 UTC"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import HERE, a_stay, a_try, on, one_of_the_host
-from tests.unit.ui.workers import NOW, a_change, an_instance, a_listing, a_worker_row
+from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row, an_instance
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'&{{7*7}}🦊"
 URLS = Urls("/airflow/worker-insight", may_see_workers=True)
@@ -266,7 +266,10 @@ def test_which_column_sorts_can_be_heard() -> None:
     assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
     assert page.all(
         "a",
-        **{"class": "wi-chip wi-instance-online", "href": "/airflow/worker-insight/workers?state=online&order=-running"},
+        **{
+            "class": "wi-chip wi-instance-online",
+            "href": "/airflow/worker-insight/workers?state=online&order=-running",
+        },
     )
     assert sorted_by["scope"] == "col"
 
@@ -275,6 +278,54 @@ def worker_page(instance: Any = None, **others: Any) -> Page:
     known: dict[str, Any] = {"may_read": True, "may_decide": True}
     page = build_worker_page(instance or an_instance(), WorkerAddress(), **{**known, **others}, now=NOW)
     return Page(render("worker.html", page=page, url=URLS))
+
+
+def test_list_prints_each_worker_with_its_state_kind_and_last_sign_of_life() -> None:
+    page = workers_page(a_worker_row(), a_worker_row("w2", ref=2, state=None, state_reason="Never polled."))
+    assert page.all("a", title="celery-1", href="/airflow/worker-insight/workers/celery-1")
+    for text in ("w1@host-1", "Celery", "host-1", "Online", "Unknown", "Never polled.", "14 min ago"):
+        assert text in page.text
+    assert page.all("span", **{"class": "wi-instance wi-instance-unknown"})
+    assert page.all("time", title="2026-03-01 12:02:00 UTC", **{"class": "wi-ago"})
+
+
+def test_list_prints_an_unavailable_worker_with_note_and_author() -> None:
+    latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
+    page = workers_page(a_worker_row(availability="draining"), decisions={1: latest})
+    assert page.all("span", title="Draining by alice: Disk fails")
+    assert page.all("span", **{"class": "wi-badge wi-badge-draining"})
+    assert "Disk fails" in page.text
+    assert workers_page(a_worker_row(availability="quarantined")).all("span", title="Quarantined")
+
+
+def test_page_of_a_worker_prints_state_labels_queues_history_and_other_instances() -> None:
+    page = worker_page(
+        an_instance(
+            a_worker_row(state="lost", ended_at=at(120), state_reason="No answer for 3 min.", availability="draining"),
+            decision=a_change(0, availability="draining", reason="Old disk", changed_by="bob"),
+            changes=[
+                a_change(940, availability="quarantined", reason="Disk fails", changed_by="alice"),
+                a_change(100, state="online", reason="Celery reports it."),
+            ],
+            others=[a_worker_row("celery-0", state="offline", started_at=None)],
+        )
+    )
+    text = " ".join(page.text.split())
+    assert "Lost since 2026-03-01 12:02:00 UTC (14 min ago) Draining No answer for 3 min." in text
+    assert "Queues default Labels region eu zone a" in text
+    assert "Draining by bob, 2026-03-01 12:00:00 UTC Old disk" in text
+    assert "Quarantined 2026-03-01 12:15:40 UTC, by aliceDisk fails" in text
+    assert "Online 2026-03-01 12:01:40 UTCCelery reports it." in text
+    assert "celery-0 Offlinefrom 2026-03-01 12:01:00 UTC, last seen 14 min ago" in text
+
+
+def test_panel_prints_the_state_of_a_worker_that_is_not_online() -> None:
+    lost = a_worker_row("w1", state="lost", ended_at=at(120), state_reason="Silent.")
+    panel = build_panel(HERE, [a_try(1, 0, 100, on("w1"), state="up_for_retry")], {"w1": lost}, now=NOW)
+    page = Page(render("panel.html", panel=panel, url=URLS))
+    assert page.all("span", title="Silent.")
+    for text in ("Up For Retry", "w1@host-1", "Lost", "Celery", "2026-03-01 12:00:00"):
+        assert text in page.text
 
 
 def test_only_who_may_decide_gets_the_form() -> None:

@@ -34,7 +34,7 @@ def a_page(
 
 def test_rows_name_the_task_and_its_worker() -> None:
     (row,) = a_page(a_try(1, 0, 10, on("w1"))).rows
-    assert (row.dag_id, row.run_id, row.task_id, row.workers[0].name) == ("etl", "run-1", "load", "w1@host-1")
+    assert (row.attempt.task_id, row.workers[0].name) == ("load", "w1@host-1")
     assert row.workers[0].mark == ""
 
 

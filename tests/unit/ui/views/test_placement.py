@@ -16,7 +16,7 @@ from airflow_worker_insight.ui.views.placement import why_text
 from airflow_worker_insight.ui.views.worker import build_worker_page
 from tests.unit.database import NOON, add_run, add_try
 from tests.unit.ui.attempts import HERE, a_try, on
-from tests.unit.ui.workers import NOW, an_instance, a_worker_row
+from tests.unit.ui.workers import NOW, a_worker_row, an_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable

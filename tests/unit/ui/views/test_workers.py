@@ -29,12 +29,11 @@ def a_page(*rows: Any, address: WorkersAddress = HERE, polls_by_itself: bool = T
 
 
 def test_a_worker_in_a_row() -> None:
-    (line,) = a_page(a_worker_row()).lines
-    assert (line.worker_id, line.name, line.kind, line.hostname) == ("celery-1", "w1@host-1", "Celery", "host-1")
-    assert (line.state.key, line.state.text) == ("online", "Online")
+    row = a_worker_row()
+    (line,) = a_page(row).lines
+    assert line.row is row
     assert (line.load.text, line.load.share, line.load.is_full) == ("2 / 8", "25.0%", False)
-    assert (line.last_seen.text, line.last_seen.moment.text) == ("14 min ago", "2026-03-01 12:02:00 UTC")
-    assert line.decision is None
+    assert line.change is None
 
 
 @pytest.mark.parametrize(
@@ -58,11 +57,6 @@ def test_nothing_is_said_of_what_a_worker_runs_that_is_gone_or_does_not_tell(giv
     assert line.load is None
 
 
-def test_a_worker_of_which_nothing_tells_is_unknown_and_says_why() -> None:
-    (line,) = a_page(a_worker_row(state=None, state_reason="Nobody looks.")).lines
-    assert (line.state.key, line.state.text, line.state.reason) == ("unknown", "Unknown", "Nobody looks.")
-
-
 def test_many_queues_are_counted() -> None:
     (line,) = a_page(a_worker_row(queues=("a", "b", "c", "d", "e"))).lines
     assert (line.queues, line.more_queues) == (("a", "b", "c"), "and 2 more")
@@ -70,13 +64,12 @@ def test_many_queues_are_counted() -> None:
     assert (line.queues, line.more_queues) == ((), "")
 
 
-def test_a_decision_stands_beside_the_worker_with_its_note_and_author() -> None:
+def test_line_has_the_change_that_made_the_worker_unavailable() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
     (line,) = a_page(a_worker_row(availability="draining"), decisions={1: latest}).lines
-    assert (line.decision.key, line.decision.text, line.decision.note) == ("draining", "Draining", "Disk fails")
-    assert line.decision.title == "Draining by alice: Disk fails"
-    (line,) = a_page(a_worker_row(availability="quarantined")).lines
-    assert (line.decision.title, line.decision.changed) == ("Quarantined", None)
+    assert line.change is latest
+    (line,) = a_page(a_worker_row(availability="quarantined"), decisions={1: latest}).lines
+    assert line.change is None
 
 
 # --- states at a glance ---------------------------------------------------------------------------------------------
