@@ -40,7 +40,7 @@ from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import Database, at, locked
 from tests.unit.ui.attempts import a_try, on
-from tests.unit.ui.workers import NOW, an_instance, a_listing, a_worker_row
+from tests.unit.ui.workers import NOW, a_listing, a_worker_row, an_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
