@@ -118,7 +118,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = self._airflow.page_reader()
         page = pages.worker(reader, _query_string(), worker_id)
         token = self._airflow.csrf_token() if reader.may_edit_pools() else ""
-        return self._render(page, self._urls(reader), csrf_token=token)
+        return self._render(page, self._link_builder(reader), csrf_token=token)
 
     @route("/workers/<worker_id>/availability", "POST")
     @answers_errors
@@ -127,7 +127,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = self._airflow.page_reader()
         # Airflow's app has already parsed the form, to check its own CSRF token.
         pages.decide(reader, worker_id, request.headers, lambda: decision_of(request.form.to_dict()))
-        page_url = self._urls(reader)("worker", worker_id=worker_id)
+        page_url = self._link_builder(reader)("worker", worker_id=worker_id)
         assert page_url is not None
         return redirect(page_url, 303)
 
@@ -147,13 +147,13 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
 
     def _show(self, build: Callable[[Reader, str], pages.Page]) -> Response:
         reader = self._airflow.page_reader()
-        return self._render(build(reader, _query_string()), self._urls(reader))
+        return self._render(build(reader, _query_string()), self._link_builder(reader))
 
     def show_error(self, status: int, error: Exception) -> Response:
         """Return a page with a message only."""
         notice = page_service.problem(status, str(error))
         page = pages.Page(f"{notice.title} · Worker Insight", "message.html", {"notice_to_show": notice})
-        return self._render(page, self._urls(), status)
+        return self._render(page, self._link_builder(), status)
 
     def redirect_to_login(self) -> Any:
         """Redirect to the login, which leads back to the page."""
@@ -162,7 +162,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         # No scheme and host: behind a proxy they may differ from the browser's.
         path = request.path.removesuffix("/availability")
         return_url = request.script_root + quote(path) + (f"?{_query_string()}" if request.query_string else "")
-        return redirect(self._airflow.login_url(self._urls().api_root, return_url))
+        return redirect(self._airflow.login_url(self._link_builder().api_root, return_url))
 
     def _render(self, page: pages.Page, url: FlaskUrls, status: int = 200, **values: Any) -> Response:
         values = {**page.values, **values, "url": url}
@@ -178,7 +178,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         response.headers["content-security-policy"] = "frame-ancestors 'self'"
         return response
 
-    def _urls(self, reader: Reader | None = None) -> FlaskUrls:
+    def _link_builder(self, reader: Reader | None = None) -> FlaskUrls:
         """Return the URLs for a reader's pages; those of workers only with permission."""
         may_see_workers = reader is not None and reader.may_see_workers()
         return FlaskUrls(request.script_root, is_airflow_3=self._airflow.is_airflow_3, may_see_workers=may_see_workers)

@@ -114,14 +114,14 @@ def hostile_pages() -> list[Page]:
     ]
 
 
-def test_nothing_hostile_becomes_markup() -> None:
+def test_hostile_values_are_escaped() -> None:
     for page in hostile_pages():
         assert not page.all("img")
         assert "onerror=alert(1)" in page.text + str(page.tags)
         assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
-def test_pages_need_nothing_from_elsewhere_and_nothing_that_the_policy_forbids() -> None:
+def test_pages_comply_with_the_content_security_policy() -> None:
     for page in hostile_pages():
         for tag, attributes in page.tags:
             assert "style" not in attributes
@@ -136,14 +136,14 @@ def test_pages_need_nothing_from_elsewhere_and_nothing_that_the_policy_forbids()
 
 
 @given(st.text(max_size=40))
-def test_any_text_comes_out_as_the_same_text(text: str) -> None:
+def test_any_text_is_printed_unchanged(text: str) -> None:
     # HTML has no way to write these.
     text = re.sub("[\x00\r\ud800-\udfff]", "", text)
     html = render("message.html", notice_to_show=Notice("info", "", f"[{text}]"), url=URLS)
     assert f"[{text}]" in Page(html).text
 
 
-def test_the_table_and_the_strip_can_be_heard() -> None:
+def test_table_and_strip_are_accessible() -> None:
     page = panel_page(
         a_try(1, 0, 10, on("w1"), on("w2", 5), state="failed"), a_try(2, 20, None, on("w2"), state="running")
     )
@@ -164,7 +164,7 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     assert page.all("div", id="wi-panel")[0]["data-wi-refresh"] == "5"
 
 
-def test_a_row_of_the_panel_leaves_the_workers_id_to_its_page() -> None:
+def test_panel_shows_worker_ids_as_tooltips_only() -> None:
     page = panel_page(
         a_try(1, 0, 10, on("w1-of-its-own", name="w1")), a_try(2, 0, 10, on("w2", name="w2"), is_recorded=False)
     )
@@ -173,7 +173,7 @@ def test_a_row_of_the_panel_leaves_the_workers_id_to_its_page() -> None:
     assert page.all("span", title="w2")
 
 
-def test_a_column_of_times_names_their_zone_once() -> None:
+def test_column_of_times_names_the_zone_once() -> None:
     one = a_try(1, 0, 10, on("w1"))
     lists = AttemptPage([one], 1, total_is_exact=True)
     attempts = build_attempts_page(AttemptsAddress(), lists, dag_ids=["etl"], states=["success"], now=NOW)
@@ -189,7 +189,7 @@ def test_a_column_of_times_names_their_zone_once() -> None:
         assert "Started UTC" in " ".join(page.text.split())
 
 
-def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
+def test_time_fields_name_their_zone_and_have_utc_values() -> None:
     found = AttemptPage([], 0, total_is_exact=True)
     address = AttemptsAddress(since=at(0))
     attempts = build_attempts_page(address, found, dag_ids=["etl"], states=["success"], now=NOW)
@@ -200,7 +200,7 @@ def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
     assert "Until (UTC)" in page.text
 
 
-def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
+def test_each_cell_has_a_place_in_the_card_of_a_phone() -> None:
     css = (STATIC / "worker-insight.css").read_text()
     narrow = css[css.index("@container (max-width: 40rem)") :]
     lists = AttemptPage([a_try(1, 0, 10, on("w1", load=1.0))], 1, total_is_exact=True)
@@ -212,7 +212,7 @@ def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
         assert f".wi-tries .{cell['class']}" in narrow
 
 
-def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
+def test_worker_is_linked_only_with_permission() -> None:
     one = a_try(1, 0, 10, on("w:1@x"))
     assert panel_page(one).all("a", href="/airflow/worker-insight/workers/w:1@x")
     for_few = panel_page(one, url=Urls("/worker-insight"))
@@ -220,13 +220,13 @@ def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
     assert "w:1@x@host-1" in for_few.text
 
 
-def test_a_page_leads_to_the_task_instance_in_airflow() -> None:
+def test_panel_links_to_the_task_instance_in_airflow() -> None:
     address = PanelAddress("a b", "r+1/2", "t", 3)
     assert panel_page(address=address).all("a", href="/airflow/dags/a%20b/runs/r%2B1%2F2/tasks/t/mapped/3")
     assert panel_page().all("a", href="/airflow/dags/etl/runs/run-1/tasks/load")
 
 
-def test_a_fragment_is_the_page_without_what_is_around_it() -> None:
+def test_fragment_is_the_page_without_its_layout() -> None:
     panel = build_panel(HERE, [a_try(1, 0, 1, on("w1"))], now=at(9))
     page = Page(render("panel.html", layout=FRAGMENT, panel=panel, url=URLS))
     assert page.tags[0] == ("div", {"class": "wi", "id": "wi-panel", "data-wi-live": None, "data-wi-refresh": "0"})
@@ -238,7 +238,7 @@ def workers_page(*rows: Any, address: WorkersAddress = WorkersAddress(), **other
     return Page(render("workers.html", page=page, url=URLS))
 
 
-def test_the_way_between_the_pages() -> None:
+def test_navigation_links_the_pages() -> None:
     page = workers_page(a_worker_row())
     (here,) = page.all("a", **{"aria-current": "page"})
     assert here["href"] == "/airflow/worker-insight/workers"
@@ -249,7 +249,7 @@ def test_the_way_between_the_pages() -> None:
     assert of_few.all("a", href="/worker-insight/attempts")
 
 
-def test_a_form_leads_to_the_same_list_and_keeps_what_it_does_not_ask() -> None:
+def test_form_keeps_the_filters_that_have_no_field() -> None:
     address = WorkersAddress(state="lost", order="-running", search="w1", offset=100)
     page = workers_page(a_worker_row(), address=address, total=300)
     (form,) = page.all("form", method="get")
@@ -260,7 +260,7 @@ def test_a_form_leads_to_the_same_list_and_keeps_what_it_does_not_ask() -> None:
     assert page.all("a", href="/airflow/worker-insight/workers?state=lost&search=w1&order=-running&offset=101")
 
 
-def test_which_column_sorts_can_be_heard() -> None:
+def test_sorted_column_is_announced() -> None:
     page = workers_page(a_worker_row(), address=WorkersAddress(order="-running"))
     (sorted_by,) = page.all("th", **{"aria-sort": "descending"})
     assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
@@ -311,12 +311,12 @@ def test_page_of_a_worker_prints_state_labels_queues_history_and_other_instances
         )
     )
     text = " ".join(page.text.split())
-    assert "Lost since 2026-03-01 12:02:00 UTC (14 min ago) Draining No answer for 3 min." in text
-    assert "Queues default Labels region eu zone a" in text
+    assert "Lost since 2026-03-01 12:02:00 UTC (14 min ago)Draining No answer for 3 min." in text
+    assert "Queuesdefault Labelsregion eu zone a" in text
     assert "Draining by bob, 2026-03-01 12:00:00 UTC Old disk" in text
     assert "Quarantined 2026-03-01 12:15:40 UTC, by aliceDisk fails" in text
     assert "Online 2026-03-01 12:01:40 UTCCelery reports it." in text
-    assert "celery-0 Offlinefrom 2026-03-01 12:01:00 UTC, last seen 14 min ago" in text
+    assert "celery-0 Offline from 2026-03-01 12:01:00 UTC, last seen 14 min ago" in text
 
 
 def test_panel_prints_the_state_of_a_worker_that_is_not_online() -> None:
@@ -328,7 +328,7 @@ def test_panel_prints_the_state_of_a_worker_that_is_not_online() -> None:
         assert text in page.text
 
 
-def test_only_who_may_decide_gets_the_form() -> None:
+def test_form_needs_permission() -> None:
     page = worker_page()
     (form,) = page.all("form", method="post")
     assert form["action"] == "/airflow/worker-insight/workers/celery-1/availability"
@@ -340,7 +340,7 @@ def test_only_who_may_decide_gets_the_form() -> None:
     assert "Airflow’s own executors ignore this setting" in without.text
 
 
-def test_what_is_drawn_can_be_heard() -> None:
+def test_drawings_are_accessible() -> None:
     instance = an_instance(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
     page = worker_page(instance)
     (lanes,) = page.all("svg", role="img")
@@ -358,7 +358,7 @@ def test_what_is_drawn_can_be_heard() -> None:
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", "unknown"])
-def test_each_state_of_a_worker_has_a_shape_and_a_look(state: str) -> None:
+def test_each_worker_state_has_a_style(state: str) -> None:
     css = (STATIC / "worker-insight.css").read_text()
     row = a_worker_row(state=None if state == "unknown" else state)
     assert workers_page(row).all("span", **{"class": f"wi-instance wi-instance-{state}"})
@@ -366,14 +366,14 @@ def test_each_state_of_a_worker_has_a_shape_and_a_look(state: str) -> None:
     assert f".wi-fill-{state}" in css
 
 
-def test_no_two_states_of_a_worker_differ_in_colour_alone() -> None:
+def test_worker_states_have_different_icons() -> None:
     html = render("workers.html", page=build_workers_page(WorkersAddress(), a_listing(), now=NOW), url=URLS)
     chips = re.findall(r'class="wi-chip.*?<svg[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(chips) == len(set(chips)) == 5
 
 
 @pytest.mark.parametrize("state", ["success", "failed", "running", "up_for_retry", "queued", "skipped", "deferred"])
-def test_each_state_has_a_look_in_the_style_sheet(state: str) -> None:
+def test_each_task_state_has_a_style(state: str) -> None:
     css = (STATIC / "worker-insight.css").read_text()
     assert panel_page(a_try(1, 0, None, on("w1"), state=state)).all("span", **{"class": f"wi-state wi-state-{state}"})
     assert f".wi-state-{state} " in css

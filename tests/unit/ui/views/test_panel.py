@@ -18,7 +18,7 @@ NOW = at(1000)
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_are_the_tries_from_the_latest_on() -> None:
+def test_rows_are_the_tries_latest_first() -> None:
     panel = build_panel(
         HERE, [a_try(1, 0, 100.5, on("w1"), state="failed"), a_try(2, 200, None, on("w2"), state="running")], now=NOW
     )
@@ -31,12 +31,12 @@ def test_the_rows_are_the_tries_from_the_latest_on() -> None:
     assert running.workers[0].mark == "B"
 
 
-def test_a_try_on_several_workers_counts_their_processes() -> None:
+def test_try_on_several_workers_counts_their_processes() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 90, on("w1", 0, process_count=5000), on("w2", 50))], now=NOW).rows
     assert [cell.note for cell in row.workers] == ["5,000 processes", "1 process"]
 
 
-def test_what_the_machine_was_like_when_a_try_started() -> None:
+def test_cell_has_the_machines_conditions_at_the_start() -> None:
     busy = on("w1", load=1.234, memory_free=0.356, running_beside=1)
     (row,) = build_panel(HERE, [a_try(1, 0, 90, busy, on("w2", running_beside=0))], now=NOW).rows
     assert [(cell.conditions.text, cell.conditions.title) for cell in row.workers if cell.conditions] == [
@@ -50,12 +50,12 @@ def test_what_the_machine_was_like_when_a_try_started() -> None:
     assert row.workers[0].conditions is None
 
 
-def test_the_try_that_the_reader_came_from_is_marked() -> None:
+def test_try_of_the_url_is_selected() -> None:
     panel = build_panel(replace(HERE, try_number=1), [a_try(1, 0, 1, on("w1")), a_try(2, 2, 3, on("w1"))], now=NOW)
     assert [row.is_selected for row in panel.rows] == [False, True]
 
 
-def test_a_mapped_task_instance_shows_its_index() -> None:
+def test_mapped_task_instance_shows_its_index() -> None:
     assert build_panel(HERE, [], now=NOW).task_name == "load"
     assert build_panel(replace(HERE, map_index=3), [], now=NOW).task_name == "load [3]"
 
@@ -79,7 +79,7 @@ def test_a_mapped_task_instance_shows_its_index() -> None:
         ("of_the_future", "failed", [], "of the future", ""),
     ],
 )
-def test_every_attribution_has_words_and_a_sentence(
+def test_each_attribution_has_a_label_and_an_explanation(
     attribution: str, state: str, workers: list[Any], text: str, explanation: str
 ) -> None:
     panel = build_panel(HERE, [a_try(1, 0, 10, *workers, state=state, attribution=attribution)], now=NOW)
@@ -89,14 +89,14 @@ def test_every_attribution_has_words_and_a_sentence(
     assert panel.explanations == (row.attribution,)
 
 
-def test_a_try_of_a_test_says_so() -> None:
+def test_try_of_a_test_is_labelled() -> None:
     tested = replace(a_try(1, 0, 10, attribution="not_on_a_worker"), ran_in_a_test=True)
     (row,) = build_panel(HERE, [tested], now=NOW).rows
     assert (row.attribution.key, row.attribution.text) == ("not_on_a_worker", "Test run")
     assert "in the process of a test, such as dag.test() or airflow dags test" in row.attribution.explanation
 
 
-def test_a_host_is_not_passed_off_as_a_worker() -> None:
+def test_host_is_not_shown_as_a_worker() -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 10, one_of_the_host(), attribution="inferred")], now=NOW).rows
     (cell,) = row.workers
     assert (cell.name, cell.worker.hostname, cell.worker.host_only) == ("A worker on this host", "host-1", True)
@@ -111,7 +111,7 @@ def test_a_host_is_not_passed_off_as_a_worker() -> None:
         ("never_started", "queued", "None yet"),
     ],
 )
-def test_no_worker_is_said_in_words(attribution: str, state: str, text: str) -> None:
+def test_try_without_worker_says_why(attribution: str, state: str, text: str) -> None:
     (row,) = build_panel(HERE, [a_try(1, 0, 0, state=state, attribution=attribution)], now=NOW).rows
     assert row.no_worker_text == text
 
@@ -166,7 +166,7 @@ def test_no_worker_is_said_in_words(attribution: str, state: str, text: str) -> 
         ),
     ],
 )
-def test_the_summary(tries: list[Any], summary: str) -> None:
+def test_summary_counts_tries_and_tells_the_last_outcome(tries: list[Any], summary: str) -> None:
     panel = build_panel(HERE, tries, now=NOW)
     assert panel.summary == summary
     if panel.strip:
@@ -176,7 +176,7 @@ def test_the_summary(tries: list[Any], summary: str) -> None:
 # --- workers that are gone ------------------------------------------------------------------------------------------
 
 
-def test_a_try_that_runs_on_a_lost_worker_is_doubted() -> None:
+def test_panel_warns_of_a_try_running_on_a_lost_worker() -> None:
     tries = [a_try(1, 0, 9, on("w1"), state="failed"), a_try(2, 20, None, on("w2"), state="running")]
     lost = a_worker_row("w2", state="lost", ended_at=at(120), state_reason="Silent.")
     panel = build_panel(HERE, tries, {"w1": a_worker_row("w1"), "w2": lost}, now=NOW)
@@ -191,7 +191,7 @@ def test_a_try_that_runs_on_a_lost_worker_is_doubted() -> None:
 @pytest.mark.parametrize(
     ("state", "is_shown"), [("unresponsive", True), ("offline", True), ("online", False), (None, False)]
 )
-def test_a_worker_says_what_became_of_it(state: str | None, is_shown: bool) -> None:
+def test_cell_has_the_instance_of_a_worker_that_is_not_online(state: str | None, is_shown: bool) -> None:
     instance = a_worker_row("w1", state=state)
     panel = build_panel(HERE, [a_try(1, 0, None, on("w1"), state="running")], {"w1": instance}, now=NOW)
     assert panel.rows[0].workers[0].instance == (instance if is_shown else None)
@@ -220,7 +220,7 @@ def test_a_worker_says_what_became_of_it(state: str | None, is_shown: bool) -> N
         ([a_try(1, 0, 9, attribution="unknown", is_recorded=False)], "Not recorded", "older than the installation"),
     ],
 )
-def test_what_is_not_there_has_a_reason_and_an_advice(tries: list[Any], title: str, text: str) -> None:
+def test_notice_says_what_is_missing_and_what_to_do(tries: list[Any], title: str, text: str) -> None:
     (notice,) = build_panel(HERE, tries, now=NOW).notices
     assert notice.title == title
     assert text in notice.text
@@ -237,7 +237,7 @@ def test_what_is_not_there_has_a_reason_and_an_advice(tries: list[Any], title: s
         [a_try(1, 0, 9, on("w1"), state="failed"), a_try(2, state="queued", attribution="never_started")],
     ],
 )
-def test_nothing_is_said_where_there_is_something_to_see(tries: list[Any]) -> None:
+def test_panel_with_tries_has_no_notice(tries: list[Any]) -> None:
     assert build_panel(HERE, tries, now=NOW).notices == ()
 
 
@@ -255,17 +255,17 @@ def test_nothing_is_said_where_there_is_something_to_see(tries: list[Any]) -> No
         ("skipped", False),
     ],
 )
-def test_a_panel_keeps_up_until_its_task_has_ended(state: str | None, refreshes: bool) -> None:
+def test_panel_refreshes_until_the_task_has_ended(state: str | None, refreshes: bool) -> None:
     panel = build_panel(HERE, [a_try(1, 0, None, on("w1"), state=state)], now=NOW)
     assert panel.refresh_seconds == (REFRESH_SECONDS if refreshes else 0)
 
 
-def test_letters_go_on_after_z() -> None:
+def test_letters_continue_with_two_after_z() -> None:
     tries = [a_try(number, number, number + 1, on(f"w{number}")) for number in range(1, 54)]
     marks = [row.workers[0].mark for row in reversed(build_panel(HERE, tries, now=NOW).rows)]
     assert (marks[0], marks[25], marks[26], marks[51], marks[52]) == ("A", "Z", "AA", "AZ", "BA")
 
 
-def test_an_address_is_kept_as_it_was_asked() -> None:
+def test_panel_keeps_its_url() -> None:
     address = PanelAddress("<d>", "r", "t", 1, 2)
     assert build_panel(address, [], now=NOW).address is address

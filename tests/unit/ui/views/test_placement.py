@@ -40,7 +40,7 @@ def page(**others: Any) -> Any:
     return build_worker_page(an_instance(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
 
 
-def test_the_panel_says_why() -> None:
+def test_panel_says_why_a_try_was_placed() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
     panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
     assert [row.why for row in panel.rows] == [
@@ -50,7 +50,7 @@ def test_the_panel_says_why() -> None:
     assert [row.why for row in build_panel(HERE, tries, now=NOW).rows] == ["", ""]
 
 
-def test_one_that_waits_says_what_for() -> None:
+def test_waiting_try_says_what_it_waits_for() -> None:
     assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
         "Not placed yet: all workers that fit have as much as they may"
     )
@@ -63,7 +63,7 @@ def test_one_that_waits_says_what_for() -> None:
         (Why(LEAST_LOADED, LINE), "The only try so far waits to start."),
     ],
 )
-def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
+def test_waiting_try_has_a_summary_and_no_notice(why: Why, summary: str) -> None:
     waits = a_try(1, state="queued", attribution="never_started")
     panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
     assert (panel.notices, panel.summary) == ((), summary)
@@ -72,7 +72,7 @@ def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
     assert "check that a worker consumes its queue" in notice.text
 
 
-def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
+def test_ended_try_does_not_wait() -> None:
     one = Why(FULL, "waits: all workers that fit have as much as they may")
     assert why_text(one, is_over=True) == "Not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
@@ -80,7 +80,7 @@ def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_each_reason_has_words(reason: str) -> None:
+def test_each_reason_has_a_text(reason: str) -> None:
     text = why_text(Why(reason))
     assert reason not in text
     assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
@@ -102,24 +102,24 @@ def test_each_reason_has_words(reason: str) -> None:
         ("draining", {}, "The worker is empty and gets no new tasks."),
     ],
 )
-def test_the_worker_says_what_is_placed(availability: str, others: dict[str, Any], text: str) -> None:
+def test_worker_says_how_many_tries_wait_there(availability: str, others: dict[str, Any], text: str) -> None:
     found = page(row=a_worker_row(availability=availability, running=0), places=True, **others).placed
     assert found.text == text
     assert bool(found.rest) == (text.startswith("60"))
 
 
-def test_without_an_executor_that_places_nothing_is_said() -> None:
+def test_worker_has_no_placed_tries_without_a_placing_executor() -> None:
     assert page().placed is None
     assert page(row=a_worker_row(availability="draining")).placed is None
     assert page(row=a_worker_row(state="lost"), places=True, taken=1).placed is None
 
 
-def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
+def test_worker_that_runs_unplaced_tries_is_not_empty() -> None:
     found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
     assert found.text == "The worker gets no new tasks. 2 tries still run or wait."
 
 
-def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
+def test_panel_and_worker_page_show_the_placement(client_of: Callable[..., TestClient], tries: Database) -> None:
     with tries.engine.begin() as connection:
         worker = tries.workers()[0]
         run = add_run(connection, run_id="run-placed", state="running", ended_at=None)

@@ -69,7 +69,7 @@ def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
 
 
 @pytest.mark.usefixtures("waiting")
-def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> None:
+def test_waiting_tries_are_listed_with_their_reasons(client_of: ClientOf) -> None:
     page = client_of().get("waiting").text
     assert "4 tries" in page
     assert f"N{LEFT_OUT[1:]}" in page
@@ -100,14 +100,14 @@ def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> N
         ("dag_id=etl&run_id=run-1&task_id=shared", {"shared"}),
     ],
 )
-def test_filters(client_of: ClientOf, query: str, tasks: set[str]) -> None:
+def test_waiting_tries_are_filtered(client_of: ClientOf, query: str, tasks: set[str]) -> None:
     page = client_of().get(f"waiting?{query}").text
     assert {task for task in ("held", "queued", "shared") if f"task_id={task}&amp;" in page} == tasks
     assert ("No tries found" in page) == (not tasks)
 
 
 @pytest.mark.usefixtures("waiting")
-def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: ClientOf) -> None:
+def test_waiting_tries_of_hidden_dags_are_neither_listed_nor_counted(client_of: ClientOf) -> None:
     page = client_of("few").get("waiting").text
     assert SECRET not in page
     assert "3 tries" in page
@@ -121,7 +121,7 @@ def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: Cl
 
 
 @pytest.mark.usefixtures("places")
-def test_that_nothing_waits_is_said(client_of: ClientOf, dags: Database) -> None:
+def test_empty_list_says_that_no_try_waits(client_of: ClientOf, dags: Database) -> None:
     look(dags)
     page = client_of().get("waiting").text
     assert "No waiting tries" in page
@@ -129,7 +129,7 @@ def test_that_nothing_waits_is_said(client_of: ClientOf, dags: Database) -> None
 
 
 @pytest.mark.usefixtures("dags")
-def test_without_an_executor_of_ours_nothing_is_ever_held(client_of: ClientOf) -> None:
+def test_page_says_that_no_placing_executor_is_configured(client_of: ClientOf) -> None:
     page = client_of().get("waiting").text
     assert "No executor of Worker Insight is configured" in page
     assert EXECUTOR in page
@@ -145,7 +145,7 @@ def test_without_an_executor_of_ours_nothing_is_ever_held(client_of: ClientOf) -
         ({"error": "No route to redis."}, "The last check of Celery workers failed: No route to redis."),
     ],
 )
-def test_that_the_workers_cannot_be_seen_is_said(
+def test_page_warns_that_workers_cannot_be_reached(
     client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, looks: dict[str, Any] | None, says: str
 ) -> None:
     if looks is not None:
@@ -161,7 +161,7 @@ def test_that_the_workers_cannot_be_seen_is_said(
     assert "No route" not in client_of("few").get("waiting").text
 
 
-def test_the_address_is_read_as_it_is_written() -> None:
+def test_url_is_parsed_as_written() -> None:
     address = WaitingAddress("waiting", "etl", "run+1", "load", "w1@host", "waits_full", 50)
     assert parse_waiting_address(address.query().removeprefix("?")) == address
     assert WaitingAddress().query() == ""

@@ -27,7 +27,7 @@ def a_page(
     )
 
 
-def test_a_worker_says_what_it_is() -> None:
+def test_facts_describe_the_worker() -> None:
     page = a_page()
     facts = {fact.name: fact.text or fact.time for fact in page.facts}
     assert facts == {
@@ -50,7 +50,7 @@ def test_a_worker_says_what_it_is() -> None:
     assert page.empty_text == "No tries recorded for this worker."
 
 
-def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
+def test_texts_mention_permissions_only_if_some_dags_are_hidden() -> None:
     page = a_page(is_whole=False)
     assert page.empty_text == "No tries recorded for this worker in Dags that you can read."
     assert page.running.text == "No try that you can see is running."
@@ -58,12 +58,12 @@ def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
     assert lost.lost_tries.text == "No try that you can see was running when the worker was last seen."
 
 
-def test_a_name_that_an_operator_gave_stands_beside_that_of_the_executor() -> None:
+def test_facts_have_the_name_in_the_executor_if_it_differs() -> None:
     page = a_page(a_worker_row(name="etl-large-1", engine_name="celery@host-1"))
     assert {fact.name: fact.text for fact in page.facts}["Name in its executor"] == "celery@host-1"
 
 
-def test_a_host_says_that_it_is_no_worker() -> None:
+def test_page_of_a_host_says_that_it_stands_for_all_workers() -> None:
     nothing: Any = {"resources": {}, "versions": {}, "labels": {}, "queues": None, "concurrency": None}
     row = a_worker_row(host_only=True, pid=None, started_at=None, state=None, engine_name=None, running=None, **nothing)
     page = a_page(row)
@@ -84,11 +84,11 @@ def test_a_host_says_that_it_is_no_worker() -> None:
         ([], at(60)),
     ],
 )
-def test_a_worker_says_since_when_it_is_in_its_state(changes: list[Any], since: Any) -> None:
+def test_state_has_its_start(changes: list[Any], since: Any) -> None:
     assert a_page(changes=changes).since == since
 
 
-def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
+def test_lost_worker_has_start_and_lost_tries() -> None:
     lost = a_worker_row(state="lost", ended_at=at(120), state_reason="No answer for 3 min.")
     page = a_page(lost, lost_tries=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
     assert page.since == at(120)
@@ -118,7 +118,7 @@ def test_history_and_other_instances_are_those_of_the_store() -> None:
 # --- what it runs ---------------------------------------------------------------------------------------------------
 
 
-def test_what_runs_now_is_listed_and_counted() -> None:
+def test_running_tries_are_listed_and_counted() -> None:
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in (1, 2)]
     page = a_page(running=(running, 2))
     assert page.running.text == "2 tries are running."
@@ -127,7 +127,7 @@ def test_what_runs_now_is_listed_and_counted() -> None:
 
 
 @pytest.mark.parametrize(("total", "text"), [(1, "1 try is still running."), (2, "2 tries are still running.")])
-def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, text: str) -> None:
+def test_offline_worker_lists_tries_that_still_run(total: int, text: str) -> None:
     offline = a_worker_row(state="offline", ended_at=at(900))
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in range(1, total + 1)]
     page = a_page(offline, running=(running, total))
@@ -137,7 +137,7 @@ def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, 
     assert a_page(offline).running is None
 
 
-def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
+def test_rows_have_the_conditions_of_this_worker() -> None:
     one = a_try(1, 0, 1, on("celery-0", load=9.0), on("celery-1", load=0.5))
     page = a_page(attempts=AttemptPage([one], 1, total_is_exact=True))
     assert page.rows[0].conditions.title == "When the try started: load 0.50 per CPU"
@@ -157,7 +157,7 @@ def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
         ("lost", -90_000, 0, 0),
     ],
 )
-def test_the_page_keeps_up_while_something_may_change(
+def test_page_refreshes_while_something_may_change(
     state: str | None, last_seen: float, running: int, seconds: int
 ) -> None:
     tries = [a_try(1, 0, None, on("celery-1"), state="running")][:running]
@@ -165,7 +165,7 @@ def test_the_page_keeps_up_while_something_may_change(
     assert a_page(row, running=(tries, running)).refresh_seconds == seconds
 
 
-def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
+def test_notice_says_why_a_reader_of_no_dag_sees_no_tries() -> None:
     page = a_page(a_worker_row(state="lost", ended_at=at(120)), may_read=False)
     assert page.notice.text.startswith("You do not have permission to view task instances")
     assert (page.running, page.lost_tries, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
@@ -184,7 +184,7 @@ def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
         (0, 0, 25, "", 0, None),
     ],
 )
-def test_pages_of_tries(
+def test_tries_are_paginated(
     shown: int, total: int, offset: int, text: str, previous: int | None, following: int | None
 ) -> None:
     tries = [a_try(number, number, number + 1, on("celery-1")) for number in range(1, shown + 1)]
@@ -200,7 +200,7 @@ def test_pages_of_tries(
 # --- what was decided -----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_in_force_and_what_may_be_decided() -> None:
+def test_availability_has_the_change_and_the_options() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
     found = a_page(a_worker_row(availability="draining"), decision=latest).availability
     assert (found.current, found.change) == ("draining", latest)
@@ -213,12 +213,12 @@ def test_a_decision_in_force_and_what_may_be_decided() -> None:
     assert not a_page(may_decide=False).availability.may_decide
 
 
-def test_the_page_says_that_a_decision_alone_keeps_no_work_away() -> None:
+def test_page_says_whether_availability_takes_effect() -> None:
     assert "Airflow’s own executors ignore this setting" in a_page().availability.effect
     assert "follows this setting" in a_page(places=True).availability.effect
 
 
-def test_the_note_of_another_decision_is_not_passed_off_as_this_ones() -> None:
+def test_change_of_another_availability_is_not_shown() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
     found = a_page(a_worker_row(availability="available"), decision=latest).availability
     assert (found.current, found.change) == ("available", None)

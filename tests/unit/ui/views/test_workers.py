@@ -28,7 +28,7 @@ def a_page(*rows: Any, address: WorkersAddress = HERE, polls_by_itself: bool = T
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_in_a_row() -> None:
+def test_line_has_the_worker_and_its_load() -> None:
     row = a_worker_row()
     (line,) = a_page(row).lines
     assert line.row is row
@@ -46,18 +46,18 @@ def test_a_worker_in_a_row() -> None:
         ({"concurrency": 0}, "2", "", False),
     ],
 )
-def test_how_busy_a_worker_is(given: dict[str, Any], text: str, share: str, is_full: bool) -> None:
+def test_load_is_running_of_concurrency(given: dict[str, Any], text: str, share: str, is_full: bool) -> None:
     (line,) = a_page(a_worker_row(**given)).lines
     assert (line.load.text, line.load.share, line.load.is_full) == (text, share, is_full)
 
 
 @pytest.mark.parametrize("given", [{"running": None}, {"state": "lost"}, {"state": "offline"}])
-def test_nothing_is_said_of_what_a_worker_runs_that_is_gone_or_does_not_tell(given: dict[str, Any]) -> None:
+def test_ended_worker_has_no_load(given: dict[str, Any]) -> None:
     (line,) = a_page(a_worker_row(**given)).lines
     assert line.load is None
 
 
-def test_many_queues_are_counted() -> None:
+def test_further_queues_are_counted() -> None:
     (line,) = a_page(a_worker_row(queues=("a", "b", "c", "d", "e"))).lines
     assert (line.queues, line.more_queues) == (("a", "b", "c"), "and 2 more")
     (line,) = a_page(a_worker_row(queues=None)).lines
@@ -75,7 +75,7 @@ def test_line_has_the_change_that_made_the_worker_unavailable() -> None:
 # --- states at a glance ---------------------------------------------------------------------------------------------
 
 
-def test_each_state_has_a_chip_that_leads_to_its_workers() -> None:
+def test_chips_filter_by_state() -> None:
     page = a_page(a_worker_row(), counts={"online": 1234, "lost": 2, None: 1}, address=HERE.changed(queue="q"))
     assert [(chip.text, chip.count) for chip in page.chips] == [
         ("Online", "1,234"),
@@ -88,7 +88,7 @@ def test_each_state_has_a_chip_that_leads_to_its_workers() -> None:
     assert not any(chip.is_chosen for chip in page.chips)
 
 
-def test_the_chip_of_the_state_that_is_listed_leads_back() -> None:
+def test_chosen_chip_clears_the_filter() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(state="lost", offset=100))
     (chosen,) = [chip for chip in page.chips if chip.is_chosen]
     assert (chosen.key, chosen.address) == ("lost", WorkersAddress())
@@ -98,7 +98,7 @@ def test_the_chip_of_the_state_that_is_listed_leads_back() -> None:
     ("state", "states"),
     [("", LISTED), ("any", None), ("offline", frozenset({"offline"})), ("unknown", frozenset({"unknown"}))],
 )
-def test_which_states_are_listed(state: str, states: frozenset[str] | None) -> None:
+def test_listed_states_exclude_offline_by_default(state: str, states: frozenset[str] | None) -> None:
     assert listed_states(WorkersAddress(state=state)) == states
 
 
@@ -119,11 +119,11 @@ def test_which_states_are_listed(state: str, states: frozenset[str] | None) -> N
         ),
     ],
 )
-def test_the_page_says_which_workers_it_lists(address: WorkersAddress, sentence: str) -> None:
+def test_sentence_says_which_workers_are_listed(address: WorkersAddress, sentence: str) -> None:
     assert a_page(a_worker_row(), address=address).sentence == sentence
 
 
-def test_all_workers_are_one_click_away() -> None:
+def test_unfiltered_list_is_linked() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(queue="q", order="-running", offset=100))
     assert page.unfiltered == WorkersAddress(state="any", seen="any", order="-running")
     assert a_page(a_worker_row(), address=page.unfiltered).unfiltered is None
@@ -132,7 +132,7 @@ def test_all_workers_are_one_click_away() -> None:
 # --- filters, order and pages ---------------------------------------------------------------------------------------
 
 
-def test_each_filter_in_force_can_be_removed() -> None:
+def test_each_filter_can_be_removed() -> None:
     address = WorkersAddress(
         search="w1", kind="edge", queue="q", label="a=b", hostname="h", availability="draining", offset=100
     )
@@ -150,7 +150,7 @@ def test_each_filter_in_force_can_be_removed() -> None:
     )
 
 
-def test_a_kind_that_is_an_executors_own_name_can_be_chosen() -> None:
+def test_kind_with_an_executors_name_is_an_option() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(kind="BatchExecutor"))
     assert [one.value for one in page.kind_options if one.is_chosen] == ["BatchExecutor"]
     assert not [one for one in a_page(a_worker_row()).kind_options if one.value == "BatchExecutor"]
@@ -174,7 +174,7 @@ def test_columns_sort_both_ways() -> None:
     assert column("Queues", "name").address is None
 
 
-def test_pages_of_a_hundred() -> None:
+def test_page_has_a_hundred_workers() -> None:
     rows = [a_worker_row(f"w{number}", ref=number) for number in range(100)]
     pages = a_page(*rows, total=2000, address=WorkersAddress(offset=100)).pages
     assert pages.range_text == "101 to 200 of 2,000 workers"
@@ -186,7 +186,7 @@ def test_pages_of_a_hundred() -> None:
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
-def test_groups_show_their_states_and_lead_to_their_workers() -> None:
+def test_groups_show_states_and_link_their_workers() -> None:
     groups = [Group("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), Group("", {"online": 2}, 0, 0)]
     page = a_page(address=WorkersAddress(group="queue", kind="celery"), groups=groups, any_worker=True)
     etl, rest = page.groups
@@ -203,7 +203,7 @@ def test_groups_show_their_states_and_lead_to_their_workers() -> None:
     assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
-def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
+def test_each_label_is_a_group_option() -> None:
     page = a_page(
         address=WorkersAddress(group="label:zone"),
         label_keys=["region", "zone"],
@@ -218,7 +218,7 @@ def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
 # --- where there is nothing to show ---------------------------------------------------------------------------------
 
 
-def test_an_empty_installation_says_why_and_what_to_do() -> None:
+def test_empty_installation_says_what_to_do() -> None:
     page = a_page()
     assert page.notice.title == "No workers yet"
     assert "when it starts its first try" in page.notice.text
@@ -239,7 +239,7 @@ def test_an_empty_installation_says_why_and_what_to_do() -> None:
         (WorkersAddress(group="queue", offset=200), "No more groups."),
     ],
 )
-def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> None:
+def test_empty_list_of_workers_says_why(address: WorkersAddress, text: str) -> None:
     notice = a_page(address=address, counts={"online": 1}, any_worker=True).notice
     assert notice.text.startswith(text)
 
@@ -265,7 +265,7 @@ def test_page_warns_that_unpolled_worker_states_are_stale(sources: Any, when: st
     assert warning.command == "airflow-worker-insight refresh"
 
 
-def test_pages_of_two_hundred_groups() -> None:
+def test_page_has_two_hundred_groups() -> None:
     def pages(offset: int, total: int, **others: Any) -> Any:
         groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
         address = WorkersAddress(group="hostname", offset=offset)
@@ -282,7 +282,7 @@ def test_pages_of_two_hundred_groups() -> None:
     assert (last.range_text, last.following) == ("9,801 to 10,000 of at least 10,000 groups", None)
 
 
-def test_the_list_keeps_up_while_a_worker_lives_and_waits_for_those_that_come_back() -> None:
+def test_list_refreshes_faster_while_a_worker_is_alive() -> None:
     assert a_page(a_worker_row()).refresh_seconds == REFRESH_SECONDS
     assert a_page(a_worker_row(state="unresponsive")).refresh_seconds == REFRESH_SECONDS
     gone = a_worker_row(state="offline", ended_at=at(0))
