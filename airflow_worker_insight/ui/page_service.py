@@ -178,17 +178,17 @@ def worker_page(
         )
         instance = worker.WorkerInstance(
             row=row,
-            is_whole=attempt_queries.are_all_dags(connection, dag_ids),
+            sees_all_dags=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=worker_queries.decisions(connection, [row]).get(row.ref),
             others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_INSTANCES),
             running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            taken=placements.open_on(connection, row.ref),
+            open_tries=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
             lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            drawn=stays[: timeline.MAX_TRIES],
-            is_cut=len(stays) > timeline.MAX_TRIES,
+            stays=stays[: timeline.MAX_TRIES],
+            is_truncated=len(stays) > timeline.MAX_TRIES,
             outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=chart_start, until=chart_end),
             attempts=attempt_queries.find_attempts(
                 connection,

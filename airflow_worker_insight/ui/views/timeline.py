@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNAFFECTED_STATES
+from airflow_worker_insight.domain.states import LOST, OFFLINE
 from airflow_worker_insight.ui import formatting, lanes
 from airflow_worker_insight.ui.lanes import Span
 from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
@@ -171,12 +171,12 @@ def _latest(row: WorkerRow, now: datetime) -> datetime:
 
 
 def build_timeline(
-    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_cut: bool, now: datetime
+    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_truncated: bool, now: datetime
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
     :param stays: the stays that the user may see, within the hours that the URL selects, in any order
-    :param is_cut: whether there are more, earlier stays
+    :param is_truncated: whether there are more, earlier stays
     """
     start, end = window(address, row, now)
     spans = sorted((_span(row, stay, now) for stay in stays), key=lambda span: (span.start, span.end))
@@ -185,7 +185,7 @@ def build_timeline(
     lane_count = min(MAX_LANES, max(lane_indexes, default=0) + 1)
     height = next(height for most, height in _LANE_HEIGHTS if lane_count <= most)
     notes = []
-    if is_cut:
+    if is_truncated:
         notes.append(f"Only the latest {MAX_TRIES:,} tries are shown. Choose a shorter period to see earlier ones.")
     if max(lane_indexes, default=0) >= MAX_LANES:
         notes.append(f"More than {MAX_LANES} tries ran in parallel. The last lane holds the rest.")
@@ -249,10 +249,11 @@ def _span(row: WorkerRow, stay: Stay, now: datetime) -> Span[Stay]:
         end = last_process
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
-        # Tries that ran when a lost worker was last seen ended with it, whenever Airflow noticed.
-        if row.state == LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
-            is_cut = is_open or end > row.ended_at
-            end = min(end, row.ended_at)
+        # Tries that ran when a lost worker was last seen ended with it, whenever Airflow detected it.
+        lost_at = row.ended_at if row.state == LOST else None
+        is_cut = lanes.ends_with_worker(now if is_open else end, lost_at, stay.state)
+        if lost_at is not None and is_cut:
+            end = lost_at
     return Span((stay,), start, max(start, end), is_running, is_cut)
 
 

@@ -61,21 +61,21 @@ class WorkerInstance:
     """
 
     row: WorkerRow
-    is_whole: bool
+    sees_all_dags: bool
     """Whether the user may read all Dags, so that no try is left out."""
     changes: Sequence[Change]
     decision: Change | None
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
     lost_tries: tuple[Sequence[Attempt], int]
-    drawn: Sequence[Stay]
-    is_cut: bool
+    stays: Sequence[Stay]
+    is_truncated: bool
     """Whether the timeline's hours hold more tries than are drawn."""
     outcomes: Sequence[Outcomes]
     attempts: AttemptPage
     placed: tuple[Sequence[Placement], int] = ((), 0)
     """Placed tries that wait to start here, and their number."""
-    taken: int = 0
+    open_tries: int = 0
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
@@ -142,7 +142,9 @@ def build_worker_page(
         lost_tries=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
-        timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
+        timeline=build_timeline(row, instance.stays, address, is_truncated=instance.is_truncated, now=now)
+        if may_read
+        else None,
         chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
         history=instance.changes,
         others=instance.others,
@@ -158,7 +160,7 @@ def build_worker_page(
             "No more tries."
             if page.total
             else "No tries recorded for this worker."
-            if instance.is_whole
+            if instance.sees_all_dags
             else "No tries recorded for this worker in Dags that you can read."
         ),
         notice=None if may_read else NO_DAG,
@@ -206,7 +208,7 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
     elif total:
         text = f"{formatting.count(total, 'try is', 'tries are')} running."
     else:
-        text = "No try is running." if instance.is_whole else "No try that you can see is running."
+        text = "No try is running." if instance.sees_all_dags else "No try that you can see is running."
     return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 
 
@@ -214,11 +216,13 @@ def _placed(instance: WorkerInstance) -> PlacedTries | None:
     row = instance.row
     if row.host_only or row.state in (LOST, OFFLINE):
         return None
-    if not (instance.places or instance.taken):
+    if not (instance.places or instance.open_tries):
         return None
     # Include tries that run here without having been placed here.
-    taken = max(instance.taken, row.running or 0)
-    return build_placed(instance.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
+    open_tries = max(instance.open_tries, row.running or 0)
+    return build_placed(
+        instance.placed, open_tries, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id
+    )
 
 
 def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
@@ -228,7 +232,7 @@ def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
         if any(attempt.state in ("running", "restarting") for attempt in rows):
             text += " Airflow counts them as running until their heartbeat times out."
     else:
-        subject = "No try" if instance.is_whole else "No try that you can see"
+        subject = "No try" if instance.sees_all_dags else "No try that you can see"
         text = f"{subject} was running when the worker was last seen."
     return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 

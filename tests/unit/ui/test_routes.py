@@ -98,11 +98,11 @@ def root_of(client: httpx.Client) -> str:
 
 @pytest.fixture
 def fleet(dags: Database) -> Database:
-    """Have two workers that live and that were looked at just now, each with a try of either Dag."""
+    """Have two workers that live and that were polled just now, each with a try of either Dag."""
     with dags.engine.begin() as connection:
         now = database_now(connection)
-        looks = [{"name": name, "due_at": now, "looked_at": now} for name in ("celery", "edge", "jobs", "tries")]
-        connection.execute(insert(engine), looks)
+        polls = [{"name": name, "due_at": now, "looked_at": now} for name in ("celery", "edge", "jobs", "tries")]
+        connection.execute(insert(engine), polls)
         for dag_id in (READABLE, SECRET):
             run = add_run(connection, dag_id, state="running", ended_at=None)
             for worker_id in ("w1", "w2"):

@@ -88,7 +88,7 @@ def hostile_pages() -> list[Page]:
         others=[replace(row, ref=2)],
         running=tries,
         lost_tries=tries,
-        drawn=[
+        stays=[
             a_stay(1, 0, 9, dag_id=HOSTILE, run_id=HOSTILE, task_id=HOSTILE),
             *(a_stay(number, 900, 901, state="failed", dag_id=HOSTILE) for number in (2, 3)),
         ],
@@ -341,7 +341,7 @@ def test_form_needs_permission() -> None:
 
 
 def test_drawings_are_accessible() -> None:
-    instance = an_instance(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
+    instance = an_instance(stays=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
     page = worker_page(instance)
     (lanes,) = page.all("svg", role="img")
     assert lanes["aria-label"] == "1 try, at most 1 in parallel"

@@ -67,14 +67,14 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
 def an_instance(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
     """Return a worker that ran nothing and of which nothing happened, but for what is given."""
     known: dict[str, Any] = {
-        "is_whole": True,
+        "sees_all_dags": True,
         "changes": (),
         "decision": None,
         "others": (),
         "running": ((), 0),
         "lost_tries": ((), 0),
-        "drawn": (),
-        "is_cut": False,
+        "stays": (),
+        "is_truncated": False,
         "outcomes": (),
         "attempts": AttemptPage([], 0, total_is_exact=True),
     }

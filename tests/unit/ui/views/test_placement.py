@@ -89,16 +89,16 @@ def test_each_reason_has_a_text(reason: str) -> None:
 @pytest.mark.parametrize(
     ("availability", "others", "text"),
     [
-        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait for a free slot."),
-        ("available", {"taken": 3}, "No try that you can see waits for a free slot."),
+        ("available", {"placed": ((placed(),), 60), "open_tries": 61}, "60 tries wait for a free slot."),
+        ("available", {"open_tries": 3}, "No try that you can see waits for a free slot."),
         ("available", {}, "No try waits for a free slot."),
         (
             "draining",
-            {"placed": ((placed(),), 1), "taken": 4},
+            {"placed": ((placed(),), 1), "open_tries": 4},
             "The worker gets no new tasks. 1 try waits for a free slot.",
         ),
-        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait."),
-        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits."),
+        ("draining", {"open_tries": 3}, "The worker gets no new tasks. 3 tries still run or wait."),
+        ("quarantined", {"open_tries": 1}, "The worker gets no new tasks. 1 try still runs or waits."),
         ("draining", {}, "The worker is empty and gets no new tasks."),
     ],
 )
@@ -111,7 +111,7 @@ def test_worker_says_how_many_tries_wait_there(availability: str, others: dict[s
 def test_worker_has_no_placed_tries_without_a_placing_executor() -> None:
     assert page().placed is None
     assert page(row=a_worker_row(availability="draining")).placed is None
-    assert page(row=a_worker_row(state="lost"), places=True, taken=1).placed is None
+    assert page(row=a_worker_row(state="lost"), places=True, open_tries=1).placed is None
 
 
 def test_worker_that_runs_unplaced_tries_is_not_empty() -> None:

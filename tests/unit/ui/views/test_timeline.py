@@ -29,8 +29,8 @@ NOW = at(HOUR)
 ONE_HOUR = WorkerAddress(hours=1)
 
 
-def drawn(*stays: Any, address: WorkerAddress = ONE_HOUR, row: Any = None, is_cut: bool = False) -> Any:
-    return build_timeline(row or a_worker_row(), stays, address, is_cut=is_cut, now=NOW)
+def drawn(*stays: Any, address: WorkerAddress = ONE_HOUR, row: Any = None, is_truncated: bool = False) -> Any:
+    return build_timeline(row or a_worker_row(), stays, address, is_truncated=is_truncated, now=NOW)
 
 
 def mine(start: float, end: float | None, number: int = 1, **others: Any) -> Any:
@@ -151,7 +151,7 @@ def test_busy_day_has_few_bars() -> None:
 
 
 def test_notes_say_that_tries_are_left_out() -> None:
-    assert "Only the latest 2,000 tries are shown" in drawn(mine(0, 1), is_cut=True).notes[0]
+    assert "Only the latest 2,000 tries are shown" in drawn(mine(0, 1), is_truncated=True).notes[0]
     many = drawn(*(mine(0, 3600, number) for number in range(1, MAX_LANES + 5)))
     assert many.lanes == MAX_LANES
     assert f"More than {MAX_LANES} tries ran in parallel" in many.notes[0]

@@ -31,8 +31,8 @@ EXECUTOR = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
 LEFT_OUT = "no worker of the queue default is available; left out: w1@host-1 (draining)"
 
 
-def look(dags: Database, *, ago: timedelta = timedelta(), error: str | None = None) -> None:
-    """Have Celery's workers looked at."""
+def polled(dags: Database, *, ago: timedelta = timedelta(), error: str | None = None) -> None:
+    """Have Celery's workers polled."""
     with dags.engine.begin() as connection:
         now = database_now(connection)
         values = {"name": "celery", "due_at": now, "looked_at": now - ago, "error": error}
@@ -48,7 +48,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
     """Have tries that wait, and one that runs, in a readable Dag, and one that waits in the secret one."""
-    look(dags)
+    polled(dags)
     with dags.engine.begin() as connection:
         now = database_now(connection)
         ref = upsert_worker(connection, a_worker("w1"), now=NOON)
@@ -122,7 +122,7 @@ def test_waiting_tries_of_hidden_dags_are_neither_listed_nor_counted(client_of: 
 
 @pytest.mark.usefixtures("places")
 def test_empty_list_says_that_no_try_waits(client_of: ClientOf, dags: Database) -> None:
-    look(dags)
+    polled(dags)
     page = client_of().get("waiting").text
     assert "No waiting tries" in page
     assert 'data-wi-refresh="15"' in page
@@ -138,7 +138,7 @@ def test_page_says_that_no_placing_executor_is_configured(client_of: ClientOf) -
 
 @pytest.mark.usefixtures("places")
 @pytest.mark.parametrize(
-    ("looks", "says"),
+    ("poll", "text"),
     [
         (None, "Celery workers have never been checked."),
         ({"ago": timedelta(minutes=7)}, "Celery workers were last checked 7 min ago."),
@@ -146,13 +146,13 @@ def test_page_says_that_no_placing_executor_is_configured(client_of: ClientOf) -
     ],
 )
 def test_page_warns_that_workers_cannot_be_reached(
-    client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, looks: dict[str, Any] | None, says: str
+    client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, poll: dict[str, Any] | None, text: str
 ) -> None:
-    if looks is not None:
-        look(dags, **looks)
+    if poll is not None:
+        polled(dags, **poll)
     page = client_of().get("waiting").text
     assert "Workers cannot be reached" in page
-    assert says in page
+    assert text in page
     assert "it sends tasks without choosing a worker" in page
     assert "No waiting tries" not in page
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")

@@ -51,10 +51,10 @@ def test_facts_describe_the_worker() -> None:
 
 
 def test_texts_mention_permissions_only_if_some_dags_are_hidden() -> None:
-    page = a_page(is_whole=False)
+    page = a_page(sees_all_dags=False)
     assert page.empty_text == "No tries recorded for this worker in Dags that you can read."
     assert page.running.text == "No try that you can see is running."
-    lost = a_page(a_worker_row(state="lost", ended_at=at(120)), is_whole=False)
+    lost = a_page(a_worker_row(state="lost", ended_at=at(120)), sees_all_dags=False)
     assert lost.lost_tries.text == "No try that you can see was running when the worker was last seen."
 
 
