@@ -123,7 +123,7 @@ def build_strip(
         start=start,
         end=end,
         length=formatting.duration((end - start).total_seconds()),
-        ends_now=any(_is_running(span.attempt) and not span.is_cut and span.end == end for span in spans),
+        ends_now=any(span.is_running and span.end == end for span in spans),
         label=label,
         notes=tuple(_notes(ordered, spans)),
     )
