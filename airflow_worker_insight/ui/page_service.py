@@ -256,18 +256,25 @@ def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datet
     window = WINDOWS[address.window]
     if since is None and until is None and window is not None:
         since = now - window
-    by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    worker_id, worker_name = _worker_id_and_name(connection, address.worker)
     return AttemptFilter(
         dag_id=address.dag_id or None,
         run_id=address.run_id or None,
         task_id=address.task_id or None,
-        worker_id=None if by_id is None else by_id.worker_id,
-        worker_name=(address.worker or None) if by_id is None else None,
+        worker_id=worker_id,
+        worker_name=worker_name,
         hostname=address.hostname or None,
         state=address.state or None,
         started_at_gte=since,
         started_at_lte=until,
     )
+
+
+def _worker_id_and_name(connection: Connection, text: str) -> tuple[str | None, str | None]:
+    """Return the filters for the worker that a user entered: its ID if there is such a worker, else its name."""
+    if _WORKER_ID.fullmatch(text) and worker_queries.get_worker(connection, text) is not None:
+        return text, None
+    return None, text or None
 
 
 def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
@@ -278,14 +285,14 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
     """
     with database.reading() as connection:
         now = database_now(connection)
-        by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        worker_id, worker_name = _worker_id_and_name(connection, address.worker)
         filters = PlacementFilter(
             state=address.state or None,
             dag_id=address.dag_id or None,
             run_id=address.run_id or None,
             task_id=address.task_id or None,
-            worker_id=None if by_id is None else by_id.worker_id,
-            worker_name=(address.worker or None) if by_id is None else None,
+            worker_id=worker_id,
+            worker_name=worker_name,
             reason=address.reason or None,
             # Running tries are on the pages of their worker and task.
             try_state=QUEUED,

@@ -16,6 +16,7 @@ from airflow_worker_insight.ui.views.parts import (
     Notice,
     Option,
     Pages,
+    filters,
     options,
     pages,
 )
@@ -40,6 +41,15 @@ _WINDOWS = (
     ("30d", "30 d", "the last 30 days"),
     (ANY, "Any time", ""),
 )
+
+_FILTERS = {
+    "dag_id": "Dag {}",
+    "run_id": "Run {}",
+    "task_id": "Task {}",
+    "worker": "Worker {}",
+    "hostname": "Host {}",
+    "state": "State {}",
+}
 
 _NOT_ALL = (
     f"Only the latest {MAX_SCANNED:,} tries of this period were searched. To find older ones, choose another period "
@@ -140,19 +150,7 @@ def _filters(address: AttemptsAddress) -> Iterable[Filter]:
     elif address.window != ANY:
         window_texts = {value: long_text for value, _, long_text in _WINDOWS}
         yield Filter(f"Started in {window_texts[address.window]}", address.changed(window=ANY))
-    labels = (
-        ("dag_id", "Dag"),
-        ("run_id", "Run"),
-        ("task_id", "Task"),
-        ("worker", "Worker"),
-        ("hostname", "Host"),
-        ("state", "State"),
-    )
-    for name, text in labels:
-        value = getattr(address, name)
-        if value:
-            shown = formatting.state(value) if name == "state" else value
-            yield Filter(f"{text} {shown}", address.changed(**{name: ""}))
+    yield from filters(address, _FILTERS, {"state": formatting.state})
 
 
 def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:

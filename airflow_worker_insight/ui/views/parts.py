@@ -9,6 +9,7 @@ from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
 Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
@@ -85,7 +86,22 @@ class Filter:
     """Filter in force: its text, and the list without it."""
 
     text: str
-    without: WorkersAddress | AttemptsAddress | WaitingAddress
+    without: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress
+
+
+def filters(
+    address: Address, texts: Mapping[str, str], terms: Mapping[str, Callable[[str], str]] | None = None
+) -> Iterable[Filter]:
+    """Return the filters in force, each with its value in words.
+
+    :param texts: by parameter, the text in which to put the value
+    :param terms: by parameter, the function that puts its value in words
+    """
+    for name, text in texts.items():
+        value = getattr(address, name)
+        if value:
+            shown = (terms or {}).get(name, str)(value)
+            yield Filter(text.format(shown), address.changed(**{name: ""}))
 
 
 @dataclass(frozen=True, slots=True)

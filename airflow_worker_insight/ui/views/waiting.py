@@ -16,6 +16,7 @@ from airflow_worker_insight.ui.views.parts import (
     Notice,
     Option,
     Pages,
+    filters,
     options,
     pages,
 )
@@ -32,6 +33,13 @@ PAGE_SIZE = 50
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 """Refresh intervals in seconds: while tries wait, and while none does."""
 
+_FILTERS = {
+    "dag_id": "Dag {}",
+    "run_id": "Run {}",
+    "task_id": "Task {}",
+    "worker": "Worker {}",
+    "reason": "Reason: {}",
+}
 _STATES = (("", "All"), (WAITS, "Waiting for a worker"), (PLACED, "Placed"))
 
 
@@ -132,12 +140,7 @@ def _short(reason: str) -> str:
 def _filters(address: WaitingAddress) -> Iterable[Filter]:
     if address.state:
         yield Filter(dict(_STATES)[address.state], address.changed(state=""))
-    for name, text in (("dag_id", "Dag"), ("run_id", "Run"), ("task_id", "Task"), ("worker", "Worker")):
-        value = getattr(address, name)
-        if value:
-            yield Filter(f"{text} {value}", address.changed(**{name: ""}))
-    if address.reason:
-        yield Filter(f"Reason: {_short(address.reason)}", address.changed(reason=""))
+    yield from filters(address, _FILTERS, {"reason": _short})
 
 
 def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:

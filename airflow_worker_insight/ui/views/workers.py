@@ -17,6 +17,7 @@ from airflow_worker_insight.ui.views.parts import (
     Notice,
     Option,
     Pages,
+    filters,
     load,
     options,
     pages,
@@ -66,6 +67,14 @@ _COLUMNS = (
     ("running", "Running"),
     ("last_seen_at", "Last seen"),
 )
+_FILTERS = {
+    "search": "Contains “{}”",
+    "kind": "Kind {}",
+    "queue": "Queue {}",
+    "label": "Label {}",
+    "hostname": "Host {}",
+    "availability": "Availability {}",
+}
 _GROUPS = {"queue": "Queue", "hostname": "Host", "kind": "Kind"}
 
 
@@ -195,7 +204,7 @@ def build_workers_page(
         chips=tuple(_chip(state, address, listing.counts) for state in STATES),
         sentence=_sentence(address) if listing.any_worker else "",
         unfiltered=unfiltered if address.changed() != unfiltered else None,
-        filters=tuple(_filters(address)),
+        filters=tuple(filters(address, _FILTERS, {"kind": formatting.kind})),
         columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
         lines=tuple(_line(row, listing.decisions.get(row.ref)) for row in listing.rows),
         groups=tuple(_group(group, address) for group in listing.groups),
@@ -254,22 +263,6 @@ def _sentence(address: WorkersAddress) -> str:
         )
         return f"{workers}, last seen {seen}."
     return f"Current workers, and lost ones last seen {seen}. Offline workers are hidden."
-
-
-def _filters(address: WorkersAddress) -> Iterable[Filter]:
-    texts = (
-        ("search", "Contains “{}”"),
-        ("kind", "Kind {}"),
-        ("queue", "Queue {}"),
-        ("label", "Label {}"),
-        ("hostname", "Host {}"),
-        ("availability", "Availability {}"),
-    )
-    for name, text in texts:
-        value = getattr(address, name)
-        if value:
-            shown = formatting.kind(value) if name == "kind" else value
-            yield Filter(text.format(shown), address.changed(**{name: ""}))
 
 
 def _column(name: str, text: str, address: WorkersAddress) -> Column:
@@ -357,7 +350,7 @@ def _notice(address: WorkersAddress, listing: Listing, *, polls_by_itself: bool)
         return Notice("info", "No workers yet", text, REFRESH_COMMAND)
     if address.offset:
         return Notice("info", "", f"No more {'groups' if address.group else 'workers'}.")
-    if list(_filters(address)):
+    if any(filters(address, _FILTERS)):
         return Notice("info", "No workers found", "No worker matches these filters. Remove a filter to see more.")
     if address.group and listing.counts:
         return Notice("info", "", "None of these workers has a value to group by.")

@@ -214,7 +214,7 @@ def test_what_ran_beside_a_try_is_told_to_those_who_may_see_workers(client_of: C
         (worker,) = one["workers"]
         pages = [client.get(path).text for path in (PANEL, "attempts?window=any")]
         assert all("25% of memory free" in page for page in pages)
-        return [worker["load"], worker["running_beside"]], *("41 tries beside it" in page for page in pages)
+        return [worker["load"], worker["running_beside"]], *("41 other tries running" in page for page in pages)
 
     assert told("few jobs") == ([0.5, 41], True, True)
     assert told("few") == ([0.5, None], False, False)
