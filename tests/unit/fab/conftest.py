@@ -1,4 +1,4 @@
-"""The Flask views in an app of their own, with an Airflow that grants what a test says."""
+"""Serve the Flask views with an Airflow that grants the permissions of a test."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ A_WORKER: dict[str, Any] = {
 
 @pytest.fixture
 def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
-    """Have one worker, w1; note what was asked for and decided."""
+    """Have one worker, w1; return the calls of the REST functions."""
     asked: list[tuple[Any, ...]] = []
 
     def known(worker_id: str) -> None:

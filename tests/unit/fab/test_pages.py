@@ -48,7 +48,7 @@ PANEL = "/workerinsight/panel?dag_id=etl&run_id=2026-03-01T12:00:00+00:00&task_i
 
 @pytest.fixture
 def shown(mocker: MockerFixture) -> list[PanelAddress]:
-    """Fill every panel with one try, and note whose panels were asked for."""
+    """Fill each panel with one try; return the URLs of the panels."""
     addresses: list[PanelAddress] = []
 
     def panel(address: PanelAddress, **_: Any) -> Panel:
@@ -223,7 +223,7 @@ def test_page_of_a_worker_lists_only_readable_dags(
 
 @pytest.fixture
 def pages_shown(mocker: MockerFixture) -> None:
-    """Fill the list of workers, the page of one, and the list of attempts."""
+    """Fill all pages but the panel."""
 
     def workers_page(address: WorkersAddress) -> Any:
         return build_workers_page(address, a_listing(a_worker_row()), now=NOW)

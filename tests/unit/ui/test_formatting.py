@@ -1,4 +1,4 @@
-"""Numbers, times and states as a reader wants them."""
+"""Format numbers, times and states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strip: which bars stand on which lane, and where."""
+"""The strip of the Worker panel: the lane and the position of each bar."""
 
 from __future__ import annotations
 

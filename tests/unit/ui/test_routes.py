@@ -36,7 +36,7 @@ DRAIN = {"availability": "draining", "note": "Disk fails"}
 
 
 class SignedInReader(FlaskReader):
-    """A user of Airflow's auth manager; nobody if there is none."""
+    """A user of Airflow's auth manager; an anonymous reader without one."""
 
     @property
     def is_logged_in(self) -> bool:
@@ -53,7 +53,7 @@ class SignedInReader(FlaskReader):
 
 
 class SignedInAirflow(FlaskAirflow):
-    """This Airflow with a user of its auth manager, also if that is not FAB's."""
+    """This Airflow with a user of its auth manager, even if that is not FAB's."""
 
     def __init__(self, user: Any) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def root_of(client: httpx.Client) -> str:
 
 @pytest.fixture
 def fleet(dags: Database) -> Database:
-    """Have two workers that live and that were polled just now, each with a try of either Dag."""
+    """Have two online workers, polled just now, each with a try of either Dag."""
     with dags.engine.begin() as connection:
         now = database_now(connection)
         polls = [{"name": name, "due_at": now, "looked_at": now} for name in ("celery", "edge", "jobs", "tries")]
@@ -304,7 +304,7 @@ def test_page_of_a_lost_worker_lists_lost_tries(client_of: ClientOf, fleet: Data
     assert "1 try had not ended when the worker was last seen" in client_of("few jobs").get("workers/w1").text
 
 
-# --- who may see what -----------------------------------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*LISTS, "workers/w1", "workers/w1/fragment"])

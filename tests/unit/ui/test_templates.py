@@ -1,4 +1,4 @@
-"""The HTML of the pages: everything is escaped, nothing comes from elsewhere, and a table stays a table."""
+"""The HTML of the pages: escaped, accessible, and without anything from other hosts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ URLS = Urls("/airflow/worker-insight", may_see_workers=True)
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, and its text."""
+    """Parsed page: its tags with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Workers for the tests of the view model, written as short as they can be."""
+"""Build workers and query results for the tests of the view models."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def a_worker_row(worker_id: str = "celery-1", **others: Any) -> WorkerRow:
 
 
 def a_change(seconds: float, state: str | None = None, availability: str | None = None, **others: Any) -> Change:
-    """Return an entry of a worker's history, so many seconds after noon."""
+    """Return an entry of a worker's history, ``seconds`` after noon."""
     known: dict[str, Any] = {"reason": None, "changed_by": None}
     return Change(changed_at=at(seconds), state=state, availability=availability, **{**known, **others})
 
 
 def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
-    """Return what the store says of these workers."""
+    """Return the query results of a list of these workers."""
     counts: dict[str | None, int] = {}
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1
@@ -65,7 +65,7 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
 
 
 def an_instance(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
-    """Return a worker that ran nothing and of which nothing happened, but for what is given."""
+    """Return the query results of a worker's page: by default without tries and history."""
     known: dict[str, Any] = {
         "sees_all_dags": True,
         "changes": (),

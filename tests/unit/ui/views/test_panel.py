@@ -1,4 +1,4 @@
-"""The view model of the panel: every state in words."""
+"""The view model of the Worker panel."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_try_without_worker_says_why(attribution: str, state: str, text: str) ->
     assert row.no_worker_text == text
 
 
-# --- the sentence above ---------------------------------------------------------------------------------------------
+# --- summary --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_summary_counts_tries_and_tells_the_last_outcome(tries: list[Any], summa
         assert panel.strip.label == summary
 
 
-# --- workers that are gone ------------------------------------------------------------------------------------------
+# --- lost workers --------------------------------------------------------------------------------------------------
 
 
 def test_panel_warns_of_a_try_running_on_a_lost_worker() -> None:
@@ -198,7 +198,7 @@ def test_cell_has_the_instance_of_a_worker_that_is_not_online(state: str | None,
     assert panel.warning is None
 
 
-# --- where there is nothing to show ---------------------------------------------------------------------------------
+# --- notices and refreshing ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Why a try was placed where it was, on the panel and on the page of the worker."""
+"""The reason for a placement, on the panel and on the worker's page."""
 
 from __future__ import annotations
 

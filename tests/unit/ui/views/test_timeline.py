@@ -1,4 +1,4 @@
-"""A worker's tries in lanes, and what became of them hour by hour."""
+"""A worker's tries in lanes, and their outcomes per hour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of tries that wait: what it says of each, and where nothing waits why."""
+"""The page of waiting tries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
-    """Have tries that wait, and one that runs, in a readable Dag, and one that waits in the secret one."""
+    """Have waiting tries and a running one in a readable Dag, and a waiting one in a secret Dag."""
     polled(dags)
     with dags.engine.begin() as connection:
         now = database_now(connection)

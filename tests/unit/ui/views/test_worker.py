@@ -1,4 +1,4 @@
-"""The view model of a worker's page: what it is, what it runs, what it took with it, and what was decided of it."""
+"""The view model of a worker's page."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_page_of_a_host_says_that_it_stands_for_all_workers() -> None:
     assert (page.since, page.availability, page.running, page.lost_tries) == (None, None, None, None)
 
 
-# --- its life -------------------------------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_history_and_other_instances_are_those_of_the_store() -> None:
     assert (page.history, page.others) == (changes, others)
 
 
-# --- what it runs ---------------------------------------------------------------------------------------------------
+# --- tries ----------------------------------------------------------------------------------------------------------
 
 
 def test_running_tries_are_listed_and_counted() -> None:
@@ -197,7 +197,7 @@ def test_tries_are_paginated(
         assert page.empty_text == "No more tries."
 
 
-# --- what was decided -----------------------------------------------------------------------------------------------
+# --- availability ---------------------------------------------------------------------------------------------------
 
 
 def test_availability_has_the_change_and_the_options() -> None:

@@ -1,4 +1,4 @@
-"""The view model of the list of workers: the fleet at a glance, and what is said where there is nothing to see."""
+"""The view model of the list of workers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_line_has_the_change_that_made_the_worker_unavailable() -> None:
     assert line.change is None
 
 
-# --- states at a glance ---------------------------------------------------------------------------------------------
+# --- state chips ----------------------------------------------------------------------------------------------------
 
 
 def test_chips_filter_by_state() -> None:
@@ -215,7 +215,7 @@ def test_each_label_is_a_group_option() -> None:
     assert page.groups[0].address == WorkersAddress(label="zone=a")
 
 
-# --- where there is nothing to show ---------------------------------------------------------------------------------
+# --- notices and refreshing ------------------------------------------------------------------------------------------
 
 
 def test_empty_installation_says_what_to_do() -> None:
