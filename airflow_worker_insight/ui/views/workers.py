@@ -329,8 +329,8 @@ def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
         latest = max((source.looked_at for source in listing.sources if source.looked_at), default=None)
         when = "never checked" if latest is None else f"last checked {formatting.ago(latest, now)}"
         text = (
-            "On Airflow 3, API servers check the workers: make sure that one is running. On Airflow 2.11, run this command "
-            "every minute:"
+            "On Airflow 3, API servers check the workers: make sure that one is running. On Airflow 2.11, run this "
+            "command every minute:"
         )
         yield Notice("warning", f"Worker states are stale: {when}", text, REFRESH_COMMAND)
     for source in listing.sources:
