@@ -1,8 +1,7 @@
 """Authentication and authorization of FastAPI requests. Airflow 3 only.
 
 Airflow does not authenticate requests to a plugin's app, so each of our routes depends on :data:`ReaderDep`. Airflow's
-own dependencies and its auth manager make every decision. Nothing is cached: a permission that Airflow revokes is gone
-with the next request.
+own dependencies and its auth manager make every decision.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, HTTPException
 
+from airflow_worker_insight.api.reader import Reader
 from airflow_worker_insight.compat import auth as airflow_auth
 
 if TYPE_CHECKING:
@@ -19,66 +19,50 @@ if TYPE_CHECKING:
     from starlette.exceptions import HTTPException as AnyHTTPException
 
 
-class Reader:
-    """An authenticated user or API client, with the permissions that Airflow grants it."""
+class FastApiReader(Reader):
+    """The user that Airflow's own dependency has authenticated."""
+
+    is_logged_in = True
 
     def __init__(self, user: Any) -> None:
         self._user = user
 
-    def require_task_instances(self, dag_id: str | None = None) -> None:
-        """Require permission to see a Dag's task instances.
-
-        :param dag_id: the Dag, or ``None`` for permission to see task instances at all
-        :raises fastapi.HTTPException: 403
-        """
-        airflow_auth.require_task_instances(self._user, dag_id)
-
-    def require_workers(self) -> None:
-        """Require permission to see workers: that for Airflow's jobs view.
-
-        :raises fastapi.HTTPException: 403
-        """
-        airflow_auth.require_jobs_view(self._user)
-
-    def require_pool_edit(self) -> None:
-        """Require permission to change worker availability: that to edit Airflow's pools.
-
-        :raises fastapi.HTTPException: 403
-        """
-        airflow_auth.require_pool_edit(self._user)
-
-    def may_edit_pools(self) -> bool:
-        """Return whether :meth:`require_pool_edit` passes."""
-        return _is_allowed(self.require_pool_edit)
-
     @property
     def name(self) -> str:
-        """The user name that Airflow has for the reader."""
+        """The reader's user name in Airflow."""
         return airflow_auth.user_name(self._user)
 
-    def may_see_workers(self) -> bool:
-        """Return whether :meth:`require_workers` passes."""
-        return _is_allowed(self.require_workers)
-
     def may_see_task_instances(self, dag_id: str | None = None) -> bool:
-        """Return whether :meth:`require_task_instances` passes."""
-        return _is_allowed(lambda: self.require_task_instances(dag_id))
+        """Ask Airflow; see :class:`.Reader`."""
+        return _is_allowed(airflow_auth.require_task_instances, self._user, dag_id)
+
+    def may_see_workers(self) -> bool:
+        """Ask Airflow; see :class:`.Reader`."""
+        return _is_allowed(airflow_auth.require_jobs_view, self._user)
+
+    def may_edit_pools(self) -> bool:
+        """Ask Airflow; see :class:`.Reader`."""
+        return _is_allowed(airflow_auth.require_pool_edit, self._user)
 
     def readable_dag_ids(self) -> set[str]:
-        """Return the IDs of the Dags whose tries the reader may see in lists and totals."""
+        """Ask Airflow; see :class:`.Reader`."""
         return airflow_auth.readable_dag_ids(self._user)
 
+    def error(self, status: int, text: str) -> Exception:
+        """Return FastAPI's exception."""
+        return HTTPException(status, text)
 
-def _is_allowed(check: Callable[[], None]) -> bool:
+
+def _is_allowed(check: Callable[..., None], *args: Any) -> bool:
     try:
-        check()
+        check(*args)
     except HTTPException:
         return False
     return True
 
 
 def _current_reader(user: Annotated[Any, Depends(airflow_auth.current_user())]) -> Reader:
-    return Reader(user)
+    return FastApiReader(user)
 
 
 ReaderDep = Annotated[Reader, Depends(_current_reader)]

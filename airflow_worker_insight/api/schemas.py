@@ -1,6 +1,6 @@
 """Requests and responses of the REST API ``/api/v1``, independent of the web framework.
 
-FastAPI serves them on Airflow 3 (:mod:`.routes`) and Flask on 2.11 (:mod:`airflow_worker_insight.fab.views`).
+FastAPI serves them on Airflow 3 (:mod:`.routes`) and Flask on 2.11 (:mod:`airflow_worker_insight.fab.api`).
 """
 
 from __future__ import annotations

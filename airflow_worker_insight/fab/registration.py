@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from flask import Blueprint
 
-from airflow_worker_insight import compat
-from airflow_worker_insight.fab.views import WorkerInsightApi, WorkerInsightView
+from airflow_worker_insight.fab.api import WorkerInsightApi
+from airflow_worker_insight.fab.pages import WorkerInsightView
+from airflow_worker_insight.fab.reader import FlaskAirflow
 from airflow_worker_insight.ui.rendering import STATIC
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX
 
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from flask import Response
 
 
-def appbuilder_views() -> list[dict[str, Any]]:
-    """Return the views as ``appbuilder_views`` of a plugin, without menu entries."""
-    views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
-    if not compat.is_airflow_3():
-        views.append({"view": WorkerInsightApi()})
+def appbuilder_views(airflow: FlaskAirflow | None = None) -> list[dict[str, Any]]:
+    """Return the views as ``appbuilder_views`` of a plugin, without menu entries.
+
+    :param airflow: the Airflow that serves them; this one by default
+    """
+    airflow = airflow or FlaskAirflow()
+    views: list[dict[str, Any]] = [{"view": WorkerInsightView(airflow)}]
+    if not airflow.is_airflow_3:
+        views.append({"view": WorkerInsightApi(airflow)})
     return views
 
 

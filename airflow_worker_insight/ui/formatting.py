@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 
 KINDS = {
@@ -17,29 +16,14 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """Point in time for a ``<time>`` element.
-
-    ``iso`` is for programs, ``text`` (in UTC) for users.
-    """
-
-    iso: str
-    text: str
-
-    @property
-    def bare(self) -> str:
-        """Text without the time zone, for a column whose heading names it."""
-        return self.text.removesuffix(" UTC")
+def iso_time(value: datetime) -> str:
+    """Return a point in time for programs: ``2026-01-31T08:00:12.000Z``."""
+    return value.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def moment(value: datetime | None) -> Moment | None:
-    """Return a point in time as the pages show it, or ``None`` for ``None``."""
-    if value is None:
-        return None
-    utc = value.astimezone(timezone.utc)
-    iso = utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Moment(iso=iso, text=utc.strftime("%Y-%m-%d %H:%M:%S UTC"))
+def utc_time(value: datetime) -> str:
+    """Return a point in time for users: ``2026-01-31 08:00:12 UTC``."""
+    return value.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def duration(seconds: float) -> str:

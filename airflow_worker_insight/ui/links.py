@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import links as airflow_links
-from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, URL_PREFIX
+from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, URL_PREFIX, Urls
 
 PANEL_TAB = {
     "name": "Worker",
@@ -77,11 +77,11 @@ def panel_base() -> str:
 
 def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
     """Return the panel's URL for a task instance; IDs may contain any character."""
-    url = (
-        f"{panel_base()}/panel?dag_id={quote(dag_id, safe='')}&run_id={quote(run_id, safe='')}"
-        f"&task_id={quote(task_id, safe='')}&map_index={map_index}"
+    url = Urls(panel_base())(
+        "panel", dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index, try_number=try_number
     )
-    return url if try_number is None else f"{url}&try_number={try_number}"
+    assert url is not None
+    return url
 
 
 class WorkerLink(airflow_links.operator_link_base()):  # type: ignore[misc]

@@ -57,23 +57,23 @@ HEADERS = {
 """Security headers of every response."""
 
 NO_SUCH_WORKER = (
-    "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
-    "run of its first try has ended."
+    "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its first try "
+    "has ended."
 )
 NOT_FROM_HERE = (
-    "The browser does not say that a page of this server sent this change, so it was not made. Open the worker’s page "
-    "and try again."
+    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
+    "worker’s page and try again."
 )
 
 _NO_RIGHT = (
-    "Airflow does not let you see or do this. Ask an administrator for the right to read this Dag’s task instances; "
-    "for the pages of workers, to read Airflow’s jobs; to decide of a worker, to edit Airflow’s pools."
+    "You do not have permission for this. Ask an administrator for permission to read this Dag’s task instances. Pages "
+    "of workers need permission to read Airflow’s jobs; a worker’s availability, to edit Airflow’s pools."
 )
 _TITLES = {
-    403: "Not for you to see",
+    403: "Access denied",
     404: "Not found",
-    422: "This address cannot be right",
-    503: "Not ready yet",
+    422: "Invalid URL",
+    503: "Unavailable",
 }
 
 
@@ -130,9 +130,9 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
             decisions=worker_queries.decisions(connection, [row for row in rows if row.availability != "available"]),
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
-            engines=freshness.list_engines(connection),
+            sources=freshness.list_engines(connection),
         )
-    return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
+    return workers_view.build_workers_page(address, listing, now=now, polls_by_itself=compat.is_airflow_3())
 
 
 def _any_worker(connection: Connection) -> bool:
@@ -178,17 +178,17 @@ def worker_page(
         )
         instance = worker.WorkerInstance(
             row=row,
-            is_whole=attempt_queries.are_all_dags(connection, dag_ids),
+            sees_all_dags=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=worker_queries.decisions(connection, [row]).get(row.ref),
-            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_LIVES),
+            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_INSTANCES),
             running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            taken=placements.open_on(connection, row.ref),
+            open_tries=placements.open_on(connection, row.ref),
             places=config.places_tasks(),
-            struck=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            drawn=stays[: timeline.MAX_TRIES],
-            is_cut=len(stays) > timeline.MAX_TRIES,
+            lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
+            stays=stays[: timeline.MAX_TRIES],
+            is_truncated=len(stays) > timeline.MAX_TRIES,
             outcomes=by_worker.outcomes_per_hour(connection, row, dag_ids=dag_ids, since=chart_start, until=chart_end),
             attempts=attempt_queries.find_attempts(
                 connection,
@@ -256,18 +256,25 @@ def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datet
     window = WINDOWS[address.window]
     if since is None and until is None and window is not None:
         since = now - window
-    by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    worker_id, worker_name = _worker_id_and_name(connection, address.worker)
     return AttemptFilter(
         dag_id=address.dag_id or None,
         run_id=address.run_id or None,
         task_id=address.task_id or None,
-        worker_id=None if by_id is None else by_id.worker_id,
-        worker_name=(address.worker or None) if by_id is None else None,
+        worker_id=worker_id,
+        worker_name=worker_name,
         hostname=address.hostname or None,
         state=address.state or None,
         started_at_gte=since,
         started_at_lte=until,
     )
+
+
+def _worker_id_and_name(connection: Connection, text: str) -> tuple[str | None, str | None]:
+    """Return the filters for the worker that a user entered: its ID if there is such a worker, else its name."""
+    if _WORKER_ID.fullmatch(text) and worker_queries.get_worker(connection, text) is not None:
+        return text, None
+    return None, text or None
 
 
 def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
@@ -278,14 +285,14 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
     """
     with database.reading() as connection:
         now = database_now(connection)
-        by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        worker_id, worker_name = _worker_id_and_name(connection, address.worker)
         filters = PlacementFilter(
             state=address.state or None,
             dag_id=address.dag_id or None,
             run_id=address.run_id or None,
             task_id=address.task_id or None,
-            worker_id=None if by_id is None else by_id.worker_id,
-            worker_name=(address.worker or None) if by_id is None else None,
+            worker_id=worker_id,
+            worker_name=worker_name,
             reason=address.reason or None,
             # Running tries are on the pages of their worker and task.
             try_state=QUEUED,
@@ -309,7 +316,7 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
     celery = next((source for source in freshness.list_engines(connection) if source.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
-    return waiting.cannot_be_seen(
+    return waiting.unreachable_reason(
         "Celery",
         looked_at=None if celery is None else celery.looked_at,
         error=celery.error if celery is not None and sees_workers else None,
@@ -320,4 +327,4 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
 def problem(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
     is_denied = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
-    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if is_denied else text)
+    return Notice("warning", _TITLES.get(status, "Error"), _NO_RIGHT if is_denied else text)

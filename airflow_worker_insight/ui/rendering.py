@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from airflow_worker_insight.ui import formatting
+
 TEMPLATES = Path(__file__).parent / "templates"
 FAB_TEMPLATES = Path(__file__).parents[1] / "fab" / "templates"
 """Templates of the layout inside Airflow 2.11's own page.
@@ -24,13 +26,16 @@ FRAGMENT = "worker_insight/fragment.html"
 @cache
 def environment() -> Environment:
     """Return the Jinja environment, which escapes all values and rejects undefined names."""
-    return Environment(
+    jinja = Environment(
         loader=FileSystemLoader([TEMPLATES, FAB_TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    for name in ("ago", "iso_time", "kind", "state", "utc_time", "worker_state"):
+        jinja.filters[name] = getattr(formatting, name)
+    return jinja
 
 
 def render(template: str, **values: Any) -> str:

@@ -6,31 +6,19 @@ page has a ``/fragment`` route that returns it without its surrounding layout: o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request, status
+from fastapi import APIRouter, Depends, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.csrf import is_from_here
+from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.api.description import describe
-from airflow_worker_insight.compat import links as airflow_links
-from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.api.reader import Reader  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.domain.limits import MAX_BODY
-from airflow_worker_insight.ui import page_service
-from airflow_worker_insight.ui.query_params import (
-    parse_attempts_address,
-    parse_decision,
-    parse_panel_address,
-    parse_waiting_address,
-    parse_worker_address,
-    parse_workers_address,
-)
+from airflow_worker_insight.ui import pages
+from airflow_worker_insight.ui.query_params import parse_decision
 from airflow_worker_insight.ui.rendering import FRAGMENT, render
 from airflow_worker_insight.ui.urls import Urls
-
-if TYPE_CHECKING:
-    from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 
@@ -39,33 +27,21 @@ router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 @router.get("/panel/fragment")
 def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show which worker ran each try of a task instance."""
-    address = parse_panel_address(request.url.query)
-    reader.require_task_instances(address.dag_id)
-    return _show(
-        "panel.html", request, reader, panel=page_service.panel(address, sees_workers=reader.may_see_workers())
-    )
+    return _show(pages.panel(reader, request.url.query), request, reader)
 
 
 @router.get("/workers")
 @router.get("/workers/fragment")
 def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the workers and their states."""
-    reader.require_workers()
-    address = parse_workers_address(request.url.query)
-    return _show("workers.html", request, reader, page=page_service.workers_page(address))
+    return _show(pages.workers(reader, request.url.query), request, reader)
 
 
 @router.get("/workers/{worker_id}")
 @router.get("/workers/{worker_id}/fragment")
 def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     """Show one worker instance and those of its tries that the user may see."""
-    reader.require_workers()
-    address = parse_worker_address(request.url.query)
-    dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
-    page = page_service.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
-    if page is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.NO_SUCH_WORKER)
-    return _show("worker.html", request, reader, page=page)
+    return _show(pages.worker(reader, request.url.query, worker_id), request, reader)
 
 
 async def _body(request: Request) -> bytes:
@@ -83,12 +59,7 @@ def decide(
     request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
 ) -> RedirectResponse:
     """Record the user's decision on a worker's availability and redirect to its page."""
-    reader.require_workers()
-    reader.require_pool_edit()
-    if not is_from_here(request.headers, base_url=airflow_links.base_url()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, page_service.NOT_FROM_HERE)
-    if not page_service.decide(worker_id, parse_decision(body), changed_by=reader.name):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.NO_SUCH_WORKER)
+    pages.decide(reader, worker_id, request.headers, lambda: parse_decision(body))
     url = _urls(request, reader)("worker", worker_id=worker_id)
     assert url is not None
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
@@ -98,20 +69,14 @@ def decide(
 @router.get("/attempts/fragment")
 def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the tries of the Dags that the user may read."""
-    reader.require_task_instances()
-    address = parse_attempts_address(request.url.query, states=metadata_database.task_instance_states())
-    page = page_service.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
-    return _show("attempts.html", request, reader, page=page)
+    return _show(pages.attempts(reader, request.url.query), request, reader)
 
 
 @router.get("/waiting")
 @router.get("/waiting/fragment")
 def waiting(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the waiting tries of the Dags that the user may read, each with its reason."""
-    reader.require_task_instances()
-    address = parse_waiting_address(request.url.query)
-    page = page_service.waiting_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
-    return _show("waiting.html", request, reader, page=page)
+    return _show(pages.waiting(reader, request.url.query), request, reader)
 
 
 @router.get("/docs")
@@ -131,21 +96,9 @@ def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # no
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
 
 
-def _dag_ids(reader: Reader, address: AttemptsAddress | WaitingAddress) -> set[str]:
-    """Return the Dags whose tries are listed: all that the user may read.
-
-    They include the Dag that the URL names even if Airflow has deleted it, as long as the user may read it.
-    """
-    dag_ids = reader.readable_dag_ids()
-    if address.dag_id and reader.may_see_task_instances(address.dag_id):
-        dag_ids = {*dag_ids, address.dag_id}
-    return dag_ids
-
-
-def _show(template: str, request: Request, reader: Reader, **values: Any) -> HTMLResponse:
-    if request.url.path.endswith("/fragment"):
-        values["layout"] = FRAGMENT
-    return HTMLResponse(render(template, url=_urls(request, reader), **values))
+def _show(page: pages.Page, request: Request, reader: Reader) -> HTMLResponse:
+    layout = {"layout": FRAGMENT} if request.url.path.endswith("/fragment") else {}
+    return HTMLResponse(render(page.template, url=_urls(request, reader), **layout, **page.values))
 
 
 def _urls(request: Request, reader: Reader) -> Urls:

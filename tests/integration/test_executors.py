@@ -186,7 +186,7 @@ def test_a_drained_worker_finishes_what_it_runs_and_gets_nothing_new(airflow: De
     try:
         # What waits there goes to the other.
         settled(airflow, w1=2, w2=6)
-        assert "The worker gets no new tasks. 2 tries still run or wait here." in page_of_worker(airflow, "w1")
+        assert "The worker gets no new tasks. 2 tries still run or wait." in page_of_worker(airflow, "w1")
         more = Held(airflow, 10)
         run.finish()
         # (There is more to do all the time: those wait for the test's word.)

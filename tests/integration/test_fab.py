@@ -266,7 +266,7 @@ def test_only_who_may_edit_pools_decides_of_a_worker(airflow: Deployment, browse
     page_of_worker = f"{pages(airflow)}/workers/{worker['worker_id']}"
     limited = log_in(airflow, "limited")
     seen = limited.get(airflow.base_url + page_of_worker, timeout=30).text
-    assert "the right to edit Airflow’s pools is needed" in seen
+    assert "You need permission to edit Airflow’s pools" in seen
     forged = limited.post(
         f"{airflow.base_url}{page_of_worker}/availability",
         data={"availability": "quarantined"},
@@ -279,12 +279,12 @@ def test_only_who_may_edit_pools_decides_of_a_worker(airflow: Deployment, browse
         page.get_by_role("radio", name="Drain").check()
         page.get_by_label("Note").fill("Kernel update")
         page.get_by_role("button", name="Save").click()
-        page.locator("#wi-life .wi-badge-draining").wait_for()
+        page.locator("#wi-instance .wi-badge-draining").wait_for()
         assert "Kernel update" in page.locator("#wi-history").inner_text()
         assert "by admin" in page.locator("#wi-history").inner_text()
         page.get_by_role("radio", name="Available").check()
         page.get_by_role("button", name="Save").click()
-        page.locator("#wi-life .wi-badge-draining").wait_for(state="detached")
+        page.locator("#wi-instance .wi-badge-draining").wait_for(state="detached")
         assert not person.foreign_requests
 
 
@@ -296,10 +296,10 @@ def test_the_menu_of_2_11_leads_to_the_pages(airflow: Deployment, browser: Brows
         page.get_by_role("link", name="Browse").hover()
         page.get_by_role("link", name="Workers", exact=True).click()
         page.locator("#wi-workers").wait_for()
-        page.get_by_text("Nobody looks at the workers").wait_for()
+        page.get_by_text("Worker states are stale").wait_for()
         airflow.run("airflow-worker-insight", "refresh")
         page.get_by_role("link", name="Show all workers").click()
-        page.get_by_text("Nobody looks at the workers").wait_for(state="detached")
+        page.get_by_text("Worker states are stale").wait_for(state="detached")
         page.locator("#wi-list tbody").first.wait_for()
         folder = os.environ.get("WORKER_INSIGHT_PICTURES")
         if folder:

@@ -154,9 +154,9 @@ def is_wider_than_the_window(page: Page) -> bool:
 
 def test_an_empty_installation_says_why_and_fills_in_by_itself(airflow: Deployment, person: BrowserUser) -> None:
     page = person.open(WORKERS)
-    expect(page.get_by_text("No worker is known yet")).to_be_visible()
+    expect(page.get_by_text("No workers yet")).to_be_visible()
     person.open(f"{ATTEMPTS}?window=any")
-    expect(page.get_by_text("No try was recorded yet")).to_be_visible()
+    expect(page.get_by_text("No tries yet")).to_be_visible()
     person.open(WORKERS)
     page.evaluate("window.sameDocument = true")
     airflow.start("celery worker", name="w0")
@@ -211,7 +211,7 @@ def test_the_address_holds_what_is_filtered_and_sorted(person: BrowserUser) -> N
     # A choice needs no button.
     page.locator("[name=kind]").select_option("edge")
     page.wait_for_url("**kind=edge**")
-    expect(page.get_by_text("No worker fits", exact=True)).to_be_visible()
+    expect(page.get_by_text("No workers found", exact=True)).to_be_visible()
 
 
 @pytest.mark.usefixtures("fleet")
@@ -260,7 +260,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
         return None
 
     worker_id = airflow.wait_for(runs_on, 60, "the worker of the running try")
-    expect(page.locator("#wi-life")).to_contain_text("Online")
+    expect(page.locator("#wi-instance")).to_contain_text("Online")
     expect(page.locator("#wi-timeline .wi-bar.wi-running")).to_have_count(1)
     expect(page.locator("#wi-chart")).to_contain_text("Success")
     expect(page.locator("#wi-tries")).to_contain_text("sales")
@@ -271,7 +271,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     # What somebody writes stays while the page around it changes.
     page.get_by_label("Note").fill("half of a sentence")
     (airflow.home / "morning").touch()
-    expect(page.locator("#wi-running-now")).to_contain_text("Nothing runs on it now.")
+    expect(page.locator("#wi-running-now")).to_contain_text("No try is running.")
     expect(page.locator("#wi-timeline .wi-running")).to_have_count(0)
     expect(page.get_by_label("Note")).to_have_value("half of a sentence")
     assert page.evaluate("window.sameDocument")
@@ -289,11 +289,11 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
 
 def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], person: BrowserUser) -> None:
     page = person.open(f"{WORKERS}/{fleet['w1']}")
-    expect(page.locator("#wi-availability")).to_contain_text("does not keep Airflow from giving the worker work")
+    expect(page.locator("#wi-availability")).to_contain_text("Airflow’s own executors ignore this setting")
     page.get_by_role("radio", name="Drain").check()
     page.get_by_label("Note").fill("Kernel update <b>at noon</b>")
     page.get_by_role("button", name="Save").click()
-    expect(page.locator("#wi-life")).to_contain_text("Draining")
+    expect(page.locator("#wi-instance")).to_contain_text("Draining")
     expect(page.locator("#wi-history")).to_contain_text("Kernel update <b>at noon</b>")
     expect(page.locator("#wi-history")).to_contain_text("by admin")
     person.open(f"{WORKERS}?availability=draining")
@@ -302,13 +302,13 @@ def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], per
     person.open(f"{WORKERS}/{fleet['w1']}")
     page.get_by_role("radio", name="Available").check()
     page.get_by_role("button", name="Save").click()
-    expect(page.locator("#wi-life")).not_to_contain_text("Draining")
+    expect(page.locator("#wi-instance")).not_to_contain_text("Draining")
 
 
 def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: dict[str, str], browser: Browser) -> None:
     with BrowserUser(browser, airflow, "viewer") as viewer:
         page = viewer.open(f"{WORKERS}/{fleet['w1']}")
-        expect(page.get_by_text("the right to edit Airflow’s pools is needed")).to_be_visible()
+        expect(page.get_by_text("You need permission to edit Airflow’s pools")).to_be_visible()
         expect(page.get_by_role("button", name="Save")).to_have_count(0)
         answer = viewer.context.request.post(
             f"{airflow.base_url}{WORKERS}/{fleet['w1']}/availability",
@@ -325,7 +325,7 @@ def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: di
         )
         assert forged.status == 403
         admin.open(f"{WORKERS}?availability=quarantined")
-        expect(admin.page.get_by_text("No worker fits", exact=True)).to_be_visible()
+        expect(admin.page.get_by_text("No workers found", exact=True)).to_be_visible()
 
 
 # --- attempts -------------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
     person.open(ATTEMPTS)
     page.get_by_label("Until (UTC)").fill("2020-01-01T00:00")
     page.get_by_role("button", name="Apply").click()
-    expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+    expect(page.get_by_text("No try that you can see matches these filters.")).to_be_visible()
     # The fields are in the zone of the page, the address is in UTC.
     page.evaluate("localStorage.setItem('timezone', '\"Asia/Tokyo\"')")
     page.reload()
@@ -365,7 +365,7 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
 @pytest.mark.usefixtures("fleet")
 def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deployment, person: BrowserUser) -> None:
     page = person.open(f"{ATTEMPTS}?dag_id=noon")
-    expect(page.get_by_text("No try that you may see fits all of these filters.")).to_be_visible()
+    expect(page.get_by_text("No try that you can see matches these filters.")).to_be_visible()
     page.evaluate("window.sameDocument = true")
     rows = page.locator("#wi-list tbody")
     for number in (1, 2):
@@ -515,8 +515,8 @@ def test_a_lost_worker_shows_what_it_took_with_it(
     expect(page.locator("#wi-running-now")).to_contain_text("count")
     page.evaluate("window.sameDocument = true")
     airflow.kill("w2", descendants=True)
-    expect(page.locator("#wi-life")).to_contain_text("Lost", timeout=2 * PAGE_LIMIT)
-    expect(page.locator("#wi-struck")).to_contain_text("count")
+    expect(page.locator("#wi-instance")).to_contain_text("Lost", timeout=2 * PAGE_LIMIT)
+    expect(page.locator("#wi-lost-tries")).to_contain_text("count")
     assert page.evaluate("window.sameDocument")
     picture(person, "worker-lost")
     person.open(f"{WORKERS}?state=lost")

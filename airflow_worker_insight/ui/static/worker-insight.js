@@ -6,11 +6,11 @@
   /* --- the login of Airflow 3.0 ------------------------------------------------------------------------------------ */
 
   /* Airflow 3.0's UI keeps its token in localStorage, and right after the login in a cookie that scripts can read. */
-  function token() {
+  function loginToken() {
     try {
-      const kept = localStorage.getItem("token");
-      if (kept) {
-        return kept;
+      const stored = localStorage.getItem("token");
+      if (stored) {
+        return stored;
       }
     } catch {
       /* No storage. */
@@ -19,31 +19,31 @@
     return cookie ? cookie.slice("_token=".length) : null;
   }
 
-  let signedInHere = false;
+  let usesHeaderLogin = false;
 
-  function request(address) {
+  function fetchPage(url) {
     const headers = { Accept: "text/html" };
-    if (signedInHere) {
-      headers.Authorization = "Bearer " + token();
+    if (usesHeaderLogin) {
+      headers.Authorization = "Bearer " + loginToken();
     }
-    return fetch(address, { headers: headers, credentials: "same-origin", cache: "no-store", redirect: "manual" });
+    return fetch(url, { headers: headers, credentials: "same-origin", cache: "no-store", redirect: "manual" });
   }
 
   async function signIn(shell) {
-    if (!token()) {
+    if (!loginToken()) {
       location.replace(shell.dataset.wiLogin);
       return;
     }
-    signedInHere = true;
-    const answer = await request(location.href);
-    if (answer.status === 401) {
+    usesHeaderLogin = true;
+    const response = await fetchPage(location.href);
+    if (response.status === 401) {
       location.replace(shell.dataset.wiLogin);
       return;
     }
-    show(await answer.text());
+    showPage(await response.text());
   }
 
-  function show(html) {
+  function showPage(html) {
     const page = new DOMParser().parseFromString(html, "text/html");
     document.title = page.title;
     document.body.replaceChildren(...page.body.children);
@@ -52,24 +52,24 @@
 
   /* --- times ------------------------------------------------------------------------------------------------------- */
 
-  function zone() {
+  function timeZone() {
     try {
       if (window.Airflow && Airflow.defaultUITimezone) {
         /* Airflow 2.11 */
         return localStorage.getItem("selected-timezone") || Airflow.defaultUITimezone;
       }
-      const kept = JSON.parse(localStorage.getItem("timezone"));
-      return typeof kept === "string" && kept ? kept : "UTC";
+      const stored = JSON.parse(localStorage.getItem("timezone"));
+      return typeof stored === "string" && stored ? stored : "UTC";
     } catch {
       return "UTC";
     }
   }
 
-  function format() {
+  function timeFormat() {
     try {
       /* The Swedish locale formats as 2026-01-31 08:00:12. */
       return new Intl.DateTimeFormat("sv-SE", {
-        timeZone: zone(),
+        timeZone: timeZone(),
         year: "numeric",
         month: "2-digit",
         day: "2-digit",
@@ -84,15 +84,15 @@
   }
 
   function showTimes(root) {
-    const written = format();
-    if (!written) {
+    const formatter = timeFormat();
+    if (!formatter) {
       return;
     }
     for (const element of root.querySelectorAll("[data-wi-zone]")) {
-      element.textContent = zone().replaceAll("_", " ");
+      element.textContent = timeZone().replaceAll("_", " ");
     }
     for (const field of root.querySelectorAll("[data-wi-utc]")) {
-      field.defaultValue = field.dataset.wiUtc && fieldText(wall(Date.parse(field.dataset.wiUtc + "Z")));
+      field.defaultValue = field.dataset.wiUtc && fieldText(wallClock(Date.parse(field.dataset.wiUtc + "Z")));
       field.value = field.defaultValue;
     }
     for (const element of root.querySelectorAll("time[datetime]")) {
@@ -100,7 +100,7 @@
       if (Number.isNaN(moment.getTime())) {
         continue;
       }
-      const text = written.format(moment).replace(",", "");
+      const text = formatter.format(moment).replace(",", "");
       if ("wiAgo" in element.dataset) {
         element.title = text;
       } else if ("wiBare" in element.dataset) {
@@ -116,8 +116,8 @@
   }
 
   /* Returns the zone's wall-clock time at a point in time, as if it were UTC; both in milliseconds. */
-  function wall(moment) {
-    return Date.parse(format().format(moment).slice(0, "2026-01-31 08:00:12".length).replace(" ", "T") + "Z");
+  function wallClock(moment) {
+    return Date.parse(timeFormat().format(moment).slice(0, "2026-01-31 08:00:12".length).replace(" ", "T") + "Z");
   }
 
   function fieldText(moment) {
@@ -127,8 +127,8 @@
   /* Returns a field's value in UTC. The second step corrects for a clock change in between. */
   function utcText(text) {
     const shown = Date.parse(text + "Z");
-    const near = shown - (wall(shown) - shown);
-    return fieldText(shown - (wall(near) - near));
+    const near = shown - (wallClock(shown) - shown);
+    return fieldText(shown - (wallClock(near) - near));
   }
 
   /* --- refreshing -------------------------------------------------------------------------------------------------- */
@@ -136,106 +136,106 @@
   let timer = null;
   let updatedAt = new Date();
   let failures = 0;
-  let stale = null;
+  let staleNotice = null;
 
   /* Returns the element that holds the refresh interval; a refresh replaces it or parts of it. */
-  function page() {
+  function refreshRoot() {
     return document.querySelector("[data-wi-refresh]");
   }
 
-  function plan() {
+  function scheduleRefresh() {
     clearTimeout(timer);
-    const seconds = Number(page() && page().dataset.wiRefresh);
+    const seconds = Number(refreshRoot() && refreshRoot().dataset.wiRefresh);
     if (seconds > 0 && !document.hidden) {
       timer = setTimeout(refresh, seconds * 1000);
     }
   }
 
   async function refresh() {
-    let works = false;
-    let isOver = false;
+    let succeeded = false;
+    let isFinal = false;
     try {
-      const answer = await request(location.pathname.replace(/\/$/, "") + "/fragment" + location.search);
-      if (answer.status === 401) {
+      const response = await fetchPage(location.pathname.replace(/\/$/, "") + "/fragment" + location.search);
+      if (response.status === 401) {
         /* Logged out: a reload leads to the login. */
         location.reload();
         return;
       }
       /* Stop: another request cannot undo a denied permission or a deletion. */
-      isOver = answer.status === 403 || answer.status === 404;
-      works = answer.ok && replace(await answer.text());
+      isFinal = response.status === 403 || response.status === 404;
+      succeeded = response.ok && applyUpdate(await response.text());
     } catch {
       /* The server is unavailable for a moment: keep the content, the next refresh may succeed. */
     }
-    failures = works ? 0 : failures + 1;
-    updatedAt = works ? new Date() : updatedAt;
-    if (isOver) {
-      page().dataset.wiRefresh = "0";
+    failures = succeeded ? 0 : failures + 1;
+    updatedAt = succeeded ? new Date() : updatedAt;
+    if (isFinal) {
+      refreshRoot().dataset.wiRefresh = "0";
     }
-    if (stale) {
-      stale.textContent = isOver || failures > 1 ? "Not updated since " + clock(updatedAt) : "";
+    if (staleNotice) {
+      staleNotice.textContent = isFinal || failures > 1 ? "Not updated since " + clock(updatedAt) : "";
     }
-    plan();
+    scheduleRefresh();
   }
 
   function clock(moment) {
-    const written = format();
-    return written ? written.format(moment).replace(",", "").slice("2026-01-31 ".length) : moment.toISOString();
+    const formatter = timeFormat();
+    return formatter ? formatter.format(moment).replace(",", "").slice("2026-01-31 ".length) : moment.toISOString();
   }
 
-  /* Adds the "out of date" message, empty at first: screen readers announce changes of existing elements. */
-  function addStale() {
-    if (page()) {
-      stale = document.createElement("p");
-      stale.className = "wi-stale";
-      stale.setAttribute("role", "status");
-      page().after(stale);
+  /* Adds the empty "not updated" message: screen readers announce changes of existing elements only. */
+  function addStaleNotice() {
+    if (refreshRoot()) {
+      staleNotice = document.createElement("p");
+      staleNotice.className = "wi-stale";
+      staleNotice.setAttribute("role", "status");
+      refreshRoot().after(staleNotice);
     }
   }
 
   /* Replaces the changed parts; returns whether the response is this page. */
-  function replace(html) {
+  function applyUpdate(html) {
     const fresh = new DOMParser().parseFromString(html, "text/html");
     const source = fresh.querySelector("[data-wi-refresh]");
-    if (!source || !page() || source.id !== page().id) {
+    if (!source || !refreshRoot() || source.id !== refreshRoot().id) {
       return false;
     }
     const live = [...fresh.querySelectorAll("[data-wi-live]")];
     const gone = [...document.querySelectorAll("[data-wi-live]")].some((old) => !fresh.getElementById(old.id));
     const added = live.some((part) => !document.getElementById(part.id));
-    if ((gone || added) && !isBeingEdited(page())) {
-      /* A part was added or removed, such as the list of tries that a lost worker took with it. */
-      swap(page(), source);
+    if ((gone || added) && !isBeingEdited(refreshRoot())) {
+      /* A part was added or removed, such as the lost tries of a worker. */
+      replacePart(refreshRoot(), source);
       return true;
     }
     for (const part of live) {
       const old = document.getElementById(part.id);
       if (old && !isBeingEdited(old)) {
-        swap(old, part);
+        replacePart(old, part);
       }
     }
-    page().dataset.wiRefresh = source.dataset.wiRefresh;
+    refreshRoot().dataset.wiRefresh = source.dataset.wiRefresh;
     return true;
   }
 
-  function swap(old, part) {
+  function replacePart(old, part) {
     showTimes(part);
     if (part.outerHTML === old.outerHTML) {
       return;
     }
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
-    const place = focused ? alike(old, focused).indexOf(focused) : -1;
+    const index = focused ? linksTo(old, focused).indexOf(focused) : -1;
     old.replaceWith(part);
     /* Rows move: the focus follows the link's target, and does not jump to another row if that one is gone. */
-    const same = focused ? alike(part, focused)[place] : null;
+    const same = focused ? linksTo(part, focused)[index] : null;
     if (same) {
       same.focus({ preventScroll: true });
     }
   }
 
-  function alike(part, link) {
+  function linksTo(part, link) {
     return [...part.querySelectorAll("a[href]")].filter(
-      (one) => one.getAttribute("href") === link.getAttribute("href"),
+      (other) => other.getAttribute("href") === link.getAttribute("href"),
     );
   }
 
@@ -251,26 +251,26 @@
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       clearTimeout(timer);
-    } else if (Number(page() && page().dataset.wiRefresh) > 0) {
+    } else if (Number(refreshRoot() && refreshRoot().dataset.wiRefresh) > 0) {
       refresh();
     }
   });
 
   /* --- forms ------------------------------------------------------------------------------------------------------- */
 
-  /* Keep empty fields out of the URL; submit as soon as a choice changes. */
-  function improve(form) {
+  /* Keep empty fields out of the URL and submit when a choice changes. */
+  function enhanceForm(form) {
     form.addEventListener("submit", () => {
       for (const field of form.elements) {
         field.disabled = field.name !== "" && field.value === "";
       }
-      const moments = format() ? [...form.querySelectorAll("[data-wi-utc]")].filter((field) => field.value) : [];
+      const moments = timeFormat() ? [...form.querySelectorAll("[data-wi-utc]")].filter((field) => field.value) : [];
       const shown = moments.map((field) => field.value);
       moments.forEach((field) => (field.value = utcText(field.value)));
       /* Restore the fields: the browser may show this page again as it was left. */
       setTimeout(() => {
         [...form.elements].forEach((field) => (field.disabled = false));
-        moments.forEach((field, place) => (field.value = shown[place]));
+        moments.forEach((field, index) => (field.value = shown[index]));
       });
     });
     for (const field of form.querySelectorAll("select")) {
@@ -278,28 +278,28 @@
     }
   }
 
-  /* Where no cookie holds the login (Airflow 3.0), send a form with the token, as page requests are. */
-  async function send(event) {
+  /* Where no cookie holds the login (Airflow 3.0), send a form with the token, like page requests. */
+  async function sendWithToken(event) {
     const form = event.target;
-    if (!signedInHere || form.method !== "post") {
+    if (!usesHeaderLogin || form.method !== "post") {
       return;
     }
     event.preventDefault();
-    const answer = await fetch(form.action, {
+    const response = await fetch(form.action, {
       method: "POST",
-      headers: { Authorization: "Bearer " + token() },
+      headers: { Authorization: "Bearer " + loginToken() },
       body: new URLSearchParams(new FormData(form)),
       credentials: "same-origin",
       redirect: "manual",
     });
-    if (answer.type === "opaqueredirect") {
+    if (response.type === "opaqueredirect") {
       location.reload();
     } else {
-      show(await answer.text());
+      showPage(await response.text());
     }
   }
 
-  document.addEventListener("submit", send);
+  document.addEventListener("submit", sendWithToken);
 
   addEventListener("storage", (event) => {
     if (event.key === "timezone") {
@@ -314,7 +314,7 @@
 
   function start() {
     showTimes(document);
-    document.querySelectorAll("[data-wi-form]").forEach(improve);
+    document.querySelectorAll("[data-wi-form]").forEach(enhanceForm);
     for (const back of document.querySelectorAll("[data-wi-back]")) {
       if (history.length > 1 && document.referrer.startsWith(location.origin)) {
         back.hidden = false;
@@ -324,8 +324,8 @@
         });
       }
     }
-    addStale();
-    plan();
+    addStaleNotice();
+    scheduleRefresh();
   }
 
   const shell = document.getElementById("wi-sign-in");

@@ -9,7 +9,17 @@ from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, AttemptsAddress
 from airflow_worker_insight.ui.views.attribution import UNFINISHED
-from airflow_worker_insight.ui.views.parts import Count, Filter, Notice, Option, Pages, options, pages
+from airflow_worker_insight.ui.views.parts import (
+    MAX_DAG_SUGGESTIONS,
+    Count,
+    Filter,
+    Notice,
+    Option,
+    Pages,
+    filters,
+    options,
+    pages,
+)
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
@@ -32,9 +42,18 @@ _WINDOWS = (
     (ANY, "Any time", ""),
 )
 
+_FILTERS = {
+    "dag_id": "Dag {}",
+    "run_id": "Run {}",
+    "task_id": "Task {}",
+    "worker": "Worker {}",
+    "hostname": "Host {}",
+    "state": "State {}",
+}
+
 _NOT_ALL = (
-    f"The latest {MAX_SCANNED:,} tries of this time were looked through. To find older ones, choose their time, or "
-    "name their Dag run or worker."
+    f"Only the latest {MAX_SCANNED:,} tries of this period were searched. To find older ones, choose another period "
+    "or filter by Dag run or worker."
 )
 
 
@@ -57,10 +76,6 @@ class AttemptsPage:
     """Suggestions for the Dag field."""
     notice: Notice | None
     refresh_seconds: int
-
-
-MAX_OFFERED = 500
-"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def build_attempts_page(
@@ -104,7 +119,7 @@ def build_attempts_page(
         ),
         since=_field(address.since),
         until=_field(address.until),
-        dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
+        dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
         notice=None if attempts else _notice(address, page.total, dag_ids),
         refresh_seconds=_refresh(address, has_unfinished=has_unfinished, now=now),
     )
@@ -135,30 +150,20 @@ def _filters(address: AttemptsAddress) -> Iterable[Filter]:
     elif address.window != ANY:
         window_texts = {value: long_text for value, _, long_text in _WINDOWS}
         yield Filter(f"Started in {window_texts[address.window]}", address.changed(window=ANY))
-    labels = (
-        ("dag_id", "Dag"),
-        ("run_id", "Run"),
-        ("task_id", "Task"),
-        ("worker", "Worker"),
-        ("hostname", "Host"),
-        ("state", "State"),
-    )
-    for name, text in labels:
-        value = getattr(address, name)
-        if value:
-            shown = formatting.state(value) if name == "state" else value
-            yield Filter(f"{text} {shown}", address.changed(**{name: ""}))
+    yield from filters(address, _FILTERS, {"state": formatting.state})
 
 
 def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:
     if total:
-        return Notice("info", "", "There are no more tries here.")
+        return Notice("info", "", "No more tries.")
     if not dag_ids or address.changed() == AttemptsAddress(window=ANY):
         return Notice(
             "info",
-            "No try was recorded yet",
-            "The tries of all Dags that Airflow lets you read are listed here from the moment on at which they start. "
-            "An administrator can fill in those from before the installation of Worker Insight:",
+            "No tries yet",
+            "A try of a Dag that you can read is listed here as soon as it starts. An administrator can backfill tries "
+            "from before the installation of Worker Insight:",
             "airflow-worker-insight backfill",
         )
-    return Notice("info", "No try fits", "No try that you may see fits all of these filters. Remove one to see more.")
+    return Notice(
+        "info", "No tries found", "No try that you can see matches these filters. Remove a filter to see more."
+    )

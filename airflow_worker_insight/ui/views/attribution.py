@@ -40,32 +40,32 @@ _ATTRIBUTIONS = {
         Attribution(
             "reported",
             "Reported",
-            "The worker itself said that it ran this try, while it did.",
+            "The worker reported this try while running it.",
         ),
         Attribution(
             "inferred",
-            "Worked out",
-            "No report of the worker arrived, and what Airflow kept of the try leaves no other worker.",
+            "Inferred",
+            "No worker reported this try. Airflow’s records match only this worker.",
         ),
         Attribution(
             "backfilled",
-            "From history",
-            "The try is older than the installation of Worker Insight; the worker comes from what Airflow kept of it.",
+            "Backfilled",
+            "The try is older than the installation of Worker Insight. Its worker comes from Airflow’s records.",
         ),
         Attribution(
             "not_on_a_worker",
             "Not on a worker",
-            "No worker ran this try: it was skipped, or the scheduler or the triggerer ended it.",
+            "No worker ran this try: it was skipped, or ended by the scheduler or the triggerer.",
         ),
         Attribution(
             "never_started",
             "Never started",
-            "The try ended before a worker started its process: Airflow kept neither a host nor a process of it.",
+            "The try ended before a worker started it: Airflow recorded neither its host nor its process.",
         ),
         Attribution(
             "unknown",
-            "Not known",
-            "No report of a worker arrived, and Airflow kept no host of this try.",
+            "Unknown",
+            "No worker reported this try, and Airflow did not record its host.",
         ),
     )
 }
@@ -73,33 +73,31 @@ _ATTRIBUTIONS = {
 _HOST_ONLY = {
     "inferred": Attribution(
         "inferred",
-        "Host worked out",
-        "No report of the worker arrived, and Airflow keeps only the host: it was one of the workers of this host, not "
-        "known which.",
+        "Host inferred",
+        "No worker reported this try. Airflow recorded only its host, which may have several workers.",
     ),
     "backfilled": Attribution(
         "backfilled",
-        "Host from history",
-        "The try is older than the installation of Worker Insight, and Airflow kept only the host: it was one of the "
-        "workers of this host, not known which.",
+        "Host backfilled",
+        "The try is older than the installation of Worker Insight. Airflow recorded only its host, which may have "
+        "several workers.",
     ),
 }
 
 _RUN_IN_A_TEST = Attribution(
     "not_on_a_worker",
-    "Run in a test",
-    "No worker ran this try: somebody ran its Dag in a test, as dag.test() and airflow dags test do, in a process of "
-    "their own.",
+    "Test run",
+    "No worker ran this try: it ran in the process of a test, such as dag.test() or airflow dags test.",
 )
 _NOT_REPORTED_YET = Attribution(
     "inferred",
     "Not reported yet",
-    "The try runs, and its worker has not reported yet: Airflow names the host, on which there may be several workers.",
+    "The try is running and has not been reported yet. Airflow recorded its host, which may have several workers.",
 )
 _NOT_STARTED_YET = Attribution(
     "never_started",
     "Not started yet",
-    "No worker has started this try so far.",
+    "No worker has started this try yet.",
 )
 
 

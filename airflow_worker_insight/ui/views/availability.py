@@ -7,80 +7,42 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
-from airflow_worker_insight.ui import formatting
+from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, WorkerRow
 
 NO_EFFECT = (
-    "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "
-    "an executor of Worker Insight does that."
+    "Airflow’s own executors ignore this setting. Configure an executor of Worker Insight to make it take effect."
 )
-EFFECT = (
-    "A decision is kept and shown to everybody. The executor of Worker Insight gives the worker work accordingly; "
-    "Airflow’s own do not ask."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Decision in force: its label and note, who made it and when."""
-
-    key: str
-    text: str
-    note: str
-    changed_by: str
-    changed: formatting.Moment | None
-
-    @property
-    def title(self) -> str:
-        """Label, user and note in one line."""
-        who = f" by {self.changed_by}" if self.changed_by else ""
-        return f"{self.text}{who}{f': {self.note}' if self.note else ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Possible decision and its meaning."""
-
-    value: str
-    text: str
-    meaning: str
-    is_chosen: bool
+EFFECT = "The executor of Worker Insight follows this setting. Airflow’s own executors ignore it."
 
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Decision in force on a worker, and the choices of the user."""
+    """A worker's availability, and the choices of the user."""
 
-    decision: Decision
-    choices: tuple[Choice, ...]
+    current: str
+    change: Change | None
+    options: tuple[Option, ...]
     may_decide: bool
     effect: str
     max_note_length: int = MAX_NOTE_LENGTH
 
 
 _CHOICES = (
-    (AVAILABLE, "Available", "Takes work as usual."),
-    (DRAINING, "Drain", "Finishes what it runs and is to get nothing new. Ends with its next restart."),
-    (QUARANTINED, "Quarantine", "Is to get nothing new, also after a restart, until somebody releases it."),
+    (AVAILABLE, "Available", "Gets new tasks."),
+    (DRAINING, "Drain", "Finishes its tasks and gets no new ones, until it restarts."),
+    (QUARANTINED, "Quarantine", "Gets no new tasks, also after a restart, until you make it available."),
 )
 
 
-def decision(availability: str, latest: Change | None) -> Decision:
-    """Return a decision as a page shows it.
+def current_change(row: WorkerRow, latest: Change | None) -> Change | None:
+    """Return the change that made a worker's availability what it is.
 
-    :param latest: the change that made it; ``None`` if there is none, or if the worker instance inherited the decision
-        from its previous instance
+    ``None`` if there is none, or if the worker instance inherited the decision from its previous instance.
     """
-    is_recorded = latest is not None and latest.availability == availability
-    return Decision(
-        key=availability,
-        text=availability.capitalize(),
-        note=(latest.reason or "") if is_recorded and latest else "",
-        changed_by=(latest.changed_by or "") if is_recorded and latest else "",
-        changed=formatting.moment(latest.changed_at) if is_recorded and latest else None,
-    )
+    return latest if latest is not None and latest.availability == row.availability else None
 
 
 def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
@@ -88,13 +50,15 @@ def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: boo
 
     A worker instance that has ended cannot be drained.
 
+    :param latest: the latest change of its availability
     :param places: whether an executor of this package is configured
     """
-    choices = [Choice(value, text, meaning, value == row.availability) for value, text, meaning in _CHOICES]
+    options = (Option(value, text, value == row.availability, meaning) for value, text, meaning in _CHOICES)
     return Availability(
-        decision=decision(row.availability, latest),
-        choices=tuple(
-            choice for choice in choices if choice.is_chosen or choice.value != DRAINING or row.ended_at is None
+        current=row.availability,
+        change=current_change(row, latest),
+        options=tuple(
+            option for option in options if option.is_chosen or option.value != DRAINING or row.ended_at is None
         ),
         may_decide=may_decide,
         effect=EFFECT if places else NO_EFFECT,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain import reasons
 from airflow_worker_insight.domain.states import LOST
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.lanes import Strip, build_strip
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, WAITING, Attribution
 from airflow_worker_insight.ui.views.parts import Notice
 from airflow_worker_insight.ui.views.placement import why_text
+from airflow_worker_insight.ui.views.strip import Strip, build_strip
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ REFRESH_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class LostWorkerWarning:
     """Warning that Airflow counts the last try as running on a worker lost ``since`` then."""
 
     text: str
-    since: formatting.Moment
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Panel:
     address: PanelAddress
     task_name: str
     summary: str
-    doubt: Doubt | None
+    warning: LostWorkerWarning | None
     rows: tuple[Row, ...]
     strip: Strip | None
     notices: tuple[Notice, ...]
@@ -75,7 +75,7 @@ def build_panel(
             marks,
             instances,
             now=now,
-            selected=address.try_number,
+            selected_try=address.try_number,
             why=why_text(
                 why_by_try.get(attempt.try_number),
                 has_started=bool(attempt.workers),
@@ -92,7 +92,7 @@ def build_panel(
         address=address,
         task_name=_task_name(address.task_id, address.map_index),
         summary=summary,
-        doubt=_doubt(tries, instances or {}),
+        warning=_warning(tries, instances or {}),
         rows=rows,
         strip=build_strip(tries, marks, _lost(instances or {}), now=now, label=summary),
         notices=tuple(_notices(attempts, tries, why_by_try)),
@@ -134,14 +134,14 @@ _OUTCOMES = {
     "failed": "failed{where}",
     "running": "is running{where}",
     "up_for_retry": "failed{where} and waits for its retry",
-    "up_for_reschedule": "began{where} and waits to be rescheduled",
-    "deferred": "began{where} and is deferred to the triggerer",
-    "awaiting_input": "began{where} and waits for a person’s input",
+    "up_for_reschedule": "started{where} and waits to be rescheduled",
+    "deferred": "started{where} and is deferred to the triggerer",
+    "awaiting_input": "started{where} and waits for human input",
     "queued": "is queued",
     "scheduled": "is scheduled",
     "restarting": "is being restarted{where}",
     "skipped": "was skipped{where}",
-    "upstream_failed": "was not run, because a task before it failed",
+    "upstream_failed": "did not run, because an upstream task failed",
     "removed": "was removed from its Dag{where}",
 }
 
@@ -154,13 +154,13 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     outcome = _OUTCOMES.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
     outcome = outcome.format(where=_where_text(last))
     if last.state == "queued" and last.try_number in placed:
-        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
+        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits to start"
     if len(tries) == 1:
         return f"The only try so far {outcome}."
     return f"{_count_text(tries)}; the last one {outcome}."
 
 
-def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doubt | None:
+def _warning(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> LostWorkerWarning | None:
     """Return a warning if Airflow still counts the last try as running on a lost worker.
 
     Airflow does so until the heartbeat of the task instance times out.
@@ -169,12 +169,10 @@ def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doub
         return None
     last = max(tries[0].workers, key=lambda worker: (worker.last_started_at is not None, worker.last_started_at))
     instance = instances.get(last.worker_id)
-    since = (
-        formatting.moment(instance.ended_at or instance.last_seen_at)
-        if instance is not None and instance.state == LOST
-        else None
-    )
-    return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
+    if instance is None or instance.state != LOST:
+        return None
+    text = f"Airflow still counts it as running, but {last.name} has been lost"
+    return LostWorkerWarning(text, instance.ended_at or instance.last_seen_at)
 
 
 def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:
@@ -216,24 +214,21 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
         return [
             Notice(
                 "info",
-                "No such task instance",
-                "Airflow has no task instance of this name in this Dag run, and none was recorded: it may have been "
-                "deleted, or the task is mapped and has no instance with this map index. Open one of the task’s "
-                "instances in Airflow’s grid.",
+                "Task instance not found",
+                "Airflow has no such task instance in this Dag run, and no try was recorded. It may have been deleted, "
+                "or the task is mapped and has no such map index. Open a task instance in Airflow’s grid.",
             )
         ]
     latest = max(attempts, key=lambda attempt: attempt.try_number)
     notices = []
     if latest.state == "skipped" and not latest.workers:
-        notices.append(
-            Notice("info", "Never ran on a worker", "The task was skipped, so no worker was asked to run it.")
-        )
+        notices.append(Notice("info", "Never ran on a worker", "The task was skipped, so no worker ran it."))
     elif latest.state == "upstream_failed" and not latest.workers:
         notices.append(
             Notice(
                 "info",
                 "Never ran on a worker",
-                "A task before this one failed, so no worker was asked to run it. Look at that task’s worker instead.",
+                "An upstream task failed, so no worker ran this one. Check the worker of the upstream task.",
             )
         )
     elif latest.state == "removed" and not latest.workers:
@@ -241,7 +236,7 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             Notice(
                 "info",
                 "Never ran on a worker",
-                "The task was removed from its Dag before a worker could run it.",
+                "The task was removed from its Dag before a worker ran it.",
             )
         )
     elif latest.state == "queued" and latest.try_number in placed:
@@ -254,8 +249,8 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
             Notice(
                 "info",
                 "Not recorded",
-                "Nothing was recorded of these tries. If they are older than the installation of Worker Insight, an "
-                "administrator can fill them in from Airflow’s history:",
+                "These tries were not recorded. If they are older than the installation of Worker Insight, an "
+                "administrator can backfill them from Airflow’s history:",
                 "airflow-worker-insight backfill",
             )
         )
@@ -265,17 +260,17 @@ def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapp
 def _no_try_yet(latest: Attempt) -> Notice:
     if latest.state in ("queued", "scheduled"):
         text = (
-            "The task waits for a worker to start it. If it waits for long, check that a worker of its queue is "
-            "running and that its pool has free slots."
+            "The task waits for a worker. If it keeps waiting, check that a worker consumes its queue and that its "
+            "pool has free slots."
         )
     elif latest.state == "deferred":
-        text = "The task waits in the triggerer, and no worker has run it so far."
+        text = "The task is deferred to the triggerer, and no worker has run it yet."
     else:
         text = (
-            "The task has not been scheduled: it may wait for tasks before it, or its Dag may be paused. "
-            "This page fills in as soon as a worker starts it."
+            "The task has not been scheduled: it may wait for upstream tasks, or its Dag may be paused. This page "
+            "updates when a worker starts it."
         )
-    return Notice("info", "No try yet", text)
+    return Notice("info", "No tries yet", text)
 
 
 def _can_backfill(tries: Sequence[Attempt]) -> bool:

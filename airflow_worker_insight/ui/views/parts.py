@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
-
-    from airflow_worker_insight.domain.workers import WorkerRow
 
 Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
 
@@ -32,39 +30,23 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Property of a worker; ``moment`` is set if the value is a point in time."""
+    """Property of a worker; ``time`` is set if the value is a point in time."""
 
     name: str
     text: str
-    moment: formatting.Moment | None = None
+    time: datetime | None = None
     is_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Ago:
-    """Point in time in a list: how long ago, with the exact time on demand."""
+class Hint:
+    """Short text, with the full sentence as its tooltip."""
 
-    moment: formatting.Moment
     text: str
-
-
-def ago(value: datetime, now: datetime) -> Ago:
-    """Return a point in time as a list shows it, relative to ``now``."""
-    moment = formatting.moment(value)
-    assert moment is not None
-    return Ago(moment, formatting.ago(value, now))
+    title: str
 
 
 # --- workers --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """State of a worker: ``key`` selects its style, ``text`` names it, ``reason`` explains it."""
-
-    key: str
-    text: str
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +62,19 @@ class Load:
     is_full: bool
 
 
-def worker_state(row: WorkerRow) -> WorkerState:
-    """Return the state of a worker as a page shows it."""
-    return WorkerState(row.state or UNKNOWN_STATE, formatting.worker_state(row.state), row.state_reason or "")
-
-
 def load(running: int | None, concurrency: int | None) -> Load | None:
     """Return the load of a worker, or ``None`` if its worker source does not report it."""
     if running is None:
         return None
-    tries = formatting.count(running, "try runs", "tries run")
+    tries = formatting.count(running, "running try", "running tries")
     if not concurrency:
-        return Load(f"{running:,}", f"{tries} here now", "", is_full=False)
+        return Load(f"{running:,}", tries, "", is_full=False)
     share = min(1.0, running / concurrency)
     return Load(
-        f"{running:,} / {concurrency:,}", f"{tries} here now, of {concurrency:,} at once", f"{share:.1%}", share == 1
+        f"{running:,} / {concurrency:,}",
+        f"{tries}, {formatting.count(concurrency, 'slot', 'slots')}",
+        f"{share:.1%}",
+        share == 1,
     )
 
 
@@ -106,7 +86,22 @@ class Filter:
     """Filter in force: its text, and the list without it."""
 
     text: str
-    without: WorkersAddress | AttemptsAddress | WaitingAddress
+    without: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress
+
+
+def filters(
+    address: Address, texts: Mapping[str, str], terms: Mapping[str, Callable[[str], str]] | None = None
+) -> Iterable[Filter]:
+    """Return the filters in force, each with its value in words.
+
+    :param texts: by parameter, the text in which to put the value
+    :param terms: by parameter, the function that puts its value in words
+    """
+    for name, text in texts.items():
+        value = getattr(address, name)
+        if value:
+            shown = (terms or {}).get(name, str)(value)
+            yield Filter(text.format(shown), address.changed(**{name: ""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +111,11 @@ class Option:
     value: str
     text: str
     is_chosen: bool
+    meaning: str = ""
+
+
+MAX_DAG_SUGGESTIONS = 500
+"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
 
 
 def options(chosen: str, *choices: tuple[str, str]) -> tuple[Option, ...]:

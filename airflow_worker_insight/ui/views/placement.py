@@ -33,39 +33,26 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import Placement, Why
 
 _PLACED_TEXTS = {
-    LEAST_LOADED: "the least loaded of those that fitted",
-    ROUND_ROBIN: "the next in turn of those that fitted",
+    LEAST_LOADED: "the least loaded of the eligible workers",
+    ROUND_ROBIN: "the next in turn of the eligible workers",
     STICKY: "the worker that this task sticks to",
-    STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
-    ELSEWHERE: "kept away from a worker that had failed this task",
-    AGAIN: "on a worker that had failed this task before, because there was no other",
-    SLOW: "on a worker that takes longer than others, because none of these took anything any more",
-    SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
+    STICKY_NEXT: "the next worker that this task sticks to: the first was full or not eligible",
+    ELSEWHERE: "avoids a worker that failed this task",
+    AGAIN: "on a worker that failed this task before: no other worker was eligible",
+    SLOW: "on a worker that takes longer: the faster ones took no more tasks",
+    SHARED_QUEUE: "sent to the shared queue: no worker was eligible",
 }
 
 _WAITING_TEXTS = {
     NO_WORKER: "no known worker consumes its queue",
     NOT_AVAILABLE: "no worker of its queue is available",
-    NO_LABEL: "no available worker has the labels that it asks for",
-    NO_SUCH_WORKER: "no worker has the name that it asks for",
-    FULL: "all workers that fit are full",
-    OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
-    INVALID_REQUEST: "what it asks for makes no sense",
-    WORKERS_UNSEEN: "the workers cannot be seen",
+    NO_LABEL: "no available worker has the requested labels",
+    NO_SUCH_WORKER: "no worker has the requested name",
+    FULL: "all eligible workers are full",
+    OTHERS_FULL: "the workers that have not failed it are full or unresponsive",
+    INVALID_REQUEST: "its placement request is invalid",
+    WORKERS_UNSEEN: "workers cannot be reached",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedRow:
-    """Row of a try that is placed on a worker and has not started."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
-    placed: formatting.Moment | None
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +60,7 @@ class PlacedTries:
     """Tries that are placed on a worker and have not started."""
 
     text: str
-    rows: tuple[PlacedRow, ...]
+    rows: Sequence[Placement]
     rest: str
     address: WaitingAddress
     """The list of waiting tries, filtered by this worker."""
@@ -98,9 +85,9 @@ def why_text(placement: Why | None, *, has_started: bool = False, is_over: bool 
         return f"Placed: {placement.detail or _PLACED_TEXTS.get(placement.reason, placement.reason)}"
     if has_started:
         # The executor sent it in fallback mode, while the workers were unavailable.
-        return "It waited for a worker, and was then sent to the queue that all its workers share"
+        return "Waited for a worker, then sent to the shared queue in fallback mode"
     why = (placement.detail or reason_text(placement.reason)).removeprefix("waits: ")
-    return f"{'Was not placed' if is_over else 'Not placed yet'}: {why}"
+    return f"{'Not placed' if is_over else 'Not placed yet'}: {why}"
 
 
 def build_placed(
@@ -114,7 +101,7 @@ def build_placed(
     :param worker_id: the worker's ID, to filter the list of waiting tries
     """
     rows, total = listed
-    waiting_text = f"{formatting.count(total, 'try waits', 'tries wait')} here for a free slot."
+    waiting_text = f"{formatting.count(total, 'try waits', 'tries wait')} for a free slot."
     if not may_be_given:
         if not open_tries:
             text = "The worker is empty and gets no new tasks."
@@ -122,29 +109,14 @@ def build_placed(
             text = f"The worker gets no new tasks. {waiting_text}"
         else:
             open_text = formatting.count(open_tries, "try still runs or waits", "tries still run or wait")
-            text = f"The worker gets no new tasks. {open_text} here."
+            text = f"The worker gets no new tasks. {open_text}."
     elif total:
         text = waiting_text
     else:
-        text = (
-            "Nothing that you may see waits here for a free slot."
-            if open_tries
-            else "No try waits here for a free slot."
-        )
+        text = "No try that you can see waits for a free slot." if open_tries else "No try waits for a free slot."
     return PlacedTries(
         text,
-        tuple(
-            PlacedRow(
-                placement.key.dag_id,
-                placement.key.run_id,
-                placement.key.task_id,
-                placement.key.map_index,
-                placement.key.try_number,
-                formatting.moment(placement.placed_at),
-                placement.detail,
-            )
-            for placement in rows
-        ),
+        rows,
         f"And {total - len(rows):,} more." if total > len(rows) else "",
         WaitingAddress(worker=worker_id),
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNAFFECTED_STATES
-from airflow_worker_insight.ui import formatting
+from airflow_worker_insight.domain.states import LOST, OFFLINE
+from airflow_worker_insight.ui import formatting, lanes
+from airflow_worker_insight.ui.lanes import Span
 from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
 from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRow
@@ -26,18 +26,13 @@ MAX_TRIES = 2000
 MAX_LANES = 40
 """Maximum number of lanes; if more tries run side by side, the last lane holds all others."""
 
-TICKS = 4
-"""Number of parts into which the time labels divide a drawing."""
-
 CHART_HEIGHT = 96
 """Height of the hourly bars, in pixels."""
 
-LEAST_WIDTH = 0.25
+MIN_WIDTH = 0.25
 """Minimum width of a bar, in percent: a try of a second in a week would vanish otherwise."""
 
-LEAST_SHARE = LEAST_WIDTH / 100
-
-LEAST_HEIGHT = 3
+MIN_HEIGHT = 3
 """Minimum height of a piece of an hourly bar, in pixels.
 
 The chart has to show one failed try among thousands.
@@ -91,21 +86,13 @@ class HourBar:
 
 
 @dataclass(frozen=True, slots=True)
-class Legend:
-    """State and the number of tries in it."""
-
-    state: str
-    text: str
-    count: str
-
-
-@dataclass(frozen=True, slots=True)
 class Chart:
     """Outcomes of the tries per hour."""
 
     bars: tuple[HourBar, ...]
-    legend: tuple[Legend, ...]
-    ticks: tuple[formatting.Moment, ...]
+    legend: tuple[tuple[str, str], ...]
+    """States and the number of tries in each."""
+    ticks: tuple[datetime, ...]
     highest: str
     label: str
     hours: int
@@ -128,7 +115,7 @@ class Timeline:
     end: End | None
     lanes: int
     lane_height: int
-    ticks: tuple[formatting.Moment, ...]
+    ticks: tuple[datetime, ...]
     ends_now: bool
     label: str
     notes: tuple[str, ...]
@@ -183,56 +170,47 @@ def _latest(row: WorkerRow, now: datetime) -> datetime:
 # --- lanes ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Drawn part of one stay, or of several consecutive ones."""
-
-    stays: tuple[Stay, ...]
-    start: datetime
-    end: datetime
-    is_running: bool
-    is_cut: bool = False
-    """Whether the span ends when the worker was lost, which Airflow noticed later."""
-    lane: int = 0
-
-    @property
-    def state(self) -> str:
-        return self.stays[0].state or "no_status"
-
-
 def build_timeline(
-    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_cut: bool, now: datetime
+    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_truncated: bool, now: datetime
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
     :param stays: the stays that the user may see, within the hours that the URL selects, in any order
-    :param is_cut: whether there are more, earlier stays
+    :param is_truncated: whether there are more, earlier stays
     """
     start, end = window(address, row, now)
     spans = sorted((_span(row, stay, now) for stay in stays), key=lambda span: (span.start, span.end))
     spans = [span for span in spans if span.end >= start and span.start <= end]
-    lane_indexes = _assign_lanes(spans)
-    lanes = min(MAX_LANES, max(lane_indexes, default=0) + 1)
-    height = next(height for most, height in _LANE_HEIGHTS if lanes <= most)
+    lane_indexes = lanes.assign_lanes(spans)
+    lane_count = min(MAX_LANES, max(lane_indexes, default=0) + 1)
+    height = next(height for most, height in _LANE_HEIGHTS if lane_count <= most)
     notes = []
-    if is_cut:
-        notes.append(f"Only the latest {MAX_TRIES:,} tries are drawn: choose fewer hours to see earlier ones.")
+    if is_truncated:
+        notes.append(f"Only the latest {MAX_TRIES:,} tries are shown. Choose a shorter period to see earlier ones.")
     if max(lane_indexes, default=0) >= MAX_LANES:
-        notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
-    in_lanes = [replace(span, lane=min(index, MAX_LANES - 1)) for span, index in zip(spans, lane_indexes, strict=True)]
+        notes.append(f"More than {MAX_LANES} tries ran in parallel. The last lane holds the rest.")
+    keys = (
+        (min(index, MAX_LANES - 1), span.tries[0].state or "no_status", span.is_cut)
+        for span, index in zip(spans, lane_indexes, strict=True)
+    )
+    merged = lanes.merge_short(zip(keys, spans, strict=True), (end - start) * MIN_WIDTH / 100)
+    bars = [_bar(span, row, lane * height, start, end) for (lane, _, _), span in merged]
     hours = _hours(address, row, now)
     step = hours * _HOUR
     latest = _latest(row, now)
     is_latest = address.until is None or address.until >= latest
     later = None if is_latest else min(end + step, latest)
     return Timeline(
-        bars=tuple(_bar(span, row, height, start, end) for span in _merge_short(in_lanes, (end - start) * LEAST_SHARE)),
+        # Failed tries last: later bars are drawn on top.
+        bars=tuple(sorted(bars, key=lambda bar: bar.state in _LAST)),
         end=_end(row, start, end),
-        lanes=lanes,
+        lanes=lane_count,
         lane_height=height,
-        ticks=_ticks(start, end),
+        ticks=lanes.ticks(start, end),
         ends_now=end == now,
-        label=f"{formatting.count(len(spans), 'try', 'tries')}, at most {lanes} side by side" if spans else "No try",
+        label=f"{formatting.count(len(spans), 'try', 'tries')}, at most {lane_count} in parallel"
+        if spans
+        else "No tries",
         notes=tuple(notes),
         lengths=tuple(
             (Option(str(length), _length(length), length == hours), address.changed(hours=length)) for length in HOURS
@@ -240,7 +218,7 @@ def build_timeline(
         earlier=address.changed(hours=hours, until=start),
         later=None if later is None else address.changed(hours=hours, until=None if later == latest else later),
         latest=None if is_latest else address.changed(until=None),
-        latest_text="Now" if latest == now else "Its end",
+        latest_text="Now" if latest == now else "End",
     )
 
 
@@ -257,7 +235,7 @@ def _length(hours: int) -> str:
     return f"{hours} h" if hours <= DAY else f"{hours // DAY} d"
 
 
-def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
+def _span(row: WorkerRow, stay: Stay, now: datetime) -> Span[Stay]:
     """Return when a try was on the worker, as far as is known; it may have gone on elsewhere."""
     start = stay.began_at or now
     last_process = stay.last_process_at or start
@@ -271,103 +249,45 @@ def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
         end = last_process
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
-        # Tries that ran when a lost worker was last seen ended with it, whenever Airflow noticed.
-        if row.state == LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
-            is_cut = is_open or end > row.ended_at
-            end = min(end, row.ended_at)
-    return _Span((stay,), start, max(start, end), is_running, is_cut)
+        # Tries that ran when a lost worker was last seen ended with it, whenever Airflow detected it.
+        lost_at = row.ended_at if row.state == LOST else None
+        is_cut = lanes.ends_with_worker(now if is_open else end, lost_at, stay.state)
+        if lost_at is not None and is_cut:
+            end = lost_at
+    return Span((stay,), start, max(start, end), is_running, is_cut)
 
 
-def _assign_lanes(spans: Iterable[_Span]) -> list[int]:
-    """Return the lane of each span: the first free one.
-
-    :param spans: in the order in which they start
-    """
-    free: list[int] = []
-    taken: list[tuple[datetime, int]] = []
-    lane_indexes = []
-    for span in spans:
-        while taken and taken[0][0] <= span.start:
-            heappush(free, heappop(taken)[1])
-        lane = heappop(free) if free else len(taken)
-        heappush(taken, (span.end, lane))
-        lane_indexes.append(lane)
-    return lane_indexes
-
-
-def _merge_short(spans: Iterable[_Span], min_duration: timedelta) -> list[_Span]:
-    """Merge consecutive spans of a lane and state that are too short to be told apart.
-
-    :param spans: in the order in which they start
-    :param min_duration: the minimum duration that a span is drawn with
-    :return: spans in drawing order: failed ones last, because later ones are drawn on top
-    """
-    groups: list[list[_Span]] = []
-    # Per group: until when it is drawn. Per lane, state and cut: the latest group.
-    drawn_until: list[datetime] = []
-    latest_group: dict[tuple[int, str, bool], int] = {}
-    for span in spans:
-        key = (span.lane, span.state, span.is_cut)
-        index = latest_group.get(key, -1)
-        is_short = span.end - span.start < min_duration and not span.is_running
-        until = max(span.end, span.start + min_duration)
-        if index >= 0 and is_short and span.start < drawn_until[index]:
-            groups[index].append(span)
-            drawn_until[index] = max(drawn_until[index], until)
-        else:
-            latest_group[key] = len(groups)
-            groups.append([span])
-            drawn_until.append(until)
-    return sorted(map(_merge, groups), key=lambda span: span.state in _LAST)
-
-
-def _merge(spans: Sequence[_Span]) -> _Span:
-    if len(spans) == 1:
-        return spans[0]
-    stays = tuple(stay for span in spans for stay in span.stays)
-    return replace(spans[0], stays=stays, end=max(span.end for span in spans))
-
-
-def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetime) -> Bar:
-    length = end - start
-    x = max(0.0, (span.start - start) / length * 100)
-    width = max(min(100.0, (span.end - start) / length * 100) - x, LEAST_WIDTH)
-    x = min(x, 100 - LEAST_WIDTH)
-    lasted = formatting.duration((span.end - span.start).total_seconds())
-    when = f"from {span.start:%H:%M:%S} UTC, {lasted}{' so far' if span.is_running else ''}"
-    if span.is_cut:
-        when += ", until the worker was lost"
-        noticed = span.stays[0].ended_at
-        when += f"; Airflow noticed at {noticed:%H:%M:%S} UTC" if len(span.stays) == 1 and noticed else ""
-    state = formatting.state(span.stays[0].state)
+def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetime) -> Bar:
+    x, width = lanes.bar(
+        (span.start - start) / (end - start) * 100, (span.end - start) / (end - start) * 100, min_width=MIN_WIDTH
+    )
+    first = span.tries[0]
+    state = formatting.state(first.state)
     key = address = None
-    if len(span.stays) == 1:
-        key = span.stays[0].key
+    if len(span.tries) == 1:
+        key = first.key
         task = key.task_id if key.map_index < 0 else f"{key.task_id} [{key.map_index}]"
-        title = f"{key.dag_id}, {task}, try {key.try_number}: {state}; {when}"
+        title = f"{key.dag_id}, {task}, try {key.try_number}: {state}; {span.when}"
+        if span.is_cut and first.ended_at:
+            title += f"; Airflow detected it at {first.ended_at:%H:%M:%S} UTC"
     else:
         address = AttemptsAddress(
             worker=row.worker_id,
-            state=span.stays[0].state or "",
+            state=first.state or "",
             since=span.start.replace(microsecond=0),
-            until=max(stay.began_at for stay in span.stays if stay.began_at is not None) + timedelta(seconds=1),
+            until=max(stay.began_at for stay in span.tries if stay.began_at is not None) + timedelta(seconds=1),
         )
-        title = f"{len(span.stays):,} tries: {state}; {when}"
+        title = f"{len(span.tries):,} tries: {state}; {span.when}"
     return Bar(
         key=key,
         address=address,
         x=f"{x:.2f}%",
         width=f"{width:.2f}%",
-        y=span.lane * height,
-        state=span.state,
+        y=y,
+        state=first.state or "no_status",
         title=title,
         running=span.is_running,
     )
-
-
-def _ticks(start: datetime, end: datetime) -> tuple[formatting.Moment, ...]:
-    moments = (formatting.moment(start + (end - start) * part / TICKS) for part in range(TICKS + 1))
-    return tuple(moment for moment in moments if moment is not None)
 
 
 # --- hours ----------------------------------------------------------------------------------------------------------
@@ -391,8 +311,8 @@ def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAdd
     highest = max(sum(hour.states.values()) for hour in outcomes)
     return Chart(
         bars=tuple(_hour_bar(hour, states, highest, start, hours, address) for hour in outcomes),
-        legend=tuple(Legend(state, formatting.state(state), f"{totals[state]:,}") for state in states),
-        ticks=_ticks(start, start + hours * _HOUR),
+        legend=tuple((state, f"{totals[state]:,}") for state in states),
+        ticks=lanes.ticks(start, start + hours * _HOUR),
         highest=f"{highest:,}",
         label=f"{formatting.count(sum(totals.values()), 'try', 'tries')}: "
         + ", ".join(f"{totals[state]:,} {formatting.state(state).lower()}" for state in states),
@@ -413,7 +333,7 @@ def _hour_bar(
     counts = {state or "no_status": count for state, count in hour.states.items()}
     max_height = CHART_HEIGHT - 4
     heights = {
-        state: max(LEAST_HEIGHT, round(counts[state] / highest * max_height)) for state in states if counts.get(state)
+        state: max(MIN_HEIGHT, round(counts[state] / highest * max_height)) for state in states if counts.get(state)
     }
     # Shorten the tallest piece by what the minimum height added, so that no bar leaves the drawing.
     heights[max(heights, key=heights.__getitem__)] -= max(0, sum(heights.values()) - max_height)

@@ -9,7 +9,17 @@ from airflow_worker_insight.domain.filters import PLACED, WAITS
 from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingAddress
-from airflow_worker_insight.ui.views.parts import Ago, Count, Filter, Notice, Option, Pages, ago, options, pages
+from airflow_worker_insight.ui.views.parts import (
+    MAX_DAG_SUGGESTIONS,
+    Count,
+    Filter,
+    Notice,
+    Option,
+    Pages,
+    filters,
+    options,
+    pages,
+)
 from airflow_worker_insight.ui.views.placement import reason_text
 
 if TYPE_CHECKING:
@@ -23,6 +33,13 @@ PAGE_SIZE = 50
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 """Refresh intervals in seconds: while tries wait, and while none does."""
 
+_FILTERS = {
+    "dag_id": "Dag {}",
+    "run_id": "Run {}",
+    "task_id": "Task {}",
+    "worker": "Worker {}",
+    "reason": "Reason: {}",
+}
 _STATES = (("", "All"), (WAITS, "Waiting for a worker"), (PLACED, "Placed"))
 
 
@@ -42,17 +59,10 @@ class Executor:
 class WaitingRow:
     """Row of the list: a waiting try."""
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    try_number: int
-    worker_id: str
-    """Empty if the try is not placed on a worker."""
+    listed: ListedPlacement
     worker: str
+    """Name of the worker, or what stands for it if the try is not placed on one."""
     why: str
-    queue: str
-    since: Ago | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +81,7 @@ class WaitingPage:
     has_filters: bool
     """Whether to show the filters; ``False`` where no try is ever listed."""
     refresh_seconds: int
-
-
-MAX_OFFERED = 500
-"""Maximum number of suggestions for the Dag field; more would make the page heavy."""
+    now: datetime
 
 
 def build_waiting_page(
@@ -103,31 +110,25 @@ def build_waiting_page(
         reason_options=options(
             address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
-        dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
-        rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
+        dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
+        rows=tuple(_row(placement, sees_workers=sees_workers) for placement in placements),
         pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
         notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
         has_filters=executor.places or bool(placements) or address != WaitingAddress(),
         refresh_seconds=0 if address.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
+        now=now,
     )
 
 
-def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
-    key, placement = listed.placement.key, listed.placement
+def _row(listed: ListedPlacement, *, sees_workers: bool) -> WaitingRow:
+    placement = listed.placement
     text = placement.sentence if sees_workers else reason_text(placement.reason)
     shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
     return WaitingRow(
-        dag_id=key.dag_id,
-        run_id=key.run_id,
-        task_id=key.task_id,
-        map_index=key.map_index,
-        try_number=key.try_number,
-        worker_id=listed.worker_id or "",
+        listed=listed,
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
         why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
-        queue=listed.queue,
-        since=None if placement.placed_at is None else ago(placement.placed_at, now),
     )
 
 
@@ -139,54 +140,49 @@ def _short(reason: str) -> str:
 def _filters(address: WaitingAddress) -> Iterable[Filter]:
     if address.state:
         yield Filter(dict(_STATES)[address.state], address.changed(state=""))
-    for name, text in (("dag_id", "Dag"), ("run_id", "Run"), ("task_id", "Task"), ("worker", "Worker")):
-        value = getattr(address, name)
-        if value:
-            yield Filter(f"{text} {value}", address.changed(**{name: ""}))
-    if address.reason:
-        yield Filter(f"Reason: {_short(address.reason)}", address.changed(reason=""))
+    yield from filters(address, _FILTERS, {"reason": _short})
 
 
 def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
     if executor.unavailable_reason and executor.places:
         consequence = (
-            "Until they can, the executor holds tasks, and they are listed here."
+            "The executor holds tasks until then, and they are listed here."
             if executor.holds
-            else "Until they can, the executor behaves as Airflow’s own: it sends tasks without choosing a worker, and "
-            "they are not listed here."
+            else "The executor is in fallback mode until then: it sends tasks without choosing a worker, and they are "
+            "not listed here."
         )
-        yield Notice("warning", "The workers cannot be seen", f"{executor.unavailable_reason} {consequence}")
+        yield Notice("warning", "Workers cannot be reached", f"{executor.unavailable_reason} {consequence}")
     if shown:
         return
     if total:
-        yield Notice("info", "", "There are no more tries here.")
+        yield Notice("info", "", "No more tries.")
     elif address.changed() != WaitingAddress():
-        yield Notice("info", "No try fits", "No waiting try that you may see fits all of these filters.")
+        yield Notice("info", "No tries found", "No waiting try that you can see matches these filters.")
     elif not executor.places:
         yield Notice(
             "info",
             "No executor of Worker Insight is configured",
-            "Airflow’s own executors send each task to its queue at once, so no task waits here for a worker. An "
-            "administrator can set [core] executor to one that chooses the worker of each task:",
+            "Airflow’s own executors do not place tasks on workers, so no try waits for a worker here. An "
+            "administrator can set [core] executor to one that does:",
             "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor",
         )
     elif not executor.unavailable_reason:
         yield Notice(
             "info",
-            "Nothing waits",
-            "Workers have started every queued try that you may see. A try that finds no worker is listed here with "
-            "the reason.",
+            "No waiting tries",
+            "Workers have started every queued try that you can see. A try that waits for a worker is listed here "
+            "with the reason.",
         )
 
 
-def cannot_be_seen(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
+def unreachable_reason(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
     """Say why the workers of a worker source are unavailable.
 
     :param looked_at: when the source was last polled; ``None`` if never
     :param error: the error of the last poll; ``None`` if there was none or the user may not see it
     """
     if looked_at is None:
-        return f"Nobody has checked the {name} workers so far."
+        return f"{name} workers have never been checked."
     if error is not None:
-        return f"The last check of the {name} workers failed: {error.rstrip('.')}."
-    return f"The {name} workers were last checked {formatting.ago(looked_at, now)}."
+        return f"The last check of {name} workers failed: {error.rstrip('.')}."
+    return f"{name} workers were last checked {formatting.ago(looked_at, now)}."

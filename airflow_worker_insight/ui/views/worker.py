@@ -10,24 +10,20 @@ from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLIN
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.availability import Availability, build_availability
 from airflow_worker_insight.ui.views.parts import (
-    Ago,
     Count,
     Fact,
     Load,
     Notice,
     Pages,
-    WorkerState,
-    ago,
     load,
     pages,
-    worker_state,
 )
 from airflow_worker_insight.ui.views.placement import PlacedTries, build_placed
 from airflow_worker_insight.ui.views.timeline import Chart, Timeline, build_chart, build_timeline
 from airflow_worker_insight.ui.views.tries import Row, build_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
@@ -42,9 +38,9 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
-MAX_LIVES = 10
+MAX_INSTANCES = 10
 
-EXPECTED_BACK = timedelta(hours=1)
+REFRESH_LIMIT = timedelta(hours=1)
 """How long the page of a worker without a heartbeat keeps refreshing."""
 
 REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
@@ -53,7 +49,7 @@ REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 NO_DAG = Notice(
     "info",
     "No tries to show",
-    "Airflow lets you see no task instances, so none of the tries of this worker is listed or counted here.",
+    "You do not have permission to view task instances, so no tries of this worker are shown.",
 )
 
 
@@ -65,47 +61,24 @@ class WorkerInstance:
     """
 
     row: WorkerRow
-    is_whole: bool
+    sees_all_dags: bool
     """Whether the user may read all Dags, so that no try is left out."""
     changes: Sequence[Change]
     decision: Change | None
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
-    struck: tuple[Sequence[Attempt], int]
-    drawn: Sequence[Stay]
-    is_cut: bool
+    lost_tries: tuple[Sequence[Attempt], int]
+    stays: Sequence[Stay]
+    is_truncated: bool
     """Whether the timeline's hours hold more tries than are drawn."""
     outcomes: Sequence[Outcomes]
     attempts: AttemptPage
     placed: tuple[Sequence[Placement], int] = ((), 0)
     """Placed tries that wait to start here, and their number."""
-    taken: int = 0
+    open_tries: int = 0
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeLine:
-    """Entry of a worker's history."""
-
-    changed: Ago
-    state: WorkerState | None
-    availability: str
-    """Key of the decision, if the entry is one; ``text`` is its label."""
-    text: str
-    reason: str
-    changed_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class OtherInstance:
-    """Another instance of the worker with this name."""
-
-    worker_id: str
-    state: WorkerState
-    began: formatting.Moment
-    last_seen: Ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,31 +94,28 @@ class Tries:
 class WorkerPage:
     """Page of one worker instance."""
 
-    worker_id: str
+    row: WorkerRow
     name: str
-    kind: str
-    address: WorkerAddress
     introduction: str
-    state: WorkerState | None
-    """``None`` for a host that stands for all its workers."""
-    since: Ago | None
+    since: datetime | None
+    """When the worker entered its state; ``None`` if unknown."""
     load: Load | None
     facts: tuple[Fact, ...]
-    labels: tuple[tuple[str, str], ...]
-    queues: tuple[str, ...]
     availability: Availability | None
-    struck: Tries | None
+    lost_tries: Tries | None
     running: Tries | None
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
-    history: tuple[ChangeLine, ...]
-    others: tuple[OtherInstance, ...]
+    history: Sequence[Change]
+    others: Sequence[WorkerRow]
+    """Other instances of this name."""
     rows: tuple[Row, ...]
     pages: Pages
     empty_text: str
     notice: Notice | None
     refresh_seconds: int
+    now: datetime
 
 
 def build_worker_page(
@@ -160,36 +130,25 @@ def build_worker_page(
     page = instance.attempts
     running = _running(instance, now) if may_read else None
     return WorkerPage(
-        worker_id=row.worker_id,
+        row=row,
         name=f"A {formatting.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
-        kind=formatting.kind(row.kind),
-        address=address,
         introduction=_introduction(row),
-        state=None if row.host_only else worker_state(row),
-        since=_since(instance, now),
+        since=_since(instance),
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
         facts=tuple(_facts(row)),
-        labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
-        queues=row.queues or (),
         availability=None
         if row.host_only
         else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
-        struck=_lost_tries(instance, now) if may_read and row.state == LOST else None,
+        lost_tries=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
-        timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
+        timeline=build_timeline(row, instance.stays, address, is_truncated=instance.is_truncated, now=now)
+        if may_read
+        else None,
         chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
-        history=tuple(_change(change, now) for change in instance.changes),
-        others=tuple(
-            OtherInstance(
-                other.worker_id,
-                worker_state(other),
-                _moment(other.started_at or other.registered_at),
-                ago(other.last_seen_at, now),
-            )
-            for other in instance.others
-        ),
-        rows=tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in page.attempts),
+        history=instance.changes,
+        others=instance.others,
+        rows=_rows(page.attempts, row, now),
         pages=pages(
             address,
             Count(len(page.attempts), page.total, page.total_is_exact),
@@ -198,15 +157,20 @@ def build_worker_page(
             plural="tries",
         ),
         empty_text=(
-            "There are no more tries here."
+            "No more tries."
             if page.total
-            else "No try of this worker was recorded."
-            if instance.is_whole
-            else "No try of this worker was recorded in a Dag that you may read."
+            else "No tries recorded for this worker."
+            if instance.sees_all_dags
+            else "No tries recorded for this worker in Dags that you can read."
         ),
         notice=None if may_read else NO_DAG,
         refresh_seconds=_refresh(row, running, now),
+        now=now,
     )
+
+
+def _rows(attempts: Iterable[Attempt], row: WorkerRow, now: datetime) -> tuple[Row, ...]:
+    return tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in attempts)
 
 
 def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
@@ -214,26 +178,24 @@ def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
         return REFRESH_BUSY_SECONDS
     # A worker without a heartbeat may come back as this instance. After a graceful shutdown, or most probably after a
     # long silence, it comes back as a new instance.
-    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
+    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < REFRESH_LIMIT
     return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
 
 
 def _introduction(row: WorkerRow) -> str:
     if row.host_only:
-        return (
-            "Airflow kept only the host of these tries: each ran on one of the workers of this host, not known which."
-        )
-    return "One life of a worker: after a restart it has a new ID and a page of its own."
+        return "Airflow recorded only the host of these tries: each ran on one of its workers."
+    return "One instance of this worker: after a restart it has a new ID and a new page."
 
 
-def _since(instance: WorkerInstance, now: datetime) -> Ago | None:
+def _since(instance: WorkerInstance) -> datetime | None:
     """Return when the worker entered its current state."""
     if instance.row.state is None or instance.row.host_only:
         return None
     latest = next((change for change in instance.changes if change.state is not None), None)
     if latest is not None and latest.state == instance.row.state:
-        return ago(latest.changed_at, now)
-    return ago(instance.row.ended_at or instance.row.registered_at, now)
+        return latest.changed_at
+    return instance.row.ended_at or instance.row.registered_at
 
 
 def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
@@ -242,58 +204,41 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
     if instance.row.host_only or instance.row.state == LOST or (instance.row.state == OFFLINE and not total):
         return None
     if instance.row.state == OFFLINE:
-        text = f"It was told to stop; {formatting.count(total, 'try still runs', 'tries still run')} on it."
+        text = f"Shutting down: {formatting.count(total, 'try is', 'tries are')} still running."
     elif total:
-        text = f"{formatting.count(total, 'try runs', 'tries run')} on it now."
+        text = f"{formatting.count(total, 'try is', 'tries are')} running."
     else:
-        text = "Nothing runs on it now." if instance.is_whole else "Nothing that you may see runs on it now."
-    return Tries(
-        text=text,
-        rows=tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
-        rest=_rest_text(len(rows), total),
-    )
+        text = "No try is running." if instance.sees_all_dags else "No try that you can see is running."
+    return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 
 
 def _placed(instance: WorkerInstance) -> PlacedTries | None:
     row = instance.row
     if row.host_only or row.state in (LOST, OFFLINE):
         return None
-    if not (instance.places or instance.taken):
+    if not (instance.places or instance.open_tries):
         return None
     # Include tries that run here without having been placed here.
-    taken = max(instance.taken, row.running or 0)
-    return build_placed(instance.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
+    open_tries = max(instance.open_tries, row.running or 0)
+    return build_placed(
+        instance.placed, open_tries, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id
+    )
 
 
 def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
-    rows, total = instance.struck
+    rows, total = instance.lost_tries
     if total:
-        text = f"{formatting.count(total, 'try', 'tries')} had not ended when it was last seen, and went with it."
+        text = f"{formatting.count(total, 'try', 'tries')} had not ended when the worker was last seen."
         if any(attempt.state in ("running", "restarting") for attempt in rows):
-            text += " Airflow says that they run until its own heartbeat of tasks times out."
+            text += " Airflow counts them as running until their heartbeat times out."
     else:
-        subject = "No try" if instance.is_whole else "No try that you may see"
-        text = f"{subject} was running on it when it was last seen."
-    return Tries(
-        text,
-        tuple(build_row(attempt, {}, now=now, worker_id=instance.row.worker_id) for attempt in rows),
-        _rest_text(len(rows), total),
-    )
+        subject = "No try" if instance.sees_all_dags else "No try that you can see"
+        text = f"{subject} was running when the worker was last seen."
+    return Tries(text, _rows(rows, instance.row, now), _rest_text(len(rows), total))
 
 
 def _rest_text(shown: int, total: int) -> str:
     return f"And {total - shown:,} more." if total > shown else ""
-
-
-def _change(change: Change, now: datetime) -> ChangeLine:
-    return ChangeLine(
-        changed=ago(change.changed_at, now),
-        state=WorkerState(change.state, formatting.worker_state(change.state)) if change.state else None,
-        availability=change.availability or "",
-        text=(change.availability or "").capitalize(),
-        reason=change.reason or "",
-        changed_by=change.changed_by or "",
-    )
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -302,17 +247,17 @@ def _change(change: Change, now: datetime) -> ChangeLine:
 def _facts(row: WorkerRow) -> list[Fact]:
     facts = [Fact("Kind", formatting.kind(row.kind)), Fact("Host", row.hostname)]
     if row.engine_name and row.engine_name != row.name:
-        facts.append(Fact("Its executor’s name", row.engine_name))
+        facts.append(Fact("Name in its executor", row.engine_name))
     if row.pid is not None:
-        facts.append(Fact("Process", str(row.pid)))
+        facts.append(Fact("Process ID", str(row.pid)))
     if row.concurrency is not None:
         facts.append(Fact("Concurrency", f"{row.concurrency:,}"))
     if row.started_at is not None:
-        facts.append(Fact("Started", "", formatting.moment(row.started_at)))
-    facts.append(Fact("First seen", "", formatting.moment(row.registered_at)))
-    facts.append(Fact("Last seen", "", formatting.moment(row.last_seen_at)))
+        facts.append(Fact("Started", "", row.started_at))
+    facts.append(Fact("First seen", "", row.registered_at))
+    facts.append(Fact("Last seen", "", row.last_seen_at))
     if row.ended_at is not None:
-        facts.append(Fact("Ended", "", formatting.moment(row.ended_at)))
+        facts.append(Fact("Ended", "", row.ended_at))
     facts += [_resource(name, value) for name, value in sorted(row.resources.items())]
     facts += [
         Fact(_VERSION_NAMES.get(name, name.replace("_", " ")), str(value))
@@ -325,7 +270,7 @@ def _facts(row: WorkerRow) -> list[Fact]:
 _RESOURCE_NAMES = {
     "cpus": "CPUs",
     "memory_bytes": "Memory",
-    "os": "System",
+    "os": "Operating system",
     "architecture": "Architecture",
     "image": "Image",
 }
@@ -343,9 +288,3 @@ def _resource(name: str, value: object) -> Fact:
     if name.endswith("_bytes") and isinstance(value, (int, float)):
         return Fact(_RESOURCE_NAMES.get(name, name.removesuffix("_bytes").replace("_", " ")), formatting.size(value))
     return Fact(_RESOURCE_NAMES.get(name, name.replace("_", " ")), str(value))
-
-
-def _moment(value: datetime) -> formatting.Moment:
-    moment = formatting.moment(value)
-    assert moment is not None
-    return moment

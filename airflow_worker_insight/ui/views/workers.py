@@ -9,21 +9,18 @@ from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, WorkersAddress
-from airflow_worker_insight.ui.views.availability import Decision, decision
+from airflow_worker_insight.ui.views.availability import current_change
 from airflow_worker_insight.ui.views.parts import (
-    Ago,
     Count,
     Filter,
     Load,
     Notice,
     Option,
     Pages,
-    WorkerState,
-    ago,
+    filters,
     load,
     options,
     pages,
-    worker_state,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +50,10 @@ MAX_QUEUES = 3
 REFRESH_COMMAND = "airflow-worker-insight refresh"
 
 _SOURCE_NAMES = {
-    "celery": "Celery’s workers",
+    "celery": "Celery workers",
     "edge": "Edge workers",
     "jobs": "Local workers",
-    "tries": "Pods and the workers of other executors",
+    "tries": "Pods and workers of other executors",
 }
 _KINDS = ("celery", "local", "kubernetes", "edge")
 _SEEN = (("", "Last 24 hours"), ("7d", "Last 7 days"), ("30d", "Last 30 days"), (ANY, "Any time"))
@@ -70,6 +67,14 @@ _COLUMNS = (
     ("running", "Running"),
     ("last_seen_at", "Last seen"),
 )
+_FILTERS = {
+    "search": "Contains “{}”",
+    "kind": "Kind {}",
+    "queue": "Queue {}",
+    "label": "Label {}",
+    "hostname": "Host {}",
+    "availability": "Availability {}",
+}
 _GROUPS = {"queue": "Queue", "hostname": "Host", "kind": "Kind"}
 
 
@@ -98,17 +103,12 @@ class Column:
 class WorkerLine:
     """Row of the list: one worker."""
 
-    worker_id: str
-    name: str
-    kind: str
-    hostname: str
-    state: WorkerState
-    decision: Decision | None
-    """Drain or quarantine decision in force; ``None`` if the worker is available."""
+    row: WorkerRow
+    change: Change | None
+    """Change that made it draining or quarantined."""
     queues: tuple[str, ...]
     more_queues: str
     load: Load | None
-    last_seen: Ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class WorkersPage:
     chips: tuple[StateChip, ...]
     sentence: str
     """Description of the listed workers; empty if no worker is known."""
-    everything: WorkersAddress | None
+    unfiltered: WorkersAddress | None
     """Unfiltered list; ``None`` if this is it."""
     filters: tuple[Filter, ...]
     columns: tuple[Column, ...]
@@ -157,10 +157,11 @@ class WorkersPage:
     seen_options: tuple[Option, ...]
     availability_options: tuple[Option, ...]
     pages: Pages
-    troubles: tuple[Notice, ...]
+    warnings: tuple[Notice, ...]
     """Reasons why worker states may be missing or stale."""
     notice: Notice | None
     refresh_seconds: int
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class Listing:
     label_keys: Sequence[str]
     any_worker: bool
     """Whether any worker is known, regardless of age."""
-    engines: Sequence[SourceStatus]
+    sources: Sequence[SourceStatus]
 
 
 def listed_states(address: WorkersAddress) -> frozenset[str] | None:
@@ -189,7 +190,7 @@ def listed_states(address: WorkersAddress) -> frozenset[str] | None:
 
 
 def build_workers_page(
-    address: WorkersAddress, listing: Listing, *, now: datetime, looks_by_itself: bool = True
+    address: WorkersAddress, listing: Listing, *, now: datetime, polls_by_itself: bool = True
 ) -> WorkersPage:
     """Return the list of workers.
 
@@ -197,15 +198,15 @@ def build_workers_page(
     """
     shown = len(listing.groups or listing.rows)
     alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
-    everything = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
+    unfiltered = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
     return WorkersPage(
         address=address,
         chips=tuple(_chip(state, address, listing.counts) for state in STATES),
         sentence=_sentence(address) if listing.any_worker else "",
-        everything=everything if address.changed() != everything else None,
-        filters=tuple(_filters(address)),
+        unfiltered=unfiltered if address.changed() != unfiltered else None,
+        filters=tuple(filters(address, _FILTERS, {"kind": formatting.kind})),
         columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
-        lines=tuple(_line(row, listing.decisions.get(row.ref), now) for row in listing.rows),
+        lines=tuple(_line(row, listing.decisions.get(row.ref)) for row in listing.rows),
         groups=tuple(_group(group, address) for group in listing.groups),
         group_name=_group_name(address.group),
         group_options=options(
@@ -218,9 +219,10 @@ def build_workers_page(
         seen_options=options(address.seen, *_SEEN),
         availability_options=options(address.availability, *_AVAILABILITIES),
         pages=_pages(address, listing, shown),
-        troubles=tuple(_warnings(listing, now)),
-        notice=None if shown else _notice(address, listing, looks_by_itself=looks_by_itself),
+        warnings=tuple(_warnings(listing, now)),
+        notice=None if shown else _notice(address, listing, polls_by_itself=polls_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
+        now=now,
     )
 
 
@@ -252,33 +254,15 @@ def _sentence(address: WorkersAddress) -> str:
     """Describe which workers are listed, before further filters."""
     seen = "at any time" if address.seen == ANY else f"in the {dict(_SEEN)[address.seen].lower()}"
     if address.state == ANY:
-        return "All workers that were ever seen." if address.seen == ANY else f"All workers that were seen {seen}."
+        return "All workers ever seen." if address.seen == ANY else f"All workers seen {seen}."
     if address.state in (ONLINE, UNRESPONSIVE):
-        return f"Workers that are {address.state} now."
+        return f"{address.state.capitalize()} workers."
     if address.state:
-        state = (
-            "of which nothing tells whether they live"
-            if address.state == UNKNOWN_STATE
-            else f"that are {address.state}"
+        workers = (
+            "Workers of unknown state" if address.state == UNKNOWN_STATE else f"{address.state.capitalize()} workers"
         )
-        return f"Workers {state}, last seen {seen}."
-    return f"Workers that live, and those that were lost and last seen {seen}. Not those that left in order."
-
-
-def _filters(address: WorkersAddress) -> Iterable[Filter]:
-    texts = (
-        ("search", "Contains “{}”"),
-        ("kind", "Kind {}"),
-        ("queue", "Queue {}"),
-        ("label", "Label {}"),
-        ("hostname", "Host {}"),
-        ("availability", "Availability {}"),
-    )
-    for name, text in texts:
-        value = getattr(address, name)
-        if value:
-            shown = formatting.kind(value) if name == "kind" else value
-            yield Filter(text.format(shown), address.changed(**{name: ""}))
+        return f"{workers}, last seen {seen}."
+    return f"Current workers, and lost ones last seen {seen}. Offline workers are hidden."
 
 
 def _column(name: str, text: str, address: WorkersAddress) -> Column:
@@ -295,21 +279,16 @@ def _column(name: str, text: str, address: WorkersAddress) -> Column:
     )
 
 
-def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
+def _line(row: WorkerRow, latest: Change | None) -> WorkerLine:
     queues = row.queues or ()
     hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
-        worker_id=row.worker_id,
-        name=row.name,
-        kind=formatting.kind(row.kind),
-        hostname=row.hostname,
-        state=worker_state(row),
-        decision=None if row.availability == AVAILABLE else decision(row.availability, latest),
+        row=row,
+        change=None if row.availability == AVAILABLE else current_change(row, latest),
         queues=tuple(queues[:MAX_QUEUES]),
         more_queues=f"and {hidden:,} more" if hidden > 0 else "",
         # The last reported load says nothing about a worker that is gone.
         load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
-        last_seen=ago(row.last_seen_at, now),
     )
 
 
@@ -324,7 +303,7 @@ def _group(group: Group, address: WorkersAddress) -> GroupLine:
             shares.append(Share(state, text, f"{100 * offset / total:.2f}%", f"{100 * count / total:.2f}%"))
             offset += count
     return GroupLine(
-        name=group.name or "Not known",
+        name=group.name or "Unknown",
         address=_members(group.name, address) if group.name else None,
         count=formatting.count(total, "worker", "workers"),
         shares=tuple(shares),
@@ -346,33 +325,33 @@ def _group_name(group: str) -> str:
 
 def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
     """Say why workers, or their states, may be missing or stale."""
-    if listing.any_worker and not any(source.is_current for source in listing.engines):
-        latest = max((source.looked_at for source in listing.engines if source.looked_at), default=None)
-        when = "never looked at" if latest is None else f"last looked at {formatting.ago(latest, now)}"
+    if listing.any_worker and not any(source.is_current for source in listing.sources):
+        latest = max((source.looked_at for source in listing.sources if source.looked_at), default=None)
+        when = "never checked" if latest is None else f"last checked {formatting.ago(latest, now)}"
         text = (
-            f"Whether workers live was {when}. An API server of Airflow 3 does that by itself; by hand, or "
-            "every minute on Airflow 2.11, this does:"
+            "On Airflow 3, API servers check the workers: make sure that one is running. On Airflow 2.11, run this "
+            "command every minute:"
         )
-        yield Notice("warning", "Nobody looks at the workers", text, REFRESH_COMMAND)
-    for source in listing.engines:
+        yield Notice("warning", f"Worker states are stale: {when}", text, REFRESH_COMMAND)
+    for source in listing.sources:
         if source.error and source.is_current:
-            yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be asked", source.error)
+            yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be reached", source.error)
 
 
-def _notice(address: WorkersAddress, listing: Listing, *, looks_by_itself: bool) -> Notice:
+def _notice(address: WorkersAddress, listing: Listing, *, polls_by_itself: bool) -> Notice:
     if not listing.any_worker:
         text = (
-            "A worker is listed as soon as its executor tells of it, or when it starts its first try. If workers run "
-            "and none is listed, look whether a scheduler runs and whether this page’s server reaches the broker."
+            "A worker is listed when its executor reports it, or when it starts its first try. If workers are running "
+            "and none is listed, check that a scheduler is running and that this server can reach the broker."
         )
-        if looks_by_itself:
-            return Notice("info", "No worker is known yet", text)
-        text += " On this version of Airflow the fleet is looked at by a command, which is best run every minute:"
-        return Notice("info", "No worker is known yet", text, REFRESH_COMMAND)
+        if polls_by_itself:
+            return Notice("info", "No workers yet", text)
+        text += " On this version of Airflow, run this command every minute to check the workers:"
+        return Notice("info", "No workers yet", text, REFRESH_COMMAND)
     if address.offset:
-        return Notice("info", "", f"There are no more {'groups' if address.group else 'workers'} here.")
-    if list(_filters(address)):
-        return Notice("info", "No worker fits", "No worker fits all of these filters.")
+        return Notice("info", "", f"No more {'groups' if address.group else 'workers'}.")
+    if any(filters(address, _FILTERS)):
+        return Notice("info", "No workers found", "No worker matches these filters. Remove a filter to see more.")
     if address.group and listing.counts:
-        return Notice("info", "", "None of these workers is in such a group.")
-    return Notice("info", "No such worker", "No worker is in this state now. Older ones are among all workers.")
+        return Notice("info", "", "None of these workers has a value to group by.")
+    return Notice("info", "No workers found", "No worker is in this state. Show all workers to see older ones.")

@@ -1,4 +1,4 @@
-"""Attempts for the tests of the view model, written as short as they can be."""
+"""Build attempts for the tests of the view models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on(worker_id: str, first: float | None = None, last: float | None = None, **
 
 
 def one_of_the_host(hostname: str = "host-1") -> AttemptWorker:
-    """Return what stands for one of the workers of a host."""
+    """Return the worker that stands for all workers of a host."""
     return on("host-abc", name=hostname, hostname=hostname, host_only=True)
 
 

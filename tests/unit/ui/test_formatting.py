@@ -1,4 +1,4 @@
-"""Numbers, times and states as a reader wants them."""
+"""Format numbers, times and states."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from airflow_worker_insight.ui import formatting
         (86_400 * 400, "400 d"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
     assert formatting.duration(seconds) == text
 
 
 @given(st.floats(0, 1e9))
-def test_a_duration_has_at_most_two_units(seconds: float) -> None:
+def test_duration_has_at_most_two_units(seconds: float) -> None:
     assert len(formatting.duration(seconds).split()) in (2, 4)
 
 
-def test_moments_are_in_utc_and_to_the_millisecond() -> None:
+def test_times_are_in_utc_and_for_programs_to_the_millisecond() -> None:
     two_hours_east = timezone(timedelta(hours=2))
-    found = formatting.moment(datetime(2026, 1, 31, 10, 0, 1, 234567, tzinfo=two_hours_east))
-    assert found == formatting.Moment("2026-01-31T08:00:01.234Z", "2026-01-31 08:00:01 UTC")
-    assert formatting.moment(None) is None
+    time = datetime(2026, 1, 31, 10, 0, 1, 234567, tzinfo=two_hours_east)
+    assert formatting.iso_time(time) == "2026-01-31T08:00:01.234Z"
+    assert formatting.utc_time(time) == "2026-01-31 08:00:01 UTC"
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_moments_are_in_utc_and_to_the_millisecond() -> None:
         (86_400 * 40, "40 d ago"),
     ],
 )
-def test_how_long_ago(seconds: float, text: str) -> None:
+def test_ago_is_in_the_largest_unit(seconds: float, text: str) -> None:
     now = datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
     assert formatting.ago(now - timedelta(seconds=seconds), now) == text
 
 
-def test_words() -> None:
+def test_terms_are_those_of_airflows_ui() -> None:
     assert (formatting.worker_state("lost"), formatting.worker_state(None)) == ("Lost", "Unknown")
     assert formatting.count(1, "try", "tries") == "1 try"
     assert formatting.count(5000, "process", "processes") == "5,000 processes"

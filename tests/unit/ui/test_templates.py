@@ -1,4 +1,4 @@
-"""The HTML of the pages: everything is escaped, nothing comes from elsewhere, and a table stays a table."""
+"""The HTML of the pages: escaped, accessible, and without anything from other hosts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import HERE, a_stay, a_try, on, one_of_the_host
-from tests.unit.ui.workers import NOW, a_change, a_life, a_listing, a_worker_row
+from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row, an_instance
 
 HOSTILE = "\"><img src=x onerror=alert(1)>'&{{7*7}}🦊"
 URLS = Urls("/airflow/worker-insight", may_see_workers=True)
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, and its text."""
+    """Parsed page: its tags with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -74,21 +74,21 @@ def hostile_pages() -> list[Page]:
         versions={HOSTILE: HOSTILE},
     )
     decided = a_change(3, availability="draining", reason=HOSTILE, changed_by=HOSTILE)
-    engines = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
-    listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, engines=engines)
+    sources = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
+    listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, sources=sources)
     filtered = WorkersAddress(
         search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100
     )
     grouped = a_listing(groups=[Group(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
     tries = ([one], 30)
-    life = a_life(
+    instance = an_instance(
         row,
         changes=[decided, a_change(1, state="lost", reason=HOSTILE)],
         decision=decided,
         others=[replace(row, ref=2)],
         running=tries,
-        struck=tries,
-        drawn=[
+        lost_tries=tries,
+        stays=[
             a_stay(1, 0, 9, dag_id=HOSTILE, run_id=HOSTILE, task_id=HOSTILE),
             *(a_stay(number, 900, 901, state="failed", dag_id=HOSTILE) for number in (2, 3)),
         ],
@@ -98,7 +98,7 @@ def hostile_pages() -> list[Page]:
     asked = AttemptsAddress(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, offset=50)
     page_of = {
         "workers.html": build_workers_page(filtered, listing, now=NOW),
-        "worker.html": build_worker_page(life, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
+        "worker.html": build_worker_page(instance, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
         "attempts.html": build_attempts_page(
             asked, AttemptPage([one], 90, total_is_exact=False), dag_ids=[HOSTILE], states=["success"], now=NOW
         ),
@@ -114,14 +114,14 @@ def hostile_pages() -> list[Page]:
     ]
 
 
-def test_nothing_hostile_becomes_markup() -> None:
+def test_hostile_values_are_escaped() -> None:
     for page in hostile_pages():
         assert not page.all("img")
         assert "onerror=alert(1)" in page.text + str(page.tags)
         assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
 
 
-def test_pages_need_nothing_from_elsewhere_and_nothing_that_the_policy_forbids() -> None:
+def test_pages_comply_with_the_content_security_policy() -> None:
     for page in hostile_pages():
         for tag, attributes in page.tags:
             assert "style" not in attributes
@@ -136,14 +136,14 @@ def test_pages_need_nothing_from_elsewhere_and_nothing_that_the_policy_forbids()
 
 
 @given(st.text(max_size=40))
-def test_any_text_comes_out_as_the_same_text(text: str) -> None:
+def test_any_text_is_printed_unchanged(text: str) -> None:
     # HTML has no way to write these.
     text = re.sub("[\x00\r\ud800-\udfff]", "", text)
     html = render("message.html", notice_to_show=Notice("info", "", f"[{text}]"), url=URLS)
     assert f"[{text}]" in Page(html).text
 
 
-def test_the_table_and_the_strip_can_be_heard() -> None:
+def test_table_and_strip_are_accessible() -> None:
     page = panel_page(
         a_try(1, 0, 10, on("w1"), on("w2", 5), state="failed"), a_try(2, 20, None, on("w2"), state="running")
     )
@@ -164,7 +164,7 @@ def test_the_table_and_the_strip_can_be_heard() -> None:
     assert page.all("div", id="wi-panel")[0]["data-wi-refresh"] == "5"
 
 
-def test_a_row_of_the_panel_leaves_the_workers_id_to_its_page() -> None:
+def test_panel_shows_worker_ids_as_tooltips_only() -> None:
     page = panel_page(
         a_try(1, 0, 10, on("w1-of-its-own", name="w1")), a_try(2, 0, 10, on("w2", name="w2"), is_recorded=False)
     )
@@ -173,13 +173,13 @@ def test_a_row_of_the_panel_leaves_the_workers_id_to_its_page() -> None:
     assert page.all("span", title="w2")
 
 
-def test_a_column_of_times_names_their_zone_once() -> None:
+def test_column_of_times_names_the_zone_once() -> None:
     one = a_try(1, 0, 10, on("w1"))
     lists = AttemptPage([one], 1, total_is_exact=True)
     attempts = build_attempts_page(AttemptsAddress(), lists, dag_ids=["etl"], states=["success"], now=NOW)
     pages = [
         panel_page(one),
-        worker_page(a_life(attempts=lists)),
+        worker_page(an_instance(attempts=lists)),
         Page(render("attempts.html", page=attempts, url=URLS)),
     ]
     for page in pages:
@@ -189,7 +189,7 @@ def test_a_column_of_times_names_their_zone_once() -> None:
         assert "Started UTC" in " ".join(page.text.split())
 
 
-def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
+def test_time_fields_name_their_zone_and_have_utc_values() -> None:
     found = AttemptPage([], 0, total_is_exact=True)
     address = AttemptsAddress(since=at(0))
     attempts = build_attempts_page(address, found, dag_ids=["etl"], states=["success"], now=NOW)
@@ -200,11 +200,11 @@ def test_the_fields_of_times_say_their_zone_and_know_utc() -> None:
     assert "Until (UTC)" in page.text
 
 
-def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
+def test_each_cell_has_a_place_in_the_card_of_a_phone() -> None:
     css = (STATIC / "worker-insight.css").read_text()
     narrow = css[css.index("@container (max-width: 40rem)") :]
     lists = AttemptPage([a_try(1, 0, 10, on("w1", load=1.0))], 1, total_is_exact=True)
-    page = worker_page(a_life(attempts=lists))
+    page = worker_page(an_instance(attempts=lists))
     assert page.all("table", **{"class": "wi-table wi-tries"})
     assert panel_page(a_try(1, 0, 10, on("w1"))).all("table", **{"class": "wi-table wi-tries"})
     # A cell without a place in the card would be anywhere.
@@ -212,7 +212,7 @@ def test_a_try_on_a_phone_is_a_card_of_its_own() -> None:
         assert f".wi-tries .{cell['class']}" in narrow
 
 
-def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
+def test_worker_is_linked_only_with_permission() -> None:
     one = a_try(1, 0, 10, on("w:1@x"))
     assert panel_page(one).all("a", href="/airflow/worker-insight/workers/w:1@x")
     for_few = panel_page(one, url=Urls("/worker-insight"))
@@ -220,13 +220,13 @@ def test_a_worker_is_linked_only_for_those_who_may_open_its_page() -> None:
     assert "w:1@x@host-1" in for_few.text
 
 
-def test_a_page_leads_to_the_task_instance_in_airflow() -> None:
+def test_panel_links_to_the_task_instance_in_airflow() -> None:
     address = PanelAddress("a b", "r+1/2", "t", 3)
     assert panel_page(address=address).all("a", href="/airflow/dags/a%20b/runs/r%2B1%2F2/tasks/t/mapped/3")
     assert panel_page().all("a", href="/airflow/dags/etl/runs/run-1/tasks/load")
 
 
-def test_a_fragment_is_the_page_without_what_is_around_it() -> None:
+def test_fragment_is_the_page_without_its_layout() -> None:
     panel = build_panel(HERE, [a_try(1, 0, 1, on("w1"))], now=at(9))
     page = Page(render("panel.html", layout=FRAGMENT, panel=panel, url=URLS))
     assert page.tags[0] == ("div", {"class": "wi", "id": "wi-panel", "data-wi-live": None, "data-wi-refresh": "0"})
@@ -238,7 +238,7 @@ def workers_page(*rows: Any, address: WorkersAddress = WorkersAddress(), **other
     return Page(render("workers.html", page=page, url=URLS))
 
 
-def test_the_way_between_the_pages() -> None:
+def test_navigation_links_the_pages() -> None:
     page = workers_page(a_worker_row())
     (here,) = page.all("a", **{"aria-current": "page"})
     assert here["href"] == "/airflow/worker-insight/workers"
@@ -249,7 +249,7 @@ def test_the_way_between_the_pages() -> None:
     assert of_few.all("a", href="/worker-insight/attempts")
 
 
-def test_a_form_leads_to_the_same_list_and_keeps_what_it_does_not_ask() -> None:
+def test_form_keeps_the_filters_that_have_no_field() -> None:
     address = WorkersAddress(state="lost", order="-running", search="w1", offset=100)
     page = workers_page(a_worker_row(), address=address, total=300)
     (form,) = page.all("form", method="get")
@@ -260,40 +260,91 @@ def test_a_form_leads_to_the_same_list_and_keeps_what_it_does_not_ask() -> None:
     assert page.all("a", href="/airflow/worker-insight/workers?state=lost&search=w1&order=-running&offset=101")
 
 
-def test_which_column_sorts_can_be_heard() -> None:
+def test_sorted_column_is_announced() -> None:
     page = workers_page(a_worker_row(), address=WorkersAddress(order="-running"))
     (sorted_by,) = page.all("th", **{"aria-sort": "descending"})
     assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
     assert page.all(
         "a",
-        **{"class": "wi-chip wi-life-online", "href": "/airflow/worker-insight/workers?state=online&order=-running"},
+        **{
+            "class": "wi-chip wi-instance-online",
+            "href": "/airflow/worker-insight/workers?state=online&order=-running",
+        },
     )
     assert sorted_by["scope"] == "col"
 
 
-def worker_page(life: Any = None, **others: Any) -> Page:
+def worker_page(instance: Any = None, **others: Any) -> Page:
     known: dict[str, Any] = {"may_read": True, "may_decide": True}
-    page = build_worker_page(life or a_life(), WorkerAddress(), **{**known, **others}, now=NOW)
+    page = build_worker_page(instance or an_instance(), WorkerAddress(), **{**known, **others}, now=NOW)
     return Page(render("worker.html", page=page, url=URLS))
 
 
-def test_only_who_may_decide_gets_the_form() -> None:
+def test_list_prints_each_worker_with_its_state_kind_and_last_sign_of_life() -> None:
+    page = workers_page(a_worker_row(), a_worker_row("w2", ref=2, state=None, state_reason="Never polled."))
+    assert page.all("a", title="celery-1", href="/airflow/worker-insight/workers/celery-1")
+    for text in ("w1@host-1", "Celery", "host-1", "Online", "Unknown", "Never polled.", "14 min ago"):
+        assert text in page.text
+    assert page.all("span", **{"class": "wi-instance wi-instance-unknown"})
+    assert page.all("time", title="2026-03-01 12:02:00 UTC", **{"class": "wi-ago"})
+
+
+def test_list_prints_an_unavailable_worker_with_note_and_author() -> None:
+    latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
+    page = workers_page(a_worker_row(availability="draining"), decisions={1: latest})
+    assert page.all("span", title="Draining by alice: Disk fails")
+    assert page.all("span", **{"class": "wi-badge wi-badge-draining"})
+    assert "Disk fails" in page.text
+    assert workers_page(a_worker_row(availability="quarantined")).all("span", title="Quarantined")
+
+
+def test_page_of_a_worker_prints_state_labels_queues_history_and_other_instances() -> None:
+    page = worker_page(
+        an_instance(
+            a_worker_row(state="lost", ended_at=at(120), state_reason="No answer for 3 min.", availability="draining"),
+            decision=a_change(0, availability="draining", reason="Old disk", changed_by="bob"),
+            changes=[
+                a_change(940, availability="quarantined", reason="Disk fails", changed_by="alice"),
+                a_change(100, state="online", reason="Celery reports it."),
+            ],
+            others=[a_worker_row("celery-0", state="offline", started_at=None)],
+        )
+    )
+    text = " ".join(page.text.split())
+    assert "Lost since 2026-03-01 12:02:00 UTC (14 min ago)Draining No answer for 3 min." in text
+    assert "Queuesdefault Labelsregion eu zone a" in text
+    assert "Draining by bob, 2026-03-01 12:00:00 UTC Old disk" in text
+    assert "Quarantined 2026-03-01 12:15:40 UTC, by aliceDisk fails" in text
+    assert "Online 2026-03-01 12:01:40 UTCCelery reports it." in text
+    assert "celery-0 Offline from 2026-03-01 12:01:00 UTC, last seen 14 min ago" in text
+
+
+def test_panel_prints_the_state_of_a_worker_that_is_not_online() -> None:
+    lost = a_worker_row("w1", state="lost", ended_at=at(120), state_reason="Silent.")
+    panel = build_panel(HERE, [a_try(1, 0, 100, on("w1"), state="up_for_retry")], {"w1": lost}, now=NOW)
+    page = Page(render("panel.html", panel=panel, url=URLS))
+    assert page.all("span", title="Silent.")
+    for text in ("Up For Retry", "w1@host-1", "Lost", "Celery", "2026-03-01 12:00:00"):
+        assert text in page.text
+
+
+def test_form_needs_permission() -> None:
     page = worker_page()
     (form,) = page.all("form", method="post")
     assert form["action"] == "/airflow/worker-insight/workers/celery-1/availability"
     assert [one["value"] for one in page.all("input", type="radio")] == ["available", "draining", "quarantined"]
-    assert "does not keep Airflow from giving the worker work" in page.text
+    assert "Airflow’s own executors ignore this setting" in page.text
     without = worker_page(may_decide=False)
     assert not without.all("form", method="post")
-    assert "the right to edit Airflow’s pools is needed" in without.text
-    assert "does not keep Airflow from giving the worker work" in without.text
+    assert "You need permission to edit Airflow’s pools" in without.text
+    assert "Airflow’s own executors ignore this setting" in without.text
 
 
-def test_what_is_drawn_can_be_heard() -> None:
-    life = a_life(drawn=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
-    page = worker_page(life)
+def test_drawings_are_accessible() -> None:
+    instance = an_instance(stays=[a_stay(1, 0, 900)], outcomes=[Outcomes(at(0), {"success": 1})])
+    page = worker_page(instance)
     (lanes,) = page.all("svg", role="img")
-    assert lanes["aria-label"] == "1 try, at most 1 side by side"
+    assert lanes["aria-label"] == "1 try, at most 1 in parallel"
     # What a drawing hides from those who hear it must not be stopped at.
     (bar,) = [link for link in page.all("a") if "panel?" in (link["href"] or "") and "class" not in link]
     assert bar["tabindex"] == "-1"
@@ -301,28 +352,28 @@ def test_what_is_drawn_can_be_heard() -> None:
     name = "2026-03-01 12:00 to 13:00 UTC: 1 success"
     (hour,) = page.all("a", **{"aria-label": name})
     assert "tabindex" not in hour
-    week = build_worker_page(life, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
+    week = build_worker_page(instance, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
     (hour,) = Page(render("worker.html", page=week, url=URLS)).all("a", **{"aria-label": name})
     assert hour["tabindex"] == "-1"
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", "unknown"])
-def test_each_state_of_a_worker_has_a_shape_and_a_look(state: str) -> None:
+def test_each_worker_state_has_a_style(state: str) -> None:
     css = (STATIC / "worker-insight.css").read_text()
     row = a_worker_row(state=None if state == "unknown" else state)
-    assert workers_page(row).all("span", **{"class": f"wi-life wi-life-{state}"})
-    assert f".wi-life-{state}" in css
+    assert workers_page(row).all("span", **{"class": f"wi-instance wi-instance-{state}"})
+    assert f".wi-instance-{state}" in css
     assert f".wi-fill-{state}" in css
 
 
-def test_no_two_states_of_a_worker_differ_in_colour_alone() -> None:
+def test_worker_states_have_different_icons() -> None:
     html = render("workers.html", page=build_workers_page(WorkersAddress(), a_listing(), now=NOW), url=URLS)
     chips = re.findall(r'class="wi-chip.*?<svg[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(chips) == len(set(chips)) == 5
 
 
 @pytest.mark.parametrize("state", ["success", "failed", "running", "up_for_retry", "queued", "skipped", "deferred"])
-def test_each_state_has_a_look_in_the_style_sheet(state: str) -> None:
+def test_each_task_state_has_a_style(state: str) -> None:
     css = (STATIC / "worker-insight.css").read_text()
     assert panel_page(a_try(1, 0, None, on("w1"), state=state)).all("span", **{"class": f"wi-state wi-state-{state}"})
     assert f".wi-state-{state} " in css

@@ -1,4 +1,4 @@
-"""Workers for the tests of the view model, written as short as they can be."""
+"""Build workers and query results for the tests of the view models."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def a_worker_row(worker_id: str = "celery-1", **others: Any) -> WorkerRow:
 
 
 def a_change(seconds: float, state: str | None = None, availability: str | None = None, **others: Any) -> Change:
-    """Return an entry of a worker's history, so many seconds after noon."""
+    """Return an entry of a worker's history, ``seconds`` after noon."""
     known: dict[str, Any] = {"reason": None, "changed_by": None}
     return Change(changed_at=at(seconds), state=state, availability=availability, **{**known, **others})
 
 
 def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
-    """Return what the store says of these workers."""
+    """Return the query results of a list of these workers."""
     counts: dict[str | None, int] = {}
     for row in rows:
         counts[row.state] = counts.get(row.state, 0) + 1
@@ -59,22 +59,22 @@ def a_listing(*rows: WorkerRow, **others: Any) -> Listing:
         "decisions": {},
         "label_keys": (),
         "any_worker": bool(rows),
-        "engines": (SourceStatus("celery", NOW, is_current=True, error=None),),
+        "sources": (SourceStatus("celery", NOW, is_current=True, error=None),),
     }
     return Listing(**{**known, **others})
 
 
-def a_life(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
-    """Return a worker that ran nothing and of which nothing happened, but for what is given."""
+def an_instance(row: WorkerRow | None = None, **others: Any) -> WorkerInstance:
+    """Return the query results of a worker's page: by default without tries and history."""
     known: dict[str, Any] = {
-        "is_whole": True,
+        "sees_all_dags": True,
         "changes": (),
         "decision": None,
         "others": (),
         "running": ((), 0),
-        "struck": ((), 0),
-        "drawn": (),
-        "is_cut": False,
+        "lost_tries": ((), 0),
+        "stays": (),
+        "is_truncated": False,
         "outcomes": (),
         "attempts": AttemptPage([], 0, total_is_exact=True),
     }

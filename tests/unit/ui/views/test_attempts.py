@@ -32,13 +32,13 @@ def a_page(
     )
 
 
-def test_rows_name_the_task_and_its_worker() -> None:
+def test_rows_have_task_and_worker() -> None:
     (row,) = a_page(a_try(1, 0, 10, on("w1"))).rows
-    assert (row.dag_id, row.run_id, row.task_id, row.workers[0].name) == ("etl", "run-1", "load", "w1@host-1")
+    assert (row.attempt.task_id, row.workers[0].name) == ("load", "w1@host-1")
     assert row.workers[0].mark == ""
 
 
-def test_the_time_is_a_filter_that_can_be_seen_and_removed() -> None:
+def test_time_window_is_a_removable_filter() -> None:
     (one,) = a_page().filters
     assert (one.text, one.without) == ("Started in the last 24 hours", AttemptsAddress(window="any"))
     assert a_page(address=AttemptsAddress(window="any")).filters == ()
@@ -47,7 +47,7 @@ def test_the_time_is_a_filter_that_can_be_seen_and_removed() -> None:
     assert one.without == AttemptsAddress(window="any")
 
 
-def test_each_filter_in_force_can_be_removed() -> None:
+def test_each_filter_can_be_removed() -> None:
     address = AttemptsAddress(
         dag_id="d", run_id="r", task_id="t", worker="w", hostname="h", state="up_for_retry", window="any", offset=50
     )
@@ -58,7 +58,7 @@ def test_each_filter_in_force_can_be_removed() -> None:
     )
 
 
-def test_windows_are_one_click_away_and_forget_other_times() -> None:
+def test_windows_replace_other_times() -> None:
     page = a_page(address=AttemptsAddress(dag_id="d", since=at(0), offset=50))
     assert not any(option.is_chosen for option, _ in page.windows)
     assert page.windows[0][1] == AttemptsAddress(dag_id="d", window="1h")
@@ -70,19 +70,19 @@ def test_windows_are_one_click_away_and_forget_other_times() -> None:
     ("address", "total", "dag_ids", "text"),
     [
         # An installation without a Dag: whoever may see no task instances at all does not come here.
-        (HERE, 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
-        (AttemptsAddress(dag_id="gone"), 0, (), "The tries of all Dags that Airflow lets you read are listed here"),
-        (HERE, 0, ("etl",), "No try that you may see fits all of these filters."),
+        (HERE, 0, (), "A try of a Dag that you can read is listed here"),
+        (AttemptsAddress(dag_id="gone"), 0, (), "A try of a Dag that you can read is listed here"),
+        (HERE, 0, ("etl",), "No try that you can see matches these filters."),
         (
             AttemptsAddress(window="any"),
             0,
             ("etl",),
-            "The tries of all Dags that Airflow lets you read are listed here",
+            "A try of a Dag that you can read is listed here",
         ),
-        (AttemptsAddress(offset=5000), 60, ("etl",), "There are no more tries here."),
+        (AttemptsAddress(offset=5000), 60, ("etl",), "No more tries."),
     ],
 )
-def test_a_list_without_tries_says_why(address: AttemptsAddress, total: int, dag_ids: Any, text: str) -> None:
+def test_empty_list_says_why(address: AttemptsAddress, total: int, dag_ids: Any, text: str) -> None:
     assert a_page(address=address, total=total, dag_ids=dag_ids).notice.text.startswith(text)
 
 
@@ -93,14 +93,14 @@ def test_pages_of_fifty() -> None:
     assert (pages.previous, pages.following) == (AttemptsAddress(dag_id="d"), AttemptsAddress(dag_id="d", offset=100))
 
 
-def test_tries_that_were_not_looked_through_are_spoken_of() -> None:
+def test_page_says_that_not_all_tries_were_searched() -> None:
     page = a_page(a_try(1, 0, 1, on("w1")), is_exact=False)
     assert page.pages.range_text == "at least 1 try"
-    assert page.note.startswith("The latest 50,000 tries of this time were looked through.")
+    assert page.note.startswith("Only the latest 50,000 tries of this period were searched.")
     assert a_page(a_try(1, 0, 1, on("w1"))).note == ""
 
 
-def test_the_list_keeps_up_while_a_try_has_not_ended_but_does_not_move_older_pages() -> None:
+def test_first_page_refreshes_faster_while_tries_run() -> None:
     running, done = a_try(1, 0, None, on("w1"), state="running"), a_try(1, 0, 1, on("w1"))
     assert a_page(running, done).refresh_seconds == REFRESH_SECONDS
     # Between two tasks nothing runs; the next one starts without anybody loading the page again.
@@ -108,7 +108,7 @@ def test_the_list_keeps_up_while_a_try_has_not_ended_but_does_not_move_older_pag
     assert a_page(running, address=AttemptsAddress(offset=50), total=51).refresh_seconds == 0
 
 
-def test_a_list_of_tries_of_a_window_that_is_over_stands_still() -> None:
+def test_past_window_is_not_refreshed() -> None:
     running, done = a_try(1, 0, None, on("w1"), state="running"), a_try(1, 0, 1, on("w1"))
     assert a_page(done, address=AttemptsAddress(until=at(999))).refresh_seconds == 0
     assert a_page(running, address=AttemptsAddress(until=at(999))).refresh_seconds == REFRESH_SECONDS
@@ -116,5 +116,5 @@ def test_a_list_of_tries_of_a_window_that_is_over_stands_still() -> None:
     assert a_page(done, address=AttemptsAddress(since=at(0))).refresh_seconds == REFRESH_IDLE_SECONDS
 
 
-def test_only_some_of_many_dags_are_offered() -> None:
+def test_dag_suggestions_are_limited() -> None:
     assert a_page(dag_ids=[f"dag-{number:04}" for number in range(2000)]).dag_ids[-1] == "dag-0499"

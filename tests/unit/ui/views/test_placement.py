@@ -1,4 +1,4 @@
-"""Why a try was placed where it was, on the panel and on the page of the worker."""
+"""The reason for a placement, on the panel and on the worker's page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_worker_insight.ui.views.placement import why_text
 from airflow_worker_insight.ui.views.worker import build_worker_page
 from tests.unit.database import NOON, add_run, add_try
 from tests.unit.ui.attempts import HERE, a_try, on
-from tests.unit.ui.workers import NOW, a_life, a_worker_row
+from tests.unit.ui.workers import NOW, a_worker_row, an_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,20 +37,20 @@ def page(**others: Any) -> Any:
     from airflow_worker_insight.ui.query_params import WorkerAddress
 
     row = others.pop("row", a_worker_row(running=0))
-    return build_worker_page(a_life(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
+    return build_worker_page(an_instance(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
 
 
-def test_the_panel_says_why() -> None:
+def test_panel_says_why_a_try_was_placed() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
     panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
     assert [row.why for row in panel.rows] == [
-        "Placed: kept away from a worker that had failed this task",
+        "Placed: avoids a worker that failed this task",
         f"Placed: {LINE}",
     ]
     assert [row.why for row in build_panel(HERE, tries, now=NOW).rows] == ["", ""]
 
 
-def test_one_that_waits_says_what_for() -> None:
+def test_waiting_try_says_what_it_waits_for() -> None:
     assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
         "Not placed yet: all workers that fit have as much as they may"
     )
@@ -60,27 +60,27 @@ def test_one_that_waits_says_what_for() -> None:
     ("why", "summary"),
     [
         (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
-        (Why(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+        (Why(LEAST_LOADED, LINE), "The only try so far waits to start."),
     ],
 )
-def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
+def test_waiting_try_has_a_summary_and_no_notice(why: Why, summary: str) -> None:
     waits = a_try(1, state="queued", attribution="never_started")
     panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
     assert (panel.notices, panel.summary) == ((), summary)
     # Nothing is known of its placing.
     (notice,) = build_panel(HERE, [waits], now=NOW).notices
-    assert "check that a worker of its queue is running" in notice.text
+    assert "check that a worker consumes its queue" in notice.text
 
 
-def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
+def test_ended_try_does_not_wait() -> None:
     one = Why(FULL, "waits: all workers that fit have as much as they may")
-    assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+    assert why_text(one, is_over=True) == "Not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
-    assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
+    assert why_text(Why(FULL), is_over=True) == "Not placed: all eligible workers are full"
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_each_reason_has_words(reason: str) -> None:
+def test_each_reason_has_a_text(reason: str) -> None:
     text = why_text(Why(reason))
     assert reason not in text
     assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
@@ -89,37 +89,37 @@ def test_each_reason_has_words(reason: str) -> None:
 @pytest.mark.parametrize(
     ("availability", "others", "text"),
     [
-        ("available", {"placed": ((placed(),), 60), "taken": 61}, "60 tries wait here for a free slot."),
-        ("available", {"taken": 3}, "Nothing that you may see waits here for a free slot."),
-        ("available", {}, "No try waits here for a free slot."),
+        ("available", {"placed": ((placed(),), 60), "open_tries": 61}, "60 tries wait for a free slot."),
+        ("available", {"open_tries": 3}, "No try that you can see waits for a free slot."),
+        ("available", {}, "No try waits for a free slot."),
         (
             "draining",
-            {"placed": ((placed(),), 1), "taken": 4},
-            "The worker gets no new tasks. 1 try waits here for a free slot.",
+            {"placed": ((placed(),), 1), "open_tries": 4},
+            "The worker gets no new tasks. 1 try waits for a free slot.",
         ),
-        ("draining", {"taken": 3}, "The worker gets no new tasks. 3 tries still run or wait here."),
-        ("quarantined", {"taken": 1}, "The worker gets no new tasks. 1 try still runs or waits here."),
+        ("draining", {"open_tries": 3}, "The worker gets no new tasks. 3 tries still run or wait."),
+        ("quarantined", {"open_tries": 1}, "The worker gets no new tasks. 1 try still runs or waits."),
         ("draining", {}, "The worker is empty and gets no new tasks."),
     ],
 )
-def test_the_worker_says_what_is_placed(availability: str, others: dict[str, Any], text: str) -> None:
+def test_worker_says_how_many_tries_wait_there(availability: str, others: dict[str, Any], text: str) -> None:
     found = page(row=a_worker_row(availability=availability, running=0), places=True, **others).placed
     assert found.text == text
     assert bool(found.rest) == (text.startswith("60"))
 
 
-def test_without_an_executor_that_places_nothing_is_said() -> None:
+def test_worker_has_no_placed_tries_without_a_placing_executor() -> None:
     assert page().placed is None
     assert page(row=a_worker_row(availability="draining")).placed is None
-    assert page(row=a_worker_row(state="lost"), places=True, taken=1).placed is None
+    assert page(row=a_worker_row(state="lost"), places=True, open_tries=1).placed is None
 
 
-def test_one_that_runs_what_nobody_placed_is_not_empty() -> None:
+def test_worker_that_runs_unplaced_tries_is_not_empty() -> None:
     found = page(row=a_worker_row(availability="draining", running=2), places=True).placed
-    assert found.text == "The worker gets no new tasks. 2 tries still run or wait here."
+    assert found.text == "The worker gets no new tasks. 2 tries still run or wait."
 
 
-def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database) -> None:
+def test_panel_and_worker_page_show_the_placement(client_of: Callable[..., TestClient], tries: Database) -> None:
     with tries.engine.begin() as connection:
         worker = tries.workers()[0]
         run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
@@ -131,6 +131,6 @@ def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database
     panel = client.get(f"/panel?dag_id={key.dag_id}&run_id={key.run_id}&task_id=waits")
     assert f"Placed: {LINE}" in panel.text
     shown = client.get(f"/workers/{worker['worker_id']}")
-    assert "1 try waits here for a free slot." in shown.text
+    assert "1 try waits for a free slot." in shown.text
     assert LINE in shown.text
     assert f'href="/worker-insight/waiting?worker={worker["worker_id"]}"' in shown.text

@@ -1,4 +1,4 @@
-"""The list of tries that wait: what it says of each, and where nothing waits why."""
+"""The page of waiting tries."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ EXECUTOR = "airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor"
 LEFT_OUT = "no worker of the queue default is available; left out: w1@host-1 (draining)"
 
 
-def look(dags: Database, *, ago: timedelta = timedelta(), error: str | None = None) -> None:
-    """Have Celery's workers looked at."""
+def polled(dags: Database, *, ago: timedelta = timedelta(), error: str | None = None) -> None:
+    """Have Celery's workers polled."""
     with dags.engine.begin() as connection:
         now = database_now(connection)
         values = {"name": "celery", "due_at": now, "looked_at": now - ago, "error": error}
@@ -47,8 +47,8 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
-    """Have tries that wait, and one that runs, in a readable Dag, and one that waits in the secret one."""
-    look(dags)
+    """Have waiting tries and a running one in a readable Dag, and a waiting one in a secret Dag."""
+    polled(dags)
     with dags.engine.begin() as connection:
         now = database_now(connection)
         ref = upsert_worker(connection, a_worker("w1"), now=NOON)
@@ -69,7 +69,7 @@ def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
 
 
 @pytest.mark.usefixtures("waiting")
-def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> None:
+def test_waiting_tries_are_listed_with_their_reasons(client_of: ClientOf) -> None:
     page = client_of().get("waiting").text
     assert "4 tries" in page
     assert f"N{LEFT_OUT[1:]}" in page
@@ -100,14 +100,14 @@ def test_each_try_that_waits_is_listed_with_its_reason(client_of: ClientOf) -> N
         ("dag_id=etl&run_id=run-1&task_id=shared", {"shared"}),
     ],
 )
-def test_filters(client_of: ClientOf, query: str, tasks: set[str]) -> None:
+def test_waiting_tries_are_filtered(client_of: ClientOf, query: str, tasks: set[str]) -> None:
     page = client_of().get(f"waiting?{query}").text
     assert {task for task in ("held", "queued", "shared") if f"task_id={task}&amp;" in page} == tasks
-    assert ("No try fits" in page) == (not tasks)
+    assert ("No tries found" in page) == (not tasks)
 
 
 @pytest.mark.usefixtures("waiting")
-def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: ClientOf) -> None:
+def test_waiting_tries_of_hidden_dags_are_neither_listed_nor_counted(client_of: ClientOf) -> None:
     page = client_of("few").get("waiting").text
     assert SECRET not in page
     assert "3 tries" in page
@@ -115,53 +115,53 @@ def test_what_the_reader_may_not_see_is_neither_listed_nor_counted(client_of: Cl
     assert "left out" not in page
     assert "No worker of its queue is available" in page
     assert 'href="/worker-insight/workers/w1"' not in page
-    assert "No try fits" in client_of("few").get(f"waiting?dag_id={SECRET}").text
+    assert "No tries found" in client_of("few").get(f"waiting?dag_id={SECRET}").text
     assert client_of("nobody").get("waiting").status_code == 403
     assert client_of(None).get("waiting/fragment").status_code == 401
 
 
 @pytest.mark.usefixtures("places")
-def test_that_nothing_waits_is_said(client_of: ClientOf, dags: Database) -> None:
-    look(dags)
+def test_empty_list_says_that_no_try_waits(client_of: ClientOf, dags: Database) -> None:
+    polled(dags)
     page = client_of().get("waiting").text
-    assert "Nothing waits" in page
+    assert "No waiting tries" in page
     assert 'data-wi-refresh="15"' in page
 
 
 @pytest.mark.usefixtures("dags")
-def test_without_an_executor_of_ours_nothing_is_ever_held(client_of: ClientOf) -> None:
+def test_page_says_that_no_placing_executor_is_configured(client_of: ClientOf) -> None:
     page = client_of().get("waiting").text
     assert "No executor of Worker Insight is configured" in page
     assert EXECUTOR in page
-    assert "Nothing waits" not in page
+    assert "No waiting tries" not in page
 
 
 @pytest.mark.usefixtures("places")
 @pytest.mark.parametrize(
-    ("looks", "says"),
+    ("poll", "text"),
     [
-        (None, "Nobody has checked the Celery workers so far."),
-        ({"ago": timedelta(minutes=7)}, "The Celery workers were last checked 7 min ago."),
-        ({"error": "No route to redis."}, "The last check of the Celery workers failed: No route to redis."),
+        (None, "Celery workers have never been checked."),
+        ({"ago": timedelta(minutes=7)}, "Celery workers were last checked 7 min ago."),
+        ({"error": "No route to redis."}, "The last check of Celery workers failed: No route to redis."),
     ],
 )
-def test_that_the_workers_cannot_be_seen_is_said(
-    client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, looks: dict[str, Any] | None, says: str
+def test_page_warns_that_workers_cannot_be_reached(
+    client_of: ClientOf, dags: Database, monkeypatch: pytest.MonkeyPatch, poll: dict[str, Any] | None, text: str
 ) -> None:
-    if looks is not None:
-        look(dags, **looks)
+    if poll is not None:
+        polled(dags, **poll)
     page = client_of().get("waiting").text
-    assert "The workers cannot be seen" in page
-    assert says in page
+    assert "Workers cannot be reached" in page
+    assert text in page
     assert "it sends tasks without choosing a worker" in page
-    assert "Nothing waits" not in page
+    assert "No waiting tries" not in page
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
-    assert "the executor holds tasks" in client_of().get("waiting").text
+    assert "The executor holds tasks" in client_of().get("waiting").text
     # What went wrong may name hosts.
     assert "No route" not in client_of("few").get("waiting").text
 
 
-def test_the_address_is_read_as_it_is_written() -> None:
+def test_url_is_parsed_as_written() -> None:
     address = WaitingAddress("waiting", "etl", "run+1", "load", "w1@host", "waits_full", 50)
     assert parse_waiting_address(address.query().removeprefix("?")) == address
     assert WaitingAddress().query() == ""

@@ -1,4 +1,4 @@
-"""The view model of a worker's page: what it is, what it runs, what it took with it, and what was decided of it."""
+"""The view model of a worker's page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_worker_insight.ui.query_params import WorkerAddress
 from airflow_worker_insight.ui.views.worker import REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS, build_worker_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import a_try, on
-from tests.unit.ui.workers import NOW, a_change, a_life, a_worker_row
+from tests.unit.ui.workers import NOW, a_change, a_worker_row, an_instance
 
 
 def a_page(
@@ -20,147 +20,127 @@ def a_page(
     *,
     may_read: bool = True,
     may_decide: bool = True,
-    **life: Any,
+    **instance: Any,
 ) -> Any:
     return build_worker_page(
-        a_life(row, **life), address or WorkerAddress(), may_read=may_read, may_decide=may_decide, now=NOW
+        an_instance(row, **instance), address or WorkerAddress(), may_read=may_read, may_decide=may_decide, now=NOW
     )
 
 
-def test_a_worker_says_what_it_is() -> None:
+def test_facts_describe_the_worker() -> None:
     page = a_page()
-    facts = {fact.name: fact.text or (fact.moment.text if fact.moment else "") for fact in page.facts}
+    facts = {fact.name: fact.text or fact.time for fact in page.facts}
     assert facts == {
         "Kind": "Celery",
         "Host": "host-1",
-        "Process": "4711",
+        "Process ID": "4711",
         "Concurrency": "8",
-        "Started": "2026-03-01 12:00:00 UTC",
-        "First seen": "2026-03-01 12:01:00 UTC",
-        "Last seen": "2026-03-01 12:02:00 UTC",
+        "Started": at(0),
+        "First seen": at(60),
+        "Last seen": at(120),
         "CPUs": "4",
         "Memory": "8.0 GiB",
-        "System": "Debian",
+        "Operating system": "Debian",
         "swap": "1.0 KiB",
         "Worker Insight": "0.1.0",
         "Python": "3.11.7",
         "something else": "1",
         "Worker ID": "celery-1",
     }
-    assert page.labels == (("region", "eu"), ("zone", "a"))
-    assert page.queues == ("default",)
-    assert page.empty_text == "No try of this worker was recorded."
+    assert page.empty_text == "No tries recorded for this worker."
 
 
-def test_only_who_may_not_read_all_is_told_of_what_they_may_see() -> None:
-    page = a_page(is_whole=False)
-    assert page.empty_text == "No try of this worker was recorded in a Dag that you may read."
-    assert page.running.text == "Nothing that you may see runs on it now."
-    lost = a_page(a_worker_row(state="lost", ended_at=at(120)), is_whole=False)
-    assert lost.struck.text == "No try that you may see was running on it when it was last seen."
+def test_texts_mention_permissions_only_if_some_dags_are_hidden() -> None:
+    page = a_page(sees_all_dags=False)
+    assert page.empty_text == "No tries recorded for this worker in Dags that you can read."
+    assert page.running.text == "No try that you can see is running."
+    lost = a_page(a_worker_row(state="lost", ended_at=at(120)), sees_all_dags=False)
+    assert lost.lost_tries.text == "No try that you can see was running when the worker was last seen."
 
 
-def test_a_name_that_an_operator_gave_stands_beside_that_of_the_executor() -> None:
+def test_facts_have_the_name_in_the_executor_if_it_differs() -> None:
     page = a_page(a_worker_row(name="etl-large-1", engine_name="celery@host-1"))
-    assert {fact.name: fact.text for fact in page.facts}["Its executor’s name"] == "celery@host-1"
+    assert {fact.name: fact.text for fact in page.facts}["Name in its executor"] == "celery@host-1"
 
 
-def test_a_host_says_that_it_is_no_worker() -> None:
+def test_page_of_a_host_says_that_it_stands_for_all_workers() -> None:
     nothing: Any = {"resources": {}, "versions": {}, "labels": {}, "queues": None, "concurrency": None}
     row = a_worker_row(host_only=True, pid=None, started_at=None, state=None, engine_name=None, running=None, **nothing)
     page = a_page(row)
     assert page.name == "A Celery worker on host-1"
-    assert "one of the workers of this host" in page.introduction
+    assert "each ran on one of its workers" in page.introduction
     assert [fact.name for fact in page.facts] == ["Kind", "Host", "First seen", "Last seen", "Worker ID"]
-    assert (page.state, page.since, page.availability, page.running, page.struck) == (None, None, None, None, None)
+    assert (page.since, page.availability, page.running, page.lost_tries) == (None, None, None, None)
 
 
-# --- its life -------------------------------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "since"),
     [
-        ([a_change(400, state="online"), a_change(300, state="unresponsive")], "2026-03-01 12:06:40 UTC"),
-        ([a_change(900, availability="draining"), a_change(400, state="online")], "2026-03-01 12:06:40 UTC"),
-        ([], "2026-03-01 12:01:00 UTC"),
+        ([a_change(400, state="online"), a_change(300, state="unresponsive")], at(400)),
+        ([a_change(900, availability="draining"), a_change(400, state="online")], at(400)),
+        ([], at(60)),
     ],
 )
-def test_a_worker_says_since_when_it_is_in_its_state(changes: list[Any], since: str) -> None:
-    assert a_page(changes=changes).since.moment.text == since
+def test_state_has_its_start(changes: list[Any], since: Any) -> None:
+    assert a_page(changes=changes).since == since
 
 
-def test_a_lost_worker_says_since_when_and_what_it_took_with_it() -> None:
+def test_lost_worker_has_start_and_lost_tries() -> None:
     lost = a_worker_row(state="lost", ended_at=at(120), state_reason="No answer for 3 min.")
-    page = a_page(lost, struck=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
-    assert (page.state.text, page.state.reason) == ("Lost", "No answer for 3 min.")
-    assert page.since.moment.text == "2026-03-01 12:02:00 UTC"
-    assert page.struck.text == (
-        "3 tries had not ended when it was last seen, and went with it. Airflow says that they run until its own "
-        "heartbeat of tasks times out."
+    page = a_page(lost, lost_tries=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
+    assert page.since == at(120)
+    assert page.lost_tries.text == (
+        "3 tries had not ended when the worker was last seen. Airflow counts them as running until their heartbeat "
+        "times out."
     )
-    noticed = a_page(lost, struck=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
-    assert noticed.struck.text == "1 try had not ended when it was last seen, and went with it."
-    assert (len(page.struck.rows), page.struck.rest) == (1, "And 2 more.")
+    noticed = a_page(lost, lost_tries=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
+    assert noticed.lost_tries.text == "1 try had not ended when the worker was last seen."
+    assert (len(page.lost_tries.rows), page.lost_tries.rest) == (1, "And 2 more.")
     assert (page.running, page.load) == (None, None)
-    nothing = a_page(lost).struck
-    assert nothing.text == "No try was running on it when it was last seen."
-    assert a_page().struck is None
+    nothing = a_page(lost).lost_tries
+    assert nothing.text == "No try was running when the worker was last seen."
+    assert a_page().lost_tries is None
 
 
-def test_nothing_is_claimed_of_a_worker_of_which_nothing_tells() -> None:
-    page = a_page(a_worker_row(state=None, state_reason="Nobody looks."))
-    assert (page.state.text, page.state.reason, page.since) == ("Unknown", "Nobody looks.", None)
+def test_worker_of_unknown_state_has_no_start_of_that_state() -> None:
+    assert a_page(a_worker_row(state=None, state_reason="Nobody looks.")).since is None
 
 
-def test_history_and_other_lives() -> None:
-    page = a_page(
-        changes=[
-            a_change(940, availability="quarantined", reason="Disk fails", changed_by="alice"),
-            a_change(100, state="online", reason="Celery tells of it."),
-        ],
-        others=[a_worker_row("celery-0", state="offline", started_at=None)],
-    )
-    decided, seen = page.history
-    assert (decided.state, decided.availability, decided.text, decided.reason, decided.changed_by) == (
-        None,
-        "quarantined",
-        "Quarantined",
-        "Disk fails",
-        "alice",
-    )
-    assert decided.changed.text == "1 min ago"
-    assert (seen.state.text, seen.reason, seen.changed_by) == ("Online", "Celery tells of it.", "")
-    (other,) = page.others
-    assert (other.worker_id, other.state.text, other.began.text) == ("celery-0", "Offline", "2026-03-01 12:01:00 UTC")
+def test_history_and_other_instances_are_those_of_the_store() -> None:
+    changes, others = [a_change(100, state="online")], [a_worker_row("celery-0", state="offline")]
+    page = a_page(changes=changes, others=others)
+    assert (page.history, page.others) == (changes, others)
 
 
-# --- what it runs ---------------------------------------------------------------------------------------------------
+# --- tries ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_runs_now_is_listed_and_counted() -> None:
+def test_running_tries_are_listed_and_counted() -> None:
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in (1, 2)]
     page = a_page(running=(running, 2))
-    assert page.running.text == "2 tries run on it now."
+    assert page.running.text == "2 tries are running."
     assert [row.duration for row in page.running.rows] == ["16 min 40 s so far"] * 2
-    assert a_page().running.text == "Nothing runs on it now."
+    assert a_page().running.text == "No try is running."
 
 
-@pytest.mark.parametrize(("total", "text"), [(1, "1 try still runs on it."), (2, "2 tries still run on it.")])
-def test_a_worker_that_was_told_to_stop_shows_what_still_runs_on_it(total: int, text: str) -> None:
+@pytest.mark.parametrize(("total", "text"), [(1, "1 try is still running."), (2, "2 tries are still running.")])
+def test_offline_worker_lists_tries_that_still_run(total: int, text: str) -> None:
     offline = a_worker_row(state="offline", ended_at=at(900))
     running = [a_try(number, 0, None, on("celery-1"), state="running") for number in range(1, total + 1)]
     page = a_page(offline, running=(running, total))
-    assert page.running.text == f"It was told to stop; {text}"
+    assert page.running.text == f"Shutting down: {text}"
     assert len(page.running.rows) == total
     assert page.refresh_seconds == REFRESH_BUSY_SECONDS
     assert a_page(offline).running is None
 
 
-def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
+def test_rows_have_the_conditions_of_this_worker() -> None:
     one = a_try(1, 0, 1, on("celery-0", load=9.0), on("celery-1", load=0.5))
     page = a_page(attempts=AttemptPage([one], 1, total_is_exact=True))
-    assert page.rows[0].conditions.title == "When the try started here: load 0.50 per CPU"
+    assert page.rows[0].conditions.title == "When the try started: load 0.50 per CPU"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +157,7 @@ def test_tries_tell_what_this_worker_was_like_when_they_started() -> None:
         ("lost", -90_000, 0, 0),
     ],
 )
-def test_the_page_keeps_up_while_something_may_change(
+def test_page_refreshes_while_something_may_change(
     state: str | None, last_seen: float, running: int, seconds: int
 ) -> None:
     tries = [a_try(1, 0, None, on("celery-1"), state="running")][:running]
@@ -185,10 +165,10 @@ def test_the_page_keeps_up_while_something_may_change(
     assert a_page(row, running=(tries, running)).refresh_seconds == seconds
 
 
-def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
+def test_notice_says_why_a_reader_of_no_dag_sees_no_tries() -> None:
     page = a_page(a_worker_row(state="lost", ended_at=at(120)), may_read=False)
-    assert page.notice.text.startswith("Airflow lets you see no task instances")
-    assert (page.running, page.struck, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
+    assert page.notice.text.startswith("You do not have permission to view task instances")
+    assert (page.running, page.lost_tries, page.timeline, page.chart, page.rows) == (None, None, None, None, ())
     assert page.facts
 
 
@@ -204,7 +184,7 @@ def test_a_reader_of_no_dag_is_told_why_there_are_no_tries() -> None:
         (0, 0, 25, "", 0, None),
     ],
 )
-def test_pages_of_tries(
+def test_tries_are_paginated(
     shown: int, total: int, offset: int, text: str, previous: int | None, following: int | None
 ) -> None:
     tries = [a_try(number, number, number + 1, on("celery-1")) for number in range(1, shown + 1)]
@@ -214,17 +194,17 @@ def test_pages_of_tries(
     assert page.pages.previous == (None if previous is None else WorkerAddress(6, at(500), previous))
     assert page.pages.following == (None if following is None else WorkerAddress(6, at(500), following))
     if total and not shown:
-        assert page.empty_text == "There are no more tries here."
+        assert page.empty_text == "No more tries."
 
 
-# --- what was decided -----------------------------------------------------------------------------------------------
+# --- availability ---------------------------------------------------------------------------------------------------
 
 
-def test_a_decision_in_force_and_what_may_be_decided() -> None:
+def test_availability_has_the_change_and_the_options() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
     found = a_page(a_worker_row(availability="draining"), decision=latest).availability
-    assert (found.decision.text, found.decision.note, found.decision.changed_by) == ("Draining", "Disk fails", "alice")
-    assert [(choice.value, choice.is_chosen) for choice in found.choices] == [
+    assert (found.current, found.change) == ("draining", latest)
+    assert [(option.value, option.is_chosen) for option in found.options] == [
         ("available", False),
         ("draining", True),
         ("quarantined", False),
@@ -233,12 +213,12 @@ def test_a_decision_in_force_and_what_may_be_decided() -> None:
     assert not a_page(may_decide=False).availability.may_decide
 
 
-def test_the_page_says_that_a_decision_alone_keeps_no_work_away() -> None:
-    assert "does not keep Airflow from giving the worker work" in a_page().availability.effect
-    assert "gives the worker work accordingly" in a_page(places=True).availability.effect
+def test_page_says_whether_availability_takes_effect() -> None:
+    assert "Airflow’s own executors ignore this setting" in a_page().availability.effect
+    assert "follows this setting" in a_page(places=True).availability.effect
 
 
-def test_the_note_of_another_decision_is_not_passed_off_as_this_ones() -> None:
+def test_change_of_another_availability_is_not_shown() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
-    found = a_page(a_worker_row(availability="available"), decision=latest).availability.decision
-    assert (found.text, found.note, found.changed_by, found.changed) == ("Available", "", "", None)
+    found = a_page(a_worker_row(availability="available"), decision=latest).availability
+    assert (found.current, found.change) == ("available", None)

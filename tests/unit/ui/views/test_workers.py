@@ -1,4 +1,4 @@
-"""The view model of the list of workers: the fleet at a glance, and what is said where there is nothing to see."""
+"""The view model of the list of workers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row
 HERE = WorkersAddress()
 
 
-def a_page(*rows: Any, address: WorkersAddress = HERE, looks_by_itself: bool = True, **others: Any) -> Any:
-    return build_workers_page(address, a_listing(*rows, **others), now=NOW, looks_by_itself=looks_by_itself)
+def a_page(*rows: Any, address: WorkersAddress = HERE, polls_by_itself: bool = True, **others: Any) -> Any:
+    return build_workers_page(address, a_listing(*rows, **others), now=NOW, polls_by_itself=polls_by_itself)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_in_a_row() -> None:
-    (line,) = a_page(a_worker_row()).lines
-    assert (line.worker_id, line.name, line.kind, line.hostname) == ("celery-1", "w1@host-1", "Celery", "host-1")
-    assert (line.state.key, line.state.text) == ("online", "Online")
+def test_line_has_the_worker_and_its_load() -> None:
+    row = a_worker_row()
+    (line,) = a_page(row).lines
+    assert line.row is row
     assert (line.load.text, line.load.share, line.load.is_full) == ("2 / 8", "25.0%", False)
-    assert (line.last_seen.text, line.last_seen.moment.text) == ("14 min ago", "2026-03-01 12:02:00 UTC")
-    assert line.decision is None
+    assert line.change is None
 
 
 @pytest.mark.parametrize(
@@ -47,42 +46,36 @@ def test_a_worker_in_a_row() -> None:
         ({"concurrency": 0}, "2", "", False),
     ],
 )
-def test_how_busy_a_worker_is(given: dict[str, Any], text: str, share: str, is_full: bool) -> None:
+def test_load_is_running_of_concurrency(given: dict[str, Any], text: str, share: str, is_full: bool) -> None:
     (line,) = a_page(a_worker_row(**given)).lines
     assert (line.load.text, line.load.share, line.load.is_full) == (text, share, is_full)
 
 
 @pytest.mark.parametrize("given", [{"running": None}, {"state": "lost"}, {"state": "offline"}])
-def test_nothing_is_said_of_what_a_worker_runs_that_is_gone_or_does_not_tell(given: dict[str, Any]) -> None:
+def test_ended_worker_has_no_load(given: dict[str, Any]) -> None:
     (line,) = a_page(a_worker_row(**given)).lines
     assert line.load is None
 
 
-def test_a_worker_of_which_nothing_tells_is_unknown_and_says_why() -> None:
-    (line,) = a_page(a_worker_row(state=None, state_reason="Nobody looks.")).lines
-    assert (line.state.key, line.state.text, line.state.reason) == ("unknown", "Unknown", "Nobody looks.")
-
-
-def test_many_queues_are_counted() -> None:
+def test_further_queues_are_counted() -> None:
     (line,) = a_page(a_worker_row(queues=("a", "b", "c", "d", "e"))).lines
     assert (line.queues, line.more_queues) == (("a", "b", "c"), "and 2 more")
     (line,) = a_page(a_worker_row(queues=None)).lines
     assert (line.queues, line.more_queues) == ((), "")
 
 
-def test_a_decision_stands_beside_the_worker_with_its_note_and_author() -> None:
+def test_line_has_the_change_that_made_the_worker_unavailable() -> None:
     latest = a_change(0, availability="draining", reason="Disk fails", changed_by="alice")
     (line,) = a_page(a_worker_row(availability="draining"), decisions={1: latest}).lines
-    assert (line.decision.key, line.decision.text, line.decision.note) == ("draining", "Draining", "Disk fails")
-    assert line.decision.title == "Draining by alice: Disk fails"
-    (line,) = a_page(a_worker_row(availability="quarantined")).lines
-    assert (line.decision.title, line.decision.changed) == ("Quarantined", None)
+    assert line.change is latest
+    (line,) = a_page(a_worker_row(availability="quarantined"), decisions={1: latest}).lines
+    assert line.change is None
 
 
-# --- states at a glance ---------------------------------------------------------------------------------------------
+# --- state chips ----------------------------------------------------------------------------------------------------
 
 
-def test_each_state_has_a_chip_that_leads_to_its_workers() -> None:
+def test_chips_filter_by_state() -> None:
     page = a_page(a_worker_row(), counts={"online": 1234, "lost": 2, None: 1}, address=HERE.changed(queue="q"))
     assert [(chip.text, chip.count) for chip in page.chips] == [
         ("Online", "1,234"),
@@ -95,7 +88,7 @@ def test_each_state_has_a_chip_that_leads_to_its_workers() -> None:
     assert not any(chip.is_chosen for chip in page.chips)
 
 
-def test_the_chip_of_the_state_that_is_listed_leads_back() -> None:
+def test_chosen_chip_clears_the_filter() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(state="lost", offset=100))
     (chosen,) = [chip for chip in page.chips if chip.is_chosen]
     assert (chosen.key, chosen.address) == ("lost", WorkersAddress())
@@ -105,7 +98,7 @@ def test_the_chip_of_the_state_that_is_listed_leads_back() -> None:
     ("state", "states"),
     [("", LISTED), ("any", None), ("offline", frozenset({"offline"})), ("unknown", frozenset({"unknown"}))],
 )
-def test_which_states_are_listed(state: str, states: frozenset[str] | None) -> None:
+def test_listed_states_exclude_offline_by_default(state: str, states: frozenset[str] | None) -> None:
     assert listed_states(WorkersAddress(state=state)) == states
 
 
@@ -114,35 +107,32 @@ def test_which_states_are_listed(state: str, states: frozenset[str] | None) -> N
     [
         (
             HERE,
-            (
-                "Workers that live, and those that were lost and last seen in the last 24 hours. "
-                "Not those that left in order."
-            ),
+            "Current workers, and lost ones last seen in the last 24 hours. Offline workers are hidden.",
         ),
-        (WorkersAddress(state="any", seen="any"), "All workers that were ever seen."),
-        (WorkersAddress(state="any"), "All workers that were seen in the last 24 hours."),
-        (WorkersAddress(state="online"), "Workers that are online now."),
-        (WorkersAddress(state="lost", seen="7d"), "Workers that are lost, last seen in the last 7 days."),
+        (WorkersAddress(state="any", seen="any"), "All workers ever seen."),
+        (WorkersAddress(state="any"), "All workers seen in the last 24 hours."),
+        (WorkersAddress(state="online"), "Online workers."),
+        (WorkersAddress(state="lost", seen="7d"), "Lost workers, last seen in the last 7 days."),
         (
             WorkersAddress(state="unknown", seen="any"),
-            "Workers of which nothing tells whether they live, last seen at any time.",
+            "Workers of unknown state, last seen at any time.",
         ),
     ],
 )
-def test_the_page_says_which_workers_it_lists(address: WorkersAddress, sentence: str) -> None:
+def test_sentence_says_which_workers_are_listed(address: WorkersAddress, sentence: str) -> None:
     assert a_page(a_worker_row(), address=address).sentence == sentence
 
 
-def test_all_workers_are_one_click_away() -> None:
+def test_unfiltered_list_is_linked() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(queue="q", order="-running", offset=100))
-    assert page.everything == WorkersAddress(state="any", seen="any", order="-running")
-    assert a_page(a_worker_row(), address=page.everything).everything is None
+    assert page.unfiltered == WorkersAddress(state="any", seen="any", order="-running")
+    assert a_page(a_worker_row(), address=page.unfiltered).unfiltered is None
 
 
 # --- filters, order and pages ---------------------------------------------------------------------------------------
 
 
-def test_each_filter_in_force_can_be_removed() -> None:
+def test_each_filter_can_be_removed() -> None:
     address = WorkersAddress(
         search="w1", kind="edge", queue="q", label="a=b", hostname="h", availability="draining", offset=100
     )
@@ -160,7 +150,7 @@ def test_each_filter_in_force_can_be_removed() -> None:
     )
 
 
-def test_a_kind_that_is_an_executors_own_name_can_be_chosen() -> None:
+def test_kind_with_an_executors_name_is_an_option() -> None:
     page = a_page(a_worker_row(), address=WorkersAddress(kind="BatchExecutor"))
     assert [one.value for one in page.kind_options if one.is_chosen] == ["BatchExecutor"]
     assert not [one for one in a_page(a_worker_row()).kind_options if one.value == "BatchExecutor"]
@@ -184,7 +174,7 @@ def test_columns_sort_both_ways() -> None:
     assert column("Queues", "name").address is None
 
 
-def test_pages_of_a_hundred() -> None:
+def test_page_has_a_hundred_workers() -> None:
     rows = [a_worker_row(f"w{number}", ref=number) for number in range(100)]
     pages = a_page(*rows, total=2000, address=WorkersAddress(offset=100)).pages
     assert pages.range_text == "101 to 200 of 2,000 workers"
@@ -196,7 +186,7 @@ def test_pages_of_a_hundred() -> None:
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
-def test_groups_show_their_states_and_lead_to_their_workers() -> None:
+def test_groups_show_states_and_link_their_workers() -> None:
     groups = [Group("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), Group("", {"online": 2}, 0, 0)]
     page = a_page(address=WorkersAddress(group="queue", kind="celery"), groups=groups, any_worker=True)
     etl, rest = page.groups
@@ -209,11 +199,11 @@ def test_groups_show_their_states_and_lead_to_their_workers() -> None:
     ]
     assert etl.load.text == "4 / 16"
     assert etl.address == WorkersAddress(queue="etl", kind="celery")
-    assert (rest.name, rest.address, rest.load) == ("Not known", None, None)
+    assert (rest.name, rest.address, rest.load) == ("Unknown", None, None)
     assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
-def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
+def test_each_label_is_a_group_option() -> None:
     page = a_page(
         address=WorkersAddress(group="label:zone"),
         label_keys=["region", "zone"],
@@ -225,60 +215,57 @@ def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
     assert page.groups[0].address == WorkersAddress(label="zone=a")
 
 
-# --- where there is nothing to show ---------------------------------------------------------------------------------
+# --- notices and refreshing ------------------------------------------------------------------------------------------
 
 
-def test_an_empty_installation_says_why_and_what_to_do() -> None:
+def test_empty_installation_says_what_to_do() -> None:
     page = a_page()
-    assert page.notice.title == "No worker is known yet"
+    assert page.notice.title == "No workers yet"
     assert "when it starts its first try" in page.notice.text
     assert page.notice.command == ""
-    assert (page.sentence, page.troubles, page.refresh_seconds) == ("", (), REFRESH_SECONDS)
-    of_2_11 = a_page(looks_by_itself=False).notice
+    assert (page.sentence, page.warnings, page.refresh_seconds) == ("", (), REFRESH_SECONDS)
+    of_2_11 = a_page(polls_by_itself=False).notice
     assert of_2_11.command == "airflow-worker-insight refresh"
-    assert "looked at by a command" in of_2_11.text
+    assert "run this command every minute" in of_2_11.text
 
 
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        (WorkersAddress(queue="q"), "No worker fits all of these filters."),
-        (WorkersAddress(state="lost"), "No worker is in this state now."),
-        (WorkersAddress(offset=5000), "There are no more workers here."),
-        (WorkersAddress(group="queue"), "None of these workers is in such a group."),
-        (WorkersAddress(group="queue", offset=200), "There are no more groups here."),
+        (WorkersAddress(queue="q"), "No worker matches these filters."),
+        (WorkersAddress(state="lost"), "No worker is in this state."),
+        (WorkersAddress(offset=5000), "No more workers."),
+        (WorkersAddress(group="queue"), "None of these workers has a value to group by."),
+        (WorkersAddress(group="queue", offset=200), "No more groups."),
     ],
 )
-def test_a_list_without_workers_says_why(address: WorkersAddress, text: str) -> None:
+def test_empty_list_of_workers_says_why(address: WorkersAddress, text: str) -> None:
     notice = a_page(address=address, counts={"online": 1}, any_worker=True).notice
     assert notice.text.startswith(text)
 
 
-def test_an_engine_that_cannot_be_asked_is_named_with_the_reason() -> None:
+def test_page_names_the_source_that_cannot_be_reached_with_the_reason() -> None:
     edge = SourceStatus("edge", NOW, is_current=True, error=None)
     celery = SourceStatus("celery", NOW, is_current=True, error="Connection refused")
-    (unavailable_reason,) = a_page(a_worker_row(), engines=[celery, edge]).troubles
-    assert (unavailable_reason.title, unavailable_reason.text) == (
-        "Celery’s workers cannot be asked",
-        "Connection refused",
-    )
-    assert a_page(a_worker_row(), engines=[edge]).troubles == ()
+    (warning,) = a_page(a_worker_row(), sources=[celery, edge]).warnings
+    assert (warning.title, warning.text) == ("Celery workers cannot be reached", "Connection refused")
+    assert a_page(a_worker_row(), sources=[edge]).warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("engines", "when"),
+    ("sources", "when"),
     [
-        ([], "was never looked at"),
-        ([SourceStatus("celery", at(400), is_current=False, error="old")], "was last looked at 10 min ago"),
+        ([], "never checked"),
+        ([SourceStatus("celery", at(400), is_current=False, error="old")], "last checked 10 min ago"),
     ],
 )
-def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) -> None:
-    (unavailable_reason,) = a_page(a_worker_row(), engines=engines).troubles
-    assert when in unavailable_reason.text
-    assert unavailable_reason.command == "airflow-worker-insight refresh"
+def test_page_warns_that_unpolled_worker_states_are_stale(sources: Any, when: str) -> None:
+    (warning,) = a_page(a_worker_row(), sources=sources).warnings
+    assert warning.title == f"Worker states are stale: {when}"
+    assert warning.command == "airflow-worker-insight refresh"
 
 
-def test_pages_of_two_hundred_groups() -> None:
+def test_page_has_two_hundred_groups() -> None:
     def pages(offset: int, total: int, **others: Any) -> Any:
         groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
         address = WorkersAddress(group="hostname", offset=offset)
@@ -295,7 +282,7 @@ def test_pages_of_two_hundred_groups() -> None:
     assert (last.range_text, last.following) == ("9,801 to 10,000 of at least 10,000 groups", None)
 
 
-def test_the_list_keeps_up_while_a_worker_lives_and_waits_for_those_that_come_back() -> None:
+def test_list_refreshes_faster_while_a_worker_is_alive() -> None:
     assert a_page(a_worker_row()).refresh_seconds == REFRESH_SECONDS
     assert a_page(a_worker_row(state="unresponsive")).refresh_seconds == REFRESH_SECONDS
     gone = a_worker_row(state="offline", ended_at=at(0))
