@@ -20,7 +20,7 @@ from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.monitor import in_a_line
+from airflow_worker_insight.executors.monitor import format_error
 from airflow_worker_insight.executors.placement.rules import HOLD, read_rules
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
 from airflow_worker_insight.store import placements, session
@@ -72,13 +72,13 @@ MAX_ENDED = 100_000
 class PlacementMixin(BaseExecutor):
     """Executor mixin that places tasks; list it before Airflow's executor among the bases."""
 
-    plainly = "runs them as Airflow's own executor does"
+    fallback_description = "runs them as Airflow's own executor does"
     """What happens to tasks in fallback mode, as a phrase for the log."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._desk: PlacementService | None = None
-        self._watch: WorkerMonitor | None = None
+        self._service: PlacementService | None = None
+        self._monitor: WorkerMonitor | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
         # Placement times of tries that have not ended, and of ended tries that are still to be written.
@@ -87,14 +87,14 @@ class PlacementMixin(BaseExecutor):
         self._failures = 0
         self._in_fallback = False
         # Since when workers have been unavailable; when and why the broker refused a task although they were available.
-        self._unseen_since: datetime | None = None
-        self._unsent: tuple[float, str] | None = None
-        self._write_due = 0.0
+        self._unavailable_since: datetime | None = None
+        self._refusal: tuple[float, str] | None = None
+        self._reason_retry_at = 0.0
         # Waiting tasks with the text recorded for each; those that were waiting at the last check for unwanted ones.
         self._waiting: dict[TryKey, str] = {}
-        self._waited: frozenset[TryKey] = frozenset()
-        self._unwanted_due = 0.0
-        self._ends_due = 0.0
+        self._waited_before: frozenset[TryKey] = frozenset()
+        self._unwanted_check_at = 0.0
+        self._ends_retry_at = 0.0
 
     # --- executor-specific parts
 
@@ -105,7 +105,7 @@ class PlacementMixin(BaseExecutor):
         """
         return read_rules()
 
-    def make_watch(self, service: PlacementService) -> WorkerMonitor:
+    def make_monitor(self, service: PlacementService) -> WorkerMonitor:
         """Return the monitor that watches the workers in a scheduler process."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class PlacementMixin(BaseExecutor):
         """Return the worker's dedicated queue to send a task to, or ``None`` if it has none."""
         raise NotImplementedError
 
-    def as_now(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
+    def update_snapshot(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
         """Return a snapshot updated with what has changed since, for a batch of tasks."""
         return snapshot
 
@@ -125,7 +125,7 @@ class PlacementMixin(BaseExecutor):
         :raises AirflowConfigException: when a setting is invalid
         """
         try:
-            self._desk = PlacementService(self.read_rules())
+            self._service = PlacementService(self.read_rules())
         except ValueError as error:
             raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
         super().start()  # type: ignore[no-untyped-call]
@@ -133,15 +133,15 @@ class PlacementMixin(BaseExecutor):
         # Only a scheduler sets `job_id`. A command that sends one task, and dag.test(use_executor=True), which loads
         # the scheduler as well, behave like Airflow's own executor.
         if task_runtime.in_scheduler() and self.job_id is not None:
-            self._watch = self.make_watch(self._desk)
-            self._watch.start()
+            self._monitor = self.make_monitor(self._service)
+            self._monitor.start()
 
     def end(self, *args: Any, **kwargs: Any) -> None:
         """End as the parent does; stop the monitor first and record ended tries last."""
-        if self._watch is not None:
-            self._watch.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
         super().end(*args, **kwargs)
-        self._give_back()
+        self._write_ends()
 
     # --- placing
 
@@ -168,18 +168,18 @@ class PlacementMixin(BaseExecutor):
         :return: the tasks to send; ``None`` in fallback mode, which is logged once and counted: workers are unavailable
             and tasks are not to be held
         """
-        assert self._watch is not None
-        snapshot = self._watch.snapshot()
+        assert self._monitor is not None
+        snapshot = self._monitor.snapshot()
         now = time.monotonic()
         if snapshot is None and now - self._started_at < BEGIN_SECONDS:
             return []
-        unavailable_reason = _unavailable_reason(snapshot, now) or self._unsent_reason(snapshot)
+        unavailable_reason = _unavailable_reason(snapshot, now) or self._refusal_reason(snapshot)
         if snapshot is not None and unavailable_reason is None:
             try:
-                placed = self._place(requests, slots, self.as_now(snapshot, requests))
+                placed = self._place(requests, slots, self.update_snapshot(snapshot, requests))
             except Exception as error:
                 log.debug("Placing failed", exc_info=True)
-                unavailable_reason = in_a_line(error)
+                unavailable_reason = format_error(error)
                 self._failures += 1
                 if self._failures < GIVES_UP_AFTER:
                     # A lock timeout is no reason to ignore drains and labels: try again at the next heartbeat.
@@ -198,23 +198,23 @@ class PlacementMixin(BaseExecutor):
     @property
     def holds(self) -> bool:
         """Whether tasks wait while workers are unavailable, instead of entering fallback mode."""
-        return self._desk is not None and self._desk.rules.when_unseen == HOLD
+        return self._service is not None and self._service.rules.when_workers_unseen == HOLD
 
-    def note_unsent(self, reason: str) -> None:
+    def note_broker_refusal(self, reason: str) -> None:
         """Hold tasks until the broker answers again: it has just refused one.
 
         :param reason: why the broker refused it
         """
-        self._unsent = time.monotonic(), reason
+        self._refusal = time.monotonic(), reason
 
-    def _unsent_reason(self, snapshot: Snapshot | None) -> str | None:
-        if self._unsent is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._unsent[0]:
-            self._unsent = None
-        return None if self._unsent is None else self._unsent[1]
+    def _refusal_reason(self, snapshot: Snapshot | None) -> str | None:
+        if self._refusal is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._refusal[0]:
+            self._refusal = None
+        return None if self._refusal is None else self._refusal[1]
 
     def _hold(self, requests: Sequence[PlacementRequest], unavailable_reason: str) -> None:
         """Keep tasks waiting, and record why as soon as the database can be written."""
-        since = self._unseen_since or datetime.now(timezone.utc)
+        since = self._unavailable_since or datetime.now(timezone.utc)
         text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {unavailable_reason}"[
             :TEXT_LENGTH
         ]
@@ -225,42 +225,42 @@ class PlacementMixin(BaseExecutor):
         # An empty text marks a task whose reason is still to be written.
         self._waiting = {request.key: waiting.get(request.key, "") for request in requests}
         unwritten = [key for key, recorded in self._waiting.items() if recorded != text]
-        if not unwritten or time.monotonic() < self._write_due:
+        if not unwritten or time.monotonic() < self._reason_retry_at:
             return
         try:
             with session.writing(session.SCHEDULER) as connection:
                 now = database_now(connection)
-                placed_at = {key: self._waits_since(key, now) for key in unwritten}
+                placed_at = {key: self._waiting_since(key, now) for key in unwritten}
                 written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
                 placements.write(connection, written, now=now)
         except Exception as error:  # noqa: BLE001
-            self._write_due = time.monotonic() + WRITE_AGAIN
+            self._reason_retry_at = time.monotonic() + WRITE_AGAIN
             warn_once("placing.holding", "Airflow Worker Insight could not write why it holds tasks: %s", error)
         else:
             self._waiting |= dict.fromkeys(unwritten, text)
             self._placed_at |= placed_at
 
-    def _waits_since(self, key: TryKey, now: datetime) -> datetime:
+    def _waiting_since(self, key: TryKey, now: datetime) -> datetime:
         """Return since when a task waits; a new reason does not restart the wait."""
         return self._placed_at.get(key, now) if key in self._waiting else now
 
     def _set_unavailable(self, unavailable_reason: str | None) -> None:
         """Set whether tasks can be placed, and log when that changes."""
         if unavailable_reason is None:
-            self._unseen_since = None
-        elif self._unseen_since is None:
-            self._unseen_since = datetime.now(timezone.utc)
+            self._unavailable_since = None
+        elif self._unavailable_since is None:
+            self._unavailable_since = datetime.now(timezone.utc)
         if unavailable_reason is not None and not self._in_fallback:
-            does = "holds them until it sees the workers again" if self.holds else self.plainly
+            does = "holds them until it sees the workers again" if self.holds else self.fallback_description
             log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, unavailable_reason)
         elif unavailable_reason is None and self._in_fallback:
             log.info("Airflow Worker Insight places tasks again")
         self._in_fallback = unavailable_reason is not None
 
     def _place(self, requests: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
-        assert self._desk is not None
+        assert self._service is not None
         with session.writing(session.SCHEDULER) as connection:
-            results = self._desk.decide(connection, requests, snapshot, most=slots)
+            results = self._service.decide(connection, requests, snapshot, most=slots)
             sent = [result for result in results if not result.waits]
             newly_waiting = [
                 result
@@ -270,7 +270,7 @@ class PlacementMixin(BaseExecutor):
             now = database_now(connection)
             placed_at = {
                 **{result.asked.key: now for result in sent},
-                **{result.asked.key: self._waits_since(result.asked.key, now) for result in newly_waiting},
+                **{result.asked.key: self._waiting_since(result.asked.key, now) for result in newly_waiting},
             }
             placements.write(
                 connection,
@@ -323,13 +323,13 @@ class PlacementMixin(BaseExecutor):
         stuck, and each of these would go on taking one of the scheduler's slots.
         """
         now = time.monotonic()
-        if now < self._unwanted_due:
+        if now < self._unwanted_check_at:
             return
-        self._unwanted_due = now + UNWANTED_EVERY
+        self._unwanted_check_at = now + UNWANTED_EVERY
         queued = {try_key(key): key for key in self.queued_tasks if is_task(key)} if self._waiting else {}
         waiting = frozenset(self._waiting.keys() & queued.keys())
         # The scheduler may not have committed a task that it has just queued.
-        keys, self._waited = waiting & self._waited, waiting
+        keys, self._waited_before = waiting & self._waited_before, waiting
         if not keys:
             return
         try:
@@ -360,7 +360,7 @@ class PlacementMixin(BaseExecutor):
         """Collect ended tasks as the parent does, and free their slots."""
         super().sync()
         self._drop_unwanted()
-        self._give_back()
+        self._write_ends()
 
     def _note_end(self, key: Any) -> None:
         if not is_task(key):
@@ -371,18 +371,18 @@ class PlacementMixin(BaseExecutor):
         if placed_at is not None and len(self._ended) < MAX_ENDED:
             self._ended[tracked_key] = placed_at
 
-    def _give_back(self) -> None:
-        if not self._ended or self._watch is None:
+    def _write_ends(self) -> None:
+        if not self._ended or self._monitor is None:
             self._ended.clear()
             return
-        if time.monotonic() < self._ends_due:
+        if time.monotonic() < self._ends_retry_at:
             return
         try:
             with session.writing(session.SCHEDULER) as connection:
                 placements.close(connection, self._ended)
         except Exception as error:  # noqa: BLE001
             # They are written together with the next ones.
-            self._ends_due = time.monotonic() + ENDS_AGAIN_AFTER
+            self._ends_retry_at = time.monotonic() + ENDS_AGAIN_AFTER
             warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)
         else:
             self._ended.clear()

@@ -120,10 +120,10 @@ class WorkerMonitor:
             self._failures += 1
             # One failure does not invalidate a recent snapshot.
             if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
-                self.publish((), in_a_line(error))
+                self.publish((), format_error(error))
 
 
-def in_a_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Format an error as one line, for logs and for reasons on pages.
 
     A database error is given in the database driver's words.

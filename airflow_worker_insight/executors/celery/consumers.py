@@ -85,7 +85,7 @@ class ConsumerManager:
         """Return whether a worker has missed several polls in a row."""
         return self._missed[node] >= SILENT_AFTER
 
-    def comes_back(self, node: str) -> bool:
+    def may_return(self, node: str) -> bool:
         """Return whether tasks should wait for a worker that does not answer now.
 
         It must have answered before.

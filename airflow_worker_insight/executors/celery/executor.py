@@ -39,9 +39,9 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     See ``docs/explanation/placement.md``.
     """
 
-    plainly = "sends them as Airflow's own CeleryExecutor does"
+    fallback_description = "sends them as Airflow's own CeleryExecutor does"
 
-    def make_watch(self, service: PlacementService) -> CeleryWorkerMonitor:
+    def make_monitor(self, service: PlacementService) -> CeleryWorkerMonitor:
         """Return the monitor of the Celery workers."""
         return CeleryWorkerMonitor(self.celery_app_here(), service)
 
@@ -80,7 +80,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
             and (unavailable_reason := self._broker_unavailable_reason())
         ):
             # Publishing to a broker that is down takes a second per task, and fails the task.
-            self.note_unsent(unavailable_reason)
+            self.note_broker_refusal(unavailable_reason)
             ready = [item for item in ready if not is_task(item[0])]
         if ready:
             send(ready)
@@ -102,13 +102,13 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
         If tasks are to be held, tasks that the broker did not accept wait.
         """
-        if not self.holds or self._watch is None:
+        if not self.holds or self._monitor is None:
             return list(results)
         reported = []
         for result in results:
             error = getattr(result[2], "exception", None)
             if error is not None and is_task(result[0]) and _is_broker_error(error):
-                self.note_unsent(_unreachable_reason(error))
+                self.note_broker_refusal(_unreachable_reason(error))
             else:
                 reported.append(result)
         return reported
@@ -124,7 +124,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
     def _place_tasks(self, tasks: Sequence[tuple[Any, ...]], slots: int) -> Sequence[tuple[Any, ...]]:
         """Return the tasks to send now, each with the queue to send it to."""
-        if self._watch is None or not tasks:
+        if self._monitor is None or not tasks:
             return tasks[:slots]
         by_key = {try_key(item[0]): item for item in tasks}
         results = self.place([self._request(key, item) for key, item in by_key.items()], slots)

@@ -14,10 +14,10 @@ from airflow_worker_insight import config
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.consumers import ConsumerManager
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.celery.rebalance import level
+from airflow_worker_insight.executors.celery.rebalance import rebalance_tasks
 from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
-from airflow_worker_insight.executors.placement.slow_workers import Ran, slowness
+from airflow_worker_insight.executors.placement.slow_workers import TaskRun, slowness
 from airflow_worker_insight.registry.poll import refresh
 from airflow_worker_insight.registry.sources.celery import OWN_QUEUE_PREFIX
 from airflow_worker_insight.store import placements, session
@@ -75,8 +75,8 @@ class CeleryWorkerMonitor(WorkerMonitor):
     def __init__(self, app: Any, service: PlacementService) -> None:
         super().__init__()
         self.app = app
-        self.desk = service
-        self.asking = ConsumerManager(app)
+        self.service = service
+        self.consumers = ConsumerManager(app)
         self._created_at = time.monotonic()
         self._level_due = self._sweep_due = self._compare_due = 0.0
         self._slowness: dict[int, float] = {}
@@ -97,21 +97,21 @@ class CeleryWorkerMonitor(WorkerMonitor):
             # An API server or another team's executor is polling. The executor waits until there is a snapshot.
             return
         if unavailable_reason is None:
-            self.asking.ask(rows)
-            unavailable_reason = self.asking.unavailable_reason
+            self.consumers.ask(rows)
+            unavailable_reason = self.consumers.unavailable_reason
             self._compare_durations(rows)
         snapshot = self.publish(
             tuple(map(self._candidate, rows)),
             unavailable_reason,
             unplaced=self._unplaced,
-            answered_at=self.asking.answered_at,
+            answered_at=self.consumers.answered_at,
         )
         if unavailable_reason is not None:
             return
         now = time.monotonic()
         if now >= self._level_due:
             self._level_due = now + LEVEL_EVERY
-            level(self.app, self.desk, self.asking, snapshot)
+            rebalance_tasks(self.app, self.service, self.consumers, snapshot)
         if now >= self._sweep_due:
             self._sweep_due = now + SWEEP_EVERY.total_seconds()
             self._sweep()
@@ -127,7 +127,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
     def _candidate(self, row: WorkerRow) -> Candidate:
         node = row.known_as
         concurrency = max(1, row.concurrency or 1)
-        consumed = self.asking.consumed(node)
+        consumed = self.consumers.consumed(node)
         queues = consumed if consumed is not None else row.queues or ()
         return Candidate(
             ref=row.ref,
@@ -135,26 +135,26 @@ class CeleryWorkerMonitor(WorkerMonitor):
             name=node,
             queues=frozenset(queue for queue in queues if not queue.startswith(OWN_QUEUE_PREFIX)),
             concurrency=concurrency,
-            capacity=self.desk.rules.capacity(concurrency),
-            labels=self.desk.rules.worker_has(node, row.labels),
+            capacity=self.service.rules.capacity(concurrency),
+            labels=self.service.rules.labels_of_worker(node, row.labels),
             state=row.state,
             availability=row.availability,
-            alias=row.name if self.desk.rules.trusts_reports else None,
+            alias=row.name if self.service.rules.trusts_reports else None,
             slowness=self._slowness.get(row.ref, 1.0),
             unavailable_reason=self._unavailable_reason_of(row),
-            comes_back=self.asking.comes_back(node),
+            may_return=self.consumers.may_return(node),
         )
 
     def _unavailable_reason_of(self, row: WorkerRow) -> str | None:
-        if self.asking.is_silent(row.known_as):
+        if self.consumers.is_silent(row.known_as):
             return "does not answer"
-        if own_queue(row.worker_id) not in (self.asking.consumed(row.known_as) or ()):
+        if own_queue(row.worker_id) not in (self.consumers.consumed(row.known_as) or ()):
             return "does not consume a queue of its own yet"
         return None
 
     def _compare_durations(self, rows: list[WorkerRow]) -> None:
         """Compare how long the workers take for the same tasks, if due."""
-        slow_from = self.desk.rules.slow_from
+        slow_from = self.service.rules.slow_from
         if not slow_from or time.monotonic() < self._compare_due:
             return
         self._compare_due = time.monotonic() + COMPARE_EVERY
@@ -166,7 +166,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
             now = database_now(connection)
             stays = durations.recent_stays(connection, since=now - COMPARED, most=MOST_COMPARED)
         # A try's start is by the worker's clock, so the current time must be, too.
-        ran = (_ran(stay, now + ahead[stay.ref]) for stay in stays if stay.ref in ahead)
+        ran = (_task_run(stay, now + ahead[stay.ref]) for stay in stays if stay.ref in ahead)
         self._slowness = slowness(ran, slow_from)
 
     def _sweep(self) -> None:
@@ -185,9 +185,9 @@ class CeleryWorkerMonitor(WorkerMonitor):
             self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(unused))
 
 
-def _ran(stay: Stay, now: datetime) -> Ran:
+def _task_run(stay: Stay, now: datetime) -> TaskRun:
     seconds = ((stay.ended_at or now) - stay.started_at).total_seconds()
-    return Ran(stay.ref, (stay.key.dag_id, stay.key.task_id), seconds, has_ended=stay.ended_at is not None)
+    return TaskRun(stay.ref, (stay.key.dag_id, stay.key.task_id), seconds, has_ended=stay.ended_at is not None)
 
 
 def _clock_ahead(row: WorkerRow) -> timedelta:

@@ -29,7 +29,7 @@ def own_queue(worker_id: str) -> str:
     return f"{OWN_QUEUE_PREFIX}{worker_id}"
 
 
-def as_declared(app: Any, name: str) -> Any:
+def declared_queue(app: Any, name: str) -> Any:
     """Return a queue as Celery declares it when it sends to an unknown one.
 
     RabbitMQ rejects a declaration that differs: type and priorities of queues may have been configured.
@@ -72,7 +72,7 @@ def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]
 
 def _consumer_arguments(app: Any, name: str) -> dict[str, Any]:
     """Return the arguments to consume a queue, where a worker's own declaration would differ."""
-    queue = as_declared(app, name)
+    queue = declared_queue(app, name)
     arguments: dict[str, Any] = {"queue": name}
     if queue.exchange.type != "direct":
         arguments["exchange_type"] = queue.exchange.type

@@ -19,7 +19,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.consumers import is_usable
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.placement.policy import is_out
+from airflow_worker_insight.executors.placement.policy import exclusion_reason
 from airflow_worker_insight.executors.placement.rules import WAIT
 from airflow_worker_insight.store import leases, placements, session
 from airflow_worker_insight.store.clock import database_now
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 BEGINS_WITHIN = 20.0
 """Seconds after which no further worker is handled: the snapshot must not become too old."""
 
-MAY_TAKE = timedelta(seconds=60)
+LEASE_DURATION = timedelta(seconds=60)
 """Duration of the lease, after which another scheduler takes over."""
 
 LEASE = "placing"
 """Row of the worker sources' table that is the lease for rebalancing."""
 
 
-def level(app: Any, service: PlacementService, consumers: ConsumerManager, snapshot: Snapshot) -> None:
+def rebalance_tasks(app: Any, service: PlacementService, consumers: ConsumerManager, snapshot: Snapshot) -> None:
     """Rebalance once, unless another scheduler is doing so.
 
     :param consumers: the latest answers on which worker consumes which queues
@@ -58,19 +58,21 @@ def level(app: Any, service: PlacementService, consumers: ConsumerManager, snaps
         rows, unavailable_reason = worker_queries.living(connection, "celery")
     if unavailable_reason is not None:
         return
-    snapshot = _as_now(snapshot, rows)
-    usable = [worker for worker in snapshot.candidates if is_out(worker) is None]
+    snapshot = _with_current_states(snapshot, rows)
+    usable = [worker for worker in snapshot.candidates if exclusion_reason(worker) is None]
     if not usable and service.rules.fallback == WAIT:
         # No worker could take the messages.
         return
-    reclaim_tasks = partial(reclaim.reclaim_tasks, app, desk=service)
+    reclaim_tasks = partial(reclaim.reclaim_tasks, app, service=service)
     ends_at = time.monotonic() + BEGINS_WITHIN
     moves = []
     for queue, refs in queues.items():
         is_gone = _is_gone(queue, rows, consumers)
         if is_gone is not None:
-            came_from = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
-            moves.append(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=came_from, is_gone=is_gone))
+            worker_name = next((names[ref] for ref in refs if ref in names), "a worker that is gone")
+            moves.append(
+                partial(reclaim_tasks, queue=queue, snapshot=snapshot, worker_name=worker_name, is_gone=is_gone)
+            )
     # In random order, because there may be no time for all.
     random.shuffle(moves)
     with _lease(bool(moves)) as is_ours:
@@ -80,7 +82,7 @@ def level(app: Any, service: PlacementService, consumers: ConsumerManager, snaps
         _move_waiting(reclaim_tasks, usable, snapshot, loads, ends_at=ends_at)
 
 
-def _as_now(snapshot: Snapshot, rows: list[WorkerRow]) -> Snapshot:
+def _with_current_states(snapshot: Snapshot, rows: list[WorkerRow]) -> Snapshot:
     """Return the snapshot with the current states of the workers.
 
     Polling takes seconds, and a worker drained meanwhile would get back what was reclaimed from it.
@@ -161,7 +163,7 @@ def _move(
             return
         most = min(free, loads[worker.ref] - worker.concurrency)
         queue = own_queue(worker.worker_id)
-        free -= _count_moved(partial(reclaim_tasks, queue=queue, snapshot=snapshot, came_from=worker.name, most=most))
+        free -= _count_moved(partial(reclaim_tasks, queue=queue, snapshot=snapshot, worker_name=worker.name, most=most))
 
 
 @contextmanager
@@ -173,8 +175,10 @@ def _lease(is_wanted: bool) -> Iterator[bool]:
     with session.writing(session.BACKGROUND) as connection:
         now = database_now(connection)
         leases.get_engine(connection, LEASE, now=now)
-        until = now + MAY_TAKE
-        is_ours = leases.take_lease(connection, LEASE, now=now, until=until, at_most=until + MAY_TAKE, only_if_due=True)
+        until = now + LEASE_DURATION
+        is_ours = leases.take_lease(
+            connection, LEASE, now=now, until=until, at_most=until + LEASE_DURATION, only_if_due=True
+        )
     try:
         yield is_ours
     finally:

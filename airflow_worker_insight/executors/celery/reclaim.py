@@ -23,7 +23,7 @@ from kombu import Producer
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue
+from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementResult
 from airflow_worker_insight.registry.sources.celery import connected
 from airflow_worker_insight.store import placements, session
@@ -49,17 +49,17 @@ MOVE_SECONDS = 10.0
 SCAN = 500
 """Number of entries of Redis's hash to read at once."""
 
-KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
+FORWARDED_PROPERTIES = ("correlation_id", "reply_to", "priority")
 """Properties set by Celery to keep on redelivery, besides headers and content type."""
 
 
 def reclaim_tasks(
     app: Any,
     queue: str,
-    desk: PlacementService,
+    service: PlacementService,
     snapshot: Snapshot,
     *,
-    came_from: str,
+    worker_name: str,
     is_gone: bool = False,
     most: int = MAX_MOVED,
 ) -> int:
@@ -77,7 +77,7 @@ def reclaim_tasks(
     ends_at = time.monotonic() + MOVE_SECONDS
     with connected(app) as connection:
         channel = connection.channel()
-        source = as_declared(app, queue)(channel)
+        source = declared_queue(app, queue)(channel)
         source.declare()
         placed = _placements_on(queue)
         if is_gone and connection.transport.driver_type == "redis":
@@ -88,12 +88,12 @@ def reclaim_tasks(
             messages = list(_read_messages(source, app.conf.accept_content, BATCH))
             if not messages:
                 break
-            note = f"taken back from {came_from}: "
-            sent, put_back = _redeliver(source, messages, placed, desk, snapshot, most=most - moved, note=note)
+            note = f"taken back from {worker_name}: "
+            sent, put_back = _redeliver(source, messages, placed, service, snapshot, most=most - moved, note=note)
             moved += sent
     if moved:
         count("placement.moved", moved)
-        log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, came_from)
+        log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, worker_name)
     return moved
 
 
@@ -103,7 +103,7 @@ def remove_queues(app: Any, queues: Iterable[str]) -> None:
         for name in queues:
             # RabbitMQ refuses to remove a queue that has messages or consumers, and closes the channel.
             with connection.channel() as channel, suppress(*connection.channel_errors):
-                _remove(as_declared(app, name)(channel))
+                _remove(declared_queue(app, name)(channel))
             # Celery keeps every queue that it has ever sent to.
             app.amqp.queues.pop(name, None)
 
@@ -152,7 +152,7 @@ def _redeliver(
     by_key: dict[TryKey, Any] = {}
     put_back = 0
     for message in messages:
-        key = _key_of(message, placed_before)
+        key = _parse_key(message, placed_before)
         if key is None:
             warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
             _put_back(source, message)
@@ -234,7 +234,7 @@ def _target(result: PlacementResult) -> tuple[str | None, str]:
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
     # All other properties are set below, or are specific to a broker.
-    properties = {name: message.properties[name] for name in KEPT_PROPERTIES if name in message.properties}
+    properties = {name: message.properties[name] for name in FORWARDED_PROPERTIES if name in message.properties}
     Producer(channel, auto_declare=False).publish(
         message.body,
         exchange="",
@@ -247,7 +247,7 @@ def _publish(channel: Any, message: Any, queue: str) -> None:
     )
 
 
-def _key_of(message: Any, placed_before: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
+def _parse_key(message: Any, placed_before: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
     """Return the try that a message belongs to, or ``None`` if the message cannot be read.
 
     Airflow 3's messages hold the workload, 2.11's a command without the number of the try.
@@ -297,4 +297,4 @@ def _fetched(
             continue
         raw, _exchange, routing_key = json.loads(entry)
         if routing_key == queue:
-            yield tag.decode(), _key_of(channel.message_to_python(raw), placed_before)
+            yield tag.decode(), _parse_key(channel.message_to_python(raw), placed_before)

@@ -22,7 +22,7 @@ from airflow_worker_insight.capture.direct import worker_record
 from airflow_worker_insight.compat import local_executor
 from airflow_worker_insight.domain.reasons import LEAST_LOADED
 from airflow_worker_insight.executors.base import OLD_AFTER, PlacementMixin, is_task, try_key
-from airflow_worker_insight.executors.local.forking import late_signals, run_as, with_variables
+from airflow_worker_insight.executors.local.forking import defer_signals, environment_variables, run_with_environment
 from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
 from airflow_worker_insight.executors.local.settings import LocalWorker, parse_local_workers
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NAME_VARIABLE = "AIRFLOW__WORKER_INSIGHT__WORKER_NAME"
 
 
-class Processes(LocalExecutor):
+class WorkerProcesses(LocalExecutor):
     """Airflow's local processes for one named worker, with its name in their environment.
 
     It runs what it is given, and reports state changes to the executor that owns it.
@@ -76,14 +76,14 @@ class Processes(LocalExecutor):
         return (
             self.parallelism
             if local_executor.local_processes_come_back()
-            else min(self.parallelism, len(self._living_pids()))
+            else min(self.parallelism, len(self._alive_pids()))
         )
 
-    def has(self, key: Any) -> bool:
+    def is_running(self, key: Any) -> bool:
         """Return whether it runs the item with this key."""
         return self._running_keys[key] > 0
 
-    def take(self, key: Any, item: Any) -> None:
+    def run(self, key: Any, item: Any) -> None:
         """Run an item."""
         self._running_keys[key] += 1
         local_executor.run_locally(self, key, item)
@@ -92,15 +92,15 @@ class Processes(LocalExecutor):
         """Stop counting an item among those that it runs."""
         self._running_keys.pop(key, None)
 
-    def lost(self) -> list[Any]:
+    def pop_lost_keys(self) -> list[Any]:
         """Return the keys that it runs if one of its processes has died since the last call.
 
         The dead process may have taken with it an end that is never reported.
         """
-        alive_before, self._alive = self._alive, self._living_pids()
+        alive_before, self._alive = self._alive, self._alive_pids()
         return list(self._running_keys) if alive_before - self._alive else []
 
-    def _living_pids(self) -> frozenset[int]:
+    def _alive_pids(self) -> frozenset[int]:
         return frozenset(process.pid for process in local_executor.local_processes(self) if process.is_alive())
 
     # --- overrides of Airflow's LocalExecutor
@@ -109,13 +109,13 @@ class Processes(LocalExecutor):
         """Start the processes, as the parent does."""
         self._has_started = True
         # Airflow 2.11 starts processes only here.
-        with with_variables(self._environment):
+        with environment_variables(self._environment):
             super().start()
         # Airflow 3.0 would fork them one by one on demand, when this process already has threads.
         if multiprocessing.get_start_method() == "fork":
             while len(local_executor.local_processes(self)) < self.parallelism:
                 self._spawn_worker()
-        self._alive = self._living_pids()
+        self._alive = self._alive_pids()
 
     def end(self) -> None:
         """Wait until all items are done, and end the processes, as the parent does."""
@@ -127,8 +127,10 @@ class Processes(LocalExecutor):
     def _spawn_worker(self) -> None:
         # The environment is set in the new process: a fork server passes on its own, not this process's.
         run, arguments = local_executor.local_process(self)
-        with late_signals() as handlers, self._owner.at_rest():
-            process = multiprocessing.Process(target=run_as, args=(self._environment, handlers, run), kwargs=arguments)
+        with defer_signals() as handlers, self._owner.at_rest():
+            process = multiprocessing.Process(
+                target=run_with_environment, args=(self._environment, handlers, run), kwargs=arguments
+            )
             process.start()
             assert process.pid is not None
             self.workers[process.pid] = process
@@ -137,10 +139,10 @@ class Processes(LocalExecutor):
         """Report an item's new state to the owner."""
         # Callbacks and connection tests report also that they begin.
         is_over = str(getattr(state, "value", state)) != "running"
-        if is_over and self.has(key):
+        if is_over and self.is_running(key):
             self._running_keys[key] -= 1
             self._running_keys += Counter()
-        self._owner.told(key, state, info, is_over=is_over)
+        self._owner.on_state_change(key, state, info, is_over=is_over)
 
 
 class NamedWorkers(LocalExecutor):
@@ -148,7 +150,7 @@ class NamedWorkers(LocalExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._workers: list[Processes] = []
+        self._workers: list[WorkerProcesses] = []
 
     def make_workers(self, settings: Sequence[LocalWorker]) -> None:
         """Create the workers, before the executor starts.
@@ -165,7 +167,7 @@ class NamedWorkers(LocalExecutor):
             )
             job_id = self.job_id if isinstance(self.job_id, int) else None
             record = worker_record(worker, job_id=job_id)
-            self._workers.append(Processes(record, environment, self, parallelism=setting.concurrency, **options))
+            self._workers.append(WorkerProcesses(record, environment, self, parallelism=setting.concurrency, **options))
 
     def start(self) -> None:
         """Start the processes of all workers."""
@@ -187,17 +189,17 @@ class NamedWorkers(LocalExecutor):
         """Keep other threads idle within the context, while a process is forked."""
         return nullcontext()
 
-    def hand_over(self, worker: Processes, key: Any, item: Any) -> None:
+    def run_on(self, worker: WorkerProcesses, key: Any, item: Any) -> None:
         """Run an item on a worker."""
-        worker.take(key, item)
+        worker.run(key, item)
         self.running.add(key)
 
-    def told(self, key: Any, state: Any, info: Any, *, is_over: bool) -> None:
+    def on_state_change(self, key: Any, state: Any, info: Any, *, is_over: bool) -> None:
         """Take a state change of an item from the worker that runs it.
 
         :param is_over: whether the item has ended
         """
-        is_elsewhere = any(other.has(key) for other in self._workers)
+        is_elsewhere = any(other.is_running(key) for other in self._workers)
         self.change_state(key, state, info, remove_running=is_over and not is_elsewhere)
 
 
@@ -207,13 +209,13 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
     See ``docs/how-to/local-workers.md``.
     """
 
-    plainly = "runs them on whichever of its workers has the least to do"
+    fallback_description = "runs them on whichever of its workers has the least to do"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._history: dict[int, float] = {}
         # Worker chosen for each task that Airflow 2.11 is about to run.
-        self._chosen: dict[Any, Processes] = {}
+        self._chosen: dict[Any, WorkerProcesses] = {}
 
     # --- placement hooks
 
@@ -224,18 +226,18 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         # Local workers share no queue and have no backlog.
         return replace(rules, fallback=WAIT, backlog=0)
 
-    def make_watch(self, service: PlacementService) -> LocalWorkerMonitor:  # noqa: ARG002
+    def make_monitor(self, service: PlacementService) -> LocalWorkerMonitor:  # noqa: ARG002
         """Return the monitor that registers the workers and reads decisions about them."""
         return LocalWorkerMonitor([OwnWorker(worker.record, worker.parallelism) for worker in self._workers])
 
     def at_rest(self) -> AbstractContextManager[None]:
         """Keep the monitor's thread idle within the context."""
-        return self._watch.at_rest() if isinstance(self._watch, LocalWorkerMonitor) else super().at_rest()
+        return self._monitor.at_rest() if isinstance(self._monitor, LocalWorkerMonitor) else super().at_rest()
 
     def own_queue(self, worker: Candidate) -> None:
         """Return ``None``: tasks are passed directly to a worker's processes."""
 
-    def as_now(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:
+    def update_snapshot(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:
         """Return a snapshot with the workers' current loads, and with the queues of all tasks.
 
         Local workers take tasks of every queue.
@@ -270,7 +272,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         for key, item, worker in self._choose(items):
             for queued in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
                 getattr(self, queued, {}).pop(key, None)
-            self.hand_over(worker, key, item)
+            self.run_on(worker, key, item)
 
     def _process_tasks(self, task_tuples: Sequence[tuple[Any, ...]]) -> None:
         """Run commands on the workers chosen for them (Airflow 2.11)."""
@@ -282,9 +284,9 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
 
     def execute_async(self, key: Any, command: Any, queue: Any = None, executor_config: Any = None) -> None:  # noqa: ARG002
         """Run a command on the worker chosen for it (Airflow 2.11)."""
-        self.hand_over(self._chosen.pop(key), key, command)
+        self.run_on(self._chosen.pop(key), key, command)
 
-    def _choose(self, items: Sequence[tuple[Any, Any, str]]) -> list[tuple[Any, Any, Processes]]:
+    def _choose(self, items: Sequence[tuple[Any, Any, str]]) -> list[tuple[Any, Any, WorkerProcesses]]:
         """Return what to run now, and on which worker.
 
         :param items: tuples of a key, the item to run, and its queue
@@ -295,23 +297,27 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         tasks = [item for item in items if is_task(item[0])]
         return [*self._choose_for_non_tasks(non_tasks), *self._choose_for_tasks(tasks, slots - len(non_tasks))]
 
-    def _choose_for_non_tasks(self, non_tasks: Sequence[tuple[Any, Any, str]]) -> Iterator[tuple[Any, Any, Processes]]:
+    def _choose_for_non_tasks(
+        self, non_tasks: Sequence[tuple[Any, Any, str]]
+    ) -> Iterator[tuple[Any, Any, WorkerProcesses]]:
         """Choose workers for items that are not tasks, such as callbacks.
 
         They run at once, as in the parent, even on drained workers.
         """
-        chosen: Counter[Processes] = Counter()
+        chosen: Counter[WorkerProcesses] = Counter()
         for key, item, _ in non_tasks:
             worker = min(self._workers, key=lambda worker: (worker.load + chosen[worker]) / worker.parallelism)
             chosen[worker] += 1
             yield key, item, worker
 
-    def _choose_for_tasks(self, tasks: Sequence[tuple[Any, Any, str]], slots: int) -> list[tuple[Any, Any, Processes]]:
+    def _choose_for_tasks(
+        self, tasks: Sequence[tuple[Any, Any, str]], slots: int
+    ) -> list[tuple[Any, Any, WorkerProcesses]]:
         if not tasks:
             return []
         by_key = {try_key(key): (key, item) for key, item, _ in tasks}
         requests = [self._request(key, queue) for key, _, queue in tasks]
-        results = None if self._watch is None else self.place(requests, slots)
+        results = None if self._monitor is None else self.place(requests, slots)
         if results is None:
             chosen = self._by_load(requests, slots)
             self.note_fallback(by_key[key][0] for key in chosen)
@@ -328,9 +334,9 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(key))
         return PlacementRequest(try_key(key), queue, executor_config, pool)
 
-    def _by_load(self, requests: Sequence[PlacementRequest], slots: int) -> dict[TryKey, Processes]:
+    def _by_load(self, requests: Sequence[PlacementRequest], slots: int) -> dict[TryKey, WorkerProcesses]:
         """Choose without the registry: the least loaded of the workers last known as available."""
-        snapshot = None if self._watch is None else self._watch.snapshot()
+        snapshot = None if self._monitor is None else self._monitor.snapshot()
         is_known = (
             snapshot is not None
             and snapshot.unavailable_reason is None
@@ -355,7 +361,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
             for index, processes in enumerate(self._workers)
         ]
         placer = Placer(LEAST_LOADED, candidates, self._history)
-        chosen: dict[TryKey, Processes] = {}
+        chosen: dict[TryKey, WorkerProcesses] = {}
         for request in requests:
             key = request.key
             if len(chosen) >= slots:
@@ -372,12 +378,12 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         """Collect state changes, also of tasks whose process died."""
         super().sync()
         for worker in self._workers:
-            for key in worker.lost():
-                if is_task(key) and isinstance(self._watch, LocalWorkerMonitor):
-                    self._watch.doubt(try_key(key))
+            for key in worker.pop_lost_keys():
+                if is_task(key) and isinstance(self._monitor, LocalWorkerMonitor):
+                    self._monitor.request_end_check(try_key(key))
                 else:
                     self._stop_tracking(key)
-        if isinstance(self._watch, LocalWorkerMonitor) and (ended := set(self._watch.take_over())):
+        if isinstance(self._monitor, LocalWorkerMonitor) and (ended := set(self._monitor.pop_ended())):
             for key in [key for key in self.running if is_task(key) and try_key(key) in ended]:
                 self._stop_tracking(key)
 

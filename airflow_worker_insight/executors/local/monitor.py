@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SWEEP_EVERY = timedelta(seconds=30)
 """Time between two sweeps, and minimum age of a placement to be swept."""
 
-REST_SECONDS = 1.0
+PAUSE_TIMEOUT = 1.0
 """Maximum seconds that starting a process waits for the thread's current run."""
 
 
@@ -54,41 +54,41 @@ class LocalWorkerMonitor(WorkerMonitor):
     def __init__(self, workers: Sequence[OwnWorker]) -> None:
         super().__init__()
         self.own = {worker.record.worker_id: worker for worker in workers}
-        self._busy = Lock()
+        self._run_lock = Lock()
         self._sweep_due = 0.0
         # Both queues pass tries between the two threads.
-        self._doubted: deque[TryKey] = deque()
-        self._over: deque[TryKey] = deque()
+        self._unchecked: deque[TryKey] = deque()
+        self._ended: deque[TryKey] = deque()
 
     def prepare(self) -> None:
         """Register the workers."""
-        with self._busy:
+        with self._run_lock:
             self._read()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Keep the thread idle within the context: a forked process inherits the locks it holds."""
-        is_at_rest = self._busy.acquire(timeout=REST_SECONDS)
+        is_at_rest = self._run_lock.acquire(timeout=PAUSE_TIMEOUT)
         try:
             yield
         finally:
             if is_at_rest:
-                self._busy.release()
+                self._run_lock.release()
 
-    def doubt(self, key: TryKey) -> None:
+    def request_end_check(self, key: TryKey) -> None:
         """Check whether a try is over that may never report its end.
 
-        A process of its worker died. :meth:`take_over` returns the try once it is over.
+        A process of its worker died. :meth:`pop_ended` returns the try once it is over.
         """
-        self._doubted.append(key)
+        self._unchecked.append(key)
 
-    def take_over(self) -> list[TryKey]:
+    def pop_ended(self) -> list[TryKey]:
         """Return the doubted tries that were found to be over since the last call."""
-        return [self._over.popleft() for _ in range(len(self._over))]
+        return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def run_once(self) -> None:
         """Do everything that is due, once."""
-        with self._busy:
+        with self._run_lock:
             if not self._read():
                 return
             if config.enabled():
@@ -101,7 +101,7 @@ class LocalWorkerMonitor(WorkerMonitor):
                     settled = database_now(connection) - SWEEP_EVERY
                     placements.sweep(connection, {}, settled=settled)
                     placements.trim(connection, now=settled)
-            self._check_doubted()
+            self._check_ends()
 
     def _read(self) -> bool:
         """Read the workers' rows, and write missing ones; return whether the tables are usable."""
@@ -142,16 +142,16 @@ class LocalWorkerMonitor(WorkerMonitor):
             alias=worker.record.name,
         )
 
-    def _check_doubted(self) -> None:
-        keys = [self._doubted.popleft() for _ in range(len(self._doubted))]
+    def _check_ends(self) -> None:
+        keys = [self._unchecked.popleft() for _ in range(len(self._unchecked))]
         if not keys:
             return
         try:
             with session.reading(session.BACKGROUND) as connection:
                 rows = airflow_history.tries_of_task_instances(connection, keys)
         except Exception:
-            self._doubted.extend(keys)
+            self._unchecked.extend(keys)
             raise
         for key in keys:
             is_over = key not in rows or rows[key].state not in placements.PLACES_TAKEN
-            (self._over if is_over else self._doubted).append(key)
+            (self._ended if is_over else self._unchecked).append(key)

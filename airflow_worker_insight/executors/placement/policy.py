@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_NAMED = 3
 """How many left-out workers the text of a decision names per reason."""
 
-PATIENCE = 30.0
+SLOW_WORKER_DELAY = 30.0
 """Seconds without new work for faster workers after which a slow worker is used anyway.
 
 What runs on the faster ones may take longer than the task would take on the slow one.
@@ -102,7 +102,7 @@ class Candidate:
 
     For example, it does not consume its dedicated queue yet.
     """
-    comes_back: bool = True
+    may_return: bool = True
     """Whether a retry that fits no other worker waits until this one is available again."""
 
     @property
@@ -157,17 +157,17 @@ class Placer:
     def place(self, task: Task) -> Decision:
         """Choose a worker for a task, and count the task in the worker's load."""
         if task.invalid_reason is not None:
-            return Decision(None, INVALID_REQUEST, _line(f"waits: {task.invalid_reason}"))
+            return Decision(None, INVALID_REQUEST, _join_parts(f"waits: {task.invalid_reason}"))
         eligible = self._eligible_for(task)
         index, reason = self._choose(eligible, task)
         if index is None:
-            why = _WAITS[reason].format(queue=task.queue, worker=task.worker)
-            return Decision(None, reason, _line(f"waits: {why}", eligible.left_out))
+            why = _WAITING_TEXTS[reason].format(queue=task.queue, worker=task.worker)
+            return Decision(None, reason, _join_parts(f"waits: {why}", eligible.left_out))
         worker = self._candidates[index]
-        text = _line(
-            f"{worker.name}: {_CHOSEN[reason].format(number=_workers(len(eligible.members)))},"
+        text = _join_parts(
+            f"{worker.name}: {_CHOICE_TEXTS[reason].format(number=_workers(len(eligible.members)))},"
             f" {self._loads[index]} of {worker.capacity} places taken",
-            f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+            f"kept away from {_join_names(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
             eligible.left_out,
         )
         self._count(index)
@@ -193,27 +193,27 @@ class Placer:
             if any(name not in task.avoid for name in eligible.may_come_back):
                 return None, OTHERS_FULL
             # Retries avoid a worker only if there is another one.
-            index, reason = self._best(eligible, task, frozenset())
+            index, reason = self._choose_index(eligible, task, frozenset())
             return index, reason if index is None else AGAIN
-        index, reason = self._best(eligible, task, avoided)
+        index, reason = self._choose_index(eligible, task, avoided)
         if avoided:
             return index, OTHERS_FULL if index is None else ELSEWHERE
         return index, reason
 
-    def _best(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
+    def _choose_index(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
         """Return the best worker; a slow one only if no faster worker gets to the task sooner."""
         fast_indexes = _without(eligible.fast_with_room, avoided)
         if fast_indexes:
-            return self._least(fast_indexes, eligible.fast, task)
+            return self._choose_by_strategy(fast_indexes, eligible.fast, task)
         slow_indexes = _without(eligible.slow_with_room, avoided)
         if slow_indexes and (
             eligible.waiting >= eligible.patience or not self._got_task_lately(eligible.fast, avoided)
         ):
-            return self._least(slow_indexes, eligible.slow, task)[0], SLOW
+            return self._choose_by_strategy(slow_indexes, eligible.slow, task)[0], SLOW
         eligible.waiting += 1
         return None, FULL
 
-    def _least(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
+    def _choose_by_strategy(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
         if self._strategy != STICKY:
             return min(with_room, key=self._scores.__getitem__), self._strategy
         task_digest, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
@@ -227,7 +227,7 @@ class Placer:
 
     def _got_task_lately(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
         """Return whether one of these workers got a task lately, so that it soon has room again."""
-        since = self._now - PATIENCE
+        since = self._now - SLOW_WORKER_DELAY
         refs = (self._candidates[index].ref for index in members if index not in avoided)
         return any(self._history.get(ref, since) > since for ref in refs)
 
@@ -299,11 +299,11 @@ class _Eligible:
             if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
                 # Unrelated workers are not named: that would say nothing about this task.
                 continue
-            reason = is_out(worker)
+            reason = exclusion_reason(worker)
             has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
             if reason is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
-                is_back_soon = worker.comes_back and worker.state in _MAY_COME_BACK
+                is_back_soon = worker.may_return and worker.state in _MAY_COME_BACK
                 if has_labels and is_back_soon and worker.availability == "available":
                     may_come_back.append(worker.name)
             elif not has_labels:
@@ -348,7 +348,7 @@ _TURN = 1e-6
 
 _SCATTER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
-_CHOSEN = {
+_CHOICE_TEXTS = {
     LEAST_LOADED: "least loaded of {number}",
     ROUND_ROBIN: "next in turn of {number}",
     STICKY: "the one that this task sticks to",
@@ -358,7 +358,7 @@ _CHOSEN = {
     SLOW: "slow, but nobody faster takes anything now",
 }
 
-_WAITS = {
+_WAITING_TEXTS = {
     NO_WORKER: "no worker that is known consumes the queue {queue}",
     NOT_AVAILABLE: "no worker of the queue {queue} is available",
     NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
@@ -370,7 +370,7 @@ _WAITS = {
 _MAY_COME_BACK = ("online", "unresponsive")
 
 
-def is_out(worker: Candidate) -> str | None:
+def exclusion_reason(worker: Candidate) -> str | None:
     """Return why a worker gets no tasks at all, or ``None`` if it may get some."""
     if worker.state != "online":
         return worker.state or "of unknown state"
@@ -384,15 +384,15 @@ def _workers(number: int) -> str:
 
 
 def _named(names: Sequence[str], reason: str) -> str:
-    return f"{_list(names)} ({reason})"
+    return f"{_join_names(names)} ({reason})"
 
 
-def _list(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     unnamed = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {unnamed} more" if unnamed > 0 else "")
 
 
-def _line(*parts: str) -> str:
+def _join_parts(*parts: str) -> str:
     text = "; ".join(part for part in parts if part)
     return text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
 

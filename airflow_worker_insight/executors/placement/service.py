@@ -11,7 +11,7 @@ from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import INVALID_REQUEST, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.executors.placement.policy import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.placement.rules import SHARED_QUEUE as TO_SHARED_QUEUE
-from airflow_worker_insight.executors.placement.rules import PlacementConfigError, asked_worker
+from airflow_worker_insight.executors.placement.rules import PlacementConfigError, requested_worker
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KEPT_FOR = 60.0
 """Seconds to cache which workers failed a retry, after its last placement request."""
 
-STAYS = (OTHERS_FULL, INVALID_REQUEST)
+NEVER_SHARED = (OTHERS_FULL, INVALID_REQUEST)
 """Reasons for which a task waits even if the fallback is the shared queue.
 
 The shared queue would lead a retry back to the worker that failed it, and someone must fix an invalid request.
@@ -132,7 +132,7 @@ class PlacementService:
         :param most: how many tasks to place at most; ``None`` for all
         """
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
-        failed = self._who_failed(connection, [request.key for request in requests if request.key.try_number > 1])
+        failed = self._failed_workers(connection, [request.key for request in requests if request.key.try_number > 1])
         pools = self._pools(connection, requests)
         unavailable_workers = worker_queries.unavailable_workers(connection)
         candidates = [
@@ -159,7 +159,7 @@ class PlacementService:
                 remaining -= not results[-1].waits
         return results
 
-    def _who_failed(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
+    def _failed_workers(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
         """Return for each retry the names of the workers that failed an earlier try.
 
         They do not change while a retry waits, so each retry is queried once and not at every heartbeat.
@@ -182,8 +182,8 @@ class PlacementService:
         labels: dict[str, str] = {}
         worker = invalid_reason = None
         try:
-            worker = asked_worker(request.executor_config)
-            labels = self.rules.labels_for(request.pool or pools.get(key), request.executor_config)
+            worker = requested_worker(request.executor_config)
+            labels = self.rules.labels_for_task(request.pool or pools.get(key), request.executor_config)
         except PlacementConfigError as error:
             invalid_reason = str(error)
         return Task(
@@ -205,7 +205,7 @@ class PlacementService:
         return {key: row.pool for key, row in placements.wanted(connection, unknown).items()}
 
     def _fallback(self, decision: Decision, request: PlacementRequest) -> Decision:
-        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
+        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in NEVER_SHARED:
             return decision
         text = f"to the queue {request.queue} that all share: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

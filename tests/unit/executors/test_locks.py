@@ -41,11 +41,11 @@ class Parent:
 
 
 class Executor(PlacementMixin, Parent):  # type: ignore[misc]
-    def __init__(self, when_unseen: str = SEND) -> None:
+    def __init__(self, when_workers_unseen: str = SEND) -> None:
         super().__init__()
-        self._desk = PlacementService(Rules(LEAST_LOADED, 4, when_unseen=when_unseen))
+        self._service = PlacementService(Rules(LEAST_LOADED, 4, when_workers_unseen=when_workers_unseen))
         one = Candidate(ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8)
-        self._watch: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
+        self._monitor: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
         self._started_at = -1000.0
 
     def own_queue(self, worker: Candidate) -> str | None:
@@ -130,7 +130,7 @@ def test_a_sweep_that_cannot_be_made_drops_nothing_and_is_made_later(
         change_try(connection, key, state="failed")
     executor.queued_tasks[key] = None
     executor._waiting, executor._placed_at = {key: "waits"}, {key: NOON}
-    executor._waited = frozenset({key})
+    executor._waited_before = frozenset({key})
     with locked(database, table):
         executor.sync()
     executor.sync()

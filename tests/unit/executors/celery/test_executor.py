@@ -92,8 +92,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:  # noqa: ARG001
     monkeypatch.setattr(counters, "_warned", set())
     made = WorkerInsightCeleryExecutor()
-    made._desk = PlacementService(Rules("least_loaded", 1))
-    made._watch = FakeWatch(W1)  # type: ignore[assignment]
+    made._service = PlacementService(Rules("least_loaded", 1))
+    made._monitor = FakeWatch(W1)  # type: ignore[assignment]
     return made
 
 
@@ -135,7 +135,7 @@ def test_what_does_not_fit_stays_and_goes_when_there_is_room(
     assert len(sent) == 3
     executor.success(keys[0])
     executor.fail(keys[1])
-    executor._give_back()
+    executor._write_ends()
     assert loads(database) == {1: 1}
     executor.trigger_tasks(8)
     assert len(sent) == 5
@@ -187,7 +187,7 @@ def test_why_a_task_waits_is_written_once(
 
 
 def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecutor, database: Database) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     queue(executor, "extract")
     for availability in ("quarantined", "draining"):
         watch.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
@@ -199,8 +199,8 @@ def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecu
 def test_with_that_fallback_it_goes_to_the_shared_queue(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    executor._desk = PlacementService(Rules("least_loaded", 1, "shared_queue"))
-    executor._watch = FakeWatch(replace(W1, availability="quarantined"))  # type: ignore[assignment]
+    executor._service = PlacementService(Rules("least_loaded", 1, "shared_queue"))
+    executor._monitor = FakeWatch(replace(W1, availability="quarantined"))  # type: ignore[assignment]
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert sent == [("extract", "default")]
@@ -213,7 +213,7 @@ def test_a_full_worker_is_full_for_all_schedulers(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     other = WorkerInsightCeleryExecutor()
-    other._desk, other._watch = executor._desk, executor._watch
+    other._service, other._monitor = executor._service, executor._monitor
     queue(other, *(f"other-{number}" for number in range(3)))
     other.trigger_tasks(8)
     queue(executor, "extract")
@@ -238,7 +238,7 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
         one = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
         placements.write(connection, [one], now=NOON)
     w2 = replace(W1, ref=refs["w2"], worker_id="celery-2", name="w2@host", load=0)
-    executor._watch = FakeWatch(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
+    executor._monitor = FakeWatch(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
     for _ in range(2):
         sent.clear()
         queue(executor, "extract", try_number=2)
@@ -254,7 +254,7 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
 def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once(
     executor: WorkerInsightCeleryExecutor, sent: Sent, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     executor._started_at = time.monotonic() - 60
     if why == "unavailable":
         watch.known = Snapshot((W1,), time.monotonic(), unavailable_reason="nobody looks")
@@ -278,7 +278,7 @@ def test_one_failure_is_no_reason_to_pass_by_what_was_decided(
     executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
     queue(executor, "extract")
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     with monkeypatch.context() as broken:
         broken.setattr(placements, "write", lambda *_, **__: 1 / 0)
@@ -295,7 +295,7 @@ def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
     executor: WorkerInsightCeleryExecutor, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     known = watch.known
     for number in range(2):
         for snapshot in (replace(known, unavailable_reason="nobody looks"), replace(known, taken_at=time.monotonic())):
@@ -310,7 +310,7 @@ def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
 def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     keys = queue(executor, "extract", "load")
     executor.trigger_tasks(8)
@@ -320,7 +320,7 @@ def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
     assert len(sent) == 1
     watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._write_ends()
     with database.engine.connect() as connection:
         assert not any(one.waits for one in placements.open_of(connection, [a_key(key) for key in keys]).values())
 
@@ -328,7 +328,7 @@ def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
 def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
@@ -336,7 +336,7 @@ def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
     watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._write_ends()
     assert sent == [("extract", "default")]
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)]) == {}
@@ -345,7 +345,7 @@ def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
 def test_a_scheduler_that_has_just_started_waits_for_a_moment(
     executor: WorkerInsightCeleryExecutor, sent: Sent
 ) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known, executor._started_at = None, time.monotonic()
     queue(executor, "extract")
     executor.trigger_tasks(8)
@@ -357,9 +357,9 @@ def test_a_command_that_sends_one_task_does_as_the_parent(
     executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task_runtime, "in_scheduler", lambda: False)
-    executor._watch = None
+    executor._monitor = None
     executor.start()
-    assert executor._watch is None
+    assert executor._monitor is None
     queue(executor, "extract")
     executor.trigger_tasks(8)
     executor.sync()
@@ -386,9 +386,9 @@ def end_without_the_database(executor: Any, monkeypatch: pytest.MonkeyPatch) -> 
     executor.success(key)
     with monkeypatch.context() as broken:
         broken.setattr(session, "writing", lambda _: 1 / 0)
-        executor._give_back()
+        executor._write_ends()
     # Its pause is over.
-    executor._ends_due = 0.0
+    executor._ends_retry_at = 0.0
     return key
 
 
@@ -397,7 +397,7 @@ def test_ends_that_cannot_be_written_are_written_later(
 ) -> None:
     end_without_the_database(executor, monkeypatch)
     assert loads(database) == {1: 1}
-    executor._give_back()
+    executor._write_ends()
     assert loads(database) == {}
 
 
@@ -408,7 +408,7 @@ def test_an_end_that_could_not_be_written_gives_no_place_of_the_same_try_back_on
     # It was deferred, and its trigger has fired.
     assert queue(executor, "extract") == [key]
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._write_ends()
     assert len(sent) == 2
     assert loads(database) == {1: 1}
 
@@ -419,31 +419,31 @@ def test_what_another_scheduler_has_placed_since_keeps_its_place(
     (key,) = queue(executor, "deferred")
     executor.trigger_tasks(8)
     other = WorkerInsightCeleryExecutor()
-    other._desk, other._watch = executor._desk, executor._watch
+    other._service, other._monitor = executor._service, executor._monitor
     # Its trigger fires, and the other one goes on with it before this one hears that it was deferred.
     queue(other, "deferred")
     other.trigger_tasks(8)
     executor.success(key)
-    executor._give_back()
+    executor._write_ends()
     assert len(sent) == 2
     assert loads(database) == {1: 1}
     other.success(key)
-    other._give_back()
+    other._write_ends()
     assert loads(database) == {}
 
 
 def test_what_is_revoked_and_queued_again_is_known_to_wait(
     executor: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     (key,) = queue(executor, "stuck")
     executor.trigger_tasks(8)
     executor.revoke_task(ti=SimpleNamespace(key=key, queued_by_job_id=None, external_executor_id=None))
     assert queue(executor, "stuck") == [key]
-    executor._give_back()
+    executor._write_ends()
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._write_ends()
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
 
@@ -452,7 +452,7 @@ def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
     executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     with database.engine.begin() as connection:
         run = add_run(connection, state="running", ended_at=None)
@@ -487,7 +487,7 @@ def test_what_waits_is_looked_at_now_and_then(
     monkeypatch.setattr(placements, "wanted", lambda _connection, keys: looked.extend([keys] if keys else []) or {})
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, availability="quarantined"),), clock.now)
     (key,) = queue(executor, "extract")
     for seconds in (0, 0, base.UNWANTED_EVERY - 1, 0):
@@ -507,7 +507,7 @@ def test_slots_of_what_waits_are_kept_while_the_database_is_away(
     executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = executor._watch
+    watch: Any = executor._monitor
     watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
@@ -587,7 +587,7 @@ def test_what_has_ended_before_it_is_adopted_gives_its_place_back(
     keys = queue(executor, "ended", "unknown")
     executor.trigger_tasks(8)
     after = WorkerInsightCeleryExecutor()
-    after._watch = executor._watch
+    after._monitor = executor._monitor
     monkeypatch.setattr(
         after.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("SUCCESS", None) for one in results}
     )
@@ -595,7 +595,7 @@ def test_what_has_ended_before_it_is_adopted_gives_its_place_back(
     ended, unknown = (SimpleNamespace(key=key, external_executor_id=None, state="queued") for key in keys)
     ended.external_executor_id = str(uuid.uuid4())
     assert list(after.try_adopt_task_instances([ended, unknown])) == [unknown]  # type: ignore[list-item]
-    after._give_back()
+    after._write_ends()
     assert loads(database) == {1: 1}, "the place of the other one is given back when Airflow has reset it"
     assert not after._placed_at
 
@@ -616,10 +616,10 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
     tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()), state="queued") for key in keys]
     assert {ti.key for ti in after.try_adopt_task_instances(tis)} == set(keys) - sent_keys
     assert after.running == sent_keys
-    after._watch = executor._watch
+    after._monitor = executor._monitor
     ended, *_ = sent_keys
     after.success(ended)
-    after._give_back()
+    after._write_ends()
     assert loads(database) == {1: 2}
     with monkeypatch.context() as broken:
         broken.setattr(session, "writing", lambda _: 1 / 0)
@@ -657,7 +657,7 @@ def test_it_says_of_itself_what_the_parent_says() -> None:
 @pytest.fixture
 def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:
     """The executor with ``when_workers_unseen = hold`` and a broker that takes connections."""
-    executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
+    executor._service = PlacementService(Rules("least_loaded", 1, when_workers_unseen="hold"))
     executor._started_at = time.monotonic() - 60
     monkeypatch.setattr(executor, "_broker_unavailable_reason", lambda: None)
     return executor
@@ -667,7 +667,7 @@ def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPat
 def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
     holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch: Any = holding._watch
+    watch: Any = holding._monitor
     watch.known = {
         "unavailable": Snapshot((W1,), time.monotonic(), unavailable_reason="None of Celery's workers answers."),
         "old": Snapshot((W1,), time.monotonic() - 3600),
@@ -697,7 +697,7 @@ def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
 def test_since_when_a_task_waits_does_not_change_with_its_reason(
     holding: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    watch: Any = holding._watch
+    watch: Any = holding._monitor
     queue(holding, "extract")
     waits = []
     for snapshot in (
@@ -731,7 +731,7 @@ def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
     holding: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = holding._watch
+    watch: Any = holding._monitor
     watch.known = Snapshot((), time.monotonic(), unavailable_reason="None of Celery's workers answers.")
     queue(holding, "extract")
     holding.trigger_tasks(8)
@@ -746,7 +746,7 @@ def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
 def test_a_task_that_the_broker_does_not_take_is_held_and_keeps_its_retry(
     holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, error: Exception
 ) -> None:
-    watch: Any = holding._watch
+    watch: Any = holding._monitor
     sent.fails = error
     (key,) = queue(holding, "extract")
     holding.trigger_tasks(8)
@@ -786,13 +786,13 @@ def test_nothing_is_sent_to_a_broker_that_takes_no_connection(
         taken.bind(("127.0.0.1", 0))
         app = Celery(broker=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
         monkeypatch.setattr(executor, "celery_app_here", lambda: app)
-        executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
+        executor._service = PlacementService(Rules("least_loaded", 1, when_workers_unseen="hold"))
         queue(executor, "extract")
         executor.trigger_tasks(8)
         assert sent == []
         assert len(executor.queued_tasks) == 1
         # By default that is Airflow's own business.
-        executor._desk = PlacementService(Rules("least_loaded", 1))
-        executor._unsent = None
+        executor._service = PlacementService(Rules("least_loaded", 1))
+        executor._refusal = None
         executor.trigger_tasks(8)
         assert len(sent) == 1

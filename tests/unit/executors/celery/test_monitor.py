@@ -17,7 +17,7 @@ from airflow_worker_insight.executors.celery import consumers, rebalance
 from airflow_worker_insight.executors.celery import monitor as module
 from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, is_out
+from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, exclusion_reason
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 from airflow_worker_insight.registry.observations import SourceUnavailableError
@@ -79,16 +79,16 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     def reclaim_tasks(
         _app: Any,
         queue: str,
-        desk: PlacementService,
+        service: PlacementService,
         snapshot: Snapshot,
         *,
-        came_from: str,
+        worker_name: str,
         is_gone: bool = False,
         **others: Any,
     ) -> int:
-        found.append((queue, came_from, is_gone))
+        found.append((queue, worker_name, is_gone))
         levelled.append(others.get("most"))
-        assert isinstance(desk, PlacementService)
+        assert isinstance(service, PlacementService)
         offered[:] = snapshot.candidates
         return others.get("most") or 1
 
@@ -226,7 +226,7 @@ def test_a_worker_that_has_never_answered_here_may_be_another_teams(
         watch.run_once()
     assert taken == []
     found = candidates(watch)
-    assert [found[f"{name}@host"].comes_back for name in ("w1", "w2")] == [False, True]
+    assert [found[f"{name}@host"].may_return for name in ("w1", "w2")] == [False, True]
 
 
 def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database, workers: Workers) -> None:
@@ -236,9 +236,9 @@ def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database,
     del workers.queues["w1@host"]
     for _ in range(consumers.COMES_BACK_WITHIN - 1):
         watch.run_once()
-        assert candidates(watch)["w1@host"].comes_back
+        assert candidates(watch)["w1@host"].may_return
     watch.run_once()
-    assert not candidates(watch)["w1@host"].comes_back
+    assert not candidates(watch)["w1@host"].may_return
 
 
 def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers
     change(database, refs["w1"], availability="quarantined")
     watch.run_once()
     assert taken == []
-    watch.desk = PlacementService(Rules("least_loaded", 4, "shared_queue"))
+    watch.service = PlacementService(Rules("least_loaded", 4, "shared_queue"))
     watch.run_once()
     assert taken == [(own_queue("w1"), "w1@host-1", False)]
 
@@ -320,7 +320,7 @@ def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_ther
     monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
     watch.run_once()
     assert [queue for queue, *_ in taken] == [own_queue("w1")]
-    assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]
+    assert [one.name for one in offered if exclusion_reason(one) is None] == ["w2@host"]
 
 
 @pytest.mark.parametrize("how", ["nobody has room", "it fails"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue, sync_consumers
+from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.sources import celery as engine
 
@@ -147,7 +147,9 @@ def test_whoever_sends_or_takes_back_declares_it_as_the_worker_does(
     one = nodes("w1@host", "default")
     sync_consumers(app, give={"w1@host": A}, hold={})
     (at_worker,) = one.declared
-    assert seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(as_declared(app, A))
+    assert (
+        seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(declared_queue(app, A))
+    )
 
 
 def seen_by_rabbitmq(queue: Any) -> Any:

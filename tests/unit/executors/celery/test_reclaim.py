@@ -100,8 +100,8 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
 
 
 def move(broker: Broker, *candidates: Candidate, is_gone: bool = True, fallback: str = "wait") -> int:
-    desk = PlacementService(Rules("least_loaded", 4, fallback))
-    return reclaim_tasks(broker.app, DEAD, desk, Snapshot(candidates, 0.0), came_from="w1@host", is_gone=is_gone)
+    service = PlacementService(Rules("least_loaded", 4, fallback))
+    return reclaim_tasks(broker.app, DEAD, service, Snapshot(candidates, 0.0), worker_name="w1@host", is_gone=is_gone)
 
 
 @on_both
@@ -176,7 +176,7 @@ def test_quorum_queues_are_removed_without_conditions(monkeypatch: pytest.Monkey
     )
     arguments = {"x-queue-type": "quorum"}
     monkeypatch.setattr(
-        reclaim, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
+        reclaim, "declared_queue", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
     )
     app = celery.Celery("airflow.executors.celery_executor", broker="memory://")
     app.send_task("something", queue=f"{DEAD}-quorum")
@@ -236,8 +236,8 @@ def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
         pinned = {"worker_insight": {"labels": {"zone": "moon"}}}
         connection.execute(update(table).where(table.c.map_index < 2).values(executor_config=pinned))
     ids = [broker.send(key) for key in keys]
-    desk, snapshot = PlacementService(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
-    assert reclaim_tasks(broker.app, DEAD, desk, snapshot, came_from="w1@host", most=2) == 2
+    service, snapshot = PlacementService(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
+    assert reclaim_tasks(broker.app, DEAD, service, snapshot, worker_name="w1@host", most=2) == 2
     assert broker.ids(ALIVE) == sorted(ids[2:4])
     assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 
@@ -250,7 +250,7 @@ def test_what_stays_in_a_quorum_queue_is_put_there_anew(
 
     arguments = {"x-queue-type": "quorum"}
     monkeypatch.setattr(
-        reclaim, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
+        reclaim, "declared_queue", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
     )
     ids = sorted(broker.send(key) for key in store(database, 3))
     before = [(one["body"], one["headers"]) for one in broker.held(DEAD)]

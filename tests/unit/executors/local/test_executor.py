@@ -178,7 +178,7 @@ def running(executor: Any, work: Work, number: int) -> None:
 def decide(database: Database, executor: Any, name: str, availability: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == name).values(availability=availability))
-    executor._watch.run_once()
+    executor._monitor.run_once()
 
 
 def reasons(database: Database) -> Counter[str]:
@@ -376,7 +376,7 @@ def test_tasks_are_held_without_the_registry_where_that_is_configured(
     assert not executor.get_event_buffer()
 
     migrate.upgrade()
-    executor._watch.run_once()
+    executor._monitor.run_once()
     assert set(events_of(executor, *keys).values()) == {"success"}
     with database.engine.connect() as connection:
         assert [one.waits for one in placements.open_placements(connection)] == []
@@ -407,13 +407,13 @@ def test_the_place_of_a_task_whose_process_was_killed_is_given_back(
     running(executor, work, 4)
     killed = psutil.Process(work.ran()[0]["pid"])
     killed.send_signal(signal.SIGKILL)
-    watch = executor._watch
+    watch = executor._monitor
     assert isinstance(watch, LocalWorkerMonitor)
 
     def is_doubted() -> bool:
         executor.sync()
         watch.run_once()
-        return bool(watch._doubted)
+        return bool(watch._unchecked)
 
     wait_for(is_doubted, 60, "the process to be missed", interval=0.02)
     assert len(executor.running) == 4, "Airflow says that they run"

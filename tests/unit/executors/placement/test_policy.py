@@ -28,8 +28,14 @@ from airflow_worker_insight.domain.reasons import (
     STICKY_NEXT,
     STRATEGIES,
 )
-from airflow_worker_insight.executors.placement.policy import PATIENCE, Candidate, Placer, Task, UnknownStrategyError
-from airflow_worker_insight.executors.placement.slow_workers import SLOW_FROM
+from airflow_worker_insight.executors.placement.policy import (
+    SLOW_WORKER_DELAY,
+    Candidate,
+    Placer,
+    Task,
+    UnknownStrategyError,
+)
+from airflow_worker_insight.executors.placement.slow_workers import DEFAULT_SLOW_FROM
 
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -192,14 +198,14 @@ def test_a_slow_worker_is_given_nothing_while_the_others_take_something(strategy
     assert (decision.worker, decision.reason) == (None, FULL)
     assert f"{slow.name} (takes 10 times as long as others)" in decision.text
     full = [slow, replace(fast, load=6)]
-    assert Placer(strategy, full, history, now=100.0 + PATIENCE - 1).place(a_task()).worker is None
+    assert Placer(strategy, full, history, now=100.0 + SLOW_WORKER_DELAY - 1).place(a_task()).worker is None
 
 
 @each_strategy
 def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: str) -> None:
     slow, fast = workers(2)
-    full = [replace(slow, slowness=SLOW_FROM), replace(fast, load=6)]
-    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + PATIENCE)):
+    full = [replace(slow, slowness=DEFAULT_SLOW_FROM), replace(fast, load=6)]
+    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + SLOW_WORKER_DELAY)):
         decision = Placer(strategy, full, history, now=now).place(a_task())
         assert decision.worker == full[0]
         assert decision.reason == SLOW
@@ -218,7 +224,7 @@ def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_do
 @each_strategy
 def test_a_retry_does_not_wait_for_one_that_is_silent_for_long(strategy: str) -> None:
     failed, silent = workers(2)
-    silent = replace(silent, unavailable_reason="does not answer", comes_back=False)
+    silent = replace(silent, unavailable_reason="does not answer", may_return=False)
     decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
     assert (decision.worker, decision.reason) == (failed, AGAIN)
 
@@ -366,15 +372,15 @@ def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
         if decision.worker is None:
             left = others if any(one.name not in task.avoid for one in fits) else free
             # Faster ones have just been given something.
-            assert all(one.slowness >= SLOW_FROM for one in left)
+            assert all(one.slowness >= DEFAULT_SLOW_FROM for one in left)
             continue
         assert decision.worker in free
-        if decision.worker.slowness >= SLOW_FROM:
-            assert not [one for one in (others or free) if one.slowness < SLOW_FROM]
+        if decision.worker.slowness >= DEFAULT_SLOW_FROM:
+            assert not [one for one in (others or free) if one.slowness < DEFAULT_SLOW_FROM]
         assert decision.worker in others or all(one.name in task.avoid for one in fits)
         if strategy == LEAST_LOADED:
             allowed = others or free
-            allowed = [one for one in allowed if one.slowness < SLOW_FROM] or allowed
+            allowed = [one for one in allowed if one.slowness < DEFAULT_SLOW_FROM] or allowed
             least = min(loads[one.ref] / one.concurrency for one in allowed)
             assert loads[decision.worker.ref] / decision.worker.concurrency == least
         loads[decision.worker.ref] += 1

@@ -10,10 +10,10 @@ from airflow_worker_insight.executors.placement.policy import UnknownStrategyErr
 from airflow_worker_insight.executors.placement.rules import (
     PlacementConfigError,
     Rules,
-    asked_labels,
-    asked_worker,
-    parse_pool_labels,
+    parse_labels,
     read_rules,
+    requested_labels,
+    requested_worker,
 )
 
 
@@ -27,11 +27,11 @@ def test_an_operator_says_which_worker_has_which_labels(monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_WORKER_LABELS", "*@gpu-*:gpu=yes,w1@gpu-1:zone=a")
     rules = read_rules()
     told = {"zone": "secure", "region": "eu"}
-    assert rules.worker_has("w1@gpu-1", told) == {"gpu": "yes", "zone": "a"}
-    assert rules.worker_has("w2@gpu-1", told) == {"gpu": "yes"}
-    assert rules.worker_has("w1@etl-1", told) == {}
+    assert rules.labels_of_worker("w1@gpu-1", told) == {"gpu": "yes", "zone": "a"}
+    assert rules.labels_of_worker("w2@gpu-1", told) == {"gpu": "yes"}
+    assert rules.labels_of_worker("w1@etl-1", told) == {}
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_TRUST_REPORTS", "True")
-    assert read_rules().worker_has("w1@gpu-1", told) == {"gpu": "yes", "zone": "a", "region": "eu"}
+    assert read_rules().labels_of_worker("w1@gpu-1", told) == {"gpu": "yes", "zone": "a", "region": "eu"}
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__PLACEMENT_WORKER_LABELS", "gpu=yes")
     with pytest.raises(PlacementConfigError, match="placement_worker_labels is a list of node:key=value"):
         read_rules()
@@ -72,9 +72,9 @@ def test_a_setting_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, option: 
 
 
 def test_what_to_do_while_workers_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_rules().when_unseen == "send"
+    assert read_rules().when_workers_unseen == "send"
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
-    assert read_rules().when_unseen == "hold"
+    assert read_rules().when_workers_unseen == "hold"
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "wait")
     with pytest.raises(PlacementConfigError, match="when_workers_unseen is one of send, hold"):
         read_rules()
@@ -94,12 +94,12 @@ def test_how_slow_is_slow(monkeypatch: pytest.MonkeyPatch, setting: str, slow_fr
     ],
 )
 def test_labels_of_pools(setting: str) -> None:
-    assert parse_pool_labels(setting) == {"gpu": {"gpu": "yes", "zone": "a"}, "eu": {"region": "eu"}}
+    assert parse_labels(setting) == {"gpu": {"gpu": "yes", "zone": "a"}, "eu": {"region": "eu"}}
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"KubernetesExecutor": {}}, "text", {"worker_insight": {}}])
 def test_a_task_that_asks_for_nothing(nothing: Any) -> None:
-    assert asked_labels(nothing) == {}
+    assert requested_labels(nothing) == {}
 
 
 @pytest.mark.parametrize(
@@ -118,23 +118,23 @@ def test_a_task_that_asks_for_nothing(nothing: Any) -> None:
 )
 def test_a_task_that_asks_for_nonsense_is_told_so(asked: Any) -> None:
     with pytest.raises(PlacementConfigError, match="executor_config"):
-        asked_labels({"worker_insight": asked})
+        requested_labels({"worker_insight": asked})
 
 
 def test_a_task_asks_for_a_worker() -> None:
-    assert asked_worker({"worker_insight": {"worker": "etl-1"}}) == "etl-1"
-    assert asked_worker({"worker_insight": {"labels": {}}}) is None
+    assert requested_worker({"worker_insight": {"worker": "etl-1"}}) == "etl-1"
+    assert requested_worker({"worker_insight": {"labels": {}}}) is None
 
 
 @pytest.mark.parametrize("name", ["", 1, ["etl-1"], "etl\n1", "x" * 300])
 def test_a_worker_that_is_no_name(name: Any) -> None:
     with pytest.raises(PlacementConfigError, match="is no name"):
-        asked_worker({"worker_insight": {"worker": name}})
+        requested_worker({"worker_insight": {"worker": name}})
 
 
 def test_what_a_task_asks_for_counts_before_its_pool() -> None:
     rules = Rules("sticky", 4, pool_labels={"gpu": {"gpu": "yes", "zone": "a"}})
     asked = {"worker_insight": {"labels": {"zone": "b"}}}
-    assert rules.labels_for("gpu", asked) == {"gpu": "yes", "zone": "b"}
-    assert rules.labels_for("other", asked) == {"zone": "b"}
-    assert rules.labels_for(None, None) == {}
+    assert rules.labels_for_task("gpu", asked) == {"gpu": "yes", "zone": "b"}
+    assert rules.labels_for_task("other", asked) == {"zone": "b"}
+    assert rules.labels_for_task(None, None) == {}

@@ -51,12 +51,12 @@ def store(database: Database, number: int, **others: Any) -> list[TryKey]:
 
 
 def decide(
-    database: Database, desk: PlacementService, asked: list[PlacementRequest], *candidates: Candidate, **others: Any
+    database: Database, service: PlacementService, asked: list[PlacementRequest], *candidates: Candidate, **others: Any
 ) -> list[Any]:
     most = others.pop("most", None)
     snapshot = Snapshot(candidates, time.monotonic(), **others)
     with database.engine.begin() as connection:
-        return desk.decide(connection, asked, snapshot, most=most)
+        return service.decide(connection, asked, snapshot, most=most)
 
 
 @on_both
@@ -95,11 +95,11 @@ def test_one_that_has_been_taken_out_since_is_given_nothing(database: Database, 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
 def test_labels_of_a_pool(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
-    desk = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
-    (one,) = decide(database, desk, [PlacementRequest(key, "default", pool=pool)], W1)
+    service = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
+    (one,) = decide(database, service, [PlacementRequest(key, "default", pool=pool)], W1)
     assert (one.decision.worker, one.decision.reason) == (None, NO_LABEL)
     (one,) = decide(
-        database, desk, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
+        database, service, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
     )
     assert one.decision.worker.name == "w2@host"
 
@@ -152,22 +152,22 @@ def test_who_failed_a_retry_is_asked_once_while_it_waits(
     database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
     worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    service = PlacementService(Rules(LEAST_LOADED, 4))
     others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
     counts = []
     for _ in range(3):
         statements.clear()
-        found = decide(database, desk, asked, *others_full)
+        found = decide(database, service, asked, *others_full)
         assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
         counts.append(len(statements))
         # What the watch takes back meanwhile makes nobody forget it.
-        decide(database, desk, [PlacementRequest(replace(asked[0].key, try_number=3), "default")], *others_full)
+        decide(database, service, [PlacementRequest(replace(asked[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
     found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
     assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
-    found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
+    found = decide(database, service, asked, worker, replace(W2, ref=worker.ref + 1))
     assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
 
 
@@ -178,13 +178,13 @@ def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
-    decide(database, desk, asked, worker)
+    service = PlacementService(Rules(LEAST_LOADED, 4))
+    decide(database, service, asked, worker)
     monkeypatch.setattr(the_desk, "KEPT_FOR", 0.0)
-    decide(database, desk, asked[:1], worker)
-    assert set(desk._failed) == {asked[0].key}
+    decide(database, service, asked[:1], worker)
+    assert set(service._failed) == {asked[0].key}
     statements.clear()
-    decide(database, desk, asked[1:], worker)
+    decide(database, service, asked[1:], worker)
     assert len(statements) > 2
 
 
@@ -215,7 +215,7 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
     class Slow(Rules):
         """The rules of the loop, which lets the watch go first before it places its first task of two."""
 
-        def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:  # noqa: ARG002
+        def labels_for_task(self, pool: str | None, executor_config: Any) -> dict[str, str]:  # noqa: ARG002
             if pool == "first":
                 placing.set()
                 reads.wait(0.2)
@@ -223,25 +223,25 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
                 added.set()
             return {}
 
-    desk = PlacementService(Slow(LEAST_LOADED, 4))
+    service = PlacementService(Slow(LEAST_LOADED, 4))
     loop = Snapshot((replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))), 0.0, loads={})
 
     def watch() -> None:
         assert placing.wait(60)
-        desk.decide(NO_DATABASE, [], Snapshot((W1, W2), 0.0, loads={}))
+        service.decide(NO_DATABASE, [], Snapshot((W1, W2), 0.0, loads={}))
 
     key = TryKey("etl", "run-1", "extract", -1, 1)
-    desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool="before")], loop)
+    service.decide(NO_DATABASE, [PlacementRequest(key, "default", pool="before")], loop)
     with ThreadPoolExecutor(1) as thread:
         watched = thread.submit(watch)
-        desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool=pool) for pool in ("first", "second")], loop)
+        service.decide(NO_DATABASE, [PlacementRequest(key, "default", pool=pool) for pool in ("first", "second")], loop)
         watched.result(timeout=60)
-    assert set(desk._history) == {W1.ref, W2.ref}
+    assert set(service._history) == {W1.ref, W2.ref}
 
 
 @pytest.mark.usefixtures("nobody_is_out")
 def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    service = PlacementService(Rules(LEAST_LOADED, 4))
     asks, answered = Event(), Event()
 
     def failed_on(connection: Any, keys: list[TryKey]) -> dict[TryKey, frozenset[str]]:  # noqa: ARG001
@@ -256,10 +256,10 @@ def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: p
     )
     with ThreadPoolExecutor(2) as threads:
         snapshot = Snapshot((W1,), 0.0, loads={})
-        slow = threads.submit(desk.decide, NO_DATABASE, [second], snapshot)
+        slow = threads.submit(service.decide, NO_DATABASE, [second], snapshot)
         assert asks.wait(60)
         try:
-            (one,) = threads.submit(desk.decide, NO_DATABASE, [first], snapshot).result(timeout=30)
+            (one,) = threads.submit(service.decide, NO_DATABASE, [first], snapshot).result(timeout=30)
         finally:
             answered.set()
         assert one.decision.worker == W1

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight.executors.placement.slow_workers import Ran, slowness
+from airflow_worker_insight.executors.placement.slow_workers import TaskRun, slowness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def ran(ref: int, *seconds: float, task: str = "load", has_ended: bool = True) -> list[Ran]:
-    return [Ran(ref, ("etl", task), one, has_ended) for one in seconds]
+def ran(ref: int, *seconds: float, task: str = "load", has_ended: bool = True) -> list[TaskRun]:
+    return [TaskRun(ref, ("etl", task), one, has_ended) for one in seconds]
 
 
-def rounded(tries: Iterable[Ran]) -> dict[int, float]:
+def rounded(tries: Iterable[TaskRun]) -> dict[int, float]:
     return {ref: round(one, 1) for ref, one in slowness(tries).items()}
 
 
@@ -97,7 +97,7 @@ def test_one_worker_that_ran_most_of_them_does_not_speak_for_all() -> None:
         [*ran(1, 10, 10, 10, has_ended=False), *ran(2, 100, 100, has_ended=False)],
     ],
 )
-def test_where_there_is_too_little_to_compare_nobody_is_slow(tries: list[Ran]) -> None:
+def test_where_there_is_too_little_to_compare_nobody_is_slow(tries: list[TaskRun]) -> None:
     assert all(one == 1 for one in slowness(tries).values())
 
 
