@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -22,21 +24,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 2.0
-"""Seconds between two runs of the monitor."""
 
-GIVES_UP_AFTER = 3
-"""Consecutive failed runs after which no task is placed any more."""
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """Intervals in seconds, and limits."""
 
-STOP_SECONDS = 2.0
+    run_interval: float = 2.0
+    """Time between two runs."""
+    unavailable_after_failures: int = 3
+    """How many runs in a row must fail before no task is placed any more."""
+    stop_timeout: float = 2.0
+    """How long to wait for the current run at the end."""
 
 
-class WorkerMonitor:
+MONITOR_DEFAULTS = MonitorSettings()
+
+
+class WorkerMonitor(ABC):
     """Monitor of the workers of one executor."""
 
     thread_name = "worker-insight"
 
-    def __init__(self) -> None:
+    def __init__(self, *, monitor_settings: MonitorSettings = MONITOR_DEFAULTS) -> None:
+        self._monitor_settings = monitor_settings
         self._snapshot: Snapshot | None = None
         self._stopping = Event()
         self._thread: Thread | None = None
@@ -51,21 +61,21 @@ class WorkerMonitor:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the current run; abandon the thread if that takes too long."""
+        """Stop after the current run; abandon the thread if the run takes too long."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
+            self._thread.join(self._monitor_settings.stop_timeout)
 
     def snapshot(self) -> Snapshot | None:
         """Return the latest snapshot of the workers; ``None`` before the first."""
         return self._snapshot
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (not every monitor needs it)
         """Prepare for the scheduler's loop, before it begins."""
 
+    @abstractmethod
     def run_once(self) -> None:
-        """Do everything that is due once."""
-        raise NotImplementedError
+        """Do everything that is due, once."""
 
     def publish(
         self,
@@ -78,7 +88,7 @@ class WorkerMonitor:
         """Publish a snapshot of the workers, and return it.
 
         :param candidates: the workers
-        :param unavailable_reason: why no task can be placed by it
+        :param unavailable_reason: why no task can be placed by the snapshot
         :param unplaced: how many tries run on each worker that no executor of this package placed there
         :param answered_at: when the broker was last reached, in seconds of the monotonic clock
         """
@@ -107,19 +117,19 @@ class WorkerMonitor:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._try(self.run_once)
-            self._stopping.wait(ROUND_SECONDS)
+            self._stopping.wait(self._monitor_settings.run_interval)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
             self._failures = 0
         except Exception as error:
-            log.debug("Watching the workers failed", exc_info=True)
+            log.debug("Monitoring the workers failed", exc_info=True)
             # The tables may have been dropped.
             self._is_ready = False
             self._failures += 1
             # One failure does not invalidate a recent snapshot.
-            if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
+            if self._snapshot is None or self._failures >= self._monitor_settings.unavailable_after_failures:
                 self.publish((), format_error(error))
 
 

@@ -7,6 +7,7 @@ distinguishes it from the instance before.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
@@ -40,14 +41,14 @@ def declared_queue(app: Any, name: str) -> Any:
     return queue
 
 
-def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]) -> dict[str, frozenset[str]]:
+def sync_consumers(app: Any, *, add: Mapping[str, str], cancel: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """Make workers consume their dedicated queues, or stop; return what each consumes now.
 
     It waits for answers, some seconds at most, and raises whatever keeps it from polling the workers.
 
-    :param give: dedicated queues, by node name, of workers that may get tasks
-    :param hold: the same for workers that may not: other workers will get what waits there
-    :return: the queues that each worker which answered consumes, by node name
+    :param add: dedicated queues to consume, by the node names of workers that may get tasks
+    :param cancel: dedicated queues to stop consuming, by the node names of workers that may not get tasks
+    :return: the queues that each worker that answered consumes, by node name
     """
     require_remote_control(app)
     with connected(app) as connection:
@@ -56,8 +57,8 @@ def sync_consumers(app: Any, *, give: Mapping[str, str], hold: Mapping[str, str]
         # Wait for all answers: of two workers with the same name, both must consume a queue.
         broadcast(app, connection, [Call("active_queues")], answers)
         consumed = answers.by_node
-        missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
-        surplus = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
+        missing = {node: queue for node, queue in add.items() if node in consumed and queue not in consumed[node]}
+        surplus = {node: queue for node, queue in cancel.items() if queue in consumed.get(node, ())}
         calls = [Call("add_consumer", _consumer_arguments(app, queue), [node]) for node, queue in missing.items()]
         calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in surplus.items()]
         if calls:
@@ -81,7 +82,7 @@ def _consumer_arguments(app: Any, name: str) -> dict[str, Any]:
     return arguments
 
 
-class _Answers:
+class _Answers(ABC):
     """Answers of workers, one of each; invalid ones are counted and ignored."""
 
     def __init__(self) -> None:
@@ -97,8 +98,9 @@ class _Answers:
         if node is None or not self._note(node, answer):
             self.ignored += 1
 
+    @abstractmethod
     def _note(self, node: str, answer: Any) -> bool:
-        raise NotImplementedError
+        """Note a worker's answer; return whether it is valid."""
 
 
 class _QueueAnswers(_Answers):

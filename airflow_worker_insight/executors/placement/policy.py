@@ -2,8 +2,8 @@
 
 Some rules precede every strategy. A worker must be online and available, consume the task's queue, match the task's
 request (labels, or a name), and have room. A retry goes to a worker that has not failed this task instance. A worker
-that takes much longer than the others for the same tasks gets work only when those take no more. Each decision says in
-one line which worker was chosen, and which were left out and why.
+that takes much longer than the others for the same tasks gets work only if waiting for a faster one would take longer.
+Each decision says in one line which worker was chosen, and which were left out and why.
 
 Eligible workers are worked out once for all tasks of a batch with the same request. Of those with room, the worker with
 the lowest score gets the task.
@@ -149,8 +149,8 @@ class Placer:
         self._digests = [_digest(candidate.name) for candidate in candidates]
         self._history = {} if history is None else history
         self._now = now
-        # Grows with each placement, so that placements made at one time are ordered.
-        self._turn = max(now, *self._history.values(), 0.0)
+        # Time of the latest placement. It grows with each, so that placements made at one time are ordered.
+        self._latest = max(now, *self._history.values(), 0.0)
         self._scores = [self._score(index) for index in range(len(candidates))]
         self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}
 
@@ -166,11 +166,11 @@ class Placer:
         worker = self._candidates[index]
         text = _join_parts(
             f"{worker.name}: {_CHOICE_TEXTS[reason].format(number=_workers(len(eligible.members)))},"
-            f" {self._loads[index]} of {worker.capacity} places taken",
-            f"kept away from {_join_names(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+            f" {self._loads[index]} of {worker.capacity} slots taken",
+            f"avoids {_join_names(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
             eligible.left_out,
         )
-        self._count(index)
+        self._count_task(index)
         return Decision(worker, reason, text)
 
     def _eligible_for(self, task: Task) -> _Eligible:
@@ -190,24 +190,24 @@ class Placer:
             return None, eligible.why_empty
         avoided = frozenset(index for name in task.avoid for index in eligible.named.get(name, ()))
         if avoided and len(avoided) == len(eligible.members):
-            if any(name not in task.avoid for name in eligible.may_come_back):
+            if any(name not in task.avoid for name in eligible.may_return):
                 return None, OTHERS_FULL
             # Retries avoid a worker only if there is another one.
-            index, reason = self._choose_index(eligible, task, frozenset())
+            index, reason = self._choose_fast_or_slow(eligible, task, frozenset())
             return index, reason if index is None else AGAIN
-        index, reason = self._choose_index(eligible, task, avoided)
+        index, reason = self._choose_fast_or_slow(eligible, task, avoided)
         if avoided:
             return index, OTHERS_FULL if index is None else ELSEWHERE
         return index, reason
 
-    def _choose_index(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
+    def _choose_fast_or_slow(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
         """Return the best worker; a slow one only if no faster worker gets to the task sooner."""
         fast_indexes = _without(eligible.fast_with_room, avoided)
         if fast_indexes:
             return self._choose_by_strategy(fast_indexes, eligible.fast, task)
         slow_indexes = _without(eligible.slow_with_room, avoided)
         if slow_indexes and (
-            eligible.waiting >= eligible.patience or not self._got_task_lately(eligible.fast, avoided)
+            eligible.waiting >= eligible.slow_after_waiting or not self._got_task_lately(eligible.fast, avoided)
         ):
             return self._choose_by_strategy(slow_indexes, eligible.slow, task)[0], SLOW
         eligible.waiting += 1
@@ -220,7 +220,7 @@ class Placer:
 
         def rank(index: int) -> int:
             # Rendezvous hashing: each task has its own order of workers, in which only workers that join or leave move.
-            return (task_digest ^ digests[index]) * _SCATTER & _MASK
+            return (task_digest ^ digests[index]) * _MULTIPLIER & _MASK
 
         preferred = min(members, key=rank)
         return (preferred, STICKY) if preferred in with_room else (min(with_room, key=rank), STICKY_NEXT)
@@ -231,10 +231,10 @@ class Placer:
         refs = (self._candidates[index].ref for index in members if index not in avoided)
         return any(self._history.get(ref, since) > since for ref in refs)
 
-    def _count(self, index: int) -> None:
+    def _count_task(self, index: int) -> None:
         self._loads[index] += 1
-        self._turn += _TURN
-        self._history[self._candidates[index].ref] = self._turn
+        self._latest += _TICK
+        self._history[self._candidates[index].ref] = self._latest
         self._scores[index] = self._score(index)
         if not self._has_room(index):
             for eligible in self._eligible.values():
@@ -262,7 +262,7 @@ class _Eligible:
     """Workers that fit, full or not, and are not slow."""
     slow: list[int]
     """Workers that fit, full or not, and are slow."""
-    may_come_back: list[str]
+    may_return: list[str]
     """Names of workers that would fit and may be available again soon."""
     left_out: str
     """Text that names the workers that do not fit or are slow, and says why."""
@@ -270,8 +270,8 @@ class _Eligible:
     """The reason if no worker fits."""
     named: Mapping[str, Sequence[int]]
     """Workers that fit, by their names."""
-    patience: float
-    """How many tasks wait before a slow worker would finish one sooner than faster ones."""
+    slow_after_waiting: float
+    """How many tasks must wait before a slow worker would finish one sooner than faster ones."""
     fast_with_room: list[int]
     slow_with_room: list[int]
     waiting: int = 0
@@ -292,7 +292,7 @@ class _Eligible:
     def of(cls, candidates: Sequence[Candidate], task: Task) -> _Eligible:
         fast: list[int] = []
         slow: list[int] = []
-        may_come_back: list[str] = []
+        may_return: list[str] = []
         left_out: dict[str, list[str]] = {}
         why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
         for index, worker in enumerate(candidates):
@@ -303,9 +303,9 @@ class _Eligible:
             has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
             if reason is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
-                is_back_soon = worker.may_return and worker.state in _MAY_COME_BACK
-                if has_labels and is_back_soon and worker.availability == "available":
-                    may_come_back.append(worker.name)
+                may_recover = worker.may_return and worker.state in _STATES_THAT_MAY_RECOVER
+                if has_labels and may_recover and worker.availability == "available":
+                    may_return.append(worker.name)
             elif not has_labels:
                 reason = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
@@ -323,8 +323,10 @@ class _Eligible:
         return cls(
             fast,
             slow,
-            may_come_back,
-            "left out: " + "; ".join(_named(names, reason) for reason, names in left_out.items()) if left_out else "",
+            may_return,
+            "left out: " + "; ".join(_names_with_reason(names, reason) for reason, names in left_out.items())
+            if left_out
+            else "",
             why_empty,
             named,
             at_once * (min((candidates[index].slowness for index in slow), default=1.0) - 1),
@@ -340,40 +342,41 @@ def check_strategy(strategy: str) -> None:
     """
     if strategy not in STRATEGIES:
         raise UnknownStrategyError(
-            f"[worker_insight] placement_strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}"
+            f"[worker_insight] placement_strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}"
         )
 
 
-_TURN = 1e-6
+_TICK = 1e-6
+"""Seconds between the recorded times of two placements made at one time."""
 
-_SCATTER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+_MULTIPLIER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
 _CHOICE_TEXTS = {
     LEAST_LOADED: "least loaded of {number}",
     ROUND_ROBIN: "next in turn of {number}",
-    STICKY: "the one that this task sticks to",
-    STICKY_NEXT: "next of those that this task sticks to",
-    ELSEWHERE: "a retry elsewhere",
-    AGAIN: "has failed this task before, but nobody else fits",
-    SLOW: "slow, but nobody faster takes anything now",
+    STICKY: "the worker that this task sticks to",
+    STICKY_NEXT: "next of the workers that this task sticks to",
+    ELSEWHERE: "retry on another worker",
+    AGAIN: "has failed this task before, but no other worker is eligible",
+    SLOW: "slow, but no faster worker is free soon enough",
 }
 
 _WAITING_TEXTS = {
-    NO_WORKER: "no worker that is known consumes the queue {queue}",
+    NO_WORKER: "no known worker consumes the queue {queue}",
     NOT_AVAILABLE: "no worker of the queue {queue} is available",
-    NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
-    NO_SUCH_WORKER: "no worker of the queue {queue} is called {worker}",
-    FULL: "all workers that fit have as much as they may",
-    OTHERS_FULL: "the workers that have not failed it have as much as they may, or do not answer now",
+    NO_LABEL: "no available worker of the queue {queue} has the requested labels",
+    NO_SUCH_WORKER: "no worker of the queue {queue} is named {worker}",
+    FULL: "all eligible workers are full",
+    OTHERS_FULL: "all workers that have not failed it are full or do not answer",
 }
 
-_MAY_COME_BACK = ("online", "unresponsive")
+_STATES_THAT_MAY_RECOVER = ("online", "unresponsive")
 
 
 def exclusion_reason(worker: Candidate) -> str | None:
     """Return why a worker gets no tasks at all, or ``None`` if it may get some."""
     if worker.state != "online":
-        return worker.state or "of unknown state"
+        return worker.state or "state unknown"
     if worker.availability != "available":
         return worker.availability
     return worker.unavailable_reason
@@ -383,7 +386,7 @@ def _workers(number: int) -> str:
     return f"{number} workers" if number != 1 else "one worker"
 
 
-def _named(names: Sequence[str], reason: str) -> str:
+def _names_with_reason(names: Sequence[str], reason: str) -> str:
     return f"{_join_names(names)} ({reason})"
 
 

@@ -100,12 +100,13 @@ def read_rules() -> Rules:
     check_strategy(strategy)
     if fallback not in FALLBACKS:
         raise PlacementConfigError(
-            f"[worker_insight] placement_fallback is one of {', '.join(FALLBACKS)}, not {fallback!r}"
+            f"[worker_insight] placement_fallback must be one of {', '.join(FALLBACKS)}, not {fallback!r}"
         )
     when_workers_unseen = config.when_workers_unseen()
     if when_workers_unseen not in WHEN_WORKERS_UNSEEN:
         raise PlacementConfigError(
-            f"[worker_insight] when_workers_unseen is one of {', '.join(WHEN_WORKERS_UNSEEN)}, not {when_workers_unseen!r}"
+            f"[worker_insight] when_workers_unseen must be one of {', '.join(WHEN_WORKERS_UNSEEN)}, not "
+            f"{when_workers_unseen!r}"
         )
     return Rules(
         strategy,
@@ -124,7 +125,7 @@ def _backlog(setting: str | None) -> int | None:
         return None
     if not setting.strip().isdecimal():
         raise PlacementConfigError(
-            f"[worker_insight] placement_backlog is a whole number, 0 or more, or empty, not {setting!r}"
+            f"[worker_insight] placement_backlog must be a whole number, 0 or more, or empty, not {setting!r}"
         )
     return int(setting)
 
@@ -136,19 +137,19 @@ def _slow_from(setting: str) -> float:
         factor = nan
     if not (factor == 0 or MIN_SLOW_FROM <= factor < inf):
         raise PlacementConfigError(
-            f"[worker_insight] placement_slow_from is a number of {MIN_SLOW_FROM:g} or more, or 0, not {setting!r}"
+            f"[worker_insight] placement_slow_from must be {MIN_SLOW_FROM:g} or more, or 0, not {setting!r}"
         )
     return factor
 
 
 def parse_labels(
-    setting: str | None, option: str = "placement_labels", whose: str = "pool"
+    setting: str | None, option: str = "placement_labels", owner: str = "pool"
 ) -> dict[str, dict[str, str]]:
     """Parse ``pool:key=value,pool:key=value``, or the same as JSON.
 
     :param option: the setting's name, for messages
-    :param whose: what the labels belong to, for messages
-    :return: the labels by pool
+    :param owner: what the labels belong to, for messages
+    :return: the labels by owner
     :raises PlacementConfigError: when the setting is anything else
     """
     if setting is None or not setting.strip():
@@ -158,15 +159,15 @@ def parse_labels(
         try:
             parsed = json.loads(setting)
         except (ValueError, RecursionError) as error:
-            raise PlacementConfigError(f"{where} is no JSON: {error}") from None
-        return {pool: _labels(labels, f"{where}, {whose} {pool!r},") for pool, labels in parsed.items()}
+            raise PlacementConfigError(f"{where} is not valid JSON: {error}") from None
+        return {pool: _labels(labels, f"{where}, {owner} {pool!r},") for pool, labels in parsed.items()}
     by_pool: dict[str, dict[str, str]] = {}
     for item in filter(None, (part.strip() for part in re.split(r"[,\n]", setting))):
         # A pool's name may contain a colon; a label's key may not.
         pool, colon, label = item.rpartition(":")
         key, equals, value = label.partition("=")
         if not (pool and colon and equals):
-            raise PlacementConfigError(f"{where} is a list of {whose}:key=value, and {item!r} is none")
+            raise PlacementConfigError(f"{where} must be a list of {owner}:key=value, and {item!r} is not of that form")
         by_pool.setdefault(pool.strip(), {}).update(_labels({key.strip(): value.strip()}, f"{where}, {item!r}:"))
     return by_pool
 
@@ -191,7 +192,7 @@ def requested_worker(executor_config: Any) -> str | None:
     name = _config_part(executor_config).get("worker")
     if name is not None and (not isinstance(name, str) or not name or clean(name, NAME_LENGTH) != name):
         raise PlacementConfigError(
-            f'in its executor_config["{CONFIG_KEY}"] the worker {clean(repr(name), 80)} is no name'
+            f'in its executor_config["{CONFIG_KEY}"] the worker {clean(repr(name), 80)} is not a valid name'
         )
     return name
 
@@ -202,21 +203,24 @@ def _config_part(executor_config: Any) -> Mapping[str, Any]:
     own_part = executor_config[CONFIG_KEY]
     if not isinstance(own_part, dict):
         raise PlacementConfigError(
-            f'its executor_config["{CONFIG_KEY}"] is no mapping with "labels", "worker", or both'
+            f'its executor_config["{CONFIG_KEY}"] must be a mapping with "labels", "worker", or both'
         )
     for name in own_part.keys() - {"labels", "worker"}:
         raise PlacementConfigError(
-            f'its executor_config["{CONFIG_KEY}"] has {clean(repr(name), 80)}: there are "labels" and "worker" only'
+            f'its executor_config["{CONFIG_KEY}"] has the unknown key {clean(repr(name), 80)}: use "labels" and '
+            '"worker" only'
         )
     return own_part
 
 
 def _labels(labels: Any, where: str) -> dict[str, str]:
     if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
-        raise PlacementConfigError(f"{where} the labels are no mapping of at most {MAX_LABELS} keys to texts")
+        raise PlacementConfigError(f"{where} the labels must be a mapping of at most {MAX_LABELS} keys to texts")
     for key, value in labels.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise PlacementConfigError(f"{where} {clean(repr(key), 80)} is no key of a label")
+            raise PlacementConfigError(f"{where} {clean(repr(key), 80)} is not a valid label key")
         if not isinstance(value, str) or not value or clean(value, LABEL_VALUE_LENGTH) != value:
-            raise PlacementConfigError(f"{where} {key}={clean(repr(value), 80)} is no label: its value is a text")
+            raise PlacementConfigError(
+                f"{where} {key}={clean(repr(value), 80)} is not a valid label: the value must be a text"
+            )
     return dict(labels)

@@ -58,7 +58,7 @@ def slowness(tries: Iterable[TaskRun], slow_from: float = DEFAULT_SLOW_FROM) -> 
     by_task: dict[tuple[str, str], list[TaskRun]] = defaultdict(list)
     for run in runs:
         by_task[run.task].append(run)
-    usual = {task: _elsewhere(task_runs) for task, task_runs in by_task.items()}
+    usual = {task: _usual_elsewhere(task_runs) for task, task_runs in by_task.items()}
     ratios: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         if run.ref in usual[run.task]:
@@ -70,13 +70,11 @@ def slowness(tries: Iterable[TaskRun], slow_from: float = DEFAULT_SLOW_FROM) -> 
     return {ref: median_low(factors) if min(factors) >= slow_from else 1.0 for ref, factors in latest.items()}
 
 
-def _elsewhere(runs: Iterable[TaskRun]) -> Mapping[int, float]:
+def _usual_elsewhere(runs: Iterable[TaskRun]) -> Mapping[int, float]:
     """Return for each worker a task's usual duration on the others, if they ran enough tries."""
     by_worker: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         by_worker[run.ref] += [run.seconds] if run.has_ended else []
-    if len(by_worker) < 2:  # noqa: PLR2004
-        return {}
     # The median of the workers' medians: a worker that ran most tries must not speak for all.
     medians = {ref: median(durations) for ref, durations in by_worker.items() if durations}
     number = sum(map(len, by_worker.values()))

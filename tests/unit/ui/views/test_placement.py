@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.unit.database import Database
 
-LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 places taken; left out: w3@etl-1 (draining)"
+LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 slots taken; left out: w3@etl-1 (draining)"
 
 
 def placed(task_id: str = "load", **others: Any) -> Placement:
@@ -51,8 +51,8 @@ def test_the_panel_says_why() -> None:
 
 
 def test_one_that_waits_says_what_for() -> None:
-    assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
-        "Not placed yet: all workers that fit have as much as they may"
+    assert why_text(Why(FULL, "waits: all eligible workers are full")) == (
+        "Not placed yet: all eligible workers are full"
     )
 
 
@@ -73,8 +73,8 @@ def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
 
 
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
-    one = Why(FULL, "waits: all workers that fit have as much as they may")
-    assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
+    one = Why(FULL, "waits: all eligible workers are full")
+    assert why_text(one, is_over=True) == "Was not placed: all eligible workers are full"
     # Its run has been reconciled.
     assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
 
