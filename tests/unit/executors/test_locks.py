@@ -53,8 +53,10 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
             ),
         )
         self._service = PlacementService(Rules(LEAST_LOADED, 4, when_workers_unseen=when_workers_unseen))
-        one = Candidate(ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8)
-        self._monitor: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
+        candidate = Candidate(
+            ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8
+        )
+        self._monitor: Any = SimpleNamespace(snapshot=lambda: Snapshot((candidate,), time.monotonic()))
 
     def make_monitor(self, service: PlacementService) -> WorkerMonitor:
         raise NotImplementedError
@@ -64,7 +66,7 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
 
     def task_ids(self, requests: Sequence[PlacementRequest]) -> list[str] | None:
         placed = self.place(requests, 4)
-        return None if placed is None else [one.request.key.task_id for one in placed]
+        return None if placed is None else [result.request.key.task_id for result in placed]
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def key(database: Database) -> TryKey:
 
 def open_placements(database: Database) -> dict[str, str]:
     with database.engine.connect() as connection:
-        return {one.key.task_id: one.reason for one in placements.open_placements(connection)}
+        return {record.key.task_id: record.reason for record in placements.open_placements(connection)}
 
 
 @each_table

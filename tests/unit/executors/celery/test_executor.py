@@ -137,9 +137,9 @@ def test_task_goes_to_the_dedicated_queue_of_its_worker(
     assert sent == [("extract", own_queue("celery-1"))]
     assert executor.running == {key}
     assert not executor.queued_tasks
-    (one,) = stored(database)
-    assert (one.key.task_id, one.worker_ref, one.own_queue) == ("extract", 1, own_queue("celery-1"))
-    assert one.detail == "w1@host: least loaded of one worker, 0 of 3 slots taken"
+    (record,) = stored(database)
+    assert (record.key.task_id, record.worker_ref, record.own_queue) == ("extract", 1, own_queue("celery-1"))
+    assert record.detail == "w1@host: least loaded of one worker, 0 of 3 slots taken"
 
 
 def test_task_without_room_stays_queued_until_there_is_some(
@@ -195,10 +195,10 @@ def test_reason_to_wait_is_written_once(
     workload.ti.executor_config = {"worker_insight": requested}
     put(executor, workload)
     executor.trigger_tasks(8)
-    (one,) = stored(database)
+    (record,) = stored(database)
     executor.trigger_tasks(8)
-    assert stored(database) == [one]
-    assert (one.reason, one.worker_ref, one.own_queue) == (reason, None, None)
+    assert stored(database) == [record]
+    assert (record.reason, record.worker_ref, record.own_queue) == (reason, None, None)
     assert loads(database) == {}
     workload.ti.executor_config = None
     executor.trigger_tasks(8)
@@ -213,8 +213,8 @@ def test_reason_to_wait_follows_the_state_of_the_worker(
     for availability in ("quarantined", "draining"):
         monitor.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
         executor.trigger_tasks(8)
-        (one,) = stored(database)
-        assert (one.reason, availability in one.detail) == (NOT_AVAILABLE, True)
+        (record,) = stored(database)
+        assert (record.reason, availability in record.detail) == (NOT_AVAILABLE, True)
 
 
 def test_fallback_may_be_the_shared_queue(
@@ -225,9 +225,9 @@ def test_fallback_may_be_the_shared_queue(
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert sent == [("extract", "default")]
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (SHARED_QUEUE, None)
-    assert "w1@host (quarantined)" in one.detail
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref) == (SHARED_QUEUE, None)
+    assert "w1@host (quarantined)" in record.detail
 
 
 def test_full_worker_is_full_for_all_schedulers(
@@ -240,7 +240,7 @@ def test_full_worker_is_full_for_all_schedulers(
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert len(sent) == 3
-    assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [FULL]
+    assert [record.reason for record in stored(database) if record.key.task_id == "extract"] == [FULL]
 
 
 def test_retry_avoids_the_worker_that_failed_it(
@@ -256,8 +256,8 @@ def test_retry_avoids_the_worker_that_failed_it(
         first = add_try(connection, run, try_number=1, state="failed", history=True)
         for name in ("w1", "w2"):
             refs[name] = upsert_worker(connection, a_worker(f"celery-{name}", engine_name=f"{name}@host"), now=NOON)
-        one = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
-        placements.write(connection, [one], now=NOON)
+        record = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
+        placements.write(connection, [record], now=NOON)
     w2 = replace(W1, ref=refs["w2"], worker_id="celery-2", name="w2@host", load=0)
     executor._monitor = FakeMonitor(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
     for _ in range(2):
@@ -306,8 +306,8 @@ def test_one_failure_does_not_start_fallback_mode(
     # Its reason is written as soon as it can be.
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
-        (one,) = placements.open_placements(connection)
-    assert one.reason == NOT_AVAILABLE
+        (record,) = placements.open_placements(connection)
+    assert record.reason == NOT_AVAILABLE
 
 
 def test_begin_and_end_of_fallback_mode_are_logged(
@@ -325,8 +325,8 @@ def test_begin_and_end_of_fallback_mode_are_logged(
             queue(executor, f"task-{number}-{snapshot.unavailable_reason}")
             executor.trigger_tasks(8)
     assert len(sent) == 4
-    logged = [one.message for one in caplog.records if one.name == base.__name__]
-    assert ["cannot place" in one for one in logged] == [True, False, True, False]
+    logged = [entry.message for entry in caplog.records if entry.name == base.__name__]
+    assert ["cannot place" in message for message in logged] == [True, False, True, False]
 
 
 def test_task_behind_the_last_slot_is_still_tracked_as_waiting(
@@ -344,7 +344,7 @@ def test_task_behind_the_last_slot_is_still_tracked_as_waiting(
     executor.trigger_tasks(8)
     executor._recorder.write_ends()
     with database.engine.connect() as connection:
-        assert not any(one.waits for one in placements.open_of(connection, [a_key(key) for key in keys]).values())
+        assert not any(record.waits for record in placements.open_of(connection, [a_key(key) for key in keys]).values())
 
 
 def test_waiting_record_is_closed_when_the_task_is_sent_in_fallback_mode(
@@ -490,7 +490,7 @@ def test_waiting_task_that_should_not_run_any_more_frees_its_slot(
     executor.sync()
     assert set(executor.queued_tasks) == {wanted}
     assert executor.slots_available == slots + len(others)
-    assert [one.key.task_id for one in stored(database)] == ["wanted"]
+    assert [record.key.task_id for record in stored(database)] == ["wanted"]
     (again,) = queue(executor, "cleared", try_number=2)
     executor.trigger_tasks(8)
     assert set(executor.queued_tasks) == {wanted, again}
@@ -589,7 +589,7 @@ def test_revoked_task_frees_its_slot(either: CeleryExecutor, database: Database,
 
 def test_running_task_is_adopted(either: CeleryExecutor, mocker: MockerFixture) -> None:
     fetcher: Any = either.bulk_state_fetcher
-    mocker.patch.object(fetcher, "get_many", lambda results: {one.task_id: ("STARTED", None) for one in results})
+    mocker.patch.object(fetcher, "get_many", lambda results: {result.task_id: ("STARTED", None) for result in results})
     (key,) = queue(WorkerInsightCeleryExecutor(), "extract")
     known = SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()))
     unknown = SimpleNamespace(key=a_workload("other").ti.key, external_executor_id=None)
@@ -606,7 +606,7 @@ def test_task_that_ended_before_its_adoption_frees_its_slot(
     after = WorkerInsightCeleryExecutor()
     after._monitor = executor._monitor
     mocker.patch.object(
-        after.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("SUCCESS", None) for one in results}
+        after.bulk_state_fetcher, "get_many", lambda results: {result.task_id: ("SUCCESS", None) for result in results}
     )
     mocker.patch("celery.result.AsyncResult.result", None)
     ended, unknown = (SimpleNamespace(key=key, external_executor_id=None, state="queued") for key in keys)
@@ -621,7 +621,9 @@ def test_only_tasks_that_were_sent_are_adopted(
     executor: WorkerInsightCeleryExecutor, database: Database, mocker: MockerFixture
 ) -> None:
     mocker.patch.object(
-        executor.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("PENDING", None) for one in results}
+        executor.bulk_state_fetcher,
+        "get_many",
+        lambda results: {result.task_id: ("PENDING", None) for result in results},
     )
     mocker.patch("celery.result.AsyncResult.result", None)
     keys = queue(executor, *(f"task-{number}" for number in range(5)))
@@ -705,10 +707,10 @@ def test_tasks_are_held_while_workers_cannot_be_reached_and_placed_afterwards(
     assert sent == []
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref, one.waits) == (WORKERS_UNSEEN, None, True)
-    assert one.detail.startswith("waits: workers cannot be reached since 2")
-    logged = [one for one in caplog.records if "holds them until workers can be reached again" in one.message]
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref, record.waits) == (WORKERS_UNSEEN, None, True)
+    assert record.detail.startswith("waits: workers cannot be reached since 2")
+    logged = [entry for entry in caplog.records if "holds them until workers can be reached again" in entry.message]
     assert len(logged) == 1
     assert counters.snapshot()["placement.held"] == before + 1
 
@@ -716,7 +718,7 @@ def test_tasks_are_held_while_workers_cannot_be_reached_and_placed_afterwards(
     holding.trigger_tasks(8)
     assert sent == [("extract", own_queue("celery-1"))]
     assert holding.running == {key}
-    assert [one.worker_ref for one in stored(database)] == [1]
+    assert [record.worker_ref for record in stored(database)] == [1]
 
 
 def test_new_reason_does_not_restart_the_wait(holding: WorkerInsightCeleryExecutor, database: Database) -> None:
@@ -731,8 +733,8 @@ def test_new_reason_does_not_restart_the_wait(holding: WorkerInsightCeleryExecut
         monitor.known = snapshot
         holding.trigger_tasks(8)
         waits += stored(database)
-    assert [one.reason for one in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
-    assert len({one.placed_at for one in waits}) == 1
+    assert [record.reason for record in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
+    assert len({record.placed_at for record in waits}) == 1
 
 
 def test_tasks_are_held_although_the_reason_cannot_be_written(
@@ -778,9 +780,9 @@ def test_task_that_the_broker_refuses_is_held_and_keeps_its_retry(
     assert len(sent) == 1
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (WORKERS_UNSEEN, None)
-    assert "Celery's broker cannot be reached" in one.detail
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref) == (WORKERS_UNSEEN, None)
+    assert "Celery's broker cannot be reached" in record.detail
 
     monitor.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())
     holding.trigger_tasks(8)

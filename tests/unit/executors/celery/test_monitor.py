@@ -159,15 +159,15 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
     with database.engine.begin() as connection:
         run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
         key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
-        placements.write(connection, [one], now=NOON)
+        record = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
+        placements.write(connection, [record], now=NOON)
 
 
 def candidates(monitor: CeleryWorkerMonitor) -> dict[str, Candidate]:
     snapshot = monitor.snapshot()
     assert snapshot is not None
     assert snapshot.unavailable_reason is None
-    return {one.name: one for one in snapshot.candidates}
+    return {candidate.name: candidate for candidate in snapshot.candidates}
 
 
 @on_both
@@ -179,9 +179,15 @@ def test_workers_become_candidates_once_they_consume_their_dedicated_queue(
     monitor = make_monitor()
     assert monitor.snapshot() is None
     monitor.run_once()
-    one, other = candidates(monitor).values()
-    assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
-    assert one.unavailable_reason is None
+    candidate, other = candidates(monitor).values()
+    assert (candidate.ref, candidate.worker_id, candidate.queues, candidate.concurrency, candidate.capacity) == (
+        refs["w1"],
+        "w1",
+        {"default"},
+        2,
+        6,
+    )
+    assert candidate.unavailable_reason is None
     assert other.unavailable_reason == "does not consume its dedicated queue yet"
     assert workers.polls == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
 
@@ -367,7 +373,7 @@ def test_worker_that_changed_during_the_poll_does_not_get_its_messages_back(
     workers.before_poll = lambda: change(database, refs["w1"], **changed)
     monitor.run_once()
     assert [queue for queue, *_ in reclaimer.calls] == [own_queue("w1")]
-    assert [one.name for one in reclaimer.candidates if exclusion_reason(one) is None] == ["w2@host"]
+    assert [candidate.name for candidate in reclaimer.candidates if exclusion_reason(candidate) is None] == ["w2@host"]
 
 
 @pytest.mark.parametrize("result", [0, OSError("refused")], ids=["no worker has room", "it fails"])
@@ -449,7 +455,9 @@ def test_messages_move_from_a_busy_worker_to_an_idle_one(
     assert reclaimer.calls == []
     with database.engine.begin() as connection:
         found = placements.open_placements(connection)
-        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
+        placements.close(
+            connection, {record.key: record.placed_at or NOON for record in found if record.worker_ref == refs["w2"]}
+        )
     monitor.run_once()
     assert reclaimer.calls == [(own_queue("w1"), "w1@host", False)]
     assert reclaimer.limits == [2]
@@ -498,7 +506,7 @@ def test_no_worker_is_slow_if_slow_from_is_0(
     run(database, "w2", 4, seconds=100, state="running")
     monitor = make_monitor(replace(RULES, slow_from=0))
     monitor.run_once()
-    assert not any(one.is_slow for one in candidates(monitor).values())
+    assert not any(candidate.is_slow for candidate in candidates(monitor).values())
 
 
 def test_messages_move_from_a_slow_worker_and_never_to_it(
@@ -520,7 +528,9 @@ def test_messages_move_from_a_slow_worker_and_never_to_it(
     reclaimer.calls.clear()
     with database.engine.begin() as connection:
         found = placements.open_placements(connection)
-        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
+        placements.close(
+            connection, {record.key: record.placed_at or NOON for record in found if record.worker_ref == refs["w2"]}
+        )
     change(database, refs["w3"], availability="draining")
     monitor.run_once()
     assert reclaimer.calls == [], "the slow one alone has nothing to do"
@@ -535,8 +545,8 @@ def test_labels_are_those_of_the_previous_instance_until_the_worker_reports_some
     assert refs != new
     monitor = make_monitor(replace(RULES, trusts_reports=True))
     monitor.run_once()
-    (one,) = candidates(monitor).values()
-    assert (one.name, one.labels) == ("w1@host", {"zone": "b"})
+    (candidate,) = candidates(monitor).values()
+    assert (candidate.name, candidate.labels) == ("w1@host", {"zone": "b"})
 
 
 def test_reported_labels_count_only_if_reports_are_trusted(
@@ -564,7 +574,7 @@ def test_worker_known_only_from_reports_is_no_candidate(
     )
     monitor = make_monitor()
     monitor.run_once()
-    assert [one.worker_id for one in candidates(monitor).values()] == ["w1"]
+    assert [candidate.worker_id for candidate in candidates(monitor).values()] == ["w1"]
 
 
 # --- unavailable -----------------------------------------------------------------------------------------------------
@@ -621,13 +631,10 @@ def test_workers_stay_known_if_the_polling_process_died(
     assert candidates(monitor)["w1@host"].state == "online", "until another process may poll"
 
 
-def test_workers_are_unavailable_without_tables(
-    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
-) -> None:
-    assert workers.polls == []
-    assert database.url
+@pytest.mark.usefixtures("database")
+def test_workers_are_unavailable_without_tables() -> None:
     migrate.downgrade("base")
-    monitor = make_monitor()
+    monitor = CeleryWorkerMonitor(None, PlacementService(RULES))
     monitor.run_once()
     assert "do not exist" in (unavailable_reason(monitor) or "")
 

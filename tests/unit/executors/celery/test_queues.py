@@ -95,28 +95,28 @@ def nodes(app: Any) -> Iterator[Any]:
 
 
 def test_each_worker_is_told_once_to_consume_its_own_queue(app: Any, nodes: Any) -> None:
-    one, other = nodes("w1@host", "default"), nodes("w2@host", "default", B)
+    node, other = nodes("w1@host", "default"), nodes("w2@host", "default", B)
     add = {"w1@host": A, "w2@host": B}
     assert sync_consumers(app, add=add, cancel={}) == {"w1@host": {"default", A}, "w2@host": {"default", B}}
-    assert (one.commands, other.commands) == ([f"add {A}"], [])
+    assert (node.commands, other.commands) == ([f"add {A}"], [])
     assert sync_consumers(app, add=add, cancel={})["w1@host"] == {"default", A}
-    assert one.commands == [f"add {A}"]
+    assert node.commands == [f"add {A}"]
 
 
 @pytest.mark.parametrize("number", [121, 2_000])
 def test_all_of_many_queues_count(app: Any, nodes: Any, number: int) -> None:
     queues = {f"queue-{each:04}" for each in range(number)}
-    one = nodes("w1@host", *queues)
+    node = nodes("w1@host", *queues)
     assert sync_consumers(app, add={"w1@host": A}, cancel={}) == {"w1@host": queues | {A}}
     # Its own queue is behind all others.
     assert sync_consumers(app, add={"w1@host": A}, cancel={}) == {"w1@host": queues | {A}}
-    assert one.commands == [f"add {A}"]
+    assert node.commands == [f"add {A}"]
 
 
 def test_held_worker_stops_consuming_its_queue(app: Any, nodes: Any) -> None:
-    one = nodes("w1@host", "default", A)
+    node = nodes("w1@host", "default", A)
     assert sync_consumers(app, add={}, cancel={"w1@host": A}) == {"w1@host": {"default"}}
-    assert one.commands == [f"cancel {A}"]
+    assert node.commands == [f"cancel {A}"]
 
 
 def test_worker_that_does_not_obey_or_answer_has_no_queue(app: Any, nodes: Any) -> None:
@@ -144,9 +144,9 @@ def test_only_queues_that_both_workers_of_one_name_consume_count(app: Any, nodes
 def test_queue_is_declared_as_the_worker_declares_it(app: Any, nodes: Any, settings: dict[str, Any]) -> None:
     """RabbitMQ rejects any other declaration, and a task that cannot be sent fails."""
     app.conf.update(settings)
-    one = nodes("w1@host", "default")
+    node = nodes("w1@host", "default")
     sync_consumers(app, add={"w1@host": A}, cancel={})
-    (at_worker,) = one.declared
+    (at_worker,) = node.declared
     assert (
         seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(declared_queue(app, A))
     )

@@ -78,7 +78,7 @@ class Broker:
         return [json.loads(raw) for raw in reversed(self.client.lrange(queue, 0, -1))]
 
     def ids(self, queue: str) -> list[str]:
-        return sorted(one["headers"]["id"] for one in self.held(queue))
+        return sorted(message["headers"]["id"] for message in self.held(queue))
 
     def unacked(self) -> int:
         return int(self.client.hlen("unacked"))
@@ -138,26 +138,26 @@ def use_quorum_queues(app: Any, mocker: MockerFixture) -> None:
 def test_waiting_and_fetched_messages_move_unchanged(database: Database, broker: Broker) -> None:
     keys = store(database, 5)
     ids = sorted(broker.send(key) for key in keys)
-    before = {one["headers"]["id"]: (one["body"], one["headers"]) for one in broker.held(DEAD)}
+    before = {message["headers"]["id"]: (message["body"], message["headers"]) for message in broker.held(DEAD)}
     broker.fetch()
     broker.fetch()
     assert (len(broker.held(DEAD)), broker.unacked()) == (3, 2)
     assert move(broker, a_candidate()) == 5
     assert broker.ids(ALIVE) == ids
-    for one in broker.held(ALIVE):
-        body, headers = before[one["headers"]["id"]]
-        assert one["body"] == body
-        assert {name: one["headers"][name] for name in headers} == headers
+    for message in broker.held(ALIVE):
+        body, headers = before[message["headers"]["id"]]
+        assert message["body"] == body
+        assert {name: message["headers"][name] for name in headers} == headers
         # Whoever fetches it next gives it back to where it is now.
-        assert one["properties"]["delivery_info"]["routing_key"] == ALIVE
-        assert one["properties"]["correlation_id"] == one["headers"]["id"]
+        assert message["properties"]["delivery_info"]["routing_key"] == ALIVE
+        assert message["properties"]["correlation_id"] == message["headers"]["id"]
     assert (broker.held(DEAD), broker.unacked()) == ([], 0)
     with database.engine.connect() as connection:
         found = placements.open_placements(connection)
-        assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
-        assert all(one.detail.startswith("reclaimed from w1@host: w2@host: least loaded") for one in found)
+        assert {(record.worker_ref, record.own_queue) for record in found} == {(2, ALIVE)}
+        assert all(record.detail.startswith("reclaimed from w1@host: w2@host: least loaded") for record in found)
         # By this time its scheduler knows it, which gives its place back.
-        assert {one.placed_at for one in found} == {NOON}
+        assert {record.placed_at for record in found} == {NOON}
 
 
 def test_empty_queues_are_removed(database: Database, broker: Broker) -> None:
@@ -262,7 +262,7 @@ def test_message_that_no_other_worker_may_run_hides_none_behind_it(database: Dat
     ids = [broker.send(key) for key in keys]
     assert move(broker, a_candidate(), is_gone=False, limit=2) == 2
     assert broker.ids(ALIVE) == sorted(ids[2:4])
-    assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
+    assert [message["headers"]["id"] for message in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 
 
 def test_message_that_stays_in_a_quorum_queue_is_published_anew(
@@ -271,10 +271,10 @@ def test_message_that_stays_in_a_quorum_queue_is_published_anew(
     """What comes back to it too often is dropped by RabbitMQ."""
     use_quorum_queues(broker.app, mocker)
     ids = sorted(broker.send(key) for key in store(database, 3))
-    before = [(one["body"], one["headers"]) for one in broker.held(DEAD)]
+    before = [(message["body"], message["headers"]) for message in broker.held(DEAD)]
     assert move(broker) == 0
     # What came back would say so.
-    assert [(one["body"], one["headers"]) for one in broker.held(DEAD)] == before
+    assert [(message["body"], message["headers"]) for message in broker.held(DEAD)] == before
     assert broker.unacked() == 0
     assert move(broker, a_candidate()) == 3
     assert broker.ids(ALIVE) == ids
@@ -287,7 +287,7 @@ def test_message_placed_on_the_same_worker_again_stays(database: Database, broke
         before = placements.open_placements(connection)
     source = replace(a_candidate(), ref=1, worker_id="dead", name="w1@host")
     assert move(broker, source, is_gone=False) == 0
-    assert [one["headers"]["id"] for one in broker.held(DEAD)] == ids
+    assert [message["headers"]["id"] for message in broker.held(DEAD)] == ids
     with database.engine.connect() as connection:
         assert placements.open_placements(connection) == before
     assert move(broker, source, a_candidate(capacity=1000), is_gone=False) == 4

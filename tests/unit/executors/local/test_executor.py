@@ -194,7 +194,7 @@ def decide(database: Database, executor: Any, name: str, availability: str) -> N
 
 def reasons(database: Database) -> Counter[str]:
     with database.engine.connect() as connection:
-        return Counter(one.reason for one in placements.open_placements(connection))
+        return Counter(record.reason for record in placements.open_placements(connection))
 
 
 def loads(database: Database) -> Counter[str]:
@@ -232,7 +232,7 @@ def test_each_process_reports_its_worker(executor: Any, work: Work, database: Da
     work.let_go()
     events_of(executor, *keys)
     known = {row["worker_id"]: (row["name"], row["engine_name"]) for row in database.workers()}
-    reported = Counter((one["worker_id"], one["worker"], one["full"]) for one in work.ran())
+    reported = Counter((entry["worker_id"], entry["worker"], entry["full"]) for entry in work.ran())
     assert reported == {(worker_id, *names): 2 for worker_id, names in known.items()}
     assert "AIRFLOW__WORKER_INSIGHT__WORKER_NAME" not in os.environ
 
@@ -280,7 +280,7 @@ def test_task_without_a_free_slot_stays_queued_until_there_is_one(
     work.let_go()
     assert set(events_of(executor, *keys).values()) == {"success"}
     # Any worker may run the last two.
-    ran = Counter(one["worker"] for one in work.ran())
+    ran = Counter(entry["worker"] for entry in work.ran())
     assert (set(ran), sum(ran.values())) == ({"w1", "w2"}, 6)
     assert (loads(database), executor.running, executor.slots_occupied) == ({}, set(), 0)
 
@@ -289,7 +289,7 @@ def test_drained_worker_gets_no_new_task(executor: Any, work: Work, database: Da
     decide(database, executor, "w1", "draining")
     keys = queue(executor, *(f"task-{number}" for number in range(5)))
     events_of(executor, *keys)
-    assert {one["worker"] for one in work.ran()} == {"w2"}
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
     decide(database, executor, "w1", "available")
     decide(database, executor, "w2", "quarantined")
     events_of(executor, *queue(executor, "later"))
@@ -303,12 +303,12 @@ def test_tasks_wait_with_a_reason_while_no_worker_is_available(executor: Any, wo
     executor.heartbeat()
     assert reasons(database) == {NOT_AVAILABLE: 1}
     with database.engine.connect() as connection:
-        (one,) = placements.open_placements(connection)
-    assert one.detail.startswith("waits: no worker of the queue default is available; left out: w")
+        (record,) = placements.open_placements(connection)
+    assert record.detail.startswith("waits: no worker of the queue default is available; left out: w")
     assert key in executor.queued_tasks
     decide(database, executor, "w2", "available")
     assert events_of(executor, key) == {key: "success"}
-    assert [one["worker"] for one in work.ran()] == ["w2"]
+    assert [entry["worker"] for entry in work.ran()] == ["w2"]
 
 
 def test_retry_avoids_the_worker_that_failed_it(executor: Any, work: Work, database: Database) -> None:
@@ -322,7 +322,7 @@ def test_retry_avoids_the_worker_that_failed_it(executor: Any, work: Work, datab
         )
     for _ in range(2):
         events_of(executor, *queue(executor, "extract", try_number=2))
-    assert [one["worker"] for one in work.ran()] == ["w2", "w2"]
+    assert [entry["worker"] for entry in work.ran()] == ["w2", "w2"]
     with database.engine.connect() as connection:
         assert placements.of_task_instance(connection, first)[2].reason == ELSEWHERE
 
@@ -335,7 +335,7 @@ def test_task_may_request_a_worker_by_name(executor: Any, work: Work, database: 
         workload.ti.executor_config = {"worker_insight": {"worker": requested.replace("HOST", host)}}
     keys = [put(executor, workload) for workload in workloads]
     assert set(events_of(executor, *keys).values()) == {"success"}
-    assert {one["worker"] for one in work.ran()} == {"w2"}
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
 
 
 def test_task_of_any_queue_is_run(executor: Any, work: Work) -> None:
@@ -368,8 +368,8 @@ def test_fallback_mode_uses_all_workers(
             executor.queued_tasks.clear()
             keys = queue(executor, *(f"task-{number}-{each}" for each in range(4)))
             assert set(events_of(executor, *keys).values()) == {"success"}
-    assert {one["worker"] for one in work.ran()} == {"w1", "w2"}
-    logged = [one for one in caplog.records if "on the least loaded of its workers" in one.message]
+    assert {entry["worker"] for entry in work.ran()} == {"w1", "w2"}
+    logged = [entry for entry in caplog.records if "on the least loaded of its workers" in entry.message]
     assert len(logged) == (0 if why == "command" else 1)
 
 
@@ -390,14 +390,14 @@ def test_tasks_are_held_without_the_registry_if_configured(
     executor._monitor.run_once()
     assert set(events_of(executor, *keys).values()) == {"success"}
     with database.engine.connect() as connection:
-        assert [one.waits for one in placements.open_placements(connection)] == []
+        assert [record.waits for record in placements.open_placements(connection)] == []
 
 
 def test_quarantined_worker_gets_no_task_in_fallback_mode(executor: Any, work: Work, database: Database) -> None:
     decide(database, executor, "w1", "quarantined")
     with refused_placements(database):
         events_of(executor, *queue(executor, *(f"task-{number}" for number in range(4))))
-    assert {one["worker"] for one in work.ran()} == {"w2"}
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
 
 
 # --- processes that die ----------------------------------------------------------------------------------------------
@@ -477,9 +477,9 @@ def test_process_that_takes_the_message_of_another_leaves_none_behind(
     running(executor, work, 2)
     (idle, *_) = [
         process
-        for one in executor._workers[:1]
-        for process in local_executor.local_processes(one)
-        if process.pid not in {one["pid"] for one in work.ran()}
+        for processes in executor._workers[:1]
+        for process in local_executor.local_processes(processes)
+        if process.pid not in {entry["pid"] for entry in work.ran()}
     ]
     is_alive = type(idle).is_alive
 
@@ -491,7 +491,7 @@ def test_process_that_takes_the_message_of_another_leaves_none_behind(
 
     first = executor._workers[0]
     # It is checked last.
-    first.workers = {process.pid: process for process in sorted(first.workers.values(), key=lambda one: one is idle)}
+    first.workers = {process.pid: process for process in sorted(first.workers.values(), key=lambda each: each is idle)}
     mocker.patch.object(type(idle), "is_alive", slow)
     work.let_go()
     executor.end()
@@ -547,15 +547,15 @@ def test_callbacks_and_connection_tests_run(either: Any, work: Work, database: D
     for workload in (callback, test):
         either.queue_workload(workload, session=None)
     assert events_of(either, callback.key, test.key) == {callback.key: "success", test.key: "success"}
-    assert {one["task"] for one in work.ran()} == {str(callback.key.id), str(test.key.id)}
+    assert {entry["task"] for entry in work.ran()} == {str(callback.key.id), str(test.key.id)}
     assert (either.running, either.slots_occupied) == (set(), 0)
     if isinstance(either, WorkerInsightLocalExecutor):
-        assert [one.load for one in either._workers] == [0, 0]
+        assert [processes.load for processes in either._workers] == [0, 0]
 
 
 def test_callbacks_of_one_batch_are_spread(executor: Any) -> None:
     chosen = executor._choose([(f"callback-{number}", None, "") for number in range(4)])
-    assert Counter(one.record.name for *_, one in chosen) == {"w1": 2, "w2": 2}
+    assert Counter(processes.record.name for *_, processes in chosen) == {"w1": 2, "w2": 2}
 
 
 def test_capabilities_are_those_of_the_parent() -> None:
@@ -575,4 +575,4 @@ def test_each_team_has_its_own_workers(start: Callable[..., Any], database: Data
     of_a_team = start(OfATeam)
     assert [row["name"] for row in database.workers()] == ["w1", "w2", "w1.billing", "w2.billing"]
     assert len({row["worker_id"] for row in database.workers()}) == 4
-    assert {one.team_name for one in of_a_team._workers} == {"billing"}
+    assert {processes.team_name for processes in of_a_team._workers} == {"billing"}

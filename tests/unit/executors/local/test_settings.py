@@ -26,7 +26,7 @@ from airflow_worker_insight.executors.placement.rules import PlacementConfigErro
 def test_workers_without_a_number_share_the_slots_left(
     setting: str, parallelism: int, expected: list[tuple[str, int]]
 ) -> None:
-    assert parse_local_workers(setting, parallelism) == [LocalWorker(*one) for one in expected]
+    assert parse_local_workers(setting, parallelism) == [LocalWorker(*item) for item in expected]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_worker_that_is_not_eligible_gets_no_task(strategy: str, changed: dict[s
 
 @each_strategy
 def test_no_worker_exceeds_its_capacity(strategy: str) -> None:
-    placer = Placer(strategy, [replace(one, load=one.ref) for one in workers(3)])
+    placer = Placer(strategy, [replace(worker, load=worker.ref) for worker in workers(3)])
     placed = Counter(names(placer, many(20)))
     assert placed == {"w1@etl-1": 5, "w2@etl-1": 4, "w3@etl-1": 3, None: 8}
 
@@ -114,13 +114,13 @@ def test_task_with_an_invalid_request_waits() -> None:
 @each_strategy
 @pytest.mark.parametrize("requested", ["w2@etl-1", "reports"])
 def test_task_may_request_a_worker_by_name_or_alias(strategy: str, requested: str) -> None:
-    one, other = workers(2)
+    worker, other = workers(2)
     other = replace(other, alias="reports")
-    placer = Placer(strategy, [one, other])
+    placer = Placer(strategy, [worker, other])
     assert set(names(placer, many(6, worker=requested))) == {"w2@etl-1"}
     full = placer.place(a_task(worker=requested))
     assert (full.worker, full.reason) == (None, FULL)
-    away = Placer(strategy, [one, replace(other, availability="draining")]).place(a_task(worker=requested))
+    away = Placer(strategy, [worker, replace(other, availability="draining")]).place(a_task(worker=requested))
     assert (away.worker, away.reason) == (None, NOT_AVAILABLE)
 
 
@@ -263,8 +263,8 @@ def test_equal_workers_take_turns_across_batches(strategy: str) -> None:
 
 
 def test_round_robin_ignores_loads() -> None:
-    one, other = workers(2)
-    placer = Placer(ROUND_ROBIN, [replace(one, load=4), other])
+    worker, other = workers(2)
+    placer = Placer(ROUND_ROBIN, [replace(worker, load=4), other])
     assert Counter(names(placer, many(4))) == {"w1@etl-1": 2, "w2@etl-1": 2}
 
 
@@ -281,7 +281,7 @@ def test_task_sticks_to_its_worker_when_others_come_and_go() -> None:
     assert max(Counter(before).values()) < 2 * 500 / 10
     after = names(Placer(STICKY, ten[1:]), tasks)
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "w1@etl-1")
-    restarted = [replace(one, ref=one.ref + 100, worker_id=f"new-{one.ref}") for one in ten]
+    restarted = [replace(worker, ref=worker.ref + 100, worker_id=f"new-{worker.ref}") for worker in ten]
     assert before == names(Placer(STICKY, restarted), tasks)
 
 
@@ -290,7 +290,7 @@ def test_sticky_task_goes_to_its_next_worker_if_the_first_is_full() -> None:
     first = Placer(STICKY, three).place(a_task())
     assert first.worker is not None
     assert first.reason == STICKY
-    full = [replace(one, load=6) if one == first.worker else one for one in three]
+    full = [replace(worker, load=6) if worker == first.worker else worker for worker in three]
     second = Placer(STICKY, full).place(a_task())
     assert second.worker is not None
     assert second.worker != first.worker
@@ -303,9 +303,9 @@ def test_sticky_task_goes_to_its_next_worker_if_the_first_is_full() -> None:
 
 
 def test_decision_text_is_one_line() -> None:
-    one, drained, lost = workers(3)
+    worker, drained, lost = workers(3)
     candidates = [
-        replace(one, load=2),
+        replace(worker, load=2),
         replace(drained, availability="draining"),
         replace(lost, state="lost"),
     ]
@@ -316,7 +316,7 @@ def test_decision_text_is_one_line() -> None:
 
 def test_decision_text_is_short_however_many_workers_are_left_out() -> None:
     text = (
-        Placer(LEAST_LOADED, [replace(one, name=one.name * 30) for one in workers(50, state="lost")])
+        Placer(LEAST_LOADED, [replace(worker, name=worker.name * 30) for worker in workers(50, state="lost")])
         .place(a_task())
         .text
     )
@@ -334,7 +334,7 @@ def test_rules_hold_for_random_workers(strategy: str, seed: int) -> None:
     chance = random.Random(seed)
     fleet = [
         replace(
-            one,
+            worker,
             queues=frozenset(chance.sample(["default", "gpu"], chance.randint(0, 2))),
             labels={"zone": chance.choice("ab")},
             concurrency=chance.randint(1, 8),
@@ -344,43 +344,43 @@ def test_rules_hold_for_random_workers(strategy: str, seed: int) -> None:
             availability=chance.choice(["available", "available", "draining"]),
             slowness=chance.choice([1.0, 1.0, 1.0, 9.0]),
         )
-        for one in workers(chance.randint(0, 12))
+        for worker in workers(chance.randint(0, 12))
     ]
     placer = Placer(strategy, fleet, now=1000.0)
-    loads = {one.ref: one.load for one in fleet}
+    loads = {worker.ref: worker.load for worker in fleet}
     for number in range(60):
         task = a_task(
             f"task-{number}",
             queue=chance.choice(["default", "gpu", "none"]),
             labels=chance.choice([{}, {"zone": "a"}]),
-            avoid=frozenset(one.name for one in fleet if chance.random() < 0.2),
+            avoid=frozenset(worker.name for worker in fleet if chance.random() < 0.2),
         )
         decision = placer.place(task)
         assert decision.reason in REASONS
         assert 0 < len(decision.text) <= TEXT_LENGTH
         assert "\n" not in decision.text
         fits = [
-            one
-            for one in fleet
-            if task.queue in one.queues
-            and one.state == "online"
-            and one.availability == "available"
-            and task.labels.items() <= one.labels.items()
+            worker
+            for worker in fleet
+            if task.queue in worker.queues
+            and worker.state == "online"
+            and worker.availability == "available"
+            and task.labels.items() <= worker.labels.items()
         ]
-        free = [one for one in fits if loads[one.ref] < one.capacity]
-        others = [one for one in free if one.name not in task.avoid]
+        free = [worker for worker in fits if loads[worker.ref] < worker.capacity]
+        others = [worker for worker in free if worker.name not in task.avoid]
         if decision.worker is None:
-            left = others if any(one.name not in task.avoid for one in fits) else free
+            left = others if any(worker.name not in task.avoid for worker in fits) else free
             # Faster ones have just been given something.
-            assert all(one.slowness >= DEFAULT_SLOW_FROM for one in left)
+            assert all(worker.slowness >= DEFAULT_SLOW_FROM for worker in left)
             continue
         assert decision.worker in free
         if decision.worker.slowness >= DEFAULT_SLOW_FROM:
-            assert not [one for one in (others or free) if one.slowness < DEFAULT_SLOW_FROM]
-        assert decision.worker in others or all(one.name in task.avoid for one in fits)
+            assert not [worker for worker in (others or free) if worker.slowness < DEFAULT_SLOW_FROM]
+        assert decision.worker in others or all(worker.name in task.avoid for worker in fits)
         if strategy == LEAST_LOADED:
             allowed = others or free
-            allowed = [one for one in allowed if one.slowness < DEFAULT_SLOW_FROM] or allowed
-            least = min(loads[one.ref] / one.concurrency for one in allowed)
+            allowed = [worker for worker in allowed if worker.slowness < DEFAULT_SLOW_FROM] or allowed
+            least = min(loads[worker.ref] / worker.concurrency for worker in allowed)
             assert loads[decision.worker.ref] / decision.worker.concurrency == least
         loads[decision.worker.ref] += 1

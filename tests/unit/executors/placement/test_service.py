@@ -69,7 +69,7 @@ def test_placed_and_running_tries_count_as_load(database: Database) -> None:
         placements.write(connection, [Placement(key, LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON)
     requests = [PlacementRequest(key, "default") for key in keys[2:]]
     found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, W2, unplaced={2: 1})
-    assert [one.decision.worker.name for one in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
+    assert [result.decision.worker.name for result in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
 
 
 def test_waiting_tasks_do_not_count_towards_the_limit(database: Database) -> None:
@@ -77,7 +77,7 @@ def test_waiting_tasks_do_not_count_towards_the_limit(database: Database) -> Non
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
     requests = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
     found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, limit=2)
-    assert [one.waits for one in found] == [True, False, False]
+    assert [result.waits for result in found] == [True, False, False]
 
 
 @on_both
@@ -87,41 +87,41 @@ def test_worker_drained_since_the_snapshot_gets_no_task(database: Database, avai
     with database.engine.begin() as connection:
         refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
         connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
-    known = [replace(one, ref=ref) for one, ref in zip((W1, W2), refs, strict=True)]
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
-    assert one.decision.worker.name == "w2@host"
-    assert f"w1@host ({availability})" in one.decision.text
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
-    assert one.waits
+    known = [replace(candidate, ref=ref) for candidate, ref in zip((W1, W2), refs, strict=True)]
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
+    assert result.decision.worker.name == "w2@host"
+    assert f"w1@host ({availability})" in result.decision.text
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
+    assert result.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
 def test_labels_of_a_pool_are_required(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
     service = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
-    (one,) = decide(database, service, [PlacementRequest(key, "default", pool=pool)], W1)
-    assert (one.decision.worker, one.decision.reason) == (None, NO_LABEL)
-    (one,) = decide(
+    (result,) = decide(database, service, [PlacementRequest(key, "default", pool=pool)], W1)
+    assert (result.decision.worker, result.decision.reason) == (None, NO_LABEL)
+    (result,) = decide(
         database, service, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
     )
-    assert one.decision.worker.name == "w2@host"
+    assert result.decision.worker.name == "w2@host"
 
 
 def test_shared_queue_decision_names_the_reason(database: Database) -> None:
     (key,) = store(database, 1)
-    (one,) = decide(
+    (result,) = decide(
         database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [PlacementRequest(key, "large")], W1
     )
-    assert not one.waits
-    assert one.decision.reason == SHARED_QUEUE
-    assert one.decision.text == "sent to the shared queue large: no known worker consumes the queue large"
+    assert not result.waits
+    assert result.decision.reason == SHARED_QUEUE
+    assert result.decision.text == "sent to the shared queue large: no known worker consumes the queue large"
 
 
 def test_invalid_request_never_goes_to_the_shared_queue(database: Database) -> None:
     (key,) = store(database, 1)
     requests = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [requests], W1)
-    assert (one.waits, one.decision.reason) == (True, INVALID_REQUEST)
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [requests], W1)
+    assert (result.waits, result.decision.reason) == (True, INVALID_REQUEST)
 
 
 # --- retries that wait -----------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_workers_that_failed_a_retry_are_queried_once_while_it_waits(
     for _ in range(3):
         statements.clear()
         found = decide(database, service, requests, *others_full)
-        assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+        assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
         counts.append(len(statements))
         # A request of the monitor for another retry meanwhile does not clear the cache.
         decide(database, service, [PlacementRequest(replace(requests[0].key, try_number=3), "default")], *others_full)
@@ -169,9 +169,9 @@ def test_workers_that_failed_a_retry_are_queried_once_while_it_waits(
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
     found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), requests, *others_full)
-    assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+    assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
     found = decide(database, service, requests, worker, replace(W2, ref=worker.ref + 1))
-    assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
+    assert [result.decision.reason for result in found] == [ELSEWHERE] * 3
 
 
 def test_workers_that_failed_a_retry_are_forgotten_some_time_after_its_last_request(
@@ -250,10 +250,10 @@ def test_neither_thread_waits_for_the_queries_of_the_other(database: Database) -
             slow = slow_thread.submit(decide, database, service, [second], W1, loads={})
             assert queries.wait(60)
             try:
-                (one,) = thread.submit(decide, database, service, [first], W1, loads={}).result(timeout=30)
+                (result,) = thread.submit(decide, database, service, [first], W1, loads={}).result(timeout=30)
             finally:
                 answered.set()
-            assert one.decision.worker == W1
+            assert result.decision.worker == W1
             assert len(slow.result(timeout=60)) == 1
     finally:
         event.remove(database.engine, "before_cursor_execute", wait)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def ran(ref: int, *seconds: float, task: str = "load", has_ended: bool = True) -> list[TaskRun]:
-    return [TaskRun(ref, ("etl", task), one, has_ended) for one in seconds]
+    return [TaskRun(ref, ("etl", task), duration, has_ended) for duration in seconds]
 
 
 def rounded(tries: Iterable[TaskRun]) -> dict[int, float]:
-    return {ref: round(one, 1) for ref, one in slowness(tries).items()}
+    return {ref: round(factor, 1) for ref, factor in slowness(tries).items()}
 
 
 def test_workers_are_compared_by_the_same_task() -> None:
@@ -56,8 +56,10 @@ def test_widely_varying_durations_make_no_worker_slow() -> None:
     called_slow = 0
     for _ in range(100):
         # One in twenty takes more than ten times the usual time.
-        tries = [one for ref in range(10) for one in ran(ref, *(chance.lognormvariate(3, 1.5) for _ in range(20)))]
-        called_slow += sum(one > 1 for one in slowness(tries).values())
+        tries = [
+            task_run for ref in range(10) for task_run in ran(ref, *(chance.lognormvariate(3, 1.5) for _ in range(20)))
+        ]
+        called_slow += sum(factor > 1 for factor in slowness(tries).values())
     assert called_slow < 0.005 * 100 * 10
 
 
@@ -84,7 +86,7 @@ def test_latest_tries_are_those_of_all_tasks() -> None:
 
 
 def test_worker_that_ran_most_tries_does_not_set_the_usual_duration() -> None:
-    tries = [*ran(1, *[100] * 50), *(one for ref in (2, 3, 4) for one in ran(ref, *[10] * 4))]
+    tries = [*ran(1, *[100] * 50), *(task_run for ref in (2, 3, 4) for task_run in ran(ref, *[10] * 4))]
     assert rounded(tries) == {1: 10.0, 2: 1.0, 3: 1.0, 4: 1.0}
 
 
@@ -98,7 +100,7 @@ def test_worker_that_ran_most_tries_does_not_set_the_usual_duration() -> None:
     ],
 )
 def test_too_few_tries_make_no_worker_slow(tries: list[TaskRun]) -> None:
-    assert all(one == 1 for one in slowness(tries).values())
+    assert all(factor == 1 for factor in slowness(tries).values())
 
 
 def test_noise_of_starting_a_process_is_not_slowness() -> None:
