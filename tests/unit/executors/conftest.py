@@ -1,4 +1,4 @@
-"""What each executor's test starts with."""
+"""Fixtures of all tests of executors."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ each_table = pytest.mark.parametrize("table", OUR_TABLES)
 
 
 class Parent:
-    """What is left of an executor of Airflow's where nothing is to be run."""
+    """The part of an Airflow executor that is needed if no task runs."""
 
     job_id = 7
 

@@ -70,7 +70,7 @@ class FakeMonitor:
 
 
 class Sent(list[tuple[str, str]]):
-    """What was handed to Celery: the task and its queue."""
+    """Tasks passed to Celery, with their queues."""
 
     fails: Exception | None = None
 
@@ -613,7 +613,7 @@ def test_task_that_ended_before_its_adoption_frees_its_slot(
     ended.external_executor_id = str(uuid.uuid4())
     assert list(after.try_adopt_task_instances([ended, unknown])) == [unknown]  # type: ignore[list-item]
     after._recorder.write_ends()
-    assert loads(database) == {1: 1}, "the place of the other one is given back when Airflow has reset it"
+    assert loads(database) == {1: 1}, "the slot of the other task is freed when Airflow has reset it"
     assert not after._recorder._placed_at
 
 
@@ -644,7 +644,7 @@ def test_only_tasks_that_were_sent_are_adopted(
         other = WorkerInsightCeleryExecutor()
         assert list(other.try_adopt_task_instances(tis)) == []
         assert other.running == set(keys)
-    # What runs was sent, whatever was written of it.
+    # A running task was sent, whatever its record says.
     running = [SimpleNamespace(key=ti.key, external_executor_id=ti.external_executor_id, state="running") for ti in tis]
     assert list(WorkerInsightCeleryExecutor().try_adopt_task_instances(running)) == []
 

@@ -76,7 +76,7 @@ class Reclaimer:
         """The workers of the last call's snapshot."""
         self.removed: list[str] = []
         self.results: dict[str, int | Exception] = {}
-        """What becomes of the messages of certain queues."""
+        """Results of calls for certain queues."""
         self.before_call: Callable[[], Any] = lambda: None
 
     def reclaim_tasks(
@@ -461,7 +461,7 @@ def test_messages_move_from_a_busy_worker_to_an_idle_one(
     monitor.run_once()
     assert reclaimer.calls == [(own_queue("w1"), "w1@host", False)]
     assert reclaimer.limits == [2]
-    # What waits at the slow one and has failed on the idle one stays.
+    # A task that has failed on the idle worker stays at the busy one.
     placer = Placer(LEAST_LOADED, reclaimer.candidates)
     retry = Task("etl", "run-1", "extract", -1, 2, "default", avoid=frozenset({"w2@host"}))
     assert placer.place(retry).reason == OTHERS_FULL

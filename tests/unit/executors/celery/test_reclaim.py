@@ -42,7 +42,7 @@ def a_candidate(**others: Any) -> Candidate:
 
 
 class Broker:
-    """What the workers' queues hold."""
+    """The queues of workers, on Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.url = redis.broker_url()
@@ -69,7 +69,7 @@ class Broker:
         connection = self.app.connection_for_read()
         channel = connection.channel()
         assert Queue(queue)(channel).get(no_ack=False) is not None
-        # It is killed: what it would give back when it ends in order stays.
+        # It is killed, so it does not restore its messages.
         channel.qos._on_collect.cancel()
         channel.qos._delivered.clear()
         channel.client.connection_pool.disconnect()
@@ -156,7 +156,7 @@ def test_waiting_and_fetched_messages_move_unchanged(database: Database, broker:
         found = placements.open_placements(connection)
         assert {(record.worker_ref, record.own_queue) for record in found} == {(2, ALIVE)}
         assert all(record.detail.startswith("reclaimed from w1@host: w2@host: least loaded") for record in found)
-        # By this time its scheduler knows it, which gives its place back.
+        # By this time its scheduler knows the placement whose slot it frees.
         assert {record.placed_at for record in found} == {NOON}
 
 
@@ -268,12 +268,12 @@ def test_message_that_no_other_worker_may_run_hides_none_behind_it(database: Dat
 def test_message_that_stays_in_a_quorum_queue_is_published_anew(
     database: Database, broker: Broker, mocker: MockerFixture
 ) -> None:
-    """What comes back to it too often is dropped by RabbitMQ."""
+    """RabbitMQ drops a message that returns to it too often."""
     use_quorum_queues(broker.app, mocker)
     ids = sorted(broker.send(key) for key in store(database, 3))
     before = [(message["body"], message["headers"]) for message in broker.held(DEAD)]
     assert move(broker) == 0
-    # What came back would say so.
+    # A message that returned would have another header.
     assert [(message["body"], message["headers"]) for message in broker.held(DEAD)] == before
     assert broker.unacked() == 0
     assert move(broker, a_candidate()) == 3

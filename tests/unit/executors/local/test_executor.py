@@ -428,12 +428,12 @@ def test_task_whose_process_was_killed_frees_its_slot(executor: Any, work: Work,
     with database.engine.begin() as connection:
         change_try(connection, lost, state="failed")
 
-    def is_given_back() -> bool:
+    def is_freed() -> bool:
         monitor.run_once()
         executor.sync()
         return len(executor.running) == 3
 
-    wait_for(is_given_back, 60, "its place", interval=0.02)
+    wait_for(is_freed, 60, "its slot", interval=0.02)
     assert lost not in {try_key(key) for key in executor.running}
     (extra,) = queue(executor, "extra")
     assert events_of(executor, extra) == {extra: "success"}

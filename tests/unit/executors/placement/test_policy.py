@@ -61,7 +61,7 @@ def many(number: int, **others: Any) -> list[Task]:
     return [a_task(f"task-{n}", **others) for n in range(number)]
 
 
-# --- what no strategy may overrule -----------------------------------------------------------------------------------
+# --- rules before every strategy -------------------------------------------------------------------------------------
 
 
 @each_strategy
@@ -255,7 +255,7 @@ def test_equal_workers_take_turns_across_batches(strategy: str) -> None:
     placed = [
         decision.worker.name
         for task in many(40)
-        # What was placed before has ended meanwhile.
+        # Each task ends before the next is placed.
         if (decision := Placer(strategy, workers(4), history).place(task)).worker
     ]
     assert set(Counter(placed).values()) == {10}
@@ -299,7 +299,7 @@ def test_sticky_task_goes_to_its_next_worker_if_the_first_is_full() -> None:
     assert set(names(Placer(STICKY, three), [a_task(map_index=n) for n in range(5)])) == {first.worker.name}
 
 
-# --- what a decision says --------------------------------------------------------------------------------------------
+# --- texts of decisions ----------------------------------------------------------------------------------------------
 
 
 def test_decision_text_is_one_line() -> None:
