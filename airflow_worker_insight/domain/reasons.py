@@ -9,7 +9,7 @@ STICKY_NEXT = "sticky_next"
 """The next worker in the task's order: the one it sticks to was full or did not fit."""
 
 ELSEWHERE = "elsewhere"
-"""A retry, kept away from a worker that has failed this task instance."""
+"""A retry that avoids a worker that has failed this task instance."""
 
 AGAIN = "again"
 """A retry on a worker that has failed this task instance, because there is no other."""

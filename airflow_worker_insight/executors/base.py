@@ -1,34 +1,31 @@
-"""Common part of this package's executors: place tasks, record waiting tasks and ends.
+"""Common part of this package's executors: choose a worker for each task.
 
-The mixin stands between an executor and its Airflow parent. The executor delivers placed tasks to their workers; this
-module chooses the worker, from what the executor's worker monitor knows.
+The mixin stands between an executor and its Airflow parent. It chooses the worker, from what the executor's worker
+monitor knows; the executor delivers placed tasks to their workers.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from abc import ABCMeta, abstractmethod
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowConfigException
 
-from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.counters import count
 from airflow_worker_insight.compat import task_runtime
-from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
-from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.monitor import in_a_line
+from airflow_worker_insight.executors.monitor import format_error
 from airflow_worker_insight.executors.placement.rules import HOLD, read_rules
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
-from airflow_worker_insight.store import placements, session
-from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.placements import Placement
+from airflow_worker_insight.executors.recorder import PlacementRecorder
+from airflow_worker_insight.store import session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from airflow.executors.base_executor import BaseExecutor
 
@@ -41,60 +38,49 @@ else:
 
 log = logging.getLogger(__name__)
 
-OLD_AFTER = 60.0
-"""Seconds after which a snapshot of the workers is too old to place tasks by."""
 
-BEGIN_SECONDS = 20.0
-"""Maximum seconds that tasks wait for the first snapshot after a scheduler has started."""
+@dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """Limits in seconds, and numbers of failures."""
 
-GIVES_UP_AFTER = 3
-"""Consecutive placement failures before the executor enters fallback mode."""
-
-UNWANTED_EVERY = 30.0
-"""Seconds between two checks for waiting tasks that should not run any more.
-
-A task must have waited at least this long to be removed.
-"""
-
-WRITE_AGAIN = 10.0
-"""Seconds after a failed write until the executor records again why it holds tasks."""
-
-ENDS_AGAIN_AFTER = 5.0
-"""Seconds after a failed write until ended tries are written again.
-
-The scheduler's loop must not wait for the database each time.
-"""
-
-MAX_ENDED = 100_000
-"""Maximum number of ended tries kept in memory while the database cannot be written."""
+    snapshot_max_age: float = 60.0
+    """Age from which a snapshot of the workers is too old to place tasks by."""
+    first_snapshot_timeout: float = 20.0
+    """How long tasks wait for the first snapshot after a scheduler has started."""
+    fallback_after_failures: int = 3
+    """How many placements in a row must fail before the executor enters fallback mode."""
 
 
-class PlacementMixin(BaseExecutor):
+DEFAULTS = PlacementSettings()
+
+
+class PlacementMixin(BaseExecutor, metaclass=ABCMeta):
     """Executor mixin that places tasks; list it before Airflow's executor among the bases."""
 
-    plainly = "runs them as Airflow's own executor does"
+    fallback_description = "runs them as Airflow's own executor does"
     """What happens to tasks in fallback mode, as a phrase for the log."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        settings: PlacementSettings = DEFAULTS,
+        recorder: PlacementRecorder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._desk: PlacementService | None = None
-        self._watch: WorkerMonitor | None = None
+        self._settings = settings
+        self._recorder = PlacementRecorder() if recorder is None else recorder
+        self._clock = clock
+        self._service: PlacementService | None = None
+        self._monitor: WorkerMonitor | None = None
         self._started_at = 0.0
         self._open_slots: int | None = None
-        # Placement times of tries that have not ended, and of ended tries that are still to be written.
-        self._placed_at: dict[TryKey, datetime] = {}
-        self._ended: dict[TryKey, datetime] = {}
         self._failures = 0
         self._in_fallback = False
         # Since when workers have been unavailable; when and why the broker refused a task although they were available.
-        self._unseen_since: datetime | None = None
-        self._unsent: tuple[float, str] | None = None
-        self._write_due = 0.0
-        # Waiting tasks with the text recorded for each; those that were waiting at the last check for unwanted ones.
-        self._waiting: dict[TryKey, str] = {}
-        self._waited: frozenset[TryKey] = frozenset()
-        self._unwanted_due = 0.0
-        self._ends_due = 0.0
+        self._unavailable_since: datetime | None = None
+        self._refusal: tuple[float, str] | None = None
 
     # --- executor-specific parts
 
@@ -105,16 +91,16 @@ class PlacementMixin(BaseExecutor):
         """
         return read_rules()
 
-    def make_watch(self, service: PlacementService) -> WorkerMonitor:
-        """Return the monitor that watches the workers in a scheduler process."""
-        raise NotImplementedError
+    @abstractmethod
+    def make_monitor(self, service: PlacementService) -> WorkerMonitor:
+        """Return the monitor of the workers, for a scheduler process."""
 
+    @abstractmethod
     def own_queue(self, worker: Candidate) -> str | None:
         """Return the worker's dedicated queue to send a task to, or ``None`` if it has none."""
-        raise NotImplementedError
 
-    def as_now(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:  # noqa: ARG002
-        """Return a snapshot updated with what has changed since, for a batch of tasks."""
+    def update_snapshot(self, snapshot: Snapshot, _requests: Sequence[PlacementRequest]) -> Snapshot:
+        """Return a snapshot with what the executor knows better, for a batch of tasks."""
         return snapshot
 
     # --- lifecycle
@@ -125,23 +111,31 @@ class PlacementMixin(BaseExecutor):
         :raises AirflowConfigException: when a setting is invalid
         """
         try:
-            self._desk = PlacementService(self.read_rules())
+            self._service = PlacementService(self.read_rules())
         except ValueError as error:
             raise AirflowConfigException(f"{type(self).__name__} cannot start: {error}") from None
         super().start()  # type: ignore[no-untyped-call]
-        self._started_at = time.monotonic()
+        self._started_at = self._clock()
         # Only a scheduler sets `job_id`. A command that sends one task, and dag.test(use_executor=True), which loads
         # the scheduler as well, behave like Airflow's own executor.
         if task_runtime.in_scheduler() and self.job_id is not None:
-            self._watch = self.make_watch(self._desk)
-            self._watch.start()
+            self._monitor = self.make_monitor(self._service)
+            self._monitor.start()
 
     def end(self, *args: Any, **kwargs: Any) -> None:
         """End as the parent does; stop the monitor first and record ended tries last."""
-        if self._watch is not None:
-            self._watch.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
         super().end(*args, **kwargs)
-        self._give_back()
+        self._recorder.write_ends()
+
+    def sync(self) -> None:
+        """Collect ended tasks as the parent does, and free their slots."""
+        super().sync()
+        for key in self._recorder.find_unwanted(self.queued_tasks):
+            self.queued_tasks.pop(key, None)
+            self._recorder.note_end(key)
+        self._recorder.write_ends()
 
     # --- placing
 
@@ -168,20 +162,20 @@ class PlacementMixin(BaseExecutor):
         :return: the tasks to send; ``None`` in fallback mode, which is logged once and counted: workers are unavailable
             and tasks are not to be held
         """
-        assert self._watch is not None
-        snapshot = self._watch.snapshot()
-        now = time.monotonic()
-        if snapshot is None and now - self._started_at < BEGIN_SECONDS:
+        assert self._monitor is not None
+        snapshot = self._monitor.snapshot()
+        now = self._clock()
+        if snapshot is None and now - self._started_at < self._settings.first_snapshot_timeout:
             return []
-        unavailable_reason = _unavailable_reason(snapshot, now) or self._unsent_reason(snapshot)
+        unavailable_reason = self._snapshot_problem(snapshot, now) or self._refusal_reason(snapshot)
         if snapshot is not None and unavailable_reason is None:
             try:
-                placed = self._place(requests, slots, self.as_now(snapshot, requests))
+                placed = self._place(requests, slots, self.update_snapshot(snapshot, requests))
             except Exception as error:
                 log.debug("Placing failed", exc_info=True)
-                unavailable_reason = in_a_line(error)
+                unavailable_reason = format_error(error)
                 self._failures += 1
-                if self._failures < GIVES_UP_AFTER:
+                if self._failures < self._settings.fallback_after_failures:
                     # A lock timeout is no reason to ignore drains and labels: try again at the next heartbeat.
                     return []
             else:
@@ -195,93 +189,13 @@ class PlacementMixin(BaseExecutor):
         count("placement.plain", min(slots, len(requests)))
         return None
 
-    @property
-    def holds(self) -> bool:
-        """Whether tasks wait while workers are unavailable, instead of entering fallback mode."""
-        return self._desk is not None and self._desk.rules.when_unseen == HOLD
-
-    def note_unsent(self, reason: str) -> None:
-        """Hold tasks until the broker answers again: it has just refused one.
-
-        :param reason: why the broker refused it
-        """
-        self._unsent = time.monotonic(), reason
-
-    def _unsent_reason(self, snapshot: Snapshot | None) -> str | None:
-        if self._unsent is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._unsent[0]:
-            self._unsent = None
-        return None if self._unsent is None else self._unsent[1]
-
-    def _hold(self, requests: Sequence[PlacementRequest], unavailable_reason: str) -> None:
-        """Keep tasks waiting, and record why as soon as the database can be written."""
-        since = self._unseen_since or datetime.now(timezone.utc)
-        text = f"waits: the workers cannot be seen since {since:%Y-%m-%d %H:%M:%S} UTC: {unavailable_reason}"[
-            :TEXT_LENGTH
-        ]
-        waiting = self._waiting
-        new = [request.key for request in requests if request.key not in waiting]
-        if new:
-            count("placement.held", len(new))
-        # An empty text marks a task whose reason is still to be written.
-        self._waiting = {request.key: waiting.get(request.key, "") for request in requests}
-        unwritten = [key for key, recorded in self._waiting.items() if recorded != text]
-        if not unwritten or time.monotonic() < self._write_due:
-            return
-        try:
-            with session.writing(session.SCHEDULER) as connection:
-                now = database_now(connection)
-                placed_at = {key: self._waits_since(key, now) for key in unwritten}
-                written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
-                placements.write(connection, written, now=now)
-        except Exception as error:  # noqa: BLE001
-            self._write_due = time.monotonic() + WRITE_AGAIN
-            warn_once("placing.holding", "Airflow Worker Insight could not write why it holds tasks: %s", error)
-        else:
-            self._waiting |= dict.fromkeys(unwritten, text)
-            self._placed_at |= placed_at
-
-    def _waits_since(self, key: TryKey, now: datetime) -> datetime:
-        """Return since when a task waits; a new reason does not restart the wait."""
-        return self._placed_at.get(key, now) if key in self._waiting else now
-
-    def _set_unavailable(self, unavailable_reason: str | None) -> None:
-        """Set whether tasks can be placed, and log when that changes."""
-        if unavailable_reason is None:
-            self._unseen_since = None
-        elif self._unseen_since is None:
-            self._unseen_since = datetime.now(timezone.utc)
-        if unavailable_reason is not None and not self._in_fallback:
-            does = "holds them until it sees the workers again" if self.holds else self.plainly
-            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, unavailable_reason)
-        elif unavailable_reason is None and self._in_fallback:
-            log.info("Airflow Worker Insight places tasks again")
-        self._in_fallback = unavailable_reason is not None
-
     def _place(self, requests: Sequence[PlacementRequest], slots: int, snapshot: Snapshot) -> list[PlacementResult]:
-        assert self._desk is not None
+        assert self._service is not None
         with session.writing(session.SCHEDULER) as connection:
-            results = self._desk.decide(connection, requests, snapshot, most=slots)
-            sent = [result for result in results if not result.waits]
-            newly_waiting = [
-                result
-                for result in results
-                if result.waits and self._waiting.get(result.asked.key) != result.decision.text
-            ]
-            now = database_now(connection)
-            placed_at = {
-                **{result.asked.key: now for result in sent},
-                **{result.asked.key: self._waits_since(result.asked.key, now) for result in newly_waiting},
-            }
-            placements.write(
-                connection,
-                [
-                    replace(result.placement(self._own_queue(result)), placed_at=placed_at[result.asked.key])
-                    for result in (*sent, *newly_waiting)
-                ],
-                now=now,
-            )
-        self._placed_at |= placed_at
-        self._note_waiting(requests, results)
+            results = self._service.decide(connection, requests, snapshot, limit=slots)
+            placed_at = self._recorder.write_decisions(connection, results, self._own_queue)
+        self._recorder.note_decisions(requests, results, placed_at)
+        sent = [result for result in results if not result.waits]
         shared = sum(result.decision.worker is None for result in sent)
         if shared:
             count("placement.shared", shared)
@@ -290,58 +204,56 @@ class PlacementMixin(BaseExecutor):
     def _own_queue(self, result: PlacementResult) -> str | None:
         return None if result.decision.worker is None else self.own_queue(result.decision.worker)
 
-    def _note_waiting(self, requests: Sequence[PlacementRequest], results: Sequence[PlacementResult]) -> None:
-        """Remember the text recorded for each waiting task; tasks without a decision keep theirs."""
-        not_decided = {request.key for request in requests} - {result.asked.key for result in results}
-        self._waiting = {
-            **{key: text for key, text in self._waiting.items() if key in not_decided},
-            **{result.asked.key: result.decision.text for result in results if result.waits},
-        }
+    # --- while workers are unavailable
 
-    def note_placed(self, placed: Iterable[Placement]) -> None:
-        """Track tries that another scheduler placed and whose ends this one will receive."""
-        self._placed_at |= {
-            placement.key: placement.placed_at for placement in placed if placement.placed_at is not None
-        }
+    @property
+    def holds(self) -> bool:
+        """Whether tasks wait while workers are unavailable, instead of being sent in fallback mode."""
+        return self._service is not None and self._service.rules.when_workers_unseen == HOLD
 
-    def forget_placed(self, keys: Iterable[Any]) -> None:
-        """Stop tracking tries whose ends this executor will not receive."""
-        for key in keys:
-            self._placed_at.pop(try_key(key), None)
+    def note_broker_refusal(self, reason: str) -> None:
+        """Hold tasks until the broker answers again: it has just refused one.
+
+        :param reason: why the broker refused it
+        """
+        self._refusal = self._clock(), reason
 
     def note_fallback(self, keys: Iterable[Any]) -> None:
         """Close the waiting records of tasks sent in fallback mode."""
         for key in keys:
-            self._note_end(key)
+            self._recorder.note_end(key)
 
-    # --- waiting tasks that should not run any more
+    def _snapshot_problem(self, snapshot: Snapshot | None, now: float) -> str | None:
+        """Return why tasks cannot be placed by a snapshot, or ``None`` if they can."""
+        if snapshot is None:
+            return "Workers have not been checked yet."
+        if now - snapshot.taken_at > self._settings.snapshot_max_age:
+            return "Worker states are stale."
+        return snapshot.unavailable_reason
 
-    def _drop_unwanted(self) -> None:
-        """Remove queued tasks that have waited for a while and should not run any more.
+    def _refusal_reason(self, snapshot: Snapshot | None) -> str | None:
+        """Return why the broker refused a task, or ``None`` if it has answered since."""
+        if self._refusal is not None and snapshot is not None and (snapshot.answered_at or 0.0) > self._refusal[0]:
+            self._refusal = None
+        return None if self._refusal is None else self._refusal[1]
 
-        Someone has failed, cleared or deleted them. Airflow notifies an executor only about tasks that it considers
-        stuck, and each of these would go on taking one of the scheduler's slots.
-        """
-        now = time.monotonic()
-        if now < self._unwanted_due:
-            return
-        self._unwanted_due = now + UNWANTED_EVERY
-        queued = {try_key(key): key for key in self.queued_tasks if is_task(key)} if self._waiting else {}
-        waiting = frozenset(self._waiting.keys() & queued.keys())
-        # The scheduler may not have committed a task that it has just queued.
-        keys, self._waited = waiting & self._waited, waiting
-        if not keys:
-            return
-        try:
-            with session.writing(session.SCHEDULER) as connection:
-                wanted = placements.wanted(connection, keys)
-        except Exception as error:  # noqa: BLE001
-            warn_once("placing.unwanted", "Airflow Worker Insight could not read which tasks are to wait: %s", error)
-            return
-        for key in keys:
-            if key not in wanted or wanted[key].state != QUEUED:
-                self.queued_tasks.pop(queued[key], None)
-                self._note_end(queued[key])
+    def _hold(self, requests: Sequence[PlacementRequest], unavailable_reason: str) -> None:
+        since = self._unavailable_since or datetime.now(timezone.utc)
+        text = f"waits: workers cannot be reached since {since:%Y-%m-%d %H:%M:%S} UTC: {unavailable_reason}"
+        self._recorder.hold(requests, text[:TEXT_LENGTH])
+
+    def _set_unavailable(self, unavailable_reason: str | None) -> None:
+        """Set whether tasks can be placed, and log when that changes."""
+        if unavailable_reason is None:
+            self._unavailable_since = None
+        elif self._unavailable_since is None:
+            self._unavailable_since = datetime.now(timezone.utc)
+        if unavailable_reason is not None and not self._in_fallback:
+            does = "holds them until workers can be reached again" if self.holds else self.fallback_description
+            log.warning("Airflow Worker Insight cannot place tasks and %s: %s", does, unavailable_reason)
+        elif unavailable_reason is None and self._in_fallback:
+            log.info("Airflow Worker Insight places tasks again")
+        self._in_fallback = unavailable_reason is not None
 
     # --- ends
 
@@ -349,59 +261,9 @@ class PlacementMixin(BaseExecutor):
         """Change the state as the parent does, and note when the task has ended."""
         super().change_state(key, state, info, remove_running=remove_running)
         if remove_running:
-            self._note_end(key)
+            self._recorder.note_end(key)
 
     def revoke_task(self, *, ti: Any) -> None:
         """Revoke a task as the parent does, and note its end."""
         super().revoke_task(ti=ti)
-        self._note_end(ti.key)
-
-    def sync(self) -> None:
-        """Collect ended tasks as the parent does, and free their slots."""
-        super().sync()
-        self._drop_unwanted()
-        self._give_back()
-
-    def _note_end(self, key: Any) -> None:
-        if not is_task(key):
-            return
-        tracked_key = try_key(key)
-        self._waiting.pop(tracked_key, None)
-        placed_at = self._placed_at.pop(tracked_key, None)
-        if placed_at is not None and len(self._ended) < MAX_ENDED:
-            self._ended[tracked_key] = placed_at
-
-    def _give_back(self) -> None:
-        if not self._ended or self._watch is None:
-            self._ended.clear()
-            return
-        if time.monotonic() < self._ends_due:
-            return
-        try:
-            with session.writing(session.SCHEDULER) as connection:
-                placements.close(connection, self._ended)
-        except Exception as error:  # noqa: BLE001
-            # They are written together with the next ones.
-            self._ends_due = time.monotonic() + ENDS_AGAIN_AFTER
-            warn_once("placing.ends", "Airflow Worker Insight could not write which tasks have ended: %s", error)
-        else:
-            self._ended.clear()
-
-
-def is_task(key: Any) -> bool:
-    """Return whether an executor's key is a task's, not a callback's or a connection test's."""
-    return hasattr(key, "dag_id")
-
-
-def try_key(key: Any) -> TryKey:
-    """Convert Airflow's key of a task to a :class:`.TryKey`."""
-    return TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, key.try_number)
-
-
-def _unavailable_reason(snapshot: Snapshot | None, now: float) -> str | None:
-    """Return why tasks cannot be placed by a snapshot, or ``None`` if they can."""
-    if snapshot is None:
-        return "Nothing is known of the workers."
-    if now - snapshot.taken_at > OLD_AFTER:
-        return "What is known of the workers is old."
-    return snapshot.unavailable_reason
+        self._recorder.note_end(ti.key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.names import clean
@@ -23,11 +24,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROUND_SECONDS = 2.0
-"""Seconds between two runs of the monitor."""
 
-GIVES_UP_AFTER = 3
-"""Consecutive failed runs after which no task is placed any more."""
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """Intervals in seconds, and limits."""
+
+    run_interval: float = 2.0
+    """Time between two runs."""
+    unavailable_after_failures: int = 3
+    """How many runs in a row must fail before no task is placed any more."""
+    stop_timeout: float = 2.0
+    """How long to wait for the current run at the end."""
+
+
+MONITOR_DEFAULTS = MonitorSettings()
 
 
 class WorkerMonitor(ABC):
@@ -35,10 +45,15 @@ class WorkerMonitor(ABC):
 
     thread_name = "worker-insight"
 
-    def __init__(self) -> None:
+    def __init__(self, *, monitor_settings: MonitorSettings = MONITOR_DEFAULTS) -> None:
+        self._monitor_settings = monitor_settings
         self._snapshot: Snapshot | None = None
         self._thread = PeriodicThread(
-            self._run, name=self.thread_name, purpose="poll the workers", interval=ROUND_SECONDS
+            self._run,
+            name=self.thread_name,
+            purpose="poll the workers",
+            interval=monitor_settings.run_interval,
+            stop_timeout=monitor_settings.stop_timeout,
         )
         self._failures = 0
         self._is_ready = False
@@ -57,12 +72,12 @@ class WorkerMonitor(ABC):
         """Return the latest snapshot of the workers; ``None`` before the first."""
         return self._snapshot
 
-    def prepare(self) -> None:  # noqa: B027  (optional)
+    def prepare(self) -> None:  # noqa: B027 (not every monitor needs it)
         """Prepare for the scheduler's loop, before it begins."""
 
     @abstractmethod
     def run_once(self) -> None:
-        """Do everything that is due once."""
+        """Do everything that is due, once."""
 
     def publish(
         self,
@@ -75,7 +90,7 @@ class WorkerMonitor(ABC):
         """Publish a snapshot of the workers, and return it.
 
         :param candidates: the workers
-        :param unavailable_reason: why no task can be placed by it
+        :param unavailable_reason: why no task can be placed by the snapshot
         :param unplaced: how many tries run on each worker that no executor of this package placed there
         :param answered_at: when the broker was last reached, in seconds of the monotonic clock
         """
@@ -109,16 +124,16 @@ class WorkerMonitor(ABC):
             action()
             self._failures = 0
         except Exception as error:
-            log.debug("Watching the workers failed", exc_info=True)
+            log.debug("Monitoring the workers failed", exc_info=True)
             # The tables may have been dropped.
             self._is_ready = False
             self._failures += 1
             # One failure does not invalidate a recent snapshot.
-            if self._snapshot is None or self._failures >= GIVES_UP_AFTER:
-                self.publish((), in_a_line(error))
+            if self._snapshot is None or self._failures >= self._monitor_settings.unavailable_after_failures:
+                self.publish((), format_error(error))
 
 
-def in_a_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Format an error as one line, for logs and for reasons on pages.
 
     A database error is given in the database driver's words.

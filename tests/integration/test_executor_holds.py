@@ -45,7 +45,7 @@ def test_tasks_wait_while_redis_is_away_and_run_once_it_is_back(airflow: Deploym
     def held() -> list[dict[str, Any]] | None:
         rows = [row for row in placements(airflow, run.run_id) if row["is_open"] and row["worker_ref"] is None]
         # The task that lists the numbers comes first, and nothing behind it before.
-        return rows if rows and all("the workers cannot be seen since" in row["detail"] for row in rows) else None
+        return rows if rows and all("workers cannot be reached since" in row["detail"] for row in rows) else None
 
     (row,) = airflow.wait_for(held, 120, "the first task to be held")
     assert row["task_id"] == "numbers"

@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed(airflow: Deployment, worker: str) -> None:
     print(f"what waited was placed elsewhere {time.monotonic() - killed_at:.0f} s after the kill")
     moved = [row for row in placements(airflow, run.run_id) if row["on"] == "another" and row["try_number"] == 1]
     assert len(moved) == 50
-    assert all(row["detail"].startswith(f"taken back from {worker}@") for row in moved)
+    assert all(row["detail"].startswith(f"reclaimed from {worker}@") for row in moved)
     run.finish()
     print(f"all had ended {time.monotonic() - killed_at:.0f} s after the kill")
     assert run.ran() == {"another": ALL}

@@ -163,7 +163,7 @@ def test_tasks_are_spread_over_the_workers(airflow: Deployment) -> None:
     run.wait_states(running=4, queued=16)
     settled(airflow, w1=6, w2=6)
     waiting = [row for row in placements(airflow, run.run_id) if row["is_open"] and row["on"] is None]
-    assert {row["detail"] for row in waiting} == {"waits: all workers that fit have as much as they may"}
+    assert {row["detail"] for row in waiting} == {"waits: all eligible workers are full"}
     run.finish()
     assert set(run.ran()) == {"w1", "w2"}
 

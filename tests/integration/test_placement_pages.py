@@ -129,12 +129,12 @@ def test_the_panel_says_why_a_retry_went_elsewhere(airflow: Deployment, person: 
     airflow.wait_for(lambda: airflow.sql(query, run_id=run_id), 120, "the second try to run")
     open_panel(person, "sales", run_id, "load")
     second, first = person.page.locator("tbody tr").nth(0), person.page.locator("tbody tr").nth(1)
-    failed_on = "w1" if "w1@" in second.inner_text().replace("kept away from w1@", "") else "w2"
+    failed_on = "w1" if "w1@" in second.inner_text().replace("avoids w1@", "") else "w2"
     expect(first).to_contain_text("Placed: ")
     expect(first).to_contain_text("least loaded")
-    expect(second).to_contain_text("a retry elsewhere")
-    expect(second).to_contain_text("kept away from")
-    assert f"kept away from {failed_on}" not in second.inner_text()
+    expect(second).to_contain_text("retry on another worker")
+    expect(second).to_contain_text("avoids")
+    assert f"avoids {failed_on}" not in second.inner_text()
     pictures(person, "panel-placed")
     (airflow.home / "try-2").touch()
     airflow.wait_run("sales", run_id, expect="success")

@@ -15,9 +15,10 @@ from kombu.exceptions import OperationalError
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import local_executor
-from airflow_worker_insight.executors.base import PlacementMixin, is_task, try_key
+from airflow_worker_insight.executors.base import PlacementMixin
 from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
 from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.keys import is_task, try_key
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
 from airflow_worker_insight.store import placements, session
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import Placement
 
 
-PROBE_SECONDS = 1.0
+BROKER_TIMEOUT = 1.0
 """Maximum seconds to connect to the broker, if tasks are held while it is down."""
 
 
@@ -39,13 +40,13 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     See ``docs/explanation/placement.md``.
     """
 
-    plainly = "sends them as Airflow's own CeleryExecutor does"
+    fallback_description = "sends them as Airflow's own CeleryExecutor does"
 
-    def make_watch(self, service: PlacementService) -> CeleryWorkerMonitor:
+    def make_monitor(self, service: PlacementService) -> CeleryWorkerMonitor:
         """Return the monitor of the Celery workers."""
-        return CeleryWorkerMonitor(self.celery_app_here(), service)
+        return CeleryWorkerMonitor(self.get_celery_app(), service)
 
-    def celery_app_here(self) -> Any:
+    def get_celery_app(self) -> Any:
         """Return the Celery app of this executor."""
         return airflow_celery.executors_celery_app(self)
 
@@ -61,7 +62,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     def _send_tasks(self, task_tuples_to_send: Sequence[tuple[Any, ...]]) -> None:
         # Name of the method above in the Celery provider up to 3.12.
         parent: Any = super()
-        self._send_placed(task_tuples_to_send, parent._send_tasks)  # noqa: SLF001
+        self._send_placed(task_tuples_to_send, parent._send_tasks)  # noqa: SLF001 (the parent's own method)
 
     def _send_placed(self, items: Sequence[tuple[Any, ...]], send: Callable[[Any], None]) -> None:
         """Place tasks and pass them to the parent, which sends them and dequeues them.
@@ -80,14 +81,14 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
             and (unavailable_reason := self._broker_unavailable_reason())
         ):
             # Publishing to a broker that is down takes a second per task, and fails the task.
-            self.note_unsent(unavailable_reason)
+            self.note_broker_refusal(unavailable_reason)
             ready = [item for item in ready if not is_task(item[0])]
         if ready:
             send(ready)
         for key in (item[0] for item in ready):
             if key not in self.running and key not in self.queued_tasks:
                 # The parent could not send it.
-                self._note_end(key)
+                self._recorder.note_end(key)
 
     def _send_workloads_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self._without_held(super()._send_workloads_to_celery(items))
@@ -95,20 +96,20 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     def _send_tasks_to_celery(self, items: Sequence[tuple[Any, ...]]) -> list[Any]:
         # Name of the method above in the Celery provider up to 3.12.
         parent: Any = super()
-        return self._without_held(parent._send_tasks_to_celery(items))  # noqa: SLF001
+        return self._without_held(parent._send_tasks_to_celery(items))  # noqa: SLF001 (the parent's own method)
 
     def _without_held(self, results: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
         """Return the results for the parent, without those of tasks to hold.
 
         If tasks are to be held, tasks that the broker did not accept wait.
         """
-        if not self.holds or self._watch is None:
+        if not self.holds or self._monitor is None:
             return list(results)
         reported = []
         for result in results:
             error = getattr(result[2], "exception", None)
             if error is not None and is_task(result[0]) and _is_broker_error(error):
-                self.note_unsent(_unreachable_reason(error))
+                self.note_broker_refusal(_unreachable_reason(error))
             else:
                 reported.append(result)
         return reported
@@ -116,22 +117,22 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     def _broker_unavailable_reason(self) -> str | None:
         """Return why the broker accepts no messages now, or ``None`` if it does."""
         try:
-            with self.celery_app_here().connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0, timeout=PROBE_SECONDS)
-        except Exception as error:  # noqa: BLE001
+            with self.get_celery_app().connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_TIMEOUT)
+        except Exception as error:  # noqa: BLE001 (kombu raises whatever its transport raises)
             return _unreachable_reason(error)
         return None
 
     def _place_tasks(self, tasks: Sequence[tuple[Any, ...]], slots: int) -> Sequence[tuple[Any, ...]]:
         """Return the tasks to send now, each with the queue to send it to."""
-        if self._watch is None or not tasks:
+        if self._monitor is None or not tasks:
             return tasks[:slots]
         by_key = {try_key(item[0]): item for item in tasks}
         results = self.place([self._request(key, item) for key, item in by_key.items()], slots)
         if results is None:
             self.note_fallback(item[0] for item in tasks[:slots])
             return tasks[:slots]
-        return [_with_queue(by_key[result.asked.key], self._own_queue(result)) for result in results]
+        return [_with_queue(by_key[result.request.key], self._own_queue(result)) for result in results]
 
     def _request(self, key: TryKey, item: tuple[Any, ...]) -> PlacementRequest:
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(item[0]))
@@ -151,16 +152,16 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         waiting = {key for key, placement in placed.items() if placement.waits and by_key[key].state == "queued"}
         sent = [ti for key, ti in by_key.items() if key not in waiting]
         # Before adoption, because the parent may learn at once that a task has ended.
-        self.note_placed(placement for placement in placed.values() if placement.key not in waiting)
+        self._recorder.note_adopted(placement for placement in placed.values() if placement.key not in waiting)
         not_adopted = super().try_adopt_task_instances(sent) if sent else []
-        self.forget_placed(ti.key for ti in not_adopted)
+        self._recorder.forget(ti.key for ti in not_adopted)
         return [*not_adopted, *(by_key[key] for key in waiting)]
 
     def _open_placements(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
         try:
             with session.writing(session.SCHEDULER) as connection:
                 return placements.open_of(connection, keys)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 (the scheduler's loop must go on)
             warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)
             return {}
 

@@ -7,6 +7,7 @@ distinguishes it from the instance before.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
@@ -31,7 +32,7 @@ def own_queue(worker_id: str) -> str:
     return f"{DEDICATED_QUEUE_PREFIX}{worker_id}"
 
 
-def as_declared(app: Any, name: str) -> Any:
+def declared_queue(app: Any, name: str) -> Any:
     """Return a queue as Celery declares it when it sends to an unknown one.
 
     RabbitMQ rejects a declaration that differs: type and priorities of queues may have been configured.
@@ -43,15 +44,15 @@ def as_declared(app: Any, name: str) -> Any:
 
 
 def sync_consumers(
-    app: Any, *, give: Mapping[str, str], hold: Mapping[str, str], timeouts: BrokerTimeouts = TIMEOUTS
+    app: Any, *, add: Mapping[str, str], cancel: Mapping[str, str], timeouts: BrokerTimeouts = TIMEOUTS
 ) -> dict[str, frozenset[str]]:
     """Make workers consume their dedicated queues, or stop; return what each consumes now.
 
     It waits for answers, some seconds at most, and raises whatever keeps it from polling the workers.
 
-    :param give: dedicated queues, by node name, of workers that may get tasks
-    :param hold: the same for workers that may not: other workers will get what waits there
-    :return: the queues that each worker which answered consumes, by node name
+    :param add: dedicated queues to consume, by the node names of workers that may get tasks
+    :param cancel: dedicated queues to stop consuming, by the node names of workers that may not get tasks
+    :return: the queues that each worker that answered consumes, by node name
     """
     require_remote_control(app)
     with connected(app, timeouts=timeouts) as connection:
@@ -60,8 +61,8 @@ def sync_consumers(
         # Wait for all answers: of two workers with the same name, both must consume a queue.
         broadcast(app, connection, [Call("active_queues")], answers, timeouts=timeouts)
         consumed = answers.by_node
-        missing = {node: queue for node, queue in give.items() if node in consumed and queue not in consumed[node]}
-        surplus = {node: queue for node, queue in hold.items() if queue in consumed.get(node, ())}
+        missing = {node: queue for node, queue in add.items() if node in consumed and queue not in consumed[node]}
+        surplus = {node: queue for node, queue in cancel.items() if queue in consumed.get(node, ())}
         calls = [Call("add_consumer", _consumer_arguments(app, queue), [node]) for node, queue in missing.items()]
         calls += [Call("cancel_consumer", {"queue": queue}, [node]) for node, queue in surplus.items()]
         if calls:
@@ -76,7 +77,7 @@ def sync_consumers(
 
 def _consumer_arguments(app: Any, name: str) -> dict[str, Any]:
     """Return the arguments to consume a queue, where a worker's own declaration would differ."""
-    queue = as_declared(app, name)
+    queue = declared_queue(app, name)
     arguments: dict[str, Any] = {"queue": name}
     if queue.exchange.type != "direct":
         arguments["exchange_type"] = queue.exchange.type
@@ -85,7 +86,7 @@ def _consumer_arguments(app: Any, name: str) -> dict[str, Any]:
     return arguments
 
 
-class _Answers:
+class _Answers(ABC):
     """Answers of workers, one of each; invalid ones are counted and ignored."""
 
     def __init__(self) -> None:
@@ -101,8 +102,9 @@ class _Answers:
         if node is None or not self._note(node, answer):
             self.ignored += 1
 
+    @abstractmethod
     def _note(self, node: str, answer: Any) -> bool:
-        raise NotImplementedError
+        """Note a worker's answer; return whether it is valid."""
 
 
 class _QueueAnswers(_Answers):

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 # Not imported in the thread: a process forked meanwhile would inherit the import's lock, held for ever.
@@ -23,89 +23,105 @@ from kombu import Producer
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue
+from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementResult
 from airflow_worker_insight.registry.sources.celery import connected
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
     from airflow_worker_insight.store.placements import Placement
 
 log = logging.getLogger(__name__)
 
-BATCH = 100
-"""Number of messages to read, place and send per batch."""
-
-MAX_MOVED = 10_000
-"""Maximum number of messages to move from a worker per call."""
-
-MOVE_SECONDS = 10.0
-"""Maximum seconds to move messages from a worker per call; the rest is left for the next."""
-
-SCAN = 500
-"""Number of entries of Redis's hash to read at once."""
-
-KEPT_PROPERTIES = ("correlation_id", "reply_to", "priority")
+FORWARDED_PROPERTIES = ("correlation_id", "reply_to", "priority")
 """Properties set by Celery to keep on redelivery, besides headers and content type."""
 
 
-def reclaim_tasks(
-    app: Any,
-    queue: str,
-    desk: PlacementService,
-    snapshot: Snapshot,
-    *,
-    came_from: str,
-    is_gone: bool = False,
-    most: int = MAX_MOVED,
-) -> int:
-    """Move the messages of a worker's dedicated queue to other workers.
+@dataclass(frozen=True, slots=True)
+class ReclaimSettings:
+    """Limits per call."""
 
-    Messages that no other worker has room for stay there.
-
-    :param queue: the name of the dedicated queue
-    :param came_from: the worker's name, for logs and pages
-    :param is_gone: whether the worker is gone; if so, messages that it had fetched are reclaimed, too
-    :param most: how many messages to move at most
-    :return: how many messages were moved
-    """
-    moved = 0
-    ends_at = time.monotonic() + MOVE_SECONDS
-    with connected(app) as connection:
-        channel = connection.channel()
-        source = as_declared(app, queue)(channel)
-        source.declare()
-        placed = _placements_on(queue)
-        if is_gone and connection.transport.driver_type == "redis":
-            _restore(channel, queue, placed)
-        put_back = 0
-        while not put_back and moved < most and time.monotonic() < ends_at:
-            # Read more than will be moved: the first messages may be ones that no other worker may take.
-            messages = list(_read_messages(source, app.conf.accept_content, BATCH))
-            if not messages:
-                break
-            note = f"taken back from {came_from}: "
-            sent, put_back = _redeliver(source, messages, placed, desk, snapshot, most=most - moved, note=note)
-            moved += sent
-    if moved:
-        count("placement.moved", moved)
-        log.info("Airflow Worker Insight took %d tasks back from %s and placed them again", moved, came_from)
-    return moved
+    batch_size: int = 100
+    """How many messages to read, place and send per batch."""
+    max_moved: int = 10_000
+    """How many messages to move from a worker at most."""
+    timeout: float = 10.0
+    """Seconds after which to start no further batch; the rest is left for the next call."""
+    scan_count: int = 500
+    """How many entries of Redis's hash to read at once."""
 
 
-def remove_queues(app: Any, queues: Iterable[str]) -> None:
-    """Remove dedicated queues of workers that are long gone, except those with messages left."""
-    with connected(app) as connection:
-        for name in queues:
-            # RabbitMQ refuses to remove a queue that has messages or consumers, and closes the channel.
-            with connection.channel() as channel, suppress(*connection.channel_errors):
-                _remove(as_declared(app, name)(channel))
-            # Celery keeps every queue that it has ever sent to.
-            app.amqp.queues.pop(name, None)
+DEFAULTS = ReclaimSettings()
+
+
+class Reclaimer:
+    """Reclaims messages from dedicated queues, and removes unused ones."""
+
+    def __init__(
+        self,
+        app: Any,
+        service: PlacementService,
+        *,
+        settings: ReclaimSettings = DEFAULTS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._service = service
+        self._settings = settings
+        self._clock = clock
+
+    def reclaim_tasks(
+        self, queue: str, snapshot: Snapshot, *, worker_name: str, is_gone: bool = False, limit: int | None = None
+    ) -> int:
+        """Move the messages of a worker's dedicated queue to other workers.
+
+        Messages that no other worker has room for stay there.
+
+        :param queue: the name of the dedicated queue
+        :param worker_name: the worker's name, for logs and pages
+        :param is_gone: whether the worker is gone; if so, messages that it had fetched are reclaimed, too
+        :param limit: how many messages to move at most
+        :return: how many messages were moved
+        """
+        limit = self._settings.max_moved if limit is None else limit
+        moved = 0
+        ends_at = self._clock() + self._settings.timeout
+        with connected(self._app) as connection:
+            channel = connection.channel()
+            source = declared_queue(self._app, queue)(channel)
+            source.declare()
+            placed = _placements_on(queue)
+            if is_gone and connection.transport.driver_type == "redis":
+                _restore(channel, queue, placed, scan_count=self._settings.scan_count)
+            put_back = 0
+            while not put_back and moved < limit and self._clock() < ends_at:
+                # Read more than will be moved: perhaps no other worker may run the first messages.
+                messages = list(_read_messages(source, self._app.conf.accept_content, self._settings.batch_size))
+                if not messages:
+                    break
+                note = f"reclaimed from {worker_name}: "
+                sent, put_back = _redeliver(
+                    source, messages, placed, self._service, snapshot, limit=limit - moved, note=note
+                )
+                moved += sent
+        if moved:
+            count("placement.moved", moved)
+            log.info("Airflow Worker Insight reclaimed %d tasks from %s and placed them again", moved, worker_name)
+        return moved
+
+    def remove_queues(self, queues: Iterable[str]) -> None:
+        """Remove dedicated queues of workers that are long gone, except those with messages left."""
+        with connected(self._app) as connection:
+            for name in queues:
+                # RabbitMQ refuses to remove a queue that has messages or consumers, and closes the channel.
+                with connection.channel() as channel, suppress(*connection.channel_errors):
+                    _remove(declared_queue(self._app, name)(channel))
+                # Celery keeps every queue that it has ever sent to.
+                self._app.amqp.queues.pop(name, None)
 
 
 def _remove(queue: Any) -> None:
@@ -130,8 +146,8 @@ def _placements_on(queue: str) -> dict[tuple[str, str, str, int], Placement]:
     return {placement.key.task_instance.as_tuple(): placement for placement in rows}
 
 
-def _read_messages(source: Any, accept: Any, most: int) -> Iterator[Any]:
-    for _ in range(most):
+def _read_messages(source: Any, accept: Any, limit: int) -> Iterator[Any]:
+    for _ in range(limit):
         message = source.get(no_ack=False, accept=accept)
         if message is None:
             return
@@ -145,16 +161,16 @@ def _redeliver(
     service: PlacementService,
     snapshot: Snapshot,
     *,
-    most: int,
+    limit: int,
     note: str,
 ) -> tuple[int, int]:
     """Place messages again and send them; return how many were sent, and how many put back."""
     by_key: dict[TryKey, Any] = {}
     put_back = 0
     for message in messages:
-        key = _key_of(message, placed_before)
+        key = _parse_key(message, placed_before)
         if key is None:
-            warn_once("placing.unread", "Airflow Worker Insight leaves messages alone that it cannot read")
+            warn_once("placing.unread", "Airflow Worker Insight leaves messages in place that it cannot read")
             _put_back(source, message)
             put_back += 1
         else:
@@ -177,17 +193,17 @@ def _redeliver(
             for key, task in queued.items()
             if key not in later
         ]
-        results = service.decide(connection, requests, snapshot, most=most)
+        results = service.decide(connection, requests, snapshot, limit=limit)
         # A message placed on the same queue again stays, or this would never end.
         to_send = [result for result in results if not result.waits and _target(result)[1] != source.name]
     sent: list[PlacementResult] = []
     try:
         for result in to_send:
-            message = by_key[result.asked.key]
+            message = by_key[result.request.key]
             _publish(source.channel, message, _target(result)[1])
             message.ack()
             sent.append(result)
-            del by_key[result.asked.key]
+            del by_key[result.request.key]
     finally:
         # Recorded after sending: if this scheduler or the broker dies, unsent messages are recorded where they are.
         with session.writing(session.BACKGROUND) as connection:
@@ -212,8 +228,8 @@ def _redelivered_placement(
 
     The try's scheduler knows the placement by that time.
     """
-    previous = placed_before.get(result.asked.key.task_instance.as_tuple())
-    placed_at = previous.placed_at if previous is not None and previous.key == result.asked.key else None
+    previous = placed_before.get(result.request.key.task_instance.as_tuple())
+    placed_at = previous.placed_at if previous is not None and previous.key == result.request.key else None
     return replace(result.placement(_target(result)[0], note=note), placed_at=placed_at)
 
 
@@ -229,12 +245,12 @@ def _put_back(source: Any, message: Any) -> None:
 def _target(result: PlacementResult) -> tuple[str | None, str]:
     """Return the dedicated queue of the chosen worker, if any, and the queue to send to."""
     worker = result.decision.worker
-    return (None, result.asked.queue) if worker is None else (own_queue(worker.worker_id),) * 2
+    return (None, result.request.queue) if worker is None else (own_queue(worker.worker_id),) * 2
 
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
     # All other properties are set below, or are specific to a broker.
-    properties = {name: message.properties[name] for name in KEPT_PROPERTIES if name in message.properties}
+    properties = {name: message.properties[name] for name in FORWARDED_PROPERTIES if name in message.properties}
     Producer(channel, auto_declare=False).publish(
         message.body,
         exchange="",
@@ -247,7 +263,7 @@ def _publish(channel: Any, message: Any, queue: str) -> None:
     )
 
 
-def _key_of(message: Any, placed_before: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
+def _parse_key(message: Any, placed_before: dict[tuple[str, str, str, int], Placement]) -> TryKey | None:
     """Return the try that a message belongs to, or ``None`` if the message cannot be read.
 
     Airflow 3's messages hold the workload, 2.11's a command without the number of the try.
@@ -269,9 +285,11 @@ def _key_of(message: Any, placed_before: dict[tuple[str, str, str, int], Placeme
 # --- messages that a worker on Redis had fetched ---------------------------------------------------------------------
 
 
-def _restore(channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement]) -> None:
+def _restore(
+    channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement], *, scan_count: int
+) -> None:
     """Put messages that a gone worker had fetched back into its queue, unless they started."""
-    keys_by_tag = {tag: key for tag, key in _fetched(channel, queue, placed_before) if key is not None}
+    keys_by_tag = {tag: key for tag, key in _fetched(channel, queue, placed_before, scan_count) if key is not None}
     if not keys_by_tag:
         return
     with session.reading(session.BACKGROUND) as connection:
@@ -286,15 +304,15 @@ def _restore(channel: Any, queue: str, placed_before: dict[tuple[str, str, str, 
 
 
 def _fetched(
-    channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement]
+    channel: Any, queue: str, placed_before: dict[tuple[str, str, str, int], Placement], scan_count: int
 ) -> Iterator[tuple[str, TryKey | None]]:
     with channel.conn_or_acquire() as client:
         # kombu prefixes keys in some commands only, and not in this one (kombu.transport.redis.GlobalKeyPrefixMixin).
         hash_key = f"{getattr(client, 'global_keyprefix', '')}{channel.unacked_key}"
-        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(hash_key, count=SCAN))
+        entries: Iterable[tuple[bytes, bytes]] = list(client.hscan_iter(hash_key, count=scan_count))
     for tag, entry in entries:
         if queue.encode() not in entry:
             continue
         raw, _exchange, routing_key = json.loads(entry)
         if routing_key == queue:
-            yield tag.decode(), _key_of(channel.message_to_python(raw), placed_before)
+            yield tag.decode(), _parse_key(channel.message_to_python(raw), placed_before)

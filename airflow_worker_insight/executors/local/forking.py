@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-TO_END = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a scheduler to end; its handler raises ``SystemExit``."""
 
 
 @contextmanager
-def with_variables(values: Mapping[str, str]) -> Iterator[None]:
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for processes started within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -32,7 +32,7 @@ def with_variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def late_signals() -> Iterator[dict[int, Any]]:
+def defer_signals() -> Iterator[dict[int, Any]]:
     """Defer signals that ask to end; yield the handlers that a child process must restore.
 
     A signal that arrives during a fork is handled by the first Python code after it, which is the function that
@@ -45,29 +45,31 @@ def late_signals() -> Iterator[dict[int, Any]]:
         return
     received: list[int] = []
     handlers: dict[int, Any] = {
-        number: signal.signal(number, lambda number, _: received.append(number)) for number in TO_END
+        number: signal.signal(number, lambda number, _: received.append(number)) for number in STOP_SIGNALS
     }
     try:
         yield handlers
     finally:
-        put_back(handlers)
+        restore_handlers(handlers)
         for number in received:
             signal.raise_signal(number)
 
 
-def put_back(handlers: Mapping[int, Any]) -> None:
+def restore_handlers(handlers: Mapping[int, Any]) -> None:
     """Restore signal handlers; the system's default replaces those not set from Python."""
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def run_as(values: Mapping[str, str], handlers: Mapping[int, Any], run: Callable[..., None], **arguments: Any) -> None:
+def run_with_environment(
+    values: Mapping[str, str], handlers: Mapping[int, Any], run: Callable[..., None], **arguments: Any
+) -> None:
     """Run a function in a new process, with restored signal handlers and its environment.
 
     :param values: the environment variables to set
-    :param handlers: the handlers that :func:`late_signals` yielded
+    :param handlers: the handlers that :func:`defer_signals` yielded
     :param arguments: the keyword arguments of ``run``
     """
-    put_back(handlers)
+    restore_handlers(handlers)
     os.environ.update(values)
     run(**arguments)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.executors.monitor import WorkerMonitor
@@ -25,16 +25,23 @@ from airflow_worker_insight.store.workers import instances
 from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRecord, WorkerRow
 
-SWEEP_EVERY = timedelta(seconds=30)
-"""Time between two sweeps, and minimum age of a placement to be swept."""
 
-REST_SECONDS = 1.0
-"""Maximum seconds that starting a process waits for the thread's current run."""
+@dataclass(frozen=True, slots=True)
+class LocalMonitorSettings:
+    """Intervals and limits."""
+
+    sweep_interval: timedelta = timedelta(seconds=30)
+    """Time between two sweeps, and minimum age of a placement to be swept."""
+    pause_timeout: float = 1.0
+    """Seconds that starting a process waits at most for the thread's current run."""
+
+
+DEFAULTS = LocalMonitorSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +58,75 @@ class LocalWorkerMonitor(WorkerMonitor):
 
     thread_name = "worker-insight-own-workers"
 
-    def __init__(self, workers: Sequence[OwnWorker]) -> None:
-        super().__init__()
-        self.own = {worker.record.worker_id: worker for worker in workers}
-        self._busy = Lock()
-        self._sweep_due = 0.0
+    def __init__(
+        self,
+        workers: Sequence[OwnWorker],
+        *,
+        settings: LocalMonitorSettings = DEFAULTS,
+        refresh: Callable[..., Any] = refresh,
+        **options: Any,
+    ) -> None:
+        """Take the scheduler's workers.
+
+        :param refresh: polls the workers, as :func:`airflow_worker_insight.registry.poll.refresh` does
+        :param options: arguments of :class:`.WorkerMonitor`
+        """
+        super().__init__(**options)
+        self._settings = settings
+        self._refresh = refresh
+        self._workers = {worker.record.worker_id: worker for worker in workers}
+        self._run_lock = Lock()
+        self._sweep_at = 0.0
         # Both queues pass tries between the two threads.
-        self._doubted: deque[TryKey] = deque()
-        self._over: deque[TryKey] = deque()
+        self._unchecked: deque[TryKey] = deque()
+        self._ended: deque[TryKey] = deque()
 
     def prepare(self) -> None:
         """Register the workers."""
-        with self._busy:
+        with self._run_lock:
             self._read()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Keep the thread idle within the context: a forked process inherits the locks it holds."""
-        is_at_rest = self._busy.acquire(timeout=REST_SECONDS)
+        is_paused = self._run_lock.acquire(timeout=self._settings.pause_timeout)
         try:
             yield
         finally:
-            if is_at_rest:
-                self._busy.release()
+            if is_paused:
+                self._run_lock.release()
 
-    def doubt(self, key: TryKey) -> None:
-        """Check whether a try is over that may never report its end.
+    def request_end_check(self, key: TryKey) -> None:
+        """Have the thread check whether a try has ended: a process of its worker died, which may never report it.
 
-        A process of its worker died. :meth:`take_over` returns the try once it is over.
+        :meth:`pop_ended` returns the try once it has ended.
         """
-        self._doubted.append(key)
+        self._unchecked.append(key)
 
-    def take_over(self) -> list[TryKey]:
-        """Return the doubted tries that were found to be over since the last call."""
-        return [self._over.popleft() for _ in range(len(self._over))]
+    def pop_ended(self) -> list[TryKey]:
+        """Return the tries that were found to have ended since the last call."""
+        return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def run_once(self) -> None:
         """Do everything that is due, once."""
-        with self._busy:
+        with self._run_lock:
             if not self._read():
                 return
             if config.enabled():
                 # API servers of Airflow 3 poll too; the first process that finds a poll due does it.
-                refresh(only_if_due=True)
+                self._refresh(only_if_due=True)
             now = time.monotonic()
-            if now >= self._sweep_due:
-                self._sweep_due = now + SWEEP_EVERY.total_seconds()
-                with session.writing(session.BACKGROUND) as connection:
-                    settled = database_now(connection) - SWEEP_EVERY
-                    placements.sweep(connection, {}, settled=settled)
-                    placements.trim(connection, now=settled)
-            self._check_doubted()
+            if now >= self._sweep_at:
+                self._sweep_at = now + self._settings.sweep_interval.total_seconds()
+                self._sweep()
+            self._check_ends()
+
+    def _sweep(self) -> None:
+        """Free leaked slots, and delete old records."""
+        with session.writing(session.BACKGROUND) as connection:
+            settled = database_now(connection) - self._settings.sweep_interval
+            placements.sweep(connection, {}, settled=settled)
+            placements.trim(connection, now=settled)
 
     def _read(self) -> bool:
         """Read the workers' rows, and write missing ones; return whether the tables are usable."""
@@ -110,7 +135,7 @@ class LocalWorkerMonitor(WorkerMonitor):
             self.publish((), unavailable_reason)
             return False
         rows = self._rows()
-        missing = [worker for worker_id, worker in self.own.items() if worker_id not in rows]
+        missing = [worker for worker_id, worker in self._workers.items() if worker_id not in rows]
         if missing:
             with session.writing(session.BACKGROUND) as connection:
                 now = database_now(connection)
@@ -122,10 +147,10 @@ class LocalWorkerMonitor(WorkerMonitor):
 
     def _rows(self) -> dict[str, WorkerRow]:
         with session.reading(session.BACKGROUND) as connection:
-            return worker_queries.get_workers(connection, self.own.keys())
+            return worker_queries.get_workers(connection, self._workers.keys())
 
     def _candidate(self, row: WorkerRow) -> Candidate:
-        worker = self.own[row.worker_id]
+        worker = self._workers[row.worker_id]
         concurrency = worker.concurrency
         return Candidate(
             ref=row.ref,
@@ -142,16 +167,16 @@ class LocalWorkerMonitor(WorkerMonitor):
             alias=worker.record.name,
         )
 
-    def _check_doubted(self) -> None:
-        keys = [self._doubted.popleft() for _ in range(len(self._doubted))]
+    def _check_ends(self) -> None:
+        keys = [self._unchecked.popleft() for _ in range(len(self._unchecked))]
         if not keys:
             return
         try:
             with session.reading(session.BACKGROUND) as connection:
                 rows = airflow_history.tries_of_task_instances(connection, keys)
         except Exception:
-            self._doubted.extend(keys)
+            self._unchecked.extend(keys)
             raise
         for key in keys:
-            is_over = key not in rows or rows[key].state not in placements.PLACES_TAKEN
-            (self._over if is_over else self._doubted).append(key)
+            has_ended = key not in rows or rows[key].state not in placements.PLACES_TAKEN
+            (self._ended if has_ended else self._unchecked).append(key)

@@ -34,9 +34,9 @@ def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
     :param parallelism: how many tasks the executor runs at once; 0 for no limit
     :raises PlacementConfigError: with a message for operators
     """
-    items = [_item(item.strip()) for item in re.split(r"[,\n]", setting)]
+    items = [_parse_item(item.strip()) for item in re.split(r"[,\n]", setting)]
     if len(items) > MAX_WORKERS:
-        raise PlacementConfigError(f"{_WHERE} names {len(items)} workers: it may name at most {MAX_WORKERS}")
+        raise PlacementConfigError(f"{_WHERE} names {len(items)} workers; it may name at most {MAX_WORKERS}")
     # Some databases compare names case-insensitively.
     names: set[str] = set()
     for name, _ in items:
@@ -47,30 +47,32 @@ def parse_local_workers(setting: str, parallelism: int) -> list[LocalWorker]:
     left = (parallelism or UNLIMITED) - sum(number or 0 for _, number in items)
     workers = []
     for name, number in items:
-        if number is None:
+        slots = number
+        if slots is None:
             # The first workers get the remainder.
-            share = min(MAX_CONCURRENCY, max(1, -(-left // sharing)))
-            left, sharing = left - share, sharing - 1
-            number = share  # noqa: PLW2901
-        workers.append(LocalWorker(name, number))
+            slots = min(MAX_CONCURRENCY, max(1, -(-left // sharing)))
+            left, sharing = left - slots, sharing - 1
+        workers.append(LocalWorker(name, slots))
     return workers
 
 
-def _item(item: str) -> tuple[str, int | None]:
+def _parse_item(item: str) -> tuple[str, int | None]:
     name, colon, number = (part.strip() for part in item.partition(":"))
     if not name:
-        raise PlacementConfigError(f"{_WHERE} is a list of name or name:number, and has an item without a name")
+        raise PlacementConfigError(f"{_WHERE} must be a list of name or name:number, and has an item without a name")
     if not _NAME.fullmatch(name):
         raise PlacementConfigError(
-            f"{_WHERE}: {clean(repr(name), 80)} is no name of a worker: that is at most 63 of A-Z a-z 0-9 . _ -"
+            f"{_WHERE}: {clean(repr(name), 80)} is not a valid worker name: use at most 63 of A-Z a-z 0-9 . _ -"
         )
     if name.lower() == PLAIN_LOCAL:
-        raise PlacementConfigError(f"{_WHERE}: the name {name} is that of the worker of Airflow's own LocalExecutor")
+        raise PlacementConfigError(
+            f"{_WHERE}: the worker of Airflow's own LocalExecutor is named {name}: choose another name"
+        )
     if not colon:
         return name, None
     if not re.fullmatch(r"[0-9]{1,9}", number) or not 0 < int(number) <= MAX_CONCURRENCY:
         raise PlacementConfigError(
-            f"{_WHERE}: {name}:{clean(number, 40)} does not say how many tasks it runs at once: that is a whole number "
-            f"from 1 to {MAX_CONCURRENCY}"
+            f"{_WHERE}: the number of slots in {name}:{clean(number, 40)} must be a whole number from 1 to "
+            f"{MAX_CONCURRENCY}"
         )
     return name, int(number)

@@ -2,8 +2,8 @@
 
 Some rules precede every strategy. A worker must be online and available, consume the task's queue, match the task's
 request (labels, or a name), and have room. A retry goes to a worker that has not failed this task instance. A worker
-that takes much longer than the others for the same tasks gets work only when those take no more. Each decision says in
-one line which worker was chosen, and which were left out and why.
+that takes much longer than the others for the same tasks gets work only if waiting for a faster one would take longer.
+Each decision says in one line which worker was chosen, and which were left out and why.
 
 Eligible workers are worked out once for all tasks of a batch with the same request. Of those with room, the worker with
 the lowest score gets the task.
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_NAMED = 3
 """How many left-out workers the text of a decision names per reason."""
 
-PATIENCE = 30.0
+SLOW_WORKER_DELAY = 30.0
 """Seconds without new work for faster workers after which a slow worker is used anyway.
 
 What runs on the faster ones may take longer than the task would take on the slow one.
@@ -102,7 +102,7 @@ class Candidate:
 
     For example, it does not consume its dedicated queue yet.
     """
-    comes_back: bool = True
+    may_return: bool = True
     """Whether a retry that fits no other worker waits until this one is available again."""
 
     @property
@@ -149,28 +149,28 @@ class Placer:
         self._digests = [_digest(candidate.name) for candidate in candidates]
         self._history = {} if history is None else history
         self._now = now
-        # Grows with each placement, so that placements made at one time are ordered.
-        self._turn = max(now, *self._history.values(), 0.0)
+        # Time of the latest placement. It grows with each, so that placements made at one time are ordered.
+        self._latest = max(now, *self._history.values(), 0.0)
         self._scores = [self._score(index) for index in range(len(candidates))]
         self._eligible: dict[tuple[str, frozenset[tuple[str, str]], str | None], _Eligible] = {}
 
     def place(self, task: Task) -> Decision:
         """Choose a worker for a task, and count the task in the worker's load."""
         if task.invalid_reason is not None:
-            return Decision(None, INVALID_REQUEST, _line(f"waits: {task.invalid_reason}"))
+            return Decision(None, INVALID_REQUEST, _join_parts(f"waits: {task.invalid_reason}"))
         eligible = self._eligible_for(task)
         index, reason = self._choose(eligible, task)
         if index is None:
-            why = _WAITS[reason].format(queue=task.queue, worker=task.worker)
-            return Decision(None, reason, _line(f"waits: {why}", eligible.left_out))
+            why = _WAITING_TEXTS[reason].format(queue=task.queue, worker=task.worker)
+            return Decision(None, reason, _join_parts(f"waits: {why}", eligible.left_out))
         worker = self._candidates[index]
-        text = _line(
-            f"{worker.name}: {_CHOSEN[reason].format(number=_workers(len(eligible.members)))},"
-            f" {self._loads[index]} of {worker.capacity} places taken",
-            f"kept away from {_list(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+        text = _join_parts(
+            f"{worker.name}: {_CHOICE_TEXTS[reason].format(number=_workers(len(eligible.members)))},"
+            f" {self._loads[index]} of {worker.capacity} slots taken",
+            f"avoids {_join_names(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
             eligible.left_out,
         )
-        self._count(index)
+        self._count_task(index)
         return Decision(worker, reason, text)
 
     def _eligible_for(self, task: Task) -> _Eligible:
@@ -190,51 +190,51 @@ class Placer:
             return None, eligible.why_empty
         avoided = frozenset(index for name in task.avoid for index in eligible.named.get(name, ()))
         if avoided and len(avoided) == len(eligible.members):
-            if any(name not in task.avoid for name in eligible.may_come_back):
+            if any(name not in task.avoid for name in eligible.may_return):
                 return None, OTHERS_FULL
             # Retries avoid a worker only if there is another one.
-            index, reason = self._best(eligible, task, frozenset())
+            index, reason = self._choose_fast_or_slow(eligible, task, frozenset())
             return index, reason if index is None else AGAIN
-        index, reason = self._best(eligible, task, avoided)
+        index, reason = self._choose_fast_or_slow(eligible, task, avoided)
         if avoided:
             return index, OTHERS_FULL if index is None else ELSEWHERE
         return index, reason
 
-    def _best(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
+    def _choose_fast_or_slow(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
         """Return the best worker; a slow one only if no faster worker gets to the task sooner."""
         fast_indexes = _without(eligible.fast_with_room, avoided)
         if fast_indexes:
-            return self._least(fast_indexes, eligible.fast, task)
+            return self._choose_by_strategy(fast_indexes, eligible.fast, task)
         slow_indexes = _without(eligible.slow_with_room, avoided)
         if slow_indexes and (
-            eligible.waiting >= eligible.patience or not self._got_task_lately(eligible.fast, avoided)
+            eligible.waiting >= eligible.slow_after_waiting or not self._got_task_lately(eligible.fast, avoided)
         ):
-            return self._least(slow_indexes, eligible.slow, task)[0], SLOW
+            return self._choose_by_strategy(slow_indexes, eligible.slow, task)[0], SLOW
         eligible.waiting += 1
         return None, FULL
 
-    def _least(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
+    def _choose_by_strategy(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
         if self._strategy != STICKY:
             return min(with_room, key=self._scores.__getitem__), self._strategy
         task_digest, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
 
         def rank(index: int) -> int:
             # Rendezvous hashing: each task has its own order of workers, in which only workers that join or leave move.
-            return (task_digest ^ digests[index]) * _SCATTER & _MASK
+            return (task_digest ^ digests[index]) * _MULTIPLIER & _MASK
 
         preferred = min(members, key=rank)
         return (preferred, STICKY) if preferred in with_room else (min(with_room, key=rank), STICKY_NEXT)
 
     def _got_task_lately(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
         """Return whether one of these workers got a task lately, so that it soon has room again."""
-        since = self._now - PATIENCE
+        since = self._now - SLOW_WORKER_DELAY
         refs = (self._candidates[index].ref for index in members if index not in avoided)
         return any(self._history.get(ref, since) > since for ref in refs)
 
-    def _count(self, index: int) -> None:
+    def _count_task(self, index: int) -> None:
         self._loads[index] += 1
-        self._turn += _TURN
-        self._history[self._candidates[index].ref] = self._turn
+        self._latest += _TICK
+        self._history[self._candidates[index].ref] = self._latest
         self._scores[index] = self._score(index)
         if not self._has_room(index):
             for eligible in self._eligible.values():
@@ -262,7 +262,7 @@ class _Eligible:
     """Workers that fit, full or not, and are not slow."""
     slow: list[int]
     """Workers that fit, full or not, and are slow."""
-    may_come_back: list[str]
+    may_return: list[str]
     """Names of workers that would fit and may be available again soon."""
     left_out: str
     """Text that names the workers that do not fit or are slow, and says why."""
@@ -270,8 +270,8 @@ class _Eligible:
     """The reason if no worker fits."""
     named: Mapping[str, Sequence[int]]
     """Workers that fit, by their names."""
-    patience: float
-    """How many tasks wait before a slow worker would finish one sooner than faster ones."""
+    slow_after_waiting: float
+    """How many tasks must wait before a slow worker would finish one sooner than faster ones."""
     fast_with_room: list[int]
     slow_with_room: list[int]
     waiting: int = 0
@@ -292,20 +292,20 @@ class _Eligible:
     def of(cls, candidates: Sequence[Candidate], task: Task) -> _Eligible:
         fast: list[int] = []
         slow: list[int] = []
-        may_come_back: list[str] = []
+        may_return: list[str] = []
         left_out: dict[str, list[str]] = {}
         why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
         for index, worker in enumerate(candidates):
             if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
                 # Unrelated workers are not named: that would say nothing about this task.
                 continue
-            reason = is_out(worker)
+            reason = exclusion_reason(worker)
             has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
             if reason is not None:
                 why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
-                is_back_soon = worker.comes_back and worker.state in _MAY_COME_BACK
-                if has_labels and is_back_soon and worker.availability == "available":
-                    may_come_back.append(worker.name)
+                may_recover = worker.may_return and worker.state in _STATES_THAT_MAY_RECOVER
+                if has_labels and may_recover and worker.availability == "available":
+                    may_return.append(worker.name)
             elif not has_labels:
                 reason = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
                 why_empty = NO_LABEL
@@ -323,8 +323,10 @@ class _Eligible:
         return cls(
             fast,
             slow,
-            may_come_back,
-            "left out: " + "; ".join(_named(names, reason) for reason, names in left_out.items()) if left_out else "",
+            may_return,
+            "left out: " + "; ".join(_names_with_reason(names, reason) for reason, names in left_out.items())
+            if left_out
+            else "",
             why_empty,
             named,
             at_once * (min((candidates[index].slowness for index in slow), default=1.0) - 1),
@@ -340,40 +342,41 @@ def check_strategy(strategy: str) -> None:
     """
     if strategy not in STRATEGIES:
         raise UnknownStrategyError(
-            f"[worker_insight] placement_strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}"
+            f"[worker_insight] placement_strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}"
         )
 
 
-_TURN = 1e-6
+_TICK = 1e-6
+"""Seconds between the recorded times of two placements made at one time."""
 
-_SCATTER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
+_MULTIPLIER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
-_CHOSEN = {
+_CHOICE_TEXTS = {
     LEAST_LOADED: "least loaded of {number}",
     ROUND_ROBIN: "next in turn of {number}",
-    STICKY: "the one that this task sticks to",
-    STICKY_NEXT: "next of those that this task sticks to",
-    ELSEWHERE: "a retry elsewhere",
-    AGAIN: "has failed this task before, but nobody else fits",
-    SLOW: "slow, but nobody faster takes anything now",
+    STICKY: "the worker that this task sticks to",
+    STICKY_NEXT: "next of the workers that this task sticks to",
+    ELSEWHERE: "retry on another worker",
+    AGAIN: "has failed this task before, but no other worker is eligible",
+    SLOW: "slow, but no faster worker is free soon enough",
 }
 
-_WAITS = {
-    NO_WORKER: "no worker that is known consumes the queue {queue}",
+_WAITING_TEXTS = {
+    NO_WORKER: "no known worker consumes the queue {queue}",
     NOT_AVAILABLE: "no worker of the queue {queue} is available",
-    NO_LABEL: "no available worker of the queue {queue} has the labels that it asks for",
-    NO_SUCH_WORKER: "no worker of the queue {queue} is called {worker}",
-    FULL: "all workers that fit have as much as they may",
-    OTHERS_FULL: "the workers that have not failed it have as much as they may, or do not answer now",
+    NO_LABEL: "no available worker of the queue {queue} has the requested labels",
+    NO_SUCH_WORKER: "no worker of the queue {queue} is named {worker}",
+    FULL: "all eligible workers are full",
+    OTHERS_FULL: "all workers that have not failed it are full or do not answer",
 }
 
-_MAY_COME_BACK = ("online", "unresponsive")
+_STATES_THAT_MAY_RECOVER = ("online", "unresponsive")
 
 
-def is_out(worker: Candidate) -> str | None:
+def exclusion_reason(worker: Candidate) -> str | None:
     """Return why a worker gets no tasks at all, or ``None`` if it may get some."""
     if worker.state != "online":
-        return worker.state or "of unknown state"
+        return worker.state or "state unknown"
     if worker.availability != "available":
         return worker.availability
     return worker.unavailable_reason
@@ -383,16 +386,16 @@ def _workers(number: int) -> str:
     return f"{number} workers" if number != 1 else "one worker"
 
 
-def _named(names: Sequence[str], reason: str) -> str:
-    return f"{_list(names)} ({reason})"
+def _names_with_reason(names: Sequence[str], reason: str) -> str:
+    return f"{_join_names(names)} ({reason})"
 
 
-def _list(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     unnamed = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {unnamed} more" if unnamed > 0 else "")
 
 
-def _line(*parts: str) -> str:
+def _join_parts(*parts: str) -> str:
     text = "; ".join(part for part in parts if part)
     return text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
 

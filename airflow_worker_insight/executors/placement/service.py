@@ -11,7 +11,7 @@ from airflow_worker_insight.domain.limits import TEXT_LENGTH
 from airflow_worker_insight.domain.reasons import INVALID_REQUEST, OTHERS_FULL, SHARED_QUEUE
 from airflow_worker_insight.executors.placement.policy import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.placement.rules import SHARED_QUEUE as TO_SHARED_QUEUE
-from airflow_worker_insight.executors.placement.rules import PlacementConfigError, asked_worker
+from airflow_worker_insight.executors.placement.rules import PlacementConfigError, requested_worker
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.executors.placement.rules import Rules
 
-KEPT_FOR = 60.0
+FAILED_WORKERS_TTL = 60.0
 """Seconds to cache which workers failed a retry, after its last placement request."""
 
-STAYS = (OTHERS_FULL, INVALID_REQUEST)
+NEVER_SHARED = (OTHERS_FULL, INVALID_REQUEST)
 """Reasons for which a task waits even if the fallback is the shared queue.
 
 The shared queue would lead a retry back to the worker that failed it, and someone must fix an invalid request.
@@ -59,7 +59,7 @@ class Snapshot:
     taken_at: float
     """Seconds of this process's monotonic clock."""
     unavailable_reason: str | None = None
-    """Why no task can be placed by it."""
+    """Why no task can be placed by the snapshot."""
     answered_at: float | None = None
     """When the broker was last reached, by the same clock; ``None`` if never or without one."""
     may_share: bool = True
@@ -77,7 +77,7 @@ class Snapshot:
 class PlacementResult:
     """A placement request with its decision."""
 
-    asked: PlacementRequest
+    request: PlacementRequest
     decision: Decision
 
     @property
@@ -93,7 +93,7 @@ class PlacementResult:
         """
         worker = self.decision.worker
         return Placement(
-            self.asked.key,
+            self.request.key,
             reason=self.decision.reason,
             detail=f"{note}{self.decision.text}"[:TEXT_LENGTH],
             worker_ref=None if worker is None else worker.ref,
@@ -107,8 +107,9 @@ class PlacementService:
     The scheduler's loop uses it, and the monitor's thread for the messages that it reclaims.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, *, failed_workers_ttl: float = FAILED_WORKERS_TTL) -> None:
         self.rules = rules
+        self._failed_workers_ttl = failed_workers_ttl
         # Guards the two below; never held during a query, or the loop would wait for the monitor's.
         self._lock = threading.Lock()
         self._history: dict[int, float] = {}
@@ -121,18 +122,18 @@ class PlacementService:
         requests: Sequence[PlacementRequest],
         snapshot: Snapshot,
         *,
-        most: int | None = None,
+        limit: int | None = None,
     ) -> list[PlacementResult]:
-        """Decide for tasks in order until ``most`` are placed; the rest is left for next time.
+        """Decide for tasks in order until ``limit`` are placed; leave the rest for next time.
 
         What operators have decided about workers since the snapshot counts: a drained worker gets no task. Runs two
         queries, and a few more for each few hundred earlier tries of the retries that are requested for the first time;
         writes nothing.
 
-        :param most: how many tasks to place at most; ``None`` for all
+        :param limit: how many tasks to place at most; ``None`` for all
         """
         loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
-        failed = self._who_failed(connection, [request.key for request in requests if request.key.try_number > 1])
+        failed = self._failed_workers(connection, [request.key for request in requests if request.key.try_number > 1])
         pools = self._pools(connection, requests)
         unavailable_workers = worker_queries.unavailable_workers(connection)
         candidates = [
@@ -144,7 +145,7 @@ class PlacementService:
             for candidate in snapshot.candidates
         ]
         results: list[PlacementResult] = []
-        remaining = len(requests) if most is None else most
+        remaining = len(requests) if limit is None else limit
         with self._lock:
             refs = {candidate.ref for candidate in candidates}
             self._history = {ref: at for ref, at in self._history.items() if ref in refs}
@@ -159,7 +160,7 @@ class PlacementService:
                 remaining -= not results[-1].waits
         return results
 
-    def _who_failed(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
+    def _failed_workers(self, connection: Connection, keys: Sequence[TryKey]) -> Mapping[TryKey, frozenset[str]]:
         """Return for each retry the names of the workers that failed an earlier try.
 
         They do not change while a retry waits, so each retry is queried once and not at every heartbeat.
@@ -171,7 +172,7 @@ class PlacementService:
         now = time.monotonic()
         with self._lock:
             # Entries expire by time, because neither thread knows which retries the other one requests.
-            kept = {key: entry for key, entry in self._failed.items() if now - entry[0] < KEPT_FOR}
+            kept = {key: entry for key, entry in self._failed.items() if now - entry[0] < self._failed_workers_ttl}
             self._failed = {**kept, **{key: (now, names) for key, names in failed.items()}}
         return failed
 
@@ -182,8 +183,8 @@ class PlacementService:
         labels: dict[str, str] = {}
         worker = invalid_reason = None
         try:
-            worker = asked_worker(request.executor_config)
-            labels = self.rules.labels_for(request.pool or pools.get(key), request.executor_config)
+            worker = requested_worker(request.executor_config)
+            labels = self.rules.labels_for_task(request.pool or pools.get(key), request.executor_config)
         except PlacementConfigError as error:
             invalid_reason = str(error)
         return Task(
@@ -205,7 +206,7 @@ class PlacementService:
         return {key: row.pool for key, row in placements.wanted(connection, unknown).items()}
 
     def _fallback(self, decision: Decision, request: PlacementRequest) -> Decision:
-        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
+        if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in NEVER_SHARED:
             return decision
-        text = f"to the queue {request.queue} that all share: {decision.text.removeprefix('waits: ')}"
+        text = f"sent to the shared queue {request.queue}: {decision.text.removeprefix('waits: ')}"
         return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])

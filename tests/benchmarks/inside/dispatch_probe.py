@@ -47,8 +47,8 @@ def main() -> None:
             if name == "ours":
                 executor = WorkerInsightCeleryExecutor(parallelism=args.tasks * 2)
                 snapshot = Snapshot(candidates, time.monotonic())
-                executor._desk = PlacementService(Rules("least_loaded", 4))
-                executor._watch = SimpleNamespace(snapshot=lambda snapshot=snapshot: snapshot)
+                executor._service = PlacementService(Rules("least_loaded", 4))
+                executor._monitor = SimpleNamespace(snapshot=lambda snapshot=snapshot: snapshot)
             queue(executor, args.tasks, f"run-{turn}")
             began = time.perf_counter()
             executor.trigger_tasks(args.tasks)
@@ -59,7 +59,7 @@ def main() -> None:
                 executor.success(key)
             began = time.perf_counter()
             if name == "ours":
-                executor._give_back()
+                executor._recorder.write_ends()
             seconds += time.perf_counter() - began
             with metadata_database.engine().begin() as connection:
                 connection.execute(placement.delete())

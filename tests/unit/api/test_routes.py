@@ -93,7 +93,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
             now=at(10),
             conditions=conditions,
         )
-        placements.write(connection, [Placement(key, ELSEWHERE, "w1@host-1: a retry elsewhere")], now=at(9))
+        placements.write(connection, [Placement(key, ELSEWHERE, "w1@host-1: retry on another worker")], now=at(9))
     (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
     assert attempt == {
         "dag_id": "etl",
@@ -122,7 +122,7 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
         ],
         "deleted": None,
         "placement": "elsewhere",
-        "placement_detail": "w1@host-1: a retry elsewhere",
+        "placement_detail": "w1@host-1: retry on another worker",
     }
 
 
@@ -505,7 +505,7 @@ def placed(dags: Database) -> Database:
             some = [Placement(waits, NOT_AVAILABLE, "waits: nobody; left out: w1@host-1 (draining)", placed_at=at(1))]
             if dag_id == READABLE:
                 runs = add_try(connection, run, "runs", state="running", ended_at=None, queue="default")
-                some.append(Placement(runs, ELSEWHERE, "w1@host-1: a retry elsewhere", ref, placed_at=at(2)))
+                some.append(Placement(runs, ELSEWHERE, "w1@host-1: retry on another worker", ref, placed_at=at(2)))
             placements.write(connection, some, now=NOON)
     return dags
 
@@ -538,7 +538,7 @@ def test_a_placement_is_what_the_contract_says(client_of: ClientOf) -> None:
                 "state": "placed",
                 "worker": {"worker_id": "w1", "name": "w1@host-1"},
                 "reason": "elsewhere",
-                "detail": "w1@host-1: a retry elsewhere",
+                "detail": "w1@host-1: retry on another worker",
                 "since": "2026-03-01T12:00:02Z",
                 "queue": "default",
                 "try_state": "running",

@@ -552,11 +552,11 @@ def test_it_cannot_make_a_worker_be_chosen_for_a_label(
     one = a_running_try(database)
     push(one, report(one, labels={"zone": "secure"}))
     told = found(database, "w1@host-1")["labels"]
-    assert Rules("least_loaded").worker_has("w1@host-1", told) == {}
-    assert Rules("least_loaded", trusts_reports=True).worker_has("w1@host-1", told) == {"zone": "secure"}
+    assert Rules("least_loaded").labels_of_worker("w1@host-1", told) == {}
+    assert Rules("least_loaded", trusts_reports=True).labels_of_worker("w1@host-1", told) == {"zone": "secure"}
     by_operator = Rules("least_loaded", worker_labels={"*@host-1": {"zone": "a"}}, trusts_reports=True)
-    assert by_operator.worker_has("w1@host-1", told) == {"zone": "a"}
-    assert by_operator.worker_has("w2@host-2", {}) == {}
+    assert by_operator.labels_of_worker("w1@host-1", told) == {"zone": "a"}
+    assert by_operator.labels_of_worker("w2@host-2", {}) == {}
 
 
 def test_it_cannot_make_workers_up_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

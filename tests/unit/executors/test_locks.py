@@ -1,4 +1,4 @@
-"""Others' locks on our tables, inside the scheduler's loop: an executor goes on, and writes when it can."""
+"""Tables locked by others, in the scheduler's loop: an executor goes on, and writes when it can."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
-from airflow_worker_insight.executors import base
-from airflow_worker_insight.executors.base import GIVES_UP_AFTER, PlacementMixin
+from airflow_worker_insight.executors.base import DEFAULTS, PlacementMixin, PlacementSettings
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import HOLD, SEND, Rules
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService, Snapshot
+from airflow_worker_insight.executors.recorder import PlacementRecorder, RecorderSettings
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.tables import placement, worker
 from tests.unit.database import NOON, OUR_TABLES, Database, add_run, add_try, change_try, locked
@@ -23,13 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow_worker_insight.domain.keys import TryKey
+    from airflow_worker_insight.executors.monitor import WorkerMonitor
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+FAILURES = DEFAULTS.fallback_after_failures
+
 each_table = pytest.mark.parametrize("table", OUR_TABLES)
 
 
 class Parent:
-    """What is left of an executor of Airflow's where nothing is to be run."""
+    """The part of an Airflow executor that is needed if no task runs."""
 
     job_id = 7
 
@@ -41,24 +43,30 @@ class Parent:
 
 
 class Executor(PlacementMixin, Parent):  # type: ignore[misc]
-    def __init__(self, when_unseen: str = SEND) -> None:
-        super().__init__()
-        self._desk = PlacementService(Rules(LEAST_LOADED, 4, when_unseen=when_unseen))
-        one = Candidate(ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8)
-        self._watch: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
-        self._started_at = -1000.0
+    """An executor with one worker, which writes again at once what it could not write."""
+
+    def __init__(self, when_workers_unseen: str = SEND) -> None:
+        super().__init__(
+            settings=PlacementSettings(first_snapshot_timeout=0.0),
+            recorder=PlacementRecorder(
+                settings=RecorderSettings(unwanted_check_interval=0.0, reason_retry_delay=0.0, ends_retry_delay=0.0)
+            ),
+        )
+        self._service = PlacementService(Rules(LEAST_LOADED, 4, when_workers_unseen=when_workers_unseen))
+        candidate = Candidate(
+            ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8
+        )
+        self._monitor: Any = SimpleNamespace(snapshot=lambda: Snapshot((candidate,), time.monotonic()))
+
+    def make_monitor(self, service: PlacementService) -> WorkerMonitor:
+        raise NotImplementedError
 
     def own_queue(self, worker: Candidate) -> str | None:
         return worker.name
 
-    def names(self, asked: Sequence[PlacementRequest]) -> list[str] | None:
-        placed = self.place(asked, 4)
-        return None if placed is None else [one.asked.key.task_id for one in placed]
-
-
-@pytest.fixture(autouse=True)
-def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_warned", set())
+    def task_ids(self, requests: Sequence[PlacementRequest]) -> list[str] | None:
+        placed = self.place(requests, 4)
+        return None if placed is None else [result.request.key.task_id for result in placed]
 
 
 @pytest.fixture
@@ -71,66 +79,57 @@ def key(database: Database) -> TryKey:
 
 def open_placements(database: Database) -> dict[str, str]:
     with database.engine.connect() as connection:
-        return {one.key.task_id: one.reason for one in placements.open_placements(connection)}
+        return {record.key.task_id: record.reason for record in placements.open_placements(connection)}
 
 
 @each_table
-def test_what_cannot_be_placed_waits_and_is_then_sent_as_airflow_would(
+def test_locked_table_holds_tasks_back_for_some_heartbeats_and_then_starts_fallback_mode(
     database: Database, key: TryKey, table: str
 ) -> None:
-    executor, asked = Executor(), [PlacementRequest(key, "default")]
+    executor, requests = Executor(), [PlacementRequest(key, "default")]
     with locked(database, table):
-        came = [executor.names(asked) for _ in range(GIVES_UP_AFTER)]
+        came = [executor.task_ids(requests) for _ in range(FAILURES)]
     if table in {placement.name, worker.name}:
-        assert came == [[]] * (GIVES_UP_AFTER - 1) + [None]
+        assert came == [[]] * (FAILURES - 1) + [None]
     else:
-        assert came == [["extract"]] * GIVES_UP_AFTER
-    assert executor.names(asked) == ["extract"]
+        assert came == [["extract"]] * FAILURES
+    assert executor.task_ids(requests) == ["extract"]
     assert open_placements(database) == {"extract": LEAST_LOADED}
 
 
-def test_an_executor_that_holds_tasks_holds_them_and_writes_why_afterwards(
-    database: Database, key: TryKey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    executor, asked = Executor(HOLD), [PlacementRequest(key, "default")]
-    monkeypatch.setattr(base, "WRITE_AGAIN", 0.0)
+def test_executor_that_holds_tasks_records_why_after_the_lock(database: Database, key: TryKey) -> None:
+    executor, requests = Executor(HOLD), [PlacementRequest(key, "default")]
     with locked(database, placement.name):
-        assert [executor.names(asked) for _ in range(GIVES_UP_AFTER + 1)] == [[]] * (GIVES_UP_AFTER + 1)
+        assert [executor.task_ids(requests) for _ in range(FAILURES + 1)] == [[]] * (FAILURES + 1)
     with locked(database, worker.name):
-        assert executor.names(asked) == []
+        assert executor.task_ids(requests) == []
     assert open_placements(database) == {"extract": WORKERS_UNSEEN}
-    assert executor.names(asked) == ["extract"]
+    assert executor.task_ids(requests) == ["extract"]
 
 
 @each_table
-def test_ends_that_cannot_be_written_are_written_later(
-    database: Database, key: TryKey, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ends_are_written_after_the_lock(database: Database, key: TryKey, table: str) -> None:
     executor = Executor()
-    monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
-    assert executor.names([PlacementRequest(key, "default")]) == ["extract"]
-    executor._note_end(key)
+    assert executor.task_ids([PlacementRequest(key, "default")]) == ["extract"]
+    executor._recorder.note_end(key)
     with locked(database, table):
         executor.sync()
-        assert bool(executor._ended) == (table == placement.name)
+        assert bool(executor._recorder._ended) == (table == placement.name)
     executor.sync()
-    assert not executor._ended
+    assert not executor._recorder._ended
     assert open_placements(database) == {}
 
 
 @each_table
-def test_a_sweep_that_cannot_be_made_drops_nothing_and_is_made_later(
-    database: Database, key: TryKey, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwanted_tasks_are_removed_after_the_lock(database: Database, key: TryKey, table: str) -> None:
     executor = Executor()
-    monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
     with database.engine.begin() as connection:
         placements.write(connection, [placements.Placement(key, WORKERS_UNSEEN, "waits", placed_at=NOON)], now=NOON)
         change_try(connection, key, state="failed")
     executor.queued_tasks[key] = None
-    executor._waiting, executor._placed_at = {key: "waits"}, {key: NOON}
-    executor._waited = frozenset({key})
+    recorder = executor._recorder
+    recorder._waiting, recorder._placed_at = {key: "waits"}, {key: NOON}
+    recorder._waited_before = frozenset({key})
     with locked(database, table):
         executor.sync()
     executor.sync()

@@ -1,4 +1,4 @@
-"""What a scheduler hands to an executor."""
+"""Workloads as a scheduler passes them to an executor."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import Attempt
     from airflow_worker_insight.domain.keys import TryKey
 
-LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 places taken"
+LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 slots taken"
 
 
 def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:

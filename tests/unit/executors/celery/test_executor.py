@@ -1,4 +1,4 @@
-"""The executor between Airflow's own and the workers: what it changes, and that all else is the parent's."""
+"""The executor with placement on Celery workers: what it changes, and that all else is the parent's."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from airflow_worker_insight.executors.celery.queues import own_queue
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
-from airflow_worker_insight.store import migrate, placements, session
+from airflow_worker_insight.store import migrate, placements
 from tests.unit.database import add_run, add_try
+from tests.unit.executors.failures import missing_table, refused_placements
 from tests.unit.executors.workloads import a_workload, put, queue
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.store.placements import Placement
     from tests.unit.database import Database
@@ -40,15 +43,20 @@ if TYPE_CHECKING:
 pytest.importorskip("celery")
 
 from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+from celery import Celery
 from kombu.exceptions import OperationalError
 
-from airflow_worker_insight.executors import base
+from airflow_worker_insight.executors import base, keys, recorder
 from airflow_worker_insight.executors.celery import WorkerInsightCeleryExecutor
+from airflow_worker_insight.executors.recorder import PlacementRecorder, RecorderSettings
+
+# Executors need the database, and send to Celery.
+pytestmark = pytest.mark.usefixtures("database", "sent")
 
 W1 = Candidate(ref=1, worker_id="celery-1", name="w1@host", queues=frozenset({"default"}), concurrency=2, capacity=3)
 
 
-class FakeWatch:
+class FakeMonitor:
     """Knows what a test says."""
 
     def __init__(self, *candidates: Candidate, **others: Any) -> None:
@@ -62,13 +70,13 @@ class FakeWatch:
 
 
 class Sent(list[tuple[str, str]]):
-    """What was handed to Celery: the task and its queue."""
+    """Tasks passed to Celery, with their queues."""
 
     fails: Exception | None = None
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+def sent(mocker: MockerFixture) -> Sent:
     from airflow.providers.celery.executors.celery_executor_utils import ExceptionWithTraceback
 
     found = Sent()
@@ -84,17 +92,28 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     name = (
         "_send_workloads_to_celery" if hasattr(CeleryExecutor, "_send_workloads_to_celery") else "_send_tasks_to_celery"
     )
-    monkeypatch.setattr(CeleryExecutor, name, send)
+    mocker.patch.object(CeleryExecutor, name, send)
     return found
 
 
+def make_executor(
+    kind: type[WorkerInsightCeleryExecutor] = WorkerInsightCeleryExecutor,
+    rules: Rules | None = None,
+    *,
+    recorder: PlacementRecorder | None = None,
+    **options: Any,
+) -> WorkerInsightCeleryExecutor:
+    """Return an executor with one worker; what it does at intervals is always due."""
+    always_due = RecorderSettings(unwanted_check_interval=0.0, ends_retry_delay=0.0)
+    executor = kind(recorder=recorder or PlacementRecorder(settings=always_due), **options)
+    executor._service = PlacementService(rules or Rules("least_loaded", 1))
+    executor._monitor = FakeMonitor(W1)  # type: ignore[assignment]
+    return executor
+
+
 @pytest.fixture
-def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:  # noqa: ARG001
-    monkeypatch.setattr(counters, "_warned", set())
-    made = WorkerInsightCeleryExecutor()
-    made._desk = PlacementService(Rules("least_loaded", 1))
-    made._watch = FakeWatch(W1)  # type: ignore[assignment]
-    return made
+def executor() -> WorkerInsightCeleryExecutor:
+    return make_executor()
 
 
 def stored(database: Database) -> list[Placement]:
@@ -110,7 +129,7 @@ def loads(database: Database) -> dict[int, int]:
 # --- what it changes -------------------------------------------------------------------------------------------------
 
 
-def test_a_task_goes_to_its_workers_own_queue(
+def test_task_goes_to_the_dedicated_queue_of_its_worker(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     (key,) = queue(executor, "extract")
@@ -118,12 +137,12 @@ def test_a_task_goes_to_its_workers_own_queue(
     assert sent == [("extract", own_queue("celery-1"))]
     assert executor.running == {key}
     assert not executor.queued_tasks
-    (one,) = stored(database)
-    assert (one.key.task_id, one.worker_ref, one.own_queue) == ("extract", 1, own_queue("celery-1"))
-    assert one.detail == "w1@host: least loaded of one worker, 0 of 3 places taken"
+    (record,) = stored(database)
+    assert (record.key.task_id, record.worker_ref, record.own_queue) == ("extract", 1, own_queue("celery-1"))
+    assert record.detail == "w1@host: least loaded of one worker, 0 of 3 slots taken"
 
 
-def test_what_does_not_fit_stays_and_goes_when_there_is_room(
+def test_task_without_room_stays_queued_until_there_is_some(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     keys = queue(executor, *(f"task-{number}" for number in range(5)))
@@ -135,14 +154,14 @@ def test_what_does_not_fit_stays_and_goes_when_there_is_room(
     assert len(sent) == 3
     executor.success(keys[0])
     executor.fail(keys[1])
-    executor._give_back()
+    executor._recorder.write_ends()
     assert loads(database) == {1: 1}
     executor.trigger_tasks(8)
     assert len(sent) == 5
     assert not executor.queued_tasks
 
 
-def test_one_that_waits_keeps_no_other_from_its_place(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
+def test_waiting_task_does_not_take_the_slot_of_another(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
     waiting = [a_workload(f"moon-{number}", priority=9) for number in range(4)]
     for workload in waiting:
@@ -154,7 +173,7 @@ def test_one_that_waits_keeps_no_other_from_its_place(executor: WorkerInsightCel
     assert len(executor.queued_tasks) == 4
 
 
-def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
+def test_no_more_tasks_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExecutor, sent: Sent) -> None:
     queue(executor, "low", priority=1)
     queue(executor, "high", priority=2)
     # (3.2 has it the other way round.)
@@ -166,63 +185,65 @@ def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExec
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("requested", "reason"),
     [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, INVALID_REQUEST), ("moon", INVALID_REQUEST)],
 )
-def test_why_a_task_waits_is_written_once(
-    executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str
+def test_reason_to_wait_is_written_once(
+    executor: WorkerInsightCeleryExecutor, database: Database, requested: Any, reason: str
 ) -> None:
     (workload,) = [a_workload("extract")]
-    workload.ti.executor_config = {"worker_insight": asked}
+    workload.ti.executor_config = {"worker_insight": requested}
     put(executor, workload)
     executor.trigger_tasks(8)
-    (one,) = stored(database)
+    (record,) = stored(database)
     executor.trigger_tasks(8)
-    assert stored(database) == [one]
-    assert (one.reason, one.worker_ref, one.own_queue) == (reason, None, None)
+    assert stored(database) == [record]
+    assert (record.reason, record.worker_ref, record.own_queue) == (reason, None, None)
     assert loads(database) == {}
     workload.ti.executor_config = None
     executor.trigger_tasks(8)
     assert loads(database) == {1: 1}
 
 
-def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecutor, database: Database) -> None:
-    watch: Any = executor._watch
+def test_reason_to_wait_follows_the_state_of_the_worker(
+    executor: WorkerInsightCeleryExecutor, database: Database
+) -> None:
+    monitor: Any = executor._monitor
     queue(executor, "extract")
     for availability in ("quarantined", "draining"):
-        watch.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
+        monitor.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
         executor.trigger_tasks(8)
-        (one,) = stored(database)
-        assert (one.reason, availability in one.detail) == (NOT_AVAILABLE, True)
+        (record,) = stored(database)
+        assert (record.reason, availability in record.detail) == (NOT_AVAILABLE, True)
 
 
-def test_with_that_fallback_it_goes_to_the_shared_queue(
+def test_fallback_may_be_the_shared_queue(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    executor._desk = PlacementService(Rules("least_loaded", 1, "shared_queue"))
-    executor._watch = FakeWatch(replace(W1, availability="quarantined"))  # type: ignore[assignment]
+    executor._service = PlacementService(Rules("least_loaded", 1, "shared_queue"))
+    executor._monitor = FakeMonitor(replace(W1, availability="quarantined"))  # type: ignore[assignment]
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert sent == [("extract", "default")]
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (SHARED_QUEUE, None)
-    assert "w1@host (quarantined)" in one.detail
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref) == (SHARED_QUEUE, None)
+    assert "w1@host (quarantined)" in record.detail
 
 
-def test_a_full_worker_is_full_for_all_schedulers(
+def test_full_worker_is_full_for_all_schedulers(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     other = WorkerInsightCeleryExecutor()
-    other._desk, other._watch = executor._desk, executor._watch
+    other._service, other._monitor = executor._service, executor._monitor
     queue(other, *(f"other-{number}" for number in range(3)))
     other.trigger_tasks(8)
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert len(sent) == 3
-    assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [FULL]
+    assert [record.reason for record in stored(database) if record.key.task_id == "extract"] == [FULL]
 
 
-def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
+def test_retry_avoids_the_worker_that_failed_it(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     from airflow_worker_insight.store.workers.upsert import upsert_worker
@@ -235,10 +256,10 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
         first = add_try(connection, run, try_number=1, state="failed", history=True)
         for name in ("w1", "w2"):
             refs[name] = upsert_worker(connection, a_worker(f"celery-{name}", engine_name=f"{name}@host"), now=NOON)
-        one = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
-        placements.write(connection, [one], now=NOON)
+        record = placements.Placement(first, "least_loaded", "", worker_ref=refs["w1"], is_open=False)
+        placements.write(connection, [record], now=NOON)
     w2 = replace(W1, ref=refs["w2"], worker_id="celery-2", name="w2@host", load=0)
-    executor._watch = FakeWatch(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
+    executor._monitor = FakeMonitor(replace(W1, ref=refs["w1"]), w2)  # type: ignore[assignment]
     for _ in range(2):
         sent.clear()
         queue(executor, "extract", try_number=2)
@@ -251,17 +272,16 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
 
 
 @pytest.mark.parametrize("why", ["unavailable", "old", "nothing", "tables"])
-def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once(
+def test_fallback_mode_sends_as_the_parent_and_is_logged_once(
     executor: WorkerInsightCeleryExecutor, sent: Sent, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch: Any = executor._watch
-    executor._started_at = time.monotonic() - 60
+    monitor: Any = executor._monitor
     if why == "unavailable":
-        watch.known = Snapshot((W1,), time.monotonic(), unavailable_reason="nobody looks")
+        monitor.known = Snapshot((W1,), time.monotonic(), unavailable_reason="Worker states are stale.")
     elif why == "old":
-        watch.known = Snapshot((W1,), time.monotonic() - 3600)
+        monitor.known = Snapshot((W1,), time.monotonic() - 3600)
     elif why == "nothing":
-        watch.known = None
+        monitor.known = None
     else:
         migrate.downgrade("base")
     for number in range(3):
@@ -274,92 +294,97 @@ def test_where_the_workers_cannot_be_seen_it_does_as_the_parent_and_says_so_once
     ) == 1
 
 
-def test_one_failure_is_no_reason_to_pass_by_what_was_decided(
-    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch, database: Database
+def test_one_failure_does_not_start_fallback_mode(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     queue(executor, "extract")
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
-    with monkeypatch.context() as broken:
-        broken.setattr(placements, "write", lambda *_, **__: 1 / 0)
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    with refused_placements(database):
         executor.trigger_tasks(8)
     assert sent == []
     # Its reason is written as soon as it can be.
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
-        (one,) = placements.open_placements(connection)
-    assert one.reason == NOT_AVAILABLE
+        (record,) = placements.open_placements(connection)
+    assert record.reason == NOT_AVAILABLE
 
 
-def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
+def test_begin_and_end_of_fallback_mode_are_logged(
     executor: WorkerInsightCeleryExecutor, sent: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    watch: Any = executor._watch
-    known = watch.known
+    monitor: Any = executor._monitor
+    known = monitor.known
     for number in range(2):
-        for snapshot in (replace(known, unavailable_reason="nobody looks"), replace(known, taken_at=time.monotonic())):
-            watch.known = snapshot
+        for snapshot in (
+            replace(known, unavailable_reason="Worker states are stale."),
+            replace(known, taken_at=time.monotonic()),
+        ):
+            monitor.known = snapshot
             queue(executor, f"task-{number}-{snapshot.unavailable_reason}")
             executor.trigger_tasks(8)
     assert len(sent) == 4
-    said = [one.message for one in caplog.records if one.name == base.__name__]
-    assert ["cannot place" in one for one in said] == [True, False, True, False]
+    logged = [entry.message for entry in caplog.records if entry.name == base.__name__]
+    assert ["cannot place" in message for message in logged] == [True, False, True, False]
 
 
-def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
+def test_task_behind_the_last_slot_is_still_tracked_as_waiting(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     keys = queue(executor, "extract", "load")
     executor.trigger_tasks(8)
     # One of them is sent, and the other one is not come to.
-    watch.known = Snapshot((W1,), time.monotonic())
+    monitor.known = Snapshot((W1,), time.monotonic())
     executor.trigger_tasks(1)
     assert len(sent) == 1
-    watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
+    monitor.known = Snapshot((), time.monotonic(), unavailable_reason="Worker states are stale.")
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._recorder.write_ends()
     with database.engine.connect() as connection:
-        assert not any(one.waits for one in placements.open_of(connection, [a_key(key) for key in keys]).values())
+        assert not any(record.waits for record in placements.open_of(connection, [a_key(key) for key in keys]).values())
 
 
-def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
+def test_waiting_record_is_closed_when_the_task_is_sent_in_fallback_mode(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
-    watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
+    monitor.known = Snapshot((), time.monotonic(), unavailable_reason="Worker states are stale.")
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._recorder.write_ends()
     assert sent == [("extract", "default")]
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)]) == {}
 
 
-def test_a_scheduler_that_has_just_started_waits_for_a_moment(
-    executor: WorkerInsightCeleryExecutor, sent: Sent
-) -> None:
-    watch: Any = executor._watch
-    watch.known, executor._started_at = None, time.monotonic()
-    queue(executor, "extract")
+def test_scheduler_that_has_just_started_waits_for_the_first_snapshot(sent: Sent) -> None:
+    clock = SimpleNamespace(now=0.0)
+    executor = make_executor(clock=lambda: clock.now)
+    monitor: Any = executor._monitor
+    monitor.known = None
+    (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     assert sent == []
-    assert executor.queued_tasks
+    assert set(executor.queued_tasks) == {key}
+    clock.now += base.DEFAULTS.first_snapshot_timeout
+    executor.trigger_tasks(8)
+    assert sent == [("extract", "default")]
 
 
-def test_a_command_that_sends_one_task_does_as_the_parent(
-    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
+def test_command_that_sends_one_task_behaves_like_the_parent(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, mocker: MockerFixture
 ) -> None:
-    monkeypatch.setattr(task_runtime, "in_scheduler", lambda: False)
-    executor._watch = None
+    mocker.patch.object(task_runtime, "in_scheduler", return_value=False)
+    executor._monitor = None
     executor.start()
-    assert executor._watch is None
+    assert executor._monitor is None
     queue(executor, "extract")
     executor.trigger_tasks(8)
     executor.sync()
@@ -369,7 +394,7 @@ def test_a_command_that_sends_one_task_does_as_the_parent(
 @pytest.mark.parametrize(
     ("option", "value", "says"), [("STRATEGY", "fastest", "fastest"), ("LABELS", "gpu", "pool:key=value")]
 )
-def test_a_setting_that_makes_no_sense_keeps_the_scheduler_from_starting(
+def test_scheduler_does_not_start_with_an_invalid_setting(
     executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch, option: str, value: str, says: str
 ) -> None:
     from airflow.exceptions import AirflowConfigException
@@ -379,81 +404,77 @@ def test_a_setting_that_makes_no_sense_keeps_the_scheduler_from_starting(
         executor.start()
 
 
-def end_without_the_database(executor: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def end_without_the_database(executor: Any, database: Database) -> Any:
     """Have a task run and end, which cannot be written; return its key."""
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     executor.success(key)
-    with monkeypatch.context() as broken:
-        broken.setattr(session, "writing", lambda _: 1 / 0)
-        executor._give_back()
-    # Its pause is over.
-    executor._ends_due = 0.0
+    with missing_table(database):
+        executor._recorder.write_ends()
     return key
 
 
 def test_ends_that_cannot_be_written_are_written_later(
-    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+    executor: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    end_without_the_database(executor, monkeypatch)
+    end_without_the_database(executor, database)
     assert loads(database) == {1: 1}
-    executor._give_back()
+    executor._recorder.write_ends()
     assert loads(database) == {}
 
 
-def test_an_end_that_could_not_be_written_gives_no_place_of_the_same_try_back_once_it_goes_on(
-    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_unwritten_end_does_not_free_the_slot_of_the_resumed_try(
+    executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
-    key = end_without_the_database(executor, monkeypatch)
+    key = end_without_the_database(executor, database)
     # It was deferred, and its trigger has fired.
     assert queue(executor, "extract") == [key]
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._recorder.write_ends()
     assert len(sent) == 2
     assert loads(database) == {1: 1}
 
 
-def test_what_another_scheduler_has_placed_since_keeps_its_place(
+def test_late_end_does_not_free_the_slot_of_a_later_placement(
     executor: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     (key,) = queue(executor, "deferred")
     executor.trigger_tasks(8)
     other = WorkerInsightCeleryExecutor()
-    other._desk, other._watch = executor._desk, executor._watch
+    other._service, other._monitor = executor._service, executor._monitor
     # Its trigger fires, and the other one goes on with it before this one hears that it was deferred.
     queue(other, "deferred")
     other.trigger_tasks(8)
     executor.success(key)
-    executor._give_back()
+    executor._recorder.write_ends()
     assert len(sent) == 2
     assert loads(database) == {1: 1}
     other.success(key)
-    other._give_back()
+    other._recorder.write_ends()
     assert loads(database) == {}
 
 
-def test_what_is_revoked_and_queued_again_is_known_to_wait(
+def test_revoked_task_that_is_queued_again_is_tracked_as_waiting(
     executor: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, state="lost"),), time.monotonic())
     (key,) = queue(executor, "stuck")
     executor.trigger_tasks(8)
     executor.revoke_task(ti=SimpleNamespace(key=key, queued_by_job_id=None, external_executor_id=None))
     assert queue(executor, "stuck") == [key]
-    executor._give_back()
+    executor._recorder.write_ends()
     executor.trigger_tasks(8)
-    executor._give_back()
+    executor._recorder.write_ends()
     with database.engine.connect() as connection:
         assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
 
 
-def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
-    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_waiting_task_that_should_not_run_any_more_frees_its_slot(
+    executor: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     with database.engine.begin() as connection:
         run = add_run(connection, state="running", ended_at=None)
         states = {"wanted": "queued", "failed": "failed", "elsewhere": "running", "good": "success", "reset": None}
@@ -469,52 +490,48 @@ def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
     executor.sync()
     assert set(executor.queued_tasks) == {wanted}
     assert executor.slots_available == slots + len(others)
-    assert [one.key.task_id for one in stored(database)] == ["wanted"]
+    assert [record.key.task_id for record in stored(database)] == ["wanted"]
     (again,) = queue(executor, "cleared", try_number=2)
     executor.trigger_tasks(8)
     assert set(executor.queued_tasks) == {wanted, again}
-    watch.known = Snapshot((W1,), time.monotonic())
+    monitor.known = Snapshot((W1,), time.monotonic())
     executor.trigger_tasks(8)
     assert executor.running == {wanted, again}
-    assert not executor._waiting
+    assert not executor._recorder._waiting
 
 
-def test_what_waits_is_looked_at_now_and_then(
-    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[Any] = []
-    # (Pools are asked for in the same way, here none.)
-    monkeypatch.setattr(placements, "wanted", lambda _connection, keys: looked.extend([keys] if keys else []) or {})
+def test_waiting_tasks_are_checked_at_intervals(sent: Sent) -> None:
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, availability="quarantined"),), clock.now)
+    executor = make_executor(recorder=PlacementRecorder(clock=lambda: clock.now))
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
+    # Airflow has no such try.
     (key,) = queue(executor, "extract")
-    for seconds in (0, 0, base.UNWANTED_EVERY - 1, 0):
+    for seconds in (0, 0, recorder.DEFAULTS.unwanted_check_interval - 1, 0):
         clock.now += seconds
         executor.trigger_tasks(8)
         executor.sync()
-    assert looked == []
+        assert set(executor.queued_tasks) == {key}
     clock.now += 1
     executor.sync()
-    assert looked == [{a_key(key)}]
-    executor.sync()
-    assert len(looked) == 1
     assert not executor.queued_tasks
+    assert sent == []
 
 
-def test_slots_of_what_waits_are_kept_while_the_database_is_away(
-    executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch
+def test_waiting_tasks_keep_their_slots_while_the_database_is_away(
+    executor: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = executor._watch
-    watch.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
+    monitor: Any = executor._monitor
+    monitor.known = Snapshot((replace(W1, availability="quarantined"),), time.monotonic())
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
-    monkeypatch.setattr(session, "writing", lambda _: 1 / 0)
-    for _ in range(3):
-        executor.sync()
+    with missing_table(database, "task_instance"):
+        for _ in range(3):
+            executor.sync()
     assert set(executor.queued_tasks) == {key}
+    for _ in range(2):
+        executor.sync()
+    assert not executor.queued_tasks
 
 
 # --- what stays the parent's -----------------------------------------------------------------------------------------
@@ -527,10 +544,10 @@ def either(request: pytest.FixtureRequest, executor: WorkerInsightCeleryExecutor
 
 
 def a_key(key: Any) -> TryKey:
-    return base.try_key(key)
+    return keys.try_key(key)
 
 
-def test_queued_run_and_ended(either: CeleryExecutor) -> None:
+def test_task_is_queued_sent_and_ended(either: CeleryExecutor) -> None:
     good, bad = queue(either, "good", "bad")
     assert either.has_task(SimpleNamespace(id=None, key=good))  # type: ignore[arg-type]
     either.trigger_tasks(8)
@@ -544,7 +561,7 @@ def test_queued_run_and_ended(either: CeleryExecutor) -> None:
     assert (either.running, either.slots_occupied) == (set(), 0)
 
 
-def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database: Database) -> None:
+def test_task_that_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database: Database) -> None:
     sent.fails = OSError("refused")
     (key,) = queue(either, "extract")
     either.trigger_tasks(8)
@@ -554,10 +571,10 @@ def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database:
     assert loads(database) == {}
 
 
-def test_revoked(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
+def test_revoked_task_frees_its_slot(either: CeleryExecutor, database: Database, mocker: MockerFixture) -> None:
     revoked: list[str] = []
     control = SimpleNamespace(revoke=revoked.append)
-    monkeypatch.setattr(type(airflow_celery.executors_celery_app(either)), "control", control)
+    mocker.patch.object(type(airflow_celery.executors_celery_app(either)), "control", control)
     sent_key, waiting_key = queue(either, "sent", "waiting")
     either.queued_tasks.pop(waiting_key)
     either.trigger_tasks(8)
@@ -570,43 +587,45 @@ def test_revoked(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch, databa
     assert loads(database) == {}
 
 
-def test_adopted(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_task_is_adopted(either: CeleryExecutor, mocker: MockerFixture) -> None:
     fetcher: Any = either.bulk_state_fetcher
-    monkeypatch.setattr(fetcher, "get_many", lambda results: {one.task_id: ("STARTED", None) for one in results})
+    mocker.patch.object(fetcher, "get_many", lambda results: {result.task_id: ("STARTED", None) for result in results})
     (key,) = queue(WorkerInsightCeleryExecutor(), "extract")
     known = SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()))
     unknown = SimpleNamespace(key=a_workload("other").ti.key, external_executor_id=None)
-    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    mocker.patch("celery.result.AsyncResult.result", None)
     assert either.try_adopt_task_instances([known, unknown]) == [unknown]  # type: ignore[list-item]
     assert either.running == {key}
 
 
-def test_what_has_ended_before_it_is_adopted_gives_its_place_back(
-    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_task_that_ended_before_its_adoption_frees_its_slot(
+    executor: WorkerInsightCeleryExecutor, database: Database, mocker: MockerFixture
 ) -> None:
     keys = queue(executor, "ended", "unknown")
     executor.trigger_tasks(8)
     after = WorkerInsightCeleryExecutor()
-    after._watch = executor._watch
-    monkeypatch.setattr(
-        after.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("SUCCESS", None) for one in results}
+    after._monitor = executor._monitor
+    mocker.patch.object(
+        after.bulk_state_fetcher, "get_many", lambda results: {result.task_id: ("SUCCESS", None) for result in results}
     )
-    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    mocker.patch("celery.result.AsyncResult.result", None)
     ended, unknown = (SimpleNamespace(key=key, external_executor_id=None, state="queued") for key in keys)
     ended.external_executor_id = str(uuid.uuid4())
     assert list(after.try_adopt_task_instances([ended, unknown])) == [unknown]  # type: ignore[list-item]
-    after._give_back()
-    assert loads(database) == {1: 1}, "the place of the other one is given back when Airflow has reset it"
-    assert not after._placed_at
+    after._recorder.write_ends()
+    assert loads(database) == {1: 1}, "the slot of the other task is freed when Airflow has reset it"
+    assert not after._recorder._placed_at
 
 
-def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
-    executor: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_only_tasks_that_were_sent_are_adopted(
+    executor: WorkerInsightCeleryExecutor, database: Database, mocker: MockerFixture
 ) -> None:
-    monkeypatch.setattr(
-        executor.bulk_state_fetcher, "get_many", lambda results: {one.task_id: ("PENDING", None) for one in results}
+    mocker.patch.object(
+        executor.bulk_state_fetcher,
+        "get_many",
+        lambda results: {result.task_id: ("PENDING", None) for result in results},
     )
-    monkeypatch.setattr("celery.result.AsyncResult.result", None)
+    mocker.patch("celery.result.AsyncResult.result", None)
     keys = queue(executor, *(f"task-{number}" for number in range(5)))
     executor.trigger_tasks(8)
     sent_keys = set(executor.running)
@@ -616,27 +635,26 @@ def test_what_was_never_sent_is_given_back_and_what_was_sent_is_adopted(
     tis = [SimpleNamespace(key=key, external_executor_id=str(uuid.uuid4()), state="queued") for key in keys]
     assert {ti.key for ti in after.try_adopt_task_instances(tis)} == set(keys) - sent_keys
     assert after.running == sent_keys
-    after._watch = executor._watch
+    after._monitor = executor._monitor
     ended, *_ = sent_keys
     after.success(ended)
-    after._give_back()
+    after._recorder.write_ends()
     assert loads(database) == {1: 2}
-    with monkeypatch.context() as broken:
-        broken.setattr(session, "writing", lambda _: 1 / 0)
+    with missing_table(database):
         other = WorkerInsightCeleryExecutor()
         assert list(other.try_adopt_task_instances(tis)) == []
         assert other.running == set(keys)
-    # What runs was sent, whatever was written of it.
+    # A running task was sent, whatever its record says.
     running = [SimpleNamespace(key=ti.key, external_executor_id=ti.external_executor_id, state="running") for ti in tis]
     assert list(WorkerInsightCeleryExecutor().try_adopt_task_instances(running)) == []
 
 
-def test_ended_with_the_scheduler(either: CeleryExecutor) -> None:
+def test_executor_ends_and_terminates(either: CeleryExecutor) -> None:
     either.end()
     either.terminate()  # type: ignore[no-untyped-call]
 
 
-def test_callbacks_go_the_parents_way(either: CeleryExecutor, sent: Sent) -> None:
+def test_callbacks_are_sent_as_by_the_parent(either: CeleryExecutor, sent: Sent) -> None:
     if compat.airflow_version() < (3, 2):
         pytest.skip("executors run callbacks from 3.2 on")
     callback = SimpleNamespace(key="callback-1")
@@ -644,7 +662,7 @@ def test_callbacks_go_the_parents_way(either: CeleryExecutor, sent: Sent) -> Non
     assert sent == [("callback-1", "callbacks")]
 
 
-def test_it_says_of_itself_what_the_parent_says() -> None:
+def test_capabilities_are_those_of_the_parent() -> None:
     assert WorkerInsightCeleryExecutor().parallelism == CeleryExecutor().parallelism
     for name in ("supports_ad_hoc_ti_run", "supports_callbacks", "supports_multi_team", "is_local", "serve_logs"):
         assert getattr(WorkerInsightCeleryExecutor, name, None) == getattr(CeleryExecutor, name, None)
@@ -654,22 +672,31 @@ def test_it_says_of_itself_what_the_parent_says() -> None:
 # --- where tasks are held while the workers cannot be seen -----------------------------------------------------------
 
 
+HOLD = Rules("least_loaded", 1, when_workers_unseen="hold")
+
+
+class OfBroker(WorkerInsightCeleryExecutor):
+    """An executor whose broker accepts connections."""
+
+    broker = "memory://"
+
+    def get_celery_app(self) -> Any:
+        return Celery(broker=self.broker)
+
+
 @pytest.fixture
-def holding(executor: WorkerInsightCeleryExecutor, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:
-    """The executor with ``when_workers_unseen = hold`` and a broker that takes connections."""
-    executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
-    executor._started_at = time.monotonic() - 60
-    monkeypatch.setattr(executor, "_broker_unavailable_reason", lambda: None)
-    return executor
+def holding() -> WorkerInsightCeleryExecutor:
+    """Return an executor with ``when_workers_unseen = hold``."""
+    return make_executor(OfBroker, HOLD)
 
 
 @pytest.mark.parametrize("why", ["unavailable", "old", "nothing"])
-def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
+def test_tasks_are_held_while_workers_cannot_be_reached_and_placed_afterwards(
     holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch: Any = holding._watch
-    watch.known = {
-        "unavailable": Snapshot((W1,), time.monotonic(), unavailable_reason="None of Celery's workers answers."),
+    monitor: Any = holding._monitor
+    monitor.known = {
+        "unavailable": Snapshot((W1,), time.monotonic(), unavailable_reason="No Celery worker answers."),
         "old": Snapshot((W1,), time.monotonic() - 3600),
         "nothing": None,
     }[why]
@@ -680,45 +707,42 @@ def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
     assert sent == []
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref, one.waits) == (WORKERS_UNSEEN, None, True)
-    assert one.detail.startswith("waits: the workers cannot be seen since 2")
-    said = [one for one in caplog.records if "holds them until it sees the workers again" in one.message]
-    assert len(said) == 1
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref, record.waits) == (WORKERS_UNSEEN, None, True)
+    assert record.detail.startswith("waits: workers cannot be reached since 2")
+    logged = [entry for entry in caplog.records if "holds them until workers can be reached again" in entry.message]
+    assert len(logged) == 1
     assert counters.snapshot()["placement.held"] == before + 1
 
-    watch.known = Snapshot((W1,), time.monotonic())
+    monitor.known = Snapshot((W1,), time.monotonic())
     holding.trigger_tasks(8)
     assert sent == [("extract", own_queue("celery-1"))]
     assert holding.running == {key}
-    assert [one.worker_ref for one in stored(database)] == [1]
+    assert [record.worker_ref for record in stored(database)] == [1]
 
 
-def test_since_when_a_task_waits_does_not_change_with_its_reason(
-    holding: WorkerInsightCeleryExecutor, database: Database
-) -> None:
-    watch: Any = holding._watch
+def test_new_reason_does_not_restart_the_wait(holding: WorkerInsightCeleryExecutor, database: Database) -> None:
+    monitor: Any = holding._monitor
     queue(holding, "extract")
     waits = []
     for snapshot in (
         Snapshot((replace(W1, availability="draining"),), time.monotonic()),
-        Snapshot((), time.monotonic(), unavailable_reason="None of Celery's workers answers."),
+        Snapshot((), time.monotonic(), unavailable_reason="No Celery worker answers."),
         Snapshot((replace(W1, state="lost"),), time.monotonic()),
     ):
-        watch.known = snapshot
+        monitor.known = snapshot
         holding.trigger_tasks(8)
         waits += stored(database)
-    assert [one.reason for one in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
-    assert len({one.placed_at for one in waits}) == 1
+    assert [record.reason for record in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
+    assert len({record.placed_at for record in waits}) == 1
 
 
-def test_tasks_are_held_too_while_the_database_takes_no_reason(
-    holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_tasks_are_held_although_the_reason_cannot_be_written(
+    holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database
 ) -> None:
     (key,) = queue(holding, "extract")
-    with monkeypatch.context() as broken:
-        broken.setattr(placements, "write", lambda *_, **__: 1 / 0)
-        for _ in range(base.GIVES_UP_AFTER + 2):
+    with refused_placements(database):
+        for _ in range(base.DEFAULTS.fallback_after_failures + 2):
             holding.trigger_tasks(8)
     assert sent == []
     assert [*holding.queued_tasks] == [key]
@@ -727,12 +751,11 @@ def test_tasks_are_held_too_while_the_database_takes_no_reason(
     assert sent == [("extract", own_queue("celery-1"))]
 
 
-def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
-    holding: WorkerInsightCeleryExecutor, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_held_task_that_should_not_run_any_more_frees_its_slot(
+    holding: WorkerInsightCeleryExecutor, database: Database
 ) -> None:
-    monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
-    watch: Any = holding._watch
-    watch.known = Snapshot((), time.monotonic(), unavailable_reason="None of Celery's workers answers.")
+    monitor: Any = holding._monitor
+    monitor.known = Snapshot((), time.monotonic(), unavailable_reason="No Celery worker answers.")
     queue(holding, "extract")
     holding.trigger_tasks(8)
     # Airflow has no such try.
@@ -743,31 +766,31 @@ def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(
 
 
 @pytest.mark.parametrize("error", [OSError("refused"), OperationalError("refused")])
-def test_a_task_that_the_broker_does_not_take_is_held_and_keeps_its_retry(
+def test_task_that_the_broker_refuses_is_held_and_keeps_its_retry(
     holding: WorkerInsightCeleryExecutor, sent: Sent, database: Database, error: Exception
 ) -> None:
-    watch: Any = holding._watch
+    monitor: Any = holding._monitor
     sent.fails = error
     (key,) = queue(holding, "extract")
     holding.trigger_tasks(8)
-    # It is not tried again until the watch has reached the broker, whatever was known before.
+    # It is not tried again until the monitor has reached the broker, whatever was known before.
     sent.fails = None
     holding.trigger_tasks(8)
     holding.trigger_tasks(8)
     assert len(sent) == 1
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
-    (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (WORKERS_UNSEEN, None)
-    assert "Celery's broker cannot be reached" in one.detail
+    (record,) = stored(database)
+    assert (record.reason, record.worker_ref) == (WORKERS_UNSEEN, None)
+    assert "Celery's broker cannot be reached" in record.detail
 
-    watch.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())
+    monitor.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())
     holding.trigger_tasks(8)
     assert len(sent) == 2
     assert holding.running == {key}
 
 
-def test_a_task_that_cannot_be_sent_for_its_own_sake_fails_as_with_the_parent(
+def test_task_that_cannot_be_serialized_fails_as_with_the_parent(
     holding: WorkerInsightCeleryExecutor, sent: Sent
 ) -> None:
     sent.fails = ValueError("not to be written as JSON")
@@ -777,22 +800,19 @@ def test_a_task_that_cannot_be_sent_for_its_own_sake_fails_as_with_the_parent(
     assert holding.event_buffer[key][0] == "failed"
 
 
-def test_nothing_is_sent_to_a_broker_that_takes_no_connection(
-    executor: WorkerInsightCeleryExecutor, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from celery import Celery
-
+def test_nothing_is_sent_to_a_broker_that_accepts_no_connection(sent: Sent) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
-        app = Celery(broker=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
-        monkeypatch.setattr(executor, "celery_app_here", lambda: app)
-        executor._desk = PlacementService(Rules("least_loaded", 1, when_unseen="hold"))
+        unreachable = type(
+            "OfUnreachableBroker", (OfBroker,), {"broker": f"redis://127.0.0.1:{taken.getsockname()[1]}/0"}
+        )
+        executor = make_executor(unreachable, HOLD)
         queue(executor, "extract")
         executor.trigger_tasks(8)
         assert sent == []
         assert len(executor.queued_tasks) == 1
-        # By default that is Airflow's own business.
-        executor._desk = PlacementService(Rules("least_loaded", 1))
-        executor._unsent = None
+        # By default that is left to Airflow.
+        executor = make_executor(unreachable)
+        queue(executor, "extract")
         executor.trigger_tasks(8)
         assert len(sent) == 1

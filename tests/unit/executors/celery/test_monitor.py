@@ -1,23 +1,25 @@
-"""What an executor knows of its workers, and what it does for them, with workers and a broker that a test makes up."""
+"""The monitor of Celery workers and what it does for them, with workers and a broker that a test makes up."""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, update
 
 from airflow_worker_insight.domain.reasons import LEAST_LOADED, OTHERS_FULL
-from airflow_worker_insight.executors import monitor
-from airflow_worker_insight.executors.celery import consumers, rebalance
-from airflow_worker_insight.executors.celery import monitor as module
-from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
+from airflow_worker_insight.executors.celery import rebalance
+from airflow_worker_insight.executors.celery.consumers import ConsumerManager, ConsumerSettings
+from airflow_worker_insight.executors.celery.monitor import CeleryMonitorSettings, CeleryWorkerMonitor
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, is_out
+from airflow_worker_insight.executors.celery.rebalance import Rebalancer
+from airflow_worker_insight.executors.monitor import MonitorSettings
+from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, exclusion_reason
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
 from airflow_worker_insight.registry.observations import SourceUnavailableError
@@ -25,79 +27,116 @@ from airflow_worker_insight.store import leases, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both, record_start
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 RULES = Rules("least_loaded", 4)
 
-levelled: list[int | None] = []
-"""How many were to be taken back at most, each time."""
-
-offered: list[Candidate] = []
-"""The workers among which was chosen the last time."""
+ALWAYS_DUE = ConsumerSettings(poll_interval=0.0, unsettled_poll_interval=0.0)
 
 
 class Workers:
-    """The workers as they answer, and what they were told."""
+    """The workers as they answer, and the queues that they were to consume."""
 
     def __init__(self) -> None:
         self.queues: dict[str, set[str]] = {}
-        self.asked: list[tuple[dict[str, str], dict[str, str]]] = []
+        self.polls: list[tuple[dict[str, str], dict[str, str]]] = []
         self.error: Exception | None = None
         self.obey = True
+        self.before_poll: Callable[[], Any] = lambda: None
+        self.silent: set[str] = set()
+        """Nodes that obey but whose answers are lost."""
 
-    def sync_consumers(self, _app: Any, *, give: dict[str, str], hold: dict[str, str]) -> dict[str, frozenset[str]]:
-        self.asked.append((give, hold))
+    def sync_consumers(self, _app: Any, *, add: dict[str, str], cancel: dict[str, str]) -> dict[str, frozenset[str]]:
+        self.polls.append((add, cancel))
+        self.before_poll()
         if self.error is not None:
             raise self.error
         if self.obey:
-            for node in give.keys() & self.queues.keys():
-                self.queues[node].add(give[node])
-            for node in hold.keys() & self.queues.keys():
-                self.queues[node].discard(hold[node])
-        return {node: frozenset(queues) for node, queues in self.queues.items()}
+            for node in add.keys() & self.queues.keys():
+                self.queues[node].add(add[node])
+            for node in cancel.keys() & self.queues.keys():
+                self.queues[node].discard(cancel[node])
+        return {node: frozenset(queues) for node, queues in self.queues.items() if node not in self.silent}
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    made = Workers()
-    monkeypatch.setattr(consumers, "sync_consumers", made.sync_consumers)
-    monkeypatch.setattr(module, "refresh", lambda **_: None)
-    monkeypatch.setattr(consumers, "ASK_EVERY", 0.0)
-    monkeypatch.setattr(consumers, "ASK_AGAIN", 0.0)
-    monkeypatch.setattr(module, "LEVEL_EVERY", 0.0)
-    return made
+class Reclaimer:
+    """Moves as many messages as it may, one at least, and notes how it was called."""
 
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """Collect what is taken back: the queue, whose it is, and whether that worker is gone."""
-    found: list[tuple[str, str, bool]] = []
-    levelled.clear()
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, bool]] = []
+        """The queue, the worker's name, and whether that worker is gone."""
+        self.limits: list[int | None] = []
+        self.candidates: tuple[Candidate, ...] = ()
+        """The workers of the last call's snapshot."""
+        self.removed: list[str] = []
+        self.results: dict[str, int | Exception] = {}
+        """Results of calls for certain queues."""
+        self.before_call: Callable[[], Any] = lambda: None
 
     def reclaim_tasks(
-        _app: Any,
-        queue: str,
-        desk: PlacementService,
-        snapshot: Snapshot,
-        *,
-        came_from: str,
-        is_gone: bool = False,
-        **others: Any,
+        self, queue: str, snapshot: Snapshot, *, worker_name: str, is_gone: bool = False, limit: int | None = None
     ) -> int:
-        found.append((queue, came_from, is_gone))
-        levelled.append(others.get("most"))
-        assert isinstance(desk, PlacementService)
-        offered[:] = snapshot.candidates
-        return others.get("most") or 1
+        self.before_call()
+        self.calls.append((queue, worker_name, is_gone))
+        self.limits.append(limit)
+        self.candidates = snapshot.candidates
+        result = self.results.get(queue, limit or 1)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", reclaim_tasks)
-    return found
+    def remove_queues(self, queues: list[str]) -> None:
+        self.removed.extend(queues)
 
 
-def look_at(database: Database, workers: Workers, *names: str, **others: Any) -> dict[str, int]:
-    """Have workers that live and that were looked at just now; return their rows' IDs."""
+@pytest.fixture
+def workers() -> Workers:
+    return Workers()
+
+
+@pytest.fixture
+def reclaimer() -> Reclaimer:
+    return Reclaimer()
+
+
+@pytest.fixture
+def make_monitor(workers: Workers, reclaimer: Reclaimer) -> Callable[..., CeleryWorkerMonitor]:
+    """Return a function that makes a monitor to which everything is due at each run."""
+
+    def make(
+        rules: Rules = RULES,
+        *,
+        polling: ConsumerSettings = ALWAYS_DUE,
+        poll_clock: Callable[[], float] = time.monotonic,
+        rebalance_clock: Callable[[], float] = time.monotonic,
+        run_interval: float = 2.0,
+        refresh: Callable[..., None] = lambda **_: None,
+        **settings: Any,
+    ) -> CeleryWorkerMonitor:
+        consumers = ConsumerManager(None, settings=polling, sync=workers.sync_consumers, clock=poll_clock)
+        fake: Any = reclaimer
+        return CeleryWorkerMonitor(
+            None,
+            PlacementService(rules),
+            settings=CeleryMonitorSettings(**{"rebalance_interval": 0.0, **settings}),
+            consumers=consumers,
+            reclaimer=fake,
+            rebalancer=Rebalancer(fake, rules, consumers, clock=rebalance_clock),
+            refresh=refresh,
+            monitor_settings=MonitorSettings(run_interval=run_interval),
+        )
+
+    return make
+
+
+def store_workers(database: Database, workers: Workers, *names: str, **others: Any) -> dict[str, int]:
+    """Store live workers that were polled just now; return their rows' IDs."""
     refs = {}
     with database.engine.begin() as connection:
         now = database_now(connection)
@@ -120,61 +159,71 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
     with database.engine.begin() as connection:
         run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
         key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
-        placements.write(connection, [one], now=NOON)
+        record = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
+        placements.write(connection, [record], now=NOON)
 
 
-def candidates(watch: CeleryWorkerMonitor) -> dict[str, Candidate]:
-    snapshot = watch.snapshot()
+def candidates(monitor: CeleryWorkerMonitor) -> dict[str, Candidate]:
+    snapshot = monitor.snapshot()
     assert snapshot is not None
     assert snapshot.unavailable_reason is None
-    return {one.name: one for one in snapshot.candidates}
+    return {candidate.name: candidate for candidate in snapshot.candidates}
 
 
 @on_both
-def test_workers_become_candidates_once_they_consume_their_own_queue(database: Database, workers: Workers) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+def test_workers_become_candidates_once_they_consume_their_dedicated_queue(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", "w2")
     del workers.queues["w2@host"]
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    assert watch.snapshot() is None
-    watch.run_once()
-    one, other = candidates(watch).values()
-    assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
-    assert one.unavailable_reason is None
-    assert other.unavailable_reason == "does not consume a queue of its own yet"
-    assert workers.asked == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
+    monitor = make_monitor()
+    assert monitor.snapshot() is None
+    monitor.run_once()
+    candidate, other = candidates(monitor).values()
+    assert (candidate.ref, candidate.worker_id, candidate.queues, candidate.concurrency, candidate.capacity) == (
+        refs["w1"],
+        "w1",
+        {"default"},
+        2,
+        6,
+    )
+    assert candidate.unavailable_reason is None
+    assert other.unavailable_reason == "does not consume its dedicated queue yet"
+    assert workers.polls == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
 
 
-def test_decisions_of_people_are_told_to_the_worker(database: Database, workers: Workers) -> None:
-    refs = look_at(database, workers, "w1", "w2")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+def test_quarantined_worker_stops_consuming_its_dedicated_queue(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", "w2")
+    monitor = make_monitor()
+    monitor.run_once()
     change(database, refs["w1"], availability="quarantined")
-    watch.run_once()
-    assert candidates(watch)["w1@host"].availability == "quarantined"
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].availability == "quarantined"
     assert own_queue("w1") not in workers.queues["w1@host"]
     change(database, refs["w1"], availability="available")
-    watch.run_once()
-    assert candidates(watch)["w1@host"].unavailable_reason is None
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].unavailable_reason is None
 
 
-def test_one_that_does_not_answer_is_given_nothing_until_it_does(
-    database: Database, workers: Workers, taken: list[Any]
+def test_silent_worker_gets_no_task_until_it_answers(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+    refs = store_workers(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor()
+    monitor.run_once()
     silent = workers.queues.pop("w1@host")
-    watch.run_once()
-    assert candidates(watch)["w1@host"].unavailable_reason is None, "an answer may go astray"
-    assert taken == []
-    watch.run_once()
-    assert candidates(watch)["w1@host"].unavailable_reason == "does not answer"
-    assert taken == [(own_queue("w1"), "w1@host-1", False)]
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].unavailable_reason is None, "an answer may go astray"
+    assert reclaimer.calls == []
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].unavailable_reason == "does not answer"
+    assert reclaimer.calls == [(own_queue("w1"), "w1@host-1", False)]
     workers.queues["w1@host"] = silent
-    watch.run_once()
-    assert candidates(watch)["w1@host"].unavailable_reason is None
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].unavailable_reason is None
 
 
 @pytest.mark.parametrize(
@@ -188,236 +237,235 @@ def test_one_that_does_not_answer_is_given_nothing_until_it_does(
         ({}, None),
     ],
 )
-def test_what_waits_is_taken_back_from(
-    database: Database, workers: Workers, taken: list[Any], changed: dict[str, Any], is_gone: bool | None
+def test_messages_are_reclaimed_from_workers_that_will_not_run_them(
+    database: Database,
+    workers: Workers,
+    reclaimer: Reclaimer,
+    changed: dict[str, Any],
+    is_gone: bool | None,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+    refs = store_workers(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor()
+    monitor.run_once()
     if changed:
         change(database, refs["w1"], **changed)
         if "ended_at" in changed:
             del workers.queues["w1@host"]
-    watch.run_once()
-    assert taken == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
+    monitor.run_once()
+    assert reclaimer.calls == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
 
 
-def test_what_a_living_worker_has_fetched_is_left_to_it_although_its_queue_is_not_seen(
-    database: Database, workers: Workers, taken: list[Any]
+def test_nothing_is_reclaimed_from_a_worker_that_does_not_consume_its_queue_yet(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+    refs = store_workers(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor()
+    monitor.run_once()
     workers.queues["w1@host"], workers.obey = {"default"}, False
-    watch.run_once()
-    assert taken == [], "another scheduler may just have told it to consume it"
+    monitor.run_once()
+    assert reclaimer.calls == [], "another scheduler may just have made it consume the queue"
 
 
-def test_a_worker_that_has_never_answered_here_may_be_another_teams(
-    database: Database, workers: Workers, taken: list[Any]
+def test_worker_that_never_answered_may_be_another_teams(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+    refs = store_workers(database, workers, "w1", "w2")
     del workers.queues["w1@host"]
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    for _ in range(consumers.SILENT_AFTER + 1):
-        watch.run_once()
-    assert taken == []
-    found = candidates(watch)
-    assert [found[f"{name}@host"].comes_back for name in ("w1", "w2")] == [False, True]
+    monitor = make_monitor()
+    for _ in range(ALWAYS_DUE.silent_after_missed + 1):
+        monitor.run_once()
+    assert reclaimer.calls == []
+    found = candidates(monitor)
+    assert [found[f"{name}@host"].may_return for name in ("w1", "w2")] == [False, True]
 
 
-def test_one_that_does_not_answer_for_long_is_not_waited_for(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1", "w2")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+def test_tasks_do_not_wait_for_a_worker_that_is_silent_for_long(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1", "w2")
+    monitor = make_monitor()
+    monitor.run_once()
     del workers.queues["w1@host"]
-    for _ in range(consumers.COMES_BACK_WITHIN - 1):
-        watch.run_once()
-        assert candidates(watch)["w1@host"].comes_back
-    watch.run_once()
-    assert not candidates(watch)["w1@host"].comes_back
+    for _ in range(ALWAYS_DUE.gone_after_missed - 1):
+        monitor.run_once()
+        assert candidates(monitor)["w1@host"].may_return
+    monitor.run_once()
+    assert not candidates(monitor)["w1@host"].may_return
 
 
-def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    refs = look_at(database, workers, "w1", "w2")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    monkeypatch.setattr(consumers, "ASK_EVERY", 3600.0)
-    monkeypatch.setattr(consumers, "ASK_AGAIN", 3600.0)
-    watch.run_once()
-    assert len(workers.asked) == 1
+def test_drained_worker_is_polled_at_once(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", "w2")
+    monitor = make_monitor(polling=ConsumerSettings(poll_interval=3600.0, unsettled_poll_interval=3600.0))
+    for _ in range(2):
+        monitor.run_once()
+    assert len(workers.polls) == 1
     change(database, refs["w1"], availability="draining")
     for _ in range(2):
-        watch.run_once()
-    assert len(workers.asked) == 2
+        monitor.run_once()
+    assert len(workers.polls) == 2
     assert own_queue("w1") not in workers.queues["w1@host"]
 
 
-def test_own_queues_of_workers_that_ended_are_removed_once(
-    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+def test_dedicated_queues_of_ended_workers_are_removed_once(
+    database: Database,
+    workers: Workers,
+    reclaimer: Reclaimer,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2", "w3")
-    removed: list[str] = []
-    monkeypatch.setattr(module.reclaim, "remove_queues", lambda _app, queues: removed.extend(queues))
-    monkeypatch.setattr(module, "SWEEP_EVERY", timedelta(0))
+    refs = store_workers(database, workers, "w1", "w2", "w3")
     with database.engine.begin() as connection:
         now = database_now(connection)
     change(database, refs["w1"], state="offline", ended_at=now - timedelta(minutes=10))
     change(database, refs["w2"], state="lost", ended_at=now - timedelta(minutes=1))
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    monitor = make_monitor(sweep_interval=timedelta(0))
     for _ in range(3):
-        watch.run_once()
-    assert removed == [own_queue("w1")]
+        monitor.run_once()
+    assert reclaimer.removed == [own_queue("w1")]
 
 
-def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers, taken: list[Any]) -> None:
-    refs = look_at(database, workers, "w1")
-    place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    change(database, refs["w1"], availability="quarantined")
-    watch.run_once()
-    assert taken == []
-    watch.desk = PlacementService(Rules("least_loaded", 4, "shared_queue"))
-    watch.run_once()
-    assert taken == [(own_queue("w1"), "w1@host-1", False)]
-
-
-def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
-    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_messages_stay_while_no_other_worker_could_run_them(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    look_at(database, workers, "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    refs = store_workers(database, workers, "w1")
+    place(database, refs["w1"], "w1")
+    monitor = make_monitor()
+    monitor.run_once()
+    change(database, refs["w1"], availability="quarantined")
+    monitor.run_once()
+    assert reclaimer.calls == []
+    make_monitor(Rules("least_loaded", 4, "shared_queue")).run_once()
+    assert reclaimer.calls == [(own_queue("w1"), "w1@host-1", False)]
 
-    def sync_consumers(app: Any, **told: Any) -> Any:
-        # Another scheduler knows of a new worker by then, and has sent something to it.
-        place(database, look_at(database, workers, "w2")["w2"], "w2")
+
+def test_messages_of_a_worker_that_has_just_started_stay(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1")
+
+    def another_scheduler_sends() -> None:
+        # It knows of the new worker before this one has its answer.
+        place(database, store_workers(database, workers, "w2")["w2"], "w2")
         workers.queues["w2@host"].add(own_queue("w2"))
-        answers = workers.sync_consumers(app, **told)
-        return {node: queues for node, queues in answers.items() if node != "w2@host"}
 
-    monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
-    watch.run_once()
-    assert taken == []
+    workers.before_poll, workers.silent = another_scheduler_sends, {"w2@host"}
+    make_monitor().run_once()
+    assert reclaimer.calls == []
 
 
 @pytest.mark.parametrize("changed", [{"availability": "draining"}, {"state": "unresponsive"}])
-def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_there_a_moment_ago(
-    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+def test_worker_that_changed_during_the_poll_does_not_get_its_messages_back(
+    database: Database,
+    workers: Workers,
+    reclaimer: Reclaimer,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
+    changed: dict[str, Any],
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+    refs = store_workers(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-
-    def sync_consumers(app: Any, **told: Any) -> Any:
-        change(database, refs["w1"], **changed)
-        return workers.sync_consumers(app, **told)
-
-    monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
-    watch.run_once()
-    assert [queue for queue, *_ in taken] == [own_queue("w1")]
-    assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]
+    monitor = make_monitor()
+    monitor.run_once()
+    workers.before_poll = lambda: change(database, refs["w1"], **changed)
+    monitor.run_once()
+    assert [queue for queue, *_ in reclaimer.calls] == [own_queue("w1")]
+    assert [candidate.name for candidate in reclaimer.candidates if exclusion_reason(candidate) is None] == ["w2@host"]
 
 
-@pytest.mark.parametrize("how", ["nobody has room", "it fails"])
-def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
-    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("result", [0, OSError("refused")], ids=["no worker has room", "it fails"])
+def test_messages_that_cannot_be_reclaimed_do_not_keep_others_from_being_balanced(
+    database: Database,
+    workers: Workers,
+    reclaimer: Reclaimer,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
+    result: int | Exception,
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2", "dead")
+    refs = store_workers(database, workers, "w1", "w2", "dead")
     place(database, refs["dead"], "dead")
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     change(database, refs["dead"], state="lost", ended_at=NOON)
-    reclaim_tasks = rebalance.reclaim.reclaim_tasks
-
-    def take_nothing_of_the_dead(app: Any, queue: str, *others: Any, **named: Any) -> int:
-        number = reclaim_tasks(app, queue, *others, **named)
-        if queue != own_queue("dead"):
-            return number
-        if how == "it fails":
-            raise OSError("refused")
-        return 0
-
-    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", take_nothing_of_the_dead)
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
+    reclaimer.results[own_queue("dead")] = result
+    monitor = make_monitor()
     del workers.queues["dead@host"]
-    watch.run_once()
-    assert [queue for queue, *_ in taken] == [own_queue("dead"), own_queue("w1")]
+    monitor.run_once()
+    assert [queue for queue, *_ in reclaimer.calls] == [own_queue("dead"), own_queue("w1")]
 
 
-def test_what_takes_long_keeps_nobody_from_looking_at_the_workers_and_nothing_from_its_turn(
-    database: Database, workers: Workers, taken: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_slow_reclaiming_stops_in_time_and_each_worker_gets_its_turn(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
     dead = [f"dead-{number}" for number in range(4)]
-    refs = look_at(database, workers, "w1", *dead)
+    refs = store_workers(database, workers, "w1", *dead)
     for name in dead:
         place(database, refs[name], name)
         change(database, refs[name], state="lost", ended_at=NOON)
         del workers.queues[f"{name}@host"]
+        reclaimer.results[own_queue(name)] = OSError("refused")
     clock = SimpleNamespace(now=0.0)
-    reclaim_tasks = rebalance.reclaim.reclaim_tasks
 
-    def take_long(*others: Any, **named: Any) -> int:
-        clock.now += rebalance.BEGINS_WITHIN / 2
-        reclaim_tasks(*others, **named)
-        raise OSError("refused")
+    def take_long() -> None:
+        clock.now += rebalance.DEFAULTS.timeout / 2
 
-    monkeypatch.setattr(rebalance, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(rebalance.reclaim, "reclaim_tasks", take_long)
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert len(taken) == 2
+    reclaimer.before_call = take_long
+    monitor = make_monitor(rebalance_clock=lambda: clock.now)
+    monitor.run_once()
+    assert len(reclaimer.calls) == 2
     for _ in range(100):
-        watch.run_once()
-    assert {queue for queue, *_ in taken} == set(map(own_queue, dead))
+        monitor.run_once()
+    assert {queue for queue, *_ in reclaimer.calls} == set(map(own_queue, dead))
 
 
-def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
-    refs = look_at(database, workers, "w1", "w2")
+def test_one_scheduler_at_a_time_reclaims(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", "w2")
     place(database, refs["w1"], "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor()
+    monitor.run_once()
     change(database, refs["w1"], state="unresponsive")
     with database.engine.begin() as connection:
         due = database_now(connection) + timedelta(seconds=30)
         connection.execute(insert(engine).values(name=rebalance.LEASE, due_at=due))
-    watch.run_once()
-    assert taken == []
+    monitor.run_once()
+    assert reclaimer.calls == []
     with database.engine.begin() as connection:
         connection.execute(update(engine).where(engine.c.name == rebalance.LEASE).values(due_at=NOON))
-    watch.run_once()
-    watch.run_once()
-    assert len(taken) == 2, "the lease is given back"
+    monitor.run_once()
+    monitor.run_once()
+    assert len(reclaimer.calls) == 2, "the lease is given back"
 
 
-def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
-    database: Database, workers: Workers, taken: list[Any]
+def test_messages_move_from_a_busy_worker_to_an_idle_one(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    refs = store_workers(database, workers, "w1", "w2")
+    monitor = make_monitor()
+    monitor.run_once()
     # Each runs two at once.
     for number in range(5):
         place(database, refs["w1"], "w1", f"task-{number}")
     for number in range(2):
         place(database, refs["w2"], "w2", f"other-{number}")
-    watch.run_once()
-    assert taken == []
+    monitor.run_once()
+    assert reclaimer.calls == []
     with database.engine.begin() as connection:
         found = placements.open_placements(connection)
-        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
-    watch.run_once()
-    assert taken == [(own_queue("w1"), "w1@host", False)]
-    assert levelled == [2]
-    # What waits at the slow one and has failed on the idle one stays.
-    placer = Placer(LEAST_LOADED, offered)
+        placements.close(
+            connection, {record.key: record.placed_at or NOON for record in found if record.worker_ref == refs["w2"]}
+        )
+    monitor.run_once()
+    assert reclaimer.calls == [(own_queue("w1"), "w1@host", False)]
+    assert reclaimer.limits == [2]
+    # A task that has failed on the idle worker stays at the busy one.
+    placer = Placer(LEAST_LOADED, reclaimer.candidates)
     retry = Task("etl", "run-1", "extract", -1, 2, "default", avoid=frozenset({"w2@host"}))
     assert placer.place(retry).reason == OTHERS_FULL
-    assert placer.place(replace(retry, avoid=frozenset())).worker == replace(candidates(watch)["w2@host"], capacity=2)
+    assert placer.place(replace(retry, avoid=frozenset())).worker == replace(candidates(monitor)["w2@host"], capacity=2)
 
 
 def run(database: Database, name: str, number: int, *, seconds: float, state: str) -> None:
@@ -433,235 +481,262 @@ def run(database: Database, name: str, number: int, *, seconds: float, state: st
             record_start(connection, key, record, try_started_at=began, state="running", now=began)
 
 
-def test_a_slow_worker_is_known_by_what_it_still_runs(
-    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+def test_slow_worker_is_recognised_by_the_tries_that_it_still_runs(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    look_at(database, workers, "w1", "w2")
+    store_workers(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
     run(database, "w2", 4, seconds=100, state="running")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    found = candidates(watch)
+    monitor = make_monitor(compare_interval=0.0)
+    monitor.run_once()
+    found = candidates(monitor)
     assert found["w1@host"].slowness == 1
     assert round(found["w2@host"].slowness) == 10
-    # What was slow is forgotten some time later.
-    monkeypatch.setattr(module, "COMPARED", timedelta(seconds=50))
-    watch._compare_due = 0.0
-    watch.run_once()
-    assert candidates(watch)["w2@host"].slowness == 1
+    # Tries of longer ago do not count.
+    monitor._settings = replace(monitor._settings, compared_period=timedelta(seconds=50))
+    monitor.run_once()
+    assert candidates(monitor)["w2@host"].slowness == 1
 
 
-def test_nobody_is_slow_where_the_operator_says_so(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1", "w2")
-    run(database, "w1", 3, seconds=10, state="success")
-    run(database, "w2", 4, seconds=100, state="running")
-    watch = CeleryWorkerMonitor(None, PlacementService(replace(RULES, slow_from=0)))
-    watch.run_once()
-    assert not any(one.is_slow for one in candidates(watch).values())
-
-
-def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
-    database: Database, workers: Workers, taken: list[Any]
+def test_no_worker_is_slow_if_slow_from_is_0(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    refs = look_at(database, workers, "w1", "w2", "w3")
+    store_workers(database, workers, "w1", "w2")
     run(database, "w1", 3, seconds=10, state="success")
     run(database, "w2", 4, seconds=100, state="running")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor(replace(RULES, slow_from=0))
+    monitor.run_once()
+    assert not any(candidate.is_slow for candidate in candidates(monitor).values())
+
+
+def test_messages_move_from_a_slow_worker_and_never_to_it(
+    database: Database, workers: Workers, reclaimer: Reclaimer, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", "w2", "w3")
+    run(database, "w1", 3, seconds=10, state="success")
+    run(database, "w2", 4, seconds=100, state="running")
+    monitor = make_monitor()
+    monitor.run_once()
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     for number in range(3):
         place(database, refs["w2"], "w2", f"other-{number}")
-    watch.run_once()
+    monitor.run_once()
     # The one that waits at the slow one goes first, whether or not the others are full.
-    assert taken == [(own_queue("w2"), "w2@host", False)]
-    assert levelled == [1]
-    taken.clear()
+    assert reclaimer.calls == [(own_queue("w2"), "w2@host", False)]
+    assert reclaimer.limits == [1]
+    reclaimer.calls.clear()
     with database.engine.begin() as connection:
         found = placements.open_placements(connection)
-        placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
+        placements.close(
+            connection, {record.key: record.placed_at or NOON for record in found if record.worker_ref == refs["w2"]}
+        )
     change(database, refs["w3"], availability="draining")
-    watch.run_once()
-    assert taken == [], "the slow one alone has nothing to do"
+    monitor.run_once()
+    assert reclaimer.calls == [], "the slow one alone has nothing to do"
 
 
-def test_labels_are_those_of_the_life_before_until_the_worker_tells_them(database: Database, workers: Workers) -> None:
-    refs = look_at(database, workers, "w1", ended_at=NOON, state="lost", labels={"zone": "b"})
-    new = look_at(database, workers, "w1b")
+def test_labels_are_those_of_the_previous_instance_until_the_worker_reports_some(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    refs = store_workers(database, workers, "w1", ended_at=NOON, state="lost", labels={"zone": "b"})
+    new = store_workers(database, workers, "w1b")
     change(database, new["w1b"], engine_name="w1@host", reported_id=None, labels={})
     assert refs != new
-    watch = CeleryWorkerMonitor(None, PlacementService(replace(RULES, trusts_reports=True)))
-    watch.run_once()
-    (one,) = candidates(watch).values()
-    assert (one.name, one.labels) == ("w1@host", {"zone": "b"})
+    monitor = make_monitor(replace(RULES, trusts_reports=True))
+    monitor.run_once()
+    (candidate,) = candidates(monitor).values()
+    assert (candidate.name, candidate.labels) == ("w1@host", {"zone": "b"})
 
 
-def test_what_workers_report_counts_only_where_reports_are_trusted(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1", "w2", labels={"zone": "secure"}, name="etl-1")
+def test_reported_labels_count_only_if_reports_are_trusted(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1", "w2", labels={"zone": "secure"}, name="etl-1")
     by_operator = {"w2@*": {"zone": "a"}}
     for trusts, labels, alias in ((False, {}, None), (True, {"zone": "secure"}, "etl-1")):
-        watch = CeleryWorkerMonitor(
-            None, PlacementService(replace(RULES, trusts_reports=trusts, worker_labels=by_operator))
-        )
-        watch.run_once()
-        found = candidates(watch)
+        monitor = make_monitor(replace(RULES, trusts_reports=trusts, worker_labels=by_operator))
+        monitor.run_once()
+        found = candidates(monitor)
         assert (found["w1@host"].labels, found["w1@host"].alias) == (labels, alias)
         assert found["w2@host"].labels == {"zone": "a"}
 
 
-def test_a_worker_that_only_reports_tell_of_is_no_candidate(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1")
-    look_at(database, workers, "made-up", engine_heartbeat_at=None)
-    change(database, look_at(database, workers, "twin", engine_heartbeat_at=None)["twin"], engine_name="w1@host")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert [one.worker_id for one in candidates(watch).values()] == ["w1"]
+def test_worker_known_only_from_reports_is_no_candidate(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1")
+    store_workers(database, workers, "made-up", engine_heartbeat_at=None)
+    change(
+        database,
+        store_workers(database, workers, "duplicate", engine_heartbeat_at=None)["duplicate"],
+        engine_name="w1@host",
+    )
+    monitor = make_monitor()
+    monitor.run_once()
+    assert [candidate.worker_id for candidate in candidates(monitor).values()] == ["w1"]
 
 
 # --- unavailable -----------------------------------------------------------------------------------------------------
 
 
-def unavailable_reason(watch: CeleryWorkerMonitor) -> str | None:
-    snapshot = watch.snapshot()
+def unavailable_reason(monitor: CeleryWorkerMonitor) -> str | None:
+    snapshot = monitor.snapshot()
     assert snapshot is not None
     return snapshot.unavailable_reason
 
 
-def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_LOOK_WITHIN", 0.0)
-    look_at(database, workers, "w1")
+def test_workers_are_unavailable_if_no_process_polls_them(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert "Nobody looks" in (unavailable_reason(watch) or "")
+    monitor = make_monitor(first_poll_timeout=0.0)
+    monitor.run_once()
+    assert unavailable_reason(monitor) == freshness.NOBODY_LOOKS
 
 
-def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1")
+def test_monitor_waits_for_the_first_poll_of_another_process(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
-        # The executor of another team looks, or an API server: all were started a moment ago.
+        # The executor of another team polls, or an API server: all were started a moment ago.
         connection.execute(update(engine).values(looked_at=None))
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert watch.snapshot() is None, "the executor waits as long as nothing is known"
-    look_at(database, workers, "w1")
-    watch.run_once()
-    assert candidates(watch)["w1@host"].unavailable_reason is None
+    monitor = make_monitor()
+    monitor.run_once()
+    assert monitor.snapshot() is None, "the executor waits as long as nothing is known"
+    store_workers(database, workers, "w1")
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].unavailable_reason is None
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
-    watch.run_once()
-    assert "Nobody looks" in (unavailable_reason(watch) or ""), "it was known before"
+    monitor.run_once()
+    assert unavailable_reason(monitor) == freshness.NOBODY_LOOKS, "it was known before"
 
 
-def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_stay_known_if_the_polling_process_died(
+    database: Database,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
+) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
-    look_at(database, workers, "w1")
+    store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=database_now(connection) - leases.LOOK_TAKES))
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert candidates(watch)["w1@host"].state == "online", "until another one may look"
+    monitor = make_monitor()
+    monitor.run_once()
+    assert candidates(monitor)["w1@host"].state == "online", "until another process may poll"
 
 
-def test_there_are_no_tables(database: Database, workers: Workers) -> None:
-    assert workers.asked == []
-    assert database.url
+@pytest.mark.usefixtures("database")
+def test_workers_are_unavailable_without_tables() -> None:
     migrate.downgrade("base")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert "do not exist" in (unavailable_reason(watch) or "")
+    monitor = CeleryWorkerMonitor(None, PlacementService(RULES))
+    monitor.run_once()
+    assert "do not exist" in (unavailable_reason(monitor) or "")
 
 
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", None])
-def test_remote_control_is_off(database: Database, workers: Workers, state: str | None) -> None:
-    look_at(database, workers, *([] if state is None else ["w1"]), state=state)
-    workers.error = SourceUnavailableError("it is off")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert unavailable_reason(watch) == "it is off"
-
-
-def test_where_no_worker_has_ever_answered_none_can_be_seen(
-    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+def test_workers_are_unavailable_without_remote_control(
+    database: Database, workers: Workers, state: str | None, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    look_at(database, workers)
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert unavailable_reason(watch) is None, "they may be about to start"
-    monkeypatch.setattr(consumers, "FIRST_ANSWER_WITHIN", 0.0)
-    watch.run_once()
-    assert unavailable_reason(watch) == "None of Celery's workers answers."
+    store_workers(database, workers, *([] if state is None else ["w1"]), state=state)
+    workers.error = SourceUnavailableError("it is off")
+    monitor = make_monitor()
+    monitor.run_once()
+    assert unavailable_reason(monitor) == "it is off"
+
+
+def test_workers_are_unavailable_if_none_has_ever_answered(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers)
+    clock = SimpleNamespace(now=0.0)
+    monitor = make_monitor(poll_clock=lambda: clock.now)
+    monitor.run_once()
+    assert unavailable_reason(monitor) is None, "they may be about to start"
+    clock.now += ALWAYS_DUE.first_answer_timeout
+    monitor.run_once()
+    assert unavailable_reason(monitor) == "No Celery worker answers."
     # Those of a deployment that has just been set up.
     workers.queues["w1@host"] = {"default"}
-    watch.run_once()
-    assert unavailable_reason(watch) is None
+    monitor.run_once()
+    assert unavailable_reason(monitor) is None
 
 
-def test_where_all_workers_have_gone_tasks_wait_for_new_ones(database: Database, workers: Workers) -> None:
-    look_at(database, workers, "w1", state="offline", ended_at=NOON, engine_heartbeat_at=NOON)
+def test_tasks_wait_for_new_workers_once_all_have_gone(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1", state="offline", ended_at=NOON, engine_heartbeat_at=NOON)
     workers.queues.clear()
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
-    assert candidates(watch) == {}
+    monitor = make_monitor()
+    monitor.run_once()
+    assert candidates(monitor) == {}
 
 
 @pytest.mark.parametrize(
     ("setting", "waits"), [("CeleryExecutor", False), ("LocalExecutor;one=CeleryExecutor;two=CeleryExecutor", True)]
 )
-def test_where_all_workers_of_a_team_have_gone_those_of_another_are_not_to_answer(
-    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch, setting: str, waits: bool
+def test_workers_of_another_team_need_not_answer(
+    database: Database,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    waits: bool,
+    make_monitor: Callable[..., CeleryWorkerMonitor],
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", setting)
-    refs = look_at(database, workers, "w1", "w2", engine_heartbeat_at=NOON)
+    refs = store_workers(database, workers, "w1", "w2", engine_heartbeat_at=NOON)
     del workers.queues["w2@host"]
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+    monitor = make_monitor()
+    monitor.run_once()
     change(database, refs["w1"], state="offline", ended_at=NOON)
     workers.queues.clear()
-    for _ in range(consumers.GIVES_UP_AFTER):
-        watch.run_once()
-    assert (unavailable_reason(watch) is None) == waits
+    for _ in range(ALWAYS_DUE.unavailable_after_failures):
+        monitor.run_once()
+    assert (unavailable_reason(monitor) is None) == waits
 
 
 @pytest.mark.parametrize("how", ["the broker", "the workers"])
-def test_a_broker_or_workers_that_do_not_answer_for_a_while(database: Database, workers: Workers, how: str) -> None:
-    look_at(database, workers, "w1")
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    watch.run_once()
+def test_workers_are_unavailable_after_some_failed_polls(
+    database: Database, workers: Workers, how: str, make_monitor: Callable[..., CeleryWorkerMonitor]
+) -> None:
+    store_workers(database, workers, "w1")
+    monitor = make_monitor()
+    monitor.run_once()
     queues = dict(workers.queues)
     if how == "the broker":
         workers.error = ConnectionError("refused")
     else:
         workers.queues.clear()
-    for _ in range(consumers.GIVES_UP_AFTER - 1):
-        watch.run_once()
-        assert unavailable_reason(watch) is None
-    watch.run_once()
-    assert unavailable_reason(watch) is not None
+    for _ in range(ALWAYS_DUE.unavailable_after_failures - 1):
+        monitor.run_once()
+        assert unavailable_reason(monitor) is None
+    monitor.run_once()
+    assert unavailable_reason(monitor) is not None
     workers.error = None
     workers.queues.update(queues)
-    watch.run_once()
-    assert unavailable_reason(watch) is None
+    monitor.run_once()
+    assert unavailable_reason(monitor) is None
 
 
-def test_the_thread_goes_on_after_failures_and_ends(
-    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
+def test_thread_goes_on_after_failures_and_ends(
+    database: Database, workers: Workers, make_monitor: Callable[..., CeleryWorkerMonitor]
 ) -> None:
-    look_at(database, workers, "w1")
-    monkeypatch.setattr(monitor, "ROUND_SECONDS", 0.01)
-    watch = CeleryWorkerMonitor(None, PlacementService(RULES))
-    run_once, calls = watch.run_once, []
+    store_workers(database, workers, "w1")
+    calls = []
 
-    def fails() -> None:
+    def refresh(**_: Any) -> None:
         calls.append(1)
         if len(calls) < 3:
             raise OSError("away")
-        run_once()
 
-    monkeypatch.setattr(watch, "run_once", fails)
-    watch.start()
-    watch.start()
-    wait_for(lambda: watch.snapshot() is not None and unavailable_reason(watch) is None, 20, "the third round")
-    watch.stop()
+    monitor = make_monitor(run_interval=0.01, refresh=refresh)
+    monitor.start()
+    monitor.start()
+    wait_for(lambda: monitor.snapshot() is not None and unavailable_reason(monitor) is None, 20, "the third run")
+    monitor.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "worker-insight-placing"]

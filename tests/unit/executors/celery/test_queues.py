@@ -1,4 +1,4 @@
-"""Workers are told to consume a queue of their own, over a real broker; each worker here is a mailbox."""
+"""Dedicated queues of workers, over a real broker; each worker here is a mailbox."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.celery import queues as module
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue
+from airflow_worker_insight.executors.celery import queues
+from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.sources.celery import BrokerTimeouts
 
@@ -23,18 +23,18 @@ celery = pytest.importorskip("celery")
 
 A, B = own_queue("celery-a"), own_queue("celery-b")
 
-sync_consumers = partial(module.sync_consumers, timeouts=BrokerTimeouts(idle=0.5))
+sync_consumers = partial(queues.sync_consumers, timeouts=BrokerTimeouts(idle=0.5))
 
 
 class Node:
-    """The mailbox of one worker, which remembers the queues that it is told to consume."""
+    """The mailbox of one worker, which notes the commands that it gets."""
 
     def __init__(self, app: Any, name: str, *queues: str, obeys: bool = True) -> None:
         self.app = app
         self.name = name
         self.queues = set(queues)
         self.obeys = obeys
-        self.told: list[str] = []
+        self.commands: list[str] = []
         self.declared: list[Any] = []
         self._stop, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -45,8 +45,8 @@ class Node:
         connection = self.app.connection_for_read()
         handlers = {
             "active_queues": lambda _state: [{"name": queue} for queue in sorted(self.queues)],
-            "add_consumer": lambda _state, queue, **options: self._told("add", queue, **options),
-            "cancel_consumer": lambda _state, queue: self._told("cancel", queue),
+            "add_consumer": lambda _state, queue, **options: self._obey("add", queue, **options),
+            "cancel_consumer": lambda _state, queue: self._obey("cancel", queue),
         }
         node = self.app.control.mailbox(connection).Node(
             self.name, state=None, channel=connection.channel(), handlers=handlers
@@ -60,8 +60,8 @@ class Node:
                 connection.drain_events(timeout=0.1)
         connection.release()
 
-    def _told(self, what: str, queue: str, **options: Any) -> Any:
-        self.told.append(f"{what} {queue}")
+    def _obey(self, what: str, queue: str, **options: Any) -> Any:
+        self.commands.append(f"{what} {queue}")
         # As a worker of Celery does (Consumer.add_task_queue).
         options = {"exchange": queue, "exchange_type": "direct", **options}
         self.declared.append(self.app.amqp.Queues({}).add(queue, **options))
@@ -95,40 +95,40 @@ def nodes(app: Any) -> Iterator[Any]:
         node.stop()
 
 
-def test_a_worker_is_told_once_and_only_its_own(app: Any, nodes: Any) -> None:
-    one, other = nodes("w1@host", "default"), nodes("w2@host", "default", B)
-    give = {"w1@host": A, "w2@host": B}
-    assert sync_consumers(app, give=give, hold={}) == {"w1@host": {"default", A}, "w2@host": {"default", B}}
-    assert (one.told, other.told) == ([f"add {A}"], [])
-    assert sync_consumers(app, give=give, hold={})["w1@host"] == {"default", A}
-    assert one.told == [f"add {A}"]
+def test_each_worker_is_told_once_to_consume_its_own_queue(app: Any, nodes: Any) -> None:
+    node, other = nodes("w1@host", "default"), nodes("w2@host", "default", B)
+    add = {"w1@host": A, "w2@host": B}
+    assert sync_consumers(app, add=add, cancel={}) == {"w1@host": {"default", A}, "w2@host": {"default", B}}
+    assert (node.commands, other.commands) == ([f"add {A}"], [])
+    assert sync_consumers(app, add=add, cancel={})["w1@host"] == {"default", A}
+    assert node.commands == [f"add {A}"]
 
 
 @pytest.mark.parametrize("number", [121, 2_000])
-def test_of_many_queues_all_count(app: Any, nodes: Any, number: int) -> None:
+def test_all_of_many_queues_count(app: Any, nodes: Any, number: int) -> None:
     queues = {f"queue-{each:04}" for each in range(number)}
-    one = nodes("w1@host", *queues)
-    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
+    node = nodes("w1@host", *queues)
+    assert sync_consumers(app, add={"w1@host": A}, cancel={}) == {"w1@host": queues | {A}}
     # Its own queue is behind all others.
-    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": queues | {A}}
-    assert one.told == [f"add {A}"]
+    assert sync_consumers(app, add={"w1@host": A}, cancel={}) == {"w1@host": queues | {A}}
+    assert node.commands == [f"add {A}"]
 
 
-def test_one_that_is_held_is_told_to_leave_its_queue(app: Any, nodes: Any) -> None:
-    one = nodes("w1@host", "default", A)
-    assert sync_consumers(app, give={}, hold={"w1@host": A}) == {"w1@host": {"default"}}
-    assert one.told == [f"cancel {A}"]
+def test_held_worker_stops_consuming_its_queue(app: Any, nodes: Any) -> None:
+    node = nodes("w1@host", "default", A)
+    assert sync_consumers(app, add={}, cancel={"w1@host": A}) == {"w1@host": {"default"}}
+    assert node.commands == [f"cancel {A}"]
 
 
-def test_who_does_not_obey_or_answer_has_no_queue(app: Any, nodes: Any) -> None:
+def test_worker_that_does_not_obey_or_answer_has_no_queue(app: Any, nodes: Any) -> None:
     nodes("w1@host", "default", obeys=False)
-    assert sync_consumers(app, give={"w1@host": A, "gone@host": B}, hold={}) == {"w1@host": {"default"}}
+    assert sync_consumers(app, add={"w1@host": A, "gone@host": B}, cancel={}) == {"w1@host": {"default"}}
 
 
-def test_of_two_under_one_name_only_what_both_consume_counts(app: Any, nodes: Any) -> None:
+def test_only_queues_that_both_workers_of_one_name_consume_count(app: Any, nodes: Any) -> None:
     nodes("w1@host", "default", "large", A)
     second = nodes("w1@host", "default")
-    assert sync_consumers(app, give={"w1@host": A}, hold={}) == {"w1@host": {"default", A}}
+    assert sync_consumers(app, add={"w1@host": A}, cancel={}) == {"w1@host": {"default", A}}
     assert A in second.queues
 
 
@@ -142,15 +142,15 @@ def test_of_two_under_one_name_only_what_both_consume_counts(app: Any, nodes: An
     ],
     ids=["by default", "priorities", "quorum", "topic"],
 )
-def test_whoever_sends_or_takes_back_declares_it_as_the_worker_does(
-    app: Any, nodes: Any, settings: dict[str, Any]
-) -> None:
-    """RabbitMQ refuses to anybody who does not, and a task that cannot be sent fails."""
+def test_queue_is_declared_as_the_worker_declares_it(app: Any, nodes: Any, settings: dict[str, Any]) -> None:
+    """RabbitMQ rejects any other declaration, and a task that cannot be sent fails."""
     app.conf.update(settings)
-    one = nodes("w1@host", "default")
-    sync_consumers(app, give={"w1@host": A}, hold={})
-    (at_worker,) = one.declared
-    assert seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(as_declared(app, A))
+    node = nodes("w1@host", "default")
+    sync_consumers(app, add={"w1@host": A}, cancel={})
+    (at_worker,) = node.declared
+    assert (
+        seen_by_rabbitmq(at_worker) == seen_by_rabbitmq(app.amqp.queues[A]) == seen_by_rabbitmq(declared_queue(app, A))
+    )
 
 
 def seen_by_rabbitmq(queue: Any) -> Any:
@@ -161,11 +161,11 @@ def seen_by_rabbitmq(queue: Any) -> Any:
     return queue.name, queue.routing_key, queue.durable, queue.auto_delete, arguments, exchange
 
 
-def test_without_remote_control_nobody_is_asked(app: Any) -> None:
+def test_no_worker_is_polled_without_remote_control(app: Any) -> None:
     app.conf.worker_enable_remote_control = False
     with pytest.raises(SourceUnavailableError, match="worker_enable_remote_control"):
-        sync_consumers(app, give={"w1@host": A}, hold={})
+        sync_consumers(app, add={"w1@host": A}, cancel={})
 
 
-def test_the_longest_id_makes_a_name_that_the_table_takes() -> None:
+def test_queue_of_the_longest_id_fits_into_the_table() -> None:
     assert len(own_queue("x" * 64)) <= 100

@@ -15,7 +15,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.queues import own_queue
-from airflow_worker_insight.executors.celery.reclaim import reclaim_tasks, remove_queues
+from airflow_worker_insight.executors.celery.reclaim import Reclaimer, ReclaimSettings
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
@@ -24,6 +24,10 @@ from airflow_worker_insight.store.placements import Placement
 from tests.unit.database import NOON, Database, add_run, add_try, change_try, on_both
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_mock import MockerFixture
+
     from airflow_worker_insight.domain.keys import TryKey
     from tests.support.services import Redis
 
@@ -38,7 +42,7 @@ def a_candidate(**others: Any) -> Candidate:
 
 
 class Broker:
-    """What the workers' queues hold."""
+    """The queues of workers, on Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self.url = redis.broker_url()
@@ -65,7 +69,7 @@ class Broker:
         connection = self.app.connection_for_read()
         channel = connection.channel()
         assert Queue(queue)(channel).get(no_ack=False) is not None
-        # It is killed: what it would give back when it ends in order stays.
+        # It is killed, so it does not restore its messages.
         channel.qos._on_collect.cancel()
         channel.qos._delivered.clear()
         channel.client.connection_pool.disconnect()
@@ -74,7 +78,7 @@ class Broker:
         return [json.loads(raw) for raw in reversed(self.client.lrange(queue, 0, -1))]
 
     def ids(self, queue: str) -> list[str]:
-        return sorted(one["headers"]["id"] for one in self.held(queue))
+        return sorted(message["headers"]["id"] for message in self.held(queue))
 
     def unacked(self) -> int:
         return int(self.client.hlen("unacked"))
@@ -99,50 +103,76 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
     return keys
 
 
-def move(broker: Broker, *candidates: Candidate, is_gone: bool = True, fallback: str = "wait") -> int:
-    desk = PlacementService(Rules("least_loaded", 4, fallback))
-    return reclaim_tasks(broker.app, DEAD, desk, Snapshot(candidates, 0.0), came_from="w1@host", is_gone=is_gone)
+def make_reclaimer(app: Any, fallback: str = "wait", **options: Any) -> Reclaimer:
+    return Reclaimer(app, PlacementService(Rules("least_loaded", 4, fallback)), **options)
+
+
+def move(
+    broker: Broker,
+    *candidates: Candidate,
+    is_gone: bool = True,
+    fallback: str = "wait",
+    limit: int | None = None,
+    **options: Any,
+) -> int:
+    """Reclaim the messages of the worker that is gone."""
+    reclaimer = make_reclaimer(broker.app, fallback, **options)
+    return reclaimer.reclaim_tasks(DEAD, Snapshot(candidates, 0.0), worker_name="w1@host", is_gone=is_gone, limit=limit)
+
+
+def remove_queues(app: Any, queues: list[str]) -> None:
+    make_reclaimer(app).remove_queues(queues)
+
+
+def use_quorum_queues(app: Any, mocker: MockerFixture) -> None:
+    """Have Celery declare quorum queues, as it can from 5.6 on."""
+    from kombu import Exchange, Queue
+
+    arguments = {"x-queue-type": "quorum"}
+    mocker.patch.object(
+        app.amqp.queues, "new_missing", lambda name: Queue(name, Exchange(name), name, queue_arguments=arguments)
+    )
 
 
 @on_both
-def test_what_waited_and_what_was_fetched_goes_elsewhere_as_it_was(database: Database, broker: Broker) -> None:
+def test_waiting_and_fetched_messages_move_unchanged(database: Database, broker: Broker) -> None:
     keys = store(database, 5)
     ids = sorted(broker.send(key) for key in keys)
-    before = {one["headers"]["id"]: (one["body"], one["headers"]) for one in broker.held(DEAD)}
+    before = {message["headers"]["id"]: (message["body"], message["headers"]) for message in broker.held(DEAD)}
     broker.fetch()
     broker.fetch()
     assert (len(broker.held(DEAD)), broker.unacked()) == (3, 2)
     assert move(broker, a_candidate()) == 5
     assert broker.ids(ALIVE) == ids
-    for one in broker.held(ALIVE):
-        body, headers = before[one["headers"]["id"]]
-        assert one["body"] == body
-        assert {name: one["headers"][name] for name in headers} == headers
+    for message in broker.held(ALIVE):
+        body, headers = before[message["headers"]["id"]]
+        assert message["body"] == body
+        assert {name: message["headers"][name] for name in headers} == headers
         # Whoever fetches it next gives it back to where it is now.
-        assert one["properties"]["delivery_info"]["routing_key"] == ALIVE
-        assert one["properties"]["correlation_id"] == one["headers"]["id"]
+        assert message["properties"]["delivery_info"]["routing_key"] == ALIVE
+        assert message["properties"]["correlation_id"] == message["headers"]["id"]
     assert (broker.held(DEAD), broker.unacked()) == ([], 0)
     with database.engine.connect() as connection:
         found = placements.open_placements(connection)
-        assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
-        assert all(one.detail.startswith("taken back from w1@host: w2@host: least loaded") for one in found)
-        # By this time its scheduler knows it, which gives its place back.
-        assert {one.placed_at for one in found} == {NOON}
+        assert {(record.worker_ref, record.own_queue) for record in found} == {(2, ALIVE)}
+        assert all(record.detail.startswith("reclaimed from w1@host: w2@host: least loaded") for record in found)
+        # By this time its scheduler knows the placement whose slot it frees.
+        assert {record.placed_at for record in found} == {NOON}
 
 
-def test_queues_in_which_nothing_is_left_are_removed(database: Database, broker: Broker) -> None:
+def test_empty_queues_are_removed(database: Database, broker: Broker) -> None:
     (key,) = store(database, 1)
     broker.send(key)
     remove_queues(broker.app, [DEAD, ALIVE, "never-there"])
     assert broker.held(DEAD)
     assert move(broker, a_candidate()) == 1
-    assert broker.app.amqp.queues[DEAD], "as who sends to it"
+    assert broker.app.amqp.queues[DEAD], "as Celery declares it when it sends"
     remove_queues(broker.app, [DEAD, ALIVE])
     assert [broker.client.exists(f"_kombu.binding.{name}") for name in (DEAD, ALIVE)] == [0, 1]
     assert DEAD not in broker.app.amqp.queues
 
 
-def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_removal_does_not_keep_other_queues_from_being_removed(mocker: MockerFixture) -> None:
     """It refuses with an error, and the channel is closed then."""
     from amqp.exceptions import PreconditionFailed
     from kombu.transport import memory
@@ -155,7 +185,7 @@ def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypa
             raise PreconditionFailed(f"queue '{queue}' in vhost '/' not empty")
         remove(channel, queue, if_empty=if_empty, **others)
 
-    monkeypatch.setattr(memory.Channel, "queue_delete", queue_delete)
+    mocker.patch.object(memory.Channel, "queue_delete", queue_delete)
     app = celery.Celery("airflow.executors.celery_executor", broker="memory://")
     app.send_task("something", queue=DEAD)
     remove_queues(app, [DEAD, ALIVE])
@@ -165,20 +195,16 @@ def test_a_queue_that_rabbitmq_refuses_to_remove_keeps_no_other_from_it(monkeypa
     assert {name for name in (DEAD, ALIVE) if list(state.queue_bindings(name))} == {DEAD}
 
 
-def test_quorum_queues_are_removed_without_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quorum_queues_are_removed_without_conditions(mocker: MockerFixture) -> None:
     """RabbitMQ has none for them, and ends the connection."""
-    from kombu import Exchange, Queue
     from kombu.transport import memory
 
     removed: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
+    mocker.patch.object(
         memory.Channel, "queue_delete", lambda _channel, queue, **conditions: removed.append((queue, conditions))
     )
-    arguments = {"x-queue-type": "quorum"}
-    monkeypatch.setattr(
-        reclaim, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
-    )
     app = celery.Celery("airflow.executors.celery_executor", broker="memory://")
+    use_quorum_queues(app, mocker)
     app.send_task("something", queue=f"{DEAD}-quorum")
     remove_queues(app, [f"{DEAD}-quorum", f"{ALIVE}-quorum"])
     # (Removing an exchange is more than that on this broker.)
@@ -187,7 +213,7 @@ def test_quorum_queues_are_removed_without_conditions(monkeypatch: pytest.Monkey
     assert {queue for queue, _ in removed} == {f"{ALIVE}-quorum"}
 
 
-def test_what_was_fetched_is_found_below_a_prefix_of_the_brokers_keys(database: Database, broker: Broker) -> None:
+def test_fetched_messages_are_found_below_a_global_key_prefix(database: Database, broker: Broker) -> None:
     broker.app.conf.broker_transport_options = {"global_keyprefix": "pre:"}
     (key,) = store(database, 1)
     broker.send(key)
@@ -197,7 +223,7 @@ def test_what_was_fetched_is_found_below_a_prefix_of_the_brokers_keys(database: 
     assert (broker.client.hlen("pre:unacked"), broker.client.llen(f"pre:{ALIVE}")) == (0, 1)
 
 
-def test_what_a_living_worker_has_fetched_is_left_to_it(database: Database, broker: Broker) -> None:
+def test_messages_that_a_live_worker_has_fetched_stay(database: Database, broker: Broker) -> None:
     for key in store(database, 3):
         broker.send(key)
     broker.fetch()
@@ -205,7 +231,7 @@ def test_what_a_living_worker_has_fetched_is_left_to_it(database: Database, brok
     assert broker.unacked() == 1
 
 
-def test_what_ran_there_is_not_sent_again(database: Database, broker: Broker) -> None:
+def test_message_of_a_try_that_ran_is_not_sent_again(database: Database, broker: Broker) -> None:
     running, waiting = store(database, 2)
     with database.engine.begin() as connection:
         change_try(connection, running, state="running")
@@ -217,7 +243,7 @@ def test_what_ran_there_is_not_sent_again(database: Database, broker: Broker) ->
     assert broker.unacked() == 0
 
 
-def test_what_nobody_has_room_for_stays_until_somebody_has(database: Database, broker: Broker) -> None:
+def test_messages_stay_until_a_worker_has_room(database: Database, broker: Broker) -> None:
     ids = sorted(broker.send(key) for key in store(database, 5))
     assert move(broker, a_candidate(capacity=2)) == 2
     assert len(broker.ids(DEAD)) == 3
@@ -227,49 +253,41 @@ def test_what_nobody_has_room_for_stays_until_somebody_has(database: Database, b
     assert broker.ids(ALIVE) == ids
 
 
-def test_one_that_nobody_else_may_have_hides_none_behind_it_and_the_order_stays(
-    database: Database, broker: Broker
-) -> None:
+def test_message_that_no_other_worker_may_run_hides_none_behind_it(database: Database, broker: Broker) -> None:
     keys = store(database, 6)
     with database.engine.begin() as connection:
         table = metadata_database.task_instance_table()
         pinned = {"worker_insight": {"labels": {"zone": "moon"}}}
         connection.execute(update(table).where(table.c.map_index < 2).values(executor_config=pinned))
     ids = [broker.send(key) for key in keys]
-    desk, snapshot = PlacementService(Rules("least_loaded", 4)), Snapshot((a_candidate(),), 0.0)
-    assert reclaim_tasks(broker.app, DEAD, desk, snapshot, came_from="w1@host", most=2) == 2
+    assert move(broker, a_candidate(), is_gone=False, limit=2) == 2
     assert broker.ids(ALIVE) == sorted(ids[2:4])
-    assert [one["headers"]["id"] for one in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
+    assert [message["headers"]["id"] for message in broker.held(DEAD)] == [*ids[:2], *ids[4:]]
 
 
-def test_what_stays_in_a_quorum_queue_is_put_there_anew(
-    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+def test_message_that_stays_in_a_quorum_queue_is_published_anew(
+    database: Database, broker: Broker, mocker: MockerFixture
 ) -> None:
-    """What comes back to it too often is dropped by RabbitMQ."""
-    from kombu import Exchange, Queue
-
-    arguments = {"x-queue-type": "quorum"}
-    monkeypatch.setattr(
-        reclaim, "as_declared", lambda _app, name: Queue(name, Exchange(name), name, queue_arguments=arguments)
-    )
+    """RabbitMQ drops a message that returns to it too often."""
+    use_quorum_queues(broker.app, mocker)
     ids = sorted(broker.send(key) for key in store(database, 3))
-    before = [(one["body"], one["headers"]) for one in broker.held(DEAD)]
+    before = [(message["body"], message["headers"]) for message in broker.held(DEAD)]
     assert move(broker) == 0
-    # What came back would say so.
-    assert [(one["body"], one["headers"]) for one in broker.held(DEAD)] == before
+    # A message that returned would have another header.
+    assert [(message["body"], message["headers"]) for message in broker.held(DEAD)] == before
     assert broker.unacked() == 0
     assert move(broker, a_candidate()) == 3
     assert broker.ids(ALIVE) == ids
 
 
-def test_what_would_come_back_to_where_it_is_stays(database: Database, broker: Broker) -> None:
+def test_message_placed_on_the_same_worker_again_stays(database: Database, broker: Broker) -> None:
     """The worker was there a moment ago, and what is known of it is older than that."""
     ids = [broker.send(key) for key in store(database, 4)]
     with database.engine.connect() as connection:
         before = placements.open_placements(connection)
     source = replace(a_candidate(), ref=1, worker_id="dead", name="w1@host")
     assert move(broker, source, is_gone=False) == 0
-    assert [one["headers"]["id"] for one in broker.held(DEAD)] == ids
+    assert [message["headers"]["id"] for message in broker.held(DEAD)] == ids
     with database.engine.connect() as connection:
         assert placements.open_placements(connection) == before
     assert move(broker, source, a_candidate(capacity=1000), is_gone=False) == 4
@@ -277,7 +295,7 @@ def test_what_would_come_back_to_where_it_is_stays(database: Database, broker: B
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_message_that_airflow_has_given_up_is_sent_to_nobody(database: Database, broker: Broker, waits: bool) -> None:
+def test_message_that_airflow_has_given_up_is_not_sent_again(database: Database, broker: Broker, waits: bool) -> None:
     """The try was stuck here, and Airflow has queued it again: what is written of it is of the later message."""
     (key,) = store(database, 1)
     later = (
@@ -297,39 +315,37 @@ def test_a_message_that_airflow_has_given_up_is_sent_to_nobody(database: Databas
         assert placements.open_placements(connection) == before
 
 
-def test_it_ends_in_time_and_the_rest_stays(
-    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reclaiming_ends_in_time_and_the_rest_stays(database: Database, broker: Broker) -> None:
     ids = sorted(broker.send(key) for key in store(database, 4))
-    monkeypatch.setattr(reclaim, "BATCH", 2)
-    clock = count(step=reclaim.MOVE_SECONDS - 1)
-    monkeypatch.setattr(reclaim, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert move(broker, a_candidate()) == 2
+    settings = ReclaimSettings(batch_size=2)
+    clock = count(step=settings.timeout - 1)
+    limited: dict[str, Any] = {"settings": settings, "clock": lambda: next(clock)}
+    assert move(broker, a_candidate(), **limited) == 2
     assert len(broker.ids(DEAD)) == 2
-    assert move(broker, a_candidate()) == 2
+    assert move(broker, a_candidate(), **limited) == 2
     assert broker.ids(ALIVE) == ids
 
 
-def test_with_that_fallback_it_goes_to_the_shared_queue(database: Database, broker: Broker) -> None:
+def test_fallback_may_be_the_shared_queue(database: Database, broker: Broker) -> None:
     ids = [broker.send(key) for key in store(database, 2)]
     assert move(broker, fallback="shared_queue") == 2
     assert broker.ids("default") == sorted(ids)
 
 
-def test_more_than_a_batch(database: Database, broker: Broker) -> None:
+def test_more_messages_than_a_batch_are_moved(database: Database, broker: Broker) -> None:
     for key in store(database, 250):
         broker.send(key)
     assert move(broker, a_candidate(capacity=1000)) == 250
     assert len(broker.held(ALIVE)) == 250
 
 
-def test_the_commands_of_airflow_2(database: Database, broker: Broker) -> None:
+def test_commands_of_airflow_2_are_moved(database: Database, broker: Broker) -> None:
     ids = [broker.send(key, command=True) for key in store(database, 3)]
     assert move(broker, a_candidate()) == 3
     assert broker.ids(ALIVE) == sorted(ids)
 
 
-def test_what_is_no_message_of_ours_is_left_alone(database: Database, broker: Broker) -> None:
+def test_foreign_messages_stay(database: Database, broker: Broker) -> None:
     (key,) = store(database, 1)
     broker.app.send_task("something", args=[{"a": 1}], queue=DEAD)
     broker.app.send_task("something", args=['{"ti": {"dag_id": 1}}'], queue=DEAD)
@@ -338,7 +354,7 @@ def test_what_is_no_message_of_ours_is_left_alone(database: Database, broker: Br
     assert (len(broker.held(DEAD)), broker.ids(ALIVE)) == (2, [ours])
 
 
-def test_a_message_as_rabbitmq_hands_it_out(broker: Broker) -> None:
+def test_message_from_rabbitmq_keeps_its_properties(broker: Broker) -> None:
     properties = {
         "content_type": "application/json",
         "content_encoding": "utf-8",
@@ -364,7 +380,7 @@ def test_a_message_as_rabbitmq_hands_it_out(broker: Broker) -> None:
     assert {name: sent["properties"][name] for name in kept} == {name: properties[name] for name in kept}
 
 
-def test_of_two_messages_of_one_try_the_later_one_is_sent(database: Database, broker: Broker) -> None:
+def test_later_of_two_messages_of_one_try_is_sent(database: Database, broker: Broker) -> None:
     (key,) = store(database, 1)
     broker.send(key, task_id="revoked")
     broker.send(key, task_id="again")
@@ -372,22 +388,28 @@ def test_of_two_messages_of_one_try_the_later_one_is_sent(database: Database, br
     assert (broker.held(DEAD), broker.ids(ALIVE)) == ([], ["again"])
 
 
-def test_what_cannot_be_sent_is_found_where_it_was(
-    database: Database, broker: Broker, monkeypatch: pytest.MonkeyPatch
+def failing_after(number: int, func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that works so many times, and fails from then on."""
+    calls = count(1)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) > number:
+            raise ConnectionError("the broker is gone")
+        return func(*args, **kwargs)
+
+    return call
+
+
+def test_message_that_cannot_be_sent_stays_and_is_recorded_there(
+    database: Database, broker: Broker, mocker: MockerFixture
 ) -> None:
     ids = sorted(broker.send(key) for key in store(database, 3))
-    publish, sent = reclaim._publish, []
-
-    def fails(*args: Any) -> None:
-        if sent:
-            raise ConnectionError("the broker is gone")
-        sent.append(args)
-        publish(*args)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(reclaim, "_publish", fails)
-        with pytest.raises(ConnectionError):
-            move(broker, a_candidate())
+    publish = mocker.patch.object(
+        reclaim.Producer, "publish", autospec=True, side_effect=failing_after(1, reclaim.Producer.publish)
+    )
+    with pytest.raises(ConnectionError):
+        move(broker, a_candidate())
+    mocker.stop(publish)
     assert (len(broker.held(ALIVE)), len(broker.held(DEAD)), broker.unacked()) == (1, 2, 0)
     with database.engine.connect() as connection:
         assert len(placements.open_placements(connection, own_queues=[DEAD])) == 2

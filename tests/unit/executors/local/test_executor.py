@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,40 +19,45 @@ from airflow.executors.local_executor import LocalExecutor
 from sqlalchemy import update
 
 from airflow_worker_insight import compat, identity
-from airflow_worker_insight.capture import counters
 from airflow_worker_insight.compat import local_executor, task_runtime
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
-from airflow_worker_insight.executors.base import try_key
-from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor, monitor
-from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor
+from airflow_worker_insight.executors.keys import try_key
+from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor
+from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
 from airflow_worker_insight.store import migrate, placements
 from airflow_worker_insight.store.tables import worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, add_run, add_try, change_try
+from tests.unit.executors.failures import refused_placements
 from tests.unit.executors.workloads import a_workload, put, queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pytest_mock import MockerFixture
+
+    from airflow_worker_insight.executors.placement.service import PlacementService
     from tests.unit.database import Database
+
+pytestmark = pytest.mark.usefixtures("database")
 
 WORKERS = "w1:2,w2:2"
 
 
 @dataclass
 class Work:
-    """What the tasks of a test do, in their processes: they say who runs them; those called so wait, fail or die."""
+    """What the tasks of a test do, in their processes: they note their worker; those named so wait or fail."""
 
     folder: Path
 
     def __call__(self, name: str) -> None:
-        who = identity.whoami(executor="LocalExecutor", name=os.environ.get("AIRFLOW__WORKER_INSIGHT__WORKER_NAME"))
+        worker = identity.whoami(executor="LocalExecutor", name=os.environ.get("AIRFLOW__WORKER_INSIGHT__WORKER_NAME"))
         line = {
             "task": name,
-            "worker": who.name,
-            "worker_id": who.worker_id,
-            "full": who.engine_name,
+            "worker": worker.name,
+            "worker_id": worker.worker_id,
+            "full": worker.engine_name,
             "pid": os.getpid(),
         }
         with (self.folder / "ran").open("a") as file:
@@ -64,7 +68,7 @@ class Work:
             raise RuntimeError("on purpose")
 
     def ran(self) -> list[dict[str, Any]]:
-        """Return what tasks have said, in their order."""
+        """Return what tasks have noted, in their order."""
         with suppress(FileNotFoundError):
             return [json.loads(line) for line in (self.folder / "ran").read_text().splitlines()]
         return []
@@ -75,7 +79,7 @@ class Work:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+def work(tmp_path: Path, mocker: MockerFixture) -> Iterator[Work]:
     """Put the test's work in the place of a supervisor; processes that are forked inherit it."""
     found = Work(tmp_path)
     if not compat.is_airflow_3():
@@ -89,38 +93,45 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
                 return TaskInstanceState.FAILED
             return TaskInstanceState.SUCCESS
 
-        monkeypatch.setattr(LocalWorkerBase, "_execute_work_in_fork", run_command)
+        mocker.patch.object(LocalWorkerBase, "_execute_work_in_fork", run_command)
     elif compat.airflow_version() >= (3, 3):
         from airflow.executors.base_executor import BaseExecutor
 
         def run_workload(workload: Any, **_: Any) -> None:
             found(workload.ti.task_id if hasattr(workload, "ti") else str(workload.key.id))
 
-        monkeypatch.setattr(BaseExecutor, "run_workload", run_workload)
+        mocker.patch.object(BaseExecutor, "run_workload", run_workload)
     else:
-        monkeypatch.setattr(
+        mocker.patch(
             "airflow.executors.local_executor._execute_work", lambda _log, workload, *_: found(workload.ti.task_id)
         )
     yield found
     found.let_go()
 
 
+class StoppedMonitor(LocalWorkerMonitor):
+    """A monitor without a thread: the tests call ``run_once``."""
+
+    def start(self) -> None:
+        self.prepare()
+
+
+class Executor(WorkerInsightLocalExecutor):
+    """The executor with such a monitor, which polls no other workers."""
+
+    def make_monitor(self, _service: PlacementService) -> StoppedMonitor:
+        workers = [OwnWorker(worker.record, worker.parallelism) for worker in self._workers]
+        return StoppedMonitor(workers, refresh=lambda **_: None)
+
+
 @pytest.fixture
-def start(
-    database: Database,  # noqa: ARG001
-    work: Work,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[..., Any]]:
+def start(work: Work, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> Iterator[Callable[..., Any]]:
     """Return a function that starts an executor as a scheduler does; it is ended with the test."""
-    monkeypatch.setattr(counters, "_warned", set())
-    monkeypatch.setattr(monitor, "refresh", lambda **_: None)
-    # The tests go round themselves.
-    monkeypatch.setattr(LocalWorkerMonitor, "_run", lambda _: None)
-    monkeypatch.setattr(task_runtime, "in_scheduler", lambda: True)
+    mocker.patch.object(task_runtime, "in_scheduler", return_value=True)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", WORKERS)
     started: list[Any] = []
 
-    def begin(kind: type[LocalExecutor] = WorkerInsightLocalExecutor, job_id: int | None = 7) -> Any:
+    def begin(kind: type[LocalExecutor] = Executor, job_id: int | None = 7) -> Any:
         executor = kind(parallelism=4)  # type: ignore[no-untyped-call]
         executor.job_id = job_id
         started.append(executor)
@@ -148,7 +159,7 @@ def executor(start: Callable[..., Any]) -> Any:
 @pytest.fixture(params=["parent", "placing"])
 def either(request: pytest.FixtureRequest, start: Callable[..., Any]) -> Any:
     """Return either executor: what is published of Airflow's must hold for both."""
-    return start(LocalExecutor if request.param == "parent" else WorkerInsightLocalExecutor)
+    return start(LocalExecutor if request.param == "parent" else Executor)
 
 
 def events_of(executor: Any, *keys: Any) -> dict[Any, str]:
@@ -178,12 +189,12 @@ def running(executor: Any, work: Work, number: int) -> None:
 def decide(database: Database, executor: Any, name: str, availability: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == name).values(availability=availability))
-    executor._watch.run_once()
+    executor._monitor.run_once()
 
 
 def reasons(database: Database) -> Counter[str]:
     with database.engine.connect() as connection:
-        return Counter(one.reason for one in placements.open_placements(connection))
+        return Counter(record.reason for record in placements.open_placements(connection))
 
 
 def loads(database: Database) -> Counter[str]:
@@ -195,7 +206,7 @@ def loads(database: Database) -> Counter[str]:
 # --- its workers -----------------------------------------------------------------------------------------------------
 
 
-def test_its_workers_are_known_before_their_first_task(executor: Any, database: Database) -> None:
+def test_workers_are_registered_before_their_first_task(executor: Any, database: Database) -> None:
     found = {row["name"]: row for row in database.workers()}
     assert set(found) == {"w1", "w2"}
     for name, row in found.items():
@@ -204,7 +215,7 @@ def test_its_workers_are_known_before_their_first_task(executor: Any, database: 
     assert len(executor._workers) == 2
 
 
-def test_a_process_that_is_no_scheduler_makes_no_workers_known(
+def test_process_that_is_no_scheduler_registers_no_workers(
     start: Callable[..., Any], work: Work, database: Database
 ) -> None:
     """``dag.test(use_executor=True)`` loads the scheduler's module, and has no scheduler's job."""
@@ -215,48 +226,48 @@ def test_a_process_that_is_no_scheduler_makes_no_workers_known(
     assert database.workers() == []
 
 
-def test_each_process_says_which_worker_it_belongs_to(executor: Any, work: Work, database: Database) -> None:
+def test_each_process_reports_its_worker(executor: Any, work: Work, database: Database) -> None:
     keys = queue(executor, *(f"held-{number}" for number in range(4)))
     running(executor, work, 4)
     work.let_go()
     events_of(executor, *keys)
     known = {row["worker_id"]: (row["name"], row["engine_name"]) for row in database.workers()}
-    said = Counter((one["worker_id"], one["worker"], one["full"]) for one in work.ran())
-    assert said == {(worker_id, *names): 2 for worker_id, names in known.items()}
+    reported = Counter((entry["worker_id"], entry["worker"], entry["full"]) for entry in work.ran())
+    assert reported == {(worker_id, *names): 2 for worker_id, names in known.items()}
     assert "AIRFLOW__WORKER_INSIGHT__WORKER_NAME" not in os.environ
 
 
-def test_a_restart_is_a_new_life_of_the_same_name(
-    start: Callable[..., Any], database: Database, monkeypatch: pytest.MonkeyPatch
+def test_restart_is_a_new_instance_of_the_same_name(
+    start: Callable[..., Any], database: Database, mocker: MockerFixture
 ) -> None:
     end(start())
     lineage = identity.worker.process.lineage()
-    monkeypatch.setattr(identity.worker.process, "lineage", lambda: [lineage[0]._replace(start="0"), *lineage[1:]])
+    mocker.patch.object(identity.worker.process, "lineage", return_value=[lineage[0]._replace(start="0"), *lineage[1:]])
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.name == "w1").values(availability="quarantined"))
     start()
     rows = database.workers()
     assert [row["name"] for row in rows] == ["w1", "w2", "w1", "w2"]
     assert len({row["worker_id"] for row in rows}) == 4
-    # A quarantine outlives the restart, and is nobody else's on that host.
+    # A quarantine outlives the restart, and affects no other worker on that host.
     assert [row["availability"] for row in rows[2:]] == ["quarantined", "available"]
 
 
 @pytest.mark.parametrize("setting", ["w1:2,w1:2", "w1:none", "zone=a"])
-def test_a_setting_that_makes_no_sense_keeps_the_scheduler_from_starting(
+def test_scheduler_does_not_start_with_an_invalid_setting(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     from airflow.exceptions import AirflowConfigException
 
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__LOCAL_WORKERS", setting)
     with pytest.raises(AirflowConfigException, match=r"WorkerInsightLocalExecutor cannot start.*local_workers"):
-        start()
+        start(WorkerInsightLocalExecutor)
 
 
 # --- where tasks go --------------------------------------------------------------------------------------------------
 
 
-def test_what_finds_no_room_waits_with_the_scheduler_and_goes_when_there_is_some(
+def test_task_without_a_free_slot_stays_queued_until_there_is_one(
     executor: Any, work: Work, database: Database
 ) -> None:
     keys = queue(executor, *(f"held-{number}" for number in range(6)))
@@ -265,42 +276,42 @@ def test_what_finds_no_room_waits_with_the_scheduler_and_goes_when_there_is_some
     assert len(executor.running) == 4
     assert len(executor.queued_tasks) == 2
     assert executor.slots_available == 4 - 6
-    assert reasons(database)[FULL] == 0, "the slots are taken: nobody has asked for them"
+    assert reasons(database)[FULL] == 0, "no open slot, no decision"
     work.let_go()
     assert set(events_of(executor, *keys).values()) == {"success"}
-    # Whose place was free first is nobody's promise, so neither is who runs the last two.
-    ran = Counter(one["worker"] for one in work.ran())
+    # Any worker may run the last two.
+    ran = Counter(entry["worker"] for entry in work.ran())
     assert (set(ran), sum(ran.values())) == ({"w1", "w2"}, 6)
     assert (loads(database), executor.running, executor.slots_occupied) == ({}, set(), 0)
 
 
-def test_a_drained_worker_gets_nothing_new(executor: Any, work: Work, database: Database) -> None:
+def test_drained_worker_gets_no_new_task(executor: Any, work: Work, database: Database) -> None:
     decide(database, executor, "w1", "draining")
     keys = queue(executor, *(f"task-{number}" for number in range(5)))
     events_of(executor, *keys)
-    assert {one["worker"] for one in work.ran()} == {"w2"}
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
     decide(database, executor, "w1", "available")
     decide(database, executor, "w2", "quarantined")
     events_of(executor, *queue(executor, "later"))
     assert work.ran()[-1]["worker"] == "w1"
 
 
-def test_with_nobody_available_tasks_wait_and_say_why(executor: Any, work: Work, database: Database) -> None:
+def test_tasks_wait_with_a_reason_while_no_worker_is_available(executor: Any, work: Work, database: Database) -> None:
     for name in ("w1", "w2"):
         decide(database, executor, name, "quarantined")
     (key,) = queue(executor, "extract")
     executor.heartbeat()
     assert reasons(database) == {NOT_AVAILABLE: 1}
     with database.engine.connect() as connection:
-        (one,) = placements.open_placements(connection)
-    assert one.detail.startswith("waits: no worker of the queue default is available; left out: w")
+        (record,) = placements.open_placements(connection)
+    assert record.detail.startswith("waits: no worker of the queue default is available; left out: w")
     assert key in executor.queued_tasks
     decide(database, executor, "w2", "available")
     assert events_of(executor, key) == {key: "success"}
-    assert [said["worker"] for said in work.ran()] == ["w2"]
+    assert [entry["worker"] for entry in work.ran()] == ["w2"]
 
 
-def test_a_retry_goes_elsewhere(executor: Any, work: Work, database: Database) -> None:
+def test_retry_avoids_the_worker_that_failed_it(executor: Any, work: Work, database: Database) -> None:
     refs = {row["name"]: row["id"] for row in database.workers()}
     with database.engine.begin() as connection:
         run = add_run(connection, state="running", ended_at=None)
@@ -311,23 +322,23 @@ def test_a_retry_goes_elsewhere(executor: Any, work: Work, database: Database) -
         )
     for _ in range(2):
         events_of(executor, *queue(executor, "extract", try_number=2))
-    assert [one["worker"] for one in work.ran()] == ["w2", "w2"]
+    assert [entry["worker"] for entry in work.ran()] == ["w2", "w2"]
     with database.engine.connect() as connection:
         assert placements.of_task_instance(connection, first)[2].reason == ELSEWHERE
 
 
-@pytest.mark.parametrize("asked", ["w2", "w2@HOST"])
-def test_a_task_may_ask_for_a_worker_by_its_name(executor: Any, work: Work, database: Database, asked: str) -> None:
+@pytest.mark.parametrize("requested", ["w2", "w2@HOST"])
+def test_task_may_request_a_worker_by_name(executor: Any, work: Work, database: Database, requested: str) -> None:
     (host,) = {row["hostname"] for row in database.workers()}
     workloads = [a_workload(f"task-{number}") for number in range(4)]
     for workload in workloads:
-        workload.ti.executor_config = {"worker_insight": {"worker": asked.replace("HOST", host)}}
+        workload.ti.executor_config = {"worker_insight": {"worker": requested.replace("HOST", host)}}
     keys = [put(executor, workload) for workload in workloads]
     assert set(events_of(executor, *keys).values()) == {"success"}
-    assert {said["worker"] for said in work.ran()} == {"w2"}
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
 
 
-def test_a_task_of_any_queue_is_run(executor: Any, work: Work) -> None:
+def test_task_of_any_queue_is_run(executor: Any, work: Work) -> None:
     workload = a_workload("extract")
     workload.ti.queue = "gpu"
     key = put(executor, workload)
@@ -339,30 +350,30 @@ def test_a_task_of_any_queue_is_run(executor: Any, work: Work) -> None:
 
 
 @pytest.mark.parametrize("why", ["tables", "writing", "command"])
-def test_without_the_registry_tasks_run_on_all_workers(
+def test_fallback_mode_uses_all_workers(
     start: Callable[..., Any],
     work: Work,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     why: str,
+    mocker: MockerFixture,
+    database: Database,
 ) -> None:
     if why == "tables":
         migrate.downgrade("base")
     if why == "command":
-        monkeypatch.setattr(task_runtime, "in_scheduler", lambda: False)
+        mocker.patch.object(task_runtime, "in_scheduler", return_value=False)
     executor = start()
-    if why == "writing":
-        monkeypatch.setattr(placements, "write", lambda *_, **__: 1 / 0)
-    for number in range(2):
-        executor.queued_tasks.clear()
-        keys = queue(executor, *(f"task-{number}-{each}" for each in range(4)))
-        assert set(events_of(executor, *keys).values()) == {"success"}
-    assert {one["worker"] for one in work.ran()} == {"w1", "w2"}
-    said = [one for one in caplog.records if "on whichever of its workers has the least to do" in one.message]
-    assert len(said) == (0 if why == "command" else 1)
+    with refused_placements(database) if why == "writing" else nullcontext():
+        for number in range(2):
+            executor.queued_tasks.clear()
+            keys = queue(executor, *(f"task-{number}-{each}" for each in range(4)))
+            assert set(events_of(executor, *keys).values()) == {"success"}
+    assert {entry["worker"] for entry in work.ran()} == {"w1", "w2"}
+    logged = [entry for entry in caplog.records if "on the least loaded of its workers" in entry.message]
+    assert len(logged) == (0 if why == "command" else 1)
 
 
-def test_tasks_are_held_without_the_registry_where_that_is_configured(
+def test_tasks_are_held_without_the_registry_if_configured(
     start: Callable[..., Any], work: Work, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WHEN_WORKERS_UNSEEN", "hold")
@@ -376,19 +387,17 @@ def test_tasks_are_held_without_the_registry_where_that_is_configured(
     assert not executor.get_event_buffer()
 
     migrate.upgrade()
-    executor._watch.run_once()
+    executor._monitor.run_once()
     assert set(events_of(executor, *keys).values()) == {"success"}
     with database.engine.connect() as connection:
-        assert [one.waits for one in placements.open_placements(connection)] == []
+        assert [record.waits for record in placements.open_placements(connection)] == []
 
 
-def test_a_moment_without_the_registry_gives_a_worker_in_quarantine_nothing(
-    executor: Any, work: Work, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quarantined_worker_gets_no_task_in_fallback_mode(executor: Any, work: Work, database: Database) -> None:
     decide(database, executor, "w1", "quarantined")
-    monkeypatch.setattr(placements, "write", lambda *_, **__: 1 / 0)
-    events_of(executor, *queue(executor, *(f"task-{number}" for number in range(4))))
-    assert {one["worker"] for one in work.ran()} == {"w2"}
+    with refused_placements(database):
+        events_of(executor, *queue(executor, *(f"task-{number}" for number in range(4))))
+    assert {entry["worker"] for entry in work.ran()} == {"w2"}
 
 
 # --- processes that die ----------------------------------------------------------------------------------------------
@@ -397,9 +406,7 @@ def test_a_moment_without_the_registry_gives_a_worker_in_quarantine_nothing(
 @pytest.mark.skipif(
     not compat.is_airflow_3(), reason="on 2.11 the parent waits at its end for a task whose process was killed"
 )
-def test_the_place_of_a_task_whose_process_was_killed_is_given_back(
-    executor: Any, work: Work, database: Database
-) -> None:
+def test_task_whose_process_was_killed_frees_its_slot(executor: Any, work: Work, database: Database) -> None:
     with database.engine.begin() as connection:
         run = add_run(connection, state="running", ended_at=None)
         keys = [add_try(connection, run, f"held-{n}", state="running", ended_at=None) for n in range(4)]
@@ -407,32 +414,32 @@ def test_the_place_of_a_task_whose_process_was_killed_is_given_back(
     running(executor, work, 4)
     killed = psutil.Process(work.ran()[0]["pid"])
     killed.send_signal(signal.SIGKILL)
-    watch = executor._watch
-    assert isinstance(watch, LocalWorkerMonitor)
+    monitor = executor._monitor
+    assert isinstance(monitor, LocalWorkerMonitor)
 
-    def is_doubted() -> bool:
+    def is_missed() -> bool:
         executor.sync()
-        watch.run_once()
-        return bool(watch._doubted)
+        monitor.run_once()
+        return bool(monitor._unchecked)
 
-    wait_for(is_doubted, 60, "the process to be missed", interval=0.02)
+    wait_for(is_missed, 60, "the process to be missed", interval=0.02)
     assert len(executor.running) == 4, "Airflow says that they run"
     lost = next(key for key in keys if key.task_id == work.ran()[0]["task"])
     with database.engine.begin() as connection:
         change_try(connection, lost, state="failed")
 
-    def is_given_back() -> bool:
-        watch.run_once()
+    def is_freed() -> bool:
+        monitor.run_once()
         executor.sync()
         return len(executor.running) == 3
 
-    wait_for(is_given_back, 60, "its place", interval=0.02)
+    wait_for(is_freed, 60, "its slot", interval=0.02)
     assert lost not in {try_key(key) for key in executor.running}
     (extra,) = queue(executor, "extra")
     assert events_of(executor, extra) == {extra: "success"}
 
 
-def test_a_scheduler_that_ends_waits_for_its_tasks(executor: Any, work: Work, database: Database) -> None:
+def test_scheduler_that_ends_waits_for_its_tasks(executor: Any, work: Work, database: Database) -> None:
     keys = queue(executor, "held-1", "bad-1")
     running(executor, work, 2)
     work.let_go()
@@ -447,33 +454,32 @@ os.register_at_fork(after_in_parent=lambda: [act() for act in at_fork])
 
 
 @pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 starts the processes itself")
-def test_a_signal_that_comes_while_a_process_is_forked_is_not_lost(
-    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signal_during_a_fork_is_not_lost(start: Callable[..., Any]) -> None:
     def leave(_number: int, _frame: object) -> None:
         raise SystemExit
 
     before = signal.signal(signal.SIGTERM, leave)
-    monkeypatch.setattr(sys.modules[__name__], "at_fork", [lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    at_fork.append(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         with pytest.raises(SystemExit):
             start()
         assert signal.getsignal(signal.SIGTERM) is leave
     finally:
+        at_fork.clear()
         signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.skipif(not compat.is_airflow_3(), reason="2.11 sends as many messages as there are processes")
-def test_a_process_that_takes_the_message_of_another_one_leaves_none_behind(
-    executor: Any, work: Work, monkeypatch: pytest.MonkeyPatch
+def test_process_that_takes_the_message_of_another_leaves_none_behind(
+    executor: Any, work: Work, mocker: MockerFixture
 ) -> None:
     queue(executor, "held-1", "held-2")
     running(executor, work, 2)
     (idle, *_) = [
         process
-        for one in executor._workers[:1]
-        for process in local_executor.local_processes(one)
-        if process.pid not in {said["pid"] for said in work.ran()}
+        for processes in executor._workers[:1]
+        for process in local_executor.local_processes(processes)
+        if process.pid not in {entry["pid"] for entry in work.ran()}
     ]
     is_alive = type(idle).is_alive
 
@@ -484,9 +490,9 @@ def test_a_process_that_takes_the_message_of_another_one_leaves_none_behind(
         return is_alive(process)
 
     first = executor._workers[0]
-    # It is looked at last.
-    first.workers = {process.pid: process for process in sorted(first.workers.values(), key=lambda one: one is idle)}
-    monkeypatch.setattr(type(idle), "is_alive", slow)
+    # It is checked last.
+    first.workers = {process.pid: process for process in sorted(first.workers.values(), key=lambda each: each is idle)}
+    mocker.patch.object(type(idle), "is_alive", slow)
     work.let_go()
     executor.end()
     assert executor.running == set()
@@ -495,7 +501,7 @@ def test_a_process_that_takes_the_message_of_another_one_leaves_none_behind(
 # --- what stays the parent's -----------------------------------------------------------------------------------------
 
 
-def test_queued_run_and_ended(either: Any) -> None:
+def test_tasks_are_queued_run_and_ended(either: Any) -> None:
     good, bad = queue(either, "good", "bad")
     if compat.airflow_version() != (3, 0) or isinstance(either, WorkerInsightLocalExecutor):
         # The parent of 3.0 begins with it at once.
@@ -505,14 +511,14 @@ def test_queued_run_and_ended(either: Any) -> None:
     assert either.slots_available == 4
 
 
-def test_nothing_is_adopted_and_nothing_is_revoked(either: Any) -> None:
+def test_no_task_is_adopted_or_revoked(either: Any) -> None:
     tis = [SimpleNamespace(key=a_workload("extract").ti.key)]
     assert list(either.try_adopt_task_instances(tis)) == tis
     with pytest.raises(NotImplementedError):
         either.revoke_task(ti=tis[0])
 
 
-def test_ended_and_started_again(either: Any) -> None:
+def test_executor_can_end_and_start_again(either: Any) -> None:
     end(either)
     either.terminate()
     either.start()
@@ -535,24 +541,24 @@ def test_callbacks_and_connection_tests_run(either: Any, work: Work, database: D
     )
     test = TestConnection(connection_test_id=uuid.uuid4(), connection_id="db", timeout=10, token="t")
     if isinstance(either, WorkerInsightLocalExecutor):
-        # Whatever was decided: nobody can wait for these.
+        # Even on quarantined workers: these cannot wait.
         for name in ("w1", "w2"):
             decide(database, either, name, "quarantined")
     for workload in (callback, test):
         either.queue_workload(workload, session=None)
     assert events_of(either, callback.key, test.key) == {callback.key: "success", test.key: "success"}
-    assert {one["task"] for one in work.ran()} == {str(callback.key.id), str(test.key.id)}
+    assert {entry["task"] for entry in work.ran()} == {str(callback.key.id), str(test.key.id)}
     assert (either.running, either.slots_occupied) == (set(), 0)
     if isinstance(either, WorkerInsightLocalExecutor):
-        assert [one.load for one in either._workers] == [0, 0]
+        assert [processes.load for processes in either._workers] == [0, 0]
 
 
 def test_callbacks_of_one_batch_are_spread(executor: Any) -> None:
     chosen = executor._choose([(f"callback-{number}", None, "") for number in range(4)])
-    assert Counter(one.record.name for *_, one in chosen) == {"w1": 2, "w2": 2}
+    assert Counter(processes.record.name for *_, processes in chosen) == {"w1": 2, "w2": 2}
 
 
-def test_it_says_of_itself_what_the_parent_says() -> None:
+def test_capabilities_are_those_of_the_parent() -> None:
     assert WorkerInsightLocalExecutor().parallelism == LocalExecutor().parallelism  # type: ignore[no-untyped-call]
     for name in ("supports_ad_hoc_ti_run", "supports_callbacks", "supports_multi_team", "is_local", "serve_logs"):
         assert getattr(WorkerInsightLocalExecutor, name, None) == getattr(LocalExecutor, name, None)
@@ -560,8 +566,8 @@ def test_it_says_of_itself_what_the_parent_says() -> None:
 
 
 @pytest.mark.skipif(compat.airflow_version() < (3, 2), reason="executors of teams are 3.2's")
-def test_the_workers_of_a_team_are_its_own(start: Callable[..., Any], database: Database) -> None:
-    class OfATeam(WorkerInsightLocalExecutor):
+def test_each_team_has_its_own_workers(start: Callable[..., Any], database: Database) -> None:
+    class OfATeam(Executor):
         def __init__(self, **others: Any) -> None:
             super().__init__(team_name="billing", **others)
 
@@ -569,4 +575,4 @@ def test_the_workers_of_a_team_are_its_own(start: Callable[..., Any], database: 
     of_a_team = start(OfATeam)
     assert [row["name"] for row in database.workers()] == ["w1", "w2", "w1.billing", "w2.billing"]
     assert len({row["worker_id"] for row in database.workers()}) == 4
-    assert {one.team_name for one in of_a_team._workers} == {"billing"}
+    assert {processes.team_name for processes in of_a_team._workers} == {"billing"}

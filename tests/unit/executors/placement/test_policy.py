@@ -1,4 +1,4 @@
-"""Where a task goes: the rules in front of every strategy, the strategies, and what a decision says."""
+"""Placement policy: the rules before every strategy, the strategies, and the texts of decisions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ from airflow_worker_insight.domain.reasons import (
     STICKY_NEXT,
     STRATEGIES,
 )
-from airflow_worker_insight.executors.placement.policy import PATIENCE, Candidate, Placer, Task, UnknownStrategyError
-from airflow_worker_insight.executors.placement.slow_workers import SLOW_FROM
+from airflow_worker_insight.executors.placement.policy import (
+    SLOW_WORKER_DELAY,
+    Candidate,
+    Placer,
+    Task,
+    UnknownStrategyError,
+)
+from airflow_worker_insight.executors.placement.slow_workers import DEFAULT_SLOW_FROM
 
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -55,7 +61,7 @@ def many(number: int, **others: Any) -> list[Task]:
     return [a_task(f"task-{n}", **others) for n in range(number)]
 
 
-# --- what no strategy may overrule -----------------------------------------------------------------------------------
+# --- rules before every strategy -------------------------------------------------------------------------------------
 
 
 @each_strategy
@@ -68,11 +74,11 @@ def many(number: int, **others: Any) -> list[Task]:
         ({"state": None}, NOT_AVAILABLE),
         ({"availability": "draining"}, NOT_AVAILABLE),
         ({"availability": "quarantined"}, NOT_AVAILABLE),
-        ({"unavailable_reason": "has no queue of its own yet"}, NOT_AVAILABLE),
+        ({"unavailable_reason": "does not consume its dedicated queue yet"}, NOT_AVAILABLE),
         ({"load": 6}, FULL),
     ],
 )
-def test_who_does_not_fit_is_given_nothing(strategy: str, changed: dict[str, Any], reason: str) -> None:
+def test_worker_that_is_not_eligible_gets_no_task(strategy: str, changed: dict[str, Any], reason: str) -> None:
     out, fits = workers(2)
     out = replace(out, **changed)
     assert set(names(Placer(strategy, [out, fits]), many(6))) == {"w2@etl-1"}
@@ -81,17 +87,17 @@ def test_who_does_not_fit_is_given_nothing(strategy: str, changed: dict[str, Any
 
 
 @each_strategy
-def test_nobody_is_given_more_than_it_may_have(strategy: str) -> None:
-    placer = Placer(strategy, [replace(one, load=one.ref) for one in workers(3)])
+def test_no_worker_exceeds_its_capacity(strategy: str) -> None:
+    placer = Placer(strategy, [replace(worker, load=worker.ref) for worker in workers(3)])
     placed = Counter(names(placer, many(20)))
     assert placed == {"w1@etl-1": 5, "w2@etl-1": 4, "w3@etl-1": 3, None: 8}
 
 
 @each_strategy
-def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
-    plain, zoned, both = workers(3)
+def test_chosen_worker_has_the_requested_labels(strategy: str) -> None:
+    unlabelled, zoned, both = workers(3)
     zoned, both = replace(zoned, labels={"zone": "a"}), replace(both, labels={"zone": "a", "gpu": "yes"})
-    placer = Placer(strategy, [plain, zoned, both])
+    placer = Placer(strategy, [unlabelled, zoned, both])
     assert set(names(placer, many(4, labels={"zone": "a"}))) <= {"w2@etl-1", "w3@etl-1"}
     assert placer.place(a_task(labels={"gpu": "yes", "zone": "a"})).worker == both
     decision = placer.place(a_task(labels={"zone": "b"}))
@@ -99,34 +105,34 @@ def test_a_worker_has_the_labels_that_are_asked_for(strategy: str) -> None:
     assert "lacks zone=b" in decision.text
 
 
-def test_a_task_that_asks_for_nonsense_waits_and_says_so() -> None:
+def test_task_with_an_invalid_request_waits() -> None:
     decision = Placer(LEAST_LOADED, workers(1)).place(a_task(invalid_reason="its labels are no mapping"))
     assert (decision.worker, decision.reason) == (None, INVALID_REQUEST)
     assert decision.text == "waits: its labels are no mapping"
 
 
 @each_strategy
-@pytest.mark.parametrize("asked", ["w2@etl-1", "reports"])
-def test_a_task_may_ask_for_one_worker_by_either_of_its_names(strategy: str, asked: str) -> None:
-    one, other = workers(2)
+@pytest.mark.parametrize("requested", ["w2@etl-1", "reports"])
+def test_task_may_request_a_worker_by_name_or_alias(strategy: str, requested: str) -> None:
+    worker, other = workers(2)
     other = replace(other, alias="reports")
-    placer = Placer(strategy, [one, other])
-    assert set(names(placer, many(6, worker=asked))) == {"w2@etl-1"}
-    full = placer.place(a_task(worker=asked))
+    placer = Placer(strategy, [worker, other])
+    assert set(names(placer, many(6, worker=requested))) == {"w2@etl-1"}
+    full = placer.place(a_task(worker=requested))
     assert (full.worker, full.reason) == (None, FULL)
-    away = Placer(strategy, [one, replace(other, availability="draining")]).place(a_task(worker=asked))
+    away = Placer(strategy, [worker, replace(other, availability="draining")]).place(a_task(worker=requested))
     assert (away.worker, away.reason) == (None, NOT_AVAILABLE)
 
 
 @each_strategy
-def test_a_worker_that_there_is_not_is_named(strategy: str) -> None:
+def test_decision_names_a_requested_worker_that_does_not_exist(strategy: str) -> None:
     decision = Placer(strategy, workers(2)).place(a_task(worker="w7@etl-1"))
     assert (decision.worker, decision.reason) == (None, NO_SUCH_WORKER)
-    assert decision.text == "waits: no worker of the queue default is called w7@etl-1"
+    assert decision.text == "waits: no worker of the queue default is named w7@etl-1"
 
 
 @pytest.mark.parametrize("strategy", ["", "fastest", "LEAST_LOADED"])
-def test_an_unknown_strategy_is_refused_with_those_that_there_are(strategy: str) -> None:
+def test_unknown_strategy_is_rejected(strategy: str) -> None:
     with pytest.raises(UnknownStrategyError, match="least_loaded, round_robin, sticky"):
         Placer(strategy, [])
 
@@ -135,18 +141,18 @@ def test_an_unknown_strategy_is_refused_with_those_that_there_are(strategy: str)
 
 
 @each_strategy
-def test_a_retry_goes_elsewhere(strategy: str) -> None:
+def test_retry_avoids_the_workers_that_failed_it(strategy: str) -> None:
     failed = frozenset({"w1@etl-1", "w3@etl-1"})
     for task in many(30, try_number=2, avoid=failed):
         decision = Placer(strategy, workers(4)).place(task)
         assert decision.worker is not None
         assert decision.worker.name in {"w2@etl-1", "w4@etl-1"}
         assert decision.reason == ELSEWHERE
-        assert "kept away from w1@etl-1, w3@etl-1" in decision.text
+        assert "avoids w1@etl-1, w3@etl-1" in decision.text
 
 
 @each_strategy
-def test_a_retry_waits_for_others_that_are_full(strategy: str) -> None:
+def test_retry_waits_for_other_workers_that_are_full(strategy: str) -> None:
     failed, other = workers(2)
     decision = Placer(strategy, [failed, replace(other, load=6)]).place(a_task(avoid=frozenset({failed.name})))
     assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
@@ -154,14 +160,14 @@ def test_a_retry_waits_for_others_that_are_full(strategy: str) -> None:
 
 @each_strategy
 @pytest.mark.parametrize("changed", [{"unavailable_reason": "does not answer"}, {"state": "unresponsive"}])
-def test_a_retry_waits_for_others_that_may_be_back_soon(strategy: str, changed: dict[str, Any]) -> None:
+def test_retry_waits_for_other_workers_that_may_return(strategy: str, changed: dict[str, Any]) -> None:
     failed, other = workers(2)
     decision = Placer(strategy, [failed, replace(other, **changed)]).place(a_task(avoid=frozenset({failed.name})))
     assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
 
 
 @each_strategy
-def test_a_retry_goes_to_the_same_one_where_there_is_no_other(strategy: str) -> None:
+def test_retry_goes_to_the_same_worker_if_no_other_is_eligible(strategy: str) -> None:
     failed, other = workers(2)
     gone = replace(other, availability="quarantined")
     decision = Placer(strategy, [failed, gone]).place(a_task(avoid=frozenset({failed.name})))
@@ -171,7 +177,7 @@ def test_a_retry_goes_to_the_same_one_where_there_is_no_other(strategy: str) -> 
 
 
 @each_strategy
-def test_what_a_retry_passes_by_is_there_for_the_next(strategy: str) -> None:
+def test_avoided_worker_is_free_for_the_next_task(strategy: str) -> None:
     placer = Placer(strategy, workers(2))
     assert placer.place(a_task(avoid=frozenset({"w1@etl-1"}))).worker == workers(2)[1]
     assert placer.place(a_task(avoid=frozenset({"w2@etl-1"}))).worker == workers(2)[0]
@@ -181,7 +187,7 @@ def test_what_a_retry_passes_by_is_there_for_the_next(strategy: str) -> None:
 
 
 @each_strategy
-def test_a_slow_worker_is_given_nothing_while_the_others_take_something(strategy: str) -> None:
+def test_slow_worker_gets_no_task_while_faster_ones_get_some(strategy: str) -> None:
     slow, fast = workers(2)
     slow = replace(slow, slowness=10.2)
     history: dict[int, float] = {}
@@ -192,14 +198,14 @@ def test_a_slow_worker_is_given_nothing_while_the_others_take_something(strategy
     assert (decision.worker, decision.reason) == (None, FULL)
     assert f"{slow.name} (takes 10 times as long as others)" in decision.text
     full = [slow, replace(fast, load=6)]
-    assert Placer(strategy, full, history, now=100.0 + PATIENCE - 1).place(a_task()).worker is None
+    assert Placer(strategy, full, history, now=100.0 + SLOW_WORKER_DELAY - 1).place(a_task()).worker is None
 
 
 @each_strategy
-def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: str) -> None:
+def test_slow_worker_is_used_once_faster_ones_get_no_more_tasks(strategy: str) -> None:
     slow, fast = workers(2)
-    full = [replace(slow, slowness=SLOW_FROM), replace(fast, load=6)]
-    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + PATIENCE)):
+    full = [replace(slow, slowness=DEFAULT_SLOW_FROM), replace(fast, load=6)]
+    for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + SLOW_WORKER_DELAY)):
         decision = Placer(strategy, full, history, now=now).place(a_task())
         assert decision.worker == full[0]
         assert decision.reason == SLOW
@@ -207,7 +213,7 @@ def test_a_slow_worker_is_used_when_the_others_take_nothing_any_more(strategy: s
 
 
 @each_strategy
-def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_done(strategy: str) -> None:
+def test_slow_worker_is_used_if_waiting_for_faster_ones_takes_longer(strategy: str) -> None:
     slow, fast = workers(2, capacity=4)
     slow = replace(slow, slowness=4.0)
     # The other one does four at once: it would come to the twelfth after three times four.
@@ -216,15 +222,15 @@ def test_a_slow_worker_is_used_when_more_wait_than_the_others_do_before_it_is_do
 
 
 @each_strategy
-def test_a_retry_does_not_wait_for_one_that_is_silent_for_long(strategy: str) -> None:
+def test_retry_does_not_wait_for_a_worker_that_will_not_return(strategy: str) -> None:
     failed, silent = workers(2)
-    silent = replace(silent, unavailable_reason="does not answer", comes_back=False)
+    silent = replace(silent, unavailable_reason="does not answer", may_return=False)
     decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
     assert (decision.worker, decision.reason) == (failed, AGAIN)
 
 
 @each_strategy
-def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(strategy: str) -> None:
+def test_retry_prefers_a_slow_worker_to_the_one_that_failed_it(strategy: str) -> None:
     slow, failed = workers(2)
     slow = replace(slow, slowness=5.0)
     placer = Placer(strategy, [slow, failed], {failed.ref: 100.0}, now=100.0)
@@ -235,7 +241,7 @@ def test_a_retry_goes_to_a_slow_worker_rather_than_to_the_one_that_failed_it(str
 # --- strategies ------------------------------------------------------------------------------------------------------
 
 
-def test_the_least_loaded_is_so_relative_to_what_it_runs_at_once() -> None:
+def test_load_is_relative_to_concurrency() -> None:
     small, large = workers(2)
     large = replace(large, concurrency=16, capacity=18, load=12)
     placer = Placer(LEAST_LOADED, [replace(small, load=3), large])
@@ -244,30 +250,30 @@ def test_the_least_loaded_is_so_relative_to_what_it_runs_at_once() -> None:
 
 
 @pytest.mark.parametrize("strategy", [LEAST_LOADED, ROUND_ROBIN])
-def test_equal_ones_take_turns_also_from_one_batch_to_the_next(strategy: str) -> None:
+def test_equal_workers_take_turns_across_batches(strategy: str) -> None:
     history: dict[int, float] = {}
     placed = [
         decision.worker.name
         for task in many(40)
-        # What was placed before has ended meanwhile.
+        # Each task ends before the next is placed.
         if (decision := Placer(strategy, workers(4), history).place(task)).worker
     ]
     assert set(Counter(placed).values()) == {10}
     assert placed[:4] == placed[4:8]
 
 
-def test_round_robin_does_not_look_at_loads() -> None:
-    one, other = workers(2)
-    placer = Placer(ROUND_ROBIN, [replace(one, load=4), other])
+def test_round_robin_ignores_loads() -> None:
+    worker, other = workers(2)
+    placer = Placer(ROUND_ROBIN, [replace(worker, load=4), other])
     assert Counter(names(placer, many(4))) == {"w1@etl-1": 2, "w2@etl-1": 2}
 
 
-def test_what_is_equal_is_placed_equally_every_time() -> None:
+def test_order_of_candidates_does_not_matter() -> None:
     first = names(Placer(LEAST_LOADED, workers(7)), many(30))
     assert first == names(Placer(LEAST_LOADED, list(reversed(workers(7)))), many(30))
 
 
-def test_a_task_sticks_to_its_worker_whoever_else_comes_and_goes() -> None:
+def test_task_sticks_to_its_worker_when_others_come_and_go() -> None:
     ten = workers(10, capacity=1000)
     tasks = many(500)
     before = names(Placer(STICKY, ten), tasks)
@@ -275,16 +281,16 @@ def test_a_task_sticks_to_its_worker_whoever_else_comes_and_goes() -> None:
     assert max(Counter(before).values()) < 2 * 500 / 10
     after = names(Placer(STICKY, ten[1:]), tasks)
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "w1@etl-1")
-    restarted = [replace(one, ref=one.ref + 100, worker_id=f"new-{one.ref}") for one in ten]
+    restarted = [replace(worker, ref=worker.ref + 100, worker_id=f"new-{worker.ref}") for worker in ten]
     assert before == names(Placer(STICKY, restarted), tasks)
 
 
-def test_the_next_one_in_its_order_is_taken_where_the_first_is_full() -> None:
+def test_sticky_task_goes_to_its_next_worker_if_the_first_is_full() -> None:
     three = workers(3)
     first = Placer(STICKY, three).place(a_task())
     assert first.worker is not None
     assert first.reason == STICKY
-    full = [replace(one, load=6) if one == first.worker else one for one in three]
+    full = [replace(worker, load=6) if worker == first.worker else worker for worker in three]
     second = Placer(STICKY, full).place(a_task())
     assert second.worker is not None
     assert second.worker != first.worker
@@ -293,24 +299,24 @@ def test_the_next_one_in_its_order_is_taken_where_the_first_is_full() -> None:
     assert set(names(Placer(STICKY, three), [a_task(map_index=n) for n in range(5)])) == {first.worker.name}
 
 
-# --- what a decision says --------------------------------------------------------------------------------------------
+# --- texts of decisions ----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_explains_itself_in_one_line() -> None:
-    one, drained, lost = workers(3)
+def test_decision_text_is_one_line() -> None:
+    worker, drained, lost = workers(3)
     candidates = [
-        replace(one, load=2),
+        replace(worker, load=2),
         replace(drained, availability="draining"),
         replace(lost, state="lost"),
     ]
     assert Placer(LEAST_LOADED, candidates).place(a_task()).text == (
-        "w1@etl-1: least loaded of one worker, 2 of 6 places taken; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
+        "w1@etl-1: least loaded of one worker, 2 of 6 slots taken; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
     )
 
 
-def test_a_line_is_short_however_many_are_left_out() -> None:
+def test_decision_text_is_short_however_many_workers_are_left_out() -> None:
     text = (
-        Placer(LEAST_LOADED, [replace(one, name=one.name * 30) for one in workers(50, state="lost")])
+        Placer(LEAST_LOADED, [replace(worker, name=worker.name * 30) for worker in workers(50, state="lost")])
         .place(a_task())
         .text
     )
@@ -324,11 +330,11 @@ def test_a_line_is_short_however_many_are_left_out() -> None:
 
 @each_strategy
 @pytest.mark.parametrize("seed", range(40))
-def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
+def test_rules_hold_for_random_workers(strategy: str, seed: int) -> None:
     chance = random.Random(seed)
     fleet = [
         replace(
-            one,
+            worker,
             queues=frozenset(chance.sample(["default", "gpu"], chance.randint(0, 2))),
             labels={"zone": chance.choice("ab")},
             concurrency=chance.randint(1, 8),
@@ -338,43 +344,43 @@ def test_the_rules_hold_in_any_fleet(strategy: str, seed: int) -> None:
             availability=chance.choice(["available", "available", "draining"]),
             slowness=chance.choice([1.0, 1.0, 1.0, 9.0]),
         )
-        for one in workers(chance.randint(0, 12))
+        for worker in workers(chance.randint(0, 12))
     ]
     placer = Placer(strategy, fleet, now=1000.0)
-    loads = {one.ref: one.load for one in fleet}
+    loads = {worker.ref: worker.load for worker in fleet}
     for number in range(60):
         task = a_task(
             f"task-{number}",
             queue=chance.choice(["default", "gpu", "none"]),
             labels=chance.choice([{}, {"zone": "a"}]),
-            avoid=frozenset(one.name for one in fleet if chance.random() < 0.2),
+            avoid=frozenset(worker.name for worker in fleet if chance.random() < 0.2),
         )
         decision = placer.place(task)
         assert decision.reason in REASONS
         assert 0 < len(decision.text) <= TEXT_LENGTH
         assert "\n" not in decision.text
         fits = [
-            one
-            for one in fleet
-            if task.queue in one.queues
-            and one.state == "online"
-            and one.availability == "available"
-            and task.labels.items() <= one.labels.items()
+            worker
+            for worker in fleet
+            if task.queue in worker.queues
+            and worker.state == "online"
+            and worker.availability == "available"
+            and task.labels.items() <= worker.labels.items()
         ]
-        free = [one for one in fits if loads[one.ref] < one.capacity]
-        others = [one for one in free if one.name not in task.avoid]
+        free = [worker for worker in fits if loads[worker.ref] < worker.capacity]
+        others = [worker for worker in free if worker.name not in task.avoid]
         if decision.worker is None:
-            left = others if any(one.name not in task.avoid for one in fits) else free
+            left = others if any(worker.name not in task.avoid for worker in fits) else free
             # Faster ones have just been given something.
-            assert all(one.slowness >= SLOW_FROM for one in left)
+            assert all(worker.slowness >= DEFAULT_SLOW_FROM for worker in left)
             continue
         assert decision.worker in free
-        if decision.worker.slowness >= SLOW_FROM:
-            assert not [one for one in (others or free) if one.slowness < SLOW_FROM]
-        assert decision.worker in others or all(one.name in task.avoid for one in fits)
+        if decision.worker.slowness >= DEFAULT_SLOW_FROM:
+            assert not [worker for worker in (others or free) if worker.slowness < DEFAULT_SLOW_FROM]
+        assert decision.worker in others or all(worker.name in task.avoid for worker in fits)
         if strategy == LEAST_LOADED:
             allowed = others or free
-            allowed = [one for one in allowed if one.slowness < SLOW_FROM] or allowed
-            least = min(loads[one.ref] / one.concurrency for one in allowed)
+            allowed = [worker for worker in allowed if worker.slowness < DEFAULT_SLOW_FROM] or allowed
+            least = min(loads[worker.ref] / worker.concurrency for worker in allowed)
             assert loads[decision.worker.ref] / decision.worker.concurrency == least
         loads[decision.worker.ref] += 1

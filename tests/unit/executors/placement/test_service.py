@@ -20,7 +20,6 @@ from airflow_worker_insight.domain.reasons import (
     OTHERS_FULL,
     SHARED_QUEUE,
 )
-from airflow_worker_insight.executors.placement import service as the_desk
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService, Snapshot
@@ -51,74 +50,78 @@ def store(database: Database, number: int, **others: Any) -> list[TryKey]:
 
 
 def decide(
-    database: Database, desk: PlacementService, asked: list[PlacementRequest], *candidates: Candidate, **others: Any
+    database: Database,
+    service: PlacementService,
+    requests: list[PlacementRequest],
+    *candidates: Candidate,
+    **others: Any,
 ) -> list[Any]:
-    most = others.pop("most", None)
+    limit = others.pop("limit", None)
     snapshot = Snapshot(candidates, time.monotonic(), **others)
     with database.engine.begin() as connection:
-        return desk.decide(connection, asked, snapshot, most=most)
+        return service.decide(connection, requests, snapshot, limit=limit)
 
 
 @on_both
-def test_what_is_placed_and_what_runs_besides_counts(database: Database) -> None:
+def test_placed_and_running_tries_count_as_load(database: Database) -> None:
     keys = store(database, 6)
     with database.engine.begin() as connection:
         placements.write(connection, [Placement(key, LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON)
-    asked = [PlacementRequest(key, "default") for key in keys[2:]]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, W2, unplaced={2: 1})
-    assert [one.decision.worker.name for one in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
+    requests = [PlacementRequest(key, "default") for key in keys[2:]]
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, W2, unplaced={2: 1})
+    assert [result.decision.worker.name for result in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
 
 
-def test_no_more_are_placed_than_are_wanted_and_those_that_wait_do_not_count(database: Database) -> None:
+def test_waiting_tasks_do_not_count_towards_the_limit(database: Database) -> None:
     waits, *rest = store(database, 4)
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
-    asked = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, most=2)
-    assert [one.waits for one in found] == [True, False, False]
+    requests = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, limit=2)
+    assert [result.waits for result in found] == [True, False, False]
 
 
 @on_both
 @pytest.mark.parametrize("availability", ["draining", "quarantined"])
-def test_one_that_has_been_taken_out_since_is_given_nothing(database: Database, availability: str) -> None:
+def test_worker_drained_since_the_snapshot_gets_no_task(database: Database, availability: str) -> None:
     (key,) = store(database, 1)
     with database.engine.begin() as connection:
         refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
         connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
-    known = [replace(one, ref=ref) for one, ref in zip((W1, W2), refs, strict=True)]
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
-    assert one.decision.worker.name == "w2@host"
-    assert f"w1@host ({availability})" in one.decision.text
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
-    assert one.waits
+    known = [replace(candidate, ref=ref) for candidate, ref in zip((W1, W2), refs, strict=True)]
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
+    assert result.decision.worker.name == "w2@host"
+    assert f"w1@host ({availability})" in result.decision.text
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
+    assert result.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
-def test_labels_of_a_pool(database: Database, pool: str | None) -> None:
+def test_labels_of_a_pool_are_required(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
-    desk = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
-    (one,) = decide(database, desk, [PlacementRequest(key, "default", pool=pool)], W1)
-    assert (one.decision.worker, one.decision.reason) == (None, NO_LABEL)
-    (one,) = decide(
-        database, desk, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
+    service = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
+    (result,) = decide(database, service, [PlacementRequest(key, "default", pool=pool)], W1)
+    assert (result.decision.worker, result.decision.reason) == (None, NO_LABEL)
+    (result,) = decide(
+        database, service, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
     )
-    assert one.decision.worker.name == "w2@host"
+    assert result.decision.worker.name == "w2@host"
 
 
-def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
+def test_shared_queue_decision_names_the_reason(database: Database) -> None:
     (key,) = store(database, 1)
-    (one,) = decide(
+    (result,) = decide(
         database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [PlacementRequest(key, "large")], W1
     )
-    assert not one.waits
-    assert one.decision.reason == SHARED_QUEUE
-    assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
+    assert not result.waits
+    assert result.decision.reason == SHARED_QUEUE
+    assert result.decision.text == "sent to the shared queue large: no known worker consumes the queue large"
 
 
-def test_what_makes_no_sense_waits_for_a_person_whatever_the_fallback(database: Database) -> None:
+def test_invalid_request_never_goes_to_the_shared_queue(database: Database) -> None:
     (key,) = store(database, 1)
-    asked = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [asked], W1)
-    assert (one.waits, one.decision.reason) == (True, INVALID_REQUEST)
+    requests = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
+    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [requests], W1)
+    assert (result.waits, result.decision.reason) == (True, INVALID_REQUEST)
 
 
 # --- retries that wait -----------------------------------------------------------------------------------------------
@@ -137,74 +140,61 @@ def failed(database: Database) -> tuple[Candidate, list[PlacementRequest]]:
 
 @pytest.fixture
 def statements(database: Database) -> Iterator[list[str]]:
-    """Return a list to which all that is asked of the database is added."""
-    asked: list[str] = []
+    """Return a list to which every statement is added."""
+    executed: list[str] = []
 
     def note(*arguments: Any) -> None:
-        asked.append(arguments[2])
+        executed.append(arguments[2])
 
     event.listen(database.engine, "before_cursor_execute", note)
-    yield asked
+    yield executed
     event.remove(database.engine, "before_cursor_execute", note)
 
 
-def test_who_failed_a_retry_is_asked_once_while_it_waits(
+def test_workers_that_failed_a_retry_are_queried_once_while_it_waits(
     database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
-    worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    worker, requests = failed
+    service = PlacementService(Rules(LEAST_LOADED, 4))
     others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
     counts = []
     for _ in range(3):
         statements.clear()
-        found = decide(database, desk, asked, *others_full)
-        assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+        found = decide(database, service, requests, *others_full)
+        assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
         counts.append(len(statements))
-        # What the watch takes back meanwhile makes nobody forget it.
-        decide(database, desk, [PlacementRequest(replace(asked[0].key, try_number=3), "default")], *others_full)
+        # A request of the monitor for another retry meanwhile does not clear the cache.
+        decide(database, service, [PlacementRequest(replace(requests[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
-    assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
-    found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
-    assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
+    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), requests, *others_full)
+    assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
+    found = decide(database, service, requests, worker, replace(W2, ref=worker.ref + 1))
+    assert [result.decision.reason for result in found] == [ELSEWHERE] * 3
 
 
-def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
-    database: Database,
-    failed: tuple[Candidate, list[PlacementRequest]],
-    statements: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_workers_that_failed_a_retry_are_forgotten_some_time_after_its_last_request(
+    database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
-    worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
-    decide(database, desk, asked, worker)
-    monkeypatch.setattr(the_desk, "KEPT_FOR", 0.0)
-    decide(database, desk, asked[:1], worker)
-    assert set(desk._failed) == {asked[0].key}
+    worker, requests = failed
+    service = PlacementService(Rules(LEAST_LOADED, 4), failed_workers_ttl=0.0)
+    decide(database, service, requests, worker)
+    decide(database, service, requests[:1], worker)
+    assert set(service._failed) == {requests[0].key}
     statements.clear()
-    decide(database, desk, asked[1:], worker)
+    decide(database, service, requests[1:], worker)
     assert len(statements) > 2
 
 
-# --- the scheduler's loop and the watch ------------------------------------------------------------------------------
-
-NO_DATABASE: Any = None
-"""For first tries, where the executor knows loads and pools itself and nobody has taken out a worker."""
+# --- the scheduler's loop and the monitor ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def nobody_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(the_desk.worker_queries, "unavailable_workers", lambda _connection: {})
-
-
-@pytest.mark.usefixtures("nobody_is_out")
-def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> None:
+def test_monitor_reads_the_history_while_the_loop_adds_to_it(database: Database) -> None:
     placing, reads, added = Event(), Event(), Event()
 
     class Ref(int):
-        """A worker's number, at which the watch stops as it reads until the loop has added another."""
+        """A worker's number, at which the monitor stops as it reads until the loop has added another."""
 
         def __hash__(self) -> int:
             if current_thread() is not main_thread():
@@ -213,9 +203,9 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
             return super().__hash__()
 
     class Slow(Rules):
-        """The rules of the loop, which lets the watch go first before it places its first task of two."""
+        """The rules of the loop, which lets the monitor go first before it places its first task of two."""
 
-        def labels_for(self, pool: str | None, executor_config: Any) -> dict[str, str]:  # noqa: ARG002
+        def labels_for_task(self, pool: str | None, _executor_config: Any) -> dict[str, str]:
             if pool == "first":
                 placing.set()
                 reads.wait(0.2)
@@ -223,44 +213,47 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
                 added.set()
             return {}
 
-    desk = PlacementService(Slow(LEAST_LOADED, 4))
-    loop = Snapshot((replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))), 0.0, loads={})
-
-    def watch() -> None:
-        assert placing.wait(60)
-        desk.decide(NO_DATABASE, [], Snapshot((W1, W2), 0.0, loads={}))
-
+    service = PlacementService(Slow(LEAST_LOADED, 4))
+    workers = replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))
     key = TryKey("etl", "run-1", "extract", -1, 1)
-    desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool="before")], loop)
+
+    def loop(*pools: str) -> None:
+        decide(database, service, [PlacementRequest(key, "default", pool=pool) for pool in pools], *workers, loads={})
+
+    def monitor() -> None:
+        assert placing.wait(60)
+        decide(database, service, [], W1, W2, loads={})
+
+    loop("before")
     with ThreadPoolExecutor(1) as thread:
-        watched = thread.submit(watch)
-        desk.decide(NO_DATABASE, [PlacementRequest(key, "default", pool=pool) for pool in ("first", "second")], loop)
-        watched.result(timeout=60)
-    assert set(desk._history) == {W1.ref, W2.ref}
+        monitored = thread.submit(monitor)
+        loop("first", "second")
+        monitored.result(timeout=60)
+    assert set(service._history) == {W1.ref, W2.ref}
 
 
-@pytest.mark.usefixtures("nobody_is_out")
-def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
-    asks, answered = Event(), Event()
+def test_neither_thread_waits_for_the_queries_of_the_other(database: Database) -> None:
+    service = PlacementService(Rules(LEAST_LOADED, 4))
+    queries, answered = Event(), Event()
 
-    def failed_on(connection: Any, keys: list[TryKey]) -> dict[TryKey, frozenset[str]]:  # noqa: ARG001
-        if keys:
-            asks.set()
+    def wait(*_: Any) -> None:
+        if current_thread().name.startswith("slow"):
+            queries.set()
             assert answered.wait(60)
-        return {}
 
-    monkeypatch.setattr(placements, "failed_on", failed_on)
     first, second = (
         PlacementRequest(TryKey("etl", "run-1", "extract", -1, number), "default", pool="a") for number in (1, 2)
     )
-    with ThreadPoolExecutor(2) as threads:
-        snapshot = Snapshot((W1,), 0.0, loads={})
-        slow = threads.submit(desk.decide, NO_DATABASE, [second], snapshot)
-        assert asks.wait(60)
-        try:
-            (one,) = threads.submit(desk.decide, NO_DATABASE, [first], snapshot).result(timeout=30)
-        finally:
-            answered.set()
-        assert one.decision.worker == W1
-        assert len(slow.result(timeout=60)) == 1
+    event.listen(database.engine, "before_cursor_execute", wait)
+    try:
+        with ThreadPoolExecutor(1, "slow") as slow_thread, ThreadPoolExecutor(1, "fast") as thread:
+            slow = slow_thread.submit(decide, database, service, [second], W1, loads={})
+            assert queries.wait(60)
+            try:
+                (result,) = thread.submit(decide, database, service, [first], W1, loads={}).result(timeout=30)
+            finally:
+                answered.set()
+            assert result.decision.worker == W1
+            assert len(slow.result(timeout=60)) == 1
+    finally:
+        event.remove(database.engine, "before_cursor_execute", wait)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.unit.database import Database
 
-LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 places taken; left out: w3@etl-1 (draining)"
+LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 slots taken; left out: w3@etl-1 (draining)"
 
 
 def placed(task_id: str = "load", **others: Any) -> Placement:
@@ -51,8 +51,8 @@ def test_panel_says_why_a_try_was_placed() -> None:
 
 
 def test_waiting_try_says_what_it_waits_for() -> None:
-    assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
-        "Not placed yet: all workers that fit have as much as they may"
+    assert why_text(Why(FULL, "waits: all eligible workers are full")) == (
+        "Not placed yet: all eligible workers are full"
     )
 
 
@@ -73,8 +73,8 @@ def test_waiting_try_has_a_summary_and_no_notice(why: Why, summary: str) -> None
 
 
 def test_ended_try_does_not_wait() -> None:
-    one = Why(FULL, "waits: all workers that fit have as much as they may")
-    assert why_text(one, is_over=True) == "Not placed: all workers that fit have as much as they may"
+    one = Why(FULL, "waits: all eligible workers are full")
+    assert why_text(one, is_over=True) == "Not placed: all eligible workers are full"
     # Its run has been reconciled.
     assert why_text(Why(FULL), is_over=True) == "Not placed: all eligible workers are full"
 

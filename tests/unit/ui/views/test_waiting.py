@@ -57,7 +57,7 @@ def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
             for task_id, state, reason, line, on in (
                 ("held", "queued", NOT_AVAILABLE, f"waits: {LEFT_OUT}", None),
                 ("queued", "queued", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
-                ("shared", "queued", SHARED_QUEUE, "to the queue default that all share", None),
+                ("shared", "queued", SHARED_QUEUE, "sent to the shared queue default", None),
                 ("runs", "running", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
             ):
                 if dag_id == SECRET and task_id != "held":
