@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs, split_into_batches
 from airflow_worker_insight.store import airflow_history, session
 from airflow_worker_insight.store.attempts import close
 
@@ -79,9 +79,9 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
             )
             if not runs:
                 return
-            parts = list(in_parts(airflow_history.count_task_instances(connection, runs), BATCH_TASKS))
-        for part in parts:
+            batches = list(split_into_batches(airflow_history.count_task_instances(connection, runs), BATCH_TASKS))
+        for batch in batches:
             with session.writing(session.COMMAND) as connection:
-                outcome = reconcile_runs(connection, part, installed_at=installed_at)
-            after = part[-1].row_id
-            yield Progress(runs=len(part), outcome=outcome, last_row_id=after)
+                outcome = reconcile_runs(connection, batch, installed_at=installed_at)
+            after = batch[-1].row_id
+            yield Progress(runs=len(batch), outcome=outcome, last_row_id=after)

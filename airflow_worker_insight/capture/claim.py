@@ -39,7 +39,7 @@ PAUSE_SECONDS = 30.0
 """How long claiming pauses, in seconds, after a timeout or when the tables are missing.
 
 Otherwise each claim would delay a request of Airflow's or log an error in the database. The registry's background
-thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.take_left_behind`.
+thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.claim_left_behind`.
 """
 
 breaker = CircuitBreaker(PAUSE_SECONDS)
@@ -48,7 +48,7 @@ breaker = CircuitBreaker(PAUSE_SECONDS)
 _one_waits = Lock()
 """Held by the one claim of this process that may wait for a table lock."""
 
-left_behind = Event()
+may_have_unclaimed = Event()
 """Set when a report was stored because its claim timed out or claiming was paused."""
 
 
@@ -57,29 +57,29 @@ def install() -> None:
     if config.enabled() and not is_installed():
         # Load Airflow's module now and not in the middle of a request.
         metadata_database.xcom_model()
-        xcom.call_before_flushes(_before_flush)
+        xcom.add_flush_hook(_before_flush)
 
 
 def uninstall() -> None:
     """Stop claiming: reports are stored as XComs again."""
     if is_installed():
-        xcom.call_no_more_before_flushes(_before_flush)
+        xcom.remove_flush_hook(_before_flush)
 
 
 def is_installed() -> bool:
     """Return whether this process claims reports."""
-    return xcom.is_called_before_flushes(_before_flush)
+    return xcom.has_flush_hook(_before_flush)
 
 
 def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
     # Called on each flush of the API server, so check only what is an XCom.
     model = metadata_database.xcom_model()
     for row in list(session.new):
-        if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.stores_xcom_for_a_task():
+        if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.in_task_xcom_request():
             if breaker.allows():
                 _claim(session, row)
             else:
-                left_behind.set()
+                may_have_unclaimed.set()
 
 
 def _claim(session: Session, row: Any) -> None:
@@ -91,7 +91,7 @@ def _claim(session: Session, row: Any) -> None:
     try:
         if not _claim_now(connection, row):
             count("reports.unclaimed")
-            left_behind.set()
+            may_have_unclaimed.set()
             return
         # Claimed: without the row in the session no XCom is stored.
         session.expunge(row)
@@ -111,19 +111,21 @@ def _claim_now(connection: Connection, row: Any) -> bool:
     sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
     try:
         with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
-            take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
+            record_report(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
     except database.TablesLockedError:
         if not _one_waits.acquire(blocking=False):
             return False
         try:
             with database.savepoint(connection, database.START) as bounded_connection:
-                take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
+                record_report(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
         finally:
             _one_waits.release()
     return True
 
 
-def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False) -> None:
+def record_report(
+    connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False
+) -> None:
     """Record the attempt that a report describes, or drop a report that is not credible.
 
     The caller owns the transaction and removes the stored report.
@@ -220,11 +222,11 @@ def _handle_failure(connection: Connection, error: Exception) -> None:
                 error = check_error
     if schema is not migrate.Schema.READY:
         breaker.open()
-        left_behind.set()
+        may_have_unclaimed.set()
         warn_once("schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation)
     elif database.is_timeout(error):
         breaker.open()
-        left_behind.set()
+        may_have_unclaimed.set()
         count("claims.paused")
         warn_once(
             "claim.timeout",

@@ -45,7 +45,7 @@ def _report_start(task_instance: Any) -> None:
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
     """Send the report to the task's supervisor, over its connection and with its token."""
     comms, set_xcom = channel
-    run_id = task_runtime.in_xcom_path(task_instance.run_id)
+    run_id = task_runtime.escape_run_id(task_instance.run_id)
     if run_id is None:
         return  # The response would be a 404, and a warning in each try's log.
     comms.send(

@@ -48,17 +48,17 @@ def local_processes(executor: Any) -> list[Any]:
     return list(executor.workers.values() if isinstance(executor.workers, dict) else executor.workers)
 
 
-def local_processes_come_back() -> bool:
+def local_executor_restarts_processes() -> bool:
     """Return whether LocalExecutor replaces processes that died."""
     return compat.is_airflow_3()
 
 
-def local_executor_queues_nothing() -> bool:
+def local_executor_has_no_queue() -> bool:
     """Return whether LocalExecutor passes workloads to its processes immediately (3.0)."""
     return compat.airflow_version() == (3, 0)
 
 
-def dismiss_local_processes(executor: Any) -> None:
+def stop_local_processes(executor: Any) -> None:
     """Send all processes of Airflow 3's LocalExecutor the message to end.
 
     The executor's own ``end`` may fail to do so (3.0 to 3.3): it sends one message for each process that lives. If a
@@ -86,7 +86,7 @@ def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     return target, {parameter: available[parameter] for parameter in signature(target).parameters}
 
 
-def executors_team(executor: Any) -> str | None:
+def team_name_of(executor: Any) -> str | None:
     """Return the team of an executor, or ``None`` (Airflow 3.1 and later)."""
     return getattr(executor, "team_name", None)
 

@@ -75,7 +75,7 @@ def try_identity(table: Table) -> tuple[Any, list[Any]]:
     return joined, columns
 
 
-def run_of(task_instance: Any) -> tuple[int, datetime]:
+def dag_run_identity(task_instance: Any) -> tuple[int, datetime]:
     """Return the row ID and the logical date of a 2.11 task instance's Dag run.
 
     2.11 loads the Dag run together with the task instance.
@@ -105,7 +105,7 @@ def dag_run_table() -> Table:
     return table
 
 
-def run_made_at(run: Any) -> Any | None:
+def dag_run_created_at(run: Any) -> Any | None:
     """Return the column with the creation time of a Dag run (3.3 and later), else ``None``.
 
     :param run: Airflow's ``dag_run`` table, or an alias of it
@@ -154,7 +154,7 @@ Between it and a flush are about ten calls with SQLAlchemy 1.4 and 2.0.
 """
 
 
-def stores_xcom_for_a_task() -> bool:
+def in_task_xcom_request() -> bool:
     """Return whether the caller runs in the execution API's route that stores a task's XCom.
 
     The route stores it within the same call (3.0 to 3.3). No other route of Airflow is in that module; if a later

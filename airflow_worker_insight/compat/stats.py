@@ -37,7 +37,7 @@ def stats() -> Any:
     return module.Stats
 
 
-def stats_take_tags() -> bool:
+def stats_support_tags() -> bool:
     """Return whether Airflow's stats support tags; plain StatsD has only names."""
     from airflow.configuration import conf
 

@@ -40,7 +40,7 @@ def task_channel() -> tuple[Any, Callable[..., Any]] | None:
     return comms, comms_module.SetXCom
 
 
-def in_xcom_path(run_id: str) -> str | None:
+def escape_run_id(run_id: str) -> str | None:
     """Return a run ID as ``SetXCom`` must carry it, or ``None`` if no encoding works.
 
     The task's client puts it into a URL's path unescaped (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
-from airflow_worker_insight.capture.reconcile import take_left_behind
+from airflow_worker_insight.capture.reconcile import claim_left_behind
 from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
@@ -81,7 +81,7 @@ class Refresher:
 
     def _take_left_behind(self) -> None:
         try:
-            take_left_behind()
+            claim_left_behind()
         except Exception:
             # The claim logs the reason; the next round tries again.
             log.debug("Reports that wait could not be taken yet", exc_info=True)

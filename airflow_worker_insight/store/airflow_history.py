@@ -161,7 +161,7 @@ def run_began(run: Any) -> Any:
     :param run: Airflow's ``dag_run`` table, or an alias of it
     """
     start_if_uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
-    created_at = metadata_database.run_made_at(run)
+    created_at = metadata_database.dag_run_created_at(run)
     return start_if_uncleared if created_at is None else func.coalesce(created_at, start_if_uncleared)
 
 

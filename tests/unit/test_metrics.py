@@ -175,14 +175,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 def test_plain_statsd_has_no_tags(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], take: bool) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(f"AIRFLOW__METRICS__{name.upper()}", value)
-    assert airflow_stats.stats_take_tags() is take
+    assert airflow_stats.stats_support_tags() is take
 
 
 @pytest.mark.parametrize(("tags", "name"), [(False, "a.b@c d.e/ä,=x"), (True, "a.b@c d.e/ä,=x")])
 def test_a_name_from_anywhere_is_one_that_airflow_takes(
     monkeypatch: pytest.MonkeyPatch, sent: Sent, tags: bool, name: str
 ) -> None:
-    monkeypatch.setattr(airflow_stats, "stats_take_tags", lambda: tags)
+    monkeypatch.setattr(airflow_stats, "stats_support_tags", lambda: tags)
     metrics.gauge("worker.running", 3, worker=name)
     expected: tuple[Any, ...] = ("worker_insight.worker.running.a_b_c_d_e____x", 3)
     assert sent == [("worker_insight.worker.running", 3, {"worker": "a.b_c_d.e____x"}) if tags else expected]

@@ -47,7 +47,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
     def celery_app_here(self) -> Any:
         """Return the Celery app of this executor."""
-        return airflow_celery.executors_celery_app(self)
+        return airflow_celery.celery_app_of(self)
 
     def own_queue(self, worker: Candidate) -> str:
         """Return the worker's dedicated queue."""

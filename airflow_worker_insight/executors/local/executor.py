@@ -75,7 +75,7 @@ class Processes(LocalExecutor):
         """Return how many items it can run at once."""
         return (
             self.parallelism
-            if local_executor.local_processes_come_back()
+            if local_executor.local_executor_restarts_processes()
             else min(self.parallelism, len(self._living_pids()))
         )
 
@@ -121,7 +121,7 @@ class Processes(LocalExecutor):
         """Wait until all items are done, and end the processes, as the parent does."""
         # A scheduler may be asked to end before it has started all workers.
         if self._has_started:
-            local_executor.dismiss_local_processes(self)
+            local_executor.stop_local_processes(self)
             super().end()
 
     def _spawn_worker(self) -> None:
@@ -155,7 +155,7 @@ class NamedWorkers(LocalExecutor):
 
         :param settings: their names and slots
         """
-        team = local_executor.executors_team(self)
+        team = local_executor.team_name_of(self)
         options: dict[str, Any] = {} if team is None else {"team_name": team}
         for setting in settings:
             # Each team has its own executor, so names must differ between teams.
@@ -256,7 +256,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
 
     def queue_workload(self, workload: Any, session: Any = None) -> None:
         """Queue a workload as all executors do; Airflow 3.0's LocalExecutor would run it at once."""
-        if local_executor.local_executor_queues_nothing():
+        if local_executor.local_executor_has_no_queue():
             self.queued_tasks[workload.ti.key] = workload
             return
         super().queue_workload(workload, session)

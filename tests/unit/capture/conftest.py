@@ -21,7 +21,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "_counts", Counter())
     monkeypatch.setattr(counters, "_warned", set())
     monkeypatch.setattr(claim, "breaker", CircuitBreaker(claim.PAUSE_SECONDS))
-    monkeypatch.setattr(claim, "left_behind", Event())
+    monkeypatch.setattr(claim, "may_have_unclaimed", Event())
 
 
 @pytest.fixture

@@ -373,7 +373,7 @@ def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
         assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
         assert counters.snapshot() == {"reports.claimed": 1, "reports.unclaimed": 1, "claims.paused": 1}
         assert len(warnings(caplog)) == 1
-    assert reconcile.claim_all_waiting() == 1
+    assert reconcile.claim_all_stored_reports() == 1
     assert [row["task_id"] for row in database.attempts()] == ["extract", "load"]
     assert stored_xcoms(database) == []
 

@@ -39,7 +39,7 @@ def test_a_locked_table_keeps_no_request_waiting_and_loses_no_report(database: D
         stored = {key for _, key, _ in stored_xcoms(database)}
     is_in_the_way = table in CLAIMED
     assert stored == {"return_value", *([REPORT_KEY] if is_in_the_way else [])}
-    assert reconcile.take_left_behind() == int(is_in_the_way)
+    assert reconcile.claim_left_behind() == int(is_in_the_way)
     assert [row["task_id"] for row in database.attempts()] == ["extract"]
 
 
@@ -51,14 +51,14 @@ def test_after_a_time_out_claiming_pauses_until_the_background_thread_finds_the_
         push(tries[0], a_report(tries[0].try_id))
         assert counters.snapshot() == {"reports.unclaimed": 1, "claims.paused": 1}
         with pytest.raises(Exception, match="lock timeout"):
-            reconcile.take_left_behind()
+            reconcile.claim_left_behind()
         push(tries[1], a_report(tries[1].try_id))
         assert counters.snapshot() == {"reports.unclaimed": 1, "claims.paused": 1}, "the second does not even try"
     push(tries[2], a_report(tries[2].try_id))
     assert len(stored_xcoms(database)) == 3
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
-    assert reconcile.take_left_behind() == 3
+    assert reconcile.claim_left_behind() == 3
     assert stored_xcoms(database) == []
     assert not claim.breaker.is_open
     next_one = a_running_try(database, "next")
@@ -74,14 +74,14 @@ def test_only_one_claim_waits_for_a_locked_table(database: Database) -> None:
         push(one, a_report(one.try_id))
         assert counters.snapshot() == {"reports.unclaimed": 1}
         assert not claim.breaker.is_open
-    assert reconcile.take_left_behind() == 1
+    assert reconcile.claim_left_behind() == 1
     assert stored_xcoms(database) == []
 
 
 def test_where_nothing_is_left_behind_nothing_is_asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     del database
     monkeypatch.setattr(metadata_database, "engine", lambda: 1 / 0)
-    assert reconcile.take_left_behind() == 0
+    assert reconcile.claim_left_behind() == 0
 
 
 def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database: Database) -> None:
@@ -97,7 +97,14 @@ def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database:
 @pytest.mark.parametrize("table", [attempt.name, worker.name, placement.name])
 def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, table: str) -> None:
     one = a_running_try(database)
-    quick = QueueSettings(settle=0, retry=(), postpone=0.01, tick=0.01, look_again=(), max_postponed=10_000)
+    quick = QueueSettings(
+        commit_delay=0,
+        retry_delays=(),
+        postpone_delay=0.01,
+        poll_interval=0.01,
+        recheck_delays=(),
+        max_postponements=10_000,
+    )
     queue = ReconcileQueue(quick, catch_up=False)
     with database.engine.begin() as connection:
         change_try(connection, one.key, state="success")

@@ -17,27 +17,27 @@ from tests.unit.database import Database, add_run, add_try, change_try
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from airflow_worker_insight.capture.queue import _Waiting
+    from airflow_worker_insight.capture.queue import _QueuedRun
 
-NOW: dict[str, Any] = {"settle": 0.0, "retry": (), "linger": 0.0, "tick": 0.0}
-LATER: dict[str, Any] = {**NOW, "settle": 3600.0}
+NOW: dict[str, Any] = {"commit_delay": 0.0, "retry_delays": (), "idle_timeout": 0.0, "poll_interval": 0.0}
+LATER: dict[str, Any] = {**NOW, "commit_delay": 3600.0}
 
 
 class Parked(ReconcileQueue):
     """A queue that starts no thread and only notes what it would reconcile."""
 
-    def __init__(self, fails: Callable[[list[str]], bool] = lambda _: False, **pace: Any) -> None:
-        super().__init__(QueueSettings(**{**NOW, **pace}))
+    def __init__(self, fails: Callable[[list[str]], bool] = lambda _: False, **settings: Any) -> None:
+        super().__init__(QueueSettings(**{**NOW, **settings}))
         self.batches: list[list[str]] = []
         self.fails = fails
 
-    def _start(self) -> None:
+    def _start_thread(self) -> None:
         pass
 
     def _queue_recent(self) -> None:
         pass
 
-    def _reconcile(self, batch: Sequence[_Waiting]) -> None:
+    def _reconcile(self, batch: Sequence[_QueuedRun]) -> None:
         runs = [waiting.run_id for waiting in batch]
         self.batches.append(runs)
         if self.fails(runs):
@@ -49,7 +49,7 @@ class Parked(ReconcileQueue):
 
 
 def test_runs_are_taken_in_the_order_they_ended_and_in_batches() -> None:
-    queue = Parked(batch=2)
+    queue = Parked(batch_size=2)
     for number in range(5):
         queue.put("etl", f"run-{number}")
     queue._work()
@@ -73,23 +73,23 @@ def test_a_run_that_was_taken_can_come_again() -> None:
 
 
 def test_a_run_that_waits_for_a_later_look_and_ends_again_is_taken_at_once() -> None:
-    from airflow_worker_insight.capture.queue import _Waiting
+    from airflow_worker_insight.capture.queue import _QueuedRun
 
     queue = Parked()
-    queue._put(_Waiting(float("inf"), "etl", "run", 1))
+    queue._put(_QueuedRun(float("inf"), "etl", "run", 1))
     queue.put("etl", "run")
-    assert [waiting.run_id for waiting in queue._take_due()] == ["run"]
+    assert [waiting.run_id for waiting in queue._pop_due()] == ["run"]
 
 
 def test_a_run_that_has_just_ended_is_left_to_settle() -> None:
     queue = Parked(**LATER)
     queue.put("etl", "run")
-    assert queue._take_due() == []
+    assert queue._pop_due() == []
     assert not queue._end_if_idle(0.0)
 
 
 def test_it_holds_so_many_and_counts_the_rest(caplog: pytest.LogCaptureFixture) -> None:
-    queue = Parked(**LATER, max_waiting=3)
+    queue = Parked(**LATER, max_queued=3)
     for number in range(10):
         queue.put("etl", f"run-{number}")
     assert len(queue._heap) == len(queue._known) == 3
@@ -98,7 +98,7 @@ def test_it_holds_so_many_and_counts_the_rest(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_run_that_cannot_be_reconciled_does_not_take_the_others_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    queue = Parked(lambda runs: "run-1" in runs, retry=(0.0,))
+    queue = Parked(lambda runs: "run-1" in runs, retry_delays=(0.0,))
     for number in range(3):
         queue.put("etl", f"run-{number}")
     queue._work()
@@ -112,7 +112,7 @@ def test_a_run_that_cannot_be_reconciled_does_not_take_the_others_with_it(caplog
 
 def test_a_database_that_comes_back_costs_nothing() -> None:
     failures = iter([True, True, False])
-    queue = Parked(lambda _: next(failures), retry=(0.0, 0.0))
+    queue = Parked(lambda _: next(failures), retry_delays=(0.0, 0.0))
     queue.put("etl", "run")
     queue._work()
     assert queue.runs == ["run"] * 3
@@ -138,10 +138,10 @@ class Threaded(Parked):
 
     threads: list[threading.Thread]
 
-    def _start(self) -> None:
-        ReconcileQueue._start(self)
+    def _start_thread(self) -> None:
+        ReconcileQueue._start_thread(self)
 
-    def _reconcile(self, batch: Sequence[_Waiting]) -> None:
+    def _reconcile(self, batch: Sequence[_QueuedRun]) -> None:
         super()._reconcile(batch)
         self.threads.append(threading.current_thread())
 
@@ -183,15 +183,15 @@ def test_a_process_that_cannot_start_a_thread_tries_again_with_the_next_run(monk
 class Unthreaded(ReconcileQueue):
     """A queue that reconciles for real, in the test's own thread."""
 
-    def __init__(self, **pace: Any) -> None:
-        super().__init__(QueueSettings(**{**NOW, **pace}))
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(QueueSettings(**{**NOW, **settings}))
         self.passes = 0
         self.before_pass: Callable[[int], None] = lambda _: None
 
-    def _start(self) -> None:
+    def _start_thread(self) -> None:
         pass
 
-    def _reconcile(self, batch: Sequence[_Waiting]) -> None:
+    def _reconcile(self, batch: Sequence[_QueuedRun]) -> None:
         self.passes += 1
         self.before_pass(self.passes)
         super()._reconcile(batch)
@@ -223,7 +223,7 @@ def test_a_run_whose_tasks_still_run_is_looked_at_again(database: Database) -> N
     """A run that fails fast, or that a person ends, has tasks that end after it."""
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="failed"), state="running", ended_at=None)
-    queue = Unthreaded(look_again=(0.0, 0.0, 0.0))
+    queue = Unthreaded(recheck_delays=(0.0, 0.0, 0.0))
 
     def end_the_task(number: int) -> None:
         if number == 3:
@@ -241,7 +241,7 @@ def test_a_run_whose_tasks_still_run_is_looked_at_again(database: Database) -> N
 def test_a_task_that_never_ends_is_not_looked_at_for_ever(database: Database) -> None:
     with database.engine.begin() as connection:
         add_try(connection, add_run(connection, state="failed"), state="running", ended_at=None)
-    queue = Unthreaded(look_again=(0.0, 0.0))
+    queue = Unthreaded(recheck_delays=(0.0, 0.0))
     queue.put("etl", "run-1")
     queue._work()
     assert queue.passes == 3

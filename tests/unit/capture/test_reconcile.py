@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters, reconcile
-from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, claim_all_stored_reports, reconcile_runs
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
@@ -134,7 +134,7 @@ def test_a_try_that_has_not_ended_stays_open(database: Database) -> None:
             add_try(connection, run, f"not-recorded-{state}", state=state, ended_at=None)
     report_start(database, recorded, a_worker())
 
-    assert reconciled(database, run) == Outcome(still_running=frozenset({run}))
+    assert reconciled(database, run) == Outcome(unfinished_runs=frozenset({run}))
 
     (row,) = database.attempts()
     assert (row["state"], row["ended_at"]) == ("running", None)
@@ -146,7 +146,7 @@ def test_only_runs_with_tasks_that_run_are_still_running(database: Database) -> 
         add_try(connection, busy, state="queued", ended_at=None)
         add_try(connection, done)
         add_try(connection, cleared, state=None, ended_at=None)
-    assert reconciled(database, busy, done, cleared).still_running == {busy}
+    assert reconciled(database, busy, done, cleared).unfinished_runs == {busy}
 
 
 def test_a_try_that_a_person_changed_afterwards_is_corrected(database: Database) -> None:
@@ -448,18 +448,18 @@ def test_the_reports_of_other_runs_wait_on(database: Database) -> None:
 
 @airflow_3
 def test_all_waiting_reports_are_taken_however_many(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "WAITING_PAGE", 2)
+    monkeypatch.setattr(reconcile, "REPORTS_PER_READ", 2)
     for map_index in range(5):
         one = a_running_try(database, map_index=map_index)
         push(one, a_report(one.try_id))
-    assert claim_all_waiting() == 5
+    assert claim_all_stored_reports() == 5
     assert len(database.attempts()) == 5
     assert stored_xcoms(database) == []
 
 
 @airflow_3
 def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "WAITING_PAGE", 2)
+    monkeypatch.setattr(reconcile, "REPORTS_PER_READ", 2)
     with database.engine.begin() as connection:
         connection.execute(
             text("CREATE TRIGGER no BEFORE INSERT ON worker_insight_attempt BEGIN SELECT RAISE(ABORT, 'no'); END")
@@ -467,6 +467,6 @@ def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeyp
     for map_index in range(5):
         one = a_running_try(database, map_index=map_index)
         push(one, a_report(one.try_id))
-    assert claim_all_waiting() == 0
+    assert claim_all_stored_reports() == 0
     assert len(stored_xcoms(database)) == 5
     assert counters.snapshot() == {"reports.unclaimed": 5}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.identity import conditions, detection, machine, process
-from airflow_worker_insight.identity.conditions import MOST_CHILDREN, memory_free, running_beside
+from airflow_worker_insight.identity.conditions import MAX_CHILDREN, memory_free, running_beside
 
 from . import recordings as recorded
 from .recordings import Running, tree
@@ -38,7 +38,7 @@ def beside(proc: Path, running: list[Running], pid: int) -> int | None:
 
 
 def tasks(running: list[Running]) -> list[int]:
-    return [one.pid for one in running if detection.is_task(one.argv)]
+    return [one.pid for one in running if detection.is_task_process(one.argv)]
 
 
 # --- other tries -----------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_processes_of_no_known_kind_are_not_counted_wrongly(tmp_path: Path) -> N
     assert beside(tmp_path, running, 102) is None
 
 
-@pytest.mark.parametrize(("others", "counted"), [(MOST_CHILDREN - 1, True), (MOST_CHILDREN, False)])
+@pytest.mark.parametrize(("others", "counted"), [(MAX_CHILDREN - 1, True), (MAX_CHILDREN, False)])
 def test_only_so_many_processes_are_looked_at(tmp_path: Path, others: int, counted: bool) -> None:
     pairs = [
         one

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from airflow_worker_insight.domain.names import executor_name
 from airflow_worker_insight.identity import Worker, detection, local_worker, machine, process, versions, whoami
 from airflow_worker_insight.identity import worker as worker_module
-from airflow_worker_insight.identity.detection import Found, Surroundings
+from airflow_worker_insight.identity.detection import DetectedWorker, ProcessContext
 from airflow_worker_insight.identity.process import Process
-from airflow_worker_insight.identity.worker import life
+from airflow_worker_insight.identity.worker import instance_id
 
 from . import recordings as recorded
 from .recordings import OUTSIDE
@@ -50,8 +50,10 @@ environments = st.dictionaries(
 
 
 def id_of(lineage: list[Process], *, boot: str = BOOT, namespace: str = "4026531836", **known: Any) -> str:
-    around = Surroundings(**{"environ": {}, "modules": {}, "host": "host-1", "lineage": [*lineage, *OUTSIDE], **known})
-    return life(detection.recognise(around), around, boot, namespace)
+    around = ProcessContext(
+        **{"environ": {}, "modules": {}, "host": "host-1", "lineage": [*lineage, *OUTSIDE], **known}
+    )
+    return instance_id(detection.detect_worker(around), around, boot, namespace)
 
 
 @pytest.fixture(autouse=True)
@@ -147,25 +149,27 @@ def test_unknown_executor_lives_as_long_as_its_host_or_container() -> None:
     one, other = ([recorded.process(pid, pid, "python", "-c", "job")] for pid in (70, 80))
     assert id_of(one, executor="EcsExecutor") == id_of(other, executor="EcsExecutor")
     assert id_of(one, executor="EcsExecutor") != id_of(one, executor="BatchExecutor")
-    around = Surroundings([*one, OUTSIDE[-1]._replace(start="25")], {}, {}, "host-1", "EcsExecutor")
-    restarted = life(detection.recognise(around), around, BOOT, "4026531836")
+    around = ProcessContext([*one, OUTSIDE[-1]._replace(start="25")], {}, {}, "host-1", "EcsExecutor")
+    restarted = instance_id(detection.detect_worker(around), around, BOOT, "4026531836")
     assert restarted != id_of(one, executor="EcsExecutor")
 
 
 def test_facts_do_not_run_into_each_other() -> None:
-    around = Surroundings([], {}, {}, "ab")
-    assert life(Found("x", "c", None), around, "d", "e") != life(Found("x", "c", None), around, "de", "")
+    around = ProcessContext([], {}, {}, "ab")
+    assert instance_id(DetectedWorker("x", "c", None), around, "d", "e") != instance_id(
+        DetectedWorker("x", "c", None), around, "de", ""
+    )
 
 
 @given(st.lists(processes, max_size=5), environments, any_text, odd_text, any_text)
 def test_any_surroundings_give_a_valid_id(
     lineage: list[Process], environ: dict[str, str], host: str, executor: str | None, boot: str
 ) -> None:
-    around = Surroundings(lineage, environ, {}, host, executor_name(executor), host)
-    found = detection.recognise(around)
-    worker_id = life(found, around, boot, "")
+    around = ProcessContext(lineage, environ, {}, host, executor_name(executor), host)
+    found = detection.detect_worker(around)
+    worker_id = instance_id(found, around, boot, "")
     assert WORKER_ID.fullmatch(worker_id)
-    assert worker_id == life(found, around, boot, "")
+    assert worker_id == instance_id(found, around, boot, "")
     assert 0 < len(found.kind) <= 32
 
 
@@ -260,11 +264,11 @@ def fail(*_args: object, **_kwargs: object) -> Any:
     [
         (process, "lineage"),
         (process, "boot_id"),
-        (detection, "recognise"),
+        (detection, "detect_worker"),
         (detection, "kubernetes_labels"),
         (machine, "resources"),
         (versions, "versions"),
-        (worker_module, "life"),
+        (worker_module, "instance_id"),
         (worker_module, "parse_labels"),
         (worker_module, "_iso"),
     ],

@@ -176,7 +176,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
-    monkeypatch.setattr(claim, "left_behind", Event())
+    monkeypatch.setattr(claim, "may_have_unclaimed", Event())
     # Each report tries: a pause would keep most of them away from the tables that change.
     monkeypatch.setattr(claim, "breaker", CircuitBreaker(0.0, trial=0.0))
     monkeypatch.setattr(counters, "_counts", Counter())
@@ -219,7 +219,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
     assert waiting, "no report met tables of an older version"
     assert len(recorded) > MANY, "no report was recorded at once"
 
-    assert reconcile.claim_all_waiting() == len(waiting)
+    assert reconcile.claim_all_stored_reports() == len(waiting)
     assert stored_xcoms(database) == []
     assert schema(database) is Schema.READY
     rows = database.attempts()

@@ -557,7 +557,7 @@ def test_what_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, database:
 def test_revoked(either: CeleryExecutor, monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
     revoked: list[str] = []
     control = SimpleNamespace(revoke=revoked.append)
-    monkeypatch.setattr(type(airflow_celery.executors_celery_app(either)), "control", control)
+    monkeypatch.setattr(type(airflow_celery.celery_app_of(either)), "control", control)
     sent_key, waiting_key = queue(either, "sent", "waiting")
     either.queued_tasks.pop(waiting_key)
     either.trigger_tasks(8)

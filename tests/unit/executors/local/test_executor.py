@@ -136,7 +136,7 @@ def start(
 def end(executor: Any) -> None:
     if not isinstance(executor, WorkerInsightLocalExecutor):
         # Airflow's own might wait for ever.
-        local_executor.dismiss_local_processes(executor)
+        local_executor.stop_local_processes(executor)
     executor.end()
 
 
