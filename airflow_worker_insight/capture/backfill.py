@@ -17,11 +17,11 @@ from airflow_worker_insight.store.attempts import close
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BATCH = 100
+RUNS_PER_READ = 100
 """Number of Dag runs read at once."""
 
-BATCH_TASKS = 5_000
-"""Task instances per transaction: few enough for the database, enough to be quick."""
+TASKS_PER_TRANSACTION = 5_000
+"""Maximum number of task instances per transaction; a single Dag run may have more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def installed_at() -> datetime:
         return close.first_report_at(connection) or datetime.now(timezone.utc)
 
 
-def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -> Iterator[Progress]:
+def reconcile_selected(
+    selection: Selection, *, installed_at: datetime | None, runs_per_read: int = RUNS_PER_READ
+) -> Iterator[Progress]:
     """Reconcile all selected Dag runs, yielding the progress after each batch.
 
     :param installed_at: tries that started before it become ``backfilled`` instead of ``inferred``
@@ -75,11 +77,13 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
                 dag_id=selection.dag_id,
                 ended_since=selection.ended_since,
                 after_row_id=after,
-                limit=BATCH,
+                limit=runs_per_read,
             )
             if not runs:
                 return
-            batches = list(split_into_batches(airflow_history.count_task_instances(connection, runs), BATCH_TASKS))
+            batches = list(
+                split_into_batches(airflow_history.count_task_instances(connection, runs), TASKS_PER_TRANSACTION)
+            )
         for batch in batches:
             with session.writing(session.COMMAND) as connection:
                 outcome = reconcile_runs(connection, batch, installed_at=installed_at)

@@ -15,7 +15,7 @@ from functools import partial
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.counters import Counters, process_counters
 
 # Imported here, not in the thread: a process forked during the thread's import would inherit its lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs, split_into_batches
@@ -93,8 +93,15 @@ class _QueuedRun:
 class ReconcileQueue:
     """Queue of ended Dag runs, each queued once, that a background thread reconciles."""
 
-    def __init__(self, settings: QueueSettings | None = None, *, catch_up: bool = True) -> None:
+    def __init__(
+        self,
+        settings: QueueSettings | None = None,
+        *,
+        catch_up: bool = True,
+        counters: Counters = process_counters,
+    ) -> None:
         self.settings = settings or QueueSettings()
+        self.counters = counters
         self._heap: list[_QueuedRun] = []
         self._known: dict[tuple[str, str], float] = {}
         self._catch_up_due = catch_up
@@ -117,8 +124,10 @@ class ReconcileQueue:
                 heapq.heappush(self._heap, entry)
                 self._start_thread()
         if is_full:
-            count("runs.not_reconciled")
-            warn_once("queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many are queued")
+            self.counters.count("runs.not_reconciled")
+            self.counters.warn_once(
+                "queue", "Airflow Worker Insight leaves Dag runs to its reconcile command: too many are queued"
+            )
 
     def _start_thread(self) -> None:
         """Start the thread unless it runs; the caller holds the lock."""
@@ -192,8 +201,8 @@ class ReconcileQueue:
                 if delay is not None:
                     time.sleep(delay)
                 elif give_up:
-                    count("runs.not_reconciled")
-                    warn_once(
+                    self.counters.count("runs.not_reconciled")
+                    self.counters.warn_once(
                         "queue.failed",
                         "Airflow Worker Insight could not reconcile Dag runs: %s When the cause is fixed, run "
                         "`airflow-worker-insight reconcile`.",
@@ -232,6 +241,7 @@ class ReconcileQueue:
                         connection,
                         [run for run in transaction_runs if (run in history_runs) == is_history],
                         installed_at=installed_at if is_history else None,
+                        counters=self.counters,
                     )
         for entry, run in entries:
             if run is None or (run.is_finished and run not in outcome.unfinished_runs):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.capture import claim
-from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.counters import Counters, process_counters
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.attribution import Verdict, attribute
@@ -72,17 +72,22 @@ class Plan:
 
 
 def reconcile_runs(
-    connection: Connection, runs: Sequence[DagRunRef], *, installed_at: datetime | None = None
+    connection: Connection,
+    runs: Sequence[DagRunRef],
+    *,
+    installed_at: datetime | None = None,
+    counters: Counters = process_counters,
 ) -> Outcome:
     """Reconcile these Dag runs.
 
     The caller owns the transaction and keeps batches small.
 
     :param installed_at: tries that started before it are ``backfilled``; with ``None`` no try is
+    :param counters: what counts the reports and tries
     """
     if not runs:
         return Outcome()
-    claimed = claim_stored_reports(connection, runs)
+    claimed = claim_stored_reports(connection, runs, counters=counters)
     tries = airflow_history.tries_of_runs(connection, runs)
     recorded = rekeying.rekey(connection, runs, tries, attempts_close.recorded_tries(connection, runs))
     recorded_keys = {record.row_key for record in recorded}
@@ -111,7 +116,7 @@ def reconcile_runs(
     )
     placements.keep(connection, runs, tries)
     for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
-        count(f"tries.{attribution}", tries_count)
+        counters.count(f"tries.{attribution}", tries_count)
     return Outcome(
         closed=len(plan.close), added=len(plan.add), claimed=claimed, unfinished_runs=_unfinished_runs(runs, tries)
     )
@@ -236,21 +241,32 @@ def _unmapped_keys_to_remove(tries: Collection[AirflowTry], recorded: Collection
     ]
 
 
-def claim_stored_reports(connection: Connection, runs: Sequence[DagRunRef]) -> int:
+def claim_stored_reports(
+    connection: Connection,
+    runs: Sequence[DagRunRef],
+    *,
+    page_size: int = REPORTS_PER_READ,
+    counters: Counters = process_counters,
+) -> int:
     """Claim the stored reports of these Dag runs that no API server claimed; return how many."""
     if not compat.is_airflow_3():
         return 0
     claimed = failed = 0
     while True:
         # Claimed reports leave the table. Failed ones stay: skip them to reach those behind.
-        reports = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=REPORTS_PER_READ, offset=failed)
-        claimed_now = sum(_claim_stored_report(connection, report) for report in reports)
+        reports = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=page_size, offset=failed)
+        claimed_now = sum(_claim_stored_report(connection, report, counters) for report in reports)
         claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
-        if len(reports) < REPORTS_PER_READ:
+        if len(reports) < page_size:
             return claimed
 
 
-def claim_all_stored_reports(bounds: session.Bounds = session.BACKGROUND) -> int:
+def claim_all_stored_reports(
+    bounds: session.Bounds = session.BACKGROUND,
+    *,
+    page_size: int = REPORTS_PER_TRANSACTION,
+    counters: Counters = process_counters,
+) -> int:
     """Claim all stored reports, one page per transaction; return how many.
 
     Small transactions lock no worker's row for long.
@@ -260,10 +276,10 @@ def claim_all_stored_reports(bounds: session.Bounds = session.BACKGROUND) -> int
     claimed = failed = 0
     while True:
         with session.writing(bounds) as connection:
-            reports = xcom.unclaimed_reports(connection, REPORT_KEY, limit=REPORTS_PER_TRANSACTION, offset=failed)
-            claimed_now = sum(_claim_stored_report(connection, report) for report in reports)
+            reports = xcom.unclaimed_reports(connection, REPORT_KEY, limit=page_size, offset=failed)
+            claimed_now = sum(_claim_stored_report(connection, report, counters) for report in reports)
         claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
-        if len(reports) < REPORTS_PER_TRANSACTION:
+        if len(reports) < page_size:
             return claimed
 
 
@@ -273,35 +289,38 @@ def claim_left_behind() -> int:
     If that works, it ends the pause. A background thread calls this every few seconds, because Airflow clears a task
     instance's XComs when its next try starts.
     """
-    if not claim.may_have_unclaimed.is_set():
+    claimer = claim.installed()
+    if claimer is None or not claimer.may_have_unclaimed.is_set():
         return 0
     # Clear first: a report that is stored meanwhile counts for the next call.
-    claim.may_have_unclaimed.clear()
+    claimer.may_have_unclaimed.clear()
     try:
         with session.reading(session.BACKGROUND) as connection:
             is_ready = migrate.check(connection) is migrate.Schema.READY
-        claimed = claim_all_stored_reports() if is_ready else 0
+        claimed = claim_all_stored_reports(counters=claimer.counters) if is_ready else 0
     except Exception:
-        claim.may_have_unclaimed.set()
+        claimer.may_have_unclaimed.set()
         raise
     if is_ready:
-        claim.breaker.close()
+        claimer.breaker.close()
     else:
-        claim.may_have_unclaimed.set()
+        claimer.may_have_unclaimed.set()
     return claimed
 
 
-def _claim_stored_report(connection: Connection, report: StoredReport) -> bool:
+def _claim_stored_report(connection: Connection, report: StoredReport, counters: Counters) -> bool:
     try:
         with connection.begin_nested():
-            claim.record_report(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
+            claim.record_report(
+                connection, report.stored_under, report.value, now=report.stored_at, is_late=True, counters=counters
+            )
             xcom.delete_report(connection, REPORT_KEY, report.stored_under)
     except Exception as error:
         if session.is_timeout(error):
             # The next reports would time out too, while this transaction holds its locks.
             raise
-        count("reports.unclaimed")
-        warn_once("reconcile", "Airflow Worker Insight could not claim a stored report: %s", error)
+        counters.count("reports.unclaimed")
+        counters.warn_once("reconcile", "Airflow Worker Insight could not claim a stored report: %s", error)
         return False
     return True
 

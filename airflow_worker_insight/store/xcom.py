@@ -101,8 +101,3 @@ def add_flush_hook(hook: Callable[[Session, Any, Any], None]) -> None:
 def remove_flush_hook(hook: Callable[[Session, Any, Any], None]) -> None:
     """Undo :func:`add_flush_hook`."""
     event.remove(Session, "before_flush", hook)
-
-
-def has_flush_hook(hook: Callable[[Session, Any, Any], None]) -> bool:
-    """Return whether sessions call ``hook`` before each flush."""
-    return bool(event.contains(Session, "before_flush", hook))

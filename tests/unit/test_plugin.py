@@ -26,7 +26,7 @@ def unclaimed() -> Iterator[None]:
     """Have no claim in this process before and after."""
     from airflow_worker_insight.capture import claim
 
-    assert not claim.is_installed()
+    assert claim.installed() is None
     yield
     claim.uninstall()
 
@@ -34,7 +34,7 @@ def unclaimed() -> Iterator[None]:
 def claims() -> bool:
     from airflow_worker_insight.capture import claim
 
-    return claim.is_installed()
+    return claim.installed() is not None
 
 
 def test_airflow_loads_it(run_airflow: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, text
 
-from airflow_worker_insight.capture import claim, counters, reconcile
+from airflow_worker_insight.capture import claim, reconcile
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate
@@ -26,7 +26,12 @@ from tests.unit.capture.reports import (
 )
 from tests.unit.database import Database, add_try, at, on_both, on_postgresql
 
-pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
+    from airflow_worker_insight.capture.counters import Counters
+
+pytestmark = [airflow_3, pytest.mark.usefixtures("claimer")]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -60,7 +65,7 @@ def accept(database: Database) -> None:
 
 
 @on_both
-def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database) -> None:
+def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database, counters: Counters) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id))
 
@@ -120,7 +125,7 @@ def test_other_xcoms_are_left_alone(database: Database) -> None:
 
 
 @on_both
-def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Database) -> None:
+def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Database, counters: Counters) -> None:
     """As the public API does within its request; without the row its answer is a 500."""
     from airflow.utils.session import create_session
 
@@ -139,7 +144,7 @@ def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Dat
     assert [row["worker_id"] for row in database.attempts()] == ["celery-2"]
 
 
-def test_a_try_that_has_ended_takes_no_report(database: Database) -> None:
+def test_a_try_that_has_ended_takes_no_report(database: Database, counters: Counters) -> None:
     first_id = uuid.uuid4()
     second = a_running_try(database, try_number=2)
     with database.engine.begin() as connection:
@@ -173,7 +178,7 @@ def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:
 
 
 def test_a_local_executor_in_somebodys_own_process_is_no_worker(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``dag.test(use_executor=True)``: its tries are queued by no scheduler."""
     one = a_running_try(database, queued_by_job_id=None)
@@ -236,7 +241,7 @@ BAD_ON_SQLITE = {
 }
 
 
-def dropped(database: Database, value: Any, reason: str) -> None:
+def dropped(database: Database, counters: Counters, value: Any, reason: str) -> None:
     one = a_running_try(database)
     push(one, "mine", key="return_value")
     push(one, value)
@@ -247,17 +252,17 @@ def dropped(database: Database, value: Any, reason: str) -> None:
 
 @on_both
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_report_is_dropped_and_counted(database: Database, name: str) -> None:
-    dropped(database, *BAD[name])
+def test_a_bad_report_is_dropped_and_counted(database: Database, counters: Counters, name: str) -> None:
+    dropped(database, counters, *BAD[name])
 
 
 @pytest.mark.parametrize("name", BAD_ON_SQLITE)
-def test_a_report_that_only_sqlite_stores_is_dropped_too(database: Database, name: str) -> None:
-    dropped(database, *BAD_ON_SQLITE[name])
+def test_a_report_that_only_sqlite_stores_is_dropped_too(database: Database, counters: Counters, name: str) -> None:
+    dropped(database, counters, *BAD_ON_SQLITE[name])
 
 
 @on_both
-def test_a_task_cannot_speak_for_another(database: Database) -> None:
+def test_a_task_cannot_speak_for_another(database: Database, counters: Counters) -> None:
     """A task may write XComs of other tasks, and might know the ID of another try: the two must fit."""
     mine, other = a_running_try(database, "mine"), a_running_try(database, "other")
     mapped = a_running_try(database, "mapped", 0), a_running_try(database, "mapped", 1)
@@ -286,7 +291,7 @@ def test_the_reserved_key_is_named_once_to_the_author_of_the_dag(
 
 @on_both
 def test_without_tables_the_request_succeeds_and_the_report_waits(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     migrate.downgrade("base")
     one = a_running_try(database)
@@ -302,7 +307,7 @@ def test_without_tables_the_request_succeeds_and_the_report_waits(
 
 
 def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
-    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    database: Database, caplog: pytest.LogCaptureFixture, mocker: MockerFixture
 ) -> None:
     """Each try would put an error into the database's log."""
     migrate.downgrade("base")
@@ -318,7 +323,7 @@ def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
 
     migrate.upgrade()
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + claim.PAUSE_SECONDS)
+    mocker.patch.object(time, "monotonic", return_value=now + claim.PAUSE_SECONDS)
     push(other, a_report(other.try_id))
     assert [row["task_id"] for row in database.attempts()] == ["load"]
 
@@ -344,7 +349,7 @@ def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.Lo
 @on_both
 @pytest.mark.usefixtures("refused")
 def test_one_error_does_not_keep_the_next_report_from_being_claimed(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = a_running_try(database)
     for _ in range(3):
@@ -360,7 +365,7 @@ def test_one_error_does_not_keep_the_next_report_from_being_claimed(
 
 @on_postgresql
 def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
-    database: Database, caplog: pytest.LogCaptureFixture
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An API server was frozen while it wrote a look at the fleet."""
     one, other = a_running_try(database), a_running_try(database, "load")
@@ -379,7 +384,7 @@ def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
 
 
 @on_postgresql
-def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> None:
+def test_airflows_own_statements_wait_as_long_as_before(database: Database, counters: Counters) -> None:
     from airflow.utils.session import create_session
 
     one, other = a_running_try(database), a_running_try(database, "load")

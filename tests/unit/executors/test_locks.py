@@ -58,7 +58,7 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
 
 @pytest.fixture(autouse=True)
 def nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_warned", set())
+    monkeypatch.setattr(counters.process_counters, "_warned", set())
 
 
 @pytest.fixture

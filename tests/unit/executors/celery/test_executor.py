@@ -90,7 +90,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 @pytest.fixture
 def executor(database: Database, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> WorkerInsightCeleryExecutor:  # noqa: ARG001
-    monkeypatch.setattr(counters, "_warned", set())
+    monkeypatch.setattr(counters.process_counters, "_warned", set())
     made = WorkerInsightCeleryExecutor()
     made._desk = PlacementService(Rules("least_loaded", 1))
     made._watch = FakeWatch(W1)  # type: ignore[assignment]

@@ -112,7 +112,7 @@ def start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Any]]:
     """Return a function that starts an executor as a scheduler does; it is ended with the test."""
-    monkeypatch.setattr(counters, "_warned", set())
+    monkeypatch.setattr(counters.process_counters, "_warned", set())
     monkeypatch.setattr(monitor, "refresh", lambda **_: None)
     # The tests go round themselves.
     monkeypatch.setattr(LocalWorkerMonitor, "_run", lambda _: None)
