@@ -5,8 +5,7 @@ It runs inside the task process and uses only what the operating system shows of
 ``versions`` describe where it runs, ``domain.names`` cleans and bounds text that operators or hosts write.
 :func:`conditions` returns the current load of the machine. :func:`process_id` returns a unique ID of this process.
 
-Only the standard library is imported here (and psutil where there is no ``/proc``, when it is needed), because the
-import time is added to every task process.
+Only the standard library is imported here, because the import time is added to every task process.
 """
 
 from __future__ import annotations
