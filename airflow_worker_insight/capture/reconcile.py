@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import Counters, process_counters
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.attribution import Verdict, attribute
 from airflow_worker_insight.store import airflow_history, migrate, placements, rekeying, session, xcom
@@ -249,8 +250,8 @@ def claim_stored_reports(
     counters: Counters = process_counters,
 ) -> int:
     """Claim the stored reports of these Dag runs that no API server claimed; return how many."""
-    if not compat.is_airflow_3():
-        return 0
+    if task_runtime.task_processes_have_database():
+        return 0  # They send no reports.
     claimed = failed = 0
     while True:
         # Claimed reports leave the table. Failed ones stay: skip them to reach those behind.
@@ -271,8 +272,8 @@ def claim_all_stored_reports(
 
     Small transactions lock no worker's row for long.
     """
-    if not compat.is_airflow_3():
-        return 0
+    if task_runtime.task_processes_have_database():
+        return 0  # They send no reports.
     claimed = failed = 0
     while True:
         with session.writing(bounds) as connection:

@@ -69,10 +69,15 @@ def try_identity(table: Table) -> tuple[Any, list[Any]]:
     joined = table.join(run, (run.c.dag_id == table.c.dag_id) & (run.c.run_id == table.c.run_id))
     logical_date = run.c.logical_date if compat.is_airflow_3() else run.c.execution_date
     columns = [run.c.id.label("identity_run"), logical_date.label("identity_moment")]
-    if compat.is_airflow_3():
+    if task_instances_have_ids():
         task_instance_id = table.c.task_instance_id if "task_instance_id" in table.c else table.c.id
         columns.append(task_instance_id.label("identity_own"))
     return joined, columns
+
+
+def task_instances_have_ids() -> bool:
+    """Return whether Airflow gives task instances an ID of their own (Airflow 3)."""
+    return compat.is_airflow_3()
 
 
 def dag_run_identity(task_instance: Any) -> tuple[int, datetime]:

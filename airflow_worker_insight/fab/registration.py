@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flask import Blueprint
 
-from airflow_worker_insight import compat
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.fab.views import WorkerInsightApi, WorkerInsightView
 from airflow_worker_insight.ui.rendering import STATIC
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def appbuilder_views() -> list[dict[str, Any]]:
     """Return the views as ``appbuilder_views`` of a plugin, without menu entries."""
     views: list[dict[str, Any]] = [{"view": WorkerInsightView()}]
-    if not compat.is_airflow_3():
+    if not airflow_plugins.serves_fastapi_apps():
         views.append({"view": WorkerInsightApi()})
     return views
 

@@ -19,7 +19,6 @@ from flask_appbuilder import BaseView, expose
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.api import schemas
 from airflow_worker_insight.api.csrf import is_from_here, is_json, may_be_made
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
@@ -27,6 +26,7 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
     View = TypeVar("View", bound=Callable[..., Any])
     Query = TypeVar("Query", bound=BaseModel)
 
-
-MOUNTED_BELOW = "/pluginsv2"
-"""The path at which Airflow 3 mounts the Flask app that all plugins share."""
 
 HEADERS = {**page_service.HEADERS, "cache-control": "no-store"}
 
@@ -151,10 +148,10 @@ class FlaskUrls(Urls):
 
     def __init__(self, script_root: str, *, may_see_workers: bool = False) -> None:
         super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
-        self.api_root = script_root.removesuffix(MOUNTED_BELOW) if compat.is_airflow_3() else script_root
+        self.api_root = airflow_plugins.airflow_root(script_root)
 
     def _task_instance(self, *, address: PanelAddress) -> str:
-        if compat.is_airflow_3():
+        if not airflow_plugins.airflows_pages_are_flasks():
             return super()._task_instance(address=address)
         path = airflow_links.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)
         return f"{self.api_root}{path}"
@@ -306,7 +303,7 @@ def _render_page(
 ) -> Response:
     if request.path.endswith("/fragment"):
         return _html_response(render(template, layout=FRAGMENT, url=url, **values), status)
-    if compat.is_airflow_3():
+    if not airflow_plugins.airflows_pages_are_flasks():
         return _html_response(render(template, url=url, **values), status)
     html = render(template, layout="worker_insight/fab_page.html", url=url, **values)
     # Markup, since our own templates have already escaped this HTML.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple_, union_all
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
 from airflow_worker_insight.domain.clock import utc
@@ -374,7 +373,9 @@ def instance_keys(row: Row[Any]) -> tuple[int, ...]:
         if logical_date is None
         else (instance_key_by_run(row.identity_run, logical_date, row.task_id, row.map_index),)
     )
-    return (instance_key(str(row.identity_own)), *key_by_run) if compat.is_airflow_3() else key_by_run
+    if metadata_database.task_instances_have_ids():
+        return instance_key(str(row.identity_own)), *key_by_run
+    return key_by_run
 
 
 def _airflow_try(row: Row[Any]) -> AirflowTry:
