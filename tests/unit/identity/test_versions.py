@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_worker_insight import __version__
 from airflow_worker_insight.identity.versions import versions
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 
 def module(version: object) -> ModuleType:
@@ -20,7 +23,7 @@ def module(version: object) -> ModuleType:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def installed(mocker: MockerFixture) -> dict[str, str]:
     """Return a dict of what is installed, to be filled by the test."""
     distributions: dict[str, str] = {}
 
@@ -29,7 +32,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise metadata.PackageNotFoundError(name)
         return distributions[name]
 
-    monkeypatch.setattr(metadata, "version", version)
+    mocker.patch.object(metadata, "version", version)
     return distributions
 
 
