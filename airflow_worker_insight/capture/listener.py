@@ -26,7 +26,7 @@ def on_task_instance_running(task_instance: Any) -> None:
     """Report the worker of this task process; no error reaches the task."""
     try:
         _report_start(task_instance)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - no error may reach the task
         # One process runs one try, so this logs at most one line per try.
         log.warning("Airflow Worker Insight could not record the worker of this try: %s", error)
 

@@ -197,7 +197,7 @@ class ReconcileQueue:
         for delay in (*(self.settings.retry_delays if delays is None else delays), None):
             try:
                 work()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the thread goes on with the next runs
                 if delay is not None:
                     time.sleep(delay)
                 elif give_up:
@@ -264,8 +264,8 @@ def _explanation(error: Exception) -> str:
     try:
         with session.reading(session.BACKGROUND) as connection:
             schema = migrate.check(connection)
-    except Exception:  # noqa: BLE001
-        schema = migrate.Schema.READY  # The tables' state is unknown: report the first error.
+    except Exception:  # noqa: BLE001 - the tables' state is unknown: report the first error
+        schema = migrate.Schema.READY
     if schema is not migrate.Schema.READY:
         return schema.explanation
     return f"{str(getattr(error, 'orig', None) or error).strip().partition(chr(10))[0]}."

@@ -183,10 +183,10 @@ def make_plan(
                 )
             )
             continue
-        airflow_try = _with_start(airflow_try, existing)  # noqa: PLW2901
+        started_try = _with_start(airflow_try, existing)
         # Keep what a worker reported of a lost try, but not that it runs: a later try exists.
-        if _is_open(existing) if airflow_try.is_lost else not existing.is_closed_as(airflow_try):
-            close.append((existing.row_key, airflow_try))
+        if _is_open(existing) if started_try.is_lost else not existing.is_closed_as(started_try):
+            close.append((existing.row_key, started_try))
     return Plan(close, add, _unmapped_keys_to_remove(tries, recorded))
 
 

@@ -54,5 +54,5 @@ def _queue_reconciliation(run: Any) -> None:
             from airflow_worker_insight.capture.queue import queue
 
             queue.put(run.dag_id, run.run_id)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - no error may reach the scheduler
         log.warning("Airflow Worker Insight could not queue a Dag run to be reconciled: %s", error)

@@ -33,7 +33,7 @@ def run_locally(executor: Any, key: Any, item: Any) -> None:
     # 3.0 passes it on at once, later versions when they process workloads.
     executor.queue_workload(item, session=None)
     if compat.airflow_version() >= (3, 1):
-        executor._process_workloads([item])  # noqa: SLF001
+        executor._process_workloads([item])  # noqa: SLF001 - nothing public sends a single workload
 
 
 def workload_key(workload: Any) -> Any:
@@ -74,12 +74,12 @@ def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     """Return the function that a process of Airflow 3's LocalExecutor runs, and its arguments."""
     from inspect import signature
 
-    target = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001
+    target = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001 - the target of the executor's own processes
     available = {
         "logger_name": executor.log.name,
         "input": executor.activity_queue,
         "output": executor.result_queue,
-        "unread_messages": executor._unread_messages,  # noqa: SLF001
+        "unread_messages": executor._unread_messages,  # noqa: SLF001 - an argument of that target
         # From 3.2 on.
         "team_conf": getattr(executor, "conf", None),
     }

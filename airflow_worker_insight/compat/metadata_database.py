@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from inspect import currentframe
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
@@ -132,7 +132,8 @@ def job_health_threshold(job_type: str) -> timedelta:
 
     from airflow.jobs.job import Job, health_check_threshold
 
-    return timedelta(seconds=health_check_threshold(job_type, Job._heartrate(job_type)))  # noqa: SLF001
+    heartrate = Job._heartrate(job_type)  # noqa: SLF001 - Airflow's public rate is that of a job's object
+    return timedelta(seconds=health_check_threshold(job_type, heartrate))
 
 
 def task_heartbeat_timeout() -> timedelta:
@@ -165,12 +166,12 @@ def in_task_xcom_request() -> bool:
     The route stores it within the same call (3.0 to 3.3). No other route of Airflow is in that module; if a later
     version moves the route, this returns ``False``.
     """
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame = currentframe()
     for _ in range(_MAX_FRAMES):
+        if frame is None:
+            return False
         if frame.f_globals.get("__name__") == "airflow.api_fastapi.execution_api.routes.xcoms":
             return True
-        if frame.f_back is None:
-            return False
         frame = frame.f_back
     return False
 

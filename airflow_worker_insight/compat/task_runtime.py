@@ -105,8 +105,8 @@ def listener_managers() -> Iterator[Any]:
         if compat.airflow_version() >= (3, 2):
             if module.get_listener_manager.cache_info().currsize:
                 yield module.get_listener_manager()
-        elif module._listener_manager is not None:  # noqa: SLF001
-            yield module._listener_manager  # noqa: SLF001
+        elif (manager := module._listener_manager) is not None:  # noqa: SLF001 - the public function would make one
+            yield manager
 
 
 def in_scheduler() -> bool:

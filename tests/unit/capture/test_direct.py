@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -13,6 +13,9 @@ from airflow_worker_insight.capture import direct
 from airflow_worker_insight.capture.report_schema import worker_record
 from airflow_worker_insight.identity import Worker
 from tests.unit.database import Database, at
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 pytestmark = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records with reports")
 
@@ -25,13 +28,13 @@ def a_task_instance(**others: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**known, **times, **queued, "dag_run": dag_run, **others})
 
 
-def a_worker_of(monkeypatch: pytest.MonkeyPatch, kind: str, **others: Any) -> None:
+def a_worker_of(mocker: MockerFixture, kind: str, **others: Any) -> None:
     """Have this process belong to a worker of this kind."""
     known: dict[str, Any] = {"worker_id": f"{kind}-1", "name": "w1", "hostname": "host-1", "engine_name": "w1@host-1"}
     started = {"pid": 100, "started_at": "2026-03-01T11:00:00+00:00"}
     described = {"labels": {"zone": "a"}, "resources": {"cpus": 0.5}, "versions": {"airflow": "2.11.2"}}
     worker = Worker(kind=kind, **{**known, **started, **described, **others})
-    monkeypatch.setattr(identity, "whoami", lambda **_: worker)
+    mocker.patch.object(identity, "whoami", return_value=worker)
 
 
 def test_a_start_is_written(database: Database) -> None:
