@@ -46,7 +46,7 @@ class Process(NamedTuple):
     """Arguments of the process, or its title as the only item if it has set one."""
     start: str
     """Start time as the kernel recorded it: it never changes and differs for a reused pid."""
-    started: float | None
+    create_time: float | None
     """Start time in seconds since 1970, accurate to some milliseconds."""
 
     @property
@@ -90,8 +90,8 @@ def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
         if child_ticks is not None and ticks > child_ticks:
             break
         child_ticks = ticks
-        started = None if boot_time is None else boot_time + ticks / hertz
-        processes.append(Process(pid=pid, argv=arguments, start=str(ticks), started=started))
+        create_time = None if boot_time is None else boot_time + ticks / hertz
+        processes.append(Process(pid=pid, argv=arguments, start=str(ticks), create_time=create_time))
         pid = parent
     return processes
 
@@ -185,12 +185,12 @@ def lineage_from_psutil() -> list[Process]:
     process: Any = psutil.Process()
     try:
         while process is not None and len(processes) < _MAX_ANCESTORS:
-            started = float(process.create_time())
+            create_time = float(process.create_time())
             try:
                 argv = tuple(process.cmdline())
             except psutil.AccessDenied:  # another user's process: its arguments are hidden
                 argv = ()
-            processes.append(Process(process.pid, argv, f"{started:.2f}", started))
+            processes.append(Process(process.pid, argv, f"{create_time:.2f}", create_time))
             process = process.parent()
     except psutil.Error:
         pass

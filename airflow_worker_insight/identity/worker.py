@@ -153,7 +153,7 @@ def _describe(
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
         engine_name=clean(detected.name, NAME_LENGTH) or None,
         pid=main.pid if main else None,
-        started_at=safe_call(lambda: _iso(main.started if main else None), None),
+        started_at=safe_call(lambda: _iso(main.create_time if main else None), None),
         labels=safe_call(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
         resources=safe_call(lambda: _resources(image), {}),
         versions=safe_call(lambda: versions.versions(detected.kind, sys.modules), {}),

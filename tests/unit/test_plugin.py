@@ -78,7 +78,7 @@ def test_an_api_server_gets_the_app_and_begins_to_claim() -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("unclaimed")
-def test_asking_for_the_app_again_claims_once() -> None:
+def test_reading_the_apps_again_installs_one_claimer() -> None:
     from airflow_worker_insight.capture import claim
 
     plugin = WorkerInsightPlugin()

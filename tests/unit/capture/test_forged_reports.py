@@ -179,7 +179,7 @@ def test_it_can_describe_the_worker_that_runs_it_where_its_report_is_the_first(
     )
 
 
-def test_it_can_describe_anew_a_worker_of_its_host_that_no_engine_tells_of(database: Database) -> None:
+def test_it_can_describe_anew_a_worker_of_its_host_that_no_source_knows(database: Database) -> None:
     """Its name stays: decisions go by it."""
     one = a_running_try(database)
     push(one, a_report(one.try_id))
@@ -187,7 +187,7 @@ def test_it_can_describe_anew_a_worker_of_its_host_that_no_engine_tells_of(datab
     assert [(row["name"], row["labels"]) for row in database.workers()] == [("w1@host-1", {})]
 
 
-def test_it_can_rename_a_worker_of_its_host_that_no_engine_can_tell_of(
+def test_it_can_rename_a_worker_of_its_host_that_no_source_can_know(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "acme.AcmeExecutor")
@@ -280,7 +280,7 @@ def test_it_cannot_take_over_a_worker_that_has_run_nothing_yet(
 
 @on_both
 @pytest.mark.parametrize("kind", ["edge", "local"])
-def test_it_cannot_take_over_a_worker_of_another_engine(database: Database, kind: str) -> None:
+def test_it_cannot_take_over_a_worker_of_another_source(database: Database, kind: str) -> None:
     """Edge's table tells no process and perhaps no start; a scheduler is known by the job that queued any try of it."""
     names = {"edge": ("e1", "e2"), "local": ("local@host-1", "local@host-2")}[kind]
     hosts = {"edge": ("e1", "e2"), "local": ("host-1", "host-2")}[kind]
@@ -328,7 +328,7 @@ def test_it_cannot_silence_a_worker_by_giving_its_id_first(
 
 
 @on_both
-def test_it_cannot_silence_a_worker_that_no_engine_tells_of(database: Database, counters: Counters) -> None:
+def test_it_cannot_silence_a_worker_that_no_source_knows(database: Database, counters: Counters) -> None:
     forging = a_running_try(database, "forging", hostname="host-2")
     push(forging, a_report(forging.try_id))
     real = a_running_try(database, "real")
@@ -652,7 +652,7 @@ def test_what_differs_is_said_once_and_the_key_is_not_blamed(
 
 
 @on_both
-def test_an_id_that_its_engine_gave_a_worker_is_taken_where_it_is_that_worker(
+def test_id_that_the_source_gave_a_worker_is_accepted_for_that_worker(
     database: Database, counters: Counters, report: Callable[..., dict[str, Any]]
 ) -> None:
     its_id = found(database, "w1@host-1")["worker_id"]

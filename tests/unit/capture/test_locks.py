@@ -35,10 +35,10 @@ CLAIMED = {attempt.name, worker.name}
 
 
 @pytest.mark.parametrize(("table", "mode"), [*((table, EXCLUSIVE) for table in OUR_TABLES), (attempt.name, "SHARE")])
-def test_a_locked_table_keeps_no_request_waiting_and_loses_no_report(database: Database, table: str, mode: str) -> None:
-    one, other = a_running_try(database), a_running_try(database, "load")
+def test_locked_table_delays_no_request_and_loses_no_report(database: Database, table: str, mode: str) -> None:
+    running_try, other = a_running_try(database), a_running_try(database, "load")
     with locked(database, table, mode):
-        push(one, a_report(one.try_id))
+        push(running_try, a_report(running_try.try_id))
         push(other, "2", key="return_value")
         stored = {key for _, key, _ in stored_xcoms(database)}
     is_in_the_way = table in CLAIMED
@@ -47,7 +47,7 @@ def test_a_locked_table_keeps_no_request_waiting_and_loses_no_report(database: D
     assert [row["task_id"] for row in database.attempts()] == ["extract"]
 
 
-def test_after_a_time_out_claiming_pauses_until_the_background_thread_finds_the_tables_usable(
+def test_claiming_pauses_after_a_timeout_until_the_tables_are_usable(
     database: Database, claimer: Claimer, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries = [a_running_try(database, f"task-{number}") for number in range(3)]
@@ -73,9 +73,9 @@ def test_after_a_time_out_claiming_pauses_until_the_background_thread_finds_the_
 
 def test_only_one_claim_waits_for_a_locked_table(database: Database, claimer: Claimer, counters: Counters) -> None:
     """Each holds one of Airflow's few connections. Another one waits already, so this one does not."""
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     with locked(database, worker.name), claimer.lock_wait:
-        push(one, a_report(one.try_id))
+        push(running_try, a_report(running_try.try_id))
         assert counters.snapshot() == {"reports.unclaimed": 1}
         assert not claimer.breaker.is_open
     assert reconcile.claim_left_behind() == 1
@@ -89,19 +89,19 @@ def test_without_reports_left_behind_no_query_is_sent(database: Database, mocker
     engine.assert_not_called()
 
 
-def test_a_failure_of_another_kind_does_not_wait_for_the_version_table(database: Database) -> None:
+def test_check_after_a_failure_does_not_wait_for_the_version_table(database: Database) -> None:
     """What is wrong is looked up there."""
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     with database.engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {attempt.name} DROP COLUMN load"))
     with locked(database, VERSION_TABLE):
-        push(one, a_report(one.try_id))
+        push(running_try, a_report(running_try.try_id))
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
 
 
 @pytest.mark.parametrize("table", [attempt.name, worker.name, placement.name])
 def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, counters: Counters, table: str) -> None:
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     quick = QueueSettings(
         commit_delay=0,
         retry_delays=(),
@@ -112,7 +112,7 @@ def test_a_dag_run_that_ends_meanwhile_is_reconciled_later(database: Database, c
     )
     queue = ReconcileQueue(quick, catch_up=False, counters=counters)
     with database.engine.begin() as connection:
-        change_try(connection, one.key, state="success")
+        change_try(connection, running_try.key, state="success")
         run = metadata_database.dag_run_table()
         connection.execute(run.update().values(state="success"))
     with locked(database, table):

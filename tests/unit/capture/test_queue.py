@@ -256,7 +256,7 @@ def test_the_first_run_brings_those_that_ended_before_this_process(database: Dat
     assert sorted(row["run_id"] for row in database.attempts()) == ["missed", "now"]
 
 
-def test_our_short_wait_for_a_locked_database_does_not_become_the_schedulers(database: Database) -> None:
+def test_lock_timeout_of_the_queue_does_not_stay_on_the_schedulers_connections(database: Database) -> None:
     def waits() -> set[int]:
         with ExitStack() as stack:
             connections = [stack.enter_context(database.engine.connect()) for _ in range(3)]

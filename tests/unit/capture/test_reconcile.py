@@ -386,7 +386,7 @@ def test_what_is_older_than_the_installation_is_backfilled(database: Database) -
 
 @airflow_3
 @on_both
-def test_a_report_that_nobody_claimed_is_taken(database: Database) -> None:
+def test_unclaimed_report_is_claimed_late(database: Database) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     push(one, "mine", key="return_value")
@@ -402,7 +402,7 @@ def test_a_report_that_nobody_claimed_is_taken(database: Database) -> None:
 
 
 @airflow_3
-def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Database) -> None:
+def test_late_report_of_an_earlier_try_is_recorded_for_that_try(database: Database) -> None:
     first_id = uuid.uuid4()
     one = a_running_try(database, try_number=2, state="success", ended_at=at(90))
     with database.engine.begin() as connection:
@@ -414,7 +414,7 @@ def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Databa
 
 
 @airflow_3
-def test_a_waiting_report_of_another_host_than_airflow_has_is_dropped(database: Database, counters: Counters) -> None:
+def test_late_report_of_another_host_than_airflows_is_dropped(database: Database, counters: Counters) -> None:
     """Its try has deferred and gone on elsewhere: which worker was there Airflow does not say any more."""
     one = a_running_try(database, state="success", ended_at=at(90), hostname="host-9")
     push(one, a_report(one.try_id))
@@ -427,7 +427,7 @@ def test_a_waiting_report_of_another_host_than_airflow_has_is_dropped(database: 
 @pytest.mark.parametrize(
     "value", ["hello", {"version": 2}, a_report(uuid.UUID(int=0))], ids=["text", "later", "forged"]
 )
-def test_a_waiting_report_that_is_not_believed_is_dropped(database: Database, counters: Counters, value: Any) -> None:
+def test_late_report_that_is_not_valid_is_dropped(database: Database, counters: Counters, value: Any) -> None:
     one = a_running_try(database, state="success", ended_at=at(20))
     push(one, value)
     reconciled(database, one.run, counters=counters)
@@ -437,7 +437,7 @@ def test_a_waiting_report_that_is_not_believed_is_dropped(database: Database, co
 
 
 @airflow_3
-def test_the_reports_of_other_runs_wait_on(database: Database) -> None:
+def test_reports_of_other_runs_stay_stored(database: Database) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     with database.engine.begin() as connection:
@@ -447,7 +447,7 @@ def test_the_reports_of_other_runs_wait_on(database: Database) -> None:
 
 
 @airflow_3
-def test_all_waiting_reports_are_taken_however_many(database: Database) -> None:
+def test_all_stored_reports_are_claimed_page_by_page(database: Database) -> None:
     for map_index in range(5):
         one = a_running_try(database, map_index=map_index)
         push(one, a_report(one.try_id))
@@ -457,7 +457,7 @@ def test_all_waiting_reports_are_taken_however_many(database: Database) -> None:
 
 
 @airflow_3
-def test_reports_that_cannot_be_taken_end_the_search(database: Database, counters: Counters) -> None:
+def test_reports_that_cannot_be_claimed_are_read_once(database: Database, counters: Counters) -> None:
     with database.engine.begin() as connection:
         connection.execute(
             text("CREATE TRIGGER no BEFORE INSERT ON worker_insight_attempt BEGIN SELECT RAISE(ABORT, 'no'); END")

@@ -41,7 +41,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("server")
-def test_an_ended_run_is_put_into_the_queue(put: list[tuple[str, str]]) -> None:
+def test_ended_run_is_queued(put: list[tuple[str, str]]) -> None:
     run_listener.on_dag_run_success(RUN)
     run_listener.on_dag_run_failed(RUN)
     assert put == [("etl", "run-1")] * 2
@@ -49,7 +49,7 @@ def test_an_ended_run_is_put_into_the_queue(put: list[tuple[str, str]]) -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("server")
-def test_a_state_that_a_person_set_is_too(put: list[tuple[str, str]]) -> None:
+def test_run_of_a_state_set_by_a_user_is_queued(put: list[tuple[str, str]]) -> None:
     run_listener.on_task_instance_success(RUN)
     run_listener.on_task_instance_failed(RUN)
     assert put == [("etl", "run-1")] * 2
@@ -57,7 +57,7 @@ def test_a_state_that_a_person_set_is_too(put: list[tuple[str, str]]) -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("server")
-def test_the_end_of_a_task_in_its_own_process_is_not(put: list[tuple[str, str]], mocker: MockerFixture) -> None:
+def test_end_of_a_task_in_its_own_process_queues_nothing(put: list[tuple[str, str]], mocker: MockerFixture) -> None:
     """Under LocalExecutor a task process is a fork of the scheduler: it has all of its modules, and must not wait."""
     in_a_task_process(mocker, CommsDecoder())
     run_listener.on_task_instance_success(RUN)
@@ -65,7 +65,7 @@ def test_the_end_of_a_task_in_its_own_process_is_not(put: list[tuple[str, str]],
     assert put == []
 
 
-def test_a_persons_own_process_reconciles_nothing(put: list[tuple[str, str]]) -> None:
+def test_process_of_a_user_reconciles_nothing(put: list[tuple[str, str]]) -> None:
     """``dag.test()`` calls the same hooks."""
     run_listener.on_dag_run_success(RUN)
     run_listener.on_task_instance_success(RUN)
@@ -73,14 +73,14 @@ def test_a_persons_own_process_reconciles_nothing(put: list[tuple[str, str]]) ->
 
 
 @pytest.mark.usefixtures("server")
-def test_switched_off_nothing_is_put(put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_queued_when_disabled(put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
     run_listener.on_dag_run_success(RUN)
     assert put == []
 
 
 @pytest.mark.usefixtures("server")
-def test_nothing_that_goes_wrong_reaches_the_scheduler(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_do_not_reach_the_scheduler(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
     def full(*_: str) -> None:
         raise RuntimeError("can't start new thread")
 

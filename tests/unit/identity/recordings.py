@@ -29,7 +29,7 @@ EDGE_ENVIRON = {
 
 
 def process(pid: int, ticks: int, *argv: str) -> Process:
-    return Process(pid=pid, argv=argv, start=str(ticks), started=1_700_000_000 + ticks / 100)
+    return Process(pid=pid, argv=argv, start=str(ticks), create_time=1_700_000_000 + ticks / 100)
 
 
 OUTSIDE = [

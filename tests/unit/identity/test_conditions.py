@@ -109,7 +109,7 @@ def test_processes_of_no_known_kind_are_not_counted_wrongly(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("others", "counted"), [(MAX_CHILDREN - 1, True), (MAX_CHILDREN, False)])
-def test_only_so_many_processes_are_looked_at(tmp_path: Path, others: int, counted: bool) -> None:
+def test_number_of_processes_read_is_bounded(tmp_path: Path, others: int, counted: bool) -> None:
     pairs = [
         one
         for number in range(others + 1)
@@ -191,7 +191,7 @@ def test_the_tightest_of_all_groups_counts(tmp_path: Path) -> None:
     assert free_within(tmp_path, "0::/kubepods/pod1\n") == 0.125
 
 
-def test_files_that_nobody_reads_are_as_good_as_free(tmp_path: Path) -> None:
+def test_inactive_file_cache_counts_as_free(tmp_path: Path) -> None:
     """A worker that has written large logs is not short of memory."""
     group(tmp_path, "pod", v2(4 * GIB, 4 * GIB, unread=3 * GIB))
     assert free_within(tmp_path, "0::/pod\n") == 0.75

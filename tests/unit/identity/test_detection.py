@@ -270,7 +270,7 @@ def test_nearest_worker_counts() -> None:
         (),
     ],
 )
-def test_command_that_only_speaks_of_a_worker_is_none(command: tuple[str, ...]) -> None:
+def test_command_that_only_mentions_a_worker_is_none(command: tuple[str, ...]) -> None:
     assert detect_worker(around([process(7, 700, *command)])) == DetectedWorker("unknown", "host-1", None)
 
 

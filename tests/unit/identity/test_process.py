@@ -81,8 +81,8 @@ def test_command_line_is_read_in_part_and_need_not_be_text(tmp_path: Path) -> No
 def test_real_ancestry() -> None:
     found = process.lineage()
     assert [each.pid for each in found[:2]] == [os.getpid(), os.getppid()]
-    assert found[0].started is not None
-    assert found[0].started <= time.time() < found[0].started + 86_400
+    assert found[0].create_time is not None
+    assert found[0].create_time <= time.time() < found[0].create_time + 86_400
     assert found == process.lineage()[: len(found)] or found[0].start == process.lineage()[0].start
 
 
@@ -122,7 +122,7 @@ def test_without_proc_psutil_tells_the_same() -> None:
     psutil = pytest.importorskip("psutil")
     found = process.lineage_from_psutil()
     assert [each.pid for each in found[:2]] == [os.getpid(), os.getppid()]
-    assert found[0].started == psutil.Process().create_time()
+    assert found[0].create_time == psutil.Process().create_time()
     # A test runner may have given the process another title.
     assert list(found[0].argv) == psutil.Process().cmdline()
 

@@ -36,7 +36,7 @@ def installed(mocker: MockerFixture) -> dict[str, str]:
     return distributions
 
 
-def test_what_is_loaded_is_not_looked_up(installed: dict[str, str]) -> None:
+def test_versions_of_loaded_modules_are_not_looked_up(installed: dict[str, str]) -> None:
     installed["apache-airflow"] = "9.9.9"
     loaded: dict[str, Any] = {
         "airflow": module("3.3.2"),
@@ -59,13 +59,13 @@ def test_a_new_interpreter_says_the_same(installed: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_is_not_there_is_left_out() -> None:
+def test_packages_that_are_not_installed_are_left_out() -> None:
     assert set(versions("celery", {})) == {"python", "provider"}
     assert set(versions("celery", {"airflow": module(None), "celery": None})) == {"python", "provider"}
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_module_that_imports_what_it_lacks_is_not_asked() -> None:
+def test_modules_with_lazy_attributes_import_nothing() -> None:
     class Lazy(ModuleType):
         def __getattr__(self, name: str) -> object:
             raise AssertionError(name)

@@ -41,7 +41,7 @@ processes = st.builds(
         ),
     ),
     start=st.integers(0, 2**40).map(str),
-    started=st.one_of(st.none(), st.floats()),
+    create_time=st.one_of(st.none(), st.floats()),
 )
 environments = st.dictionaries(
     st.one_of(
@@ -71,7 +71,7 @@ def outside_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- IDs -------------------------------------------------------------------------------------------------
 
 
-def test_same_life_same_id() -> None:
+def test_task_processes_of_an_instance_have_its_id() -> None:
     assert id_of(recorded("celery-3.3.2-w1")) == id_of(recorded("celery-3.3.2-w1-as-user"))
     assert id_of(recorded("local-3.3.2-a")) == id_of(recorded("local-3.3.2-b"))
     solo = id_of(recorded("celery-3.3.2-solo"), environ={"CELERY_LOG_LEVEL": "20"})
@@ -125,7 +125,7 @@ def test_workers_of_one_host_have_different_ids() -> None:
     ],
 )
 @pytest.mark.parametrize("lineage", [recorded("celery-3.3.2-w1"), recorded("local-3.3.2-a"), recorded("edge-3.0.6")])
-def test_restart_is_a_new_life(lineage: list[Process], change: dict[str, Any]) -> None:
+def test_restart_is_a_new_instance(lineage: list[Process], change: dict[str, Any]) -> None:
     again = [*lineage[:-1], lineage[-1]._replace(**change)]
     assert id_of(again) != id_of(lineage)
 
@@ -142,11 +142,11 @@ def test_other_machine_boot_or_container_is_another_worker() -> None:
 
 
 def test_correction_of_the_clock_changes_nothing() -> None:
-    corrected = [each._replace(started=(each.started or 0) + 3600) for each in recorded("celery-3.3.2-w1")]
+    corrected = [each._replace(create_time=(each.create_time or 0) + 3600) for each in recorded("celery-3.3.2-w1")]
     assert id_of(corrected) == id_of(recorded("celery-3.3.2-w1"))
 
 
-def test_pod_is_one_life_whatever_runs_in_it() -> None:
+def test_pod_is_one_instance_whatever_runs_in_it() -> None:
     environ = {"AIRFLOW_IS_K8S_EXECUTOR_POD": "True", "POD_NAME": "p-1", "POD_UID": "2f3c"}
     pod = id_of(recorded("pod-3.3.2"), environ=environ)
     assert pod == id_of(recorded("pod-3.1.8"), environ=environ, boot="", namespace="")
@@ -171,7 +171,7 @@ def test_facts_do_not_run_into_each_other() -> None:
 
 
 @given(st.lists(processes, max_size=5), environments, any_text, odd_text, any_text)
-def test_any_surroundings_give_a_valid_id(
+def test_any_context_gives_a_valid_id(
     lineage: list[Process], environ: dict[str, str], host: str, executor: str | None, boot: str
 ) -> None:
     around = ProcessContext(lineage, environ, {}, host, executor_name(executor), host)
