@@ -203,11 +203,14 @@ def test_airflow_takes_each_name(name: str) -> None:
     assert validator()("airflow", f"{metrics.PREFIX}.{name}") == f"airflow.{metrics.PREFIX}.{name}"
 
 
+COUNT_CALLS = ("count", "counters.count", "self.counters.count")
+
+
 def counted_in_the_code() -> Iterator[str]:
     """Yield a pattern for what each call of ``count`` in the package counts."""
     for path in (ROOT / "airflow_worker_insight").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "count":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in COUNT_CALLS:
                 name = node.args[0]
                 if isinstance(name, ast.Constant):
                     yield re.escape(str(name.value))
