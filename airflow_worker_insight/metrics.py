@@ -83,7 +83,7 @@ def gauge(name: str, value: float, **labels: str) -> None:
 
 
 def _set_gauge(name: str, value: float, labels: dict[str, str]) -> None:
-    if airflow_stats.stats_take_tags():
+    if airflow_stats.stats_support_tags():
         tags = {key: _INVALID_IN_TAG.sub("_", text) for key, text in labels.items()}
         airflow_stats.stats().gauge(name, value, tags=tags)
     else:

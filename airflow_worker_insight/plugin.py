@@ -10,7 +10,6 @@ import logging
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.capture import hook_monitoring
 from airflow_worker_insight.compat import task_runtime
 
@@ -61,7 +60,9 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
 
         Only API servers read this, so the claim and the polls of the workers are also started from here.
         """
-        if not compat.is_airflow_3():
+        from airflow_worker_insight.compat import plugins as airflow_plugins
+
+        if not airflow_plugins.serves_fastapi_apps():
             return []
         from airflow_worker_insight.app import create_app
         from airflow_worker_insight.capture import claim

@@ -1,3 +1,3 @@
-"""Record tries: a listener reports, the claim takes the report, reconciling does the rest."""
+"""Record tries: a listener reports, the API server claims the report, reconciling does the rest."""
 
 from __future__ import annotations

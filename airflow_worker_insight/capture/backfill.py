@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.capture.reconcile import Outcome, in_parts, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs, split_into_batches
 from airflow_worker_insight.store import airflow_history, session
 from airflow_worker_insight.store.attempts import close
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BATCH = 100
+RUNS_PER_READ = 100
 """Number of Dag runs read at once."""
 
-BATCH_TASKS = 5_000
-"""Task instances per transaction: few enough for the database, enough to be quick."""
+TASKS_PER_TRANSACTION = 5_000
+"""Maximum number of task instances per transaction; a single Dag run may have more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def installed_at() -> datetime:
         return close.first_report_at(connection) or datetime.now(timezone.utc)
 
 
-def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -> Iterator[Progress]:
+def reconcile_selected(
+    selection: Selection, *, installed_at: datetime | None, runs_per_read: int = RUNS_PER_READ
+) -> Iterator[Progress]:
     """Reconcile all selected Dag runs, yielding the progress after each batch.
 
     :param installed_at: tries that started before it become ``backfilled`` instead of ``inferred``
@@ -75,13 +77,15 @@ def reconcile_selected(selection: Selection, *, installed_at: datetime | None) -
                 dag_id=selection.dag_id,
                 ended_since=selection.ended_since,
                 after_row_id=after,
-                limit=BATCH,
+                limit=runs_per_read,
             )
             if not runs:
                 return
-            parts = list(in_parts(airflow_history.count_task_instances(connection, runs), BATCH_TASKS))
-        for part in parts:
+            batches = list(
+                split_into_batches(airflow_history.count_task_instances(connection, runs), TASKS_PER_TRANSACTION)
+            )
+        for batch in batches:
             with session.writing(session.COMMAND) as connection:
-                outcome = reconcile_runs(connection, part, installed_at=installed_at)
-            after = part[-1].row_id
-            yield Progress(runs=len(part), outcome=outcome, last_row_id=after)
+                outcome = reconcile_runs(connection, batch, installed_at=installed_at)
+            after = batch[-1].row_id
+            yield Progress(runs=len(batch), outcome=outcome, last_row_id=after)

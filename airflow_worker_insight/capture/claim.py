@@ -14,7 +14,7 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config, metrics
-from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.counters import Counters, process_counters
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.report_schema import RejectedReportError, conditions, parse_report, worker_record
 from airflow_worker_insight.compat import metadata_database
@@ -39,91 +39,146 @@ PAUSE_SECONDS = 30.0
 """How long claiming pauses, in seconds, after a timeout or when the tables are missing.
 
 Otherwise each claim would delay a request of Airflow's or log an error in the database. The registry's background
-thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.take_left_behind`.
+thread ends the pause sooner when it finds the tables usable again: see :func:`.reconcile.claim_left_behind`.
 """
 
-breaker = CircuitBreaker(PAUSE_SECONDS)
-"""Open while claiming is paused."""
 
-_one_waits = Lock()
-"""Held by the one claim of this process that may wait for a table lock."""
+class Claimer:
+    """Claims the reports that sessions of this process are about to store."""
 
-left_behind = Event()
-"""Set when a report was stored because its claim timed out or claiming was paused."""
+    def __init__(self, *, breaker: CircuitBreaker | None = None, counters: Counters = process_counters) -> None:
+        self.breaker = breaker or CircuitBreaker(PAUSE_SECONDS)
+        """Open while claiming is paused."""
+        self.counters = counters
+        self.may_have_unclaimed = Event()
+        """Set when a report was stored because its claim timed out or claiming was paused."""
+        self.lock_wait = Lock()
+        """Held by the one claim that may wait for a table lock."""
+
+    def before_flush(self, session: Session, _flush: Any, _objects: Any) -> None:
+        """Claim the reports among a session's new rows; SQLAlchemy calls this before each flush."""
+        # Each flush of the API server comes here, so check only what is an XCom.
+        model = metadata_database.xcom_model()
+        for row in list(session.new):
+            if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.in_task_xcom_request():
+                if self.breaker.allows():
+                    self._claim(session, row)
+                else:
+                    self.may_have_unclaimed.set()
+
+    def _claim(self, session: Session, row: Any) -> None:
+        try:
+            connection = session.connection()
+        except Exception:  # noqa: BLE001 - Airflow's own flush is about to raise the same
+            return
+        started = time.perf_counter()
+        try:
+            if not self._claim_within_bounds(connection, row):
+                self.counters.count("reports.unclaimed")
+                self.may_have_unclaimed.set()
+                return
+            # Claimed: without the row in the session no XCom is stored.
+            session.expunge(row)
+            self.breaker.close()
+        except Exception as error:  # noqa: BLE001 - Airflow's request must succeed, whatever fails here
+            self.counters.count("reports.unclaimed")
+            self._handle_failure(connection, error)
+        metrics.timing("claim.duration", seconds=time.perf_counter() - started)
+
+    def _claim_within_bounds(self, connection: Connection, row: Any) -> bool:
+        """Claim a report; return ``False`` where a table is locked and another claim waits for it.
+
+        Each claim holds one of the API server's few connections. If all of them waited, the next request would get none
+        and block the event loop, where Airflow looks up the request's token, so the server could not release any.
+        """
+        try:
+            with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
+                self._record(bounded_connection, row)
+        except database.TablesLockedError:
+            if not self.lock_wait.acquire(blocking=False):
+                return False
+            try:
+                with database.savepoint(connection, database.START) as bounded_connection:
+                    self._record(bounded_connection, row)
+            finally:
+                self.lock_wait.release()
+        return True
+
+    def _record(self, connection: Connection, row: Any) -> None:
+        sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
+        record_report(connection, sender, row.value, now=datetime.now(timezone.utc), counters=self.counters)
+
+    def _handle_failure(self, connection: Connection, error: Exception) -> None:
+        """Warn once why a report was not claimed; pause claiming if the next ones would fail too."""
+        schema = migrate.Schema.READY
+        if not database.is_timeout(error):
+            try:
+                with database.savepoint(connection, database.EXPLAIN):
+                    schema = migrate.check(connection)
+            except Exception as check_error:  # noqa: BLE001 - the tables' state stays unknown
+                # Report the first error, unless the check itself timed out.
+                if database.is_timeout(check_error):
+                    error = check_error
+        if schema is not migrate.Schema.READY:
+            self._pause()
+            self.counters.warn_once(
+                "schema",
+                "%s Tasks are not affected; reports stay in the xcom table until then.",
+                schema.explanation,
+            )
+        elif database.is_timeout(error):
+            self._pause()
+            self.counters.count("claims.paused")
+            self.counters.warn_once(
+                "claim.timeout",
+                "Airflow Worker Insight could not claim a report in time: its tables are locked, or the database is "
+                "slow (%s). Tasks are not affected; reports stay in the xcom table until that is over.",
+                str(getattr(error, "orig", None) or error).strip().partition("\n")[0],
+            )
+        else:
+            self.breaker.close()
+            self.counters.warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)
+
+    def _pause(self) -> None:
+        self.breaker.open()
+        self.may_have_unclaimed.set()
 
 
-def install() -> None:
+_installed: Claimer | None = None
+
+
+def install(claimer: Claimer | None = None) -> None:
     """Claim every report that this process stores from now on; a second call changes nothing."""
-    if config.enabled() and not is_installed():
+    global _installed  # noqa: PLW0603 - SQLAlchemy's hook is the process's, and so is its claimer
+    if config.enabled() and _installed is None:
         # Load Airflow's module now and not in the middle of a request.
         metadata_database.xcom_model()
-        xcom.call_before_flushes(_before_flush)
+        _installed = claimer or Claimer()
+        xcom.add_flush_hook(_installed.before_flush)
 
 
 def uninstall() -> None:
     """Stop claiming: reports are stored as XComs again."""
-    if is_installed():
-        xcom.call_no_more_before_flushes(_before_flush)
+    global _installed  # noqa: PLW0603 - as in install
+    if _installed is not None:
+        xcom.remove_flush_hook(_installed.before_flush)
+        _installed = None
 
 
-def is_installed() -> bool:
-    """Return whether this process claims reports."""
-    return xcom.is_called_before_flushes(_before_flush)
+def installed() -> Claimer | None:
+    """Return what claims this process's reports, or ``None`` if they stay XComs."""
+    return _installed
 
 
-def _before_flush(session: Session, _flush: Any, _objects: Any) -> None:
-    # Called on each flush of the API server, so check only what is an XCom.
-    model = metadata_database.xcom_model()
-    for row in list(session.new):
-        if isinstance(row, model) and row.key == REPORT_KEY and metadata_database.stores_xcom_for_a_task():
-            if breaker.allows():
-                _claim(session, row)
-            else:
-                left_behind.set()
-
-
-def _claim(session: Session, row: Any) -> None:
-    try:
-        connection = session.connection()
-    except Exception:  # noqa: BLE001
-        return  # Airflow's own flush is about to raise the same.
-    started = time.perf_counter()
-    try:
-        if not _claim_now(connection, row):
-            count("reports.unclaimed")
-            left_behind.set()
-            return
-        # Claimed: without the row in the session no XCom is stored.
-        session.expunge(row)
-        breaker.close()
-    except Exception as error:  # noqa: BLE001
-        count("reports.unclaimed")
-        _handle_failure(connection, error)
-    metrics.timing("claim.duration", seconds=time.perf_counter() - started)
-
-
-def _claim_now(connection: Connection, row: Any) -> bool:
-    """Claim a report; return ``False`` where a table is locked and another claim waits for it.
-
-    Each claim holds one of the API server's few connections. If all of them waited, the next request would get none
-    and block the event loop, where Airflow looks up the request's token, so the server could not release any.
-    """
-    sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
-    try:
-        with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
-            take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
-    except database.TablesLockedError:
-        if not _one_waits.acquire(blocking=False):
-            return False
-        try:
-            with database.savepoint(connection, database.START) as bounded_connection:
-                take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
-        finally:
-            _one_waits.release()
-    return True
-
-
-def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: datetime, is_late: bool = False) -> None:
+def record_report(
+    connection: Connection,
+    sender: TaskInstanceKey,
+    value: Any,
+    *,
+    now: datetime,
+    is_late: bool = False,
+    counters: Counters = process_counters,
+) -> None:
     """Record the attempt that a report describes, or drop a report that is not credible.
 
     The caller owns the transaction and removes the stored report.
@@ -132,25 +187,26 @@ def take(connection: Connection, sender: TaskInstanceKey, value: Any, *, now: da
     :param value: the stored XCom value
     :param now: when the report was stored
     :param is_late: whether it was stored before this transaction
+    :param counters: what counts the report
     """
     try:
         contradiction = _record(connection, sender, value, now=now, is_late=is_late)
-        count("reports.claimed")
+        counters.count("reports.claimed")
         if contradiction is not None:
-            count("reports.contradicting")
-            warn_once(
+            counters.count("reports.contradicting")
+            counters.warn_once(
                 "contradicting",
-                "Airflow Worker Insight records a report of task %s.%s for a worker of its own: what it says does not "
-                "agree with what is known (%s)",
+                "Airflow Worker Insight recorded a report of task %s.%s for a separate worker, because it contradicts "
+                "what is known of the named one (%s)",
                 sender.dag_id,
                 sender.task_id,
                 contradiction,
             )
     except RejectedReportError as rejected:
-        count(f"reports.dropped.{rejected.reason}")
+        counters.count(f"reports.dropped.{rejected.reason}")
         if rejected.reason == "in_a_test":
             return  # Expected in ``dag.test``: there is nothing to fix.
-        warn_once(
+        counters.warn_once(
             f"dropped.{rejected.reason}",
             "Airflow Worker Insight dropped a report of task %s.%s (%s): %s",
             sender.dag_id,
@@ -177,7 +233,7 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
     if is_late and airflow_try.hostname and not are_one_host(airflow_try.hostname, report.worker.hostname):
         # A process on another host may have followed this one, and Airflow keeps the latest host only.
         raise RejectedReportError(
-            "not_this_host", f"it waited, and Airflow has the try on the host {airflow_try.hostname}"
+            "not_this_host", f"it was claimed late, and Airflow has the try on the host {airflow_try.hostname}"
         )
     try:
         return record_start(
@@ -203,35 +259,5 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
 
 
 def _may_precede_end(stored_at: datetime, ended_at: datetime | None) -> bool:
-    """Return whether a report may be from before its try's end, by clocks of two hosts."""
+    """Return whether a report may be from before its try's end, as two hosts' clocks may differ."""
     return ended_at is None or stored_at <= ended_at + CLOCK_SKEW
-
-
-def _handle_failure(connection: Connection, error: Exception) -> None:
-    """Warn once why a report was not claimed; pause claiming if the next ones would fail too."""
-    schema = migrate.Schema.READY
-    if not database.is_timeout(error):
-        try:
-            with database.savepoint(connection, database.EXPLAIN):
-                schema = migrate.check(connection)
-        except Exception as check_error:  # noqa: BLE001
-            # The tables' state is unknown: report the first error, unless the check itself timed out.
-            if database.is_timeout(check_error):
-                error = check_error
-    if schema is not migrate.Schema.READY:
-        breaker.open()
-        left_behind.set()
-        warn_once("schema", "%s Tasks are not affected; reports wait in the xcom table until then.", schema.explanation)
-    elif database.is_timeout(error):
-        breaker.open()
-        left_behind.set()
-        count("claims.paused")
-        warn_once(
-            "claim.timeout",
-            "Airflow Worker Insight could not claim a report in time: its tables are locked, or the database is slow "
-            "(%s). Tasks are not affected; reports wait in the xcom table until that is over.",
-            str(getattr(error, "orig", None) or error).strip().partition("\n")[0],
-        )
-    else:
-        breaker.close()
-        warn_once("claim", "Airflow Worker Insight could not claim a report: %s", error)

@@ -10,32 +10,38 @@ from airflow_worker_insight import metrics
 
 log = logging.getLogger(__name__)
 
-_counts: Counter[str] = Counter()
-_warned: set[str] = set()
-_lock = Lock()
+
+class Counters:
+    """Counters, and the topics that have been warned of."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._warned: set[str] = set()
+        self._lock = Lock()
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter, one of :data:`airflow_worker_insight.metrics.COUNTERS`."""
+        with self._lock:
+            self._counts[name] += number
+        metrics.count(name, number)
+
+    def snapshot(self) -> dict[str, int]:
+        """Return the current counts."""
+        with self._lock:
+            return dict(self._counts)
+
+    def warn_once(self, topic: str, message: str, *arguments: object) -> None:
+        """Log a warning the first time that ``topic`` occurs."""
+        with self._lock:
+            is_first = topic not in self._warned
+            self._warned.add(topic)
+        if is_first:
+            log.warning(message, *arguments)
 
 
-def count(what: str, number: int = 1) -> None:
-    """Add to a counter, one of :data:`airflow_worker_insight.metrics.COUNTERS`.
+process_counters = Counters()
+"""The counters of this process."""
 
-    :param what: the counter's name
-    :param number: how much to add
-    """
-    with _lock:
-        _counts[what] += number
-    metrics.count(what, number)
-
-
-def snapshot() -> dict[str, int]:
-    """Return the counters of this process since it started."""
-    with _lock:
-        return dict(_counts)
-
-
-def warn_once(topic: str, message: str, *arguments: object) -> None:
-    """Log a warning the first time that ``topic`` occurs in this process."""
-    with _lock:
-        is_first = topic not in _warned
-        _warned.add(topic)
-    if is_first:
-        log.warning(message, *arguments)
+count = process_counters.count
+snapshot = process_counters.snapshot
+warn_once = process_counters.warn_once

@@ -42,7 +42,7 @@ def record(task_instance: Any) -> None:
         map_index=task_instance.map_index,
         try_number=task_instance.try_number,
     )
-    instance = instance_key_by_run(*metadata_database.run_of(task_instance), key.task_id, key.map_index)
+    instance = instance_key_by_run(*metadata_database.dag_run_identity(task_instance), key.task_id, key.map_index)
     started = time.perf_counter()
     try:
         with session.writing(session.TASK) as connection:

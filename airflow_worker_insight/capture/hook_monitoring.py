@@ -26,7 +26,8 @@ hookimpl = HookimplMarker("airflow")
 log = logging.getLogger(__name__)
 
 _this_module = sys.modules[__name__]
-_left_in_process: int | None = None
+_unregistered_in: set[int] = set()
+"""Pids of the processes that have unregistered the listeners; a fork of one registers its own again."""
 
 
 def listeners() -> list[Any]:
@@ -34,28 +35,28 @@ def listeners() -> list[Any]:
 
     Such a process is a command that parses Dags, for example.
     """
-    if _left_in_process == os.getpid() or not (task_runtime.in_server_process() or task_runtime.in_task_process()):
+    has_use = task_runtime.in_server_process() or task_runtime.in_task_process()
+    if os.getpid() in _unregistered_in or not has_use:
         return []
     return [listener, run_listener, _this_module]
 
 
 @hookimpl
-def on_starting(component: Any) -> None:  # noqa: ARG001
+def on_starting() -> None:
     """Leave the listener manager, but keep receiving its hooks through monitoring."""
-    global _left_in_process  # noqa: PLW0603
     try:
         for manager in task_runtime.listener_managers():
             if manager.pm.is_registered(_this_module):
                 # First, so that a listener manager created now registers nothing.
-                _left_in_process = os.getpid()
+                _unregistered_in.add(os.getpid())
                 manager.pm.add_hookcall_monitoring(_call_listeners, _do_nothing)
                 for module in (listener, run_listener, _this_module):
                     manager.pm.unregister(module)
-    except Exception as error:  # noqa: BLE001
-        log.warning("Airflow Worker Insight stays a listener: %s", error)
+    except Exception as error:  # noqa: BLE001 - Airflow calls this while it starts
+        log.warning("Airflow Worker Insight could not unregister its listeners: %s", error)
 
 
-def _call_listeners(hook_name: str, hook_impls: Any, arguments: Any) -> None:  # noqa: ARG001
+def _call_listeners(hook_name: str, _hook_impls: Any, arguments: Any) -> None:
     for module in (listener, run_listener):
         hook = getattr(module, hook_name, None)
         if hook is not None:

@@ -26,7 +26,7 @@ def on_task_instance_running(task_instance: Any) -> None:
     """Report the worker of this task process; no error reaches the task."""
     try:
         _report_start(task_instance)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - no error may reach the task
         # One process runs one try, so this logs at most one line per try.
         log.warning("Airflow Worker Insight could not record the worker of this try: %s", error)
 
@@ -45,7 +45,7 @@ def _report_start(task_instance: Any) -> None:
 def _send(channel: tuple[Any, Any], task_instance: Any) -> None:
     """Send the report to the task's supervisor, over its connection and with its token."""
     comms, set_xcom = channel
-    run_id = task_runtime.in_xcom_path(task_instance.run_id)
+    run_id = task_runtime.escape_run_id(task_instance.run_id)
     if run_id is None:
         return  # The response would be a 404, and a warning in each try's log.
     comms.send(

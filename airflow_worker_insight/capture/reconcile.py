@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.capture import claim
-from airflow_worker_insight.capture.counters import count, warn_once
+from airflow_worker_insight.capture.counters import Counters, process_counters
 from airflow_worker_insight.capture.report import REPORT_KEY
+from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.attempts import lost_tries
 from airflow_worker_insight.domain.attribution import Verdict, attribute
 from airflow_worker_insight.store import airflow_history, migrate, placements, rekeying, session, xcom
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.close import Recorded
     from airflow_worker_insight.store.xcom import StoredReport
 
-WAITING_PAGE = 100
+REPORTS_PER_READ = 100
 """Number of stored reports read at once."""
 
-LEFT_BEHIND_PAGE = 20
+REPORTS_PER_TRANSACTION = 20
 """Number of stored reports per transaction while tries run.
 
 Airflow cannot clear the XComs of their task instances before the transaction ends.
@@ -45,12 +46,12 @@ Airflow cannot clear the XComs of their task instances before the transaction en
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many tries a pass closed, added and claimed late, and which runs it must see again."""
+    """How many tries a pass closed, added and claimed late, and which runs have unfinished tries."""
 
     closed: int = 0
     added: int = 0
     claimed: int = 0
-    still_running: frozenset[DagRunRef] = frozenset()
+    unfinished_runs: frozenset[DagRunRef] = frozenset()
 
     def __add__(self, other: Outcome) -> Outcome:
         """Sum two passes."""
@@ -58,7 +59,7 @@ class Outcome:
             self.closed + other.closed,
             self.added + other.added,
             self.claimed + other.claimed,
-            self.still_running | other.still_running,
+            self.unfinished_runs | other.unfinished_runs,
         )
 
 
@@ -72,17 +73,22 @@ class Plan:
 
 
 def reconcile_runs(
-    connection: Connection, runs: Sequence[DagRunRef], *, installed_at: datetime | None = None
+    connection: Connection,
+    runs: Sequence[DagRunRef],
+    *,
+    installed_at: datetime | None = None,
+    counters: Counters = process_counters,
 ) -> Outcome:
     """Reconcile these Dag runs.
 
     The caller owns the transaction and keeps batches small.
 
     :param installed_at: tries that started before it are ``backfilled``; with ``None`` no try is
+    :param counters: what counts the reports and tries
     """
     if not runs:
         return Outcome()
-    claimed = claim_waiting(connection, runs)
+    claimed = claim_stored_reports(connection, runs, counters=counters)
     tries = airflow_history.tries_of_runs(connection, runs)
     recorded = rekeying.rekey(connection, runs, tries, attempts_close.recorded_tries(connection, runs))
     recorded_keys = {record.row_key for record in recorded}
@@ -111,30 +117,30 @@ def reconcile_runs(
     )
     placements.keep(connection, runs, tries)
     for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
-        count(f"tries.{attribution}", tries_count)
+        counters.count(f"tries.{attribution}", tries_count)
     return Outcome(
-        closed=len(plan.close), added=len(plan.add), claimed=claimed, still_running=_still_running(runs, tries)
+        closed=len(plan.close), added=len(plan.add), claimed=claimed, unfinished_runs=_unfinished_runs(runs, tries)
     )
 
 
-def in_parts(runs: Mapping[DagRunRef, int], limit: int) -> Iterator[list[DagRunRef]]:
-    """Split Dag runs into parts of at most ``limit`` task instances; a larger run is a part.
+def split_into_batches(runs: Mapping[DagRunRef, int], limit: int) -> Iterator[list[DagRunRef]]:
+    """Split Dag runs into batches of at most ``limit`` task instances; a larger run is a batch.
 
     :param runs: Dag runs and the number of their task instances
     """
-    part: list[DagRunRef] = []
+    batch: list[DagRunRef] = []
     size = 0
     for run, task_count in runs.items():
-        if part and size + task_count > limit:
-            yield part
-            part, size = [], 0
-        part.append(run)
+        if batch and size + task_count > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(run)
         size += task_count
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
-def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> frozenset[DagRunRef]:
+def _unfinished_runs(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> frozenset[DagRunRef]:
     running = {
         (airflow_try.key.dag_id, airflow_try.key.run_id)
         for airflow_try in tries
@@ -160,7 +166,7 @@ def make_plan(
     finished = [airflow_try for airflow_try in tries if airflow_try.is_finished]
     lost = lost_tries(tries)
     # A try from before the very first report is not history where its run has recorded tries.
-    recorded_runs = {_run_of(airflow_try) for airflow_try in tries if _find_recorded(airflow_try, by_key) is not None}
+    recorded_runs = {_run_key(airflow_try) for airflow_try in tries if _find_recorded(airflow_try, by_key) is not None}
     forgotten = _forgotten_records(runs, tries, recorded)
     close: list[tuple[RowKey, AirflowTry]] = []
     add: list[tuple[AirflowTry, Verdict]] = []
@@ -169,7 +175,7 @@ def make_plan(
             forgotten.get(airflow_try.key) if airflow_try.is_lost else None
         )
         if existing is None:
-            backfilled = _is_before(airflow_try, installed_at) and _run_of(airflow_try) not in recorded_runs
+            backfilled = _is_before(airflow_try, installed_at) and _run_key(airflow_try) not in recorded_runs
             add.append(
                 (
                     airflow_try,
@@ -177,11 +183,11 @@ def make_plan(
                 )
             )
             continue
-        airflow_try = _with_start(airflow_try, existing)  # noqa: PLW2901
+        started_try = _with_start(airflow_try, existing)
         # Keep what a worker reported of a lost try, but not that it runs: a later try exists.
-        if _is_open(existing) if airflow_try.is_lost else not existing.is_closed_as(airflow_try):
-            close.append((existing.row_key, airflow_try))
-    return Plan(close, add, _keys_mapped_since(tries, recorded))
+        if _is_open(existing) if started_try.is_lost else not existing.is_closed_as(started_try):
+            close.append((existing.row_key, started_try))
+    return Plan(close, add, _unmapped_keys_to_remove(tries, recorded))
 
 
 def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
@@ -204,7 +210,7 @@ def _forgotten_records(
     }
 
 
-def _run_of(airflow_try: AirflowTry) -> tuple[str, str]:
+def _run_key(airflow_try: AirflowTry) -> tuple[str, str]:
     return airflow_try.key.dag_id, airflow_try.key.run_id
 
 
@@ -217,10 +223,13 @@ def _with_start(airflow_try: AirflowTry, record: Recorded) -> AirflowTry:
     return airflow_try if airflow_try.started_at is not None else replace(airflow_try, started_at=record.started_at)
 
 
-def _keys_mapped_since(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
-    """Return the keys of records without a worker of a task that has been mapped since (2.11)."""
+def _unmapped_keys_to_remove(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
+    """Return the keys of unmapped records that mapped ones have replaced (2.11).
+
+    Airflow 2.11 expands a mapped task after it made its unmapped task instance, whose record has no worker.
+    """
     mapped = {
-        (*_run_of(airflow_try), airflow_try.key.task_id) for airflow_try in tries if airflow_try.key.map_index >= 0
+        (*_run_key(airflow_try), airflow_try.key.task_id) for airflow_try in tries if airflow_try.key.map_index >= 0
     }
     current_keys = {key for airflow_try in tries for key in airflow_try.row_keys}
     return [
@@ -233,72 +242,86 @@ def _keys_mapped_since(tries: Collection[AirflowTry], recorded: Collection[Recor
     ]
 
 
-def claim_waiting(connection: Connection, runs: Sequence[DagRunRef]) -> int:
+def claim_stored_reports(
+    connection: Connection,
+    runs: Sequence[DagRunRef],
+    *,
+    page_size: int = REPORTS_PER_READ,
+    counters: Counters = process_counters,
+) -> int:
     """Claim the stored reports of these Dag runs that no API server claimed; return how many."""
-    if not compat.is_airflow_3():
-        return 0
+    if task_runtime.task_processes_have_database():
+        return 0  # They send no reports.
     claimed = failed = 0
     while True:
         # Claimed reports leave the table. Failed ones stay: skip them to reach those behind.
-        reports = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=WAITING_PAGE, offset=failed)
-        claimed_now = sum(_claim_stored(connection, report) for report in reports)
+        reports = xcom.unclaimed_reports(connection, REPORT_KEY, runs=runs, limit=page_size, offset=failed)
+        claimed_now = sum(_claim_stored_report(connection, report, counters) for report in reports)
         claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
-        if len(reports) < WAITING_PAGE:
+        if len(reports) < page_size:
             return claimed
 
 
-def claim_all_waiting(bounds: session.Bounds = session.BACKGROUND) -> int:
+def claim_all_stored_reports(
+    bounds: session.Bounds = session.BACKGROUND,
+    *,
+    page_size: int = REPORTS_PER_TRANSACTION,
+    counters: Counters = process_counters,
+) -> int:
     """Claim all stored reports, one page per transaction; return how many.
 
     Small transactions lock no worker's row for long.
     """
-    if not compat.is_airflow_3():
-        return 0
+    if task_runtime.task_processes_have_database():
+        return 0  # They send no reports.
     claimed = failed = 0
     while True:
         with session.writing(bounds) as connection:
-            reports = xcom.unclaimed_reports(connection, REPORT_KEY, limit=LEFT_BEHIND_PAGE, offset=failed)
-            claimed_now = sum(_claim_stored(connection, report) for report in reports)
+            reports = xcom.unclaimed_reports(connection, REPORT_KEY, limit=page_size, offset=failed)
+            claimed_now = sum(_claim_stored_report(connection, report, counters) for report in reports)
         claimed, failed = claimed + claimed_now, failed + len(reports) - claimed_now
-        if len(reports) < LEFT_BEHIND_PAGE:
+        if len(reports) < page_size:
             return claimed
 
 
-def take_left_behind() -> int:
+def claim_left_behind() -> int:
     """Claim the reports that this process stored while claiming was paused; return how many.
 
     If that works, it ends the pause. A background thread calls this every few seconds, because Airflow clears a task
     instance's XComs when its next try starts.
     """
-    if not claim.left_behind.is_set():
+    claimer = claim.installed()
+    if claimer is None or not claimer.may_have_unclaimed.is_set():
         return 0
     # Clear first: a report that is stored meanwhile counts for the next call.
-    claim.left_behind.clear()
+    claimer.may_have_unclaimed.clear()
     try:
         with session.reading(session.BACKGROUND) as connection:
             is_ready = migrate.check(connection) is migrate.Schema.READY
-        claimed = claim_all_waiting() if is_ready else 0
+        claimed = claim_all_stored_reports(counters=claimer.counters) if is_ready else 0
     except Exception:
-        claim.left_behind.set()
+        claimer.may_have_unclaimed.set()
         raise
     if is_ready:
-        claim.breaker.close()
+        claimer.breaker.close()
     else:
-        claim.left_behind.set()
+        claimer.may_have_unclaimed.set()
     return claimed
 
 
-def _claim_stored(connection: Connection, report: StoredReport) -> bool:
+def _claim_stored_report(connection: Connection, report: StoredReport, counters: Counters) -> bool:
     try:
         with connection.begin_nested():
-            claim.take(connection, report.stored_under, report.value, now=report.stored_at, is_late=True)
+            claim.record_report(
+                connection, report.stored_under, report.value, now=report.stored_at, is_late=True, counters=counters
+            )
             xcom.delete_report(connection, REPORT_KEY, report.stored_under)
     except Exception as error:
         if session.is_timeout(error):
             # The next reports would time out too, while this transaction holds its locks.
             raise
-        count("reports.unclaimed")
-        warn_once("reconcile", "Airflow Worker Insight could not take a waiting report: %s", error)
+        counters.count("reports.unclaimed")
+        counters.warn_once("reconcile", "Airflow Worker Insight could not claim a stored report: %s", error)
         return False
     return True
 

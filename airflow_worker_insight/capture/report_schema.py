@@ -58,7 +58,7 @@ def _not_host_id(worker_id: str) -> str:
     Otherwise a task could turn the row that stands for any worker of a host into that of one worker.
     """
     if worker_id.startswith(HOST_ID_PREFIX):
-        raise ValueError("this is no worker's own ID")
+        raise ValueError("the ID of a host is not the ID of a worker")
     return worker_id
 
 
@@ -175,8 +175,11 @@ def conditions(report: ConditionsReport | dict[str, Any]) -> Conditions:
     return Conditions(load=validated.load, memory_free=validated.memory_free, running_beside=validated.running_beside)
 
 
+_STORABLE_YEARS = range(2000, 9001)
+
+
 def _storable_time(moment: datetime | None) -> datetime | None:
     """Return a start time that every database can store, in UTC, else ``None``."""
-    if moment is None or not 2000 <= moment.year <= 9000:  # noqa: PLR2004
+    if moment is None or moment.year not in _STORABLE_YEARS:
         return None
     return moment.astimezone(timezone.utc)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pluggy import HookimplMarker
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.compat import task_runtime
 
 hookimpl = HookimplMarker("airflow")
@@ -43,9 +43,8 @@ def on_task_instance_failed(task_instance: Any) -> None:
 
 
 def _queue_if_set_by_user(task_instance: Any) -> None:
-    # In a task process the same hooks announce the task's own end, which the end of its Dag run covers. With
-    # LocalExecutor that process is a fork of the scheduler and looks like one.
-    if compat.is_airflow_3() and task_runtime.task_channel() is None:
+    # The end of the Dag run covers the ends of its tasks.
+    if task_runtime.user_has_set_state():
         _queue_reconciliation(task_instance)
 
 
@@ -55,5 +54,5 @@ def _queue_reconciliation(run: Any) -> None:
             from airflow_worker_insight.capture.queue import queue
 
             queue.put(run.dag_id, run.run_id)
-    except Exception as error:  # noqa: BLE001
-        log.warning("Airflow Worker Insight could not note the end of a Dag run: %s", error)
+    except Exception as error:  # noqa: BLE001 - no error may reach the scheduler
+        log.warning("Airflow Worker Insight could not queue a Dag run to be reconciled: %s", error)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
-from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, claim_all_stored_reports, reconcile_runs
 from airflow_worker_insight.cli.common import confirmed, require_tables
 from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
 from airflow_worker_insight.cli.process import RUN_AGAIN, go_on_with, raise_if_interrupted, say
@@ -36,7 +36,7 @@ def reconcile(args: Any) -> None:
         return
     with session.reading(session.COMMAND) as connection:
         first_report = first_report_at(connection)
-    claimed = Outcome(claimed=0 if args.dag_id else claim_all_waiting(session.COMMAND))
+    claimed = Outcome(claimed=0 if args.dag_id else claim_all_stored_reports(session.COMMAND))
     since = args.since or datetime.now(timezone.utc) - timedelta(hours=RECONCILE_HOURS)
     _reconcile_selection(Selection(dag_id=args.dag_id, ended_since=since), installed=first_report, initial=claimed)
 

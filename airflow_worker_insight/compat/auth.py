@@ -45,7 +45,7 @@ def require_task_instances(user: Any, dag_id: str | None) -> None:
     from airflow.api_fastapi.core_api.security import requires_access_dag
 
     check = requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)
-    settled(check(_request_for(dag_id), user))
+    resolve_awaitable(check(_request_for(dag_id), user))
 
 
 def require_jobs_view(user: Any) -> None:
@@ -56,7 +56,7 @@ def require_jobs_view(user: Any) -> None:
     from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
     from airflow.api_fastapi.core_api.security import requires_access_view
 
-    settled(requires_access_view(AccessView.JOBS)(_request_for(None), user))
+    resolve_awaitable(requires_access_view(AccessView.JOBS)(_request_for(None), user))
 
 
 def require_pool_edit(user: Any) -> None:
@@ -69,11 +69,11 @@ def require_pool_edit(user: Any) -> None:
     from airflow.api_fastapi.app import get_auth_manager
     from fastapi import HTTPException
 
-    if not settled(get_auth_manager().is_authorized_pool(method="PUT", user=user)):
+    if not resolve_awaitable(get_auth_manager().is_authorized_pool(method="PUT", user=user)):
         raise HTTPException(403, "Forbidden")
 
 
-def settled(result: Any) -> Any:
+def resolve_awaitable(result: Any) -> Any:
     """Return the result of an authorization check, which may be a coroutine in some versions.
 
     Airflow made its dependencies for pools, connections and variables coroutines in a minor version; an unawaited check

@@ -19,7 +19,7 @@ def celery_app(team: str | None) -> Any:
     return utils.create_celery_app(ExecutorConf(team))
 
 
-def executors_celery_app(executor: Any) -> Any:
+def celery_app_of(executor: Any) -> Any:
     """Return the Celery application of a CeleryExecutor.
 
     Before version 3.15 of the Celery provider all executors share one.

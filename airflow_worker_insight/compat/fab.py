@@ -16,7 +16,7 @@ from airflow_worker_insight.compat.auth import (
     require_jobs_view,
     require_pool_edit,
     require_task_instances,
-    settled,
+    resolve_awaitable,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def flask_may_see_task_instances(user: Any, dag_id: str | None) -> bool:
     details = None if dag_id is None else DagDetails(id=dag_id)
     entity = DagAccessEntity.TASK_INSTANCE
     manager = _flask_auth_manager()
-    return bool(settled(manager.is_authorized_dag(method="GET", access_entity=entity, details=details, user=user)))
+    return bool(
+        resolve_awaitable(manager.is_authorized_dag(method="GET", access_entity=entity, details=details, user=user))
+    )
 
 
 def flask_may_see_jobs(user: Any) -> bool:
@@ -90,14 +92,14 @@ def flask_may_see_jobs(user: Any) -> bool:
         return _is_allowed(require_jobs_view, user)
     from airflow.auth.managers.models.resource_details import AccessView
 
-    return bool(settled(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user)))
+    return bool(resolve_awaitable(_flask_auth_manager().is_authorized_view(access_view=AccessView.JOBS, user=user)))
 
 
 def flask_may_edit_pools(user: Any) -> bool:
     """Return whether a user may edit Airflow's pools."""
     if compat.is_airflow_3():
         return _is_allowed(require_pool_edit, user)
-    return bool(settled(_flask_auth_manager().is_authorized_pool(method="PUT", user=user)))
+    return bool(resolve_awaitable(_flask_auth_manager().is_authorized_pool(method="PUT", user=user)))
 
 
 def flask_csrf_token() -> str:

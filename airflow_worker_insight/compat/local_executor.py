@@ -33,7 +33,7 @@ def run_locally(executor: Any, key: Any, item: Any) -> None:
     # 3.0 passes it on at once, later versions when they process workloads.
     executor.queue_workload(item, session=None)
     if compat.airflow_version() >= (3, 1):
-        executor._process_workloads([item])  # noqa: SLF001
+        executor._process_workloads([item])  # noqa: SLF001 - nothing public sends a single workload
 
 
 def workload_key(workload: Any) -> Any:
@@ -48,17 +48,17 @@ def local_processes(executor: Any) -> list[Any]:
     return list(executor.workers.values() if isinstance(executor.workers, dict) else executor.workers)
 
 
-def local_processes_come_back() -> bool:
+def local_executor_restarts_processes() -> bool:
     """Return whether LocalExecutor replaces processes that died."""
     return compat.is_airflow_3()
 
 
-def local_executor_queues_nothing() -> bool:
+def local_executor_has_no_queue() -> bool:
     """Return whether LocalExecutor passes workloads to its processes immediately (3.0)."""
     return compat.airflow_version() == (3, 0)
 
 
-def dismiss_local_processes(executor: Any) -> None:
+def stop_local_processes(executor: Any) -> None:
     """Send all processes of Airflow 3's LocalExecutor the message to end.
 
     The executor's own ``end`` may fail to do so (3.0 to 3.3): it sends one message for each process that lives. If a
@@ -74,19 +74,19 @@ def local_process(executor: Any) -> tuple[Callable[..., None], dict[str, Any]]:
     """Return the function that a process of Airflow 3's LocalExecutor runs, and its arguments."""
     from inspect import signature
 
-    target = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001
+    target = import_module("airflow.executors.local_executor")._run_worker  # noqa: SLF001 - the target of the executor's own processes
     available = {
         "logger_name": executor.log.name,
         "input": executor.activity_queue,
         "output": executor.result_queue,
-        "unread_messages": executor._unread_messages,  # noqa: SLF001
+        "unread_messages": executor._unread_messages,  # noqa: SLF001 - an argument of that target
         # From 3.2 on.
         "team_conf": getattr(executor, "conf", None),
     }
     return target, {parameter: available[parameter] for parameter in signature(target).parameters}
 
 
-def executors_team(executor: Any) -> str | None:
+def team_name_of(executor: Any) -> str | None:
     """Return the team of an executor, or ``None`` (Airflow 3.1 and later)."""
     return getattr(executor, "team_name", None)
 

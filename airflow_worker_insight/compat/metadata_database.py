@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from inspect import currentframe
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat
@@ -69,13 +69,18 @@ def try_identity(table: Table) -> tuple[Any, list[Any]]:
     joined = table.join(run, (run.c.dag_id == table.c.dag_id) & (run.c.run_id == table.c.run_id))
     logical_date = run.c.logical_date if compat.is_airflow_3() else run.c.execution_date
     columns = [run.c.id.label("identity_run"), logical_date.label("identity_moment")]
-    if compat.is_airflow_3():
+    if task_instances_have_ids():
         task_instance_id = table.c.task_instance_id if "task_instance_id" in table.c else table.c.id
         columns.append(task_instance_id.label("identity_own"))
     return joined, columns
 
 
-def run_of(task_instance: Any) -> tuple[int, datetime]:
+def task_instances_have_ids() -> bool:
+    """Return whether Airflow gives task instances an ID of their own (Airflow 3)."""
+    return compat.is_airflow_3()
+
+
+def dag_run_identity(task_instance: Any) -> tuple[int, datetime]:
     """Return the row ID and the logical date of a 2.11 task instance's Dag run.
 
     2.11 loads the Dag run together with the task instance.
@@ -105,7 +110,7 @@ def dag_run_table() -> Table:
     return table
 
 
-def run_made_at(run: Any) -> Any | None:
+def dag_run_created_at(run: Any) -> Any | None:
     """Return the column with the creation time of a Dag run (3.3 and later), else ``None``.
 
     :param run: Airflow's ``dag_run`` table, or an alias of it
@@ -127,7 +132,8 @@ def job_health_threshold(job_type: str) -> timedelta:
 
     from airflow.jobs.job import Job, health_check_threshold
 
-    return timedelta(seconds=health_check_threshold(job_type, Job._heartrate(job_type)))  # noqa: SLF001
+    heartrate = Job._heartrate(job_type)  # noqa: SLF001 - Airflow's public rate is that of a job's object
+    return timedelta(seconds=health_check_threshold(job_type, heartrate))
 
 
 def task_heartbeat_timeout() -> timedelta:
@@ -154,18 +160,18 @@ Between it and a flush are about ten calls with SQLAlchemy 1.4 and 2.0.
 """
 
 
-def stores_xcom_for_a_task() -> bool:
+def in_task_xcom_request() -> bool:
     """Return whether the caller runs in the execution API's route that stores a task's XCom.
 
     The route stores it within the same call (3.0 to 3.3). No other route of Airflow is in that module; if a later
     version moves the route, this returns ``False``.
     """
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame = currentframe()
     for _ in range(_MAX_FRAMES):
+        if frame is None:
+            return False
         if frame.f_globals.get("__name__") == "airflow.api_fastapi.execution_api.routes.xcoms":
             return True
-        if frame.f_back is None:
-            return False
         frame = frame.f_back
     return False
 

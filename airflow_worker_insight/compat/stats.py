@@ -28,7 +28,7 @@ def stats() -> Any:
     module: Any = import_module("airflow._shared.observability.metrics.stats")
     factory: Any = import_module("airflow.observability.metrics.stats_utils").get_stats_factory
     if compat.airflow_version() >= (3, 3):
-        if module._factory is None:  # noqa: SLF001
+        if module._factory is None:  # noqa: SLF001 - nothing public says whether it is initialized
             legacy = conf.getboolean("metrics", "legacy_names_on")
             module.initialize(factory=factory(), export_legacy_names=legacy)
         return module
@@ -37,7 +37,7 @@ def stats() -> Any:
     return module.Stats
 
 
-def stats_take_tags() -> bool:
+def stats_support_tags() -> bool:
     """Return whether Airflow's stats support tags; plain StatsD has only names."""
     from airflow.configuration import conf
 

@@ -40,7 +40,7 @@ def task_channel() -> tuple[Any, Callable[..., Any]] | None:
     return comms, comms_module.SetXCom
 
 
-def in_xcom_path(run_id: str) -> str | None:
+def escape_run_id(run_id: str) -> str | None:
     """Return a run ID as ``SetXCom`` must carry it, or ``None`` if no encoding works.
 
     The task's client puts it into a URL's path unescaped (3.0 to 3.3), where ``#`` and ``?`` end the path and ``%``
@@ -52,13 +52,27 @@ def in_xcom_path(run_id: str) -> str | None:
     return run_id.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
 
 
+def task_processes_have_database() -> bool:
+    """Return whether task processes have access to the database (2.11); those of Airflow 3 send reports instead."""
+    return not compat.is_airflow_3()
+
+
+def user_has_set_state() -> bool:
+    """Return whether the current hook call for a task instance's end announces a state that a user set.
+
+    Airflow 3 makes such calls in the API server. In a task process the same hooks announce the task's own end; with
+    LocalExecutor that process is a fork of the scheduler and looks like one.
+    """
+    return compat.is_airflow_3() and task_channel() is None
+
+
 def runs_under_local_task_job(task_instance: Any) -> bool:
     """Return whether a LocalTaskJob of Airflow 2.11 started this task process.
 
     Its command is ``airflow tasks run --raw``. ``dag.test()`` and ``airflow tasks test`` have no job, so their task
     instances carry no ``job_id``.
     """
-    return not compat.is_airflow_3() and getattr(task_instance, "job_id", None) is not None
+    return task_processes_have_database() and getattr(task_instance, "job_id", None) is not None
 
 
 def in_server_process() -> bool:
@@ -77,9 +91,9 @@ def in_task_process() -> bool:
 
     On 2.11: whether it has at least loaded the command for it.
     """
-    if compat.is_airflow_3():
-        return task_channel() is not None
-    return "airflow.cli.commands.task_command" in sys.modules
+    if task_processes_have_database():
+        return "airflow.cli.commands.task_command" in sys.modules
+    return task_channel() is not None
 
 
 def listener_managers() -> Iterator[Any]:
@@ -91,8 +105,8 @@ def listener_managers() -> Iterator[Any]:
         if compat.airflow_version() >= (3, 2):
             if module.get_listener_manager.cache_info().currsize:
                 yield module.get_listener_manager()
-        elif module._listener_manager is not None:  # noqa: SLF001
-            yield module._listener_manager  # noqa: SLF001
+        elif (manager := module._listener_manager) is not None:  # noqa: SLF001 - the public function would make one
+            yield manager
 
 
 def in_scheduler() -> bool:

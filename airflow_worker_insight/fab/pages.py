@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import links as airflow_links
+from airflow_worker_insight.compat.plugins import FLASK_MOUNT_PATH
 from airflow_worker_insight.fab.reader import FlaskAirflow, RequestError
 from airflow_worker_insight.ui import page_service, pages
 from airflow_worker_insight.ui.query_params import InvalidUrlError, decision_of
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     View = TypeVar("View", bound=Callable[..., Any])
 
 
-MOUNTED_BELOW = "/pluginsv2"
-"""The path at which Airflow 3 mounts the Flask app that all plugins share."""
-
 HEADERS = {**page_service.HEADERS, "cache-control": "no-store"}
 
 
@@ -42,16 +40,17 @@ class FlaskUrls(Urls):
     """URLs for the templates, below Flask's views.
 
     :param script_root: the path at which the Flask app is mounted
+    :param renders_pages_with_flask: whether Airflow renders its own pages with Flask
     :param may_see_workers: whether the reader may open workers' pages
     """
 
-    def __init__(self, script_root: str, *, is_airflow_3: bool, may_see_workers: bool = False) -> None:
+    def __init__(self, script_root: str, *, renders_pages_with_flask: bool, may_see_workers: bool = False) -> None:
         super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
-        self.api_root = script_root.removesuffix(MOUNTED_BELOW) if is_airflow_3 else script_root
-        self._is_airflow_3 = is_airflow_3
+        self.api_root = script_root if renders_pages_with_flask else script_root.removesuffix(FLASK_MOUNT_PATH)
+        self._renders_pages_with_flask = renders_pages_with_flask
 
     def _task_instance(self, *, address: PanelAddress) -> str:
-        if self._is_airflow_3:
+        if not self._renders_pages_with_flask:
             return super()._task_instance(address=address)
         path = airflow_links.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)
         return f"{self.api_root}{path}"
@@ -168,7 +167,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         values = {**page.values, **values, "url": url}
         if request.path.endswith("/fragment"):
             return _html_response(render(page.template, layout=FRAGMENT, **values), status)
-        if self._airflow.is_airflow_3:
+        if not self._airflow.renders_pages_with_flask:
             return _html_response(render(page.template, **values), status)
         html = render(page.template, layout="worker_insight/fab_page.html", **values)
         # Markup, since our own templates have already escaped this HTML.
@@ -181,7 +180,11 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def _link_builder(self, reader: Reader | None = None) -> FlaskUrls:
         """Return the URLs for a reader's pages; those of workers only with permission."""
         may_see_workers = reader is not None and reader.may_see_workers()
-        return FlaskUrls(request.script_root, is_airflow_3=self._airflow.is_airflow_3, may_see_workers=may_see_workers)
+        return FlaskUrls(
+            request.script_root,
+            renders_pages_with_flask=self._airflow.renders_pages_with_flask,
+            may_see_workers=may_see_workers,
+        )
 
 
 def _query_string() -> str:

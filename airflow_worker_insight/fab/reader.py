@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.api.reader import Reader
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
+from airflow_worker_insight.compat import plugins as airflow_plugins
 
 if TYPE_CHECKING:
     from typing import Any
@@ -66,7 +66,7 @@ class FlaskAirflow:
     """Airflow, as its Flask app serves the current request."""
 
     def __init__(self) -> None:
-        self.is_airflow_3 = compat.is_airflow_3()
+        self.renders_pages_with_flask = airflow_plugins.airflow_renders_pages_with_flask()
 
     def page_reader(self) -> Reader:
         """Return the reader of a page."""

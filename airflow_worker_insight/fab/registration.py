@@ -25,7 +25,7 @@ def appbuilder_views(airflow: FlaskAirflow | None = None) -> list[dict[str, Any]
     """
     airflow = airflow or FlaskAirflow()
     views: list[dict[str, Any]] = [{"view": WorkerInsightView(airflow)}]
-    if not airflow.is_airflow_3:
+    if airflow.renders_pages_with_flask:
         views.append({"view": WorkerInsightApi(airflow)})
     return views
 

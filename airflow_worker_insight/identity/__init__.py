@@ -1,12 +1,11 @@
 """Identify the worker that a task process runs on.
 
 It runs inside the task process and uses only what the operating system shows of it. Start with :func:`whoami`.
-``process`` reads the ancestors of this process, ``detection`` recognises the worker among them, ``machine`` and
+``process`` reads the ancestors of this process, ``detection`` detects the worker among them, ``machine`` and
 ``versions`` describe where it runs, ``domain.names`` cleans and bounds text that operators or hosts write.
 :func:`conditions` returns the current load of the machine. :func:`process_id` returns a unique ID of this process.
 
-Only the standard library is imported here (and psutil where there is no ``/proc``, when it is needed), because the
-import time is added to every task process.
+Only the standard library is imported here, because the import time is added to every task process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.identity.process import Process
 
-MOST_CHILDREN = 128
+MAX_CHILDREN = 128
 """Number of a worker's child processes from which on ``running_beside`` is not counted."""
 
 
@@ -95,17 +95,17 @@ def running_beside(main_pid: int | None, lineage: Sequence[Process], proc: str =
     sibling_pids = [child for child in process.children(parent.pid, proc) if child != own_child.pid]
     if not sibling_pids:
         return 0
-    if len(sibling_pids) < MOST_CHILDREN:
-        if detection.is_task(own_child.argv):
+    if len(sibling_pids) < MAX_CHILDREN:
+        if detection.is_task_process(own_child.argv):
             return sum(_is_task(sibling_pid, proc) for sibling_pid in sibling_pids)
-        if detection.holds_tasks(own_child.argv):
+        if detection.is_task_parent(own_child.argv):
             return sum(_has_task(sibling_pid, proc) for sibling_pid in sibling_pids)
     return None
 
 
 def _is_task(pid: int, proc: str) -> bool:
     try:
-        return detection.is_task(process.argv(pid, proc))
+        return detection.is_task_process(process.argv(pid, proc))
     except OSError:  # it has just ended
         return False
 
@@ -113,7 +113,7 @@ def _is_task(pid: int, proc: str) -> bool:
 def _has_task(pid: int, proc: str) -> bool:
     try:
         # Without a child it is idle: its title is still that of its last try.
-        return process.has_children(pid, proc) and detection.holds_tasks(process.argv(pid, proc))
+        return process.has_children(pid, proc) and detection.is_task_parent(process.argv(pid, proc))
     except OSError:
         return False
 
@@ -123,7 +123,7 @@ def _free_shares(limits: Iterable[machine.MemoryLimit], machine_bytes: int) -> I
     for limit in limits:
         used_bytes = _read_integer(limit.used_file) if limit.size < machine_bytes else None
         if used_bytes is not None:
-            reclaimable_bytes = _parse_table(read_text(limit.stat_file)).get(limit.unread, 0)
+            reclaimable_bytes = _parse_table(read_text(limit.stat_file)).get(limit.cache_field, 0)
             yield 1 - max(used_bytes - reclaimable_bytes, 0) / limit.size
 
 

@@ -1,7 +1,7 @@
-"""Recognise the worker among the ancestors of a task process, for each kind of executor.
+"""Detect the worker among the ancestors of a task process, for each kind of executor.
 
-Every function here is pure: it reads :class:`Surroundings` only. The process trees were recorded on running deployments
-(Airflow 2.11.2 to 3.3.2); the recordings are the test data of this module.
+Every function here is pure: it reads :class:`ProcessContext` only. Process trees recorded on running deployments
+(Airflow 2.11.2 to 3.3.2) are the test data of this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.identity.process import Process
 
 
-class Surroundings(NamedTuple):
+class ProcessContext(NamedTuple):
     """Facts that a task process can read about itself without any request."""
 
     lineage: Sequence[Process]
@@ -33,7 +33,7 @@ class Surroundings(NamedTuple):
     """Namespace of the pod, from the file that Kubernetes mounts into it."""
 
 
-class Found(NamedTuple):
+class DetectedWorker(NamedTuple):
     """A recognised worker."""
 
     kind: str
@@ -42,11 +42,11 @@ class Found(NamedTuple):
     """Main process of the worker, which lives as long as the worker; ``None`` if unknown."""
     pod: str = ""
     """ID of the pod if the pod is the worker: equal for all its processes, unique among pods."""
-    is_one_of_several: bool = False
+    shares_main_process: bool = False
     """Whether the main process has several workers, which differ in their names only."""
 
 
-def recognise(context: Surroundings) -> Found:
+def detect_worker(context: ProcessContext) -> DetectedWorker:
     """Return the worker that this process belongs to.
 
     The nearest ancestor that is a worker decides: a task may start another Airflow, whose tasks belong to that one's
@@ -64,7 +64,7 @@ def recognise(context: Surroundings) -> Found:
         or _detect_kubernetes_pod(context)
         or _detect_celery_without_pool(context)
         or _detect_scheduler_child(context)
-        or Found(context.executor or "unknown", context.host, None)
+        or DetectedWorker(context.executor or "unknown", context.host, None)
     )
 
 
@@ -76,7 +76,7 @@ _CELERY_MAIN = ":MainProcess]"
 _CELERY_POOL = "PoolWorker-"
 
 
-def _match_celery_main(context: Surroundings, index: int) -> Found | None:
+def _match_celery_main(context: ProcessContext, index: int) -> DetectedWorker | None:
     """Match the main process of a Celery worker.
 
     Its pid is the one that Celery's ``inspect().stats()`` reports. The ancestors of a task are its supervisor, which in
@@ -86,15 +86,15 @@ def _match_celery_main(context: Surroundings, index: int) -> Found | None:
     process = context.lineage[index]
     title = process.title
     if title.startswith(_CELERY_TITLE) and _CELERY_MAIN in title:
-        return Found("celery", title[len(_CELERY_TITLE) : title.index(_CELERY_MAIN)], process)
+        return DetectedWorker("celery", title[len(_CELERY_TITLE) : title.index(_CELERY_MAIN)], process)
     # Without setproctitle, or with NOSETPS set, Celery cannot set a title and the command remains.
     if _airflow_command(process.argv)[:2] == ("celery", "worker"):
-        return Found("celery", _celery_node(context) or context.host, process)
+        return DetectedWorker("celery", _celery_node(context) or context.host, process)
     return None
 
 
-def _detect_celery_request(context: Surroundings) -> Found | None:
-    """Recognise a Celery worker by the message that it handles, inherited by fork.
+def _detect_celery_request(context: ProcessContext) -> DetectedWorker | None:
+    """Detect a Celery worker by the message that it handles, inherited by fork.
 
     Needed where no ancestor has Celery's title: in pools without processes of their own (solo, threads) Airflow 3.3
     gives the main process the title of its supervisor.
@@ -106,13 +106,13 @@ def _detect_celery_request(context: Surroundings) -> Found | None:
     # Set in a child of the pool: the pid of the process that forked it.
     parent_pid = getattr(getattr(billiard, "_current_process", None), "_parent_pid", None)
     if parent_pid is None:
-        return Found("celery", node, _find_supervisor(context))
+        return DetectedWorker("celery", node, _find_supervisor(context))
     main = next((process for process in context.lineage if process.pid == parent_pid), None)
-    return Found("celery", node, main)
+    return DetectedWorker("celery", node, main)
 
 
-def _detect_celery_without_pool(context: Surroundings) -> Found | None:
-    """Recognise a Celery worker without a pool after ``run_as_user``.
+def _detect_celery_without_pool(context: ProcessContext) -> DetectedWorker | None:
+    """Detect a Celery worker without a pool after ``run_as_user``.
 
     No memory is inherited then, but Celery's log setup leaves a variable in the environment. The node name is lost, so
     the host name is used.
@@ -120,10 +120,10 @@ def _detect_celery_without_pool(context: Surroundings) -> Found | None:
     main = _find_supervisor(context)
     if main is None or "CELERY_LOG_LEVEL" not in context.environ:
         return None
-    return Found("celery", context.host, main)
+    return DetectedWorker("celery", context.host, main)
 
 
-def _celery_node(context: Surroundings) -> str:
+def _celery_node(context: ProcessContext) -> str:
     state = context.modules.get("celery._state")
     current = getattr(state, "get_current_worker_task", None)
     if current is None:
@@ -132,7 +132,7 @@ def _celery_node(context: Surroundings) -> str:
     return node if isinstance(node, str) else ""
 
 
-def _find_supervisor(context: Surroundings) -> Process | None:
+def _find_supervisor(context: ProcessContext) -> Process | None:
     """Return the process with the supervisor's title, set by Airflow 3.3's ``run_workload``."""
     return next((process for process in context.lineage if process.title.startswith(_SUPERVISOR)), None)
 
@@ -158,7 +158,7 @@ def local_worker_environment(name: str, owner_pid: int) -> dict[str, str]:
     return {LOCAL_WORKER_VARIABLE: f"{owner_pid}:{name}"}
 
 
-def _match_local(context: Surroundings, index: int) -> Found | None:
+def _match_local(context: ProcessContext, index: int) -> DetectedWorker | None:
     """Match a worker process of LocalExecutor; the worker is the scheduler that owns it."""
     if not context.lineage[index].title.startswith(_LOCAL_WORKER):
         return None
@@ -177,19 +177,19 @@ def _match_local(context: Surroundings, index: int) -> Found | None:
     # When a scheduler is killed, its workers finish as children of the init process, which is not a scheduler.
     if owner is not None and owner.pid == 1 and not _airflow_command(owner.argv):
         owner = None
-    return _detect_named_local(context, owner) or Found("local", f"{PLAIN_LOCAL}@{context.host}", owner)
+    return _detect_named_local(context, owner) or DetectedWorker("local", f"{PLAIN_LOCAL}@{context.host}", owner)
 
 
-def _detect_named_local(context: Surroundings, owner: Process | None) -> Found | None:
-    """Recognise one of several named workers of a scheduler, even if the scheduler is gone."""
+def _detect_named_local(context: ProcessContext, owner: Process | None) -> DetectedWorker | None:
+    """Detect one of several named workers of a scheduler, even if the scheduler is gone."""
     pid, _, name = context.environ.get(LOCAL_WORKER_VARIABLE, "").partition(":")
     if not name or (owner is not None and pid != str(owner.pid)):
         return None
-    return Found("local", name, owner, is_one_of_several=True)
+    return DetectedWorker("local", name, owner, shares_main_process=True)
 
 
-def _detect_scheduler_child(context: Surroundings) -> Found | None:
-    """Recognise SequentialExecutor, or LocalExecutor without process titles."""
+def _detect_scheduler_child(context: ProcessContext) -> DetectedWorker | None:
+    """Detect SequentialExecutor, or LocalExecutor without process titles."""
     owner = next(
         (process for process in context.lineage if _airflow_command(process.argv)[:1] == ("scheduler",)),
         None,
@@ -197,8 +197,8 @@ def _detect_scheduler_child(context: Surroundings) -> Found | None:
     if owner is None:
         return None
     if context.executor.endswith("LocalExecutor"):
-        return _detect_named_local(context, owner) or Found("local", f"{PLAIN_LOCAL}@{context.host}", owner)
-    return Found(context.executor or "unknown", context.host, owner)
+        return _detect_named_local(context, owner) or DetectedWorker("local", f"{PLAIN_LOCAL}@{context.host}", owner)
+    return DetectedWorker(context.executor or "unknown", context.host, owner)
 
 
 # --- Edge ------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _detect_scheduler_child(context: Surroundings) -> Found | None:
 _EDGE_TITLE = "airflow edge worker: "
 
 
-def _match_edge(context: Surroundings, index: int) -> Found | None:
+def _match_edge(context: ProcessContext, index: int) -> DetectedWorker | None:
     """Match an Edge worker.
 
     Newer Edge providers title its main process ``airflow edge worker: NAME``. With older ones it keeps its command, and
@@ -220,14 +220,14 @@ def _match_edge(context: Surroundings, index: int) -> Found | None:
         main = process
     if main is None:
         return None
-    return Found("edge", _edge_name(context, main) or context.host, main)
+    return DetectedWorker("edge", _edge_name(context, main) or context.host, main)
 
 
 def _is_edge_worker(process: Process) -> bool:
     return process.title.startswith(_EDGE_TITLE) or _airflow_command(process.argv)[:2] == ("edge", "worker")
 
 
-def _edge_name(context: Surroundings, main: Process) -> str:
+def _edge_name(context: ProcessContext, main: Process) -> str:
     # All versions of the Edge worker put their name into HOSTNAME and make Airflow read its host name from there.
     if context.environ.get("AIRFLOW__CORE__HOSTNAME_CALLABLE", "").endswith("._edge_hostname"):
         return context.environ.get("HOSTNAME", "")
@@ -243,8 +243,8 @@ def _edge_name(context: Surroundings, main: Process) -> str:
 _PREFIXES = ("", "K8S_", "KUBERNETES_", "MY_")
 
 
-def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
-    """Recognise a pod that KubernetesExecutor created for one try, by its environment."""
+def _detect_kubernetes_pod(context: ProcessContext) -> DetectedWorker | None:
+    """Detect a pod that KubernetesExecutor created for one try, by its environment."""
     if context.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD", "").lower() not in {"true", "1"}:
         return None
     name = _downward_api(context, "POD_NAME") or context.host
@@ -252,10 +252,10 @@ def _detect_kubernetes_pod(context: Surroundings) -> Found | None:
     uid = _downward_api(context, "POD_UID")
     # Take the outermost Airflow process: a shell or an init process may be above it, but sidecars of the pod never are.
     main = next((process for process in reversed(context.lineage) if _airflow_command(process.argv)), None)
-    return Found("kubernetes", name, main, pod=uid or f"{namespace}/{name}")
+    return DetectedWorker("kubernetes", name, main, pod=uid or f"{namespace}/{name}")
 
 
-def kubernetes_labels(context: Surroundings) -> dict[str, str]:
+def kubernetes_labels(context: ProcessContext) -> dict[str, str]:
     """Return ``namespace``, ``node`` and ``pod`` as far as known; empty outside a pod.
 
     They come from the environment; the namespace may also come from the mounted service account.
@@ -271,7 +271,7 @@ def kubernetes_labels(context: Surroundings) -> dict[str, str]:
     return {key: value for key, value in cleaned.items() if value}
 
 
-def _downward_api(context: Surroundings, name: str) -> str:
+def _downward_api(context: ProcessContext, name: str) -> str:
     # A variable named NAMESPACE without a prefix may have another meaning.
     prefixes = _PREFIXES[1:] if name == "NAMESPACE" else _PREFIXES
     return next((value for prefix in prefixes if (value := context.environ.get(prefix + name, ""))), "")
@@ -280,7 +280,7 @@ def _downward_api(context: Surroundings, name: str) -> str:
 # --- What runs the tries of a worker --------------------------------------------------------------------------
 
 
-def is_task(argv: Sequence[str]) -> bool:
+def is_task_process(argv: Sequence[str]) -> bool:
     """Return whether a process has the title of a task process, which runs one try and ends."""
     title = argv[0]
     if title.startswith("airflow task runner: "):  # Airflow 2.11
@@ -288,7 +288,7 @@ def is_task(argv: Sequence[str]) -> bool:
     return title.startswith("airflow worker -- ") and not title.startswith(_LOCAL_WORKER)
 
 
-def holds_tasks(argv: Sequence[str]) -> bool:
+def is_task_parent(argv: Sequence[str]) -> bool:
     """Return whether a process of a worker runs a try whenever it has a child: the task.
 
     These are the processes of Celery's pool and of LocalExecutor, which outlive their tries, and the supervisors that

@@ -20,7 +20,7 @@ class MemoryLimit(NamedTuple):
     """Limit in bytes; without a limit, cgroup v1 reports a number near 2**63."""
     used_file: str
     stat_file: str
-    unread: str
+    cache_field: str
     """Line of ``stat_file`` with the inactive file cache, which is reclaimed under pressure."""
 
 

@@ -1,7 +1,16 @@
 """This process, its ancestors and its siblings, as the operating system shows them.
 
-On Linux they are read from ``/proc`` directly (proc(5)). This avoids loading psutil in every task process, and psutil
-computes start times from the wall clock, so that a correction of the clock would change them.
+On Linux they are read from ``/proc`` (proc(5)), and not with psutil, although Airflow loads psutil in most task
+processes:
+
+* After ``run_as_user`` in 3.0 and 3.1 the task process is a new interpreter without psutil, and importing it would be
+  this package's cost. From 3.2 on that interpreter has psutil only because OpenTelemetry's SDK tries to import it.
+  (2.11's has it, as have all task processes that are forked from Airflow's supervisor.)
+* psutil computes start times from the wall clock, so that a correction of the clock would change them and with them the
+  IDs of workers. It splits titles at spaces, and to list the children of a process it reads all processes of the
+  machine.
+
+macOS has no ``/proc``; there, in development, psutil is used where Airflow has loaded it.
 """
 
 from __future__ import annotations
@@ -37,7 +46,7 @@ class Process(NamedTuple):
     """Arguments of the process, or its title as the only item if it has set one."""
     start: str
     """Start time as the kernel recorded it: it never changes and differs for a reused pid."""
-    started: float | None
+    create_time: float | None
     """Start time in seconds since 1970, accurate to some milliseconds."""
 
     @property
@@ -56,11 +65,7 @@ def lineage() -> list[Process]:
 
 @lru_cache(maxsize=1)
 def _lineage_of(pid: int) -> list[Process]:
-    if sys.platform == "linux":
-        processes = lineage_from_proc(pid)
-        if processes:
-            return processes
-    return _lineage_from_psutil()
+    return lineage_from_proc(pid) if sys.platform == "linux" else lineage_from_psutil()
 
 
 def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
@@ -85,8 +90,8 @@ def lineage_from_proc(pid: int, proc: str = _PROC) -> list[Process]:
         if child_ticks is not None and ticks > child_ticks:
             break
         child_ticks = ticks
-        started = None if boot_time is None else boot_time + ticks / hertz
-        processes.append(Process(pid=pid, argv=arguments, start=str(ticks), started=started))
+        create_time = None if boot_time is None else boot_time + ticks / hertz
+        processes.append(Process(pid=pid, argv=arguments, start=str(ticks), create_time=create_time))
         pid = parent
     return processes
 
@@ -171,21 +176,21 @@ def _boot_time() -> float | None:
         return None
 
 
-def _lineage_from_psutil() -> list[Process]:
-    """Return the lineage where there is no ``/proc`` (macOS, used for development)."""
-    from importlib import import_module
-
-    psutil: Any = import_module("psutil")
+def lineage_from_psutil() -> list[Process]:
+    """Return this process and its ancestors as psutil shows them; empty if Airflow has not loaded psutil here."""
+    psutil: Any = sys.modules.get("psutil")
+    if psutil is None:
+        return []
     processes: list[Process] = []
     process: Any = psutil.Process()
     try:
         while process is not None and len(processes) < _MAX_ANCESTORS:
-            started = float(process.create_time())
+            create_time = float(process.create_time())
             try:
                 argv = tuple(process.cmdline())
             except psutil.AccessDenied:  # another user's process: its arguments are hidden
                 argv = ()
-            processes.append(Process(process.pid, argv, f"{started:.2f}", started))
+            processes.append(Process(process.pid, argv, f"{create_time:.2f}", create_time))
             process = process.parent()
     except psutil.Error:
         pass

@@ -14,5 +14,5 @@ def safe_call(func: Callable[[], _T], default: _T) -> _T:
     """Return the result of ``func``, or ``default`` if it raises."""
     try:
         return func()
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001 - the purpose of this function
         return default

@@ -96,7 +96,7 @@ def whoami(
     """
     host = _host()
     no_labels: dict[str, str] = {}
-    fallback = (_id("unknown", host), detection.Found("unknown", host, None), no_labels)
+    fallback = (_id("unknown", host), detection.DetectedWorker("unknown", host, None), no_labels)
     return _describe(
         safe_call(lambda: _identify(host, executor), fallback),
         host,
@@ -121,11 +121,11 @@ def local_worker(
     :return: the worker, and the environment for its processes
     """
     host = _host()
-    context = _surroundings(host, "LocalExecutor")
+    context = _process_context(host, "LocalExecutor")
     full_name = clean(f"{name}@{clean(hostname, HOSTNAME_LENGTH) or host}", NAME_LENGTH)
-    detected = detection.Found("local", full_name, next(iter(context.lineage), None), is_one_of_several=True)
+    detected = detection.DetectedWorker("local", full_name, next(iter(context.lineage), None), shares_main_process=True)
     worker = _describe(
-        (_instance_id(detected, context), detected, detection.kubernetes_labels(context)),
+        (_current_instance_id(detected, context), detected, detection.kubernetes_labels(context)),
         host,
         hostname=hostname,
         name=name,
@@ -136,7 +136,7 @@ def local_worker(
 
 
 def _describe(
-    identified: tuple[str, detection.Found, dict[str, str]],
+    identified: tuple[str, detection.DetectedWorker, dict[str, str]],
     host: str,
     *,
     hostname: str | None,
@@ -153,7 +153,7 @@ def _describe(
         hostname=clean(hostname, HOSTNAME_LENGTH) or host,
         engine_name=clean(detected.name, NAME_LENGTH) or None,
         pid=main.pid if main else None,
-        started_at=safe_call(lambda: _iso(main.started if main else None), None),
+        started_at=safe_call(lambda: _iso(main.create_time if main else None), None),
         labels=safe_call(lambda: bounded_labels(parse_labels(labels), own_labels), {}),
         resources=safe_call(lambda: _resources(image), {}),
         versions=safe_call(lambda: versions.versions(detected.kind, sys.modules), {}),
@@ -164,7 +164,9 @@ def _host() -> str:
     return safe_call(lambda: clean(os.uname().nodename, HOSTNAME_LENGTH), "") or "unknown"
 
 
-def life(detected: detection.Found, context: detection.Surroundings, boot_id: str, pid_namespace: str) -> str:
+def instance_id(
+    detected: detection.DetectedWorker, context: detection.ProcessContext, boot_id: str, pid_namespace: str
+) -> str:
     """Return the ID of a worker instance: a digest of what is constant during its lifetime.
 
     The worker's name is not part of it if the main process is known. Two workers never share a main process, except for
@@ -175,22 +177,22 @@ def life(detected: detection.Found, context: detection.Surroundings, boot_id: st
         return _id(detected.kind, detected.pod, detected.name)
     host_facts = (boot_id, pid_namespace, context.host)
     if detected.main:
-        name = [detected.name] if detected.is_one_of_several else []
+        name = [detected.name] if detected.shares_main_process else []
         return _id(detected.kind, *host_facts, str(detected.main.pid), detected.main.start, *name)
     # Without a main process only the host has the same lifetime (or the container, whose first process is visible).
     first_process = context.lineage[-1] if context.lineage and context.lineage[-1].pid == 1 else None
     return _id(detected.kind, *host_facts, first_process.start if first_process else "", detected.name)
 
 
-def _identify(host: str, executor: object) -> tuple[str, detection.Found, dict[str, str]]:
+def _identify(host: str, executor: object) -> tuple[str, detection.DetectedWorker, dict[str, str]]:
     """Return the ID of the worker instance, the detected worker and its Kubernetes labels."""
-    context = _surroundings(host, executor)
-    detected = detection.recognise(context)
-    return _instance_id(detected, context), detected, detection.kubernetes_labels(context)
+    context = _process_context(host, executor)
+    detected = detection.detect_worker(context)
+    return _current_instance_id(detected, context), detected, detection.kubernetes_labels(context)
 
 
-def _surroundings(host: str, executor: object) -> detection.Surroundings:
-    return detection.Surroundings(
+def _process_context(host: str, executor: object) -> detection.ProcessContext:
+    return detection.ProcessContext(
         lineage=safe_call(process.lineage, []),
         environ=os.environ,
         modules=sys.modules,
@@ -200,8 +202,8 @@ def _surroundings(host: str, executor: object) -> detection.Surroundings:
     )
 
 
-def _instance_id(detected: detection.Found, context: detection.Surroundings) -> str:
-    return life(detected, context, process.boot_id(), process.pid_namespace())
+def _current_instance_id(detected: detection.DetectedWorker, context: detection.ProcessContext) -> str:
+    return instance_id(detected, context, process.boot_id(), process.pid_namespace())
 
 
 def _id(kind: str, *facts: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
-from airflow_worker_insight.capture.reconcile import take_left_behind
+from airflow_worker_insight.capture.reconcile import claim_left_behind
 from airflow_worker_insight.registry.periodic_thread import STOP_SECONDS, PeriodicThread
 from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import migrate, session
@@ -53,7 +53,7 @@ class PollThread:
         self,
         *,
         poll: Callable[[], PollOutcome] = run_once,
-        claim_reports: Callable[[], object] = take_left_behind,
+        claim_reports: Callable[[], object] = claim_left_behind,
         check_schema: Callable[[], Schema] = _check_schema,
         jitter: Callable[[], float] = _jitter,
         clock: Callable[[], float] = time.monotonic,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, case, func, literal, null, select, tuple_, union_all
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
 from airflow_worker_insight.domain.clock import utc
@@ -161,7 +160,7 @@ def run_began(run: Any) -> Any:
     :param run: Airflow's ``dag_run`` table, or an alias of it
     """
     start_if_uncleared = case((func.coalesce(run.c.clear_number, 0) == 0, run.c.start_date), else_=null())
-    created_at = metadata_database.run_made_at(run)
+    created_at = metadata_database.dag_run_created_at(run)
     return start_if_uncleared if created_at is None else func.coalesce(created_at, start_if_uncleared)
 
 
@@ -374,7 +373,9 @@ def instance_keys(row: Row[Any]) -> tuple[int, ...]:
         if logical_date is None
         else (instance_key_by_run(row.identity_run, logical_date, row.task_id, row.map_index),)
     )
-    return (instance_key(str(row.identity_own)), *key_by_run) if compat.is_airflow_3() else key_by_run
+    if metadata_database.task_instances_have_ids():
+        return instance_key(str(row.identity_own)), *key_by_run
+    return key_by_run
 
 
 def _airflow_try(row: Row[Any]) -> AirflowTry:

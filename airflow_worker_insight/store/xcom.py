@@ -93,16 +93,11 @@ def unclaimed_reports(
     ]
 
 
-def call_before_flushes(hook: Callable[[Session, Any, Any], None]) -> None:
+def add_flush_hook(hook: Callable[[Session, Any, Any], None]) -> None:
     """Make all sessions of this process call ``hook`` before each flush."""
     event.listen(Session, "before_flush", hook)
 
 
-def call_no_more_before_flushes(hook: Callable[[Session, Any, Any], None]) -> None:
-    """Undo :func:`call_before_flushes`."""
+def remove_flush_hook(hook: Callable[[Session, Any, Any], None]) -> None:
+    """Undo :func:`add_flush_hook`."""
     event.remove(Session, "before_flush", hook)
-
-
-def is_called_before_flushes(hook: Callable[[Session, Any, Any], None]) -> bool:
-    """Return whether sessions call ``hook`` before each flush."""
-    return bool(event.contains(Session, "before_flush", hook))

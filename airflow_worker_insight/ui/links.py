@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.compat import links as airflow_links
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, URL_PREFIX, Urls
 
 PANEL_TAB = {
@@ -59,20 +59,20 @@ def menu_items() -> list[dict[str, Any]]:
 
     The UI of 3.0 offers plugins no other way to add a page. Later versions get no menu entries.
     """
-    if not compat.is_airflow_3():
+    if not airflow_plugins.serves_fastapi_apps():
         return [{"name": name, "label": text, "category": "Browse", "href": view} for name, text, view in MENU]
-    if compat.airflow_version() < (3, 1):
-        return [
-            {"name": "Workers", "href": f"{panel_base()}/workers"},
-            {"name": "Attempts", "href": f"{panel_base()}/attempts"},
-        ]
-    return []
+    if airflow_plugins.serves_external_views():
+        return []
+    return [
+        {"name": "Workers", "href": f"{panel_base()}/workers"},
+        {"name": "Attempts", "href": f"{panel_base()}/attempts"},
+    ]
 
 
 def panel_base() -> str:
     """Return the path prefix of the pages, including the path of the server's base URL."""
     path = urlsplit(airflow_links.base_url()).path.rstrip("/")
-    return path + (URL_PREFIX if compat.is_airflow_3() else FLASK_URL_PREFIX)
+    return path + (URL_PREFIX if airflow_plugins.serves_fastapi_apps() else FLASK_URL_PREFIX)
 
 
 def panel_url(*, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight import compat, config
+from airflow_worker_insight import config
 from airflow_worker_insight.api import database
 from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import placements
@@ -132,7 +133,9 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
             any_worker=bool(rows or groups) or _any_worker(connection),
             sources=freshness.list_engines(connection),
         )
-    return workers_view.build_workers_page(address, listing, now=now, polls_by_itself=compat.is_airflow_3())
+    # The lifespan of this package's FastAPI app polls the workers.
+    polls = airflow_plugins.serves_fastapi_apps()
+    return workers_view.build_workers_page(address, listing, now=now, polls_by_itself=polls)
 
 
 def _any_worker(connection: Connection) -> bool:

@@ -237,6 +237,25 @@ def test_no_driver_is_asked_how_many_rows_were_written() -> None:
     assert asking == ["airflow_worker_insight/store/dialects.py"]
 
 
+def test_versions_of_airflow_are_told_apart_in_compat_only() -> None:
+    """Elsewhere a function of ``compat`` says what differs, not since which version."""
+    package = ROOT / "airflow_worker_insight"
+    checking = [
+        f"{path.relative_to(package).as_posix()}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        if path.relative_to(package).parts[0] != "compat"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if {getattr(node, "attr", None), getattr(node, "id", None), getattr(node, "name", None)}
+        & {"is_airflow_3", "airflow_version"}
+        or (isinstance(node, ast.ImportFrom) and node.module == "airflow" and "__version__" in _names(node))
+    ]
+    assert checking == []
+
+
+def _names(node: ast.ImportFrom) -> set[str]:
+    return {name.name for name in node.names}
+
+
 @pytest.mark.skipif(
     not compat.is_airflow_3(), reason="import-linter does not work with Airflow 2.11's rich; imports are the same"
 )

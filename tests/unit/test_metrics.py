@@ -174,14 +174,14 @@ def sent(mocker: MockerFixture) -> Sent:
 def test_plain_statsd_has_no_tags(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], take: bool) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(f"AIRFLOW__METRICS__{name.upper()}", value)
-    assert airflow_stats.stats_take_tags() is take
+    assert airflow_stats.stats_support_tags() is take
 
 
 @pytest.mark.parametrize(("tags", "name"), [(False, "a.b@c d.e/ä,=x"), (True, "a.b@c d.e/ä,=x")])
 def test_a_name_from_anywhere_is_one_that_airflow_takes(
     mocker: MockerFixture, sent: Sent, tags: bool, name: str
 ) -> None:
-    mocker.patch.object(airflow_stats, "stats_take_tags", return_value=tags)
+    mocker.patch.object(airflow_stats, "stats_support_tags", return_value=tags)
     metrics.gauge("worker.running", 3, worker=name)
     expected: tuple[Any, ...] = ("worker_insight.worker.running.a_b_c_d_e____x", 3)
     assert sent == [("worker_insight.worker.running", 3, {"worker": "a.b_c_d.e____x"}) if tags else expected]
@@ -202,11 +202,14 @@ def test_airflow_takes_each_name(name: str) -> None:
     assert validator()("airflow", f"{metrics.PREFIX}.{name}") == f"airflow.{metrics.PREFIX}.{name}"
 
 
+COUNT_CALLS = ("count", "counters.count", "self.counters.count")
+
+
 def counted_in_the_code() -> Iterator[str]:
     """Yield a pattern for what each call of ``count`` in the package counts."""
     for path in (ROOT / "airflow_worker_insight").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "count":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in COUNT_CALLS:
                 name = node.args[0]
                 if isinstance(name, ast.Constant):
                     yield re.escape(str(name.value))

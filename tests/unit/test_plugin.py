@@ -18,6 +18,8 @@ from airflow_worker_insight.ui.urls import URL_PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_mock import MockerFixture
+
 airflow_3 = pytest.mark.skipif(not compat.is_airflow_3(), reason="Airflow 2.11 has no FastAPI apps")
 
 
@@ -26,7 +28,7 @@ def unclaimed() -> Iterator[None]:
     """Have no claim in this process before and after."""
     from airflow_worker_insight.capture import claim
 
-    assert not claim.is_installed()
+    assert claim.installed() is None
     yield
     claim.uninstall()
 
@@ -34,7 +36,7 @@ def unclaimed() -> Iterator[None]:
 def claims() -> bool:
     from airflow_worker_insight.capture import claim
 
-    return claim.is_installed()
+    return claim.installed() is not None
 
 
 def test_airflow_loads_it(run_airflow: str) -> None:
@@ -51,15 +53,15 @@ def run_airflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("process", ["in_server_process", "in_task_process"])
-def test_listeners_are_handed_over_where_they_are_called(monkeypatch: pytest.MonkeyPatch, process: str) -> None:
-    monkeypatch.setattr(task_runtime, process, lambda: True)
+def test_listeners_are_handed_over_where_they_are_called(mocker: MockerFixture, process: str) -> None:
+    mocker.patch.object(task_runtime, process, return_value=True)
     assert WorkerInsightPlugin().listeners == [listener, run_listener, hook_monitoring]
 
 
-def test_no_listener_where_people_parse_dags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_listener_where_people_parse_dags(mocker: MockerFixture) -> None:
     """Airflow refuses some Dags as soon as there is any listener, also in a command or in a test of the Dags."""
     for process in ("in_server_process", "in_task_process"):
-        monkeypatch.setattr(task_runtime, process, lambda: False)
+        mocker.patch.object(task_runtime, process, return_value=False)
     assert WorkerInsightPlugin().listeners == []
 
 
@@ -76,7 +78,7 @@ def test_an_api_server_gets_the_app_and_begins_to_claim() -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("unclaimed")
-def test_asking_for_the_app_again_claims_once() -> None:
+def test_reading_the_apps_again_installs_one_claimer() -> None:
     from airflow_worker_insight.capture import claim
 
     plugin = WorkerInsightPlugin()
@@ -133,9 +135,9 @@ def test_every_task_gets_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @airflow_3
-def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flask_views_are_shown_only_where_they_work(mocker: MockerFixture) -> None:
     """Under another auth manager than FAB's the API server would refuse to start, or each view would answer 500."""
-    monkeypatch.setattr(airflow_fab, "serves_flask_views", lambda: False)
+    mocker.patch.object(airflow_fab, "serves_flask_views", return_value=False)
     plugin = WorkerInsightPlugin()
     assert (plugin.appbuilder_views, plugin.appbuilder_menu_items, plugin.flask_blueprints) == ([], [], [])
 
@@ -144,9 +146,9 @@ def test_flask_views_are_shown_only_where_they_work(monkeypatch: pytest.MonkeyPa
     ("version", "texts"), [((2, 11), ["Workers", "Attempts"]), ((3, 0), ["Workers", "Attempts"]), ((3, 1), [])]
 )
 def test_the_menu_leads_to_the_pages_where_the_navigation_does_not(
-    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], texts: list[str]
+    mocker: MockerFixture, version: tuple[int, int], texts: list[str]
 ) -> None:
-    monkeypatch.setattr(airflow_fab, "serves_flask_views", lambda: True)
-    monkeypatch.setattr(compat, "airflow_version", lambda: version)
+    mocker.patch.object(airflow_fab, "serves_flask_views", return_value=True)
+    mocker.patch.object(compat, "airflow_version", return_value=version)
     items = WorkerInsightPlugin().appbuilder_menu_items
     assert [item.get("label", item["name"]) for item in items] == texts

@@ -48,7 +48,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
 
     def get_celery_app(self) -> Any:
         """Return the Celery app of this executor."""
-        return airflow_celery.executors_celery_app(self)
+        return airflow_celery.celery_app_of(self)
 
     def own_queue(self, worker: Candidate) -> str:
         """Return the worker's dedicated queue."""

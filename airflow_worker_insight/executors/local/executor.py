@@ -86,7 +86,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
 
     def queue_workload(self, workload: Any, session: Any = None) -> None:
         """Queue a workload as all executors do; Airflow 3.0's LocalExecutor would run it at once."""
-        if local_executor.local_executor_queues_nothing():
+        if local_executor.local_executor_has_no_queue():
             self.queued_tasks[workload.ti.key] = workload
             return
         super().queue_workload(workload, session)

@@ -62,7 +62,7 @@ class WorkerProcesses(LocalExecutor):
         """Return how many items it can run at once."""
         return (
             self.parallelism
-            if local_executor.local_processes_come_back()
+            if local_executor.local_executor_restarts_processes()
             else min(self.parallelism, len(self._alive_pids()))
         )
 
@@ -108,7 +108,7 @@ class WorkerProcesses(LocalExecutor):
         """Wait until all items are done, and end the processes, as the parent does."""
         # A scheduler may be asked to end before it has started all workers.
         if self._has_started:
-            local_executor.dismiss_local_processes(self)
+            local_executor.stop_local_processes(self)
             super().end()
 
     def _spawn_worker(self) -> None:
@@ -144,7 +144,7 @@ class NamedWorkers(LocalExecutor):
 
         :param settings: their names and slots
         """
-        team = local_executor.executors_team(self)
+        team = local_executor.team_name_of(self)
         options: dict[str, Any] = {} if team is None else {"team_name": team}
         for setting in settings:
             # Each team has its own executor, so names must differ between teams.

@@ -1,33 +1,30 @@
-"""A claim, counters and warnings of each test's own."""
+"""A claimer and counters for each test."""
 
 from __future__ import annotations
 
-from collections import Counter
-from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight.capture import claim, counters
-from airflow_worker_insight.store.session import CircuitBreaker
+from airflow_worker_insight.capture import claim
+from airflow_worker_insight.capture.claim import Claimer
+from airflow_worker_insight.capture.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(autouse=True)
-def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin as a process does: nothing counted, nothing warned of, not pausing."""
-    monkeypatch.setattr(counters, "_counts", Counter())
-    monkeypatch.setattr(counters, "_warned", set())
-    monkeypatch.setattr(claim, "breaker", CircuitBreaker(claim.PAUSE_SECONDS))
-    monkeypatch.setattr(claim, "left_behind", Event())
+@pytest.fixture
+def counters() -> Counters:
+    """Return counters that nothing else counts in."""
+    return Counters()
 
 
 @pytest.fixture
-def claiming(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def claimer(monkeypatch: pytest.MonkeyPatch, counters: Counters) -> Iterator[Claimer]:
     """Claim the reports that this process stores, as an API server does where tasks run on Celery's workers."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
-    claim.install()
-    yield
+    claimer = Claimer(counters=counters)
+    claim.install(claimer)
+    yield claimer
     claim.uninstall()

@@ -64,39 +64,45 @@ def a_running_try(database: Database, task_id: str = "extract", map_index: int =
     return RunningTry(run, key, try_id)
 
 
-def push(one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+def push(running_try: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Store an XCom as the API server does on the request of a task process."""
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        push_within(session, one, value, key)
+        push_within(session, running_try, value, key)
     # Soon after the try has begun.
     with metadata_database.engine().begin() as connection:
         table = metadata_database.xcom_model().__table__
         connection.execute(table.update().where(table.c.key == key).values(timestamp=at(11)))
 
 
-def push_within(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+def push_within(session: Any, running_try: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Do the same in a session of the caller's."""
     from airflow.api_fastapi.execution_api.routes.xcoms import set_xcom
 
-    sent = {**_names(one), "key": key, "value": value, "map_index": one.key.map_index, "session": session}
+    sent = {
+        **_names(running_try),
+        "key": key,
+        "value": value,
+        "map_index": running_try.key.map_index,
+        "session": session,
+    }
     # All that FastAPI would fill in has to be given here.
     others = {"token": None, "mapped_length": None, "dag_result": False}
     known = inspect.signature(set_xcom).parameters
     set_xcom(**sent, **{name: default for name, default in others.items() if name in known})
 
 
-def store_as_others(session: Any, one: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
+def store_as_others(session: Any, running_try: RunningTry, value: Any, key: str = REPORT_KEY) -> None:
     """Store an XCom as anybody but a task process has Airflow store it: the public API, its UI, a plugin."""
     model = metadata_database.xcom_model()
-    names = _names(one)
+    names = _names(running_try)
     as_sent = {"serialize": False} if "serialize" in inspect.signature(model.set).parameters else {}
-    model.set(key=key, value=value, map_index=one.key.map_index, session=session, **names, **as_sent)
+    model.set(key=key, value=value, map_index=running_try.key.map_index, session=session, **names, **as_sent)
 
 
-def _names(one: RunningTry) -> dict[str, str]:
-    return {"dag_id": one.key.dag_id, "run_id": one.key.run_id, "task_id": one.key.task_id}
+def _names(running_try: RunningTry) -> dict[str, str]:
+    return {"dag_id": running_try.key.dag_id, "run_id": running_try.key.run_id, "task_id": running_try.key.task_id}
 
 
 def stored_xcoms(database: Database) -> list[tuple[str, str, Any]]:

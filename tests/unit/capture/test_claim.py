@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, text
 
-from airflow_worker_insight.capture import claim, counters, reconcile
+from airflow_worker_insight.capture import claim, reconcile
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate
@@ -26,7 +26,12 @@ from tests.unit.capture.reports import (
 )
 from tests.unit.database import Database, add_try, at, on_both, on_postgresql
 
-pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
+    from airflow_worker_insight.capture.counters import Counters
+
+pytestmark = [airflow_3, pytest.mark.usefixtures("claimer")]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -60,9 +65,9 @@ def accept(database: Database) -> None:
 
 
 @on_both
-def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database) -> None:
-    one = a_running_try(database)
-    push(one, a_report(one.try_id))
+def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database, counters: Counters) -> None:
+    running_try = a_running_try(database)
+    push(running_try, a_report(running_try.try_id))
 
     assert stored_xcoms(database) == []
     (row,) = database.attempts()
@@ -84,9 +89,9 @@ def test_a_report_becomes_an_attempt_and_leaves_no_xcom(database: Database) -> N
 
 @on_both
 def test_further_processes_of_a_try_are_counted(database: Database) -> None:
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     for worker_id in ("celery-1", "celery-1", "celery-2"):
-        push(one, a_report(one.try_id, worker_id=worker_id))
+        push(running_try, a_report(running_try.try_id, worker_id=worker_id))
     assert [(row["worker_id"], row["process_count"]) for row in database.attempts()] == [
         ("celery-1", 2),
         ("celery-2", 1),
@@ -95,10 +100,10 @@ def test_further_processes_of_a_try_are_counted(database: Database) -> None:
 
 
 @on_both
-def test_mapped_tasks_are_told_apart(database: Database) -> None:
+def test_mapped_task_instances_are_recorded_separately(database: Database) -> None:
     for map_index in range(3):
-        one = a_running_try(database, map_index=map_index)
-        push(one, a_report(one.try_id, worker_id=f"celery-{map_index}"))
+        running_try = a_running_try(database, map_index=map_index)
+        push(running_try, a_report(running_try.try_id, worker_id=f"celery-{map_index}"))
     assert [(row["map_index"], row["worker_id"]) for row in database.attempts()] == [
         (0, "celery-0"),
         (1, "celery-1"),
@@ -107,11 +112,11 @@ def test_mapped_tasks_are_told_apart(database: Database) -> None:
 
 
 @on_both
-def test_other_xcoms_are_left_alone(database: Database) -> None:
-    one = a_running_try(database)
-    push(one, {"rows": 7}, key="return_value")
-    push(one, a_report(one.try_id))
-    push(one, a_report(one.try_id), key="looks_like_a_report")
+def test_other_xcoms_are_stored_as_usual(database: Database) -> None:
+    running_try = a_running_try(database)
+    push(running_try, {"rows": 7}, key="return_value")
+    push(running_try, a_report(running_try.try_id))
+    push(running_try, a_report(running_try.try_id), key="looks_like_a_report")
     assert [(task, key) for task, key, _ in stored_xcoms(database)] == [
         ("extract", "looks_like_a_report"),
         ("extract", "return_value"),
@@ -120,26 +125,26 @@ def test_other_xcoms_are_left_alone(database: Database) -> None:
 
 
 @on_both
-def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Database) -> None:
+def test_what_others_store_under_the_reserved_key_can_be_read_back(database: Database, counters: Counters) -> None:
     """As the public API does within its request; without the row its answer is a 500."""
     from airflow.utils.session import create_session
 
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     model = metadata_database.xcom_model()
     with create_session() as session:
-        store_as_others(session, one, a_report(one.try_id))
+        store_as_others(session, running_try, a_report(running_try.try_id))
         (found,) = session.query(model).all()
         assert found.key == REPORT_KEY
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
     assert (database.attempts(), database.workers(), counters.snapshot()) == ([], [], {})
 
     # The task's own report takes its place.
-    push(one, a_report(one.try_id, worker_id="celery-2"))
+    push(running_try, a_report(running_try.try_id, worker_id="celery-2"))
     assert stored_xcoms(database) == []
     assert [row["worker_id"] for row in database.attempts()] == ["celery-2"]
 
 
-def test_a_try_that_has_ended_takes_no_report(database: Database) -> None:
+def test_a_try_that_has_ended_takes_no_report(database: Database, counters: Counters) -> None:
     first_id = uuid.uuid4()
     second = a_running_try(database, try_number=2)
     with database.engine.begin() as connection:
@@ -153,31 +158,31 @@ def test_a_try_that_has_ended_takes_no_report(database: Database) -> None:
 
 @on_both
 def test_a_report_that_arrives_again_counts_no_process(database: Database) -> None:
-    one = a_running_try(database)
-    first, second = ({**a_report(one.try_id), "process": process} for process in ("a1", "b2"))
+    running_try = a_running_try(database)
+    first, second = ({**a_report(running_try.try_id), "process": process} for process in ("a1", "b2"))
     for report in (first, first, first, second, second):
-        push(one, report)
+        push(running_try, report)
     (row,) = database.attempts()
     assert row["process_count"] == 2
     # A worker of an older version does not say which process it is.
-    push(one, a_report(one.try_id))
+    push(running_try, a_report(running_try.try_id))
     assert database.attempts()[0]["process_count"] == 3
 
 
 def test_the_job_of_a_local_worker_is_airflows_word(database: Database) -> None:
-    one = a_running_try(database, queued_by_job_id=7, executor="LocalExecutor")
-    push(one, a_report(one.try_id, worker_id="local-1", kind="local"))
+    running_try = a_running_try(database, queued_by_job_id=7, executor="LocalExecutor")
+    push(running_try, a_report(running_try.try_id, worker_id="local-1", kind="local"))
     other = a_running_try(database, "other", queued_by_job_id=7)
     push(other, a_report(other.try_id, worker_id="celery-1", kind="celery"))
     assert {row["worker_id"]: row["job_id"] for row in database.workers()} == {"local-1": 7, "celery-1": None}
 
 
-def test_a_local_executor_in_somebodys_own_process_is_no_worker(
-    database: Database, caplog: pytest.LogCaptureFixture
+def test_local_executor_of_dag_test_is_no_worker(
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``dag.test(use_executor=True)``: its tries are queued by no scheduler."""
-    one = a_running_try(database, queued_by_job_id=None)
-    push(one, a_report(one.try_id, worker_id="local-1", kind="local"))
+    running_try = a_running_try(database, queued_by_job_id=None)
+    push(running_try, a_report(running_try.try_id, worker_id="local-1", kind="local"))
     assert (database.workers(), database.attempts(), stored_xcoms(database)) == ([], [], [])
     assert counters.snapshot() == {"reports.dropped.in_a_test": 1}
     assert warnings(caplog) == []
@@ -188,8 +193,8 @@ def test_a_local_executor_in_somebodys_own_process_is_no_worker(
     "name", ["<script>alert('x')</script>", 'w1\'s "host"', "🐘" * 62, "x" * 250, "../../etc/passwd", "%s %(name)s :p"]
 )
 def test_a_worker_may_have_any_name(database: Database, name: str) -> None:
-    one = a_running_try(database, hostname=name)
-    push(one, a_report(one.try_id, name=name, hostname="elsewhere", labels={name[:64]: name}))
+    running_try = a_running_try(database, hostname=name)
+    push(running_try, a_report(running_try.try_id, name=name, hostname="elsewhere", labels={name[:64]: name}))
     (worker,) = database.workers()
     assert (worker["name"], worker["hostname"], worker["labels"]) == (name, name, {name[:64]: name})
 
@@ -236,10 +241,10 @@ BAD_ON_SQLITE = {
 }
 
 
-def dropped(database: Database, value: Any, reason: str) -> None:
-    one = a_running_try(database)
-    push(one, "mine", key="return_value")
-    push(one, value)
+def dropped(database: Database, counters: Counters, value: Any, reason: str) -> None:
+    running_try = a_running_try(database)
+    push(running_try, "mine", key="return_value")
+    push(running_try, value)
     assert [key for _, key, _ in stored_xcoms(database)] == ["return_value"]
     assert (database.attempts(), database.workers()) == ([], [])
     assert counters.snapshot() == {f"reports.dropped.{reason}": 1}
@@ -247,17 +252,17 @@ def dropped(database: Database, value: Any, reason: str) -> None:
 
 @on_both
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_report_is_dropped_and_counted(database: Database, name: str) -> None:
-    dropped(database, *BAD[name])
+def test_a_bad_report_is_dropped_and_counted(database: Database, counters: Counters, name: str) -> None:
+    dropped(database, counters, *BAD[name])
 
 
 @pytest.mark.parametrize("name", BAD_ON_SQLITE)
-def test_a_report_that_only_sqlite_stores_is_dropped_too(database: Database, name: str) -> None:
-    dropped(database, *BAD_ON_SQLITE[name])
+def test_a_report_that_only_sqlite_stores_is_dropped_too(database: Database, counters: Counters, name: str) -> None:
+    dropped(database, counters, *BAD_ON_SQLITE[name])
 
 
 @on_both
-def test_a_task_cannot_speak_for_another(database: Database) -> None:
+def test_task_cannot_report_for_another_task(database: Database, counters: Counters) -> None:
     """A task may write XComs of other tasks, and might know the ID of another try: the two must fit."""
     mine, other = a_running_try(database, "mine"), a_running_try(database, "other")
     mapped = a_running_try(database, "mapped", 0), a_running_try(database, "mapped", 1)
@@ -272,9 +277,9 @@ def test_a_task_cannot_speak_for_another(database: Database) -> None:
 def test_the_reserved_key_is_named_once_to_the_author_of_the_dag(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     for value in ("hello", {"my": "data"}):
-        push(one, value)
+        push(running_try, value)
     (message,) = warnings(caplog)
     assert "etl.extract" in message
     assert REPORT_KEY in message
@@ -285,15 +290,15 @@ def test_the_reserved_key_is_named_once_to_the_author_of_the_dag(
 
 
 @on_both
-def test_without_tables_the_request_succeeds_and_the_report_waits(
-    database: Database, caplog: pytest.LogCaptureFixture
+def test_without_tables_the_request_succeeds_and_the_report_stays_an_xcom(
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     migrate.downgrade("base")
-    one = a_running_try(database)
-    report = a_report(one.try_id)
+    running_try = a_running_try(database)
+    report = a_report(running_try.try_id)
 
-    push(one, report)
-    push(one, {"rows": 7}, key="return_value")
+    push(running_try, report)
+    push(running_try, {"rows": 7}, key="return_value")
 
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "return_value"]
     assert counters.snapshot() == {"reports.unclaimed": 1}
@@ -301,13 +306,13 @@ def test_without_tables_the_request_succeeds_and_the_report_waits(
     assert "airflow db migrate" in message
 
 
-def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
-    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_missing_tables_are_not_queried_for_each_report(
+    database: Database, caplog: pytest.LogCaptureFixture, mocker: MockerFixture
 ) -> None:
     """Each try would put an error into the database's log."""
     migrate.downgrade("base")
-    one, other = a_running_try(database), a_running_try(database, "load")
-    push(one, a_report(one.try_id))
+    running_try, other = a_running_try(database), a_running_try(database, "load")
+    push(running_try, a_report(running_try.try_id))
 
     asked: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
@@ -318,7 +323,7 @@ def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
 
     migrate.upgrade()
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + claim.PAUSE_SECONDS)
+    mocker.patch.object(time, "monotonic", return_value=now + claim.PAUSE_SECONDS)
     push(other, a_report(other.try_id))
     assert [row["task_id"] for row in database.attempts()] == ["load"]
 
@@ -328,12 +333,12 @@ def test_while_the_tables_are_missing_they_are_not_asked_for_at_each_task(
 def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     from airflow.utils.session import create_session
 
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     names = {"dag_id": "etl", "run_id": "run-1", "task_id": "extract"}
     model = metadata_database.xcom_model()
     with create_session() as session:
         model.set(key="before", value="1", session=session, **names)
-        push_within(session, one, a_report(one.try_id))
+        push_within(session, running_try, a_report(running_try.try_id))
         model.set(key="then", value="2", session=session, **names)
 
     assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY, "before", "then"]
@@ -343,28 +348,28 @@ def test_an_error_undoes_only_what_is_ours(database: Database, caplog: pytest.Lo
 
 @on_both
 @pytest.mark.usefixtures("refused")
-def test_one_error_does_not_keep_the_next_report_from_being_claimed(
-    database: Database, caplog: pytest.LogCaptureFixture
+def test_after_an_error_the_next_report_is_claimed(
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = a_running_try(database)
+    running_try = a_running_try(database)
     for _ in range(3):
-        push(one, a_report(one.try_id))
+        push(running_try, a_report(running_try.try_id))
     assert counters.snapshot() == {"reports.unclaimed": 3}
     assert len(warnings(caplog)) == 1
 
     accept(database)
-    push(one, a_report(one.try_id))
+    push(running_try, a_report(running_try.try_id))
     assert len(database.attempts()) == 1
     assert stored_xcoms(database) == []
 
 
 @on_postgresql
-def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
-    database: Database, caplog: pytest.LogCaptureFixture
+def test_held_lock_delays_the_request_by_at_most_a_second(
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An API server was frozen while it wrote a look at the fleet."""
-    one, other = a_running_try(database), a_running_try(database, "load")
-    push(one, a_report(one.try_id))
+    running_try, other = a_running_try(database), a_running_try(database, "load")
+    push(running_try, a_report(running_try.try_id))
     with database.engine.connect() as frozen, frozen.begin():
         frozen.execute(text("UPDATE worker_insight_worker SET running = 0"))
         began = time.monotonic()
@@ -373,16 +378,16 @@ def test_a_lock_that_somebody_holds_keeps_the_request_no_longer_than_a_second(
         assert [key for _, key, _ in stored_xcoms(database)] == [REPORT_KEY]
         assert counters.snapshot() == {"reports.claimed": 1, "reports.unclaimed": 1, "claims.paused": 1}
         assert len(warnings(caplog)) == 1
-    assert reconcile.claim_all_waiting() == 1
+    assert reconcile.claim_all_stored_reports() == 1
     assert [row["task_id"] for row in database.attempts()] == ["extract", "load"]
     assert stored_xcoms(database) == []
 
 
 @on_postgresql
-def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> None:
+def test_airflows_own_statements_wait_as_long_as_before(database: Database, counters: Counters) -> None:
     from airflow.utils.session import create_session
 
-    one, other = a_running_try(database), a_running_try(database, "load")
+    running_try, other = a_running_try(database), a_running_try(database, "load")
     sent: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
@@ -397,13 +402,13 @@ def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> N
             ]
         return waits[0], waits[1], sum("SAVEPOINT" in statement for statement in sent)
 
-    assert waits_after(one) == ("7s", "70s", 2)
+    assert waits_after(running_try) == ("7s", "70s", 2)
     assert waits_after(other) == ("7s", "70s", 2)
-    assert waits_after(one, pid=7) == ("7s", "70s", 2)
+    assert waits_after(running_try, pid=7) == ("7s", "70s", 2)
     assert counters.snapshot() == {"reports.claimed": 3, "reports.contradicting": 1}
     with database.engine.connect() as frozen, frozen.begin():
         frozen.execute(text("UPDATE worker_insight_worker SET running = 0"))
-        assert waits_after(one, labels={"zone": "b"}) == ("7s", "70s", 3), "it goes back to the savepoint"
+        assert waits_after(running_try, labels={"zone": "b"}) == ("7s", "70s", 3), "it goes back to the savepoint"
     with database.engine.connect() as connection:
         assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "0", "nothing stays with the pool"
 
@@ -413,8 +418,8 @@ def test_airflows_own_statements_wait_as_long_as_before(database: Database) -> N
 
 def test_installing_it_again_changes_nothing(database: Database) -> None:
     claim.install()
-    one = a_running_try(database)
-    push(one, a_report(one.try_id))
+    running_try = a_running_try(database)
+    push(running_try, a_report(running_try.try_id))
     assert database.attempts()[0]["process_count"] == 1
 
 
@@ -423,8 +428,8 @@ def test_switched_off_it_is_not_installed(database: Database, monkeypatch: pytes
     with monkeypatch.context() as switched_off:
         switched_off.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
         claim.install()
-    one = a_running_try(database)
-    push(one, a_report(one.try_id))
+    running_try = a_running_try(database)
+    push(running_try, a_report(running_try.try_id))
     assert database.attempts() == []
     assert len(stored_xcoms(database)) == 1
     claim.install()

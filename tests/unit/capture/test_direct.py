@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -13,6 +13,9 @@ from airflow_worker_insight.capture import direct
 from airflow_worker_insight.capture.report_schema import worker_record
 from airflow_worker_insight.identity import Worker
 from tests.unit.database import Database, at
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 pytestmark = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records with reports")
 
@@ -25,13 +28,13 @@ def a_task_instance(**others: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**known, **times, **queued, "dag_run": dag_run, **others})
 
 
-def a_worker_of(monkeypatch: pytest.MonkeyPatch, kind: str, **others: Any) -> None:
+def a_worker_of(mocker: MockerFixture, kind: str, **others: Any) -> None:
     """Have this process belong to a worker of this kind."""
     known: dict[str, Any] = {"worker_id": f"{kind}-1", "name": "w1", "hostname": "host-1", "engine_name": "w1@host-1"}
     started = {"pid": 100, "started_at": "2026-03-01T11:00:00+00:00"}
     described = {"labels": {"zone": "a"}, "resources": {"cpus": 0.5}, "versions": {"airflow": "2.11.2"}}
     worker = Worker(kind=kind, **{**known, **started, **described, **others})
-    monkeypatch.setattr(identity, "whoami", lambda **_: worker)
+    mocker.patch.object(identity, "whoami", return_value=worker)
 
 
 def test_a_start_is_written(database: Database) -> None:
@@ -58,9 +61,9 @@ def test_a_start_is_written(database: Database) -> None:
 
 @pytest.mark.parametrize(("kind", "job_id"), [("local", 7), ("celery", None)])
 def test_the_worker_is_written_as_it_describes_itself(
-    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, job_id: int | None
+    database: Database, mocker: MockerFixture, kind: str, job_id: int | None
 ) -> None:
-    a_worker_of(monkeypatch, kind)
+    a_worker_of(mocker, kind)
     direct.record(a_task_instance(queued_by_job_id=7))
     (row,) = database.workers()
     told = {"name": "w1", "kind": kind, "hostname": "host-1", "engine_name": "w1@host-1", "pid": 100, "job_id": job_id}
@@ -69,8 +72,8 @@ def test_the_worker_is_written_as_it_describes_itself(
     assert (row["labels"], row["resources"], row["versions"]) == ({"zone": "a"}, {"cpus": 0.5}, {"airflow": "2.11.2"})
 
 
-def test_a_worker_without_a_main_process(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_worker_of(monkeypatch, "unknown", pid=None, started_at=None, engine_name=None)
+def test_a_worker_without_a_main_process(database: Database, mocker: MockerFixture) -> None:
+    a_worker_of(mocker, "unknown", pid=None, started_at=None, engine_name=None)
     direct.record(a_task_instance())
     (row,) = database.workers()
     assert (row["pid"], row["started_at"], row["engine_name"]) == (None, None, None)
@@ -91,18 +94,18 @@ def test_a_worker_without_a_main_process(database: Database, monkeypatch: pytest
     ],
 )
 def test_a_process_of_whoever_ran_the_task_is_no_worker(
-    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, left: dict[str, Any], is_written: bool
+    database: Database, mocker: MockerFixture, kind: str, left: dict[str, Any], is_written: bool
 ) -> None:
-    a_worker_of(monkeypatch, kind)
+    a_worker_of(mocker, kind)
     unqueued = {"queued_dttm": None, "queued_by_job_id": None, "external_executor_id": None}
     direct.record(a_task_instance(**{**unqueued, **left}))
     assert [row["kind"] for row in database.workers()] == ([kind] if is_written else [])
     assert len(database.attempts()) == is_written
 
 
-def test_both_ways_of_recording_write_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_of_recording_write_the_same_worker(mocker: MockerFixture) -> None:
     """An Airflow that is upgraded keeps its workers."""
-    a_worker_of(monkeypatch, "celery")
+    a_worker_of(mocker, "celery")
     reported = worker_record(identity.whoami().as_dict(), job_id=7)
     assert direct.worker_record(identity.whoami(), job_id=7) == reported
 

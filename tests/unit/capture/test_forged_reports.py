@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, update
 
-from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.workers import NewWorkerInstance
@@ -30,7 +29,11 @@ from tests.unit.database import Database, on_both
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [airflow_3, pytest.mark.usefixtures("claiming")]
+    from pytest_mock import MockerFixture
+
+    from airflow_worker_insight.capture.counters import Counters
+
+pytestmark = [airflow_3, pytest.mark.usefixtures("claimer")]
 
 
 class Celery:
@@ -62,11 +65,11 @@ class Celery:
 
 
 @pytest.fixture
-def celery(database: Database, monkeypatch: pytest.MonkeyPatch) -> Celery:
+def celery(database: Database, mocker: MockerFixture) -> Celery:
     """Have two workers that were looked at."""
     with database.engine.connect() as connection:
         made = Celery(database_now(connection))
-    monkeypatch.setattr(fleet, "configured_sources", lambda _setting: [made])
+    mocker.patch.object(fleet, "configured_sources", return_value=[made])
     refresh(only_if_due=False)
     return made
 
@@ -176,7 +179,7 @@ def test_it_can_describe_the_worker_that_runs_it_where_its_report_is_the_first(
     )
 
 
-def test_it_can_describe_anew_a_worker_of_its_host_that_no_engine_tells_of(database: Database) -> None:
+def test_it_can_describe_anew_a_worker_of_its_host_that_no_source_knows(database: Database) -> None:
     """Its name stays: decisions go by it."""
     one = a_running_try(database)
     push(one, a_report(one.try_id))
@@ -184,7 +187,7 @@ def test_it_can_describe_anew_a_worker_of_its_host_that_no_engine_tells_of(datab
     assert [(row["name"], row["labels"]) for row in database.workers()] == [("w1@host-1", {})]
 
 
-def test_it_can_rename_a_worker_of_its_host_that_no_engine_can_tell_of(
+def test_it_can_rename_a_worker_of_its_host_that_no_source_can_know(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "acme.AcmeExecutor")
@@ -277,7 +280,7 @@ def test_it_cannot_take_over_a_worker_that_has_run_nothing_yet(
 
 @on_both
 @pytest.mark.parametrize("kind", ["edge", "local"])
-def test_it_cannot_take_over_a_worker_of_another_engine(database: Database, kind: str) -> None:
+def test_it_cannot_take_over_a_worker_of_another_source(database: Database, kind: str) -> None:
     """Edge's table tells no process and perhaps no start; a scheduler is known by the job that queued any try of it."""
     names = {"edge": ("e1", "e2"), "local": ("local@host-1", "local@host-2")}[kind]
     hosts = {"edge": ("e1", "e2"), "local": ("host-1", "host-2")}[kind]
@@ -325,7 +328,7 @@ def test_it_cannot_silence_a_worker_by_giving_its_id_first(
 
 
 @on_both
-def test_it_cannot_silence_a_worker_that_no_engine_tells_of(database: Database) -> None:
+def test_it_cannot_silence_a_worker_that_no_source_knows(database: Database, counters: Counters) -> None:
     forging = a_running_try(database, "forging", hostname="host-2")
     push(forging, a_report(forging.try_id))
     real = a_running_try(database, "real")
@@ -559,8 +562,8 @@ def test_it_cannot_make_a_worker_be_chosen_for_a_label(
     assert by_operator.labels_of_worker("w2@host-2", {}) == {}
 
 
-def test_it_cannot_make_workers_up_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts_start, "MAX_NEW_ON_A_HOST", 8)
+def test_it_cannot_make_workers_up_without_end(database: Database, counters: Counters, mocker: MockerFixture) -> None:
+    mocker.patch.object(attempts_start, "MAX_NEW_ON_A_HOST", 8)
     for number in range(4):
         one = a_running_try(database, f"task-{number}")
         for worker_number in range(9):
@@ -579,7 +582,7 @@ def test_a_dag_run_may_have_as_many_pods_as_tries(database: Database) -> None:
 
 
 @pytest.mark.parametrize("part", ["labels", "resources", "versions"])
-def test_it_cannot_describe_a_worker_at_length(database: Database, part: str) -> None:
+def test_it_cannot_describe_a_worker_at_length(database: Database, counters: Counters, part: str) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id, **{part: {f"k{number}": "v" * 100 for number in range(12)}}))
     assert database.workers() == []
@@ -588,7 +591,9 @@ def test_it_cannot_describe_a_worker_at_length(database: Database, part: str) ->
 
 @pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u200b", "\ufeff", "\u0007", "\u2028"])
 @pytest.mark.parametrize("field", ["name", "hostname", "engine_name", "kind", "labels", "versions"])
-def test_it_cannot_use_a_name_that_looks_like_another(database: Database, character: str, field: str) -> None:
+def test_it_cannot_use_a_name_that_looks_like_another(
+    database: Database, counters: Counters, character: str, field: str
+) -> None:
     one = a_running_try(database)
     name = f"w1{character}x"
     push(one, a_report(one.try_id, **{field: {"zone": name} if field in ("labels", "versions") else name}))
@@ -622,7 +627,7 @@ def test_it_cannot_make_a_command_mean_a_made_up_worker(
 
 @on_both
 def test_a_dns_lookup_that_failed_once_makes_no_other_worker(
-    database: Database, caplog: pytest.LogCaptureFixture, report: Callable[..., dict[str, Any]]
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture, report: Callable[..., dict[str, Any]]
 ) -> None:
     for number, hostname in enumerate(["host-1", "host-1.example.org", "host-1"]):
         one = a_running_try(database, f"task-{number}", hostname=hostname)
@@ -647,8 +652,8 @@ def test_what_differs_is_said_once_and_the_key_is_not_blamed(
 
 
 @on_both
-def test_an_id_that_its_engine_gave_a_worker_is_taken_where_it_is_that_worker(
-    database: Database, report: Callable[..., dict[str, Any]]
+def test_id_that_the_source_gave_a_worker_is_accepted_for_that_worker(
+    database: Database, counters: Counters, report: Callable[..., dict[str, Any]]
 ) -> None:
     its_id = found(database, "w1@host-1")["worker_id"]
     other = a_running_try(database, "other", hostname="host-2")
@@ -675,7 +680,7 @@ def test_where_airflow_calls_hosts_otherwise_reports_are_of_their_workers(
 
 @on_both
 def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
-    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    database: Database, celery: Celery, report: Callable[..., dict[str, Any]], mocker: MockerFixture
 ) -> None:
     one = a_running_try(database)
     push(one, report(one, started_at=(celery.started - timedelta(seconds=100)).isoformat()))
@@ -691,7 +696,7 @@ def test_a_decision_on_an_entry_that_is_made_one_with_another_is_of_that_one(
                 merge(other, found(database, "w1@host-1")["id"], rows["celery-w1"], now=database_now(other))
         return row
 
-    monkeypatch.setattr(availability, "get_worker", look_meanwhile)
+    mocker.patch.object(availability, "get_worker", side_effect=look_meanwhile)
     with database.engine.connect() as connection:
         decided = set_availability(
             connection, "celery-w1", "draining", note="disk", changed_by="ada", now=database_now(connection)

@@ -7,7 +7,7 @@ import logging
 import sys
 import uuid
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
@@ -18,6 +18,9 @@ from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_KEY
 from airflow_worker_insight.capture.report_schema import parse_report
 from airflow_worker_insight.compat import task_runtime
 from tests.unit.capture.reports import airflow_3
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 airflow_2 = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 records with reports")
 
@@ -48,19 +51,19 @@ def a_task_instance(**others: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**known, "hostname": "host-1", "executor": None, **others})
 
 
-def in_a_task_process(monkeypatch: pytest.MonkeyPatch, comms: Any) -> Any:
+def in_a_task_process(mocker: MockerFixture, comms: Any) -> Any:
     """Make this process look like one of Airflow 3's task processes."""
     from airflow.sdk.execution_time import task_runner
 
-    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    mocker.patch.object(task_runner, "SUPERVISOR_COMMS", comms, create=True)
     return comms
 
 
 @airflow_3
-def test_one_message_with_all_the_api_server_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_message_with_all_the_api_server_needs(mocker: MockerFixture) -> None:
     from airflow.sdk.execution_time.comms import SetXCom
 
-    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    comms = in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(a_task_instance())
 
     (message,) = comms.sent
@@ -95,12 +98,12 @@ def test_one_message_with_all_the_api_server_needs(monkeypatch: pytest.MonkeyPat
         "a;b,c='d'(e)[f]{g}|h^i`j\\k",
     ],
 )
-def test_any_run_id_finds_its_way(monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+def test_any_run_id_finds_its_way(mocker: MockerFixture, run_id: str) -> None:
     """Through Airflow's own client, as a server decodes the path that it asks for."""
     import httpx
     from airflow.sdk.api.client import Client
 
-    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    comms = in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(a_task_instance(run_id=run_id))
     (message,) = comms.sent
     asked: list[httpx.Request] = []
@@ -117,20 +120,18 @@ def test_any_run_id_finds_its_way(monkeypatch: pytest.MonkeyPatch, run_id: str) 
 
 
 @airflow_3
-def test_a_run_id_that_no_route_takes_costs_no_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    comms = in_a_task_process(monkeypatch, CommsDecoder())
+def test_a_run_id_that_no_route_takes_costs_no_warning(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
+    comms = in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(a_task_instance(run_id="backfill/2026-03-01"))
     assert (comms.sent, caplog.records) == ([], [])
 
 
 @airflow_3
-def test_what_an_operator_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_operator_set_is_reported(monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_NAME", "etl-large-1")
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_LABELS", "region=eu-west-1,zone=a")
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__WORKER_IMAGE", "data/airflow:7")
-    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    comms = in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(a_task_instance())
     worker = comms.sent[0].value["worker"]
     assert worker["name"] == "etl-large-1"
@@ -139,54 +140,53 @@ def test_what_an_operator_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @airflow_3
-def test_a_broken_channel_costs_one_line_and_no_task(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    comms = in_a_task_process(monkeypatch, Broken())
+def test_a_broken_channel_costs_one_line_and_no_task(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
+    comms = in_a_task_process(mocker, Broken())
     listener.on_task_instance_running(a_task_instance())
     assert len(comms.sent) == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 @airflow_3
-def test_a_task_instance_without_what_we_need_costs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_a_task_process(monkeypatch, CommsDecoder())
+def test_a_task_instance_without_what_we_need_costs_no_task(mocker: MockerFixture) -> None:
+    in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(SimpleNamespace())
 
 
 @airflow_3
-def test_switched_off_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switched_off_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
-    comms = in_a_task_process(monkeypatch, CommsDecoder())
+    comms = in_a_task_process(mocker, CommsDecoder())
     listener.on_task_instance_running(a_task_instance())
     assert comms.sent == []
 
 
 @airflow_3
-def test_under_dag_test_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_dag_test_nothing_is_sent(mocker: MockerFixture) -> None:
     class InProcessSupervisorComms(CommsDecoder):
         pass
 
-    comms = in_a_task_process(monkeypatch, InProcessSupervisorComms())
+    comms = in_a_task_process(mocker, InProcessSupervisorComms())
     listener.on_task_instance_running(a_task_instance())
     assert comms.sent == []
 
 
 def test_where_nothing_runs_tasks_nothing_happens(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the API server the same hook tells of a state that a person set."""
     for name in ("airflow.sdk.execution_time.task_runner", "airflow.sdk.execution_time.comms"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(direct, "record", lambda _: pytest.fail("nothing runs here"))
+    record = mocker.patch.object(direct, "record")
     listener.on_task_instance_running(a_task_instance(job_id=None))
+    record.assert_not_called()
     assert caplog.records == []
 
 
 @airflow_2
-def test_on_airflow_2_only_the_process_of_a_job_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_airflow_2_only_the_process_of_a_job_writes(monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(direct, "record", written.append)
+    mocker.patch.object(direct, "record", written.append)
     mine = a_task_instance(job_id=7)
     listener.on_task_instance_running(mine)
     listener.on_task_instance_running(a_task_instance(job_id=None))
@@ -197,12 +197,12 @@ def test_on_airflow_2_only_the_process_of_a_job_writes(monkeypatch: pytest.Monke
 
 @airflow_2
 def test_on_airflow_2_a_database_that_refuses_costs_one_line_and_no_task(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mocker: MockerFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: Any) -> None:
         raise RuntimeError("no such table")
 
-    monkeypatch.setattr(direct, "record", refuse)
+    mocker.patch.object(direct, "record", refuse)
     listener.on_task_instance_running(a_task_instance(job_id=7))
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 

@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import event, text
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.capture import counters, reconcile
-from airflow_worker_insight.capture.reconcile import Outcome, claim_all_waiting, reconcile_runs
+from airflow_worker_insight.capture.reconcile import Outcome, claim_all_stored_reports, reconcile_runs
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
@@ -34,6 +33,7 @@ from tests.unit.database import (
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from airflow_worker_insight.capture.counters import Counters
     from airflow_worker_insight.domain.attempts import DagRunRef
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRecord
@@ -44,9 +44,9 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
 
 
-def reconciled(database: Database, *runs: DagRunRef, installed_at: datetime | None = None) -> Outcome:
+def reconciled(database: Database, *runs: DagRunRef, installed_at: datetime | None = None, **options: Any) -> Outcome:
     with database.engine.begin() as connection:
-        return reconcile_runs(connection, runs, installed_at=installed_at)
+        return reconcile_runs(connection, runs, installed_at=installed_at, **options)
 
 
 def report_start(database: Database, key: TryKey, record: WorkerRecord, *, now: datetime = NOON) -> None:
@@ -134,7 +134,7 @@ def test_a_try_that_has_not_ended_stays_open(database: Database) -> None:
             add_try(connection, run, f"not-recorded-{state}", state=state, ended_at=None)
     report_start(database, recorded, a_worker())
 
-    assert reconciled(database, run) == Outcome(still_running=frozenset({run}))
+    assert reconciled(database, run) == Outcome(unfinished_runs=frozenset({run}))
 
     (row,) = database.attempts()
     assert (row["state"], row["ended_at"]) == ("running", None)
@@ -146,7 +146,7 @@ def test_only_runs_with_tasks_that_run_are_still_running(database: Database) -> 
         add_try(connection, busy, state="queued", ended_at=None)
         add_try(connection, done)
         add_try(connection, cleared, state=None, ended_at=None)
-    assert reconciled(database, busy, done, cleared).still_running == {busy}
+    assert reconciled(database, busy, done, cleared).unfinished_runs == {busy}
 
 
 def test_a_try_that_a_person_changed_afterwards_is_corrected(database: Database) -> None:
@@ -386,7 +386,7 @@ def test_what_is_older_than_the_installation_is_backfilled(database: Database) -
 
 @airflow_3
 @on_both
-def test_a_report_that_nobody_claimed_is_taken(database: Database) -> None:
+def test_unclaimed_report_is_claimed_late(database: Database) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     push(one, "mine", key="return_value")
@@ -402,7 +402,7 @@ def test_a_report_that_nobody_claimed_is_taken(database: Database) -> None:
 
 
 @airflow_3
-def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Database) -> None:
+def test_late_report_of_an_earlier_try_is_recorded_for_that_try(database: Database) -> None:
     first_id = uuid.uuid4()
     one = a_running_try(database, try_number=2, state="success", ended_at=at(90))
     with database.engine.begin() as connection:
@@ -414,11 +414,11 @@ def test_a_waiting_report_of_an_earlier_try_counts_for_that_try(database: Databa
 
 
 @airflow_3
-def test_a_waiting_report_of_another_host_than_airflow_has_is_dropped(database: Database) -> None:
+def test_late_report_of_another_host_than_airflows_is_dropped(database: Database, counters: Counters) -> None:
     """Its try has deferred and gone on elsewhere: which worker was there Airflow does not say any more."""
     one = a_running_try(database, state="success", ended_at=at(90), hostname="host-9")
     push(one, a_report(one.try_id))
-    reconciled(database, one.run)
+    reconciled(database, one.run, counters=counters)
     assert words(database)["extract", -1, 1][0] == "inferred"
     assert counters.snapshot()["reports.dropped.not_this_host"] == 1
 
@@ -427,17 +427,17 @@ def test_a_waiting_report_of_another_host_than_airflow_has_is_dropped(database: 
 @pytest.mark.parametrize(
     "value", ["hello", {"version": 2}, a_report(uuid.UUID(int=0))], ids=["text", "later", "forged"]
 )
-def test_a_waiting_report_that_is_not_believed_is_dropped(database: Database, value: Any) -> None:
+def test_late_report_that_is_not_valid_is_dropped(database: Database, counters: Counters, value: Any) -> None:
     one = a_running_try(database, state="success", ended_at=at(20))
     push(one, value)
-    reconciled(database, one.run)
+    reconciled(database, one.run, counters=counters)
     assert stored_xcoms(database) == []
     assert words(database)["extract", -1, 1][0] == "inferred"
     assert [name.rpartition(".")[0] for name in counters.snapshot()] == ["reports.dropped", "tries"]
 
 
 @airflow_3
-def test_the_reports_of_other_runs_wait_on(database: Database) -> None:
+def test_reports_of_other_runs_stay_stored(database: Database) -> None:
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     with database.engine.begin() as connection:
@@ -447,19 +447,17 @@ def test_the_reports_of_other_runs_wait_on(database: Database) -> None:
 
 
 @airflow_3
-def test_all_waiting_reports_are_taken_however_many(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "WAITING_PAGE", 2)
+def test_all_stored_reports_are_claimed_page_by_page(database: Database) -> None:
     for map_index in range(5):
         one = a_running_try(database, map_index=map_index)
         push(one, a_report(one.try_id))
-    assert claim_all_waiting() == 5
+    assert claim_all_stored_reports(page_size=2) == 5
     assert len(database.attempts()) == 5
     assert stored_xcoms(database) == []
 
 
 @airflow_3
-def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "WAITING_PAGE", 2)
+def test_reports_that_cannot_be_claimed_are_read_once(database: Database, counters: Counters) -> None:
     with database.engine.begin() as connection:
         connection.execute(
             text("CREATE TRIGGER no BEFORE INSERT ON worker_insight_attempt BEGIN SELECT RAISE(ABORT, 'no'); END")
@@ -467,6 +465,6 @@ def test_reports_that_cannot_be_taken_end_the_search(database: Database, monkeyp
     for map_index in range(5):
         one = a_running_try(database, map_index=map_index)
         push(one, a_report(one.try_id))
-    assert claim_all_waiting() == 0
+    assert claim_all_stored_reports(page_size=2, counters=counters) == 0
     assert len(stored_xcoms(database)) == 5
     assert counters.snapshot() == {"reports.unclaimed": 5}

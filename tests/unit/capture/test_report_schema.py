@@ -32,13 +32,13 @@ def test_a_report_as_values_and_as_text_are_the_same() -> None:
     assert parse_report(report).try_id == TRY_ID
 
 
-def test_what_this_process_would_report_of_itself_is_believed() -> None:
+def test_report_of_this_process_is_valid() -> None:
     task_instance = SimpleNamespace(id=TRY_ID, hostname="host-1", executor=None)
     report = build_report(task_instance)
     assert parse_report(json.loads(json.dumps(report))).worker.worker_id == report["worker"]["worker_id"]
 
 
-def test_only_what_must_be_said_must_be_said() -> None:
+def test_optional_fields_may_be_missing() -> None:
     worker = {"worker_id": "w", "name": "w", "kind": "celery", "hostname": "h"}
     record = worker_record(parse_report({"version": 1, "try_id": str(TRY_ID), "worker": worker}).worker, job_id=None)
     assert (record.pid, record.started_at, record.engine_name) == (None, None, None)
@@ -149,7 +149,7 @@ def test_a_lone_surrogate_is_no_text() -> None:
     ],
     ids=lambda worker: json.dumps(worker)[:40],
 )
-def test_what_a_worker_may_say_is_kept_as_it_is(worker: dict[str, Any]) -> None:
+def test_valid_worker_fields_are_stored_unchanged(worker: dict[str, Any]) -> None:
     record = worker_record(parse_report(a_report(TRY_ID, **worker)).worker, job_id=None)
     for name, value in worker.items():
         assert getattr(record, name) == value
@@ -166,7 +166,7 @@ def test_what_a_worker_may_say_is_kept_as_it_is(worker: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_what_a_machine_may_be_like_is_kept_as_it_is(given_conditions: dict[str, Any]) -> None:
+def test_valid_conditions_are_stored_unchanged(given_conditions: dict[str, Any]) -> None:
     report = parse_report({**a_report(TRY_ID), "conditions": given_conditions})
     assert conditions(report.conditions) == Conditions(**given_conditions)
 
@@ -202,7 +202,7 @@ def test_what_no_machine_is_like(given_conditions: Any) -> None:
     assert reason({**a_report(TRY_ID), "conditions": given_conditions}) == "malformed"
 
 
-def test_too_long_is_told_from_malformed() -> None:
+def test_oversized_is_distinguished_from_malformed() -> None:
     padded = a_report(TRY_ID, name="🐘" * 250, engine_name="🐘" * 250)
     room = MAX_REPORT_BYTES - len(json.dumps(padded))
     assert room > 0
@@ -271,7 +271,7 @@ nearly_reports = st.fixed_dictionaries(
 
 
 @given(json_values | nearly_reports)
-def test_anything_is_believed_or_rejected_with_a_known_word(value: Any) -> None:
+def test_any_value_is_valid_or_rejected_with_a_known_reason(value: Any) -> None:
     try:
         outcome = str(parse_report(value).version)
     except RejectedReportError as rejected:
@@ -290,7 +290,7 @@ fit = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]
     st.dictionaries(fit, fit, max_size=5),
     st.none() | st.integers(0, 2**31 - 1),
 )
-def test_every_fit_description_is_kept_as_it_is(
+def test_every_valid_description_is_stored_unchanged(
     worker_id: str, name: str, labels: dict[str, str], pid: int | None
 ) -> None:
     report = a_report(TRY_ID, worker_id=worker_id, name=name, labels=labels, pid=pid)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_worker_insight.capture import run_listener
 from tests.unit.capture.reports import airflow_3
 from tests.unit.capture.test_listener import CommsDecoder, in_a_task_process
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 # The module, which its package's attribute of the same name hides nowhere: the queue in it is what is replaced.
 queue_module = importlib.import_module("airflow_worker_insight.capture.queue")
@@ -20,10 +24,10 @@ RUN = SimpleNamespace(dag_id="etl", run_id="run-1")
 
 
 @pytest.fixture
-def put(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def put(monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> list[tuple[str, str]]:
     """Return what is put into the queue, in a process that is no server."""
     runs: list[tuple[str, str]] = []
-    monkeypatch.setattr(queue_module, "queue", SimpleNamespace(put=lambda *names: runs.append(names)))
+    mocker.patch.object(queue_module, "queue", SimpleNamespace(put=lambda *names: runs.append(names)))
     for name in SERVERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return runs
@@ -37,7 +41,7 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("server")
-def test_an_ended_run_is_put_into_the_queue(put: list[tuple[str, str]]) -> None:
+def test_ended_run_is_queued(put: list[tuple[str, str]]) -> None:
     run_listener.on_dag_run_success(RUN)
     run_listener.on_dag_run_failed(RUN)
     assert put == [("etl", "run-1")] * 2
@@ -45,7 +49,7 @@ def test_an_ended_run_is_put_into_the_queue(put: list[tuple[str, str]]) -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("server")
-def test_a_state_that_a_person_set_is_too(put: list[tuple[str, str]]) -> None:
+def test_run_of_a_state_set_by_a_user_is_queued(put: list[tuple[str, str]]) -> None:
     run_listener.on_task_instance_success(RUN)
     run_listener.on_task_instance_failed(RUN)
     assert put == [("etl", "run-1")] * 2
@@ -53,17 +57,15 @@ def test_a_state_that_a_person_set_is_too(put: list[tuple[str, str]]) -> None:
 
 @airflow_3
 @pytest.mark.usefixtures("server")
-def test_the_end_of_a_task_in_its_own_process_is_not(
-    put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_of_a_task_in_its_own_process_queues_nothing(put: list[tuple[str, str]], mocker: MockerFixture) -> None:
     """Under LocalExecutor a task process is a fork of the scheduler: it has all of its modules, and must not wait."""
-    in_a_task_process(monkeypatch, CommsDecoder())
+    in_a_task_process(mocker, CommsDecoder())
     run_listener.on_task_instance_success(RUN)
     run_listener.on_task_instance_failed(RUN)
     assert put == []
 
 
-def test_a_persons_own_process_reconciles_nothing(put: list[tuple[str, str]]) -> None:
+def test_process_of_a_user_reconciles_nothing(put: list[tuple[str, str]]) -> None:
     """``dag.test()`` calls the same hooks."""
     run_listener.on_dag_run_success(RUN)
     run_listener.on_task_instance_success(RUN)
@@ -71,19 +73,17 @@ def test_a_persons_own_process_reconciles_nothing(put: list[tuple[str, str]]) ->
 
 
 @pytest.mark.usefixtures("server")
-def test_switched_off_nothing_is_put(put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_queued_when_disabled(put: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENABLED", "False")
     run_listener.on_dag_run_success(RUN)
     assert put == []
 
 
 @pytest.mark.usefixtures("server")
-def test_nothing_that_goes_wrong_reaches_the_scheduler(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_errors_do_not_reach_the_scheduler(mocker: MockerFixture, caplog: pytest.LogCaptureFixture) -> None:
     def full(*_: str) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(queue_module, "queue", SimpleNamespace(put=full))
+    mocker.patch.object(queue_module, "queue", SimpleNamespace(put=full))
     run_listener.on_dag_run_failed(RUN)
     assert [record.levelname for record in caplog.records] == ["WARNING"]

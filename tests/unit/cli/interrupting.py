@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 from airflow_worker_insight import cli
 from airflow_worker_insight.capture import backfill
 
-# Each Dag run is a batch of its own.
-backfill.BATCH = 1
+# Each Dag run is a batch of its own. The command imports the function later.
+backfill.reconcile_selected = partial(backfill.reconcile_selected, runs_per_read=1)  # type: ignore[assignment]
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

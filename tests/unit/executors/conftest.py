@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _no_earlier_warnings(mocker: MockerFixture) -> None:
     """Forget what this process has warned of once."""
-    mocker.patch.object(counters, "_warned", set())
+    mocker.patch.object(counters.process_counters, "_warned", set())

@@ -37,7 +37,7 @@ def flask_app(airflow: FlaskAirflow, *, root: str, csrf: bool = False) -> Any:
     for registered in registration.appbuilder_views(airflow):
         app.register_blueprint(registered["view"].create_blueprint(appbuilder))
     app.register_blueprint(registration.blueprint())
-    script_name = f"{root}/pluginsv2" if airflow.is_airflow_3 else root
+    script_name = root if airflow.renders_pages_with_flask else f"{root}/pluginsv2"
     inner = app.wsgi_app
     app.wsgi_app = lambda environ, start: inner({**environ, "SCRIPT_NAME": script_name}, start)
     return app

@@ -64,7 +64,7 @@ class FakeAirflow(FlaskAirflow):
     """An Airflow of this major version with one user."""
 
     def __init__(self, version: int, permissions: Permissions, log_in: Callable[[], None]) -> None:
-        self.is_airflow_3 = version == 3
+        self.renders_pages_with_flask = version == 2
         self._permissions = permissions
         self._log_in = log_in
 

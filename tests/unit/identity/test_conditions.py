@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.identity import conditions, detection, machine, process
-from airflow_worker_insight.identity.conditions import MOST_CHILDREN, memory_free, running_beside
-
-from . import recordings as recorded
-from .recordings import Running, tree
-from .test_process import write as write_process
+from airflow_worker_insight.identity.conditions import MAX_CHILDREN, memory_free, running_beside
+from tests.unit.identity.recordings import TREES, Running, parse_tree, recorded, recorded_tree
+from tests.unit.identity.test_process import write as write_process
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_mock import MockerFixture
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
@@ -38,22 +38,22 @@ def beside(proc: Path, running: list[Running], pid: int) -> int | None:
 
 
 def tasks(running: list[Running]) -> list[int]:
-    return [one.pid for one in running if detection.is_task(one.argv)]
+    return [one.pid for one in running if detection.is_task_process(one.argv)]
 
 
 # --- other tries -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in vars(recorded) if name.endswith("_TREE")])
+@pytest.mark.parametrize("name", TREES)
 def test_each_of_three_tries_has_two_beside_it(tmp_path: Path, name: str) -> None:
-    running: list[Running] = getattr(recorded, name)
+    running = recorded_tree(name)
     write(tmp_path, running)
     assert [beside(tmp_path, running, pid) for pid in tasks(running)] == [2, 2, 2]
 
 
 def test_after_run_as_user_it_is_the_same(tmp_path: Path) -> None:
     """A new interpreter under ``sudo`` stands where the task process would."""
-    running = tree("""
+    running = parse_tree("""
     11708 [celeryd: w1@host-1:MainProcess] -active- (celery worker)
       11788 airflow supervisor: 01a20258-1afa-7631-a6a5-77f1c216440e
         12339 sudo|-E|-H|-u|etl|/opt/airflow/bin/python|-c|from airflow.sdk.execution_time.task_runner import main
@@ -65,7 +65,7 @@ def test_after_run_as_user_it_is_the_same(tmp_path: Path) -> None:
     assert beside(tmp_path, running, 12340) == 1
 
 
-@pytest.mark.parametrize("lineage", [recorded.POD_332, recorded.POD_318], ids=["3.3.2", "3.1.8"])
+@pytest.mark.parametrize("lineage", [recorded("pod-3.3.2"), recorded("pod-3.1.8")], ids=["3.3.2", "3.1.8"])
 def test_a_pod_runs_one_try(tmp_path: Path, lineage: list[Any]) -> None:
     running = [Running(lineage[1].pid, lineage[1].argv), Running(lineage[0].pid, lineage[0].argv, lineage[1].pid, 1)]
     write(tmp_path, running)
@@ -74,7 +74,7 @@ def test_a_pod_runs_one_try(tmp_path: Path, lineage: list[Any]) -> None:
 
 def test_a_worker_without_a_pool_runs_one_try(tmp_path: Path) -> None:
     """The solo pool of 3.3.2: the main process has taken its supervisor's title."""
-    running = tree("""
+    running = parse_tree("""
     15912 airflow supervisor: 01a20261-7f1f-7082-b221-f0e5cc67ab34
       15920 airflow serve-logs
       16047 airflow worker -- 01a20261-7f1f-7082-b221-f0e5cc67ab34
@@ -84,7 +84,7 @@ def test_a_worker_without_a_pool_runs_one_try(tmp_path: Path) -> None:
 
 
 def test_each_try_of_sequential_executor_is_alone(tmp_path: Path) -> None:
-    running = tree("""
+    running = parse_tree("""
     11319 /opt/airflow/bin/python /opt/airflow/bin/airflow scheduler
       11322 airflow scheduler -- DagFileProcessorManager
         11323 airflow scheduler - DagFileProcessor /opt/airflow/dags/p.py
@@ -97,7 +97,7 @@ def test_each_try_of_sequential_executor_is_alone(tmp_path: Path) -> None:
 
 def test_processes_of_no_known_kind_are_not_counted_wrongly(tmp_path: Path) -> None:
     """An executor of one's own: other jobs run, and nothing tells which of them are tries."""
-    running = tree("""
+    running = parse_tree("""
     100 /opt/airflow/bin/python|/opt/airflow/bin/airflow|scheduler
       101 my-runner one
         102 airflow worker -- 01a20258-1afa-7631-a6a5-77f1c216440e
@@ -108,8 +108,8 @@ def test_processes_of_no_known_kind_are_not_counted_wrongly(tmp_path: Path) -> N
     assert beside(tmp_path, running, 102) is None
 
 
-@pytest.mark.parametrize(("others", "counted"), [(MOST_CHILDREN - 1, True), (MOST_CHILDREN, False)])
-def test_only_so_many_processes_are_looked_at(tmp_path: Path, others: int, counted: bool) -> None:
+@pytest.mark.parametrize(("others", "counted"), [(MAX_CHILDREN - 1, True), (MAX_CHILDREN, False)])
+def test_number_of_processes_read_is_bounded(tmp_path: Path, others: int, counted: bool) -> None:
     pairs = [
         one
         for number in range(others + 1)
@@ -124,7 +124,7 @@ def test_only_so_many_processes_are_looked_at(tmp_path: Path, others: int, count
 
 
 def test_a_main_process_that_is_not_known_or_not_ours(tmp_path: Path) -> None:
-    running = recorded.CELERY_332_TREE
+    running = recorded_tree("celery-3.3.2")
     write(tmp_path, running)
     lineage = process.lineage_from_proc(26025, str(tmp_path))
     for main_pid in (None, 26025, 1, 99999):
@@ -132,7 +132,7 @@ def test_a_main_process_that_is_not_known_or_not_ours(tmp_path: Path) -> None:
 
 
 def test_what_ends_while_we_look_is_not_counted(tmp_path: Path) -> None:
-    running = recorded.CELERY_332_TREE
+    running = recorded_tree("celery-3.3.2")
     write(tmp_path, running)
     (tmp_path / "25944" / "cmdline").unlink()
     (tmp_path / "25943" / "task" / "25943" / "children").unlink()
@@ -191,7 +191,7 @@ def test_the_tightest_of_all_groups_counts(tmp_path: Path) -> None:
     assert free_within(tmp_path, "0::/kubepods/pod1\n") == 0.125
 
 
-def test_files_that_nobody_reads_are_as_good_as_free(tmp_path: Path) -> None:
+def test_inactive_file_cache_counts_as_free(tmp_path: Path) -> None:
     """A worker that has written large logs is not short of memory."""
     group(tmp_path, "pod", v2(4 * GIB, 4 * GIB, unread=3 * GIB))
     assert free_within(tmp_path, "0::/pod\n") == 0.75
@@ -229,26 +229,26 @@ def test_this_machine_says_what_it_is_like() -> None:
     assert 0 < found["memory_free"] <= 1
 
 
-def test_no_failure_reaches_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_failure_reaches_the_task(mocker: MockerFixture) -> None:
     def fail(*_: object) -> Any:
         raise RuntimeError("the machine is on fire")
 
     before = conditions(None)
-    monkeypatch.setattr(os, "getloadavg", fail)
+    mocker.patch.object(os, "getloadavg", fail)
     assert conditions(None) == {**before, "load": None}
-    monkeypatch.setattr(machine, "own_memory_limits", fail)
-    monkeypatch.setattr(process, "lineage", fail)
+    mocker.patch.object(machine, "own_memory_limits", fail)
+    mocker.patch.object(process, "lineage", fail)
     assert conditions(os.getppid()) == {"load": None, "memory_free": None, "running_beside": None}
 
 
-def test_where_the_number_of_cpus_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
+def test_where_the_number_of_cpus_is_not_known(mocker: MockerFixture) -> None:
+    mocker.patch.object(os, "cpu_count", return_value=None)
     assert conditions(None)["load"] is None
 
 
-def test_the_load_is_that_of_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+def test_the_load_is_that_of_one_cpu(mocker: MockerFixture) -> None:
+    mocker.patch.object(os, "getloadavg", return_value=(6.0, 1.0, 1.0))
+    mocker.patch.object(os, "cpu_count", return_value=4)
     assert conditions(None)["load"] == 1.5
 
 
@@ -286,7 +286,7 @@ def test_children_are_those_of_all_threads() -> None:
 
 @needs_proc
 def test_a_kernel_that_tells_of_no_children(tmp_path: Path) -> None:
-    running = recorded.CELERY_332_TREE
+    running = recorded_tree("celery-3.3.2")
     write(tmp_path, running)
     for one in running:
         (tmp_path / str(one.pid) / "task" / str(one.pid) / "children").unlink()

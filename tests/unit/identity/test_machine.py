@@ -12,6 +12,8 @@ from airflow_worker_insight.identity import machine
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_mock import MockerFixture
+
 CPUS = machine.cpus({})
 MEMORY = machine.memory_bytes([])
 
@@ -85,11 +87,11 @@ def test_no_limit_and_nonsense_leave_the_machine(tmp_path: Path, cpu: str, memor
     assert memory_bytes(groups) == MEMORY
 
 
-def test_no_limit_is_not_taken_for_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_limit_is_not_taken_for_a_size(tmp_path: Path, mocker: MockerFixture) -> None:
     def unknown(name: str) -> int:
         raise ValueError(name)
 
-    monkeypatch.setattr(os, "sysconf", unknown)
+    mocker.patch.object(os, "sysconf", unknown)
     write(tmp_path / "memory/memory.limit_in_bytes", "9223372036854771712")
     groups = machine.cgroup_directories("2:memory:/\n", str(tmp_path))
     assert memory_bytes(groups) is None

@@ -81,8 +81,8 @@ def test_command_line_is_read_in_part_and_need_not_be_text(tmp_path: Path) -> No
 def test_real_ancestry() -> None:
     found = process.lineage()
     assert [each.pid for each in found[:2]] == [os.getpid(), os.getppid()]
-    assert found[0].started is not None
-    assert found[0].started <= time.time() < found[0].started + 86_400
+    assert found[0].create_time is not None
+    assert found[0].create_time <= time.time() < found[0].create_time + 86_400
     assert found == process.lineage()[: len(found)] or found[0].start == process.lineage()[0].start
 
 
@@ -100,11 +100,29 @@ def test_start_is_the_kernels_and_the_same_for_every_observer() -> None:
     assert seen.stdout.strip() == process.lineage()[0].start
 
 
+@needs_proc
+def test_psutil_is_not_needed_and_not_loaded() -> None:
+    """After ``run_as_user`` in 3.0 and 3.1 a task process has not loaded it."""
+    code = (
+        "import os, sys; from airflow_worker_insight import identity;"
+        "identity.whoami(); facts = identity.conditions(os.getppid());"
+        "print(len(identity.process_id()), facts['memory_free'] is not None, 'psutil' in sys.modules)"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert seen.stdout.split() == ["24", "True", "False"]
+
+
 def test_without_proc_psutil_tells_the_same() -> None:
     psutil = pytest.importorskip("psutil")
-    found = process._lineage_from_psutil()
+    found = process.lineage_from_psutil()
     assert [each.pid for each in found[:2]] == [os.getpid(), os.getppid()]
-    assert found[0].started == psutil.Process().create_time()
+    assert found[0].create_time == psutil.Process().create_time()
     # A test runner may have given the process another title.
     assert list(found[0].argv) == psutil.Process().cmdline()
 

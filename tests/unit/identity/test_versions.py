@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_worker_insight import __version__
 from airflow_worker_insight.identity.versions import versions
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 
 def module(version: object) -> ModuleType:
@@ -20,7 +23,7 @@ def module(version: object) -> ModuleType:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def installed(mocker: MockerFixture) -> dict[str, str]:
     """Return a dict of what is installed, to be filled by the test."""
     distributions: dict[str, str] = {}
 
@@ -29,11 +32,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise metadata.PackageNotFoundError(name)
         return distributions[name]
 
-    monkeypatch.setattr(metadata, "version", version)
+    mocker.patch.object(metadata, "version", version)
     return distributions
 
 
-def test_what_is_loaded_is_not_looked_up(installed: dict[str, str]) -> None:
+def test_versions_of_loaded_modules_are_not_looked_up(installed: dict[str, str]) -> None:
     installed["apache-airflow"] = "9.9.9"
     loaded: dict[str, Any] = {
         "airflow": module("3.3.2"),
@@ -56,13 +59,13 @@ def test_a_new_interpreter_says_the_same(installed: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_is_not_there_is_left_out() -> None:
+def test_packages_that_are_not_installed_are_left_out() -> None:
     assert set(versions("celery", {})) == {"python", "provider"}
     assert set(versions("celery", {"airflow": module(None), "celery": None})) == {"python", "provider"}
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_module_that_imports_what_it_lacks_is_not_asked() -> None:
+def test_modules_with_lazy_attributes_import_nothing() -> None:
     class Lazy(ModuleType):
         def __getattr__(self, name: str) -> object:
             raise AssertionError(name)

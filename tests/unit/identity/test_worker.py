@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from airflow_worker_insight.domain.names import executor_name
 from airflow_worker_insight.identity import Worker, detection, local_worker, machine, process, versions, whoami
 from airflow_worker_insight.identity import worker as worker_module
-from airflow_worker_insight.identity.detection import Found, Surroundings
+from airflow_worker_insight.identity.detection import DetectedWorker, ProcessContext
 from airflow_worker_insight.identity.process import Process
-from airflow_worker_insight.identity.worker import life
+from airflow_worker_insight.identity.worker import instance_id
+from tests.unit.identity.recordings import OUTSIDE, recorded
+from tests.unit.identity.recordings import process as process_at
 
-from . import recordings as recorded
-from .recordings import OUTSIDE
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 BOOT = "84176416-4b43-4eb0-8b46-76454382119d"
@@ -34,10 +36,12 @@ processes = st.builds(
     pid=st.integers(1, 2**22),
     argv=st.one_of(
         st.lists(any_text, max_size=4).map(tuple),
-        st.sampled_from([each.argv for each in recorded.CELERY_332_W1 + recorded.LOCAL_332_A + recorded.EDGE_306]),
+        st.sampled_from(
+            [each.argv for each in recorded("celery-3.3.2-w1") + recorded("local-3.3.2-a") + recorded("edge-3.0.6")]
+        ),
     ),
     start=st.integers(0, 2**40).map(str),
-    started=st.one_of(st.none(), st.floats()),
+    create_time=st.one_of(st.none(), st.floats()),
 )
 environments = st.dictionaries(
     st.one_of(
@@ -50,8 +54,10 @@ environments = st.dictionaries(
 
 
 def id_of(lineage: list[Process], *, boot: str = BOOT, namespace: str = "4026531836", **known: Any) -> str:
-    around = Surroundings(**{"environ": {}, "modules": {}, "host": "host-1", "lineage": [*lineage, *OUTSIDE], **known})
-    return life(detection.recognise(around), around, boot, namespace)
+    around = ProcessContext(
+        **{"environ": {}, "modules": {}, "host": "host-1", "lineage": [*lineage, *OUTSIDE], **known}
+    )
+    return instance_id(detection.detect_worker(around), around, boot, namespace)
 
 
 @pytest.fixture(autouse=True)
@@ -65,29 +71,29 @@ def outside_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- IDs -------------------------------------------------------------------------------------------------
 
 
-def test_same_life_same_id() -> None:
-    assert id_of(recorded.CELERY_332_W1) == id_of(recorded.CELERY_332_W1_AS_USER)
-    assert id_of(recorded.LOCAL_332_A) == id_of(recorded.LOCAL_332_B)
-    solo = id_of(recorded.CELERY_332_SOLO, environ={"CELERY_LOG_LEVEL": "20"})
-    assert solo == id_of(recorded.CELERY_332_SOLO_AS_USER, environ={"CELERY_LOG_LEVEL": "20"})
+def test_task_processes_of_an_instance_have_its_id() -> None:
+    assert id_of(recorded("celery-3.3.2-w1")) == id_of(recorded("celery-3.3.2-w1-as-user"))
+    assert id_of(recorded("local-3.3.2-a")) == id_of(recorded("local-3.3.2-b"))
+    solo = id_of(recorded("celery-3.3.2-solo"), environ={"CELERY_LOG_LEVEL": "20"})
+    assert solo == id_of(recorded("celery-3.3.2-solo-as-user"), environ={"CELERY_LOG_LEVEL": "20"})
 
 
 def test_ids_are_the_same_in_every_release() -> None:
     """An ID is stored with each try: another way to make it would show every running worker a second time."""
-    assert id_of(recorded.CELERY_332_W1) == "celery-8c6e987bf5414aed222fbe2b"
-    assert id_of(recorded.LOCAL_332_A) == "local-116200ebfa1506df75a958e6"
+    assert id_of(recorded("celery-3.3.2-w1")) == "celery-8c6e987bf5414aed222fbe2b"
+    assert id_of(recorded("local-3.3.2-a")) == "local-116200ebfa1506df75a958e6"
 
 
 def test_several_workers_of_one_scheduler_have_different_ids() -> None:
-    pid = recorded.LOCAL_332_A[-1].pid
+    pid = recorded("local-3.3.2-a")[-1].pid
     names = ("etl@host-1", "reports@host-1")
     ids = {
         id_of(lineage, environ=detection.local_worker_environment(name, pid))
         for name in names
-        for lineage in (recorded.LOCAL_332_A, recorded.LOCAL_332_B)
+        for lineage in (recorded("local-3.3.2-a"), recorded("local-3.3.2-b"))
     }
     assert len(ids) == 2
-    assert id_of(recorded.LOCAL_332_A) not in ids
+    assert id_of(recorded("local-3.3.2-a")) not in ids
 
 
 def test_a_scheduler_knows_what_its_workers_will_say() -> None:
@@ -102,7 +108,12 @@ def test_a_scheduler_knows_what_its_workers_will_say() -> None:
 
 
 def test_workers_of_one_host_have_different_ids() -> None:
-    lineages = [recorded.CELERY_332_W1, recorded.CELERY_332_W2, recorded.LOCAL_332_A, recorded.EDGE_332]
+    lineages = [
+        recorded("celery-3.3.2-w1"),
+        recorded("celery-3.3.2-w2"),
+        recorded("local-3.3.2-a"),
+        recorded("edge-3.3.2"),
+    ]
     assert len({id_of(lineage) for lineage in lineages}) == len(lineages)
 
 
@@ -113,14 +124,14 @@ def test_workers_of_one_host_have_different_ids() -> None:
         pytest.param({"pid": 11999}, id="restarted-within-a-tick"),
     ],
 )
-@pytest.mark.parametrize("lineage", [recorded.CELERY_332_W1, recorded.LOCAL_332_A, recorded.EDGE_306])
-def test_restart_is_a_new_life(lineage: list[Process], change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("lineage", [recorded("celery-3.3.2-w1"), recorded("local-3.3.2-a"), recorded("edge-3.0.6")])
+def test_restart_is_a_new_instance(lineage: list[Process], change: dict[str, Any]) -> None:
     again = [*lineage[:-1], lineage[-1]._replace(**change)]
     assert id_of(again) != id_of(lineage)
 
 
 def test_other_machine_boot_or_container_is_another_worker() -> None:
-    lineage = recorded.CELERY_332_W1
+    lineage = recorded("celery-3.3.2-w1")
     ids = {
         id_of(lineage),
         id_of(lineage, boot="0d9a"),
@@ -131,53 +142,55 @@ def test_other_machine_boot_or_container_is_another_worker() -> None:
 
 
 def test_correction_of_the_clock_changes_nothing() -> None:
-    corrected = [each._replace(started=(each.started or 0) + 3600) for each in recorded.CELERY_332_W1]
-    assert id_of(corrected) == id_of(recorded.CELERY_332_W1)
+    corrected = [each._replace(create_time=(each.create_time or 0) + 3600) for each in recorded("celery-3.3.2-w1")]
+    assert id_of(corrected) == id_of(recorded("celery-3.3.2-w1"))
 
 
-def test_pod_is_one_life_whatever_runs_in_it() -> None:
+def test_pod_is_one_instance_whatever_runs_in_it() -> None:
     environ = {"AIRFLOW_IS_K8S_EXECUTOR_POD": "True", "POD_NAME": "p-1", "POD_UID": "2f3c"}
-    pod = id_of(recorded.POD_332, environ=environ)
-    assert pod == id_of(recorded.POD_318, environ=environ, boot="", namespace="")
-    assert pod != id_of(recorded.POD_332, environ=environ | {"POD_UID": "2f3d"})
+    pod = id_of(recorded("pod-3.3.2"), environ=environ)
+    assert pod == id_of(recorded("pod-3.1.8"), environ=environ, boot="", namespace="")
+    assert pod != id_of(recorded("pod-3.3.2"), environ=environ | {"POD_UID": "2f3d"})
     assert pod.startswith("kubernetes-")
 
 
 def test_unknown_executor_lives_as_long_as_its_host_or_container() -> None:
-    one, other = ([recorded.process(pid, pid, "python", "-c", "job")] for pid in (70, 80))
+    one, other = ([process_at(pid, pid, "python", "-c", "job")] for pid in (70, 80))
     assert id_of(one, executor="EcsExecutor") == id_of(other, executor="EcsExecutor")
     assert id_of(one, executor="EcsExecutor") != id_of(one, executor="BatchExecutor")
-    around = Surroundings([*one, OUTSIDE[-1]._replace(start="25")], {}, {}, "host-1", "EcsExecutor")
-    restarted = life(detection.recognise(around), around, BOOT, "4026531836")
+    around = ProcessContext([*one, OUTSIDE[-1]._replace(start="25")], {}, {}, "host-1", "EcsExecutor")
+    restarted = instance_id(detection.detect_worker(around), around, BOOT, "4026531836")
     assert restarted != id_of(one, executor="EcsExecutor")
 
 
 def test_facts_do_not_run_into_each_other() -> None:
-    around = Surroundings([], {}, {}, "ab")
-    assert life(Found("x", "c", None), around, "d", "e") != life(Found("x", "c", None), around, "de", "")
+    around = ProcessContext([], {}, {}, "ab")
+    assert instance_id(DetectedWorker("x", "c", None), around, "d", "e") != instance_id(
+        DetectedWorker("x", "c", None), around, "de", ""
+    )
 
 
 @given(st.lists(processes, max_size=5), environments, any_text, odd_text, any_text)
-def test_any_surroundings_give_a_valid_id(
+def test_any_context_gives_a_valid_id(
     lineage: list[Process], environ: dict[str, str], host: str, executor: str | None, boot: str
 ) -> None:
-    around = Surroundings(lineage, environ, {}, host, executor_name(executor), host)
-    found = detection.recognise(around)
-    worker_id = life(found, around, boot, "")
+    around = ProcessContext(lineage, environ, {}, host, executor_name(executor), host)
+    found = detection.detect_worker(around)
+    worker_id = instance_id(found, around, boot, "")
     assert WORKER_ID.fullmatch(worker_id)
-    assert worker_id == life(found, around, boot, "")
+    assert worker_id == instance_id(found, around, boot, "")
     assert 0 < len(found.kind) <= 32
 
 
 # --- whoami ----------------------------------------------------------------------------------------------
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, lineage: list[Process]) -> None:
-    monkeypatch.setattr(process, "lineage", lambda: [*lineage, *OUTSIDE])
+def pretend(mocker: MockerFixture, lineage: list[Process]) -> None:
+    mocker.patch.object(process, "lineage", return_value=[*lineage, *OUTSIDE])
 
 
-def test_describes_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, recorded.CELERY_332_W1)
+def test_describes_the_worker(mocker: MockerFixture) -> None:
+    pretend(mocker, recorded("celery-3.3.2-w1"))
     worker = whoami(hostname="host-1.internal", labels="region=eu,zone=b")
     assert isinstance(worker, Worker)
     assert (worker.name, worker.kind, worker.hostname, worker.pid) == ("w1@host-1", "celery", "host-1.internal", 11708)
@@ -188,16 +201,18 @@ def test_describes_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"python", "provider"} <= set(worker.versions)
 
 
-def test_operators_name_replaces_the_name_and_not_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, recorded.CELERY_332_W1)
+def test_operators_name_replaces_the_name_and_not_the_id(mocker: MockerFixture) -> None:
+    pretend(mocker, recorded("celery-3.3.2-w1"))
     named = whoami(name="Büro <1> 🚀")
     assert named.name == "Büro <1> 🚀"
     assert named.worker_id == whoami().worker_id
     assert whoami(name=" \n ").name == "w1@host-1"
 
 
-def test_pods_environment_becomes_labels_below_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, recorded.CELERY_332_W1)
+def test_pods_environment_becomes_labels_below_the_settings(
+    monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
+) -> None:
+    pretend(mocker, recorded("celery-3.3.2-w1"))
     monkeypatch.setenv("POD_NAME", "airflow-worker-0")
     monkeypatch.setenv("NODE_NAME", "node-7")
     assert whoami(labels="node=mine").labels == {"node": "mine", "pod": "airflow-worker-0"}
@@ -234,9 +249,9 @@ def test_as_dict_is_json_and_a_copy() -> None:
     st.fixed_dictionaries(dict.fromkeys(["hostname", "executor", "name", "labels", "image"], odd_text)),
 )
 def test_any_input_gives_a_bounded_answer(
-    monkeypatch: pytest.MonkeyPatch, lineage: list[Process], known: dict[str, str | None]
+    mocker: MockerFixture, lineage: list[Process], known: dict[str, str | None]
 ) -> None:
-    pretend(monkeypatch, lineage)
+    pretend(mocker, lineage)
     worker = whoami(**known)
     assert WORKER_ID.fullmatch(worker.worker_id)
     assert 0 < len(worker.name) <= 250
@@ -260,19 +275,19 @@ def fail(*_args: object, **_kwargs: object) -> Any:
     [
         (process, "lineage"),
         (process, "boot_id"),
-        (detection, "recognise"),
+        (detection, "detect_worker"),
         (detection, "kubernetes_labels"),
         (machine, "resources"),
         (versions, "versions"),
-        (worker_module, "life"),
+        (worker_module, "instance_id"),
         (worker_module, "parse_labels"),
         (worker_module, "_iso"),
     ],
 )
-def test_no_failure_reaches_the_task(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-    pretend(monkeypatch, recorded.CELERY_332_W1)
+def test_no_failure_reaches_the_task(mocker: MockerFixture, module: Any, name: str) -> None:
+    pretend(mocker, recorded("celery-3.3.2-w1"))
     before = whoami()
-    monkeypatch.setattr(module, name, fail)
+    mocker.patch.object(module, name, fail)
     worker = whoami(executor="CeleryExecutor")
     assert WORKER_ID.fullmatch(worker.worker_id)
     assert worker.hostname == before.hostname
@@ -282,13 +297,13 @@ def test_no_failure_reaches_the_task(monkeypatch: pytest.MonkeyPatch, module: An
         assert (worker.worker_id, worker.name) == (before.worker_id, before.name)
 
 
-def test_signals_of_airflow_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_of_airflow_are_not_swallowed(mocker: MockerFixture) -> None:
     """A timeout or a kill that hits the task just now is for Airflow to see."""
 
     def killed() -> list[Process]:
         raise SystemExit(1)
 
-    monkeypatch.setattr(process, "lineage", killed)
+    mocker.patch.object(process, "lineage", killed)
     with pytest.raises(SystemExit):
         whoami()
 

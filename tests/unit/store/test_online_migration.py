@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Event, Thread
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, inspect, select, text
 
-from airflow_worker_insight.capture import claim, counters, reconcile
+from airflow_worker_insight.capture import claim, reconcile
+from airflow_worker_insight.capture.claim import Claimer
 from airflow_worker_insight.store import migrate, online_migration
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.session import CircuitBreaker, is_timeout
@@ -176,10 +176,8 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
-    monkeypatch.setattr(claim, "left_behind", Event())
     # Each report tries: a pause would keep most of them away from the tables that change.
-    monkeypatch.setattr(claim, "breaker", CircuitBreaker(0.0, trial=0.0))
-    monkeypatch.setattr(counters, "_counts", Counter())
+    claimer = Claimer(breaker=CircuitBreaker(0.0, trial=0.0))
     monkeypatch.setattr(online_migration.in_batches, "__kwdefaults__", {"size": BATCH})
     migrate.downgrade("0001")
     with database.engine.begin() as connection:
@@ -197,7 +195,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
             push(one, a_report(one.try_id, worker_id=name, name=f"{name}@host-1", engine_name=f"{name}@host-1"))
             reported.append(one.key.task_id)
 
-    claim.install()
+    claim.install(claimer)
     try:
         with ThreadPoolExecutor(REPORTERS) as pool:
             reporting = [pool.submit(report) for _ in range(REPORTERS)]
@@ -219,7 +217,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
     assert waiting, "no report met tables of an older version"
     assert len(recorded) > MANY, "no report was recorded at once"
 
-    assert reconcile.claim_all_waiting() == len(waiting)
+    assert reconcile.claim_all_stored_reports() == len(waiting)
     assert stored_xcoms(database) == []
     assert schema(database) is Schema.READY
     rows = database.attempts()

@@ -574,7 +574,7 @@ def test_task_that_cannot_be_sent_fails(either: CeleryExecutor, sent: Sent, data
 def test_revoked_task_frees_its_slot(either: CeleryExecutor, database: Database, mocker: MockerFixture) -> None:
     revoked: list[str] = []
     control = SimpleNamespace(revoke=revoked.append)
-    mocker.patch.object(type(airflow_celery.executors_celery_app(either)), "control", control)
+    mocker.patch.object(type(airflow_celery.celery_app_of(either)), "control", control)
     sent_key, waiting_key = queue(either, "sent", "waiting")
     either.queued_tasks.pop(waiting_key)
     either.trigger_tasks(8)

@@ -147,7 +147,7 @@ def start(work: Work, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) ->
 def end(executor: Any) -> None:
     if not isinstance(executor, WorkerInsightLocalExecutor):
         # Airflow's own might wait for ever.
-        local_executor.dismiss_local_processes(executor)
+        local_executor.stop_local_processes(executor)
     executor.end()
 
 
