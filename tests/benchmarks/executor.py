@@ -102,15 +102,15 @@ def spread(setting: Setting) -> Result:
     title = f"{setting.size(500, 40)} short tasks on four workers, two at once on each"
     grid = Grid(title, ("", *WORKERS, "farthest from even (%)", "seconds"))
     poisoned = Grid(f"Tasks that fail on {BROKEN} only", ("", "failed first", "first retry failed too", "%"))
-    for name, one in found.items():
-        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.uneven, one.seconds)
+    for name, result in found.items():
+        grid.add(name, *(result.shares.get(worker, 0) for worker in WORKERS), result.uneven, result.seconds)
         first, again = failed[name]
         poisoned.add(name, first, again, 100 * again / first if first else 0.0)
     targets = [
         Target("spread: farthest from an even share", found[OURS].uneven, UNEVEN_AT_MOST, "%"),
         Target("spread: first retries on the worker that failed them", float(failed[OURS][1]), 0.0, "tries"),
     ]
-    data = {name: {**vars(one), "uneven": one.uneven, "failed": failed[name]} for name, one in found.items()}
+    data = {name: {**vars(result), "uneven": result.uneven, "failed": failed[name]} for name, result in found.items()}
     return Result("spread", [grid, poisoned], targets, data, _versions(setting))
 
 
@@ -126,11 +126,11 @@ def slow(setting: Setting) -> Result:
         f"{number} tasks of {seconds:.0f} s, of which {SLOW} takes {TIMES_SLOWER} times as long; four at once on each"
     )
     grid = Grid(title, ("", *WORKERS, "seconds"))
-    for name, one in found.items():
-        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.seconds)
+    for name, result in found.items():
+        grid.add(name, *(result.shares.get(worker, 0) for worker in WORKERS), result.seconds)
     ratio = found[OURS].seconds / found[PLAIN].seconds
     targets = [Target("slow: the time, against Airflow's own", ratio, CLEARLY_BELOW, "times")]
-    return Result("slow", [grid], targets, {name: vars(one) for name, one in found.items()}, _versions(setting))
+    return Result("slow", [grid], targets, {name: vars(result) for name, result in found.items()}, _versions(setting))
 
 
 def death(setting: Setting) -> Result:

@@ -80,6 +80,6 @@ def by_turns(series: Sequence[Series], turns: int, *, warm: int, seconds: float,
     :param seconds: a series that has taken so long is done, once ``least`` of its turns are counted
     """
     for turn in range(-warm, turns):
-        for one in series if turn % 2 else reversed(series):
-            if not one.problem and (one.seconds < seconds or len(one.ms) < least):
-                one.take(turn + warm, counts=turn >= 0)
+        for route_series in series if turn % 2 else reversed(series):
+            if not route_series.problem and (route_series.seconds < seconds or len(route_series.ms) < least):
+                route_series.take(turn + warm, counts=turn >= 0)

@@ -1,4 +1,4 @@
-"""What the tests of this folder compare: our attempts, Airflow's own tries, and what the tasks wrote themselves."""
+"""Compare our attempts with Airflow's own tries and with what the tasks wrote themselves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_worker_insight.domain.states import ATTRIBUTIONS, STATES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -14,25 +16,8 @@ if TYPE_CHECKING:
 
 REPORT_KEY = "__worker_insight_report__"
 
-# What the codes in the attempt table mean: rows of earlier versions rely on it that no code ever changes.
-STATES = (
-    "running",
-    "success",
-    "failed",
-    "skipped",
-    "upstream_failed",
-    "removed",
-    "restarting",
-    "up_for_retry",
-    "up_for_reschedule",
-    "deferred",
-    "queued",
-    "scheduled",
-)
-ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
-
-LIFE = "TEST_WORKER_LIFE"
-"""The variable that a test gives to a worker: the name by which the tasks of this life of it testify."""
+INSTANCE = "TEST_WORKER_INSTANCE"
+"""Environment variable of a worker: its tasks write the value, so that tests know which instance ran them."""
 
 WITNESS = f"""
 import json
@@ -41,7 +26,7 @@ import signal
 
 
 def witness(context):
-    '''Write who runs this try, as the test named it, to a file of the deployment.'''
+    '''Append the instance that runs this try, as the test named it, to a file.'''
     ti = context["ti"]
     line = {{
         "dag_id": ti.dag_id,
@@ -49,7 +34,7 @@ def witness(context):
         "task_id": ti.task_id,
         "map_index": ti.map_index if ti.map_index is not None else -1,
         "try_number": ti.try_number,
-        "life": os.environ.get({LIFE!r}),
+        "instance": os.environ.get({INSTANCE!r}),
         "user": os.getuid(),
     }}
     path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")
@@ -62,7 +47,7 @@ def witness(context):
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 """
-"""Put at the top of a Dag file: each task calls ``witness(context)`` first, so that we know who ran it."""
+"""Top of a Dag file. Each task calls ``witness(context)`` first, so that the test knows which worker ran it."""
 
 
 class Try(NamedTuple):
@@ -88,7 +73,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is recorded of one try."""
+    """The record of one try."""
 
     state: str | None
     attribution: str
@@ -103,7 +88,7 @@ class Attempt:
 
 
 def attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, Attempt]:
-    """Return what is recorded of a run, from the tables."""
+    """Return the attempts of a run, from the tables."""
     rows = airflow.sql(
         "SELECT a.task_id, a.map_index, a.try_number, a.state, a.attribution, a.process_count, a.ended_at, "
         "w.worker_id, w.name, w.kind, w.hostname, w.pid, w.host_only "
@@ -143,7 +128,7 @@ def _attempt(rows: list[dict[str, Any]]) -> Attempt:
 
 
 def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return the same as REST gives it, page by page."""
+    """Return the attempts of a run, from REST, page by page."""
     found: list[dict[str, Any]] = []
     while True:
         answer = airflow.api(
@@ -162,26 +147,28 @@ def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, di
 
 
 def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
-    """Compare what REST gives for a run with what the tables hold."""
+    """Compare the attempts from REST with those in the tables."""
 
-    def said(attribution: str, state: object, workers: Iterable[tuple[str, str, int]]) -> tuple[object, ...]:
+    def described(attribution: str, state: object, workers: Iterable[tuple[str, str, int]]) -> tuple[object, ...]:
         return attribution, state, tuple(workers)
 
     assert {
-        key: said(
-            one["attribution"],
-            one["state"],
-            ((w["worker_id"], w["name"], w["process_count"]) for w in one["workers"]),
+        key: described(
+            attempt["attribution"],
+            attempt["state"],
+            ((w["worker_id"], w["name"], w["process_count"]) for w in attempt["workers"]),
         )
-        for key, one in rest_attempts(airflow, dag_id, run_id).items()
+        for key, attempt in rest_attempts(airflow, dag_id, run_id).items()
     } == {
-        key: said(one.attribution, one.state, ((w.worker_id, w.name, w.process_count) for w in one.workers))
-        for key, one in attempts(airflow, dag_id, run_id).items()
+        key: described(
+            attempt.attribution, attempt.state, ((w.worker_id, w.name, w.process_count) for w in attempt.workers)
+        )
+        for key, attempt in attempts(airflow, dag_id, run_id).items()
     }
 
 
 def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return all tries that Airflow itself knows of a run, also those that never left the scheduler (number 0)."""
+    """Return all tries that Airflow knows, with those that never left the scheduler (number 0)."""
     columns = "task_id, map_index, try_number, state, hostname, pid, external_executor_id"
     where = "WHERE dag_id = :dag_id AND run_id = :run_id"
     found: dict[Try, dict[str, Any]] = {}
@@ -192,24 +179,26 @@ def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, di
 
 
 def all_tries(known: Mapping[Try, dict[str, Any]]) -> dict[Try, str | None]:
-    """Return the state of each try that there has been: of those that Airflow loses only a later number tells.
+    """Return the state of each try, with None for tries that Airflow lost.
 
-    It keeps no row of a try when the scheduler fails a task that is still queued.
+    Airflow keeps no row of a try when the scheduler fails a task that is still queued: only a later number tells.
     """
     lost = {Try(key.task_id, key.map_index, number): None for key in known for number in range(1, key.try_number)}
     return {**lost, **{key: row["state"] for key, row in known.items()}}
 
 
 def wait_accounted(airflow: Deployment, dag_id: str, run_id: str, timeout: float = 60) -> dict[Try, Attempt]:
-    """Wait until a finished run is accounted for as Airflow has it, and return what is recorded.
+    """Wait until a finished run is accounted for, and return its attempts.
 
-    Accounted for means: exactly the tries that there have been, each closed with Airflow's state, and with a worker
-    exactly where the attribution says so.
+    A run is accounted for when its attempts are exactly its tries, each closed with Airflow's state, and each with a
+    worker exactly where the attribution says so.
     """
 
     def settled() -> bool:
         recorded = attempts(airflow, dag_id, run_id)
-        return {key: one.state for key, one in recorded.items()} == all_tries(airflow_tries(airflow, dag_id, run_id))
+        return {key: attempt.state for key, attempt in recorded.items()} == all_tries(
+            airflow_tries(airflow, dag_id, run_id)
+        )
 
     try:
         airflow.wait_for(settled, timeout, f"all tries of {dag_id}/{run_id} to be accounted for")
@@ -217,21 +206,21 @@ def wait_accounted(airflow: Deployment, dag_id: str, run_id: str, timeout: float
         raise AssertionError(f"{error}\n{difference(airflow, dag_id, run_id)}") from error
     recorded = attempts(airflow, dag_id, run_id)
     known = airflow_tries(airflow, dag_id, run_id)
-    for key, one in recorded.items():
-        assert bool(one.workers) == (one.attribution in {"reported", "inferred", "backfilled"}), (key, one)
+    for key, attempt in recorded.items():
+        assert bool(attempt.workers) == (attempt.attribution in {"reported", "inferred", "backfilled"}), (key, attempt)
         if key not in known:
-            # Nothing is left of it but what its worker may have reported.
-            assert one.attribution in {"reported", "unknown"}, (key, one)
+            # Airflow has no row: only the worker's report can name it.
+            assert attempt.attribution in {"reported", "unknown"}, (key, attempt)
             continue
-        assert one.closed or one.attribution in {"not_on_a_worker", "never_started"}, (key, one)
-        for worker in one.workers:
-            # What Airflow's columns still say must be what we say.
-            assert known[key]["hostname"] in {worker.hostname, "", None}, (key, one, known[key])
+        assert attempt.closed or attempt.attribution in {"not_on_a_worker", "never_started"}, (key, attempt)
+        for worker in attempt.workers:
+            # Must agree with Airflow's column, where that is not blank.
+            assert known[key]["hostname"] in {worker.hostname, "", None}, (key, attempt, known[key])
     return recorded
 
 
 def difference(airflow: Deployment, dag_id: str, run_id: str) -> str:
-    """Say where the attempts of a run differ from Airflow's tries."""
+    """Describe where the attempts of a run differ from Airflow's tries."""
     known, recorded = airflow_tries(airflow, dag_id, run_id), attempts(airflow, dag_id, run_id)
     states = all_tries(known)
     lines = [
@@ -244,23 +233,23 @@ def difference(airflow: Deployment, dag_id: str, run_id: str) -> str:
 
 def attributions(recorded: Mapping[Try, Attempt]) -> Counter[str]:
     """Count the attributions."""
-    return Counter(one.attribution for one in recorded.values())
+    return Counter(attempt.attribution for attempt in recorded.values())
 
 
 def witnessed(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
-    """Return what the tasks of a run wrote: for each try the lives of the workers whose processes began it."""
+    """Return for each try of a run the instances whose processes started it, as its tasks wrote."""
     path = airflow.home / "witness.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found: dict[Try, list[str | None]] = defaultdict(list)
     for row in map(json.loads, lines):
         if (row["dag_id"], row["run_id"]) == (dag_id, run_id):
-            found[_try(row)].append(row["life"])
+            found[_try(row)].append(row["instance"])
     return dict(found)
 
 
-def start_worker(airflow: Deployment, name: str, *args: str, life: str, wait: bool = True) -> Component:
-    """Start a Celery worker whose tasks testify that they ran in this life of it."""
-    return airflow.start("celery worker", *args, name=name, env={LIFE: life}, wait=wait)
+def start_worker(airflow: Deployment, name: str, *args: str, instance: str, wait: bool = True) -> Component:
+    """Start a Celery worker whose tasks write this name of its instance."""
+    return airflow.start("celery worker", *args, name=name, env={INSTANCE: instance}, wait=wait)
 
 
 def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str, Any]]:
@@ -273,7 +262,7 @@ def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str
 
 
 def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
-    """Return the lines of all outputs and task logs that name this package."""
+    """Return the lines of all outputs and task logs that hold a text, by default this package's name."""
     files = [*airflow.output_folder.glob("*.log"), *airflow.logs_folder.rglob("*.log")]
     return [
         f"{file.name}: {line}"

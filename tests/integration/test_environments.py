@@ -1,4 +1,4 @@
-"""What Airflow allows beside a scheduler and its workers: tests in a person's process, odd names, the XCom API."""
+"""Runs outside a scheduler, odd run IDs, and XComs that a user stores under our key."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def recorded(airflow: Deployment, run_id: str) -> dict[str, tuple[str, int, str 
     """Return attribution, number of workers and state of each task of a run, once the run has been reconciled."""
     airflow.run("airflow-worker-insight", "reconcile", "--dag-id", "tested", "--run-id", run_id)
     found = attempts(airflow, "tested", run_id)
-    return {key.task_id: (one.attribution, len(one.workers), one.state) for key, one in found.items()}
+    return {key.task_id: (attempt.attribution, len(attempt.workers), attempt.state) for key, attempt in found.items()}
 
 
 def workers(airflow: Deployment) -> set[str]:
@@ -85,14 +85,14 @@ def run_ids(airflow: Deployment) -> set[str]:
 
 @pytest.fixture
 def without_scheduler(airflow: Deployment) -> Iterator[None]:
-    """A scheduler takes the tasks of a test's run and sends them to its workers, if it comes to them first (3.3.2)."""
+    """Stop the scheduler, which on 3.3.2 may take the tasks of ``dag.test`` and send them to its workers."""
     airflow.stop("scheduler")
     yield
     airflow.start("scheduler")
 
 
 @pytest.mark.usefixtures("without_scheduler")
-def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
+def test_dag_test_runs_on_no_worker(airflow: Deployment) -> None:
     known, script = workers(airflow), airflow.dags_folder / "tested.py"
     named = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
     for how in ("command", "script", "LocalExecutor", named):
@@ -117,7 +117,7 @@ def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
             }
         else:
             # Where a task fails, 2.11 leaves the loop before the last one was handed to the executor.
-            assert {one[:2] for one in found.values()} == {("not_on_a_worker", 0)}
+            assert {attempt[:2] for attempt in found.values()} == {("not_on_a_worker", 0)}
     assert workers(airflow) == known
 
 
@@ -133,7 +133,7 @@ def test_odd_run_ids_are_reported(airflow: Deployment, run_id: str) -> None:
     assert "could not record the worker" not in airflow.task_logs("tested")
 
 
-def test_a_run_id_with_a_slash(airflow: Deployment) -> None:
+def test_run_id_with_a_slash_is_accounted_for(airflow: Deployment) -> None:
     airflow.trigger("tested", run_id="a/b")
     wait_run(airflow, "a/b")
     found = recorded(airflow, "a/b")
@@ -143,7 +143,7 @@ def test_a_run_id_with_a_slash(airflow: Deployment) -> None:
 
 
 def wait_run(airflow: Deployment, run_id: str) -> None:
-    """Wait in the database: in the path of an URL not every run ID finds its way."""
+    """Wait for the end of a run in the database, because not every run ID fits into a URL path."""
 
     def ended() -> bool:
         rows = airflow.sql("SELECT state FROM dag_run WHERE run_id = :run_id", run_id=run_id)
@@ -152,7 +152,7 @@ def wait_run(airflow: Deployment, run_id: str) -> None:
     airflow.wait_for(ended, 240, f"the end of {run_id}")
 
 
-def test_a_person_may_store_an_xcom_under_the_reserved_key(airflow: Deployment) -> None:
+def test_xcom_that_a_user_stores_under_the_reserved_key_changes_no_attempt(airflow: Deployment) -> None:
     if not airflow.airflow3:
         pytest.skip("2.11 has no such route")
     run_id = airflow.trigger("tested", run_id="forged")

@@ -1,4 +1,4 @@
-"""A Dag run that is deleted and made again under its name: nothing of the one is told of the other."""
+"""A Dag run that is deleted and created again under its name shares nothing with the deleted run."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ RUN_ID = "nightly"
 
 
 def attempts(airflow: Deployment) -> list[tuple[int, str | None, list[str], str | None]]:
-    """Return what the command lists of the run, the latest start first: number, state, workers, what is deleted."""
+    """Return the attempts that the command lists, latest start first: number, state, workers, deleted."""
     printed = airflow.run(
         "airflow-worker-insight", "attempts", "list", "--run-id", RUN_ID, "--output", "json", timeout=120
     )
-    # Beside it stand the lines that Airflow logs.
+    # Airflow logs other lines beside it.
     answer = next(line for line in printed.splitlines() if line == "[]" or line.startswith("[{"))
     rows: list[dict[str, Any]] = json.loads(answer)
     return [
@@ -67,7 +67,7 @@ def delete_run(airflow: Deployment) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.3.2", "2.11.2"])
-def test_a_run_that_is_made_again_has_nothing_of_the_deleted_one(
+def test_recreated_run_has_no_attempts_of_the_deleted_run(
     airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis, version: str
 ) -> None:
     with Deployment(airflow_env(version), executor="CeleryExecutor", postgres=postgres, redis=redis) as airflow:
@@ -75,19 +75,19 @@ def test_a_run_that_is_made_again_has_nothing_of_the_deleted_one(
         airflow.migrate()
         airflow.run("airflow-worker-insight", "db", "migrate")
         airflow.start_all()
-        start_worker(airflow, "w1", life="w1")
+        start_worker(airflow, "w1", instance="w1")
         airflow.trigger("nightly", run_id=RUN_ID, conf={"fails": True})
         airflow.wait_run("nightly", RUN_ID, expect="failed")
         before = [(2, "failed", ["w1"]), (1, "failed", ["w1"])]
         airflow.wait_for(
-            lambda: attempts(airflow) == [(*one, None) for one in before], 120, "both tries to be recorded and closed"
+            lambda: attempts(airflow) == [(*row, None) for row in before], 120, "both tries to be recorded and closed"
         )
         airflow.stop("w1")
-        deleted = [(*one, "run") for one in before]
+        deleted = [(*row, "run") for row in before]
         delete_run(airflow)
         assert attempts(airflow) == deleted
 
-        start_worker(airflow, "w2", life="w2")
+        start_worker(airflow, "w2", instance="w2")
         airflow.trigger("nightly", run_id=RUN_ID)
         airflow.wait_run("nightly", RUN_ID, expect="success")
         airflow.wait_for(

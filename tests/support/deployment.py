@@ -78,7 +78,7 @@ with get_application_builder() as builder:
 
 
 #: What Airflow gives up after a time, at limits that a busy machine does not reach: a test must not fail for them.
-_PATIENT: dict[str, object] = {
+_GENEROUS_LIMITS: dict[str, object] = {
     # 5 s by default, which an API server that is just starting exceeds. From 3.1 on; 3.0 has its retries only.
     "workers.execution_api_timeout": 60,
     "workers.execution_api_retries": 10,
@@ -98,7 +98,7 @@ _PATIENT: dict[str, object] = {
 }
 
 #: Time-outs that tests set low in order to wait them out: on a busy machine they are raised by as much as it is slower.
-_WAITED_OUT = frozenset(
+_SCALED_TIMEOUTS = frozenset(
     {
         "worker_insight.heartbeat_timeout",
         "worker_insight.lost_timeout",
@@ -239,7 +239,7 @@ class Deployment:
             "dag_processor.refresh_interval": 5,
             # By default a Dag that the worker cannot load is looked for again three times, a minute apart.
             "workers.missing_dag_retries": 0,
-            **_PATIENT,
+            **_GENEROUS_LIMITS,
             "usage_data_collection.enabled": False,
             "webserver.secret_key": secret,
             "celery.worker_concurrency": 2,
@@ -277,7 +277,7 @@ class Deployment:
                 "celery.result_backend": f"db+{self.postgres.url(self._database)}",
             }
         options |= {
-            name: round(float(value) * self._slowness) if name in _WAITED_OUT else value
+            name: round(float(value) * self._slowness) if name in _SCALED_TIMEOUTS else value
             for name, value in self._config.items()
         }
         inherited = {
@@ -684,7 +684,7 @@ class Deployment:
 
     def reserialize(self) -> None:
         """Parse and store all Dags now, in a command of its own, where no Dag processor runs."""
-        if any(one.kind == "dag-processor" and one.alive for one in self.components.values()):
+        if any(component.kind == "dag-processor" and component.alive for component in self.components.values()):
             raise DeploymentError("the Dag processor stores the same Dags: one of the two would fail")
         self.airflow("dags", "reserialize")
 

@@ -130,7 +130,7 @@ def run_to_end(
         if state == expect and tries in (None, had):
             return run_id
         failed = failed_tries(airflow, dag_id, run_id)
-        lost = [one for one in failed if one.lost]
+        lost = [failed_try for failed_try in failed if failed_try.lost]
         if state == expect:
             explained = tries == had - len(lost)
         else:
@@ -140,14 +140,16 @@ def run_to_end(
             raise UnexpectedEndError(
                 f"{dag_id}/{run_id} is {state} after {had} tries, not {wanted}\n{explain(airflow, dag_id, run_id)}"
             )
-        reasons = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in lost)
+        reasons = ", ".join(
+            f"{failed_try.task_id} (try {failed_try.try_number}): {failed_try.lost}" for failed_try in lost
+        )
         repeated.append(f"{dag_id}/{run_id}: {reasons}")
         sys.stderr.write(f"REPEATED {repeated[-1]}\n{explain(airflow, dag_id, run_id)}\n")
     raise AssertionError("unreachable")
 
 
 def _lost_is_all_that_failed(last_tries: list[dict[str, Any]], lost: list[FailedTry]) -> bool:
-    keys = {(one.task_id, one.map_index, one.try_number) for one in lost}
+    keys = {(failed_try.task_id, failed_try.map_index, failed_try.try_number) for failed_try in lost}
     failed = [row for row in last_tries if row["state"] == "failed"]
     return all((row["task_id"], row["map_index"], row["try_number"]) in keys for row in failed)
 

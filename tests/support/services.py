@@ -217,8 +217,8 @@ class Redis(_Service):
     name = "redis"
     databases = 256
 
-    def __init__(self, *, keeps: bool = False) -> None:
-        self._keeps = keeps
+    def __init__(self, *, persistent: bool = False) -> None:
+        self._persistent = persistent
         command = shutil.which("redis-server")
         if command is None:
             raise MissingRequirementError("Redis", "apt-get install redis-server")
@@ -227,7 +227,14 @@ class Redis(_Service):
         super().__init__()
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        options = ["--save", "", "--appendonly", "yes" if self._keeps else "no", "--databases", str(self.databases)]
+        options = [
+            "--save",
+            "",
+            "--appendonly",
+            "yes" if self._persistent else "no",
+            "--databases",
+            str(self.databases),
+        ]
         return subprocess.Popen(
             [self._command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder, *options],
             stdin=subprocess.DEVNULL,

@@ -55,8 +55,8 @@ def make_running_tries(number: int) -> list[UUID]:
         connection.execute(
             text(_TASK_INSTANCES),
             [
-                {**names, "task_id": TASK_ID, "map_index": n, "id": str(one), "hostname": hostname(n // 2)}
-                for n, one in enumerate(tries)
+                {**names, "task_id": TASK_ID, "map_index": n, "id": str(try_id), "hostname": hostname(n // 2)}
+                for n, try_id in enumerate(tries)
             ],
         )
     return tries
@@ -138,7 +138,7 @@ def main() -> None:
     tries = make_running_tries(2 * pairs)
     make_workers(pairs)
     generator = BaseExecutor(parallelism=1).jwt_generator
-    tokens = [generator.generate({"sub": str(one), "scope": "execution"}, valid_for=3600) for one in tries]
+    tokens = [generator.generate({"sub": str(try_id), "scope": "execution"}, valid_for=3600) for try_id in tries]
     sender = Sender(args.url)
     found = []
     for pair in range(pairs):

@@ -49,9 +49,9 @@ def worker_record(number: int, started_at: datetime) -> WorkerRecord:
     )
 
 
-def key(one: traffic.Start) -> TryKey:
+def key(start: traffic.Start) -> TryKey:
     """Return the key of a try."""
-    return TryKey(one.run.dag_id, one.run.run_id, one.task_id, one.map_index, one.try_number)
+    return TryKey(start.run.dag_id, start.run.run_id, start.task_id, start.map_index, start.try_number)
 
 
 def instance(at: TryKey) -> int:
@@ -60,32 +60,32 @@ def instance(at: TryKey) -> int:
     return instance_key(str(UUID(hashlib.md5(names.encode(), usedforsecurity=False).hexdigest())))
 
 
-def conditions(one: traffic.Start) -> Conditions:
+def conditions(start: traffic.Start) -> Conditions:
     """Return what the worker's machine was like when a try started."""
-    return Conditions(**one.conditions)
+    return Conditions(**start.conditions)
 
 
-def record(connection: Connection, one: traffic.Start, by: WorkerRecord) -> None:
+def record(connection: Connection, start: traffic.Start, by: WorkerRecord) -> None:
     """Record the start of a try as the claim does."""
-    at = key(one)
+    at = key(start)
     record_start(
         connection,
-        StartedTry(at, instance(at), one.started_at),
+        StartedTry(at, instance(at), start.started_at),
         by,
-        now=one.reported_at,
+        now=start.reported_at,
         process=PROCESS,
-        conditions=conditions(one),
+        conditions=conditions(start),
     )
 
 
 def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
     """Close tries as reconciling does."""
     ended = [
-        AirflowTry(at, (instance(at),), state=one.state, started_at=one.started_at, ended_at=one.ended_at)
-        for one in tries
-        for at in [key(one)]
+        AirflowTry(at, (instance(at),), state=start.state, started_at=start.started_at, ended_at=start.ended_at)
+        for start in tries
+        for at in [key(start)]
     ]
-    attempts_close.close_tries(connection, [(one.row_keys[0], one) for one in ended])
+    attempts_close.close_tries(connection, [(airflow_try.row_keys[0], airflow_try) for airflow_try in ended])
 
 
 def stored(connection: Connection, column: str, value: str) -> Any:

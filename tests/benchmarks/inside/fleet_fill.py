@@ -207,26 +207,26 @@ class History:
         number = {dag_id: index for index, dag_id in enumerate(traffic.dag_ids())}
         reported = filling.stored(connection, "attribution", "reported")
         # A little more than a cycle: until the last of its Dag runs has ended.
-        for one in traffic.events(PERIODS * traffic.DAGS * traffic.TASKS * 3 // 2, workers):
-            period = 0 if isinstance(one, traffic.Closed) else (one.run.logical - traffic.BEGIN) // traffic.EVERY
-            if isinstance(one, traffic.Closed) or period >= PERIODS:
+        for event in traffic.events(PERIODS * traffic.DAGS * traffic.TASKS * 3 // 2, workers):
+            period = 0 if isinstance(event, traffic.Closed) else (event.run.logical - traffic.BEGIN) // traffic.EVERY
+            if isinstance(event, traffic.Closed) or period >= PERIODS:
                 continue
-            starts = (one.started_at - traffic.BEGIN).total_seconds()
+            starts = (event.started_at - traffic.BEGIN).total_seconds()
             cycles = starts // CYCLE.total_seconds()
             shift = cycles * CYCLE.total_seconds()
             fixed = (
-                *(one.try_number, one.map_index, 0, 1, filling.PROCESS, reported, one.task_id),
-                *filling.conditions(one).columns().values(),
+                *(event.try_number, event.map_index, 0, 1, filling.PROCESS, reported, event.task_id),
+                *filling.conditions(event).columns().values(),
             )
             yield Step(
                 starts=starts - shift,
-                lasts=(one.ended_at - one.started_at).total_seconds(),
-                closes=(one.run.closed_at - traffic.BEGIN).total_seconds() - shift,
-                run=period * traffic.DAGS + number[one.run.dag_id],
+                lasts=(event.ended_at - event.started_at).total_seconds(),
+                closes=(event.run.closed_at - traffic.BEGIN).total_seconds() - shift,
+                run=period * traffic.DAGS + number[event.run.dag_id],
                 is_of_cycle_before=bool(cycles),
-                worker=one.worker,
-                state=filling.stored(connection, "state", one.state),
-                task=(one.task_id, one.map_index, one.try_number),
+                worker=event.worker,
+                state=filling.stored(connection, "state", event.state),
+                task=(event.task_id, event.map_index, event.try_number),
                 columns="\t".join(map(str, fixed)),
             )
 
@@ -280,9 +280,9 @@ def write_attempts(connection: Connection, history: History, members: list[Membe
     cursor: Any = connection.connection.cursor()
     with connection.begin():
         cursor.execute(f"TRUNCATE {TABLE}")
-        real = [one for one in traffic.events(REAL, len(members)) if isinstance(one, traffic.Start)]
-        for one in real:
-            filling.record(connection, one, members[one.worker].record)
+        real = [start for start in traffic.events(REAL, len(members)) if isinstance(start, traffic.Start)]
+        for start in real:
+            filling.record(connection, start, members[start.worker].record)
         filling.close(connection, real)
         indexes = _drop_indexes(cursor)
         cursor.copy_expert(f"COPY {TABLE} ({', '.join(COLUMNS)}) FROM STDIN", Lines(history.lines()))
@@ -366,7 +366,7 @@ def samples(members: list[Member], history: History) -> dict[str, Any]:
     """Name some of what can be asked for: workers by their state, Dag runs of all times, hosts, Dags and tasks."""
     chance = random.Random(SAMPLES)
     records = {
-        state: _some(chance, [member.record for member in members if member.fate.state == state])
+        state: _sample(chance, [member.record for member in members if member.fate.state == state])
         for state in ("online", *_REASONS)
     }
     # Every Dag's run of these periods has begun.
@@ -376,7 +376,7 @@ def samples(members: list[Member], history: History) -> dict[str, Any]:
         for _ in range(SAMPLES)
     ]
     return {
-        "workers": {state: [record.worker_id for record in some] for state, some in records.items()},
+        "workers": {state: [record.worker_id for record in sample] for state, sample in records.items()},
         "names": [record.name for record in records["online"]],
         "hostnames": [record.hostname for record in records["online"]],
         "dag_ids": chance.sample(traffic.dag_ids(), SAMPLES),
@@ -390,7 +390,7 @@ def samples(members: list[Member], history: History) -> dict[str, Any]:
     }
 
 
-def _some(chance: random.Random, those: list[Any]) -> list[Any]:
+def _sample(chance: random.Random, those: list[Any]) -> list[Any]:
     return chance.sample(those, SAMPLES) if len(those) > SAMPLES else those
 
 

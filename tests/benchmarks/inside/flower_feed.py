@@ -55,22 +55,22 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 600) -
 def is_taken_in(connection: Connection) -> bool:
     """Return whether Redis has handed everything to those who listen."""
     clients = connection.default_channel.client.client_list()
-    return not any(int(one["omem"]) for one in clients if int(one["psub"]) or int(one["sub"]))
+    return not any(int(client["omem"]) for client in clients if int(client["psub"]) or int(client["sub"]))
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def workload(one: traffic.Start, task_id: str) -> str:
+def workload(start: traffic.Start, task_id: str) -> str:
     """Return what Airflow hands to Celery for a try, as an event shows it: its first 1,024 characters."""
     instance = {
         "id": task_id,
         "dag_version_id": str(UUID(int=1)),
-        "task_id": one.task_id,
-        "dag_id": one.run.dag_id,
-        "run_id": one.run.run_id,
-        "try_number": one.try_number,
-        "map_index": one.map_index,
+        "task_id": start.task_id,
+        "dag_id": start.run.dag_id,
+        "run_id": start.run.run_id,
+        "try_number": start.try_number,
+        "map_index": start.map_index,
         "pool_slots": 1,
         "queue": "default",
         "priority_weight": 1,
@@ -83,9 +83,9 @@ def tell_of_workers(dispatchers: list[EventDispatcher], flower: Flower) -> None:
     """Say that all workers are there, until Flower knows them."""
 
     def known() -> bool:
-        for one in dispatchers:
-            one.send("worker-online", freq=2, sw_ident="py-celery", sw_ver="5.6.3", sw_sys="Linux")
-            one.send(
+        for dispatcher in dispatchers:
+            dispatcher.send("worker-online", freq=2, sw_ident="py-celery", sw_ver="5.6.3", sw_sys="Linux")
+            dispatcher.send(
                 "worker-heartbeat",
                 freq=2,
                 sw_ident="py-celery",
@@ -105,16 +105,16 @@ def tell_of_workers(dispatchers: list[EventDispatcher], flower: Flower) -> None:
 def tell_of_tasks(connection: Connection, dispatchers: list[EventDispatcher], tasks: int) -> None:
     """Send what workers send of tasks that they receive, start and end."""
     numbers = count(1)
-    starts = (one for one in traffic.events(tasks, len(dispatchers)) if isinstance(one, traffic.Start))
-    for one in starts:
+    starts = (start for start in traffic.events(tasks, len(dispatchers)) if isinstance(start, traffic.Start))
+    for start in starts:
         number = next(numbers)
-        by, task_id = dispatchers[one.worker], str(UUID(int=number << 64 | 0x4000800000000000 | number))
+        by, task_id = dispatchers[start.worker], str(UUID(int=number << 64 | 0x4000800000000000 | number))
         last = number == tasks
         by.send(
             "task-received",
             uuid=task_id,
             name=LAST if last else TASK,
-            args=workload(one, task_id),
+            args=workload(start, task_id),
             kwargs="{}",
             root_id=task_id,
             parent_id=None,
@@ -123,7 +123,7 @@ def tell_of_tasks(connection: Connection, dispatchers: list[EventDispatcher], ta
             expires=None,
         )
         by.send("task-started", uuid=task_id)
-        if one.state == "success":
+        if start.state == "success":
             by.send("task-succeeded", uuid=task_id, result="None", runtime=12.5)
         else:
             by.send("task-failed", uuid=task_id, exception="AirflowException('the task failed')", traceback="")
@@ -191,7 +191,7 @@ _STATS = {
 
 def answered(workers: dict[str, dict[str, Any]]) -> int:
     """Return how many workers have answered all of what Flower asks."""
-    return sum({"stats", "active_queues", "registered", "conf"} <= one.keys() for one in workers.values())
+    return sum({"stats", "active_queues", "registered", "conf"} <= worker.keys() for worker in workers.values())
 
 
 def ask_workers(flower: Flower, workers: int) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
         for name, strategy, size, number, is_full in cases:
             candidates = fleet(size, number)
             if is_full:
-                candidates = [replace(one, load=one.capacity) for one in candidates]
+                candidates = [replace(candidate, load=candidate.capacity) for candidate in candidates]
             placer = Placer(strategy, candidates)
             tasks = work(number, size)
             began = time.perf_counter()

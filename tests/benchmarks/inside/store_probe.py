@@ -55,7 +55,7 @@ class Filler:
         self.rows = self.changed = self.windows = self.vacuums = 0
         with connection.begin():
             self._prepare()
-            self.refs = [upsert_worker(connection, one, now=traffic.BEGIN) for one in self.records]
+            self.refs = [upsert_worker(connection, record, now=traffic.BEGIN) for record in self.records]
 
     def _prepare(self) -> None:
         # It is vacuumed at known points instead, so that every run of the benchmark finds the same.
@@ -95,15 +95,15 @@ class Filler:
             self.vacuums += 1
 
     def _really(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
-        for one in starts:
-            filling.record(self.connection, one, self.records[one.worker])
+        for start in starts:
+            filling.record(self.connection, start, self.records[start.worker])
         filling.close(self.connection, ended)
 
     def _in_bulk(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
         lines = io.StringIO()
         columns: list[str] = []
-        for one in starts:
-            row = self._row(one)
+        for start in starts:
+            row = self._row(start)
             columns = columns or list(row)
             lines.write("\t".join(map(str, row.values())) + "\n")
         lines.seek(0)
@@ -111,38 +111,38 @@ class Filler:
         execute_batch(
             self.cursor,
             "EXECUTE close_try (%s, %s, %s, %s, %s, %s, %s)",
-            [self._closing(one) for one in ended],
+            [self._closing(start) for start in ended],
             page_size=WINDOW,
         )
 
-    def _row(self, one: traffic.Start) -> dict[str, Any]:
+    def _row(self, start: traffic.Start) -> dict[str, Any]:
         """Return the columns that are not NULL in what the real statement writes."""
-        at = filling.key(one)
+        at = filling.key(start)
         return {
             "run_key": at.run_key,
             "task_key": filling.instance(at),
             "try_number": at.try_number,
-            "worker_ref": self.refs[one.worker],
+            "worker_ref": self.refs[start.worker],
             "map_index": at.map_index,
             "ordinal": 0,
             "process_count": 1,
             "process_key": filling.PROCESS,
-            "started_at": one.started_at,
-            "start_slot": start_slot(one.started_at),
+            "started_at": start.started_at,
+            "start_slot": start_slot(start.started_at),
             "state": filling.stored(self.connection, "state", "running"),
             "attribution": filling.stored(self.connection, "attribution", "reported"),
             "dag_id": at.dag_id,
             "run_id": at.run_id,
             "task_id": at.task_id,
-            **filling.conditions(one).columns(),
+            **filling.conditions(start).columns(),
         }
 
-    def _closing(self, one: traffic.Start) -> tuple[Any, ...]:
+    def _closing(self, start: traffic.Start) -> tuple[Any, ...]:
         """Return what close_try takes."""
-        at = filling.key(one)
-        state = filling.stored(self.connection, "state", one.state)
-        slot = start_slot(one.started_at)
-        return at.run_key, filling.instance(at), at.try_number, state, one.started_at, one.ended_at, slot
+        at = filling.key(start)
+        state = filling.stored(self.connection, "state", start.state)
+        slot = start_slot(start.started_at)
+        return at.run_key, filling.instance(at), at.try_number, state, start.started_at, start.ended_at, slot
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

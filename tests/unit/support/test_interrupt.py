@@ -150,14 +150,14 @@ def _below(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def test_ctrl_c_ends_it_in_order(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_session_in_order(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.killpg(session.process.pid, signal.SIGINT)
     session.assert_gone()
     assert "KeyboardInterrupt" in session.output.read_text()
 
 
-def test_ctrl_c_pressed_twice_ends_it_although_a_fixture_hangs(tmp_path: Path) -> None:
+def test_second_ctrl_c_ends_the_session_although_a_fixture_hangs(tmp_path: Path) -> None:
     session = Session(tmp_path, endless=True)
     os.killpg(session.process.pid, signal.SIGINT)
     first = time.monotonic()
@@ -170,27 +170,27 @@ def test_ctrl_c_pressed_twice_ends_it_although_a_fixture_hangs(tmp_path: Path) -
     session.assert_gone()
 
 
-def test_a_fixture_that_hangs_does_not_hold_it(tmp_path: Path) -> None:
+def test_hanging_fixture_does_not_hold_the_session(tmp_path: Path) -> None:
     session = Session(tmp_path, endless=True)
     os.killpg(session.process.pid, signal.SIGINT)
     session.assert_gone()
 
 
-def test_sigterm_to_make_ends_it(tmp_path: Path) -> None:
+def test_sigterm_to_make_ends_the_session(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.process.send_signal(signal.SIGTERM)
     session.assert_gone()
 
 
 @pytest.mark.parametrize("sig", ["INT", "TERM"])
-def test_timeout_ends_it(tmp_path: Path, sig: str) -> None:
+def test_timeout_ends_the_session(tmp_path: Path, sig: str) -> None:
     session = Session(tmp_path, through=("timeout", f"--signal={sig}", "600"))
     # It does for this signal what it does when the time is over.
     session.process.send_signal(getattr(signal, f"SIG{sig}"))
     session.assert_gone()
 
 
-def test_what_is_killed_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_session_leaves_nothing(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.killpg(session.process.pid, signal.SIGKILL)
     session.assert_gone()
