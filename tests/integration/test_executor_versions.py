@@ -78,8 +78,6 @@ def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
     with Deployment(airflow_env(version), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
         airflow.write_dag("placed", DAG)
         airflow.migrate()
-        if version.startswith("2."):
-            airflow.run("airflow-worker-insight", "db", "migrate")
         for name in ("w1", "w2"):
             start_worker(airflow, name, instance=name, wait=False)
         airflow.start_all()

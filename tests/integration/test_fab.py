@@ -70,8 +70,6 @@ def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environ
     ) as deployment:
         deployment.write_dag("two", DAGS)
         deployment.migrate()
-        if not deployment.airflow3:
-            deployment.run("airflow-worker-insight", "db", "migrate")
         deployment.start_all()
         for dag_id in ("sales", "secret"):
             deployment.trigger(dag_id, run_id=RUN_ID)

@@ -246,8 +246,6 @@ def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
     with Deployment(airflow_env(version), executor=executor, postgres=postgres, config=config) as airflow:
         airflow.write_dag("placed", dag(executor="placed") if is_newest else dag())
         airflow.migrate()
-        if version == "2.11.2":
-            airflow.run("airflow-worker-insight", "db", "migrate")
         airflow.start_all()
         run_id = airflow.trigger("placed")
         airflow.wait_run("placed", run_id, expect="success")

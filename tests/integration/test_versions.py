@@ -113,7 +113,7 @@ def test_every_try_is_accounted_for(
         config=config,
     ) as airflow:
         airflow.write_dag("core", DAG)
-        airflow.migrate()
+        airflow.migrate(own_tables=False)
         if own_migration:
             assert "up to date" in airflow.run("airflow-worker-insight", "db", "migrate")
         assert "up to date" in airflow.run("airflow-worker-insight", "db", "check")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
-from tests.support import guardian, lost_tries
-from tests.support.environments import BUILD, FOREIGN_VARIABLES
+from tests.support import databases, guardian, lost_tries
+from tests.support.environments import FOREIGN_VARIABLES
 from tests.support.processes import (
     TIME_FACTOR,
     WaitTimeoutError,
@@ -54,9 +53,6 @@ AUTH_MANAGERS = {"simple": SIMPLE, "fab": FAB}
 USERS = {"admin": "admin", "viewer": "viewer"}
 
 FINAL_RUN_STATES = frozenset({"success", "failed"})
-
-#: Copies of a freshly migrated database, by everything that decides what is in it.
-_templates: dict[str, str] = {}
 
 _CREATE_FAB_USERS = """
 import json, sys
@@ -375,20 +371,37 @@ class Deployment:
         """Run ``airflow`` with these arguments and return what it printed."""
         return self.run("airflow", *args, **options)
 
-    def migrate(self, *, fresh: bool = False) -> None:
+    def migrate(self, *, fresh: bool = False, own_tables: bool = True) -> None:
         """
-        Make the metadata database and the users.
+        Make the metadata database, with this project's tables, and the users.
 
-        The first time, ``airflow db migrate`` does it; later deployments of the same environment get a copy, unless
-        ``fresh`` is set.
+        The first time, ``airflow db migrate`` does it, which does not know providers' tables on 2.11: there
+        ``airflow-worker-insight db migrate`` follows, unless ``own_tables`` is false. Later deployments of the same
+        environment get a copy, unless ``fresh`` is set.
         """
-        key = self._template_key()
-        if fresh or not self._copy_template(key):
+        migrates_own = own_tables and not self.airflow3 and self.environment.wheel is not None
+
+        def migrate() -> None:
             self.airflow("db", "migrate")
+            if migrates_own:
+                self.run("airflow-worker-insight", "db", "migrate")
             if self.auth == "fab":
                 self.add_fab_users(self.users, self.roles)
-            if not fresh:
-                self._keep_template(key)
+
+        name = databases.name_of(
+            str(self.environment.path),
+            str(self.postgres.bin) if self.postgres else "sqlite",
+            self.auth,
+            json.dumps([self.users, self.roles], sort_keys=True) if self.auth == "fab" else "",
+            json.dumps(sorted(option for option in self._config.items() if option[0].startswith("database."))),
+            str(migrates_own),
+        )
+        if fresh:
+            migrate()
+        elif self.postgres and self._database:
+            databases.provide_postgres(name, self.postgres, self._database, migrate)
+        else:
+            databases.provide_sqlite(name, self.home / "airflow.db", migrate)
         if self.auth == "simple":
             passwords = self.home / "passwords.json"
             passwords.write_text(json.dumps({user: user for user in self.users}))
@@ -410,46 +423,6 @@ class Deployment:
             "roles": {name: [list(pair) for pair in permissions] for name, permissions in (roles or {}).items()},
         }
         self.run("python", "-c", _CREATE_FAB_USERS, input=json.dumps(wanted))
-
-    def _template_key(self) -> str:
-        migrated_by = sorted((k, v) for k, v in self._config.items() if k.startswith(("database.", "worker_insight.")))
-        parts = (
-            str(self.environment.path),
-            str(self.postgres.port) if self.postgres else "sqlite",
-            self.auth,
-            json.dumps([self.users, self.roles], sort_keys=True) if self.auth == "fab" else "",
-            json.dumps(migrated_by),
-        )
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-    def _copy_template(self, key: str) -> bool:
-        if self.postgres and self._database:
-            template = _templates.get(key)
-            if template is None:
-                return False
-            self.postgres.drop_database(self._database)
-            self.postgres.execute(f'CREATE DATABASE "{self._database}" TEMPLATE "{template}"')
-            return True
-        stored = BUILD / "databases" / f"{key}.db"
-        if not stored.exists():
-            return False
-        shutil.copyfile(stored, self.home / "airflow.db")
-        return True
-
-    def _keep_template(self, key: str) -> None:
-        if self.postgres and self._database:
-            self.postgres.disconnect(self._database)
-            _templates[key] = self.postgres.create_database(self._database)
-            return
-        stored = BUILD / "databases" / f"{key}.db"
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_suffix(f".{os.getpid()}")
-        with (
-            contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as source,
-            contextlib.closing(sqlite3.connect(partial)) as copy,
-        ):
-            source.backup(copy)
-        partial.replace(stored)
 
     # ----------------------------------------------------------------- components
 

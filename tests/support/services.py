@@ -101,8 +101,11 @@ class Postgres(_Service):
     name = "postgresql"
 
     def __init__(self) -> None:
-        self._bin = self._find()
+        #: The folder of the server's programs.
+        self.bin = self._find()
         self._numbers = itertools.count(1)
+        #: Databases to copy, by what decides their content; see ``databases``.
+        self.templates: dict[str, str] = {}
         super().__init__()
         # The server refuses to run as root: everything it touches belongs to the user that Debian made for it.
         self._user: dict[str, Any] = {}
@@ -131,7 +134,7 @@ class Postgres(_Service):
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         data = self.folder / "data"
-        initdb = [self._bin / "initdb", "-D", data, "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = [self.bin / "initdb", "-D", data, "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
         made = subprocess.run(
             [*initdb, "--locale=C.UTF-8"], **self._user, capture_output=True, cwd=self.folder, check=False
         )
@@ -151,7 +154,7 @@ class Postgres(_Service):
         }
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         return subprocess.Popen(
-            [self._bin / "postgres", "-D", data, "-p", str(self.port), *options],
+            [self.bin / "postgres", "-D", data, "-p", str(self.port), *options],
             **self._user,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -182,11 +185,27 @@ class Postgres(_Service):
         """Return a connection, which is closed with the context."""
         return contextlib.closing(psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname=database))
 
-    def create_database(self, template: str | None = None) -> str:
+    def create_database(self, template: str | None = None, *, name: str | None = None) -> str:
         """Create a database, empty or as a copy of another, and return its name."""
-        name = f"airflow_{next(self._numbers)}"
+        name = name or f"airflow_{next(self._numbers)}"
         self.execute(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
         return name
+
+    def dump(self, database: str, path: Path) -> None:
+        """Write a database to a file."""
+        self._client("pg_dump", database, "--file", path)
+
+    def restore(self, path: Path, database: str) -> None:
+        """Fill an empty database from a file that :meth:`dump` wrote."""
+        self._client("psql", database, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", path)
+
+    def _client(self, command: str, database: str, *args: str | Path) -> None:
+        to_server = ["--host", "127.0.0.1", "--port", str(self.port), "--username", "airflow", "--dbname", database]
+        done = subprocess.run(
+            [self.bin / command, *to_server, *args], capture_output=True, text=True, cwd=self.folder, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{command} failed:\n{done.stderr}")
 
     def disconnect(self, name: str) -> None:
         """End all connections to a database, so that it can be copied."""
