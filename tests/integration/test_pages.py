@@ -85,8 +85,8 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         config={
             "worker_insight.refresh_interval": "2",
             # On a busy machine a live worker must not become lost.
-            "worker_insight.heartbeat_timeout": "30",
-            "worker_insight.lost_timeout": "45",
+            "worker_insight.heartbeat_timeout": "15",
+            "worker_insight.lost_timeout": "22",
             "worker_insight.worker_labels": "region=eu-west-1,zone=a",
         },
     ) as deployment:
