@@ -1,19 +1,34 @@
-"""Print the deployment of a failed test, and the runs that were repeated because Airflow lost a try."""
+"""Order the tests, print the deployment of a failed one, and list runs that were repeated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import lost_tries
+from tests.support import lost_tries, scheduling
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from tests.support.scheduling import LongestFirst
+
 
 REPEATED = "repeated"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start long files first."""
+    items.sort(key=lambda item: scheduling.rank(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst | None:
+    """Keep that order with ``--dist loadfile``, and hand out tests with a deployment of their own one by one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return scheduling.LongestFirst(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
