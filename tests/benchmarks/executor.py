@@ -1,7 +1,7 @@
 """Four real Celery workers under Airflow's own executor and under the one that places tasks.
 
 How evenly tasks are spread, what one slow worker costs, how many retries meet the worker again that failed them, and
-how long it takes until what waited at a worker that was killed runs elsewhere.
+how long it takes until tasks that waited at a killed worker run elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.results import Grid, Result, Target
 from tests.benchmarks.setting import distributions
 from tests.support.deployment import Deployment
+from tests.support.fleet import INSTANCE, start_worker, start_workers
 
 if TYPE_CHECKING:
     from tests.benchmarks.setting import Setting
@@ -34,16 +35,16 @@ UNEVEN_AT_MOST = 10.0
 CLEARLY_BELOW = 0.95
 """Times what it takes on Airflow's own."""
 
-DAGS = """
+DAGS = f"""
 import os
 import time
 
 from airflow.sdk import dag, task
 
-WORKER = os.environ.get("BENCHMARK_WORKER")
+WORKER = os.environ.get({INSTANCE!r})
 
 
-@dag(schedule=None, params={"number": 1, "seconds": 0.0, "slow": ""})
+@dag(schedule=None, params={{"number": 1, "seconds": 0.0, "slow": ""}})
 def short():
     @task
     def numbers(params):
@@ -51,12 +52,12 @@ def short():
 
     @task
     def work(number, params):
-        time.sleep(float(params["seconds"]) * (TIMES_SLOWER if WORKER == params["slow"] else 1))
+        time.sleep(float(params["seconds"]) * ({TIMES_SLOWER} if WORKER == params["slow"] else 1))
 
     work.expand(number=numbers())
 
 
-@dag(schedule=None, params={"number": 1})
+@dag(schedule=None, params={{"number": 1}})
 def poisoned():
     @task
     def numbers(params):
@@ -64,7 +65,7 @@ def poisoned():
 
     @task(retries=20, retry_delay=1)
     def work(number):
-        if WORKER == "BROKEN":
+        if WORKER == {BROKEN!r}:
             raise RuntimeError("this machine is broken")
 
     work.expand(number=numbers())
@@ -72,7 +73,7 @@ def poisoned():
 
 short()
 poisoned()
-""".replace("TIMES_SLOWER", str(TIMES_SLOWER)).replace('"BROKEN"', repr(BROKEN))
+"""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def slow(setting: Setting) -> Result:
 
 
 def death(setting: Setting) -> Result:
-    """Kill a worker some times; show when what waited there ran elsewhere."""
+    """Kill a worker several times; show when the tasks that waited there ran elsewhere."""
     grid = Grid(
         "SIGKILL of a worker, this package's timeouts as shipped: seconds until what waited there ran elsewhere",
         ("", "waited", "first", "last"),
@@ -177,11 +178,8 @@ def _deployment(setting: Setting, executor: str, concurrency: int, **others: str
 def _begin(airflow: Deployment) -> None:
     airflow.write_dag("benchmark", DAGS)
     airflow.migrate()
-    for name in WORKERS:
-        airflow.start("celery worker", name=name, env={"BENCHMARK_WORKER": name}, wait=False)
+    start_workers(airflow, *WORKERS, wait=False)
     airflow.start_all()
-    for name in WORKERS:
-        airflow.wait_ready(airflow.components[name])
     airflow.wait_for(lambda: len(_living(airflow)) == len(WORKERS), 120, "all workers to be known")
     # Nothing is measured before each has run something.
     while set(_shares(airflow, _run(airflow, "short", number=16, seconds=1))) != set(WORKERS):
@@ -221,7 +219,7 @@ def _took(airflow: Deployment, run_id: str) -> float:
 
 
 def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
-    """Kill a worker some times; return how many tasks waited there and when the first and last of them ran."""
+    """Kill a worker several times; return how many tasks waited there and when the first and last of them ran."""
     found = []
     # The tries that a killed worker ran would keep the next death waiting for five minutes.
     with _deployment(setting, EXECUTORS[OURS], 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
@@ -235,7 +233,7 @@ def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
                 lambda run_id=run_id, waiting=waiting: _begun(airflow, run_id, waiting), 600, "them to run elsewhere"
             )
             found.append((len(waiting), min(begun) - killed_at, max(begun) - killed_at))
-            airflow.start("celery worker", name=SLOW, env={"BENCHMARK_WORKER": SLOW})
+            start_worker(airflow, SLOW, instance=SLOW)
             airflow.wait_run("short", run_id, timeout=1800)
             airflow.wait_for(lambda: len(_living(airflow)) == len(WORKERS), 300, "the new worker to be known")
     return found

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.states import ATTRIBUTIONS, STATES
+from tests.support.fleet import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tests.support.deployment import Component, Deployment
+    from tests.support.deployment import Deployment
 
 REPORT_KEY = "__worker_insight_report__"
-
-INSTANCE = "TEST_WORKER_INSTANCE"
-"""Environment variable of a worker: its tasks write the value, so that tests know which instance ran them."""
-
-WITNESS = f"""
-import json
-import os
-import signal
-
-
-def witness(context):
-    '''Append the instance that runs this try, as the test named it, to a file.'''
-    ti = context["ti"]
-    line = {{
-        "dag_id": ti.dag_id,
-        "run_id": ti.run_id,
-        "task_id": ti.task_id,
-        "map_index": ti.map_index if ti.map_index is not None else -1,
-        "try_number": ti.try_number,
-        "instance": os.environ.get({INSTANCE!r}),
-        "user": os.getuid(),
-    }}
-    path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")
-    # One small write to a file opened for appending: lines of several processes do not mix.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.write(descriptor, (json.dumps(line) + "\\n").encode())
-    os.close(descriptor)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-"""Top of a Dag file. Each task calls ``witness(context)`` first, so that the test knows which worker ran it."""
-
-
-class Try(NamedTuple):
-    """One try within a Dag run."""
-
-    task_id: str
-    map_index: int
-    try_number: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +58,7 @@ def attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, Attempt
     )
     by_try: dict[Try, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        by_try[_try(row)].append(row)
+        by_try[Try.of(row)].append(row)
     return {key: _attempt(group) for key, group in by_try.items()}
 
 
@@ -141,7 +100,7 @@ def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, di
         found += page["attempts"]
         if not page["attempts"] or len(found) >= page["total_entries"]:
             break
-    keys = [_try(row) for row in found]
+    keys = [Try.of(row) for row in found]
     assert len(keys) == len(set(keys)) == page["total_entries"]
     return dict(zip(keys, found, strict=True))
 
@@ -174,7 +133,7 @@ def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, di
     found: dict[Try, dict[str, Any]] = {}
     for table in ("task_instance", "task_instance_history"):
         for row in airflow.sql(f"SELECT {columns} FROM {table} {where}", dag_id=dag_id, run_id=run_id):
-            found[_try(row)] = row
+            found[Try.of(row)] = row
     return found
 
 
@@ -236,22 +195,6 @@ def attributions(recorded: Mapping[Try, Attempt]) -> Counter[str]:
     return Counter(attempt.attribution for attempt in recorded.values())
 
 
-def witnessed(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
-    """Return for each try of a run the instances whose processes started it, as its tasks wrote."""
-    path = airflow.home / "witness.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found: dict[Try, list[str | None]] = defaultdict(list)
-    for row in map(json.loads, lines):
-        if (row["dag_id"], row["run_id"]) == (dag_id, run_id):
-            found[_try(row)].append(row["instance"])
-    return dict(found)
-
-
-def start_worker(airflow: Deployment, name: str, *args: str, instance: str, wait: bool = True) -> Component:
-    """Start a Celery worker whose tasks write this name of its instance."""
-    return airflow.start("celery worker", *args, name=name, env={INSTANCE: instance}, wait=wait)
-
-
 def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str, Any]]:
     """Return the XComs of a run: the keys and their tasks."""
     return airflow.sql(
@@ -270,7 +213,3 @@ def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
         for line in file.read_text(errors="replace").splitlines()
         if text in line
     ]
-
-
-def _try(row: Mapping[str, Any]) -> Try:
-    return Try(row["task_id"], row["map_index"], row["try_number"])

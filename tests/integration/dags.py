@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.accounting import WITNESS, Try
+from tests.support.fleet import WITNESS, Try
 
 TWO_HUNDRED_TRIES = (
     WITNESS

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.accounting import WITNESS, start_worker, witnessed
+from tests.support.fleet import WITNESS, ran_on, witnessed
 
 if TYPE_CHECKING:
     from tests.support.deployment import Deployment
@@ -109,14 +109,6 @@ def release_all(airflow: Deployment) -> None:
         (airflow.home / row["run_id"]).touch()
 
 
-def start_workers(airflow: Deployment, *names: str, wait: bool = True) -> None:
-    """Start workers whose tasks write these names, and wait until all are ready."""
-    for name in names:
-        start_worker(airflow, name, instance=name, wait=False)
-    for name in names if wait else ():
-        airflow.wait_ready(airflow.components[name])
-
-
 def wait_consuming(airflow: Deployment, *names: str) -> None:
     """Wait until these workers consume their dedicated queues, so that tasks can be placed on them.
 
@@ -143,9 +135,3 @@ def placements(airflow: Deployment, run_id: str | None = None) -> list[dict[str,
 def open_on(airflow: Deployment, name: str) -> int:
     """Count the tries that are placed on a worker and have not ended."""
     return sum(row["is_open"] and row["on"] == name for row in placements(airflow))
-
-
-def ran_on(airflow: Deployment, dag_id: str, run_id: str, task_id: str) -> Counter[str | None]:
-    """Count the started tries of a task by worker."""
-    found = witnessed(airflow, dag_id, run_id)
-    return Counter(instance for key, instances in found.items() if key.task_id == task_id for instance in instances)

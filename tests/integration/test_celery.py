@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.accounting import (
-    WITNESS,
-    Try,
     airflow_tries,
     assert_rest_agrees,
     attempts,
     attributions,
     left_in_xcom,
     mentions,
-    start_worker,
     wait_accounted,
-    witnessed,
 )
 from tests.integration.dags import STATES_OF_THE_200, TWO_HUNDRED_TRIES
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, start_worker, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,8 +75,6 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         for name in ("w1", "w2"):
             start(airflow, name, wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
         yield airflow
 
 

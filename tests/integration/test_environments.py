@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import WITNESS, attempts, start_worker, wait_accounted
+from tests.integration.accounting import attempts, wait_accounted
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

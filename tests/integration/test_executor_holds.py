@@ -6,17 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.placing import (
-    EXECUTOR,
-    HELD,
-    QUICK,
-    HeldRun,
-    placements,
-    release_all,
-    start_workers,
-    wait_consuming,
-)
+from tests.integration.placing import EXECUTOR, HELD, QUICK, HeldRun, placements, release_all, wait_consuming
 from tests.support.deployment import Deployment
+from tests.support.fleet import start_workers
 from tests.support.services import Redis
 
 if TYPE_CHECKING:
@@ -39,7 +31,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, broke
     with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=broker, config=config) as airflow:
         airflow.write_dag("held", HELD)
         airflow.migrate()
-        start_workers(airflow, "w1")
+        start_workers(airflow, "w1", wait=False)
         airflow.start_all()
         wait_consuming(airflow, "w1")
         yield airflow

@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.placing import (
-    EXECUTOR,
-    HELD,
-    QUICK,
-    HeldRun,
-    open_on,
-    placements,
-    release_all,
-    start_workers,
-    wait_consuming,
-)
+from tests.integration.placing import EXECUTOR, HELD, QUICK, HeldRun, open_on, placements, release_all, wait_consuming
 from tests.support.deployment import Deployment
+from tests.support.fleet import start_workers
 from tests.support.services import Redis
 
 if TYPE_CHECKING:

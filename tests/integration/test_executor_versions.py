@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import WITNESS, start_worker, witnessed
 from tests.integration.placing import EXECUTOR
 from tests.integration.test_versions import DB_MANAGER
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_workers, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,11 +78,8 @@ def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
     with Deployment(airflow_env(version), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
         airflow.write_dag("placed", DAG)
         airflow.migrate()
-        for name in ("w1", "w2"):
-            start_worker(airflow, name, instance=name, wait=False)
+        start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
         # A worker gets tasks once it consumes its dedicated queue, which the first run may precede.
         run_id, first, second = airflow.wait_for(
             lambda: run_on_both_workers(airflow), 300, "a run on both workers", interval=1

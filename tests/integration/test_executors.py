@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import WITNESS, witnessed
 from tests.integration.placing import (
     EXECUTOR,
     HELD,
@@ -17,10 +16,10 @@ from tests.integration.placing import (
     open_on,
     placements,
     release_all,
-    start_workers,
     wait_consuming,
 )
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_workers, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.domain.states import WORKER_STATES
-from tests.integration.accounting import WITNESS, attempts, witnessed
+from tests.integration.accounting import attempts
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, witnessed
 from tests.support.processes import MissingRequirementError, stop
 from tests.support.services import Redis
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.domain.states import AVAILABILITIES
-from tests.integration.accounting import WITNESS, witnessed
-from tests.integration.placing import EXECUTOR, HOST, QUICK, start_workers, wait_consuming
+from tests.integration.placing import EXECUTOR, HOST, QUICK, wait_consuming
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_workers, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
     with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=QUICK) as airflow:
         airflow.write_dag("forging", FORGING)
         airflow.migrate()
-        start_workers(airflow, "w1", "w2")
+        start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
         wait_consuming(airflow, "w1", "w2")
         yield airflow

@@ -14,8 +14,6 @@ import pytest
 
 from tests.integration.accounting import (
     REPORT_KEY,
-    WITNESS,
-    Try,
     airflow_tries,
     assert_rest_agrees,
     attempts,
@@ -25,6 +23,7 @@ from tests.integration.accounting import (
     wait_accounted,
 )
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try
 from tests.support.processes import accepts_connections, free_port
 
 if TYPE_CHECKING:

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.integration.accounting import (
-    INSTANCE,
-    WITNESS,
-    Try,
-    attributions,
-    start_worker,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import attributions, wait_accounted
 from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment
+from tests.support.fleet import INSTANCE, WITNESS, Try, start_worker, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -183,8 +176,6 @@ def instances(airflow_env: Callable[[str], Environment], postgres: Postgres, red
         for name in ("w1", "w2"):
             instances.start(name, wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
         yield instances
 
 

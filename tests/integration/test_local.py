@@ -12,18 +12,16 @@ import pytest
 from tests.conftest import REQUIRE_ALL
 from tests.integration.accounting import (
     REPORT_KEY,
-    WITNESS,
-    Try,
     assert_rest_agrees,
     attempts,
     attributions,
     left_in_xcom,
     mentions,
     wait_accounted,
-    witnessed,
 )
 from tests.integration.dags import STATES_OF_THE_200, TWO_HUNDRED_TRIES
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

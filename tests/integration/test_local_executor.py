@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import WITNESS, Try, attempts, wait_accounted, witnessed
+from tests.integration.accounting import attempts, wait_accounted
 from tests.integration.test_versions import DB_MANAGER
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 
 from tests.support.browser import PAGE_LIMIT, BrowserUser
 from tests.support.deployment import Deployment
+from tests.support.fleet import start_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,9 +100,7 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
 @pytest.fixture(scope="module")
 def fleet(airflow: Deployment) -> dict[str, str]:
     """Start two workers with finished tries and a running one; return their IDs by name."""
-    workers = [airflow.start("celery worker", name=name, wait=False) for name in ("w1", "w2")]
-    for worker in workers:
-        airflow.wait_ready(worker)
+    start_workers(airflow, "w1", "w2")
     airflow.run_to_end("sales", tries=7)
     airflow.trigger("night")
 

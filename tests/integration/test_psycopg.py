@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.integration.accounting import (
-    WITNESS,
-    Try,
-    assert_rest_agrees,
-    attributions,
-    left_in_xcom,
-    mentions,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import assert_rest_agrees, attributions, left_in_xcom, mentions, wait_accounted
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import (
-    WITNESS,
-    Try,
-    left_in_xcom,
-    mentions,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import left_in_xcom, mentions, wait_accounted
 from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
