@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,7 @@ def worker(airflow: Deployment) -> str:
         for component in airflow.components.values()
         if component.kind == "celery worker" and component.alive
     ]
-    for name in living[1:]:
-        airflow.stop(name)
+    airflow.stop(*living[1:])
     if living:
         return living[0]
     name = f"w{len(airflow.components)}"
@@ -174,8 +174,7 @@ def test_all_tasks_succeed_after_half_a_minute_without_the_database(
     airflow: Deployment, worker: str, has_a_sink: bool
 ) -> None:
     """A slot that becomes free meanwhile is a sink: the worker drops each task whose start it cannot write."""
-    for name in [component.name for component in airflow.components.values() if component.kind == "scheduler"]:
-        airflow.stop(name)
+    airflow.stop(*(component.name for component in airflow.components.values() if component.kind == "scheduler"))
     airflow.start("scheduler", env=QUICK_TO_QUEUE_AGAIN)
     held = HeldRun(airflow, 1)
     held.wait_states(running=1)
@@ -183,19 +182,24 @@ def test_all_tasks_succeed_after_half_a_minute_without_the_database(
     run.wait_states(running=3, queued=57)
     airflow.wait_for(lambda: len(placements(airflow, run.run_id)) == ALL + 7, 60, "all to be placed or to wait")
 
-    def received() -> int:
-        return airflow.components[worker].output().count(" received ")
+    before = len(airflow.components[worker].output())
 
-    before = received()
+    def has_dropped() -> bool:
+        """Return whether the worker received a task since and failed to start it."""
+        output = airflow.components[worker].output()[before:]
+        received, raised = (set(re.findall(rf"\[([\w-]+)\] {end}", output)) for end in ("received", "raised"))
+        # It has four slots: a worker that receives a fifth task has dropped one.
+        return bool(received & raised) or len(received) >= 5
+
     living = [component for component in airflow.components.values() if component.alive]
     for component in living:
         component.expected_to_end = True
     with airflow.without_database():
-        time.sleep(30)
+        ends_at = time.monotonic() + 30
         if has_a_sink:
             held.release()
-            # It has four slots: a worker that receives a fifth task has dropped one.
-            airflow.wait_for(lambda: received() >= before + 5, 180, "the worker to drop a message")
+            airflow.wait_for(has_dropped, 180, "the worker to drop a task")
+        time.sleep(max(0.0, ends_at - time.monotonic()))
     print("ended:", *(component.name for component in living if not component.alive))
 
     def all_have_ended() -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.placing import EXECUTOR
+from tests.integration.placing import EXECUTOR, wait_consuming
 from tests.integration.test_versions import DB_MANAGER
 from tests.support.deployment import Deployment
 from tests.support.fleet import WITNESS, start_workers, witnessed
@@ -80,7 +80,8 @@ def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
         airflow.migrate()
         start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
-        # A worker gets tasks once it consumes its dedicated queue, which the first run may precede.
+        wait_consuming(airflow, "w1", "w2")
+        # A run may come before the executor knows both workers.
         run_id, first, second = airflow.wait_for(
             lambda: run_on_both_workers(airflow), 300, "a run on both workers", interval=1
         )

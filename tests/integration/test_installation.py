@@ -137,8 +137,7 @@ def airflow(
         airflow.migrate()
         airflow.start_all()
         copy_runs(airflow, "history", run(airflow), COPIES)
-        for name in ("scheduler", "api-server", "dag-processor"):
-            airflow.stop(name)
+        airflow.stop("scheduler", "api-server", "dag-processor")
 
         airflow.environment = airflow_env("3.3.2")
         airflow.env["PATH"] = f"{airflow.environment.bin}{os.pathsep}{airflow.env['PATH']}"
@@ -240,8 +239,7 @@ def test_reports_wait_for_reconcile_where_the_api_server_loads_no_plugin(migrate
     """An API server with only the execution app loads no plugin, so nothing claims there."""
     airflow = migrated
     port = free_port()
-    for name in ("scheduler", "api-server"):
-        airflow.stop(name)
+    airflow.stop("scheduler", "api-server")
     airflow.start("api-server", "--apps", "core")
     airflow.start("api-server", "--apps", "execution", "--port", str(port), name="server for tasks")
     airflow.wait_for(lambda: accepts_connections(port), 60, "the server for tasks")

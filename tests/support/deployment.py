@@ -583,17 +583,17 @@ class Deployment:
         end(processes, sig, timeout=60)
         target.process.wait(60)
 
-    def stop(self, component: str, timeout: float = 60) -> None:
-        """Let a component leave in order, as an operator would; kill what is left of it after ``timeout``."""
-        target = self.components[component]
-        if not target.alive:
-            # Its process ID may be somebody else's by now.
-            return
-        target.expected_to_end = True
-        processes = tree(target.pid)
-        end(processes[:1], signal.SIGTERM, timeout)
-        end(p for p in processes if p.is_running())
-        target.process.wait(10)
+    def stop(self, *components: str, timeout: float = 60) -> None:
+        """Shut components down gracefully, all at once; kill what is left of them after ``timeout``."""
+        # The process ID of one that has ended may be another process's by now.
+        targets = [target for target in map(self.components.__getitem__, components) if target.alive]
+        for target in targets:
+            target.expected_to_end = True
+        trees = [tree(target.pid) for target in targets]
+        end([process for processes in trees for process in processes[:1]], signal.SIGTERM, timeout)
+        end(process for processes in trees for process in processes if process.is_running())
+        for target in targets:
+            target.process.wait(10)
 
     # ----------------------------------------------------------------- waiting
 
