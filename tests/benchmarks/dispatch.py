@@ -1,4 +1,4 @@
-"""What handing tasks to Celery costs the scheduler: with Airflow's own executor, and with the one that places them."""
+"""Measure the cost of sending tasks to Celery, with Airflow's executor and with ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Four real Celery workers under Airflow's own executor and under the one that places tasks.
+"""Measure four real Celery workers under Airflow's executor and under ours.
 
 How evenly tasks are spread, what one slow worker costs, how many retries meet the worker again that failed them, and
 how long it takes until tasks that waited at a killed worker run elsewhere.
@@ -166,7 +166,7 @@ def _deployment(setting: Setting, executor: str, concurrency: int, **others: str
             "celery.worker_concurrency": str(concurrency),
             "core.parallelism": "1000",
             "core.max_active_tasks_per_dag": "1000",
-            # The processor's time is the tasks'.
+            # Leave the CPU to the tasks.
             "dag_processor.min_file_process_interval": "600",
             # Airflow's supervisor often notices the end of a short task only with its next heartbeat.
             "workers.min_heartbeat_interval": "1",
@@ -181,7 +181,7 @@ def _begin(airflow: Deployment) -> None:
     start_workers(airflow, *WORKERS, wait=False)
     airflow.start_all()
     airflow.wait_for(lambda: len(_living(airflow)) == len(WORKERS), 120, "all workers to be known")
-    # Nothing is measured before each has run something.
+    # Measure only once each worker has run a task.
     while set(_shares(airflow, _run(airflow, "short", number=16, seconds=1))) != set(WORKERS):
         pass
 
@@ -219,7 +219,7 @@ def _took(airflow: Deployment, run_id: str) -> float:
 
 
 def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
-    """Kill a worker several times; return how many tasks waited there and when the first and last of them ran."""
+    """Kill a worker several times; return the waiting tasks, and when the first and last ran."""
     found = []
     # The tries that a killed worker ran would keep the next death waiting for five minutes.
     with _deployment(setting, EXECUTORS[OURS], 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
@@ -240,7 +240,7 @@ def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
 
 
 def _waiting(airflow: Deployment, run_id: str) -> list[int]:
-    """Return what waits at the worker that is to be killed, once it runs four and four wait."""
+    """Return the tasks that wait at the worker to be killed, once four run and four wait."""
     rows = airflow.sql(
         "SELECT p.map_index, t.state FROM worker_insight_placement p"
         " JOIN worker_insight_worker w ON w.id = p.worker_ref"
@@ -258,7 +258,7 @@ def _waiting(airflow: Deployment, run_id: str) -> list[int]:
 
 
 def _begun(airflow: Deployment, run_id: str, waiting: list[int]) -> list[float]:
-    """Return when these tries began, once all have."""
+    """Return the start times of these tries, once all have started."""
     rows = airflow.sql(
         "SELECT EXTRACT(EPOCH FROM start_date) AS at FROM task_instance WHERE run_id = :run_id AND task_id = 'work'"
         " AND map_index = ANY(:waiting) AND state IN ('running', 'success')",

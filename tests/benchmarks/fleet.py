@@ -1,4 +1,4 @@
-"""Pages and REST lists of a fleet of 2,000 workers with 1 and with 10 million attempts, beside Flower's lists."""
+"""Measure pages and REST of 2,000 workers and 10 million attempts, and Flower's lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_MOST_MS = 100.0
 GROWS_AT_MOST = 1.5
 
 AIRFLOW_ROWS = 500_000
-"""As many of the latest tries have rows in Airflow's own tables, which are not ours to keep for longer."""
+"""How many of the latest tries have rows in Airflow's own tables, which Airflow cleans."""
 
 ROOT = "/worker-insight"
 API = f"{ROOT}/api/v1"
@@ -33,11 +33,11 @@ API = f"{ROOT}/api/v1"
 Parameters = dict[str, object]
 
 NONE: dict[str, Parameters] = {"state of none": {"state": "skipped"}, "task_id of none": {"task_id": "no_such_task"}}
-"""Filters that no attempt passes: what is looked for in vain is looked for everywhere."""
+"""Filters that no attempt passes: such a query reads the most."""
 
 
 def run(setting: Setting) -> Result:
-    """Fill two deployments, one with each number of attempts, and ask both and a Flower by turns."""
+    """Fill a deployment with each number of attempts; request both and a Flower by turns."""
     workers = setting.size(2_000, 200)
     sizes = setting.sizes((1_000_000, 10_000_000), (20_000, 60_000))
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def _deployment(setting: Setting) -> Deployment:
         executor="CeleryExecutor",
         postgres=setting.postgres,
         redis=setting.redis,
-        # There are no workers to look at: what is known of them is to stay as it is.
+        # No worker runs: no poll may change their rows.
         config={"worker_insight.refresh_interval": "86400"},
     )
 
@@ -93,11 +93,11 @@ def _fill(airflow: Deployment, workers: int, attempts: int) -> dict[str, Any]:
     return found
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- routes ---------------------------------------------------------------------------------------------------
 
 
 def routes(samples: Mapping[str, Any]) -> list[Route]:
-    """Return everything that is asked of a deployment, given what is in it."""
+    """Return all routes to measure, with parameters from the filled tables."""
     return [
         *_pages_of_workers(samples),
         *_pages_of_one_worker(samples),
@@ -240,7 +240,7 @@ def _runs(samples: Mapping[str, Any]) -> list[Parameters]:
 
 
 def _hours(samples: Mapping[str, Any], since: str, until: str) -> list[Parameters]:
-    """Return an hour from the middle of the history, and some before that."""
+    """Return an hour from the middle of the history, and the eight hours before."""
     begin, end = (datetime.fromisoformat(samples[name]) for name in ("since", "now"))
     middle = begin + (end - begin) / 2
     hour = (end - begin) / 20 if end - begin < timedelta(hours=20) else timedelta(hours=1)
@@ -322,7 +322,7 @@ def _flower_grid(known: Mapping[str, Any], theirs: Sequence[Series]) -> Grid:
 
 
 def _growth(per_size: Sequence[Series]) -> float:
-    """Return how many times as long the middle one of the answers took at the last size as at the first."""
+    """Return the median at the last size divided by that at the first."""
     return Summary.of(per_size[-1].ms).median / Summary.of(per_size[0].ms).median
 
 

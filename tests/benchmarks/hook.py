@@ -1,4 +1,4 @@
-"""The listener's own work when a task starts, and the round trip of the channel, in a real deployment."""
+"""Measure the listener's work and its round trip to the API server in a real deployment."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _real(setting: Setting) -> list[dict[str, Any]]:
         executor="CeleryExecutor",
         postgres=setting.postgres,
         redis=setting.redis,
-        # One task at a time: two would wait for each other's processor.
+        # One task at a time: two would share a processor.
         config={"celery.worker_concurrency": "1"},
     ) as airflow:
         plugins = airflow.home / "plugins"

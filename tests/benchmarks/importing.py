@@ -1,4 +1,4 @@
-"""What the plugin and its listeners add to a task process, beside what OpenLineage's add."""
+"""Measure what our plugin adds to a task process, beside what OpenLineage's adds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _summary(runs: list[dict[str, Any]]) -> Summary:
 
 
 def _condensed(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Keep each time, and the modules by package: by name where they are few."""
+    """Return each duration, and the modules by package: by name where they are few."""
     condensed = {}
     for name, runs in found.items():
         modules = runs[0]["modules"]

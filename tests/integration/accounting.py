@@ -127,7 +127,7 @@ def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
 
 
 def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return all tries that Airflow knows, with those that never left the scheduler (number 0)."""
+    """Return all tries that Airflow knows, including those never queued (number 0)."""
     columns = "task_id, map_index, try_number, state, hostname, pid, external_executor_id"
     where = "WHERE dag_id = :dag_id AND run_id = :run_id"
     found: dict[Try, dict[str, Any]] = {}
@@ -205,7 +205,7 @@ def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str
 
 
 def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
-    """Return the lines of all outputs and task logs that hold a text, by default this package's name."""
+    """Return the lines of all outputs and task logs that hold a text."""
     files = [*airflow.output_folder.glob("*.log"), *airflow.logs_folder.rglob("*.log")]
     return [
         f"{file.name}: {line}"

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst | None:
-    """Keep that order with ``--dist loadfile``, and hand out tests with a deployment of their own one by one."""
+    """Keep that order with ``--dist loadfile``, and hand out single tests one by one."""
     if config.getoption("dist") != "loadfile":
         return None
     config.option.loadscopereorder = False

@@ -1,4 +1,4 @@
-"""Start runs whose tasks wait for the test, and query where their tasks are placed and ran."""
+"""Start runs whose tasks wait for the test, and query where tasks are placed and ran."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def release_all(airflow: Deployment) -> None:
 
 
 def wait_consuming(airflow: Deployment, *names: str) -> None:
-    """Wait until these workers consume their dedicated queues, so that tasks can be placed on them.
+    """Wait until these workers consume their dedicated queues, as placing needs.
 
     Until then the scheduler sends tasks in fallback mode.
     """

@@ -1,4 +1,4 @@
-"""Runs outside a scheduler, odd run IDs, runs that are created again, and XComs that a user stores under our key."""
+"""Runs outside a scheduler, odd run IDs, recreated runs, and users' XComs under our key."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def airflow(
 
 
 def recorded(airflow: Deployment, run_id: str) -> dict[str, tuple[str, int, str | None]]:
-    """Return attribution, number of workers and state of each task of a run, once the run has been reconciled."""
+    """Reconcile a run, and return attribution, number of workers and state of each task."""
     airflow.run("airflow-worker-insight", "reconcile", "--dag-id", "tested", "--run-id", run_id)
     found = attempts(airflow, "tested", run_id)
     return {key.task_id: (attempt.attribution, len(attempt.workers), attempt.state) for key, attempt in found.items()}
@@ -119,7 +119,7 @@ def run_ids(airflow: Deployment) -> set[str]:
 
 @pytest.fixture
 def without_scheduler(airflow: Deployment) -> Iterator[None]:
-    """Stop the scheduler, which on 3.3.2 may take the tasks of ``dag.test`` and send them to its workers."""
+    """Stop the scheduler, which on 3.3.2 may send the tasks of ``dag.test`` to its workers."""
     airflow.stop("scheduler")
     yield
     airflow.start("scheduler")
@@ -189,7 +189,7 @@ def test_the_command_reconciles_odd_run_ids(airflow: Deployment, run_id: str) ->
 
 
 def wait_run(airflow: Deployment, run_id: str) -> None:
-    """Wait for the end of a run in the database, because not every run ID fits into a URL path."""
+    """Wait for the end of a run in the database: not every run ID fits into a URL path."""
 
     def ended() -> bool:
         rows = airflow.sql("SELECT state FROM dag_run WHERE run_id = :run_id", run_id=run_id)
@@ -219,7 +219,7 @@ def test_xcom_that_a_user_stores_under_the_reserved_key_changes_no_attempt(airfl
 
 
 def nightly_attempts(airflow: Deployment) -> list[tuple[int, str | None, list[str], str | None]]:
-    """Return the attempts that the command lists, latest start first: number, state, workers, deleted."""
+    """Return number, state, workers and deletion of the attempts that the command lists."""
     printed = airflow.run(
         "airflow-worker-insight", "attempts", "list", "--run-id", "nightly", "--output", "json", timeout=120
     )
@@ -240,7 +240,7 @@ def wait_closed(airflow: Deployment, tries: int) -> None:
 
 @pytest.fixture
 def on_nightly_worker(airflow: Deployment) -> Iterator[Callable[[str], None]]:
-    """Return a function that has one worker of this name, and no other, take the tasks of the nightly Dag."""
+    """Return a function that starts the only worker for the tasks of the nightly Dag."""
     started: list[str] = []
 
     def only(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Kill a worker, a scheduler, the broker or the database under the Celery executor: each task runs once."""
+"""Each task runs once although a worker, a scheduler, the broker or the database goes."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_tasks_run_in_fallback_mode_while_the_placement_table_is_locked_or_missi
         airflow.sql(f"ALTER TABLE {table}_gone RENAME TO {table}")
 
     def is_placed() -> bool:
-        """Start another run, and return whether its tasks were placed: the executor recovers after seconds."""
+        """Start another run, and return whether its tasks were placed."""
         run = HeldRun(airflow, 6)
         run.wait_states(running=4, queued=2)
         placed = sum(row["on"] == worker and row["task_id"] == "effect" for row in placements(airflow, run.run_id))
@@ -173,7 +173,7 @@ def test_tasks_run_in_fallback_mode_while_the_placement_table_is_locked_or_missi
 def test_all_tasks_succeed_after_half_a_minute_without_the_database(
     airflow: Deployment, worker: str, has_a_sink: bool
 ) -> None:
-    """A slot that becomes free meanwhile is a sink: the worker drops each task whose start it cannot write."""
+    """A slot that becomes free meanwhile is a sink: the worker drops tasks it cannot start."""
     airflow.stop(*(component.name for component in airflow.components.values() if component.kind == "scheduler"))
     airflow.start("scheduler", env=QUICK_TO_QUEUE_AGAIN)
     held = HeldRun(airflow, 1)

@@ -52,7 +52,7 @@ UNION ALL SELECT run_id FROM worker_insight_attempt WHERE run_id = :run AND plac
 
 
 def run_on_both_workers(airflow: Deployment) -> tuple[str, Counter[str], Counter[str]] | None:
-    """Run the Dag; return its run and the workers of first and second tries, or None if only one worker got tasks."""
+    """Run the Dag; return its run and the workers of both tries, or None if one got no task."""
     run_id = airflow.trigger("placed")
     airflow.wait_run("placed", run_id, timeout=300)
     found = witnessed(airflow, "placed", run_id)

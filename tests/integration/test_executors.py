@@ -1,4 +1,4 @@
-"""The Celery executor beside Airflow's own, on real workers: where tasks run and where they wait."""
+"""The Celery executor beside Airflow's own, on real workers: where tasks run and wait."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def release_held_tasks(airflow: Deployment) -> Iterator[None]:
 
 
 def worker_id(airflow: Deployment, name: str) -> str:
-    """Return the ID of a worker once exactly one instance lives, which a busy machine may delay."""
+    """Return the ID of a worker once exactly one instance of it lives."""
     query = "SELECT worker_id FROM worker_insight_worker WHERE engine_name = :name AND ended_at IS NULL"
 
     def found() -> str | None:
@@ -206,7 +206,7 @@ def test_tasks_wait_and_say_why_while_all_workers_are_quarantined(airflow: Deplo
     runs = []
 
     def waits() -> HeldRun | None:
-        """Start another run, and return it if its first task waits: the change takes effect after seconds."""
+        """Start another run, and return it if its first task waits."""
         runs.append(run := HeldRun(airflow, 1))
         row, *_ = airflow.wait_for(lambda: placements(airflow, run.run_id), 60, "it to be placed or to wait")
         return run if row["on"] is None else None

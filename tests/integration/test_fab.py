@@ -79,7 +79,7 @@ def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environ
 
 
 def panel(airflow: Deployment, dag_id: str, page: str = "panel") -> str:
-    """Return the path of a panel; the plus of the run ID is not quoted, as Airflow 3.1 leaves it."""
+    """Return the path of a panel, with an unquoted plus in the run ID as of Airflow 3.1."""
     root = "/pluginsv2/workerinsight" if airflow.airflow3 else "/workerinsight"
     return f"{root}/{page}?dag_id={dag_id}&run_id={RUN_ID}&task_id=load&map_index={{MAP_INDEX}}"
 

@@ -1,4 +1,4 @@
-"""Install into an Airflow with a history: without our tables first, then migrated and backfilled."""
+"""Install into an Airflow with a history: before the migration, after it, and backfilled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kill any process at any moment: every try is accounted for, and none names a wrong worker."""
+"""Every try is accounted for, and none names a wrong worker, whatever is killed."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_every_try_is_accounted_for_whatever_process_is_killed(instances: Worker
 
 
 def processes_of_tasks(airflow: Deployment, worker: str) -> list[psutil.Process]:
-    """Return the processes of a worker that run a task: pool processes with a child, and the children."""
+    """Return the processes of a worker that run a task: pool processes and their children."""
     found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for pool_process in psutil.Process(airflow.components[worker].pid).children():

@@ -1,4 +1,4 @@
-"""While one of our tables is locked, Airflow's API server answers and no try fails or is lost.
+"""Airflow's API server answers and no try is lost while one of our tables is locked.
 
 As a script it holds each of our tables for a minute, and prints how long Airflow's health took to answer:
 ``python -m tests.integration.test_table_locks [seconds [table …]]``.
@@ -119,7 +119,7 @@ def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deploymen
 
 
 def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> tuple[str, HealthProbe]:
-    """Run twenty tasks while a table is locked, for at least so many seconds; return the run and the health."""
+    """Run twenty tasks while a table is locked; return the run and the health."""
     health = HealthProbe(f"{airflow.base_url}/api/v2/monitor/health")
     with airflow.connected() as connection, connection.cursor() as cursor, health.watched(), concurrent_users(airflow):
         cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")

@@ -1,4 +1,4 @@
-"""Every try is accounted for on each supported Airflow before the newest, with the executors they had."""
+"""Every try is accounted for on each supported Airflow before the newest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Freshly migrated databases, kept below ``.build/databases``: ``airflow db migrate`` takes seconds, a copy of them none.
+Freshly migrated databases, kept below ``.build/databases``, because migrating is slow.
 
 They outlive the session. Their names hold everything that decides their content, so a new wheel gets new ones.
 """
@@ -67,7 +67,7 @@ def provide_postgres(
 
 @contextlib.contextmanager
 def _stored(folder: Path, name: str) -> Iterator[tuple[Path, Path]]:
-    """Yield a kept file and where to write it first, to one process at a time: the next one finds it."""
+    """Yield a kept file and where to write it first, to one process at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Real Celery workers for tests and benchmarks, whose tasks write which worker instance ran them."""
+"""Real Celery workers for tests and benchmarks, whose tasks write who ran them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def start_workers(airflow: Deployment, *names: str, wait: bool = True) -> None:
 
 
 def witnessed(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
-    """Return for each try of a run the instances whose processes started it, as its tasks wrote."""
+    """Return for each try of a run the instances that started it, as its tasks wrote."""
     path = airflow.home / "witness.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found: dict[Try, list[str | None]] = defaultdict(list)

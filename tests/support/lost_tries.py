@@ -1,5 +1,5 @@
 """
-Tell a try that Airflow itself lost from one that failed for another reason, such as a fault of ours.
+Tell a try that Airflow itself lost from one that failed for another reason.
 
 On a machine that is busy enough Airflow's own limits end tries: its client waits for the API server in vain, a Dag is
 not imported in time. A test whose numbers of tries matter may run its Dag again then, but only where Airflow's logs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.deployment import Component
 
 REPEATS = 2
-"""How often a run is repeated before its test fails nevertheless."""
+"""How often a run is repeated before its test fails."""
 
 #: What the session repeated and why; see ``tests/integration/conftest.py``.
 repeated: list[str] = []
@@ -44,7 +44,7 @@ _ERROR = re.compile(r"\"level\": ?\"(error|critical)\"|\b(ERROR|CRITICAL)\b|^\w*
 
 
 class Airflow(Protocol):
-    """What is needed of a deployment."""
+    """The part of a deployment that this module uses."""
 
     logs_folder: Path
     components: dict[str, Component]
@@ -64,7 +64,7 @@ class Airflow(Protocol):
 
 @dataclass(frozen=True)
 class FailedTry:
-    """A try that did not succeed, and what the logs have of it."""
+    """A try that did not succeed, with its log."""
 
     task_id: str
     map_index: int
@@ -84,7 +84,7 @@ class FailedTry:
 
 
 class UnexpectedEndError(AssertionError):
-    """A run did not end as its test expects; the message says which tries failed, and what the logs have of them."""
+    """A run did not end as expected; the message holds the failed tries and their logs."""
 
 
 def failed_tries(airflow: Airflow, dag_id: str, run_id: str) -> list[FailedTry]:
@@ -100,7 +100,7 @@ def failed_tries(airflow: Airflow, dag_id: str, run_id: str) -> list[FailedTry]:
 
 
 def explain(airflow: Airflow, dag_id: str, run_id: str) -> str:
-    """Say which tries of a run failed, with the ends of their logs and the first error that each service printed."""
+    """Describe the failed tries of a run, with their logs and each service's first error."""
     parts = [str(failed) for failed in failed_tries(airflow, dag_id, run_id)]
     for name, component in airflow.components.items():
         if error := _first_error(component.output()):
@@ -118,7 +118,7 @@ def run_to_end(
     timeout: float = 180,
 ) -> str:
     """
-    Run a Dag until it ends in the state ``expect``, after so many tries if ``tries`` is given; return the run's ID.
+    Run a Dag until it ends as expected, after ``tries`` tries if given; return the run ID.
 
     The run is repeated only if Airflow's logs prove that Airflow lost each of the tries that were too many, or that
     made it fail.

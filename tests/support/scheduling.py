@@ -1,5 +1,5 @@
 """
-Hand out integration tests so that no process of pytest-xdist is idle at the end: long files first, small units last.
+Hand out long files of integration tests first, so that no process is idle at the end.
 
 ``--dist loadfile`` alone starts with the files that have most tests. A file stays together where its tests share a
 deployment; tests that start one of their own are units of their own.

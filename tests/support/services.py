@@ -1,4 +1,4 @@
-"""A private PostgreSQL and a private Redis for one test session: own folder, own port, gone afterwards."""
+"""A private PostgreSQL and a private Redis for one test session, gone afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOM_IN_MEMORY = 3 * 1024**3
 
 
 class _Service:
-    """A server process with a folder and a port of its own."""
+    """A server process with its own folder and port."""
 
     name = "service"
 
@@ -96,7 +96,7 @@ class _Service:
 
 
 class Postgres(_Service):
-    """A PostgreSQL server that forgets: no fsync, no password, reachable on the loopback address only."""
+    """A disposable PostgreSQL server: no fsync, no password, on the loopback address only."""
 
     name = "postgresql"
 
@@ -217,7 +217,7 @@ class Postgres(_Service):
 
     @contextlib.contextmanager
     def closed(self, database: str) -> Iterator[None]:
-        """Refuse all connections to a database, and end those that there are."""
+        """Refuse connections to a database, and end the open ones."""
         self.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false')
         try:
             self.disconnect(database)
@@ -231,7 +231,7 @@ class Postgres(_Service):
 
 
 class Redis(_Service):
-    """A Redis server, which writes to disk only if it is to keep what it holds over a restart."""
+    """A Redis server, which keeps its data over a restart if ``persistent``."""
 
     name = "redis"
     databases = 256
@@ -270,7 +270,7 @@ class Redis(_Service):
             return False
 
     def restart(self) -> None:
-        """Stop the server and start it again on the same port, with what it held if it was to keep that."""
+        """Stop the server and start it again on the same port."""
         self.stop()
         self.start()
 

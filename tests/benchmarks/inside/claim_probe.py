@@ -1,4 +1,4 @@
-"""Send pairs of XComs to a running API server as task processes do: one that is claimed, and one that is not.
+"""Send pairs of XComs to an API server as task processes do: a claimed one and another.
 
 Both go through the same route, for a running try of its own each, with that try's own token, over one connection that
 stays open. Which of the two comes first changes from pair to pair.

@@ -1,4 +1,4 @@
-"""What benchmarks that fill tables share: workers, rows as the package's own statements write them, Airflow's rows."""
+"""Build synthetic workers, attempts written by the package itself, and Airflow's rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REGIONS = ("eu-central-1", "eu-west-1", "us-east-1")
 
 
 def worker_record(number: int, started_at: datetime) -> WorkerRecord:
-    """Return one of the workers, described as fully as a real one describes itself; four are on each host."""
+    """Return a worker, described as fully as a real one; four are on each host."""
     host = f"airflow-worker-{number // 4:03d}.prod.example.internal"
     region = REGIONS[number // 4 % len(REGIONS)]
     name = f"worker{number % 4}@{host}"
@@ -89,7 +89,7 @@ def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
 
 
 def stored(connection: Connection, column: str, value: str) -> Any:
-    """Return what the database holds of a word: states and the like are stored as numbers."""
+    """Return the stored value of a word: states and the like are stored as numbers."""
     processor = attempt.c[column].type.bind_processor(connection.dialect)
     return value if processor is None else processor(value)
 
@@ -156,12 +156,12 @@ AIRFLOW_TABLES = ("dag_run", "task_instance", "task_instance_history")
 
 
 def write_airflow_rows(connection: Connection, *, latest: int, now: datetime | None = None) -> None:
-    """Give the latest tries their rows in Airflow's own tables: the last of a task in one, earlier ones in the history.
+    """Write Airflow's own rows of the latest tries, earlier tries of a task in the history.
 
     :param now: a try that ends later runs; without it those do that have not ended
     """
     with connection.begin():
-        # Foreign keys are checked by triggers: what is written here is right, and a million checks take minutes.
+        # Skips the triggers that check foreign keys: a million checks take minutes.
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(text("SET LOCAL work_mem = '256MB'"))
         connection.execute(text(f"TRUNCATE {', '.join(AIRFLOW_TABLES)} CASCADE"))

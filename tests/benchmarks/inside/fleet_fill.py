@@ -1,4 +1,4 @@
-"""Fill a deployment's tables with a fleet and with all that it ran until now: run by Airflow's Python.
+"""Fill a deployment's tables with a fleet and its tries, under Airflow's Python.
 
 The traffic of two hours comes again and again, each time on other workers and as other Dag runs. Rows are copied in the
 order in which their tries started, closed where their Dag run has ended; the indexes are made afterwards. A few tries
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRecord
 
 PERIODS = 24
-"""How often each Dag runs within the traffic that comes again and again."""
+"""How often each Dag runs within a cycle of the traffic."""
 
 CYCLE = PERIODS * traffic.EVERY
 
@@ -49,7 +49,7 @@ REAL = 200
 """Tries that go through the package's own statements."""
 
 SAMPLES = 60
-"""Workers, Dag runs and so on that are named to those who ask for them."""
+"""How many workers, Dag runs and so on the samples hold."""
 
 BUNDLE = "dags-folder"
 ENGINES = sorted({engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes")})
@@ -71,14 +71,14 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One worker: what it says of itself, and what became of it."""
+    """One worker: its description and its fate."""
 
     record: WorkerRecord
     fate: Fate
 
 
 def fleet(workers: int, begin: datetime, now: datetime) -> list[Member]:
-    """Return the workers: of a hundred 95 are online, one is silent, two have left and two were lost."""
+    """Return the workers, per hundred 95 online, 1 unresponsive, 2 offline and 2 lost."""
     chance = random.Random(workers)
     found = []
     for number in range(workers):
@@ -95,7 +95,7 @@ def fleet(workers: int, begin: datetime, now: datetime) -> list[Member]:
 
 
 def write_workers(connection: Connection, members: list[Member], begin: datetime, now: datetime) -> list[int]:
-    """Write the fleet as the package would have come to know it, and return the workers' row IDs."""
+    """Write the fleet as the package would, and return the workers' row IDs."""
     chance = random.Random(len(members))
     refs = []
     for number, member in enumerate(members):
@@ -120,7 +120,7 @@ def write_workers(connection: Connection, members: list[Member], begin: datetime
     connection.execute(
         insert(engine),
         [
-            # Nobody is to look at a fleet that is not there, and what is known of it must not grow old.
+            # No poll may reach a fleet that does not exist, nor its rows become stale.
             {"name": name, "due_at": now + timedelta(days=1), "looked_at": now, "reached_since": begin, "error": None}
             for name in ENGINES
         ],
@@ -138,7 +138,7 @@ _REASONS = {
 def _changes(
     ref: int, fate: Fate, decided: str, begin: datetime, now: datetime, chance: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Yield a worker's history: it was silent now and then, and somebody decided of it."""
+    """Yield a worker's history: it was unresponsive now and then, and some were drained."""
     entry = {"worker_ref": ref, "state": None, "availability": None, "reason": None, "changed_by": None}
     last = fate.ended_at or now
     silent = sorted(begin + (last - begin) * chance.random() for _ in range(chance.randrange(4)))
@@ -153,11 +153,11 @@ def _changes(
         yield {**entry, "changed_at": last, "availability": decided, "reason": reason, "changed_by": "admin"}
 
 
-# --- what it ran -----------------------------------------------------------------------------------------------------
+# --- its tries -----------------------------------------------------------------------------------------------------
 
 COLUMNS = (
     *("run_key", "task_key", "worker_ref", "started_at", "ended_at", "start_slot", "state"),
-    # The same whenever the try comes again.
+    # The same in each cycle.
     *("try_number", "map_index", "ordinal", "process_count", "process_key", "attribution", "task_id"),
     *("load", "memory_free", "running_beside"),
     *("dag_id", "run_id"),
@@ -166,7 +166,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One try of the traffic that comes again and again. Times are seconds from the beginning of its cycle."""
+    """One try of the cyclic traffic. Times are seconds from the beginning of its cycle."""
 
     starts: float
     lasts: float
@@ -180,11 +180,11 @@ class Step:
     task: tuple[str, int, int]
     """Its task, map index and number."""
     columns: str
-    """What is the same each time, as COPY takes it."""
+    """The columns that are the same in each cycle, as COPY takes them."""
 
 
 class History:
-    """All tries from some time on until now."""
+    """All tries of the cycles until now."""
 
     def __init__(
         self, connection: Connection, refs: list[int], members: list[Member], tries: int, now: datetime
@@ -311,7 +311,7 @@ def _drop_indexes(cursor: Any) -> list[str]:
 
 
 def reopen(connection: Connection, history: History) -> int:
-    """Take back what is not known yet of the Dag runs that are under way; return how many tries that are."""
+    """Reopen the attempts of running Dag runs; return how many tries that are."""
     with connection.begin():
         statement = f"UPDATE {TABLE} SET state = :running, ended_at = NULL WHERE run_key = ANY(:keys)"
         running = filling.stored(connection, "state", "running")
@@ -359,11 +359,11 @@ def table(model: Any) -> Table:
     return found
 
 
-# --- what it is about ------------------------------------------------------------------------------------------------
+# --- samples ------------------------------------------------------------------------------------------------
 
 
 def samples(members: list[Member], history: History) -> dict[str, Any]:
-    """Name some of what can be asked for: workers by their state, Dag runs of all times, hosts, Dags and tasks."""
+    """Return samples for queries: workers by state, Dag runs, hosts, Dags and tasks."""
     chance = random.Random(SAMPLES)
     records = {
         state: _sample(chance, [member.record for member in members if member.fate.state == state])

@@ -1,4 +1,4 @@
-"""Fill the tables as a busy deployment would, and measure them at each of the sizes given: run by Airflow's Python.
+"""Fill the tables as a busy deployment would, and measure them, under Airflow's Python.
 
 The rows come in the order in which they would arrive, and each is closed when its Dag run ends. One start in a hundred
 goes through the real statements, as does one closing in a hundred; the others are written in bulk, equal to those. The
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 WINDOW = 200
-"""Tries written at once: some 15 seconds of the traffic."""
+"""Tries written at once: about 15 seconds of the traffic."""
 
 REAL_EVERY = 100
 """One window in so many goes through the real statements."""
@@ -58,7 +58,7 @@ class Filler:
             self.refs = [upsert_worker(connection, record, now=traffic.BEGIN) for record in self.records]
 
     def _prepare(self) -> None:
-        # It is vacuumed at known points instead, so that every run of the benchmark finds the same.
+        # Vacuumed at known points instead, so that every run measures the same.
         self.cursor.execute(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
         state = attempt.c.state.type.compile(self.connection.dialect)
         self.cursor.execute(
@@ -168,7 +168,7 @@ def sizes(connection: Connection) -> dict[str, Any]:
 
 
 def timed(connection: Connection, calls: Sequence[Callable[[], object]], warm: int) -> list[float]:
-    """Return the milliseconds of each call, in a transaction of its own; the first ``warm`` are not counted."""
+    """Return the milliseconds of each call in its own transaction, after ``warm`` more."""
     found = []
     for call in calls:
         begin = time.perf_counter()
@@ -179,7 +179,7 @@ def timed(connection: Connection, calls: Sequence[Callable[[], object]], warm: i
 
 
 def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[float]]:
-    """Return the milliseconds of the reader's queries, for what is picked at random."""
+    """Return the milliseconds of the queries of pages and REST, for random keys."""
     warm = 10
     all_dags = traffic.dag_ids()
     worker_ids = [filling.worker_record(number, traffic.BEGIN).worker_id for number in range(traffic.WORKERS)]
@@ -229,7 +229,7 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
 
 
 def expect(found: Sequence[object]) -> None:
-    """Fail if a query found nothing: then it was not the query that was to be measured."""
+    """Fail if a query found nothing, which is not what it is to measure."""
     if not found:
         raise AssertionError("nothing was found")
 

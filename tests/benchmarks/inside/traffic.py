@@ -87,7 +87,7 @@ def run_id(logical: datetime) -> str:
 
 
 def events(tries: int, workers: int = WORKERS) -> Iterator[Start | Closed]:
-    """Yield what happens, in order, until so many tries have started; what is under way then stays open."""
+    """Yield events in order until so many tries have started; running ones stay open."""
     chance = random.Random(20260301)
     names = dag_ids()
     waiting: list[tuple[datetime, int, Start | Closed]] = []

@@ -1,4 +1,4 @@
-"""A migrated database is kept and copied: the migration runs once, in this session and the next."""
+"""A migrated database is kept and copied, in this session and the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is repeated only where Airflow's own logs prove that Airflow lost a try: a fault of ours is never hidden."""
+"""A run is repeated only if Airflow's own logs prove that Airflow lost a try."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Airflow:
 
 @pytest.fixture(autouse=True)
 def repeated() -> Iterator[list[str]]:
-    """What this test has repeated: the session's own list stays as it is."""
+    """Give this test an empty list of repeated runs, and restore the session's."""
     before = list(lost_tries.repeated)
     lost_tries.repeated.clear()
     yield lost_tries.repeated

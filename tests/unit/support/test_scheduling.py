@@ -1,4 +1,4 @@
-"""Long files of integration tests start first, and tests with a deployment of their own are handed out one by one."""
+"""Long files of integration tests start first, and single tests are handed out last."""
 
 from __future__ import annotations
 
