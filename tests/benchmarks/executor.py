@@ -156,7 +156,7 @@ def _found(airflow: Deployment, run_id: str) -> Found:
     return Found(dict(_shares(airflow, run_id)), _took(airflow, run_id))
 
 
-def _deployment(setting: Setting, executor: str, concurrency: int, **others: str) -> Deployment:
+def _deployment(setting: Setting, executor: str, concurrency: int, **options: str) -> Deployment:
     return Deployment(
         setting.environment(),
         executor=executor,
@@ -170,7 +170,7 @@ def _deployment(setting: Setting, executor: str, concurrency: int, **others: str
             "dag_processor.min_file_process_interval": "600",
             # Airflow's supervisor often notices the end of a short task only with its next heartbeat.
             "workers.min_heartbeat_interval": "1",
-            **others,
+            **options,
         },
     )
 
