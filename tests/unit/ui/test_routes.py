@@ -218,7 +218,7 @@ def test_the_page_of_a_worker(client_of: ClientOf) -> None:
     assert fragment.strip().startswith('<div class="wi" id="wi-worker"')
 
 
-def test_lost_worker_shows_its_lost_tries(client_of: ClientOf, fleet: Database) -> None:
+def test_a_lost_worker_shows_what_it_took_with_it(client_of: ClientOf, fleet: Database) -> None:
     with fleet.engine.begin() as connection:
         now = database_now(connection)
         ref = connection.execute(
