@@ -27,13 +27,13 @@ REQUIRE_ALL = "WORKER_INSIGHT_REQUIRE_ALL"
 
 
 def pytest_configure() -> None:
-    """End within seconds when told to end, with every server that a test started."""
+    """End within seconds on SIGINT and SIGTERM, with every server that a test started."""
     guardian.install()
 
 
 @contextlib.contextmanager
 def _required(service: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
-    """Run a service for the tests that need it; skip those where it is missing, or fail if nothing may be missing."""
+    """Run a service for tests; where it is missing, skip them, or fail on request."""
     with contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(service())
@@ -52,7 +52,7 @@ def wheel() -> Path:
 
 @pytest.fixture(scope="session")
 def airflow_env(wheel: Path) -> Callable[[str], Environment]:
-    """Return a function that gives the environment of an Airflow version with this project's wheel installed."""
+    """Return a function that gives the environment of an Airflow version with our wheel."""
     return lambda version: environments.installed(version, package=wheel)
 
 

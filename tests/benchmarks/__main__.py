@@ -1,4 +1,4 @@
-"""Run the benchmarks, or those that are named, print what they found and write it below ``.build/bench``."""
+"""Run all or the named benchmarks, print their results and write them to ``.build/bench``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
-    # What is ended from outside takes its servers and their gigabytes with it.
+    # On SIGTERM leave in order, so that servers stop and their gigabytes go.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 110)
     machine = results.machine()

@@ -1,4 +1,4 @@
-"""What the claim adds to the request that stores a task's XCom, on a running API server with PostgreSQL."""
+"""Measure what the claim adds to an XCom request, on a running API server with PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Four real Celery workers under Airflow's own executor and under the one that places tasks.
+"""Measure four real Celery workers under Airflow's executor and under ours.
 
 How evenly tasks are spread, what one slow worker costs, how many retries meet the worker again that failed them, and
-how long it takes until what waited at a worker that was killed runs elsewhere.
+how long it takes until tasks that waited at a killed worker run elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tests.benchmarks.results import Grid, Result, Target
 from tests.benchmarks.setting import distributions
 from tests.support.deployment import Deployment
+from tests.support.fleet import INSTANCE, start_worker, start_workers
 
 if TYPE_CHECKING:
     from tests.benchmarks.setting import Setting
@@ -34,16 +35,16 @@ UNEVEN_AT_MOST = 10.0
 CLEARLY_BELOW = 0.95
 """Times what it takes on Airflow's own."""
 
-DAGS = """
+DAGS = f"""
 import os
 import time
 
 from airflow.sdk import dag, task
 
-WORKER = os.environ.get("BENCHMARK_WORKER")
+WORKER = os.environ.get({INSTANCE!r})
 
 
-@dag(schedule=None, params={"number": 1, "seconds": 0.0, "slow": ""})
+@dag(schedule=None, params={{"number": 1, "seconds": 0.0, "slow": ""}})
 def short():
     @task
     def numbers(params):
@@ -51,12 +52,12 @@ def short():
 
     @task
     def work(number, params):
-        time.sleep(float(params["seconds"]) * (TIMES_SLOWER if WORKER == params["slow"] else 1))
+        time.sleep(float(params["seconds"]) * ({TIMES_SLOWER} if WORKER == params["slow"] else 1))
 
     work.expand(number=numbers())
 
 
-@dag(schedule=None, params={"number": 1})
+@dag(schedule=None, params={{"number": 1}})
 def poisoned():
     @task
     def numbers(params):
@@ -64,7 +65,7 @@ def poisoned():
 
     @task(retries=20, retry_delay=1)
     def work(number):
-        if WORKER == "BROKEN":
+        if WORKER == {BROKEN!r}:
             raise RuntimeError("this machine is broken")
 
     work.expand(number=numbers())
@@ -72,7 +73,7 @@ def poisoned():
 
 short()
 poisoned()
-""".replace("TIMES_SLOWER", str(TIMES_SLOWER)).replace('"BROKEN"', repr(BROKEN))
+"""
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,15 @@ def spread(setting: Setting) -> Result:
     title = f"{setting.size(500, 40)} short tasks on four workers, two at once on each"
     grid = Grid(title, ("", *WORKERS, "farthest from even (%)", "seconds"))
     poisoned = Grid(f"Tasks that fail on {BROKEN} only", ("", "failed first", "first retry failed too", "%"))
-    for name, one in found.items():
-        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.uneven, one.seconds)
+    for name, result in found.items():
+        grid.add(name, *(result.shares.get(worker, 0) for worker in WORKERS), result.uneven, result.seconds)
         first, again = failed[name]
         poisoned.add(name, first, again, 100 * again / first if first else 0.0)
     targets = [
         Target("spread: farthest from an even share", found[OURS].uneven, UNEVEN_AT_MOST, "%"),
         Target("spread: first retries on the worker that failed them", float(failed[OURS][1]), 0.0, "tries"),
     ]
-    data = {name: {**vars(one), "uneven": one.uneven, "failed": failed[name]} for name, one in found.items()}
+    data = {name: {**vars(result), "uneven": result.uneven, "failed": failed[name]} for name, result in found.items()}
     return Result("spread", [grid, poisoned], targets, data, _versions(setting))
 
 
@@ -126,15 +127,15 @@ def slow(setting: Setting) -> Result:
         f"{number} tasks of {seconds:.0f} s, of which {SLOW} takes {TIMES_SLOWER} times as long; four at once on each"
     )
     grid = Grid(title, ("", *WORKERS, "seconds"))
-    for name, one in found.items():
-        grid.add(name, *(one.shares.get(worker, 0) for worker in WORKERS), one.seconds)
+    for name, result in found.items():
+        grid.add(name, *(result.shares.get(worker, 0) for worker in WORKERS), result.seconds)
     ratio = found[OURS].seconds / found[PLAIN].seconds
     targets = [Target("slow: the time, against Airflow's own", ratio, CLEARLY_BELOW, "times")]
-    return Result("slow", [grid], targets, {name: vars(one) for name, one in found.items()}, _versions(setting))
+    return Result("slow", [grid], targets, {name: vars(result) for name, result in found.items()}, _versions(setting))
 
 
 def death(setting: Setting) -> Result:
-    """Kill a worker some times; show when what waited there ran elsewhere."""
+    """Kill a worker several times; show when the tasks that waited there ran elsewhere."""
     grid = Grid(
         "SIGKILL of a worker, this package's timeouts as shipped: seconds until what waited there ran elsewhere",
         ("", "waited", "first", "last"),
@@ -155,7 +156,7 @@ def _found(airflow: Deployment, run_id: str) -> Found:
     return Found(dict(_shares(airflow, run_id)), _took(airflow, run_id))
 
 
-def _deployment(setting: Setting, executor: str, concurrency: int, **others: str) -> Deployment:
+def _deployment(setting: Setting, executor: str, concurrency: int, **options: str) -> Deployment:
     return Deployment(
         setting.environment(),
         executor=executor,
@@ -165,11 +166,11 @@ def _deployment(setting: Setting, executor: str, concurrency: int, **others: str
             "celery.worker_concurrency": str(concurrency),
             "core.parallelism": "1000",
             "core.max_active_tasks_per_dag": "1000",
-            # The processor's time is the tasks'.
+            # Leave the CPU to the tasks.
             "dag_processor.min_file_process_interval": "600",
             # Airflow's supervisor often notices the end of a short task only with its next heartbeat.
             "workers.min_heartbeat_interval": "1",
-            **others,
+            **options,
         },
     )
 
@@ -177,13 +178,10 @@ def _deployment(setting: Setting, executor: str, concurrency: int, **others: str
 def _begin(airflow: Deployment) -> None:
     airflow.write_dag("benchmark", DAGS)
     airflow.migrate()
-    for name in WORKERS:
-        airflow.start("celery worker", name=name, env={"BENCHMARK_WORKER": name}, wait=False)
+    start_workers(airflow, *WORKERS, wait=False)
     airflow.start_all()
-    for name in WORKERS:
-        airflow.wait_ready(airflow.components[name])
     airflow.wait_for(lambda: len(_living(airflow)) == len(WORKERS), 120, "all workers to be known")
-    # Nothing is measured before each has run something.
+    # Measure only once each worker has run a task.
     while set(_shares(airflow, _run(airflow, "short", number=16, seconds=1))) != set(WORKERS):
         pass
 
@@ -221,7 +219,7 @@ def _took(airflow: Deployment, run_id: str) -> float:
 
 
 def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
-    """Kill a worker some times; return how many tasks waited there and when the first and last of them ran."""
+    """Kill a worker several times; return the waiting tasks, and when the first and last ran."""
     found = []
     # The tries that a killed worker ran would keep the next death waiting for five minutes.
     with _deployment(setting, EXECUTORS[OURS], 4, **{"scheduler.task_instance_heartbeat_timeout": "30"}) as airflow:
@@ -235,14 +233,14 @@ def _deaths(setting: Setting) -> list[tuple[int, float, float]]:
                 lambda run_id=run_id, waiting=waiting: _begun(airflow, run_id, waiting), 600, "them to run elsewhere"
             )
             found.append((len(waiting), min(begun) - killed_at, max(begun) - killed_at))
-            airflow.start("celery worker", name=SLOW, env={"BENCHMARK_WORKER": SLOW})
+            start_worker(airflow, SLOW, instance=SLOW)
             airflow.wait_run("short", run_id, timeout=1800)
             airflow.wait_for(lambda: len(_living(airflow)) == len(WORKERS), 300, "the new worker to be known")
     return found
 
 
 def _waiting(airflow: Deployment, run_id: str) -> list[int]:
-    """Return what waits at the worker that is to be killed, once it runs four and four wait."""
+    """Return the tasks that wait at the worker to be killed, once four run and four wait."""
     rows = airflow.sql(
         "SELECT p.map_index, t.state FROM worker_insight_placement p"
         " JOIN worker_insight_worker w ON w.id = p.worker_ref"
@@ -260,7 +258,7 @@ def _waiting(airflow: Deployment, run_id: str) -> list[int]:
 
 
 def _begun(airflow: Deployment, run_id: str, waiting: list[int]) -> list[float]:
-    """Return when these tries began, once all have."""
+    """Return the start times of these tries, once all have started."""
     rows = airflow.sql(
         "SELECT EXTRACT(EPOCH FROM start_date) AS at FROM task_instance WHERE run_id = :run_id AND task_id = 'work'"
         " AND map_index = ANY(:waiting) AND state IN ('running', 'success')",

@@ -1,4 +1,4 @@
-"""Pages and REST lists of a fleet of 2,000 workers with 1 and with 10 million attempts, beside Flower's lists."""
+"""Measure pages and REST of 2,000 workers and 10 million attempts, and Flower's lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_MOST_MS = 100.0
 GROWS_AT_MOST = 1.5
 
 AIRFLOW_ROWS = 500_000
-"""As many of the latest tries have rows in Airflow's own tables, which are not ours to keep for longer."""
+"""How many of the latest tries have rows in Airflow's own tables, which Airflow cleans."""
 
 ROOT = "/worker-insight"
 API = f"{ROOT}/api/v1"
@@ -33,11 +33,11 @@ API = f"{ROOT}/api/v1"
 Parameters = dict[str, object]
 
 NONE: dict[str, Parameters] = {"state of none": {"state": "skipped"}, "task_id of none": {"task_id": "no_such_task"}}
-"""Filters that no attempt passes: what is looked for in vain is looked for everywhere."""
+"""Filters that no attempt passes: such a query reads the most."""
 
 
 def run(setting: Setting) -> Result:
-    """Fill two deployments, one with each number of attempts, and ask both and a Flower by turns."""
+    """Fill a deployment with each number of attempts; request both and a Flower by turns."""
     workers = setting.size(2_000, 200)
     sizes = setting.sizes((1_000_000, 10_000_000), (20_000, 60_000))
     with ExitStack() as stack:
@@ -56,7 +56,7 @@ def run(setting: Setting) -> Result:
             ours.append([Series(client, route) for route in routes(found["samples"])])
         theirs = [Series(Client(url), route) for route in flower.routes(known)]
         # The same route of all sizes follows one another.
-        everything = [one for same in zip(*ours, strict=True) for one in same] + theirs
+        everything = [series for per_size in zip(*ours, strict=True) for series in per_size] + theirs
         by_turns(everything, setting.size(60, 8), warm=setting.size(5, 2), seconds=20, least=setting.size(10, 2))
     return Result(
         "fleet",
@@ -64,8 +64,8 @@ def run(setting: Setting) -> Result:
         _targets(sizes, ours),
         {
             "workers": workers,
-            "sizes": [{name: value for name, value in one.items() if name != "samples"} for one in filled],
-            "routes": [_data(sizes, same) for same in zip(*ours, strict=True)],
+            "sizes": [{name: value for name, value in fill.items() if name != "samples"} for fill in filled],
+            "routes": [_data(sizes, per_size) for per_size in zip(*ours, strict=True)],
             "flower": {**{name: value for name, value in known.items() if name != "names"}, "routes": _flower(theirs)},
         },
         {
@@ -81,7 +81,7 @@ def _deployment(setting: Setting) -> Deployment:
         executor="CeleryExecutor",
         postgres=setting.postgres,
         redis=setting.redis,
-        # There are no workers to look at: what is known of them is to stay as it is.
+        # No worker runs: no poll may change their rows.
         config={"worker_insight.refresh_interval": "86400"},
     )
 
@@ -93,11 +93,11 @@ def _fill(airflow: Deployment, workers: int, attempts: int) -> dict[str, Any]:
     return found
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- routes ---------------------------------------------------------------------------------------------------
 
 
 def routes(samples: Mapping[str, Any]) -> list[Route]:
-    """Return everything that is asked of a deployment, given what is in it."""
+    """Return all routes to measure, with parameters from the filled tables."""
     return [
         *_pages_of_workers(samples),
         *_pages_of_one_worker(samples),
@@ -153,8 +153,8 @@ def _pages_of_attempts(samples: Mapping[str, Any]) -> Iterable[Route]:
         "any time": [always],
         "any time, page 100": [{**always, "offset": 4950}],
         "dag_id": _each("dag_id", samples["dag_ids"]),
-        "dag_id, any time": [{**always, **one} for one in _each("dag_id", samples["dag_ids"])],
-        "dag_id and run_id": [{**always, **one} for one in _runs(samples)],
+        "dag_id, any time": [{**always, **query} for query in _each("dag_id", samples["dag_ids"])],
+        "dag_id and run_id": [{**always, **query} for query in _runs(samples)],
         "task_id": _each("task_id", samples["task_ids"]),
         "worker": _each("worker", samples["workers"]["online"]),
         "worker by name": _each("worker", samples["names"]),
@@ -187,10 +187,15 @@ def _rest_workers(samples: Mapping[str, Any]) -> Iterable[Route]:
     for name, parameters in filters.items():
         yield _list("REST workers", name, f"{API}/workers", parameters)
     ids = samples["workers"]["online"]
-    yield Route("REST workers/{id}", "", [f"{API}/workers/{one}" for one in ids], lambda one: "worker_id" in one.text)
+    yield Route(
+        "REST workers/{id}",
+        "",
+        [f"{API}/workers/{worker_id}" for worker_id in ids],
+        lambda answer: "worker_id" in answer.text,
+    )
     of_one: dict[str, Parameters] = {"": {}, "limit=1000": {"limit": 1000}, "state": {"state": "failed"}}
     for name, parameter in of_one.items():
-        paths = [_path(f"{API}/workers/{one}/attempts", parameter) for one in ids]
+        paths = [_path(f"{API}/workers/{worker_id}/attempts", parameter) for worker_id in ids]
         yield Route("REST workers/{id}/attempts", name, paths, _may_be_empty if name == "state" else _is_list)
 
 
@@ -202,9 +207,9 @@ def _rest_attempts(samples: Mapping[str, Any]) -> Iterable[Route]:
         "limit=1000": [{"limit": 1000}],
         "offset=9950": [{"offset": 9950}],
         "dag_id": _each("dag_id", samples["dag_ids"]),
-        "run_id": [{"run_id": one["run_id"]} for one in runs],
+        "run_id": [{"run_id": run["run_id"]} for run in runs],
         "dag_id, run_id": runs,
-        "dag_id, run_id, task_id": [{**one, "task_id": samples["task_ids"][0]} for one in runs],
+        "dag_id, run_id, task_id": [{**run, "task_id": samples["task_ids"][0]} for run in runs],
         "task_id": _each("task_id", samples["task_ids"]),
         "map_index": _each("map_index", [0, 1, 2, 3]),
         "try_number": _each("try_number", [1]),
@@ -220,9 +225,9 @@ def _rest_attempts(samples: Mapping[str, Any]) -> Iterable[Route]:
     }
     for name, parameters in filters.items():
         yield _list("REST attempts", name, f"{API}/attempts", parameters)
-    of_dags: list[Parameters] = [{**one, "state": "failed"} for one in _each("dag_id", samples["dag_ids"])]
+    of_dags: list[Parameters] = [{**query, "state": "failed"} for query in _each("dag_id", samples["dag_ids"])]
     few: dict[str, list[Parameters]] = {"dag_id, state=failed": of_dags}
-    for name, parameters in (few | {name: [one] for name, one in NONE.items()}).items():
+    for name, parameters in (few | {name: [query] for name, query in NONE.items()}).items():
         yield _list("REST attempts", name, f"{API}/attempts", parameters, may_be_empty=True)
 
 
@@ -235,7 +240,7 @@ def _runs(samples: Mapping[str, Any]) -> list[Parameters]:
 
 
 def _hours(samples: Mapping[str, Any], since: str, until: str) -> list[Parameters]:
-    """Return an hour from the middle of the history, and some before that."""
+    """Return an hour from the middle of the history, and the eight hours before."""
     begin, end = (datetime.fromisoformat(samples[name]) for name in ("since", "now"))
     middle = begin + (end - begin) / 2
     hour = (end - begin) / 20 if end - begin < timedelta(hours=20) else timedelta(hours=1)
@@ -257,11 +262,11 @@ def _path(path: str, parameters: Parameters) -> str:
 
 
 def _page(group: str, name: str, path: str, parameters: Sequence[Parameters]) -> Route:
-    return Route(group, name, [_path(path, one) for one in parameters], _is_page)
+    return Route(group, name, [_path(path, query) for query in parameters], _is_page)
 
 
 def _list(group: str, name: str, path: str, parameters: Sequence[Parameters], *, may_be_empty: bool = False) -> Route:
-    return Route(group, name, [_path(path, one) for one in parameters], _may_be_empty if may_be_empty else _is_list)
+    return Route(group, name, [_path(path, query) for query in parameters], _may_be_empty if may_be_empty else _is_list)
 
 
 def _is_page(answer: requests.Response) -> bool:
@@ -280,12 +285,12 @@ def _may_be_empty(answer: requests.Response) -> bool:
 
 
 def _sizes(filled: Sequence[Mapping[str, Any]]) -> Grid:
-    grid = Grid("What was asked", ["", *(f"{one['attempts']:,}" for one in filled)])
-    grid.add("the first attempt of", *(one["samples"]["since"][:16] for one in filled))
-    grid.add("attempts that are not closed yet", *(f"{one['not_closed']:,}" for one in filled))
-    grid.add("of these running by Airflow's word", *(f"{one['running']:,}" for one in filled))
-    grid.add("rows in Airflow's task_instance", *(f"{one['task_instances']:,}" for one in filled))
-    grid.add("seconds to fill", *(f"{sum(one['seconds'].values()):.0f}" for one in filled))
+    grid = Grid("What was asked", ["", *(f"{fill['attempts']:,}" for fill in filled)])
+    grid.add("the first attempt of", *(fill["samples"]["since"][:16] for fill in filled))
+    grid.add("attempts that are not closed yet", *(f"{fill['not_closed']:,}" for fill in filled))
+    grid.add("of these running by Airflow's word", *(f"{fill['running']:,}" for fill in filled))
+    grid.add("rows in Airflow's task_instance", *(f"{fill['task_instances']:,}" for fill in filled))
+    grid.add("seconds to fill", *(f"{sum(fill['seconds'].values()):.0f}" for fill in filled))
     return grid
 
 
@@ -293,32 +298,32 @@ def _grids(sizes: Sequence[int], ours: Sequence[Sequence[Series]]) -> list[Grid]
     """Return a table for each group of routes."""
     heads = [f"{size:,}: {what}" for size in sizes for what in ("median", "p95")]
     grids: dict[str, Grid] = {}
-    for same in zip(*ours, strict=True):
-        route = same[0].route
+    for per_size in zip(*ours, strict=True):
+        route = per_size[0].route
         grid = grids.setdefault(route.group, Grid(f"{route.group} (ms)", ["", *heads, "grows", "KiB"]))
-        if problems := [one.problem for one in same if one.problem]:
+        if problems := [series.problem for series in per_size if series.problem]:
             grid.add(route.name or "as it is", *[""] * len(heads), "", problems[0])
             continue
-        found = [Summary.of(one.ms) for one in same]
-        cells = [cell for one in found for cell in (one.median, one.p95)]
-        grid.add(route.name or "as it is", *cells, f"x {_growth(same):.2f}", f"{same[-1].bytes / 1024:.0f}")
+        found = [Summary.of(series.ms) for series in per_size]
+        cells = [cell for summary in found for cell in (summary.median, summary.p95)]
+        grid.add(route.name or "as it is", *cells, f"x {_growth(per_size):.2f}", f"{per_size[-1].bytes / 1024:.0f}")
     return list(grids.values())
 
 
 def _flower_grid(known: Mapping[str, Any], theirs: Sequence[Series]) -> Grid:
     title = f"Flower (ms): {known['workers']:,} workers, {known['kept']:,} tasks kept of {known['sent']:,}"
     grid = Grid(title, ["", "n", "median", "p95", "min", "max", "KiB"])
-    for one in theirs:
-        if one.problem:
-            grid.add(one.route.name, *[""] * 5, one.problem)
+    for series in theirs:
+        if series.problem:
+            grid.add(series.route.name, *[""] * 5, series.problem)
         else:
-            grid.add_summary(one.route.name, Summary.of(one.ms), f"{one.bytes / 1024:.0f}")
+            grid.add_summary(series.route.name, Summary.of(series.ms), f"{series.bytes / 1024:.0f}")
     return grid
 
 
-def _growth(same: Sequence[Series]) -> float:
-    """Return how many times as long the middle one of the answers took at the last size as at the first."""
-    return Summary.of(same[-1].ms).median / Summary.of(same[0].ms).median
+def _growth(per_size: Sequence[Series]) -> float:
+    """Return the median at the last size divided by that at the first."""
+    return Summary.of(per_size[-1].ms).median / Summary.of(per_size[0].ms).median
 
 
 def _targets(sizes: Sequence[int], ours: Sequence[Sequence[Series]]) -> list[Target]:
@@ -330,35 +335,39 @@ def _targets(sizes: Sequence[int], ours: Sequence[Sequence[Series]]) -> list[Tar
     for group, members in groups.items():
         slow: list[Target] = []
         growing: list[Target] = []
-        for same in members:
-            name = f"{group}, {same[0].route.name}" if same[0].route.name else group
-            if any(one.problem for one in same):
+        for per_size in members:
+            name = f"{group}, {per_size[0].route.name}" if per_size[0].route.name else group
+            if any(series.problem for series in per_size):
                 targets.append(Target(f"fleet: {name}", math.inf, AT_MOST_MS, "ms"))
                 continue
-            p95 = Summary.of(same[-1].ms).p95
+            p95 = Summary.of(per_size[-1].ms).p95
             if "limit=" not in name:
                 slow.append(Target(f"fleet: {name}, {sizes[-1]:,} (p95)", p95, AT_MOST_MS, "ms"))
-            growing.append(Target(f"fleet: {name}, growth", _growth(same), GROWS_AT_MOST, "x"))
+            growing.append(Target(f"fleet: {name}, growth", _growth(per_size), GROWS_AT_MOST, "x"))
         for found in (slow, growing):
             found.sort(key=lambda target: -target.measured)
             targets += found[:1] + [target for target in found[1:] if not target.met]
     return targets
 
 
-def _data(sizes: Sequence[int], same: Sequence[Series]) -> dict[str, Any]:
-    found: dict[str, Any] = {"group": same[0].route.group, "name": same[0].route.name, "path": same[0].route.paths[0]}
-    for size, one in zip(sizes, same, strict=True):
-        found[str(size)] = _one(one)
-    if all(one.ms for one in same):
-        found["grows"] = round(_growth(same), 3)
+def _data(sizes: Sequence[int], per_size: Sequence[Series]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "group": per_size[0].route.group,
+        "name": per_size[0].route.name,
+        "path": per_size[0].route.paths[0],
+    }
+    for size, series in zip(sizes, per_size, strict=True):
+        found[str(size)] = _series_data(series)
+    if all(series.ms for series in per_size):
+        found["grows"] = round(_growth(per_size), 3)
     return found
 
 
-def _one(one: Series) -> dict[str, Any]:
-    if one.problem or not one.ms:
-        return {"problem": one.problem, "path": one.problem_path}
-    return {**Summary.of(one.ms).as_dict(), "bytes": one.bytes}
+def _series_data(series: Series) -> dict[str, Any]:
+    if series.problem or not series.ms:
+        return {"problem": series.problem, "path": series.problem_path}
+    return {**Summary.of(series.ms).as_dict(), "bytes": series.bytes}
 
 
 def _flower(theirs: Sequence[Series]) -> list[dict[str, Any]]:
-    return [{"name": one.route.name, "path": one.route.paths[0], **_one(one)} for one in theirs]
+    return [{"name": series.route.name, "path": series.route.paths[0], **_series_data(series)} for series in theirs]

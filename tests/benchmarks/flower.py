@@ -1,4 +1,4 @@
-"""A real Flower, as ``airflow celery flower`` starts it, that was told of a fleet."""
+"""Start a real Flower with ``airflow celery flower``, and feed it a fleet."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def running_flower(airflow: Deployment) -> Iterator[str]:
 
 
 def feed(airflow: Deployment, url: str, workers: int, tasks: int) -> dict[str, Any]:
-    """Send the events of a fleet and its tasks, and let Flower ask the workers once; return what it keeps."""
+    """Send the events of a fleet, let Flower inspect it once, and return what Flower keeps."""
     found: dict[str, Any] = probe(
         airflow, "flower_feed", "--url", url, "--workers", str(workers), "--tasks", str(tasks), timeout=3600
     )
@@ -72,7 +72,7 @@ def feed(airflow: Deployment, url: str, workers: int, tasks: int) -> dict[str, A
 
 
 def routes(found: dict[str, Any]) -> list[Route]:
-    """Return what is asked of Flower: its lists as they are by default, and pages of 50."""
+    """Return the routes of Flower to measure: its default lists, and pages of 50."""
 
     def holds(answer: requests.Response) -> bool:
         return bool(re.match(r"\{\s*\"", answer.text[:20]))

@@ -1,4 +1,4 @@
-"""The listener's own work when a task starts, and the round trip of the channel, in a real deployment."""
+"""Measure the listener's work and its round trip to the API server in a real deployment."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def run(setting: Setting) -> Result:
     """Measure fresh task processes below a worker, then real tasks of a real Celery worker."""
     forked = _forked(setting)
     real = _real(setting)
-    work, work_real = (Summary.of([one["work_ms"] for one in found]) for found in (forked, real))
-    round_trip = Summary.of([one["round_trip_ms"] for one in real])
-    ordinary = Summary.of([one["ordinary_ms"] for one in real if one["ordinary_ms"] is not None])
+    work, work_real = (Summary.of([measured["work_ms"] for measured in found]) for found in (forked, real))
+    round_trip = Summary.of([measured["round_trip_ms"] for measured in real])
+    ordinary = Summary.of([measured["ordinary_ms"] for measured in real if measured["ordinary_ms"] is not None])
     grid = Grid("on_task_instance_running in a task process, Airflow 3.3.2 (ms, once per process)", SERIES)
     grid.add_summary("work outside the channel: forked below a worker", work)
     grid.add_summary("work outside the channel: real Celery worker", work_real)
@@ -55,7 +55,7 @@ def run(setting: Setting) -> Result:
         ],
         {
             "report_bytes": forked[0]["report_bytes"],
-            "forked": {"work_ms": work.as_dict(), "all": [round(one["work_ms"], 3) for one in forked]},
+            "forked": {"work_ms": work.as_dict(), "all": [round(measured["work_ms"], 3) for measured in forked]},
             "real": {
                 "work_ms": work_real.as_dict(),
                 "round_trip_ms": round_trip.as_dict(),
@@ -97,7 +97,7 @@ def _real(setting: Setting) -> list[dict[str, Any]]:
         executor="CeleryExecutor",
         postgres=setting.postgres,
         redis=setting.redis,
-        # One task at a time: two would wait for each other's processor.
+        # One task at a time: two would share a processor.
         config={"celery.worker_concurrency": "1"},
     ) as airflow:
         plugins = airflow.home / "plugins"

@@ -1,4 +1,4 @@
-"""What the plugin and its listeners add to a task process, beside what OpenLineage's add."""
+"""Measure what our plugin adds to a task process, beside what OpenLineage's adds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(setting: Setting) -> Result:
         data[version] = found
         for name, runs in found.items():
             grid.add_summary(f"{version}: {name}", _summary(runs), len(runs[0]["modules"]))
-        if then := [one["then_ms"] for one in found["worker-insight"] if "then_ms" in one]:
+        if then := [measured["then_ms"] for measured in found["worker-insight"] if "then_ms" in measured]:
             grid.add_summary(
                 f"{version}: worker-insight, first try",
                 Summary.of(then),
@@ -61,9 +61,9 @@ def _pairs(environment: Environment, pairs: int) -> dict[str, list[dict[str, Any
         # The first of each is not counted: it reads the files from the disk, and Airflow writes its configuration.
         for number in range(-1, pairs):
             for name in sorted(PLUGINS, reverse=bool(number % 2)):
-                one = _once(environment, name, Path(folder))
+                measured = _once(environment, name, Path(folder))
                 if number >= 0:
-                    found[name].append(one)
+                    found[name].append(measured)
     return found
 
 
@@ -86,22 +86,22 @@ def _once(environment: Environment, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _summary(runs: list[dict[str, Any]]) -> Summary:
-    return Summary.of([one["ms"] for one in runs])
+    return Summary.of([measured["ms"] for measured in runs])
 
 
 def _condensed(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Keep each time, and the modules by package: by name where they are few."""
+    """Return each duration, and the modules by package: by name where they are few."""
     condensed = {}
     for name, runs in found.items():
         modules = runs[0]["modules"]
         packages = Counter(module.partition(".")[0] for module in modules)
         condensed[name] = {
             **_summary(runs).as_dict(),
-            "ms": [round(one["ms"], 3) for one in runs],
+            "ms": [round(measured["ms"], 3) for measured in runs],
             "modules": modules if len(modules) <= 40 else dict(packages.most_common()),
             "modules_added": len(modules),
         }
         if "then_ms" in runs[0]:
-            condensed[name]["first_try_ms"] = [round(one["then_ms"], 3) for one in runs]
+            condensed[name]["first_try_ms"] = [round(measured["then_ms"], 3) for measured in runs]
             condensed[name]["first_try_modules"] = runs[0]["then_modules"]
     return condensed

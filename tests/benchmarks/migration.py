@@ -18,7 +18,7 @@ AT_MOST_MS = 1_000.0
 
 
 def run(setting: Setting) -> Result:
-    """Fill the tables, take them back to their first version, and measure the requests of tasks during the upgrade."""
+    """Fill the tables, downgrade them, and measure the requests of tasks during the upgrade."""
     (size,) = setting.sizes((400_000,), (20_000,))
     with Deployment(setting.environment(), executor="CeleryExecutor", postgres=setting.postgres) as airflow:
         airflow.migrate()
@@ -59,7 +59,7 @@ def run(setting: Setting) -> Result:
 
 
 def _lost(airflow: Deployment, expected: int) -> int:
-    """Return how many attempts are missing once the API server has had time to take the reports that waited."""
+    """Return how many attempts are missing once waiting reports were claimed."""
     recorded = 0
 
     def all_are_there() -> bool:

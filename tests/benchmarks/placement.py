@@ -1,4 +1,4 @@
-"""Placement decisions per second, for each strategy and three sizes of a fleet, and where everybody is full."""
+"""Measure placement decisions per second, for each strategy and size, and when full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WORKERS = (10, 100, 1000)
 
 FULL, WAIT = (100, 1000), 1_000
-"""Numbers of workers all of which are full, and of the tasks that wait then: each is looked at in each heartbeat."""
+"""Numbers of full workers and of waiting tasks: each heartbeat decides each of them."""
 
 AT_MOST_US = 50.0
 """Microseconds for one decision with 100 workers: 20,000 a second."""

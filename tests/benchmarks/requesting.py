@@ -1,4 +1,4 @@
-"""Ask HTTP servers by turns and keep how long each took to answer."""
+"""Request HTTP servers by turns, and keep how long each took to answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Client:
         self._session.headers.update(headers or {})
 
     def get(self, path: str, timeout: float = 300) -> tuple[float, requests.Response]:
-        """Ask for a path; return how many milliseconds it took until the whole answer was there, and the answer."""
+        """Request a path; return the milliseconds until the whole answer arrived, and the answer."""
         request = self._session.prepare_request(requests.Request("GET", f"{self.url}{path}"))
         begin = time.perf_counter()
         answer = self._session.send(request, timeout=timeout, allow_redirects=False)
@@ -36,9 +36,9 @@ class Route:
     group: str
     name: str
     paths: Sequence[str]
-    """What is asked for, one after the other and from the beginning again."""
+    """Requested one after the other, and again from the beginning."""
     holds: Callable[[requests.Response], bool]
-    """Whether an answer holds what was asked for: an empty list is quick to make."""
+    """Whether an answer is not empty: an empty list is quick to make."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Series:
     problem_path: str = ""
 
     def take(self, turn: int, *, counts: bool) -> None:
-        """Ask once."""
+        """Request once."""
         path = self.route.paths[turn % len(self.route.paths)]
         try:
             ms, answer = self.client.get(path)
@@ -74,12 +74,12 @@ class Series:
 
 
 def by_turns(series: Sequence[Series], turns: int, *, warm: int, seconds: float, least: int) -> None:
-    """Ask all by turns, so that what slows the machine slows all of them.
+    """Request all by turns, so that a slow moment of the machine slows all of them.
 
     :param warm: how many turns are not counted
     :param seconds: a series that has taken so long is done, once ``least`` of its turns are counted
     """
     for turn in range(-warm, turns):
-        for one in series if turn % 2 else reversed(series):
-            if not one.problem and (one.seconds < seconds or len(one.ms) < least):
-                one.take(turn + warm, counts=turn >= 0)
+        for route_series in series if turn % 2 else reversed(series):
+            if not route_series.problem and (route_series.seconds < seconds or len(route_series.ms) < least):
+                route_series.take(turn + warm, counts=turn >= 0)

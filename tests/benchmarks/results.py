@@ -1,4 +1,4 @@
-"""What a benchmark found: tables for a person, JSON for a program, and the targets with what was reached."""
+"""The result of a benchmark: tables for people, JSON for programs, and targets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOLDER = BUILD / "bench"
 
 @dataclass(frozen=True)
 class Summary:
-    """The middle and the ends of a series of measurements."""
+    """Median, percentile and extremes of a series."""
 
     count: int
     median: float
@@ -68,7 +68,7 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A number that was promised, and what was measured."""
+    """A promised number and the measured one."""
 
     what: str
     measured: float
@@ -148,7 +148,7 @@ def _cpu_model() -> str:
 
 
 def command() -> str:
-    """Return the command line that a person would type to repeat this."""
+    """Return the command line that repeats this."""
     return shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks run in: environments with the wheel of this tree, and servers of their own."""
+"""Environments with the wheel of this tree, and servers, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OPENLINEAGE = environments.CONSTRAINTS / "bench.txt"
 
 @dataclass
 class Setting:
-    """Makes each thing when it is first asked for; everything ends with ``stack``."""
+    """Makes each thing when it is first used; everything ends with ``stack``."""
 
     stack: ExitStack
     quick: bool = False
     attempts: tuple[int, ...] = ()
-    """Sizes of the attempt table that were asked for in place of a benchmark's own."""
+    """Sizes of the attempt table from the command line, instead of a benchmark's own."""
 
     def sizes(self, full: tuple[int, ...], quick: tuple[int, ...]) -> tuple[int, ...]:
         """Choose the sizes of the attempt table."""
@@ -70,7 +70,7 @@ class Setting:
 
 
 def probe(deployment: Deployment, script: str, *args: str, timeout: float = 900) -> Any:
-    """Run one of the scripts in ``inside`` with a deployment's configuration and return what it found."""
+    """Run a script of ``inside`` with a deployment's configuration and return its result."""
     output = deployment.home / f"{script}.json"
     deployment.run("python", INSIDE / f"{script}.py", "--output", output, *args, timeout=timeout)
     return json.loads(output.read_text())

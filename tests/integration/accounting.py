@@ -1,76 +1,20 @@
-"""What the tests of this folder compare: our attempts, Airflow's own tries, and what the tasks wrote themselves."""
+"""Compare our attempts with Airflow's own tries and with what the tasks wrote themselves."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.domain.states import ATTRIBUTIONS, STATES
+from tests.support.fleet import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tests.support.deployment import Component, Deployment
+    from tests.support.deployment import Deployment
 
 REPORT_KEY = "__worker_insight_report__"
-
-# What the codes in the attempt table mean: rows of earlier versions rely on it that no code ever changes.
-STATES = (
-    "running",
-    "success",
-    "failed",
-    "skipped",
-    "upstream_failed",
-    "removed",
-    "restarting",
-    "up_for_retry",
-    "up_for_reschedule",
-    "deferred",
-    "queued",
-    "scheduled",
-)
-ATTRIBUTIONS = ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
-
-LIFE = "TEST_WORKER_LIFE"
-"""The variable that a test gives to a worker: the name by which the tasks of this life of it testify."""
-
-WITNESS = f"""
-import json
-import os
-import signal
-
-
-def witness(context):
-    '''Write who runs this try, as the test named it, to a file of the deployment.'''
-    ti = context["ti"]
-    line = {{
-        "dag_id": ti.dag_id,
-        "run_id": ti.run_id,
-        "task_id": ti.task_id,
-        "map_index": ti.map_index if ti.map_index is not None else -1,
-        "try_number": ti.try_number,
-        "life": os.environ.get({LIFE!r}),
-        "user": os.getuid(),
-    }}
-    path = os.path.join(os.environ["AIRFLOW_HOME"], "witness.jsonl")
-    # One small write to a file opened for appending: lines of several processes do not mix.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    os.write(descriptor, (json.dumps(line) + "\\n").encode())
-    os.close(descriptor)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-"""Put at the top of a Dag file: each task calls ``witness(context)`` first, so that we know who ran it."""
-
-
-class Try(NamedTuple):
-    """One try within a Dag run."""
-
-    task_id: str
-    map_index: int
-    try_number: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +32,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is recorded of one try."""
+    """The record of one try."""
 
     state: str | None
     attribution: str
@@ -103,7 +47,7 @@ class Attempt:
 
 
 def attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, Attempt]:
-    """Return what is recorded of a run, from the tables."""
+    """Return the attempts of a run, from the tables."""
     rows = airflow.sql(
         "SELECT a.task_id, a.map_index, a.try_number, a.state, a.attribution, a.process_count, a.ended_at, "
         "w.worker_id, w.name, w.kind, w.hostname, w.pid, w.host_only "
@@ -114,7 +58,7 @@ def attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, Attempt
     )
     by_try: dict[Try, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        by_try[_try(row)].append(row)
+        by_try[Try.of(row)].append(row)
     return {key: _attempt(group) for key, group in by_try.items()}
 
 
@@ -143,7 +87,7 @@ def _attempt(rows: list[dict[str, Any]]) -> Attempt:
 
 
 def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return the same as REST gives it, page by page."""
+    """Return the attempts of a run, from REST, page by page."""
     found: list[dict[str, Any]] = []
     while True:
         answer = airflow.api(
@@ -156,60 +100,64 @@ def rest_attempts(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, di
         found += page["attempts"]
         if not page["attempts"] or len(found) >= page["total_entries"]:
             break
-    keys = [_try(row) for row in found]
+    keys = [Try.of(row) for row in found]
     assert len(keys) == len(set(keys)) == page["total_entries"]
     return dict(zip(keys, found, strict=True))
 
 
 def assert_rest_agrees(airflow: Deployment, dag_id: str, run_id: str) -> None:
-    """Compare what REST gives for a run with what the tables hold."""
+    """Compare the attempts from REST with those in the tables."""
 
-    def said(attribution: str, state: object, workers: Iterable[tuple[str, str, int]]) -> tuple[object, ...]:
+    def described(attribution: str, state: object, workers: Iterable[tuple[str, str, int]]) -> tuple[object, ...]:
         return attribution, state, tuple(workers)
 
     assert {
-        key: said(
-            one["attribution"],
-            one["state"],
-            ((w["worker_id"], w["name"], w["process_count"]) for w in one["workers"]),
+        key: described(
+            attempt["attribution"],
+            attempt["state"],
+            ((w["worker_id"], w["name"], w["process_count"]) for w in attempt["workers"]),
         )
-        for key, one in rest_attempts(airflow, dag_id, run_id).items()
+        for key, attempt in rest_attempts(airflow, dag_id, run_id).items()
     } == {
-        key: said(one.attribution, one.state, ((w.worker_id, w.name, w.process_count) for w in one.workers))
-        for key, one in attempts(airflow, dag_id, run_id).items()
+        key: described(
+            attempt.attribution, attempt.state, ((w.worker_id, w.name, w.process_count) for w in attempt.workers)
+        )
+        for key, attempt in attempts(airflow, dag_id, run_id).items()
     }
 
 
 def airflow_tries(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, dict[str, Any]]:
-    """Return all tries that Airflow itself knows of a run, also those that never left the scheduler (number 0)."""
+    """Return all tries that Airflow knows, including those never queued (number 0)."""
     columns = "task_id, map_index, try_number, state, hostname, pid, external_executor_id"
     where = "WHERE dag_id = :dag_id AND run_id = :run_id"
     found: dict[Try, dict[str, Any]] = {}
     for table in ("task_instance", "task_instance_history"):
         for row in airflow.sql(f"SELECT {columns} FROM {table} {where}", dag_id=dag_id, run_id=run_id):
-            found[_try(row)] = row
+            found[Try.of(row)] = row
     return found
 
 
 def all_tries(known: Mapping[Try, dict[str, Any]]) -> dict[Try, str | None]:
-    """Return the state of each try that there has been: of those that Airflow loses only a later number tells.
+    """Return the state of each try, with None for tries that Airflow lost.
 
-    It keeps no row of a try when the scheduler fails a task that is still queued.
+    Airflow keeps no row of a try when the scheduler fails a task that is still queued: only a later number tells.
     """
     lost = {Try(key.task_id, key.map_index, number): None for key in known for number in range(1, key.try_number)}
     return {**lost, **{key: row["state"] for key, row in known.items()}}
 
 
 def wait_accounted(airflow: Deployment, dag_id: str, run_id: str, timeout: float = 60) -> dict[Try, Attempt]:
-    """Wait until a finished run is accounted for as Airflow has it, and return what is recorded.
+    """Wait until a finished run is accounted for, and return its attempts.
 
-    Accounted for means: exactly the tries that there have been, each closed with Airflow's state, and with a worker
-    exactly where the attribution says so.
+    A run is accounted for when its attempts are exactly its tries, each closed with Airflow's state, and each with a
+    worker exactly where the attribution says so.
     """
 
     def settled() -> bool:
         recorded = attempts(airflow, dag_id, run_id)
-        return {key: one.state for key, one in recorded.items()} == all_tries(airflow_tries(airflow, dag_id, run_id))
+        return {key: attempt.state for key, attempt in recorded.items()} == all_tries(
+            airflow_tries(airflow, dag_id, run_id)
+        )
 
     try:
         airflow.wait_for(settled, timeout, f"all tries of {dag_id}/{run_id} to be accounted for")
@@ -217,21 +165,21 @@ def wait_accounted(airflow: Deployment, dag_id: str, run_id: str, timeout: float
         raise AssertionError(f"{error}\n{difference(airflow, dag_id, run_id)}") from error
     recorded = attempts(airflow, dag_id, run_id)
     known = airflow_tries(airflow, dag_id, run_id)
-    for key, one in recorded.items():
-        assert bool(one.workers) == (one.attribution in {"reported", "inferred", "backfilled"}), (key, one)
+    for key, attempt in recorded.items():
+        assert bool(attempt.workers) == (attempt.attribution in {"reported", "inferred", "backfilled"}), (key, attempt)
         if key not in known:
-            # Nothing is left of it but what its worker may have reported.
-            assert one.attribution in {"reported", "unknown"}, (key, one)
+            # Airflow has no row: only the worker's report can name it.
+            assert attempt.attribution in {"reported", "unknown"}, (key, attempt)
             continue
-        assert one.closed or one.attribution in {"not_on_a_worker", "never_started"}, (key, one)
-        for worker in one.workers:
-            # What Airflow's columns still say must be what we say.
-            assert known[key]["hostname"] in {worker.hostname, "", None}, (key, one, known[key])
+        assert attempt.closed or attempt.attribution in {"not_on_a_worker", "never_started"}, (key, attempt)
+        for worker in attempt.workers:
+            # Must agree with Airflow's column, where that is not blank.
+            assert known[key]["hostname"] in {worker.hostname, "", None}, (key, attempt, known[key])
     return recorded
 
 
 def difference(airflow: Deployment, dag_id: str, run_id: str) -> str:
-    """Say where the attempts of a run differ from Airflow's tries."""
+    """Describe where the attempts of a run differ from Airflow's tries."""
     known, recorded = airflow_tries(airflow, dag_id, run_id), attempts(airflow, dag_id, run_id)
     states = all_tries(known)
     lines = [
@@ -244,23 +192,7 @@ def difference(airflow: Deployment, dag_id: str, run_id: str) -> str:
 
 def attributions(recorded: Mapping[Try, Attempt]) -> Counter[str]:
     """Count the attributions."""
-    return Counter(one.attribution for one in recorded.values())
-
-
-def witnessed(airflow: Deployment, dag_id: str, run_id: str) -> dict[Try, list[str | None]]:
-    """Return what the tasks of a run wrote: for each try the lives of the workers whose processes began it."""
-    path = airflow.home / "witness.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found: dict[Try, list[str | None]] = defaultdict(list)
-    for row in map(json.loads, lines):
-        if (row["dag_id"], row["run_id"]) == (dag_id, run_id):
-            found[_try(row)].append(row["life"])
-    return dict(found)
-
-
-def start_worker(airflow: Deployment, name: str, *args: str, life: str, wait: bool = True) -> Component:
-    """Start a Celery worker whose tasks testify that they ran in this life of it."""
-    return airflow.start("celery worker", *args, name=name, env={LIFE: life}, wait=wait)
+    return Counter(attempt.attribution for attempt in recorded.values())
 
 
 def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str, Any]]:
@@ -273,7 +205,7 @@ def left_in_xcom(airflow: Deployment, dag_id: str, run_id: str) -> list[dict[str
 
 
 def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
-    """Return the lines of all outputs and task logs that name this package."""
+    """Return the lines of all outputs and task logs that hold a text."""
     files = [*airflow.output_folder.glob("*.log"), *airflow.logs_folder.rglob("*.log")]
     return [
         f"{file.name}: {line}"
@@ -281,7 +213,3 @@ def mentions(airflow: Deployment, text: str = "Worker Insight") -> list[str]:
         for line in file.read_text(errors="replace").splitlines()
         if text in line
     ]
-
-
-def _try(row: Mapping[str, Any]) -> Try:
-    return Try(row["task_id"], row["map_index"], row["try_number"])

@@ -1,38 +1,54 @@
-"""What is printed when a test of this folder fails, and which runs were repeated because Airflow lost a try."""
+"""Order the tests, print the deployment of a failed one, and list runs that were repeated."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import lost_tries
+from tests.support import lost_tries, scheduling
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from tests.support.scheduling import LongestFirst
+
 
 REPEATED = "repeated"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start long files first."""
+    items.sort(key=lambda item: scheduling.rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LongestFirst | None:
+    """Keep that order with ``--dist loadfile``, and hand out single tests one by one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return scheduling.LongestFirst(config, log)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what the processes of a module's deployment printed: the deployment itself does not learn of the failure."""
+    """Add the output of a module's deployment, which does not learn of the failure itself."""
     report = yield
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
             airflow = value if isinstance(value, Deployment) else getattr(value, "airflow", None)
             if isinstance(airflow, Deployment):
                 report.sections.append(("Deployment", airflow.report()))
-    # On a report it gets from a worker of pytest-xdist to the process that prints the summary.
+    # The report carries it from a worker of pytest-xdist to the process that prints the summary.
     report.user_properties += [(REPEATED, run) for run in lost_tries.repeated]
     lost_tries.repeated.clear()
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which runs were repeated: a number that grows is a fault, of the machine or of ours."""
+    """List the repeated runs: a growing number is a fault of the machine or of ours."""
     reports = [report for group in terminalreporter.stats.values() for report in group]
     found = {
         (report.nodeid, value)

@@ -1,8 +1,8 @@
-"""Dag files that several modules of this folder use."""
+"""Dag files that several test modules use."""
 
 from __future__ import annotations
 
-from tests.integration.accounting import WITNESS, Try
+from tests.support.fleet import WITNESS, Try
 
 TWO_HUNDRED_TRIES = (
     WITNESS
@@ -46,7 +46,7 @@ STATES_OF_THE_200 = {
 
 TRAP = """
 class Trap:
-    '''Kills the process that renders it: before the listener is called, before the task's own code.'''
+    '''Kills the process that renders it, before Airflow calls listeners and the task.'''
 
     template_fields = ("bait",)
 

@@ -1,4 +1,4 @@
-"""What the tests of the executors ask: what is placed where, where tasks ran, and whether each ran once."""
+"""Start runs whose tasks wait for the test, and query where tasks are placed and ran."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from tests.integration.accounting import WITNESS, start_worker, witnessed
+from tests.support.fleet import WITNESS, ran_on, witnessed
 
 if TYPE_CHECKING:
     from tests.support.deployment import Deployment
@@ -59,16 +59,16 @@ for number in range(20):
     )(held)()
 """
 )
-"""Tasks that begin and wait for the test's word before they do what may be done once only."""
+"""Tasks that start, wait until the test releases their run, and then write once that they ran."""
 
 DAGS = cycle(f"held_{number}" for number in range(20))
 
 
-class Held:
+class HeldRun:
     """A run of ``HELD``.
 
-    Each is of another Dag: how long the workers take for the same task is compared, and what a test holds says nothing
-    of how fast they are.
+    Each run takes another Dag, because the executor compares how long workers take for the same task, and a held task
+    says nothing about that.
     """
 
     def __init__(self, airflow: Deployment, number: int) -> None:
@@ -83,56 +83,48 @@ class Held:
         return Counter(row["state"] for row in rows if row["task_id"] == "effect")
 
     def wait_states(self, **states: int) -> None:
-        """Wait until so many are in each of these states, and none in another."""
+        """Wait until its tasks are in these states, so many in each."""
         self.airflow.wait_for(lambda: self.states() == states, 90, f"{states} of {self.number}")
 
-    def go(self) -> None:
-        """Let its tasks do what they have to do."""
+    def release(self) -> None:
+        """Let its tasks go on."""
         (self.airflow.home / self.run_id).touch()
 
     def ran(self) -> Counter[str | None]:
-        """Count by workers the tasks that have done it."""
+        """Count its finished tasks by worker."""
         return ran_on(self.airflow, self.dag_id, self.run_id, "effect")
 
     def finish(self) -> None:
-        """Have it end well, and see that each task did what it had to do once."""
-        self.go()
+        """Release the run, wait until it succeeds, and check that each task ran once."""
+        self.release()
         self.airflow.wait_run(self.dag_id, self.run_id, timeout=300, expect="success")
         did = witnessed(self.airflow, self.dag_id, self.run_id)
-        times = Counter(key.map_index for key, lives in did.items() for _ in lives)
+        times = Counter(key.map_index for key, instances in did.items() for _ in instances)
         assert times == dict.fromkeys(range(self.number), 1)
 
 
-def let_all_go(airflow: Deployment) -> None:
-    """Let the tasks of all runs of ``HELD`` do what they have to do."""
+def release_all(airflow: Deployment) -> None:
+    """Release all runs of ``HELD``."""
     for row in airflow.sql("SELECT run_id FROM dag_run WHERE dag_id LIKE 'held_%'"):
         (airflow.home / row["run_id"]).touch()
 
 
-def start_workers(airflow: Deployment, *names: str, wait: bool = True) -> None:
-    """Start workers whose tasks testify by these names, and wait until all are ready."""
-    for name in names:
-        start_worker(airflow, name, life=name, wait=False)
-    for name in names if wait else ():
-        airflow.wait_ready(airflow.components[name])
-
-
 def wait_consuming(airflow: Deployment, *names: str) -> None:
-    """Wait until tasks can be placed on these workers: a scheduler has had each consume its own queue.
+    """Wait until these workers consume their dedicated queues, as placing needs.
 
-    Until then, the scheduler sends tasks as Airflow's own executor does.
+    Until then the scheduler sends tasks in fallback mode.
     """
     for name in names:
         log = airflow.components[name].log
         airflow.wait_for(
             lambda log=log: "Started consuming from worker-insight.worker." in log.read_text(errors="replace"),
             60,
-            f"{name} to consume its own queue",
+            f"{name} to consume its dedicated queue",
         )
 
 
 def placements(airflow: Deployment, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Return what is placed or was, with the worker's name as ``on``."""
+    """Return all placements, with the worker's name as ``on``."""
     rows = airflow.sql(
         "SELECT p.*, split_part(w.engine_name, '@', 1) AS on FROM worker_insight_placement p "
         "LEFT JOIN worker_insight_worker w ON w.id = p.worker_ref ORDER BY p.placed_at"
@@ -141,11 +133,5 @@ def placements(airflow: Deployment, run_id: str | None = None) -> list[dict[str,
 
 
 def open_on(airflow: Deployment, name: str) -> int:
-    """Return how many tries are placed on a worker and have not ended."""
+    """Count the tries that are placed on a worker and have not ended."""
     return sum(row["is_open"] and row["on"] == name for row in placements(airflow))
-
-
-def ran_on(airflow: Deployment, dag_id: str, run_id: str, task_id: str) -> Counter[str | None]:
-    """Count by workers the tries of a task that began."""
-    found = witnessed(airflow, dag_id, run_id)
-    return Counter(life for key, lives in found.items() if key.task_id == task_id for life in lives)

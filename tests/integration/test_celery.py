@@ -1,4 +1,4 @@
-"""Two Celery workers on one host: every try names the one that ran it, as Celery itself recorded it."""
+"""Two Celery workers on one host: each attempt names the worker that Celery recorded."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.accounting import (
-    WITNESS,
-    Try,
     airflow_tries,
     assert_rest_agrees,
     attempts,
     attributions,
     left_in_xcom,
     mentions,
-    start_worker,
     wait_accounted,
-    witnessed,
 )
 from tests.integration.dags import STATES_OF_THE_200, TWO_HUNDRED_TRIES
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, start_worker, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +51,7 @@ on_w1()
 
 
 def start(airflow: Deployment, name: str, *, wait: bool = True) -> None:
-    start_worker(airflow, name, "--queues", f"default,{name}", life=f"{name}@{HOST}", wait=wait)
+    start_worker(airflow, name, "--queues", f"default,{name}", instance=f"{name}@{HOST}", wait=wait)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +75,11 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         for name in ("w1", "w2"):
             start(airflow, name, wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
         yield airflow
 
 
 def by_celery(airflow: Deployment, run_id: str) -> tuple[dict[Try, str], dict[str, str]]:
-    """Return which node ran what, from Celery's result backend: by try, and by the ID of the Celery task."""
+    """Return the nodes from Celery's result backend, by try and by ID of the Celery task."""
     by_try: dict[Try, str] = {}
     by_task: dict[str, str] = {}
     for row in airflow.sql("SELECT task_id, args, worker FROM celery_taskmeta WHERE worker IS NOT NULL"):
@@ -98,43 +93,43 @@ def by_celery(airflow: Deployment, run_id: str) -> tuple[dict[Try, str], dict[st
 
 
 def run(airflow: Deployment, dag_id: str, timeout: float = 120) -> tuple[str, dict[Try, Attempt]]:
-    """Run a Dag to its end and return the run's ID and what is recorded of it."""
+    """Run a Dag to its end and return the run's ID and its attempts."""
     run_id = airflow.trigger(dag_id)
     airflow.wait_run(dag_id, run_id, timeout=timeout, expect="success")
     return run_id, wait_accounted(airflow, dag_id, run_id)
 
 
-def test_200_tries_on_two_workers_of_one_host(airflow: Deployment) -> None:
+def test_each_of_200_tries_on_two_workers_names_the_one_that_ran_it(airflow: Deployment) -> None:
     run_id, recorded = run(airflow, "two_hundred", timeout=400)
 
-    assert {key: one.state for key, one in recorded.items()} == STATES_OF_THE_200
+    assert {key: attempt.state for key, attempt in recorded.items()} == STATES_OF_THE_200
     assert attributions(recorded) == {"reported": 200}
 
-    names = {key: one.worker.name for key, one in recorded.items()}
+    names = {key: attempt.worker.name for key, attempt in recorded.items()}
     by_try, by_task = by_celery(airflow, run_id)
     assert names == by_try
-    assert names == {key: life for key, (life,) in witnessed(airflow, "two_hundred", run_id).items()}
+    assert names == {key: instance for key, (instance,) in witnessed(airflow, "two_hundred", run_id).items()}
     for key, row in airflow_tries(airflow, "two_hundred", run_id).items():
-        # Airflow misses the ID of a task that ends before the scheduler has looked; what it has must agree.
+        # Airflow misses the ID of a task that ends before the scheduler stores it; any ID it has must agree.
         assert row["external_executor_id"] is None or by_task[row["external_executor_id"]] == names[key]
 
-    # Both had work. All processes of a worker give one ID, that of the process that was started.
-    workers = {one.worker.name: (one.worker.worker_id, one.worker.pid) for one in recorded.values()}
-    assert {(one.worker.name, one.worker.worker_id, one.worker.pid) for one in recorded.values()} == {
+    # Both workers ran tasks. All processes of a worker report one ID, that of the started process.
+    workers = {attempt.worker.name: (attempt.worker.worker_id, attempt.worker.pid) for attempt in recorded.values()}
+    assert {(attempt.worker.name, attempt.worker.worker_id, attempt.worker.pid) for attempt in recorded.values()} == {
         (name, worker_id, pid) for name, (worker_id, pid) in workers.items()
     }
     assert {name: pid for name, (_, pid) in workers.items()} == {
         f"{name}@{HOST}": airflow.components[name].pid for name in ("w1", "w2")
     }
     assert len({worker_id for worker_id, _ in workers.values()}) == 2
-    assert {one.worker.kind for one in recorded.values()} == {"celery"}
+    assert {attempt.worker.kind for attempt in recorded.values()} == {"celery"}
 
     assert left_in_xcom(airflow, "two_hundred", run_id) == []
     assert mentions(airflow) == []
     assert_rest_agrees(airflow, "two_hundred", run_id)
 
 
-def test_a_restarted_worker_is_another_one_of_the_same_name(airflow: Deployment) -> None:
+def test_restarted_worker_is_a_new_instance_of_the_same_name(airflow: Deployment) -> None:
     earlier_run, before = run(airflow, "on_w1")
     earlier_pid = airflow.components["w1"].pid
     airflow.stop("w1")
@@ -146,5 +141,5 @@ def test_a_restarted_worker_is_another_one_of_the_same_name(airflow: Deployment)
     assert before[key].worker.name == after[key].worker.name == f"w1@{HOST}"
     assert before[key].worker.worker_id != after[key].worker.worker_id
     assert (before[key].worker.pid, after[key].worker.pid) == (earlier_pid, airflow.components["w1"].pid)
-    # What the earlier life ran stays with it.
+    # The earlier instance keeps its attempts.
     assert attempts(airflow, "on_w1", earlier_run) == before

@@ -1,13 +1,15 @@
-"""What Airflow allows beside a scheduler and its workers: tests in a person's process, odd names, the XCom API."""
+"""Runs outside a scheduler, odd run IDs, recreated runs, and users' XComs under our key."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import attempts
+from tests.integration.accounting import attempts, wait_accounted
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +48,41 @@ if __name__ == "__main__":
     the_dag.test(use_executor="executor" in sys.argv)
 """
 
+NIGHTLY = (
+    WITNESS
+    + """
+from datetime import datetime
+
+try:
+    from airflow.sdk import dag, task
+except ImportError:
+    from airflow.decorators import dag, task
+
+
+@dag(schedule=None, start_date=datetime(2025, 1, 1), catchup=False)
+def nightly():
+    @task(queue="nightly", retries=1, retry_delay=0)
+    def load(**context):
+        witness(context)
+        if context["dag_run"].conf.get("fails"):
+            raise RuntimeError("on purpose")
+
+    load()
+
+
+nightly()
+"""
+)
+
 KEY = "__worker_insight_report__"
-TASKS = ("works", "fails", "with.dots-and_more")
+ENDS = {"works": "success", "fails": "failed", "with.dots-and_more": "success"}
+"""The states in which the tasks of the Dag end."""
+
+ODD_RUN_IDS = (
+    *("plain", "with space", "a#b", "a?b=c", "a%2Fb", "100%", "späti 🐘", "x" * 240),
+    "manual__2026-03-01T00:00+00:00",
+)
+RUN_ID_WITH_A_SLASH = "a/b"
 
 
 @pytest.fixture(scope="module", params=["2.11.2", "3.3.2"])
@@ -60,19 +95,18 @@ def airflow(
         environment, executor="CeleryExecutor", postgres=postgres, redis=redis, config=any_run_id
     ) as deployment:
         deployment.write_dag("tested", DAG)
+        deployment.write_dag("nightly", NIGHTLY)
         deployment.migrate()
-        if not deployment.airflow3:
-            deployment.run("airflow-worker-insight", "db", "migrate")
         deployment.start_all(workers=1)
         deployment.wait_dag("tested")
         yield deployment
 
 
 def recorded(airflow: Deployment, run_id: str) -> dict[str, tuple[str, int, str | None]]:
-    """Return attribution, number of workers and state of each task of a run, once the run has been reconciled."""
+    """Reconcile a run, and return attribution, number of workers and state of each task."""
     airflow.run("airflow-worker-insight", "reconcile", "--dag-id", "tested", "--run-id", run_id)
     found = attempts(airflow, "tested", run_id)
-    return {key.task_id: (one.attribution, len(one.workers), one.state) for key, one in found.items()}
+    return {key.task_id: (attempt.attribution, len(attempt.workers), attempt.state) for key, attempt in found.items()}
 
 
 def workers(airflow: Deployment) -> set[str]:
@@ -85,14 +119,14 @@ def run_ids(airflow: Deployment) -> set[str]:
 
 @pytest.fixture
 def without_scheduler(airflow: Deployment) -> Iterator[None]:
-    """A scheduler takes the tasks of a test's run and sends them to its workers, if it comes to them first (3.3.2)."""
+    """Stop the scheduler, which on 3.3.2 may send the tasks of ``dag.test`` to its workers."""
     airflow.stop("scheduler")
     yield
     airflow.start("scheduler")
 
 
 @pytest.mark.usefixtures("without_scheduler")
-def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
+def test_dag_test_runs_on_no_worker(airflow: Deployment) -> None:
     known, script = workers(airflow), airflow.dags_folder / "tested.py"
     named = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
     for how in ("command", "script", "LocalExecutor", named):
@@ -110,40 +144,52 @@ def test_a_test_is_on_no_worker(airflow: Deployment) -> None:
         (run_id,) = run_ids(airflow) - runs
         found = recorded(airflow, run_id)
         if how in ("command", "script"):
-            assert found == {
-                "works": ("not_on_a_worker", 0, "success"),
-                "fails": ("not_on_a_worker", 0, "failed"),
-                "with.dots-and_more": ("not_on_a_worker", 0, "success"),
-            }
+            assert found == {task_id: ("not_on_a_worker", 0, state) for task_id, state in ENDS.items()}
         else:
             # Where a task fails, 2.11 leaves the loop before the last one was handed to the executor.
-            assert {one[:2] for one in found.values()} == {("not_on_a_worker", 0)}
+            assert {attempt[:2] for attempt in found.values()} == {("not_on_a_worker", 0)}
     assert workers(airflow) == known
 
 
-@pytest.mark.parametrize(
-    "run_id",
-    ["plain", "with space", "a#b", "a?b=c", "a%2Fb", "100%", "späti 🐘", "x" * 240, "manual__2026-03-01T00:00+00:00"],
-)
+@pytest.fixture(scope="module")
+def _odd_runs(airflow: Deployment) -> None:
+    """Run the Dag once for each odd run ID, side by side."""
+    for run_id in (*ODD_RUN_IDS, RUN_ID_WITH_A_SLASH):
+        airflow.trigger("tested", run_id=run_id)
+    for run_id in (*ODD_RUN_IDS, RUN_ID_WITH_A_SLASH):
+        wait_run(airflow, run_id)
+
+
+def assert_attributed(airflow: Deployment, run_id: str, attribution: str) -> None:
+    """Check that the scheduler accounts for all tasks of a run, with this attribution."""
+    accounted = wait_accounted(airflow, "tested", run_id)
+    assert {key.task_id: (attempt.attribution, attempt.state) for key, attempt in accounted.items()} == {
+        task_id: (attribution, state) for task_id, state in ENDS.items()
+    }
+    assert "could not record the worker" not in airflow.task_logs("tested")
+
+
+@pytest.mark.usefixtures("_odd_runs")
+@pytest.mark.parametrize("run_id", ODD_RUN_IDS)
 def test_odd_run_ids_are_reported(airflow: Deployment, run_id: str) -> None:
-    airflow.trigger("tested", run_id=run_id)
-    wait_run(airflow, run_id)
-    found = recorded(airflow, run_id)
-    assert {task: attribution for task, (attribution, _, _) in found.items()} == dict.fromkeys(TASKS, "reported")
-    assert "could not record the worker" not in airflow.task_logs("tested")
+    assert_attributed(airflow, run_id, "reported")
 
 
-def test_a_run_id_with_a_slash(airflow: Deployment) -> None:
-    airflow.trigger("tested", run_id="a/b")
-    wait_run(airflow, "a/b")
-    found = recorded(airflow, "a/b")
-    word = "inferred" if airflow.airflow3 else "reported"
-    assert {task: attribution for task, (attribution, _, _) in found.items()} == dict.fromkeys(TASKS, word)
-    assert "could not record the worker" not in airflow.task_logs("tested")
+@pytest.mark.usefixtures("_odd_runs")
+def test_run_id_with_a_slash_is_accounted_for(airflow: Deployment) -> None:
+    assert_attributed(airflow, RUN_ID_WITH_A_SLASH, "inferred" if airflow.airflow3 else "reported")
+
+
+@pytest.mark.usefixtures("_odd_runs")
+@pytest.mark.parametrize("run_id", ["späti 🐘", RUN_ID_WITH_A_SLASH])
+def test_the_command_reconciles_odd_run_ids(airflow: Deployment, run_id: str) -> None:
+    before = wait_accounted(airflow, "tested", run_id)
+    assert recorded(airflow, run_id).keys() == ENDS.keys()
+    assert attempts(airflow, "tested", run_id) == before
 
 
 def wait_run(airflow: Deployment, run_id: str) -> None:
-    """Wait in the database: in the path of an URL not every run ID finds its way."""
+    """Wait for the end of a run in the database: not every run ID fits into a URL path."""
 
     def ended() -> bool:
         rows = airflow.sql("SELECT state FROM dag_run WHERE run_id = :run_id", run_id=run_id)
@@ -152,7 +198,7 @@ def wait_run(airflow: Deployment, run_id: str) -> None:
     airflow.wait_for(ended, 240, f"the end of {run_id}")
 
 
-def test_a_person_may_store_an_xcom_under_the_reserved_key(airflow: Deployment) -> None:
+def test_xcom_that_a_user_stores_under_the_reserved_key_changes_no_attempt(airflow: Deployment) -> None:
     if not airflow.airflow3:
         pytest.skip("2.11 has no such route")
     run_id = airflow.trigger("tested", run_id="forged")
@@ -167,3 +213,69 @@ def test_a_person_may_store_an_xcom_under_the_reserved_key(airflow: Deployment) 
     assert patched.status_code == 200, patched.text
     assert recorded(airflow, run_id) == before
     assert airflow.api("GET", f"{path}/{KEY}").status_code == 404
+
+
+# --- a run that is deleted and created again -------------------------------------------------------------------------
+
+
+def nightly_attempts(airflow: Deployment) -> list[tuple[int, str | None, list[str], str | None]]:
+    """Return number, state, workers and deletion of the attempts that the command lists."""
+    printed = airflow.run(
+        "airflow-worker-insight", "attempts", "list", "--run-id", "nightly", "--output", "json", timeout=120
+    )
+    # Airflow logs other lines beside it.
+    answer = next(line for line in printed.splitlines() if line == "[]" or line.startswith("[{"))
+    rows: list[dict[str, Any]] = json.loads(answer)
+    return [
+        (row["try_number"], row["state"], [by["name"].partition("@")[0] for by in row["workers"]], row["deleted"])
+        for row in rows
+    ]
+
+
+def wait_closed(airflow: Deployment, tries: int) -> None:
+    """Wait until so many tries of the nightly run are recorded and closed."""
+    query = "SELECT 1 FROM worker_insight_attempt WHERE run_id = 'nightly' AND ended_at IS NOT NULL"
+    airflow.wait_for(lambda: len(airflow.sql(query)) == tries, 120, f"{tries} tries to be recorded and closed")
+
+
+@pytest.fixture
+def on_nightly_worker(airflow: Deployment) -> Iterator[Callable[[str], None]]:
+    """Return a function that starts the only worker for the tasks of the nightly Dag."""
+    started: list[str] = []
+
+    def only(name: str) -> None:
+        for other in started:
+            airflow.stop(other)
+        start_worker(airflow, name, "--queues", "nightly", instance=name)
+        started.append(name)
+
+    yield only
+    for name in started:
+        airflow.stop(name)
+
+
+def test_recreated_run_has_no_attempts_of_the_deleted_run(
+    airflow: Deployment, on_nightly_worker: Callable[[str], None]
+) -> None:
+    """Nothing of the deleted run is shown for the new one of the same name."""
+    on_nightly_worker("n1")
+    airflow.trigger("nightly", run_id="nightly", conf={"fails": True})
+    airflow.wait_run("nightly", "nightly", expect="failed")
+    wait_closed(airflow, 2)
+    before = [(2, "failed", ["n1"]), (1, "failed", ["n1"])]
+    assert nightly_attempts(airflow) == [(*row, None) for row in before]
+    deleted = [(*row, "run") for row in before]
+    answer = airflow.api("DELETE", "/dags/nightly/dagRuns/nightly")
+    assert answer.status_code == 204, answer.text
+    assert nightly_attempts(airflow) == deleted
+
+    on_nightly_worker("n2")
+    airflow.trigger("nightly", run_id="nightly")
+    airflow.wait_run("nightly", "nightly", expect="success")
+    wait_closed(airflow, 3)
+    assert nightly_attempts(airflow) == [(1, "success", ["n2"], None), *deleted]
+    if airflow.airflow3:
+        names = {"dag_id": "nightly", "run_id": "nightly", "task_id": "load"}
+        page = airflow.api("GET", "/worker-insight/panel", params=names).text
+        assert "The only try so far succeeded on n2@" in page
+        assert "n1@" not in page

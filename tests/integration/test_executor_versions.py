@@ -1,4 +1,4 @@
-"""The executor that places tasks, on each Airflow: what its own executor lets it do."""
+"""The Celery executor on each supported Airflow before the newest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import WITNESS, start_worker, witnessed
-from tests.integration.placing import EXECUTOR
+from tests.integration.placing import EXECUTOR, wait_consuming
 from tests.integration.test_versions import DB_MANAGER
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_workers, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ def placed():
     @task(retries=1, retry_delay=0)
     def picky(number, **context):
         witness(context)
-        if os.environ["TEST_WORKER_LIFE"] == "w1":
+        if os.environ["TEST_WORKER_INSTANCE"] == "w1":
             raise RuntimeError("this machine is broken")
 
     picky.expand(number=list(range(8)))
@@ -51,21 +51,21 @@ UNION ALL SELECT run_id FROM worker_insight_attempt WHERE run_id = :run AND plac
 """
 
 
-def one_run(airflow: Deployment) -> tuple[str, Counter[str], Counter[str]] | None:
-    """Run the Dag; return its run and where first and second tries ran, or ``None`` if one worker could not get any."""
+def run_on_both_workers(airflow: Deployment) -> tuple[str, Counter[str], Counter[str]] | None:
+    """Run the Dag; return its run and the workers of both tries, or None if one got no task."""
     run_id = airflow.trigger("placed")
     airflow.wait_run("placed", run_id, timeout=300)
     found = witnessed(airflow, "placed", run_id)
     if len(airflow.sql(PLACED, run=run_id)) < len(found):
-        # The workers could not be seen yet.
+        # The executor could not reach the workers yet.
         return None
-    first = Counter(lives[0] for key, lives in found.items() if key.try_number == 1)
-    second = Counter(lives[0] for key, lives in found.items() if key.try_number == 2)
+    first = Counter(instances[0] for key, instances in found.items() if key.try_number == 1)
+    second = Counter(instances[0] for key, instances in found.items() if key.try_number == 2)
     return (run_id, first, second) if len(first) > 1 else None
 
 
 @pytest.mark.parametrize("version", ["2.11.2", "3.0.6", "3.1.8", "3.2.2"])
-def test_tasks_are_spread_and_retries_go_elsewhere(
+def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
     airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis, version: str
 ) -> None:
     config = {
@@ -78,22 +78,20 @@ def test_tasks_are_spread_and_retries_go_elsewhere(
     with Deployment(airflow_env(version), executor=EXECUTOR, postgres=postgres, redis=redis, config=config) as airflow:
         airflow.write_dag("placed", DAG)
         airflow.migrate()
-        if version.startswith("2."):
-            airflow.run("airflow-worker-insight", "db", "migrate")
-        for name in ("w1", "w2"):
-            start_worker(airflow, name, life=name, wait=False)
+        start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
-        # A worker gets something once it has said that it consumes its own queue: the first run may come before that.
-        run_id, first, second = airflow.wait_for(lambda: one_run(airflow), 300, "a run on both workers", interval=1)
+        wait_consuming(airflow, "w1", "w2")
+        # A run may come before the executor knows both workers.
+        run_id, first, second = airflow.wait_for(
+            lambda: run_on_both_workers(airflow), 300, "a run on both workers", interval=1
+        )
         assert sum(first.values()) == 8
         airflow.wait_run("placed", run_id, expect="success")
         assert second == {"w2": first["w1"]}
 
-        def kept() -> bool:
+        def has_reasons() -> bool:
             query = "SELECT placement, count(*) AS n FROM worker_insight_attempt WHERE run_id = :run GROUP BY placement"
             return {row["placement"]: row["n"] for row in airflow.sql(query, run=run_id)} == {1: 8, 5: first["w1"]}
 
-        airflow.wait_for(kept, 60, "the reasons to be kept with the tries")
+        airflow.wait_for(has_reasons, 60, "the placement reasons to be stored with the tries")
         assert airflow.sql("SELECT count(*) AS n FROM worker_insight_placement WHERE is_open") == [{"n": 0}]

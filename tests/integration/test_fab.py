@@ -1,4 +1,4 @@
-"""The Flask-AppBuilder views on a real Airflow 2.11, and on Airflow 3.3 with FAB's auth manager."""
+"""The Flask-AppBuilder views on Airflow 2.11, and on Airflow 3.3 with FAB's auth manager."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.environments import Environment
 
-# An operator that nobody here wrote, in two Dags of which one reader may see one.
+# A standard operator in two Dags, of which one user may read only one.
 DAGS = """
 from datetime import datetime, timedelta
 
@@ -45,7 +45,7 @@ sales = make("sales")
 secret = make("secret")
 """
 
-# The plus arrives as a space where somebody reads the address by the rules of forms.
+# Decoded like a form field, the plus would become a space.
 RUN_ID = "manual__2026-01-31T08:00:00+00:00"
 
 ONLY_SALES = [
@@ -59,7 +59,7 @@ ONLY_SALES = [
 
 @pytest.fixture(scope="module", params=["2.11.2", "3.3.2"])
 def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environment]) -> Iterator[Deployment]:
-    """Run both Dags once, below a path as behind a proxy."""
+    """Run both Dags once, with a base path as behind a proxy."""
     with Deployment(
         airflow_env(request.param),
         auth="fab",
@@ -70,8 +70,6 @@ def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environ
     ) as deployment:
         deployment.write_dag("two", DAGS)
         deployment.migrate()
-        if not deployment.airflow3:
-            deployment.run("airflow-worker-insight", "db", "migrate")
         deployment.start_all()
         for dag_id in ("sales", "secret"):
             deployment.trigger(dag_id, run_id=RUN_ID)
@@ -81,7 +79,7 @@ def airflow(request: pytest.FixtureRequest, airflow_env: Callable[[str], Environ
 
 
 def panel(airflow: Deployment, dag_id: str, page: str = "panel") -> str:
-    """Return the path of a panel below the base URL; the plus of the run's ID as Airflow 3.1 leaves it."""
+    """Return the path of a panel, with an unquoted plus in the run ID as of Airflow 3.1."""
     root = "/pluginsv2/workerinsight" if airflow.airflow3 else "/workerinsight"
     return f"{root}/{page}?dag_id={dag_id}&run_id={RUN_ID}&task_id=load&map_index={{MAP_INDEX}}"
 
@@ -92,7 +90,7 @@ def pages(airflow: Deployment) -> str:
 
 
 def log_in(airflow: Deployment, user: str) -> requests.Session:
-    """Return the session of a person's browser, which has cookies and no other credentials."""
+    """Return a session with the cookies of a logged-in browser and no other credentials."""
     session = requests.Session()
     session.trust_env = False
     login = f"{airflow.base_url}/auth/login/" if airflow.airflow3 else f"{airflow.base_url}/login/"
@@ -104,12 +102,12 @@ def log_in(airflow: Deployment, user: str) -> requests.Session:
 
 
 def attempts(airflow: Deployment, user: str, query: str = "") -> requests.Response:
-    """Ask the REST API, which is FastAPI's on Airflow 3."""
+    """Query the REST API, which FastAPI serves on Airflow 3."""
     root = "/worker-insight" if airflow.airflow3 else "/workerinsight"
     return airflow.api("GET", f"{root}/api/v1/attempts{query}", user=user)
 
 
-def test_a_reader_sees_the_dags_that_airflow_lets_them_see(airflow: Deployment) -> None:
+def test_reader_sees_only_permitted_dags(airflow: Deployment) -> None:
     limited, viewer = log_in(airflow, "limited"), log_in(airflow, "viewer")
     for page in ("panel", "panel/fragment"):
         seen = limited.get(airflow.base_url + panel(airflow, "sales", page), timeout=30)
@@ -131,13 +129,13 @@ def test_a_reader_sees_the_dags_that_airflow_lets_them_see(airflow: Deployment) 
         assert "secret" in viewer.get(origin + worker, timeout=30).text
 
 
-def test_lists_and_totals_leave_out_what_a_reader_may_not_see(airflow: Deployment) -> None:
+def test_lists_and_totals_hold_only_permitted_dags(airflow: Deployment) -> None:
     everything = attempts(airflow, "viewer").json()
     assert everything["total_entries"] == 4
-    assert {one["dag_id"] for one in everything["attempts"]} == {"sales", "secret"}
-    some = attempts(airflow, "limited").json()
-    assert some["total_entries"] == 2
-    assert {one["dag_id"] for one in some["attempts"]} == {"sales"}
+    assert {attempt["dag_id"] for attempt in everything["attempts"]} == {"sales", "secret"}
+    permitted = attempts(airflow, "limited").json()
+    assert permitted["total_entries"] == 2
+    assert {attempt["dag_id"] for attempt in permitted["attempts"]} == {"sales"}
     worker_id = everything["attempts"][0]["workers"][0]["worker_id"]
     assert attempts(airflow, "limited", f"?worker_id={worker_id}").json()["total_entries"] == 2
     assert attempts(airflow, "limited", "?dag_id=secret").status_code == 403
@@ -148,7 +146,7 @@ def test_lists_and_totals_leave_out_what_a_reader_may_not_see(airflow: Deploymen
     assert airflow.api("GET", f"{root}/api/v1/health", user="limited").json()["status"] == "healthy"
 
 
-def test_one_who_is_not_logged_in_sees_nothing(airflow: Deployment) -> None:
+def test_anonymous_user_sees_nothing(airflow: Deployment) -> None:
     for path in (panel(airflow, "sales"), panel(airflow, "no-such-dag"), panel(airflow, "sales", "workers/w1")):
         answer = requests.get(airflow.base_url + path, timeout=30, allow_redirects=False)
         assert answer.status_code == 302
@@ -180,7 +178,7 @@ def test_the_link_on_a_standard_operator_leads_to_the_panel(airflow: Deployment,
     link = links.get("extra_links", links)["Worker"]
     with BrowserUser(browser, airflow, "admin") as person:
         if not airflow.airflow3:
-            # Airflow's own page of the task instance, as a person comes to it.
+            # Airflow's own page of the task instance, as a user reaches it.
             person.open(f"/dags/sales/grid?dag_run_id={run_id}&task_id=load")
             button = person.page.get_by_role("link", name="Worker", exact=True)
             assert button.get_attribute("href") == link
@@ -196,7 +194,7 @@ def test_the_page_looks_like_airflows_own_in_light_and_dark(airflow: Deployment,
     with BrowserUser(browser, airflow, "admin") as person:
         page = person.page
         for theme in ("light", "dark"):
-            # Where the page is inverted as a whole, the wish of the operating system must not invert it once more.
+            # 2.11 inverts the whole page: the operating system's dark mode must not invert it again.
             page.emulate_media(color_scheme="dark")
             page.evaluate(f"localStorage.setItem('theme', '{theme}')")
             page.evaluate(f"localStorage.setItem('darkTheme', '{'true' if theme == 'dark' else 'false'}')")
@@ -235,7 +233,7 @@ def test_times_follow_the_zone_chosen_in_airflow(airflow: Deployment, browser: B
         assert "GMT+9" in str(started.get_attribute("title"))
         assert zone.inner_text() == "Asia/Tokyo"
         if not airflow.airflow3:
-            # Its menu is on the same page, which need not be loaded again.
+            # Its menu is on the same page: no reload.
             page.evaluate("document.querySelector('#timezone-utc a').click()")
             assert str(started.get_attribute("title")).endswith("UTC")
             assert zone.inner_text() == "UTC"
@@ -244,14 +242,14 @@ def test_times_follow_the_zone_chosen_in_airflow(airflow: Deployment, browser: B
 # --- the fleet ------------------------------------------------------------------------------------------------------
 
 
-def test_lists_of_the_fleet_leave_out_what_a_reader_may_not_see(airflow: Deployment) -> None:
+def test_fleet_pages_hold_only_permitted_dags(airflow: Deployment) -> None:
     limited, viewer = log_in(airflow, "limited"), log_in(airflow, "viewer")
     root = airflow.base_url + pages(airflow)
     path = "attempts?window=any"
-    some = limited.get(f"{root}/{path}", timeout=30)
-    assert some.status_code == 200
-    assert "sales" in some.text
-    assert "secret" not in some.text
+    listed = limited.get(f"{root}/{path}", timeout=30)
+    assert listed.status_code == 200
+    assert "sales" in listed.text
+    assert "secret" not in listed.text
     assert "secret" in viewer.get(f"{root}/{path}", timeout=30).text
     assert limited.get(f"{root}/workers", timeout=30).status_code == 200
     for path in ["workers", "attempts", "workers/w1"]:
@@ -260,7 +258,7 @@ def test_lists_of_the_fleet_leave_out_what_a_reader_may_not_see(airflow: Deploym
         assert "/login" in answer.headers["location"]
 
 
-def test_only_who_may_edit_pools_decides_of_a_worker(airflow: Deployment, browser: Browser) -> None:
+def test_changing_availability_needs_the_right_to_edit_pools(airflow: Deployment, browser: Browser) -> None:
     root = "/worker-insight" if airflow.airflow3 else "/workerinsight"
     (worker, *_) = airflow.api("GET", f"{root}/api/v1/attempts").json()["attempts"][0]["workers"]
     page_of_worker = f"{pages(airflow)}/workers/{worker['worker_id']}"

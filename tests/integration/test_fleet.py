@@ -1,4 +1,4 @@
-"""Who is alive, on real processes: workers that start, leave, die and come back, and brokers and servers that do."""
+"""Worker liveness on real processes: workers and brokers that start, stop, die and return."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import WITNESS, attempts, witnessed
+from airflow_worker_insight.domain.states import WORKER_STATES
+from tests.integration.accounting import attempts
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, witnessed
 from tests.support.processes import MissingRequirementError, stop
 from tests.support.services import Redis
 
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
     from tests.support.services import Postgres
 
 HOST = socket.gethostname()
-STATES = {1: "online", 2: "unresponsive", 3: "offline", 4: "lost", None: None}
+STATES = {None: None, **dict(enumerate(WORKER_STATES, 1))}
+"""By their number in the database."""
 
 INTERVAL = 3
 QUICK = {
     "worker_insight.refresh_interval": str(INTERVAL),
     "worker_insight.heartbeat_timeout": "8",
     "worker_insight.lost_timeout": "12",
-    # Nothing changes in the Dag files: the processor's time is better spent on workers.
+    # The Dag files do not change: leave the CPU to the workers.
     "dag_processor.min_file_process_interval": "600",
 }
 
@@ -64,8 +67,8 @@ held_on_w2()
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What our table says of one life of a worker."""
+class WorkerInstance:
+    """One row of our table of workers."""
 
     worker_id: str
     name: str
@@ -78,11 +81,11 @@ class Seen:
     has_ended: bool
 
 
-def fleet(airflow: Deployment) -> list[Seen]:
-    """Return all lives in the order in which they became known."""
+def fleet(airflow: Deployment) -> list[WorkerInstance]:
+    """Return all worker instances in the order in which they became known."""
     rows = airflow.sql("SELECT * FROM worker_insight_worker WHERE NOT host_only ORDER BY id")
     return [
-        Seen(
+        WorkerInstance(
             worker_id=row["worker_id"],
             name=row["engine_name"],
             kind=row["kind"],
@@ -97,17 +100,17 @@ def fleet(airflow: Deployment) -> list[Seen]:
     ]
 
 
-def lives(airflow: Deployment, name: str) -> list[Seen]:
-    """Return the lives of one name; a Celery worker's name is given without its host."""
-    return [one for one in fleet(airflow) if one.name in (name, f"{name}@{HOST}")]
+def instances(airflow: Deployment, name: str) -> list[WorkerInstance]:
+    """Return the instances of one name; a Celery worker's name is given without its host."""
+    return [instance for instance in fleet(airflow) if instance.name in (name, f"{name}@{HOST}")]
 
 
-def wait_states(airflow: Deployment, name: str, *states: str, timeout: float = 60) -> list[Seen]:
-    """Wait until the lives of a name are in these states, the first one first."""
+def wait_states(airflow: Deployment, name: str, *states: str, timeout: float = 60) -> list[WorkerInstance]:
+    """Wait until the instances of a name are in these states, the oldest first."""
 
-    def found() -> list[Seen] | None:
-        known = lives(airflow, name)
-        return known if tuple(one.state for one in known) == states else None
+    def found() -> list[WorkerInstance] | None:
+        known = instances(airflow, name)
+        return known if tuple(instance.state for instance in known) == states else None
 
     try:
         return airflow.wait_for(found, timeout, f"{name} to be {', '.join(states)}") or []
@@ -117,12 +120,12 @@ def wait_states(airflow: Deployment, name: str, *states: str, timeout: float = 6
         ) from None
 
 
-def history(airflow: Deployment, one: Seen) -> list[str | None]:
-    """Return the states that a life came into."""
+def history(airflow: Deployment, instance: WorkerInstance) -> list[str | None]:
+    """Return the states that an instance entered, in order."""
     rows = airflow.sql(
         "SELECT c.state FROM worker_insight_change c JOIN worker_insight_worker w ON w.id = c.worker_ref "
         "WHERE w.worker_id = :worker_id ORDER BY c.id",
-        worker_id=one.worker_id,
+        worker_id=instance.worker_id,
     )
     return [STATES[row["state"]] for row in rows]
 
@@ -151,50 +154,50 @@ def test_workers_are_known_before_their_first_try(airflow: Deployment) -> None:
     for component in (*celery.values(), edge):
         airflow.wait_ready(component)
     for name, component in celery.items():
-        (one,) = wait_states(airflow, name, "online")
-        assert (one.kind, one.pid, one.running) == ("celery", component.pid, 0)
-        airflow.wait_for(lambda: lives(airflow, name)[0].queues == ["default", name], 60, "its queues")  # noqa: B023
-    (one,) = wait_states(airflow, "edge-1", "online")
-    assert (one.kind, one.queues) == ("edge", ["remote"])
+        (instance,) = wait_states(airflow, name, "online")
+        assert (instance.kind, instance.pid, instance.running) == ("celery", component.pid, 0)
+        airflow.wait_for(lambda: instances(airflow, name)[0].queues == ["default", name], 60, "its queues")  # noqa: B023
+    (instance,) = wait_states(airflow, "edge-1", "online")
+    assert (instance.kind, instance.queues) == ("edge", ["remote"])
     assert airflow.sql("SELECT count(*) AS n FROM worker_insight_attempt") == [{"n": 0}]
 
 
-def test_one_that_is_stopped_in_order_is_offline(airflow: Deployment) -> None:
+def test_worker_shut_down_gracefully_is_offline(airflow: Deployment) -> None:
     for name in ("w1", "edge-1"):
         airflow.stop(name)
-        (one,) = wait_states(airflow, name, "offline")
-        assert one.has_ended
-        assert history(airflow, one) == ["offline"]
+        (instance,) = wait_states(airflow, name, "offline")
+        assert instance.has_ended
+        assert history(airflow, instance) == ["offline"]
 
 
-def test_one_that_is_killed_with_a_running_try_is_lost(airflow: Deployment) -> None:
+def test_worker_killed_with_a_running_try_is_lost(airflow: Deployment) -> None:
     run_id = airflow.trigger("held_on_w2")
     airflow.wait_for(lambda: witnessed(airflow, "held_on_w2", run_id), 120, "the try to start")
-    airflow.wait_for(lambda: lives(airflow, "w2")[0].running == 1, 60, "its try to be counted")
+    airflow.wait_for(lambda: instances(airflow, "w2")[0].running == 1, 60, "its try to be counted")
     airflow.kill("w2", descendants=True)
-    (one,) = wait_states(airflow, "w2", "lost")
-    assert one.has_ended
-    assert history(airflow, one) == ["unresponsive", "lost"]
-    # The try that it took along: it names the worker, and has not ended.
+    (instance,) = wait_states(airflow, "w2", "lost")
+    assert instance.has_ended
+    assert history(airflow, instance) == ["unresponsive", "lost"]
+    # Its running try names the worker and has not ended.
     ((_, attempt),) = attempts(airflow, "held_on_w2", run_id).items()
-    assert [worker.pid for worker in attempt.workers] == [one.pid]
+    assert [worker.pid for worker in attempt.workers] == [instance.pid]
     assert not attempt.closed
 
 
-def test_one_that_is_restarted_is_a_new_life_under_the_same_name(airflow: Deployment) -> None:
+def test_restarted_worker_is_a_new_instance_under_the_same_name(airflow: Deployment) -> None:
     started = airflow.start("celery worker", "--queues", "default,w2", name="w2")
     old, new = wait_states(airflow, "w2", "lost", "online")
     assert (old.name, old.worker_id != new.worker_id, new.pid) == (new.name, True, started.pid)
     (attempt,) = airflow.sql(
         "SELECT w.worker_id FROM worker_insight_attempt a JOIN worker_insight_worker w ON w.id = a.worker_ref"
     )
-    assert attempt["worker_id"] == old.worker_id, "the old one is still reachable from its try"
+    assert attempt["worker_id"] == old.worker_id, "the try still names the old instance"
     airflow.start("edge worker", "--queues", "remote", name="edge-1")
     wait_states(airflow, "edge-1", "offline", "online")
 
 
-def test_its_first_try_is_of_the_life_that_was_known_before(airflow: Deployment) -> None:
-    """One row for what the engine and the worker itself tell."""
+def test_first_try_belongs_to_the_instance_already_known(airflow: Deployment) -> None:
+    """Celery and the worker's own report share one row."""
     before = fleet(airflow)
     airflow.write_dag(
         "once_on_w2", HELD_ON_W2.replace("held_on_w2", "once_on_w2").replace("while ", "while False and ")
@@ -202,9 +205,9 @@ def test_its_first_try_is_of_the_life_that_was_known_before(airflow: Deployment)
     run_id = airflow.trigger("once_on_w2")
     airflow.wait_run("once_on_w2", run_id, expect="success")
     (attempt,) = attempts(airflow, "once_on_w2", run_id).values()
-    (_, life) = lives(airflow, "w2")
-    assert [worker.pid for worker in attempt.workers] == [life.pid]
-    assert [one.worker_id for one in fleet(airflow)] == [one.worker_id for one in before]
+    (_, instance) = instances(airflow, "w2")
+    assert [worker.pid for worker in attempt.workers] == [instance.pid]
+    assert [known.worker_id for known in fleet(airflow)] == [known.worker_id for known in before]
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ def own_redis() -> Iterator[Redis]:
         yield server
 
 
-def test_a_broker_that_is_away_makes_workers_unresponsive_with_the_reason_and_never_lost(
+def test_workers_are_unresponsive_and_never_lost_while_the_broker_is_down(
     airflow_env: Callable[[str], Environment], postgres: Postgres, own_redis: Redis
 ) -> None:
     with Deployment(
@@ -230,34 +233,34 @@ def test_a_broker_that_is_away_makes_workers_unresponsive_with_the_reason_and_ne
         airflow.migrate()
         airflow.start("api-server")
         airflow.start("celery worker", name="w1")
-        (one,) = wait_states(airflow, "w1", "online")
+        (instance,) = wait_states(airflow, "w1", "online")
         server = own_redis._process
         assert server is not None
 
-        # It hangs.
+        # The broker hangs.
         server.send_signal(signal.SIGSTOP)
-        (one,) = wait_states(airflow, "w1", "unresponsive")
-        assert "Celery's broker" in (one.reason or "")
+        (instance,) = wait_states(airflow, "w1", "unresponsive")
+        assert "Celery's broker" in (instance.reason or "")
         server.send_signal(signal.SIGCONT)
-        (one,) = wait_states(airflow, "w1", "online")
-        assert one.reason is None
+        (instance,) = wait_states(airflow, "w1", "online")
+        assert instance.reason is None
 
-        # It is gone, for longer than it takes to be lost.
+        # The broker is down for longer than lost_timeout.
         stop(server)
-        (one,) = wait_states(airflow, "w1", "unresponsive")
-        wait_looks(airflow, round(airflow.seconds("worker_insight.lost_timeout") / INTERVAL) + 2)
-        (one,) = lives(airflow, "w1")
-        assert one.state == "unresponsive"
-        assert "refused" in (one.reason or "")
+        (instance,) = wait_states(airflow, "w1", "unresponsive")
+        wait_polls(airflow, round(airflow.seconds("worker_insight.lost_timeout") / INTERVAL) + 2)
+        (instance,) = instances(airflow, "w1")
+        assert instance.state == "unresponsive"
+        assert "refused" in (instance.reason or "")
         assert airflow.api("GET", "/worker-insight/api/v1/health").ok
         own_redis.start()
-        (one,) = wait_states(airflow, "w1", "online", timeout=120)
-        assert set(history(airflow, one)) == {"unresponsive", "online"}
-        assert one.worker_id == wait_states(airflow, "w1", "online")[0].worker_id
+        (instance,) = wait_states(airflow, "w1", "online", timeout=120)
+        assert set(history(airflow, instance)) == {"unresponsive", "online"}
+        assert instance.worker_id == wait_states(airflow, "w1", "online")[0].worker_id
 
 
-def wait_looks(airflow: Deployment, number: int) -> None:
-    """Wait until so many looks at Celery have come and gone."""
+def wait_polls(airflow: Deployment, number: int) -> None:
+    """Wait until Celery was polled so many times."""
     seen: set[Any] = set()
 
     def enough() -> bool:
@@ -265,20 +268,20 @@ def wait_looks(airflow: Deployment, number: int) -> None:
         seen.add(row["looked_at"])
         return len(seen) > number
 
-    airflow.wait_for(enough, 120, f"{number} looks")
+    airflow.wait_for(enough, 120, f"{number} polls")
 
 
 # --- many servers ----------------------------------------------------------------------------------------------------
 
 
 class Broadcasts:
-    """Counts the broadcasts of Celery's remote control in the broker itself."""
+    """Counts the broadcasts of Celery's remote control in the broker."""
 
     def __init__(self, redis: Redis, broker_url: str) -> None:
         self.times: list[float] = []
         self.commands: Counter[str] = Counter()
         self._listener = redis.client().pubsub()
-        # Redis has one space of channels for all databases: the database is a part of their names.
+        # Channels of Redis span all databases: Celery puts the database into their names.
         self._listener.psubscribe(f"/{broker_url.rpartition('/')[2]}.*celery.pidbox*")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._count, daemon=True)
@@ -308,7 +311,7 @@ def _command(data: bytes) -> str:
 
 
 @pytest.mark.timeout(1800)
-def test_ten_servers_ask_celery_once_per_interval(
+def test_ten_servers_poll_celery_once_per_interval(
     airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis
 ) -> None:
     with Deployment(
@@ -319,7 +322,7 @@ def test_ten_servers_ask_celery_once_per_interval(
         config={**QUICK, "api.workers": "10"},
     ) as airflow:
         airflow.migrate()
-        # Without the app for task processes, which takes each of them many seconds to build.
+        # Without the execution app, which takes each process many seconds to build.
         server = airflow.start("api-server", "--apps", "core", timeout=600)
         airflow.start("celery worker", name="w1")
         airflow.wait_for(lambda: started_serving(server) == 10, 600, "ten serving processes")
@@ -328,12 +331,12 @@ def test_ten_servers_ask_celery_once_per_interval(
         with Broadcasts(redis, airflow._broker) as seen:
             airflow.wait_for(lambda: len(seen.times) >= 10, 120, "ten broadcasts")
         lasted = seen.times[-1] - seen.times[0]
-        # Servers that do not agree ask ten times per interval. (This process may learn of some of them late.)
+        # Uncoordinated servers would poll ten times per interval. (This process may see some of them late.)
         assert len(seen.times) - 1 <= lasted / INTERVAL + 2.5, seen.times
         assert set(seen.commands) <= {"stats", "active_queues"}
         wait_states(airflow, "w1", "online")
 
 
 def started_serving(server: Component) -> int:
-    """Return how many processes of an API server have begun to serve: each has entered its lifespan."""
+    """Count the processes of an API server that have entered their lifespan."""
     return server.output().count("Application startup complete")

@@ -1,4 +1,4 @@
-"""A task that makes up reports, on real Celery workers: what it cannot do to another worker."""
+"""Forged reports of a task, on real Celery workers, cannot change another worker."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import WITNESS, witnessed
-from tests.integration.placing import EXECUTOR, HOST, QUICK, start_workers, wait_consuming
+from airflow_worker_insight.domain.states import AVAILABILITIES
+from tests.integration.placing import EXECUTOR, HOST, QUICK, wait_consuming
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, start_workers, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,24 +50,24 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
     with Deployment(airflow_env("3.3.2"), executor=EXECUTOR, postgres=postgres, redis=redis, config=QUICK) as airflow:
         airflow.write_dag("forging", FORGING)
         airflow.migrate()
-        start_workers(airflow, "w1", "w2")
+        start_workers(airflow, "w1", "w2", wait=False)
         airflow.start_all()
         wait_consuming(airflow, "w1", "w2")
         yield airflow
 
 
-def by_engine(airflow: Deployment) -> dict[str, dict[str, Any]]:
-    """Return the rows that Celery has told of, by their workers."""
+def celery_workers(airflow: Deployment) -> dict[str, dict[str, Any]]:
+    """Return the rows of the workers that Celery listed, by name."""
     rows = airflow.sql("SELECT * FROM worker_insight_worker WHERE engine_heartbeat_at IS NOT NULL ORDER BY id")
     return {row["engine_name"].partition("@")[0]: row for row in rows}
 
 
-DRAINING = 2
-"""As the database has it."""
+DRAINING = AVAILABILITIES.index("draining") + 1
+"""Its number in the database."""
 
 
-def test_a_drained_worker_that_has_run_nothing_stays_what_it_is(airflow: Deployment) -> None:
-    before = airflow.wait_for(lambda: (rows := by_engine(airflow)) and len(rows) == 2 and rows, 90, "both workers")
+def test_forged_reports_leave_a_drained_worker_unchanged(airflow: Deployment) -> None:
+    before = airflow.wait_for(lambda: (rows := celery_workers(airflow)) and len(rows) == 2 and rows, 90, "both workers")
     answer = airflow.api(
         "PATCH",
         f"/worker-insight/api/v1/workers/{before['w2']['worker_id']}",
@@ -93,19 +94,19 @@ def test_a_drained_worker_that_has_run_nothing_stays_what_it_is(airflow: Deploym
     ]
     run_id = airflow.trigger("forging", conf={"forged": forged})
     airflow.wait_run("forging", run_id, timeout=240, expect="success")
-    # Two more looks.
-    seen = by_engine(airflow)["w2"]["engine_heartbeat_at"]
+    # Two more polls.
+    seen = celery_workers(airflow)["w2"]["engine_heartbeat_at"]
     airflow.wait_for(
-        lambda: (by_engine(airflow)["w2"]["engine_heartbeat_at"] - seen).total_seconds() > 6, 90, "two more looks"
+        lambda: (celery_workers(airflow)["w2"]["engine_heartbeat_at"] - seen).total_seconds() > 6, 90, "two more polls"
     )
-    after = by_engine(airflow)
+    after = celery_workers(airflow)
     assert after.keys() == {"w1", "w2"}
     for name in ("id", "worker_id", "reported_id", "name", "engine_name", "pid", "state", "availability", "labels"):
         assert after["w2"][name] == ({**before["w2"], "availability": DRAINING})[name], name
     assert after["w2"]["state"] == 1
-    # All went to the other one.
-    lives = {life for lives in witnessed(airflow, "forging", run_id).values() for life in lives}
-    assert lives == {"w1"}
+    # All tasks ran on the other worker.
+    instances = {instance for instances in witnessed(airflow, "forging", run_id).values() for instance in instances}
+    assert instances == {"w1"}
     real = {
         row["engine_name"]
         for row in airflow.sql(
@@ -131,8 +132,11 @@ def test_a_drained_worker_that_has_run_nothing_stays_what_it_is(airflow: Deploym
     def both_ran() -> bool:
         run_id = airflow.trigger("forging", conf={"forged": []})
         airflow.wait_run("forging", run_id, timeout=240, expect="success")
-        return {life for lives in witnessed(airflow, "forging", run_id).values() for life in lives} == {"w1", "w2"}
+        return {instance for instances in witnessed(airflow, "forging", run_id).values() for instance in instances} == {
+            "w1",
+            "w2",
+        }
 
-    airflow.wait_for(both_ran, 300, "w2 to be given work")
-    assert by_engine(airflow)["w2"]["name"] == node
-    assert by_engine(airflow)["w2"]["state"] == 1
+    airflow.wait_for(both_ran, 300, "w2 to get tasks")
+    assert celery_workers(airflow)["w2"]["name"] == node
+    assert celery_workers(airflow)["w2"]["state"] == 1

@@ -1,4 +1,4 @@
-"""The way of an installation: a history without the package, the package without its tables, then all of it."""
+"""Install into an Airflow with a history: before the migration, after it, and backfilled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import pytest
 
 from tests.integration.accounting import (
     REPORT_KEY,
-    WITNESS,
-    Try,
     airflow_tries,
     assert_rest_agrees,
     attempts,
@@ -25,6 +23,7 @@ from tests.integration.accounting import (
     wait_accounted,
 )
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try
 from tests.support.processes import accepts_connections, free_port
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def run(airflow: Deployment) -> str:
 
 
 def copy_runs(airflow: Deployment, dag_id: str, run_id: str, copies: int) -> None:
-    """Make a long history of one run: the same rows again under other names, all two days ago."""
+    """Copy the rows of a run under other names, all two days ago."""
     before = {
         "run_id": "'copy-' || n",
         "start_date": "start_date - interval '2 days'",
@@ -132,14 +131,13 @@ def airflow(
     bare_airflow_env: Callable[[str], Environment],
     postgres: Postgres,
 ) -> Iterator[Deployment]:
-    """Return a deployment with a history, into which the package was installed: nobody has migrated yet."""
+    """Return a deployment with a history and the package, not yet migrated."""
     with Deployment(bare_airflow_env("3.3.2"), executor="LocalExecutor", postgres=postgres) as airflow:
         airflow.write_dag("history", DAG)
         airflow.migrate()
         airflow.start_all()
         copy_runs(airflow, "history", run(airflow), COPIES)
-        for name in ("scheduler", "api-server", "dag-processor"):
-            airflow.stop(name)
+        airflow.stop("scheduler", "api-server", "dag-processor")
 
         airflow.environment = airflow_env("3.3.2")
         airflow.env["PATH"] = f"{airflow.environment.bin}{os.pathsep}{airflow.env['PATH']}"
@@ -153,43 +151,45 @@ def migrated(airflow: Deployment) -> Deployment:
     return airflow
 
 
-def test_tasks_do_not_notice_that_the_tables_are_missing(airflow: Deployment) -> None:
+def test_tasks_succeed_while_the_tables_are_missing(airflow: Deployment) -> None:
     assert tables(airflow) == []
     run_id = run(airflow)
     assert {key: row["state"] for key, row in airflow_tries(airflow, "history", run_id).items()} == STATES
-    # The scheduler has tried its best by the time it says so.
-    airflow.wait_for(lambda: "reconcile" in str(mentions(airflow)), 90, "the scheduler to say what is wrong")
+    # The scheduler warns once its reconcile has failed.
+    airflow.wait_for(lambda: "reconcile" in str(mentions(airflow)), 90, "the scheduler to warn")
     answer = airflow.api("GET", "/worker-insight/api/v1/attempts")
     assert answer.status_code == 503
     assert "airflow db migrate" in answer.json()["detail"]
-    # One warning of each process that needed the tables, each with what to do; none in a task's log.
+    # One warning for each process that needed the tables, with the remedy; none in a task log.
     warnings = mentions(airflow)
     assert sorted(warning.partition(":")[0] for warning in warnings) == ["api-server.log", "scheduler.log"]
     assert all("airflow db migrate" in warning for warning in warnings)
 
-    # The reports have waited: once there are tables nothing is lost. The API server takes them, or the command.
+    # The reports waited as XComs: with the tables, the API server or the command claims them.
     airflow.airflow("db", "migrate")
     airflow.run("airflow-worker-insight", "reconcile", "--dag-id", "history", "--run-id", run_id)
     recorded = wait_accounted(airflow, "history", run_id)
-    # Airflow itself clears the XComs of a task, and with them the report of its first try, when the next one starts.
-    assert {key for key, one in recorded.items() if one.attribution == "inferred"} == {Try("fails_first", -1, 1)}
+    # When the next try starts, Airflow clears the XComs of a task, and with them the report of its first try.
+    assert {key for key, attempt in recorded.items() if attempt.attribution == "inferred"} == {
+        Try("fails_first", -1, 1)
+    }
     assert attributions(recorded)["reported"] == 3
     scheduler = airflow.components["scheduler"].pid
-    assert {(one.worker.pid, one.worker.hostname) for one in recorded.values()} == {(scheduler, HOST)}
+    assert {(attempt.worker.pid, attempt.worker.hostname) for attempt in recorded.values()} == {(scheduler, HOST)}
     assert left_in_xcom(airflow, "history", run_id) == []
-    # An API server that has found no tables looks again some seconds later.
+    # An API server that found no tables checks again some seconds later.
     airflow.wait_for(
         lambda: airflow.api("GET", "/worker-insight/api/v1/attempts").status_code == 200, 30, "the tables to be seen"
     )
     assert_rest_agrees(airflow, "history", run_id)
 
 
-def test_backfill_of_a_history(migrated: Deployment) -> None:
+def test_interrupted_backfill_resumes_and_completes(migrated: Deployment) -> None:
     airflow = migrated
     runs = [f"copy-{number}" for number in range(1, COPIES + 1)]
     assert not any(attempts(airflow, "history", run_id) for run_id in runs)
 
-    # Somebody presses Ctrl-C while the second batch of Dag runs is being written.
+    # Ctrl-C while backfill writes its second batch of Dag runs.
     airflow.sql(
         "CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN IF NEW.run_id = 'copy-120' THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END $$"
@@ -214,7 +214,7 @@ def test_backfill_of_a_history(migrated: Deployment) -> None:
     assert "100 Dag runs" in printed
     go_on = re.search(r"go on with: (.+)", printed)
     assert go_on is not None, printed
-    # The first batch holds the run that was copied, too.
+    # The first batch also holds the original run.
     assert sum(bool(attempts(airflow, "history", run_id)) for run_id in runs) == 99
 
     airflow.sql("DROP TRIGGER takes_long ON worker_insight_attempt")
@@ -222,9 +222,9 @@ def test_backfill_of_a_history(migrated: Deployment) -> None:
     assert re.search(rf"\b5\d Dag runs: {51 * len(STATES)} tries added", resumed), resumed
     for run_id in runs:
         recorded = attempts(airflow, "history", run_id)
-        assert {key: one.state for key, one in recorded.items()} == STATES
-        assert {one.attribution for one in recorded.values()} == {"backfilled"}
-        assert {(one.worker.hostname, one.worker.kind) for one in recorded.values()} == {(HOST, "local")}
+        assert {key: attempt.state for key, attempt in recorded.items()} == STATES
+        assert {attempt.attribution for attempt in recorded.values()} == {"backfilled"}
+        assert {(attempt.worker.hostname, attempt.worker.kind) for attempt in recorded.values()} == {(HOST, "local")}
     assert_rest_agrees(airflow, "history", runs[-1])
 
     before = airflow.sql("SELECT * FROM worker_insight_attempt ORDER BY run_key, task_key, try_number, worker_ref")
@@ -235,12 +235,11 @@ def test_backfill_of_a_history(migrated: Deployment) -> None:
     )
 
 
-def test_an_api_server_that_serves_tasks_only(migrated: Deployment) -> None:
-    """An API server for the tasks alone loads no plugin: nothing claims there, reports wait for reconciling."""
+def test_reports_wait_for_reconcile_where_the_api_server_loads_no_plugin(migrated: Deployment) -> None:
+    """An API server with only the execution app loads no plugin, so nothing claims there."""
     airflow = migrated
     port = free_port()
-    for name in ("scheduler", "api-server"):
-        airflow.stop(name)
+    airflow.stop("scheduler", "api-server")
     airflow.start("api-server", "--apps", "core")
     airflow.start("api-server", "--apps", "execution", "--port", str(port), name="server for tasks")
     airflow.wait_for(lambda: accepts_connections(port), 60, "the server for tasks")

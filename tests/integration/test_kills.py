@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever: every try is accounted for, and none names a worker that did not run it."""
+"""Every try is accounted for, and none names a wrong worker, whatever is killed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.integration.accounting import (
-    LIFE,
-    WITNESS,
-    Try,
-    attributions,
-    start_worker,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import attributions, wait_accounted
 from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment
+from tests.support.fleet import INSTANCE, WITNESS, Try, start_worker, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +56,7 @@ import os
 
 from airflow.sdk import dag, task
 
-if {LIFE!r} in os.environ:
+if {INSTANCE!r} in os.environ:
     raise ImportError("this file cannot be imported here")
 
 
@@ -125,33 +118,33 @@ under_fire()
 )
 
 
-class Lives:
-    """The workers of this module: each life under a name of its own, with its process."""
+class WorkerInstances:
+    """The started worker instances, each with a name of its own and its process ID."""
 
     def __init__(self, airflow: Deployment) -> None:
         self.airflow = airflow
         self.pids: dict[str, int] = {}
 
     def start(self, name: str, *, wait: bool = True) -> None:
-        life = f"{name}, life {len(self.pids)}"
-        component = start_worker(self.airflow, name, "--queues", f"default,{name}", life=life, wait=wait)
-        self.pids[life] = component.pid
+        instance = f"{name}, instance {len(self.pids)}"
+        component = start_worker(self.airflow, name, "--queues", f"default,{name}", instance=instance, wait=wait)
+        self.pids[instance] = component.pid
 
-    def assert_never_wrong(self, recorded: Mapping[Try, Attempt], dag_id: str, run_id: str) -> None:
-        """Compare what is said of each try with what the tasks of the run wrote when they began."""
-        lives = witnessed(self.airflow, dag_id, run_id)
-        for key, one in recorded.items():
-            ran_on = {self.pids[life] for life in lives.get(key, ()) if life is not None}
-            for worker in one.workers:
-                assert worker.hostname == HOST, (key, one)
-                assert worker.kind == "celery", (key, one)
+    def assert_matches_witnesses(self, recorded: Mapping[Try, Attempt], dag_id: str, run_id: str) -> None:
+        """Compare the worker of each attempt with what its task wrote when it started."""
+        instances = witnessed(self.airflow, dag_id, run_id)
+        for key, attempt in recorded.items():
+            ran_on = {self.pids[instance] for instance in instances.get(key, ()) if instance is not None}
+            for worker in attempt.workers:
+                assert worker.hostname == HOST, (key, attempt)
+                assert worker.kind == "celery", (key, attempt)
                 if not worker.host_only:
-                    assert worker.pid in (ran_on or set(self.pids.values())), (key, one, lives.get(key))
-            assert not (ran_on and one.attribution in {"never_started", "not_on_a_worker"}), (key, one)
+                    assert worker.pid in (ran_on or set(self.pids.values())), (key, attempt, instances.get(key))
+            assert not (ran_on and attempt.attribution in {"never_started", "not_on_a_worker"}), (key, attempt)
 
 
 @pytest.fixture(scope="module")
-def lives(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Lives]:
+def instances(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[WorkerInstances]:
     with Deployment(
         airflow_env("3.3.2"),
         executor="CeleryExecutor",
@@ -159,7 +152,7 @@ def lives(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: 
         redis=redis,
         config={
             "core.parallelism": "32",
-            # What died is noticed after seconds instead of minutes.
+            # Airflow notices dead processes after seconds, not minutes.
             "scheduler.task_instance_heartbeat_timeout": "15",
             "scheduler.task_instance_heartbeat_timeout_detection_interval": "3",
             "scheduler.task_instance_heartbeat_sec": "3",
@@ -179,17 +172,15 @@ def lives(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: 
         }.items():
             airflow.write_dag(name, source)
         airflow.migrate()
-        lives = Lives(airflow)
+        instances = WorkerInstances(airflow)
         for name in ("w1", "w2"):
-            lives.start(name, wait=False)
+            instances.start(name, wait=False)
         airflow.start_all()
-        for name in ("w1", "w2"):
-            airflow.wait_ready(airflow.components[name])
-        yield lives
+        yield instances
 
 
-def test_tasks_that_are_killed_or_cannot_be_imported(lives: Lives) -> None:
-    airflow = lives.airflow
+def test_killed_and_unimportable_tasks_are_accounted_for(instances: WorkerInstances) -> None:
+    airflow = instances.airflow
     killed_run = airflow.trigger("killed_tasks")
     broken_run = airflow.trigger("breaks_in_the_worker")
     airflow.wait_run("killed_tasks", killed_run, expect="failed")
@@ -197,48 +188,48 @@ def test_tasks_that_are_killed_or_cannot_be_imported(lives: Lives) -> None:
     killed = wait_accounted(airflow, "killed_tasks", killed_run)
     broken = wait_accounted(airflow, "breaks_in_the_worker", broken_run)
 
-    said = {key: (one.state, one.attribution) for key, one in {**killed, **broken}.items()}
+    recorded_ends = {key: (attempt.state, attempt.attribution) for key, attempt in {**killed, **broken}.items()}
     expected: dict[Try, tuple[str, str]] = {
         **{Try("in_its_code", index, 1): ("failed", "reported") for index in range(3)},
         **{Try("in_its_code", index, 2): ("success", "reported") for index in range(3)},
         **{Try("before_its_code", -1, number): ("failed", "inferred") for number in (1, 2)},
         **{Try("never_parsed", -1, number): ("failed", "inferred") for number in (1, 2)},
     }
-    assert said == expected
-    lives.assert_never_wrong(killed, "killed_tasks", killed_run)
-    lives.assert_never_wrong(broken, "breaks_in_the_worker", broken_run)
+    assert recorded_ends == expected
+    instances.assert_matches_witnesses(killed, "killed_tasks", killed_run)
+    instances.assert_matches_witnesses(broken, "breaks_in_the_worker", broken_run)
 
 
-def test_a_worker_that_is_killed_in_mid_run(lives: Lives) -> None:
-    airflow = lives.airflow
+def test_tries_of_a_killed_worker_are_accounted_for(instances: WorkerInstances) -> None:
+    airflow = instances.airflow
     run_id = airflow.trigger("held_on_w2")
     airflow.wait_for(lambda: len(witnessed(airflow, "held_on_w2", run_id)) == 2, 60, "both tasks to run")
     airflow.kill("w2", descendants=True)
-    lives.start("w2")
+    instances.start("w2")
     airflow.wait_run("held_on_w2", run_id, expect="success")
     recorded = wait_accounted(airflow, "held_on_w2", run_id)
 
-    assert {key: (one.state, one.attribution) for key, one in recorded.items()} == {
+    assert {key: (attempt.state, attempt.attribution) for key, attempt in recorded.items()} == {
         **{Try("held", index, 1): ("failed", "reported") for index in range(2)},
         **{Try("held", index, 2): ("success", "reported") for index in range(2)},
     }
-    lives.assert_never_wrong(recorded, "held_on_w2", run_id)
-    # The same name, and two lives of it.
-    workers = {(key.try_number, one.worker.worker_id) for key, one in recorded.items()}
+    instances.assert_matches_witnesses(recorded, "held_on_w2", run_id)
+    # Two instances of one name.
+    workers = {(key.try_number, attempt.worker.worker_id) for key, attempt in recorded.items()}
     assert len(workers) == 2
-    assert {one.worker.name for one in recorded.values()} == {f"w2@{HOST}"}
+    assert {attempt.worker.name for attempt in recorded.values()} == {f"w2@{HOST}"}
 
 
-def test_processes_killed_at_any_moment_while_the_api_server_restarts(lives: Lives) -> None:
-    airflow = lives.airflow
+def test_every_try_is_accounted_for_whatever_process_is_killed(instances: WorkerInstances) -> None:
+    airflow = instances.airflow
     seed = random.randrange(1_000_000)
     print(f"seed {seed}")
     dice = random.Random(seed)
     run_id = airflow.trigger("under_fire")
     airflow.wait_for(lambda: witnessed(airflow, "under_fire", run_id), 60, "the first task to run")
 
-    def shoot() -> bool:
-        """Kill one process of a worker that is busy with a task, in whatever it is doing."""
+    def kill_a_process() -> bool:
+        """Kill a random process of a worker that runs a task."""
         targets = [process for name in ("w1", "w2") for process in processes_of_tasks(airflow, name)]
         if not targets:
             return False
@@ -247,24 +238,24 @@ def test_processes_killed_at_any_moment_while_the_api_server_restarts(lives: Liv
         return True
 
     for _ in range(5):
-        airflow.wait_for(shoot, 60, "a process to kill", interval=dice.random())
+        airflow.wait_for(kill_a_process, 60, "a process to kill", interval=dice.random())
     airflow.kill("api-server", descendants=True)
     airflow.start("api-server")
     for _ in range(5):
-        airflow.wait_for(shoot, 60, "a process to kill", interval=dice.random())
+        airflow.wait_for(kill_a_process, 60, "a process to kill", interval=dice.random())
     airflow.wait_run("under_fire", run_id)
     recorded = wait_accounted(airflow, "under_fire", run_id)
     print(f"{len(recorded)} tries: {attributions(recorded)}")
 
     assert {key.map_index for key in recorded} == set(range(30))
-    # A report can be lost only while the API server is gone, of those few tasks that were about to send it.
+    # Only the few tasks that report while the API server is down may lose their reports.
     began = witnessed(airflow, "under_fire", run_id)
     assert len([key for key in began if recorded[key].attribution != "reported"]) <= 4
-    lives.assert_never_wrong(recorded, "under_fire", run_id)
+    instances.assert_matches_witnesses(recorded, "under_fire", run_id)
 
 
 def processes_of_tasks(airflow: Deployment, worker: str) -> list[psutil.Process]:
-    """Return the processes of a worker that are busy with a task: pool processes with a child, and these children."""
+    """Return the processes of a worker that run a task: pool processes and their children."""
     found: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for pool_process in psutil.Process(airflow.components[worker].pid).children():

@@ -1,4 +1,4 @@
-"""LocalExecutor on SQLite: 200 tries, and every way in which a task can end without a plain run on a worker."""
+"""LocalExecutor on SQLite: 200 tries, and every other way in which a task can end."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ import pytest
 from tests.conftest import REQUIRE_ALL
 from tests.integration.accounting import (
     REPORT_KEY,
-    WITNESS,
-    Try,
     assert_rest_agrees,
     attempts,
     attributions,
     left_in_xcom,
     mentions,
     wait_accounted,
-    witnessed,
 )
 from tests.integration.dags import STATES_OF_THE_200, TWO_HUNDRED_TRIES
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -198,13 +196,13 @@ def airflow(airflow_env: Callable[[str], Environment]) -> Iterator[Deployment]:
         airflow_env("3.3.2"),
         executor="LocalExecutor",
         config={
-            # Nothing changes in these files, but a locked database can cost the first try to store a Dag.
+            # These files do not change, but a locked database can fail the first try to store a Dag.
             "dag_processor.min_file_process_interval": "30",
             "workers.min_heartbeat_interval": "1",
             "scheduler.task_instance_heartbeat_sec": "1",
         },
     ) as airflow:
-        # What is put there comes before the commands of the machine.
+        # Comes before the commands of the machine.
         (airflow.home / "bin").mkdir()
         airflow.env["PATH"] = f"{airflow.home / 'bin'}{os.pathsep}{airflow.env['PATH']}"
         for name, source in {
@@ -219,36 +217,36 @@ def airflow(airflow_env: Callable[[str], Environment]) -> Iterator[Deployment]:
         yield airflow
 
 
-def test_200_tries(airflow: Deployment) -> None:
+def test_each_of_200_tries_names_the_scheduler(airflow: Deployment) -> None:
     run_id = airflow.trigger("two_hundred")
     airflow.wait_run("two_hundred", run_id, timeout=400, expect="success")
     recorded = wait_accounted(airflow, "two_hundred", run_id)
 
-    assert {key: one.state for key, one in recorded.items()} == STATES_OF_THE_200
+    assert {key: attempt.state for key, attempt in recorded.items()} == STATES_OF_THE_200
     assert attributions(recorded) == {"reported": 200}
     # The worker of LocalExecutor is its scheduler.
-    assert {(one.worker.kind, one.worker.pid) for one in recorded.values()} == {
+    assert {(attempt.worker.kind, attempt.worker.pid) for attempt in recorded.values()} == {
         ("local", airflow.components["scheduler"].pid)
     }
-    assert len({one.worker.worker_id for one in recorded.values()}) == 1
-    assert {one.worker.process_count for one in recorded.values()} == {1}
+    assert len({attempt.worker.worker_id for attempt in recorded.values()}) == 1
+    assert {attempt.worker.process_count for attempt in recorded.values()} == {1}
     assert left_in_xcom(airflow, "two_hundred", run_id) == []
     assert mentions(airflow) == []
     assert_rest_agrees(airflow, "two_hundred", run_id)
 
 
-def test_every_way_to_end(airflow: Deployment) -> None:
+def test_every_end_state_is_accounted_for(airflow: Deployment) -> None:
     run_id = airflow.trigger("all_kinds")
     airflow.wait_run("all_kinds", run_id)
     recorded = wait_accounted(airflow, "all_kinds", run_id)
 
     processes = {
         (key.task_id, key.map_index): (
-            one.state,
-            one.attribution,
-            one.worker.process_count if one.workers else 0,
+            attempt.state,
+            attempt.attribution,
+            attempt.worker.process_count if attempt.workers else 0,
         )
-        for key, one in recorded.items()
+        for key, attempt in recorded.items()
     }
     assert processes == {
         ("deferred", -1): ("success", "reported", 2),
@@ -264,19 +262,19 @@ def test_every_way_to_end(airflow: Deployment) -> None:
         ("not_chosen", -1): ("skipped", "not_on_a_worker", 0),
         ("after_failure", -1): ("upstream_failed", "not_on_a_worker", 0),
     }
-    # As many processes as the tasks themselves counted.
-    assert {key: len(lives) for key, lives in witnessed(airflow, "all_kinds", run_id).items()} == {
-        key: one.worker.process_count for key, one in recorded.items() if one.workers
+    # As many processes as the tasks wrote.
+    assert {key: len(instances) for key, instances in witnessed(airflow, "all_kinds", run_id).items()} == {
+        key: attempt.worker.process_count for key, attempt in recorded.items() if attempt.workers
     }
     assert {row["key"] for row in left_in_xcom(airflow, "all_kinds", run_id)} & {REPORT_KEY} == set()
     assert_rest_agrees(airflow, "all_kinds", run_id)
 
 
-def test_states_that_a_person_sets(airflow: Deployment) -> None:
+def test_state_set_by_a_user_closes_the_attempt(airflow: Deployment) -> None:
     run_id = airflow.trigger("held")
     airflow.wait_for(lambda: len(witnessed(airflow, "held", run_id)) == 2, 60, "both tasks to run")
     running = attempts(airflow, "held", run_id)
-    assert {(one.state, one.attribution) for one in running.values()} == {("running", "reported")}
+    assert {(attempt.state, attempt.attribution) for attempt in running.values()} == {("running", "reported")}
 
     for task_id in ("set_by_hand", "never_reached"):
         answer = airflow.api(
@@ -284,7 +282,7 @@ def test_states_that_a_person_sets(airflow: Deployment) -> None:
         )
         assert answer.status_code == 200, answer.text
     by_hand = Try("set_by_hand", -1, 1)
-    # It is closed although its run goes on, and stays with the worker that ran it.
+    # It is closed while its run goes on, and keeps its worker.
     airflow.wait_for(
         lambda: attempts(airflow, "held", run_id)[by_hand].closed, 30, "the attempt set by hand to be closed"
     )
@@ -294,28 +292,28 @@ def test_states_that_a_person_sets(airflow: Deployment) -> None:
     (airflow.home / "release").touch()
     airflow.wait_run("held", run_id, expect="success")
     recorded = wait_accounted(airflow, "held", run_id)
-    assert {key.task_id: (one.state, one.attribution) for key, one in recorded.items()} == {
+    assert {key.task_id: (attempt.state, attempt.attribution) for key, attempt in recorded.items()} == {
         "set_by_hand": ("success", "reported"),
         "holds_the_run": ("success", "reported"),
         "never_reached": ("success", "not_on_a_worker"),
     }
 
 
-def test_a_run_that_a_person_fails(airflow: Deployment) -> None:
+def test_run_failed_by_a_user_is_accounted_for(airflow: Deployment) -> None:
     (airflow.home / "release").unlink(missing_ok=True)
     run_id = airflow.trigger("held")
     airflow.wait_for(lambda: len(witnessed(airflow, "held", run_id)) == 2, 60, "both tasks to run")
     answer = airflow.api("PATCH", f"/dags/held/dagRuns/{run_id}", json={"state": "failed"})
     assert answer.status_code == 200, answer.text
     recorded = wait_accounted(airflow, "held", run_id)
-    assert {key.task_id: (one.state, one.attribution) for key, one in recorded.items()} == {
+    assert {key.task_id: (attempt.state, attempt.attribution) for key, attempt in recorded.items()} == {
         "set_by_hand": ("failed", "reported"),
         "holds_the_run": ("failed", "reported"),
         "never_reached": ("skipped", "not_on_a_worker"),
     }
 
 
-def test_run_as_another_user_is_the_same_worker(airflow: Deployment) -> None:
+def test_run_as_user_keeps_the_worker(airflow: Deployment) -> None:
     let_sudo_work(airflow)
     run_id = airflow.trigger("as_another_user")
     airflow.wait_run("as_another_user", run_id, expect="success")
@@ -328,7 +326,7 @@ def test_run_as_another_user_is_the_same_worker(airflow: Deployment) -> None:
 
 
 def let_sudo_work(airflow: Deployment) -> None:
-    """Make tasks run under sudo, as the other user where this machine's interpreter lets it, or skip the test."""
+    """Make ``run_as_user`` work on this machine, or skip the test."""
     sudo = shutil.which("sudo")
     if sudo is None or subprocess.run([sudo, "-n", "-u", OTHER_USER, "true"], check=False).returncode != 0:
         reason = f"run_as_user needs root, sudo and the user {OTHER_USER}: apt-get install sudo"
@@ -337,19 +335,19 @@ def let_sudo_work(airflow: Deployment) -> None:
         pytest.skip(reason)
     python = [airflow.environment.python, "-c", "pass"]
     if subprocess.run([sudo, "-n", "-u", OTHER_USER, *python], check=False, capture_output=True).returncode != 0:
-        # The interpreter is private to this user (in a home folder, say): all is the same but who the new user is.
+        # The interpreter is private to this user (in a home folder, say): use sudo, but stay this user.
         shim = airflow.home / "bin" / "sudo"
         shim.write_text(f'#!/bin/sh\nshift 4\nexec {sudo} -n -E -H -u "$(id -un)" "$@"\n')
         shim.chmod(0o755)
-    # The other user must be able to read the Dags and to write the log and what its task testifies.
+    # The other user must read the Dags and write the log and the witness file.
     airflow.home.chmod(0o755)
     airflow.logs_folder.chmod(0o777)
     (airflow.home / "witness.jsonl").touch()
     (airflow.home / "witness.jsonl").chmod(0o666)
 
 
-def test_what_runs_in_a_persons_own_process_leaves_nothing(airflow_env: Callable[[str], Environment]) -> None:
-    # A scheduler beside it would take the run for its own.
+def test_in_process_runs_record_nothing(airflow_env: Callable[[str], Environment]) -> None:
+    # No scheduler: it would run the same tasks.
     with Deployment(airflow_env("3.3.2")) as airflow:
         file = airflow.write_dag("in_process", IN_PROCESS)
         airflow.migrate()

@@ -1,4 +1,4 @@
-"""The executor with named workers on the scheduler's machine: where tasks go, and what becomes of them."""
+"""The local executor with named workers: where tasks run, and what happens to them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.accounting import WITNESS, Try, attempts, wait_accounted, witnessed
+from tests.integration.accounting import attempts, wait_accounted
 from tests.integration.test_versions import DB_MANAGER
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,10 +45,10 @@ try:
 except ImportError:
     from airflow.decorators import dag, task
 
-# The name that the executor gave to the process: by it the task testifies.
+# The worker name that the executor gave to the process; the task writes it.
 NAME = os.environ.get("AIRFLOW__WORKER_INSIGHT__WORKER_NAME", "plain")
-os.environ["TEST_WORKER_LIFE"] = NAME
-# Of the tasks of a Dag whose executor is one of several.
+os.environ["TEST_WORKER_INSTANCE"] = NAME
+# Set where the executor is one of several.
 EXECUTOR = {{}}
 
 
@@ -72,8 +73,8 @@ def many():
     @task(retries=1, retry_delay=0, **EXECUTOR)
     def short(number, **context):
         witness(context)
-        go = os.path.join(os.environ["AIRFLOW_HOME"], context["run_id"])
-        while context["params"]["hold"] and not os.path.exists(go):
+        released = os.path.join(os.environ["AIRFLOW_HOME"], context["run_id"])
+        while context["params"]["hold"] and not os.path.exists(released):
             time.sleep(0.1)
 
     short.expand(number=list(range(6)))
@@ -92,21 +93,21 @@ def dag(**executor: str) -> str:
 def ran_on(airflow: Deployment, dag_id: str, run_id: str, task_id: str, try_number: int | None = None) -> Counter[str]:
     found = witnessed(airflow, dag_id, run_id)
     return Counter(
-        str(lives[-1])
-        for key, lives in found.items()
+        str(instances[-1])
+        for key, instances in found.items()
         if key.task_id == task_id and try_number in (None, key.try_number)
     )
 
 
 def workers(airflow: Deployment, name: str | None = None) -> list[dict[str, Any]]:
-    """Return the workers of the scheduler that was started last."""
+    """Return the workers of the running scheduler."""
     answer = airflow.api("GET", "/worker-insight/api/v1/workers", params={"limit": 1000})
     assert answer.ok, answer.text
     pid = airflow.components["scheduler"].pid
     return [row for row in answer.json()["workers"] if row["pid"] == pid and name in (None, row["name"])]
 
 
-def decide(airflow: Deployment, name: str, availability: str) -> None:
+def set_availability(airflow: Deployment, name: str, availability: str) -> None:
     (row,) = workers(airflow, name)
     answer = airflow.api(
         "PATCH",
@@ -121,8 +122,8 @@ def details(airflow: Deployment, run_id: str) -> list[str]:
     return [str(row["detail"]) for row in rows]
 
 
-def go(airflow: Deployment, run_id: str) -> None:
-    """Let the tasks of a run that holds them do what they have to do."""
+def release(airflow: Deployment, run_id: str) -> None:
+    """Let the held tasks of a run go on."""
     (airflow.home / run_id).touch()
 
 
@@ -137,15 +138,15 @@ def deployment(airflow_env: Callable[[str], Environment], postgres: Postgres) ->
 
 @pytest.fixture
 def airflow(deployment: Deployment) -> Iterator[Deployment]:
-    """Have a test that failed leave the next one a scheduler, workers that are available, and all of their places."""
+    """Restore a scheduler, available workers and free slots after a failed test."""
     yield deployment
     if not deployment.components["scheduler"].alive:
         deployment.start("scheduler")
     for row in deployment.wait_for(lambda: workers(deployment), 30, "workers"):
         if row["availability"] != "available":
-            decide(deployment, row["name"], "available")
+            set_availability(deployment, row["name"], "available")
     for row in deployment.sql("SELECT run_id FROM dag_run"):
-        go(deployment, row["run_id"])
+        release(deployment, row["run_id"])
     unfinished = "SELECT 1 FROM dag_run WHERE state IN ('queued', 'running')"
     deployment.wait_for(lambda: not deployment.sql(unfinished), 120, "all runs to end")
 
@@ -167,13 +168,13 @@ def test_tasks_are_spread_and_each_try_is_reported_with_its_worker(airflow: Depl
     assert min(spread["w1"], spread["w2"]) >= 2, spread
     recorded = wait_accounted(airflow, "many", run_id)
     said = witnessed(airflow, "many", run_id)
-    assert {key: (one.attribution, one.worker.name) for key, one in recorded.items()} == {
-        key: ("reported", lives[0]) for key, lives in said.items()
+    assert {key: (attempt.attribution, attempt.worker.name) for key, attempt in recorded.items()} == {
+        key: ("reported", instances[0]) for key, instances in said.items()
     }
-    assert {one.worker.worker_id: one.worker.name for one in recorded.values()} == before
+    assert {attempt.worker.worker_id: attempt.worker.name for attempt in recorded.values()} == before
 
 
-def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
+def test_each_retry_avoids_the_worker_that_failed_it(airflow: Deployment) -> None:
     run_id = airflow.trigger("placed")
     airflow.wait_run("placed", run_id, expect="success")
     first, second = (ran_on(airflow, "placed", run_id, "picky", number) for number in (1, 2))
@@ -181,8 +182,8 @@ def test_each_first_retry_succeeds_elsewhere(airflow: Deployment) -> None:
     assert second == {"w2": first["w1"]}, details(airflow, run_id)
 
 
-def test_a_person_decides_who_gets_work(airflow: Deployment) -> None:
-    decide(airflow, "w1", "quarantined")
+def test_quarantined_worker_gets_no_new_task(airflow: Deployment) -> None:
+    set_availability(airflow, "w1", "quarantined")
 
     # The scheduler reads it within some seconds.
     def all_on_w2() -> bool:
@@ -192,31 +193,31 @@ def test_a_person_decides_who_gets_work(airflow: Deployment) -> None:
 
     airflow.wait_for(all_on_w2, 60, "a run without w1")
 
-    decide(airflow, "w2", "quarantined")
+    set_availability(airflow, "w2", "quarantined")
     run_id = airflow.trigger("many", conf={"hold": True})
 
     def waiting() -> list[str]:
         return [detail for detail in details(airflow, run_id) if "is available" in detail]
 
-    (detail, *_) = airflow.wait_for(waiting, 60, "a task to wait for anybody")
+    (detail, *_) = airflow.wait_for(waiting, 60, "a task to wait for a worker")
     assert detail.startswith("waits: no worker of the queue default is available; left out: ")
     assert f"w1@{HOST}" in detail
     assert "(quarantined)" in detail
 
-    decide(airflow, "w1", "available")
-    airflow.wait_for(lambda: ran_on(airflow, "many", run_id, "short")["w1"], 60, "w1 to get work again")
-    decide(airflow, "w2", "available")
-    go(airflow, run_id)
+    set_availability(airflow, "w1", "available")
+    airflow.wait_for(lambda: ran_on(airflow, "many", run_id, "short")["w1"], 60, "w1 to get tasks again")
+    set_availability(airflow, "w2", "available")
+    release(airflow, run_id)
     airflow.wait_run("many", run_id, expect="success")
     assert sum(ran_on(airflow, "many", run_id, "short").values()) == 6
 
 
-def test_a_scheduler_that_is_killed_leaves_nothing_behind(airflow: Deployment) -> None:
+def test_workers_of_a_killed_scheduler_are_lost_and_replaced(airflow: Deployment) -> None:
     before = workers(airflow)
     run_id = airflow.trigger("many", conf={"hold": True})
-    airflow.wait_for(lambda: len(witnessed(airflow, "many", run_id)) == 4, 60, "all places to be taken")
+    airflow.wait_for(lambda: len(witnessed(airflow, "many", run_id)) == 4, 60, "all slots to be taken")
     airflow.kill("scheduler", descendants=True)
-    go(airflow, run_id)
+    release(airflow, run_id)
     airflow.start("scheduler")
     after = airflow.wait_for(lambda: workers(airflow), 30, "workers")
     assert {row["name"] for row in after} == {"w1", "w2"}
@@ -234,7 +235,7 @@ def test_a_scheduler_that_is_killed_leaves_nothing_behind(airflow: Deployment) -
 
 
 @pytest.mark.parametrize("version", ["2.11.2", "3.0.6", "3.1.8", "3.2.2", "3.3.2"])
-def test_tasks_are_spread_and_retries_go_elsewhere(
+def test_tasks_are_spread_and_retries_avoid_the_worker_that_failed_them(
     airflow_env: Callable[[str], Environment], postgres: Postgres, version: str
 ) -> None:
     # On the newest it is one of several executors.
@@ -246,8 +247,6 @@ def test_tasks_are_spread_and_retries_go_elsewhere(
     with Deployment(airflow_env(version), executor=executor, postgres=postgres, config=config) as airflow:
         airflow.write_dag("placed", dag(executor="placed") if is_newest else dag())
         airflow.migrate()
-        if version == "2.11.2":
-            airflow.run("airflow-worker-insight", "db", "migrate")
         airflow.start_all()
         run_id = airflow.trigger("placed")
         airflow.wait_run("placed", run_id, expect="success")
@@ -256,10 +255,10 @@ def test_tasks_are_spread_and_retries_go_elsewhere(
         assert sum(first.values()) == 6
         assert second == {"w2": first["w1"]}, details(airflow, run_id)
         recorded = wait_accounted(airflow, "placed", run_id)
-        assert {one.attribution for one in recorded.values()} == {"reported"}
+        assert {attempt.attribution for attempt in recorded.values()} == {"reported"}
         names = {row["engine_name"] for row in airflow.sql("SELECT * FROM worker_insight_worker WHERE NOT host_only")}
         own = {f"w1@{HOST}", f"w2@{HOST}"}
         assert names == (own | {f"local@{HOST}"} if is_newest else own)
         if is_newest:
             assert recorded[Try("other", -1, 1)].worker.name == f"local@{HOST}"
-            assert {one.worker.kind for one in attempts(airflow, "placed", run_id).values()} == {"local"}
+            assert {attempt.worker.kind for attempt in attempts(airflow, "placed", run_id).values()} == {"local"}

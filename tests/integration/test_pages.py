@@ -1,4 +1,4 @@
-"""Workers, one worker and attempts in a real browser, with real Celery workers.
+"""The pages Workers, Worker and Attempts in a real browser, with real Celery workers.
 
 ``WORKER_INSIGHT_PICTURES=docs/images`` renews the pictures of the documentation.
 """
@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 
 from tests.support.browser import PAGE_LIMIT, BrowserUser
 from tests.support.deployment import Deployment
+from tests.support.fleet import start_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ ATTEMPTS = "/worker-insight/attempts"
 
 @pytest.fixture(scope="module")
 def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis: Redis) -> Iterator[Deployment]:
-    """Run an Airflow that is looked at often, as yet without workers."""
+    """Run an Airflow that polls its workers often; no worker runs yet."""
     with Deployment(
         airflow_env("3.3.2"),
         executor="CeleryExecutor",
@@ -84,9 +85,9 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
         redis=redis,
         config={
             "worker_insight.refresh_interval": "2",
-            # A busy machine must not look like a lost worker.
-            "worker_insight.heartbeat_timeout": "30",
-            "worker_insight.lost_timeout": "45",
+            # On a busy machine a live worker must not become lost.
+            "worker_insight.heartbeat_timeout": "15",
+            "worker_insight.lost_timeout": "22",
             "worker_insight.worker_labels": "region=eu-west-1,zone=a",
         },
     ) as deployment:
@@ -98,27 +99,25 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
 
 @pytest.fixture(scope="module")
 def fleet(airflow: Deployment) -> dict[str, str]:
-    """Have two workers with finished tries and one that runs; return their IDs by name."""
-    workers = [airflow.start("celery worker", name=name, wait=False) for name in ("w1", "w2")]
-    for worker in workers:
-        airflow.wait_ready(worker)
+    """Start two workers with finished tries and a running one; return their IDs by name."""
+    start_workers(airflow, "w1", "w2")
     airflow.run_to_end("sales", tries=7)
     airflow.trigger("night")
 
     def online() -> dict[str, str]:
         found = airflow.api("GET", "/worker-insight/api/v1/workers?state=online").json()["workers"]
-        return {one["name"].partition("@")[0]: one["worker_id"] for one in found}
+        return {worker["name"].partition("@")[0]: worker["worker_id"] for worker in found}
 
     return airflow.wait_for(lambda: {"w1", "w2"} <= (found := online()).keys() and found, 120, "both workers")
 
 
 @pytest.fixture
 def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
-    with BrowserUser(browser, airflow) as one:
-        yield one
-        assert not one.foreign_requests
-        assert not one.uncaught
-        assert not [error for error in one.errors if "Content Security Policy" in error]
+    with BrowserUser(browser, airflow) as user:
+        yield user
+        assert not user.foreign_requests
+        assert not user.uncaught
+        assert not [error for error in user.errors if "Content Security Policy" in error]
 
 
 def picture(person: BrowserUser, name: str, **options: object) -> None:
@@ -127,8 +126,8 @@ def picture(person: BrowserUser, name: str, **options: object) -> None:
         person.screenshot(Path(folder) / f"{name}.png", **options)  # type: ignore[arg-type]
 
 
-def asked(page: Page | Frame) -> dict[str, str]:
-    """Return what the address asks for."""
+def query_params(page: Page | Frame) -> dict[str, str]:
+    """Return the query parameters of the URL."""
     return {name: values[-1] for name, values in parse_qs(urlsplit(page.url).query).items()}
 
 
@@ -136,12 +135,12 @@ def names(page: Page | Frame) -> list[str]:
     return [text.partition("@")[0] for text in page.locator("#wi-list tbody .wi-name").all_inner_texts()]
 
 
-#: Where the link leads that the keyboard is on.
+#: The address of the focused link.
 FOCUSED = "document.activeElement.getAttribute('href')"
 
 
 def refresh(page: Page) -> None:
-    """Have the page ask again now, as it does for one who comes back to it."""
+    """Make the page refresh itself now, as when a user returns to it."""
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
@@ -152,7 +151,7 @@ def is_wider_than_the_window(page: Page) -> bool:
 # --- an empty installation ------------------------------------------------------------------------------------------
 
 
-def test_an_empty_installation_says_why_and_fills_in_by_itself(airflow: Deployment, person: BrowserUser) -> None:
+def test_empty_installation_says_why_and_updates_itself(airflow: Deployment, person: BrowserUser) -> None:
     page = person.open(WORKERS)
     expect(page.get_by_text("No workers yet")).to_be_visible()
     person.open(f"{ATTEMPTS}?window=any")
@@ -186,16 +185,16 @@ def test_the_navigation_leads_to_the_workers(person: BrowserUser) -> None:
 
 
 @pytest.mark.usefixtures("fleet")
-def test_the_address_holds_what_is_filtered_and_sorted(person: BrowserUser) -> None:
+def test_url_holds_filters_and_order(person: BrowserUser) -> None:
     page = person.open(WORKERS)
     page.get_by_label("Search").fill("W2@")
     page.get_by_role("button", name="Apply").click()
     expect(page.locator("#wi-list tbody")).to_have_count(1)
-    assert asked(page) == {"search": "W2@"}
+    assert query_params(page) == {"search": "W2@"}
     page.get_by_role("link", name="Online").click()
     page.wait_for_url("**state=online**")
-    assert asked(page) == {"search": "W2@", "state": "online"}
-    # The address alone shows the same to somebody else.
+    assert query_params(page) == {"search": "W2@", "state": "online"}
+    # The URL alone shows the same.
     person.open(f"{WORKERS}?{urlsplit(page.url).query}")
     assert names(page) == ["w2"]
     page.get_by_role("link", name="Contains").click()
@@ -208,14 +207,14 @@ def test_the_address_holds_what_is_filtered_and_sorted(person: BrowserUser) -> N
     expect(page.locator("th[aria-sort=descending]")).to_have_text("Worker")
     page.go_back()
     expect(page.locator("th[aria-sort=ascending]")).to_have_text("Worker")
-    # A choice needs no button.
+    # A select submits itself.
     page.locator("[name=kind]").select_option("edge")
     page.wait_for_url("**kind=edge**")
     expect(page.get_by_text("No workers found", exact=True)).to_be_visible()
 
 
 @pytest.mark.usefixtures("fleet")
-def test_groups_of_workers(person: BrowserUser) -> None:
+def test_workers_are_grouped_by_label(person: BrowserUser) -> None:
     page = person.open(WORKERS)
     page.get_by_label("Group by").select_option(label="Label zone")
     page.wait_for_url("**group=label**")
@@ -249,7 +248,7 @@ def test_the_list_works_without_scripts_and_with_the_keyboard(browser: Browser, 
 # --- one worker -----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str], person: BrowserUser) -> None:
+def test_worker_page_updates_itself(airflow: Deployment, fleet: dict[str, str], person: BrowserUser) -> None:
     page = person.page
 
     def runs_on() -> str | None:
@@ -268,7 +267,7 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     person.open(f"{WORKERS}/{worker_id}?hours=1")
     picture(person, "worker-light", full_page=True)
     page.evaluate("window.sameDocument = true")
-    # What somebody writes stays while the page around it changes.
+    # A note that a user is writing survives the refresh.
     page.get_by_label("Note").fill("half of a sentence")
     (airflow.home / "morning").touch()
     expect(page.locator("#wi-running-now")).to_contain_text("No try is running.")
@@ -282,12 +281,12 @@ def test_the_page_of_a_worker_keeps_up(airflow: Deployment, fleet: dict[str, str
     page.wait_for_url("**until=**")
     page.locator("#wi-timeline").get_by_role("link", name="Now").click()
     page.wait_for_url(lambda url: "until" not in url)
-    # The last one that was drawn: others may lie below their neighbours.
+    # The last bar is on top: others may lie below their neighbours.
     page.locator("#wi-timeline a .wi-bar").last.click()
     page.wait_for_url("**/panel?**")
 
 
-def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], person: BrowserUser) -> None:
+def test_worker_is_drained_with_a_note_and_made_available_again(fleet: dict[str, str], person: BrowserUser) -> None:
     page = person.open(f"{WORKERS}/{fleet['w1']}")
     expect(page.locator("#wi-availability")).to_contain_text("Airflow’s own executors ignore this setting")
     page.get_by_role("radio", name="Drain").check()
@@ -305,7 +304,7 @@ def test_a_worker_is_drained_with_a_note_and_released(fleet: dict[str, str], per
     expect(page.locator("#wi-instance")).not_to_contain_text("Draining")
 
 
-def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: dict[str, str], browser: Browser) -> None:
+def test_viewer_cannot_change_availability(airflow: Deployment, fleet: dict[str, str], browser: Browser) -> None:
     with BrowserUser(browser, airflow, "viewer") as viewer:
         page = viewer.open(f"{WORKERS}/{fleet['w1']}")
         expect(page.get_by_text("You need permission to edit Airflow’s pools")).to_be_visible()
@@ -317,7 +316,7 @@ def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: di
         )
         assert answer.status == 403
     with BrowserUser(browser, airflow, "admin") as admin:
-        # The same cookie, sent by a page that is not ours.
+        # The same cookie, sent by a foreign page.
         forged = admin.context.request.post(
             f"{airflow.base_url}{WORKERS}/{fleet['w1']}/availability",
             form={"availability": "quarantined"},
@@ -332,7 +331,7 @@ def test_a_reader_with_few_rights_decides_nothing(airflow: Deployment, fleet: di
 
 
 @pytest.mark.usefixtures("fleet")
-def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
+def test_attempts_are_filtered_by_the_url(person: BrowserUser) -> None:
     page = person.open(f"{ATTEMPTS}?dag_id=sales")
     rows = page.locator("#wi-list tbody")
     expect(rows).to_have_count(7)
@@ -340,7 +339,7 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
     page.get_by_label("State").select_option("failed")
     page.wait_for_url("**state=failed**")
     expect(rows).to_have_count(1)
-    assert asked(page) == {"dag_id": "sales", "state": "failed"}
+    assert query_params(page) == {"dag_id": "sales", "state": "failed"}
     rows.locator("a").first.click()
     page.wait_for_url("**/panel?**")
     expect(page.locator("#wi-panel tbody")).to_have_count(2)
@@ -363,7 +362,7 @@ def test_attempts_are_filtered_by_their_address(person: BrowserUser) -> None:
 
 
 @pytest.mark.usefixtures("fleet")
-def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deployment, person: BrowserUser) -> None:
+def test_attempts_page_updates_itself_after_an_idle_time(airflow: Deployment, person: BrowserUser) -> None:
     page = person.open(f"{ATTEMPTS}?dag_id=noon")
     expect(page.get_by_text("No try that you can see matches these filters.")).to_be_visible()
     page.evaluate("window.sameDocument = true")
@@ -371,13 +370,13 @@ def test_attempts_keep_up_also_after_a_time_in_which_nothing_ran(airflow: Deploy
     for number in (1, 2):
         airflow.wait_run("noon", airflow.trigger("noon"), expect="success")
         expect(rows).to_have_count(number)
-        # All that is listed has ended before the next one starts.
+        # All listed tries end before the next starts.
         expect(rows.filter(has_text="Success")).to_have_count(number)
         if number == 1:
             rows.first.locator("a").first.focus()
             focused = page.evaluate(FOCUSED)
     assert page.evaluate("window.sameDocument")
-    # The row that the keyboard is on has moved down, and the keyboard with it.
+    # The focused row has moved down and kept the focus.
     assert page.evaluate(FOCUSED) == focused == rows.last.locator("a").first.get_attribute("href")
 
 
@@ -426,7 +425,7 @@ def test_a_page_that_cannot_be_refreshed_says_since_when(person: BrowserUser, th
     page.unroute(fragments)
     refresh_once()
     expect(stale).to_have_text("")
-    # An answer that is another page, such as that of a proxy in between, is none.
+    # An answer that is another page, such as a proxy's, does not count.
     answer(200)
     refresh_once()
     refresh_once()
@@ -434,7 +433,7 @@ def test_a_page_that_cannot_be_refreshed_says_since_when(person: BrowserUser, th
     page.unroute(fragments)
     refresh_once()
     expect(stale).to_have_text("")
-    # What is gone is not asked for again.
+    # A page that is gone is not requested again.
     answer(404)
     refresh_once()
     expect(stale).to_contain_text("Not updated since")
@@ -465,7 +464,7 @@ def test_every_page_fits_a_phone_and_follows_the_colour_mode(
 
 # --- many workers ---------------------------------------------------------------------------------------------------
 
-# They were seen tomorrow, so that no look finds them silent.
+# Seen tomorrow, so that no poll finds them silent.
 MANY = """
 INSERT INTO worker_insight_worker (
     worker_id, name, engine_name, kind, hostname, host_only, registered_at, last_seen_at, state, availability,
@@ -505,9 +504,7 @@ def test_two_thousand_workers_stay_usable(airflow: Deployment, person: BrowserUs
 # --- the end of a worker --------------------------------------------------------------------------------------------
 
 
-def test_a_lost_worker_shows_what_it_took_with_it(
-    airflow: Deployment, fleet: dict[str, str], person: BrowserUser
-) -> None:
+def test_lost_worker_shows_its_lost_tries(airflow: Deployment, fleet: dict[str, str], person: BrowserUser) -> None:
     (airflow.home / "morning").unlink(missing_ok=True)
     airflow.stop("w1")
     airflow.trigger("night")

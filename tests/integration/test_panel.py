@@ -1,4 +1,4 @@
-"""The Worker panel in a real browser, reached as a person reaches it, for an operator that nobody here wrote.
+"""The Worker panel of a standard operator in a real browser, reached as a user reaches it.
 
 ``WORKER_INSIGHT_PICTURES=docs/images`` renews the pictures of the documentation.
 """
@@ -68,9 +68,9 @@ def run_id(airflow: Deployment) -> str:
 
 @pytest.fixture
 def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
-    with BrowserUser(browser, airflow) as one:
-        yield one
-        assert not one.foreign_requests
+    with BrowserUser(browser, airflow) as user:
+        yield user
+        assert not user.foreign_requests
 
 
 def picture(person: BrowserUser, name: str, **options: object) -> None:
@@ -89,7 +89,7 @@ def assert_shows_three_tries(panel: FrameLocator | object) -> None:
     assert all("Reported" in text for text in texts)
 
 
-def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:
+def test_tab_of_a_task_instance_shows_its_tries(run_id: str, person: BrowserUser) -> None:
     person.open(f"/dags/sales/runs/{run_id}/tasks/load")
     person.page.get_by_role("tab", name="Worker", exact=True).or_(
         person.page.get_by_role("link", name="Worker", exact=True)
@@ -100,7 +100,7 @@ def test_the_tab_of_a_task_instance(run_id: str, person: BrowserUser) -> None:
     picture(person, "tab-dark", theme="dark")
 
 
-def test_a_panel_followed_inside_the_tab_says_whose_tries_it_shows(run_id: str, person: BrowserUser) -> None:
+def test_panel_opened_inside_the_tab_names_its_task(run_id: str, person: BrowserUser) -> None:
     person.open(f"/dags/sales/runs/{run_id}/tasks/load")
     person.page.get_by_role("tab", name="Worker", exact=True).or_(
         person.page.get_by_role("link", name="Worker", exact=True)
@@ -143,7 +143,7 @@ def test_the_panel_follows_airflows_colour_mode(run_id: str, person: BrowserUser
     picture(person, "panel-dark")
 
 
-def test_a_worker_of_the_panel_has_a_page(run_id: str, person: BrowserUser) -> None:
+def test_panel_links_to_the_worker_page(run_id: str, person: BrowserUser) -> None:
     person.open(f"/worker-insight/panel?dag_id=sales&run_id={run_id.replace('+', '%2B')}&task_id=load")
     name = person.page.locator("tbody a").first.inner_text()
     person.page.locator("tbody a").first.click()
@@ -153,7 +153,7 @@ def test_a_worker_of_the_panel_has_a_page(run_id: str, person: BrowserUser) -> N
     person.page.get_by_role("link", name="load", exact=True).first.wait_for()
 
 
-def test_a_task_that_was_skipped_says_that_no_worker_ran_it(run_id: str, person: BrowserUser) -> None:
+def test_skipped_task_says_that_no_worker_ran_it(run_id: str, person: BrowserUser) -> None:
     person.open(f"/worker-insight/panel?dag_id=sales&run_id={run_id.replace('+', '%2B')}&task_id=publish")
     person.page.get_by_text("Never ran on a worker").wait_for()
 

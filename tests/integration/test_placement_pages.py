@@ -1,4 +1,4 @@
-"""Why a task was placed where it was, and what waits at a worker, in a real browser.
+"""Placement reasons and waiting tasks in a real browser.
 
 ``WORKER_INSIGHT_PICTURES=docs/images`` renews the pictures of the documentation.
 """
@@ -38,7 +38,7 @@ from airflow.sdk import dag, task
 def sales():
     @task(retries=1, retry_delay=0)
     def load(ti=None):
-        # Nothing ends before its file appears, so that a test decides for how long.
+        # Runs until its file appears, so that the test decides how long.
         while not os.path.exists(os.environ["AIRFLOW_HOME"] + f"/try-{ti.try_number}"):
             time.sleep(0.2)
         if ti.try_number == 1:
@@ -93,10 +93,10 @@ def airflow(airflow_env: Callable[[str], Environment], postgres: Postgres, redis
 
 @pytest.fixture
 def person(browser: Browser, airflow: Deployment) -> Iterator[BrowserUser]:
-    with BrowserUser(browser, airflow) as one:
-        yield one
-        assert not one.foreign_requests
-        assert not one.uncaught
+    with BrowserUser(browser, airflow) as user:
+        yield user
+        assert not user.foreign_requests
+        assert not user.uncaught
 
 
 def pictures(person: BrowserUser, name: str) -> None:
@@ -121,7 +121,7 @@ def both_are_known(airflow: Deployment) -> bool:
     return len(rows) == 2
 
 
-def test_the_panel_says_why_a_retry_went_elsewhere(airflow: Deployment, person: BrowserUser) -> None:
+def test_panel_says_which_worker_a_retry_avoids(airflow: Deployment, person: BrowserUser) -> None:
     airflow.wait_for(lambda: both_are_known(airflow), 60, "both workers to be known")
     run_id = airflow.trigger("sales")
     (airflow.home / "try-1").touch()
@@ -140,7 +140,7 @@ def test_the_panel_says_why_a_retry_went_elsewhere(airflow: Deployment, person: 
     airflow.wait_run("sales", run_id, expect="success")
 
 
-def test_a_task_that_waits_says_for_what(airflow: Deployment, person: BrowserUser) -> None:
+def test_waiting_task_says_what_it_waits_for(airflow: Deployment, person: BrowserUser) -> None:
     run_id = airflow.trigger("gpu")
     query = "SELECT 1 FROM worker_insight_placement WHERE run_id = :run_id"
     airflow.wait_for(lambda: airflow.sql(query, run_id=run_id), 60, "the reason to be written")
@@ -158,7 +158,7 @@ def test_a_task_that_waits_says_for_what(airflow: Deployment, person: BrowserUse
     expect(person.page.locator("h1")).to_have_text("train")
 
 
-def test_the_page_of_a_worker_says_what_waits_there_and_of_a_drained_one_when_it_is_empty(
+def test_worker_page_lists_placed_tasks_and_says_when_a_drained_worker_is_empty(
     airflow: Deployment, person: BrowserUser
 ) -> None:
     run_id = airflow.trigger("night")
@@ -185,7 +185,7 @@ def test_the_page_of_a_worker_says_what_waits_there_and_of_a_drained_one_when_it
         "PATCH", f"/worker-insight/api/v1/workers/{worker_id}", json={"availability": "draining", "note": "patches"}
     )
     assert answer.ok, answer.text
-    # Nobody else has room, so what waits there stays for the moment; it runs elsewhere in the morning.
+    # The other worker has no free slot yet: the waiting tasks move to it once its own end.
     (airflow.home / "morning").touch()
     airflow.wait_run("night", run_id, expect="success")
     person.page.get_by_text("The worker is empty").first.wait_for()

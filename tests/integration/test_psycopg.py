@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.integration.accounting import (
-    WITNESS,
-    Try,
-    assert_rest_agrees,
-    attributions,
-    left_in_xcom,
-    mentions,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import assert_rest_agrees, attributions, left_in_xcom, mentions, wait_accounted
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,15 +60,15 @@ def test_every_try_is_reported_and_its_link_names_the_worker(
         airflow.wait_run("drivers", run_id, expect="success")
 
         recorded = wait_accounted(airflow, "drivers", run_id)
-        assert {key: one.state for key, one in recorded.items()} == STATES
+        assert {key: attempt.state for key, attempt in recorded.items()} == STATES
         assert attributions(recorded) == {"reported": len(STATES)}
         assert witnessed(airflow, "drivers", run_id).keys() == STATES.keys()
         scheduler = airflow.components["scheduler"].pid
-        assert {one.worker.pid for one in recorded.values()} == {scheduler}
+        assert {attempt.worker.pid for attempt in recorded.values()} == {scheduler}
         assert left_in_xcom(airflow, "drivers", run_id) == []
         assert_rest_agrees(airflow, "drivers", run_id)
 
-        (worker_id,) = {one.worker.worker_id for one in recorded.values()}
+        (worker_id,) = {attempt.worker.worker_id for attempt in recorded.values()}
         links = airflow.api("GET", f"/dags/drivers/dagRuns/{run_id}/taskInstances/fails_first/links").json()
         page = airflow.api("GET", links["extra_links"]["Worker"].removeprefix(airflow.base_url))
         assert page.status_code == 200

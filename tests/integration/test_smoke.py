@@ -1,4 +1,4 @@
-"""Proof of the harness itself: a bare Airflow, one Dag, its API and its pages."""
+"""The test harness itself: a bare Airflow, one Dag, the API and a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ smoke()
 """
 
 
-def test_a_run_on_local_executor_and_sqlite(bare_airflow_env: Callable[[str], Environment], browser: Browser) -> None:
+def test_bare_airflow_runs_a_dag_and_shows_it(bare_airflow_env: Callable[[str], Environment], browser: Browser) -> None:
     with Deployment(bare_airflow_env("3.3.2")) as airflow:
         airflow.write_dag("smoke", DAG)
         airflow.migrate()

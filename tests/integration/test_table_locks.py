@@ -1,4 +1,4 @@
-"""A lock on one of our tables while tasks start: Airflow's API server answers, and no try fails or is lost.
+"""Airflow's API server answers and no try is lost while one of our tables is locked.
 
 As a script it holds each of our tables for a minute, and prints how long Airflow's health took to answer:
 ``python -m tests.integration.test_table_locks [seconds [table …]]``.
@@ -54,8 +54,8 @@ twenty()
 """
 
 
-class Health:
-    """Asks Airflow's health twice a second; keeps how long each answer took, and what did not come."""
+class HealthProbe:
+    """Requests Airflow's health twice a second, and keeps the durations and the failures."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -64,8 +64,8 @@ class Health:
         self.failures: list[str] = []
 
     @contextmanager
-    def watched(self) -> Iterator[Health]:
-        """Ask until the block ends."""
+    def watched(self) -> Iterator[HealthProbe]:
+        """Request health until the block ends."""
         thread = Thread(target=self._work, daemon=True)
         thread.start()
         try:
@@ -87,8 +87,8 @@ class Health:
 
 
 @contextmanager
-def crowd(airflow: Deployment, *, people: int = 10) -> Iterator[None]:
-    """Have people use Airflow: its API server looks up the token of each request in its event loop."""
+def concurrent_users(airflow: Deployment, *, people: int = 10) -> Iterator[None]:
+    """Send requests of many users: the API server looks up each token in its event loop."""
     ended = Event()
     headers = {"Authorization": f"Bearer {airflow.token('admin')}"}
 
@@ -110,7 +110,7 @@ def crowd(airflow: Deployment, *, people: int = 10) -> Iterator[None]:
 
 @contextmanager
 def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deployment]:
-    """Run Airflow on PostgreSQL with the pool that it has by default."""
+    """Run Airflow on PostgreSQL with its default connection pool."""
     with Deployment(environment, postgres=postgres, config={"core.parallelism": TASKS}) as airflow:
         airflow.write_dag("twenty", TWENTY)
         airflow.migrate()
@@ -118,10 +118,10 @@ def deployed(environment: Environment, postgres: Postgres) -> Iterator[Deploymen
         yield airflow
 
 
-def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> tuple[str, Health]:
-    """Run twenty tasks while a table is locked, for so long at least; return the run, and what the health said."""
-    health = Health(f"{airflow.base_url}/api/v2/monitor/health")
-    with airflow.connected() as connection, connection.cursor() as cursor, health.watched(), crowd(airflow):
+def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> tuple[str, HealthProbe]:
+    """Run twenty tasks while a table is locked; return the run and the health."""
+    health = HealthProbe(f"{airflow.base_url}/api/v2/monitor/health")
+    with airflow.connected() as connection, connection.cursor() as cursor, health.watched(), concurrent_users(airflow):
         cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         until = time.monotonic() + seconds
         run_id = airflow.trigger("twenty")
@@ -132,32 +132,32 @@ def run_while_locked(airflow: Deployment, table: str, *, seconds: float = 0) -> 
     return run_id, health
 
 
-def assert_unharmed(airflow: Deployment, run_id: str) -> None:
-    """Every try is the first of its task, has succeeded, and is accounted for."""
+def assert_first_tries_succeeded(airflow: Deployment, run_id: str) -> None:
+    """Check that every try is the first of its task, succeeded, and is accounted for."""
     tries = airflow_tries(airflow, "twenty", run_id)
     assert {(key.try_number, row["state"]) for key, row in tries.items()} == {(1, "success")}
     assert len(tries) == TASKS
 
     def accounted() -> bool:
         known = attempts(airflow, "twenty", run_id)
-        return known.keys() == tries.keys() and all(one.closed for one in known.values())
+        return known.keys() == tries.keys() and all(attempt.closed for attempt in known.values())
 
     airflow.wait_for(accounted, 180, "every try to be accounted for")
     known = attempts(airflow, "twenty", run_id)
-    assert {one.attribution for one in known.values()} == {"reported"}
+    assert {attempt.attribution for attempt in known.values()} == {"reported"}
     assert REPORT_KEY not in {row["key"] for row in left_in_xcom(airflow, "twenty", run_id)}
 
 
-def test_a_lock_on_the_attempts_reaches_nothing_of_airflows(
+def test_lock_on_the_attempts_fails_no_request_and_no_try(
     airflow_env: Callable[[str], Environment], postgres: Postgres
 ) -> None:
     with deployed(airflow_env("3.3.2"), postgres) as airflow:
         run_id, health = run_while_locked(airflow, ATTEMPT)
         assert health.failures == []
         assert health.times
-        # A waiting request would be kept for as long as the lock is held, or until the pool's time-out of 30 seconds.
+        # A blocked request would wait for the lock, or for the pool's time-out of 30 seconds.
         assert max(health.times) < 20
-        assert_unharmed(airflow, run_id)
+        assert_first_tries_succeeded(airflow, run_id)
 
 
 if __name__ == "__main__":
@@ -168,7 +168,7 @@ if __name__ == "__main__":
             worst = max(asked.times)
             print(f"{name}: {len(asked.times)} answers, the worst after {worst:.2f} s, failures {asked.failures}")
             try:
-                assert_unharmed(found, run)
+                assert_first_tries_succeeded(found, run)
             except (AssertionError, TimeoutError, pytest.fail.Exception) as error:
                 print(f"  {error}")
             else:

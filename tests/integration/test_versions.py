@@ -1,4 +1,4 @@
-"""The core of the capture on every supported Airflow before the newest, with the executors they had."""
+"""Every try is accounted for on each supported Airflow before the newest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.accounting import (
-    WITNESS,
-    Try,
-    left_in_xcom,
-    mentions,
-    wait_accounted,
-    witnessed,
-)
+from tests.integration.accounting import left_in_xcom, mentions, wait_accounted
 from tests.integration.dags import TRAP
 from tests.support.deployment import Deployment
+from tests.support.fleet import WITNESS, Try, witnessed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +98,7 @@ def test_every_try_is_accounted_for(
     killing = executor == "LocalExecutor"
     config = {}
     if version == "3.0.6":
-        # By default it runs four server processes: each of them must claim.
+        # It runs four server processes by default, and each of them must claim.
         config = {"database.external_db_managers": DB_MANAGER, "api.workers": "2"}
     with Deployment(
         airflow_env(version),
@@ -113,7 +107,7 @@ def test_every_try_is_accounted_for(
         config=config,
     ) as airflow:
         airflow.write_dag("core", DAG)
-        airflow.migrate()
+        airflow.migrate(own_tables=False)
         if own_migration:
             assert "up to date" in airflow.run("airflow-worker-insight", "db", "migrate")
         assert "up to date" in airflow.run("airflow-worker-insight", "db", "check")
@@ -124,16 +118,16 @@ def test_every_try_is_accounted_for(
 
         reached_their_code = {**RAN, **KILLED} if killing else RAN
         expected = {**reached_their_code, **KILLED_EARLY} if killing else RAN
-        assert {key: one.state for key, one in recorded.items()} == expected
+        assert {key: attempt.state for key, attempt in recorded.items()} == expected
         assert witnessed(airflow, "core", run_id).keys() == reached_their_code.keys()
-        for key, one in recorded.items():
-            assert one.attribution == ("reported" if key in reached_their_code else "inferred"), (key, one)
+        for key, attempt in recorded.items():
+            assert attempt.attribution == ("reported" if key in reached_their_code else "inferred"), (key, attempt)
 
-        # A single scheduler runs them all; LocalExecutor's tries name it even where only Airflow's columns tell.
+        # One scheduler runs them all; inferred tries of LocalExecutor name it too.
         scheduler = airflow.components["scheduler"].pid
-        assert {(one.worker.pid, one.worker.host_only) for one in recorded.values()} == {(scheduler, False)}
-        assert len({one.worker.worker_id for one in recorded.values()}) == 1
+        assert {(attempt.worker.pid, attempt.worker.host_only) for attempt in recorded.values()} == {(scheduler, False)}
+        assert len({attempt.worker.worker_id for attempt in recorded.values()}) == 1
         kind = "local" if executor == "LocalExecutor" else executor
-        assert {one.worker.kind for one in recorded.values()} == {kind}
+        assert {attempt.worker.kind for attempt in recorded.values()} == {kind}
         assert left_in_xcom(airflow, "core", run_id) == []
         assert mentions(airflow) == []

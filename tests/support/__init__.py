@@ -1,5 +1,5 @@
 '''
-The test harness: real Airflow deployments, a private PostgreSQL and Redis, and a real browser.
+The test harness: real Airflow deployments, PostgreSQL, Redis and a real browser.
 
 A test asks for fixtures (``tests/conftest.py``) and builds what it needs::
 
@@ -23,7 +23,7 @@ A test asks for fixtures (``tests/conftest.py``) and builds what it needs::
 
     hello()
     """)
-            airflow.migrate()                          # `airflow db migrate`, or a copy of an earlier one
+            airflow.migrate()                          # `airflow db migrate`, or a kept copy of its result
             airflow.start_all(triggerer=True, workers=2)   # ... or start() one by one
             run_id = airflow.trigger("hello")
             airflow.wait_run("hello", run_id, expect="success")
@@ -34,7 +34,7 @@ A test asks for fixtures (``tests/conftest.py``) and builds what it needs::
             assert answer.json()["total_entries"] == len(airflow.tries("hello", run_id))
 
             airflow.kill("w1", descendants=True)       # SIGKILL to a worker and all its processes
-            airflow.start("celery worker", name="w1")  # its next life
+            airflow.start("celery worker", name="w1")  # its next instance
             airflow.wait_for(lambda: airflow.sql("SELECT 1 FROM job WHERE state = :s", s="failed"), 60, "the row")
 
 Everything ends with the ``with`` block: processes, database, folder. A component that dies when it should not fails

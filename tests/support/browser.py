@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 Theme = Literal["light", "dark"]
 
-#: How long a page may take for anything, in milliseconds. (Playwright's own limit of an expectation is 5 s.)
+#: Limit for any action on a page, in milliseconds. (Playwright's own limit of an expectation is 5 s.)
 PAGE_LIMIT = 30_000 * TIME_FACTOR
 
 expect.set_options(timeout=PAGE_LIMIT)
 
-#: Nothing that makes Chromium look for hosts other than the one under test.
+#: Without features that contact hosts other than the one under test.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -64,7 +64,7 @@ def chromium() -> Iterator[Browser]:
 
 class BrowserUser:
     """
-    One person at one browser, logged in to one deployment; remembers every request that went elsewhere.
+    A user of one deployment in a browser; keeps every request that went elsewhere.
 
     The first one of a name logs in through the login page; later ones come back with its cookies.
     """
@@ -87,7 +87,7 @@ class BrowserUser:
         self.context.set_default_timeout(PAGE_LIMIT)
         #: Requests to hosts other than the deployment's.
         self.foreign_requests: list[str] = []
-        #: What pages' scripts did not catch, and what the console has of errors.
+        #: Uncaught errors of pages' scripts, and errors on the console.
         self.uncaught: list[str] = []
         self.errors: list[str] = []
         self.context.on("request", lambda request: self._seen(request.url))
@@ -97,7 +97,7 @@ class BrowserUser:
         self.set_theme(theme)
         if cookies:
             self.context.add_cookies(cookies)
-            # What the browser stores is of the deployment's pages from now on, as after a login.
+            # Local storage now belongs to the deployment's origin, as after a login.
             self.open("/api/v2/monitor/health" if deployment.airflow3 else "/health", settle=False)
         elif user is not None:
             self.log_in(user)
@@ -119,7 +119,7 @@ class BrowserUser:
         self.context.add_init_script(f"try {{ localStorage.setItem('theme', '{theme}'); }} catch (error) {{ }}")
 
     def log_in(self, user: str) -> None:
-        """Log in through the login page, as a person does."""
+        """Log in through the login page."""
         self.open("/auth/login/" if self.deployment.airflow3 else "/login/", settle=False)
         self.page.locator("input[name=username]").fill(user)
         self.page.locator("input[name=password]").fill(user)
@@ -134,15 +134,15 @@ class BrowserUser:
         return self.page
 
     def settle(self) -> None:
-        """Wait until the page has loaded what it shows; pages that poll are never done, and that is fine."""
+        """Wait until the page has loaded; a page that polls may never become idle."""
         with contextlib.suppress(PlaywrightTimeout):
             self.page.wait_for_load_state("networkidle", timeout=10_000)
-        # On a busy machine the scripts of Airflow's UI pause for longer than that: it is done without placeholders.
+        # On a busy machine the scripts of Airflow's UI pause for longer: wait until no placeholder is left.
         with contextlib.suppress(PlaywrightTimeout):
             self.page.wait_for_function("() => !document.querySelector('.chakra-skeleton')", timeout=15_000)
 
     def screenshot(self, path: Path, *, theme: Theme | None = None, full_page: bool = False) -> Path:
-        """Save a picture of the page; with ``theme``, load the page again in that colour mode first."""
+        """Save a picture of the page; with ``theme``, reload it in that colour mode first."""
         if theme is not None:
             self.set_theme(theme)
             self.page.emulate_media(color_scheme=theme)

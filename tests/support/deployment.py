@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 
-from tests.support import guardian, lost_tries
-from tests.support.environments import BUILD, FOREIGN_VARIABLES
+from tests.support import databases, guardian, lost_tries
+from tests.support.environments import FOREIGN_VARIABLES
 from tests.support.processes import (
     TIME_FACTOR,
     WaitTimeoutError,
@@ -55,9 +54,6 @@ USERS = {"admin": "admin", "viewer": "viewer"}
 
 FINAL_RUN_STATES = frozenset({"success", "failed"})
 
-#: Copies of a freshly migrated database, by everything that decides what is in it.
-_templates: dict[str, str] = {}
-
 _CREATE_FAB_USERS = """
 import json, sys
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
@@ -77,8 +73,8 @@ with get_application_builder() as builder:
 """
 
 
-#: What Airflow gives up after a time, at limits that a busy machine does not reach: a test must not fail for them.
-_PATIENT: dict[str, object] = {
+#: Airflow's own limits, raised so that a busy machine does not reach them.
+_GENEROUS_LIMITS: dict[str, object] = {
     # 5 s by default, which an API server that is just starting exceeds. From 3.1 on; 3.0 has its retries only.
     "workers.execution_api_timeout": 60,
     "workers.execution_api_retries": 10,
@@ -97,8 +93,8 @@ _PATIENT: dict[str, object] = {
     "celery.operation_timeout": 10,
 }
 
-#: Time-outs that tests set low in order to wait them out: on a busy machine they are raised by as much as it is slower.
-_WAITED_OUT = frozenset(
+#: Time-outs that tests wait out: multiplied by how much slower the machine is.
+_SCALED_TIMEOUTS = frozenset(
     {
         "worker_insight.heartbeat_timeout",
         "worker_insight.lost_timeout",
@@ -107,12 +103,12 @@ _WAITED_OUT = frozenset(
     }
 )
 
-#: An API server is ready when it gave so many answers in a row, each within so many seconds of a quiet machine.
+#: An API server is ready after so many answers in a row, each within so many seconds on a quiet machine.
 PROMPT_ANSWERS, PROMPT = 3, 1.0
 
 
 class DeploymentError(AssertionError):
-    """A deployment did not do what a test needs; the message says what its processes printed last."""
+    """A deployment failed; the message holds what its processes printed last."""
 
 
 @dataclass
@@ -196,7 +192,7 @@ class Deployment:
         self.api_prefix = "/api/v2" if self.airflow3 else "/api/v1"
         self._database = postgres.create_database() if postgres else None
         self._broker = redis.broker_url() if redis else None
-        #: Of browsers, by the users that logged in with them.
+        #: Cookies of browsers, by user.
         self.cookies: dict[str, Any] = {}
         self._tokens: dict[str, str] = {}
         self._session = requests.Session()
@@ -237,9 +233,9 @@ class Deployment:
             "dag_processor.parsing_processes": 1,
             "dag_processor.min_file_process_interval": 5,
             "dag_processor.refresh_interval": 5,
-            # By default a Dag that the worker cannot load is looked for again three times, a minute apart.
+            # By default a worker retries to load a missing Dag three times, a minute apart.
             "workers.missing_dag_retries": 0,
-            **_PATIENT,
+            **_GENEROUS_LIMITS,
             "usage_data_collection.enabled": False,
             "webserver.secret_key": secret,
             "celery.worker_concurrency": 2,
@@ -277,7 +273,7 @@ class Deployment:
                 "celery.result_backend": f"db+{self.postgres.url(self._database)}",
             }
         options |= {
-            name: round(float(value) * self._slowness) if name in _WAITED_OUT else value
+            name: round(float(value) * self._slowness) if name in _SCALED_TIMEOUTS else value
             for name, value in self._config.items()
         }
         inherited = {
@@ -296,7 +292,7 @@ class Deployment:
             "NO_PROXY": "localhost,127.0.0.1",
         }
 
-    # ----------------------------------------------------------------- life
+    # ----------------------------------------------------------------- context
 
     def __enter__(self) -> Self:
         return self
@@ -315,7 +311,7 @@ class Deployment:
         """End every process that this deployment started, and remove its database and its folder."""
         for component in self.components.values():
             component.expected_to_end = True
-        # More than once: what is being killed may just have started something.
+        # More than once: a process that is being killed may just have started another.
         for _ in range(5):
             alive = (c.pid for c in self.components.values() if c.alive)
             left = {p for pid in alive for p in tree(pid)} | set(working_below(self.home))
@@ -336,7 +332,7 @@ class Deployment:
         guardian.release(self.home)
 
     def report(self, lines: int = 40) -> str:
-        """Return the end of what each component printed: what a person wants to see when a test failed."""
+        """Return the last lines that each component printed."""
         parts = [
             f"\n----- {c.name} ({'alive' if c.alive else f'ended with {c.process.returncode}'})\n{tail(c.log, lines)}\n"
             for c in self.components.values()
@@ -353,7 +349,7 @@ class Deployment:
         env: Mapping[str, str] | None = None,
         check: bool = True,
     ) -> str:
-        """Run a command of the environment, such as ``airflow`` or ``python``, and return its output."""
+        """Run a command of the environment, such as ``airflow``, and return its output."""
         done = subprocess.run(
             [self.environment.command(str(command[0])), *map(str, command[1:])],
             env={**self.env, **(env or {})},
@@ -375,20 +371,37 @@ class Deployment:
         """Run ``airflow`` with these arguments and return what it printed."""
         return self.run("airflow", *args, **options)
 
-    def migrate(self, *, fresh: bool = False) -> None:
+    def migrate(self, *, fresh: bool = False, own_tables: bool = True) -> None:
         """
-        Make the metadata database and the users.
+        Make the metadata database, with this project's tables, and the users.
 
-        The first time, ``airflow db migrate`` does it; later deployments of the same environment get a copy, unless
-        ``fresh`` is set.
+        The first time, ``airflow db migrate`` does it, which does not know providers' tables on 2.11: there
+        ``airflow-worker-insight db migrate`` follows, unless ``own_tables`` is false. Later deployments of the same
+        environment get a copy, unless ``fresh`` is set.
         """
-        key = self._template_key()
-        if fresh or not self._copy_template(key):
+        migrates_own = own_tables and not self.airflow3 and self.environment.wheel is not None
+
+        def migrate() -> None:
             self.airflow("db", "migrate")
+            if migrates_own:
+                self.run("airflow-worker-insight", "db", "migrate")
             if self.auth == "fab":
                 self.add_fab_users(self.users, self.roles)
-            if not fresh:
-                self._keep_template(key)
+
+        name = databases.name_of(
+            str(self.environment.path),
+            str(self.postgres.bin) if self.postgres else "sqlite",
+            self.auth,
+            json.dumps([self.users, self.roles], sort_keys=True) if self.auth == "fab" else "",
+            json.dumps(sorted(option for option in self._config.items() if option[0].startswith("database."))),
+            str(migrates_own),
+        )
+        if fresh:
+            migrate()
+        elif self.postgres and self._database:
+            databases.provide_postgres(name, self.postgres, self._database, migrate)
+        else:
+            databases.provide_sqlite(name, self.home / "airflow.db", migrate)
         if self.auth == "simple":
             passwords = self.home / "passwords.json"
             passwords.write_text(json.dumps({user: user for user in self.users}))
@@ -410,46 +423,6 @@ class Deployment:
             "roles": {name: [list(pair) for pair in permissions] for name, permissions in (roles or {}).items()},
         }
         self.run("python", "-c", _CREATE_FAB_USERS, input=json.dumps(wanted))
-
-    def _template_key(self) -> str:
-        migrated_by = sorted((k, v) for k, v in self._config.items() if k.startswith(("database.", "worker_insight.")))
-        parts = (
-            str(self.environment.path),
-            str(self.postgres.port) if self.postgres else "sqlite",
-            self.auth,
-            json.dumps([self.users, self.roles], sort_keys=True) if self.auth == "fab" else "",
-            json.dumps(migrated_by),
-        )
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-    def _copy_template(self, key: str) -> bool:
-        if self.postgres and self._database:
-            template = _templates.get(key)
-            if template is None:
-                return False
-            self.postgres.drop_database(self._database)
-            self.postgres.execute(f'CREATE DATABASE "{self._database}" TEMPLATE "{template}"')
-            return True
-        stored = BUILD / "databases" / f"{key}.db"
-        if not stored.exists():
-            return False
-        shutil.copyfile(stored, self.home / "airflow.db")
-        return True
-
-    def _keep_template(self, key: str) -> None:
-        if self.postgres and self._database:
-            self.postgres.disconnect(self._database)
-            _templates[key] = self.postgres.create_database(self._database)
-            return
-        stored = BUILD / "databases" / f"{key}.db"
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_suffix(f".{os.getpid()}")
-        with (
-            contextlib.closing(sqlite3.connect(self.home / "airflow.db")) as source,
-            contextlib.closing(sqlite3.connect(partial)) as copy,
-        ):
-            source.backup(copy)
-        partial.replace(stored)
 
     # ----------------------------------------------------------------- components
 
@@ -478,7 +451,7 @@ class Deployment:
         command, ready = self._launch(component, slug, args)
         command += args
         log = self.output_folder / f"{slug}.log"
-        # What an earlier life of the same name printed says nothing about this one.
+        # Ignore what an earlier component of this name printed.
         printed = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             output.write(f"$ airflow {' '.join(command)}\n".encode())
@@ -500,7 +473,7 @@ class Deployment:
 
     def start_all(self, *, triggerer: bool = False, workers: int = 0) -> None:
         """
-        Start everything that a deployment needs, all at once, and wait until all of it is ready.
+        Start everything that a deployment needs, and wait until all of it is ready.
 
         The API server answers quickly, the scheduler's heart beats, the Dags are stored, the workers answer through
         the broker.
@@ -512,11 +485,11 @@ class Deployment:
             names.append("triggerer")
         started = [self.start(name, wait=False) for name in names]
         started += [self.start("celery worker", name=f"w{n}", wait=False) for n in range(1, workers + 1)]
-        # Also what the test started without waiting for it.
+        # Also components that the test started without waiting.
         started += [c for c in self.components.values() if c not in started and c.alive and not c.expected_to_end]
         for component in started:
             self.wait_ready(component)
-        # Again: what started beside it took its time, and perhaps the whole machine.
+        # Again: the other components may have slowed the machine meanwhile.
         self.wait_for(self._answers_promptly, 180, "the API server to answer quickly")
         self.wait_for(lambda: not self._missing_dags(), 180, "the Dags to be stored")
 
@@ -525,7 +498,7 @@ class Deployment:
         self.wait_for(component.ready, timeout, f"{component.name} to be ready")
 
     def _launch(self, component: str, slug: str, args: Iterable[str]) -> tuple[list[str], Callable[[str], bool]]:
-        """Return the command of a component, and the condition (on what it printed) under which it is ready."""
+        """Return the command of a component, and the condition on its output when it is ready."""
         pid_file = str(self.output_folder / f"{slug}-{uuid.uuid4().hex[:6]}.pid")
         if component == "api-server":
             apps = "execution" if "--apps" not in args else "core"
@@ -533,7 +506,7 @@ class Deployment:
         if component == "webserver":
             return ["webserver", "--pid", pid_file], lambda _: self._answers_promptly()
         if component in _JOB_TYPES:
-            # It writes a row into the table of jobs once it is up; an earlier life's row is an older one.
+            # It writes a row into the table of jobs once it is up; rows of earlier components are older.
             kind = _JOB_TYPES[component]
             before = self._last_job(kind)
             skip = [] if component == "dag-processor" else ["--skip-serve-logs"]
@@ -551,13 +524,13 @@ class Deployment:
         raise DeploymentError(f"there is no component {component!r}")
 
     def _last_job(self, job_type: str, *, beats: bool = False) -> int:
-        """Return the ID of the last job of a type, or with ``beats`` of the last whose heart has beaten since."""
+        """Return the ID of the last job of a type, with ``beats`` of the last with a heartbeat."""
         beaten = "AND latest_heartbeat > start_date" if beats else ""
         query = f"SELECT max(id) AS id FROM job WHERE job_type = :kind AND state = 'running' {beaten}"
         return int(self.sql(query, kind=job_type)[0]["id"] or 0)
 
     def _answers_ping(self, node: str) -> bool:
-        """Tell whether a Celery worker answers through the broker, as it has to before it is given a task."""
+        """Tell whether a Celery worker answers through the broker."""
         from celery import Celery
         from kombu.exceptions import OperationalError
 
@@ -566,7 +539,7 @@ class Deployment:
             try:
                 return bool(app.control.ping(destination=[node], timeout=2 * PROMPT * self._slowness))
             except (OperationalError, OSError, *app.connection_for_read().connection_errors):
-                # A broker that has been restarted closes what Celery keeps of its pool.
+                # A restarted broker has closed the connections of Celery's pool.
                 return False
 
     def _missing_dags(self) -> set[str]:
@@ -584,7 +557,7 @@ class Deployment:
         return bool(rows) and rows[0]["state"] in {"idle", "running"}
 
     def _answers_promptly(self, apps: str = "execution") -> bool:
-        """Tell whether the API server is well and gives several answers in a row quickly, to tasks above all."""
+        """Tell whether the API server is healthy and gives several quick answers in a row."""
         health = f"{self.api_prefix}/monitor/health" if self.airflow3 else "/health"
         if not accepts_connections(self.port):
             return False
@@ -601,7 +574,7 @@ class Deployment:
             return False
 
     def kill(self, component: str, sig: int = signal.SIGKILL, *, descendants: bool = False) -> None:
-        """Send a signal to a component's main process (or to all its processes) and wait until it is gone."""
+        """Signal a component's main process, or all its processes, and wait until it is gone."""
         target = self.components[component]
         if not target.alive:
             return
@@ -610,17 +583,17 @@ class Deployment:
         end(processes, sig, timeout=60)
         target.process.wait(60)
 
-    def stop(self, component: str, timeout: float = 60) -> None:
-        """Let a component leave in order, as an operator would; kill what is left of it after ``timeout``."""
-        target = self.components[component]
-        if not target.alive:
-            # Its process ID may be somebody else's by now.
-            return
-        target.expected_to_end = True
-        processes = tree(target.pid)
-        end(processes[:1], signal.SIGTERM, timeout)
-        end(p for p in processes if p.is_running())
-        target.process.wait(10)
+    def stop(self, *components: str, timeout: float = 60) -> None:
+        """Shut components down gracefully, all at once; kill what is left after ``timeout``."""
+        # The process ID of one that has ended may be another process's by now.
+        targets = [target for target in map(self.components.__getitem__, components) if target.alive]
+        for target in targets:
+            target.expected_to_end = True
+        trees = [tree(target.pid) for target in targets]
+        end([process for processes in trees for process in processes[:1]], signal.SIGTERM, timeout)
+        end(process for processes in trees for process in processes if process.is_running())
+        for target in targets:
+            target.process.wait(10)
 
     # ----------------------------------------------------------------- waiting
 
@@ -632,7 +605,7 @@ class Deployment:
         *,
         interval: float = 0.2,
     ) -> T:
-        """Wait until ``condition`` returns something truthy, and return that; fail when a component dies first."""
+        """Wait until ``condition`` returns something truthy; fail when a component dies first."""
 
         def watched() -> T:
             for component in self.components.values():
@@ -651,7 +624,7 @@ class Deployment:
         self.wait_for(lambda: self.sql(query, dag_id=dag_id), timeout, f"the Dag {dag_id} to be parsed")
 
     def wait_run(self, dag_id: str, run_id: str, timeout: float = 180, expect: str | None = None) -> str:
-        """Wait until a Dag run ends and return its state; with ``expect``, fail if that is another state."""
+        """Wait until a Dag run ends and return its state; fail if it is not ``expect``."""
         query = "SELECT state FROM dag_run WHERE dag_id = :dag_id AND run_id = :run_id"
 
         def ended() -> str | None:
@@ -671,7 +644,7 @@ class Deployment:
         return state
 
     def run_to_end(self, dag_id: str, **options: Any) -> str:
-        """Run a Dag as often as Airflow itself loses a try of it; see ``lost_tries.run_to_end``."""
+        """Run a Dag, again if Airflow itself loses a try; see ``lost_tries.run_to_end``."""
         return lost_tries.run_to_end(self, dag_id, **options)
 
     # ----------------------------------------------------------------- using it
@@ -684,7 +657,7 @@ class Deployment:
 
     def reserialize(self) -> None:
         """Parse and store all Dags now, in a command of its own, where no Dag processor runs."""
-        if any(one.kind == "dag-processor" and one.alive for one in self.components.values()):
+        if any(component.kind == "dag-processor" and component.alive for component in self.components.values()):
             raise DeploymentError("the Dag processor stores the same Dags: one of the two would fail")
         self.airflow("dags", "reserialize")
 
@@ -707,7 +680,7 @@ class Deployment:
 
     def api(self, method: str, path: str, *, user: str | None = "admin", **options: Any) -> requests.Response:
         """
-        Send a request as this user, or with ``user=None`` as nobody.
+        Send a request as this user, or with ``user=None`` as an anonymous one.
 
         A path of Airflow's own API is given without its version (``/dags``); one that starts with ``/api/``,
         ``/worker-insight``, ``/workerinsight``, ``/pluginsv2`` or ``/auth`` is taken from the root of the server.
@@ -735,11 +708,11 @@ class Deployment:
         return self._tokens[user]
 
     def seconds(self, option: str) -> float:
-        """Return an option of this deployment that is a number, such as ``worker_insight.lost_timeout``."""
+        """Return a numeric option of this deployment, such as ``worker_insight.lost_timeout``."""
         return float(self.env[f"AIRFLOW__{option.replace('.', '__').upper()}"])
 
     def sql(self, query: str, **parameters: object) -> list[dict[str, Any]]:
-        """Run one statement on the metadata database, with ``:named`` parameters, and return its rows."""
+        """Run a statement with ``:named`` parameters on the metadata database; return its rows."""
         if self.postgres and self._database:
             return self.postgres.execute(_to_psycopg(query, parameters), parameters, self._database)
         with contextlib.closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as connection:
@@ -750,13 +723,13 @@ class Deployment:
             return rows
 
     def connected(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a connection to the metadata database on PostgreSQL; its transaction ends with the context."""
+        """Return a context with a connection and a transaction on the PostgreSQL metadata."""
         assert self.postgres
         assert self._database
         return self.postgres.connected(self._database)
 
     def without_database(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which nobody reaches the metadata database on PostgreSQL."""
+        """Return a context in which the metadata database on PostgreSQL refuses connections."""
         assert self.postgres
         assert self._database
         return self.postgres.closed(self._database)

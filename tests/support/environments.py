@@ -1,5 +1,5 @@
 """
-Virtual environments for the tests, the demo and the tooling, made once and kept below ``.build/``.
+Virtual environments for tests, demo and tools, made once and kept below ``.build/``.
 
 This module needs nothing but the standard library, because it runs before there is anything else::
 
@@ -53,7 +53,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 ALL_EXTRAS = tuple(EXTRAS)
 
-#: Variables of the caller that would change what a Python of ours does: what it sees, and that it keeps bytecode.
+#: Variables of the caller that would change what our interpreters import, or keep them from writing bytecode.
 FOREIGN_VARIABLES = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "VIRTUAL_ENV"})
 
 #: Raise it when the way an environment is laid out changes, so that old ones are not reused.
@@ -105,11 +105,11 @@ class Environment:
         return _run([self.python, *args], env=env, cwd=cwd or self.path, timeout=timeout)
 
 
-# --------------------------------------------------------------------------- what is made
+# --------------------------------------------------------------------------- environments
 
 
 def tools() -> Path:
-    """Return the interpreter of the environment that installs and builds: uv where it can be had, and hatchling."""
+    """Return the interpreter of the environment with hatchling and, where available, uv."""
     pins = CONSTRAINTS / "dev.txt"
     with _made(f"tools-{_key(pins)}") as (path, fresh):
         if fresh:
@@ -124,7 +124,7 @@ def tools() -> Path:
 
 
 def wheel(into: Path | None = None) -> Path:
-    """Build the wheel of this source tree and return its path; a tree that did not change gives the same path."""
+    """Build the wheel of this source tree; an unchanged tree gives the same path."""
     with tempfile.TemporaryDirectory(prefix="worker-insight-wheel-") as scratch:
         _run([tools(), "-m", "hatchling", "build", "--target", "wheel", "--directory", scratch], cwd=ROOT)
         built = next(Path(scratch).glob("*.whl"))
@@ -140,7 +140,7 @@ def wheel(into: Path | None = None) -> Path:
 
 
 def airflow(version: str = LATEST_AIRFLOW, extras: Sequence[str] = ALL_EXTRAS) -> Environment:
-    """Make, or find, the environment of one Airflow with these extras and without this project."""
+    """Make, or find, the environment of an Airflow with these extras, without this project."""
     constraints = CONSTRAINTS / f"airflow-{version}.txt"
     if not constraints.exists():
         raise EnvironmentFailedError(f"there are no constraints for Airflow {version}: {constraints} is missing")
@@ -162,7 +162,7 @@ def installed(
     *,
     package: Path | None = None,
 ) -> Environment:
-    """Make, or find, the environment of one Airflow with this project installed into it from its wheel."""
+    """Make, or find, the environment of an Airflow with this project's wheel."""
     package = package or wheel()
     base = airflow(version, extras)
     with _made(f"{base.path.name}-with-{_key(package)}") as (path, fresh):
@@ -174,7 +174,7 @@ def installed(
 
 def dev(version: str = LATEST_AIRFLOW) -> Environment:
     """
-    Make, or find, the environment for unit tests and tools: Airflow, the test tools, and this source tree, editable.
+    Make, or find, the environment of unit tests and tools, with this tree editable.
 
     For another version than the newest the test tools are held to what that Airflow's constraints allow.
     """
@@ -201,7 +201,7 @@ def dev(version: str = LATEST_AIRFLOW) -> Environment:
 
 
 def docs() -> Path:
-    """Make, or find, the environment that builds the documentation, without Airflow, and return its path."""
+    """Make, or find, the environment that builds the documentation, without Airflow."""
     pins = CONSTRAINTS / "docs.txt"
     with _made(f"docs-{_key(pins)}") as (path, fresh):
         if fresh:
@@ -210,12 +210,12 @@ def docs() -> Path:
     return path
 
 
-# --------------------------------------------------------------------------- how
+# --------------------------------------------------------------------------- tools
 
 
 @contextlib.contextmanager
 def _made(name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folder of an environment and whether it has yet to be filled, one process at a time."""
+    """Yield an environment's folder and whether it is still empty, to one process at a time."""
     folder = BUILD / "envs"
     folder.mkdir(parents=True, exist_ok=True)
     path, done = folder / name, folder / name / ".complete"
@@ -230,7 +230,7 @@ def _made(name: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _key(*parts: Path | str) -> str:
-    """Hash what decides the content of an environment: files by their content, strings as they are."""
+    """Hash what decides an environment: files by their content, strings as they are."""
     digest = hashlib.sha256(f"{LAYOUT}\n{sys.version}\n{sys.platform}\n".encode())
     for part in parts:
         digest.update(part.read_bytes() if isinstance(part, Path) else part.encode())
@@ -264,7 +264,7 @@ def _install(path: Path, *args: str | Path) -> None:
 
 
 def _stack(base: Path, path: Path) -> None:
-    """Make an environment that sees everything installed in ``base``, and to which more can be added."""
+    """Make an environment on top of ``base``, to which more can be added."""
     _venv(path)
     # Its scripts name the folder that it was made in, which may be reached through a link.
     base = base.resolve()
@@ -284,7 +284,7 @@ def _stack(base: Path, path: Path) -> None:
 
 
 def _require_ensurepip() -> None:
-    """Debian splits ``venv`` into a package of its own: install it where that is possible, or say what to do."""
+    """Install Debian's package of ``venv`` where possible, or say what to do."""
     if importlib.util.find_spec("ensurepip") is not None:
         return
     package = f"python3.{sys.version_info.minor}-venv"

@@ -38,19 +38,19 @@ DEBOUNCE = 0.5
 
 
 class _Session:
-    """What this process has of its guardian and of signals."""
+    """The guardian of this process, and the signals it received."""
 
     guardian: subprocess.Popen[bytes] | None = None
     interrupted_at: float | None = None
 
 
 def guard(folder: Path) -> None:
-    """Have everything that works below a folder killed, and the folder removed, when this process is gone."""
+    """Kill all processes below a folder and remove it once this process is gone."""
     _tell("+", folder)
 
 
 def release(folder: Path) -> None:
-    """Take back ``guard``."""
+    """Undo ``guard``."""
     _tell("-", folder)
 
 
@@ -73,7 +73,7 @@ def _tell(sign: str, folder: Path) -> None:
 
 
 def install() -> None:
-    """End this session in order on SIGINT and SIGTERM; at once on the second one, or when the order takes too long."""
+    """End this session in order on SIGINT and SIGTERM, at once on the second signal."""
     owner = os.getpid()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
@@ -87,7 +87,7 @@ def install() -> None:
         elif now - _Session.interrupted_at > DEBOUNCE:
             _leave(128 + number)
 
-    # Also where the caller ignores SIGINT, as a shell does for what it starts in the background.
+    # Also where the caller ignores SIGINT, as a shell does for background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
 
@@ -129,7 +129,7 @@ def _watch() -> None:
             (folders.add if line[:1] == b"+" else folders.discard)(folder)
     if not folders:
         return
-    # More than once: what is being killed may just have started something.
+    # More than once: a process that is being killed may just have started another.
     for _ in range(10):
         left = {process for folder in folders for process in working_below(folder)}
         if not left:

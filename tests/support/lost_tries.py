@@ -1,5 +1,5 @@
 """
-Tell a try that Airflow itself lost from one that failed for another reason, such as a fault of ours.
+Tell a try that Airflow itself lost from one that failed for another reason.
 
 On a machine that is busy enough Airflow's own limits end tries: its client waits for the API server in vain, a Dag is
 not imported in time. A test whose numbers of tries matter may run its Dag again then, but only where Airflow's logs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.deployment import Component
 
 REPEATS = 2
-"""How often a run is repeated before its test fails nevertheless."""
+"""How often a run is repeated before its test fails."""
 
 #: What the session repeated and why; see ``tests/integration/conftest.py``.
 repeated: list[str] = []
@@ -44,7 +44,7 @@ _ERROR = re.compile(r"\"level\": ?\"(error|critical)\"|\b(ERROR|CRITICAL)\b|^\w*
 
 
 class Airflow(Protocol):
-    """What is needed of a deployment."""
+    """The part of a deployment that this module uses."""
 
     logs_folder: Path
     components: dict[str, Component]
@@ -64,7 +64,7 @@ class Airflow(Protocol):
 
 @dataclass(frozen=True)
 class FailedTry:
-    """A try that did not succeed, and what the logs have of it."""
+    """A try that did not succeed, with its log."""
 
     task_id: str
     map_index: int
@@ -84,7 +84,7 @@ class FailedTry:
 
 
 class UnexpectedEndError(AssertionError):
-    """A run did not end as its test expects; the message says which tries failed, and what the logs have of them."""
+    """A run did not end as expected; the message holds the failed tries and their logs."""
 
 
 def failed_tries(airflow: Airflow, dag_id: str, run_id: str) -> list[FailedTry]:
@@ -100,7 +100,7 @@ def failed_tries(airflow: Airflow, dag_id: str, run_id: str) -> list[FailedTry]:
 
 
 def explain(airflow: Airflow, dag_id: str, run_id: str) -> str:
-    """Say which tries of a run failed, with the ends of their logs and the first error that each service printed."""
+    """Describe the failed tries of a run, with their logs and each service's first error."""
     parts = [str(failed) for failed in failed_tries(airflow, dag_id, run_id)]
     for name, component in airflow.components.items():
         if error := _first_error(component.output()):
@@ -118,7 +118,7 @@ def run_to_end(
     timeout: float = 180,
 ) -> str:
     """
-    Run a Dag until it ends in the state ``expect``, after so many tries if ``tries`` is given; return the run's ID.
+    Run a Dag until it ends as expected, after ``tries`` tries if given; return the run ID.
 
     The run is repeated only if Airflow's logs prove that Airflow lost each of the tries that were too many, or that
     made it fail.
@@ -130,7 +130,7 @@ def run_to_end(
         if state == expect and tries in (None, had):
             return run_id
         failed = failed_tries(airflow, dag_id, run_id)
-        lost = [one for one in failed if one.lost]
+        lost = [failed_try for failed_try in failed if failed_try.lost]
         if state == expect:
             explained = tries == had - len(lost)
         else:
@@ -140,14 +140,16 @@ def run_to_end(
             raise UnexpectedEndError(
                 f"{dag_id}/{run_id} is {state} after {had} tries, not {wanted}\n{explain(airflow, dag_id, run_id)}"
             )
-        reasons = ", ".join(f"{one.task_id} (try {one.try_number}): {one.lost}" for one in lost)
+        reasons = ", ".join(
+            f"{failed_try.task_id} (try {failed_try.try_number}): {failed_try.lost}" for failed_try in lost
+        )
         repeated.append(f"{dag_id}/{run_id}: {reasons}")
         sys.stderr.write(f"REPEATED {repeated[-1]}\n{explain(airflow, dag_id, run_id)}\n")
     raise AssertionError("unreachable")
 
 
 def _lost_is_all_that_failed(last_tries: list[dict[str, Any]], lost: list[FailedTry]) -> bool:
-    keys = {(one.task_id, one.map_index, one.try_number) for one in lost}
+    keys = {(failed_try.task_id, failed_try.map_index, failed_try.try_number) for failed_try in lost}
     failed = [row for row in last_tries if row["state"] == "failed"]
     return all((row["task_id"], row["map_index"], row["try_number"]) in keys for row in failed)
 

@@ -40,7 +40,7 @@ class MissingRequirementError(RuntimeError):
 
 def slowness() -> float:
     """
-    Return how many times slower than a machine of its own this process runs now: from 1 to 5.
+    Return how many times slower than alone this process runs now, from 1 to 5.
 
     For the time-outs of what is under test, which a test waits out and a busy machine must not reach.
     """

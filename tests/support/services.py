@@ -1,4 +1,4 @@
-"""A private PostgreSQL and a private Redis for one test session: own folder, own port, gone afterwards."""
+"""A private PostgreSQL and a private Redis for one test session, gone afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOM_IN_MEMORY = 3 * 1024**3
 
 
 class _Service:
-    """A server process with a folder and a port of its own."""
+    """A server process with its own folder and port."""
 
     name = "service"
 
@@ -96,13 +96,16 @@ class _Service:
 
 
 class Postgres(_Service):
-    """A PostgreSQL server that forgets: no fsync, no password, reachable on the loopback address only."""
+    """A disposable PostgreSQL server: no fsync, no password, on the loopback address only."""
 
     name = "postgresql"
 
     def __init__(self) -> None:
-        self._bin = self._find()
+        #: The folder of the server's programs.
+        self.bin = self._find()
         self._numbers = itertools.count(1)
+        #: Databases to copy, by what decides their content; see ``databases``.
+        self.templates: dict[str, str] = {}
         super().__init__()
         # The server refuses to run as root: everything it touches belongs to the user that Debian made for it.
         self._user: dict[str, Any] = {}
@@ -131,7 +134,7 @@ class Postgres(_Service):
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         data = self.folder / "data"
-        initdb = [self._bin / "initdb", "-D", data, "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = [self.bin / "initdb", "-D", data, "-U", "airflow", "-A", "trust", "-E", "UTF8", "--no-sync"]
         made = subprocess.run(
             [*initdb, "--locale=C.UTF-8"], **self._user, capture_output=True, cwd=self.folder, check=False
         )
@@ -151,7 +154,7 @@ class Postgres(_Service):
         }
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         return subprocess.Popen(
-            [self._bin / "postgres", "-D", data, "-p", str(self.port), *options],
+            [self.bin / "postgres", "-D", data, "-p", str(self.port), *options],
             **self._user,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -182,11 +185,27 @@ class Postgres(_Service):
         """Return a connection, which is closed with the context."""
         return contextlib.closing(psycopg2.connect(host="127.0.0.1", port=self.port, user="airflow", dbname=database))
 
-    def create_database(self, template: str | None = None) -> str:
+    def create_database(self, template: str | None = None, *, name: str | None = None) -> str:
         """Create a database, empty or as a copy of another, and return its name."""
-        name = f"airflow_{next(self._numbers)}"
+        name = name or f"airflow_{next(self._numbers)}"
         self.execute(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
         return name
+
+    def dump(self, database: str, path: Path) -> None:
+        """Write a database to a file."""
+        self._client("pg_dump", database, "--file", path)
+
+    def restore(self, path: Path, database: str) -> None:
+        """Fill an empty database from a file that :meth:`dump` wrote."""
+        self._client("psql", database, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", path)
+
+    def _client(self, command: str, database: str, *args: str | Path) -> None:
+        to_server = ["--host", "127.0.0.1", "--port", str(self.port), "--username", "airflow", "--dbname", database]
+        done = subprocess.run(
+            [self.bin / command, *to_server, *args], capture_output=True, text=True, cwd=self.folder, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{command} failed:\n{done.stderr}")
 
     def disconnect(self, name: str) -> None:
         """End all connections to a database, so that it can be copied."""
@@ -198,7 +217,7 @@ class Postgres(_Service):
 
     @contextlib.contextmanager
     def closed(self, database: str) -> Iterator[None]:
-        """Refuse all connections to a database, and end those that there are."""
+        """Refuse connections to a database, and end the open ones."""
         self.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false')
         try:
             self.disconnect(database)
@@ -212,13 +231,13 @@ class Postgres(_Service):
 
 
 class Redis(_Service):
-    """A Redis server, which writes to disk only if it is to keep what it holds over a restart."""
+    """A Redis server, which keeps its data over a restart if ``persistent``."""
 
     name = "redis"
     databases = 256
 
-    def __init__(self, *, keeps: bool = False) -> None:
-        self._keeps = keeps
+    def __init__(self, *, persistent: bool = False) -> None:
+        self._persistent = persistent
         command = shutil.which("redis-server")
         if command is None:
             raise MissingRequirementError("Redis", "apt-get install redis-server")
@@ -227,7 +246,14 @@ class Redis(_Service):
         super().__init__()
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        options = ["--save", "", "--appendonly", "yes" if self._keeps else "no", "--databases", str(self.databases)]
+        options = [
+            "--save",
+            "",
+            "--appendonly",
+            "yes" if self._persistent else "no",
+            "--databases",
+            str(self.databases),
+        ]
         return subprocess.Popen(
             [self._command, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder, *options],
             stdin=subprocess.DEVNULL,
@@ -244,7 +270,7 @@ class Redis(_Service):
             return False
 
     def restart(self) -> None:
-        """Stop the server and start it again on the same port, with what it held if it was to keep that."""
+        """Stop the server and start it again on the same port."""
         self.stop()
         self.start()
 

@@ -1,4 +1,4 @@
-"""Send pairs of XComs to a running API server as task processes do: one that is claimed, and one that is not.
+"""Send pairs of XComs to an API server as task processes do: a claimed one and another.
 
 Both go through the same route, for a running try of its own each, with that try's own token, over one connection that
 stays open. Which of the two comes first changes from pair to pair.
@@ -11,10 +11,12 @@ import json
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import filling  # type: ignore[import-not-found]
 import requests
+import traffic  # type: ignore[import-not-found]
 from airflow.executors.base_executor import BaseExecutor
 from sqlalchemy import text
 
@@ -22,6 +24,9 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.capture.report_schema import worker_record
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store.workers.upsert import upsert_worker
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.domain.workers import WorkerRecord
 
 DAG_ID, RUN_ID, TASK_ID = "billing_export_hour_00", "manual__2026-03-01T00:00:00+00:00", "transform_partitions"
 ORDINARY_KEY = "an_ordinary_key_of_the_same_length"[: len(REPORT_KEY)]
@@ -55,8 +60,8 @@ def make_running_tries(number: int) -> list[UUID]:
         connection.execute(
             text(_TASK_INSTANCES),
             [
-                {**names, "task_id": TASK_ID, "map_index": n, "id": str(one), "hostname": hostname(n // 2)}
-                for n, one in enumerate(tries)
+                {**names, "task_id": TASK_ID, "map_index": n, "id": str(try_id), "hostname": hostname(n // 2)}
+                for n, try_id in enumerate(tries)
             ],
         )
     return tries
@@ -64,39 +69,31 @@ def make_running_tries(number: int) -> list[UUID]:
 
 def hostname(pair: int) -> str:
     """Return the host of the worker that a report is of, which Airflow records for its try."""
-    return f"airflow-worker-{pair // CLAIMS_PER_WORKER // 4:02d}.prod.example.internal"
+    return str(described(pair).hostname)
+
+
+def described(pair: int) -> WorkerRecord:
+    """Return the worker that a report is of."""
+    return filling.worker_record(pair // CLAIMS_PER_WORKER, traffic.BEGIN)  # type: ignore[no-any-return]
 
 
 def make_workers(pairs: int) -> None:
     """Write the workers of all reports, as seen an hour ago."""
     with metadata_database.engine().begin() as connection:
         for number in range(0, pairs, CLAIMS_PER_WORKER):
-            described = worker_record(report(number, uuid4())["worker"], job_id=None)
-            upsert_worker(connection, described, now=datetime.now(timezone.utc) - timedelta(hours=1))
+            as_claimed = worker_record(report(number, uuid4())["worker"], job_id=None)
+            upsert_worker(connection, as_claimed, now=datetime.now(timezone.utc) - timedelta(hours=1))
 
 
 def report(number: int, try_id: UUID) -> dict[str, Any]:
     """Return a report as a Celery worker's task process sends it."""
-    worker = number // CLAIMS_PER_WORKER
+    worker = described(number)
+    names = ("worker_id", "name", "kind", "hostname", "pid", "labels", "resources", "versions")
+    description = {name: getattr(worker, name) for name in names}
     return {
         "version": 1,
         "try_id": str(try_id),
-        "worker": {
-            "worker_id": f"celery-{worker:024x}",
-            "name": f"worker{worker % 4}@airflow-worker-{worker // 4:02d}.prod.example.internal",
-            "kind": "celery",
-            "hostname": hostname(number),
-            "pid": 1000 + worker,
-            "started_at": "2026-03-01T00:00:00+00:00",
-            "labels": {"region": "eu-central-1", "zone": "eu-central-1a"},
-            "resources": {
-                "cpus": 8,
-                "memory_bytes": 34359738368,
-                "os": "Debian GNU/Linux 12",
-                "architecture": "x86_64",
-            },
-            "versions": {"airflow": "3.3.2", "python": "3.12.8", "celery": "5.6.0"},
-        },
+        "worker": {**description, "started_at": traffic.BEGIN.isoformat()},
     }
 
 
@@ -138,7 +135,7 @@ def main() -> None:
     tries = make_running_tries(2 * pairs)
     make_workers(pairs)
     generator = BaseExecutor(parallelism=1).jwt_generator
-    tokens = [generator.generate({"sub": str(one), "scope": "execution"}, valid_for=3600) for one in tries]
+    tokens = [generator.generate({"sub": str(try_id), "scope": "execution"}, valid_for=3600) for try_id in tries]
     sender = Sender(args.url)
     found = []
     for pair in range(pairs):

@@ -1,4 +1,4 @@
-"""Time what a scheduler pays for handing 1,000 tasks to Celery, with Airflow's executor and with ours, by turns."""
+"""Time sending tasks to Celery, with Airflow's executor and with ours, by turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks that fill tables share: workers, rows as the package's own statements write them, Airflow's rows."""
+"""Build synthetic workers, attempts written by the package itself, and Airflow's rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REGIONS = ("eu-central-1", "eu-west-1", "us-east-1")
 
 
 def worker_record(number: int, started_at: datetime) -> WorkerRecord:
-    """Return one of the workers, described as fully as a real one describes itself; four are on each host."""
+    """Return a worker, described as fully as a real one; four are on each host."""
     host = f"airflow-worker-{number // 4:03d}.prod.example.internal"
     region = REGIONS[number // 4 % len(REGIONS)]
     name = f"worker{number % 4}@{host}"
@@ -49,9 +49,9 @@ def worker_record(number: int, started_at: datetime) -> WorkerRecord:
     )
 
 
-def key(one: traffic.Start) -> TryKey:
+def key(start: traffic.Start) -> TryKey:
     """Return the key of a try."""
-    return TryKey(one.run.dag_id, one.run.run_id, one.task_id, one.map_index, one.try_number)
+    return TryKey(start.run.dag_id, start.run.run_id, start.task_id, start.map_index, start.try_number)
 
 
 def instance(at: TryKey) -> int:
@@ -60,36 +60,36 @@ def instance(at: TryKey) -> int:
     return instance_key(str(UUID(hashlib.md5(names.encode(), usedforsecurity=False).hexdigest())))
 
 
-def conditions(one: traffic.Start) -> Conditions:
+def conditions(start: traffic.Start) -> Conditions:
     """Return what the worker's machine was like when a try started."""
-    return Conditions(**one.conditions)
+    return Conditions(**start.conditions)
 
 
-def record(connection: Connection, one: traffic.Start, by: WorkerRecord) -> None:
+def record(connection: Connection, start: traffic.Start, by: WorkerRecord) -> None:
     """Record the start of a try as the claim does."""
-    at = key(one)
+    at = key(start)
     record_start(
         connection,
-        StartedTry(at, instance(at), one.started_at),
+        StartedTry(at, instance(at), start.started_at),
         by,
-        now=one.reported_at,
+        now=start.reported_at,
         process=PROCESS,
-        conditions=conditions(one),
+        conditions=conditions(start),
     )
 
 
 def close(connection: Connection, tries: Iterable[traffic.Start]) -> None:
     """Close tries as reconciling does."""
     ended = [
-        AirflowTry(at, (instance(at),), state=one.state, started_at=one.started_at, ended_at=one.ended_at)
-        for one in tries
-        for at in [key(one)]
+        AirflowTry(at, (instance(at),), state=start.state, started_at=start.started_at, ended_at=start.ended_at)
+        for start in tries
+        for at in [key(start)]
     ]
-    attempts_close.close_tries(connection, [(one.row_keys[0], one) for one in ended])
+    attempts_close.close_tries(connection, [(airflow_try.row_keys[0], airflow_try) for airflow_try in ended])
 
 
 def stored(connection: Connection, column: str, value: str) -> Any:
-    """Return what the database holds of a word: states and the like are stored as numbers."""
+    """Return the stored value of a word: states and the like are stored as numbers."""
     processor = attempt.c[column].type.bind_processor(connection.dialect)
     return value if processor is None else processor(value)
 
@@ -156,12 +156,12 @@ AIRFLOW_TABLES = ("dag_run", "task_instance", "task_instance_history")
 
 
 def write_airflow_rows(connection: Connection, *, latest: int, now: datetime | None = None) -> None:
-    """Give the latest tries their rows in Airflow's own tables: the last of a task in one, earlier ones in the history.
+    """Write Airflow's own rows of the latest tries, earlier tries of a task in the history.
 
     :param now: a try that ends later runs; without it those do that have not ended
     """
     with connection.begin():
-        # Foreign keys are checked by triggers: what is written here is right, and a million checks take minutes.
+        # Skips the triggers that check foreign keys: a million checks take minutes.
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(text("SET LOCAL work_mem = '256MB'"))
         connection.execute(text(f"TRUNCATE {', '.join(AIRFLOW_TABLES)} CASCADE"))

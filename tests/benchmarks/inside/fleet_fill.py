@@ -1,4 +1,4 @@
-"""Fill a deployment's tables with a fleet and with all that it ran until now: run by Airflow's Python.
+"""Fill a deployment's tables with a fleet and its tries, under Airflow's Python.
 
 The traffic of two hours comes again and again, each time on other workers and as other Dag runs. Rows are copied in the
 order in which their tries started, closed where their Dag run has ended; the indexes are made afterwards. A few tries
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRecord
 
 PERIODS = 24
-"""How often each Dag runs within the traffic that comes again and again."""
+"""How often each Dag runs within a cycle of the traffic."""
 
 CYCLE = PERIODS * traffic.EVERY
 
@@ -49,7 +49,7 @@ REAL = 200
 """Tries that go through the package's own statements."""
 
 SAMPLES = 60
-"""Workers, Dag runs and so on that are named to those who ask for them."""
+"""How many workers, Dag runs and so on the samples hold."""
 
 BUNDLE = "dags-folder"
 ENGINES = sorted({engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes")})
@@ -71,14 +71,14 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One worker: what it says of itself, and what became of it."""
+    """One worker: its description and its fate."""
 
     record: WorkerRecord
     fate: Fate
 
 
 def fleet(workers: int, begin: datetime, now: datetime) -> list[Member]:
-    """Return the workers: of a hundred 95 are online, one is silent, two have left and two were lost."""
+    """Return the workers, per hundred 95 online, 1 unresponsive, 2 offline and 2 lost."""
     chance = random.Random(workers)
     found = []
     for number in range(workers):
@@ -95,7 +95,7 @@ def fleet(workers: int, begin: datetime, now: datetime) -> list[Member]:
 
 
 def write_workers(connection: Connection, members: list[Member], begin: datetime, now: datetime) -> list[int]:
-    """Write the fleet as the package would have come to know it, and return the workers' row IDs."""
+    """Write the fleet as the package would, and return the workers' row IDs."""
     chance = random.Random(len(members))
     refs = []
     for number, member in enumerate(members):
@@ -120,7 +120,7 @@ def write_workers(connection: Connection, members: list[Member], begin: datetime
     connection.execute(
         insert(engine),
         [
-            # Nobody is to look at a fleet that is not there, and what is known of it must not grow old.
+            # No poll may reach a fleet that does not exist, nor its rows become stale.
             {"name": name, "due_at": now + timedelta(days=1), "looked_at": now, "reached_since": begin, "error": None}
             for name in ENGINES
         ],
@@ -138,7 +138,7 @@ _REASONS = {
 def _changes(
     ref: int, fate: Fate, decided: str, begin: datetime, now: datetime, chance: random.Random
 ) -> Iterator[dict[str, Any]]:
-    """Yield a worker's history: it was silent now and then, and somebody decided of it."""
+    """Yield a worker's history: it was unresponsive now and then, and some were drained."""
     entry = {"worker_ref": ref, "state": None, "availability": None, "reason": None, "changed_by": None}
     last = fate.ended_at or now
     silent = sorted(begin + (last - begin) * chance.random() for _ in range(chance.randrange(4)))
@@ -153,11 +153,11 @@ def _changes(
         yield {**entry, "changed_at": last, "availability": decided, "reason": reason, "changed_by": "admin"}
 
 
-# --- what it ran -----------------------------------------------------------------------------------------------------
+# --- its tries -----------------------------------------------------------------------------------------------------
 
 COLUMNS = (
     *("run_key", "task_key", "worker_ref", "started_at", "ended_at", "start_slot", "state"),
-    # The same whenever the try comes again.
+    # The same in each cycle.
     *("try_number", "map_index", "ordinal", "process_count", "process_key", "attribution", "task_id"),
     *("load", "memory_free", "running_beside"),
     *("dag_id", "run_id"),
@@ -166,7 +166,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One try of the traffic that comes again and again. Times are seconds from the beginning of its cycle."""
+    """One try of the cyclic traffic. Times are seconds from the beginning of its cycle."""
 
     starts: float
     lasts: float
@@ -180,11 +180,11 @@ class Step:
     task: tuple[str, int, int]
     """Its task, map index and number."""
     columns: str
-    """What is the same each time, as COPY takes it."""
+    """The columns that are the same in each cycle, as COPY takes them."""
 
 
 class History:
-    """All tries from some time on until now."""
+    """All tries of the cycles until now."""
 
     def __init__(
         self, connection: Connection, refs: list[int], members: list[Member], tries: int, now: datetime
@@ -207,26 +207,26 @@ class History:
         number = {dag_id: index for index, dag_id in enumerate(traffic.dag_ids())}
         reported = filling.stored(connection, "attribution", "reported")
         # A little more than a cycle: until the last of its Dag runs has ended.
-        for one in traffic.events(PERIODS * traffic.DAGS * traffic.TASKS * 3 // 2, workers):
-            period = 0 if isinstance(one, traffic.Closed) else (one.run.logical - traffic.BEGIN) // traffic.EVERY
-            if isinstance(one, traffic.Closed) or period >= PERIODS:
+        for event in traffic.events(PERIODS * traffic.DAGS * traffic.TASKS * 3 // 2, workers):
+            period = 0 if isinstance(event, traffic.Closed) else (event.run.logical - traffic.BEGIN) // traffic.EVERY
+            if isinstance(event, traffic.Closed) or period >= PERIODS:
                 continue
-            starts = (one.started_at - traffic.BEGIN).total_seconds()
+            starts = (event.started_at - traffic.BEGIN).total_seconds()
             cycles = starts // CYCLE.total_seconds()
             shift = cycles * CYCLE.total_seconds()
             fixed = (
-                *(one.try_number, one.map_index, 0, 1, filling.PROCESS, reported, one.task_id),
-                *filling.conditions(one).columns().values(),
+                *(event.try_number, event.map_index, 0, 1, filling.PROCESS, reported, event.task_id),
+                *filling.conditions(event).columns().values(),
             )
             yield Step(
                 starts=starts - shift,
-                lasts=(one.ended_at - one.started_at).total_seconds(),
-                closes=(one.run.closed_at - traffic.BEGIN).total_seconds() - shift,
-                run=period * traffic.DAGS + number[one.run.dag_id],
+                lasts=(event.ended_at - event.started_at).total_seconds(),
+                closes=(event.run.closed_at - traffic.BEGIN).total_seconds() - shift,
+                run=period * traffic.DAGS + number[event.run.dag_id],
                 is_of_cycle_before=bool(cycles),
-                worker=one.worker,
-                state=filling.stored(connection, "state", one.state),
-                task=(one.task_id, one.map_index, one.try_number),
+                worker=event.worker,
+                state=filling.stored(connection, "state", event.state),
+                task=(event.task_id, event.map_index, event.try_number),
                 columns="\t".join(map(str, fixed)),
             )
 
@@ -280,9 +280,9 @@ def write_attempts(connection: Connection, history: History, members: list[Membe
     cursor: Any = connection.connection.cursor()
     with connection.begin():
         cursor.execute(f"TRUNCATE {TABLE}")
-        real = [one for one in traffic.events(REAL, len(members)) if isinstance(one, traffic.Start)]
-        for one in real:
-            filling.record(connection, one, members[one.worker].record)
+        real = [start for start in traffic.events(REAL, len(members)) if isinstance(start, traffic.Start)]
+        for start in real:
+            filling.record(connection, start, members[start.worker].record)
         filling.close(connection, real)
         indexes = _drop_indexes(cursor)
         cursor.copy_expert(f"COPY {TABLE} ({', '.join(COLUMNS)}) FROM STDIN", Lines(history.lines()))
@@ -311,7 +311,7 @@ def _drop_indexes(cursor: Any) -> list[str]:
 
 
 def reopen(connection: Connection, history: History) -> int:
-    """Take back what is not known yet of the Dag runs that are under way; return how many tries that are."""
+    """Reopen the attempts of running Dag runs; return how many tries that are."""
     with connection.begin():
         statement = f"UPDATE {TABLE} SET state = :running, ended_at = NULL WHERE run_key = ANY(:keys)"
         running = filling.stored(connection, "state", "running")
@@ -359,14 +359,14 @@ def table(model: Any) -> Table:
     return found
 
 
-# --- what it is about ------------------------------------------------------------------------------------------------
+# --- samples ------------------------------------------------------------------------------------------------
 
 
 def samples(members: list[Member], history: History) -> dict[str, Any]:
-    """Name some of what can be asked for: workers by their state, Dag runs of all times, hosts, Dags and tasks."""
+    """Return samples for queries: workers by state, Dag runs, hosts, Dags and tasks."""
     chance = random.Random(SAMPLES)
     records = {
-        state: _some(chance, [member.record for member in members if member.fate.state == state])
+        state: _sample(chance, [member.record for member in members if member.fate.state == state])
         for state in ("online", *_REASONS)
     }
     # Every Dag's run of these periods has begun.
@@ -376,7 +376,7 @@ def samples(members: list[Member], history: History) -> dict[str, Any]:
         for _ in range(SAMPLES)
     ]
     return {
-        "workers": {state: [record.worker_id for record in some] for state, some in records.items()},
+        "workers": {state: [record.worker_id for record in sample] for state, sample in records.items()},
         "names": [record.name for record in records["online"]],
         "hostnames": [record.hostname for record in records["online"]],
         "dag_ids": chance.sample(traffic.dag_ids(), SAMPLES),
@@ -390,7 +390,7 @@ def samples(members: list[Member], history: History) -> dict[str, Any]:
     }
 
 
-def _some(chance: random.Random, those: list[Any]) -> list[Any]:
+def _sample(chance: random.Random, those: list[Any]) -> list[Any]:
     return chance.sample(those, SAMPLES) if len(those) > SAMPLES else those
 
 

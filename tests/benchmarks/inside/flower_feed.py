@@ -1,4 +1,4 @@
-"""Tell a running Flower of a fleet and its tasks, by Celery's own events, and answer it as the workers would."""
+"""Feed Celery's events of a fleet to a running Flower, and answer it as workers do."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TASK = "execute_workload"
 LAST = "the_last_task"
 
 AT_ONCE = 500
-"""Tasks after which Flower must have taken in all: Redis drops who lags behind by megabytes."""
+"""Number of tasks after which Flower must have read all events: Redis drops a client that lags behind."""
 
 
 class Flower:
-    """What the running Flower says."""
+    """The API of the running Flower."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -53,24 +53,24 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 600) -
 
 
 def is_taken_in(connection: Connection) -> bool:
-    """Return whether Redis has handed everything to those who listen."""
+    """Return whether Redis has delivered everything to its subscribers."""
     clients = connection.default_channel.client.client_list()
-    return not any(int(one["omem"]) for one in clients if int(one["psub"]) or int(one["sub"]))
+    return not any(int(client["omem"]) for client in clients if int(client["psub"]) or int(client["sub"]))
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def workload(one: traffic.Start, task_id: str) -> str:
-    """Return what Airflow hands to Celery for a try, as an event shows it: its first 1,024 characters."""
+def workload(start: traffic.Start, task_id: str) -> str:
+    """Return a try's workload as a Celery event shows it: the first 1,024 characters."""
     instance = {
         "id": task_id,
         "dag_version_id": str(UUID(int=1)),
-        "task_id": one.task_id,
-        "dag_id": one.run.dag_id,
-        "run_id": one.run.run_id,
-        "try_number": one.try_number,
-        "map_index": one.map_index,
+        "task_id": start.task_id,
+        "dag_id": start.run.dag_id,
+        "run_id": start.run.run_id,
+        "try_number": start.try_number,
+        "map_index": start.map_index,
         "pool_slots": 1,
         "queue": "default",
         "priority_weight": 1,
@@ -80,12 +80,12 @@ def workload(one: traffic.Start, task_id: str) -> str:
 
 
 def tell_of_workers(dispatchers: list[EventDispatcher], flower: Flower) -> None:
-    """Say that all workers are there, until Flower knows them."""
+    """Send heartbeats of all workers until Flower knows them."""
 
     def known() -> bool:
-        for one in dispatchers:
-            one.send("worker-online", freq=2, sw_ident="py-celery", sw_ver="5.6.3", sw_sys="Linux")
-            one.send(
+        for dispatcher in dispatchers:
+            dispatcher.send("worker-online", freq=2, sw_ident="py-celery", sw_ver="5.6.3", sw_sys="Linux")
+            dispatcher.send(
                 "worker-heartbeat",
                 freq=2,
                 sw_ident="py-celery",
@@ -103,18 +103,18 @@ def tell_of_workers(dispatchers: list[EventDispatcher], flower: Flower) -> None:
 
 
 def tell_of_tasks(connection: Connection, dispatchers: list[EventDispatcher], tasks: int) -> None:
-    """Send what workers send of tasks that they receive, start and end."""
+    """Send the events of received, started and ended tasks."""
     numbers = count(1)
-    starts = (one for one in traffic.events(tasks, len(dispatchers)) if isinstance(one, traffic.Start))
-    for one in starts:
+    starts = (start for start in traffic.events(tasks, len(dispatchers)) if isinstance(start, traffic.Start))
+    for start in starts:
         number = next(numbers)
-        by, task_id = dispatchers[one.worker], str(UUID(int=number << 64 | 0x4000800000000000 | number))
+        by, task_id = dispatchers[start.worker], str(UUID(int=number << 64 | 0x4000800000000000 | number))
         last = number == tasks
         by.send(
             "task-received",
             uuid=task_id,
             name=LAST if last else TASK,
-            args=workload(one, task_id),
+            args=workload(start, task_id),
             kwargs="{}",
             root_id=task_id,
             parent_id=None,
@@ -123,7 +123,7 @@ def tell_of_tasks(connection: Connection, dispatchers: list[EventDispatcher], ta
             expires=None,
         )
         by.send("task-started", uuid=task_id)
-        if one.state == "success":
+        if start.state == "success":
             by.send("task-succeeded", uuid=task_id, result="None", runtime=12.5)
         else:
             by.send("task-failed", uuid=task_id, exception="AirflowException('the task failed')", traceback="")
@@ -133,7 +133,7 @@ def tell_of_tasks(connection: Connection, dispatchers: list[EventDispatcher], ta
             wait_until(lambda: is_taken_in(connection), "Flower to take in the events")
 
 
-# --- what workers answer ---------------------------------------------------------------------------------------------
+# --- inspections ---------------------------------------------------------------------------------------------
 
 _QUEUE = {
     "name": "default",
@@ -190,19 +190,19 @@ _STATS = {
 
 
 def answered(workers: dict[str, dict[str, Any]]) -> int:
-    """Return how many workers have answered all of what Flower asks."""
-    return sum({"stats", "active_queues", "registered", "conf"} <= one.keys() for one in workers.values())
+    """Return how many workers have answered all of Flower's inspections."""
+    return sum({"stats", "active_queues", "registered", "conf"} <= worker.keys() for worker in workers.values())
 
 
 def ask_workers(flower: Flower, workers: int) -> None:
-    """Let Flower ask its workers; it may still be waiting for those that it asked when it was started."""
+    """Let Flower inspect its workers; it may still wait for the inspection of its start."""
     for _ in range(3):
         if answered(flower.get("/api/workers?refresh=true")) == workers:
             return
 
 
 def answer_while(connection: Connection, names: list[str], busy: threading.Thread) -> None:
-    """Answer Flower's questions for every worker until ``busy`` is done."""
+    """Answer Flower's inspections for every worker until ``busy`` is done."""
     conf = {"broker_url": "redis://redis:6379/0", "task_default_queue": "default", "worker_concurrency": 16}
     handlers = {
         "stats": lambda _state: _STATS,

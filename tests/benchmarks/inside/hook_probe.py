@@ -1,4 +1,4 @@
-"""Measure the listener's first call in fresh task processes, forked below what looks like a Celery worker.
+"""Measure the listener's first call in fresh task processes below a fake Celery worker.
 
 Above each task process stand its supervisor and the worker's main process, titled as Airflow and Celery title them, so
 that the walk through the ancestors is the real one. The channel answers at once: its time is taken out in any case.
@@ -29,7 +29,7 @@ class CommsDecoder:
         self.messages: list[Any] = []
 
     def send(self, message: Any) -> None:
-        """Take a message; building it was the listener's work, encoding and sending it is the channel's."""
+        """Take a message: the listener has built it, the channel would encode and send it."""
         begin = time.perf_counter()
         self.messages.append(message)
         self.seconds += time.perf_counter() - begin

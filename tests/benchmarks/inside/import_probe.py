@@ -1,4 +1,4 @@
-"""Import one plugin as a task process does, after what Airflow itself has imported there, and say what it cost."""
+"""Import one plugin as a task process does, after Airflow's imports, and print the cost."""
 
 from __future__ import annotations
 

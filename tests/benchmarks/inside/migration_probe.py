@@ -1,4 +1,4 @@
-"""Fill the tables, or send one report after the other to a running API server until a file says that it is enough."""
+"""Fill the tables, or send reports to a running API server until a file exists."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 
 MOST = 20_000
-"""Reports, each of a running try of its own."""
+"""How many reports at most, each of a running try of its own."""
 
 PAUSE = 0.04
-"""Seconds between two of them: some 20 a second."""
+"""Seconds between two reports: about 20 a second."""
 
 
 def fill(rows: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Time placement decisions in this interpreter, and print microseconds per decision as JSON."""
+"""Time placement decisions here, and print microseconds per decision as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_worker_insight.executors.placement.policy import Candidate, Placer,
 
 
 def main() -> None:
-    """Take the number of rounds, of tasks, and the numbers of workers; then the last two where everybody is full."""
+    """Read the numbers of rounds, tasks and workers, then the last two again for full workers."""
     rounds = int(sys.argv[1])
     cases = [
         (f"{strategy}, {size} workers{more}", strategy, int(size), int(tasks), bool(more))
@@ -25,7 +25,7 @@ def main() -> None:
         for name, strategy, size, number, is_full in cases:
             candidates = fleet(size, number)
             if is_full:
-                candidates = [replace(one, load=one.capacity) for one in candidates]
+                candidates = [replace(candidate, load=candidate.capacity) for candidate in candidates]
             placer = Placer(strategy, candidates)
             tasks = work(number, size)
             began = time.perf_counter()
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def fleet(size: int, tasks: int) -> list[Candidate]:
-    """Return workers of three sizes on two queues, one in twenty of which is drained, with room for all tasks."""
+    """Return workers of three sizes on two queues, one in twenty drained, with enough slots."""
     return [
         Candidate(
             ref=number,

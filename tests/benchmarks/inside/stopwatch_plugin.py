@@ -1,4 +1,4 @@
-"""A plugin for a real deployment: it times the listener in each task process, and the channel apart from it.
+"""Time the listener in each task process of a real deployment, apart from the channel.
 
 Beside the report it sends an ordinary XCom with the same value over the same channel, before or after it by turns.
 """

@@ -1,4 +1,4 @@
-"""Fill the tables as a busy deployment would, and measure them at each of the sizes given: run by Airflow's Python.
+"""Fill the tables as a busy deployment would, and measure them, under Airflow's Python.
 
 The rows come in the order in which they would arrive, and each is closed when its Dag run ends. One start in a hundred
 goes through the real statements, as does one closing in a hundred; the others are written in bulk, equal to those. The
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 WINDOW = 200
-"""Tries written at once: some 15 seconds of the traffic."""
+"""Tries written at once: about 15 seconds of the traffic."""
 
 REAL_EVERY = 100
 """One window in so many goes through the real statements."""
@@ -55,10 +55,10 @@ class Filler:
         self.rows = self.changed = self.windows = self.vacuums = 0
         with connection.begin():
             self._prepare()
-            self.refs = [upsert_worker(connection, one, now=traffic.BEGIN) for one in self.records]
+            self.refs = [upsert_worker(connection, record, now=traffic.BEGIN) for record in self.records]
 
     def _prepare(self) -> None:
-        # It is vacuumed at known points instead, so that every run of the benchmark finds the same.
+        # Vacuumed at known points instead, so that every run measures the same.
         self.cursor.execute(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
         state = attempt.c.state.type.compile(self.connection.dialect)
         self.cursor.execute(
@@ -95,15 +95,15 @@ class Filler:
             self.vacuums += 1
 
     def _really(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
-        for one in starts:
-            filling.record(self.connection, one, self.records[one.worker])
+        for start in starts:
+            filling.record(self.connection, start, self.records[start.worker])
         filling.close(self.connection, ended)
 
     def _in_bulk(self, starts: Sequence[traffic.Start], ended: Sequence[traffic.Start]) -> None:
         lines = io.StringIO()
         columns: list[str] = []
-        for one in starts:
-            row = self._row(one)
+        for start in starts:
+            row = self._row(start)
             columns = columns or list(row)
             lines.write("\t".join(map(str, row.values())) + "\n")
         lines.seek(0)
@@ -111,38 +111,38 @@ class Filler:
         execute_batch(
             self.cursor,
             "EXECUTE close_try (%s, %s, %s, %s, %s, %s, %s)",
-            [self._closing(one) for one in ended],
+            [self._closing(start) for start in ended],
             page_size=WINDOW,
         )
 
-    def _row(self, one: traffic.Start) -> dict[str, Any]:
+    def _row(self, start: traffic.Start) -> dict[str, Any]:
         """Return the columns that are not NULL in what the real statement writes."""
-        at = filling.key(one)
+        at = filling.key(start)
         return {
             "run_key": at.run_key,
             "task_key": filling.instance(at),
             "try_number": at.try_number,
-            "worker_ref": self.refs[one.worker],
+            "worker_ref": self.refs[start.worker],
             "map_index": at.map_index,
             "ordinal": 0,
             "process_count": 1,
             "process_key": filling.PROCESS,
-            "started_at": one.started_at,
-            "start_slot": start_slot(one.started_at),
+            "started_at": start.started_at,
+            "start_slot": start_slot(start.started_at),
             "state": filling.stored(self.connection, "state", "running"),
             "attribution": filling.stored(self.connection, "attribution", "reported"),
             "dag_id": at.dag_id,
             "run_id": at.run_id,
             "task_id": at.task_id,
-            **filling.conditions(one).columns(),
+            **filling.conditions(start).columns(),
         }
 
-    def _closing(self, one: traffic.Start) -> tuple[Any, ...]:
+    def _closing(self, start: traffic.Start) -> tuple[Any, ...]:
         """Return what close_try takes."""
-        at = filling.key(one)
-        state = filling.stored(self.connection, "state", one.state)
-        slot = start_slot(one.started_at)
-        return at.run_key, filling.instance(at), at.try_number, state, one.started_at, one.ended_at, slot
+        at = filling.key(start)
+        state = filling.stored(self.connection, "state", start.state)
+        slot = start_slot(start.started_at)
+        return at.run_key, filling.instance(at), at.try_number, state, start.started_at, start.ended_at, slot
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def sizes(connection: Connection) -> dict[str, Any]:
 
 
 def timed(connection: Connection, calls: Sequence[Callable[[], object]], warm: int) -> list[float]:
-    """Return the milliseconds of each call, in a transaction of its own; the first ``warm`` are not counted."""
+    """Return the milliseconds of each call in its own transaction, after ``warm`` more."""
     found = []
     for call in calls:
         begin = time.perf_counter()
@@ -179,7 +179,7 @@ def timed(connection: Connection, calls: Sequence[Callable[[], object]], warm: i
 
 
 def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[float]]:
-    """Return the milliseconds of the reader's queries, for what is picked at random."""
+    """Return the milliseconds of the queries of pages and REST, for random keys."""
     warm = 10
     all_dags = traffic.dag_ids()
     worker_ids = [filling.worker_record(number, traffic.BEGIN).worker_id for number in range(traffic.WORKERS)]
@@ -229,7 +229,7 @@ def queries(connection: Connection, panels: int, lists: int) -> dict[str, list[f
 
 
 def expect(found: Sequence[object]) -> None:
-    """Fail if a query found nothing: then it was not the query that was to be measured."""
+    """Fail if a query found nothing, which is not what it is to measure."""
     if not found:
         raise AssertionError("nothing was found")
 

@@ -87,7 +87,7 @@ def run_id(logical: datetime) -> str:
 
 
 def events(tries: int, workers: int = WORKERS) -> Iterator[Start | Closed]:
-    """Yield what happens, in order, until so many tries have started; what is under way then stays open."""
+    """Yield events in order until so many tries have started; running ones stay open."""
     chance = random.Random(20260301)
     names = dag_ids()
     waiting: list[tuple[datetime, int, Start | Closed]] = []
@@ -120,12 +120,12 @@ def _run(
         )
         ends = moment
         for task_id, map_index in tasks:
-            for one in _tries(run, task_id, map_index, moment, workers, chance):
-                found.append(one)
-                ends = max(ends, one.ended_at)
+            for start in _tries(run, task_id, map_index, moment, workers, chance):
+                found.append(start)
+                ends = max(ends, start.ended_at)
         moment = ends + timedelta(seconds=chance.uniform(0.5, 3))
     run.closed_at = moment + timedelta(seconds=3)
-    return [(one.reported_at, one) for one in found] + [(run.closed_at, Closed(tuple(found)))]
+    return [(start.reported_at, start) for start in found] + [(run.closed_at, Closed(tuple(found)))]
 
 
 def _tries(

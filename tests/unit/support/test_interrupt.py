@@ -1,4 +1,4 @@
-"""A test session that is interrupted ends within seconds, and nothing that it started is left."""
+"""An interrupted test session ends within seconds and leaves nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.conftest import pytest_configure
 from tests.support.services import _Service
 
 class Server(_Service):
-    """It ignores signals, and a child of it has a session of its own, as task processes have."""
+    """Ignores signals, and has a child in another session, as task processes are."""
     name = "stubborn"
 
     def _launch(self, log):
@@ -69,7 +69,7 @@ def test_hangs(server, hangs_at_the_end, number, request):
 
 
 class Session:
-    """pytest under make with two workers, as ``make test`` runs it, in a process group of its own."""
+    """pytest under make with two workers, as ``make test`` runs it, in its own group."""
 
     def __init__(self, folder: Path, *, endless: bool = False, through: tuple[str, ...] = ()) -> None:
         self.folder = folder
@@ -107,7 +107,7 @@ class Session:
         self.servers = [Path((folder / f"folder-{n}").read_text()) for n in range(2)]
 
     def processes(self) -> list[psutil.Process]:
-        """Return what is left of it: in its folder, in the folders of its servers, and its guardians."""
+        """Return its remaining processes, with those of its servers and its guardians."""
         names = tuple(map(str, (self.folder, *self.servers)))
         group = self.process.pid
         found = []
@@ -123,7 +123,7 @@ class Session:
         end(self.processes())
 
     def assert_gone(self) -> None:
-        """It ends within seconds (on a quiet machine), and leaves neither processes nor folders."""
+        """Check that it ends within seconds and leaves no process and no folder."""
         # Its limits are its own: fixtures have ten seconds.
         wait_for(lambda: self.process.poll() is not None, 20, "the session to end")
         try:
@@ -150,14 +150,14 @@ def _below(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def test_ctrl_c_ends_it_in_order(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_session_in_order(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.killpg(session.process.pid, signal.SIGINT)
     session.assert_gone()
     assert "KeyboardInterrupt" in session.output.read_text()
 
 
-def test_ctrl_c_pressed_twice_ends_it_although_a_fixture_hangs(tmp_path: Path) -> None:
+def test_second_ctrl_c_ends_the_session_although_a_fixture_hangs(tmp_path: Path) -> None:
     session = Session(tmp_path, endless=True)
     os.killpg(session.process.pid, signal.SIGINT)
     first = time.monotonic()
@@ -170,27 +170,27 @@ def test_ctrl_c_pressed_twice_ends_it_although_a_fixture_hangs(tmp_path: Path) -
     session.assert_gone()
 
 
-def test_a_fixture_that_hangs_does_not_hold_it(tmp_path: Path) -> None:
+def test_hanging_fixture_does_not_hold_the_session(tmp_path: Path) -> None:
     session = Session(tmp_path, endless=True)
     os.killpg(session.process.pid, signal.SIGINT)
     session.assert_gone()
 
 
-def test_sigterm_to_make_ends_it(tmp_path: Path) -> None:
+def test_sigterm_to_make_ends_the_session(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.process.send_signal(signal.SIGTERM)
     session.assert_gone()
 
 
 @pytest.mark.parametrize("sig", ["INT", "TERM"])
-def test_timeout_ends_it(tmp_path: Path, sig: str) -> None:
+def test_timeout_ends_the_session(tmp_path: Path, sig: str) -> None:
     session = Session(tmp_path, through=("timeout", f"--signal={sig}", "600"))
-    # It does for this signal what it does when the time is over.
+    # timeout passes a signal on as it does when the time is over.
     session.process.send_signal(getattr(signal, f"SIG{sig}"))
     session.assert_gone()
 
 
-def test_what_is_killed_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_session_leaves_nothing(tmp_path: Path) -> None:
     session = Session(tmp_path)
     os.killpg(session.process.pid, signal.SIGKILL)
     session.assert_gone()

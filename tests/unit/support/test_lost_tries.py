@@ -1,4 +1,4 @@
-"""A run is repeated only where Airflow's own logs prove that Airflow lost a try: a fault of ours is never hidden."""
+"""A run is repeated only if Airflow's own logs prove that Airflow lost a try."""
 
 from __future__ import annotations
 
@@ -103,21 +103,21 @@ class Airflow:
 
 @pytest.fixture(autouse=True)
 def repeated() -> Iterator[list[str]]:
-    """What this test has repeated: the session's own list stays as it is."""
+    """Give this test an empty list of repeated runs, and restore the session's."""
     before = list(lost_tries.repeated)
     lost_tries.repeated.clear()
     yield lost_tries.repeated
     lost_tries.repeated[:] = before
 
 
-def test_a_run_that_ends_as_expected_is_not_repeated(tmp_path: Path, repeated: list[str]) -> None:
+def test_run_that_ends_as_expected_is_not_repeated(tmp_path: Path, repeated: list[str]) -> None:
     airflow = Airflow(tmp_path, [[TASK, None]])
     assert lost_tries.run_to_end(airflow, "sales", tries=2) == "run-0"
     assert repeated == []
 
 
 @pytest.mark.parametrize("log", [CLIENT, IMPORT])
-def test_a_try_too_many_that_airflow_lost_is_a_reason_to_repeat(
+def test_run_with_an_extra_try_that_airflow_lost_is_repeated(
     tmp_path: Path, repeated: list[str], log: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     airflow = Airflow(tmp_path, [[log, TASK, None], [TASK, None]])
@@ -126,14 +126,14 @@ def test_a_try_too_many_that_airflow_lost_is_a_reason_to_repeat(
     assert "sales/run-0: load (try 1): " in capsys.readouterr().err
 
 
-def test_a_run_that_failed_by_a_lost_try_is_repeated(tmp_path: Path, repeated: list[str]) -> None:
+def test_run_that_failed_by_a_lost_try_is_repeated(tmp_path: Path, repeated: list[str]) -> None:
     airflow = Airflow(tmp_path, [[CLIENT], [None]])
     assert lost_tries.run_to_end(airflow, "sales") == "run-1"
     assert len(repeated) == 1
 
 
 @pytest.mark.parametrize("log", [TASK, OURS, PLAIN_TIMEOUT, "", f"{CLIENT}\n{OURS}"])
-def test_another_fault_is_never_repeated(tmp_path: Path, repeated: list[str], log: str) -> None:
+def test_run_with_another_fault_is_never_repeated(tmp_path: Path, repeated: list[str], log: str) -> None:
     for number, plan in enumerate(([log], [log, None])):
         airflow = Airflow(tmp_path / str(number), [plan, [None]])
         with pytest.raises(lost_tries.UnexpectedEndError, match="load"):
@@ -142,7 +142,7 @@ def test_another_fault_is_never_repeated(tmp_path: Path, repeated: list[str], lo
     assert repeated == []
 
 
-def test_a_lost_try_does_not_excuse_another_one_that_is_wrong(tmp_path: Path, repeated: list[str]) -> None:
+def test_lost_try_does_not_excuse_another_failed_try(tmp_path: Path, repeated: list[str]) -> None:
     for number, plan in enumerate(([CLIENT, TASK], [CLIENT, TASK, None], [TASK, CLIENT, TASK, None])):
         airflow = Airflow(tmp_path / str(number), [plan, [None]])
         with pytest.raises(lost_tries.UnexpectedEndError):
@@ -151,7 +151,7 @@ def test_a_lost_try_does_not_excuse_another_one_that_is_wrong(tmp_path: Path, re
     assert repeated == []
 
 
-def test_a_time_out_beside_a_traceback_of_ours_in_a_service_is_no_proof(tmp_path: Path, repeated: list[str]) -> None:
+def test_timeout_beside_a_traceback_of_ours_is_no_proof(tmp_path: Path, repeated: list[str]) -> None:
     server = tmp_path / "api-server.log"
     server.write_text(
         'Traceback (most recent call last):\n  File "/x/airflow_worker_insight/capture/claim.py", line 1\n'
@@ -162,7 +162,7 @@ def test_a_time_out_beside_a_traceback_of_ours_in_a_service_is_no_proof(tmp_path
     assert repeated == []
 
 
-def test_a_try_that_was_lost_before_it_had_a_log_is_known_from_its_worker(tmp_path: Path, repeated: list[str]) -> None:
+def test_try_lost_before_it_had_a_log_is_found_in_the_worker_output(tmp_path: Path, repeated: list[str]) -> None:
     worker = tmp_path / "w1.log"
     worker.write_text("[ERROR] Task execute_workload[celery-run-0-1] raised unexpected: ReadTimeout('timed out')\n")
     airflow = Airflow(tmp_path / "logs", [["", None], [None]], {"w1": Component(worker)})
@@ -170,7 +170,7 @@ def test_a_try_that_was_lost_before_it_had_a_log_is_known_from_its_worker(tmp_pa
     assert len(repeated) == 1
 
 
-def test_it_gives_up_after_some_repeats(tmp_path: Path) -> None:
+def test_run_to_end_gives_up_after_its_repeats(tmp_path: Path) -> None:
     airflow = Airflow(tmp_path, [[CLIENT]] * 5)
     with pytest.raises(lost_tries.UnexpectedEndError):
         lost_tries.run_to_end(airflow, "sales")
@@ -178,7 +178,7 @@ def test_it_gives_up_after_some_repeats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "1"]])
-def test_what_was_repeated_is_counted_at_the_end(tmp_path: Path, options: list[str]) -> None:
+def test_repeated_runs_are_counted_at_the_end(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "conftest.py").write_text(
         "from tests.integration.conftest import pytest_runtest_makereport, pytest_terminal_summary\n"
