@@ -172,6 +172,8 @@ def _redirect_to_login(request: Request) -> Response:
 
 def _message(request: Request, status_code: int, text: str) -> HTMLResponse:
     html = render(
-        "message.html", notice_to_show=page_service.problem(status_code, text), url=Urls(request.scope["root_path"])
+        "message.html",
+        notice_to_show=page_service.error_notice(status_code, text),
+        url=Urls(request.scope["root_path"]),
     )
     return HTMLResponse(html, status_code)

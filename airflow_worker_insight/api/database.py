@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 4
 WAIT_SECONDS = 1.0
 """How long a request waits for a connection, occupying a thread of the API server."""
 
-LEAVE_ALONE_SECONDS = 3.0
+BREAKER_OPEN_SECONDS = 3.0
 """How long to refuse all requests after a timeout."""
 
 
@@ -85,7 +85,7 @@ class SchemaCheck:
 
 
 schema_check = SchemaCheck()
-breaker = CircuitBreaker(LEAVE_ALONE_SECONDS)
+breaker = CircuitBreaker(BREAKER_OPEN_SECONDS)
 _connection_slots = BoundedSemaphore(MAX_CONNECTIONS)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from airflow_worker_insight import __version__
 from airflow_worker_insight.api import schemas
 from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.csrf import is_json, may_be_made
+from airflow_worker_insight.api.csrf import is_json, passes_csrf_checks
 from airflow_worker_insight.api.schemas import (
     WORKER_ID,
     AttemptQuery,
@@ -18,12 +18,12 @@ from airflow_worker_insight.api.schemas import (
     Decision,
     HealthResponse,
     InvalidChangeError,
-    OneWorkerResponse,
     PlacementQuery,
     PlacementsResponse,
     ServiceQuery,
     ServicesResponse,
     WorkerAttemptQuery,
+    WorkerDetailResponse,
     WorkerNotFoundError,
     WorkerQuery,
     WorkersResponse,
@@ -133,7 +133,7 @@ _CHANGE_EXAMPLE = {
     "changed_by": "ann",
 }
 _WORKERS_EXAMPLE = {"workers": [_WORKER_EXAMPLE], "total_entries": 1, "total_is_exact": True}
-_ONE_WORKER_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
+_WORKER_DETAIL_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
 _SERVICES_EXAMPLE = {
     "services": [
         {
@@ -191,7 +191,7 @@ def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) ->
     """
     reader.require_task_instances(query.dag_id)
     dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    return schemas.list_attempts(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+    return schemas.list_attempts(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
 @router.get(
@@ -207,7 +207,7 @@ def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep
     """
     reader.require_task_instances(query.dag_id)
     dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    return schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+    return schemas.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
 @router.get(
@@ -225,14 +225,14 @@ def list_workers(query: Annotated[WorkerQuery, Query()], reader: ReaderDep) -> A
 @router.get(
     "/workers/{worker_id}",
     summary="Show a worker",
-    response_model=OneWorkerResponse,
-    responses=_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
+    response_model=WorkerDetailResponse,
+    responses=_responses(_WORKER_DETAIL_EXAMPLE, names_worker=True),
 )
 def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
     """Show one life of a worker and its history. It asks for the right to see Airflow's jobs."""
     reader.require_workers()
     try:
-        return schemas.one_worker(worker_id)
+        return schemas.get_worker(worker_id)
     except WorkerNotFoundError as error:
         raise _not_found(error) from None
 
@@ -272,9 +272,9 @@ async def _read_body(request: Request) -> bytes:
 @router.patch(
     "/workers/{worker_id}",
     summary="Decide whether a worker is given work",
-    response_model=OneWorkerResponse,
+    response_model=WorkerDetailResponse,
     responses={
-        **_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
+        **_responses(_WORKER_DETAIL_EXAMPLE, names_worker=True),
         422: {
             "model": Problem,
             "description": "The body is not such a decision, or the ID stands for a whole host or a life that is over.",
@@ -298,8 +298,8 @@ def decide(
     reader.require_workers()
     reader.require_pool_edit()
     has_cookie = airflow_auth.LOGIN_COOKIE in request.cookies
-    if not may_be_made(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, schemas.NOT_FROM_HERE)
+    if not passes_csrf_checks(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, schemas.CROSS_ORIGIN_REFUSED)
     try:
         decision = schemas.parse_decision(body, is_json=is_json(request.headers))
         return schemas.decide(worker_id, decision, changed_by=reader.name)
@@ -334,7 +334,7 @@ def health(reader: ReaderDep) -> Any:
 
     Unlike Airflow's own ``/api/v2/monitor/health`` this asks for a login: it tells a version and counts.
     """
-    return schemas.health(with_engines=reader.may_see_workers())
+    return schemas.health(may_see_workers=reader.may_see_workers())
 
 
 def _not_found(error: WorkerNotFoundError) -> HTTPException:

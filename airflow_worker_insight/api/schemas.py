@@ -40,7 +40,7 @@ MAX_LIMIT = 1000
 MAX_CHANGES = 100
 WORKER_ID = r"^[A-Za-z0-9._@:-]{1,64}$"
 
-NOT_FROM_HERE = (
+CROSS_ORIGIN_REFUSED = (
     "A change that carries a login's cookie must be JSON and come from a page of this server: send a bearer token "
     "instead."
 )
@@ -441,7 +441,7 @@ class ChangeResponse(BaseModel):
     changed_by: str | None = Field(description="Who decided; null for what was seen.")
 
 
-class OneWorkerResponse(WorkerResponse):
+class WorkerDetailResponse(WorkerResponse):
     """One life of a worker with its history."""
 
     changes: list[ChangeResponse] = Field(description=f"The latest {MAX_CHANGES} at most, the latest first.")
@@ -474,7 +474,7 @@ class ServicesResponse(_ListResponse):
     services: list[ServiceResponse]
 
 
-class EngineResponse(BaseModel):
+class SourceResponse(BaseModel):
     """When the workers of one engine were last looked at."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -495,7 +495,7 @@ class HealthResponse(BaseModel):
     counters: dict[str, int] = Field(
         description="What became of reports in this process since it started; other processes count for themselves."
     )
-    engines: list[EngineResponse] | None = Field(
+    engines: list[SourceResponse] | None = Field(
         description="Those that were ever looked at; null for a reader who may not see workers."
     )
 
@@ -510,7 +510,7 @@ class WorkerNotFoundError(LookupError):
         super().__init__("No worker with this ID was recorded here.")
 
 
-def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
+def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:
     """Return the fields of an :class:`AttemptsResponse`, latest start first.
 
     :param dag_ids: the Dags that the reader may see
@@ -518,12 +518,12 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers
     """
     with database.reading() as connection:
         fields = _attempts_page(connection, query, query.filters(), dag_ids)
-    if not sees_workers:
+    if not may_see_workers:
         fields["attempts"] = [attempt_queries.without_neighbours(attempt) for attempt in fields["attempts"]]
     return fields
 
 
-def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool) -> dict[str, Any]:
+def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:
     """Return the fields of a :class:`PlacementsResponse`, oldest first.
 
     They cover tries that wait for a worker and tries that are placed on one.
@@ -536,13 +536,13 @@ def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], sees_wor
             connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
         )
     return {
-        "placements": [placement_fields(row, sees_workers=sees_workers) for row in rows],
+        "placements": [placement_fields(row, may_see_workers=may_see_workers) for row in rows],
         "total_entries": total,
         "total_is_exact": total < MAX_TOTAL,
     }
 
 
-def placement_fields(listed: placements.ListedPlacement, *, sees_workers: bool = True) -> dict[str, Any]:
+def placement_fields(listed: placements.ListedPlacement, *, may_see_workers: bool = True) -> dict[str, Any]:
     """Return the fields of a :class:`PlacementResponse`.
 
     :param sees_workers: whether the reader may see workers; if not, ``detail`` is ``None``
@@ -553,7 +553,7 @@ def placement_fields(listed: placements.ListedPlacement, *, sees_workers: bool =
         "state": listed.state,
         "worker": None if listed.worker_id is None else {"worker_id": listed.worker_id, "name": listed.worker_name},
         "reason": listed.placement.reason,
-        "detail": listed.placement.sentence if sees_workers else None,
+        "detail": listed.placement.sentence if may_see_workers else None,
         "since": listed.placement.placed_at,
         "queue": listed.queue,
         "try_state": listed.try_state,
@@ -592,8 +592,8 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
     }
 
 
-def one_worker(worker_id: str) -> dict[str, Any]:
-    """Return the fields of a :class:`OneWorkerResponse`.
+def get_worker(worker_id: str) -> dict[str, Any]:
+    """Return the fields of a :class:`WorkerDetailResponse`.
 
     :raises WorkerNotFoundError: if no worker has the ID
     """
@@ -602,7 +602,7 @@ def one_worker(worker_id: str) -> dict[str, Any]:
 
 
 def decide(worker_id: str, decision: Decision, *, changed_by: str) -> dict[str, Any]:
-    """Set a worker's availability and return the fields of a :class:`OneWorkerResponse`.
+    """Set a worker's availability and return the fields of a :class:`WorkerDetailResponse`.
 
     :param changed_by: the name of the user who decided
     :raises WorkerNotFoundError: if no worker has the ID
@@ -636,14 +636,14 @@ def list_services(query: ServiceQuery) -> dict[str, Any]:
     return {"services": services, "total_entries": total, "total_is_exact": total < MAX_TOTAL}
 
 
-def health(*, with_engines: bool) -> dict[str, Any]:
+def health(*, may_see_workers: bool) -> dict[str, Any]:
     """Return the fields of a :class:`HealthResponse`.
 
     :param with_engines: whether the reader may see workers: the error of a worker source may name hosts
     """
     schema = database.schema_now()
     sources: list[SourceStatus] | None = None
-    if with_engines:
+    if may_see_workers:
         sources = []
         if schema is Schema.READY:
             with database.reading() as connection:

@@ -19,7 +19,7 @@ _DAYS_PER_UNIT = {"d": 1, "w": 7}
 _STATES = ("online", "unresponsive", "offline", "lost", "unknown")
 
 
-def moment(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """Parse an ISO 8601 date or time; without an offset it is UTC.
 
     :raises argparse.ArgumentTypeError: if it is not such a time
@@ -33,7 +33,7 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
 
 
-def age(text: str) -> datetime:
+def parse_age(text: str) -> datetime:
     """Parse a time in the past, or an age in days or weeks such as ``90d`` or ``12w``.
 
     :return: the time, in UTC unless the text has another offset
@@ -43,7 +43,7 @@ def age(text: str) -> datetime:
     match = re.fullmatch(r"([0-9]{1,5})([dw])", text)
     if match is None and re.fullmatch(r"\w+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither an age such as 90d or 12w nor a time such as 2026-01-31")
-    parsed = moment(text) if match is None else now - timedelta(days=int(match[1]) * _DAYS_PER_UNIT[match[2]])
+    parsed = parse_time(text) if match is None else now - timedelta(days=int(match[1]) * _DAYS_PER_UNIT[match[2]])
     if parsed >= now:
         raise argparse.ArgumentTypeError(f"{text!r} is not in the past")
     return parsed
@@ -161,10 +161,10 @@ ARG_WORKER_ID = Arg(("--worker-id",), help="Only tries that the worker with this
 ARG_WORKER_NAME = Arg(("--worker-name",), help="Only tries that a worker of this name ran")
 ARG_TRY_STATE = Arg(("--state",), type=try_state, help="Only tries in this state, as Airflow has it now")
 ARG_STARTED_AT_GTE = Arg(
-    ("--started-at-gte",), type=moment, metavar="TIME", help="Only tries that started at this time (UTC) or later"
+    ("--started-at-gte",), type=parse_time, metavar="TIME", help="Only tries that started at this time (UTC) or later"
 )
 ARG_STARTED_AT_LTE = Arg(
-    ("--started-at-lte",), type=moment, metavar="TIME", help="Only tries that started at this time (UTC) or earlier"
+    ("--started-at-lte",), type=parse_time, metavar="TIME", help="Only tries that started at this time (UTC) or earlier"
 )
 
 # --- placements ------------------------------------------------------------------------------------------------------
@@ -198,11 +198,11 @@ ARG_EVERY = Arg(
     help="Go on until stopped, once in so many seconds: what the API server does by itself on Airflow 3",
 )
 ARG_RECONCILE_RUN_ID = Arg(("--run-id",), help="Only this Dag run (with --dag-id)")
-ARG_SINCE = Arg(("--since",), type=moment, help="Only Dag runs that ended at or after this time (UTC)")
+ARG_SINCE = Arg(("--since",), type=parse_time, help="Only Dag runs that ended at or after this time (UTC)")
 ARG_AFTER = Arg(("--after",), type=row_id, default=0, help="Go on after this row, as an interrupted run printed it")
 ARG_OLDER_THAN = Arg(
     ("--older-than",),
-    type=age,
+    type=parse_age,
     required=True,
     metavar="AGE",
     help="What is removed: older than so many days or weeks (90d, 12w), or than a time (2026-01-31)",

@@ -10,7 +10,7 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow_worker_insight.api.schemas import AttemptResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.cli.naming import find_worker
 from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.attempts import queries as attempt_queries
@@ -43,12 +43,12 @@ def list_attempts(args: Any) -> None:
 
 
 @suppress_logs_and_warning
-def of_worker(args: Any) -> None:
+def list_worker_attempts(args: Any) -> None:
     """List the attempts that one worker ran."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
         filters = AttemptFilter(
-            worker_id=one_worker(connection, args.worker, also_gone=True).worker_id,
+            worker_id=find_worker(connection, args.worker, include_ended=True).worker_id,
             state=args.state,
             started_at_gte=args.started_at_gte,
             started_at_lte=args.started_at_lte,
@@ -70,12 +70,12 @@ def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) ->
 
     attempts, total = read_pages(read, args)
     rows = (
-        [output.like_rest(AttemptResponse, attempt) for attempt in attempts]
+        [output.to_rest(AttemptResponse, attempt) for attempt in attempts]
         if output.is_structured(args.output)
         else [_table_row(attempt) for attempt in attempts]
     )
     output.show(rows, args.output)
-    output.say_how_many(len(attempts), total, "tries")
+    output.warn_truncated(len(attempts), total, "tries")
     if is_cut and len(attempts) >= total:
         print(
             "There may be older tries, which were not looked through: choose their time with --started-at-gte and "

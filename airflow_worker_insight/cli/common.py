@@ -37,7 +37,7 @@ def require_tables() -> None:
 
 
 @contextmanager
-def ends_in_plain_words() -> Iterator[None]:
+def exit_on_timeout() -> Iterator[None]:
     """Exit with one line instead of a traceback after a lock or database timeout.
 
     :raises SystemExit: after a timeout, or if a migration finds a table in use
@@ -59,7 +59,7 @@ def ends_in_plain_words() -> Iterator[None]:
         ) from None
 
 
-def confirmed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask the user a yes/no question; without any input the answer is no."""
     try:
         return input(f"{question} [y/N] ").strip().lower() == "y"

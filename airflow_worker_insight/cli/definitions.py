@@ -37,10 +37,10 @@ def _command(name: str) -> Callable[..., None]:
 
     @wraps(load)
     def run(args: Any) -> None:
-        from airflow_worker_insight.cli.common import ends_in_plain_words
+        from airflow_worker_insight.cli.common import exit_on_timeout
         from airflow_worker_insight.cli.process import command_process
 
-        with command_process(), ends_in_plain_words():
+        with command_process(), exit_on_timeout():
             load(args)
 
     return run
@@ -75,7 +75,7 @@ _WORKERS = GroupCommand(
         ActionCommand(
             name="attempts",
             help="List the tries that a worker ran, the latest first",
-            func=_command("attempts.of_worker"),
+            func=_command("attempts.list_worker_attempts"),
             args=(a.ARG_WORKER, a.ARG_TRY_STATE, a.ARG_STARTED_AT_GTE, a.ARG_STARTED_AT_LTE, *_LIST_ARGS),
         ),
         ActionCommand(

@@ -21,7 +21,7 @@ MAX_CANDIDATES = 10
 """Workers that an error message lists at most."""
 
 
-def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -> WorkerRow:
+def find_worker(connection: Connection, named: str, *, include_ended: bool = False) -> WorkerRow:
     """Return the worker with an ID or a name.
 
     :param named: an ID, or a name that is unique among the worker instances that have not ended
@@ -43,7 +43,7 @@ def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -
         raise SystemExit(
             f"{len(active)} living workers are named {named!r}; name one by its ID:{_candidate_lines(active)}"
         )
-    if instances and also_gone:
+    if instances and include_ended:
         latest = instances[0]
         print(
             f"No living worker is named {named!r}: this is its latest life, {latest.worker_id} "

@@ -37,12 +37,12 @@ def list_placements(args: Any) -> None:
 
         tries, total = read_pages(read, args)
     rows = (
-        [output.like_rest(PlacementResponse, placement_fields(listed)) for listed in tries]
+        [output.to_rest(PlacementResponse, placement_fields(listed)) for listed in tries]
         if output.is_structured(args.output)
         else [_table_row(listed) for listed in tries]
     )
     output.show(rows, args.output)
-    output.say_how_many(len(tries), total, "tries")
+    output.warn_truncated(len(tries), total, "tries")
     if not tries and not config.places_tasks():
         print("[core] executor names no executor of this package, so none of them places tasks here", file=sys.stderr)
 

@@ -26,8 +26,8 @@ def list_services(args: Any) -> None:
             ),
             args,
         )
-    rows = [output.like_rest(ServiceResponse, service) for service in processes]
+    rows = [output.to_rest(ServiceResponse, service) for service in processes]
     if not output.is_structured(args.output):
         rows = [{**asdict(service), "state": service.state or UNKNOWN_STATE} for service in processes]
     output.show(rows, args.output)
-    output.say_how_many(len(rows), total, "processes")
+    output.warn_truncated(len(rows), total, "processes")

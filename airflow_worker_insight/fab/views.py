@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.csrf import is_from_here, is_json, may_be_made
+from airflow_worker_insight.api.csrf import is_json, is_same_origin, passes_csrf_checks
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
@@ -31,12 +31,12 @@ from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
     InvalidUrlError,
-    decision_of,
-    parse_attempts_address,
-    parse_panel_address,
-    parse_waiting_address,
-    parse_worker_address,
-    parse_workers_address,
+    parse_attempts_params,
+    parse_form,
+    parse_panel_params,
+    parse_waiting_params,
+    parse_worker_params,
+    parse_workers_params,
 )
 from airflow_worker_insight.ui.rendering import FAB_TEMPLATES, FRAGMENT, render
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, Urls
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from airflow_worker_insight.ui.query_params import PanelAddress
+    from airflow_worker_insight.ui.query_params import PanelParams
 
     View = TypeVar("View", bound=Callable[..., Any])
     Query = TypeVar("Query", bound=BaseModel)
@@ -153,10 +153,10 @@ class FlaskUrls(Urls):
         super().__init__(script_root + FLASK_URL_PREFIX, may_see_workers=may_see_workers)
         self.api_root = script_root.removesuffix(MOUNTED_BELOW) if compat.is_airflow_3() else script_root
 
-    def _task_instance(self, *, address: PanelAddress) -> str:
+    def _task_instance(self, *, params: PanelParams) -> str:
         if compat.is_airflow_3():
-            return super()._task_instance(address=address)
-        path = airflow_links.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)
+            return super()._task_instance(params=params)
+        path = airflow_links.grid_path(params.dag_id, params.run_id, params.task_id, params.map_index)
         return f"{self.api_root}{path}"
 
 
@@ -207,9 +207,9 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def panel(self) -> Response:
         """Show which worker ran each try of a task instance."""
         reader = Reader(airflow_fab.flask_user())
-        address = parse_panel_address(_query_string())
-        reader.require_task_instances(address.dag_id)
-        panel = page_service.panel(address, sees_workers=reader.may_see_workers())
+        params = parse_panel_params(_query_string())
+        reader.require_task_instances(params.dag_id)
+        panel = page_service.panel(params, may_see_workers=reader.may_see_workers())
         return _render_page(self, f"{panel.task_name} · Worker", "panel.html", panel=panel, url=urls(reader))
 
     @route("/workers")
@@ -219,8 +219,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         """Show all workers and their states."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
-        address = parse_workers_address(_query_string())
-        return _render_page(self, "Workers", "workers.html", page=page_service.workers_page(address), url=urls(reader))
+        params = parse_workers_params(_query_string())
+        return _render_page(self, "Workers", "workers.html", page=page_service.workers_page(params), url=urls(reader))
 
     @route("/workers/<worker_id>")
     @route("/workers/<worker_id>/fragment")
@@ -229,12 +229,12 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         """Show a worker instance, and the tries that it ran as far as the reader may see them."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
-        address = parse_worker_address(_query_string())
+        params = parse_worker_params(_query_string())
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
         may_decide = reader.may_edit_pools()
-        page = page_service.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=may_decide)
+        page = page_service.worker_page(worker_id, params, dag_ids=dag_ids, may_decide=may_decide)
         if page is None:
-            raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
+            raise AccessDeniedError(404, page_service.WORKER_NOT_FOUND)
         csrf_token = airflow_fab.flask_csrf_token() if may_decide else ""
         return _render_page(
             self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader)
@@ -247,12 +247,12 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         reader.require_pool_edit()
-        if not is_from_here(request.headers, base_url=airflow_links.base_url()):
-            raise AccessDeniedError(403, page_service.NOT_FROM_HERE)
+        if not is_same_origin(request.headers, base_url=airflow_links.base_url()):
+            raise AccessDeniedError(403, page_service.CROSS_ORIGIN_REFUSED)
         # Airflow's app has already parsed the form, to check its own CSRF token.
-        decision = decision_of(request.form.to_dict())
+        decision = parse_form(request.form.to_dict())
         if not page_service.decide(worker_id, decision, changed_by=reader.name):
-            raise AccessDeniedError(404, page_service.NO_SUCH_WORKER)
+            raise AccessDeniedError(404, page_service.WORKER_NOT_FOUND)
         page_url = urls(reader)("worker", worker_id=worker_id)
         assert page_url is not None
         return redirect(page_url, 303)
@@ -264,9 +264,9 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         """Show the attempts of the Dags that the reader may see."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
-        address = parse_attempts_address(_query_string(), states=metadata_database.task_instance_states())
-        dag_ids = _listed_dag_ids(reader, address.dag_id)
-        page = page_service.attempts_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        params = parse_attempts_params(_query_string(), states=metadata_database.task_instance_states())
+        dag_ids = _listed_dag_ids(reader, params.dag_id)
+        page = page_service.attempts_page(params, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
         return _render_page(self, "Attempts", "attempts.html", page=page, url=urls(reader))
 
     @route("/waiting")
@@ -276,9 +276,9 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         """Show the waiting tries of the Dags that the reader may see, each with its reason."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_task_instances()
-        address = parse_waiting_address(_query_string())
-        dag_ids = _listed_dag_ids(reader, address.dag_id)
-        page = page_service.waiting_page(address, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        params = parse_waiting_params(_query_string())
+        dag_ids = _listed_dag_ids(reader, params.dag_id)
+        page = page_service.waiting_page(params, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
         return _render_page(self, "Waiting", "waiting.html", page=page, url=urls(reader))
 
 
@@ -290,7 +290,7 @@ def _listed_dag_ids(reader: Reader, dag_id: str) -> set[str]:
 
 def _message_page(view: BaseView, status: int, text: str) -> Response:
     """Return a page with a message only."""
-    notice = page_service.problem(status, text)
+    notice = page_service.error_notice(status, text)
     return _render_page(
         view,
         f"{notice.title} · Worker Insight",
@@ -396,7 +396,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         reader = _api_reader()
         query = _parse_query(schemas.AttemptQuery)
         fields = schemas.list_attempts(
-            query, dag_ids=_visible_dag_ids(reader, query), sees_workers=reader.may_see_workers()
+            query, dag_ids=_visible_dag_ids(reader, query), may_see_workers=reader.may_see_workers()
         )
         return schemas.AttemptsResponse.model_validate(fields)
 
@@ -407,7 +407,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         reader = _api_reader()
         query = _parse_query(schemas.PlacementQuery)
         dag_ids = _visible_dag_ids(reader, query)
-        fields = schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+        fields = schemas.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
         return schemas.PlacementsResponse.model_validate(fields)
 
     @route("/workers")
@@ -426,7 +426,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         reader = _api_reader()
         schemas.require_worker_id(worker_id)
         reader.require_workers()
-        return schemas.OneWorkerResponse.model_validate(schemas.one_worker(worker_id))
+        return schemas.WorkerDetailResponse.model_validate(schemas.get_worker(worker_id))
 
     @route("/workers/<worker_id>/attempts")
     @_json_endpoint
@@ -450,15 +450,17 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         schemas.require_worker_id(worker_id)
         reader.require_workers()
         reader.require_pool_edit()
-        if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()):
-            raise AccessDeniedError(403, schemas.NOT_FROM_HERE)
+        if not passes_csrf_checks(
+            request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()
+        ):
+            raise AccessDeniedError(403, schemas.CROSS_ORIGIN_REFUSED)
         body = request.stream.read(MAX_BODY + 1)
         try:
             decision = schemas.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
             raise _InvalidRequestError(error, "body") from None
         fields = schemas.decide(worker_id, decision, changed_by=reader.name)
-        return schemas.OneWorkerResponse.model_validate(fields)
+        return schemas.WorkerDetailResponse.model_validate(fields)
 
     @route("/services")
     @_json_endpoint
@@ -474,7 +476,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
     def health(self) -> BaseModel:
         """Show the state of the tables, this process's counters and the latest polls."""
         reader = _api_reader()
-        return schemas.HealthResponse.model_validate(schemas.health(with_engines=reader.may_see_workers()))
+        return schemas.HealthResponse.model_validate(schemas.health(may_see_workers=reader.may_see_workers()))
 
 
 def _api_reader() -> Reader:

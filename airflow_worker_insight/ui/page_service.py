@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.workers import Group, WorkerRow
     from airflow_worker_insight.ui.query_params import (
-        AttemptsAddress,
-        PanelAddress,
-        WaitingAddress,
-        WorkerAddress,
-        WorkersAddress,
-        WrittenDecision,
+        AttemptsParams,
+        AvailabilityForm,
+        PanelParams,
+        WaitingParams,
+        WorkerParams,
+        WorkersParams,
     )
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
@@ -56,11 +56,11 @@ HEADERS = {
 }
 """Security headers of every response."""
 
-NO_SUCH_WORKER = (
+WORKER_NOT_FOUND = (
     "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
     "run of its first try has ended."
 )
-NOT_FROM_HERE = (
+CROSS_ORIGIN_REFUSED = (
     "The browser does not say that a page of this server sent this change, so it was not made. Open the worker’s page "
     "and try again."
 )
@@ -77,7 +77,7 @@ _TITLES = {
 }
 
 
-def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
+def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
     :param sees_workers: whether the user may see worker states and how many tries run on each worker
@@ -85,13 +85,13 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
     with database.reading() as connection:
         attempts = attempt_queries.task_instance_attempts(
             connection,
-            dag_id=address.dag_id,
-            run_id=address.run_id,
-            task_id=address.task_id,
-            map_index=address.map_index,
+            dag_id=params.dag_id,
+            run_id=params.run_id,
+            task_id=params.task_id,
+            map_index=params.map_index,
         )
         worker_ids = {worker.worker_id for attempt in attempts for worker in attempt.workers}
-        instances = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
+        instances = worker_queries.get_workers(connection, worker_ids) if may_see_workers else {}
         # A task instance without attempts has no placements either.
         recorded = {
             attempt.try_number: placements.Why(attempt.placement, attempt.placement_detail)
@@ -99,28 +99,28 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
             if attempt.placement is not None
         }
         reasons = placements.why(connection, attempt_queries.key_of(attempts[0]), recorded) if attempts else {}
-    if not sees_workers:
+    if not may_see_workers:
         attempts = [attempt_queries.without_neighbours(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
-    return build_panel(address, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
+    return build_panel(params, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
 
 
-def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
+def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = worker_queries.narrowed(connection, _worker_filter(address, now))
+        filters = worker_queries.narrowed(connection, _worker_filter(params, now))
         rows: list[WorkerRow] = []
         total = 0
         groups: list[Group] = []
-        if address.group:
+        if params.group:
             groups, total = worker_counts.group_workers(
-                connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
+                connection, filters, by=params.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=params.offset
             )
         else:
             rows, total = worker_queries.list_workers(
-                connection, filters, order_by=address.order, limit=workers_view.PAGE_SIZE, offset=address.offset
+                connection, filters, order_by=params.order, limit=workers_view.PAGE_SIZE, offset=params.offset
             )
         listing = workers_view.Listing(
             rows=rows,
@@ -132,30 +132,30 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
             any_worker=bool(rows or groups) or _any_worker(connection),
             engines=freshness.list_engines(connection),
         )
-    return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
+    return workers_view.build_workers_page(params, listing, now=now, looks_by_itself=compat.is_airflow_3())
 
 
 def _any_worker(connection: Connection) -> bool:
     return bool(worker_queries.list_workers(connection, WorkerFilter(), limit=1, offset=0)[0])
 
 
-def _worker_filter(address: WorkersAddress, now: datetime) -> WorkerFilter:
-    seen = SEEN[address.seen]
-    key, _, value = address.label.partition("=")
+def _worker_filter(params: WorkersParams, now: datetime) -> WorkerFilter:
+    seen = SEEN[params.seen]
+    key, _, value = params.label.partition("=")
     return WorkerFilter(
-        states=workers_view.listed_states(address),
-        kind=address.kind or None,
-        hostname=address.hostname or None,
-        label=(key.strip(), value.strip()) if address.label else None,
-        queue=address.queue or None,
-        availability=address.availability or None,
-        search=address.search or None,
+        states=workers_view.listed_states(params),
+        kind=params.kind or None,
+        hostname=params.hostname or None,
+        label=(key.strip(), value.strip()) if params.label else None,
+        queue=params.queue or None,
+        availability=params.availability or None,
+        search=params.search or None,
         seen_since=None if seen is None else now - seen,
     )
 
 
 def worker_page(
-    worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
+    worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool
 ) -> worker.WorkerPage | None:
     """Return the page of a worker, or ``None`` if no worker with this ID was recorded.
 
@@ -171,8 +171,8 @@ def worker_page(
         if row is None:
             return None
         now = database_now(connection)
-        since, until = timeline.window(address, row, now)
-        chart_start, chart_end = timeline.chart_window(address, row, now)
+        since, until = timeline.window(params, row, now)
+        chart_start, chart_end = timeline.chart_window(params, row, now)
         stays = by_worker.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
@@ -195,13 +195,13 @@ def worker_page(
                 AttemptFilter(worker_id=row.worker_id),
                 dag_ids=dag_ids,
                 limit=worker.PAGE_SIZE,
-                offset=address.offset,
+                offset=params.offset,
             ),
         )
-    return worker.build_worker_page(instance, address, may_read=may_read, may_decide=may_decide, now=now)
+    return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
 
 
-def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
+def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
     """Record a user's decision on a worker's availability.
 
     :param changed_by: the user's name
@@ -228,7 +228,7 @@ def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> boo
 
 
 def attempts_page(
-    address: AttemptsAddress, *, dag_ids: Collection[str], sees_workers: bool
+    params: AttemptsParams, *, dag_ids: Collection[str], may_see_workers: bool
 ) -> attempts_view.AttemptsPage:
     """Return the list of tries.
 
@@ -239,38 +239,38 @@ def attempts_page(
         now = database_now(connection)
         page = attempt_queries.find_attempts(
             connection,
-            _attempt_filter(connection, address, now),
+            _attempt_filter(connection, params, now),
             dag_ids=dag_ids,
             limit=attempts_view.PAGE_SIZE,
-            offset=address.offset,
+            offset=params.offset,
         )
-    if not sees_workers:
+    if not may_see_workers:
         page = replace(page, attempts=[attempt_queries.without_neighbours(attempt) for attempt in page.attempts])
     return attempts_view.build_attempts_page(
-        address, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
+        params, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
 
 
-def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> AttemptFilter:
-    since, until = address.since, address.until
-    window = WINDOWS[address.window]
+def _attempt_filter(connection: Connection, params: AttemptsParams, now: datetime) -> AttemptFilter:
+    since, until = params.since, params.until
+    window = WINDOWS[params.window]
     if since is None and until is None and window is not None:
         since = now - window
-    by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+    by_id = worker_queries.get_worker(connection, params.worker) if _WORKER_ID.fullmatch(params.worker) else None
     return AttemptFilter(
-        dag_id=address.dag_id or None,
-        run_id=address.run_id or None,
-        task_id=address.task_id or None,
+        dag_id=params.dag_id or None,
+        run_id=params.run_id or None,
+        task_id=params.task_id or None,
         worker_id=None if by_id is None else by_id.worker_id,
-        worker_name=(address.worker or None) if by_id is None else None,
-        hostname=address.hostname or None,
-        state=address.state or None,
+        worker_name=(params.worker or None) if by_id is None else None,
+        hostname=params.hostname or None,
+        state=params.state or None,
         started_at_gte=since,
         started_at_lte=until,
     )
 
 
-def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
+def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_workers: bool) -> waiting.WaitingPage:
     """Return the list of waiting tries.
 
     :param dag_ids: the Dags whose tries the user may see
@@ -278,30 +278,32 @@ def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_work
     """
     with database.reading() as connection:
         now = database_now(connection)
-        by_id = worker_queries.get_worker(connection, address.worker) if _WORKER_ID.fullmatch(address.worker) else None
+        by_id = worker_queries.get_worker(connection, params.worker) if _WORKER_ID.fullmatch(params.worker) else None
         filters = PlacementFilter(
-            state=address.state or None,
-            dag_id=address.dag_id or None,
-            run_id=address.run_id or None,
-            task_id=address.task_id or None,
+            state=params.state or None,
+            dag_id=params.dag_id or None,
+            run_id=params.run_id or None,
+            task_id=params.task_id or None,
             worker_id=None if by_id is None else by_id.worker_id,
-            worker_name=(address.worker or None) if by_id is None else None,
-            reason=address.reason or None,
+            worker_name=(params.worker or None) if by_id is None else None,
+            reason=params.reason or None,
             # Running tries are on the pages of their worker and task.
             try_state=QUEUED,
         )
-        listed = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
+        listed = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=params.offset)
         executor = waiting.Executor(
             places=config.places_tasks(),
-            unavailable_reason=_celery_unavailable_reason(connection, now, sees_workers=sees_workers)
+            unavailable_reason=_celery_unavailable_reason(connection, now, may_see_workers=may_see_workers)
             if config.places_on_celery()
             else "",
             holds=config.when_workers_unseen() == "hold",
         )
-    return waiting.build_waiting_page(address, listed, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)
+    return waiting.build_waiting_page(
+        params, listed, executor, dag_ids=dag_ids, may_see_workers=may_see_workers, now=now
+    )
 
 
-def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
+def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see_workers: bool) -> str:
     """Return why Celery's workers are unavailable, or an empty string if they are available.
 
     Local workers belong to their scheduler and need no such check.
@@ -312,12 +314,12 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
     return waiting.cannot_be_seen(
         "Celery",
         looked_at=None if celery is None else celery.looked_at,
-        error=celery.error if celery is not None and sees_workers else None,
+        error=celery.error if celery is not None and may_see_workers else None,
         now=now,
     )
 
 
-def problem(status: int, text: str) -> Notice:
+def error_notice(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
-    is_denied = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
+    is_denied = status == 403 and text != CROSS_ORIGIN_REFUSED  # noqa: PLR2004
     return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if is_denied else text)

@@ -35,7 +35,7 @@ class InvalidUrlError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class PanelAddress:
+class PanelParams:
     """Task instance that a panel shows.
 
     ``try_number`` is the try that the user came from, if any.
@@ -48,7 +48,7 @@ class PanelAddress:
     try_number: int | None = None
 
 
-def parse_panel_address(query: str) -> PanelAddress:
+def parse_panel_params(query: str) -> PanelParams:
     """Parse the panel's query string.
 
     :param query: the raw query string, still percent-encoded
@@ -56,7 +56,7 @@ def parse_panel_address(query: str) -> PanelAddress:
     """
     params = _parse_query(query)
     map_index = _integer(params, "map_index", minimum=-1)
-    return PanelAddress(
+    return PanelParams(
         dag_id=_id(params, "dag_id"),
         run_id=_id(params, "run_id"),
         task_id=_id(params, "task_id"),
@@ -94,7 +94,7 @@ HOURS = (1, 6, 24, 168)
 
 
 @dataclass(frozen=True, slots=True)
-class ListAddress:
+class ListParams:
     """URL state whose fields are its query parameters.
 
     Fields with their default value are left out of the query string.
@@ -116,7 +116,7 @@ class ListAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkersAddress(ListAddress):
+class WorkersParams(ListParams):
     """Filters, grouping and order of the list of workers; empty text does not filter."""
 
     state: str = ""
@@ -136,7 +136,7 @@ class WorkersAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerAddress(ListAddress):
+class WorkerParams(ListParams):
     """Hours of the timeline and page of the tries on a worker's page."""
 
     hours: int | None = None
@@ -147,7 +147,7 @@ class WorkerAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptsAddress(ListAddress):
+class AttemptsParams(ListParams):
     """Filters of the list of tries; empty text does not filter."""
 
     dag_id: str = ""
@@ -165,7 +165,7 @@ class AttemptsAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingAddress(ListAddress):
+class WaitingParams(ListParams):
     """Filters of the list of waiting tries; empty text does not filter."""
 
     state: str = ""
@@ -179,13 +179,13 @@ class WaitingAddress(ListAddress):
     offset: int = 0
 
 
-def parse_waiting_address(query: str) -> WaitingAddress:
+def parse_waiting_params(query: str) -> WaitingParams:
     """Parse the query string of the list of waiting tries.
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    params = _list_params(query, WaitingAddress)
-    return WaitingAddress(
+    params = _list_params(query, WaitingParams)
+    return WaitingParams(
         state=_choice(params, "state", LISTED_STATES),
         dag_id=_text(params, "dag_id"),
         run_id=_text(params, "run_id"),
@@ -196,19 +196,19 @@ def parse_waiting_address(query: str) -> WaitingAddress:
     )
 
 
-def parse_workers_address(query: str) -> WorkersAddress:
+def parse_workers_params(query: str) -> WorkersParams:
     """Parse the query string of the list of workers.
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    params = _list_params(query, WorkersAddress)
+    params = _list_params(query, WorkersParams)
     label = _text(params, "label")
     if label and not label.partition("=")[0].strip():
         raise InvalidUrlError("The label in the address is not written key=value.")
     group = _text(params, "group")
     if group and group not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", group):
         raise InvalidUrlError("The group in the address is none of queue, hostname, kind and label:KEY.")
-    return WorkersAddress(
+    return WorkersParams(
         state=_choice(params, "state", (*WORKER_STATES, UNKNOWN_STATE, ANY)),
         seen=_choice(params, "seen", SEEN),
         search=_text(params, "search"),
@@ -223,31 +223,31 @@ def parse_workers_address(query: str) -> WorkersAddress:
     )
 
 
-def parse_worker_address(query: str) -> WorkerAddress:
+def parse_worker_params(query: str) -> WorkerParams:
     """Parse the query string of a worker's page.
 
     :raises InvalidUrlError: if a name or value is unknown
     """
-    params = _list_params(query, WorkerAddress)
+    params = _list_params(query, WorkerParams)
     hours = _choice(params, "hours", [str(hours) for hours in HOURS])
-    return WorkerAddress(
+    return WorkerParams(
         hours=int(hours) if hours else None,
         until=_moment(params, "until"),
         offset=_offset(params),
     )
 
 
-def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAddress:
+def parse_attempts_params(query: str, *, states: Collection[str]) -> AttemptsParams:
     """Parse the query string of the list of tries.
 
     :param states: the states that a task instance may have
     :raises InvalidUrlError: if a name or value is unknown, a value is too long, or the window ends before it begins
     """
-    params = _list_params(query, AttemptsAddress)
+    params = _list_params(query, AttemptsParams)
     since, until = _moment(params, "since"), _moment(params, "until")
     if since is not None and until is not None and since > until:
         raise InvalidUrlError("The window in the address ends before it begins.")
-    return AttemptsAddress(
+    return AttemptsParams(
         dag_id=_text(params, "dag_id"),
         run_id=_text(params, "run_id"),
         task_id=_text(params, "task_id"),
@@ -265,24 +265,24 @@ def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAd
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenDecision:
+class AvailabilityForm:
     """Decision on a worker's availability, as the form on its page posts it."""
 
     availability: str
     note: str = ""
 
 
-def parse_decision(body: bytes) -> WrittenDecision:
+def parse_decision(body: bytes) -> AvailabilityForm:
     """Parse the body that the form on a worker's page posts.
 
     :raises InvalidUrlError: if the body does not come from this form, or the note is too long
     """
     if len(body) > MAX_BODY:
         raise InvalidUrlError("The form is larger than any of these pages.")
-    return decision_of(_parse_query(body.decode("latin-1"), plus_is_space=True))
+    return parse_form(_parse_query(body.decode("latin-1"), plus_is_space=True))
 
 
-def decision_of(form: Mapping[str, str]) -> WrittenDecision:
+def parse_form(form: Mapping[str, str]) -> AvailabilityForm:
     """Build the decision from the form's fields.
 
     :raises InvalidUrlError: as :func:`parse_decision`
@@ -293,7 +293,7 @@ def decision_of(form: Mapping[str, str]) -> WrittenDecision:
     note = "".join(character if character.isprintable() else " " for character in form.get("note", "")).strip()
     if len(note) > MAX_NOTE_LENGTH:
         raise InvalidUrlError(f"The note is longer than {MAX_NOTE_LENGTH} characters.")
-    return WrittenDecision(availability, note)
+    return AvailabilityForm(availability, note)
 
 
 # --- parsing --------------------------------------------------------------------------------------------------------
@@ -317,14 +317,14 @@ def _parse_query(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
     return params
 
 
-def _list_params(query: str, address: type[ListAddress]) -> dict[str, str]:
+def _list_params(query: str, params_type: type[ListParams]) -> dict[str, str]:
     """Return the parameters of a list's URL and reject unknown ones.
 
     A misspelt filter must not list everything. Airflow adds no parameters to these URLs, but it may add some to the
     panel's, which therefore accepts unknown ones.
     """
     params = _parse_query(query, plus_is_space=True)
-    known = [field.name for field in fields(address)]
+    known = [field.name for field in fields(params_type)]
     for name in params:
         if name not in known:
             raise InvalidUrlError(f"“{name[:40]}” is no filter of this page; there are {', '.join(known)}.")

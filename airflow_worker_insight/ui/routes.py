@@ -12,25 +12,25 @@ from fastapi import APIRouter, Depends, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.csrf import is_from_here
+from airflow_worker_insight.api.csrf import is_same_origin
 from airflow_worker_insight.api.description import describe
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    parse_attempts_address,
+    parse_attempts_params,
     parse_decision,
-    parse_panel_address,
-    parse_waiting_address,
-    parse_worker_address,
-    parse_workers_address,
+    parse_panel_params,
+    parse_waiting_params,
+    parse_worker_params,
+    parse_workers_params,
 )
 from airflow_worker_insight.ui.rendering import FRAGMENT, render
 from airflow_worker_insight.ui.urls import Urls
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress
+    from airflow_worker_insight.ui.query_params import AttemptsParams, WaitingParams
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 
@@ -39,10 +39,10 @@ router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 @router.get("/panel/fragment")
 def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
     """Show which worker ran each try of a task instance."""
-    address = parse_panel_address(request.url.query)
-    reader.require_task_instances(address.dag_id)
+    params = parse_panel_params(request.url.query)
+    reader.require_task_instances(params.dag_id)
     return _show(
-        "panel.html", request, reader, panel=page_service.panel(address, sees_workers=reader.may_see_workers())
+        "panel.html", request, reader, panel=page_service.panel(params, may_see_workers=reader.may_see_workers())
     )
 
 
@@ -51,8 +51,8 @@ def panel(request: Request, reader: ReaderDep) -> HTMLResponse:
 def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the workers and their states."""
     reader.require_workers()
-    address = parse_workers_address(request.url.query)
-    return _show("workers.html", request, reader, page=page_service.workers_page(address))
+    params = parse_workers_params(request.url.query)
+    return _show("workers.html", request, reader, page=page_service.workers_page(params))
 
 
 @router.get("/workers/{worker_id}")
@@ -60,11 +60,11 @@ def workers(request: Request, reader: ReaderDep) -> HTMLResponse:
 def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     """Show one worker instance and those of its tries that the user may see."""
     reader.require_workers()
-    address = parse_worker_address(request.url.query)
+    params = parse_worker_params(request.url.query)
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
-    page = page_service.worker_page(worker_id, address, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
+    page = page_service.worker_page(worker_id, params, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
     if page is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.NO_SUCH_WORKER)
+        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.WORKER_NOT_FOUND)
     return _show("worker.html", request, reader, page=page)
 
 
@@ -85,10 +85,10 @@ def decide(
     """Record the user's decision on a worker's availability and redirect to its page."""
     reader.require_workers()
     reader.require_pool_edit()
-    if not is_from_here(request.headers, base_url=airflow_links.base_url()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, page_service.NOT_FROM_HERE)
+    if not is_same_origin(request.headers, base_url=airflow_links.base_url()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, page_service.CROSS_ORIGIN_REFUSED)
     if not page_service.decide(worker_id, parse_decision(body), changed_by=reader.name):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.NO_SUCH_WORKER)
+        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.WORKER_NOT_FOUND)
     url = _urls(request, reader)("worker", worker_id=worker_id)
     assert url is not None
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
@@ -99,8 +99,10 @@ def decide(
 def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the tries of the Dags that the user may read."""
     reader.require_task_instances()
-    address = parse_attempts_address(request.url.query, states=metadata_database.task_instance_states())
-    page = page_service.attempts_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
+    params = parse_attempts_params(request.url.query, states=metadata_database.task_instance_states())
+    page = page_service.attempts_page(
+        params, dag_ids=_dag_ids(reader, params), may_see_workers=reader.may_see_workers()
+    )
     return _show("attempts.html", request, reader, page=page)
 
 
@@ -109,8 +111,8 @@ def attempts(request: Request, reader: ReaderDep) -> HTMLResponse:
 def waiting(request: Request, reader: ReaderDep) -> HTMLResponse:
     """List the waiting tries of the Dags that the user may read, each with its reason."""
     reader.require_task_instances()
-    address = parse_waiting_address(request.url.query)
-    page = page_service.waiting_page(address, dag_ids=_dag_ids(reader, address), sees_workers=reader.may_see_workers())
+    params = parse_waiting_params(request.url.query)
+    page = page_service.waiting_page(params, dag_ids=_dag_ids(reader, params), may_see_workers=reader.may_see_workers())
     return _show("waiting.html", request, reader, page=page)
 
 
@@ -131,14 +133,14 @@ def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # no
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})
 
 
-def _dag_ids(reader: Reader, address: AttemptsAddress | WaitingAddress) -> set[str]:
+def _dag_ids(reader: Reader, params: AttemptsParams | WaitingParams) -> set[str]:
     """Return the Dags whose tries are listed: all that the user may read.
 
     They include the Dag that the URL names even if Airflow has deleted it, as long as the user may read it.
     """
     dag_ids = reader.readable_dag_ids()
-    if address.dag_id and reader.may_see_task_instances(address.dag_id):
-        dag_ids = {*dag_ids, address.dag_id}
+    if params.dag_id and reader.may_see_task_instances(params.dag_id):
+        dag_ids = {*dag_ids, params.dag_id}
     return dag_ids
 
 

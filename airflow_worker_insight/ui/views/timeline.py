@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.states import LOST, OFFLINE, UNAFFECTED_STATES
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
+from airflow_worker_insight.ui.query_params import HOURS, AttemptsParams
 from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
-    from airflow_worker_insight.ui.query_params import WorkerAddress
+    from airflow_worker_insight.ui.query_params import WorkerParams
 
 MAX_TRIES = 2000
 """Maximum number of tries drawn: more would be indistinguishable and slow the page down."""
@@ -60,7 +60,7 @@ class Bar:
 
     key: TryKey | None
     """The try; ``None`` for several."""
-    address: AttemptsAddress | None
+    params: AttemptsParams | None
     """The list of these tries, if there are several."""
     x: str
     width: str
@@ -81,13 +81,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class HourBar:
-    """Tries that started within one hour; ``address`` shows only that hour."""
+    """Tries that started within one hour; ``params`` shows only that hour."""
 
     x: str
     width: str
     pieces: tuple[Piece, ...]
     title: str
-    address: WorkerAddress
+    params: WorkerParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +132,10 @@ class Timeline:
     ends_now: bool
     label: str
     notes: tuple[str, ...]
-    lengths: tuple[tuple[Option, WorkerAddress], ...]
-    earlier: WorkerAddress
-    later: WorkerAddress | None
-    latest: WorkerAddress | None
+    lengths: tuple[tuple[Option, WorkerParams], ...]
+    earlier: WorkerParams
+    later: WorkerParams | None
+    latest: WorkerParams | None
     """Default position of the timeline: now, or the end of a worker that has ended."""
     latest_text: str
 
@@ -145,29 +145,29 @@ class Timeline:
         return self.lanes * self.lane_height
 
 
-def window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
+def window(params: WorkerParams, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and end of the hours that the URL selects."""
-    end = min(address.until or _latest(row, now), now)
-    return end - _hours(address, row, now) * _HOUR, end
+    end = min(params.until or _latest(row, now), now)
+    return end - _hours(params, row, now) * _HOUR, end
 
 
-def chart_window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
+def chart_window(params: WorkerParams, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and end of the chart: whole hours from the start on, at least a day."""
-    _, end = window(address, row, now)
+    _, end = window(params, row, now)
     last = (end - timedelta.resolution).replace(minute=0, second=0, microsecond=0)
-    return last - (max(DAY, _hours(address, row, now)) - 1) * _HOUR, end
+    return last - (max(DAY, _hours(params, row, now)) - 1) * _HOUR, end
 
 
-def _hours(address: WorkerAddress, row: WorkerRow, now: datetime) -> int:
+def _hours(params: WorkerParams, row: WorkerRow, now: datetime) -> int:
     """Return how many hours to draw.
 
     By default as few as cover the worker instance's lifetime, at most a day.
     """
-    if address.hours is not None:
-        return address.hours
+    if params.hours is not None:
+        return params.hours
     began = row.started_at or row.registered_at
     # A host stands for all its workers, past and present.
-    if address.until is not None or row.host_only or began > _latest(row, now):
+    if params.until is not None or row.host_only or began > _latest(row, now):
         return DAY
     return next((hours for hours in HOURS if hours >= DAY or _latest(row, now) - began <= hours * _HOUR), DAY)
 
@@ -201,14 +201,14 @@ class _Span:
 
 
 def build_timeline(
-    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_cut: bool, now: datetime
+    row: WorkerRow, stays: Sequence[Stay], params: WorkerParams, *, is_cut: bool, now: datetime
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
     :param stays: the stays that the user may see, within the hours that the URL selects, in any order
     :param is_cut: whether there are more, earlier stays
     """
-    start, end = window(address, row, now)
+    start, end = window(params, row, now)
     spans = sorted((_span(row, stay, now) for stay in stays), key=lambda span: (span.start, span.end))
     spans = [span for span in spans if span.end >= start and span.start <= end]
     lane_indexes = _assign_lanes(spans)
@@ -220,10 +220,10 @@ def build_timeline(
     if max(lane_indexes, default=0) >= MAX_LANES:
         notes.append(f"More than {MAX_LANES} tries ran side by side: the last lane holds all others.")
     in_lanes = [replace(span, lane=min(index, MAX_LANES - 1)) for span, index in zip(spans, lane_indexes, strict=True)]
-    hours = _hours(address, row, now)
+    hours = _hours(params, row, now)
     step = hours * _HOUR
     latest = _latest(row, now)
-    is_latest = address.until is None or address.until >= latest
+    is_latest = params.until is None or params.until >= latest
     later = None if is_latest else min(end + step, latest)
     return Timeline(
         bars=tuple(_bar(span, row, height, start, end) for span in _merge_short(in_lanes, (end - start) * LEAST_SHARE)),
@@ -235,11 +235,11 @@ def build_timeline(
         label=f"{formatting.count(len(spans), 'try', 'tries')}, at most {lanes} side by side" if spans else "No try",
         notes=tuple(notes),
         lengths=tuple(
-            (Option(str(length), _length(length), length == hours), address.changed(hours=length)) for length in HOURS
+            (Option(str(length), _length(length), length == hours), params.changed(hours=length)) for length in HOURS
         ),
-        earlier=address.changed(hours=hours, until=start),
-        later=None if later is None else address.changed(hours=hours, until=None if later == latest else later),
-        latest=None if is_latest else address.changed(until=None),
+        earlier=params.changed(hours=hours, until=start),
+        later=None if later is None else params.changed(hours=hours, until=None if later == latest else later),
+        latest=None if is_latest else params.changed(until=None),
         latest_text="Now" if latest == now else "Its end",
     )
 
@@ -340,13 +340,13 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
         noticed = span.stays[0].ended_at
         when += f"; Airflow noticed at {noticed:%H:%M:%S} UTC" if len(span.stays) == 1 and noticed else ""
     state = formatting.state(span.stays[0].state)
-    key = address = None
+    key = params = None
     if len(span.stays) == 1:
         key = span.stays[0].key
         task = key.task_id if key.map_index < 0 else f"{key.task_id} [{key.map_index}]"
         title = f"{key.dag_id}, {task}, try {key.try_number}: {state}; {when}"
     else:
-        address = AttemptsAddress(
+        params = AttemptsParams(
             worker=row.worker_id,
             state=span.stays[0].state or "",
             since=span.start.replace(microsecond=0),
@@ -355,7 +355,7 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
         title = f"{len(span.stays):,} tries: {state}; {when}"
     return Bar(
         key=key,
-        address=address,
+        params=params,
         x=f"{x:.2f}%",
         width=f"{width:.2f}%",
         y=span.lane * height,
@@ -373,13 +373,13 @@ def _ticks(start: datetime, end: datetime) -> tuple[formatting.Moment, ...]:
 # --- hours ----------------------------------------------------------------------------------------------------------
 
 
-def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAddress, *, now: datetime) -> Chart | None:
+def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], params: WorkerParams, *, now: datetime) -> Chart | None:
     """Return the outcomes of the tries per hour, or ``None`` if there are none.
 
     :param outcomes: outcomes of the tries that the user may see, within ``chart_window``
     """
-    start, _ = chart_window(address, row, now)
-    hours = max(DAY, _hours(address, row, now))
+    start, _ = chart_window(params, row, now)
+    hours = max(DAY, _hours(params, row, now))
     outcomes = [outcome for outcome in outcomes if start <= outcome.hour < start + hours * _HOUR]
     totals: dict[str, int] = {}
     for hour in outcomes:
@@ -390,7 +390,7 @@ def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAdd
     states = sorted(totals, key=_rank)
     highest = max(sum(hour.states.values()) for hour in outcomes)
     return Chart(
-        bars=tuple(_hour_bar(hour, states, highest, start, hours, address) for hour in outcomes),
+        bars=tuple(_hour_bar(hour, states, highest, start, hours, params) for hour in outcomes),
         legend=tuple(Legend(state, formatting.state(state), f"{totals[state]:,}") for state in states),
         ticks=_ticks(start, start + hours * _HOUR),
         highest=f"{highest:,}",
@@ -408,7 +408,7 @@ def _rank(state: str) -> tuple[int, str]:
 
 
 def _hour_bar(
-    hour: Outcomes, states: Sequence[str], highest: int, start: datetime, hours: int, address: WorkerAddress
+    hour: Outcomes, states: Sequence[str], highest: int, start: datetime, hours: int, params: WorkerParams
 ) -> HourBar:
     counts = {state or "no_status": count for state, count in hour.states.items()}
     max_height = CHART_HEIGHT - 4
@@ -430,5 +430,5 @@ def _hour_bar(
         width=f"{width * 0.8:.2f}%",
         pieces=tuple(pieces),
         title=f"{hour.hour:%Y-%m-%d %H:%M} to {hour.hour + _HOUR:%H:%M} UTC: {summary}",
-        address=address.changed(hours=1, until=hour.hour + _HOUR),
+        params=params.changed(hours=1, until=hour.hour + _HOUR),
     )

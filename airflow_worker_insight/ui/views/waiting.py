@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.filters import PLACED, WAITS
 from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import WaitingAddress
+from airflow_worker_insight.ui.query_params import WaitingParams
 from airflow_worker_insight.ui.views.parts import Ago, Count, Filter, Notice, Option, Pages, ago, options, pages
 from airflow_worker_insight.ui.views.placement import reason_text
 
@@ -59,8 +59,8 @@ class WaitingRow:
 class WaitingPage:
     """Page with the list of waiting tries."""
 
-    address: WaitingAddress
-    states: tuple[tuple[Option, WaitingAddress], ...]
+    params: WaitingParams
+    states: tuple[tuple[Option, WaitingParams], ...]
     filters: tuple[Filter, ...]
     reason_options: tuple[Option, ...]
     dag_ids: tuple[str, ...]
@@ -78,12 +78,12 @@ MAX_OFFERED = 500
 
 
 def build_waiting_page(
-    address: WaitingAddress,
+    params: WaitingParams,
     listing: tuple[Sequence[ListedPlacement], int],
     executor: Executor,
     *,
     dag_ids: Collection[str],
-    sees_workers: bool,
+    may_see_workers: bool,
     now: datetime,
 ) -> WaitingPage:
     """Return the list of waiting tries.
@@ -94,27 +94,27 @@ def build_waiting_page(
     """
     placements, total = listing
     return WaitingPage(
-        address=address,
+        params=params,
         states=tuple(
-            (Option(value, text, is_chosen=value == address.state), address.changed(state=value))
+            (Option(value, text, is_chosen=value == params.state), params.changed(state=value))
             for value, text in _STATES
         ),
-        filters=tuple(_filters(address)),
+        filters=tuple(_filters(params)),
         reason_options=options(
-            address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
+            params.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
-        rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
-        pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
-        notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
-        has_filters=executor.places or bool(placements) or address != WaitingAddress(),
-        refresh_seconds=0 if address.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
+        rows=tuple(_row(placement, may_see_workers=may_see_workers, now=now) for placement in placements),
+        pages=pages(params, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
+        notices=tuple(_notices(params, executor, shown=len(placements), total=total)),
+        has_filters=executor.places or bool(placements) or params != WaitingParams(),
+        refresh_seconds=0 if params.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
     )
 
 
-def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
+def _row(listed: ListedPlacement, *, may_see_workers: bool, now: datetime) -> WaitingRow:
     key, placement = listed.placement.key, listed.placement
-    text = placement.sentence if sees_workers else reason_text(placement.reason)
+    text = placement.sentence if may_see_workers else reason_text(placement.reason)
     shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
     return WaitingRow(
         dag_id=key.dag_id,
@@ -125,7 +125,7 @@ def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> Waiti
         worker_id=listed.worker_id or "",
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
-        why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
+        why=text if listed.state == PLACED and may_see_workers else f"{text[:1].upper()}{text[1:]}",
         queue=listed.queue,
         since=None if placement.placed_at is None else ago(placement.placed_at, now),
     )
@@ -136,18 +136,18 @@ def _short(reason: str) -> str:
     return reason.replace("_", " ").capitalize()
 
 
-def _filters(address: WaitingAddress) -> Iterable[Filter]:
-    if address.state:
-        yield Filter(dict(_STATES)[address.state], address.changed(state=""))
+def _filters(params: WaitingParams) -> Iterable[Filter]:
+    if params.state:
+        yield Filter(dict(_STATES)[params.state], params.changed(state=""))
     for name, text in (("dag_id", "Dag"), ("run_id", "Run"), ("task_id", "Task"), ("worker", "Worker")):
-        value = getattr(address, name)
+        value = getattr(params, name)
         if value:
-            yield Filter(f"{text} {value}", address.changed(**{name: ""}))
-    if address.reason:
-        yield Filter(f"Reason: {_short(address.reason)}", address.changed(reason=""))
+            yield Filter(f"{text} {value}", params.changed(**{name: ""}))
+    if params.reason:
+        yield Filter(f"Reason: {_short(params.reason)}", params.changed(reason=""))
 
 
-def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
+def _notices(params: WaitingParams, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
     if executor.unavailable_reason and executor.places:
         consequence = (
             "Until they can, the executor holds tasks, and they are listed here."
@@ -160,7 +160,7 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
         return
     if total:
         yield Notice("info", "", "There are no more tries here.")
-    elif address.changed() != WaitingAddress():
+    elif params.changed() != WaitingParams():
         yield Notice("info", "No try fits", "No waiting try that you may see fits all of these filters.")
     elif not executor.places:
         yield Notice(

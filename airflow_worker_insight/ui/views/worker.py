@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
-    from airflow_worker_insight.ui.query_params import WorkerAddress
+    from airflow_worker_insight.ui.query_params import WorkerParams
 
 PAGE_SIZE = 25
 
@@ -124,7 +124,7 @@ class WorkerPage:
     worker_id: str
     name: str
     kind: str
-    address: WorkerAddress
+    params: WorkerParams
     introduction: str
     state: WorkerState | None
     """``None`` for a host that stands for all its workers."""
@@ -149,7 +149,7 @@ class WorkerPage:
 
 
 def build_worker_page(
-    instance: WorkerInstance, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
+    instance: WorkerInstance, params: WorkerParams, *, may_read: bool, may_decide: bool, now: datetime
 ) -> WorkerPage:
     """Return the page of a worker.
 
@@ -163,7 +163,7 @@ def build_worker_page(
         worker_id=row.worker_id,
         name=f"A {formatting.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
         kind=formatting.kind(row.kind),
-        address=address,
+        params=params,
         introduction=_introduction(row),
         state=None if row.host_only else worker_state(row),
         since=_since(instance, now),
@@ -177,8 +177,8 @@ def build_worker_page(
         struck=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
-        timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
-        chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
+        timeline=build_timeline(row, instance.drawn, params, is_cut=instance.is_cut, now=now) if may_read else None,
+        chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
         history=tuple(_change(change, now) for change in instance.changes),
         others=tuple(
             OtherInstance(
@@ -191,7 +191,7 @@ def build_worker_page(
         ),
         rows=tuple(build_row(attempt, {}, now=now, worker_id=row.worker_id) for attempt in page.attempts),
         pages=pages(
-            address,
+            params,
             Count(len(page.attempts), page.total, page.total_is_exact),
             size=PAGE_SIZE,
             singular="try",

@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
-from airflow_worker_insight.api.database import LEAVE_ALONE_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
+from airflow_worker_insight.api.database import BREAKER_OPEN_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, worker
 from tests.unit.database import locked
@@ -32,7 +32,7 @@ BURST = 50
 
 @pytest.fixture(autouse=True)
 def fresh_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_database, "breaker", CircuitBreaker(LEAVE_ALONE_SECONDS))
+    monkeypatch.setattr(web_database, "breaker", CircuitBreaker(BREAKER_OPEN_SECONDS))
 
 
 @airflow_3
@@ -82,7 +82,7 @@ def test_after_a_time_out_no_request_takes_a_connection_for_a_while(
             with pytest.raises(DatabaseBusyError), web_database.reading() as connection:
                 connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))
         assert len(taken) == 1
-    now += LEAVE_ALONE_SECONDS
+    now += BREAKER_OPEN_SECONDS
     for _ in range(2):
         with web_database.reading() as connection:
             connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))

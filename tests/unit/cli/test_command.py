@@ -166,14 +166,14 @@ def test_a_state_that_is_none_is_said_with_those_that_are(capsys: Printed) -> No
     ],
 )
 def test_a_time_is_utc_unless_it_says_otherwise(written: str, meant: datetime) -> None:
-    assert arguments.moment(written) == meant
-    assert arguments.age(written) == meant
+    assert arguments.parse_time(written) == meant
+    assert arguments.parse_age(written) == meant
 
 
 @pytest.mark.parametrize(("written", "days"), [("1d", 1), ("90d", 90), ("12w", 84)])
 def test_an_age_is_counted_back_from_now(written: str, days: int) -> None:
     before = datetime.now(timezone.utc)
-    meant = arguments.age(written)
+    meant = arguments.parse_age(written)
     assert before <= meant + timedelta(days=days) <= datetime.now(timezone.utc)
 
 

@@ -12,9 +12,9 @@ from sqlalchemy import select
 
 from airflow_worker_insight.api import schemas
 from airflow_worker_insight.api.schemas import (
-    OneWorkerResponse,
     ServiceQuery,
     ServicesResponse,
+    WorkerDetailResponse,
     WorkerQuery,
     WorkersResponse,
 )
@@ -108,13 +108,13 @@ def test_a_program_gets_what_the_rest_api_gives(fleet: Database, capsys: Printed
     assert (decided["availability_note"], decided["availability_changed_by"]) == ("disk", getpass.getuser())
     (shown,) = read(capsys, "workers", "show", "c-1", output=output)
     assert shown.pop("engine_name") is None
-    assert shown == OneWorkerResponse.model_validate(schemas.one_worker("c-1")).model_dump(mode="json")
+    assert shown == WorkerDetailResponse.model_validate(schemas.get_worker("c-1")).model_dump(mode="json")
     services = read(capsys, "services", "list", output=output)
     found = ServicesResponse.model_validate(schemas.list_services(ServiceQuery())).model_dump(mode="json")
     assert services == found["services"]
     tries = read(capsys, "attempts", "list", output=output)
     query_ = schemas.AttemptQuery()
-    page = schemas.list_attempts(query_, dag_ids={"etl"}, sees_workers=True)
+    page = schemas.list_attempts(query_, dag_ids={"etl"}, may_see_workers=True)
     assert tries == schemas.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
 
 

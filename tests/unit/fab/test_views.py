@@ -27,11 +27,11 @@ from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    PanelAddress,
-    WaitingAddress,
-    WorkerAddress,
-    WorkersAddress,
-    WrittenDecision,
+    AvailabilityForm,
+    PanelParams,
+    WaitingParams,
+    WorkerParams,
+    WorkersParams,
 )
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
@@ -93,13 +93,13 @@ def rights(monkeypatch: pytest.MonkeyPatch) -> Rights:
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[PanelAddress]:
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[PanelParams]:
     """Fill every panel with one try, and note whose panels were asked for."""
-    addresses: list[PanelAddress] = []
+    addresses: list[PanelParams] = []
 
-    def panel(address: PanelAddress, **_: Any) -> Panel:
-        addresses.append(address)
-        return build_panel(address, [a_try(1, 0, 10, on("w1"))], now=at(1000))
+    def panel(params: PanelParams, **_: Any) -> Panel:
+        addresses.append(params)
+        return build_panel(params, [a_try(1, 0, 10, on("w1"))], now=at(1000))
 
     monkeypatch.setattr(page_service, "panel", panel)
     return addresses
@@ -138,7 +138,7 @@ both = pytest.mark.parametrize("airflow", [2, 3])
 
 
 def test_the_panel_stands_inside_the_page_of_airflow_2(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress]
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams]
 ) -> None:
     rights.dag_ids = {"etl"}
     answer = client(2).get(PANEL)
@@ -151,11 +151,11 @@ def test_the_panel_stands_inside_the_page_of_airflow_2(
     assert "/deep/dags/etl/grid?dag_run_id=2026-03-01T12%3A00%3A00%2B00%3A00&amp;task_id=load" in answer.text
     # Its own scripts are in its markup.
     assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
-    assert shown == [PanelAddress("etl", "2026-03-01T12:00:00+00:00", "load")]
+    assert shown == [PanelParams("etl", "2026-03-01T12:00:00+00:00", "load")]
 
 
 def test_the_panel_is_a_page_of_its_own_on_airflow_3(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress]
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams]
 ) -> None:
     rights.dag_ids = {"etl"}
     answer = client(3).get(PANEL)
@@ -169,7 +169,7 @@ def test_the_panel_is_a_page_of_its_own_on_airflow_3(
 
 @both
 def test_nothing_personal_is_kept_by_caches(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.dag_ids = {"etl"}
     pages = client(airflow)
@@ -182,7 +182,7 @@ def test_nothing_personal_is_kept_by_caches(
 
 @both
 def test_the_fragment_is_the_panel_alone(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.dag_ids = {"etl"}
     answer = client(airflow).get(PANEL.replace("panel", "panel/fragment"))
@@ -193,7 +193,7 @@ def test_the_fragment_is_the_panel_alone(
 
 @both
 def test_a_reader_without_the_right_is_refused_before_anything_is_read(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.dag_ids = {"other"}
     for path in (PANEL, PANEL.replace("panel", "panel/fragment")):
@@ -207,7 +207,7 @@ def test_a_reader_without_the_right_is_refused_before_anything_is_read(
 
 @both
 def test_what_is_checked_is_what_is_shown(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.dag_ids = {"a b"}
     # A plus is a plus here, and a space in a query string that Flask reads.
@@ -218,7 +218,7 @@ def test_what_is_checked_is_what_is_shown(
 
 @both
 def test_one_who_is_not_logged_in_is_sent_to_the_login_and_back(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.logged_in = False
     answer = client(airflow).get(PANEL)
@@ -233,7 +233,7 @@ def test_one_who_is_not_logged_in_is_sent_to_the_login_and_back(
 
 @both
 def test_an_address_that_names_nothing_is_answered_with_a_page(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     answer = client(airflow).get("/workerinsight/panel?dag_id={DAG_ID}&run_id=r&task_id=t")
     assert answer.status_code == 422
@@ -258,7 +258,7 @@ def test_missing_tables_are_answered_with_what_to_do(
 
 @both
 def test_markup_in_ids_is_text(
-    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelAddress], airflow: int
+    client: Callable[[int], FlaskClient], rights: Rights, shown: list[PanelParams], airflow: int
 ) -> None:
     rights.dag_ids = {"<script>alert(1)</script>"}
     path = "/workerinsight/panel?dag_id=%3Cscript%3Ealert(1)%3C/script%3E&run_id=%F0%9F%9A%80%22%27&task_id={{7*7}}"
@@ -266,19 +266,17 @@ def test_markup_in_ids_is_text(
     assert answer.status_code == 200
     assert "<script>alert(1)" not in answer.text
     assert "{{7*7}} · Worker" in answer.text
-    assert shown == [PanelAddress("<script>alert(1)</script>", "🚀\"'", "{{7*7}}")]
+    assert shown == [PanelParams("<script>alert(1)</script>", "🚀\"'", "{{7*7}}")]
 
 
 @both
 def test_a_workers_page_lists_only_what_the_reader_may_see(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    asked: list[tuple[str, WorkerAddress, Collection[str] | None, bool]] = []
+    asked: list[tuple[str, WorkerParams, Collection[str] | None, bool]] = []
 
-    def worker_page(
-        worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
-    ) -> None:
-        asked.append((worker_id, address, dag_ids, may_decide))
+    def worker_page(worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> None:
+        asked.append((worker_id, params, dag_ids, may_decide))
 
     monkeypatch.setattr(page_service, "worker_page", worker_page)
     pages = client(airflow)
@@ -287,12 +285,12 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
     rights.jobs = True
     answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25&hours=6")
     assert answer.status_code == 404
-    assert page_service.NO_SUCH_WORKER[:20] in answer.text
+    assert page_service.WORKER_NOT_FOUND[:20] in answer.text
     rights.dag_ids, rights.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
     assert asked == [
-        ("celery-1@a:b", WorkerAddress(hours=6, offset=25), None, False),
-        ("w1", WorkerAddress(), {"etl"}, True),
+        ("celery-1@a:b", WorkerParams(hours=6, offset=25), None, False),
+        ("w1", WorkerParams(), {"etl"}, True),
     ]
 
 
@@ -300,20 +298,20 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
 def pages_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill the list of workers, the page of one, and the list of attempts."""
 
-    def workers_page(address: WorkersAddress) -> Any:
-        return build_workers_page(address, a_listing(a_worker_row()), now=NOW)
+    def workers_page(params: WorkersParams) -> Any:
+        return build_workers_page(params, a_listing(a_worker_row()), now=NOW)
 
-    def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
-        return build_worker_page(a_life(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
+    def worker_page(_: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
+        return build_worker_page(a_life(), params, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
 
-    def attempts_page(address: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
+    def attempts_page(params: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
         tries = [a_try(1, 0, 10, on("w1"))] if "etl" in dag_ids else []
         found = AttemptPage(tries, len(tries), total_is_exact=True)
-        return build_attempts_page(address, found, dag_ids=dag_ids, states=["success"], now=NOW)
+        return build_attempts_page(params, found, dag_ids=dag_ids, states=["success"], now=NOW)
 
-    def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> WaitingPage:
+    def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_workers: bool) -> WaitingPage:
         executor = Executor(places=True)
-        return build_waiting_page(address, ([], 0), executor, dag_ids=dag_ids, sees_workers=sees_workers, now=NOW)
+        return build_waiting_page(params, ([], 0), executor, dag_ids=dag_ids, may_see_workers=may_see_workers, now=NOW)
 
     monkeypatch.setattr(page_service, "workers_page", workers_page)
     monkeypatch.setattr(page_service, "worker_page", worker_page)
@@ -361,9 +359,9 @@ def test_lists_are_for_those_who_may_see_them(
 def test_a_decision_is_kept_for_one_who_may_edit_pools(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    decided: list[tuple[str, WrittenDecision, str]] = []
+    decided: list[tuple[str, AvailabilityForm, str]] = []
 
-    def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
+    def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
         decided.append((worker_id, decision, changed_by))
         return worker_id == "w1"
 
@@ -388,7 +386,7 @@ def test_a_decision_is_kept_for_one_who_may_edit_pools(
     answer = post()
     assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/workers/w1")
     assert post("w2").status_code == 404
-    assert decided[0] == ("w1", WrittenDecision("draining", "Disk fails"), "alice")
+    assert decided[0] == ("w1", AvailabilityForm("draining", "Disk fails"), "alice")
     rights.logged_in = rights.pools = False
     assert post().location == f"/deep/login?next={below}/workerinsight/workers/w1"
 
@@ -445,9 +443,9 @@ def test_placements_are_those_of_the_readable_dags(
     asked: list[tuple[str | None, Collection[str], bool]] = []
 
     def list_placements(
-        query: schemas.PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool
+        query: schemas.PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool
     ) -> dict[str, Any]:
-        asked.append((query.state, dag_ids, sees_workers))
+        asked.append((query.state, dag_ids, may_see_workers))
         return {"placements": [], "total_entries": 0, "total_is_exact": True}
 
     monkeypatch.setattr(schemas, "list_placements", list_placements)
@@ -536,7 +534,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         if worker_id != "w1":
             raise schemas.WorkerNotFoundError
 
-    def one_worker(worker_id: str) -> dict[str, Any]:
+    def get_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
         return {**A_WORKER, "changes": []}
 
@@ -558,9 +556,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         if decision.note == "host":
             raise schemas.InvalidChangeError("a whole host")
         asked.append((worker_id, decision.availability, decision.note, changed_by))
-        return one_worker(worker_id)
+        return get_worker(worker_id)
 
-    for function in (one_worker, list_workers, list_worker_attempts, list_services, decide):
+    for function in (get_worker, list_workers, list_worker_attempts, list_services, decide):
         monkeypatch.setattr(schemas, function.__name__, function)
     return asked
 

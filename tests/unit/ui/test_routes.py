@@ -93,7 +93,7 @@ def test_filters_and_order_of_workers(client_of: ClientOf, query: str, found: li
 
 
 @pytest.mark.parametrize(
-    ("by", "name", "address"),
+    ("by", "name", "query"),
     [
         ("queue", "default", "queue=default"),
         ("hostname", "host-1", "hostname=host-1"),
@@ -102,9 +102,9 @@ def test_filters_and_order_of_workers(client_of: ClientOf, query: str, found: li
     ],
 )
 @pytest.mark.usefixtures("fleet")
-def test_groups_of_workers(client_of: ClientOf, by: str, name: str, address: str) -> None:
+def test_groups_of_workers(client_of: ClientOf, by: str, name: str, query: str) -> None:
     page = client_of().get(f"workers?group={by}").text
-    assert f'href="/worker-insight/workers?{address}">{name}</a>' in page
+    assert f'href="/worker-insight/workers?{query}">{name}</a>' in page
     assert "2 workers" in page
     assert "2 online" in page
 

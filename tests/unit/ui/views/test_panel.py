@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.ui.query_params import PanelAddress
+from airflow_worker_insight.ui.query_params import PanelParams
 from airflow_worker_insight.ui.views.panel import REFRESH_SECONDS, build_panel
 from tests.unit.database import at
 from tests.unit.ui.attempts import HERE, a_try, on, one_of_the_host
@@ -280,5 +280,5 @@ def test_letters_go_on_after_z() -> None:
 
 
 def test_an_address_is_kept_as_it_was_asked() -> None:
-    address = PanelAddress("<d>", "r", "t", 1, 2)
-    assert build_panel(address, [], now=NOW).address is address
+    params = PanelParams("<d>", "r", "t", 1, 2)
+    assert build_panel(params, [], now=NOW).params is params
