@@ -10,6 +10,11 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import urlsplit
 
+CROSS_ORIGIN_REFUSED = (
+    "This change did not come from a page of this server, so nothing was changed. In a browser, open the worker’s page "
+    "and try again. A program that sends a login cookie must send JSON; better is a bearer token without the cookie."
+)
+
 
 class Headers(Protocol):
     """Request headers with case-insensitive names."""

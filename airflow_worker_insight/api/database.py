@@ -42,8 +42,8 @@ class DatabaseBusyError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The recorded tries cannot be read now: the database is busy, or somebody holds a lock on the tables of "
-            "Airflow Worker Insight (for example a migration or VACUUM FULL). Nothing was changed, and tasks are not "
+            "The recorded tries cannot be read now: the database is busy, or a lock is held on the tables of Airflow "
+            "Worker Insight (for example by a migration or VACUUM FULL). Nothing was changed, and tasks are not "
             "affected. Try again in a few seconds."
         )
 

@@ -55,7 +55,7 @@ def exit_on_timeout() -> Iterator[None]:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise SystemExit(
             f"This took too long: {reason}. Another transaction may hold a lock on the tables of Airflow Worker "
-            "Insight. Run the command again when it has ended."
+            "Insight. Run the command again when that transaction has ended."
         ) from None
 
 

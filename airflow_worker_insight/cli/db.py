@@ -14,7 +14,7 @@ def migrate_tables(args: Any) -> None:
     """Create or upgrade the tables."""
     if not args.show_sql_only and schema() is Schema.NEWER:
         raise SystemExit(Schema.NEWER.explanation)
-    set_resume_hint("Run the same command again: a migration that was not finished is run again.")
+    set_resume_hint("Run the same command again: it repeats the unfinished migration.")
     try:
         migrate.upgrade(sql_only=args.show_sql_only, printed_to=answer())
     except IncompleteTablesError as error:
@@ -33,8 +33,8 @@ def check_tables(args: Any) -> None:  # noqa: ARG001
 
 def downgrade_tables(args: Any) -> None:
     """Downgrade the tables to an earlier revision; this can remove recorded attempts."""
-    consequence = "is lost" if args.to_revision == "base" else "may be lost"
-    question = f"Go back to {args.to_revision}? What was recorded {consequence}."
+    consequence = "are lost" if args.to_revision == "base" else "may be lost"
+    question = f"Downgrade to {args.to_revision}? Recorded tries {consequence}."
     if not args.show_sql_only and not args.yes and not confirm(question):
         raise SystemExit("Nothing was changed.")
     try:

@@ -56,13 +56,13 @@ def _without_logged_errors() -> Iterator[None]:
 
 def _poll_periodically(seconds: int) -> None:
     """Poll every so many seconds until SIGINT or SIGTERM; print errors and continue."""
-    set_resume_hint("The round that had begun was finished; nobody looks at the workers from here any more.")
+    set_resume_hint("The poll under way was finished; this process no longer polls the workers.")
     with _until_signalled() as stopped:
         while True:
             try:
                 _print_outcome(run_once())
             except Exception as error:  # noqa: BLE001
-                print(f"The fleet could not be looked at: {error}", file=sys.stderr, flush=True)
+                print(f"The workers could not be polled: {error}", file=sys.stderr, flush=True)
             if stopped.wait(seconds):
                 return
 

@@ -31,7 +31,7 @@ def reconcile(args: Any) -> None:
         with session.writing(session.COMMAND) as connection:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
-                raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
+                raise SystemExit(f"The Dag {args.dag_id!r} has no Dag run {args.run_id!r}")
             _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
     with session.reading(session.COMMAND) as connection:
@@ -66,7 +66,7 @@ def _reconcile_selection(
 
     def resume_hint() -> str:
         return (
-            f"What is done is kept; go on with: {resume_command.format(after=after)}" if resume_command else RERUN_HINT
+            f"Progress is kept; continue with: {resume_command.format(after=after)}" if resume_command else RERUN_HINT
         )
 
     set_resume_hint(resume_hint)
@@ -87,7 +87,7 @@ def _reconcile_selection(
 def _print_outcome(runs: int, outcome: Outcome) -> None:
     run_count = count(runs, "Dag run", "Dag runs")
     tries = f"{count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed"
-    print_answer(f"{run_count}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
+    print_answer(f"{run_count}: {tries}, {count(outcome.claimed, 'report', 'reports')} claimed")
 
 
 def prune(args: Any) -> None:
@@ -96,12 +96,12 @@ def prune(args: Any) -> None:
     with session.reading(session.COMMAND) as connection:
         preview = retention.preview(connection, args.older_than)
     oldest = f"{preview.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if preview.oldest_kept is not None else None
-    kept = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
+    kept = f"The oldest remaining try started at {oldest}." if oldest else "No started try remains."
     if args.dry_run:
         print_answer(f"{_summary(preview.removed)} would be removed. {kept}")
         return
     if preview.removed == Removed():
-        print_answer(f"There is nothing to remove. {kept}")
+        print_answer(f"Nothing to remove. {kept}")
         return
     question = f"Remove {_summary(preview.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
     if not args.yes and not confirm(question):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-RERUN_HINT = "What is done is kept; run the same command again."
+RERUN_HINT = "Progress is kept; run the same command again."
 """How to resume most commands after an interruption."""
 
 

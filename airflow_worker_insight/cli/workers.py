@@ -9,12 +9,12 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
 from airflow_worker_insight import config
-from airflow_worker_insight.api.schemas import WorkerDetailResponse, WorkerResponse, worker_fields
+from airflow_worker_insight.api.responses import WorkerDetailResponse, WorkerResponse, worker_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirm, read_pages, require_tables
 from airflow_worker_insight.cli.naming import find_worker
 from airflow_worker_insight.cli.process import print_answer
-from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.domain.filters import WorkerFilter, build
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
@@ -40,8 +40,8 @@ EXECUTOR_CLASS_PREFIX = "WorkerInsight"
 """Prefix of the class names of this package's executors."""
 
 NOT_ENFORCED_WARNING = (
-    "Airflow goes on giving it tasks: no executor of this package is in [core] executor, and others do not ask. With "
-    "any Celery `airflow celery remove-queue` or SIGTERM keeps work off a worker."
+    "Airflow keeps sending it tasks: [core] executor has no executor of this package. With any Celery executor use "
+    "`airflow celery remove-queue` or SIGTERM."
 )
 
 
@@ -49,16 +49,7 @@ NOT_ENFORCED_WARNING = (
 def list_workers(args: Any) -> None:
     """List workers."""
     require_tables()
-    filters = WorkerFilter(
-        states=args.state,
-        kind=args.kind,
-        name=args.name,
-        hostname=args.hostname,
-        label=args.label,
-        queue=args.queue,
-        availability=args.availability,
-        search=args.search,
-    )
+    filters = build(WorkerFilter, args)
     with session.reading(session.COMMAND) as connection:
         rows, total = read_pages(
             lambda limit, offset: worker_queries.list_workers(connection, filters, limit=limit, offset=offset), args
@@ -120,7 +111,7 @@ def _change_availability(args: Any, availability: str) -> None:
                 require_meaning(connection, worker, availability)
                 question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
         if question and not args.yes and not confirm(question):
-            raise SystemExit("Nothing was changed: --yes drains it without asking.")
+            raise SystemExit("Nothing was changed. Use --yes to drain it without confirmation.")
         with session.writing(session.COMMAND) as connection:
             set_availability(
                 connection,
@@ -133,7 +124,7 @@ def _change_availability(args: Any, availability: str) -> None:
     except WorkerEndedError as error:
         raise SystemExit(str(error)) from None
     except HostOnlyWorkerError:
-        raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
+        raise SystemExit(f"{args.worker} stands for all workers of a host: choose one of them") from None
     print_answer(f"{worker.name} ({worker.worker_id}) is {availability} now.")
     if availability != AVAILABLE and EXECUTOR_CLASS_PREFIX not in (config.executor() or ""):
         print(NOT_ENFORCED_WARNING, file=sys.stderr)

@@ -20,8 +20,8 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from airflow_worker_insight import compat
-from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.csrf import is_json, is_same_origin, passes_csrf_checks
+from airflow_worker_insight.api import queries, responses, service
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, is_same_origin, passes_csrf_checks
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
@@ -183,7 +183,9 @@ def page(view: View) -> View:
             if denied.status == 401:  # noqa: PLR2004
                 return _redirect_to_login()
             return _message_page(self, denied.status, str(denied))
-        except InvalidUrlError as error:
+        except service.WorkerNotFoundError as error:
+            return _message_page(self, 404, str(error))
+        except (InvalidUrlError, queries.InvalidRequestError) as error:
             return _message_page(self, 422, str(error))
         except (SchemaNotReadyError, DatabaseBusyError) as error:
             return _message_page(self, 503, str(error))
@@ -233,8 +235,6 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
         may_decide = reader.may_edit_pools()
         page = page_service.worker_page(worker_id, params, dag_ids=dag_ids, may_decide=may_decide)
-        if page is None:
-            raise AccessDeniedError(404, page_service.WORKER_NOT_FOUND)
         csrf_token = airflow_fab.flask_csrf_token() if may_decide else ""
         return _render_page(
             self, f"{page.name} · Worker", "worker.html", page=page, csrf_token=csrf_token, url=urls(reader)
@@ -242,17 +242,16 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
 
     @route("/workers/<worker_id>/availability", "POST")
     @page
-    def decide(self, worker_id: str) -> Any:
+    def change_availability(self, worker_id: str) -> Any:
         """Set a worker's availability, and redirect to its page."""
         reader = Reader(airflow_fab.flask_user())
         reader.require_workers()
         reader.require_pool_edit()
         if not is_same_origin(request.headers, base_url=airflow_links.base_url()):
-            raise AccessDeniedError(403, page_service.CROSS_ORIGIN_REFUSED)
+            raise AccessDeniedError(403, CROSS_ORIGIN_REFUSED)
         # Airflow's app has already parsed the form, to check its own CSRF token.
-        decision = parse_form(request.form.to_dict())
-        if not page_service.decide(worker_id, decision, changed_by=reader.name):
-            raise AccessDeniedError(404, page_service.WORKER_NOT_FOUND)
+        form = parse_form(request.form.to_dict())
+        service.change_availability(worker_id, form.availability, note=form.note, changed_by=reader.name)
         page_url = urls(reader)("worker", worker_id=worker_id)
         assert page_url is not None
         return redirect(page_url, 303)
@@ -357,14 +356,14 @@ def _json_endpoint(view: View) -> View:
             result: BaseModel = view(self, *args, **kwargs)
         except AccessDeniedError as denied:
             return _json_response({"detail": str(denied)}, denied.status)
-        except schemas.WorkerNotFoundError as error:
+        except service.WorkerNotFoundError as error:
             return _json_response({"detail": str(error)}, 404)
-        except schemas.InvalidChangeError as error:
+        except queries.InvalidRequestError as error:
             return _json_response({"detail": str(error)}, 422)
         except (SchemaNotReadyError, DatabaseBusyError) as error:
             return _json_response({"detail": str(error)}, 503)
         except _InvalidRequestError as invalid:
-            return _json_response({"detail": invalid.problems}, 422)
+            return _json_response({"detail": invalid.details}, 422)
         finally:
             if had_no_session:
                 # Basic authentication logs in, so Airflow would store a session in its database per request.
@@ -382,7 +381,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
     default_view = "attempts"
 
     def create_blueprint(self, appbuilder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Exempt the API from Airflow's form token check, like its own API; see :meth:`decide`."""
+        """Exempt the API from Airflow's form token check, like its own API; see :meth:`change_availability`."""
         blueprint = super().create_blueprint(appbuilder, *args, **kwargs)
         protection = appbuilder.app.extensions.get("csrf")
         if protection is not None:
@@ -394,89 +393,93 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
     def attempts(self) -> BaseModel:
         """List attempts and the workers that ran them, latest start first."""
         reader = _api_reader()
-        query = _parse_query(schemas.AttemptQuery)
-        fields = schemas.list_attempts(
-            query, dag_ids=_visible_dag_ids(reader, query), may_see_workers=reader.may_see_workers()
+        query = _parse_query(queries.AttemptQuery)
+        fields = service.list_attempts(
+            query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id), may_see_workers=reader.may_see_workers()
         )
-        return schemas.AttemptsResponse.model_validate(fields)
+        return responses.AttemptsResponse.model_validate(fields)
 
     @route("/placements")
     @_json_endpoint
     def placements(self) -> BaseModel:
         """List waiting and placed tries, oldest first."""
         reader = _api_reader()
-        query = _parse_query(schemas.PlacementQuery)
-        dag_ids = _visible_dag_ids(reader, query)
-        fields = schemas.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
-        return schemas.PlacementsResponse.model_validate(fields)
+        query = _parse_query(queries.PlacementQuery)
+        dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+        fields = service.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
+        return responses.PlacementsResponse.model_validate(fields)
 
     @route("/workers")
     @_json_endpoint
     def workers(self) -> BaseModel:
         """List workers, including those that have ended."""
         reader = _api_reader()
-        query = _parse_query(schemas.WorkerQuery)
+        query = _parse_query(queries.WorkerQuery)
         reader.require_workers()
-        return schemas.WorkersResponse.model_validate(schemas.list_workers(query))
+        return responses.WorkersResponse.model_validate(service.list_workers(query))
 
     @route("/workers/<worker_id>")
     @_json_endpoint
     def worker(self, worker_id: str) -> BaseModel:
         """Show a worker instance and its history."""
         reader = _api_reader()
-        schemas.require_worker_id(worker_id)
+        queries.require_worker_id(worker_id)
         reader.require_workers()
-        return schemas.WorkerDetailResponse.model_validate(schemas.get_worker(worker_id))
+        return responses.WorkerDetailResponse.model_validate(service.get_worker(worker_id))
 
     @route("/workers/<worker_id>/attempts")
     @_json_endpoint
     def worker_attempts(self, worker_id: str) -> BaseModel:
         """List the attempts that a worker ran, latest start first."""
         reader = _api_reader()
-        schemas.require_worker_id(worker_id)
-        query = _parse_query(schemas.WorkerAttemptQuery)
+        queries.require_worker_id(worker_id)
+        query = _parse_query(queries.WorkerAttemptQuery)
         reader.require_workers()
-        fields = schemas.list_worker_attempts(worker_id, query, dag_ids=_visible_dag_ids(reader, query))
-        return schemas.AttemptsResponse.model_validate(fields)
+        fields = service.list_worker_attempts(
+            worker_id, query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id)
+        )
+        return responses.AttemptsResponse.model_validate(fields)
 
     @route("/workers/<worker_id>", "PATCH")
     @_json_endpoint
-    def decide(self, worker_id: str) -> BaseModel:
+    def change_availability(self, worker_id: str) -> BaseModel:
         """Make a worker available, draining or quarantined.
 
         A request with a login cookie must come from a page of this server; form tokens are for forms only.
         """
         reader = _api_reader()
-        schemas.require_worker_id(worker_id)
+        queries.require_worker_id(worker_id)
         reader.require_workers()
         reader.require_pool_edit()
         if not passes_csrf_checks(
             request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()
         ):
-            raise AccessDeniedError(403, schemas.CROSS_ORIGIN_REFUSED)
+            raise AccessDeniedError(403, CROSS_ORIGIN_REFUSED)
         body = request.stream.read(MAX_BODY + 1)
         try:
-            decision = schemas.parse_decision(body, is_json=is_json(request.headers))
+            decision = queries.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
             raise _InvalidRequestError(error, "body") from None
-        fields = schemas.decide(worker_id, decision, changed_by=reader.name)
-        return schemas.WorkerDetailResponse.model_validate(fields)
+        fields = service.change_availability(
+            worker_id, decision.availability, note=decision.note, changed_by=reader.name
+        )
+        return responses.WorkerDetailResponse.model_validate(fields)
 
     @route("/services")
     @_json_endpoint
     def services(self) -> BaseModel:
         """List schedulers, triggerers, Dag processors and workers."""
         reader = _api_reader()
-        query = _parse_query(schemas.ServiceQuery)
+        query = _parse_query(queries.ServiceQuery)
         reader.require_workers()
-        return schemas.ServicesResponse.model_validate(schemas.list_services(query))
+        return responses.ServicesResponse.model_validate(service.list_services(query))
 
     @route("/health")
     @_json_endpoint
     def health(self) -> BaseModel:
         """Show the state of the tables, this process's counters and the latest polls."""
         reader = _api_reader()
-        return schemas.HealthResponse.model_validate(schemas.health(may_see_workers=reader.may_see_workers()))
+        return responses.HealthResponse.model_validate(service.health(may_see_workers=reader.may_see_workers()))
 
 
 def _api_reader() -> Reader:
@@ -499,7 +502,7 @@ class _InvalidRequestError(Exception):
 
     def __init__(self, error: ValidationError, location: str) -> None:
         super().__init__(str(error))
-        self.problems = schemas.problems(error, location)
+        self.details = queries.error_details(error, location)
 
 
 def _parse_query(query: type[Query]) -> Query:
@@ -510,9 +513,9 @@ def _parse_query(query: type[Query]) -> Query:
         raise _InvalidRequestError(error, "query") from None
 
 
-def _visible_dag_ids(reader: Reader, query: schemas.WorkerAttemptQuery | schemas.PlacementQuery) -> Collection[str]:
-    reader.require_task_instances(query.dag_id)
-    return {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+def _visible_dag_ids(reader: Reader, dag_id: str | None) -> Collection[str]:
+    reader.require_task_instances(dag_id)
+    return {dag_id} if dag_id is not None else reader.readable_dag_ids()
 
 
 def _json_response(value: Any, status: int) -> Response:

@@ -5,24 +5,26 @@ Callers check the user's permissions.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import compat, config
 from airflow_worker_insight.api import database
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
+from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.parameters import Label, is_worker_id
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import by_worker
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.workers import availability, freshness
 from airflow_worker_insight.store.workers import counts as worker_counts
+from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
-from airflow_worker_insight.ui.query_params import SEEN, WINDOWS, InvalidUrlError
+from airflow_worker_insight.ui.query_params import SEEN, WINDOWS
 from airflow_worker_insight.ui.views import attempts as attempts_view
 from airflow_worker_insight.ui.views import timeline, waiting, worker
 from airflow_worker_insight.ui.views import workers as workers_view
@@ -37,14 +39,11 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Group, WorkerRow
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
-        AvailabilityForm,
         PanelParams,
         WaitingParams,
         WorkerParams,
         WorkersParams,
     )
-
-_WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 
 HEADERS = {
     # Pages load everything from this server. Airflow's own pages may frame them, other sites may not.
@@ -56,23 +55,14 @@ HEADERS = {
 }
 """Security headers of every response."""
 
-WORKER_NOT_FOUND = (
-    "No worker with this ID was recorded here. An ID that stands for all workers of a host is recorded when the Dag "
-    "run of its first try has ended."
-)
-CROSS_ORIGIN_REFUSED = (
-    "The browser does not say that a page of this server sent this change, so it was not made. Open the worker’s page "
-    "and try again."
-)
-
-_NO_RIGHT = (
-    "Airflow does not let you see or do this. Ask an administrator for the right to read this Dag’s task instances; "
-    "for the pages of workers, to read Airflow’s jobs; to decide of a worker, to edit Airflow’s pools."
+_ACCESS_DENIED = (
+    "You lack the right for this in Airflow. Ask an administrator for the right to read this Dag’s task instances; for "
+    "the pages of workers, to read Airflow’s jobs; to change a worker’s availability, to edit Airflow’s pools."
 )
 _TITLES = {
-    403: "Not for you to see",
+    403: "Access denied",
     404: "Not found",
-    422: "This address cannot be right",
+    422: "Invalid URL",
     503: "Not ready yet",
 }
 
@@ -80,7 +70,7 @@ _TITLES = {
 def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
-    :param sees_workers: whether the user may see worker states and how many tries run on each worker
+    :param may_see_workers: whether the user may see worker states and how many tries run on each worker
     """
     with database.reading() as connection:
         attempts = attempt_queries.task_instance_attempts(
@@ -141,35 +131,31 @@ def _any_worker(connection: Connection) -> bool:
 
 def _worker_filter(params: WorkersParams, now: datetime) -> WorkerFilter:
     seen = SEEN[params.seen]
-    key, _, value = params.label.partition("=")
-    return WorkerFilter(
+    return replace(
+        build(WorkerFilter, params),
         states=workers_view.listed_states(params),
-        kind=params.kind or None,
-        hostname=params.hostname or None,
-        label=(key.strip(), value.strip()) if params.label else None,
-        queue=params.queue or None,
-        availability=params.availability or None,
-        search=params.search or None,
+        label=Label().parse(params.label) if params.label else None,
         seen_since=None if seen is None else now - seen,
     )
 
 
 def worker_page(
     worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool
-) -> worker.WorkerPage | None:
-    """Return the page of a worker, or ``None`` if no worker with this ID was recorded.
+) -> worker.WorkerPage:
+    """Return the page of a worker.
 
     :param dag_ids: the Dags whose tries the user may see; ``None`` if the user may see no tries at all
     :param may_decide: whether the user may change the worker's availability
+    :raises WorkerNotFoundError: if no worker with this ID was recorded
     """
     may_read, dag_ids = dag_ids is not None, frozenset(dag_ids or ())
     # Skip the query for an ID that no worker can have.
-    if not _WORKER_ID.fullmatch(worker_id):
-        return None
+    if not is_worker_id(worker_id):
+        raise WorkerNotFoundError
     with database.reading() as connection:
         row = worker_queries.get_worker(connection, worker_id)
         if row is None:
-            return None
+            raise WorkerNotFoundError
         now = database_now(connection)
         since, until = timeline.window(params, row, now)
         chart_start, chart_end = timeline.chart_window(params, row, now)
@@ -201,39 +187,13 @@ def worker_page(
     return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
 
 
-def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
-    """Record a user's decision on a worker's availability.
-
-    :param changed_by: the user's name
-    :returns: ``False`` if the worker is unknown, or is known by its host only and so has no availability
-    :raises InvalidUrlError: if the worker instance has ended, so that the decision would have no effect
-    """
-    if not _WORKER_ID.fullmatch(worker_id):
-        return False
-    with database.writing() as connection:
-        try:
-            row = availability.set_availability(
-                connection,
-                worker_id,
-                decision.availability,
-                note=decision.note or None,
-                changed_by=changed_by,
-                now=database_now(connection),
-            )
-        except availability.HostOnlyWorkerError:
-            return False
-        except availability.WorkerEndedError as error:
-            raise InvalidUrlError(str(error)) from None
-    return row is not None
-
-
 def attempts_page(
     params: AttemptsParams, *, dag_ids: Collection[str], may_see_workers: bool
 ) -> attempts_view.AttemptsPage:
     """Return the list of tries.
 
     :param dag_ids: the Dags whose tries the user may see
-    :param sees_workers: as for :func:`panel`
+    :param may_see_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
@@ -256,37 +216,35 @@ def _attempt_filter(connection: Connection, params: AttemptsParams, now: datetim
     window = WINDOWS[params.window]
     if since is None and until is None and window is not None:
         since = now - window
-    by_id = worker_queries.get_worker(connection, params.worker) if _WORKER_ID.fullmatch(params.worker) else None
-    return AttemptFilter(
-        dag_id=params.dag_id or None,
-        run_id=params.run_id or None,
-        task_id=params.task_id or None,
-        worker_id=None if by_id is None else by_id.worker_id,
-        worker_name=(params.worker or None) if by_id is None else None,
-        hostname=params.hostname or None,
-        state=params.state or None,
+    worker_id, worker_name = _id_or_name(connection, params.worker)
+    return replace(
+        build(AttemptFilter, params),
+        worker_id=worker_id,
+        worker_name=worker_name,
         started_at_gte=since,
         started_at_lte=until,
     )
+
+
+def _id_or_name(connection: Connection, worker: str) -> tuple[str | None, str | None]:
+    """Return the ID of a worker that is named by its ID, or else its name; neither for empty text."""
+    row = worker_queries.get_worker(connection, worker) if is_worker_id(worker) else None
+    return (None, worker or None) if row is None else (row.worker_id, None)
 
 
 def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_workers: bool) -> waiting.WaitingPage:
     """Return the list of waiting tries.
 
     :param dag_ids: the Dags whose tries the user may see
-    :param sees_workers: as for :func:`panel`
+    :param may_see_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
-        by_id = worker_queries.get_worker(connection, params.worker) if _WORKER_ID.fullmatch(params.worker) else None
-        filters = PlacementFilter(
-            state=params.state or None,
-            dag_id=params.dag_id or None,
-            run_id=params.run_id or None,
-            task_id=params.task_id or None,
-            worker_id=None if by_id is None else by_id.worker_id,
-            worker_name=(params.worker or None) if by_id is None else None,
-            reason=params.reason or None,
+        worker_id, worker_name = _id_or_name(connection, params.worker)
+        filters = replace(
+            build(PlacementFilter, params),
+            worker_id=worker_id,
+            worker_name=worker_name,
             # Running tries are on the pages of their worker and task.
             try_state=QUEUED,
         )
@@ -322,4 +280,4 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see
 def error_notice(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
     is_denied = status == 403 and text != CROSS_ORIGIN_REFUSED  # noqa: PLR2004
-    return Notice("warning", _TITLES.get(status, "That did not work"), _NO_RIGHT if is_denied else text)
+    return Notice("warning", _TITLES.get(status, "Error"), _ACCESS_DENIED if is_denied else text)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
+from airflow_worker_insight.api import service
 from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.csrf import is_same_origin
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_same_origin
 from airflow_worker_insight.api.description import describe
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat import metadata_database
@@ -20,7 +21,7 @@ from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
     parse_attempts_params,
-    parse_decision,
+    parse_availability_form,
     parse_panel_params,
     parse_waiting_params,
     parse_worker_params,
@@ -63,8 +64,6 @@ def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     params = parse_worker_params(request.url.query)
     dag_ids = reader.readable_dag_ids() if reader.may_see_task_instances() else None
     page = page_service.worker_page(worker_id, params, dag_ids=dag_ids, may_decide=reader.may_edit_pools())
-    if page is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.WORKER_NOT_FOUND)
     return _show("worker.html", request, reader, page=page)
 
 
@@ -79,16 +78,16 @@ async def _body(request: Request) -> bytes:
 
 
 @router.post("/workers/{worker_id}/availability")
-def decide(
+def change_availability(
     request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
 ) -> RedirectResponse:
-    """Record the user's decision on a worker's availability and redirect to its page."""
+    """Set a worker's availability and redirect to its page."""
     reader.require_workers()
     reader.require_pool_edit()
     if not is_same_origin(request.headers, base_url=airflow_links.base_url()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, page_service.CROSS_ORIGIN_REFUSED)
-    if not page_service.decide(worker_id, parse_decision(body), changed_by=reader.name):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, page_service.WORKER_NOT_FOUND)
+        raise HTTPException(status.HTTP_403_FORBIDDEN, CROSS_ORIGIN_REFUSED)
+    form = parse_availability_form(body)
+    service.change_availability(worker_id, form.availability, note=form.note, changed_by=reader.name)
     url = _urls(request, reader)("worker", worker_id=worker_id)
     assert url is not None
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)

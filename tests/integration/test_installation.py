@@ -212,7 +212,7 @@ def test_backfill_of_a_history(migrated: Deployment) -> None:
     printed, _ = backfill.communicate(timeout=60)
     assert backfill.returncode == 130
     assert "100 Dag runs" in printed
-    go_on = re.search(r"go on with: (.+)", printed)
+    go_on = re.search(r"continue with: (.+)", printed)
     assert go_on is not None, printed
     # The first batch holds the run that was copied, too.
     assert sum(bool(attempts(airflow, "history", run_id)) for run_id in runs) == 99

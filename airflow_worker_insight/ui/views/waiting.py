@@ -90,7 +90,7 @@ def build_waiting_page(
 
     :param listing: the tries that the user may see, the longest wait first, and their total number
     :param dag_ids: the Dags that the user may read
-    :param sees_workers: whether the user may see workers that are unrelated to a try
+    :param may_see_workers: whether the user may see workers that are unrelated to a try
     """
     placements, total = listing
     return WaitingPage(

@@ -121,7 +121,7 @@ def test_it_goes_on_until_it_is_stopped(
     assert len(rounds) == 3
     said = capsys.readouterr().err
     assert "the database is away" in said
-    assert f"Interrupted by {signal.Signals(number).name}. The round that had begun was finished" in said
+    assert f"Interrupted by {signal.Signals(number).name}. The poll under way was finished" in said
     assert signal.getsignal(number) is before
 
 

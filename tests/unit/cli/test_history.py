@@ -40,7 +40,7 @@ def runs(database: Database) -> Database:
 def test_reconcile_takes_the_last_day(runs: Database, capsys: Printed) -> None:
     run("reconcile")
     assert recorded(runs) == [("new", "inferred"), ("other", "inferred")]
-    assert capsys.readouterr().out == "2 Dag runs: 2 tries added, 0 closed, 0 waiting reports taken\n"
+    assert capsys.readouterr().out == "2 Dag runs: 2 tries added, 0 closed, 0 reports claimed\n"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_reconcile_takes_the_reports_that_wait_also_of_runs_that_run(database: D
     run("reconcile")
     assert recorded(database) == [("run-1", "reported")]
     assert stored_xcoms(database) == []
-    assert "1 waiting report taken" in capsys.readouterr().out
+    assert "1 report claimed" in capsys.readouterr().out
 
 
 def test_backfill_takes_everything_that_has_ended(runs: Database, capsys: Printed) -> None:
@@ -130,7 +130,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
         assert end.value.code == 130
     shown = capsys.readouterr()
     assert "2 Dag runs: 2 tries added" in shown.out
-    _, _, command = shown.err.partition("go on with: airflow-worker-insight ")
+    _, _, command = shown.err.partition("continue with: airflow-worker-insight ")
     assert command.split()[:-1] == [
         "backfill", "--dag-id", "etl", "--since", "2026-01-01T00:00:00+00:00", "--after"
     ]  # fmt: skip
@@ -142,7 +142,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
 
 # --- prune -----------------------------------------------------------------------------------------------------------
 
-KEPT = "The oldest try that stays started at 2026-03-01 12:00:00 UTC."
+KEPT = "The oldest remaining try started at 2026-03-01 12:00:00 UTC."
 BEFORE_NOON = NOON.isoformat()
 
 
@@ -187,7 +187,7 @@ def test_prune_removes_what_is_older(tries: Database, capsys: Printed) -> None:
     )
     assert names(tries) == ["new"]
     assert [row["run_id"] for row in tries.attempts()] == ["new"]
-    assert printed(capsys, "prune", "--older-than", BEFORE_NOON) == f"There is nothing to remove. {KEPT}\n"
+    assert printed(capsys, "prune", "--older-than", BEFORE_NOON) == f"Nothing to remove. {KEPT}\n"
 
 
 @pytest.mark.parametrize("answer", ["", "n", None], indirect=True)
@@ -227,5 +227,5 @@ def test_an_interrupted_prune_says_what_is_done(
     ends_with(130, "prune", "--older-than", BEFORE_NOON, "--yes")
     said = capsys.readouterr()
     assert "1 try, 0 workers" in said.out
-    assert "Interrupted by SIGINT. What is done is kept; run the same command again." in said.err
+    assert "Interrupted by SIGINT. Progress is kept; run the same command again." in said.err
     assert names(tries) == ["old", "new"]

@@ -15,7 +15,7 @@ from jinja2 import DictLoader
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
-from airflow_worker_insight.api import schemas
+from airflow_worker_insight.api import queries, responses, service
 from airflow_worker_insight.api.database import SchemaNotReadyError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
@@ -27,7 +27,6 @@ from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    AvailabilityForm,
     PanelParams,
     WaitingParams,
     WorkerParams,
@@ -199,7 +198,7 @@ def test_a_reader_without_the_right_is_refused_before_anything_is_read(
     for path in (PANEL, PANEL.replace("panel", "panel/fragment")):
         answer = client(airflow).get(path)
         assert answer.status_code == 403
-        assert "Not for you to see" in answer.text
+        assert "Access denied" in answer.text
         assert "etl" not in answer.text
     assert rights.asked == ["etl", "etl"]
     assert not shown
@@ -237,7 +236,7 @@ def test_an_address_that_names_nothing_is_answered_with_a_page(
 ) -> None:
     answer = client(airflow).get("/workerinsight/panel?dag_id={DAG_ID}&run_id=r&task_id=t")
     assert answer.status_code == 422
-    assert "The address does not say which dag_id is meant." in answer.text
+    assert "The URL has no dag_id." in answer.text
     assert not rights.asked
     assert not shown
 
@@ -277,6 +276,7 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
 
     def worker_page(worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> None:
         asked.append((worker_id, params, dag_ids, may_decide))
+        raise service.WorkerNotFoundError
 
     monkeypatch.setattr(page_service, "worker_page", worker_page)
     pages = client(airflow)
@@ -285,7 +285,7 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
     rights.jobs = True
     answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25&hours=6")
     assert answer.status_code == 404
-    assert page_service.WORKER_NOT_FOUND[:20] in answer.text
+    assert "No worker with this ID was recorded here." in answer.text
     rights.dag_ids, rights.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
     assert asked == [
@@ -359,13 +359,14 @@ def test_lists_are_for_those_who_may_see_them(
 def test_a_decision_is_kept_for_one_who_may_edit_pools(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch, airflow: int
 ) -> None:
-    decided: list[tuple[str, AvailabilityForm, str]] = []
+    decided: list[tuple[str, str, str | None, str]] = []
 
-    def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
-        decided.append((worker_id, decision, changed_by))
-        return worker_id == "w1"
+    def change_availability(worker_id: str, availability: str, *, note: str | None, changed_by: str) -> None:
+        decided.append((worker_id, availability, note, changed_by))
+        if worker_id != "w1":
+            raise service.WorkerNotFoundError
 
-    monkeypatch.setattr(page_service, "decide", decide)
+    monkeypatch.setattr(service, "change_availability", change_availability)
     pages = client(airflow)
 
     def post(worker_id: str = "w1", site: str = "same-origin") -> TestResponse:
@@ -386,7 +387,7 @@ def test_a_decision_is_kept_for_one_who_may_edit_pools(
     answer = post()
     assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/workers/w1")
     assert post("w2").status_code == 404
-    assert decided[0] == ("w1", AvailabilityForm("draining", "Disk fails"), "alice")
+    assert decided[0] == ("w1", "draining", "Disk fails", "alice")
     rights.logged_in = rights.pools = False
     assert post().location == f"/deep/login?next={below}/workerinsight/workers/w1"
 
@@ -419,13 +420,13 @@ def test_airflow_3_has_the_rest_api_elsewhere(client: Callable[[int], FlaskClien
 def test_attempts_are_those_of_the_readable_dags(
     client: Callable[[int], FlaskClient], rights: Rights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[schemas.AttemptQuery, Collection[str]]] = []
+    asked: list[tuple[queries.AttemptQuery, Collection[str]]] = []
 
-    def list_attempts(query: schemas.AttemptQuery, *, dag_ids: Collection[str], **_: Any) -> dict[str, Any]:
+    def list_attempts(query: queries.AttemptQuery, *, dag_ids: Collection[str], **_: Any) -> dict[str, Any]:
         asked.append((query, dag_ids))
         return {"attempts": [a_try(1, 0, 10, on("w1", 0))], "total_entries": 1, "total_is_exact": True}
 
-    monkeypatch.setattr(schemas, "list_attempts", list_attempts)
+    monkeypatch.setattr(service, "list_attempts", list_attempts)
     rights.dag_ids = {"etl", "sales"}
     answer = client(2).get(f"{ATTEMPTS}?limit=1")
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
@@ -443,12 +444,12 @@ def test_placements_are_those_of_the_readable_dags(
     asked: list[tuple[str | None, Collection[str], bool]] = []
 
     def list_placements(
-        query: schemas.PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool
+        query: queries.PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool
     ) -> dict[str, Any]:
-        asked.append((query.state, dag_ids, may_see_workers))
+        asked.append((query.filters().state, dag_ids, may_see_workers))
         return {"placements": [], "total_entries": 0, "total_is_exact": True}
 
-    monkeypatch.setattr(schemas, "list_placements", list_placements)
+    monkeypatch.setattr(service, "list_placements", list_placements)
     api, path = client(2), "/workerinsight/api/v1/placements"
     assert api.get(path).status_code == 403
     rights.dag_ids = {"etl", "sales"}
@@ -484,7 +485,7 @@ def test_missing_tables_are_503_for_a_program(
         raise SchemaNotReadyError(Schema.OLD)
 
     rights.dag_ids = {"etl"}
-    monkeypatch.setattr(schemas, "list_attempts", not_ready)
+    monkeypatch.setattr(service, "list_attempts", not_ready)
     answer = client(2).get(ATTEMPTS)
     assert answer.status_code == 503
     assert "older version" in detail(answer)
@@ -499,7 +500,7 @@ def test_a_programs_login_leaves_no_session_behind(
 
     rights.dag_ids = {"etl"}
     monkeypatch.setattr(airflow_fab, "flask_api_user", log_in)
-    monkeypatch.setattr(schemas, "health", dict)
+    monkeypatch.setattr(service, "health", dict)
     api = client(2)
     assert "Set-Cookie" not in api.get("/workerinsight/api/v1/attempts?limit=0").headers
     with api.session_transaction() as kept:
@@ -511,7 +512,7 @@ def test_a_programs_login_leaves_no_session_behind(
 
 API = "/workerinsight/api/v1"
 A_WORKER: dict[str, Any] = {
-    **dict.fromkeys(schemas.WorkerResponse.model_fields),
+    **dict.fromkeys(responses.WorkerResponse.model_fields),
     "worker_id": "w1",
     "name": "w1",
     "kind": "celery",
@@ -532,34 +533,34 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def known(worker_id: str) -> None:
         if worker_id != "w1":
-            raise schemas.WorkerNotFoundError
+            raise service.WorkerNotFoundError
 
     def get_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
         return {**A_WORKER, "changes": []}
 
-    def list_workers(query: schemas.WorkerQuery) -> dict[str, Any]:
-        asked.append((query.label, query.order_by))
+    def list_workers(query: queries.WorkerQuery) -> dict[str, Any]:
+        asked.append((query.filters().label, query.order_by))
         return {"workers": [A_WORKER], "total_entries": 1, "total_is_exact": True}
 
     def list_worker_attempts(worker_id: str, query: Any, *, dag_ids: Collection[str]) -> dict[str, Any]:
         known(worker_id)
-        asked.append((worker_id, query.state, dag_ids))
+        asked.append((worker_id, query.filters().state, dag_ids))
         return {"attempts": [], "total_entries": 0, "total_is_exact": True}
 
-    def list_services(query: schemas.ServiceQuery) -> dict[str, Any]:
-        asked.append((query.kind,))
+    def list_services(query: queries.ServiceQuery) -> dict[str, Any]:
+        asked.append((query.filters().kind,))
         return {"services": [], "total_entries": 0, "total_is_exact": True}
 
-    def decide(worker_id: str, decision: schemas.Decision, *, changed_by: str) -> dict[str, Any]:
+    def change_availability(worker_id: str, availability: str, *, note: str | None, changed_by: str) -> dict[str, Any]:
         known(worker_id)
-        if decision.note == "host":
-            raise schemas.InvalidChangeError("a whole host")
-        asked.append((worker_id, decision.availability, decision.note, changed_by))
+        if note == "host":
+            raise queries.InvalidRequestError("a whole host")
+        asked.append((worker_id, availability, note, changed_by))
         return get_worker(worker_id)
 
-    for function in (get_worker, list_workers, list_worker_attempts, list_services, decide):
-        monkeypatch.setattr(schemas, function.__name__, function)
+    for function in (get_worker, list_workers, list_worker_attempts, list_services, change_availability):
+        monkeypatch.setattr(service, function.__name__, function)
     return asked
 
 
@@ -574,7 +575,7 @@ def test_workers_and_services_over_rest(
     assert json.loads(api.get(f"{API}/workers/w1").text)["changes"] == []
     assert api.get(f"{API}/workers/w1/attempts?state=failed").status_code == 200
     assert api.get(f"{API}/services?kind=scheduler").status_code == 200
-    assert recorded == [("zone=a", "-name"), ("w1", "failed", {"etl"}), ("scheduler",)]
+    assert recorded == [(("zone", "a"), "-name"), ("w1", "failed", {"etl"}), ("scheduler",)]
     for path in ("workers/w2", "workers/w2/attempts"):
         assert api.get(f"{API}/{path}").status_code == 404
     for path in ("workers/w%201", "workers/w%201/attempts", "workers?colour=red", "services?kind=cook"):

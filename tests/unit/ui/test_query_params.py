@@ -1,4 +1,4 @@
-"""What addresses are read as and written as, and which are refused."""
+"""URLs are parsed and written, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_worker_insight.ui.query_params import (
     WorkerParams,
     WorkersParams,
     parse_attempts_params,
-    parse_decision,
+    parse_availability_form,
     parse_panel_params,
     parse_worker_params,
     parse_workers_params,
@@ -43,7 +43,7 @@ def test_other_parameters_and_a_try_are_fine() -> None:
 
 
 @given(dag_id=IDS, run_id=IDS, task_id=IDS, map_index=st.integers(-1, 2**31 - 1))
-def test_every_id_survives_its_way_through_an_address(dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
+def test_every_id_survives_its_way_through_a_url(dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
     url = Urls("/worker-insight")("panel", dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
     assert url is not None
     try:
@@ -58,22 +58,22 @@ def test_every_id_survives_its_way_through_an_address(dag_id: str, run_id: str, 
 @pytest.mark.parametrize(
     ("query", "complaint"),
     [
-        ("", "does not say which dag_id"),
-        ("dag_id=d&run_id=r", "does not say which task_id"),
-        ("dag_id=%7BDAG_ID%7D&run_id=r&task_id=t", "does not say which dag_id"),
+        ("", "URL has no dag_id"),
+        ("dag_id=d&run_id=r", "URL has no task_id"),
+        ("dag_id=%7BDAG_ID%7D&run_id=r&task_id=t", "URL has no dag_id"),
         (f"dag_id={'d' * 251}&run_id=r&task_id=t", "longer than 250"),
         ("dag_id=d%00&run_id=r&task_id=t", "NUL"),
         ("dag_id=%ff&run_id=r&task_id=t", "UTF-8"),
-        ("dag_id=d&dag_id=e&run_id=r&task_id=t", "gives dag_id twice"),
-        ("dag_id=d&run_id=r&task_id=t&map_index=one", "map_index in the address is not a whole number"),
-        ("dag_id=d&run_id=r&task_id=t&map_index=-2", "map_index in the address is not a whole number"),
-        ("dag_id=d&run_id=r&task_id=t&map_index=9999999999", "map_index in the address is not a whole number"),
-        ("dag_id=d&run_id=r&task_id=t&map_index=" + "9" * 100_000, "map_index in the address is not a whole number"),
-        ("dag_id=d&run_id=r&task_id=t&map_index=%D9%A1", "map_index in the address is not a whole number"),
-        ("dag_id=d&run_id=r&task_id=t&try_number=1.5", "try_number in the address is not a whole number"),
+        ("dag_id=d&dag_id=e&run_id=r&task_id=t", "URL has dag_id twice"),
+        ("dag_id=d&run_id=r&task_id=t&map_index=one", "map_index in the URL is not a whole number"),
+        ("dag_id=d&run_id=r&task_id=t&map_index=-2", "map_index in the URL is not a whole number"),
+        ("dag_id=d&run_id=r&task_id=t&map_index=9999999999", "map_index in the URL is not a whole number"),
+        ("dag_id=d&run_id=r&task_id=t&map_index=" + "9" * 100_000, "map_index in the URL is not a whole number"),
+        ("dag_id=d&run_id=r&task_id=t&map_index=%D9%A1", "map_index in the URL is not a whole number"),
+        ("dag_id=d&run_id=r&task_id=t&try_number=1.5", "try_number in the URL is not a whole number"),
     ],
 )
-def test_an_address_that_names_nothing_says_why(query: str, complaint: str) -> None:
+def test_a_url_that_names_nothing_says_why(query: str, complaint: str) -> None:
     with pytest.raises(InvalidUrlError, match=complaint):
         parse_panel_params(query)
 
@@ -90,7 +90,7 @@ MOMENTS = st.integers(365 * 86_400, 250_000_000_000).map(lambda second: datetime
 
 
 @given(search=TEXTS, queue=TEXTS, key=TEXTS.filter(bool), offset=st.integers(0, 10_000))
-def test_the_state_of_the_list_of_workers_survives_its_way_through_an_address(
+def test_the_state_of_the_list_of_workers_survives_its_way_through_a_url(
     search: str, queue: str, key: str, offset: int
 ) -> None:
     params = WorkersParams(
@@ -103,7 +103,7 @@ def test_the_state_of_the_list_of_workers_survives_its_way_through_an_address(
 
 
 @given(dag_id=TEXTS, worker=TEXTS, since=MOMENTS)
-def test_the_state_of_the_list_of_tries_survives_its_way_through_an_address(
+def test_the_state_of_the_list_of_tries_survives_its_way_through_a_url(
     dag_id: str, worker: str, since: datetime
 ) -> None:
     params = AttemptsParams(dag_id=dag_id, worker=worker, window="7d", since=since)
@@ -134,21 +134,21 @@ def test_a_time_with_an_offset_is_brought_to_utc() -> None:
 @pytest.mark.parametrize(
     ("query", "complaint"),
     [
-        ("state=sick", "state in the address is none of any, lost, offline, online, unknown, unresponsive"),
-        ("seen=1y", "seen in the address is none of 30d, 7d, any"),
-        ("availability=off", "availability in the address is none of"),
-        ("order=pid", "order in the address is none of"),
-        ("group=pid", "group in the address is none of"),
-        ("group=label:", "group in the address is none of"),
-        ("label==a", "label in the address is not written key=value"),
-        ("offset=-1", "offset in the address is not a whole number from 0 on"),
-        (f"offset={10**30}", "offset in the address is not a whole number"),
-        ("offset=10001", "offset in the address is larger than 10,000"),
-        ("worker=w1", "“worker” is no filter of this page; there are state, seen, search, kind, "),
-        ("=lost", "“” is no filter of this page"),
-        ("search=%00", "search in the address contains a NUL character"),
-        (f"hostname={'h' * 256}", "hostname in the address is longer than 255"),
-        ("queue=a&queue=b", "gives queue twice"),
+        ("state=sick", "state in the URL is not one of any, lost, offline, online, unknown, unresponsive"),
+        ("seen=1y", "seen in the URL is not one of 30d, 7d, any"),
+        ("availability=off", "availability in the URL is not one of"),
+        ("order=pid", "order in the URL is not one of"),
+        ("group=pid", "group in the URL is not one of"),
+        ("group=label:", "group in the URL is not one of"),
+        ("label==a", "label in the URL is not a label as key=value"),
+        ("offset=-1", "offset in the URL is not a whole number from 0 on"),
+        (f"offset={10**30}", "offset in the URL is not a whole number"),
+        ("offset=10001", "offset in the URL is larger than 10,000"),
+        ("worker=w1", "“worker” is not a filter of this page; the filters are state, seen, search, kind, "),
+        ("=lost", "“” is not a filter of this page"),
+        ("search=%00", "search in the URL contains a NUL character"),
+        (f"hostname={'h' * 256}", "hostname in the URL is longer than 255"),
+        ("queue=a&queue=b", "URL has queue twice"),
         ("queue=%ff", "not valid UTF-8"),
     ],
 )
@@ -160,16 +160,19 @@ def test_a_list_of_workers_that_there_is_not_says_why(query: str, complaint: str
 @pytest.mark.parametrize(
     ("query", "complaint"),
     [
-        ("state=sick", "state in the address is none of failed, success"),
-        ("window=1y", "window in the address is none of"),
-        ("since=yesterday", "since in the address is not a date and time"),
-        ("until=9999-12-31T00:00Z", "until in the address is not within the years 1971 to 9998"),
-        ("since=0001-01-01T00:00%2B14:00", "since in the address is not a date and time"),
-        ("since=2026-01-02&until=2026-01-01", "window in the address ends before it begins"),
-        ("worker_id=w1", "“worker_id” is no filter of this page; there are dag_id, run_id, task_id, worker, hostname"),
-        ("state=failed&" + "x" * 99 + "=1", f"“{'x' * 40}” is no filter of this page"),
-        ("offset=10001", "offset in the address is larger than 10,000"),
-        (f"task_id={'t' * 251}", "task_id in the address is longer than 250"),
+        ("state=sick", "state in the URL is not one of failed, success"),
+        ("window=1y", "window in the URL is not one of"),
+        ("since=yesterday", "since in the URL is not a date and time"),
+        ("until=9999-12-31T00:00Z", "until in the URL is not within the years 1971 to 9998"),
+        ("since=0001-01-01T00:00%2B14:00", "since in the URL is not a date and time"),
+        ("since=2026-01-02&until=2026-01-01", "time window in the URL ends before it begins"),
+        (
+            "worker_id=w1",
+            "“worker_id” is not a filter of this page; the filters are dag_id, run_id",
+        ),
+        ("state=failed&" + "x" * 99 + "=1", f"“{'x' * 40}” is not a filter of this page"),
+        ("offset=10001", "offset in the URL is larger than 10,000"),
+        (f"task_id={'t' * 251}", "task_id in the URL is longer than 250"),
     ],
 )
 def test_a_list_of_tries_that_there_is_not_says_why(query: str, complaint: str) -> None:
@@ -190,10 +193,10 @@ def test_hours_that_cannot_be_drawn_are_refused(query: str) -> None:
 
 
 def test_a_decision_as_a_form_posts_it() -> None:
-    assert parse_decision(b"availability=draining&note=Disk+fails%0D%0A%C3%A4&csrf_token=x") == AvailabilityForm(
-        "draining", "Disk fails  ä"
-    )
-    assert parse_decision(b"availability=available&note=") == AvailabilityForm("available", "")
+    assert parse_availability_form(
+        b"availability=draining&note=Disk+fails%0D%0A%C3%A4&csrf_token=x"
+    ) == AvailabilityForm("draining", "Disk fails  ä")
+    assert parse_availability_form(b"availability=available&note=") == AvailabilityForm("available", "")
 
 
 @pytest.mark.parametrize(
@@ -204,10 +207,10 @@ def test_a_decision_as_a_form_posts_it() -> None:
         (b"availability=draining&availability=available", "twice"),
         (b"availability=draining&note=" + b"n" * 501, "longer than 500"),
         (b"availability=draining&note=%ff", "UTF-8"),
-        (b"availability=draining&other=" + b"n" * 20_000, "larger than any"),
+        (b"availability=draining&other=" + b"n" * 20_000, "longer than 16384 bytes"),
         (b"\xff\x00", "available, draining or quarantined"),
     ],
 )
 def test_a_form_that_no_page_of_ours_posts_is_refused(body: bytes, complaint: str) -> None:
     with pytest.raises(InvalidUrlError, match=complaint):
-        parse_decision(body)
+        parse_availability_form(body)
