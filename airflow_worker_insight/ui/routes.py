@@ -6,6 +6,7 @@ page has a ``/fragment`` route that returns it without its surrounding layout: o
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, status
@@ -14,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from airflow_worker_insight.api import service
 from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_same_origin
-from airflow_worker_insight.api.description import describe
+from airflow_worker_insight.api.description import parameter_rows
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.limits import MAX_BODY
@@ -121,8 +122,9 @@ def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
 
     Unlike FastAPI's own page, this one loads no script from another host.
     """
-    api = describe(request.app.openapi(), root=request.scope["root_path"])
-    return HTMLResponse(render("docs.html", api=api, url=_urls(request, reader)))
+    api = request.app.openapi()
+    url = _urls(request, reader)
+    return HTMLResponse(render("docs.html", api=api, parameter_rows=parameter_rows, dumps=json.dumps, url=url))
 
 
 @router.get("/openapi.json")
