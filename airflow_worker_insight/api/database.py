@@ -19,7 +19,7 @@ from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Connection
 
@@ -62,7 +62,19 @@ class SchemaCheck:
     Tables that were ready count as ready until the process ends, unless reading them fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        check: Callable[[Connection], Schema] = migrate.check,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start without a cached state.
+
+        :param check: queries the state of the tables
+        :param clock: returns the time in seconds
+        """
+        self._check = check
+        self._clock = clock
         self._lock = Lock()
         self._schema: Schema | None = None
         self._checked_at = 0.0
@@ -71,11 +83,11 @@ class SchemaCheck:
         """Return the state of the tables, from the cache if it is fresh."""
         with self._lock:
             cached = self._schema
-            if cached is Schema.READY or (cached is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS):
+            if cached is Schema.READY or (cached is not None and self._clock() - self._checked_at < RECHECK_SECONDS):
                 return cached
-        schema = migrate.check(connection)
+        schema = self._check(connection)
         with self._lock:
-            self._schema, self._checked_at = schema, time.monotonic()
+            self._schema, self._checked_at = schema, self._clock()
         return schema
 
     def forget(self) -> None:

@@ -67,16 +67,19 @@ def confirm(question: str) -> bool:
         return False
 
 
-def read_pages(read: Callable[[int, int], tuple[list[T], int]], args: Any) -> tuple[list[T], int]:
+def read_pages(
+    read: Callable[[int, int], tuple[list[T], int]], args: Any, *, page_size: int = PAGE
+) -> tuple[list[T], int]:
     """Read as many rows as ``--limit`` and ``--all`` allow, page by page.
 
     :param read: takes a limit and an offset; returns a page of rows and the total
     :param args: the parsed arguments, with ``limit`` and ``all``
+    :param page_size: the number of rows to read per query
     :return: the rows, and the number of rows that exist
     """
     rows: list[T] = []
     while True:
-        size = PAGE if args.all else min(PAGE, args.limit - len(rows))
+        size = page_size if args.all else min(page_size, args.limit - len(rows))
         page, total = read(size, len(rows))
         rows += page
         if len(page) < size or (not args.all and len(rows) >= args.limit):

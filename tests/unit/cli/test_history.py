@@ -15,6 +15,10 @@ from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.cli.running import Printed, ends_with, printed, refused, run
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 
 def recorded(database: Database) -> list[tuple[str, str]]:
@@ -106,7 +110,7 @@ def test_backfill_shows_how_far_it_is_beside_its_result(runs: Database, capsys: 
 @pytest.mark.parametrize(("stop", "ended"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
 def test_an_interrupted_backfill_says_how_to_go_on(
     database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
     capsys: Printed,
     stop: type[BaseException],
     ended: type[BaseException],
@@ -114,7 +118,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
     with database.engine.begin() as connection:
         for number in range(5):
             add_try(connection, add_run(connection, run_id=f"run-{number}", ended_at=at(number)))
-    monkeypatch.setattr(backfill, "BATCH", 2)
+    mocker.patch.object(backfill, "BATCH", 2)
     real, batches = reconcile.reconcile_runs, iter([True, False])
 
     def second_batch_stops(*arguments: object, **options: object) -> object:
@@ -122,10 +126,10 @@ def test_an_interrupted_backfill_says_how_to_go_on(
             raise stop("stopped here")
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as stopping:
-        stopping.setattr(backfill, "reconcile_runs", second_batch_stops)
-        with pytest.raises(ended) as end:
-            run("backfill", "--dag-id", "etl", "--since", "2026-01-01")
+    stopping = mocker.patch.object(backfill, "reconcile_runs", second_batch_stops)
+    with pytest.raises(ended) as end:
+        run("backfill", "--dag-id", "etl", "--since", "2026-01-01")
+    mocker.stop(stopping)
     if isinstance(end.value, SystemExit):
         assert end.value.code == 130
     shown = capsys.readouterr()
@@ -216,14 +220,12 @@ def test_prune_shows_how_far_it_is_beside_its_result(tries: Database, capsys: Pr
     assert "2/2" in capsys.readouterr().err
 
 
-def test_an_interrupted_prune_says_what_is_done(
-    tries: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_prune_says_what_is_done(tries: Database, capsys: Printed, mocker: MockerFixture) -> None:
     def interrupted(*_: object, **__: object) -> object:
         yield retention.Removed(attempts=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(history.retention, "prune", interrupted)
+    mocker.patch.object(history.retention, "prune", interrupted)
     ends_with(130, "prune", "--older-than", BEFORE_NOON, "--yes")
     said = capsys.readouterr()
     assert "1 try, 0 workers" in said.out

@@ -13,6 +13,7 @@ from tests.unit.cli.running import Printed, refused, run
 from tests.unit.database import Database, a_worker, add_run, add_try, at, locked, record_start
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
     from collections.abc import Sequence
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -33,8 +34,8 @@ COMMANDS = [
 
 
 @pytest.fixture(autouse=True)
-def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "COMMAND", replace(session.COMMAND, lock=0.2))
+def brief_waits(mocker: MockerFixture) -> None:
+    mocker.patch.object(session, "COMMAND", replace(session.COMMAND, lock=0.2))
 
 
 @pytest.mark.parametrize(("table", "command"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from airflow_worker_insight.api.responses import (
     WorkerDetailResponse,
     WorkersResponse,
 )
+from airflow_worker_insight.cli.common import read_pages
 from airflow_worker_insight.store.tables import change
 from tests.unit.cli.fleet import add_worker, looked_at
 from tests.unit.cli.running import Printed, printed, read, refused, run
@@ -141,16 +143,20 @@ def test_lists_are_short_unless_all_is_asked_for(database: Database, capsys: Pri
     assert ids(capsys, "--limit", "1", "--all") == ["c-0", "c-1", "c-2"]
 
 
-def test_all_is_read_page_by_page(database: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_worker_insight.cli import common
+@pytest.mark.parametrize(
+    ("limit", "all_rows", "found", "queries"),
+    [(50, True, 5, [(2, 0), (2, 2), (2, 4)]), (3, False, 3, [(2, 0), (1, 2)]), (9, False, 5, [(2, 0), (2, 2), (2, 4)])],
+)
+def test_rows_are_read_page_by_page(limit: int, all_rows: bool, found: int, queries: list[tuple[int, int]]) -> None:
+    asked: list[tuple[int, int]] = []
 
-    monkeypatch.setattr(common, "PAGE", 2)
-    for number in range(5):
-        add_worker(database, f"c-{number}")
-    everyone = [f"c-{number}" for number in range(5)]
-    assert ids(capsys, "--all") == everyone
-    assert ids(capsys, "--limit", "3") == everyone[2:]
-    assert ids(capsys, "--limit", "9") == everyone
+    def read_page(limit: int, offset: int) -> tuple[list[int], int]:
+        asked.append((limit, offset))
+        return list(range(5))[offset : offset + limit], 5
+
+    arguments = Namespace(limit=limit, all=all_rows)
+    assert read_pages(read_page, arguments, page_size=2) == (list(range(found)), 5)
+    assert asked == queries
 
 
 def test_an_empty_installation_has_no_workers(database: Database, capsys: Printed) -> None:
@@ -246,9 +252,8 @@ def test_what_only_reads_takes_the_latest_life_of_a_name_and_says_so(fleet: Data
     run("workers", "show", "x-1")
     assert capsys.readouterr().err == ""
     for command in ("drain", "quarantine", "release"):
-        assert refused("workers", command, "local@c").startswith(
-            "No living worker has the name 'local@c'; ended instances:"
-        )
+        said = refused("workers", command, "local@c")
+        assert said.startswith("No living worker has the name 'local@c'; ended instances:")
 
 
 def test_a_worker_that_is_not_known_is_refused_with_those_that_are_like_it(fleet: Database) -> None:
