@@ -11,8 +11,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 CROSS_ORIGIN_REFUSED = (
-    "This change did not come from a page of this server, so nothing was changed. In a browser, open the worker’s page "
-    "and try again. A program that sends a login cookie must send JSON; better is a bearer token without the cookie."
+    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
+    "worker’s page and try again. A program must send JSON, and a bearer token instead of a login cookie."
 )
 
 

@@ -84,7 +84,7 @@ _ATTEMPTS_EXAMPLE = {
                 }
             ],
             "placement": "elsewhere",
-            "placement_detail": "w2@etl-1: a retry elsewhere, 3 of 32 places taken; kept away from w1@etl-1",
+            "placement_detail": "w2@etl-1: retry on another worker, 3 of 32 slots taken; avoids w1@etl-1",
         }
     ],
     "total_entries": 1,

@@ -55,15 +55,15 @@ HEADERS = {
 }
 """Security headers of every response."""
 
-_ACCESS_DENIED = (
-    "You lack the right for this in Airflow. Ask an administrator for the right to read this Dag’s task instances; for "
-    "the pages of workers, to read Airflow’s jobs; to change a worker’s availability, to edit Airflow’s pools."
+_NO_RIGHT = (
+    "You do not have permission for this. Ask an administrator for permission to read this Dag’s task instances. Pages "
+    "of workers need permission to read Airflow’s jobs; a worker’s availability, to edit Airflow’s pools."
 )
 _TITLES = {
     403: "Access denied",
     404: "Not found",
     422: "Invalid URL",
-    503: "Not ready yet",
+    503: "Unavailable",
 }
 
 
@@ -216,7 +216,7 @@ def _attempt_filter(connection: Connection, params: AttemptsParams, now: datetim
     window = WINDOWS[params.window]
     if since is None and until is None and window is not None:
         since = now - window
-    worker_id, worker_name = _id_or_name(connection, params.worker)
+    worker_id, worker_name = _worker_id_and_name(connection, params.worker)
     return replace(
         build(AttemptFilter, params),
         worker_id=worker_id,
@@ -226,7 +226,7 @@ def _attempt_filter(connection: Connection, params: AttemptsParams, now: datetim
     )
 
 
-def _id_or_name(connection: Connection, worker: str) -> tuple[str | None, str | None]:
+def _worker_id_and_name(connection: Connection, worker: str) -> tuple[str | None, str | None]:
     """Return the ID of a worker that is named by its ID, or else its name; neither for empty text."""
     row = worker_queries.get_worker(connection, worker) if is_worker_id(worker) else None
     return (None, worker or None) if row is None else (row.worker_id, None)
@@ -240,7 +240,7 @@ def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_wor
     """
     with database.reading() as connection:
         now = database_now(connection)
-        worker_id, worker_name = _id_or_name(connection, params.worker)
+        worker_id, worker_name = _worker_id_and_name(connection, params.worker)
         filters = replace(
             build(PlacementFilter, params),
             worker_id=worker_id,
@@ -280,4 +280,4 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see
 def error_notice(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
     is_denied = status == 403 and text != CROSS_ORIGIN_REFUSED  # noqa: PLR2004
-    return Notice("warning", _TITLES.get(status, "Error"), _ACCESS_DENIED if is_denied else text)
+    return Notice("warning", _TITLES.get(status, "Error"), _NO_RIGHT if is_denied else text)

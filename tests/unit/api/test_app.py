@@ -18,10 +18,10 @@ from tests.unit.database import a_worker, add_run, add_try, at, record_start
 from tests.unit.readers import READABLE, SECRET
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
     from collections.abc import Callable
 
     from fastapi.testclient import TestClient
+    from pytest_mock import MockerFixture
 
     from tests.unit.database import Database
 

@@ -15,10 +15,10 @@ from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, worker
 from tests.unit.database import locked
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
     from collections.abc import Callable, Iterator
 
     from fastapi.testclient import TestClient
+    from pytest_mock import MockerFixture
 
     from tests.unit.database import Database
 

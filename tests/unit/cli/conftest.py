@@ -9,8 +9,9 @@ import pytest
 from airflow_worker_insight.store import migrate
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
     from collections.abc import Iterator
+
+    from pytest_mock import MockerFixture
 
     from tests.unit.database import Database
 

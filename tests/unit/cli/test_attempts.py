@@ -15,6 +15,7 @@ from tests.unit.database import add_run, add_try, at
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture
+
     from tests.unit.database import Database
 
 

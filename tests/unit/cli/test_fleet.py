@@ -21,8 +21,9 @@ from tests.unit.cli.running import Printed, ends_with, read, run
 from tests.unit.database import OUR_COMMAND, Database
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
     from pathlib import Path
+
+    from pytest_mock import MockerFixture
 
 WorkerMonitor = list[bool]
 

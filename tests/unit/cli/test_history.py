@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import insert, select
@@ -15,7 +16,6 @@ from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.cli.running import Printed, ends_with, printed, refused, run
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_mock import MockerFixture

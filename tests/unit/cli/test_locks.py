@@ -13,8 +13,9 @@ from tests.unit.cli.running import Printed, refused, run
 from tests.unit.database import Database, a_worker, add_run, add_try, at, locked, record_start
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
     from collections.abc import Sequence
+
+    from pytest_mock import MockerFixture
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 

@@ -285,7 +285,7 @@ def test_a_workers_page_lists_only_what_the_reader_may_see(
     rights.jobs = True
     answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25&hours=6")
     assert answer.status_code == 404
-    assert "No worker with this ID was recorded here." in answer.text
+    assert "No worker with this ID was recorded." in answer.text
     rights.dag_ids, rights.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
     assert asked == [

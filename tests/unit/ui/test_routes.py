@@ -332,7 +332,7 @@ def test_a_decision_is_kept_with_its_note_and_author(client_of: ClientOf, cookie
 def test_a_page_elsewhere_decides_nothing(client_of: ClientOf, fleet: Database, headers: dict[str, str]) -> None:
     answer = decide(client_of(cookie=True), headers=headers)
     assert answer.status_code == 403
-    assert "This change did not come from a page of this server" in answer.text
+    assert "The change was not saved, because the browser did not confirm" in answer.text
     assert {row["availability"] for row in fleet.workers()} == {"available"}
 
 
