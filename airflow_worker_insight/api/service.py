@@ -45,8 +45,8 @@ class WorkerNotFoundError(LookupError):
 
     def __init__(self) -> None:
         super().__init__(
-            "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its first "
-            "try has ended."
+            "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its "
+            "first try has ended."
         )
 
 
