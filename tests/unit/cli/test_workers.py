@@ -295,7 +295,7 @@ def test_help_says_who_heeds_a_decision(capsys: Printed, monkeypatch: pytest.Mon
         with pytest.raises(SystemExit):
             run("workers", command, "--help")
         said = " ".join(capsys.readouterr().out.split())
-        for part in ("Airflow's own executors do not ask", "airflow celery remove-queue", "SIGTERM"):
+        for part in ("Airflow's own executors keep sending tasks", "airflow celery remove-queue", "SIGTERM"):
             assert part in said
     with pytest.raises(SystemExit):
         run("workers", "--help")
