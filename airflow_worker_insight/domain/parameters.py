@@ -1,6 +1,7 @@
 """Kinds of values that parameters take, and how to parse them from text. Standard library only.
 
-The message of each ``ValueError`` continues a sentence that begins with the parameter: "The offset in the URL …".
+Each ``parse`` raises ``ValueError`` for an invalid text. Its message continues a sentence that begins with the
+parameter: "The offset in the URL …".
 """
 
 from __future__ import annotations
@@ -26,10 +27,7 @@ class Text:
     max_length: int = MAX_ID_LENGTH
 
     def parse(self, text: str) -> str:
-        """Return the text.
-
-        :raises ValueError: if it is too long or contains a NUL character
-        """
+        """Return the text."""
         if len(text) > self.max_length:
             raise ValueError(f"is longer than {self.max_length} characters")
         if "\0" in text:
@@ -58,10 +56,7 @@ class Integer:
     minimum: int
 
     def parse(self, text: str) -> int:
-        """Return the number.
-
-        :raises ValueError: if it is not one, too small or too large
-        """
+        """Return the number."""
         # Limit the digits first: int() of a megabyte of digits is slow.
         number = int(text) if re.fullmatch(r"-?[0-9]{1,10}", text) else None
         if number is None or not self.minimum <= number <= MAX_INTEGER:
@@ -96,10 +91,7 @@ class Choice:
     values: tuple[str, ...]
 
     def parse(self, text: str) -> str:
-        """Return the word.
-
-        :raises ValueError: if it is none of :attr:`values`
-        """
+        """Return the word."""
         if text not in self.values:
             raise ValueError(f"is not one of {', '.join(sorted(filter(None, self.values)))}")
         return text
@@ -110,10 +102,7 @@ class Choices(Choice):
     """One or several words. REST and the pages take one; the command takes a list, separated by commas."""
 
     def parse_list(self, text: str) -> frozenset[str]:
-        """Return the words of a list.
-
-        :raises ValueError: if one of them is none of :attr:`values`
-        """
+        """Return the words of a list."""
         return frozenset(self.parse(word.strip()) for word in text.split(","))
 
 
@@ -129,10 +118,7 @@ class Label:
     max_length: int = 320
 
     def parse(self, text: str) -> tuple[str, str]:
-        """Return the key and the value.
-
-        :raises ValueError: if it is not a label
-        """
+        """Return the key and the value."""
         Text(self.max_length).parse(text)
         key, separator, value = text.partition("=")
         if not key.strip() or not separator:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
 from airflow_worker_insight.domain.filters import (
@@ -26,12 +26,14 @@ from airflow_worker_insight.domain.parameters import Choice, Integer, Text, Time
 from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from typing_extensions import Self
 
     from airflow_worker_insight.domain.filters import Filters
+
+    Parser = Callable[[str], object]
 
 
 UNFILLED = re.compile(r"\{[A-Z_]+\}")
@@ -195,7 +197,7 @@ def parse_waiting_params(query: str) -> WaitingParams:
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    return _parse_list(query, WaitingParams, _kinds(PlacementFilter))
+    return _parse_list(query, WaitingParams, _filter_parsers(PlacementFilter))
 
 
 def parse_workers_params(query: str) -> WorkersParams:
@@ -203,13 +205,13 @@ def parse_workers_params(query: str) -> WorkersParams:
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    own: dict[str, _Parser] = {
-        "state": Choice((*WORKER_STATES, UNKNOWN_STATE, ANY)),
-        "seen": Choice(tuple(SEEN)),
-        "group": _Group(),
-        "order": Choice(tuple(order for name in WORKER_ORDERS for order in (name, f"-{name}"))),
+    own: dict[str, Parser] = {
+        "state": Choice((*WORKER_STATES, UNKNOWN_STATE, ANY)).parse,
+        "seen": Choice(tuple(SEEN)).parse,
+        "group": _parse_group,
+        "order": Choice(tuple(order for name in WORKER_ORDERS for order in (name, f"-{name}"))).parse,
     }
-    return _parse_list(query, WorkersParams, {**_kinds(WorkerFilter), **own})
+    return _parse_list(query, WorkersParams, {**_filter_parsers(WorkerFilter), **own})
 
 
 def parse_worker_params(query: str) -> WorkerParams:
@@ -217,7 +219,7 @@ def parse_worker_params(query: str) -> WorkerParams:
 
     :raises InvalidUrlError: if a name or value is unknown
     """
-    return _parse_list(query, WorkerParams, {"hours": _Hours(), "until": Time()})
+    return _parse_list(query, WorkerParams, {"hours": _parse_hours, "until": _parse_time})
 
 
 def parse_attempts_params(query: str, *, states: Collection[str]) -> AttemptsParams:
@@ -226,13 +228,13 @@ def parse_attempts_params(query: str, *, states: Collection[str]) -> AttemptsPar
     :param states: the states that a task instance may have
     :raises InvalidUrlError: if a name or value is unknown, a value is too long, or the window ends before it begins
     """
-    own: dict[str, _Parser] = {
-        "state": Choice(tuple(states)),
-        "window": Choice(tuple(WINDOWS)),
-        "since": Time(),
-        "until": Time(),
+    own: dict[str, Parser] = {
+        "state": Choice(tuple(states)).parse,
+        "window": Choice(tuple(WINDOWS)).parse,
+        "since": _parse_time,
+        "until": _parse_time,
     }
-    params = _parse_list(query, AttemptsParams, {**_kinds(AttemptFilter), **own})
+    params = _parse_list(query, AttemptsParams, {**_filter_parsers(AttemptFilter), **own})
     if AttemptFilter(started_at_gte=params.since, started_at_lte=params.until).is_reversed:
         raise InvalidUrlError("The time window in the URL ends before it begins.")
     return params
@@ -294,61 +296,48 @@ def _parse_query(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
     return values
 
 
-class _Parser(Protocol):
-    """Kind of a parameter: parses its text."""
-
-    def parse(self, text: str) -> object:
-        """Return the value.
-
-        :raises ValueError: if the text is invalid
-        """
+def _parse_group(text: str) -> str:
+    if text not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", Text().parse(text)):
+        raise ValueError("is not one of queue, hostname, kind and label:KEY")
+    return text
 
 
-class _Group:
-    """What the list of workers is grouped by."""
-
-    def parse(self, text: str) -> str:
-        if text not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", Text().parse(text)):
-            raise ValueError("is not one of queue, hostname, kind and label:KEY")
-        return text
+def _parse_hours(text: str) -> int:
+    return int(Choice(tuple(str(hours) for hours in HOURS)).parse(text))
 
 
-class _Hours:
-    """Hours of a timeline."""
-
-    def parse(self, text: str) -> int:
-        return int(Choice(tuple(str(hours) for hours in HOURS)).parse(text))
+def _parse_time(text: str) -> datetime:
+    # A form's plus arrives as %2B, one typed into the URL as a space.
+    return Time().parse(text.replace(" ", "+"))
 
 
-class _Offset:
-    """Number of entries to skip.
+def _parse_offset(text: str) -> int:
+    """Parse how many entries to skip.
 
     At most as many as are counted, because the database has to sort all skipped entries.
     """
-
-    def parse(self, text: str) -> int:
-        offset = Integer(0).parse(text)
-        if offset > MAX_TOTAL:
-            raise ValueError(f"is larger than {MAX_TOTAL:,}: look further with a filter")
-        return offset
+    offset = Integer(0).parse(text)
+    if offset > MAX_TOTAL:
+        raise ValueError(f"is larger than {MAX_TOTAL:,}: look further with a filter")
+    return offset
 
 
-def _kinds(filters: type[Filters]) -> dict[str, _Parser]:
-    """Return the kinds of filters by their parameters, except those that depend on Airflow's version."""
+def _filter_parsers(filters: type[Filters]) -> dict[str, Parser]:
+    """Return the parsers of filters by their parameters, except those that depend on Airflow's version."""
     return {
-        parameter.name: parameter.kind
+        parameter.name: parameter.kind.parse
         for parameter in parameters(filters).values()
         if not isinstance(parameter.kind, TryState)
     }
 
 
-def _parse_list(query: str, params: type[_Params], kinds: Mapping[str, _Parser]) -> _Params:
+def _parse_list(query: str, params: type[_Params], parsers: Mapping[str, Parser]) -> _Params:
     """Parse a list's query string and reject unknown parameters.
 
     A misspelt filter must not list everything. Airflow adds no parameters to these URLs, but it may add some to the
     panel's, which therefore accepts unknown ones.
     """
-    kinds = {"offset": _Offset(), **kinds}
+    parsers = {"offset": _parse_offset, **parsers}
     known = [field.name for field in fields(params)]
     values: dict[str, Any] = {}
     for name, value in _parse_query(query, plus_is_space=True).items():
@@ -356,16 +345,13 @@ def _parse_list(query: str, params: type[_Params], kinds: Mapping[str, _Parser])
             raise InvalidUrlError(f"“{name[:40]}” is not a filter of this page; the filters are {', '.join(known)}.")
         # Surrounding whitespace is part of no name.
         if text := value.strip():
-            values[name] = _parse_value(name, text, kinds.get(name, Text()))
+            values[name] = _parse_value(name, text, parsers.get(name, Text().parse))
     return params(**values)
 
 
-def _parse_value(name: str, text: str, kind: _Parser) -> Any:
-    # A form's plus arrives as %2B, one typed into the URL as a space.
-    if isinstance(kind, Time):
-        text = text.replace(" ", "+")
+def _parse_value(name: str, text: str, parser: Parser) -> Any:
     try:
-        value = kind.parse(text)
+        value = parser(text)
     except ValueError as error:
         raise InvalidUrlError(f"The {name} in the URL {error}.") from None
     # Pages keep the text of words and labels: it goes back into their forms and links.
@@ -376,7 +362,7 @@ def _id(values: dict[str, str], name: str) -> str:
     value = values.get(name, "")
     if not value or UNFILLED.fullmatch(value):
         raise InvalidUrlError(f"The URL has no {name}.")
-    return str(_parse_value(name, value, Text()))
+    return str(_parse_value(name, value, Text().parse))
 
 
 def _integer(values: dict[str, str], name: str, kind: Integer) -> int | None:
@@ -384,4 +370,4 @@ def _integer(values: dict[str, str], name: str, kind: Integer) -> int | None:
     value = values.get(name, "")
     if not value or UNFILLED.fullmatch(value):
         return None
-    return int(_parse_value(name, value, kind))
+    return int(_parse_value(name, value, kind.parse))
