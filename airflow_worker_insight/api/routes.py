@@ -274,6 +274,10 @@ async def _read_body(request: Request) -> bytes:
     return body
 
 
+BodyDep = Annotated[bytes, Depends(_read_body)]
+"""The body of a request, as a FastAPI dependency: at most a little longer than :data:`MAX_BODY`."""
+
+
 @router.patch(
     "/workers/{worker_id}",
     summary="Change a worker's availability",
@@ -292,9 +296,7 @@ async def _read_body(request: Request) -> bytes:
         }
     },
 )
-def change_availability(
-    request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: Annotated[bytes, Depends(_read_body)]
-) -> Any:
+def change_availability(request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: BodyDep) -> Any:
     """Make a worker available, draining or quarantined, with a note that says why.
 
     Requires the rights to see Airflow's jobs and to edit its pools. A request with a login cookie must come from a page

@@ -7,18 +7,18 @@ page has a ``/fragment`` route that returns it without its surrounding layout: o
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request, status
+from fastapi import APIRouter, HTTPException, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from airflow_worker_insight.api import service
 from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_same_origin
 from airflow_worker_insight.api.description import parameter_rows
+from airflow_worker_insight.api.routes import BodyDep  # noqa: TC001
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
     parse_attempts_params,
@@ -68,20 +68,8 @@ def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     return _show("worker.html", request, reader, page=page)
 
 
-async def _body(request: Request) -> bytes:
-    """Return the posted form; stop reading once it is longer than ``MAX_BODY``."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            break
-    return body
-
-
 @router.post("/workers/{worker_id}/availability")
-def change_availability(
-    request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
-) -> RedirectResponse:
+def change_availability(request: Request, worker_id: str, reader: ReaderDep, body: BodyDep) -> RedirectResponse:
     """Set a worker's availability and redirect to its page."""
     reader.require_workers()
     reader.require_pool_edit()

@@ -18,10 +18,12 @@ from airflow_worker_insight.domain.filters import (
     PlacementFilter,
     ServiceFilter,
     WorkerFilter,
+    parameters,
 )
-from airflow_worker_insight.domain.parameters import Time
+from airflow_worker_insight.domain.parameters import Choice, Time
 from airflow_worker_insight.domain.reasons import SHARED_QUEUE
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.store.placements import PLACES_TAKEN
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
 
@@ -105,6 +107,7 @@ def test_a_declared_filter_is_an_option_with_its_values() -> None:
     assert options[AttemptFilter, "--map-index"]["type"]("-1") == -1
     for name, kwargs in options.items():
         assert kwargs["help"], name
+    assert parameters(PlacementFilter)["try_state"].kind == Choice(PLACES_TAKEN)
 
 
 MISTAKES = """
