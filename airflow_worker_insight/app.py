@@ -17,6 +17,8 @@ from airflow_worker_insight import __version__
 from airflow_worker_insight.api import routes as api_routes
 from airflow_worker_insight.api.auth import is_login_missing
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
+from airflow_worker_insight.api.queries import InvalidRequestError
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui import routes as ui_routes
@@ -25,10 +27,12 @@ from airflow_worker_insight.ui.rendering import STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DESCRIPTION = (
-    "Which worker ran each try of each task. Every route asks for a login to Airflow: a bearer token, as for Airflow's "
+    "Which worker ran each try of each task. Every route requires a login to Airflow: a bearer token, as for Airflow's "
     "own API, or the browser's session. Times are ISO 8601 in UTC."
 )
 
@@ -62,9 +66,8 @@ def create_app() -> FastAPI:
     app.add_middleware(_SecurityHeaders)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(SchemaNotReadyError, _on_database_not_ready)
-    app.add_exception_handler(DatabaseBusyError, _on_database_not_ready)
-    app.add_exception_handler(InvalidUrlError, _on_invalid_url)
+    for error, status_code in _STATUS_CODES.items():
+        app.add_exception_handler(error, _handler(status_code))
     return app
 
 
@@ -139,17 +142,26 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if _expects_json(request):
         return await request_validation_exception_handler(request, error)
-    return _message(request, 422, "The address has a value that does not fit.")
+    return _message(request, 422, "The URL has an invalid value.")
 
 
-async def _on_invalid_url(request: Request, error: Exception) -> Response:
-    return _message(request, 422, str(error))
+_STATUS_CODES: dict[type[Exception], int] = {
+    WorkerNotFoundError: status.HTTP_404_NOT_FOUND,
+    InvalidRequestError: 422,
+    InvalidUrlError: 422,
+    SchemaNotReadyError: status.HTTP_503_SERVICE_UNAVAILABLE,
+    DatabaseBusyError: status.HTTP_503_SERVICE_UNAVAILABLE,
+}
+"""Errors whose message is for the user."""
 
 
-async def _on_database_not_ready(request: Request, error: Exception) -> Response:
-    if _expects_json(request):
-        return JSONResponse({"detail": str(error)}, status.HTTP_503_SERVICE_UNAVAILABLE)
-    return _message(request, status.HTTP_503_SERVICE_UNAVAILABLE, str(error))
+def _handler(status_code: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        if _expects_json(request):
+            return JSONResponse({"detail": str(error)}, status_code)
+        return _message(request, status_code, str(error))
+
+    return handle
 
 
 def _redirect_to_login(request: Request) -> Response:
@@ -172,6 +184,8 @@ def _redirect_to_login(request: Request) -> Response:
 
 def _message(request: Request, status_code: int, text: str) -> HTMLResponse:
     html = render(
-        "message.html", notice_to_show=page_service.problem(status_code, text), url=Urls(request.scope["root_path"])
+        "message.html",
+        notice_to_show=page_service.error_notice(status_code, text),
+        url=Urls(request.scope["root_path"]),
     )
     return HTMLResponse(html, status_code)

@@ -10,6 +10,11 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import urlsplit
 
+CROSS_ORIGIN_REFUSED = (
+    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
+    "worker’s page and try again. A program must send JSON, and a bearer token instead of a login cookie."
+)
+
 
 class Headers(Protocol):
     """Request headers with case-insensitive names."""
@@ -18,7 +23,7 @@ class Headers(Protocol):
         """Return the value of a header, or ``None`` if it is missing."""
 
 
-def is_from_here(headers: Headers, *, base_url: str) -> bool:
+def is_same_origin(headers: Headers, *, base_url: str) -> bool:
     """Return whether a page of this server sent the request; an unknown origin is ``False``.
 
     :param headers: the request headers
@@ -37,7 +42,7 @@ def is_from_here(headers: Headers, *, base_url: str) -> bool:
     return bool(origin_host) and origin_host in {headers.get("host"), urlsplit(base_url).netloc}
 
 
-def may_be_made(headers: Headers, *, has_login_cookie: bool, base_url: str) -> bool:
+def passes_csrf_checks(headers: Headers, *, has_login_cookie: bool, base_url: str) -> bool:
     """Return whether a request that changes something passes the CSRF checks.
 
     A login cookie may authenticate the request even beside a bearer token (Airflow 3.1 and 3.2 prefer the cookie). With
@@ -52,7 +57,7 @@ def may_be_made(headers: Headers, *, has_login_cookie: bool, base_url: str) -> b
     is_browser = bool(headers.get("sec-fetch-site") or headers.get("origin"))
     if not has_login_cookie and (scheme == "bearer" or (scheme and not is_browser)):
         return True
-    return is_json(headers) and is_from_here(headers, base_url=base_url)
+    return is_json(headers) and is_same_origin(headers, base_url=base_url)
 
 
 def is_json(headers: Headers) -> bool:

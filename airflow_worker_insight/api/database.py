@@ -19,7 +19,7 @@ from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Connection
 
@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 4
 WAIT_SECONDS = 1.0
 """How long a request waits for a connection, occupying a thread of the API server."""
 
-LEAVE_ALONE_SECONDS = 3.0
+BREAKER_OPEN_SECONDS = 3.0
 """How long to refuse all requests after a timeout."""
 
 
@@ -42,8 +42,8 @@ class DatabaseBusyError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The recorded tries cannot be read now: the database is busy, or somebody holds a lock on the tables of "
-            "Airflow Worker Insight (for example a migration or VACUUM FULL). Nothing was changed, and tasks are not "
+            "The recorded tries cannot be read now: the database is busy, or a lock is held on the tables of Airflow "
+            "Worker Insight (for example by a migration or VACUUM FULL). Nothing was changed, and tasks are not "
             "affected. Try again in a few seconds."
         )
 
@@ -62,7 +62,19 @@ class SchemaCheck:
     Tables that were ready count as ready until the process ends, unless reading them fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        check: Callable[[Connection], Schema] = migrate.check,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start without a cached state.
+
+        :param check: queries the state of the tables
+        :param clock: returns the time in seconds
+        """
+        self._check = check
+        self._clock = clock
         self._lock = Lock()
         self._schema: Schema | None = None
         self._checked_at = 0.0
@@ -71,11 +83,11 @@ class SchemaCheck:
         """Return the state of the tables, from the cache if it is fresh."""
         with self._lock:
             cached = self._schema
-            if cached is Schema.READY or (cached is not None and time.monotonic() - self._checked_at < RECHECK_SECONDS):
+            if cached is Schema.READY or (cached is not None and self._clock() - self._checked_at < RECHECK_SECONDS):
                 return cached
-        schema = migrate.check(connection)
+        schema = self._check(connection)
         with self._lock:
-            self._schema, self._checked_at = schema, time.monotonic()
+            self._schema, self._checked_at = schema, self._clock()
         return schema
 
     def forget(self) -> None:
@@ -85,7 +97,7 @@ class SchemaCheck:
 
 
 schema_check = SchemaCheck()
-breaker = CircuitBreaker(LEAVE_ALONE_SECONDS)
+breaker = CircuitBreaker(BREAKER_OPEN_SECONDS)
 _connection_slots = BoundedSemaphore(MAX_CONNECTIONS)
 
 

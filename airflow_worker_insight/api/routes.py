@@ -8,33 +8,35 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, sta
 from pydantic import BaseModel, ValidationError
 
 from airflow_worker_insight import __version__
-from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.csrf import is_json, may_be_made
-from airflow_worker_insight.api.schemas import (
-    WORKER_ID,
+from airflow_worker_insight.api import service
+from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, passes_csrf_checks
+from airflow_worker_insight.api.queries import (
     AttemptQuery,
-    AttemptsResponse,
     Decision,
-    HealthResponse,
-    InvalidChangeError,
-    OneWorkerResponse,
     PlacementQuery,
-    PlacementsResponse,
     ServiceQuery,
-    ServicesResponse,
     WorkerAttemptQuery,
-    WorkerNotFoundError,
     WorkerQuery,
+    error_details,
+    parse_decision,
+)
+from airflow_worker_insight.api.responses import (
+    AttemptsResponse,
+    HealthResponse,
+    PlacementsResponse,
+    ServicesResponse,
+    WorkerDetailResponse,
     WorkersResponse,
 )
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
+from airflow_worker_insight.domain.parameters import WORKER_ID
 
 
 class Problem(BaseModel):
-    """What an answer that is not 200 says."""
+    """Body of an error."""
 
     detail: Any
 
@@ -43,8 +45,14 @@ router = APIRouter(
     prefix="/api/v1",
     responses={
         401: {"model": Problem, "description": "Not logged in."},
-        403: {"model": Problem, "description": "The reader may not see this."},
-        503: {"model": Problem, "description": "The tables are missing or of another version; says what to run."},
+        403: {
+            "model": Problem,
+            "description": "The user lacks the right, or a change did not come from a page of this server.",
+        },
+        503: {
+            "model": Problem,
+            "description": "The tables are missing or of another version, or the database is busy; says what to do.",
+        },
     },
 )
 
@@ -133,7 +141,7 @@ _CHANGE_EXAMPLE = {
     "changed_by": "ann",
 }
 _WORKERS_EXAMPLE = {"workers": [_WORKER_EXAMPLE], "total_entries": 1, "total_is_exact": True}
-_ONE_WORKER_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
+_WORKER_DETAIL_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
 _SERVICES_EXAMPLE = {
     "services": [
         {
@@ -175,7 +183,13 @@ def _responses(example: dict[str, Any], *, names_worker: bool = False) -> dict[i
     return responses
 
 
-_WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="One life of a worker.")]
+def _visible_dag_ids(reader: Reader, dag_id: str | None) -> set[str]:
+    """Return the Dags whose tries a list shows: the one that the query names, or all that the reader may see."""
+    reader.require_task_instances(dag_id)
+    return {dag_id} if dag_id is not None else reader.readable_dag_ids()
+
+
+_WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="ID of a worker instance.")]
 
 
 @router.get(
@@ -185,29 +199,27 @@ _WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="One life of 
     responses=_responses(_ATTEMPTS_EXAMPLE),
 )
 def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) -> Any:
-    """List tries and the workers that ran them, the latest start first.
+    """List tries and the workers that ran them, latest start first.
 
-    The reader finds the tries of those Dags whose task instances Airflow lets them see, in the list and in its total.
+    The list and its total cover the Dags whose task instances the user may see in Airflow.
     """
-    reader.require_task_instances(query.dag_id)
-    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    return schemas.list_attempts(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    return service.list_attempts(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
 @router.get(
     "/placements",
-    summary="List what waits and what is placed",
+    summary="List waiting and placed tries",
     response_model=PlacementsResponse,
     responses=_responses(_PLACEMENTS_EXAMPLE),
 )
 def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep) -> Any:
-    """List tries that wait for a worker, and those that an executor of this package has placed and that have not ended.
+    """List tries that wait for a worker, and tries that an executor of this package placed and that have not ended.
 
-    The reader finds the tries of those Dags whose task instances Airflow lets them see, in the list and in its total.
+    The list and its total cover the Dags whose task instances the user may see in Airflow.
     """
-    reader.require_task_instances(query.dag_id)
-    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    return schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
+    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    return service.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
 @router.get(
@@ -217,24 +229,21 @@ def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep
     responses=_responses(_WORKERS_EXAMPLE),
 )
 def list_workers(query: Annotated[WorkerQuery, Query()], reader: ReaderDep) -> Any:
-    """List workers, those that are gone too. It asks for the right to see Airflow's jobs."""
+    """List worker instances, also ended ones. Requires the right to see Airflow's jobs."""
     reader.require_workers()
-    return schemas.list_workers(query)
+    return service.list_workers(query)
 
 
 @router.get(
     "/workers/{worker_id}",
     summary="Show a worker",
-    response_model=OneWorkerResponse,
-    responses=_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
+    response_model=WorkerDetailResponse,
+    responses=_responses(_WORKER_DETAIL_EXAMPLE, names_worker=True),
 )
 def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
-    """Show one life of a worker and its history. It asks for the right to see Airflow's jobs."""
+    """Show a worker instance and its history. Requires the right to see Airflow's jobs."""
     reader.require_workers()
-    try:
-        return schemas.one_worker(worker_id)
-    except WorkerNotFoundError as error:
-        raise _not_found(error) from None
+    return service.get_worker(worker_id)
 
 
 @router.get(
@@ -246,17 +255,13 @@ def show_worker(worker_id: _WorkerIdPath, reader: ReaderDep) -> Any:
 def list_worker_attempts(
     worker_id: _WorkerIdPath, query: Annotated[WorkerAttemptQuery, Query()], reader: ReaderDep
 ) -> Any:
-    """List the tries that a worker ran, the latest start first.
+    """List the tries that a worker instance ran, latest start first.
 
-    It asks for the right to see Airflow's jobs, and tells of the tries what the list of all attempts tells.
+    Requires the right to see Airflow's jobs. The list covers the same Dags as that of all attempts.
     """
     reader.require_workers()
-    reader.require_task_instances(query.dag_id)
-    dag_ids = {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
-    try:
-        return schemas.list_worker_attempts(worker_id, query, dag_ids=dag_ids)
-    except WorkerNotFoundError as error:
-        raise _not_found(error) from None
+    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    return service.list_worker_attempts(worker_id, query, dag_ids=dag_ids)
 
 
 async def _read_body(request: Request) -> bytes:
@@ -269,15 +274,19 @@ async def _read_body(request: Request) -> bytes:
     return body
 
 
+BodyDep = Annotated[bytes, Depends(_read_body)]
+"""The body of a request, as a FastAPI dependency: at most a little longer than :data:`MAX_BODY`."""
+
+
 @router.patch(
     "/workers/{worker_id}",
-    summary="Decide whether a worker is given work",
-    response_model=OneWorkerResponse,
+    summary="Change a worker's availability",
+    response_model=WorkerDetailResponse,
     responses={
-        **_responses(_ONE_WORKER_EXAMPLE, names_worker=True),
+        **_responses(_WORKER_DETAIL_EXAMPLE, names_worker=True),
         422: {
             "model": Problem,
-            "description": "The body is not such a decision, or the ID stands for a whole host or a life that is over.",
+            "description": "The body is invalid, or the ID stands for a whole host or for an instance that has ended.",
         },
     },
     openapi_extra={
@@ -287,28 +296,22 @@ async def _read_body(request: Request) -> bytes:
         }
     },
 )
-def decide(
-    request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: Annotated[bytes, Depends(_read_body)]
-) -> Any:
+def change_availability(request: Request, worker_id: _WorkerIdPath, reader: ReaderDep, body: BodyDep) -> Any:
     """Make a worker available, draining or quarantined, with a note that says why.
 
-    It asks for the right to edit Airflow's pools beside the one to see its jobs. A request that carries a login's
-    cookie must come from a page of this server.
+    Requires the rights to see Airflow's jobs and to edit its pools. A request with a login cookie must come from a page
+    of this server.
     """
     reader.require_workers()
     reader.require_pool_edit()
     has_cookie = airflow_auth.LOGIN_COOKIE in request.cookies
-    if not may_be_made(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, schemas.NOT_FROM_HERE)
+    if not passes_csrf_checks(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, CROSS_ORIGIN_REFUSED)
     try:
-        decision = schemas.parse_decision(body, is_json=is_json(request.headers))
-        return schemas.decide(worker_id, decision, changed_by=reader.name)
+        decision = parse_decision(body, is_json=is_json(request.headers))
     except ValidationError as error:
-        raise HTTPException(422, schemas.problems(error, "body")) from None
-    except InvalidChangeError as error:
-        raise HTTPException(422, str(error)) from None
-    except WorkerNotFoundError as error:
-        raise _not_found(error) from None
+        raise HTTPException(422, error_details(error, "body")) from None
+    return service.change_availability(worker_id, decision.availability, note=decision.note, changed_by=reader.name)
 
 
 @router.get(
@@ -318,24 +321,20 @@ def decide(
     responses=_responses(_SERVICES_EXAMPLE),
 )
 def list_services(query: Annotated[ServiceQuery, Query()], reader: ReaderDep) -> Any:
-    """List schedulers, triggerers, Dag processors and workers. It asks for the right to see Airflow's jobs."""
+    """List schedulers, triggerers, Dag processors and workers. Requires the right to see Airflow's jobs."""
     reader.require_workers()
-    return schemas.list_services(query)
+    return service.list_services(query)
 
 
 @router.get(
     "/health",
-    summary="Say whether recording works",
+    summary="Show the health of recording",
     response_model=HealthResponse,
     responses=_responses(_HEALTH_EXAMPLE),
 )
 def health(reader: ReaderDep) -> Any:
-    """Say whether the tables can be used, what became of the reports that this process received, and who looks.
+    """Show the state of the tables, this process's counters of reports, and the latest poll of each worker source.
 
-    Unlike Airflow's own ``/api/v2/monitor/health`` this asks for a login: it tells a version and counts.
+    Unlike Airflow's own ``/api/v2/monitor/health`` this requires a login: the answer has a version and counters.
     """
-    return schemas.health(with_engines=reader.may_see_workers())
-
-
-def _not_found(error: WorkerNotFoundError) -> HTTPException:
-    return HTTPException(status.HTTP_404_NOT_FOUND, str(error))
+    return service.health(may_see_workers=reader.may_see_workers())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
-from airflow_worker_insight.api.schemas import AttemptResponse
+from airflow_worker_insight.api.responses import AttemptResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.cli.naming import one_worker
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.cli.naming import find_worker
+from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, build
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 
@@ -25,40 +26,22 @@ if TYPE_CHECKING:
 def list_attempts(args: Any) -> None:
     """List attempts on all workers."""
     require_tables()
-    filters = AttemptFilter(
-        dag_id=args.dag_id,
-        run_id=args.run_id,
-        task_id=args.task_id,
-        map_index=args.map_index,
-        try_number=args.try_number,
-        worker_id=args.worker_id,
-        worker_name=args.worker_name,
-        hostname=args.hostname,
-        state=args.state,
-        started_at_gte=args.started_at_gte,
-        started_at_lte=args.started_at_lte,
-    )
     with session.reading(session.COMMAND) as connection:
-        _show_attempts(connection, filters, args)
+        _show_attempts(connection, build(AttemptFilter, args), args)
 
 
 @suppress_logs_and_warning
-def of_worker(args: Any) -> None:
+def list_worker_attempts(args: Any) -> None:
     """List the attempts that one worker ran."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
-        filters = AttemptFilter(
-            worker_id=one_worker(connection, args.worker, also_gone=True).worker_id,
-            state=args.state,
-            started_at_gte=args.started_at_gte,
-            started_at_lte=args.started_at_lte,
-        )
+        worker = find_worker(connection, args.worker, include_ended=True)
+        filters = replace(build(AttemptFilter, args), worker_id=worker.worker_id)
         _show_attempts(connection, filters, args)
 
 
 def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) -> None:
-    since, until = filters.started_at_gte, filters.started_at_lte
-    if since is not None and until is not None and since > until:
+    if filters.is_reversed:
         raise SystemExit("--started-at-gte is later than --started-at-lte")
     is_cut = False
 
@@ -70,16 +53,16 @@ def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) ->
 
     attempts, total = read_pages(read, args)
     rows = (
-        [output.like_rest(AttemptResponse, attempt) for attempt in attempts]
+        [output.to_rest(AttemptResponse, attempt) for attempt in attempts]
         if output.is_structured(args.output)
         else [_table_row(attempt) for attempt in attempts]
     )
     output.show(rows, args.output)
-    output.say_how_many(len(attempts), total, "tries")
+    output.warn_truncated(len(attempts), total, "tries")
     if is_cut and len(attempts) >= total:
         print(
-            "There may be older tries, which were not looked through: choose their time with --started-at-gte and "
-            "--started-at-lte, or name their Dag run or worker",
+            "Older tries were not searched: limit the time with --started-at-gte and --started-at-lte, or select a Dag "
+            "run or a worker",
             file=sys.stderr,
         )
 

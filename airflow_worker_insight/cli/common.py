@@ -37,7 +37,7 @@ def require_tables() -> None:
 
 
 @contextmanager
-def ends_in_plain_words() -> Iterator[None]:
+def exit_on_timeout() -> Iterator[None]:
     """Exit with one line instead of a traceback after a lock or database timeout.
 
     :raises SystemExit: after a timeout, or if a migration finds a table in use
@@ -55,11 +55,11 @@ def ends_in_plain_words() -> Iterator[None]:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise SystemExit(
             f"This took too long: {reason}. Another transaction may hold a lock on the tables of Airflow Worker "
-            "Insight. Run the command again when it has ended."
+            "Insight. Run the command again when that transaction has ended."
         ) from None
 
 
-def confirmed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask the user a yes/no question; without any input the answer is no."""
     try:
         return input(f"{question} [y/N] ").strip().lower() == "y"
@@ -67,16 +67,19 @@ def confirmed(question: str) -> bool:
         return False
 
 
-def read_pages(read: Callable[[int, int], tuple[list[T], int]], args: Any) -> tuple[list[T], int]:
+def read_pages(
+    read: Callable[[int, int], tuple[list[T], int]], args: Any, *, page_size: int = PAGE
+) -> tuple[list[T], int]:
     """Read as many rows as ``--limit`` and ``--all`` allow, page by page.
 
     :param read: takes a limit and an offset; returns a page of rows and the total
     :param args: the parsed arguments, with ``limit`` and ``all``
+    :param page_size: the number of rows to read per query
     :return: the rows, and the number of rows that exist
     """
     rows: list[T] = []
     while True:
-        size = PAGE if args.all else min(PAGE, args.limit - len(rows))
+        size = page_size if args.all else min(page_size, args.limit - len(rows))
         page, total = read(size, len(rows))
         rows += page
         if len(page) < size or (not args.all and len(rows) >= args.limit):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, GroupCommand, lazy_load_command
 
 from airflow_worker_insight.cli import arguments as a
+from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, ServiceFilter, WorkerFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +18,12 @@ DESCRIPTION = "Airflow Worker Insight: which worker ran each try of each task"
 RECONCILE_HOURS = 24
 """How far back ``reconcile`` goes without options."""
 
+_WORKER_ATTEMPT_FILTERS = ("state", "started_at_gte", "started_at_lte")
 _LIST_ARGS = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
 _NOT_ENFORCED = (
-    "The decision is kept with its note, its author and its time, and shown. By itself it keeps no task off the "
-    "worker: Airflow's own executors do not ask, only an executor of this package does. With any Celery what works is "
-    "`airflow celery remove-queue -H NODE -q QUEUE`, until the worker restarts, or SIGTERM, after which it finishes "
-    "what it runs."
+    "The decision is stored with its note, author and time. Only an executor of this package obeys it: Airflow's own "
+    "executors keep sending tasks to the worker. With any Celery executor use `airflow celery remove-queue -H NODE -q "
+    "QUEUE`, which lasts until the worker restarts, or SIGTERM, after which the worker finishes its tasks and stops."
 )
 
 
@@ -37,10 +38,10 @@ def _command(name: str) -> Callable[..., None]:
 
     @wraps(load)
     def run(args: Any) -> None:
-        from airflow_worker_insight.cli.common import ends_in_plain_words
+        from airflow_worker_insight.cli.common import exit_on_timeout
         from airflow_worker_insight.cli.process import command_process
 
-        with command_process(), ends_in_plain_words():
+        with command_process(), exit_on_timeout():
             load(args)
 
     return run
@@ -48,23 +49,13 @@ def _command(name: str) -> Callable[..., None]:
 
 _WORKERS = GroupCommand(
     name="workers",
-    help="The workers: who they are, who is alive, what they ran",
+    help="Worker instances, their states and their tries",
     subcommands=(
         ActionCommand(
             name="list",
-            help="List workers, the latest first",
+            help="List workers, latest first",
             func=_command("workers.list_workers"),
-            args=(
-                a.ARG_WORKER_STATE,
-                a.ARG_KIND,
-                a.ARG_NAME,
-                a.ARG_HOSTNAME,
-                a.ARG_LABEL,
-                a.ARG_QUEUE,
-                a.ARG_AVAILABILITY,
-                a.ARG_SEARCH,
-                *_LIST_ARGS,
-            ),
+            args=(*a.filter_args(WorkerFilter), *_LIST_ARGS),
         ),
         ActionCommand(
             name="show",
@@ -74,32 +65,30 @@ _WORKERS = GroupCommand(
         ),
         ActionCommand(
             name="attempts",
-            help="List the tries that a worker ran, the latest first",
-            func=_command("attempts.of_worker"),
-            args=(a.ARG_WORKER, a.ARG_TRY_STATE, a.ARG_STARTED_AT_GTE, a.ARG_STARTED_AT_LTE, *_LIST_ARGS),
+            help="List the tries that a worker ran, latest first",
+            func=_command("attempts.list_worker_attempts"),
+            args=(a.ARG_WORKER, *a.filter_args(AttemptFilter, *_WORKER_ATTEMPT_FILTERS), *_LIST_ARGS),
         ),
         ActionCommand(
             name="drain",
-            help="Note that a worker is to get no new tasks until it restarts or is released",
-            description=(
-                f"Note that a worker is to get no new tasks until it restarts or is released. {_NOT_ENFORCED}"
-            ),
+            help="Mark a worker as draining: no new tasks until it restarts or is released",
+            description=f"Marks a worker as draining: no new tasks until it restarts or is released. {_NOT_ENFORCED}",
             func=_command("workers.drain"),
             args=(a.ARG_WORKER, a.ARG_NOTE, a.ARG_YES),
         ),
         ActionCommand(
             name="quarantine",
-            help="Note that a worker, and those of its name after it, are to get no new tasks until it is released",
+            help="Mark a worker as quarantined: no new tasks, also for its later instances, until it is released",
             description=(
-                "Note that a worker is to get no new tasks until it is released. A worker of the same name that "
-                f"follows it begins in quarantine too. {_NOT_ENFORCED}"
+                "Marks a worker as quarantined: no new tasks until it is released. Later instances of its name begin "
+                f"in quarantine too. {_NOT_ENFORCED}"
             ),
             func=_command("workers.quarantine"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
         ),
         ActionCommand(
             name="release",
-            help="Note that a worker may get tasks again",
+            help="Mark a worker as available again",
             func=_command("workers.release"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
         ),
@@ -108,71 +97,50 @@ _WORKERS = GroupCommand(
 
 _ATTEMPTS = GroupCommand(
     name="attempts",
-    help="The tries and who ran them",
+    help="Tries and the workers that ran them",
     subcommands=(
         ActionCommand(
             name="list",
-            help="List tries, the latest start first",
+            help="List tries, latest start first",
             func=_command("attempts.list_attempts"),
-            args=(
-                a.ARG_DAG_ID,
-                a.ARG_RUN_ID,
-                a.ARG_TASK_ID,
-                a.ARG_MAP_INDEX,
-                a.ARG_TRY_NUMBER,
-                a.ARG_WORKER_ID,
-                a.ARG_WORKER_NAME,
-                a.ARG_HOSTNAME,
-                a.ARG_TRY_STATE,
-                a.ARG_STARTED_AT_GTE,
-                a.ARG_STARTED_AT_LTE,
-                *_LIST_ARGS,
-            ),
+            args=(*a.filter_args(AttemptFilter), *_LIST_ARGS),
         ),
     ),
 )
 
 _PLACEMENTS = GroupCommand(
     name="placements",
-    help="What waits for a worker, and what is placed",
+    help="Waiting and placed tries",
     subcommands=(
         ActionCommand(
             name="list",
-            help="List tries that wait for a worker, and those that are placed and have not ended, the earliest first",
+            help="List tries that wait for a worker, and placed tries that have not ended, earliest first",
             func=_command("placements.list_placements"),
-            args=(
-                a.ARG_PLACEMENT_STATE,
-                a.ARG_DAG_ID,
-                a.ARG_RUN_ID,
-                a.ARG_TASK_ID,
-                a.ARG_PLACEMENT_WORKER_ID,
-                a.ARG_REASON,
-                *_LIST_ARGS,
-            ),
+            args=(*a.filter_args(PlacementFilter), *_LIST_ARGS),
         ),
     ),
 )
 
 _SERVICES = GroupCommand(
     name="services",
-    help="The processes of the deployment",
+    help="Processes of the deployment",
     subcommands=(
         ActionCommand(
             name="list",
             help="List schedulers, triggerers, Dag processors and workers",
             func=_command("services.list_services"),
-            args=(a.ARG_SERVICE_KIND, a.ARG_SERVICE_STATE, *_LIST_ARGS),
+            args=(*a.filter_args(ServiceFilter), *_LIST_ARGS),
         ),
     ),
 )
 
 _DB = GroupCommand(
     name="db",
-    help="The tables",
+    help="Tables of this package",
     subcommands=(
         ActionCommand(
             name="migrate",
-            help="Make the tables or bring them up to date",
+            help="Create or upgrade the tables",
             func=_command("db.migrate_tables"),
             args=(a.ARG_SQL_ONLY,),
         ),
@@ -184,7 +152,7 @@ _DB = GroupCommand(
         ),
         ActionCommand(
             name="downgrade",
-            help="Bring the tables back to an earlier version",
+            help="Downgrade the tables to an earlier version",
             func=_command("db.downgrade_tables"),
             args=(a.ARG_TO_REVISION, a.ARG_SQL_ONLY, a.ARG_YES),
         ),
@@ -198,44 +166,44 @@ SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
     _SERVICES,
     ActionCommand(
         name="refresh",
-        help="Look at the fleet: who is alive",
+        help="Poll the workers",
         description=(
-            "Asks every engine which workers are alive, and writes what has changed. An API server of Airflow 3 does "
-            "this by itself; on Airflow 2.11 run `refresh --every 30` as a service. With --every several such "
-            "processes share the work: one look per interval, whoever is first. Without it the look is made at once; "
-            "from cron, set [worker_insight] refresh_interval to the seconds between two runs."
+            "Polls every worker source and records changes. An API server of Airflow 3 does this by itself; on "
+            "Airflow 2.11 run `refresh --every 30` as a service. With --every several such processes share the work: "
+            "one of them polls per interval. Without --every the command polls at once; if cron runs it, set "
+            "[worker_insight] refresh_interval to the seconds between two runs."
         ),
         func=_command("fleet.refresh_fleet"),
         args=(a.ARG_EVERY,),
     ),
     ActionCommand(
         name="reconcile",
-        help="Close recorded tries and account for those that no worker reported",
+        help="Close recorded tries and add those that no worker reported",
         description=(
-            "Goes through finished Dag runs: takes reports that wait in the xcom table, gives every recorded try "
-            "its final state and adds the tries that no worker reported. The scheduler does this by itself when "
-            f"a Dag run ends. Without options: the Dag runs of the last {RECONCILE_HOURS} hours."
+            "Goes through finished Dag runs: claims the reports that are still in the xcom table, gives every "
+            "recorded try its final state and adds the tries that no worker reported. The scheduler does this by "
+            f"itself when a Dag run ends. Without options: the Dag runs of the last {RECONCILE_HOURS} hours."
         ),
         func=_command("history.reconcile"),
-        args=(a.ARG_DAG_ID, a.ARG_RECONCILE_RUN_ID, a.ARG_SINCE),
+        args=(a.ARG_DAG_ID, a.ARG_RUN_ID, a.ARG_SINCE),
     ),
     ActionCommand(
         name="backfill",
-        help="Build attempts from the history before the installation",
+        help="Record the tries from before the installation",
         description=(
             "Goes through all finished Dag runs and adds the tries that are not recorded. Safe to run twice; an "
-            "interrupted run prints how to go on."
+            "interrupted run prints how to continue."
         ),
         func=_command("history.backfill"),
         args=(a.ARG_DAG_ID, a.ARG_SINCE, a.ARG_AFTER),
     ),
     ActionCommand(
         name="prune",
-        help="Remove old tries, and the workers that no try names any more",
+        help="Remove old tries, and workers without tries",
         description=(
-            "Removes the tries that ended before a time, then the workers that no kept try names and that were last "
-            "seen before it, with their history. Works in small batches beside a running Airflow; safe to interrupt "
-            "and to run again."
+            "Removes the tries that ended before a time, then the workers that were last seen before it and ran none "
+            "of the remaining tries, with their history. Works in small batches beside a running Airflow; safe to "
+            "interrupt and to run again."
         ),
         func=_command("history.prune"),
         args=(a.ARG_OLDER_THAN, a.ARG_DRY_RUN, a.ARG_YES),

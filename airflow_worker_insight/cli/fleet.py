@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
-from airflow_worker_insight.cli.process import SIGNALS, go_on_with, listen, note_signal, say
+from airflow_worker_insight.cli.process import SIGNALS, install_handler, print_answer, record_signal, set_resume_hint
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.registry.poll import INCOMPLETE_POLL, refresh, run_once
@@ -56,13 +56,13 @@ def _without_logged_errors() -> Iterator[None]:
 
 def _poll_periodically(seconds: int) -> None:
     """Poll every so many seconds until SIGINT or SIGTERM; print errors and continue."""
-    go_on_with("The round that had begun was finished; nobody looks at the workers from here any more.")
+    set_resume_hint("The poll under way was finished; this process no longer polls the workers.")
     with _until_signalled() as stopped:
         while True:
             try:
                 _print_outcome(run_once())
             except Exception as error:  # noqa: BLE001
-                print(f"The fleet could not be looked at: {error}", file=sys.stderr, flush=True)
+                print(f"The workers could not be polled: {error}", file=sys.stderr, flush=True)
             if stopped.wait(seconds):
                 return
 
@@ -73,12 +73,12 @@ def _until_signalled() -> Iterator[Event]:
     stopped = Event()
 
     def stop(number: int, _frame: object) -> None:
-        note_signal(number)
+        record_signal(number)
         stopped.set()
 
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        listen(stop)
+        install_handler(stop)
         yield stopped
     finally:
         for number, handler in previous.items():
@@ -90,7 +90,7 @@ def _print_outcome(outcome: PollOutcome) -> None:
         if source.error is not None:
             print(f"{source.name}: {source.error}", file=sys.stderr, flush=True)
         if source.polled:
-            say(f"{source.name}: {_summary(source)}")
+            print_answer(f"{source.name}: {_summary(source)}")
 
 
 def _summary(source: SourceOutcome) -> str:

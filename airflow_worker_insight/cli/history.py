@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from airflow_worker_insight.capture.backfill import Selection, count_runs, installed_at, reconcile_selected
 from airflow_worker_insight.capture.reconcile import Outcome, claim_all_stored_reports, reconcile_runs
-from airflow_worker_insight.cli.common import confirmed, require_tables
+from airflow_worker_insight.cli.common import confirm, require_tables
 from airflow_worker_insight.cli.definitions import RECONCILE_HOURS
-from airflow_worker_insight.cli.process import RUN_AGAIN, go_on_with, raise_if_interrupted, say
+from airflow_worker_insight.cli.process import RERUN_HINT, print_answer, raise_if_interrupted, set_resume_hint
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.airflow_history import find_run
 from airflow_worker_insight.store.attempts.close import first_report_at
@@ -31,7 +31,7 @@ def reconcile(args: Any) -> None:
         with session.writing(session.COMMAND) as connection:
             run = find_run(connection, args.dag_id, args.run_id)
             if run is None:
-                raise SystemExit(f"There is no Dag run {args.run_id!r} of Dag {args.dag_id!r}")
+                raise SystemExit(f"The Dag {args.dag_id!r} has no Dag run {args.run_id!r}")
             _print_outcome(1, reconcile_runs(connection, [run], installed_at=first_report_at(connection)))
         return
     with session.reading(session.COMMAND) as connection:
@@ -64,12 +64,12 @@ def _reconcile_selection(
 ) -> None:
     runs_done, total, after = 0, initial or Outcome(), selection.after
 
-    def how_to_go_on() -> str:
+    def resume_hint() -> str:
         return (
-            f"What is done is kept; go on with: {resume_command.format(after=after)}" if resume_command else RUN_AGAIN
+            f"Progress is kept; continue with: {resume_command.format(after=after)}" if resume_command else RERUN_HINT
         )
 
-    go_on_with(how_to_go_on)
+    set_resume_hint(resume_hint)
     try:
         with _progress_bar("Dag runs") as bar:
             task = bar.add_task("", total=count_runs(selection))
@@ -78,7 +78,7 @@ def _reconcile_selection(
                 bar.update(task, completed=runs_done)
                 raise_if_interrupted()
     except Exception:
-        print(f"Failed. {how_to_go_on()}", file=sys.stderr)
+        print(f"Failed. {resume_hint()}", file=sys.stderr)
         raise
     finally:
         _print_outcome(runs_done, total)
@@ -87,7 +87,7 @@ def _reconcile_selection(
 def _print_outcome(runs: int, outcome: Outcome) -> None:
     run_count = count(runs, "Dag run", "Dag runs")
     tries = f"{count(outcome.added, 'try', 'tries')} added, {outcome.closed:,} closed"
-    say(f"{run_count}: {tries}, {count(outcome.claimed, 'waiting report', 'waiting reports')} taken")
+    print_answer(f"{run_count}: {tries}, {count(outcome.claimed, 'report', 'reports')} claimed")
 
 
 def prune(args: Any) -> None:
@@ -96,15 +96,15 @@ def prune(args: Any) -> None:
     with session.reading(session.COMMAND) as connection:
         preview = retention.preview(connection, args.older_than)
     oldest = f"{preview.oldest_kept:%Y-%m-%d %H:%M:%S} UTC" if preview.oldest_kept is not None else None
-    kept = f"The oldest try that stays started at {oldest}." if oldest else "No try with a start stays."
+    kept = f"The oldest remaining try started at {oldest}." if oldest else "No started try remains."
     if args.dry_run:
-        say(f"{_summary(preview.removed)} would be removed. {kept}")
+        print_answer(f"{_summary(preview.removed)} would be removed. {kept}")
         return
     if preview.removed == Removed():
-        say(f"There is nothing to remove. {kept}")
+        print_answer(f"Nothing to remove. {kept}")
         return
     question = f"Remove {_summary(preview.removed)}, older than {args.older_than:%Y-%m-%d %H:%M:%S} UTC?"
-    if not args.yes and not confirmed(question):
+    if not args.yes and not confirm(question):
         raise SystemExit("Nothing was removed.")
     _remove(args.older_than, preview.removed)
 
@@ -119,7 +119,7 @@ def _remove(older_than: datetime, expected: Removed) -> None:
                 bar.update(task, completed=removed.attempts + removed.workers)
                 raise_if_interrupted()
     finally:
-        say(f"Removed {_summary(removed)}.")
+        print_answer(f"Removed {_summary(removed)}.")
 
 
 def _summary(removed: Removed) -> str:

@@ -21,11 +21,11 @@ MAX_CANDIDATES = 10
 """Workers that an error message lists at most."""
 
 
-def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -> WorkerRow:
+def find_worker(connection: Connection, named: str, *, include_ended: bool = False) -> WorkerRow:
     """Return the worker with an ID or a name.
 
     :param named: an ID, or a name that is unique among the worker instances that have not ended
-    :param also_gone: if every instance of the name has ended, return the latest and print a notice; for commands
+    :param include_ended: if every instance of the name has ended, return the latest and print a notice; for commands
         that only read
     :raises SystemExit: if no worker or more than one matches, with the candidates
     """
@@ -41,22 +41,22 @@ def one_worker(connection: Connection, named: str, *, also_gone: bool = False) -
         return active[0]
     if active:
         raise SystemExit(
-            f"{len(active)} living workers are named {named!r}; name one by its ID:{_candidate_lines(active)}"
+            f"{len(active)} living workers have the name {named!r}; use the ID of one:{_candidate_lines(active)}"
         )
-    if instances and also_gone:
+    if instances and include_ended:
         latest = instances[0]
         print(
-            f"No living worker is named {named!r}: this is its latest life, {latest.worker_id} "
+            f"No living worker has the name {named!r}: this is its latest instance, {latest.worker_id} "
             f"({latest.state or UNKNOWN_STATE}).",
             file=sys.stderr,
         )
         return latest
     if instances:
-        raise SystemExit(f"No living worker is named {named!r}; these were:{_candidate_lines(instances)}")
+        raise SystemExit(f"No living worker has the name {named!r}; ended instances:{_candidate_lines(instances)}")
     similar, _ = worker_queries.list_workers(connection, WorkerFilter(search=named), limit=MAX_CANDIDATES + 1, offset=0)
     if similar:
-        raise SystemExit(f"There is no worker {named!r}; these are like it:{_candidate_lines(similar)}")
-    raise SystemExit(f"There is no worker {named!r}: `airflow-worker-insight workers list` shows those that are known.")
+        raise SystemExit(f"No worker {named!r} was found; similar ones:{_candidate_lines(similar)}")
+    raise SystemExit(f"No worker {named!r} was found: `airflow-worker-insight workers list` lists the known ones.")
 
 
 def _instances(connection: Connection, name: str) -> Iterator[WorkerRow]:

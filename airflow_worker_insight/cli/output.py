@@ -24,11 +24,11 @@ WIDTH = 200
 
 
 def is_structured(output: str) -> bool:
-    """Return whether a format is for programs, which get REST objects; see :func:`like_rest`."""
+    """Return whether a format is for programs, which get REST objects; see :func:`to_rest`."""
     return output in _STRUCTURED
 
 
-def like_rest(model: type[BaseModel], fields: Any) -> dict[str, Any]:
+def to_rest(model: type[BaseModel], fields: Any) -> dict[str, Any]:
     """Return an object in the form of the REST API: numbers, and all times in one format.
 
     :param model: the response model
@@ -61,7 +61,7 @@ def show(rows: Sequence[Mapping[str, Any]], output: str) -> None:
         console.print_as([{name: _format_cell(value) for name, value in row.items()} for row in rows], output)
 
 
-def say_how_many(shown: int, total: int, noun: str) -> None:
+def warn_truncated(shown: int, total: int, noun: str) -> None:
     """Print to the standard error that there are more rows, if so."""
     if shown < total:
         available = f"{MAX_TOTAL} or more" if total >= MAX_TOTAL else total

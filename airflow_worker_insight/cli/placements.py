@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.utils.cli import suppress_logs_and_warning
 
 from airflow_worker_insight import config
-from airflow_worker_insight.api.schemas import PlacementResponse, placement_fields
+from airflow_worker_insight.api.responses import PlacementResponse, placement_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.domain.filters import EveryDag, PlacementFilter
+from airflow_worker_insight.domain.filters import EveryDag, PlacementFilter, build
 from airflow_worker_insight.store import placements, session
 
 if TYPE_CHECKING:
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 def list_placements(args: Any) -> None:
     """List waiting and placed tries."""
     require_tables()
-    filters = PlacementFilter(
-        state=args.state,
-        dag_id=args.dag_id,
-        run_id=args.run_id,
-        task_id=args.task_id,
-        worker_id=args.worker_id,
-        reason=args.reason,
-    )
+    filters = build(PlacementFilter, args)
     with session.reading(session.COMMAND) as connection:
 
         def read(limit: int, offset: int) -> tuple[list[ListedPlacement], int]:
@@ -37,14 +30,14 @@ def list_placements(args: Any) -> None:
 
         tries, total = read_pages(read, args)
     rows = (
-        [output.like_rest(PlacementResponse, placement_fields(listed)) for listed in tries]
+        [output.to_rest(PlacementResponse, placement_fields(listed)) for listed in tries]
         if output.is_structured(args.output)
         else [_table_row(listed) for listed in tries]
     )
     output.show(rows, args.output)
-    output.say_how_many(len(tries), total, "tries")
+    output.warn_truncated(len(tries), total, "tries")
     if not tries and not config.places_tasks():
-        print("[core] executor names no executor of this package, so none of them places tasks here", file=sys.stderr)
+        print("[core] executor has no executor of this package, so tasks are not placed", file=sys.stderr)
 
 
 def _table_row(listed: ListedPlacement) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-RUN_AGAIN = "What is done is kept; run the same command again."
+RERUN_HINT = "Progress is kept; run the same command again."
 """How to resume most commands after an interruption."""
 
 
@@ -33,7 +33,7 @@ class _State:
         self.answer: TextIO | None = None
         self.is_guarded = False
         self.received: list[int] = []
-        self.how_to_go_on: Callable[[], str] | None = None
+        self.resume_hint: Callable[[], str] | None = None
 
 
 _state = _State()
@@ -59,7 +59,7 @@ def answer() -> TextIO:
     return _state.answer or sys.stdout
 
 
-def say(text: str) -> None:
+def print_answer(text: str) -> None:
     """Print a line of the answer and flush it."""
     print(text, file=answer(), flush=True)
 
@@ -124,12 +124,12 @@ def _flush(stream: TextIO) -> None:
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
-def go_on_with(how: Callable[[], str] | str) -> None:
+def set_resume_hint(how: Callable[[], str] | str) -> None:
     """Set the hint that an interruption prints from now on.
 
     :param how: the hint, or a function that returns it at that time
     """
-    _state.how_to_go_on = how if callable(how) else lambda: how
+    _state.resume_hint = how if callable(how) else lambda: how
 
 
 def raise_if_interrupted() -> None:
@@ -141,7 +141,7 @@ def raise_if_interrupted() -> None:
         raise Interrupted
 
 
-def note_signal(number: int, _frame: Any = None) -> None:
+def record_signal(number: int, _frame: Any = None) -> None:
     """Record a signal, so that the process exits with its code once the command returns."""
     _state.received.append(number)
 
@@ -152,14 +152,14 @@ def _exit_on_signal() -> Iterator[None]:
     if _state.is_guarded or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.is_guarded, _state.received, _state.how_to_go_on = True, [], None
+    _state.is_guarded, _state.received, _state.resume_hint = True, [], None
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         try:
-            listen(_interrupt)
+            install_handler(_interrupt)
             yield
         finally:
-            listen(note_signal)
+            install_handler(record_signal)
     except KeyboardInterrupt:
         # No signal was recorded, so another handler has replaced ours.
         _state.received = _state.received or [signal.SIGINT]
@@ -168,7 +168,7 @@ def _exit_on_signal() -> Iterator[None]:
             raise
     finally:
         # A second signal may have arrived before note_signal was installed.
-        listen(note_signal)
+        install_handler(record_signal)
         _state.is_guarded = False
         if _state.received:
             _print_hint(_state.received[0])
@@ -178,7 +178,7 @@ def _exit_on_signal() -> Iterator[None]:
         raise SystemExit(128 + _state.received[0])
 
 
-def listen(handler: Callable[[int, Any], None]) -> None:
+def install_handler(handler: Callable[[int, Any], None]) -> None:
     """Install a handler for the signals, except those that the shell has set to be ignored.
 
     :param handler: takes the number of the signal and the current stack frame
@@ -196,5 +196,5 @@ def _interrupt(number: int, _frame: Any) -> None:
 def _print_hint(number: int) -> None:
     # The standard error may be closed: the exit code matters all the same.
     with contextlib.suppress(Exception):
-        hint = _state.how_to_go_on() if _state.how_to_go_on is not None else RUN_AGAIN
+        hint = _state.resume_hint() if _state.resume_hint is not None else RERUN_HINT
         print(f"Interrupted by {signal.Signals(number).name}. {hint}", file=sys.stderr, flush=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 from airflow.utils.cli import suppress_logs_and_warning
 
-from airflow_worker_insight.api.schemas import ServiceResponse
+from airflow_worker_insight.api.responses import ServiceResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
+from airflow_worker_insight.domain.filters import ServiceFilter, build
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.workers import services
@@ -19,15 +20,16 @@ from airflow_worker_insight.store.workers import services
 def list_services(args: Any) -> None:
     """List schedulers, triggerers, Dag processors and workers."""
     require_tables()
+    filters = build(ServiceFilter, args)
     with session.reading(session.COMMAND) as connection:
         processes, total = read_pages(
             lambda limit, offset: services.list_services(
-                connection, kind=args.kind, state=args.state, limit=limit, offset=offset
+                connection, kind=filters.kind, state=filters.state, limit=limit, offset=offset
             ),
             args,
         )
-    rows = [output.like_rest(ServiceResponse, service) for service in processes]
+    rows = [output.to_rest(ServiceResponse, service) for service in processes]
     if not output.is_structured(args.output):
         rows = [{**asdict(service), "state": service.state or UNKNOWN_STATE} for service in processes]
     output.show(rows, args.output)
-    output.say_how_many(len(rows), total, "processes")
+    output.warn_truncated(len(rows), total, "processes")

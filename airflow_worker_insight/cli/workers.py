@@ -9,12 +9,12 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
 from airflow_worker_insight import config
-from airflow_worker_insight.api.schemas import OneWorkerResponse, WorkerResponse, worker_fields
+from airflow_worker_insight.api.responses import WorkerDetailResponse, WorkerResponse, worker_fields
 from airflow_worker_insight.cli import output
-from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, require_tables
-from airflow_worker_insight.cli.naming import one_worker
-from airflow_worker_insight.cli.process import say
-from airflow_worker_insight.domain.filters import WorkerFilter
+from airflow_worker_insight.cli.common import PAGE, confirm, read_pages, require_tables
+from airflow_worker_insight.cli.naming import find_worker
+from airflow_worker_insight.cli.process import print_answer
+from airflow_worker_insight.domain.filters import WorkerFilter, build
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 MAX_CHANGES = 50
 """Entries of a worker's history to show at most: the latest."""
 
-OUR_EXECUTORS = "WorkerInsight"
+EXECUTOR_CLASS_PREFIX = "WorkerInsight"
 """Prefix of the class names of this package's executors."""
 
-NOT_BY_ITSELF = (
-    "Airflow goes on giving it tasks: no executor of this package is in [core] executor, and others do not ask. With "
-    "any Celery `airflow celery remove-queue` or SIGTERM keeps work off a worker."
+NOT_ENFORCED_WARNING = (
+    "Airflow keeps sending it tasks: [core] executor has no executor of this package. With any Celery executor use "
+    "`airflow celery remove-queue` or SIGTERM."
 )
 
 
@@ -49,16 +49,7 @@ NOT_BY_ITSELF = (
 def list_workers(args: Any) -> None:
     """List workers."""
     require_tables()
-    filters = WorkerFilter(
-        states=args.state,
-        kind=args.kind,
-        name=args.name,
-        hostname=args.hostname,
-        label=args.label,
-        queue=args.queue,
-        availability=args.availability,
-        search=args.search,
-    )
+    filters = build(WorkerFilter, args)
     with session.reading(session.COMMAND) as connection:
         rows, total = read_pages(
             lambda limit, offset: worker_queries.list_workers(connection, filters, limit=limit, offset=offset), args
@@ -66,12 +57,10 @@ def list_workers(args: Any) -> None:
         decisions = [decision for page in _batches(rows) for decision in _decisions_of(connection, page)]
     if output.is_structured(args.output):
         pairs = zip(rows, decisions, strict=True)
-        output.show(
-            [output.like_rest(WorkerResponse, worker_fields(row, change)) for row, change in pairs], args.output
-        )
+        output.show([output.to_rest(WorkerResponse, worker_fields(row, change)) for row, change in pairs], args.output)
     else:
         output.show([_table_row(row) for row in rows], args.output)
-    output.say_how_many(len(rows), total, "workers")
+    output.warn_truncated(len(rows), total, "workers")
 
 
 @suppress_logs_and_warning
@@ -79,13 +68,13 @@ def show(args: Any) -> None:
     """Show a worker and its history."""
     require_tables()
     with session.reading(session.COMMAND) as connection:
-        worker = one_worker(connection, args.worker, also_gone=True)
+        worker = find_worker(connection, args.worker, include_ended=True)
         changes = worker_queries.changes(connection, worker, limit=MAX_CHANGES)
         (decision,) = _decisions_of(connection, [worker])
     if output.is_structured(args.output):
         fields = {**worker_fields(worker, decision), "changes": changes}
         output.show(
-            [{**output.like_rest(OneWorkerResponse, fields), "engine_name": worker.engine_name}],
+            [{**output.to_rest(WorkerDetailResponse, fields), "engine_name": worker.engine_name}],
             args.output,
         )
         return
@@ -116,13 +105,13 @@ def _change_availability(args: Any, availability: str) -> None:
     require_tables()
     try:
         with session.reading(session.COMMAND) as connection:
-            worker = one_worker(connection, args.worker)
+            worker = find_worker(connection, args.worker)
             question = None
             if availability == DRAINING and worker.availability == QUARANTINED:
                 require_meaning(connection, worker, availability)
                 question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
-        if question and not args.yes and not confirmed(question):
-            raise SystemExit("Nothing was changed: --yes drains it without asking.")
+        if question and not args.yes and not confirm(question):
+            raise SystemExit("Nothing was changed. Use --yes to drain it without confirmation.")
         with session.writing(session.COMMAND) as connection:
             set_availability(
                 connection,
@@ -135,10 +124,10 @@ def _change_availability(args: Any, availability: str) -> None:
     except WorkerEndedError as error:
         raise SystemExit(str(error)) from None
     except HostOnlyWorkerError:
-        raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
-    say(f"{worker.name} ({worker.worker_id}) is {availability} now.")
-    if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
-        print(NOT_BY_ITSELF, file=sys.stderr)
+        raise SystemExit(f"{args.worker} stands for all workers of a host: choose one of them") from None
+    print_answer(f"{worker.name} ({worker.worker_id}) is {availability} now.")
+    if availability != AVAILABLE and EXECUTOR_CLASS_PREFIX not in (config.executor() or ""):
+        print(NOT_ENFORCED_WARNING, file=sys.stderr)
 
 
 def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:

@@ -1,61 +1,123 @@
-"""Filters and orders of the lists of attempts, workers and placements."""
+"""Filters and orders of lists. Each filter is declared here once.
+
+REST (``api.queries``), the command (``cli.arguments``) and the pages (``ui.query_params``) derive their parameters from
+these declarations. A filter without a declaration is internal. To add one, declare it here and add its condition to the
+store.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_worker_insight.domain.parameters import (
+    Choice,
+    Choices,
+    Integer,
+    Kind,
+    Label,
+    Parameter,
+    Text,
+    Time,
+    TryState,
+    WorkerId,
+)
+from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.states import AVAILABILITIES, QUEUED, UNKNOWN_STATE, WORKER_STATES
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter")
 
 
 class EveryDag:
     """All Dags, including deleted ones: for readers with direct access to the database."""
 
 
+def _filter(meaning: str, kind: Kind, *, name: str = "", rest: bool = True, command: bool = True) -> Any:
+    """Declare a filter; its parameter is named as the field unless ``name`` says otherwise."""
+    return field(default=None, metadata={"parameter": Parameter(name, meaning, kind, rest=rest, command=command)})
+
+
+def parameters(filters: type[Filters]) -> dict[str, Parameter]:
+    """Return the declared filters by the names of their fields, in order."""
+    return {
+        entry.name: _named(entry.metadata["parameter"], entry.name)
+        for entry in fields(filters)
+        if "parameter" in entry.metadata
+    }
+
+
+def _named(parameter: Parameter, name: str) -> Parameter:
+    return parameter if parameter.name else replace(parameter, name=name)
+
+
+def build(filters: type[Filters], values: object) -> Filters:
+    """Return filters from an object that has their parameters as attributes.
+
+    An attribute that is missing, ``None`` or empty text does not filter.
+    """
+    found = {name: getattr(values, parameter.name, None) for name, parameter in parameters(filters).items()}
+    return filters(**{name: value for name, value in found.items() if value != ""})
+
+
 WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
 """Whether a try waits for a worker or was placed: on a worker or in the shared queue."""
+
+SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
+
+WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at", "last_seen_at")
+"""Columns by which lists of workers can be ordered; a leading ``-`` means descending."""
+
+_HOSTNAME = Text(255)
+_STATES = (*WORKER_STATES, UNKNOWN_STATE)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFilter:
+    """Filter of the list of attempts; ``None`` does not filter."""
+
+    dag_id: str | None = _filter("ID of the Dag.", Text())
+    run_id: str | None = _filter("ID of the Dag run.", Text())
+    task_id: str | None = _filter("ID of the task.", Text())
+    map_index: int | None = _filter("Index of the mapped task instance; -1 for tasks that are not mapped.", Integer(-1))
+    try_number: int | None = _filter("Number of the try.", Integer(0))
+    worker_id: str | None = _filter("ID of a worker instance that ran the try.", WorkerId())
+    worker_name: str | None = _filter("Name of a worker that ran the try; it outlives restarts.", Text())
+    hostname: str | None = _filter("Host of a worker that ran the try.", _HOSTNAME)
+    state: str | None = _filter("State of the try, as Airflow names states of task instances.", TryState())
+    started_at_gte: datetime | None = _filter("Started at this time (ISO 8601, UTC) or later.", Time())  # noqa: RUF009
+    started_at_lte: datetime | None = _filter("Started at this time or earlier.", Time())  # noqa: RUF009
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the time window ends before it begins."""
+        since, until = self.started_at_gte, self.started_at_lte
+        return since is not None and until is not None and since > until
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementFilter:
     """Filter of the list of unfinished tries; ``None`` does not filter."""
 
-    state: str | None = None
-    """One of :data:`LISTED_STATES`."""
-    dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    worker_id: str | None = None
+    state: str | None = _filter(
+        "Whether the try waits for a worker or is placed: on a worker or in the shared queue.", Choice(LISTED_STATES)
+    )
+    dag_id: str | None = _filter("ID of the Dag.", Text())
+    run_id: str | None = _filter("ID of the Dag run.", Text())
+    task_id: str | None = _filter("ID of the task.", Text())
+    worker_id: str | None = _filter("ID of the worker instance that the try is placed on.", WorkerId())
     worker_name: str | None = None
     """The worker's own name or the name in its worker source."""
-    reason: str | None = None
-    try_state: str | None = None
-    """Airflow's state of the try, one of :data:`.placements.PLACES_TAKEN`."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptFilter:
-    """Filter of the list of attempts; ``None`` does not filter.
-
-    ``started_at_*`` are inclusive.
-    """
-
-    dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    map_index: int | None = None
-    try_number: int | None = None
-    worker_id: str | None = None
-    worker_name: str | None = None
-    hostname: str | None = None
-    state: str | None = None
-    started_at_gte: datetime | None = None
-    started_at_lte: datetime | None = None
-
-
-WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at", "last_seen_at")
-"""Columns by which lists of workers can be ordered; a leading ``-`` means descending."""
+    reason: str | None = _filter(
+        "Why the try waits, or why it was placed there, as one word.", Choice(tuple(sorted(REASONS)))
+    )
+    try_state: str | None = _filter(
+        "Airflow's state of the try: queued until a worker starts it.",
+        Choice((QUEUED, "running", "restarting")),
+        command=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +127,18 @@ class WorkerFilter:
     Rows that stand for a whole host are never listed.
     """
 
-    states: frozenset[str] | None = None
-    kind: str | None = None
-    name: str | None = None
-    """Exact name: the one that an operator set or the one in the worker source."""
-    hostname: str | None = None
-    label: tuple[str, str] | None = None
-    queue: str | None = None
-    availability: str | None = None
-    """Availability that a user set.
-
-    It no longer applies to a worker instance that has ended and has a successor.
-    """
-    search: str | None = None
-    """Part of the name, the host name or the ID; case is ignored."""
+    states: frozenset[str] | None = _filter(
+        "State of the worker; unknown if no source knows it.", Choices(_STATES), name="state"
+    )
+    kind: str | None = _filter("Kind of the worker: celery, local, kubernetes, edge, or an executor's name.", Text(32))
+    name: str | None = _filter("Name of the worker: the one that an operator set or the one in its source.", Text())
+    hostname: str | None = _filter("Host of the worker.", _HOSTNAME)
+    label: tuple[str, str] | None = _filter("Label of the worker, as key=value.", Label())
+    queue: str | None = _filter("Queue that the worker takes tasks from.", Text())
+    availability: str | None = _filter(
+        "Availability that a user set; not that of ended instances that have a successor.", Choice(AVAILABILITIES)
+    )
+    search: str | None = _filter("Part of the worker's name, host name or ID; case is ignored.", Text(), rest=False)
     seen_since: datetime | None = None
     """Last seen at this time or later, or online or unresponsive at the latest poll."""
     last_seen_at_gte: datetime | None = None
@@ -86,3 +146,11 @@ class WorkerFilter:
     """Last seen between ``last_seen_at_gte`` and this time, both inclusive, in any state."""
     refs: tuple[int, ...] | None = None
     """Rows that are known to match all filters but ``states``: see :func:`.queries.narrowed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFilter:
+    """Filter of the list of services; ``None`` does not filter."""
+
+    kind: str | None = _filter("Kind of the service.", Choice(SERVICE_KINDS))
+    state: str | None = _filter("State of the service; unknown if no source knows it.", Choice(_STATES))

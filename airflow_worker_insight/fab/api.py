@@ -12,8 +12,8 @@ from flask import Response, current_app, request, session
 from flask_appbuilder import BaseView
 from pydantic import ValidationError
 
-from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.csrf import is_json, may_be_made
+from airflow_worker_insight.api import queries, responses, service
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, passes_csrf_checks
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
@@ -43,14 +43,14 @@ def _json_endpoint(view: View) -> View:
             result: BaseModel = view(self, *args, **kwargs)
         except RequestError as error:
             return _json_response({"detail": str(error)}, error.status)
-        except schemas.WorkerNotFoundError as error:
+        except service.WorkerNotFoundError as error:
             return _json_response({"detail": str(error)}, 404)
-        except schemas.InvalidChangeError as error:
+        except queries.InvalidRequestError as error:
             return _json_response({"detail": str(error)}, 422)
         except (SchemaNotReadyError, DatabaseBusyError) as error:
             return _json_response({"detail": str(error)}, 503)
         except _InvalidRequestError as invalid:
-            return _json_response({"detail": invalid.problems}, 422)
+            return _json_response({"detail": invalid.details}, 422)
         finally:
             if had_no_session:
                 # Basic authentication logs in, so Airflow would store a session in its database per request.
@@ -72,7 +72,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         self._airflow = airflow
 
     def create_blueprint(self, appbuilder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Exempt the API from Airflow's form token check, like its own API; see :meth:`decide`."""
+        """Exempt the API from Airflow's form token check, like its own API; see :meth:`change_availability`."""
         blueprint = super().create_blueprint(appbuilder, *args, **kwargs)
         protection = appbuilder.app.extensions.get("csrf")
         if protection is not None:
@@ -84,87 +84,93 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
     def attempts(self) -> BaseModel:
         """List attempts and the workers that ran them, latest start first."""
         reader = self._reader()
-        query = _parse_query(schemas.AttemptQuery)
-        fields = schemas.list_attempts(
-            query, dag_ids=_visible_dag_ids(reader, query), sees_workers=reader.may_see_workers()
+        query = _parse_query(queries.AttemptQuery)
+        fields = service.list_attempts(
+            query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id), may_see_workers=reader.may_see_workers()
         )
-        return schemas.AttemptsResponse.model_validate(fields)
+        return responses.AttemptsResponse.model_validate(fields)
 
     @route("/placements")
     @_json_endpoint
     def placements(self) -> BaseModel:
         """List waiting and placed tries, oldest first."""
         reader = self._reader()
-        query = _parse_query(schemas.PlacementQuery)
-        dag_ids = _visible_dag_ids(reader, query)
-        fields = schemas.list_placements(query, dag_ids=dag_ids, sees_workers=reader.may_see_workers())
-        return schemas.PlacementsResponse.model_validate(fields)
+        query = _parse_query(queries.PlacementQuery)
+        dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+        fields = service.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
+        return responses.PlacementsResponse.model_validate(fields)
 
     @route("/workers")
     @_json_endpoint
     def workers(self) -> BaseModel:
         """List workers, including those that have ended."""
         reader = self._reader()
-        query = _parse_query(schemas.WorkerQuery)
+        query = _parse_query(queries.WorkerQuery)
         reader.require_workers()
-        return schemas.WorkersResponse.model_validate(schemas.list_workers(query))
+        return responses.WorkersResponse.model_validate(service.list_workers(query))
 
     @route("/workers/<worker_id>")
     @_json_endpoint
     def worker(self, worker_id: str) -> BaseModel:
         """Show a worker instance and its history."""
         reader = self._reader()
-        schemas.require_worker_id(worker_id)
+        queries.require_worker_id(worker_id)
         reader.require_workers()
-        return schemas.OneWorkerResponse.model_validate(schemas.one_worker(worker_id))
+        return responses.WorkerDetailResponse.model_validate(service.get_worker(worker_id))
 
     @route("/workers/<worker_id>/attempts")
     @_json_endpoint
     def worker_attempts(self, worker_id: str) -> BaseModel:
         """List the attempts that a worker ran, latest start first."""
         reader = self._reader()
-        schemas.require_worker_id(worker_id)
-        query = _parse_query(schemas.WorkerAttemptQuery)
+        queries.require_worker_id(worker_id)
+        query = _parse_query(queries.WorkerAttemptQuery)
         reader.require_workers()
-        fields = schemas.list_worker_attempts(worker_id, query, dag_ids=_visible_dag_ids(reader, query))
-        return schemas.AttemptsResponse.model_validate(fields)
+        fields = service.list_worker_attempts(
+            worker_id, query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id)
+        )
+        return responses.AttemptsResponse.model_validate(fields)
 
     @route("/workers/<worker_id>", "PATCH")
     @_json_endpoint
-    def decide(self, worker_id: str) -> BaseModel:
+    def change_availability(self, worker_id: str) -> BaseModel:
         """Make a worker available, draining or quarantined.
 
         A request with a login cookie must come from a page of this server; form tokens are for forms only.
         """
         reader = self._reader()
-        schemas.require_worker_id(worker_id)
+        queries.require_worker_id(worker_id)
         reader.require_workers()
         reader.require_pool_edit()
-        if not may_be_made(request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()):
-            raise RequestError(403, schemas.NOT_FROM_HERE)
+        if not passes_csrf_checks(
+            request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()
+        ):
+            raise RequestError(403, CROSS_ORIGIN_REFUSED)
         body = request.stream.read(MAX_BODY + 1)
         try:
-            decision = schemas.parse_decision(body, is_json=is_json(request.headers))
+            decision = queries.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
             raise _InvalidRequestError(error, "body") from None
-        fields = schemas.decide(worker_id, decision, changed_by=reader.name)
-        return schemas.OneWorkerResponse.model_validate(fields)
+        fields = service.change_availability(
+            worker_id, decision.availability, note=decision.note, changed_by=reader.name
+        )
+        return responses.WorkerDetailResponse.model_validate(fields)
 
     @route("/services")
     @_json_endpoint
     def services(self) -> BaseModel:
         """List schedulers, triggerers, Dag processors and workers."""
         reader = self._reader()
-        query = _parse_query(schemas.ServiceQuery)
+        query = _parse_query(queries.ServiceQuery)
         reader.require_workers()
-        return schemas.ServicesResponse.model_validate(schemas.list_services(query))
+        return responses.ServicesResponse.model_validate(service.list_services(query))
 
     @route("/health")
     @_json_endpoint
     def health(self) -> BaseModel:
         """Show the state of the tables, this process's counters and the latest polls."""
         reader = self._reader()
-        return schemas.HealthResponse.model_validate(schemas.health(with_engines=reader.may_see_workers()))
+        return responses.HealthResponse.model_validate(service.health(may_see_workers=reader.may_see_workers()))
 
     def _reader(self) -> Reader:
         """Return the reader: a user, or the public role of Airflow 2.11 if it has permissions."""
@@ -185,7 +191,7 @@ class _InvalidRequestError(Exception):
 
     def __init__(self, error: ValidationError, location: str) -> None:
         super().__init__(str(error))
-        self.problems = schemas.problems(error, location)
+        self.details = queries.error_details(error, location)
 
 
 def _parse_query(query: type[Query]) -> Query:
@@ -196,9 +202,9 @@ def _parse_query(query: type[Query]) -> Query:
         raise _InvalidRequestError(error, "query") from None
 
 
-def _visible_dag_ids(reader: Reader, query: schemas.WorkerAttemptQuery | schemas.PlacementQuery) -> Collection[str]:
-    reader.require_task_instances(query.dag_id)
-    return {query.dag_id} if query.dag_id is not None else reader.readable_dag_ids()
+def _visible_dag_ids(reader: Reader, dag_id: str | None) -> Collection[str]:
+    reader.require_task_instances(dag_id)
+    return {dag_id} if dag_id is not None else reader.readable_dag_ids()
 
 
 def _json_response(value: Any, status: int) -> Response:

@@ -15,11 +15,13 @@ from flask_appbuilder import BaseView, expose
 from markupsafe import Markup
 
 from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
+from airflow_worker_insight.api.queries import InvalidRequestError
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat.plugins import FLASK_MOUNT_PATH
 from airflow_worker_insight.fab.reader import FlaskAirflow, RequestError
 from airflow_worker_insight.ui import page_service, pages
-from airflow_worker_insight.ui.query_params import InvalidUrlError, decision_of
+from airflow_worker_insight.ui.query_params import InvalidUrlError, parse_form
 from airflow_worker_insight.ui.rendering import FAB_TEMPLATES, FRAGMENT, render
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, Urls
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from airflow_worker_insight.api.reader import Reader
-    from airflow_worker_insight.ui.query_params import PanelAddress
+    from airflow_worker_insight.ui.query_params import PanelParams
 
     View = TypeVar("View", bound=Callable[..., Any])
 
@@ -49,10 +51,10 @@ class FlaskUrls(Urls):
         self.api_root = script_root if renders_pages_with_flask else script_root.removesuffix(FLASK_MOUNT_PATH)
         self._renders_pages_with_flask = renders_pages_with_flask
 
-    def _task_instance(self, *, address: PanelAddress) -> str:
+    def _task_instance(self, *, params: PanelParams) -> str:
         if not self._renders_pages_with_flask:
-            return super()._task_instance(address=address)
-        path = airflow_links.grid_path(address.dag_id, address.run_id, address.task_id, address.map_index)
+            return super()._task_instance(params=params)
+        path = airflow_links.grid_path(params.dag_id, params.run_id, params.task_id, params.map_index)
         return f"{self.api_root}{path}"
 
 
@@ -76,7 +78,9 @@ def answers_errors(view: View) -> View:
             if error.status == 401:  # noqa: PLR2004
                 return self.redirect_to_login()
             return self.show_error(error.status, error)
-        except InvalidUrlError as error:
+        except WorkerNotFoundError as error:
+            return self.show_error(404, error)
+        except (InvalidUrlError, InvalidRequestError) as error:
             return self.show_error(422, error)
         except (SchemaNotReadyError, DatabaseBusyError) as error:
             return self.show_error(503, error)
@@ -121,11 +125,11 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
 
     @route("/workers/<worker_id>/availability", "POST")
     @answers_errors
-    def decide(self, worker_id: str) -> Any:
-        """Record the reader's decision on a worker's availability and redirect to its page."""
+    def change_availability(self, worker_id: str) -> Any:
+        """Set a worker's availability and redirect to its page."""
         reader = self._airflow.page_reader()
         # Airflow's app has already parsed the form, to check its own CSRF token.
-        pages.decide(reader, worker_id, request.headers, lambda: decision_of(request.form.to_dict()))
+        pages.change_availability(reader, worker_id, request.headers, lambda: parse_form(request.form.to_dict()))
         page_url = self._link_builder(reader)("worker", worker_id=worker_id)
         assert page_url is not None
         return redirect(page_url, 303)
@@ -150,7 +154,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
 
     def show_error(self, status: int, error: Exception) -> Response:
         """Return a page with a message only."""
-        notice = page_service.problem(status, str(error))
+        notice = page_service.error_notice(status, str(error))
         page = pages.Page(f"{notice.title} · Worker Insight", "message.html", {"notice_to_show": notice})
         return self._render(page, self._link_builder(), status)
 

@@ -5,25 +5,27 @@ Callers check the user's permissions.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
 from airflow_worker_insight.api import database
+from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import plugins as airflow_plugins
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
+from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.parameters import Label, is_worker_id
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import by_worker
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.workers import availability, freshness
 from airflow_worker_insight.store.workers import counts as worker_counts
+from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
-from airflow_worker_insight.ui.query_params import SEEN, WINDOWS, InvalidUrlError
+from airflow_worker_insight.ui.query_params import SEEN, WINDOWS
 from airflow_worker_insight.ui.views import attempts as attempts_view
 from airflow_worker_insight.ui.views import timeline, waiting, worker
 from airflow_worker_insight.ui.views import workers as workers_view
@@ -37,15 +39,12 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.workers import Group, WorkerRow
     from airflow_worker_insight.ui.query_params import (
-        AttemptsAddress,
-        PanelAddress,
-        WaitingAddress,
-        WorkerAddress,
-        WorkersAddress,
-        WrittenDecision,
+        AttemptsParams,
+        PanelParams,
+        WaitingParams,
+        WorkerParams,
+        WorkersParams,
     )
-
-_WORKER_ID = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
 
 HEADERS = {
     # Pages load everything from this server. Airflow's own pages may frame them, other sites may not.
@@ -56,15 +55,6 @@ HEADERS = {
     "referrer-policy": "same-origin",
 }
 """Security headers of every response."""
-
-NO_SUCH_WORKER = (
-    "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its first try "
-    "has ended."
-)
-NOT_FROM_HERE = (
-    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
-    "worker’s page and try again."
-)
 
 _NO_RIGHT = (
     "You do not have permission for this. Ask an administrator for permission to read this Dag’s task instances. Pages "
@@ -78,21 +68,21 @@ _TITLES = {
 }
 
 
-def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
+def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
-    :param sees_workers: whether the user may see worker states and how many tries run on each worker
+    :param may_see_workers: whether the user may see worker states and how many tries run on each worker
     """
     with database.reading() as connection:
         attempts = attempt_queries.task_instance_attempts(
             connection,
-            dag_id=address.dag_id,
-            run_id=address.run_id,
-            task_id=address.task_id,
-            map_index=address.map_index,
+            dag_id=params.dag_id,
+            run_id=params.run_id,
+            task_id=params.task_id,
+            map_index=params.map_index,
         )
         worker_ids = {worker.worker_id for attempt in attempts for worker in attempt.workers}
-        instances = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
+        instances = worker_queries.get_workers(connection, worker_ids) if may_see_workers else {}
         # A task instance without attempts has no placements either.
         recorded = {
             attempt.try_number: placements.Why(attempt.placement, attempt.placement_detail)
@@ -100,28 +90,28 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
             if attempt.placement is not None
         }
         reasons = placements.why(connection, attempt_queries.key_of(attempts[0]), recorded) if attempts else {}
-    if not sees_workers:
+    if not may_see_workers:
         attempts = [attempt_queries.without_neighbours(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
-    return build_panel(address, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
+    return build_panel(params, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
 
 
-def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
+def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = worker_queries.narrowed(connection, _worker_filter(address, now))
+        filters = worker_queries.narrowed(connection, _worker_filter(params, now))
         rows: list[WorkerRow] = []
         total = 0
         groups: list[Group] = []
-        if address.group:
+        if params.group:
             groups, total = worker_counts.group_workers(
-                connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
+                connection, filters, by=params.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=params.offset
             )
         else:
             rows, total = worker_queries.list_workers(
-                connection, filters, order_by=address.order, limit=workers_view.PAGE_SIZE, offset=address.offset
+                connection, filters, order_by=params.order, limit=workers_view.PAGE_SIZE, offset=params.offset
             )
         listing = workers_view.Listing(
             rows=rows,
@@ -135,47 +125,43 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
         )
     # The lifespan of this package's FastAPI app polls the workers.
     polls = airflow_plugins.serves_fastapi_apps()
-    return workers_view.build_workers_page(address, listing, now=now, polls_by_itself=polls)
+    return workers_view.build_workers_page(params, listing, now=now, polls_by_itself=polls)
 
 
 def _any_worker(connection: Connection) -> bool:
     return bool(worker_queries.list_workers(connection, WorkerFilter(), limit=1, offset=0)[0])
 
 
-def _worker_filter(address: WorkersAddress, now: datetime) -> WorkerFilter:
-    seen = SEEN[address.seen]
-    key, _, value = address.label.partition("=")
-    return WorkerFilter(
-        states=workers_view.listed_states(address),
-        kind=address.kind or None,
-        hostname=address.hostname or None,
-        label=(key.strip(), value.strip()) if address.label else None,
-        queue=address.queue or None,
-        availability=address.availability or None,
-        search=address.search or None,
+def _worker_filter(params: WorkersParams, now: datetime) -> WorkerFilter:
+    seen = SEEN[params.seen]
+    return replace(
+        build(WorkerFilter, params),
+        states=workers_view.listed_states(params),
+        label=Label().parse(params.label) if params.label else None,
         seen_since=None if seen is None else now - seen,
     )
 
 
 def worker_page(
-    worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
-) -> worker.WorkerPage | None:
-    """Return the page of a worker, or ``None`` if no worker with this ID was recorded.
+    worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool
+) -> worker.WorkerPage:
+    """Return the page of a worker.
 
     :param dag_ids: the Dags whose tries the user may see; ``None`` if the user may see no tries at all
     :param may_decide: whether the user may change the worker's availability
+    :raises WorkerNotFoundError: if no worker with this ID was recorded
     """
     may_read, dag_ids = dag_ids is not None, frozenset(dag_ids or ())
     # Skip the query for an ID that no worker can have.
-    if not _WORKER_ID.fullmatch(worker_id):
-        return None
+    if not is_worker_id(worker_id):
+        raise WorkerNotFoundError
     with database.reading() as connection:
         row = worker_queries.get_worker(connection, worker_id)
         if row is None:
-            return None
+            raise WorkerNotFoundError
         now = database_now(connection)
-        since, until = timeline.window(address, row, now)
-        chart_start, chart_end = timeline.chart_window(address, row, now)
+        since, until = timeline.window(params, row, now)
+        chart_start, chart_end = timeline.chart_window(params, row, now)
         stays = by_worker.stays_between(
             connection, row, dag_ids=dag_ids, since=since, until=until, limit=timeline.MAX_TRIES + 1
         )
@@ -198,120 +184,87 @@ def worker_page(
                 AttemptFilter(worker_id=row.worker_id),
                 dag_ids=dag_ids,
                 limit=worker.PAGE_SIZE,
-                offset=address.offset,
+                offset=params.offset,
             ),
         )
-    return worker.build_worker_page(instance, address, may_read=may_read, may_decide=may_decide, now=now)
-
-
-def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
-    """Record a user's decision on a worker's availability.
-
-    :param changed_by: the user's name
-    :returns: ``False`` if the worker is unknown, or is known by its host only and so has no availability
-    :raises InvalidUrlError: if the worker instance has ended, so that the decision would have no effect
-    """
-    if not _WORKER_ID.fullmatch(worker_id):
-        return False
-    with database.writing() as connection:
-        try:
-            row = availability.set_availability(
-                connection,
-                worker_id,
-                decision.availability,
-                note=decision.note or None,
-                changed_by=changed_by,
-                now=database_now(connection),
-            )
-        except availability.HostOnlyWorkerError:
-            return False
-        except availability.WorkerEndedError as error:
-            raise InvalidUrlError(str(error)) from None
-    return row is not None
+    return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
 
 
 def attempts_page(
-    address: AttemptsAddress, *, dag_ids: Collection[str], sees_workers: bool
+    params: AttemptsParams, *, dag_ids: Collection[str], may_see_workers: bool
 ) -> attempts_view.AttemptsPage:
     """Return the list of tries.
 
     :param dag_ids: the Dags whose tries the user may see
-    :param sees_workers: as for :func:`panel`
+    :param may_see_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
         page = attempt_queries.find_attempts(
             connection,
-            _attempt_filter(connection, address, now),
+            _attempt_filter(connection, params, now),
             dag_ids=dag_ids,
             limit=attempts_view.PAGE_SIZE,
-            offset=address.offset,
+            offset=params.offset,
         )
-    if not sees_workers:
+    if not may_see_workers:
         page = replace(page, attempts=[attempt_queries.without_neighbours(attempt) for attempt in page.attempts])
     return attempts_view.build_attempts_page(
-        address, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
+        params, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
 
 
-def _attempt_filter(connection: Connection, address: AttemptsAddress, now: datetime) -> AttemptFilter:
-    since, until = address.since, address.until
-    window = WINDOWS[address.window]
+def _attempt_filter(connection: Connection, params: AttemptsParams, now: datetime) -> AttemptFilter:
+    since, until = params.since, params.until
+    window = WINDOWS[params.window]
     if since is None and until is None and window is not None:
         since = now - window
-    worker_id, worker_name = _worker_id_and_name(connection, address.worker)
-    return AttemptFilter(
-        dag_id=address.dag_id or None,
-        run_id=address.run_id or None,
-        task_id=address.task_id or None,
+    worker_id, worker_name = _worker_id_and_name(connection, params.worker)
+    return replace(
+        build(AttemptFilter, params),
         worker_id=worker_id,
         worker_name=worker_name,
-        hostname=address.hostname or None,
-        state=address.state or None,
         started_at_gte=since,
         started_at_lte=until,
     )
 
 
-def _worker_id_and_name(connection: Connection, text: str) -> tuple[str | None, str | None]:
-    """Return the filters for the worker that a user entered: its ID if there is such a worker, else its name."""
-    if _WORKER_ID.fullmatch(text) and worker_queries.get_worker(connection, text) is not None:
-        return text, None
-    return None, text or None
+def _worker_id_and_name(connection: Connection, worker: str) -> tuple[str | None, str | None]:
+    """Return the ID of a worker that is named by its ID, or else its name; neither for empty text."""
+    row = worker_queries.get_worker(connection, worker) if is_worker_id(worker) else None
+    return (None, worker or None) if row is None else (row.worker_id, None)
 
 
-def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> waiting.WaitingPage:
+def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_workers: bool) -> waiting.WaitingPage:
     """Return the list of waiting tries.
 
     :param dag_ids: the Dags whose tries the user may see
-    :param sees_workers: as for :func:`panel`
+    :param may_see_workers: as for :func:`panel`
     """
     with database.reading() as connection:
         now = database_now(connection)
-        worker_id, worker_name = _worker_id_and_name(connection, address.worker)
-        filters = PlacementFilter(
-            state=address.state or None,
-            dag_id=address.dag_id or None,
-            run_id=address.run_id or None,
-            task_id=address.task_id or None,
+        worker_id, worker_name = _worker_id_and_name(connection, params.worker)
+        filters = replace(
+            build(PlacementFilter, params),
             worker_id=worker_id,
             worker_name=worker_name,
-            reason=address.reason or None,
             # Running tries are on the pages of their worker and task.
             try_state=QUEUED,
         )
-        listed = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=address.offset)
+        listed = placements.find(connection, filters, dag_ids=dag_ids, limit=waiting.PAGE_SIZE, offset=params.offset)
         executor = waiting.Executor(
             places=config.places_tasks(),
-            unavailable_reason=_celery_unavailable_reason(connection, now, sees_workers=sees_workers)
+            unavailable_reason=_celery_unavailable_reason(connection, now, may_see_workers=may_see_workers)
             if config.places_on_celery()
             else "",
             holds=config.when_workers_unseen() == "hold",
         )
-    return waiting.build_waiting_page(address, listed, executor, dag_ids=dag_ids, sees_workers=sees_workers, now=now)
+    return waiting.build_waiting_page(
+        params, listed, executor, dag_ids=dag_ids, may_see_workers=may_see_workers, now=now
+    )
 
 
-def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_workers: bool) -> str:
+def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see_workers: bool) -> str:
     """Return why Celery's workers are unavailable, or an empty string if they are available.
 
     Local workers belong to their scheduler and need no such check.
@@ -322,12 +275,12 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
     return waiting.unreachable_reason(
         "Celery",
         looked_at=None if celery is None else celery.looked_at,
-        error=celery.error if celery is not None and sees_workers else None,
+        error=celery.error if celery is not None and may_see_workers else None,
         now=now,
     )
 
 
-def problem(status: int, text: str) -> Notice:
+def error_notice(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
-    is_denied = status == 403 and text != NOT_FROM_HERE  # noqa: PLR2004
+    is_denied = status == 403 and text != CROSS_ORIGIN_REFUSED  # noqa: PLR2004
     return Notice("warning", _TITLES.get(status, "Error"), _NO_RIGHT if is_denied else text)

@@ -10,20 +10,30 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
-from airflow_worker_insight.domain.filters import LISTED_STATES, WORKER_ORDERS
-from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
-from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.filters import (
+    WORKER_ORDERS,
+    AttemptFilter,
+    PlacementFilter,
+    WorkerFilter,
+    parameters,
+)
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_NOTE_LENGTH, MAX_TOTAL
+from airflow_worker_insight.domain.parameters import Choice, Integer, Text, Time, TryState
 from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from typing_extensions import Self
+
+    from airflow_worker_insight.domain.filters import Filters
+
+    Parser = Callable[[str], object]
 
 
 UNFILLED = re.compile(r"\{[A-Z_]+\}")
@@ -35,7 +45,7 @@ class InvalidUrlError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class PanelAddress:
+class PanelParams:
     """Task instance that a panel shows.
 
     ``try_number`` is the try that the user came from, if any.
@@ -48,20 +58,20 @@ class PanelAddress:
     try_number: int | None = None
 
 
-def parse_panel_address(query: str) -> PanelAddress:
+def parse_panel_params(query: str) -> PanelParams:
     """Parse the panel's query string.
 
     :param query: the raw query string, still percent-encoded
     :raises InvalidUrlError: if an ID is missing, repeated, too long or not valid text, or a number is invalid
     """
-    params = _parse_query(query)
-    map_index = _integer(params, "map_index", minimum=-1)
-    return PanelAddress(
-        dag_id=_id(params, "dag_id"),
-        run_id=_id(params, "run_id"),
-        task_id=_id(params, "task_id"),
+    values = _parse_query(query)
+    map_index = _integer(values, "map_index", Integer(-1))
+    return PanelParams(
+        dag_id=_id(values, "dag_id"),
+        run_id=_id(values, "run_id"),
+        task_id=_id(values, "task_id"),
         map_index=-1 if map_index is None else map_index,
-        try_number=_integer(params, "try_number", minimum=0),
+        try_number=_integer(values, "try_number", Integer(0)),
     )
 
 
@@ -94,7 +104,7 @@ HOURS = (1, 6, 24, 168)
 
 
 @dataclass(frozen=True, slots=True)
-class ListAddress:
+class ListParams:
     """URL state whose fields are its query parameters.
 
     Fields with their default value are left out of the query string.
@@ -115,8 +125,11 @@ class ListAddress:
         return replace(self, **{"offset": 0, **values})
 
 
+_Params = TypeVar("_Params", bound=ListParams)
+
+
 @dataclass(frozen=True, slots=True)
-class WorkersAddress(ListAddress):
+class WorkersParams(ListParams):
     """Filters, grouping and order of the list of workers; empty text does not filter."""
 
     state: str = ""
@@ -136,7 +149,7 @@ class WorkersAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerAddress(ListAddress):
+class WorkerParams(ListParams):
     """Hours of the timeline and page of the tries on a worker's page."""
 
     hours: int | None = None
@@ -147,7 +160,7 @@ class WorkerAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptsAddress(ListAddress):
+class AttemptsParams(ListParams):
     """Filters of the list of tries; empty text does not filter."""
 
     dag_id: str = ""
@@ -165,7 +178,7 @@ class AttemptsAddress(ListAddress):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingAddress(ListAddress):
+class WaitingParams(ListParams):
     """Filters of the list of waiting tries; empty text does not filter."""
 
     state: str = ""
@@ -179,121 +192,87 @@ class WaitingAddress(ListAddress):
     offset: int = 0
 
 
-def parse_waiting_address(query: str) -> WaitingAddress:
+def parse_waiting_params(query: str) -> WaitingParams:
     """Parse the query string of the list of waiting tries.
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    params = _list_params(query, WaitingAddress)
-    return WaitingAddress(
-        state=_choice(params, "state", LISTED_STATES),
-        dag_id=_text(params, "dag_id"),
-        run_id=_text(params, "run_id"),
-        task_id=_text(params, "task_id"),
-        worker=_text(params, "worker"),
-        reason=_choice(params, "reason", REASONS),
-        offset=_offset(params),
-    )
+    return _parse_list(query, WaitingParams, _filter_parsers(PlacementFilter))
 
 
-def parse_workers_address(query: str) -> WorkersAddress:
+def parse_workers_params(query: str) -> WorkersParams:
     """Parse the query string of the list of workers.
 
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
-    params = _list_params(query, WorkersAddress)
-    label = _text(params, "label")
-    if label and not label.partition("=")[0].strip():
-        raise InvalidUrlError("The label in the address is not written key=value.")
-    group = _text(params, "group")
-    if group and group not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", group):
-        raise InvalidUrlError("The group in the address is none of queue, hostname, kind and label:KEY.")
-    return WorkersAddress(
-        state=_choice(params, "state", (*WORKER_STATES, UNKNOWN_STATE, ANY)),
-        seen=_choice(params, "seen", SEEN),
-        search=_text(params, "search"),
-        kind=_text(params, "kind"),
-        queue=_text(params, "queue"),
-        label=label,
-        hostname=_text(params, "hostname", max_length=255),
-        availability=_choice(params, "availability", AVAILABILITIES),
-        group=group,
-        order=_choice(params, "order", [*WORKER_ORDERS, *(f"-{order}" for order in WORKER_ORDERS)]) or "name",
-        offset=_offset(params),
-    )
+    own: dict[str, Parser] = {
+        "state": Choice((*WORKER_STATES, UNKNOWN_STATE, ANY)).parse,
+        "seen": Choice(tuple(SEEN)).parse,
+        "group": _parse_group,
+        "order": Choice(tuple(order for name in WORKER_ORDERS for order in (name, f"-{name}"))).parse,
+    }
+    return _parse_list(query, WorkersParams, {**_filter_parsers(WorkerFilter), **own})
 
 
-def parse_worker_address(query: str) -> WorkerAddress:
+def parse_worker_params(query: str) -> WorkerParams:
     """Parse the query string of a worker's page.
 
     :raises InvalidUrlError: if a name or value is unknown
     """
-    params = _list_params(query, WorkerAddress)
-    hours = _choice(params, "hours", [str(hours) for hours in HOURS])
-    return WorkerAddress(
-        hours=int(hours) if hours else None,
-        until=_moment(params, "until"),
-        offset=_offset(params),
-    )
+    return _parse_list(query, WorkerParams, {"hours": _parse_hours, "until": _parse_time})
 
 
-def parse_attempts_address(query: str, *, states: Collection[str]) -> AttemptsAddress:
+def parse_attempts_params(query: str, *, states: Collection[str]) -> AttemptsParams:
     """Parse the query string of the list of tries.
 
     :param states: the states that a task instance may have
     :raises InvalidUrlError: if a name or value is unknown, a value is too long, or the window ends before it begins
     """
-    params = _list_params(query, AttemptsAddress)
-    since, until = _moment(params, "since"), _moment(params, "until")
-    if since is not None and until is not None and since > until:
-        raise InvalidUrlError("The window in the address ends before it begins.")
-    return AttemptsAddress(
-        dag_id=_text(params, "dag_id"),
-        run_id=_text(params, "run_id"),
-        task_id=_text(params, "task_id"),
-        worker=_text(params, "worker"),
-        hostname=_text(params, "hostname", max_length=255),
-        state=_choice(params, "state", states),
-        window=_choice(params, "window", WINDOWS),
-        since=since,
-        until=until,
-        offset=_offset(params),
-    )
+    own: dict[str, Parser] = {
+        "state": Choice(tuple(states)).parse,
+        "window": Choice(tuple(WINDOWS)).parse,
+        "since": _parse_time,
+        "until": _parse_time,
+    }
+    params = _parse_list(query, AttemptsParams, {**_filter_parsers(AttemptFilter), **own})
+    if AttemptFilter(started_at_gte=params.since, started_at_lte=params.until).is_reversed:
+        raise InvalidUrlError("The time window in the URL ends before it begins.")
+    return params
 
 
 # --- form data ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenDecision:
+class AvailabilityForm:
     """Decision on a worker's availability, as the form on its page posts it."""
 
     availability: str
     note: str = ""
 
 
-def parse_decision(body: bytes) -> WrittenDecision:
+def parse_availability_form(body: bytes) -> AvailabilityForm:
     """Parse the body that the form on a worker's page posts.
 
     :raises InvalidUrlError: if the body does not come from this form, or the note is too long
     """
     if len(body) > MAX_BODY:
-        raise InvalidUrlError("The form is larger than any of these pages.")
-    return decision_of(_parse_query(body.decode("latin-1"), plus_is_space=True))
+        raise InvalidUrlError(f"The form is longer than {MAX_BODY} bytes.")
+    return parse_form(_parse_query(body.decode("latin-1"), plus_is_space=True))
 
 
-def decision_of(form: Mapping[str, str]) -> WrittenDecision:
+def parse_form(form: Mapping[str, str]) -> AvailabilityForm:
     """Build the decision from the form's fields.
 
-    :raises InvalidUrlError: as :func:`parse_decision`
+    :raises InvalidUrlError: as :func:`parse_availability_form`
     """
     availability = form.get("availability", "")
     if availability not in AVAILABILITIES:
-        raise InvalidUrlError("A worker can be made available, draining or quarantined, and nothing else.")
+        raise InvalidUrlError("The availability in the form is not available, draining or quarantined.")
     note = "".join(character if character.isprintable() else " " for character in form.get("note", "")).strip()
     if len(note) > MAX_NOTE_LENGTH:
         raise InvalidUrlError(f"The note is longer than {MAX_NOTE_LENGTH} characters.")
-    return WrittenDecision(availability, note)
+    return AvailabilityForm(availability, note)
 
 
 # --- parsing --------------------------------------------------------------------------------------------------------
@@ -304,96 +283,91 @@ def _format_value(value: object) -> str:
 
 
 def _parse_query(query: str, *, plus_is_space: bool = False) -> dict[str, str]:
-    params: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in filter(None, (query.replace("+", " ") if plus_is_space else query).split("&")):
         name, _, value = pair.partition("=")
         try:
             name, value = unquote(name, errors="strict"), unquote(value, errors="strict")
         except UnicodeDecodeError:
-            raise InvalidUrlError("The address is not valid UTF-8.") from None
-        if name in params:
-            raise InvalidUrlError(f"The address gives {name[:40]} twice.")
-        params[name] = value
-    return params
+            raise InvalidUrlError("The URL is not valid UTF-8.") from None
+        if name in values:
+            raise InvalidUrlError(f"The URL has {name[:40]} twice.")
+        values[name] = value
+    return values
 
 
-def _list_params(query: str, address: type[ListAddress]) -> dict[str, str]:
-    """Return the parameters of a list's URL and reject unknown ones.
+def _parse_group(text: str) -> str:
+    if text not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", Text().parse(text)):
+        raise ValueError("is not one of queue, hostname, kind and label:KEY")
+    return text
+
+
+def _parse_hours(text: str) -> int:
+    return int(Choice(tuple(str(hours) for hours in HOURS)).parse(text))
+
+
+def _parse_time(text: str) -> datetime:
+    # A form's plus arrives as %2B, one typed into the URL as a space.
+    return Time().parse(text.replace(" ", "+"))
+
+
+def _parse_offset(text: str) -> int:
+    """Parse how many entries to skip.
+
+    At most as many as are counted, because the database has to sort all skipped entries.
+    """
+    offset = Integer(0).parse(text)
+    if offset > MAX_TOTAL:
+        raise ValueError(f"is larger than {MAX_TOTAL:,}: look further with a filter")
+    return offset
+
+
+def _filter_parsers(filters: type[Filters]) -> dict[str, Parser]:
+    """Return the parsers of filters by their parameters, except those that depend on Airflow's version."""
+    return {
+        parameter.name: parameter.kind.parse
+        for parameter in parameters(filters).values()
+        if not isinstance(parameter.kind, TryState)
+    }
+
+
+def _parse_list(query: str, params: type[_Params], parsers: Mapping[str, Parser]) -> _Params:
+    """Parse a list's query string and reject unknown parameters.
 
     A misspelt filter must not list everything. Airflow adds no parameters to these URLs, but it may add some to the
     panel's, which therefore accepts unknown ones.
     """
-    params = _parse_query(query, plus_is_space=True)
-    known = [field.name for field in fields(address)]
-    for name in params:
+    parsers = {"offset": _parse_offset, **parsers}
+    known = [field.name for field in fields(params)]
+    values: dict[str, Any] = {}
+    for name, value in _parse_query(query, plus_is_space=True).items():
         if name not in known:
-            raise InvalidUrlError(f"“{name[:40]}” is no filter of this page; there are {', '.join(known)}.")
-    return params
+            raise InvalidUrlError(f"“{name[:40]}” is not a filter of this page; the filters are {', '.join(known)}.")
+        # Surrounding whitespace is part of no name.
+        if text := value.strip():
+            values[name] = _parse_value(name, text, parsers.get(name, Text().parse))
+    return params(**values)
 
 
-def _id(params: dict[str, str], name: str) -> str:
-    value = params.get(name, "")
-    if not value or UNFILLED.fullmatch(value):
-        raise InvalidUrlError(f"The address does not say which {name} is meant.")
-    if len(value) > MAX_ID_LENGTH:
-        raise InvalidUrlError(f"The {name} in the address is longer than {MAX_ID_LENGTH} characters.")
-    if "\0" in value:
-        raise InvalidUrlError(f"The {name} in the address contains a NUL character.")
-    return value
-
-
-def _integer(params: dict[str, str], name: str, *, minimum: int) -> int | None:
-    """Return an integer parameter, or ``None`` if it is missing or an unfilled placeholder."""
-    value = params.get(name, "")
-    if not value or UNFILLED.fullmatch(value):
-        return None
-    # Limit the digits first: int() of a megabyte of digits is slow.
-    number = int(value) if re.fullmatch(r"-?[0-9]{1,10}", value) else None
-    if number is None or not minimum <= number <= MAX_INTEGER:
-        raise InvalidUrlError(f"The {name} in the address is not a whole number from {minimum} on.")
-    return number
-
-
-def _offset(params: dict[str, str]) -> int:
-    """Return how many entries to skip.
-
-    At most as many as are counted, because the database has to sort all skipped entries.
-    """
-    offset = _integer(params, "offset", minimum=0) or 0
-    if offset > MAX_TOTAL:
-        raise InvalidUrlError(f"The offset in the address is larger than {MAX_TOTAL:,}: look further with a filter.")
-    return offset
-
-
-def _text(params: dict[str, str], name: str, *, max_length: int = MAX_ID_LENGTH) -> str:
-    """Return a text field without surrounding whitespace, which is part of no name."""
-    value = params.get(name, "").strip()
-    if len(value) > max_length:
-        raise InvalidUrlError(f"The {name} in the address is longer than {max_length} characters.")
-    if "\0" in value:
-        raise InvalidUrlError(f"The {name} in the address contains a NUL character.")
-    return value
-
-
-def _choice(params: dict[str, str], name: str, values: Collection[str]) -> str:
-    value = params.get(name, "")
-    if value and value not in values:
-        raise InvalidUrlError(f"The {name} in the address is none of {', '.join(sorted(filter(None, values)))}.")
-    return value
-
-
-def _moment(params: dict[str, str], name: str) -> datetime | None:
-    """Return a timestamp parameter in UTC; without an offset it is taken as UTC."""
-    value = params.get(name, "")
-    if not value:
-        return None
+def _parse_value(name: str, text: str, parser: Parser) -> Any:
     try:
-        # Python 3.10 does not parse "Z". A form's plus arrives as %2B, one typed into the URL as a space.
-        moment = datetime.fromisoformat(value.replace(" ", "+").replace("Z", "+00:00"))
-        moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError):
-        raise InvalidUrlError(f"The {name} in the address is not a date and time, such as 2026-01-31T08:00Z.") from None
-    # Leave room: callers add and subtract days.
-    if not 1970 < moment.year < 9999:  # noqa: PLR2004
-        raise InvalidUrlError(f"The {name} in the address is not within the years 1971 to 9998.")
-    return moment
+        value = parser(text)
+    except ValueError as error:
+        raise InvalidUrlError(f"The {name} in the URL {error}.") from None
+    # Pages keep the text of words and labels: it goes back into their forms and links.
+    return value if isinstance(value, (int, datetime)) else text
+
+
+def _id(values: dict[str, str], name: str) -> str:
+    value = values.get(name, "")
+    if not value or UNFILLED.fullmatch(value):
+        raise InvalidUrlError(f"The URL has no {name}.")
+    return str(_parse_value(name, value, Text().parse))
+
+
+def _integer(values: dict[str, str], name: str, kind: Integer) -> int | None:
+    """Return an integer parameter, or ``None`` if it is missing or an unfilled placeholder."""
+    value = values.get(name, "")
+    if not value or UNFILLED.fullmatch(value):
+        return None
+    return int(_parse_value(name, value, kind.parse))

@@ -6,17 +6,18 @@ page has a ``/fragment`` route that returns it without its surrounding layout: o
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, status
+from fastapi import APIRouter, Request, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.api.description import describe
+from airflow_worker_insight.api.description import parameter_rows
 from airflow_worker_insight.api.reader import Reader  # noqa: TC001  (FastAPI reads the annotations)
-from airflow_worker_insight.domain.limits import MAX_BODY
+from airflow_worker_insight.api.routes import BodyDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.ui import pages
-from airflow_worker_insight.ui.query_params import parse_decision
+from airflow_worker_insight.ui.query_params import parse_availability_form
 from airflow_worker_insight.ui.rendering import FRAGMENT, render
 from airflow_worker_insight.ui.urls import Urls
 
@@ -44,22 +45,10 @@ def worker(request: Request, worker_id: str, reader: ReaderDep) -> HTMLResponse:
     return _show(pages.worker(reader, request.url.query, worker_id), request, reader)
 
 
-async def _body(request: Request) -> bytes:
-    """Return the posted form; stop reading once it is longer than ``MAX_BODY``."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            break
-    return body
-
-
 @router.post("/workers/{worker_id}/availability")
-def decide(
-    request: Request, worker_id: str, reader: ReaderDep, body: Annotated[bytes, Depends(_body)]
-) -> RedirectResponse:
-    """Record the user's decision on a worker's availability and redirect to its page."""
-    pages.decide(reader, worker_id, request.headers, lambda: parse_decision(body))
+def change_availability(request: Request, worker_id: str, reader: ReaderDep, body: BodyDep) -> RedirectResponse:
+    """Set a worker's availability and redirect to its page."""
+    pages.change_availability(reader, worker_id, request.headers, lambda: parse_availability_form(body))
     url = _urls(request, reader)("worker", worker_id=worker_id)
     assert url is not None
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
@@ -85,8 +74,9 @@ def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
 
     Unlike FastAPI's own page, this one loads no script from another host.
     """
-    api = describe(request.app.openapi(), root=request.scope["root_path"])
-    return HTMLResponse(render("docs.html", api=api, url=_urls(request, reader)))
+    api = request.app.openapi()
+    url = _urls(request, reader)
+    return HTMLResponse(render("docs.html", api=api, parameter_rows=parameter_rows, dumps=json.dumps, url=url))
 
 
 @router.get("/openapi.json")

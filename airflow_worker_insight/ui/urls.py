@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_worker_insight.ui.query_params import (
-        AttemptsAddress,
-        PanelAddress,
-        WaitingAddress,
-        WorkerAddress,
-        WorkersAddress,
+        AttemptsParams,
+        PanelParams,
+        WaitingParams,
+        WorkerParams,
+        WorkersParams,
     )
 
 URL_PREFIX = "/worker-insight"
@@ -54,24 +54,24 @@ class Urls:
     def _home(self) -> str:
         return f"{self.api_root}/"
 
-    def _workers(self, *, address: WorkersAddress | None = None) -> str | None:
+    def _workers(self, *, params: WorkersParams | None = None) -> str | None:
         if not self._may_see_workers:
             return None
-        return f"{self.root}/workers{address.query() if address else ''}"
+        return f"{self.root}/workers{params.query() if params else ''}"
 
-    def _worker(self, *, worker_id: str, address: WorkerAddress | None = None) -> str | None:
+    def _worker(self, *, worker_id: str, params: WorkerParams | None = None) -> str | None:
         if not self._may_see_workers:
             return None
-        return f"{self.root}/workers/{quote(worker_id, safe='@:')}{address.query() if address else ''}"
+        return f"{self.root}/workers/{quote(worker_id, safe='@:')}{params.query() if params else ''}"
 
     def _availability(self, *, worker_id: str) -> str:
         return f"{self.root}/workers/{quote(worker_id, safe='@:')}/availability"
 
-    def _attempts(self, *, address: AttemptsAddress | None = None) -> str:
-        return f"{self.root}/attempts{address.query() if address else ''}"
+    def _attempts(self, *, params: AttemptsParams | None = None) -> str:
+        return f"{self.root}/attempts{params.query() if params else ''}"
 
-    def _waiting(self, *, address: WaitingAddress | None = None) -> str:
-        return f"{self.root}/waiting{address.query() if address else ''}"
+    def _waiting(self, *, params: WaitingParams | None = None) -> str:
+        return f"{self.root}/waiting{params.query() if params else ''}"
 
     def _panel(self, *, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int | None = None) -> str:
         url = (
@@ -80,10 +80,10 @@ class Urls:
         )
         return url if try_number is None else f"{url}&try_number={try_number}"
 
-    def _task_instance(self, *, address: PanelAddress) -> str:
+    def _task_instance(self, *, params: PanelParams) -> str:
         """Return the task instance's page in Airflow's UI."""
-        mapped = f"/mapped/{address.map_index}" if address.map_index >= 0 else ""
+        mapped = f"/mapped/{params.map_index}" if params.map_index >= 0 else ""
         return (
-            f"{self.api_root}/dags/{quote(address.dag_id, safe='')}/runs/{quote(address.run_id, safe='')}"
-            f"/tasks/{quote(address.task_id, safe='')}{mapped}"
+            f"{self.api_root}/dags/{quote(params.dag_id, safe='')}/runs/{quote(params.run_id, safe='')}"
+            f"/tasks/{quote(params.task_id, safe='')}{mapped}"
         )

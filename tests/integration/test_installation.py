@@ -212,7 +212,7 @@ def test_interrupted_backfill_resumes_and_completes(migrated: Deployment) -> Non
     printed, _ = backfill.communicate(timeout=60)
     assert backfill.returncode == 130
     assert "100 Dag runs" in printed
-    go_on = re.search(r"go on with: (.+)", printed)
+    go_on = re.search(r"continue with: (.+)", printed)
     assert go_on is not None, printed
     # The first batch also holds the original run.
     assert sum(bool(attempts(airflow, "history", run_id)) for run_id in runs) == 99

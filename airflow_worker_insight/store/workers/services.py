@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRow
 
 
-SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
-
 _JOBS = {"SchedulerJob": "scheduler", "TriggererJob": "triggerer", "DagProcessorJob": "dag_processor"}
 
 MAX_JOBS = 1000
@@ -43,7 +41,7 @@ def list_services(
     by their host's clock: if that clock is behind the database's they seem silent for that long, and if it is ahead
     they seem alive for that long after their end.
 
-    :param kind: one of :data:`SERVICE_KINDS`, or ``None`` for all
+    :param kind: one of :data:`.filters.SERVICE_KINDS`, or ``None`` for all
     :param state: a worker's state, or ``None`` for all
     """
     jobs = [] if kind == "worker" else _job_services(connection, kind)

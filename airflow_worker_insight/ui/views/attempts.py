@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import ANY, AttemptsAddress
+from airflow_worker_insight.ui.query_params import ANY, AttemptsParams
 from airflow_worker_insight.ui.views.attribution import UNFINISHED
 from airflow_worker_insight.ui.views.parts import (
     MAX_DAG_SUGGESTIONS,
@@ -61,14 +61,14 @@ _NOT_ALL = (
 class AttemptsPage:
     """Page with the list of tries."""
 
-    address: AttemptsAddress
+    params: AttemptsParams
     filters: tuple[Filter, ...]
     rows: tuple[Row, ...]
     pages: Pages
     note: str
     """Remark that not all tries were searched; empty otherwise."""
     state_options: tuple[Option, ...]
-    windows: tuple[tuple[Option, AttemptsAddress], ...]
+    windows: tuple[tuple[Option, AttemptsParams], ...]
     since: str
     until: str
     """Ends of the time window in the format of their form fields, in UTC."""
@@ -79,7 +79,7 @@ class AttemptsPage:
 
 
 def build_attempts_page(
-    address: AttemptsAddress,
+    params: AttemptsParams,
     page: AttemptPage,
     *,
     dag_ids: Collection[str],
@@ -94,13 +94,13 @@ def build_attempts_page(
     """
     attempts = page.attempts
     has_unfinished = any(attempt.state is not None and attempt.state in UNFINISHED for attempt in attempts)
-    is_custom = address.since is not None or address.until is not None
+    is_custom = params.since is not None or params.until is not None
     return AttemptsPage(
-        address=address,
-        filters=tuple(_filters(address)),
+        params=params,
+        filters=tuple(_filters(params)),
         rows=tuple(build_row(attempt, {}, now=now) for attempt in attempts),
         pages=pages(
-            address,
+            params,
             Count(len(attempts), page.total, page.total_is_exact),
             size=PAGE_SIZE,
             singular="try",
@@ -108,55 +108,55 @@ def build_attempts_page(
         ),
         note="" if page.total_is_exact or page.total >= MAX_TOTAL else _NOT_ALL,
         state_options=options(
-            address.state, ("", "Any"), *((state, formatting.state(state)) for state in sorted(states))
+            params.state, ("", "Any"), *((state, formatting.state(state)) for state in sorted(states))
         ),
         windows=tuple(
             (
-                Option(value, text, is_chosen=value == address.window and not is_custom),
-                address.changed(window=value, since=None, until=None),
+                Option(value, text, is_chosen=value == params.window and not is_custom),
+                params.changed(window=value, since=None, until=None),
             )
             for value, text, _ in _WINDOWS
         ),
-        since=_field(address.since),
-        until=_field(address.until),
+        since=_field(params.since),
+        until=_field(params.until),
         dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
-        notice=None if attempts else _notice(address, page.total, dag_ids),
-        refresh_seconds=_refresh(address, has_unfinished=has_unfinished, now=now),
+        notice=None if attempts else _notice(params, page.total, dag_ids),
+        refresh_seconds=_refresh(params, has_unfinished=has_unfinished, now=now),
     )
 
 
-def _refresh(address: AttemptsAddress, *, has_unfinished: bool, now: datetime) -> int:
+def _refresh(params: AttemptsParams, *, has_unfinished: bool, now: datetime) -> int:
     """Return the refresh interval in seconds; 0 for none.
 
     Pages after the first do not refresh, nor do windows in the past without unfinished tries.
     """
-    if address.offset:
+    if params.offset:
         return 0
     if has_unfinished:
         return REFRESH_SECONDS
-    return REFRESH_IDLE_SECONDS if address.until is None or address.until > now else 0
+    return REFRESH_IDLE_SECONDS if params.until is None or params.until > now else 0
 
 
 def _field(value: datetime | None) -> str:
     return "" if value is None else f"{value:%Y-%m-%dT%H:%M}"
 
 
-def _filters(address: AttemptsAddress) -> Iterable[Filter]:
+def _filters(params: AttemptsParams) -> Iterable[Filter]:
     """Return the filters in force, including the time window, which is limited by default."""
-    if address.since is not None or address.until is not None:
-        since_text = f"from {address.since:%Y-%m-%d %H:%M} " if address.since else ""
-        until_text = f"until {address.until:%Y-%m-%d %H:%M} " if address.until else ""
-        yield Filter(f"Started {since_text}{until_text}UTC", address.changed(since=None, until=None, window=ANY))
-    elif address.window != ANY:
+    if params.since is not None or params.until is not None:
+        since_text = f"from {params.since:%Y-%m-%d %H:%M} " if params.since else ""
+        until_text = f"until {params.until:%Y-%m-%d %H:%M} " if params.until else ""
+        yield Filter(f"Started {since_text}{until_text}UTC", params.changed(since=None, until=None, window=ANY))
+    elif params.window != ANY:
         window_texts = {value: long_text for value, _, long_text in _WINDOWS}
-        yield Filter(f"Started in {window_texts[address.window]}", address.changed(window=ANY))
-    yield from filters(address, _FILTERS, {"state": formatting.state})
+        yield Filter(f"Started in {window_texts[params.window]}", params.changed(window=ANY))
+    yield from filters(params, _FILTERS, {"state": formatting.state})
 
 
-def _notice(address: AttemptsAddress, total: int, dag_ids: Collection[str]) -> Notice:
+def _notice(params: AttemptsParams, total: int, dag_ids: Collection[str]) -> Notice:
     if total:
         return Notice("info", "", "No more tries.")
-    if not dag_ids or address.changed() == AttemptsAddress(window=ANY):
+    if not dag_ids or params.changed() == AttemptsParams(window=ANY):
         return Notice(
             "info",
             "No tries yet",

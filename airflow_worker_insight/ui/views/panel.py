@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import Attempt
     from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.placements import Why
-    from airflow_worker_insight.ui.query_params import PanelAddress
+    from airflow_worker_insight.ui.query_params import PanelParams
 
 REFRESH_SECONDS = 5
 """Refresh interval in seconds while the task instance has not ended."""
@@ -39,7 +39,7 @@ class LostWorkerWarning:
 class Panel:
     """Worker panel of one task instance."""
 
-    address: PanelAddress
+    params: PanelParams
     task_name: str
     summary: str
     warning: LostWorkerWarning | None
@@ -52,7 +52,7 @@ class Panel:
 
 
 def build_panel(
-    address: PanelAddress,
+    params: PanelParams,
     attempts: Sequence[Attempt],
     instances: Mapping[str, WorkerRow] | None = None,
     *,
@@ -75,7 +75,7 @@ def build_panel(
             marks,
             instances,
             now=now,
-            selected_try=address.try_number,
+            selected_try=params.try_number,
             why=why_text(
                 why_by_try.get(attempt.try_number),
                 has_started=bool(attempt.workers),
@@ -89,8 +89,8 @@ def build_panel(
     latest = max(attempts, key=lambda attempt: attempt.try_number, default=None)
     unfinished = latest is not None and latest.state in UNFINISHED
     return Panel(
-        address=address,
-        task_name=_task_name(address.task_id, address.map_index),
+        params=params,
+        task_name=_task_name(params.task_id, params.map_index),
         summary=summary,
         warning=_warning(tries, instances or {}),
         rows=rows,

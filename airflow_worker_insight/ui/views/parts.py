@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import AttemptsAddress, WaitingAddress, WorkerAddress, WorkersAddress
+from airflow_worker_insight.ui.query_params import AttemptsParams, WaitingParams, WorkerParams, WorkersParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
-Address = TypeVar("Address", WorkersAddress, WorkerAddress, AttemptsAddress, WaitingAddress)
+Params = TypeVar("Params", WorkersParams, WorkerParams, AttemptsParams, WaitingParams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ class Filter:
     """Filter in force: its text, and the list without it."""
 
     text: str
-    without: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress
+    without: WorkersParams | WorkerParams | AttemptsParams | WaitingParams
 
 
 def filters(
-    address: Address, texts: Mapping[str, str], terms: Mapping[str, Callable[[str], str]] | None = None
+    params: Params, texts: Mapping[str, str], terms: Mapping[str, Callable[[str], str]] | None = None
 ) -> Iterable[Filter]:
     """Return the filters in force, each with its value in words.
 
@@ -98,10 +98,10 @@ def filters(
     :param terms: by parameter, the function that puts its value in words
     """
     for name, text in texts.items():
-        value = getattr(address, name)
+        value = getattr(params, name)
         if value:
             shown = (terms or {}).get(name, str)(value)
-            yield Filter(text.format(shown), address.changed(**{name: ""}))
+            yield Filter(text.format(shown), params.changed(**{name: ""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,8 @@ class Pages:
     """Pagination of a list: the range in words, and the previous and next page."""
 
     range_text: str
-    previous: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress | None
-    following: WorkersAddress | WorkerAddress | AttemptsAddress | WaitingAddress | None
+    previous: WorkersParams | WorkerParams | AttemptsParams | WaitingParams | None
+    following: WorkersParams | WorkerParams | AttemptsParams | WaitingParams | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +145,19 @@ class Count:
     is_exact: bool = True
 
 
-def pages(address: Address, count: Count, *, size: int, singular: str, plural: str) -> Pages:
+def pages(params: Params, count: Count, *, size: int, singular: str, plural: str) -> Pages:
     """Return the pagination of a list.
 
     :param size: the number of entries on a full page
     """
     shown, total = count.shown, count.total
-    offset = address.offset
+    offset = params.offset
     before = max(0, min(offset - size, total - 1)) if offset > 0 else None
     after = offset + shown if shown and offset + shown < total else None
     return Pages(
         range_text=_range_text(count, offset, singular, plural),
-        previous=None if before is None else address.changed(offset=before),
-        following=None if after is None else address.changed(offset=after),
+        previous=None if before is None else params.changed(offset=before),
+        following=None if after is None else params.changed(offset=after),
     )
 
 

@@ -25,7 +25,7 @@ from airflow_worker_insight.domain.reasons import (
     WORKERS_UNSEEN,
 )
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import WaitingAddress
+from airflow_worker_insight.ui.query_params import WaitingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class PlacedTries:
     text: str
     rows: Sequence[Placement]
     rest: str
-    address: WaitingAddress
+    params: WaitingParams
     """The list of waiting tries, filtered by this worker."""
 
 
@@ -118,5 +118,5 @@ def build_placed(
         text,
         rows,
         f"And {total - len(rows):,} more." if total > len(rows) else "",
-        WaitingAddress(worker=worker_id),
+        WaitingParams(worker=worker_id),
     )

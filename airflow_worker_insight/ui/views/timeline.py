@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.states import LOST, OFFLINE
 from airflow_worker_insight.ui import formatting, lanes
 from airflow_worker_insight.ui.lanes import Span
-from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
+from airflow_worker_insight.ui.query_params import HOURS, AttemptsParams
 from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
-    from airflow_worker_insight.ui.query_params import WorkerAddress
+    from airflow_worker_insight.ui.query_params import WorkerParams
 
 MAX_TRIES = 2000
 """Maximum number of tries drawn: more would be indistinguishable and slow the page down."""
@@ -55,7 +55,7 @@ class Bar:
 
     key: TryKey | None
     """The try; ``None`` for several."""
-    address: AttemptsAddress | None
+    params: AttemptsParams | None
     """The list of these tries, if there are several."""
     x: str
     width: str
@@ -76,13 +76,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class HourBar:
-    """Tries that started within one hour; ``address`` shows only that hour."""
+    """Tries that started within one hour; ``params`` shows only that hour."""
 
     x: str
     width: str
     pieces: tuple[Piece, ...]
     title: str
-    address: WorkerAddress
+    params: WorkerParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +119,10 @@ class Timeline:
     ends_now: bool
     label: str
     notes: tuple[str, ...]
-    lengths: tuple[tuple[Option, WorkerAddress], ...]
-    earlier: WorkerAddress
-    later: WorkerAddress | None
-    latest: WorkerAddress | None
+    lengths: tuple[tuple[Option, WorkerParams], ...]
+    earlier: WorkerParams
+    later: WorkerParams | None
+    latest: WorkerParams | None
     """Default position of the timeline: now, or the end of a worker that has ended."""
     latest_text: str
 
@@ -132,29 +132,29 @@ class Timeline:
         return self.lanes * self.lane_height
 
 
-def window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
+def window(params: WorkerParams, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and end of the hours that the URL selects."""
-    end = min(address.until or _latest(row, now), now)
-    return end - _hours(address, row, now) * _HOUR, end
+    end = min(params.until or _latest(row, now), now)
+    return end - _hours(params, row, now) * _HOUR, end
 
 
-def chart_window(address: WorkerAddress, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
+def chart_window(params: WorkerParams, row: WorkerRow, now: datetime) -> tuple[datetime, datetime]:
     """Return the start and end of the chart: whole hours from the start on, at least a day."""
-    _, end = window(address, row, now)
+    _, end = window(params, row, now)
     last = (end - timedelta.resolution).replace(minute=0, second=0, microsecond=0)
-    return last - (max(DAY, _hours(address, row, now)) - 1) * _HOUR, end
+    return last - (max(DAY, _hours(params, row, now)) - 1) * _HOUR, end
 
 
-def _hours(address: WorkerAddress, row: WorkerRow, now: datetime) -> int:
+def _hours(params: WorkerParams, row: WorkerRow, now: datetime) -> int:
     """Return how many hours to draw.
 
     By default as few as cover the worker instance's lifetime, at most a day.
     """
-    if address.hours is not None:
-        return address.hours
+    if params.hours is not None:
+        return params.hours
     began = row.started_at or row.registered_at
     # A host stands for all its workers, past and present.
-    if address.until is not None or row.host_only or began > _latest(row, now):
+    if params.until is not None or row.host_only or began > _latest(row, now):
         return DAY
     return next((hours for hours in HOURS if hours >= DAY or _latest(row, now) - began <= hours * _HOUR), DAY)
 
@@ -171,14 +171,14 @@ def _latest(row: WorkerRow, now: datetime) -> datetime:
 
 
 def build_timeline(
-    row: WorkerRow, stays: Sequence[Stay], address: WorkerAddress, *, is_truncated: bool, now: datetime
+    row: WorkerRow, stays: Sequence[Stay], params: WorkerParams, *, is_truncated: bool, now: datetime
 ) -> Timeline:
     """Return the tries of a worker in lanes.
 
     :param stays: the stays that the user may see, within the hours that the URL selects, in any order
     :param is_truncated: whether there are more, earlier stays
     """
-    start, end = window(address, row, now)
+    start, end = window(params, row, now)
     spans = sorted((_span(row, stay, now) for stay in stays), key=lambda span: (span.start, span.end))
     spans = [span for span in spans if span.end >= start and span.start <= end]
     lane_indexes = lanes.assign_lanes(spans)
@@ -195,10 +195,10 @@ def build_timeline(
     )
     merged = lanes.merge_short(zip(keys, spans, strict=True), (end - start) * MIN_WIDTH / 100)
     bars = [_bar(span, row, lane * height, start, end) for (lane, _, _), span in merged]
-    hours = _hours(address, row, now)
+    hours = _hours(params, row, now)
     step = hours * _HOUR
     latest = _latest(row, now)
-    is_latest = address.until is None or address.until >= latest
+    is_latest = params.until is None or params.until >= latest
     later = None if is_latest else min(end + step, latest)
     return Timeline(
         # Failed tries last: later bars are drawn on top.
@@ -213,11 +213,11 @@ def build_timeline(
         else "No tries",
         notes=tuple(notes),
         lengths=tuple(
-            (Option(str(length), _length(length), length == hours), address.changed(hours=length)) for length in HOURS
+            (Option(str(length), _length(length), length == hours), params.changed(hours=length)) for length in HOURS
         ),
-        earlier=address.changed(hours=hours, until=start),
-        later=None if later is None else address.changed(hours=hours, until=None if later == latest else later),
-        latest=None if is_latest else address.changed(until=None),
+        earlier=params.changed(hours=hours, until=start),
+        later=None if later is None else params.changed(hours=hours, until=None if later == latest else later),
+        latest=None if is_latest else params.changed(until=None),
         latest_text="Now" if latest == now else "End",
     )
 
@@ -263,7 +263,7 @@ def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetim
     )
     first = span.tries[0]
     state = formatting.state(first.state)
-    key = address = None
+    key = params = None
     if len(span.tries) == 1:
         key = first.key
         task = key.task_id if key.map_index < 0 else f"{key.task_id} [{key.map_index}]"
@@ -271,7 +271,7 @@ def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetim
         if span.is_cut and first.ended_at:
             title += f"; Airflow detected it at {first.ended_at:%H:%M:%S} UTC"
     else:
-        address = AttemptsAddress(
+        params = AttemptsParams(
             worker=row.worker_id,
             state=first.state or "",
             since=span.start.replace(microsecond=0),
@@ -280,7 +280,7 @@ def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetim
         title = f"{len(span.tries):,} tries: {state}; {span.when}"
     return Bar(
         key=key,
-        address=address,
+        params=params,
         x=f"{x:.2f}%",
         width=f"{width:.2f}%",
         y=y,
@@ -293,13 +293,13 @@ def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetim
 # --- hours ----------------------------------------------------------------------------------------------------------
 
 
-def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAddress, *, now: datetime) -> Chart | None:
+def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], params: WorkerParams, *, now: datetime) -> Chart | None:
     """Return the outcomes of the tries per hour, or ``None`` if there are none.
 
     :param outcomes: outcomes of the tries that the user may see, within ``chart_window``
     """
-    start, _ = chart_window(address, row, now)
-    hours = max(DAY, _hours(address, row, now))
+    start, _ = chart_window(params, row, now)
+    hours = max(DAY, _hours(params, row, now))
     outcomes = [outcome for outcome in outcomes if start <= outcome.hour < start + hours * _HOUR]
     totals: dict[str, int] = {}
     for hour in outcomes:
@@ -310,7 +310,7 @@ def build_chart(row: WorkerRow, outcomes: Sequence[Outcomes], address: WorkerAdd
     states = sorted(totals, key=_rank)
     highest = max(sum(hour.states.values()) for hour in outcomes)
     return Chart(
-        bars=tuple(_hour_bar(hour, states, highest, start, hours, address) for hour in outcomes),
+        bars=tuple(_hour_bar(hour, states, highest, start, hours, params) for hour in outcomes),
         legend=tuple((state, f"{totals[state]:,}") for state in states),
         ticks=lanes.ticks(start, start + hours * _HOUR),
         highest=f"{highest:,}",
@@ -328,7 +328,7 @@ def _rank(state: str) -> tuple[int, str]:
 
 
 def _hour_bar(
-    hour: Outcomes, states: Sequence[str], highest: int, start: datetime, hours: int, address: WorkerAddress
+    hour: Outcomes, states: Sequence[str], highest: int, start: datetime, hours: int, params: WorkerParams
 ) -> HourBar:
     counts = {state or "no_status": count for state, count in hour.states.items()}
     max_height = CHART_HEIGHT - 4
@@ -350,5 +350,5 @@ def _hour_bar(
         width=f"{width * 0.8:.2f}%",
         pieces=tuple(pieces),
         title=f"{hour.hour:%Y-%m-%d %H:%M} to {hour.hour + _HOUR:%H:%M} UTC: {summary}",
-        address=address.changed(hours=1, until=hour.hour + _HOUR),
+        params=params.changed(hours=1, until=hour.hour + _HOUR),
     )

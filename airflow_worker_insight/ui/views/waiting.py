@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.filters import PLACED, WAITS
 from airflow_worker_insight.domain.reasons import REASONS
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import WaitingAddress
+from airflow_worker_insight.ui.query_params import WaitingParams
 from airflow_worker_insight.ui.views.parts import (
     MAX_DAG_SUGGESTIONS,
     Count,
@@ -69,8 +69,8 @@ class WaitingRow:
 class WaitingPage:
     """Page with the list of waiting tries."""
 
-    address: WaitingAddress
-    states: tuple[tuple[Option, WaitingAddress], ...]
+    params: WaitingParams
+    states: tuple[tuple[Option, WaitingParams], ...]
     filters: tuple[Filter, ...]
     reason_options: tuple[Option, ...]
     dag_ids: tuple[str, ...]
@@ -85,50 +85,50 @@ class WaitingPage:
 
 
 def build_waiting_page(
-    address: WaitingAddress,
+    params: WaitingParams,
     listing: tuple[Sequence[ListedPlacement], int],
     executor: Executor,
     *,
     dag_ids: Collection[str],
-    sees_workers: bool,
+    may_see_workers: bool,
     now: datetime,
 ) -> WaitingPage:
     """Return the list of waiting tries.
 
     :param listing: the tries that the user may see, the longest wait first, and their total number
     :param dag_ids: the Dags that the user may read
-    :param sees_workers: whether the user may see workers that are unrelated to a try
+    :param may_see_workers: whether the user may see workers that are unrelated to a try
     """
     placements, total = listing
     return WaitingPage(
-        address=address,
+        params=params,
         states=tuple(
-            (Option(value, text, is_chosen=value == address.state), address.changed(state=value))
+            (Option(value, text, is_chosen=value == params.state), params.changed(state=value))
             for value, text in _STATES
         ),
-        filters=tuple(_filters(address)),
+        filters=tuple(_filters(params)),
         reason_options=options(
-            address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
+            params.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
-        rows=tuple(_row(placement, sees_workers=sees_workers) for placement in placements),
-        pages=pages(address, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
-        notices=tuple(_notices(address, executor, shown=len(placements), total=total)),
-        has_filters=executor.places or bool(placements) or address != WaitingAddress(),
-        refresh_seconds=0 if address.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
+        rows=tuple(_row(placement, may_see_workers=may_see_workers) for placement in placements),
+        pages=pages(params, Count(len(placements), total), size=PAGE_SIZE, singular="try", plural="tries"),
+        notices=tuple(_notices(params, executor, shown=len(placements), total=total)),
+        has_filters=executor.places or bool(placements) or params != WaitingParams(),
+        refresh_seconds=0 if params.offset else REFRESH_SECONDS if placements else REFRESH_IDLE_SECONDS,
         now=now,
     )
 
 
-def _row(listed: ListedPlacement, *, sees_workers: bool) -> WaitingRow:
+def _row(listed: ListedPlacement, *, may_see_workers: bool) -> WaitingRow:
     placement = listed.placement
-    text = placement.sentence if sees_workers else reason_text(placement.reason)
+    text = placement.sentence if may_see_workers else reason_text(placement.reason)
     shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
     return WaitingRow(
         listed=listed,
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
-        why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
+        why=text if listed.state == PLACED and may_see_workers else f"{text[:1].upper()}{text[1:]}",
     )
 
 
@@ -137,13 +137,13 @@ def _short(reason: str) -> str:
     return reason.replace("_", " ").capitalize()
 
 
-def _filters(address: WaitingAddress) -> Iterable[Filter]:
-    if address.state:
-        yield Filter(dict(_STATES)[address.state], address.changed(state=""))
-    yield from filters(address, _FILTERS, {"reason": _short})
+def _filters(params: WaitingParams) -> Iterable[Filter]:
+    if params.state:
+        yield Filter(dict(_STATES)[params.state], params.changed(state=""))
+    yield from filters(params, _FILTERS, {"reason": _short})
 
 
-def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
+def _notices(params: WaitingParams, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:
     if executor.unavailable_reason and executor.places:
         consequence = (
             "The executor holds tasks until then, and they are listed here."
@@ -156,7 +156,7 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
         return
     if total:
         yield Notice("info", "", "No more tries.")
-    elif address.changed() != WaitingAddress():
+    elif params.changed() != WaitingParams():
         yield Notice("info", "No tries found", "No waiting try that you can see matches these filters.")
     elif not executor.places:
         yield Notice(

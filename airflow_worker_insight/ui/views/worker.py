@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import Change, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
-    from airflow_worker_insight.ui.query_params import WorkerAddress
+    from airflow_worker_insight.ui.query_params import WorkerParams
 
 PAGE_SIZE = 25
 
@@ -119,7 +119,7 @@ class WorkerPage:
 
 
 def build_worker_page(
-    instance: WorkerInstance, address: WorkerAddress, *, may_read: bool, may_decide: bool, now: datetime
+    instance: WorkerInstance, params: WorkerParams, *, may_read: bool, may_decide: bool, now: datetime
 ) -> WorkerPage:
     """Return the page of a worker.
 
@@ -142,15 +142,15 @@ def build_worker_page(
         lost_tries=_lost_tries(instance, now) if may_read and row.state == LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
-        timeline=build_timeline(row, instance.stays, address, is_truncated=instance.is_truncated, now=now)
+        timeline=build_timeline(row, instance.stays, params, is_truncated=instance.is_truncated, now=now)
         if may_read
         else None,
-        chart=build_chart(row, instance.outcomes, address, now=now) if may_read else None,
+        chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
         history=instance.changes,
         others=instance.others,
         rows=_rows(page.attempts, row, now),
         pages=pages(
-            address,
+            params,
             Count(len(page.attempts), page.total, page.total_is_exact),
             size=PAGE_SIZE,
             singular="try",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import ANY, WorkersAddress
+from airflow_worker_insight.ui.query_params import ANY, WorkersParams
 from airflow_worker_insight.ui.views.availability import current_change
 from airflow_worker_insight.ui.views.parts import (
     Count,
@@ -85,16 +85,16 @@ class StateChip:
     key: str
     text: str
     count: str
-    address: WorkersAddress
+    params: WorkersParams
     is_chosen: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Heading of a column; ``address`` sorts by it, or reverses the order if it is sorted so."""
+    """Heading of a column; ``params`` sorts by it, or reverses the order if it is sorted so."""
 
     text: str
-    address: WorkersAddress | None
+    params: WorkersParams | None
     direction: str
     """``ascending`` or ``descending`` if the list is sorted by this column, else empty."""
 
@@ -126,10 +126,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class GroupLine:
-    """Row of the grouped list: one group; ``address`` lists its workers."""
+    """Row of the grouped list: one group; ``params`` lists its workers."""
 
     name: str
-    address: WorkersAddress | None
+    params: WorkersParams | None
     """``None`` for the group of workers whose value is unknown."""
     count: str
     shares: tuple[Share, ...]
@@ -141,11 +141,11 @@ class GroupLine:
 class WorkersPage:
     """Page with the list of workers."""
 
-    address: WorkersAddress
+    params: WorkersParams
     chips: tuple[StateChip, ...]
     sentence: str
     """Description of the listed workers; empty if no worker is known."""
-    unfiltered: WorkersAddress | None
+    unfiltered: WorkersParams | None
     """Unfiltered list; ``None`` if this is it."""
     filters: tuple[Filter, ...]
     columns: tuple[Column, ...]
@@ -182,99 +182,99 @@ class Listing:
     sources: Sequence[SourceStatus]
 
 
-def listed_states(address: WorkersAddress) -> frozenset[str] | None:
+def listed_states(params: WorkersParams) -> frozenset[str] | None:
     """Return the states to list; ``None`` for all."""
-    if address.state == ANY:
+    if params.state == ANY:
         return None
-    return frozenset({address.state}) if address.state else LISTED
+    return frozenset({params.state}) if params.state else LISTED
 
 
 def build_workers_page(
-    address: WorkersAddress, listing: Listing, *, now: datetime, polls_by_itself: bool = True
+    params: WorkersParams, listing: Listing, *, now: datetime, polls_by_itself: bool = True
 ) -> WorkersPage:
     """Return the list of workers.
 
-    :param looks_by_itself: whether Airflow's web server polls the workers by itself, so that no command has to
+    :param polls_by_itself: whether Airflow's web server polls the workers by itself, so that no command has to
     """
     shown = len(listing.groups or listing.rows)
     alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
-    unfiltered = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
+    unfiltered = WorkersParams(state=ANY, seen=ANY, group=params.group, order=params.order)
     return WorkersPage(
-        address=address,
-        chips=tuple(_chip(state, address, listing.counts) for state in STATES),
-        sentence=_sentence(address) if listing.any_worker else "",
-        unfiltered=unfiltered if address.changed() != unfiltered else None,
-        filters=tuple(filters(address, _FILTERS, {"kind": formatting.kind})),
-        columns=tuple(_column(name, text, address) for name, text in _COLUMNS),
+        params=params,
+        chips=tuple(_chip(state, params, listing.counts) for state in STATES),
+        sentence=_sentence(params) if listing.any_worker else "",
+        unfiltered=unfiltered if params.changed() != unfiltered else None,
+        filters=tuple(filters(params, _FILTERS, {"kind": formatting.kind})),
+        columns=tuple(_column(name, text, params) for name, text in _COLUMNS),
         lines=tuple(_line(row, listing.decisions.get(row.ref)) for row in listing.rows),
-        groups=tuple(_group(group, address) for group in listing.groups),
-        group_name=_group_name(address.group),
+        groups=tuple(_group(group, params) for group in listing.groups),
+        group_name=_group_name(params.group),
         group_options=options(
-            address.group,
+            params.group,
             ("", "Nothing"),
             *_GROUPS.items(),
             *((f"label:{key}", f"Label {key}") for key in listing.label_keys),
         ),
-        kind_options=options(address.kind, ("", "Any"), *((kind, formatting.kind(kind)) for kind in _KINDS)),
-        seen_options=options(address.seen, *_SEEN),
-        availability_options=options(address.availability, *_AVAILABILITIES),
-        pages=_pages(address, listing, shown),
+        kind_options=options(params.kind, ("", "Any"), *((kind, formatting.kind(kind)) for kind in _KINDS)),
+        seen_options=options(params.seen, *_SEEN),
+        availability_options=options(params.availability, *_AVAILABILITIES),
+        pages=_pages(params, listing, shown),
         warnings=tuple(_warnings(listing, now)),
-        notice=None if shown else _notice(address, listing, polls_by_itself=polls_by_itself),
+        notice=None if shown else _notice(params, listing, polls_by_itself=polls_by_itself),
         refresh_seconds=REFRESH_SECONDS if alive or not listing.any_worker else REFRESH_IDLE_SECONDS,
         now=now,
     )
 
 
-def _pages(address: WorkersAddress, listing: Listing, shown: int) -> Pages:
-    if not address.group:
+def _pages(params: WorkersParams, listing: Listing, shown: int) -> Pages:
+    if not params.group:
         count = Count(shown, listing.total, listing.total < MAX_TOTAL)
-        return pages(address, count, size=PAGE_SIZE, singular="worker", plural="workers")
+        return pages(params, count, size=PAGE_SIZE, singular="worker", plural="workers")
     # Only the latest workers are grouped if there are more than are counted. A worker is in one group per queue.
-    states = listed_states(address)
+    states = listed_states(params)
     grouped = sum(
         count for state, count in listing.counts.items() if states is None or (state or UNKNOWN_STATE) in states
     )
     count = Count(shown, min(listing.total, MAX_TOTAL), max(grouped, listing.total) < MAX_TOTAL)
-    return pages(address, count, size=GROUPS_PAGE_SIZE, singular="group", plural="groups")
+    return pages(params, count, size=GROUPS_PAGE_SIZE, singular="group", plural="groups")
 
 
-def _chip(state: str, address: WorkersAddress, counts: Mapping[str | None, int]) -> StateChip:
-    is_chosen = address.state == state
+def _chip(state: str, params: WorkersParams, counts: Mapping[str | None, int]) -> StateChip:
+    is_chosen = params.state == state
     return StateChip(
         key=state,
         text=formatting.worker_state(state),
         count=f"{counts.get(None if state == UNKNOWN_STATE else state, 0):,}",
-        address=address.changed(state="" if is_chosen else state),
+        params=params.changed(state="" if is_chosen else state),
         is_chosen=is_chosen,
     )
 
 
-def _sentence(address: WorkersAddress) -> str:
+def _sentence(params: WorkersParams) -> str:
     """Describe which workers are listed, before further filters."""
-    seen = "at any time" if address.seen == ANY else f"in the {dict(_SEEN)[address.seen].lower()}"
-    if address.state == ANY:
-        return "All workers ever seen." if address.seen == ANY else f"All workers seen {seen}."
-    if address.state in (ONLINE, UNRESPONSIVE):
-        return f"{address.state.capitalize()} workers."
-    if address.state:
+    seen = "at any time" if params.seen == ANY else f"in the {dict(_SEEN)[params.seen].lower()}"
+    if params.state == ANY:
+        return "All workers ever seen." if params.seen == ANY else f"All workers seen {seen}."
+    if params.state in (ONLINE, UNRESPONSIVE):
+        return f"{params.state.capitalize()} workers."
+    if params.state:
         workers = (
-            "Workers of unknown state" if address.state == UNKNOWN_STATE else f"{address.state.capitalize()} workers"
+            "Workers of unknown state" if params.state == UNKNOWN_STATE else f"{params.state.capitalize()} workers"
         )
         return f"{workers}, last seen {seen}."
     return f"Current workers, and lost ones last seen {seen}. Offline workers are hidden."
 
 
-def _column(name: str, text: str, address: WorkersAddress) -> Column:
+def _column(name: str, text: str, params: WorkersParams) -> Column:
     if not name:
         return Column(text, None, "")
-    is_first, is_reversed = address.order == name, address.order == f"-{name}"
+    is_first, is_reversed = params.order == name, params.order == f"-{name}"
     # The most recent and the busiest come first; other columns start in ascending order.
     first_order = f"-{name}" if name in ("running", "last_seen_at") else name
     order = f"-{name}" if is_first else name if is_reversed else first_order
     return Column(
         text,
-        address.changed(order=order),
+        params.changed(order=order),
         "ascending" if is_first else "descending" if is_reversed else "",
     )
 
@@ -292,7 +292,7 @@ def _line(row: WorkerRow, latest: Change | None) -> WorkerLine:
     )
 
 
-def _group(group: Group, address: WorkersAddress) -> GroupLine:
+def _group(group: Group, params: WorkersParams) -> GroupLine:
     total = sum(group.states.values())
     shares = []
     offset = 0
@@ -304,7 +304,7 @@ def _group(group: Group, address: WorkersAddress) -> GroupLine:
             offset += count
     return GroupLine(
         name=group.name or "Unknown",
-        address=_members(group.name, address) if group.name else None,
+        params=_members(group.name, params) if group.name else None,
         count=formatting.count(total, "worker", "workers"),
         shares=tuple(shares),
         text=", ".join(share.text for share in shares),
@@ -312,10 +312,10 @@ def _group(group: Group, address: WorkersAddress) -> GroupLine:
     )
 
 
-def _members(name: str, address: WorkersAddress) -> WorkersAddress:
-    by, _, key = address.group.partition(":")
+def _members(name: str, params: WorkersParams) -> WorkersParams:
+    by, _, key = params.group.partition(":")
     changed = {"label": f"{key}={name}"} if by == "label" else {by: name}
-    return address.changed(group="", **changed)
+    return params.changed(group="", **changed)
 
 
 def _group_name(group: str) -> str:
@@ -338,7 +338,7 @@ def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
             yield Notice("warning", f"{_SOURCE_NAMES.get(source.name, source.name)} cannot be reached", source.error)
 
 
-def _notice(address: WorkersAddress, listing: Listing, *, polls_by_itself: bool) -> Notice:
+def _notice(params: WorkersParams, listing: Listing, *, polls_by_itself: bool) -> Notice:
     if not listing.any_worker:
         text = (
             "A worker is listed when its executor reports it, or when it starts its first try. If workers are running "
@@ -348,10 +348,10 @@ def _notice(address: WorkersAddress, listing: Listing, *, polls_by_itself: bool)
             return Notice("info", "No workers yet", text)
         text += " On this version of Airflow, run this command every minute to check the workers:"
         return Notice("info", "No workers yet", text, REFRESH_COMMAND)
-    if address.offset:
-        return Notice("info", "", f"No more {'groups' if address.group else 'workers'}.")
-    if any(filters(address, _FILTERS)):
+    if params.offset:
+        return Notice("info", "", f"No more {'groups' if params.group else 'workers'}.")
+    if any(filters(params, _FILTERS)):
         return Notice("info", "No workers found", "No worker matches these filters. Remove a filter to see more.")
-    if address.group and listing.counts:
+    if params.group and listing.counts:
         return Notice("info", "", "None of these workers has a value to group by.")
     return Notice("info", "No workers found", "No worker is in this state. Show all workers to see older ones.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi.testclient import TestClient
+    from pytest_mock import MockerFixture
 
     from tests.unit.database import Database
 
@@ -98,8 +99,8 @@ def test_the_fragment_does_not_follow_to_the_login(client_of: ClientOf) -> None:
     assert client_of(None).get("panel/fragment?dag_id=etl&run_id=r&task_id=t").status_code == 401
 
 
-def test_airflow_3_0_gets_a_page_that_brings_the_login(client_of: ClientOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "airflow_version", lambda: (3, 0))
+def test_airflow_3_0_gets_a_page_that_brings_the_login(client_of: ClientOf, mocker: MockerFixture) -> None:
+    mocker.patch.object(compat, "airflow_version", return_value=(3, 0))
     answer = client_of(None).get(PANEL)
     assert answer.status_code == 401
     assert 'id="wi-sign-in"' in answer.text
@@ -163,9 +164,7 @@ def test_one_who_may_see_nothing_sees_nothing(client_of: ClientOf) -> None:
 
 
 @pytest.mark.usefixtures("tries")
-def test_a_check_of_airflows_that_became_a_coroutine_still_refuses(
-    client_of: ClientOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_of_airflows_that_became_a_coroutine_still_refuses(client_of: ClientOf, mocker: MockerFixture) -> None:
     """Airflow has made coroutines of some of its checks: one that nobody waits for refuses nobody."""
     from airflow.api_fastapi.core_api import security
 
@@ -181,7 +180,7 @@ def test_a_check_of_airflows_that_became_a_coroutine_still_refuses(
         return make_later
 
     for name in ("requires_access_dag", "requires_access_view"):
-        monkeypatch.setattr(security, name, later(getattr(security, name)))
+        mocker.patch.object(security, name, later(getattr(security, name)))
     nobody, few = client_of("nobody"), client_of("few")
     assert nobody.get("api/v1/workers").status_code == 403
     assert nobody.get("api/v1/attempts").status_code == 403
@@ -252,8 +251,8 @@ def test_a_plus_in_a_run_id_that_airflow_3_1_leaves_as_it_is(client_of: ClientOf
 @pytest.mark.parametrize(
     ("path", "status", "text"),
     [
-        ("panel", 422, "does not say which dag_id"),
-        ("panel?dag_id=d&run_id=r&task_id=t&map_index=x", 422, "map_index in the address is not a whole number"),
+        ("panel", 422, "URL has no dag_id"),
+        ("panel?dag_id=d&run_id=r&task_id=t&map_index=x", 422, "map_index in the URL is not a whole number"),
         (f"panel?dag_id={'d' * 251}&run_id=r&task_id=t", 422, "longer than 250"),
         ("panel?dag_id=%00&run_id=r&task_id=t", 422, "NUL"),
         ("panel?dag_id=%ff&run_id=r&task_id=t", 422, "UTF-8"),

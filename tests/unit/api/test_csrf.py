@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_worker_insight.api.csrf import is_json, may_be_made
+from airflow_worker_insight.api.csrf import is_json, passes_csrf_checks
 
 HERE = "https://airflow.example"
 JSON = {"content-type": "application/json"}
@@ -13,7 +13,7 @@ SAME = {"sec-fetch-site": "same-origin"}
 
 
 def may(headers: dict[str, str], *, cookie: bool) -> bool:
-    return may_be_made(headers, has_login_cookie=cookie, base_url=f"{HERE}/deep")
+    return passes_csrf_checks(headers, has_login_cookie=cookie, base_url=f"{HERE}/deep")
 
 
 @pytest.mark.parametrize(

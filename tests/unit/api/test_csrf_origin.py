@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_worker_insight.api.csrf import is_from_here
+from airflow_worker_insight.api.csrf import is_same_origin
 
 BASE_URL = "https://airflow.example.org/team"
 
@@ -34,4 +34,4 @@ BASE_URL = "https://airflow.example.org/team"
     ],
 )
 def test_where_a_change_came_from(headers: dict[str, str], expected: bool) -> None:
-    assert is_from_here(headers, base_url=BASE_URL) is expected
+    assert is_same_origin(headers, base_url=BASE_URL) is expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,38 +11,25 @@ from airflow_worker_insight.api.database import RECHECK_SECONDS, SchemaCheck, Sc
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.migrate import Schema
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 NOBODY: Any = None
 
 
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[Schema]:
-    """Return a list of what the database answers, one after the other."""
-    found: list[Schema] = []
-    monkeypatch.setattr(migrate, "check", lambda _connection: found.pop(0))
-    return found
+def schema_check(answers: list[Schema], now: list[float]) -> SchemaCheck:
+    """Return a check that gets the answers of the database one after the other."""
+    return SchemaCheck(lambda _connection: answers.pop(0), clock=lambda: now[0])
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    now = [100.0]
-    monkeypatch.setattr(web_database.time, "monotonic", lambda: now[0])
-    return now
-
-
-def test_ready_tables_are_asked_for_once(answers: list[Schema], clock: list[float]) -> None:
-    check = SchemaCheck()
-    answers.append(Schema.READY)
+def test_ready_tables_are_checked_once() -> None:
+    clock = [100.0]
+    check = schema_check([Schema.READY], clock)
     assert check(NOBODY) is Schema.READY
     clock[0] += 1e6
     assert check(NOBODY) is Schema.READY
 
 
-def test_tables_that_are_not_ready_are_asked_for_again_after_a_while(answers: list[Schema], clock: list[float]) -> None:
-    check = SchemaCheck()
-    answers += [Schema.MISSING, Schema.READY]
+def test_tables_that_are_not_ready_are_checked_again_after_a_while() -> None:
+    clock = [100.0]
+    check = schema_check([Schema.MISSING, Schema.READY], clock)
     assert check(NOBODY) is Schema.MISSING
     clock[0] += RECHECK_SECONDS - 1
     assert check(NOBODY) is Schema.MISSING

@@ -10,15 +10,15 @@ from sqlalchemy import event, text
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
-from airflow_worker_insight.api.database import LEAVE_ALONE_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
-from airflow_worker_insight.store.session import CircuitBreaker
+from airflow_worker_insight.api.database import BREAKER_OPEN_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, worker
 from tests.unit.database import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fastapi.testclient import TestClient
+    from pytest_mock import MockerFixture
 
     from tests.unit.database import Database
 
@@ -31,8 +31,10 @@ BURST = 50
 
 
 @pytest.fixture(autouse=True)
-def fresh_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_database, "breaker", CircuitBreaker(LEAVE_ALONE_SECONDS))
+def closed_breaker() -> Iterator[None]:
+    web_database.breaker.close()
+    yield
+    web_database.breaker.close()
 
 
 @airflow_3
@@ -70,11 +72,8 @@ def test_a_decision_does_not_wait_either(database: Database, client_of: ClientOf
     assert (answer.status_code, answer.json()) == (503, {"detail": str(DatabaseBusyError())})
 
 
-def test_after_a_time_out_no_request_takes_a_connection_for_a_while(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("airflow_worker_insight.store.session.time.monotonic", lambda: now)
+def test_after_a_time_out_no_request_takes_a_connection_for_a_while(database: Database, mocker: MockerFixture) -> None:
+    clock = mocker.patch("airflow_worker_insight.store.session.time.monotonic", return_value=100.0)
     taken: list[Any] = []
     with locked(database, attempt.name):
         event.listen(database.engine, "checkout", lambda *arguments: taken.append(arguments))
@@ -82,7 +81,7 @@ def test_after_a_time_out_no_request_takes_a_connection_for_a_while(
             with pytest.raises(DatabaseBusyError), web_database.reading() as connection:
                 connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))
         assert len(taken) == 1
-    now += LEAVE_ALONE_SECONDS
+    clock.return_value += BREAKER_OPEN_SECONDS
     for _ in range(2):
         with web_database.reading() as connection:
             connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from airflow_worker_insight import __version__
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions
@@ -282,7 +283,7 @@ def test_what_workers_are_is_for_those_who_may_see_jobs(client_of: ClientOf) -> 
 def test_a_worker_that_nobody_recorded(client_of: ClientOf) -> None:
     for path in ("workers/unheard-of", "workers/unheard-of/attempts"):
         answer = client_of().get(f"api/v1/{path}")
-        assert (answer.status_code, answer.json()["detail"]) == (404, "No worker with this ID was recorded here.")
+        assert (answer.status_code, answer.json()["detail"]) == (404, str(WorkerNotFoundError()))
     assert client_of().patch("api/v1/workers/unheard-of", json=DRAIN).status_code == 404
 
 
@@ -594,7 +595,7 @@ def test_placements_ask_for_the_right_that_attempts_ask_for(client_of: ClientOf)
         ("attempts?limit=1001", ["query", "limit"], "less than or equal to 1000"),
         ("attempts?limit=many", ["query", "limit"], "valid integer"),
         ("attempts?offset=-1", ["query", "offset"], "greater than or equal to 0"),
-        ("attempts?offset=10001", ["query", "offset"], "at most 10000 can be skipped: look further back with"),
+        ("attempts?offset=10001", ["query", "offset"], "skips at most 10000 entries: look further back with"),
         (f"attempts?offset={10**30}", ["query", "offset"], "at most 10000"),
         (f"attempts?map_index={2**31}", ["query", "map_index"], "less than or equal to"),
         ("attempts?try_number=first", ["query", "try_number"], "valid integer"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select, update
 
-from airflow_worker_insight.cli.naming import one_worker
+from airflow_worker_insight.cli.naming import find_worker
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.executors.placement.rules import Rules
@@ -618,7 +618,7 @@ def test_it_cannot_make_a_command_mean_a_made_up_worker(
     push(one, report(one, **forged))
     assert len(database.workers()) == 3
     with database.engine.connect() as connection:
-        meant = one_worker(connection, "w1@host-1")
+        meant = find_worker(connection, "w1@host-1")
     assert meant.worker_id == found(database, "w1@host-1")["worker_id"]
 
 

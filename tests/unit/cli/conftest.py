@@ -11,6 +11,8 @@ from airflow_worker_insight.store import migrate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_mock import MockerFixture
+
     from tests.unit.database import Database
 
 
@@ -22,7 +24,7 @@ def without_tables(database: Database) -> Database:
 
 
 @pytest.fixture
-def answer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def answer(request: pytest.FixtureRequest, mocker: MockerFixture) -> Iterator[list[str]]:
     """Answer the command's question with the test's parameter, or with the end of the input; give the question."""
     asked: list[str] = []
 
@@ -32,6 +34,6 @@ def answer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             raise EOFError
         return str(request.param)
 
-    monkeypatch.setattr("builtins.input", reply)
+    mocker.patch("builtins.input", reply)
     yield asked
     assert len(asked) == 1

@@ -14,6 +14,8 @@ from tests.unit.cli.running import Printed, printed, read, refused, run
 from tests.unit.database import add_run, add_try, at
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
     from tests.unit.database import Database
 
 
@@ -70,15 +72,15 @@ def test_a_window_that_ends_before_it_begins_is_refused(tries: Database) -> None
 
 
 def test_tries_that_were_not_looked_through_are_said_to_be_left_out(
-    tries: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+    tries: Database, capsys: Printed, mocker: MockerFixture
 ) -> None:
     del tries
     for scanned, found, said in ((2, [], True), (3, ["by c-1"], False)):
-        monkeypatch.setattr(search, "MAX_SCANNED", scanned)
+        mocker.patch.object(search, "MAX_SCANNED", scanned)
         run("attempts", "list", "--state", "failed", "--all", "--output", "json")
         out, err = capsys.readouterr()
         assert tasks(json.loads(out)) == found
-        assert ("There may be older tries" in err) is said
+        assert ("Older tries were not searched" in err) is said
 
 
 def test_the_tries_of_one_worker(tries: Database, capsys: Printed) -> None:

@@ -12,9 +12,18 @@ from airflow.cli.cli_config import Arg
 from airflow_worker_insight import __version__, cli, compat
 from airflow_worker_insight.cli import arguments
 from airflow_worker_insight.cli.definitions import SUBCOMMANDS
-from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
+from airflow_worker_insight.domain.filters import (
+    SERVICE_KINDS,
+    AttemptFilter,
+    PlacementFilter,
+    ServiceFilter,
+    WorkerFilter,
+    parameters,
+)
+from airflow_worker_insight.domain.parameters import Choice, Time
+from airflow_worker_insight.domain.reasons import SHARED_QUEUE
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
-from airflow_worker_insight.store.workers.services import SERVICE_KINDS
+from airflow_worker_insight.store.placements import PLACES_TAKEN
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
 
@@ -82,16 +91,23 @@ def test_what_a_command_runs_is_there(names: list[str], command: Any) -> None:
     assert callable(getattr(importlib.import_module(module), name)), names
 
 
-def test_the_words_are_those_of_the_store() -> None:
-    """They are written out in the definitions, which import nothing."""
-    assert arguments.ARG_WORKER_STATE.kwargs["type"](",".join((*WORKER_STATES, UNKNOWN_STATE))) == {
-        *WORKER_STATES,
-        UNKNOWN_STATE,
+def test_a_declared_filter_is_an_option_with_its_values() -> None:
+    options = {
+        (filters, arg.flags[0]): arg.kwargs
+        for filters in (AttemptFilter, PlacementFilter, WorkerFilter, ServiceFilter)
+        for arg in arguments.filter_args(filters)
     }
-    assert arguments.ARG_SERVICE_STATE.kwargs["choices"] == (*WORKER_STATES, UNKNOWN_STATE)
-    assert arguments.ARG_SERVICE_KIND.kwargs["choices"] == SERVICE_KINDS
-    assert arguments.ARG_AVAILABILITY.kwargs["choices"] == (AVAILABLE, DRAINING, QUARANTINED)
-    assert arguments.MAX_NOTE_LENGTH == MAX_NOTE_LENGTH
+    states = (*WORKER_STATES, UNKNOWN_STATE)
+    assert options[WorkerFilter, "--state"]["type"](",".join(states)) == {*states}
+    assert options[WorkerFilter, "--availability"]["choices"] == (AVAILABLE, DRAINING, QUARANTINED)
+    assert options[WorkerFilter, "--label"]["type"]("zone=a=b") == ("zone", "a=b")
+    assert options[ServiceFilter, "--kind"]["choices"] == SERVICE_KINDS
+    assert options[ServiceFilter, "--state"]["choices"] == states
+    assert options[PlacementFilter, "--reason"]["type"](SHARED_QUEUE) == SHARED_QUEUE
+    assert options[AttemptFilter, "--map-index"]["type"]("-1") == -1
+    for name, kwargs in options.items():
+        assert kwargs["help"], name
+    assert parameters(PlacementFilter)["try_state"].kind == Choice(PLACES_TAKEN)
 
 
 MISTAKES = """
@@ -166,14 +182,14 @@ def test_a_state_that_is_none_is_said_with_those_that_are(capsys: Printed) -> No
     ],
 )
 def test_a_time_is_utc_unless_it_says_otherwise(written: str, meant: datetime) -> None:
-    assert arguments.moment(written) == meant
-    assert arguments.age(written) == meant
+    assert arguments.parser_of(Time())(written) == meant
+    assert arguments.parse_age(written) == meant
 
 
 @pytest.mark.parametrize(("written", "days"), [("1d", 1), ("90d", 90), ("12w", 84)])
 def test_an_age_is_counted_back_from_now(written: str, days: int) -> None:
     before = datetime.now(timezone.utc)
-    meant = arguments.age(written)
+    meant = arguments.parse_age(written)
     assert before <= meant + timedelta(days=days) <= datetime.now(timezone.utc)
 
 

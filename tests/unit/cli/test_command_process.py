@@ -209,7 +209,7 @@ def test_a_signal_that_a_destructor_swallows_counts(capfd: pytest.CaptureFixture
     before = signal.getsignal(signal.SIGINT)
 
     def batches() -> None:
-        process.go_on_with("Begin again.")
+        process.set_resume_hint("Begin again.")
         Swallows()
         done.append("the last batch")
         process.raise_if_interrupted()

@@ -73,7 +73,7 @@ def test_what_is_printed_is_sql(without_tables: Database, command: list[str]) ->
 @pytest.mark.parametrize("answer", ["", "n", "no", "yes please", None], indirect=True)
 def test_going_back_is_asked_about(database: Database, answer: list[str]) -> None:
     assert refused("db", "downgrade", "--to-revision", "base") == "Nothing was changed."
-    assert answer == ["Go back to base? What was recorded is lost. [y/N] "]
+    assert answer == ["Downgrade to base? Recorded tries are lost. [y/N] "]
     assert inspect(database.engine).has_table(attempt.name)
 
 

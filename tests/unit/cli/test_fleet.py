@@ -23,6 +23,8 @@ from tests.unit.database import OUR_COMMAND, Database
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_mock import MockerFixture
+
 WorkerMonitor = list[bool]
 
 
@@ -58,7 +60,7 @@ def test_refresh_looks_at_the_fleet_now(local: Database, capsys: Printed) -> Non
 
 
 @pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> WorkerMonitor:
+def rounds(mocker: MockerFixture, database: Database) -> WorkerMonitor:
     """Have rounds that look at nothing; collect whether each was to look only if due."""
     del database
     seen: WorkerMonitor = []
@@ -75,7 +77,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch, database: Database) -> WorkerMonitor
         ),
         due_in=30.0,
     )
-    monkeypatch.setattr(fleet, "refresh", refresh)
+    mocker.patch.object(fleet, "refresh", refresh)
     return seen
 
 
@@ -88,19 +90,17 @@ def test_it_says_what_it_saw(rounds: WorkerMonitor, capsys: Printed) -> None:
     ]
 
 
-def test_an_engine_that_cannot_be_asked_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed
-) -> None:
+def test_an_engine_that_cannot_be_asked_is_an_error(mocker: MockerFixture, database: Database, capsys: Printed) -> None:
     del database
     broken = PollOutcome((SourceOutcome("celery", polled=True, error="the broker does not answer"),), due_in=30.0)
-    monkeypatch.setattr(fleet, "refresh", lambda **_: broken)
+    mocker.patch.object(fleet, "refresh", return_value=broken)
     ends_with(1, "refresh")
     assert capsys.readouterr().err == "celery: the broker does not answer\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_goes_on_until_it_is_stopped(
-    monkeypatch: pytest.MonkeyPatch, database: Database, capsys: Printed, number: int
+    mocker: MockerFixture, database: Database, capsys: Printed, number: int
 ) -> None:
     """What goes wrong in one round is said, and the next one comes all the same."""
     del database
@@ -114,14 +114,14 @@ def test_it_goes_on_until_it_is_stopped(
             os.kill(os.getpid(), number)
         return PollOutcome((), due_in=30.0)
 
-    monkeypatch.setattr(fleet, "run_once", run_once)
-    monkeypatch.setattr(fleet.Event, "wait", lambda event, _: event.is_set())
+    mocker.patch.object(fleet, "run_once", run_once)
+    mocker.patch.object(fleet.Event, "wait", lambda event, _: event.is_set())
     before = signal.getsignal(number)
     ends_with(128 + number, "refresh", "--every", "30")
     assert len(rounds) == 3
     said = capsys.readouterr().err
     assert "the database is away" in said
-    assert f"Interrupted by {signal.Signals(number).name}. The round that had begun was finished" in said
+    assert f"Interrupted by {signal.Signals(number).name}. The poll under way was finished" in said
     assert signal.getsignal(number) is before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import insert, select
@@ -15,6 +16,9 @@ from airflow_worker_insight.store import retention
 from airflow_worker_insight.store.tables import attempt, change, worker
 from tests.unit.cli.running import Printed, ends_with, printed, refused, run
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, record_start
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 
 def recorded(database: Database) -> list[tuple[str, str]]:
@@ -40,7 +44,7 @@ def runs(database: Database) -> Database:
 def test_reconcile_takes_the_last_day(runs: Database, capsys: Printed) -> None:
     run("reconcile")
     assert recorded(runs) == [("new", "inferred"), ("other", "inferred")]
-    assert capsys.readouterr().out == "2 Dag runs: 2 tries added, 0 closed, 0 waiting reports taken\n"
+    assert capsys.readouterr().out == "2 Dag runs: 2 tries added, 0 closed, 0 reports claimed\n"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_reconcile_takes_the_reports_that_wait_also_of_runs_that_run(database: D
     run("reconcile")
     assert recorded(database) == [("run-1", "reported")]
     assert stored_xcoms(database) == []
-    assert "1 waiting report taken" in capsys.readouterr().out
+    assert "1 report claimed" in capsys.readouterr().out
 
 
 def test_backfill_takes_everything_that_has_ended(runs: Database, capsys: Printed) -> None:
@@ -106,7 +110,7 @@ def test_backfill_shows_how_far_it_is_beside_its_result(runs: Database, capsys: 
 @pytest.mark.parametrize(("stop", "ended"), [(KeyboardInterrupt, SystemExit), (RuntimeError, RuntimeError)])
 def test_an_interrupted_backfill_says_how_to_go_on(
     database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
     capsys: Printed,
     stop: type[BaseException],
     ended: type[BaseException],
@@ -114,7 +118,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
     with database.engine.begin() as connection:
         for number in range(5):
             add_try(connection, add_run(connection, run_id=f"run-{number}", ended_at=at(number)))
-    monkeypatch.setattr(backfill, "BATCH", 2)
+    mocker.patch.object(backfill, "BATCH", 2)
     real, batches = reconcile.reconcile_runs, iter([True, False])
 
     def second_batch_stops(*arguments: object, **options: object) -> object:
@@ -122,15 +126,15 @@ def test_an_interrupted_backfill_says_how_to_go_on(
             raise stop("stopped here")
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as stopping:
-        stopping.setattr(backfill, "reconcile_runs", second_batch_stops)
-        with pytest.raises(ended) as end:
-            run("backfill", "--dag-id", "etl", "--since", "2026-01-01")
+    stopping = mocker.patch.object(backfill, "reconcile_runs", second_batch_stops)
+    with pytest.raises(ended) as end:
+        run("backfill", "--dag-id", "etl", "--since", "2026-01-01")
+    mocker.stop(stopping)
     if isinstance(end.value, SystemExit):
         assert end.value.code == 130
     shown = capsys.readouterr()
     assert "2 Dag runs: 2 tries added" in shown.out
-    _, _, command = shown.err.partition("go on with: airflow-worker-insight ")
+    _, _, command = shown.err.partition("continue with: airflow-worker-insight ")
     assert command.split()[:-1] == [
         "backfill", "--dag-id", "etl", "--since", "2026-01-01T00:00:00+00:00", "--after"
     ]  # fmt: skip
@@ -142,7 +146,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
 
 # --- prune -----------------------------------------------------------------------------------------------------------
 
-KEPT = "The oldest try that stays started at 2026-03-01 12:00:00 UTC."
+KEPT = "The oldest remaining try started at 2026-03-01 12:00:00 UTC."
 BEFORE_NOON = NOON.isoformat()
 
 
@@ -187,7 +191,7 @@ def test_prune_removes_what_is_older(tries: Database, capsys: Printed) -> None:
     )
     assert names(tries) == ["new"]
     assert [row["run_id"] for row in tries.attempts()] == ["new"]
-    assert printed(capsys, "prune", "--older-than", BEFORE_NOON) == f"There is nothing to remove. {KEPT}\n"
+    assert printed(capsys, "prune", "--older-than", BEFORE_NOON) == f"Nothing to remove. {KEPT}\n"
 
 
 @pytest.mark.parametrize("answer", ["", "n", None], indirect=True)
@@ -216,16 +220,14 @@ def test_prune_shows_how_far_it_is_beside_its_result(tries: Database, capsys: Pr
     assert "2/2" in capsys.readouterr().err
 
 
-def test_an_interrupted_prune_says_what_is_done(
-    tries: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_prune_says_what_is_done(tries: Database, capsys: Printed, mocker: MockerFixture) -> None:
     def interrupted(*_: object, **__: object) -> object:
         yield retention.Removed(attempts=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(history.retention, "prune", interrupted)
+    mocker.patch.object(history.retention, "prune", interrupted)
     ends_with(130, "prune", "--older-than", BEFORE_NOON, "--yes")
     said = capsys.readouterr()
     assert "1 try, 0 workers" in said.out
-    assert "Interrupted by SIGINT. What is done is kept; run the same command again." in said.err
+    assert "Interrupted by SIGINT. Progress is kept; run the same command again." in said.err
     assert names(tries) == ["old", "new"]

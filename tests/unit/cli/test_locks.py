@@ -15,6 +15,8 @@ from tests.unit.database import Database, a_worker, add_run, add_try, at, locked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_mock import MockerFixture
+
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 COMMANDS = [
@@ -33,8 +35,8 @@ COMMANDS = [
 
 
 @pytest.fixture(autouse=True)
-def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "COMMAND", replace(session.COMMAND, lock=0.2))
+def brief_waits(mocker: MockerFixture) -> None:
+    mocker.patch.object(session, "COMMAND", replace(session.COMMAND, lock=0.2))
 
 
 @pytest.mark.parametrize(("table", "command"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])

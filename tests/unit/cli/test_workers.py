@@ -5,19 +5,21 @@ from __future__ import annotations
 import getpass
 import json
 import re
+from argparse import Namespace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from airflow_worker_insight.api import schemas
-from airflow_worker_insight.api.schemas import (
-    OneWorkerResponse,
-    ServiceQuery,
+from airflow_worker_insight.api import service
+from airflow_worker_insight.api.queries import AttemptQuery, ServiceQuery, WorkerQuery
+from airflow_worker_insight.api.responses import (
+    AttemptsResponse,
     ServicesResponse,
-    WorkerQuery,
+    WorkerDetailResponse,
     WorkersResponse,
 )
+from airflow_worker_insight.cli.common import read_pages
 from airflow_worker_insight.store.tables import change
 from tests.unit.cli.fleet import add_worker, looked_at
 from tests.unit.cli.running import Printed, printed, read, refused, run
@@ -102,20 +104,19 @@ def test_a_program_gets_what_the_rest_api_gives(fleet: Database, capsys: Printed
     del fleet
     run("workers", "quarantine", "c-1", "--note", "disk")
     listed = read(capsys, "workers", "list", output=output)
-    query = WorkerQuery()
-    assert listed == WorkersResponse.model_validate(schemas.list_workers(query)).model_dump(mode="json")["workers"]
+    workers = WorkersResponse.model_validate(service.list_workers(WorkerQuery()))
+    assert listed == workers.model_dump(mode="json")["workers"]
     (decided,) = [row for row in listed if row["worker_id"] == "c-1"]
     assert (decided["availability_note"], decided["availability_changed_by"]) == ("disk", getpass.getuser())
     (shown,) = read(capsys, "workers", "show", "c-1", output=output)
     assert shown.pop("engine_name") is None
-    assert shown == OneWorkerResponse.model_validate(schemas.one_worker("c-1")).model_dump(mode="json")
+    assert shown == WorkerDetailResponse.model_validate(service.get_worker("c-1")).model_dump(mode="json")
     services = read(capsys, "services", "list", output=output)
-    found = ServicesResponse.model_validate(schemas.list_services(ServiceQuery())).model_dump(mode="json")
+    found = ServicesResponse.model_validate(service.list_services(ServiceQuery())).model_dump(mode="json")
     assert services == found["services"]
     tries = read(capsys, "attempts", "list", output=output)
-    query_ = schemas.AttemptQuery()
-    page = schemas.list_attempts(query_, dag_ids={"etl"}, sees_workers=True)
-    assert tries == schemas.AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
+    page = service.list_attempts(AttemptQuery(), dag_ids={"etl"}, may_see_workers=True)
+    assert tries == AttemptsResponse.model_validate(page).model_dump(mode="json")["attempts"]
 
 
 def test_a_state_that_nobody_has_looked_at_is_unknown(
@@ -142,16 +143,20 @@ def test_lists_are_short_unless_all_is_asked_for(database: Database, capsys: Pri
     assert ids(capsys, "--limit", "1", "--all") == ["c-0", "c-1", "c-2"]
 
 
-def test_all_is_read_page_by_page(database: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_worker_insight.cli import common
+@pytest.mark.parametrize(
+    ("limit", "all_rows", "found", "queries"),
+    [(50, True, 5, [(2, 0), (2, 2), (2, 4)]), (3, False, 3, [(2, 0), (1, 2)]), (9, False, 5, [(2, 0), (2, 2), (2, 4)])],
+)
+def test_rows_are_read_page_by_page(limit: int, all_rows: bool, found: int, queries: list[tuple[int, int]]) -> None:
+    asked: list[tuple[int, int]] = []
 
-    monkeypatch.setattr(common, "PAGE", 2)
-    for number in range(5):
-        add_worker(database, f"c-{number}")
-    everyone = [f"c-{number}" for number in range(5)]
-    assert ids(capsys, "--all") == everyone
-    assert ids(capsys, "--limit", "3") == everyone[2:]
-    assert ids(capsys, "--limit", "9") == everyone
+    def read_page(limit: int, offset: int) -> tuple[list[int], int]:
+        asked.append((limit, offset))
+        return list(range(5))[offset : offset + limit], 5
+
+    arguments = Namespace(limit=limit, all=all_rows)
+    assert read_pages(read_page, arguments, page_size=2) == (list(range(found)), 5)
+    assert asked == queries
 
 
 def test_an_empty_installation_has_no_workers(database: Database, capsys: Printed) -> None:
@@ -221,7 +226,7 @@ def test_a_name_that_several_living_workers_have_is_refused(fleet: Database) -> 
     add_worker(fleet, "c-2", name="w1@a", hostname="z")
     for command in ("show", "attempts", "drain", "quarantine", "release"):
         said = refused("workers", command, "w1@a").splitlines()
-        assert said[0].startswith("2 living workers are named 'w1@a'")
+        assert said[0].startswith("2 living workers have the name 'w1@a'")
         assert [line.split() for line in said[1:]] == [
             ["c-2", "w1@a", "celery", "z", "online"],
             ["c-1", "w1@a", "celery", "a", "online"],
@@ -232,7 +237,7 @@ def test_a_name_that_several_living_workers_have_is_refused(fleet: Database) -> 
 def test_a_name_that_no_living_worker_has_is_refused_with_those_that_had_it(fleet: Database) -> None:
     del fleet
     said = refused("workers", "drain", "local@c")
-    assert said.startswith("No living worker is named 'local@c'")
+    assert said.startswith("No living worker has the name 'local@c'")
     assert "x-1  local@c  local  c  offline" in said
 
 
@@ -242,18 +247,19 @@ def test_what_only_reads_takes_the_latest_life_of_a_name_and_says_so(fleet: Data
         run("workers", command, "local@c", "--output", "json")
         said = capsys.readouterr()
         assert json.loads(said.out)[0][shown].endswith("x-2")
-        assert said.err == "No living worker is named 'local@c': this is its latest life, x-2 (lost).\n"
+        assert said.err == "No living worker has the name 'local@c': this is its latest instance, x-2 (lost).\n"
     # That of an ID needs no word.
     run("workers", "show", "x-1")
     assert capsys.readouterr().err == ""
     for command in ("drain", "quarantine", "release"):
-        assert refused("workers", command, "local@c").startswith("No living worker is named 'local@c'; these were:")
+        said = refused("workers", command, "local@c")
+        assert said.startswith("No living worker has the name 'local@c'; ended instances:")
 
 
 def test_a_worker_that_is_not_known_is_refused_with_those_that_are_like_it(fleet: Database) -> None:
     del fleet
     said = refused("workers", "show", "edge")
-    assert said.startswith("There is no worker 'edge'")
+    assert said.startswith("No worker 'edge' was found")
     assert "e-1  edge-1" in said
     assert "workers list" in refused("workers", "show", "nobody")
 
@@ -289,7 +295,7 @@ def test_help_says_who_heeds_a_decision(capsys: Printed, monkeypatch: pytest.Mon
         with pytest.raises(SystemExit):
             run("workers", command, "--help")
         said = " ".join(capsys.readouterr().out.split())
-        for part in ("Airflow's own executors do not ask", "airflow celery remove-queue", "SIGTERM"):
+        for part in ("Airflow's own executors keep sending tasks", "airflow celery remove-queue", "SIGTERM"):
             assert part in said
     with pytest.raises(SystemExit):
         run("workers", "--help")
@@ -320,7 +326,7 @@ def test_a_decision_that_no_executor_heeds_says_so(
 @pytest.mark.parametrize("answer", ["", "n", None], indirect=True)
 def test_a_quarantine_is_not_weakened_unasked(fleet: Database, answer: list[str]) -> None:
     run("workers", "quarantine", "c-1", "--note", "disk")
-    assert refused("workers", "drain", "c-1") == "Nothing was changed: --yes drains it without asking."
+    assert refused("workers", "drain", "c-1") == "Nothing was changed. Use --yes to drain it without confirmation."
     assert f"was quarantined by {getpass.getuser()}: disk. A drain is weaker" in answer[0]
     assert history(fleet) == [("quarantined", "disk", getpass.getuser())]
 

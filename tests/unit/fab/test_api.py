@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import session
 
-from airflow_worker_insight.api import schemas
+from airflow_worker_insight.api import queries, responses, service
 from airflow_worker_insight.api.database import SchemaNotReadyError
 from airflow_worker_insight.store.migrate import Schema
 from tests.unit.database import at
@@ -38,13 +38,13 @@ def test_airflow_3_serves_no_rest_api_with_flask(serve: Serve, permissions: Perm
 
 
 def test_attempts_are_those_of_the_readable_dags(serve: Serve, permissions: Permissions, mocker: MockerFixture) -> None:
-    asked: list[tuple[schemas.AttemptQuery, Collection[str]]] = []
+    asked: list[tuple[queries.AttemptQuery, Collection[str]]] = []
 
-    def list_attempts(query: schemas.AttemptQuery, *, dag_ids: Collection[str], **_: Any) -> dict[str, Any]:
+    def list_attempts(query: queries.AttemptQuery, *, dag_ids: Collection[str], **_: Any) -> dict[str, Any]:
         asked.append((query, dag_ids))
         return {"attempts": [a_try(1, 0, 10, on("w1", 0))], "total_entries": 1, "total_is_exact": True}
 
-    mocker.patch.object(schemas, "list_attempts", list_attempts)
+    mocker.patch.object(service, "list_attempts", list_attempts)
     permissions.dag_ids = {"etl", "sales"}
     answer = serve(2).get(f"{ATTEMPTS}?limit=1")
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
@@ -62,12 +62,12 @@ def test_placements_are_those_of_the_readable_dags(
     asked: list[tuple[str | None, Collection[str], bool]] = []
 
     def list_placements(
-        query: schemas.PlacementQuery, *, dag_ids: Collection[str], sees_workers: bool
+        query: queries.PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool
     ) -> dict[str, Any]:
-        asked.append((query.state, dag_ids, sees_workers))
+        asked.append((query.state, dag_ids, may_see_workers))
         return {"placements": [], "total_entries": 0, "total_is_exact": True}
 
-    mocker.patch.object(schemas, "list_placements", list_placements)
+    mocker.patch.object(service, "list_placements", list_placements)
     api, path = serve(2), "/workerinsight/api/v1/placements"
     assert api.get(path).status_code == 403
     permissions.dag_ids = {"etl", "sales"}
@@ -101,7 +101,7 @@ def test_missing_tables_are_answered_with_503(serve: Serve, permissions: Permiss
         raise SchemaNotReadyError(Schema.OLD)
 
     permissions.dag_ids = {"etl"}
-    mocker.patch.object(schemas, "list_attempts", not_ready)
+    mocker.patch.object(service, "list_attempts", not_ready)
     answer = serve(2).get(ATTEMPTS)
     assert answer.status_code == 503
     assert "older version" in detail(answer)
@@ -123,7 +123,7 @@ def test_login_of_a_program_leaves_no_session_behind(serve: Serve, permissions: 
 
 API = "/workerinsight/api/v1"
 A_WORKER: dict[str, Any] = {
-    **dict.fromkeys(schemas.WorkerResponse.model_fields),
+    **dict.fromkeys(responses.WorkerResponse.model_fields),
     "worker_id": "w1",
     "name": "w1",
     "kind": "celery",
@@ -144,13 +144,13 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
 
     def known(worker_id: str) -> None:
         if worker_id != "w1":
-            raise schemas.WorkerNotFoundError
+            raise service.WorkerNotFoundError
 
     def one_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
         return {**A_WORKER, "changes": []}
 
-    def list_workers(query: schemas.WorkerQuery) -> dict[str, Any]:
+    def list_workers(query: queries.WorkerQuery) -> dict[str, Any]:
         asked.append((query.label, query.order_by))
         return {"workers": [A_WORKER], "total_entries": 1, "total_is_exact": True}
 
@@ -159,19 +159,19 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
         asked.append((worker_id, query.state, dag_ids))
         return {"attempts": [], "total_entries": 0, "total_is_exact": True}
 
-    def list_services(query: schemas.ServiceQuery) -> dict[str, Any]:
+    def list_services(query: queries.ServiceQuery) -> dict[str, Any]:
         asked.append((query.kind,))
         return {"services": [], "total_entries": 0, "total_is_exact": True}
 
-    def decide(worker_id: str, decision: schemas.Decision, *, changed_by: str) -> dict[str, Any]:
+    def decide(worker_id: str, decision: queries.Decision, *, changed_by: str) -> dict[str, Any]:
         known(worker_id)
         if decision.note == "host":
-            raise schemas.InvalidChangeError("a whole host")
+            raise queries.InvalidRequestError("a whole host")
         asked.append((worker_id, decision.availability, decision.note, changed_by))
         return one_worker(worker_id)
 
     for function in (one_worker, list_workers, list_worker_attempts, list_services, decide):
-        mocker.patch.object(schemas, function.__name__, function)
+        mocker.patch.object(service, function.__name__, function)
     return asked
 
 

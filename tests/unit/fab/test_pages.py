@@ -17,11 +17,11 @@ from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    PanelAddress,
-    WaitingAddress,
-    WorkerAddress,
-    WorkersAddress,
-    WrittenDecision,
+    AvailabilityForm,
+    PanelParams,
+    WaitingParams,
+    WorkerParams,
+    WorkersParams,
 )
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
@@ -47,13 +47,13 @@ PANEL = "/workerinsight/panel?dag_id=etl&run_id=2026-03-01T12:00:00+00:00&task_i
 
 
 @pytest.fixture
-def shown(mocker: MockerFixture) -> list[PanelAddress]:
+def shown(mocker: MockerFixture) -> list[PanelParams]:
     """Fill each panel with one try; return the URLs of the panels."""
-    addresses: list[PanelAddress] = []
+    addresses: list[PanelParams] = []
 
-    def panel(address: PanelAddress, **_: Any) -> Panel:
-        addresses.append(address)
-        return build_panel(address, [a_try(1, 0, 10, on("w1"))], now=at(1000))
+    def panel(params: PanelParams, **_: Any) -> Panel:
+        addresses.append(params)
+        return build_panel(params, [a_try(1, 0, 10, on("w1"))], now=at(1000))
 
     mocker.patch.object(page_service, "panel", panel)
     return addresses
@@ -65,7 +65,7 @@ both = pytest.mark.parametrize("version", [2, 3])
 
 
 def test_panel_is_embedded_in_the_page_of_airflow_2(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress]
+    serve: Serve, permissions: Permissions, shown: list[PanelParams]
 ) -> None:
     permissions.dag_ids = {"etl"}
     answer = serve(2).get(PANEL)
@@ -78,11 +78,11 @@ def test_panel_is_embedded_in_the_page_of_airflow_2(
     assert "/deep/dags/etl/grid?dag_run_id=2026-03-01T12%3A00%3A00%2B00%3A00&amp;task_id=load" in answer.text
     # Its own scripts are in its markup.
     assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
-    assert shown == [PanelAddress("etl", "2026-03-01T12:00:00+00:00", "load")]
+    assert shown == [PanelParams("etl", "2026-03-01T12:00:00+00:00", "load")]
 
 
 def test_panel_is_a_standalone_page_on_airflow_3(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress]
+    serve: Serve, permissions: Permissions, shown: list[PanelParams]
 ) -> None:
     permissions.dag_ids = {"etl"}
     answer = serve(3).get(PANEL)
@@ -95,7 +95,7 @@ def test_panel_is_a_standalone_page_on_airflow_3(
 
 
 @both
-def test_pages_are_not_cached(serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int) -> None:
+def test_pages_are_not_cached(serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int) -> None:
     permissions.dag_ids = {"etl"}
     pages = serve(version)
     for answer in (pages.get(PANEL), pages.get(PANEL.replace("panel", "panel/fragment"))):
@@ -107,7 +107,7 @@ def test_pages_are_not_cached(serve: Serve, permissions: Permissions, shown: lis
 
 @both
 def test_fragment_is_the_panel_without_layout(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     permissions.dag_ids = {"etl"}
     answer = serve(version).get(PANEL.replace("panel", "panel/fragment"))
@@ -118,7 +118,7 @@ def test_fragment_is_the_panel_without_layout(
 
 @both
 def test_reader_without_permission_is_refused_before_anything_is_read(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     permissions.dag_ids = {"other"}
     for path in (PANEL, PANEL.replace("panel", "panel/fragment")):
@@ -132,7 +132,7 @@ def test_reader_without_permission_is_refused_before_anything_is_read(
 
 @both
 def test_permission_is_checked_for_the_dag_that_is_shown(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     permissions.dag_ids = {"a b"}
     # A plus is a plus here, and a space in a query string that Flask reads.
@@ -143,7 +143,7 @@ def test_permission_is_checked_for_the_dag_that_is_shown(
 
 @both
 def test_anonymous_reader_is_sent_to_the_login_and_back(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     permissions.is_logged_in = False
     answer = serve(version).get(PANEL)
@@ -158,7 +158,7 @@ def test_anonymous_reader_is_sent_to_the_login_and_back(
 
 @both
 def test_invalid_url_is_answered_with_a_page(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     answer = serve(version).get("/workerinsight/panel?dag_id={DAG_ID}&run_id=r&task_id=t")
     assert answer.status_code == 422
@@ -183,7 +183,7 @@ def test_missing_tables_are_answered_with_the_command_to_run(
 
 @both
 def test_markup_in_ids_is_escaped(
-    serve: Serve, permissions: Permissions, shown: list[PanelAddress], version: int
+    serve: Serve, permissions: Permissions, shown: list[PanelParams], version: int
 ) -> None:
     permissions.dag_ids = {"<script>alert(1)</script>"}
     path = "/workerinsight/panel?dag_id=%3Cscript%3Ealert(1)%3C/script%3E&run_id=%F0%9F%9A%80%22%27&task_id={{7*7}}"
@@ -191,19 +191,17 @@ def test_markup_in_ids_is_escaped(
     assert answer.status_code == 200
     assert "<script>alert(1)" not in answer.text
     assert "{{7*7}} · Worker" in answer.text
-    assert shown == [PanelAddress("<script>alert(1)</script>", "🚀\"'", "{{7*7}}")]
+    assert shown == [PanelParams("<script>alert(1)</script>", "🚀\"'", "{{7*7}}")]
 
 
 @both
 def test_page_of_a_worker_lists_only_readable_dags(
     serve: Serve, permissions: Permissions, mocker: MockerFixture, version: int
 ) -> None:
-    asked: list[tuple[str, WorkerAddress, Collection[str] | None, bool]] = []
+    asked: list[tuple[str, WorkerParams, Collection[str] | None, bool]] = []
 
-    def worker_page(
-        worker_id: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool
-    ) -> None:
-        asked.append((worker_id, address, dag_ids, may_decide))
+    def worker_page(worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> None:
+        asked.append((worker_id, params, dag_ids, may_decide))
 
     mocker.patch.object(page_service, "worker_page", worker_page)
     pages = serve(version)
@@ -212,12 +210,12 @@ def test_page_of_a_worker_lists_only_readable_dags(
     permissions.jobs = True
     answer = pages.get("/workerinsight/workers/celery-1@a:b?offset=25&hours=6")
     assert answer.status_code == 404
-    assert page_service.NO_SUCH_WORKER[:20] in answer.text
+    assert "No worker with this ID" in answer.text
     permissions.dag_ids, permissions.pools = {"etl"}, True
     pages.get("/workerinsight/workers/w1")
     assert asked == [
-        ("celery-1@a:b", WorkerAddress(hours=6, offset=25), None, False),
-        ("w1", WorkerAddress(), {"etl"}, True),
+        ("celery-1@a:b", WorkerParams(hours=6, offset=25), None, False),
+        ("w1", WorkerParams(), {"etl"}, True),
     ]
 
 
@@ -225,20 +223,20 @@ def test_page_of_a_worker_lists_only_readable_dags(
 def pages_shown(mocker: MockerFixture) -> None:
     """Fill all pages but the panel."""
 
-    def workers_page(address: WorkersAddress) -> Any:
-        return build_workers_page(address, a_listing(a_worker_row()), now=NOW)
+    def workers_page(params: WorkersParams) -> Any:
+        return build_workers_page(params, a_listing(a_worker_row()), now=NOW)
 
-    def worker_page(_: str, address: WorkerAddress, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
-        return build_worker_page(an_instance(), address, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
+    def worker_page(_: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> Any:
+        return build_worker_page(an_instance(), params, may_read=bool(dag_ids), may_decide=may_decide, now=NOW)
 
-    def attempts_page(address: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
+    def attempts_page(params: Any, *, dag_ids: Collection[str], **_: Any) -> Any:
         tries = [a_try(1, 0, 10, on("w1"))] if "etl" in dag_ids else []
         found = AttemptPage(tries, len(tries), total_is_exact=True)
-        return build_attempts_page(address, found, dag_ids=dag_ids, states=["success"], now=NOW)
+        return build_attempts_page(params, found, dag_ids=dag_ids, states=["success"], now=NOW)
 
-    def waiting_page(address: WaitingAddress, *, dag_ids: Collection[str], sees_workers: bool) -> WaitingPage:
+    def waiting_page(params: WaitingParams, *, dag_ids: Collection[str], may_see_workers: bool) -> WaitingPage:
         executor = Executor(places=True)
-        return build_waiting_page(address, ([], 0), executor, dag_ids=dag_ids, sees_workers=sees_workers, now=NOW)
+        return build_waiting_page(params, ([], 0), executor, dag_ids=dag_ids, may_see_workers=may_see_workers, now=NOW)
 
     mocker.patch.object(page_service, "workers_page", workers_page)
     mocker.patch.object(page_service, "worker_page", worker_page)
@@ -284,9 +282,9 @@ def test_lists_need_permission(serve: Serve, permissions: Permissions, version: 
 def test_decision_needs_permission_to_edit_pools(
     serve: Serve, permissions: Permissions, mocker: MockerFixture, version: int
 ) -> None:
-    decided: list[tuple[str, WrittenDecision, str]] = []
+    decided: list[tuple[str, AvailabilityForm, str]] = []
 
-    def decide(worker_id: str, decision: WrittenDecision, *, changed_by: str) -> bool:
+    def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
         decided.append((worker_id, decision, changed_by))
         return worker_id == "w1"
 
@@ -311,7 +309,7 @@ def test_decision_needs_permission_to_edit_pools(
     answer = post()
     assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/workers/w1")
     assert post("w2").status_code == 404
-    assert decided[0] == ("w1", WrittenDecision("draining", "Disk fails"), "alice")
+    assert decided[0] == ("w1", AvailabilityForm("draining", "Disk fails"), "alice")
     permissions.is_logged_in = permissions.pools = False
     assert post().location == f"/deep/login?next={below}/workerinsight/workers/w1"
 

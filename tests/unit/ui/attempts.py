@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.attempts.by_worker import Stay
-from airflow_worker_insight.ui.query_params import PanelAddress
+from airflow_worker_insight.ui.query_params import PanelParams
 from tests.unit.database import at
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-HERE = PanelAddress("etl", "run-1", "load")
+HERE = PanelParams("etl", "run-1", "load")
 
 
 def on(worker_id: str, first: float | None = None, last: float | None = None, **others: Any) -> AttemptWorker:

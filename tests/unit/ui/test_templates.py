@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.domain.workers import Group, SourceStatus
 from airflow_worker_insight.store.attempts.by_worker import Outcomes
-from airflow_worker_insight.ui.query_params import AttemptsAddress, PanelAddress, WorkerAddress, WorkersAddress
+from airflow_worker_insight.ui.query_params import AttemptsParams, PanelParams, WorkerParams, WorkersParams
 from airflow_worker_insight.ui.rendering import FRAGMENT, STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
@@ -50,12 +50,12 @@ class Page(HTMLParser):
         return [found for tag, found in self.tags if tag == name and wanted <= found.items()]
 
 
-def panel_page(*tries: Any, address: PanelAddress = HERE, url: Urls = URLS) -> Page:
-    return Page(render("panel.html", panel=build_panel(address, tries, now=at(100)), url=url))
+def panel_page(*tries: Any, params: PanelParams = HERE, url: Urls = URLS) -> Page:
+    return Page(render("panel.html", panel=build_panel(params, tries, now=at(100)), url=url))
 
 
 def hostile_pages() -> list[Page]:
-    address = PanelAddress(HOSTILE, HOSTILE, HOSTILE, 1, 1)
+    params = PanelParams(HOSTILE, HOSTILE, HOSTILE, 1, 1)
     worker = on("w1", name=HOSTILE, hostname=HOSTILE, kind=HOSTILE)
     nameless = replace(one_of_the_host(HOSTILE), kind=HOSTILE)
     one = replace(a_try(1, 0, 9, worker, nameless, state=HOSTILE, attribution=HOSTILE), dag_id=HOSTILE, run_id=HOSTILE)
@@ -76,7 +76,7 @@ def hostile_pages() -> list[Page]:
     decided = a_change(3, availability="draining", reason=HOSTILE, changed_by=HOSTILE)
     sources = [SourceStatus(HOSTILE, NOW, is_current=True, error=HOSTILE)]
     listing = a_listing(row, decisions={1: decided}, label_keys=[HOSTILE], total=300, sources=sources)
-    filtered = WorkersAddress(
+    filtered = WorkersParams(
         search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100
     )
     grouped = a_listing(groups=[Group(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
@@ -95,17 +95,17 @@ def hostile_pages() -> list[Page]:
         outcomes=[Outcomes(at(0), {"success": 1})],
         attempts=AttemptPage([one], 30, total_is_exact=True),
     )
-    asked = AttemptsAddress(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, offset=50)
+    asked = AttemptsParams(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, offset=50)
     page_of = {
         "workers.html": build_workers_page(filtered, listing, now=NOW),
-        "worker.html": build_worker_page(instance, WorkerAddress(offset=25), may_read=True, may_decide=True, now=NOW),
+        "worker.html": build_worker_page(instance, WorkerParams(offset=25), may_read=True, may_decide=True, now=NOW),
         "attempts.html": build_attempts_page(
             asked, AttemptPage([one], 90, total_is_exact=False), dag_ids=[HOSTILE], states=["success"], now=NOW
         ),
     }
-    by_label = WorkersAddress(group=f"label:{HOSTILE}")
+    by_label = WorkersParams(group=f"label:{HOSTILE}")
     return [
-        panel_page(one, address=address),
+        panel_page(one, params=params),
         *(Page(render(template, page=page, url=URLS)) for template, page in page_of.items()),
         Page(render("workers.html", page=build_workers_page(by_label, grouped, now=NOW), url=URLS)),
         Page(render("worker.html", page=page_of["worker.html"], csrf_token=HOSTILE, url=URLS)),
@@ -127,8 +127,8 @@ def test_pages_comply_with_the_content_security_policy() -> None:
             assert "style" not in attributes
             assert tag not in ("style", "base")
             for name in ("src", "href", "action"):
-                address = attributes.get(name)
-                assert address is None or address.startswith(("/airflow/", "#")) or address == HOSTILE
+                link = attributes.get(name)
+                assert link is None or link.startswith(("/airflow/", "#")) or link == HOSTILE
         assert all("src" in attributes for attributes in page.all("script"))
     for path in STATIC.iterdir():
         written = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
@@ -176,7 +176,7 @@ def test_panel_shows_worker_ids_as_tooltips_only() -> None:
 def test_column_of_times_names_the_zone_once() -> None:
     one = a_try(1, 0, 10, on("w1"))
     lists = AttemptPage([one], 1, total_is_exact=True)
-    attempts = build_attempts_page(AttemptsAddress(), lists, dag_ids=["etl"], states=["success"], now=NOW)
+    attempts = build_attempts_page(AttemptsParams(), lists, dag_ids=["etl"], states=["success"], now=NOW)
     pages = [
         panel_page(one),
         worker_page(an_instance(attempts=lists)),
@@ -191,8 +191,8 @@ def test_column_of_times_names_the_zone_once() -> None:
 
 def test_time_fields_name_their_zone_and_have_utc_values() -> None:
     found = AttemptPage([], 0, total_is_exact=True)
-    address = AttemptsAddress(since=at(0))
-    attempts = build_attempts_page(address, found, dag_ids=["etl"], states=["success"], now=NOW)
+    params = AttemptsParams(since=at(0))
+    attempts = build_attempts_page(params, found, dag_ids=["etl"], states=["success"], now=NOW)
     page = Page(render("attempts.html", page=attempts, url=URLS))
     assert page.all("input", name="since", value="2026-03-01T12:00", **{"data-wi-utc": "2026-03-01T12:00"})
     assert page.all("input", name="until", value="", **{"data-wi-utc": ""})
@@ -221,8 +221,8 @@ def test_worker_is_linked_only_with_permission() -> None:
 
 
 def test_panel_links_to_the_task_instance_in_airflow() -> None:
-    address = PanelAddress("a b", "r+1/2", "t", 3)
-    assert panel_page(address=address).all("a", href="/airflow/dags/a%20b/runs/r%2B1%2F2/tasks/t/mapped/3")
+    params = PanelParams("a b", "r+1/2", "t", 3)
+    assert panel_page(params=params).all("a", href="/airflow/dags/a%20b/runs/r%2B1%2F2/tasks/t/mapped/3")
     assert panel_page().all("a", href="/airflow/dags/etl/runs/run-1/tasks/load")
 
 
@@ -233,8 +233,8 @@ def test_fragment_is_the_page_without_its_layout() -> None:
     assert not page.all("html")
 
 
-def workers_page(*rows: Any, address: WorkersAddress = WorkersAddress(), **others: Any) -> Page:  # noqa: B008
-    page = build_workers_page(address, a_listing(*rows, **others), now=NOW)
+def workers_page(*rows: Any, params: WorkersParams = WorkersParams(), **others: Any) -> Page:  # noqa: B008
+    page = build_workers_page(params, a_listing(*rows, **others), now=NOW)
     return Page(render("workers.html", page=page, url=URLS))
 
 
@@ -250,8 +250,8 @@ def test_navigation_links_the_pages() -> None:
 
 
 def test_form_keeps_the_filters_that_have_no_field() -> None:
-    address = WorkersAddress(state="lost", order="-running", search="w1", offset=100)
-    page = workers_page(a_worker_row(), address=address, total=300)
+    params = WorkersParams(state="lost", order="-running", search="w1", offset=100)
+    page = workers_page(a_worker_row(), params=params, total=300)
     (form,) = page.all("form", method="get")
     assert form["action"] == "/airflow/worker-insight/workers"
     hidden = {one["name"]: one["value"] for one in page.all("input", type="hidden")}
@@ -261,7 +261,7 @@ def test_form_keeps_the_filters_that_have_no_field() -> None:
 
 
 def test_sorted_column_is_announced() -> None:
-    page = workers_page(a_worker_row(), address=WorkersAddress(order="-running"))
+    page = workers_page(a_worker_row(), params=WorkersParams(order="-running"))
     (sorted_by,) = page.all("th", **{"aria-sort": "descending"})
     assert page.all("a", **{"class": "wi-sort", "href": "/airflow/worker-insight/workers?order=running"})
     assert page.all(
@@ -276,7 +276,7 @@ def test_sorted_column_is_announced() -> None:
 
 def worker_page(instance: Any = None, **others: Any) -> Page:
     known: dict[str, Any] = {"may_read": True, "may_decide": True}
-    page = build_worker_page(instance or an_instance(), WorkerAddress(), **{**known, **others}, now=NOW)
+    page = build_worker_page(instance or an_instance(), WorkerParams(), **{**known, **others}, now=NOW)
     return Page(render("worker.html", page=page, url=URLS))
 
 
@@ -352,7 +352,7 @@ def test_drawings_are_accessible() -> None:
     name = "2026-03-01 12:00 to 13:00 UTC: 1 success"
     (hour,) = page.all("a", **{"aria-label": name})
     assert "tabindex" not in hour
-    week = build_worker_page(instance, WorkerAddress(hours=168), may_read=True, may_decide=True, now=NOW)
+    week = build_worker_page(instance, WorkerParams(hours=168), may_read=True, may_decide=True, now=NOW)
     (hour,) = Page(render("worker.html", page=week, url=URLS)).all("a", **{"aria-label": name})
     assert hour["tabindex"] == "-1"
 
@@ -367,7 +367,7 @@ def test_each_worker_state_has_a_style(state: str) -> None:
 
 
 def test_worker_states_have_different_icons() -> None:
-    html = render("workers.html", page=build_workers_page(WorkersAddress(), a_listing(), now=NOW), url=URLS)
+    html = render("workers.html", page=build_workers_page(WorkersParams(), a_listing(), now=NOW), url=URLS)
     chips = re.findall(r'class="wi-chip.*?<svg[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(chips) == len(set(chips)) == 5
 

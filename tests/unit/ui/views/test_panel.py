@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.ui.query_params import PanelAddress
+from airflow_worker_insight.ui.query_params import PanelParams
 from airflow_worker_insight.ui.views.panel import REFRESH_SECONDS, build_panel
 from tests.unit.database import at
 from tests.unit.ui.attempts import HERE, a_try, on, one_of_the_host
@@ -267,5 +267,5 @@ def test_letters_continue_with_two_after_z() -> None:
 
 
 def test_panel_keeps_its_url() -> None:
-    address = PanelAddress("<d>", "r", "t", 1, 2)
-    assert build_panel(address, [], now=NOW).address is address
+    params = PanelParams("<d>", "r", "t", 1, 2)
+    assert build_panel(params, [], now=NOW).params is params

@@ -34,10 +34,10 @@ def placed(task_id: str = "load", **others: Any) -> Placement:
 
 
 def page(**others: Any) -> Any:
-    from airflow_worker_insight.ui.query_params import WorkerAddress
+    from airflow_worker_insight.ui.query_params import WorkerParams
 
     row = others.pop("row", a_worker_row(running=0))
-    return build_worker_page(an_instance(row, **others), WorkerAddress(), may_read=True, may_decide=False, now=NOW)
+    return build_worker_page(an_instance(row, **others), WorkerParams(), may_read=True, may_decide=False, now=NOW)
 
 
 def test_panel_says_why_a_try_was_placed() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.store.attempts.by_worker import Outcomes
-from airflow_worker_insight.ui.query_params import AttemptsAddress, WorkerAddress
+from airflow_worker_insight.ui.query_params import AttemptsParams, WorkerParams
 from airflow_worker_insight.ui.views.timeline import (
     CHART_HEIGHT,
     MAX_LANES,
@@ -26,11 +26,11 @@ from tests.unit.ui.workers import a_worker_row
 
 HOUR = 3600
 NOW = at(HOUR)
-ONE_HOUR = WorkerAddress(hours=1)
+ONE_HOUR = WorkerParams(hours=1)
 
 
-def drawn(*stays: Any, address: WorkerAddress = ONE_HOUR, row: Any = None, is_truncated: bool = False) -> Any:
-    return build_timeline(row or a_worker_row(), stays, address, is_truncated=is_truncated, now=NOW)
+def drawn(*stays: Any, params: WorkerParams = ONE_HOUR, row: Any = None, is_truncated: bool = False) -> Any:
+    return build_timeline(row or a_worker_row(), stays, params, is_truncated=is_truncated, now=NOW)
 
 
 def mine(start: float, end: float | None, number: int = 1, **others: Any) -> Any:
@@ -95,7 +95,7 @@ def test_end_of_the_worker_is_drawn_only_in_its_hours() -> None:
     assert drawn().end is None
     assert drawn(row=a_worker_row(state=None, ended_at=at(2700))).end is None
     lost = a_worker_row(state="lost", ended_at=at(2700))
-    assert drawn(row=lost, address=WorkerAddress(hours=1, until=at(2000))).end is None
+    assert drawn(row=lost, params=WorkerParams(hours=1, until=at(2000))).end is None
 
 
 def test_try_that_continued_elsewhere_ends_with_its_last_process() -> None:
@@ -127,7 +127,7 @@ def test_short_consecutive_tries_are_merged() -> None:
     many, one = drawn(*seconds, failed).bars
     assert (many.key, many.state, many.x, many.width) == (None, "success", "50.06%", "2.69%")
     assert many.title.startswith("49 tries: Success; from 12:30:02 UTC")
-    assert many.address == AttemptsAddress(worker="celery-1", state="success", since=at(1802), until=at(1899))
+    assert many.params == AttemptsParams(worker="celery-1", state="success", since=at(1802), until=at(1899))
     # What failed lies on top, and is never hidden among others.
     assert (one.key.try_number, one.state) == (99, "failed")
     assert drawn(*seconds, failed).label == "50 tries, at most 2 in parallel"
@@ -145,7 +145,7 @@ def test_busy_day_has_few_bars() -> None:
         )
         for number in range(2000)
     ]
-    bars = drawn(*stays, address=WorkerAddress(hours=24)).bars
+    bars = drawn(*stays, params=WorkerParams(hours=24)).bars
     assert len(bars) < 150
     assert {bar.state for bar in bars} == {"success", "failed"}
 
@@ -164,13 +164,13 @@ def test_notes_say_that_tries_are_left_out() -> None:
 def test_links_lead_to_other_hours() -> None:
     now = drawn()
     assert (now.later, now.latest, now.ends_now) == (None, None, True)
-    assert now.earlier == WorkerAddress(hours=1, until=at(0))
-    before = drawn(address=WorkerAddress(hours=1, until=at(-HOUR), offset=25))
-    assert (before.earlier, before.later) == (WorkerAddress(1, at(-2 * HOUR)), WorkerAddress(1, at(0)))
+    assert now.earlier == WorkerParams(hours=1, until=at(0))
+    before = drawn(params=WorkerParams(hours=1, until=at(-HOUR), offset=25))
+    assert (before.earlier, before.later) == (WorkerParams(1, at(-2 * HOUR)), WorkerParams(1, at(0)))
     assert before.latest == ONE_HOUR
     assert not before.ends_now
-    assert drawn(address=WorkerAddress(hours=1, until=at(0))).later == ONE_HOUR
-    assert [(option.text, option.is_chosen, address.hours) for option, address in now.lengths] == [
+    assert drawn(params=WorkerParams(hours=1, until=at(0))).later == ONE_HOUR
+    assert [(option.text, option.is_chosen, params.hours) for option, params in now.lengths] == [
         ("1 h", True, 1),
         ("6 h", False, 6),
         ("24 h", False, 24),
@@ -196,26 +196,26 @@ def test_links_lead_to_other_hours() -> None:
 )
 def test_timeline_opens_with_the_hours_of_the_worker_instance(began: float, ended: float | None, hours: int) -> None:
     row = a_worker_row(started_at=at(began), ended_at=None if ended is None else at(ended))
-    anything = WorkerAddress()
+    anything = WorkerParams()
     first, last = window(anything, row, NOW)
     assert last - first == timedelta(hours=hours)
-    found = drawn(row=row, address=anything)
-    assert [address.hours for option, address in found.lengths if option.is_chosen] == [hours]
-    assert found.earlier == WorkerAddress(hours, first)
+    found = drawn(row=row, params=anything)
+    assert [params.hours for option, params in found.lengths if option.is_chosen] == [hours]
+    assert found.earlier == WorkerParams(hours, first)
     # What an address with an end shows does not grow with the worker.
-    assert window(WorkerAddress(until=at(0)), row, NOW) == (at(-24 * HOUR), at(0))
+    assert window(WorkerParams(until=at(0)), row, NOW) == (at(-24 * HOUR), at(0))
     unstarted = a_worker_row(started_at=None, registered_at=at(began), ended_at=row.ended_at)
     assert window(anything, unstarted, NOW) == (first, last)
 
 
 def test_timeline_of_a_host_shows_a_day() -> None:
-    first, last = window(WorkerAddress(), a_worker_row(host_only=True, last_seen_at=NOW), NOW)
+    first, last = window(WorkerParams(), a_worker_row(host_only=True, last_seen_at=NOW), NOW)
     assert last - first == timedelta(hours=24)
 
 
 def test_timeline_ends_now() -> None:
-    assert window(WorkerAddress(hours=1, until=at(9 * HOUR)), a_worker_row(), NOW) == (at(0), NOW)
-    assert drawn(address=WorkerAddress(hours=1, until=at(9 * HOUR))).ends_now
+    assert window(WorkerParams(hours=1, until=at(9 * HOUR)), a_worker_row(), NOW) == (at(0), NOW)
+    assert drawn(params=WorkerParams(hours=1, until=at(9 * HOUR))).ends_now
 
 
 def test_timeline_of_an_ended_worker_shows_its_last_hours() -> None:
@@ -225,9 +225,9 @@ def test_timeline_of_an_ended_worker_shows_its_last_hours() -> None:
     assert chart_window(ONE_HOUR, gone, NOW) == (at(-23 * HOUR) - year, at(HOUR) - year)
     found = drawn(row=gone)
     assert (found.latest, found.later, found.ends_now) == (None, None, False)
-    before = drawn(row=gone, address=found.earlier)
+    before = drawn(row=gone, params=found.earlier)
     assert (before.latest, before.latest_text, before.later) == (ONE_HOUR, "End", ONE_HOUR)
-    assert drawn(row=gone, address=WorkerAddress(hours=1, until=NOW)).later is None
+    assert drawn(row=gone, params=WorkerParams(hours=1, until=NOW)).later is None
     a_host = a_worker_row(host_only=True, last_seen_at=at(1800) - year)
     assert window(ONE_HOUR, a_host, NOW)[1] == at(HOUR) - year
     just_now = a_worker_row(state="lost", ended_at=NOW - timedelta(seconds=9))
@@ -242,28 +242,28 @@ def test_ticks_divide_the_hours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "now", "first", "last"),
+    ("params", "now", "first", "last"),
     [
-        (WorkerAddress(), at(1800), at(-23 * HOUR), at(1800)),
-        (WorkerAddress(hours=1), at(1800), at(-23 * HOUR), at(1800)),
-        (WorkerAddress(hours=168), at(1800), at(-167 * HOUR), at(1800)),
-        (WorkerAddress(hours=1, until=at(0)), at(1800), at(-24 * HOUR), at(0)),
+        (WorkerParams(), at(1800), at(-23 * HOUR), at(1800)),
+        (WorkerParams(hours=1), at(1800), at(-23 * HOUR), at(1800)),
+        (WorkerParams(hours=168), at(1800), at(-167 * HOUR), at(1800)),
+        (WorkerParams(hours=1, until=at(0)), at(1800), at(-24 * HOUR), at(0)),
     ],
 )
-def test_chart_shows_whole_hours_and_at_least_a_day(address: WorkerAddress, now: Any, first: Any, last: Any) -> None:
-    assert chart_window(address, a_worker_row(), now) == (first, last)
+def test_chart_shows_whole_hours_and_at_least_a_day(params: WorkerParams, now: Any, first: Any, last: Any) -> None:
+    assert chart_window(params, a_worker_row(), now) == (first, last)
 
 
 def test_outcomes_are_stacked_with_failures_on_top() -> None:
     hours = [Outcomes(at(0), {"failed": 1, "success": 10, None: 1}), Outcomes(at(-HOUR), {"success": 5})]
-    chart = build_chart(a_worker_row(), hours, WorkerAddress(), now=at(1800))
+    chart = build_chart(a_worker_row(), hours, WorkerParams(), now=at(1800))
     assert chart is not None
     now, before = chart.bars
     assert [piece.state for piece in now.pieces] == ["success", "no_status", "failed"]
     assert [piece.y + piece.height for piece in now.pieces] == [CHART_HEIGHT, now.pieces[0].y, now.pieces[1].y]
     assert before.pieces[0].height < now.pieces[0].height
     assert now.title == "2026-03-01 12:00 to 13:00 UTC: 10 success, 1 no status, 1 failed"
-    assert now.address == WorkerAddress(hours=1, until=at(HOUR))
+    assert now.params == WorkerParams(hours=1, until=at(HOUR))
     assert (now.x, before.x) == ("96.25%", "92.08%")
     assert chart.legend == (("success", "15"), ("no_status", "1"), ("failed", "1"))
     assert (chart.highest, chart.label) == ("12", "17 tries: 15 success, 1 no status, 1 failed")
@@ -271,7 +271,7 @@ def test_outcomes_are_stacked_with_failures_on_top() -> None:
 
 def test_one_failure_among_thousands_is_visible() -> None:
     hours = [Outcomes(at(0), {"failed": 1, "success": 100_000, "skipped": 1, "upstream_failed": 1})]
-    chart = build_chart(a_worker_row(), hours, WorkerAddress(), now=at(1800))
+    chart = build_chart(a_worker_row(), hours, WorkerParams(), now=at(1800))
     assert chart is not None
     (bar,) = chart.bars
     assert all(piece.height >= 1 and piece.y >= 0 for piece in bar.pieces)
@@ -280,5 +280,5 @@ def test_one_failure_among_thousands_is_visible() -> None:
 
 def test_hours_outside_of_the_chart_are_left_out() -> None:
     hours = [Outcomes(at(0), {"success": 1}), Outcomes(at(0) - timedelta(hours=25), {"success": 1})]
-    assert build_chart(a_worker_row(), hours, WorkerAddress(until=at(0)), now=at(1800)) is None
-    assert build_chart(a_worker_row(), [], WorkerAddress(), now=at(1800)) is None
+    assert build_chart(a_worker_row(), hours, WorkerParams(until=at(0)), now=at(1800)) is None
+    assert build_chart(a_worker_row(), [], WorkerParams(), now=at(1800)) is None

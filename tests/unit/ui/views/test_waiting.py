@@ -14,7 +14,7 @@ from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.tables import engine
 from airflow_worker_insight.store.workers.upsert import upsert_worker
-from airflow_worker_insight.ui.query_params import InvalidUrlError, WaitingAddress, parse_waiting_address
+from airflow_worker_insight.ui.query_params import InvalidUrlError, WaitingParams, parse_waiting_params
 from tests.unit.database import NOON, a_worker, add_run, add_try
 from tests.unit.readers import READABLE, SECRET
 
@@ -162,9 +162,9 @@ def test_page_warns_that_workers_cannot_be_reached(
 
 
 def test_url_is_parsed_as_written() -> None:
-    address = WaitingAddress("waiting", "etl", "run+1", "load", "w1@host", "waits_full", 50)
-    assert parse_waiting_address(address.query().removeprefix("?")) == address
-    assert WaitingAddress().query() == ""
+    params = WaitingParams("waiting", "etl", "run+1", "load", "w1@host", "waits_full", 50)
+    assert parse_waiting_params(params.query().removeprefix("?")) == params
+    assert WaitingParams().query() == ""
     for query in ("state=queued", "reason=mood", "colour=red", "offset=10001"):
         with pytest.raises(InvalidUrlError):
-            parse_waiting_address(query)
+            parse_waiting_params(query)

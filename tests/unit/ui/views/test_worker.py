@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.domain.attempts import AttemptPage
-from airflow_worker_insight.ui.query_params import WorkerAddress
+from airflow_worker_insight.ui.query_params import WorkerParams
 from airflow_worker_insight.ui.views.worker import REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS, build_worker_page
 from tests.unit.database import at
 from tests.unit.ui.attempts import a_try, on
@@ -16,14 +16,14 @@ from tests.unit.ui.workers import NOW, a_change, a_worker_row, an_instance
 
 def a_page(
     row: Any = None,
-    address: WorkerAddress | None = None,
+    params: WorkerParams | None = None,
     *,
     may_read: bool = True,
     may_decide: bool = True,
     **instance: Any,
 ) -> Any:
     return build_worker_page(
-        an_instance(row, **instance), address or WorkerAddress(), may_read=may_read, may_decide=may_decide, now=NOW
+        an_instance(row, **instance), params or WorkerParams(), may_read=may_read, may_decide=may_decide, now=NOW
     )
 
 
@@ -188,11 +188,11 @@ def test_tries_are_paginated(
     shown: int, total: int, offset: int, text: str, previous: int | None, following: int | None
 ) -> None:
     tries = [a_try(number, number, number + 1, on("celery-1")) for number in range(1, shown + 1)]
-    here = WorkerAddress(hours=6, until=at(500), offset=offset)
-    page = a_page(address=here, attempts=AttemptPage(tries, total, total_is_exact=True))
+    here = WorkerParams(hours=6, until=at(500), offset=offset)
+    page = a_page(params=here, attempts=AttemptPage(tries, total, total_is_exact=True))
     assert page.pages.range_text == text
-    assert page.pages.previous == (None if previous is None else WorkerAddress(6, at(500), previous))
-    assert page.pages.following == (None if following is None else WorkerAddress(6, at(500), following))
+    assert page.pages.previous == (None if previous is None else WorkerParams(6, at(500), previous))
+    assert page.pages.following == (None if following is None else WorkerParams(6, at(500), following))
     if total and not shown:
         assert page.empty_text == "No more tries."
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.domain.workers import Group, SourceStatus
-from airflow_worker_insight.ui.query_params import WorkersAddress
+from airflow_worker_insight.ui.query_params import WorkersParams
 from airflow_worker_insight.ui.views.workers import (
     LISTED,
     REFRESH_IDLE_SECONDS,
@@ -18,11 +18,11 @@ from airflow_worker_insight.ui.views.workers import (
 from tests.unit.database import at
 from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row
 
-HERE = WorkersAddress()
+HERE = WorkersParams()
 
 
-def a_page(*rows: Any, address: WorkersAddress = HERE, polls_by_itself: bool = True, **others: Any) -> Any:
-    return build_workers_page(address, a_listing(*rows, **others), now=NOW, polls_by_itself=polls_by_itself)
+def a_page(*rows: Any, params: WorkersParams = HERE, polls_by_itself: bool = True, **others: Any) -> Any:
+    return build_workers_page(params, a_listing(*rows, **others), now=NOW, polls_by_itself=polls_by_itself)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_line_has_the_change_that_made_the_worker_unavailable() -> None:
 
 
 def test_chips_filter_by_state() -> None:
-    page = a_page(a_worker_row(), counts={"online": 1234, "lost": 2, None: 1}, address=HERE.changed(queue="q"))
+    page = a_page(a_worker_row(), counts={"online": 1234, "lost": 2, None: 1}, params=HERE.changed(queue="q"))
     assert [(chip.text, chip.count) for chip in page.chips] == [
         ("Online", "1,234"),
         ("Unresponsive", "0"),
@@ -84,14 +84,14 @@ def test_chips_filter_by_state() -> None:
         ("Unknown", "1"),
         ("Offline", "0"),
     ]
-    assert page.chips[2].address == WorkersAddress(state="lost", queue="q")
+    assert page.chips[2].params == WorkersParams(state="lost", queue="q")
     assert not any(chip.is_chosen for chip in page.chips)
 
 
 def test_chosen_chip_clears_the_filter() -> None:
-    page = a_page(a_worker_row(), address=WorkersAddress(state="lost", offset=100))
+    page = a_page(a_worker_row(), params=WorkersParams(state="lost", offset=100))
     (chosen,) = [chip for chip in page.chips if chip.is_chosen]
-    assert (chosen.key, chosen.address) == ("lost", WorkersAddress())
+    assert (chosen.key, chosen.params) == ("lost", WorkersParams())
 
 
 @pytest.mark.parametrize(
@@ -99,44 +99,44 @@ def test_chosen_chip_clears_the_filter() -> None:
     [("", LISTED), ("any", None), ("offline", frozenset({"offline"})), ("unknown", frozenset({"unknown"}))],
 )
 def test_listed_states_exclude_offline_by_default(state: str, states: frozenset[str] | None) -> None:
-    assert listed_states(WorkersAddress(state=state)) == states
+    assert listed_states(WorkersParams(state=state)) == states
 
 
 @pytest.mark.parametrize(
-    ("address", "sentence"),
+    ("params", "sentence"),
     [
         (
             HERE,
             "Current workers, and lost ones last seen in the last 24 hours. Offline workers are hidden.",
         ),
-        (WorkersAddress(state="any", seen="any"), "All workers ever seen."),
-        (WorkersAddress(state="any"), "All workers seen in the last 24 hours."),
-        (WorkersAddress(state="online"), "Online workers."),
-        (WorkersAddress(state="lost", seen="7d"), "Lost workers, last seen in the last 7 days."),
+        (WorkersParams(state="any", seen="any"), "All workers ever seen."),
+        (WorkersParams(state="any"), "All workers seen in the last 24 hours."),
+        (WorkersParams(state="online"), "Online workers."),
+        (WorkersParams(state="lost", seen="7d"), "Lost workers, last seen in the last 7 days."),
         (
-            WorkersAddress(state="unknown", seen="any"),
+            WorkersParams(state="unknown", seen="any"),
             "Workers of unknown state, last seen at any time.",
         ),
     ],
 )
-def test_sentence_says_which_workers_are_listed(address: WorkersAddress, sentence: str) -> None:
-    assert a_page(a_worker_row(), address=address).sentence == sentence
+def test_sentence_says_which_workers_are_listed(params: WorkersParams, sentence: str) -> None:
+    assert a_page(a_worker_row(), params=params).sentence == sentence
 
 
 def test_unfiltered_list_is_linked() -> None:
-    page = a_page(a_worker_row(), address=WorkersAddress(queue="q", order="-running", offset=100))
-    assert page.unfiltered == WorkersAddress(state="any", seen="any", order="-running")
-    assert a_page(a_worker_row(), address=page.unfiltered).unfiltered is None
+    page = a_page(a_worker_row(), params=WorkersParams(queue="q", order="-running", offset=100))
+    assert page.unfiltered == WorkersParams(state="any", seen="any", order="-running")
+    assert a_page(a_worker_row(), params=page.unfiltered).unfiltered is None
 
 
 # --- filters, order and pages ---------------------------------------------------------------------------------------
 
 
 def test_each_filter_can_be_removed() -> None:
-    address = WorkersAddress(
+    params = WorkersParams(
         search="w1", kind="edge", queue="q", label="a=b", hostname="h", availability="draining", offset=100
     )
-    filters = a_page(a_worker_row(), address=address).filters
+    filters = a_page(a_worker_row(), params=params).filters
     assert [one.text for one in filters] == [
         "Contains “w1”",
         "Kind Edge",
@@ -145,40 +145,40 @@ def test_each_filter_can_be_removed() -> None:
         "Host h",
         "Availability draining",
     ]
-    assert filters[1].without == WorkersAddress(
+    assert filters[1].without == WorkersParams(
         search="w1", queue="q", label="a=b", hostname="h", availability="draining"
     )
 
 
 def test_kind_with_an_executors_name_is_an_option() -> None:
-    page = a_page(a_worker_row(), address=WorkersAddress(kind="BatchExecutor"))
+    page = a_page(a_worker_row(), params=WorkersParams(kind="BatchExecutor"))
     assert [one.value for one in page.kind_options if one.is_chosen] == ["BatchExecutor"]
     assert not [one for one in a_page(a_worker_row()).kind_options if one.value == "BatchExecutor"]
 
 
 def test_columns_sort_both_ways() -> None:
     def column(text: str, order: str) -> Any:
-        columns = a_page(a_worker_row(), address=WorkersAddress(order=order, offset=100)).columns
+        columns = a_page(a_worker_row(), params=WorkersParams(order=order, offset=100)).columns
         return next(one for one in columns if one.text == text)
 
-    assert (column("Host", "name").direction, column("Host", "name").address.order) == ("", "hostname")
-    assert (column("Host", "hostname").direction, column("Host", "hostname").address.order) == (
+    assert (column("Host", "name").direction, column("Host", "name").params.order) == ("", "hostname")
+    assert (column("Host", "hostname").direction, column("Host", "hostname").params.order) == (
         "ascending",
         "-hostname",
     )
-    assert (column("Host", "-hostname").direction, column("Host", "-hostname").address.order) == (
+    assert (column("Host", "-hostname").direction, column("Host", "-hostname").params.order) == (
         "descending",
         "hostname",
     )
-    assert column("Running", "name").address == WorkersAddress(order="-running")
-    assert column("Queues", "name").address is None
+    assert column("Running", "name").params == WorkersParams(order="-running")
+    assert column("Queues", "name").params is None
 
 
 def test_page_has_a_hundred_workers() -> None:
     rows = [a_worker_row(f"w{number}", ref=number) for number in range(100)]
-    pages = a_page(*rows, total=2000, address=WorkersAddress(offset=100)).pages
+    pages = a_page(*rows, total=2000, params=WorkersParams(offset=100)).pages
     assert pages.range_text == "101 to 200 of 2,000 workers"
-    assert (pages.previous, pages.following) == (WorkersAddress(), WorkersAddress(offset=200))
+    assert (pages.previous, pages.following) == (WorkersParams(), WorkersParams(offset=200))
     assert a_page(*rows, total=10_000).pages.range_text == "1 to 100 of at least 10,000 workers"
     assert a_page(a_worker_row()).pages.range_text == "1 worker"
 
@@ -188,7 +188,7 @@ def test_page_has_a_hundred_workers() -> None:
 
 def test_groups_show_states_and_link_their_workers() -> None:
     groups = [Group("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), Group("", {"online": 2}, 0, 0)]
-    page = a_page(address=WorkersAddress(group="queue", kind="celery"), groups=groups, any_worker=True)
+    page = a_page(params=WorkersParams(group="queue", kind="celery"), groups=groups, any_worker=True)
     etl, rest = page.groups
     assert page.group_name == "Queue"
     assert (etl.name, etl.count, etl.text) == ("etl", "8 workers", "6 online, 1 lost, 1 unknown")
@@ -198,21 +198,21 @@ def test_groups_show_states_and_link_their_workers() -> None:
         ("unknown", "87.50%", "12.50%"),
     ]
     assert etl.load.text == "4 / 16"
-    assert etl.address == WorkersAddress(queue="etl", kind="celery")
-    assert (rest.name, rest.address, rest.load) == ("Unknown", None, None)
+    assert etl.params == WorkersParams(queue="etl", kind="celery")
+    assert (rest.name, rest.params, rest.load) == ("Unknown", None, None)
     assert (page.pages.range_text, page.notice) == ("2 groups", None)
 
 
 def test_each_label_is_a_group_option() -> None:
     page = a_page(
-        address=WorkersAddress(group="label:zone"),
+        params=WorkersParams(group="label:zone"),
         label_keys=["region", "zone"],
         groups=[Group("a", {"online": 1}, 0, 0)],
     )
     assert [one.value for one in page.group_options] == ["", "queue", "hostname", "kind", "label:region", "label:zone"]
     assert [one.text for one in page.group_options if one.is_chosen] == ["Label zone"]
     assert page.group_name == "Label zone"
-    assert page.groups[0].address == WorkersAddress(label="zone=a")
+    assert page.groups[0].params == WorkersParams(label="zone=a")
 
 
 # --- notices and refreshing ------------------------------------------------------------------------------------------
@@ -230,17 +230,17 @@ def test_empty_installation_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "text"),
+    ("params", "text"),
     [
-        (WorkersAddress(queue="q"), "No worker matches these filters."),
-        (WorkersAddress(state="lost"), "No worker is in this state."),
-        (WorkersAddress(offset=5000), "No more workers."),
-        (WorkersAddress(group="queue"), "None of these workers has a value to group by."),
-        (WorkersAddress(group="queue", offset=200), "No more groups."),
+        (WorkersParams(queue="q"), "No worker matches these filters."),
+        (WorkersParams(state="lost"), "No worker is in this state."),
+        (WorkersParams(offset=5000), "No more workers."),
+        (WorkersParams(group="queue"), "None of these workers has a value to group by."),
+        (WorkersParams(group="queue", offset=200), "No more groups."),
     ],
 )
-def test_empty_list_of_workers_says_why(address: WorkersAddress, text: str) -> None:
-    notice = a_page(address=address, counts={"online": 1}, any_worker=True).notice
+def test_empty_list_of_workers_says_why(params: WorkersParams, text: str) -> None:
+    notice = a_page(params=params, counts={"online": 1}, any_worker=True).notice
     assert notice.text.startswith(text)
 
 
@@ -268,13 +268,13 @@ def test_page_warns_that_unpolled_worker_states_are_stale(sources: Any, when: st
 def test_page_has_two_hundred_groups() -> None:
     def pages(offset: int, total: int, **others: Any) -> Any:
         groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
-        address = WorkersAddress(group="hostname", offset=offset)
-        return a_page(address=address, groups=groups, total=total, any_worker=True, **others).pages
+        params = WorkersParams(group="hostname", offset=offset)
+        return a_page(params=params, groups=groups, total=total, any_worker=True, **others).pages
 
     found = pages(200, 1500, counts={"online": 1500, "offline": 20_000})
     assert found.range_text == "201 to 400 of 1,500 groups"
-    assert found.previous == WorkersAddress(group="hostname")
-    assert found.following == WorkersAddress(group="hostname", offset=400)
+    assert found.previous == WorkersParams(group="hostname")
+    assert found.following == WorkersParams(group="hostname", offset=400)
     # Of more workers not all were grouped.
     assert pages(0, 900, counts={"online": 10_000}).range_text == "1 to 200 of at least 900 groups"
     # Workers of many queues: what cannot be skipped to is not led to.
@@ -287,5 +287,5 @@ def test_list_refreshes_faster_while_a_worker_is_alive() -> None:
     assert a_page(a_worker_row(state="unresponsive")).refresh_seconds == REFRESH_SECONDS
     gone = a_worker_row(state="offline", ended_at=at(0))
     assert a_page(gone).refresh_seconds == REFRESH_IDLE_SECONDS
-    nobody_fits = a_page(address=WorkersAddress(queue="q"), counts={}, any_worker=True)
+    nobody_fits = a_page(params=WorkersParams(queue="q"), counts={}, any_worker=True)
     assert nobody_fits.refresh_seconds == REFRESH_IDLE_SECONDS

@@ -1,0 +1,247 @@
+"""Query strings and bodies that the REST API takes, independent of the web framework.
+
+The filters come from :mod:`airflow_worker_insight.domain.filters`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.domain.filters import (
+    WORKER_ORDERS,
+    AttemptFilter,
+    PlacementFilter,
+    ServiceFilter,
+    WorkerFilter,
+    build,
+    parameters,
+)
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
+from airflow_worker_insight.domain.names import clean
+from airflow_worker_insight.domain.parameters import (
+    WORKER_ID,
+    Choice,
+    Choices,
+    Integer,
+    Kind,
+    Label,
+    Text,
+    Time,
+    TryState,
+    WorkerId,
+    is_worker_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pydantic import ValidationError
+    from typing_extensions import Self
+
+    Query = TypeVar("Query", bound="ListQuery")
+
+MAX_LIMIT = 1000
+_WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
+
+
+class InvalidRequestError(ValueError):
+    """Raised when a request cannot be carried out as sent; the message says why."""
+
+
+# --- types of parameters ---------------------------------------------------------------------------------------------
+
+
+def _require_iso_format(value: Any) -> Any:
+    # pydantic would read a bare number as seconds since 1970.
+    if isinstance(value, str) and not value[:11].replace("t", "T").endswith("T"):
+        raise ValueError("must be an ISO 8601 date and time, for example 2026-01-31T08:00:00Z")
+    return value
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("must be within the years 1 to 9999 in UTC") from None
+
+
+def _require_reachable(offset: int) -> int:
+    if offset > MAX_TOTAL:
+        raise ValueError(f"skips at most {MAX_TOTAL} entries: look further back with a filter, such as started_at_lte")
+    return offset
+
+
+def _type_of(kind: Kind) -> Any:  # noqa: PLR0911
+    """Return the pydantic type of a kind of parameter."""
+    match kind:
+        case Text():
+            constraints = Field(min_length=1, max_length=kind.max_length, json_schema_extra=_WITHOUT_NUL)
+            return Annotated[str, constraints, AfterValidator(kind.parse)]
+        case WorkerId():
+            return Annotated[str, Field(pattern=WORKER_ID)]
+        case Integer():
+            return Annotated[int, Field(ge=kind.minimum, le=MAX_INTEGER)]
+        case Time():
+            return Annotated[datetime, BeforeValidator(_require_iso_format), AfterValidator(_to_utc)]
+        case Choices():
+            return Annotated[Literal[kind.values], AfterValidator(lambda value: frozenset({value}))]
+        case Choice():
+            return Literal[kind.values]
+        case TryState():
+            return Literal[tuple(sorted(metadata_database.task_instance_states()))]
+        case Label():
+            schema: dict[str, Any] = {"pattern": r"^[^=\u0000]+=[^\u0000]*$"}
+            constraints = Field(max_length=kind.max_length, json_schema_extra=schema)
+            return Annotated[str, constraints, AfterValidator(kind.parse)]
+
+
+# --- query strings ---------------------------------------------------------------------------------------------------
+
+
+class ListQuery(BaseModel):
+    """Parameters that all lists share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=MAX_LIMIT, description="Maximum number of entries to return.")
+    offset: Annotated[int, Field(ge=0), AfterValidator(_require_reachable)] = Field(
+        0, description="Number of entries to skip.", json_schema_extra={"maximum": MAX_TOTAL}
+    )
+
+
+def _with_filters(filters: type[Any], *, without: Collection[str] = ()) -> Callable[[type[Query]], type[Query]]:
+    """Return a class decorator that adds declared filters to a query."""
+    declared: dict[str, Any] = {
+        parameter.name: (_type_of(parameter.kind) | None, Field(None, description=parameter.meaning))
+        for parameter in parameters(filters).values()
+        if parameter.rest and parameter.name not in without
+    }
+
+    def add(query: type[Query]) -> type[Query]:
+        return create_model(
+            query.__name__, __base__=query, __module__=query.__module__, __doc__=query.__doc__, **declared
+        )
+
+    return add
+
+
+@_with_filters(AttemptFilter, without=("worker_id", "worker_name"))
+class WorkerAttemptQuery(ListQuery):
+    """Filters for one worker's attempts, combined with "and"; each matches a whole value."""
+
+    def filters(self) -> AttemptFilter:
+        """Return what the store filters by."""
+        return build(AttemptFilter, self)
+
+    @model_validator(mode="after")
+    def _window_is_not_reversed(self) -> Self:
+        if self.filters().is_reversed:
+            raise ValueError("started_at_gte must not be later than started_at_lte")
+        return self
+
+
+@_with_filters(AttemptFilter)
+class AttemptQuery(WorkerAttemptQuery):
+    """Filters for attempts, combined with "and"; each matches a whole value."""
+
+
+@_with_filters(PlacementFilter)
+class PlacementQuery(ListQuery):
+    """Filters for placements, combined with "and"; each matches a whole value."""
+
+    def filters(self) -> PlacementFilter:
+        """Return what the store filters by."""
+        return build(PlacementFilter, self)
+
+
+_ORDERS = Choice(tuple(order for name in WORKER_ORDERS for order in (name, f"-{name}")))
+
+
+@_with_filters(WorkerFilter)
+class WorkerQuery(ListQuery):
+    """Filters for workers, combined with "and"; each matches a whole value."""
+
+    order_by: Annotated[str, AfterValidator(_ORDERS.parse)] = Field(
+        "-registered_at",
+        description="Column to order by; a leading - means descending. Unknown values come last.",
+        json_schema_extra={"enum": list(_ORDERS.values)},
+    )
+
+    def filters(self) -> WorkerFilter:
+        """Return what the store filters by."""
+        return build(WorkerFilter, self)
+
+
+@_with_filters(ServiceFilter)
+class ServiceQuery(ListQuery):
+    """Filters for services."""
+
+    def filters(self) -> ServiceFilter:
+        """Return what the store filters by."""
+        return build(ServiceFilter, self)
+
+
+def require_worker_id(worker_id: str) -> None:
+    """Check the form of a worker ID, as FastAPI does for its routes.
+
+    :raises InvalidRequestError: if no worker can have this ID
+    """
+    if not is_worker_id(worker_id):
+        raise InvalidRequestError("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
+
+
+def error_details(error: ValidationError, location: str) -> list[dict[str, Any]]:
+    """Return the errors of a request in FastAPI's format.
+
+    :param location: the part of the request: ``query``, ``path`` or ``body``
+    """
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**detail, "loc": [location, *detail["loc"]]} for detail in details]
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+Availability = Literal["available", "draining", "quarantined"]
+
+
+def _cleaned_note(note: str) -> str:
+    """Remove line ends, control and format characters, as the form on a worker's page does."""
+    return clean(note, MAX_NOTE_LENGTH)
+
+
+class Decision(BaseModel):
+    """A user's decision on a worker's availability."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    availability: Availability = Field(
+        description="draining: finish what runs and take nothing new; quarantined: the same, also after a restart."
+    )
+    note: (
+        Annotated[
+            str,
+            Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
+            AfterValidator(Text(MAX_NOTE_LENGTH).parse),
+            AfterValidator(_cleaned_note),
+        ]
+        | None
+    ) = Field(None, description="Reason for the decision.")
+
+
+def parse_decision(body: bytes, *, is_json: bool) -> Decision:
+    """Parse the body of a request that changes a worker's availability.
+
+    :param body: the body, or its beginning if it is longer than :data:`MAX_BODY`
+    :param is_json: whether the content type is JSON
+    :raises InvalidRequestError: if the content type is not JSON or the body is too long
+    :raises pydantic.ValidationError: if the body is not a valid :class:`Decision`
+    """
+    if not is_json:
+        raise InvalidRequestError("The body must be JSON: send it with the content type application/json.")
+    if len(body) > MAX_BODY:
+        raise InvalidRequestError(f"The body is longer than {MAX_BODY} bytes.")
+    return Decision.model_validate_json(body)

@@ -1,0 +1,246 @@
+"""Responses of the REST API, and their fields from rows of the store."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from airflow_worker_insight.api.queries import Availability
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.store.placements import ListedPlacement
+
+MAX_CHANGES = 100
+
+
+class AttemptWorkerResponse(BaseModel):
+    """A worker that ran an attempt."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    worker_id: str = Field(description="ID of a worker instance; begins with host- if only the host is known.")
+    name: str
+    kind: str = Field(description="celery, local, kubernetes, edge, or the executor's name.")
+    hostname: str
+    process_count: int = Field(description="Number of task processes of this try that ran on this worker.")
+    first_started_at: datetime | None
+    last_started_at: datetime | None
+    load: float | None = Field(description="The machine's load average per CPU when the try started there.")
+    memory_free: float | None = Field(description="The machine's free memory at that time, as a share of all memory.")
+    running_beside: int | None = Field(
+        description="Number of other tries that ran on the worker at that time; null without the right to see workers."
+    )
+
+
+class AttemptResponse(BaseModel):
+    """One try of one task instance."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    state: str | None = Field(description="null if Airflow has none, or deleted the try before it ended.")
+    started_at: datetime | None
+    ended_at: datetime | None
+    duration: float | None = Field(description="Seconds between start and end.")
+    attribution: str = Field(
+        description="How it is known: reported, inferred, backfilled, not_on_a_worker, never_started or unknown."
+    )
+    workers: list[AttemptWorkerResponse]
+    placement: str | None = Field(
+        description="Latest reason of an executor of this package, as one word: why it placed the try there, or why it "
+        "kept the try waiting; null if no such executor placed it."
+    )
+    placement_detail: str | None = Field(
+        description="The same as a sentence, with the workers that were left out. Kept for 30 days; null without the "
+        "right to see workers."
+    )
+    deleted: Literal["run", "task_instance"] | None = Field(
+        description="What Airflow has deleted together with the try: its Dag run or its task instance. One that has "
+        "the same name now is another one. null for a try that Airflow has, or of which it removed the history only."
+    )
+
+
+class _ListResponse(BaseModel):
+    """Fields that all lists share."""
+
+    total_entries: int = Field(description=f"Number of entries, counted up to {MAX_TOTAL}.")
+    total_is_exact: bool = Field(
+        description="false if counting stopped early: at the limit of the total, or of the tries that a search for a "
+        "state, task_id, map_index or try_number scans."
+    )
+
+
+class AttemptsResponse(_ListResponse):
+    """A page of attempts; ``total_entries`` counts only those that the reader may see."""
+
+    attempts: list[AttemptResponse]
+
+
+class PlacementWorkerResponse(BaseModel):
+    """The worker that a try is placed on."""
+
+    worker_id: str
+    name: str
+
+
+class PlacementResponse(BaseModel):
+    """A try that has not ended and waits for a worker, or that an executor of this package has placed."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    state: Literal["waiting", "placed"]
+    worker: PlacementWorkerResponse | None = Field(
+        description="null while the try waits, and if it was sent to the shared queue."
+    )
+    reason: str = Field(description="Why the try waits, or why it was placed there, as one word.")
+    detail: str | None = Field(
+        description="The same as a sentence, with those that were left out; null without the right to see workers."
+    )
+    since: datetime = Field(description="When the try began to wait, or was placed.")
+    queue: str
+    try_state: str = Field(description="Airflow's state of the try: queued until a worker starts it, then running.")
+
+
+class PlacementsResponse(_ListResponse):
+    """A page of placements; ``total_entries`` counts only those that the reader may see."""
+
+    placements: list[PlacementResponse]
+
+
+class WorkerResponse(BaseModel):
+    """One instance of a worker: from its start to its end."""
+
+    worker_id: str
+    name: str = Field(description="Name that operators use; it outlives restarts.")
+    kind: str = Field(description="celery, local, kubernetes, edge, or the executor's name.")
+    hostname: str
+    pid: int | None
+    state: Literal["online", "unresponsive", "offline", "lost"] | None = Field(description="null if unknown.")
+    state_reason: str | None = Field(description="Why the worker is in this state, or why its state is unknown.")
+    availability: Availability = Field(description="Availability that a user set.")
+    availability_note: str | None = Field(description="Reason that the user gave.")
+    availability_changed_by: str | None
+    availability_changed_at: datetime | None
+    queues: list[str] | None
+    concurrency: int | None
+    running: int | None = Field(description="Number of tries that ran on it when its source was last polled.")
+    started_at: datetime | None
+    registered_at: datetime
+    last_seen_at: datetime
+    ended_at: datetime | None
+    labels: dict[str, str]
+    resources: dict[str, Any]
+    versions: dict[str, Any]
+
+
+class ChangeResponse(BaseModel):
+    """One entry of a worker's history: either its state or its availability changed."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    changed_at: datetime
+    state: str | None
+    availability: str | None
+    reason: str | None
+    changed_by: str | None = Field(description="User who changed the availability; null for a change of the state.")
+
+
+class WorkerDetailResponse(WorkerResponse):
+    """One instance of a worker, with its history."""
+
+    changes: list[ChangeResponse] = Field(description=f"At most {MAX_CHANGES} entries, latest first.")
+
+
+class WorkersResponse(_ListResponse):
+    """A page of workers."""
+
+    workers: list[WorkerResponse]
+
+
+class ServiceResponse(BaseModel):
+    """A process of the deployment: one of Airflow's own, or a worker."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: str = Field(description="scheduler, triggerer, dag_processor or worker.")
+    service_id: str = Field(description="The ID of Airflow's job, or of the worker.")
+    name: str
+    hostname: str
+    state: str | None = Field(description="online, unresponsive, offline or lost; null if unknown.")
+    started_at: datetime | None
+    last_seen_at: datetime | None
+    ended_at: datetime | None
+
+
+class ServicesResponse(_ListResponse):
+    """A page of services, Airflow's own first."""
+
+    services: list[ServiceResponse]
+
+
+class SourceResponse(BaseModel):
+    """The latest poll of one worker source."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str = Field(description="celery, edge, jobs (local workers) or tries (pods and other executors).")
+    looked_at: datetime | None
+    is_current: bool = Field(description="false if the latest poll is too old: worker states are unknown then.")
+    error: str | None = Field(description="Why the latest poll failed.")
+
+
+class HealthResponse(BaseModel):
+    """Health of this package in the API server process that answers."""
+
+    status: Literal["healthy", "unhealthy"]
+    version: str = Field(description="The version of this package.")
+    tables: Literal["ready", "missing", "old", "newer", "incomplete"]
+    explanation: str = Field(description="What is wrong with the tables, and what to do.")
+    counters: dict[str, int] = Field(
+        description="Counters of reports in this process since its start; each process has its own."
+    )
+    engines: list[SourceResponse] | None = Field(
+        description="Worker sources that were polled at least once; null without the right to see workers."
+    )
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def placement_fields(listed: ListedPlacement, *, may_see_workers: bool = True) -> dict[str, Any]:
+    """Return the fields of a :class:`PlacementResponse`.
+
+    :param may_see_workers: whether the reader may see workers; if not, ``detail`` is ``None``
+    """
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    return {
+        **{name: getattr(listed.placement.key, name) for name in names},
+        "state": listed.state,
+        "worker": None if listed.worker_id is None else {"worker_id": listed.worker_id, "name": listed.worker_name},
+        "reason": listed.placement.reason,
+        "detail": listed.placement.sentence if may_see_workers else None,
+        "since": listed.placement.placed_at,
+        "queue": listed.queue,
+        "try_state": listed.try_state,
+    }
+
+
+def worker_fields(row: WorkerRow, decision: Change | None) -> dict[str, Any]:
+    """Return the fields of a :class:`WorkerResponse`."""
+    return {
+        **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},
+        "availability_note": None if decision is None else decision.reason,
+        "availability_changed_by": None if decision is None else decision.changed_by,
+        "availability_changed_at": None if decision is None else decision.changed_at,
+    }

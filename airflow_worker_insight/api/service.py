@@ -1,0 +1,192 @@
+"""Read the store for the REST API; change availability for the REST API and the pages.
+
+FastAPI serves the results on Airflow 3 (:mod:`.routes`), Flask on 2.11. Callers check permissions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight import __version__
+from airflow_worker_insight.api import database
+from airflow_worker_insight.api.queries import InvalidRequestError
+from airflow_worker_insight.api.responses import MAX_CHANGES, placement_fields, worker_fields
+from airflow_worker_insight.capture import counters
+from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.parameters import is_worker_id
+from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.workers import availability as worker_availability
+from airflow_worker_insight.store.workers import freshness
+from airflow_worker_insight.store.workers import queries as worker_queries
+from airflow_worker_insight.store.workers import services as workers_services
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy.engine import Connection
+
+    from airflow_worker_insight.api.queries import (
+        AttemptQuery,
+        PlacementQuery,
+        ServiceQuery,
+        WorkerAttemptQuery,
+        WorkerQuery,
+    )
+    from airflow_worker_insight.domain.filters import AttemptFilter
+    from airflow_worker_insight.domain.workers import SourceStatus, WorkerRow
+
+
+class WorkerNotFoundError(LookupError):
+    """Raised when no worker has the requested ID; the message says so."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its "
+            "first try has ended."
+        )
+
+
+def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:
+    """Return the fields of an :class:`.AttemptsResponse`, latest start first.
+
+    :param dag_ids: the Dags that the reader may see
+    :param may_see_workers: whether the reader may see workers, and so how much runs on them
+    """
+    with database.reading() as connection:
+        fields = _attempts_page(connection, query, query.filters(), dag_ids)
+    if not may_see_workers:
+        fields["attempts"] = [attempt_queries.without_neighbours(attempt) for attempt in fields["attempts"]]
+    return fields
+
+
+def list_worker_attempts(worker_id: str, query: WorkerAttemptQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+    """Return the fields of an :class:`.AttemptsResponse` for one worker, latest start first.
+
+    :param dag_ids: the Dags that the reader may see
+    :raises WorkerNotFoundError: if no worker has the ID
+    """
+    with database.reading() as connection:
+        row = _require_worker(connection, worker_id)
+        return _attempts_page(connection, query, replace(query.filters(), worker_id=row.worker_id), dag_ids)
+
+
+def _attempts_page(
+    connection: Connection, query: WorkerAttemptQuery, filters: AttemptFilter, dag_ids: Collection[str]
+) -> dict[str, Any]:
+    page = attempt_queries.find_attempts(connection, filters, dag_ids=dag_ids, limit=query.limit, offset=query.offset)
+    return {"attempts": page.attempts, "total_entries": page.total, "total_is_exact": page.total_is_exact}
+
+
+def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:
+    """Return the fields of a :class:`.PlacementsResponse`, oldest first.
+
+    They cover tries that wait for a worker and tries that are placed on one.
+
+    :param dag_ids: the Dags that the reader may see
+    :param may_see_workers: whether the reader may see workers that a try neither ran on nor was placed on
+    """
+    with database.reading() as connection:
+        rows, total = placements.find(
+            connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
+        )
+    return {"placements": [placement_fields(row, may_see_workers=may_see_workers) for row in rows], **_totals(total)}
+
+
+def list_workers(query: WorkerQuery) -> dict[str, Any]:
+    """Return the fields of a :class:`.WorkersResponse`."""
+    with database.reading() as connection:
+        rows, total = worker_queries.list_workers(
+            connection, query.filters(), order_by=query.order_by, limit=query.limit, offset=query.offset
+        )
+        decisions = worker_queries.decisions(connection, rows)
+    return {"workers": [worker_fields(row, decisions.get(row.ref)) for row in rows], **_totals(total)}
+
+
+def list_services(query: ServiceQuery) -> dict[str, Any]:
+    """Return the fields of a :class:`.ServicesResponse`."""
+    filters = query.filters()
+    with database.reading() as connection:
+        services, total = workers_services.list_services(
+            connection, kind=filters.kind, state=filters.state, limit=query.limit, offset=query.offset
+        )
+    return {"services": services, **_totals(total)}
+
+
+def _totals(total: int) -> dict[str, Any]:
+    return {"total_entries": total, "total_is_exact": total < MAX_TOTAL}
+
+
+def get_worker(worker_id: str) -> dict[str, Any]:
+    """Return the fields of a :class:`.WorkerDetailResponse`.
+
+    :raises WorkerNotFoundError: if no worker has the ID
+    """
+    with database.reading() as connection:
+        return _worker_with_changes(connection, _require_worker(connection, worker_id))
+
+
+def change_availability(worker_id: str, availability: str, *, note: str | None, changed_by: str) -> dict[str, Any]:
+    """Set a worker's availability and return the fields of a :class:`.WorkerDetailResponse`.
+
+    :param note: the reason for the decision
+    :param changed_by: the name of the user who decided
+    :raises WorkerNotFoundError: if no worker has the ID
+    :raises InvalidRequestError: if the ID stands for a host, or for a worker instance that has ended
+    """
+    if not is_worker_id(worker_id):
+        raise WorkerNotFoundError
+    with database.writing() as connection:
+        try:
+            row = worker_availability.set_availability(
+                connection,
+                worker_id,
+                availability,
+                note=note or None,
+                changed_by=changed_by,
+                now=database_now(connection),
+            )
+        except worker_availability.HostOnlyWorkerError:
+            raise InvalidRequestError("This ID stands for all workers of a host: choose one of them.") from None
+        except worker_availability.WorkerEndedError as error:
+            raise InvalidRequestError(str(error)) from None
+        if row is None:
+            raise WorkerNotFoundError
+        return _worker_with_changes(connection, row)
+
+
+def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
+    row = worker_queries.get_worker(connection, worker_id)
+    if row is None:
+        raise WorkerNotFoundError
+    return row
+
+
+def _worker_with_changes(connection: Connection, row: WorkerRow) -> dict[str, Any]:
+    decision = worker_queries.decisions(connection, [row]).get(row.ref)
+    return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
+
+
+def health(*, may_see_workers: bool) -> dict[str, Any]:
+    """Return the fields of a :class:`.HealthResponse`.
+
+    :param may_see_workers: whether the reader may see workers: the error of a worker source may name hosts
+    """
+    schema = database.schema_now()
+    sources: list[SourceStatus] | None = None
+    if may_see_workers:
+        sources = []
+        if schema is Schema.READY:
+            with database.reading() as connection:
+                sources = freshness.list_engines(connection)
+    return {
+        "status": "healthy" if schema is Schema.READY else "unhealthy",
+        "version": __version__,
+        "tables": schema.value,
+        "explanation": schema.explanation,
+        "counters": counters.snapshot(),
+        "engines": sources,
+    }
