@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, status
 from pydantic import BaseModel, ValidationError
 
 from airflow_worker_insight import __version__
 from airflow_worker_insight.api import service
-from airflow_worker_insight.api.auth import Reader, ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
+from airflow_worker_insight.api.auth import ReaderDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, passes_csrf_checks
 from airflow_worker_insight.api.queries import (
     AttemptQuery,
@@ -33,6 +33,9 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.domain.parameters import WORKER_ID
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.api.reader import Reader
 
 
 class Problem(BaseModel):
