@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Change, SourceStatus, WorkerRow
+    from airflow_worker_insight.domain.workers import SourceStatus, WorkerChange, WorkerRow
 
 MAX_LIMIT = 1000
 MAX_CHANGES = 100
@@ -519,7 +519,7 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], sees_workers
     with database.reading() as connection:
         fields = _attempts_page(connection, query, query.filters(), dag_ids)
     if not sees_workers:
-        fields["attempts"] = [attempt_queries.without_neighbours(attempt) for attempt in fields["attempts"]]
+        fields["attempts"] = [attempt_queries.redact_other_dags(attempt) for attempt in fields["attempts"]]
     return fields
 
 
@@ -647,14 +647,24 @@ def health(*, with_engines: bool) -> dict[str, Any]:
         sources = []
         if schema is Schema.READY:
             with database.reading() as connection:
-                sources = freshness.list_engines(connection)
+                sources = freshness.list_sources(connection)
     return {
         "status": "healthy" if schema is Schema.READY else "unhealthy",
         "version": __version__,
         "tables": schema.value,
         "explanation": schema.explanation,
         "counters": counters.snapshot(),
-        "engines": sources,
+        "engines": None
+        if sources is None
+        else [
+            {
+                "name": source.name,
+                "looked_at": source.polled_at,
+                "is_current": source.is_current,
+                "error": source.error,
+            }
+            for source in sources
+        ],
     }
 
 
@@ -670,7 +680,7 @@ def _worker_with_changes(connection: Connection, row: WorkerRow) -> dict[str, An
     return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
 
 
-def worker_fields(row: WorkerRow, decision: Change | None) -> dict[str, Any]:
+def worker_fields(row: WorkerRow, decision: WorkerChange | None) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},

@@ -22,7 +22,7 @@ from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.attribution import has_workers_of
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import TaskInstanceKey, process_key
-from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.names import is_same_host
 from airflow_worker_insight.domain.states import LOCAL
 from airflow_worker_insight.store import airflow_history, migrate, xcom
 from airflow_worker_insight.store import session as database
@@ -110,7 +110,7 @@ def _claim_now(connection: Connection, row: Any) -> bool:
     """
     sender = TaskInstanceKey(row.dag_id, row.run_id, row.task_id, row.map_index)
     try:
-        with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
+        with database.savepoint(connection, database.START, nowait_tables=(attempt, worker)) as bounded_connection:
             take(bounded_connection, sender, row.value, now=datetime.now(timezone.utc))
     except database.TablesLockedError:
         if not _one_waits.acquire(blocking=False):
@@ -174,7 +174,7 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         raise RejectedReportError("try_has_ended")
     ended_at = airflow_try.ended_at if airflow_try.is_over else None
     is_expected_kind = has_workers_of(report.worker.kind, executor=airflow_try.executor, setting=config.executor())
-    if is_late and airflow_try.hostname and not are_one_host(airflow_try.hostname, report.worker.hostname):
+    if is_late and airflow_try.hostname and not is_same_host(airflow_try.hostname, report.worker.hostname):
         # A process on another host may have followed this one, and Airflow keeps the latest host only.
         raise RejectedReportError(
             "not_this_host", f"it waited, and Airflow has the try on the host {airflow_try.hostname}"

@@ -17,7 +17,7 @@ from airflow_worker_insight.capture import claim
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.domain.attempts import lost_tries
-from airflow_worker_insight.domain.attribution import Verdict, attribute
+from airflow_worker_insight.domain.attribution import AttributionResult, attribute
 from airflow_worker_insight.store import airflow_history, migrate, placements, rekeying, session, xcom
 from airflow_worker_insight.store.attempts import close as attempts_close
 from airflow_worker_insight.store.tables import NO_WORKER
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.attribution import WorkerInstance
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.attempts.close import Recorded
+    from airflow_worker_insight.store.attempts.close import RecordedTry
     from airflow_worker_insight.store.xcom import StoredReport
 
 WAITING_PAGE = 100
@@ -67,7 +67,7 @@ class Plan:
     """What to write: records to close or remove, and tries to add with their attribution."""
 
     close: Sequence[tuple[RowKey, AirflowTry]]
-    add: Sequence[tuple[AirflowTry, Verdict]]
+    add: Sequence[tuple[AirflowTry, AttributionResult]]
     remove: Sequence[RowKey] = ()
 
 
@@ -95,7 +95,7 @@ def reconcile_runs(
         runs,
         tries,
         recorded,
-        attempts_close.lives_on(connection, missing_hosts),
+        attempts_close.instances_on_hosts(connection, missing_hosts),
         default_executor=config.executor(),
         installed_at=installed_at,
     )
@@ -109,7 +109,7 @@ def reconcile_runs(
     attempts_close.add_tries(
         connection, [(airflow_try, verdict.attribution, _ref(verdict, hosts)) for airflow_try, verdict in plan.add]
     )
-    placements.keep(connection, runs, tries)
+    placements.copy_reasons(connection, runs, tries)
     for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
         count(f"tries.{attribution}", tries_count)
     return Outcome(
@@ -146,7 +146,7 @@ def _still_running(runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -
 def make_plan(
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
-    recorded: Collection[Recorded],
+    recorded: Collection[RecordedTry],
     instances: Collection[WorkerInstance],
     *,
     default_executor: str | None,
@@ -163,7 +163,7 @@ def make_plan(
     recorded_runs = {_run_of(airflow_try) for airflow_try in tries if _find_recorded(airflow_try, by_key) is not None}
     forgotten = _forgotten_records(runs, tries, recorded)
     close: list[tuple[RowKey, AirflowTry]] = []
-    add: list[tuple[AirflowTry, Verdict]] = []
+    add: list[tuple[AirflowTry, AttributionResult]] = []
     for airflow_try in (*finished, *lost):
         existing = _find_recorded(airflow_try, by_key) or (
             forgotten.get(airflow_try.key) if airflow_try.is_lost else None
@@ -184,16 +184,16 @@ def make_plan(
     return Plan(close, add, _keys_mapped_since(tries, recorded))
 
 
-def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
+def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, RecordedTry]) -> RecordedTry | None:
     return next((by_key[key] for key in airflow_try.row_keys if key in by_key), None)
 
 
 def _forgotten_records(
-    runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[Recorded]
-) -> dict[TryKey, Recorded]:
+    runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[RecordedTry]
+) -> dict[TryKey, RecordedTry]:
     """Return the records of these Dag runs' tries whose history Airflow has removed since."""
     current_keys = {key for airflow_try in tries for key in airflow_try.row_keys}
-    began_at = {(run.dag_id, run.run_id): run.began_at for run in runs}
+    began_at = {(run.dag_id, run.run_id): run.started_at for run in runs}
     return {
         record.key: record
         for record in recorded
@@ -208,16 +208,16 @@ def _run_of(airflow_try: AirflowTry) -> tuple[str, str]:
     return airflow_try.key.dag_id, airflow_try.key.run_id
 
 
-def _is_open(record: Recorded) -> bool:
+def _is_open(record: RecordedTry) -> bool:
     return record.state is not None and record.ended_at is None
 
 
-def _with_start(airflow_try: AirflowTry, record: Recorded) -> AirflowTry:
+def _with_start(airflow_try: AirflowTry, record: RecordedTry) -> AirflowTry:
     """Use the recorded start where Airflow has none."""
     return airflow_try if airflow_try.started_at is not None else replace(airflow_try, started_at=record.started_at)
 
 
-def _keys_mapped_since(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
+def _keys_mapped_since(tries: Collection[AirflowTry], recorded: Collection[RecordedTry]) -> list[RowKey]:
     """Return the keys of records without a worker of a task that has been mapped since (2.11)."""
     mapped = {
         (*_run_of(airflow_try), airflow_try.key.task_id) for airflow_try in tries if airflow_try.key.map_index >= 0
@@ -308,7 +308,7 @@ def _is_before(airflow_try: AirflowTry, installed_at: datetime | None) -> bool:
     return installed_at is not None and moment is not None and moment < installed_at
 
 
-def _ref(verdict: Verdict, hosts: Mapping[str, int]) -> int:
+def _ref(verdict: AttributionResult, hosts: Mapping[str, int]) -> int:
     if verdict.ref is not None:
         return verdict.ref
     return hosts[verdict.worker.worker_id] if verdict.worker is not None else NO_WORKER

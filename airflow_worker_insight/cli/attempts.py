@@ -11,7 +11,7 @@ from airflow_worker_insight.api.schemas import AttemptResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import one_worker
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 
@@ -64,7 +64,7 @@ def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) ->
 
     def read(limit: int, offset: int) -> tuple[list[Attempt], int]:
         nonlocal is_cut
-        page = attempt_queries.find_attempts(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
+        page = attempt_queries.find_attempts(connection, filters, dag_ids=AllDags(), limit=limit, offset=offset)
         is_cut = page.is_cut
         return page.attempts, page.total
 

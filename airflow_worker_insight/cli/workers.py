@@ -22,7 +22,7 @@ from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import (
     HostOnlyWorkerError,
     WorkerEndedError,
-    require_meaning,
+    require_effect,
     set_availability,
 )
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 
 MAX_CHANGES = 50
 """Entries of a worker's history to show at most: the latest."""
@@ -119,7 +119,7 @@ def _change_availability(args: Any, availability: str) -> None:
             worker = one_worker(connection, args.worker)
             question = None
             if availability == DRAINING and worker.availability == QUARANTINED:
-                require_meaning(connection, worker, availability)
+                require_effect(connection, worker, availability)
                 question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
         if question and not args.yes and not confirmed(question):
             raise SystemExit("Nothing was changed: --yes drains it without asking.")
@@ -141,7 +141,7 @@ def _change_availability(args: Any, availability: str) -> None:
         print(NOT_BY_ITSELF, file=sys.stderr)
 
 
-def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:
+def _downgrade_question(worker: WorkerRow, decision: WorkerChange | None) -> str:
     """Return the prompt for replacing a quarantine by a drain, with its author and reason."""
     author = f" by {decision.changed_by}" if decision is not None and decision.changed_by else ""
     why = f": {decision.reason}" if decision is not None and decision.reason else ""
@@ -151,7 +151,7 @@ def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:
     )
 
 
-def _decisions_of(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
+def _decisions_of(connection: Connection, rows: list[WorkerRow]) -> list[WorkerChange | None]:
     """Return the decision behind each worker's availability, or ``None``, in row order."""
     decisions = worker_queries.decisions(connection, rows)
     return [decisions.get(row.ref) for row in rows]
@@ -201,7 +201,7 @@ def _properties(row: WorkerRow) -> dict[str, Any]:
     }
 
 
-def _change_row(change: Change) -> dict[str, Any]:
+def _change_row(change: WorkerChange) -> dict[str, Any]:
     return {
         "changed_at": change.changed_at,
         "change": change.state or change.availability,

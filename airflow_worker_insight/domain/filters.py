@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-class EveryDag:
+class AllDags:
     """All Dags, including deleted ones: for readers with direct access to the database."""
 
 
@@ -31,7 +31,7 @@ class PlacementFilter:
     """The worker's own name or the name in its worker source."""
     reason: str | None = None
     try_state: str | None = None
-    """Airflow's state of the try, one of :data:`.placements.PLACES_TAKEN`."""
+    """Airflow's state of the try, one of :data:`.placements.SLOT_STATES`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +85,4 @@ class WorkerFilter:
     last_seen_at_lte: datetime | None = None
     """Last seen between ``last_seen_at_gte`` and this time, both inclusive, in any state."""
     refs: tuple[int, ...] | None = None
-    """Rows that are known to match all filters but ``states``: see :func:`.queries.narrowed`."""
+    """Rows that are known to match all filters but ``states``: see :func:`.queries.with_matching_refs`."""

@@ -30,7 +30,7 @@ AVAILABLE, DRAINING, QUARANTINED = AVAILABILITIES
 LOCAL = "local"
 """Kind of a scheduler's own workers."""
 
-ENGINE_KINDS = ("celery", "edge", LOCAL)
+SOURCE_KINDS = ("celery", "edge", LOCAL)
 """Kinds of workers that a worker source lists; all others are known by their tries only."""
 
 INFERRED = "inferred"
@@ -46,7 +46,7 @@ FINISHED_RUN = ("success", "failed")
 """Airflow's final states of a Dag run."""
 
 CELERY, EDGE, JOBS, TRIES = "celery", "edge", "jobs", "tries"
-"""Names of the worker sources, as :func:`engine_of` returns them.
+"""Names of the worker sources, as :func:`source_of` returns them.
 
 JOBS lists LocalExecutor's workers, TRIES all workers that no other source knows.
 """
@@ -54,13 +54,13 @@ JOBS lists LocalExecutor's workers, TRIES all workers that no other source knows
 UNKNOWN_STATE = "unknown"
 """Filter value for workers without a known state."""
 
-ENGINE_OF_KIND = {"celery": "celery", "edge": "edge", "local": "jobs"}
+SOURCE_OF_KIND = {"celery": "celery", "edge": "edge", "local": "jobs"}
 OTHER_KINDS = "tries"
 
 
-def engine_of(kind: str) -> str:
+def source_of(kind: str) -> str:
     """Return the name of the worker source that lists workers of a kind."""
-    return ENGINE_OF_KIND.get(kind, OTHER_KINDS)
+    return SOURCE_OF_KIND.get(kind, OTHER_KINDS)
 
 
 QUEUED = "queued"

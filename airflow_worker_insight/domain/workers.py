@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import ENGINE_KINDS
+from airflow_worker_insight.domain.states import SOURCE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,19 +42,19 @@ class WorkerRow:
     labels: Mapping[str, str]
     resources: Mapping[str, Any]
     versions: Mapping[str, str]
-    is_told_only: bool = False
+    is_report_only: bool = False
     """Whether only task reports name it and its worker source does not."""
     clock_ahead: timedelta | None = None
     """Lead of the worker's clock over the database's, or a little less; ``None`` if unknown."""
 
     @property
-    def known_as(self) -> str:
+    def display_name(self) -> str:
         """The worker source's name for it, or its own name if the source has none."""
         return self.engine_name or self.name
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WorkerChange:
     """One entry of a worker's history: either ``state`` or ``availability`` is set."""
 
     changed_at: datetime
@@ -66,7 +66,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class WorkerGroup:
     """Number of workers in each state that share a property, such as a queue."""
 
     name: str
@@ -88,7 +88,7 @@ class SourceStatus:
 
     The last covers pods and workers of unknown executors.
     """
-    looked_at: datetime | None
+    polled_at: datetime | None
     is_current: bool
     """Whether the latest poll is recent enough for the states of these workers to be valid."""
     error: str | None
@@ -180,12 +180,12 @@ class WorkerInstance:
     engine_heartbeat_at: datetime | None = None
 
     @property
-    def is_known_to_engine(self) -> bool:
+    def is_known_to_source(self) -> bool:
         """Whether its worker source has listed it, so that it is not known from reports only.
 
-        See :func:`.names.is_known_to_engine`.
+        See :func:`.names.is_known_to_source`.
         """
-        return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
+        return not self.is_reported or (self.kind in SOURCE_KINDS and self.engine_heartbeat_at is not None)
 
 
 @dataclass(frozen=True, slots=True)

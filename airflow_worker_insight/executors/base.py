@@ -109,7 +109,7 @@ class PlacementMixin(BaseExecutor):
         """Return the monitor that watches the workers in a scheduler process."""
         raise NotImplementedError
 
-    def own_queue(self, worker: Candidate) -> str | None:
+    def dedicated_queue(self, worker: Candidate) -> str | None:
         """Return the worker's dedicated queue to send a task to, or ``None`` if it has none."""
         raise NotImplementedError
 
@@ -275,7 +275,7 @@ class PlacementMixin(BaseExecutor):
             placements.write(
                 connection,
                 [
-                    replace(result.placement(self._own_queue(result)), placed_at=placed_at[result.asked.key])
+                    replace(result.placement(self._dedicated_queue(result)), placed_at=placed_at[result.asked.key])
                     for result in (*sent, *newly_waiting)
                 ],
                 now=now,
@@ -287,8 +287,8 @@ class PlacementMixin(BaseExecutor):
             count("placement.shared", shared)
         return sent
 
-    def _own_queue(self, result: PlacementResult) -> str | None:
-        return None if result.decision.worker is None else self.own_queue(result.decision.worker)
+    def _dedicated_queue(self, result: PlacementResult) -> str | None:
+        return None if result.decision.worker is None else self.dedicated_queue(result.decision.worker)
 
     def _note_waiting(self, requests: Sequence[PlacementRequest], results: Sequence[PlacementResult]) -> None:
         """Remember the text recorded for each waiting task; tasks without a decision keep theirs."""
@@ -334,7 +334,7 @@ class PlacementMixin(BaseExecutor):
             return
         try:
             with session.writing(session.SCHEDULER) as connection:
-                wanted = placements.wanted(connection, keys)
+                wanted = placements.try_details(connection, keys)
         except Exception as error:  # noqa: BLE001
             warn_once("placing.unwanted", "Airflow Worker Insight could not read which tasks are to wait: %s", error)
             return

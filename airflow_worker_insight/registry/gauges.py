@@ -38,14 +38,14 @@ def report_fleet() -> None:
     try:
         with session.reading(session.BACKGROUND) as connection:
             counts = worker_counts.count_workers(connection)
-            loads = worker_counts.loads(connection) if config.metrics_per_worker() else ()
+            loads = worker_counts.worker_loads(connection) if config.metrics_per_worker() else ()
     except Exception:
         log.debug("Airflow Worker Insight could not count the workers", exc_info=True)
         return
     emit_fleet(counts, loads)
 
 
-def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.Load] = ()) -> None:
+def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.WorkerLoad] = ()) -> None:
     """Set the gauges of the fleet.
 
     :param counts: how many workers there are by kind and state
@@ -56,7 +56,7 @@ def emit_fleet(counts: Mapping[tuple[str, str], int], loads: Sequence[worker_cou
     for kind, state in sorted(_told):
         metrics.gauge("workers", current.get((kind, state), 0), state=state, kind=kind)
     gone_workers = _told_workers - {load.name for load in loads}
-    for load in (*loads, *(worker_counts.Load(name, 0, 0) for name in sorted(gone_workers))):
+    for load in (*loads, *(worker_counts.WorkerLoad(name, 0, 0) for name in sorted(gone_workers))):
         if load.running is not None:
             metrics.gauge("worker.running", load.running, worker=load.name)
         if load.concurrency is not None:

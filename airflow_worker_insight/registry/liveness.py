@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
-from airflow_worker_insight.domain.states import ENGINE_KINDS, LOST, OFFLINE, ONLINE, UNRESPONSIVE
-from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, SOURCE_KINDS, UNRESPONSIVE
+from airflow_worker_insight.store.leases import POLL_TIMEOUT
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -94,9 +94,9 @@ def reach(source: SourceRow, error: str | None, *, now: datetime, interval: time
     """
     if error is not None:
         return Reached(None, error)
-    if source.looked_at is None or source.reached_since is None:
+    if source.polled_at is None or source.reached_since is None:
         return Reached(now)
-    if now - source.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
+    if now - source.polled_at > MISSED_INTERVALS * interval + POLL_TIMEOUT:
         return Reached(now, before=source.reached_since)
     # A time in the future was written before the database's clock was set back: silence would never count.
     return Reached(min(source.reached_since, now))
@@ -117,7 +117,7 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     if instance.ended_at is not None:
         return None
     if reached.error is None and reached.since is not None:
-        if is_told_only(instance):
+        if is_report_only(instance):
             return _judge_reported_only(instance, evidence, reached.since, now=now, timeouts=timeouts)
         ended = _judge_silent(instance, evidence, reached, reached.since, now=now, timeouts=timeouts)
         if ended is not None:
@@ -128,9 +128,9 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     return Verdict(UNRESPONSIVE, reached.error or (observation and observation.unavailable_reason) or silent)
 
 
-def is_told_only(instance: WorkerInstance) -> bool:
+def is_report_only(instance: WorkerInstance) -> bool:
     """Return whether only reports name an instance although its kind has a source to know it."""
-    return instance.kind in ENGINE_KINDS and not instance.is_known_to_engine
+    return instance.kind in SOURCE_KINDS and not instance.is_known_to_source
 
 
 def _judge_reported_only(

@@ -133,10 +133,15 @@ class _SourcePoll:
         name = self.engine.name
         with session.writing(session.BACKGROUND) as connection:
             started, began_at = time.monotonic(), database_now(connection)
-            row = leases.get_engine(connection, name, now=began_at)
-            until = began_at + max(self.interval, leases.LOOK_TAKES)
-            is_acquired = leases.take_lease(
-                connection, name, now=began_at, until=until, at_most=until + leases.LOOK_TAKES, only_if_due=only_if_due
+            row = leases.get_or_create_source(connection, name, now=began_at)
+            until = began_at + max(self.interval, leases.POLL_TIMEOUT)
+            is_acquired = leases.acquire_lease(
+                connection,
+                name,
+                now=began_at,
+                until=until,
+                at_most=until + leases.POLL_TIMEOUT,
+                only_if_due=only_if_due,
             )
         if not is_acquired:
             return SourceOutcome(name, looked=False), (row.due_at - began_at).total_seconds()
@@ -150,7 +155,7 @@ class _SourcePoll:
         except Exception:
             # Otherwise no process would poll until the lease runs out.
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
-                leases.give_back_lease(connection, name, until=until, due_at=due_at)
+                leases.release_lease(connection, name, until=until, due_at=due_at)
             raise
         return outcome, (due_at - clock()).total_seconds()
 
@@ -159,16 +164,16 @@ class _SourcePoll:
     ) -> SourceOutcome:
         name = self.engine.name
         with session.reading(session.BACKGROUND) as connection:
-            instances = tuple(store.open_lives(connection, name))
+            instances = tuple(store.open_instances(connection, name))
         # A poll is due one interval after the previous one began.
-        before = None if row.looked_at is None else row.due_at - self.interval
+        before = None if row.polled_at is None else row.due_at - self.interval
         result = self._poll(PollContext(clock, began_at, before, self.interval, instances, _open_reading))
         with session.writing(session.BACKGROUND) as connection:
             now = clock()
             # First, because from here on other processes that have polled this source wait.
             reached = reach(row, result.error, now=began_at, interval=self.interval)
-            updated = replace(row, due_at=due_at, looked_at=now, reached_since=reached.since, error=result.error)
-            leases.write_engine(connection, updated)
+            updated = replace(row, due_at=due_at, polled_at=now, reached_since=reached.since, error=result.error)
+            leases.write_source(connection, updated)
             written = write_look(
                 connection,
                 name,

@@ -6,14 +6,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_worker_insight.domain.clock import SAME_START
+from airflow_worker_insight.domain.clock import START_TOLERANCE
 from airflow_worker_insight.domain.states import CELERY, JOBS, LOST, OFFLINE, ONLINE, TRIES
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.registry.liveness import (
     NOT_CONFIGURED,
     Evidence,
     first_verdict,
-    is_told_only,
+    is_report_only,
     judge,
     judge_by_tries,
     last_seen,
@@ -22,7 +22,7 @@ from airflow_worker_insight.registry.matching import Matches, match
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
 from airflow_worker_insight.store.workers import instances as store
-from airflow_worker_insight.store.workers.instances import FORGOTTEN_AFTER
+from airflow_worker_insight.store.workers.instances import ABANDONED_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -83,18 +83,18 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     polled, as on 2.11, may still run under a process with another configuration: its workers end once none of them has
     run a try for long. A worker that runs a try again comes back; if its source is polled again, so do all live ones.
     """
-    source = leases.find_engine(connection, name)
-    looked_at = None if source is None else source.looked_at
-    if looked_at is not None and now - looked_at <= timeouts.lost:
+    source = leases.find_source(connection, name)
+    polled_at = None if source is None else source.polled_at
+    if polled_at is not None and now - polled_at <= timeouts.lost:
         return 0
-    revived_refs = store.seen_after_their_end(connection, name, NOT_CONFIGURED)
-    store.write_lives(
+    revived_refs = store.refs_seen_after_end(connection, name, NOT_CONFIGURED)
+    store.update_instances(
         connection, {ref: {"state": ONLINE, "state_reason": None, "ended_at": None} for ref in revived_refs}
     )
     store.add_changes(connection, [(ref, ONLINE, None) for ref in revived_refs], now=now)
-    instances = store.open_lives(connection, name)
-    if looked_at is None:
-        silence = max(timeouts.lost, FORGOTTEN_AFTER)
+    instances = store.open_instances(connection, name)
+    if polled_at is None:
+        silence = max(timeouts.lost, ABANDONED_AFTER)
         silent = instances if all(now - last_seen(instance, now) > silence for instance in instances) else []
     else:
         silent = [instance for instance in instances if now - last_seen(instance, now) > timeouts.lost]
@@ -111,7 +111,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
         for instance in silent
         if instance.ref not in running
     }
-    store.write_lives(connection, ended)
+    store.update_instances(connection, ended)
     store.add_changes(connection, [(ref, OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
     return len(ended)
 
@@ -140,13 +140,13 @@ class _ResultWriter:
 
     def write(self, known: Collection[int]) -> Written:
         running = attempts_running.running_tries(self.connection)
-        instances = store.open_lives(self.connection, self.name)
+        instances = store.open_instances(self.connection, self.name)
         if self.name == TRIES:
             seen = {observation.ref for observation in self.look.sightings if observation.ref is not None}
             open_refs = {instance.ref for instance in instances}
             instances += [
                 candidate
-                for candidate in store.lives_by_ref(self.connection, self.name, seen)
+                for candidate in store.instances_by_ref(self.connection, self.name, seen)
                 if candidate.ref not in open_refs
             ]
         matches = self._match(instances)
@@ -159,7 +159,7 @@ class _ResultWriter:
         revived = [
             instance for _, instance in matches.pairs if instance.ended_at is not None and instance not in instances
         ]
-        for ref, values in store.adopted(self.connection, self._newly_adopted(matches)).items():
+        for ref, values in store.updates_for_confirmed(self.connection, self._newly_adopted(matches)).items():
             self.values[ref].update(values)
         new_instances = self._new_instances(matches.unmatched)
         bearers = self._bearers(matches, new_instances)
@@ -168,7 +168,7 @@ class _ResultWriter:
                 continue
             observation = observed[instance.ref][0] if instance.ref in observed else None
             self._judge(instance, observation, running, bearers)
-        store.write_lives(self.connection, self.values)
+        store.update_instances(self.connection, self.values)
         store.register(self.connection, new_instances, now=self.now)
         self.states.update(candidate.state for candidate in new_instances)
         store.add_changes(self.connection, self.history, now=self.now)
@@ -184,7 +184,7 @@ class _ResultWriter:
         ended = [
             instance
             for kind, engine_names in names.items()
-            for instance in store.latest_ended_lives(self.connection, kind, engine_names)
+            for instance in store.latest_ended_instances(self.connection, kind, engine_names)
         ]
         if ended:
             again = match(came_back, ended)
@@ -198,7 +198,7 @@ class _ResultWriter:
         return {
             instance.ref: _new_instance(observation)
             for observation, instance in matches.pairs
-            if observation.ref is None and not instance.is_known_to_engine
+            if observation.ref is None and not instance.is_known_to_source
         }
 
     def _new_instances(self, unmatched: Sequence[WorkerObservation]) -> list[NewWorkerInstance]:
@@ -272,7 +272,7 @@ class _ResultWriter:
     def _belongs_in_history(self, instance: WorkerInstance, verdict: Verdict) -> bool:
         """Return whether to keep a change that the history of the worker's tries does not show."""
         states = {instance.state, verdict.state}
-        if is_told_only(instance):
+        if is_report_only(instance):
             return False
         if self.name != TRIES or LOST in states:
             return True
@@ -298,7 +298,7 @@ class _ResultWriter:
         if self.name != CELERY:
             return bool(later)
         answered = instance.engine_heartbeat_at or last_seen(instance, self.now)
-        return any(bearer.started_at >= answered - SAME_START for bearer in later)
+        return any(bearer.started_at >= answered - START_TOLERANCE for bearer in later)
 
 
 def _new_instance(

@@ -33,7 +33,7 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
         Airflow's own method reads the version table in the default schema, but ours may be in another.
         """
         with session.savepoint(self.session.connection(), session.COMMAND) as connection:
-            return migrate.current(connection)
+            return migrate.current_revision(connection)
 
     def check_migration(self) -> bool:
         """Return whether all tables exist and are up to date.

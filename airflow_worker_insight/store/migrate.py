@@ -93,7 +93,7 @@ def _version_table() -> Table:
     return Table(VERSION_TABLE, MetaData(schema=metadata.schema), Column("version_num", String(32)))
 
 
-def current(connection: Connection) -> str | None:
+def current_revision(connection: Connection) -> str | None:
     """Return the revision of the database, or ``None`` if none of our migrations has run."""
     versions = _version_table()
     if not inspect(connection).has_table(versions.name, schema=versions.schema):
@@ -104,7 +104,7 @@ def current(connection: Connection) -> str | None:
 
 def check(connection: Connection) -> Schema:
     """Return how the database compares with this package: its revision and its tables."""
-    revision = current(connection)
+    revision = current_revision(connection)
     if revision is None:
         return Schema.MISSING
     missing = _missing_tables(connection)
@@ -147,7 +147,7 @@ def _forget_version_without_tables() -> None:
     Some versions of ``airflow db reset`` drop the tables but not the version table.
     """
     with session.writing(session.COMMAND) as connection:
-        if current(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
+        if current_revision(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
             _version_table().drop(connection)
 
 

@@ -2,7 +2,7 @@
 
 An executor writes a placement before it sends the task, so that the other schedulers count it. The placement takes one
 of its worker's slots until the try has ended. When the Dag run is reconciled, the reason is copied to the attempt, in
-two bytes. The closed placement stays for its explanation: for :data:`KEPT_FOR`, and at most :data:`MOST_KEPT` of them.
+two bytes. The closed placement stays for its explanation, for :data:`RETENTION`, and at most :data:`MAX_CLOSED` stay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import lost_tries
-from airflow_worker_insight.domain.filters import PLACED, WAITS, EveryDag
+from airflow_worker_insight.domain.filters import PLACED, WAITS, AllDags
 from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.reasons import WAITING
@@ -46,23 +46,23 @@ BATCH = 500
 EARLIER_TRIES = 20
 """Number of earlier tries that are searched for workers that failed a task instance."""
 
-KEPT_FOR = timedelta(days=30)
+RETENTION = timedelta(days=30)
 """How long a closed placement is kept for its explanation."""
 
-MOST_KEPT = 100_000
+MAX_CLOSED = 100_000
 """Maximum number of closed placements; the latest are kept. They take some 40 MB."""
 
-MOST_TRIMMED = 5_000
-"""Maximum number of placements that one call of :func:`trim` deletes."""
+MAX_PRUNED = 5_000
+"""Maximum number of placements that one call of :func:`prune` deletes."""
 
 UNAFFECTED_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that do not count against the worker that ran it."""
 
-PLACES_TAKEN = (QUEUED, "running", "restarting")
+SLOT_STATES = (QUEUED, "running", "restarting")
 """Airflow's states of a try that takes a slot of its worker."""
 
 
-SAYS_IT_WAITS = "waits: "
+WAITING_PREFIX = "waits: "
 """Prefix of the explanation of a try that waits for a worker."""
 
 _KEY = tuple(column.name for column in placement.primary_key)
@@ -78,7 +78,7 @@ class Placement:
     detail: str
     """Explanation of the reason in one line, with the excluded workers."""
     worker_ref: int | None = None
-    own_queue: str | None = None
+    dedicated_queue: str | None = None
     """The worker's dedicated queue that the try was sent to."""
     placed_at: datetime | None = None
     """When the try was placed; by default the time that :func:`write` is given."""
@@ -91,8 +91,8 @@ class Placement:
 
     @property
     def sentence(self) -> str:
-        """The explanation without :data:`SAYS_IT_WAITS`."""
-        return self.detail.removeprefix(SAYS_IT_WAITS)
+        """The explanation without :data:`WAITING_PREFIX`."""
+        return self.detail.removeprefix(WAITING_PREFIX)
 
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
@@ -117,7 +117,7 @@ def _row(entry: Placement, now: datetime) -> dict[str, Any]:
         "is_open": entry.is_open,
         "reason": entry.reason,
         "placed_at": entry.placed_at or now,
-        "own_queue": entry.own_queue,
+        "own_queue": entry.dedicated_queue,
         "detail": entry.detail,
         "dag_id": entry.key.dag_id,
         "run_id": entry.key.run_id,
@@ -151,7 +151,7 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
         )
 
 
-def loads(connection: Connection) -> dict[int, int]:
+def count_open(connection: Connection) -> dict[int, int]:
     """Return the number of open placements of each worker, by the worker's row ID."""
     rows = connection.execute(
         select(placement.c.worker_ref, func.count().label("tries"))
@@ -161,19 +161,19 @@ def loads(connection: Connection) -> dict[int, int]:
     return {row.worker_ref: int(row.tries) for row in rows}
 
 
-def open_placements(connection: Connection, *, own_queues: Collection[str] | None = None) -> list[Placement]:
+def open_placements(connection: Connection, *, dedicated_queues: Collection[str] | None = None) -> list[Placement]:
     """Return the open placements, waiting tries included, the earliest first.
 
-    :param own_queues: return only those that were sent to one of these queues
+    :param dedicated_queues: return only those that were sent to one of these queues
     """
     conditions = [placement.c.is_open.is_(True)]
-    if own_queues is not None:
-        conditions.append(placement.c.own_queue.in_(sorted(own_queues)))
+    if dedicated_queues is not None:
+        conditions.append(placement.c.own_queue.in_(sorted(dedicated_queues)))
     rows = connection.execute(select(placement).where(*conditions).order_by(placement.c.placed_at))
     return [_placement(row) for row in rows]
 
 
-def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
+def open_placements_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
     """Return the open placements of these tries, waiting ones included."""
     by_key: dict[TryKey, Placement] = {}
     for batch in _batches(sorted(map(_digests, keys))):
@@ -184,7 +184,7 @@ def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Pl
     return by_key
 
 
-def own_queues(connection: Connection) -> dict[str, set[int]]:
+def dedicated_queues(connection: Connection) -> dict[str, set[int]]:
     """Return the dedicated queues of open placements, each with its workers' row IDs."""
     refs: dict[str, set[int]] = defaultdict(set)
     rows = connection.execute(
@@ -202,7 +202,7 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
-        select(placement, airflow_history.run_began(run).label("run_began_at"))
+        select(placement, airflow_history.run_start(run).label("run_started_at"))
         .select_from(placement.outerjoin(run, and_(*same_run)))
         .where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
     )
@@ -210,17 +210,17 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     return {
         row.try_number: _placement(row)
         for row in rows
-        if row.dag_id == key.dag_id and airflow_history.is_of_run(row.placed_at, row.run_began_at)
+        if row.dag_id == key.dag_id and airflow_history.is_of_run(row.placed_at, row.run_started_at)
     }
 
 
-def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Why]:
+def explanations(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Explanation]:
     """Return why these tries were placed where they were, or wait.
 
     :return: the reasons of those tries whose placement is still stored
     """
     requested = {_digests(key): key for key in keys}
-    by_key: dict[TryKey, Why] = {}
+    by_key: dict[TryKey, Explanation] = {}
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     for batch in _batches(sorted(requested)):
@@ -228,21 +228,21 @@ def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wh
             select(
                 *_key(placement),
                 *(placement.c.reason, placement.c.detail, placement.c.placed_at),
-                airflow_history.run_began(run).label("run_began_at"),
+                airflow_history.run_start(run).label("run_started_at"),
             )
             .select_from(placement.outerjoin(run, and_(*same_run)))
             .where(in_rows(connection, _key(placement), batch))
         )
         by_key |= {
-            requested[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
+            requested[row.run_key, row.task_key, row.try_number]: Explanation(row.reason, row.detail)
             for row in rows
-            if airflow_history.is_of_run(row.placed_at, row.run_began_at)
+            if airflow_history.is_of_run(row.placed_at, row.run_started_at)
         }
     return by_key
 
 
 @dataclass(frozen=True, slots=True)
-class Why:
+class Explanation:
     """Why a try was placed where it was, or waits."""
 
     reason: str
@@ -251,8 +251,8 @@ class Why:
 
 
 def sentence(detail: str | None) -> str | None:
-    """Return an explanation without :data:`SAYS_IT_WAITS`."""
-    return None if detail is None else detail.removeprefix(SAYS_IT_WAITS)
+    """Return an explanation without :data:`WAITING_PREFIX`."""
+    return None if detail is None else detail.removeprefix(WAITING_PREFIX)
 
 
 def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, str]:
@@ -266,18 +266,23 @@ def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, 
     return by_key
 
 
-def why(connection: Connection, key: TryKey, kept: Mapping[int, Why]) -> dict[int, Why]:
+def task_instance_explanations(
+    connection: Connection, key: TryKey, kept: Mapping[int, Explanation]
+) -> dict[int, Explanation]:
     """Return why each try of a task instance was placed where it was, by try number.
 
     :param kept: the reasons that are stored with its attempts; a stored placement takes precedence
     """
     return {
         **kept,
-        **{number: Why(entry.reason, entry.detail) for number, entry in of_task_instance(connection, key).items()},
+        **{
+            number: Explanation(entry.reason, entry.detail)
+            for number, entry in of_task_instance(connection, key).items()
+        },
     }
 
 
-def open_on(connection: Connection, ref: int) -> int:
+def count_open_on(connection: Connection, ref: int) -> int:
     """Return the number of open placements on a worker, over all Dags."""
     return int(
         connection.execute(
@@ -326,7 +331,7 @@ def find(
     connection: Connection,
     filters: PlacementFilter,
     *,
-    dag_ids: Collection[str] | EveryDag,
+    dag_ids: Collection[str] | AllDags,
     limit: int,
     offset: int,
 ) -> tuple[list[ListedPlacement], int]:
@@ -337,7 +342,7 @@ def find(
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
+    readable = None if isinstance(dag_ids, AllDags) else frozenset(dag_ids)
     if readable is not None and filters.dag_id is not None:
         readable &= {filters.dag_id}
     if readable == frozenset() or not can_be_ids(connection, filters.dag_id, filters.run_id, filters.task_id):
@@ -349,7 +354,7 @@ def find(
     waits = placement.c.reason.in_(WAITING)
     conditions = [
         placement.c.is_open.is_(True),
-        ti.c.state.in_(PLACES_TAKEN),
+        ti.c.state.in_(SLOT_STATES),
         # A try that runs is no longer waiting, even if its placement still says so.
         or_(~waits, ti.c.state == QUEUED),
         *_in_dags(connection, readable),
@@ -448,7 +453,7 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, posi
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TryDetails:
     """What Airflow stores of a try that is to be placed."""
 
     key: TryKey
@@ -458,12 +463,12 @@ class Wanted:
     executor_config: Any
 
 
-def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wanted]:
+def try_details(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, TryDetails]:
     """Return state, queue, pool and ``executor_config`` of tries that no later try supersedes."""
     table = metadata_database.task_instance_table()
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
     requested = set(keys)
-    by_key: dict[TryKey, Wanted] = {}
+    by_key: dict[TryKey, TryDetails] = {}
     for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})):
         rows = connection.execute(
             select(
@@ -472,12 +477,12 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
         )
         for row in rows:
             key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-            by_key[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
+            by_key[key] = TryDetails(key, row.state, row.queue, row.pool, row.executor_config)
     return {key: details for key, details in by_key.items() if key in requested}
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """Result of one sweep."""
 
     closed: int
@@ -486,7 +491,7 @@ class Swept:
     """Number of tries that run on a worker without being placed there, by the worker's row ID."""
 
 
-def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: datetime) -> Swept:
+def sweep(connection: Connection, running: Mapping[TryKey, int], *, placed_before: datetime) -> SweepResult:
     """Close the placements of tries that Airflow has neither as queued nor as running.
 
     A scheduler closes its own placements; a sweep closes those whose scheduler died.
@@ -496,11 +501,11 @@ def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: dat
     """
     placed = open_placements(connection)
     ended = _have_ended(
-        connection, [entry for entry in placed if entry.placed_at is not None and entry.placed_at < settled]
+        connection, [entry for entry in placed if entry.placed_at is not None and entry.placed_at < placed_before]
     )
     close(connection, ended)
     known = {entry.key for entry in placed if entry.worker_ref is not None}
-    return Swept(len(ended), Counter(ref for key, ref in running.items() if key not in known))
+    return SweepResult(len(ended), Counter(ref for key, ref in running.items() if key not in known))
 
 
 def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[TryKey, datetime]:
@@ -509,11 +514,11 @@ def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[Try
     return {
         entry.key: entry.placed_at
         for entry in placed
-        if entry.placed_at is not None and (entry.key not in states or states[entry.key].state not in PLACES_TAKEN)
+        if entry.placed_at is not None and (entry.key not in states or states[entry.key].state not in SLOT_STATES)
     }
 
 
-def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
+def copy_reasons(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
     """Copy the placement reasons of Dag runs to their attempts, and close ended placements.
 
     A closed placement stays for its explanation. It gets the key of the attempt, because a later Dag run may have the
@@ -564,7 +569,7 @@ def _placed_by_name(connection: Connection, runs: Collection[DagRunRef]) -> tupl
 
     Both are stored under the same names; the time of the placement tells them apart.
     """
-    began = {run_key(run.dag_id, run.run_id): run.began_at for run in runs}
+    began = {run_key(run.dag_id, run.run_id): run.started_at for run in runs}
     placed: dict[RowKey, Row[Any]] = {}
     of_deleted: list[RowKey] = []
     for row in connection.execute(select(placement).where(placement.c.run_key.in_(sorted(began)))):
@@ -583,13 +588,13 @@ def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement
     return [_placement(row) for row in rows]
 
 
-def trim(connection: Connection, *, now: datetime) -> int:
+def prune(connection: Connection, *, now: datetime) -> int:
     """Delete a batch of closed placements that are too old or too many; return how many.
 
     The placements of a Dag run that has not ended stay: their reasons are not copied to the attempts yet.
     """
     closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
-    excess = connection.execute(closed).scalar_one() - MOST_KEPT
+    excess = connection.execute(closed).scalar_one() - MAX_CLOSED
     run = metadata_database.dag_run_table()
     unfinished_run = select(run.c.id).where(
         run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
@@ -598,9 +603,9 @@ def trim(connection: Connection, *, now: datetime) -> int:
         placement.c.is_open.is_(False), ~unfinished_run.correlate(placement).exists()
     )
     if excess > 0:
-        candidates = candidates.order_by(placement.c.placed_at).limit(min(excess, MOST_TRIMMED))
+        candidates = candidates.order_by(placement.c.placed_at).limit(min(excess, MAX_PRUNED))
     else:
-        candidates = candidates.where(placement.c.placed_at < now - KEPT_FOR).limit(MOST_TRIMMED)
+        candidates = candidates.where(placement.c.placed_at < now - RETENTION).limit(MAX_PRUNED)
     keys = sorted(tuple(row) for row in connection.execute(candidates))
     for batch in _batches(keys):
         connection.execute(
@@ -609,7 +614,7 @@ def trim(connection: Connection, *, now: datetime) -> int:
     return len(keys)
 
 
-def forget(connection: Connection, older_than: datetime) -> None:
+def delete_closed_before(connection: Connection, older_than: datetime) -> None:
     """Delete the closed placements of tries that were placed before a time."""
     connection.execute(delete(placement).where(placement.c.placed_at < older_than, placement.c.is_open.is_(False)))
 
@@ -629,7 +634,7 @@ def _placement(row: Row[Any]) -> Placement:
         reason=row.reason,
         detail=row.detail,
         worker_ref=row.worker_ref,
-        own_queue=row.own_queue,
+        dedicated_queue=row.own_queue,
         placed_at=row.placed_at.astimezone(timezone.utc),
         is_open=row.is_open,
     )

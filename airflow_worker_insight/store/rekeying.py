@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.attempts.close import Recorded
+    from airflow_worker_insight.store.attempts.close import RecordedTry
 
 RUNS = 200
 """Number of Dag runs that one step reads."""
@@ -47,8 +47,8 @@ def rekey(
     connection: Connection,
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
-    recorded: Collection[Recorded],
-) -> list[Recorded]:
+    recorded: Collection[RecordedTry],
+) -> list[RecordedTry]:
     """Give attempts that are recorded by names the keys of their task instances.
 
     :param runs: the Dag runs as Airflow has them
@@ -114,13 +114,13 @@ def _key_of_names(key: TryKey) -> RowKey:
     return key.run_key, key.task_key, key.try_number
 
 
-def _is_attempt_of(candidate: Recorded, airflow_try: AirflowTry, run: DagRunRef) -> bool:
+def _is_attempt_of(candidate: RecordedTry, airflow_try: AirflowTry, run: DagRunRef) -> bool:
     """Return whether an attempt belongs to the try that Airflow has under the same names."""
     if airflow_try.is_lost:
-        return not candidate.has_worker or is_of_run(candidate.started_at, run.began_at)
+        return not candidate.has_worker or is_of_run(candidate.started_at, run.started_at)
     if candidate.started_at == airflow_try.started_at and candidate.ended_at in (None, airflow_try.ended_at):
         return True
-    return is_of_run(candidate.started_at, run.began_at)
+    return is_of_run(candidate.started_at, run.started_at)
 
 
 def rekey_step(connection: Connection, after: int) -> int | None:

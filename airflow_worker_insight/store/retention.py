@@ -13,9 +13,10 @@ locks the worker's row first and then searches for attempts that refer to it. Th
 meanwhile:
 
 - The usual start of a try does not lock the worker's row, because all starts on a busy worker would queue there.
-  Instead it writes only while the row says that the worker was seen within the last hour (:data:`~.start.FRESH`). Here
-  no worker is deleted that was seen within a day (:data:`SETTLED`), and that time is only ever set to the present. So a
-  conflict would take a start and a deletion that overlap for 23 hours, or two hosts whose clocks differ by as much.
+  Instead it writes only while the row says that the worker was seen within the last hour
+  (:data:`~.start.MAX_UNLOCKED_AGE`). Here no worker is deleted that was seen within a day (:data:`MIN_UNSEEN`), and
+  that time is only ever set to the present. So a conflict would take a start and a deletion that overlap for 23 hours,
+  or two hosts whose clocks differ by as much.
 - Any other start locks the worker's row until the attempt is written. The deletion skips a locked row; a start that
   waits for the deletion creates the worker again.
 - Reconciling refers to workers of long ago. It locks all workers that it has read (:func:`.locks.lock_for_share`).
@@ -39,7 +40,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.dialects import changed_rows, disable_jit, in_rows
+from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
 from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 BATCH = 500
 """Number of rows (of attempts, workers or history) that one transaction deletes."""
 
-SETTLED = timedelta(days=1)
+MIN_UNSEEN = timedelta(days=1)
 """A worker that was seen within this time stays, whatever the limit: see the module."""
 
 STEP = 5_000
@@ -93,14 +94,15 @@ class Preview:
 def preview(connection: Connection, older_than: datetime) -> Preview:
     """Return what :func:`prune` would delete. This reads all attempts from before the limit."""
     disable_jit(connection)
-    expired = _try_goes(attempt, older_than)
+    expired = _is_try_expired(attempt, older_than)
     # The slot is NULL without a start.
     before_limit = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
     tries = select(*_key(attempt)).where(before_limit, expired).distinct()
     workers = select(worker.c.id).where(
-        *_worker_goes(older_than, database_now(connection)), ~_is_named(lambda row: ~_try_goes(row, older_than))
+        *_expired_worker(older_than, database_now(connection)),
+        ~_is_named(lambda row: ~_is_try_expired(row, older_than)),
     )
-    changes = select(change.c.id).where(or_(change.c.worker_ref.in_(workers), _change_goes(older_than)))
+    changes = select(change.c.id).where(or_(change.c.worker_ref.in_(workers), _is_change_expired(older_than)))
     oldest = connection.execute(
         select(attempt.c.started_at)
         .where(attempt.c.start_slot.is_not(None), ~expired)
@@ -127,7 +129,7 @@ def prune(older_than: datetime, *, transaction: Transaction = _transaction) -> I
     """
     # Reconciling does not delete these if Airflow's own history of the Dag run was deleted first.
     with transaction() as connection:
-        placements.forget(connection, older_than)
+        placements.delete_closed_before(connection, older_than)
     yield from _prune_tries(older_than, transaction)
     yield from _prune_workers(older_than, transaction)
     yield from _prune_changes(older_than, transaction)
@@ -186,7 +188,7 @@ def _step_to_limit() -> Removed | None:
 
 def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
     """Delete attempts in the order of their start, then those without a start."""
-    expired, last_slot = _try_goes(attempt, older_than), start_slot(older_than)
+    expired, last_slot = _is_try_expired(attempt, older_than), start_slot(older_than)
     # Each batch begins where the last one ended, so that attempts that stay are not read again each time.
     slot: int | None = -(2**31)
     while slot is not None:
@@ -233,24 +235,24 @@ def _oldest_first(connection: Connection) -> Any:
     return slot.nullsfirst() if connection.dialect.name == "postgresql" else slot
 
 
-def _try_goes(row: Any, older_than: datetime) -> Any:
+def _is_try_expired(row: Any, older_than: datetime) -> Any:
     """Return the condition that all rows of a row's try are expired; it is never NULL.
 
     :param row: the attempt table or an alias of it
     """
     other = attempt.alias()
     same_try = [column == other_column for column, other_column in zip(_key(row), _key(other), strict=True)]
-    return and_(_row_goes(row, older_than), ~_exists(other, *same_try, ~_row_goes(other, older_than)))
+    return and_(_is_row_expired(row, older_than), ~_exists(other, *same_try, ~_is_row_expired(other, older_than)))
 
 
-def _row_goes(row: Any, older_than: datetime) -> Any:
+def _is_row_expired(row: Any, older_than: datetime) -> Any:
     """Return the condition that one row is expired, whatever the other rows of its try are."""
     has_ended, has_started = row.c.ended_at.is_not(None), row.c.started_at.is_not(None)
     is_over = or_(and_(row.c.state.is_not(None), row.c.state.in_(sorted(FINISHED))), ~_airflow_has(row))
     return or_(
         and_(has_ended, row.c.ended_at < older_than),
         and_(~has_ended, has_started, row.c.started_at < older_than, is_over),
-        and_(~has_ended, ~has_started, _run_goes(row, older_than)),
+        and_(~has_ended, ~has_started, _is_run_expired(row, older_than)),
     )
 
 
@@ -278,7 +280,7 @@ def _airflow_has(row: Any) -> Any:
     return and_(has_same_names, ~run_began_later)
 
 
-def _run_goes(row: Any, older_than: datetime) -> Any:
+def _is_run_expired(row: Any, older_than: datetime) -> Any:
     """Return the condition that a row's Dag run is expired.
 
     Airflow's Dag run ended before the limit or is deleted, and all its attempts that have times are expired.
@@ -321,7 +323,7 @@ def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[R
                     select(worker.c.id)
                     .where(
                         worker.c.id > last_id,
-                        *_worker_goes(older_than, database_now(connection)),
+                        *_expired_worker(older_than, database_now(connection)),
                         ~_exists(attempt, attempt.c.worker_ref == worker.c.id),
                     )
                     .order_by(worker.c.id)
@@ -345,12 +347,12 @@ def _remove_workers(connection: Connection, refs: Sequence[int]) -> Removed:
         return Removed()
     in_use = connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref.in_(refs))).scalars()
     unused = sorted(set(refs) - set(in_use))
-    changes = changed_rows(connection, delete(change).where(change.c.worker_ref.in_(unused)))
-    workers = changed_rows(connection, delete(worker).where(worker.c.id.in_(unused)))
+    changes = execute_and_count(connection, delete(change).where(change.c.worker_ref.in_(unused)))
+    workers = execute_and_count(connection, delete(worker).where(worker.c.id.in_(unused)))
     return Removed(workers=workers, changes=changes)
 
 
-def _worker_goes(older_than: datetime, now: datetime) -> list[Any]:
+def _expired_worker(older_than: datetime, now: datetime) -> list[Any]:
     """Return the conditions that a worker is expired, provided that no attempt refers to it.
 
     It is not known to be alive and was not seen lately. The latest worker instance of a name stays while it is
@@ -361,7 +363,7 @@ def _worker_goes(older_than: datetime, now: datetime) -> list[Any]:
     later = worker.alias()
     same_name = or_(later.c.name == worker.c.name, later.c.engine_name == worker.c.engine_name)
     return [
-        worker.c.last_seen_at < min(older_than, now - SETTLED),
+        worker.c.last_seen_at < min(older_than, now - MIN_UNSEEN),
         or_(worker.c.ended_at.is_(None), worker.c.ended_at < older_than),
         or_(worker.c.state.is_(None), worker.c.state.in_([OFFLINE, LOST])),
         or_(
@@ -391,7 +393,7 @@ def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[R
             change_ids: Sequence[int] = (
                 connection.execute(
                     select(change.c.id)
-                    .where(change.c.id > last_id, _change_goes(older_than))
+                    .where(change.c.id > last_id, _is_change_expired(older_than))
                     .order_by(change.c.id)
                     .limit(BATCH)
                     .with_for_update(skip_locked=True)
@@ -405,7 +407,7 @@ def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[R
         last_id = change_ids[-1] if len(change_ids) == BATCH else None
 
 
-def _change_goes(older_than: datetime) -> Any:
+def _is_change_expired(older_than: datetime) -> Any:
     """Return the condition that a history entry is expired although its worker stays.
 
     An observed state is expired when a later one was observed. An operator's decision stays as long as the worker,

@@ -76,7 +76,7 @@ COMMAND = Bounds(lock=10, statement=600)
 """Commands that an operator runs, each in its own process."""
 
 
-REFUSALS = (OperationalError, ProgrammingError)
+DATABASE_ERRORS = (OperationalError, ProgrammingError)
 """Errors of a database that is unreachable or rejects a statement (a table is missing)."""
 
 
@@ -148,7 +148,7 @@ _RESTORE_TIMEOUTS = _copy_settings((name, f"worker_insight.{name}") for name in 
 
 
 @contextmanager
-def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Table] = ()) -> Iterator[Connection]:
+def savepoint(connection: Connection, bounds: Bounds, *, nowait_tables: Iterable[Table] = ()) -> Iterator[Connection]:
     """Yield a bounded connection on a savepoint in a caller's transaction.
 
     Afterwards the transaction has its former time limits again. An error rolls back to the savepoint and is raised. On
@@ -163,7 +163,7 @@ def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Tabl
         # values, because rolling back to the savepoint undoes the settings, but releasing it does not.
         before = (
             f"SAVEPOINT {_SAVEPOINT}; {_SAVE_TIMEOUTS}; "
-            f"{_setting(connection, bounds)}{_lock_nowait(connection, unlocked)}"
+            f"{_setting(connection, bounds)}{_lock_nowait(connection, nowait_tables)}"
         )
         after = f"{_RESTORE_TIMEOUTS}; RELEASE SAVEPOINT {_SAVEPOINT}"
     else:

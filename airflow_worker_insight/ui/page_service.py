@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Group, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerGroup, WorkerRow
     from airflow_worker_insight.ui.query_params import (
         AttemptsAddress,
         PanelAddress,
@@ -94,13 +94,17 @@ def panel(address: PanelAddress, *, sees_workers: bool) -> Panel:
         instances = worker_queries.get_workers(connection, worker_ids) if sees_workers else {}
         # A task instance without attempts has no placements either.
         recorded = {
-            attempt.try_number: placements.Why(attempt.placement, attempt.placement_detail)
+            attempt.try_number: placements.Explanation(attempt.placement, attempt.placement_detail)
             for attempt in attempts
             if attempt.placement is not None
         }
-        reasons = placements.why(connection, attempt_queries.key_of(attempts[0]), recorded) if attempts else {}
+        reasons = (
+            placements.task_instance_explanations(connection, attempt_queries.try_key(attempts[0]), recorded)
+            if attempts
+            else {}
+        )
     if not sees_workers:
-        attempts = [attempt_queries.without_neighbours(attempt) for attempt in attempts]
+        attempts = [attempt_queries.redact_other_dags(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
     return build_panel(address, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
@@ -110,10 +114,10 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = worker_queries.narrowed(connection, _worker_filter(address, now))
+        filters = worker_queries.with_matching_refs(connection, _worker_filter(address, now))
         rows: list[WorkerRow] = []
         total = 0
-        groups: list[Group] = []
+        groups: list[WorkerGroup] = []
         if address.group:
             groups, total = worker_counts.group_workers(
                 connection, filters, by=address.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=address.offset
@@ -130,7 +134,7 @@ def workers_page(address: WorkersAddress) -> workers_view.WorkersPage:
             decisions=worker_queries.decisions(connection, [row for row in rows if row.availability != "available"]),
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
-            engines=freshness.list_engines(connection),
+            engines=freshness.list_sources(connection),
         )
     return workers_view.build_workers_page(address, listing, now=now, looks_by_itself=compat.is_airflow_3())
 
@@ -181,10 +185,10 @@ def worker_page(
             is_whole=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=worker_queries.decisions(connection, [row]).get(row.ref),
-            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_LIVES),
+            others=[] if row.host_only else worker_queries.other_instances(connection, row, limit=worker.MAX_INSTANCES),
             running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            taken=placements.open_on(connection, row.ref),
+            taken=placements.count_open_on(connection, row.ref),
             places=config.places_tasks(),
             struck=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             drawn=stays[: timeline.MAX_TRIES],
@@ -245,7 +249,7 @@ def attempts_page(
             offset=address.offset,
         )
     if not sees_workers:
-        page = replace(page, attempts=[attempt_queries.without_neighbours(attempt) for attempt in page.attempts])
+        page = replace(page, attempts=[attempt_queries.redact_other_dags(attempt) for attempt in page.attempts])
     return attempts_view.build_attempts_page(
         address, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
@@ -306,12 +310,12 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, sees_wo
 
     Local workers belong to their scheduler and need no such check.
     """
-    celery = next((source for source in freshness.list_engines(connection) if source.name == "celery"), None)
+    celery = next((source for source in freshness.list_sources(connection) if source.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
     return waiting.cannot_be_seen(
         "Celery",
-        looked_at=None if celery is None else celery.looked_at,
+        polled_at=None if celery is None else celery.polled_at,
         error=celery.error if celery is not None and sees_workers else None,
         now=now,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.executors import celery_teams
 from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
-from airflow_worker_insight.executors.celery.queues import own_queue, sync_consumers
+from airflow_worker_insight.executors.celery.queues import dedicated_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.timeouts import Bounded
 from airflow_worker_insight.store import session
@@ -44,7 +44,7 @@ GIVES_UP_AFTER = 3
 class ConsumerManager:
     """Manager of the consumers of one executor's workers.
 
-    A node is the name of a worker as :attr:`.WorkerRow.known_as` has it.
+    A node is the name of a worker as :attr:`.WorkerRow.display_name` has it.
     """
 
     def __init__(self, app: Any) -> None:
@@ -96,13 +96,13 @@ class ConsumerManager:
 
     def ask(self, rows: list[WorkerRow]) -> None:
         """Poll workers if due. Available workers consume their dedicated queue; drained ones stop."""
-        give = {row.engine_name: own_queue(row.worker_id) for row in rows if row.engine_name and is_usable(row)}
+        give = {row.engine_name: dedicated_queue(row.worker_id) for row in rows if row.engine_name and is_usable(row)}
         hold = {
-            row.engine_name: own_queue(row.worker_id)
+            row.engine_name: dedicated_queue(row.worker_id)
             for row in rows
             if row.engine_name and row.availability != AVAILABLE and row.engine_name not in give
         }
-        self._retain({row.known_as for row in rows}, polled=give.keys() | hold.keys())
+        self._retain({row.display_name for row in rows}, polled=give.keys() | hold.keys())
         now = time.monotonic()
         delay = 0.0 if self._polled_at is None else self._polled_at + self._poll_interval(give, hold) - now
         # Poll at once for workers that were just drained: they must take nothing more from their queues.
@@ -150,7 +150,7 @@ class ConsumerManager:
         """
         if not self._answered_ever:
             with session.reading(session.BACKGROUND) as connection:
-                self._answered_ever = worker_queries.have_answered(connection, "celery")
+                self._answered_ever = worker_queries.has_any_heartbeat(connection, "celery")
         # Workers may be about to start together with the scheduler.
         return not self._answered_ever and time.monotonic() - self._created_at >= FIRST_ANSWER_WITHIN
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.consumers import ConsumerManager
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.rebalance import level
 from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
@@ -90,7 +90,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
             refresh(only_if_due=True)
         rows, unavailable_reason = self._read_registry()
         if (
-            unavailable_reason == freshness.NOBODY_LOOKS
+            unavailable_reason == freshness.STATES_ARE_STALE
             and self._snapshot is None
             and time.monotonic() < self._created_at + FIRST_LOOK_WITHIN
         ):
@@ -122,10 +122,10 @@ class CeleryWorkerMonitor(WorkerMonitor):
         if unavailable_reason is not None:
             return [], unavailable_reason
         with session.reading(session.BACKGROUND) as connection:
-            return worker_queries.living(connection, "celery")
+            return worker_queries.live_workers(connection, "celery")
 
     def _candidate(self, row: WorkerRow) -> Candidate:
-        node = row.known_as
+        node = row.display_name
         concurrency = max(1, row.concurrency or 1)
         consumed = self.asking.consumed(node)
         queues = consumed if consumed is not None else row.queues or ()
@@ -146,9 +146,9 @@ class CeleryWorkerMonitor(WorkerMonitor):
         )
 
     def _unavailable_reason_of(self, row: WorkerRow) -> str | None:
-        if self.asking.is_silent(row.known_as):
+        if self.asking.is_silent(row.display_name):
             return "does not answer"
-        if own_queue(row.worker_id) not in (self.asking.consumed(row.known_as) or ()):
+        if dedicated_queue(row.worker_id) not in (self.asking.consumed(row.display_name) or ()):
             return "does not consume a queue of its own yet"
         return None
 
@@ -172,17 +172,17 @@ class CeleryWorkerMonitor(WorkerMonitor):
     def _sweep(self) -> None:
         """Free leaked slots, count tries not placed here, and remove queues of long-gone workers."""
         with session.writing(session.BACKGROUND) as connection:
-            settled = database_now(connection) - SWEEP_EVERY
-            swept = placements.sweep(connection, running.running_on(connection), settled=settled)
-            placements.trim(connection, now=settled)
-            ended = worker_queries.ended(
-                connection, "celery", since=settled - REMOVED_WITHIN, until=settled - REMOVED_AFTER
+            placed_before = database_now(connection) - SWEEP_EVERY
+            swept = placements.sweep(connection, running.running_on(connection), placed_before=placed_before)
+            placements.prune(connection, now=placed_before)
+            ended = worker_queries.ended_workers(
+                connection, "celery", since=placed_before - REMOVED_WITHIN, until=placed_before - REMOVED_AFTER
             )
         self._unplaced = dict(swept.unplaced)
-        unused = [queue for queue in map(own_queue, ended) if queue not in self._removed][:MOST_REMOVED]
+        unused = [queue for queue in map(dedicated_queue, ended) if queue not in self._removed][:MOST_REMOVED]
         if unused:
             reclaim.remove_queues(self.app, unused)
-            self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(unused))
+            self._removed = frozenset(map(dedicated_queue, ended)) & (self._removed | frozenset(unused))
 
 
 def _ran(stay: Stay, now: datetime) -> Ran:

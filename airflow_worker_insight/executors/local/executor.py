@@ -232,7 +232,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         """Keep the monitor's thread idle within the context."""
         return self._watch.at_rest() if isinstance(self._watch, LocalWorkerMonitor) else super().at_rest()
 
-    def own_queue(self, worker: Candidate) -> None:
+    def dedicated_queue(self, worker: Candidate) -> None:
         """Return ``None``: tasks are passed directly to a worker's processes."""
 
     def as_now(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:

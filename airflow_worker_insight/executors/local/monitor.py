@@ -98,9 +98,9 @@ class LocalWorkerMonitor(WorkerMonitor):
             if now >= self._sweep_due:
                 self._sweep_due = now + SWEEP_EVERY.total_seconds()
                 with session.writing(session.BACKGROUND) as connection:
-                    settled = database_now(connection) - SWEEP_EVERY
-                    placements.sweep(connection, {}, settled=settled)
-                    placements.trim(connection, now=settled)
+                    placed_before = database_now(connection) - SWEEP_EVERY
+                    placements.sweep(connection, {}, placed_before=placed_before)
+                    placements.prune(connection, now=placed_before)
             self._check_doubted()
 
     def _read(self) -> bool:
@@ -130,7 +130,7 @@ class LocalWorkerMonitor(WorkerMonitor):
         return Candidate(
             ref=row.ref,
             worker_id=row.worker_id,
-            name=row.known_as,
+            name=row.display_name,
             # LocalExecutor runs tasks of every queue: the executor sets the queues of each batch.
             queues=frozenset(),
             concurrency=concurrency,
@@ -153,5 +153,5 @@ class LocalWorkerMonitor(WorkerMonitor):
             self._doubted.extend(keys)
             raise
         for key in keys:
-            is_over = key not in rows or rows[key].state not in placements.PLACES_TAKEN
+            is_over = key not in rows or rows[key].state not in placements.SLOT_STATES
             (self._over if is_over else self._doubted).append(key)

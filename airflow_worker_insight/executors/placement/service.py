@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
     from airflow_worker_insight.executors.placement.rules import Rules
 
-KEPT_FOR = 60.0
+RETENTION = 60.0
 """Seconds to cache which workers failed a retry, after its last placement request."""
 
 STAYS = (OTHERS_FULL, INVALID_REQUEST)
@@ -85,10 +85,10 @@ class PlacementResult:
         """Whether the task waits."""
         return self.decision.worker is None and self.decision.reason != SHARED_QUEUE
 
-    def placement(self, own_queue: str | None, *, note: str = "") -> Placement:
+    def placement(self, dedicated_queue: str | None, *, note: str = "") -> Placement:
         """Return the record to write.
 
-        :param own_queue: the worker's dedicated queue that the task is sent to
+        :param dedicated_queue: the worker's dedicated queue that the task is sent to
         :param note: text to put before the decision's
         """
         worker = self.decision.worker
@@ -97,7 +97,7 @@ class PlacementResult:
             reason=self.decision.reason,
             detail=f"{note}{self.decision.text}"[:TEXT_LENGTH],
             worker_ref=None if worker is None else worker.ref,
-            own_queue=own_queue,
+            dedicated_queue=dedicated_queue,
         )
 
 
@@ -131,7 +131,7 @@ class PlacementService:
 
         :param most: how many tasks to place at most; ``None`` for all
         """
-        loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
+        loads = placements.count_open(connection) if snapshot.loads is None else snapshot.loads
         failed = self._who_failed(connection, [request.key for request in requests if request.key.try_number > 1])
         pools = self._pools(connection, requests)
         unavailable_workers = worker_queries.unavailable_workers(connection)
@@ -171,7 +171,7 @@ class PlacementService:
         now = time.monotonic()
         with self._lock:
             # Entries expire by time, because neither thread knows which retries the other one requests.
-            kept = {key: entry for key, entry in self._failed.items() if now - entry[0] < KEPT_FOR}
+            kept = {key: entry for key, entry in self._failed.items() if now - entry[0] < RETENTION}
             self._failed = {**kept, **{key: (now, names) for key, names in failed.items()}}
         return failed
 
@@ -202,7 +202,7 @@ class PlacementService:
     def _pools(self, connection: Connection, requests: Sequence[PlacementRequest]) -> dict[TryKey, str]:
         """Read pools from Airflow's tables, if they matter and the executor does not know them."""
         unknown = [request.key for request in requests if request.pool is None] if self.rules.pool_labels else []
-        return {key: row.pool for key, row in placements.wanted(connection, unknown).items()}
+        return {key: row.pool for key, row in placements.try_details(connection, unknown).items()}
 
     def _fallback(self, decision: Decision, request: PlacementRequest) -> Decision:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.executors import WORDS, absent_sources, celery_teams, executors
+from airflow_worker_insight.domain.executors import EXECUTOR_NAME_PARTS, absent_sources, celery_teams, executors
 from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
 from airflow_worker_insight.registry.sources.celery import CelerySource
 from airflow_worker_insight.registry.sources.edge import EdgeSource
@@ -50,7 +50,8 @@ def _has_plain_local(setting: str | None) -> bool:
     Its one worker is the scheduler.
     """
     return any(
-        WORDS[JOBS] in executor.name and executor.name != NAMED_LOCAL_EXECUTOR for executor in executors(setting)
+        EXECUTOR_NAME_PARTS[JOBS] in executor.name and executor.name != NAMED_LOCAL_EXECUTOR
+        for executor in executors(setting)
     )
 
 

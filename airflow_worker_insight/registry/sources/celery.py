@@ -59,7 +59,7 @@ FORGET_SECONDS = 10.0
 ALL_SECONDS = 50.0
 """Time limit in seconds of the polls of all brokers.
 
-It is shorter than ``leases.LOOK_TAKES``, after which another process may poll.
+It is shorter than ``leases.POLL_TIMEOUT``, after which another process may poll.
 """
 
 MAX_ANSWERS = 20_000

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.states import TRIES
 from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
 from airflow_worker_insight.store.attempts.running import running_tries
-from airflow_worker_insight.store.workers.instances import lives_by_ref
+from airflow_worker_insight.store.workers.instances import instances_by_ref
 
 if TYPE_CHECKING:
     from airflow_worker_insight.registry.observations import PollContext
@@ -25,7 +25,7 @@ class TriesSource:
         """Return the workers on which a try runs, each with the latest heartbeat of its tries."""
         with context.database() as connection:
             tries = running_tries(connection)
-            instances = lives_by_ref(connection, TRIES, tries.counts)
+            instances = instances_by_ref(connection, TRIES, tries.counts)
         return PollResult(
             tuple(
                 WorkerObservation(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.clock import SAME_START, utc
+from airflow_worker_insight.domain.clock import START_TOLERANCE, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import FINISHED, LOST, UNAFFECTED_STATES
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRow
 
 
-LOOK_BACK = 10_000
+MAX_SCANNED_TRIES = 10_000
 """Latest tries of a worker before a moment that are scanned for those running then."""
 
 MAX_OPEN = 1000
@@ -55,13 +55,13 @@ class Stay:
     key: TryKey
     state: str | None
     """Airflow's current state of the try."""
-    began_at: datetime | None
+    first_process_at: datetime | None
     """When the first process of the try started there."""
     last_process_at: datetime | None
     """When its last process started there."""
     ended_at: datetime | None
     """When the try ended, on whichever worker."""
-    went_on: bool
+    continued_elsewhere: bool
     """Whether a later process of the try started on another worker."""
 
 
@@ -106,9 +106,9 @@ def _end_tolerance(worker_row: WorkerRow) -> timedelta:
     This concerns tries that ended by themselves, not those that Airflow ended. Airflow fails a lost try after this time
     without a heartbeat, by its own clock. Later ends cannot be told apart: they count as lost with the worker.
     """
-    if worker_row.clock_ahead is None or worker_row.clock_ahead <= SAME_START:
+    if worker_row.clock_ahead is None or worker_row.clock_ahead <= START_TOLERANCE:
         return timedelta(0)
-    return min(worker_row.clock_ahead + SAME_START, metadata_database.task_heartbeat_timeout())
+    return min(worker_row.clock_ahead + START_TOLERANCE, metadata_database.task_heartbeat_timeout())
 
 
 def stays_between(
@@ -151,10 +151,10 @@ def _stays(rows: Any) -> Any:
     return select(
         *(rows.c[name] for name in ("run_key", "task_key")),
         *(rows.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number", "state")),
-        func.coalesce(rows.c.first_started_at, rows.c.started_at).label("began_at"),
+        func.coalesce(rows.c.first_started_at, rows.c.started_at).label("first_process_at"),
         _last_process(rows).label("last_process_at"),
         rows.c.ended_at,
-        later.exists().label("went_on"),
+        later.exists().label("continued_elsewhere"),
     )
 
 
@@ -183,10 +183,10 @@ def _stay(key: TryKey, row: Row[Any], airflow_try: AirflowTry | None) -> Stay:
     return Stay(
         key=key,
         state=state,
-        began_at=utc(row.began_at),
+        first_process_at=utc(row.first_process_at),
         last_process_at=utc(row.last_process_at),
         ended_at=utc(ended_at),
-        went_on=bool(row.went_on),
+        continued_elsewhere=bool(row.continued_elsewhere),
     )
 
 
@@ -250,7 +250,7 @@ def _open_at(
 
 def _latest(conditions: Sequence[Any], order: Sequence[Any]) -> Any:
     """Select a worker's latest starts only: it may have run a million tries."""
-    return select(attempt).where(*conditions).order_by(*order).limit(LOOK_BACK).subquery()
+    return select(attempt).where(*conditions).order_by(*order).limit(MAX_SCANNED_TRIES).subquery()
 
 
 def _was_open_at(rows: Any, moment: datetime) -> Any:

@@ -17,7 +17,7 @@ from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
 from airflow_worker_insight.domain.states import FINISHED, REPORTED
-from airflow_worker_insight.store.airflow_history import instance_keys, run_began
+from airflow_worker_insight.store.airflow_history import instance_keys, run_start
 from airflow_worker_insight.store.dialects import disable_jit, in_list, in_rows, unnest
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import RowKey
 
 
-MAX_LIVES = 1000
+MAX_INSTANCES = 1000
 """Worker instances, the latest, that one name or host stands for."""
 
 MAX_BRANCHES = 50
@@ -248,7 +248,7 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     dag_ids = _searched_dags(connection, filters, dag_ids)
     if refs == [] or dag_ids == frozenset():
         return None
-    is_cut = refs is not None and len(refs) == MAX_LIVES
+    is_cut = refs is not None and len(refs) == MAX_INSTANCES
     of_refs = () if refs is None else (in_list(connection, attempt.c.worker_ref, refs),)
     of_dag = readable = ()
     if dag_ids is not None and len(dag_ids) == 1:
@@ -308,7 +308,7 @@ def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | 
         conditions.append(columns.hostname == filters.hostname)
     if not conditions:
         return None
-    latest = select(columns.id).where(*conditions).order_by(columns.id.desc()).limit(MAX_LIVES)
+    latest = select(columns.id).where(*conditions).order_by(columns.id.desc()).limit(MAX_INSTANCES)
     return list(connection.execute(latest).scalars())
 
 
@@ -352,7 +352,7 @@ def _is_of_its_run(connection: Connection, rows: Any) -> Any:
     """
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
-    began = select(run_began(run)).where(*same_run).scalar_subquery()
+    began = select(run_start(run)).where(*same_run).scalar_subquery()
     started_at = rows.c.started_at
     if connection.dialect.name == "postgresql":
         started_at = type_coerce(started_at, TIMESTAMP(timezone=True)) + literal(CLOCK_SKEW, Interval())

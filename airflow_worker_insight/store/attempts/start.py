@@ -19,9 +19,9 @@ from sqlalchemy import bindparam, case, func, insert, literal, not_, or_, select
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.names import short_host
 from airflow_worker_insight.domain.states import REPORTED
-from airflow_worker_insight.store.dialects import counted, rows_written
+from airflow_worker_insight.store.dialects import row_count, with_row_count
 from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
-from airflow_worker_insight.store.workers.names import is_known_to_engine
+from airflow_worker_insight.store.workers.names import is_known_to_source
 from airflow_worker_insight.store.workers.upsert import store_worker
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.workers.upsert import StoredWorker
 
 
-SEEN_EVERY = timedelta(seconds=60)
+SEEN_INTERVAL = timedelta(seconds=60)
 """Precision of ``last_seen_at``.
 
 A busy worker's row is written once per this time, not once per task.
 """
 
-FRESH = timedelta(hours=1)
+MAX_UNLOCKED_AGE = timedelta(hours=1)
 """Time since a worker was seen during which it may be referenced without a row lock.
 
 See :mod:`.retention`.
 """
 
-MAX_SEEN = 10_000
+MAX_REMEMBERED = 10_000
 """Workers that one process remembers to have marked as seen."""
 
 MAX_WORKERS = 100
@@ -115,16 +115,16 @@ def record_start(
         "p_process_key": process,
         "p_start_slot": start_slot(started.started_at or now),
         "p_now": now,
-        "p_seen_since": now - FRESH,
+        "p_seen_since": now - MAX_UNLOCKED_AGE,
         "p_worker_id": record.worker_id,
         "p_fingerprint": record.fingerprint,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
     # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
     # poller that froze while it wrote: the caller's timeouts end that wait.
-    is_usual = not is_late and started.fits is not False
+    is_usual = not is_late and started.kind_matches is not False
     if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
-        stored = _write_worker_and_start(connection, key, record, start, now=now, fits=started.fits)
+        stored = _write_worker_and_start(connection, key, record, start, now=now, kind_matches=started.kind_matches)
         _mark_seen(connection, stored.reported_id, now=now)
         return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
@@ -138,12 +138,16 @@ def _write_worker_and_start(
     start: Mapping[str, Any],
     *,
     now: datetime,
-    fits: bool | None,
+    kind_matches: bool | None,
 ) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
         raise TooManyWorkersError(f"try {key.try_number} has run on {MAX_WORKERS} workers")
     stored = store_worker(
-        connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
+        connection,
+        record,
+        now=now,
+        kind_matches=kind_matches,
+        check_new=lambda: _check_new(connection, start, record, now=now),
     )
     # The worker's row is locked now, so it cannot be removed, however long ago the worker was seen.
     start = {
@@ -163,7 +167,7 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
     :raises TooManyWorkersError: if there are too many
     """
     on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
-    is_reported_here = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
+    is_reported_here = (on_host, worker.c.host_only.is_(False), not_(is_known_to_source(worker)))
     of_try = (
         select(func.count())
         .select_from(attempt.join(worker, worker.c.id == attempt.c.worker_ref))
@@ -184,12 +188,12 @@ _seen: dict[str, datetime] = {}
 
 def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
     """Mark a worker as seen, unless that was done shortly before or its row is locked."""
-    if now - _seen.get(worker_id, now - SEEN_EVERY) < SEEN_EVERY:
+    if now - _seen.get(worker_id, now - SEEN_INTERVAL) < SEEN_INTERVAL:
         return
-    if len(_seen) >= MAX_SEEN:
+    if len(_seen) >= MAX_REMEMBERED:
         _seen.clear()
     _seen[worker_id] = now
-    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
+    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_INTERVAL)
     row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
     if row_id is not None:
         connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))
@@ -220,7 +224,7 @@ def _workers_of_the_try() -> Any:
 
 def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[str, Any]) -> bool:
     """Execute one of the two statements below; return whether it wrote a row."""
-    return rows_written(connection.execute(build(connection.dialect.name), start)) > 0
+    return row_count(connection.execute(build(connection.dialect.name), start)) > 0
 
 
 @cache
@@ -256,7 +260,7 @@ def _first_process(dialect: str) -> Any:
     # Airflow's client may send a request again while the first one is still being processed.
     for name in ("postgresql", "sqlite"):
         row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
-    return counted(insert(attempt).from_select(list(columns), row), dialect)
+    return with_row_count(insert(attempt).from_select(list(columns), row), dialect)
 
 
 @cache
@@ -299,7 +303,7 @@ def _further_process(dialect: str) -> Any:
             (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
         )
     )
-    return counted(statement, dialect)
+    return with_row_count(statement, dialect)
 
 
 _STARTS = (_first_process, _further_process)

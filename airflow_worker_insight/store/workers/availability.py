@@ -8,8 +8,8 @@ from sqlalchemy import case, insert, select, update
 
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_engine
-from airflow_worker_insight.store.workers.queries import get_worker, later_life
+from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_source
+from airflow_worker_insight.store.workers.queries import get_worker, later_instance
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,7 +66,7 @@ def set_availability(
         worker_row = current
     if worker_row is None or stored is None:
         return None
-    require_meaning(connection, worker_row, availability)
+    require_effect(connection, worker_row, availability)
     open_rows = _open_rows(connection, worker_row)
     latest = connection.execute(
         select(change.c.reason)
@@ -92,7 +92,7 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     """
     if worker_row.engine_name is None or worker_row.ended_at is not None:
         return {}
-    is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+    is_known = case((is_known_to_source(worker), 1), else_=0).label("is_known")
     query = (
         select(worker, is_known)
         .where(
@@ -108,12 +108,12 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     return {
         row.id: row.availability
         for row in connection.execute(query)
-        if not (worker_row.is_told_only and row.is_known)
+        if not (worker_row.is_report_only and row.is_known)
         or (row.pid == worker_row.pid and is_host_of(row, worker_row.hostname))
     }
 
 
-def require_meaning(connection: Connection, row: WorkerRow, availability: str) -> None:
+def require_effect(connection: Connection, row: WorkerRow, availability: str) -> None:
     """Refuse a decision that would have no effect.
 
     An ended instance can be released. Its quarantine has an effect for as long as the next instance of its name would
@@ -123,7 +123,7 @@ def require_meaning(connection: Connection, row: WorkerRow, availability: str) -
     """
     if availability == AVAILABLE or row.state in (ONLINE, UNRESPONSIVE):
         return
-    later = later_life(connection, row)
+    later = later_instance(connection, row)
     if later is None:
         if availability == DRAINING and row.ended_at is not None:
             raise WorkerEndedError(

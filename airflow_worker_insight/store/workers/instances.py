@@ -31,12 +31,12 @@ from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.dialects import in_rows
 from airflow_worker_insight.store.tables import attempt, change, worker
 from airflow_worker_insight.store.workers.names import (
-    are_named_local,
-    is_known_to_engine,
-    is_operators_word,
-    operators_name,
+    is_known_to_source,
+    is_named_local_row,
+    is_report_trusted,
+    resolve_operator_name,
 )
-from airflow_worker_insight.store.workers.upsert import SINCE_BEFORE, note_inheritance, upsert_worker
+from airflow_worker_insight.store.workers.upsert import INHERITED_PREFIX, record_inherited_quarantine, upsert_worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ _KIND_OF_SOURCE = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
 # --- worker sources --------------------------------------------------------------------------------------------------
 
 
-FORGOTTEN_AFTER = timedelta(days=1)
+ABANDONED_AFTER = timedelta(days=1)
 """Least time without a try after which workers of an abandoned source end.
 
 A source is abandoned when it is no longer polled and no executor uses it.
@@ -67,7 +67,7 @@ A source is abandoned when it is no longer polled and no executor uses it.
 # --- instances -------------------------------------------------------------------------------------------------------
 
 
-def open_lives(connection: Connection, source: str) -> list[WorkerInstance]:
+def open_instances(connection: Connection, source: str) -> list[WorkerInstance]:
     """Return the instances of a worker source that have not ended.
 
     For workers that are known only from their tries, return those that are known to run one: the others' state is
@@ -79,7 +79,7 @@ def open_lives(connection: Connection, source: str) -> list[WorkerInstance]:
     return _select_instances(connection, _is_of_source(source), is_open, worker.c.ended_at.is_(None))
 
 
-def seen_after_their_end(connection: Connection, source: str, reason: str) -> list[int]:
+def refs_seen_after_end(connection: Connection, source: str, reason: str) -> list[int]:
     """Return the row IDs of workers that ended for this reason and have run a try since."""
     return list(
         connection.execute(
@@ -95,7 +95,7 @@ def seen_after_their_end(connection: Connection, source: str, reason: str) -> li
     )
 
 
-def lives_by_ref(connection: Connection, source: str, refs: Collection[int]) -> list[WorkerInstance]:
+def instances_by_ref(connection: Connection, source: str, refs: Collection[int]) -> list[WorkerInstance]:
     """Return the instances with these row IDs that belong to a worker source, ended or not."""
     return [
         instance
@@ -104,7 +104,7 @@ def lives_by_ref(connection: Connection, source: str, refs: Collection[int]) -> 
     ]
 
 
-def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
+def latest_ended_instances(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
     """Return the latest ended instances of the workers with these names, one per process.
 
     A process is known by its process ID and job.
@@ -127,13 +127,13 @@ def latest_ended_lives(connection: Connection, kind: str, engine_names: Collecti
     return instances
 
 
-def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
+def named_local_instances(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
     """Return the named local workers of these schedulers' jobs, ended or not."""
     return [
         instance
         for batch in _batches(sorted(job_ids))
         for instance in _select_instances(
-            connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch)
+            connection, is_named_local_row(worker), is_known_to_source(worker), worker.c.job_id.in_(batch)
         )
     ]
 
@@ -193,7 +193,9 @@ def register(connection: Connection, instances: Sequence[NewWorkerInstance], *, 
     for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
-            note_inheritance(connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now)
+            record_inherited_quarantine(
+                connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now
+            )
 
 
 def _new_row(instance: NewWorkerInstance, is_quarantined: bool, now: datetime) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def register_own(connection: Connection, record: WorkerRecord, *, concurrency: i
 
 
 def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInstance]) -> Collection[NewWorkerInstance]:
-    """Return the instances that begin in quarantine: bulk ``upsert.inherited_availability``."""
+    """Return the instances that begin in quarantine: bulk ``upsert.initial_availability``."""
     names = {instance.engine_name for instance in instances}
     hosts = {instance.hostname for instance in instances if instance.kind == LOCAL}
     latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
@@ -260,11 +262,11 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
         for batch in _batches(sorted(values)):
             latest_refs = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
-                .where(column.in_(batch), worker.c.host_only.is_(False), not_(are_named_local(worker)))
+                .where(column.in_(batch), worker.c.host_only.is_(False), not_(is_named_local_row(worker)))
                 .group_by(worker.c.kind, column)
                 .subquery()
             )
-            is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+            is_known = case((is_known_to_source(worker), 1), else_=0).label("is_known")
             statement = select(latest_refs, worker.c.availability, is_known).join(
                 worker, worker.c.id == latest_refs.c.ref
             )
@@ -277,7 +279,7 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
     for batch in _batches(sorted(names)):
         refs = (
             select(func.max(worker.c.id))
-            .where(worker.c.engine_name.in_(batch), is_known_to_engine(worker))
+            .where(worker.c.engine_name.in_(batch), is_known_to_source(worker))
             .group_by(worker.c.kind, worker.c.engine_name)
         )
         columns = (worker.c.kind, worker.c.engine_name, worker.c.availability)
@@ -320,7 +322,7 @@ def _quarantined_by_operators(
     quarantined: set[tuple[str, str]] = set()
     is_quarantined = (
         change.c.availability == QUARANTINED,
-        or_(change.c.reason.is_(None), not_(change.c.reason.startswith(SINCE_BEFORE, autoescape=True))),
+        or_(change.c.reason.is_(None), not_(change.c.reason.startswith(INHERITED_PREFIX, autoescape=True))),
         worker.c.host_only.is_(False),
     )
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
@@ -335,7 +337,7 @@ def _quarantined_by_operators(
     return quarantined
 
 
-def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
+def update_instances(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
     """Write new column values, for each row ID its own."""
     for refs in _batches(sorted(ref for ref, values in changed.items() if values)):
         batch = {ref: changed[ref] for ref in refs}
@@ -407,8 +409,11 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
     }
     if source_row.reported_id is None:
         values["started_at"] = reported_row.started_at
-        if is_operators_word(source_row, reported_row.hostname):
-            values |= {"name": operators_name(connection, source_row, reported_row.name), "labels": reported_row.labels}
+        if is_report_trusted(source_row, reported_row.hostname):
+            values |= {
+                "name": resolve_operator_name(connection, source_row, reported_row.name),
+                "labels": reported_row.labels,
+            }
         values |= {
             name: {**getattr(reported_row, name), **getattr(source_row, name)} for name in ("resources", "versions")
         }
@@ -430,7 +435,9 @@ def _operators_decision(connection: Connection, reported_row: Row[Any], source_r
     return QUARANTINED if _is_quarantined(quarantined, source_row) else AVAILABLE
 
 
-def adopted(connection: Connection, described: Mapping[int, NewWorkerInstance]) -> dict[int, dict[str, Any]]:
+def updates_for_confirmed(
+    connection: Connection, described: Mapping[int, NewWorkerInstance]
+) -> dict[int, dict[str, Any]]:
     """Return the column changes, by row ID, of reported rows that their source now lists.
 
     Until now only reports mentioned these rows.
@@ -445,9 +452,9 @@ def adopted(connection: Connection, described: Mapping[int, NewWorkerInstance]) 
         still_quarantined = _quarantined_heirs(connection, to_check) if to_check else []
         for row in rows:
             instance, values = described[row.id], changed.setdefault(row.id, {})
-            if not is_operators_word(instance, row.hostname):
+            if not is_report_trusted(instance, row.hostname):
                 values |= {"name": instance.engine_name, "labels": {}}
-            elif operators_name(connection, instance, row.name) != row.name:
+            elif resolve_operator_name(connection, instance, row.name) != row.name:
                 values["name"] = instance.engine_name
             if row.availability == QUARANTINED and instance not in still_quarantined:
                 values["availability"] = AVAILABLE

@@ -10,7 +10,7 @@ from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINE
 from airflow_worker_insight.ui import formatting
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 
 NO_EFFECT = (
     "A decision is kept and shown to everybody. By itself it does not keep Airflow from giving the worker work: only "
@@ -67,7 +67,7 @@ _CHOICES = (
 )
 
 
-def decision(availability: str, latest: Change | None) -> Decision:
+def decision(availability: str, latest: WorkerChange | None) -> Decision:
     """Return a decision as a page shows it.
 
     :param latest: the change that made it; ``None`` if there is none, or if the worker instance inherited the decision
@@ -83,7 +83,7 @@ def decision(availability: str, latest: Change | None) -> Decision:
     )
 
 
-def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
+def build_availability(row: WorkerRow, latest: WorkerChange | None, *, may_decide: bool, places: bool) -> Availability:
     """Return the decision in force on a worker and the possible ones.
 
     A worker instance that has ended cannot be drained.

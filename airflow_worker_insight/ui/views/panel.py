@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import Attempt
     from airflow_worker_insight.domain.workers import WorkerRow
-    from airflow_worker_insight.store.placements import Why
+    from airflow_worker_insight.store.placements import Explanation
     from airflow_worker_insight.ui.query_params import PanelAddress
 
 REFRESH_SECONDS = 5
@@ -57,7 +57,7 @@ def build_panel(
     instances: Mapping[str, WorkerRow] | None = None,
     *,
     now: datetime,
-    placed: Mapping[int, Why] | None = None,
+    placed: Mapping[int, Explanation] | None = None,
 ) -> Panel:
     """Return the panel of a task instance.
 
@@ -146,7 +146,7 @@ _OUTCOMES = {
 }
 
 
-def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
+def _summary(tries: Sequence[Attempt], placed: Mapping[int, Explanation]) -> str:
     """Summarize in one sentence: tries, workers, and the outcome of the last try."""
     if not tries:
         return ""
@@ -211,7 +211,7 @@ def _where_text(attempt: Attempt) -> str:
     return f" on a worker of {worker.hostname}" if worker.host_only else f" on {worker.name}"
 
 
-def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapping[int, Why]) -> list[Notice]:
+def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapping[int, Explanation]) -> list[Notice]:
     if not attempts:
         return [
             Notice(

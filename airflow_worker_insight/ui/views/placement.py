@@ -30,7 +30,7 @@ from airflow_worker_insight.ui.query_params import WaitingAddress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow_worker_insight.store.placements import Placement, Why
+    from airflow_worker_insight.store.placements import Explanation, Placement
 
 _PLACED_TEXTS = {
     LEAST_LOADED: "the least loaded of those that fitted",
@@ -84,7 +84,7 @@ def reason_text(reason: str) -> str:
     return _WAITING_TEXTS.get(reason) or _PLACED_TEXTS.get(reason, reason)
 
 
-def why_text(placement: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
+def why_text(placement: Explanation | None, *, has_started: bool = False, is_over: bool = False) -> str:
     """Return why a try was placed on its worker, or waits.
 
     Empty if no executor of this package decided.

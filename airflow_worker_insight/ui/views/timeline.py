@@ -259,15 +259,15 @@ def _length(hours: int) -> str:
 
 def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
     """Return when a try was on the worker, as far as is known; it may have gone on elsewhere."""
-    start = stay.began_at or now
+    start = stay.first_process_at or now
     last_process = stay.last_process_at or start
-    is_open = not stay.went_on and stay.ended_at is None and stay.state in ("running", "restarting")
+    is_open = not stay.continued_elsewhere and stay.ended_at is None and stay.state in ("running", "restarting")
     # A stopped worker may still finish its tries.
     is_running = is_open and (row.ended_at is None or row.state == OFFLINE)
     is_cut = False
     if is_running:
         end = now
-    elif stay.went_on:
+    elif stay.continued_elsewhere:
         end = last_process
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
@@ -350,7 +350,8 @@ def _bar(span: _Span, row: WorkerRow, height: int, start: datetime, end: datetim
             worker=row.worker_id,
             state=span.stays[0].state or "",
             since=span.start.replace(microsecond=0),
-            until=max(stay.began_at for stay in span.stays if stay.began_at is not None) + timedelta(seconds=1),
+            until=max(stay.first_process_at for stay in span.stays if stay.first_process_at is not None)
+            + timedelta(seconds=1),
         )
         title = f"{len(span.stays):,} tries: {state}; {when}"
     return Bar(

@@ -179,14 +179,14 @@ def _notices(address: WaitingAddress, executor: Executor, *, shown: int, total: 
         )
 
 
-def cannot_be_seen(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
+def cannot_be_seen(name: str, *, polled_at: datetime | None, error: str | None, now: datetime) -> str:
     """Say why the workers of a worker source are unavailable.
 
     :param looked_at: when the source was last polled; ``None`` if never
     :param error: the error of the last poll; ``None`` if there was none or the user may not see it
     """
-    if looked_at is None:
+    if polled_at is None:
         return f"Nobody has checked the {name} workers so far."
     if error is not None:
         return f"The last check of the {name} workers failed: {error.rstrip('.')}."
-    return f"The {name} workers were last checked {formatting.ago(looked_at, now)}."
+    return f"The {name} workers were last checked {formatting.ago(polled_at, now)}."

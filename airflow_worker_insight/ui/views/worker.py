@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerAddress
@@ -42,7 +42,7 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
-MAX_LIVES = 10
+MAX_INSTANCES = 10
 
 EXPECTED_BACK = timedelta(hours=1)
 """How long the page of a worker without a heartbeat keeps refreshing."""
@@ -67,8 +67,8 @@ class WorkerInstance:
     row: WorkerRow
     is_whole: bool
     """Whether the user may read all Dags, so that no try is left out."""
-    changes: Sequence[Change]
-    decision: Change | None
+    changes: Sequence[WorkerChange]
+    decision: WorkerChange | None
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
     struck: tuple[Sequence[Attempt], int]
@@ -285,7 +285,7 @@ def _rest_text(shown: int, total: int) -> str:
     return f"And {total - shown:,} more." if total > shown else ""
 
 
-def _change(change: Change, now: datetime) -> ChangeLine:
+def _change(change: WorkerChange, now: datetime) -> ChangeLine:
     return ChangeLine(
         changed=ago(change.changed_at, now),
         state=WorkerState(change.state, formatting.worker_state(change.state)) if change.state else None,

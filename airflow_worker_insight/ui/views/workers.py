@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_worker_insight.domain.workers import Change, Group, SourceStatus, WorkerRow
+    from airflow_worker_insight.domain.workers import SourceStatus, WorkerChange, WorkerGroup, WorkerRow
 
 PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
 """Numbers of workers and of groups on a page."""
@@ -168,12 +168,12 @@ class Listing:
     """Query results for the list; either ``rows`` or ``groups`` is empty."""
 
     rows: Sequence[WorkerRow]
-    groups: Sequence[Group]
+    groups: Sequence[WorkerGroup]
     total: int
     """Number of workers, or of groups, on all pages."""
     counts: Mapping[str | None, int]
     """Number of workers by state, including states that are not listed."""
-    decisions: Mapping[int, Change]
+    decisions: Mapping[int, WorkerChange]
     """Decision in force for each row whose worker is not available, by ``ref``."""
     label_keys: Sequence[str]
     any_worker: bool
@@ -295,7 +295,7 @@ def _column(name: str, text: str, address: WorkersAddress) -> Column:
     )
 
 
-def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
+def _line(row: WorkerRow, latest: WorkerChange | None, now: datetime) -> WorkerLine:
     queues = row.queues or ()
     hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
@@ -313,7 +313,7 @@ def _line(row: WorkerRow, latest: Change | None, now: datetime) -> WorkerLine:
     )
 
 
-def _group(group: Group, address: WorkersAddress) -> GroupLine:
+def _group(group: WorkerGroup, address: WorkersAddress) -> GroupLine:
     total = sum(group.states.values())
     shares = []
     offset = 0
@@ -347,7 +347,7 @@ def _group_name(group: str) -> str:
 def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
     """Say why workers, or their states, may be missing or stale."""
     if listing.any_worker and not any(source.is_current for source in listing.engines):
-        latest = max((source.looked_at for source in listing.engines if source.looked_at), default=None)
+        latest = max((source.polled_at for source in listing.engines if source.polled_at), default=None)
         when = "never looked at" if latest is None else f"last looked at {formatting.ago(latest, now)}"
         text = (
             f"Whether workers live was {when}. An API server of Airflow 3 does that by itself; by hand, or "

@@ -99,11 +99,11 @@ def found(database: Database, node: str) -> dict[str, Any]:
 def placed_among(database: Database) -> dict[str, str]:
     """Return the workers that an executor chooses among, and what is decided of each."""
     with database.engine.connect() as connection:
-        living, unavailable_reason = worker_queries.living(connection, "celery")
+        live_workers, unavailable_reason = worker_queries.live_workers(connection, "celery")
         unavailable_workers = worker_queries.unavailable_workers(connection)
     assert unavailable_reason is None
-    assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in living)
-    return {one.known_as: one.availability for one in living}
+    assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in live_workers)
+    return {one.display_name: one.availability for one in live_workers}
 
 
 def named(database: Database) -> dict[str, list[str]]:
@@ -400,7 +400,7 @@ def test_it_cannot_take_workers_out_of_work_by_the_quarantine_of_another_one(
         with database.engine.connect() as connection:
             listed, _ = worker_queries.list_workers(connection, WorkerFilter(), limit=50, offset=0)
             read = worker_queries.get_worker(connection, found(database, "w1@host-1")["worker_id"])
-        told = {row.engine_name: row.availability for row in listed if not row.is_told_only}
+        told = {row.engine_name: row.availability for row in listed if not row.is_report_only}
         assert (told["w1@host-1"], told["w2@host-2"]) == ("available", "available")
         assert read is not None
         assert read.availability == "available"
@@ -435,7 +435,7 @@ def test_it_cannot_hide_the_quarantine_of_a_worker_that_has_ended(
         listed, _ = worker_queries.list_workers(
             connection, WorkerFilter(availability="quarantined"), limit=50, offset=0
         )
-    assert [row.engine_name for row in listed if not row.is_told_only] == [QUARANTINED_BEFORE]
+    assert [row.engine_name for row in listed if not row.is_report_only] == [QUARANTINED_BEFORE]
 
 
 @on_both

@@ -34,7 +34,7 @@ def planned(known: list[Recorded], *, began_at: datetime = START) -> Plan:
 def test_the_numbers_below_the_last_one_are_lost_where_no_row_has_them() -> None:
     known = [ended(1), ended(4), ended(1, "other"), ended(0, "skipped")]
     assert {one.key for one in lost_tries(known)} == {key(2), key(3)}
-    assert all(one.is_lost and one.state is None and one.instances == (4,) for one in lost_tries(known))
+    assert all(one.is_lost and one.state is None and one.instance_keys == (4,) for one in lost_tries(known))
 
 
 def test_a_lost_try_is_added_as_unknown_once() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry
 from airflow_worker_insight.domain.attribution import (
-    Verdict,
+    AttributionResult,
     WorkerInstance,
     attribute,
     has_workers_of,
@@ -60,7 +60,9 @@ def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool, starte
     one = a_try(state=state, started_at=started_at, **UNQUEUED)
     pod = WorkerInstance(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
     for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
-        assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == Verdict("not_on_a_worker")
+        assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == AttributionResult(
+            "not_on_a_worker"
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_what_no_process_ran_is_no_test() -> None:
 @pytest.mark.parametrize("started_at", [None, at(10)])
 def test_without_a_host_the_scheduler_or_triggerer_ended_it(state: str, started_at: datetime | None) -> None:
     one = a_try(hostname=None, pid=None, state=state, started_at=started_at)
-    assert attribute(one, []) == Verdict("not_on_a_worker")
+    assert attribute(one, []) == AttributionResult("not_on_a_worker")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_without_a_host_the_scheduler_or_triggerer_ended_it(state: str, started_
 )
 def test_a_failure_without_a_host(started_at: datetime | None, ended_at: datetime | None, attribution: str) -> None:
     one = a_try(hostname=None, pid=None, state="failed", started_at=started_at, ended_at=ended_at)
-    assert attribute(one, []) == Verdict(attribution)
+    assert attribute(one, []) == AttributionResult(attribution)
 
 
 @pytest.mark.parametrize("pid", [None, 4711])
@@ -135,12 +137,12 @@ def test_there_is_always_a_word(
 HOST = host_worker("host-1", "celery")
 
 
-@pytest.mark.parametrize("lives", [[], [1], [1, 2]])
-def test_of_a_celery_try_only_the_host_is_sure(lives: list[int]) -> None:
+@pytest.mark.parametrize("instances", [[], [1], [1, 2]])
+def test_of_a_celery_try_only_the_host_is_sure(instances: list[int]) -> None:
     """Beside the one that is known another worker of the host may have started, and died before it reported."""
-    known = [a_life(ref, job_id=1) for ref in lives]
-    assert attribute(a_try(), known) == Verdict("inferred", HOST)
-    assert attribute(a_try(), known, backfilled=True) == Verdict("backfilled", HOST)
+    known = [a_life(ref, job_id=1) for ref in instances]
+    assert attribute(a_try(), known) == AttributionResult("inferred", HOST)
+    assert attribute(a_try(), known, backfilled=True) == AttributionResult("backfilled", HOST)
 
 
 def test_the_process_of_the_try_is_not_taken_for_that_of_the_worker() -> None:
@@ -150,25 +152,25 @@ def test_the_process_of_the_try_is_not_taken_for_that_of_the_worker() -> None:
 
 def test_of_a_lost_try_nothing_is_said() -> None:
     one = AirflowTry(TryKey("etl", "run-1", "extract", -1, 1), is_lost=True)
-    assert attribute(one, [a_life(1)]) == Verdict("unknown")
+    assert attribute(one, [a_life(1)]) == AttributionResult("unknown")
 
 
 def test_local_executor_is_known_by_the_job_that_queued_the_try() -> None:
-    lives = [a_life(1, kind="local", job_id=1), a_life(2, kind="local", job_id=2)]
+    instances = [a_life(1, kind="local", job_id=1), a_life(2, kind="local", job_id=2)]
     one = a_try(executor="LocalExecutor", queued_by_job_id=2)
-    assert attribute(one, lives).ref == 2
-    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, hostname="host-2"), lives).ref is None
+    assert attribute(one, instances).ref == 2
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, hostname="host-2"), instances).ref is None
 
 
 def test_local_executor_of_another_scheduler_is_not_guessed() -> None:
-    lives = [a_life(1, kind="local", job_id=1)]
-    verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), lives)
-    assert verdict == Verdict("inferred", host_worker("host-1", "local"))
+    instances = [a_life(1, kind="local", job_id=1)]
+    verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), instances)
+    assert verdict == AttributionResult("inferred", host_worker("host-1", "local"))
 
 
 def test_local_executor_without_a_job_is_not_guessed() -> None:
-    lives = [a_life(1, kind="local", job_id=None)]
-    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None), lives).ref is None
+    instances = [a_life(1, kind="local", job_id=None)]
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None), instances).ref is None
 
 
 def test_a_pod_is_a_host_with_one_worker() -> None:
@@ -187,7 +189,7 @@ def test_a_try_that_names_no_executor_ran_on_the_default_one() -> None:
     one, local = a_try(executor=None), a_life(1, kind="local", job_id=1)
     assert attribute(one, [local], default_executor="LocalExecutor,CeleryExecutor").ref == 1
     assert attribute(one, [local], default_executor="CeleryExecutor").ref is None
-    assert attribute(one, [local]) == Verdict("inferred", host_worker("host-1", "unknown"))
+    assert attribute(one, [local]) == AttributionResult("inferred", host_worker("host-1", "unknown"))
 
 
 def test_the_executor_of_the_try_goes_before_the_default() -> None:
@@ -196,7 +198,7 @@ def test_the_executor_of_the_try_goes_before_the_default() -> None:
 
 
 moments = st.integers(-1000, 1000).map(at)
-lives = st.builds(
+instances = st.builds(
     a_life,
     st.integers(1, 99),
     kind=st.sampled_from(["celery", "local"]),
@@ -213,7 +215,7 @@ tries = st.builds(
 )
 
 
-@given(tries, st.lists(lives, max_size=5))
+@given(tries, st.lists(instances, max_size=5))
 def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
     verdict = attribute(one, known, default_executor="CeleryExecutor")
     if verdict.worker is None:
@@ -263,7 +265,7 @@ def test_the_kind_of_an_executor(written: str | None, kind: str) -> None:
 )
 def test_an_alias_is_no_kind(named: str, kind: str) -> None:
     setting = "LocalExecutor, placed:its.path.WorkerInsightCeleryExecutor;billing=teams:its.path.LocalExecutor"
-    verdict = attribute(a_try(executor=named), lives=(), default_executor=setting)
+    verdict = attribute(a_try(executor=named), instances=(), default_executor=setting)
     assert verdict.worker is not None
     assert verdict.worker.kind == kind
 

@@ -48,7 +48,7 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
         self._watch: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
         self._started_at = -1000.0
 
-    def own_queue(self, worker: Candidate) -> str | None:
+    def dedicated_queue(self, worker: Candidate) -> str | None:
         return worker.name
 
     def names(self, asked: Sequence[PlacementRequest]) -> list[str] | None:

@@ -217,8 +217,8 @@ def test_a_pod_whose_try_has_no_heartbeat_any_more_is_lost() -> None:
 INTERVAL = timedelta(seconds=30)
 
 
-def reached(looked_at: datetime | None, before: datetime | None, error: str | None = None) -> Reached:
-    engine = SourceRow("celery", NOON, looked_at, before)
+def reached(polled_at: datetime | None, before: datetime | None, error: str | None = None) -> Reached:
+    engine = SourceRow("celery", NOON, polled_at, before)
     return reach(engine, error, now=NOON, interval=INTERVAL)
 
 
@@ -274,7 +274,7 @@ class World:
         sighting = a_sighting(heartbeat_at=self.heartbeat) if moment.reachable else None
         self.answered = sighting is not None and gives_sign_of_life(sighting, self.life)
         reached = reach(self.engine, error, now=self.time, interval=INTERVAL)
-        self.engine = replace(self.engine, looked_at=self.time, reached_since=reached.since, error=error)
+        self.engine = replace(self.engine, polled_at=self.time, reached_since=reached.since, error=error)
         found = judge(self.life, Evidence(sighting), reached, now=self.time, timeouts=TIMEOUTS)
         if found is not None:
             self.life = replace(

@@ -203,4 +203,4 @@ def test_each_life_and_each_sighting_is_taken_once(known: list[dict[str, Any]], 
     assert len(found.pairs) + len(found.unmatched) <= len(wanted)
     twins = {twin.ref for _, twin in found.twins}
     assert not twins & set(taken)
-    assert all(not twin.is_known_to_engine for _, twin in found.twins)
+    assert all(not twin.is_known_to_source for _, twin in found.twins)

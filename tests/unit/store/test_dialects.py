@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, literal, select, update
 
-from airflow_worker_insight.store.dialects import changed_rows, counted, rows_written
+from airflow_worker_insight.store.dialects import execute_and_count, row_count, with_row_count
 from airflow_worker_insight.store.tables import change
 from tests.unit.database import NOON, Database, on_both
 
@@ -23,19 +23,19 @@ def add(ref: int, *, rows: int = 1) -> Any:
 @on_both
 def test_the_rows_that_a_statement_writes_are_counted(database: Database) -> None:
     with database.engine.begin() as connection:
-        assert changed_rows(connection, add(1)) == 1
-        assert changed_rows(connection, add(2, rows=0)) == 0
-        assert changed_rows(connection, add(1)) == 1
-        assert changed_rows(connection, update(change).where(change.c.worker_ref == 1).values(state="lost")) == 2
-        assert changed_rows(connection, update(change).where(change.c.worker_ref == 2).values(state="lost")) == 0
-        assert changed_rows(connection, insert(change), {"worker_ref": 3, **ENTRY}) == 1
-        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 2
-        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 0
+        assert execute_and_count(connection, add(1)) == 1
+        assert execute_and_count(connection, add(2, rows=0)) == 0
+        assert execute_and_count(connection, add(1)) == 1
+        assert execute_and_count(connection, update(change).where(change.c.worker_ref == 1).values(state="lost")) == 2
+        assert execute_and_count(connection, update(change).where(change.c.worker_ref == 2).values(state="lost")) == 0
+        assert execute_and_count(connection, insert(change), {"worker_ref": 3, **ENTRY}) == 1
+        assert execute_and_count(connection, delete(change).where(change.c.worker_ref == 1)) == 2
+        assert execute_and_count(connection, delete(change).where(change.c.worker_ref == 1)) == 0
 
 
 @on_both
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_statement_that_is_prepared_once_is_counted_each_time(database: Database, rows: int) -> None:
-    statement = counted(add(1, rows=rows), database.engine.dialect.name)
+    statement = with_row_count(add(1, rows=rows), database.engine.dialect.name)
     with database.engine.begin() as connection:
-        assert [rows_written(connection.execute(statement)) for _ in range(2)] == [rows, rows]
+        assert [row_count(connection.execute(statement)) for _ in range(2)] == [rows, rows]

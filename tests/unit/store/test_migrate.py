@@ -359,7 +359,7 @@ def test_the_sql_of_going_back_can_be_printed_too(url: str, capsys: pytest.Captu
 def test_airflow_db_migrate_runs_the_migrations(database: Database) -> None:
     """The fixture has run nothing else on these versions; ``create_all`` would leave no version or skip upgrades."""
     with database.engine.connect() as connection:
-        assert migrate.current(connection) == migrate.head()
+        assert migrate.current_revision(connection) == migrate.head()
     migrate.downgrade("base")
     run_command(database.url, "-m", "airflow", "db", "migrate")
     assert schema(database) is Schema.READY

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from airflow_worker_insight.capture.reconcile import reconcile_runs
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, PlacementFilter
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter, PlacementFilter
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import running as attempts_running
@@ -57,7 +57,7 @@ def a_live_try(connection: Connection, task_id: str, *, state: str = "queued", *
 
 
 def attempts(connection: Connection) -> list[Attempt]:
-    return list_attempts(connection, AttemptFilter(), dag_ids=EveryDag(), limit=9, offset=0)[0]
+    return list_attempts(connection, AttemptFilter(), dag_ids=AllDags(), limit=9, offset=0)[0]
 
 
 def stored(connection: Connection) -> list[Any]:
@@ -91,14 +91,17 @@ def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> Non
         keys = [a_live_try(connection, f"task-{n}") for n in range(4)]
         waits = replace(placed(keys[3]), reason=FULL, detail="waits")
         placements.write(connection, [placed(keys[0], 1), placed(keys[1], 1), placed(keys[2], 2), waits], now=NOON)
-        assert placements.loads(connection) == {1: 2, 2: 1}
+        assert placements.count_open(connection) == {1: 2, 2: 1}
         # What waited is placed, by whichever scheduler.
         placements.write(connection, [placed(keys[3], 2)], now=at(1))
-        assert placements.loads(connection) == {1: 2, 2: 2}
-        assert placements.own_queues(connection) == {"own.1": {1}, "own.2": {2}}
-        assert [one.key for one in placements.open_placements(connection, own_queues={"own.2"})] == [keys[2], keys[3]]
+        assert placements.count_open(connection) == {1: 2, 2: 2}
+        assert placements.dedicated_queues(connection) == {"own.1": {1}, "own.2": {2}}
+        assert [one.key for one in placements.open_placements(connection, dedicated_queues={"own.2"})] == [
+            keys[2],
+            keys[3],
+        ]
         placements.close(connection, {keys[0]: NOON, keys[3]: at(1), replace(keys[3], try_number=7): at(1)})
-        assert placements.loads(connection) == {1: 1, 2: 1}
+        assert placements.count_open(connection) == {1: 1, 2: 1}
         one = placements.of_task_instance(connection, keys[0])[1]
         assert one == replace(placed(keys[0], 1), placed_at=NOON, is_open=False)
 
@@ -133,7 +136,11 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         assert [row.is_open for row in stored(connection)] == [False, False]
         assert {one.placement_detail for one in attempts(connection)} == {LINE}
         # But not for a Dag run that comes again under the same name.
-        assert placements.why(connection, key, {}) == placements.why(connection, late, {}) == {}
+        assert (
+            placements.task_instance_explanations(connection, key, {})
+            == placements.task_instance_explanations(connection, late, {})
+            == {}
+        )
         reconcile_runs(connection, [run])
         assert {one.placement_detail for one in attempts(connection)} == {LINE}
 
@@ -179,7 +186,7 @@ def test_what_airflow_has_of_a_try_to_be_placed(database: Database) -> None:
         labels = {"worker_insight": {"labels": {"zone": "a"}}}
         key = a_live_try(connection, "extract", executor_config=labels, queue="gpu")
         gone = replace(key, try_number=2)
-        (one,) = placements.wanted(connection, [key, gone]).values()
+        (one,) = placements.try_details(connection, [key, gone]).values()
         assert (one.key, one.state, one.queue, one.pool) == (key, "queued", "gpu", "default_pool")
         assert one.executor_config == labels
 
@@ -197,7 +204,7 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
         old = [placed(key, ref) for key in (ended, queued, running)]
         placements.write(connection, old, now=NOON)
         placements.write(connection, [placed(fresh, ref)], now=at(100))
-        swept = placements.sweep(connection, attempts_running.running_on(connection), settled=at(60))
+        swept = placements.sweep(connection, attempts_running.running_on(connection), placed_before=at(60))
         assert (swept.closed, swept.unplaced) == (1, {ref: 1})
         assert {one.key for one in placements.open_placements(connection)} == {queued, running, fresh}
 
@@ -218,8 +225,8 @@ def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
             return found
 
         monkeypatch.setattr(placements.airflow_history, "tries_of_task_instances", goes_on)
-        placements.sweep(connection, {}, settled=at(60))
-        assert placements.loads(connection) == {2: 1}
+        placements.sweep(connection, {}, placed_before=at(60))
+        assert placements.count_open(connection) == {2: 1}
 
 
 @on_both
@@ -250,9 +257,9 @@ def test_any_number_is_written(database: Database, number: int) -> None:
         keys += [replace(keys[0], map_index=n) for n in range(1, number)]
         for _ in range(2):
             placements.write(connection, [placed(key, 1) for key in keys], now=NOON)
-        assert placements.loads(connection) == ({1: number} if number else {})
+        assert placements.count_open(connection) == ({1: number} if number else {})
         placements.close(connection, dict.fromkeys(keys, NOON))
-        assert placements.loads(connection) == {}
+        assert placements.count_open(connection) == {}
 
 
 @on_both
@@ -269,15 +276,15 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
         still = a_live_try(connection, "still")
         placements.write(connection, [placed(still, 1, placed_at=NOON)], now=NOON)
 
-        assert placements.trim(connection, now=NOON + placements.KEPT_FOR) == 0
-        assert placements.trim(connection, now=NOON + placements.KEPT_FOR + timedelta(days=1.5)) == 2
+        assert placements.prune(connection, now=NOON + placements.RETENTION) == 0
+        assert placements.prune(connection, now=NOON + placements.RETENTION + timedelta(days=1.5)) == 2
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-2", "task-3"]
         # What is open and what belongs to a run that goes on is not touched, however much it is.
-        monkeypatch.setattr(placements, "MOST_KEPT", 2)
-        assert placements.trim(connection, now=NOON) == 1
-        assert placements.trim(connection, now=NOON) == 0
+        monkeypatch.setattr(placements, "MAX_CLOSED", 2)
+        assert placements.prune(connection, now=NOON) == 1
+        assert placements.prune(connection, now=NOON) == 0
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-3"]
-        assert placements.trim(connection, now=NOON + timedelta(days=99)) == 1
+        assert placements.prune(connection, now=NOON + timedelta(days=99)) == 1
         assert [row.task_id for row in stored(connection)] == ["going", "still"]
 
 
@@ -285,7 +292,7 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
 
 
 def listed(connection: Connection, dag_ids: Any = None, *, limit: int = 9, offset: int = 0, **filters: Any) -> Any:
-    given = EveryDag() if dag_ids is None else dag_ids
+    given = AllDags() if dag_ids is None else dag_ids
     some = PlacementFilter(**filters)
     found, total = placements.find(connection, some, dag_ids=given, limit=limit, offset=offset)
     return [one.placement.key.task_id for one in found], total
@@ -333,7 +340,7 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
         assert listed(connection, {"sales"}, dag_id="etl") == ([], 0)
         assert listed(connection, set()) == ([], 0)
 
-        (first, second, _), _ = placements.find(connection, PlacementFilter(), dag_ids=EveryDag(), limit=9, offset=0)
+        (first, second, _), _ = placements.find(connection, PlacementFilter(), dag_ids=AllDags(), limit=9, offset=0)
         assert (first.state, first.queue, first.try_state, first.worker_id) == ("waiting", "heavy", "queued", None)
         assert (first.placement.sentence, first.placement.placed_at) == ("all are full", NOON)
         assert (second.state, second.worker_id, second.worker_name) == ("placed", "w1", "w1@host-1")

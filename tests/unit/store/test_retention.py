@@ -17,7 +17,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.attempts.close import ensure_hosts, lives_on
+from airflow_worker_insight.store.attempts.close import ensure_hosts, instances_on_hosts
 from airflow_worker_insight.store.retention import Removed
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for
@@ -509,7 +509,7 @@ def test_a_worker_that_reconciling_has_read_is_passed_by(database: Database) -> 
         host = a_worker("host-1", host_only=True, hostname="gone")
         ensure_hosts(connection, [host], now=at(-DAY))
     with database.engine.connect() as connection, connection.begin():
-        assert [life.record.worker_id for life in lives_on(connection, ["pod-1"])] == ["pod-1"]
+        assert [life.record.worker_id for life in instances_on_hosts(connection, ["pod-1"])] == ["pod-1"]
         assert ensure_hosts(connection, [host], now=NOON).keys() == {"host-1"}
         assert sum(retention.prune(LIMIT), Removed()) == Removed()
     assert workers(database) == ["pod-1", "host-1"]
@@ -521,7 +521,7 @@ def test_on_sqlite_nobody_removes_what_reconciling_has_read(database: Database) 
 
     store_worker(database)
     with database.engine.connect() as connection, connection.begin():
-        lives_on(connection, ["host-1"])
+        instances_on_hosts(connection, ["host-1"])
         with pytest.raises(OperationalError, match="locked"):
             sum(retention.prune(LIMIT), Removed())
     assert workers(database) == ["celery-1"]

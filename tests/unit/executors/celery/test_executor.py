@@ -24,7 +24,7 @@ from airflow_worker_insight.domain.reasons import (
     SHARED_QUEUE,
     WORKERS_UNSEEN,
 )
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
@@ -104,7 +104,7 @@ def stored(database: Database) -> list[Placement]:
 
 def loads(database: Database) -> dict[int, int]:
     with database.engine.connect() as connection:
-        return placements.loads(connection)
+        return placements.count_open(connection)
 
 
 # --- what it changes -------------------------------------------------------------------------------------------------
@@ -115,11 +115,11 @@ def test_a_task_goes_to_its_workers_own_queue(
 ) -> None:
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
     assert executor.running == {key}
     assert not executor.queued_tasks
     (one,) = stored(database)
-    assert (one.key.task_id, one.worker_ref, one.own_queue) == ("extract", 1, own_queue("celery-1"))
+    assert (one.key.task_id, one.worker_ref, one.dedicated_queue) == ("extract", 1, dedicated_queue("celery-1"))
     assert one.detail == "w1@host: least loaded of one worker, 0 of 3 places taken"
 
 
@@ -179,7 +179,7 @@ def test_why_a_task_waits_is_written_once(
     (one,) = stored(database)
     executor.trigger_tasks(8)
     assert stored(database) == [one]
-    assert (one.reason, one.worker_ref, one.own_queue) == (reason, None, None)
+    assert (one.reason, one.worker_ref, one.dedicated_queue) == (reason, None, None)
     assert loads(database) == {}
     workload.ti.executor_config = None
     executor.trigger_tasks(8)
@@ -243,7 +243,7 @@ def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
         sent.clear()
         queue(executor, "extract", try_number=2)
         executor.trigger_tasks(8)
-        assert sent == [("extract", own_queue("celery-2"))]
+        assert sent == [("extract", dedicated_queue("celery-2"))]
         executor.running.clear()
 
 
@@ -322,7 +322,9 @@ def test_what_waits_behind_the_last_slot_is_still_known_to_wait(
     executor.trigger_tasks(8)
     executor._give_back()
     with database.engine.connect() as connection:
-        assert not any(one.waits for one in placements.open_of(connection, [a_key(key) for key in keys]).values())
+        assert not any(
+            one.waits for one in placements.open_placements_of(connection, [a_key(key) for key in keys]).values()
+        )
 
 
 def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
@@ -333,13 +335,13 @@ def test_what_waited_and_is_sent_as_the_parent_does_is_not_said_to_wait(
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
+        assert placements.open_placements_of(connection, [a_key(key)])[a_key(key)].waits
     watch.known = Snapshot((), time.monotonic(), unavailable_reason="nobody looks")
     executor.trigger_tasks(8)
     executor._give_back()
     assert sent == [("extract", "default")]
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)]) == {}
+        assert placements.open_placements_of(connection, [a_key(key)]) == {}
 
 
 def test_a_scheduler_that_has_just_started_waits_for_a_moment(
@@ -445,7 +447,7 @@ def test_what_is_revoked_and_queued_again_is_known_to_wait(
     executor.trigger_tasks(8)
     executor._give_back()
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
+        assert placements.open_placements_of(connection, [a_key(key)])[a_key(key)].waits
 
 
 def test_what_waits_and_is_not_to_run_any_more_gives_its_slot_back(
@@ -484,7 +486,9 @@ def test_what_waits_is_looked_at_now_and_then(
 ) -> None:
     looked: list[Any] = []
     # (Pools are asked for in the same way, here none.)
-    monkeypatch.setattr(placements, "wanted", lambda _connection, keys: looked.extend([keys] if keys else []) or {})
+    monkeypatch.setattr(
+        placements, "try_details", lambda _connection, keys: looked.extend([keys] if keys else []) or {}
+    )
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
     watch: Any = executor._watch
@@ -689,7 +693,7 @@ def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
 
     watch.known = Snapshot((W1,), time.monotonic())
     holding.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
     assert holding.running == {key}
     assert [one.worker_ref for one in stored(database)] == [1]
 
@@ -724,7 +728,7 @@ def test_tasks_are_held_too_while_the_database_takes_no_reason(
     assert [*holding.queued_tasks] == [key]
     assert stored(database) == []
     holding.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
 
 
 def test_a_held_task_that_nobody_wants_any_more_gives_its_slot_back(

@@ -16,7 +16,7 @@ from airflow_worker_insight.executors import monitor
 from airflow_worker_insight.executors.celery import consumers, rebalance
 from airflow_worker_insight.executors.celery import monitor as module
 from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, is_out
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
@@ -120,7 +120,7 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
     with database.engine.begin() as connection:
         run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
         key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
+        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, dedicated_queue=dedicated_queue(name))
         placements.write(connection, [one], now=NOON)
 
 
@@ -142,7 +142,7 @@ def test_workers_become_candidates_once_they_consume_their_own_queue(database: D
     assert (one.ref, one.worker_id, one.queues, one.concurrency, one.capacity) == (refs["w1"], "w1", {"default"}, 2, 6)
     assert one.unavailable_reason is None
     assert other.unavailable_reason == "does not consume a queue of its own yet"
-    assert workers.asked == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
+    assert workers.asked == [({"w1@host": dedicated_queue("w1"), "w2@host": dedicated_queue("w2")}, {})]
 
 
 def test_decisions_of_people_are_told_to_the_worker(database: Database, workers: Workers) -> None:
@@ -152,7 +152,7 @@ def test_decisions_of_people_are_told_to_the_worker(database: Database, workers:
     change(database, refs["w1"], availability="quarantined")
     watch.run_once()
     assert candidates(watch)["w1@host"].availability == "quarantined"
-    assert own_queue("w1") not in workers.queues["w1@host"]
+    assert dedicated_queue("w1") not in workers.queues["w1@host"]
     change(database, refs["w1"], availability="available")
     watch.run_once()
     assert candidates(watch)["w1@host"].unavailable_reason is None
@@ -171,7 +171,7 @@ def test_one_that_does_not_answer_is_given_nothing_until_it_does(
     assert taken == []
     watch.run_once()
     assert candidates(watch)["w1@host"].unavailable_reason == "does not answer"
-    assert taken == [(own_queue("w1"), "w1@host-1", False)]
+    assert taken == [(dedicated_queue("w1"), "w1@host-1", False)]
     workers.queues["w1@host"] = silent
     watch.run_once()
     assert candidates(watch)["w1@host"].unavailable_reason is None
@@ -200,7 +200,7 @@ def test_what_waits_is_taken_back_from(
         if "ended_at" in changed:
             del workers.queues["w1@host"]
     watch.run_once()
-    assert taken == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
+    assert taken == ([] if is_gone is None else [(dedicated_queue("w1"), "w1@host-1", is_gone)])
 
 
 def test_what_a_living_worker_has_fetched_is_left_to_it_although_its_queue_is_not_seen(
@@ -253,7 +253,7 @@ def test_who_is_drained_is_told_at_once(database: Database, workers: Workers, mo
     for _ in range(2):
         watch.run_once()
     assert len(workers.asked) == 2
-    assert own_queue("w1") not in workers.queues["w1@host"]
+    assert dedicated_queue("w1") not in workers.queues["w1@host"]
 
 
 def test_own_queues_of_workers_that_ended_are_removed_once(
@@ -270,7 +270,7 @@ def test_own_queues_of_workers_that_ended_are_removed_once(
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     for _ in range(3):
         watch.run_once()
-    assert removed == [own_queue("w1")]
+    assert removed == [dedicated_queue("w1")]
 
 
 def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers, taken: list[Any]) -> None:
@@ -283,7 +283,7 @@ def test_with_nobody_to_give_it_to_it_stays(database: Database, workers: Workers
     assert taken == []
     watch.desk = PlacementService(Rules("least_loaded", 4, "shared_queue"))
     watch.run_once()
-    assert taken == [(own_queue("w1"), "w1@host-1", False)]
+    assert taken == [(dedicated_queue("w1"), "w1@host-1", False)]
 
 
 def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
@@ -295,7 +295,7 @@ def test_what_was_sent_to_a_worker_that_has_just_begun_is_left_to_it(
     def sync_consumers(app: Any, **told: Any) -> Any:
         # Another scheduler knows of a new worker by then, and has sent something to it.
         place(database, look_at(database, workers, "w2")["w2"], "w2")
-        workers.queues["w2@host"].add(own_queue("w2"))
+        workers.queues["w2@host"].add(dedicated_queue("w2"))
         answers = workers.sync_consumers(app, **told)
         return {node: queues for node, queues in answers.items() if node != "w2@host"}
 
@@ -319,7 +319,7 @@ def test_what_is_taken_back_from_a_worker_is_not_given_to_it_because_it_was_ther
 
     monkeypatch.setattr(consumers, "sync_consumers", sync_consumers)
     watch.run_once()
-    assert [queue for queue, *_ in taken] == [own_queue("w1")]
+    assert [queue for queue, *_ in taken] == [dedicated_queue("w1")]
     assert [one.name for one in offered if is_out(one) is None] == ["w2@host"]
 
 
@@ -336,7 +336,7 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
 
     def take_nothing_of_the_dead(app: Any, queue: str, *others: Any, **named: Any) -> int:
         number = reclaim_tasks(app, queue, *others, **named)
-        if queue != own_queue("dead"):
+        if queue != dedicated_queue("dead"):
             return number
         if how == "it fails":
             raise OSError("refused")
@@ -346,7 +346,7 @@ def test_what_cannot_be_taken_back_keeps_nothing_else_from_its_place(
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     del workers.queues["dead@host"]
     watch.run_once()
-    assert [queue for queue, *_ in taken] == [own_queue("dead"), own_queue("w1")]
+    assert [queue for queue, *_ in taken] == [dedicated_queue("dead"), dedicated_queue("w1")]
 
 
 def test_what_takes_long_keeps_nobody_from_looking_at_the_workers_and_nothing_from_its_turn(
@@ -373,7 +373,7 @@ def test_what_takes_long_keeps_nobody_from_looking_at_the_workers_and_nothing_fr
     assert len(taken) == 2
     for _ in range(100):
         watch.run_once()
-    assert {queue for queue, *_ in taken} == set(map(own_queue, dead))
+    assert {queue for queue, *_ in taken} == set(map(dedicated_queue, dead))
 
 
 def test_one_scheduler_at_a_time_takes_back(database: Database, workers: Workers, taken: list[Any]) -> None:
@@ -411,7 +411,7 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
         found = placements.open_placements(connection)
         placements.close(connection, {one.key: one.placed_at or NOON for one in found if one.worker_ref == refs["w2"]})
     watch.run_once()
-    assert taken == [(own_queue("w1"), "w1@host", False)]
+    assert taken == [(dedicated_queue("w1"), "w1@host", False)]
     assert levelled == [2]
     # What waits at the slow one and has failed on the idle one stays.
     placer = Placer(LEAST_LOADED, offered)
@@ -474,7 +474,7 @@ def test_what_waits_at_a_slow_worker_is_taken_back_and_nothing_is_taken_for_it(
         place(database, refs["w2"], "w2", f"other-{number}")
     watch.run_once()
     # The one that waits at the slow one goes first, whether or not the others are full.
-    assert taken == [(own_queue("w2"), "w2@host", False)]
+    assert taken == [(dedicated_queue("w2"), "w2@host", False)]
     assert levelled == [1]
     taken.clear()
     with database.engine.begin() as connection:
@@ -558,7 +558,7 @@ def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, m
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
     look_at(database, workers, "w1")
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.LOOK_TAKES))
+        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.POLL_TIMEOUT))
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
     assert candidates(watch)["w1@host"].state == "online", "until another one may look"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.executors.celery.queues import as_declared, own_queue, sync_consumers
+from airflow_worker_insight.executors.celery.queues import as_declared, dedicated_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.sources import celery as engine
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 celery = pytest.importorskip("celery")
 
-A, B = own_queue("celery-a"), own_queue("celery-b")
+A, B = dedicated_queue("celery-a"), dedicated_queue("celery-b")
 
 
 class Node:
@@ -165,4 +165,4 @@ def test_without_remote_control_nobody_is_asked(app: Any) -> None:
 
 
 def test_the_longest_id_makes_a_name_that_the_table_takes() -> None:
-    assert len(own_queue("x" * 64)) <= 100
+    assert len(dedicated_queue("x" * 64)) <= 100

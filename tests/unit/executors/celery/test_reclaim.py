@@ -14,7 +14,7 @@ from sqlalchemy import update
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
 from airflow_worker_insight.executors.celery import reclaim
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.reclaim import reclaim_tasks, remove_queues
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 celery = pytest.importorskip("celery")
 
-DEAD, ALIVE = own_queue("dead"), own_queue("alive")
+DEAD, ALIVE = dedicated_queue("dead"), dedicated_queue("alive")
 
 
 def a_candidate(**others: Any) -> Candidate:
@@ -94,7 +94,9 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
             for index in range(number)
         ]
         placements.write(
-            connection, [Placement(key, LEAST_LOADED, "w1", worker_ref=1, own_queue=DEAD) for key in keys], now=NOON
+            connection,
+            [Placement(key, LEAST_LOADED, "w1", worker_ref=1, dedicated_queue=DEAD) for key in keys],
+            now=NOON,
         )
     return keys
 
@@ -124,7 +126,7 @@ def test_what_waited_and_what_was_fetched_goes_elsewhere_as_it_was(database: Dat
     assert (broker.held(DEAD), broker.unacked()) == ([], 0)
     with database.engine.connect() as connection:
         found = placements.open_placements(connection)
-        assert {(one.worker_ref, one.own_queue) for one in found} == {(2, ALIVE)}
+        assert {(one.worker_ref, one.dedicated_queue) for one in found} == {(2, ALIVE)}
         assert all(one.detail.startswith("taken back from w1@host: w2@host: least loaded") for one in found)
         # By this time its scheduler knows it, which gives its place back.
         assert {one.placed_at for one in found} == {NOON}
@@ -283,7 +285,7 @@ def test_a_message_that_airflow_has_given_up_is_sent_to_nobody(database: Databas
     later = (
         Placement(key, FULL, "waits")
         if waits
-        else Placement(key, LEAST_LOADED, "w3", worker_ref=3, own_queue=own_queue("third"))
+        else Placement(key, LEAST_LOADED, "w3", worker_ref=3, dedicated_queue=dedicated_queue("third"))
     )
     with database.engine.begin() as connection:
         placements.write(connection, [later], now=NOON)
@@ -390,6 +392,6 @@ def test_what_cannot_be_sent_is_found_where_it_was(
             move(broker, a_candidate())
     assert (len(broker.held(ALIVE)), len(broker.held(DEAD)), broker.unacked()) == (1, 2, 0)
     with database.engine.connect() as connection:
-        assert len(placements.open_placements(connection, own_queues=[DEAD])) == 2
+        assert len(placements.open_placements(connection, dedicated_queues=[DEAD])) == 2
     assert move(broker, a_candidate()) == 2
     assert broker.ids(ALIVE) == ids

@@ -189,7 +189,7 @@ def reasons(database: Database) -> Counter[str]:
 def loads(database: Database) -> Counter[str]:
     names = {row["id"]: row["name"] for row in database.workers()}
     with database.engine.connect() as connection:
-        return Counter({names[ref]: number for ref, number in placements.loads(connection).items()})
+        return Counter({names[ref]: number for ref, number in placements.count_open(connection).items()})
 
 
 # --- its workers -----------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
     worker, asked = failed
     desk = PlacementService(Rules(LEAST_LOADED, 4))
     decide(database, desk, asked, worker)
-    monkeypatch.setattr(the_desk, "KEPT_FOR", 0.0)
+    monkeypatch.setattr(the_desk, "RETENTION", 0.0)
     decide(database, desk, asked[:1], worker)
     assert set(desk._failed) == {asked[0].key}
     statements.clear()

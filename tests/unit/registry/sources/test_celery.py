@@ -18,7 +18,7 @@ from airflow_worker_insight.registry.observations import PollContext, PollResult
 from airflow_worker_insight.registry.sources import celery as module
 from airflow_worker_insight.registry.sources.celery import CelerySource
 from airflow_worker_insight.registry.timeouts import NoAnswerError
-from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from tests.unit.database import NOON, Database, at
 from tests.unit.registry.fleets import a_life
 
@@ -495,7 +495,7 @@ def test_many_brokers_that_hang_are_given_up_in_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "time", time)
     assert CelerySource(tuple(apps)).look(a_view()).error == "It did not answer."
     assert given == [8, 10, 10, 10, 10, 10]
-    assert timedelta(seconds=time.passed) < LOOK_TAKES
+    assert timedelta(seconds=time.passed) < POLL_TIMEOUT
 
 
 def test_where_remote_control_is_switched_off_that_is_the_reason(app: Any) -> None:

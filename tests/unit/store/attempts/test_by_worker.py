@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 READABLE = {"etl"}
 
-pytestmark = pytest.mark.usefixtures("looked_at")
+pytestmark = pytest.mark.usefixtures("polled_sources")
 
 
 def a_start(
@@ -194,7 +194,7 @@ def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
 def test_a_worker_with_a_long_past_is_not_read_whole(
     database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_worker, "LOOK_BACK", 2)
+    monkeypatch.setattr(by_worker, "MAX_SCANNED_TRIES", 2)
     for number in range(4):
         a_start(database, run, f"t{number}", "one", started_at=at(number))
     with database.engine.connect() as connection:
@@ -219,7 +219,9 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
         found = by_worker.stays_between(
             connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=at(100), limit=10
         )
-    assert [(one.key.task_id, one.state, one.began_at, one.ended_at, one.went_on) for one in found] == [
+    assert [
+        (one.key.task_id, one.state, one.first_process_at, one.ended_at, one.continued_elsewhere) for one in found
+    ] == [
         ("forgotten", None, at(40), None, False),
         ("ended", "failed", at(20), at(30), False),
         ("back", "deferred", at(11), None, False),

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_worker_insight.domain.attempts import Attempt, Conditions
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.attempts import close, search
 from airflow_worker_insight.store.attempts import queries as attempt_queries
@@ -509,7 +509,7 @@ def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, fi
 
 
 def test_a_name_stands_for_its_latest_lives(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MAX_LIVES", 2)
+    monkeypatch.setattr(search, "MAX_INSTANCES", 2)
     for number in range(3):
         record(
             database, replace(KEY, task_id=f"t{number}"), a_worker(f"life-{number}", name="w"), started_at=at(number)
@@ -552,6 +552,6 @@ def test_a_reader_of_the_database_itself_finds_every_dag(database: Database) -> 
     with database.engine.connect() as connection:
         for filters, number in (({}, 2), ({"run_id": "old"}, 1), ({"dag_id": "secret"}, 1), ({"state": "success"}, 2)):
             found = attempt_queries.find_attempts(
-                connection, AttemptFilter(**filters), dag_ids=EveryDag(), limit=10, offset=0
+                connection, AttemptFilter(**filters), dag_ids=AllDags(), limit=10, offset=0
             )
             assert (len(found.attempts), found.total) == (number, number)

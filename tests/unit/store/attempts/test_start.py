@@ -17,15 +17,15 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.names import is_same_host
 from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerRecord
 from airflow_worker_insight.store import dialects
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.attempts.queries import task_instance_attempts
-from airflow_worker_insight.store.attempts.start import SEEN_EVERY, TooManyWorkersError
+from airflow_worker_insight.store.attempts.start import SEEN_INTERVAL, TooManyWorkersError
 from airflow_worker_insight.store.tables import attempt, worker
 from airflow_worker_insight.store.workers import instances
-from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
+from airflow_worker_insight.store.workers.upsert import initial_availability, upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql, record_start
 
@@ -186,10 +186,10 @@ def test_the_usual_start_is_one_statement(database: Database) -> None:
 @on_both
 def test_a_worker_is_marked_as_seen_once_a_minute(database: Database) -> None:
     start(database, a_worker(), now=NOON)
-    start(database, a_worker(), now=NOON + SEEN_EVERY - timedelta(seconds=1))
+    start(database, a_worker(), now=NOON + SEEN_INTERVAL - timedelta(seconds=1))
     assert database.workers()[0]["last_seen_at"] == NOON
 
-    later = NOON + SEEN_EVERY
+    later = NOON + SEEN_INTERVAL
     start(database, a_worker(), now=later)
 
     (stored,) = database.workers()
@@ -257,8 +257,8 @@ def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str
     ],
 )
 def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same: bool) -> None:
-    assert are_one_host(one, other) is same
-    assert are_one_host(other, one) is same
+    assert is_same_host(one, other) is same
+    assert is_same_host(other, one) is same
 
 
 def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -562,9 +562,7 @@ def test_a_worker_is_the_same_by_either_of_its_names(
     decide(database, "quarantined")
     record = a_worker("second", pid=101, **others)
     with database.engine.connect() as connection:
-        found = inherited_availability(
-            connection, record.kind, record.name, record.engine_name, hostname=record.hostname
-        )
+        found = initial_availability(connection, record.kind, record.name, record.engine_name, hostname=record.hostname)
     assert found == inherited
 
 

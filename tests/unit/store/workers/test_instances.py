@@ -13,7 +13,7 @@ from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
+from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, source_of
 from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerInstance
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
@@ -47,12 +47,12 @@ def a_new_life(name: str = "w1@host-1", **others: Any) -> NewWorkerInstance:
 def register(database: Database, *some: NewWorkerInstance) -> list[WorkerInstance]:
     with database.engine.begin() as connection:
         store.register(connection, some, now=NOON)
-    return open_lives(database)
+    return open_instances(database)
 
 
-def open_lives(database: Database, engine: str = CELERY) -> list[WorkerInstance]:
+def open_instances(database: Database, engine: str = CELERY) -> list[WorkerInstance]:
     with database.engine.connect() as connection:
-        return store.open_lives(connection, engine)
+        return store.open_instances(connection, engine)
 
 
 @contextmanager
@@ -82,8 +82,8 @@ def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database)
 
 def take(database: Database, seconds: float, *, only_if_due: bool = True) -> bool:
     with database.engine.begin() as connection:
-        leases.get_engine(connection, CELERY, now=at(seconds))
-        return leases.take_lease(
+        leases.get_or_create_source(connection, CELERY, now=at(seconds))
+        return leases.acquire_lease(
             connection,
             CELERY,
             now=at(seconds),
@@ -104,7 +104,7 @@ def test_a_clock_that_was_set_back_does_not_keep_an_engine_from_being_looked_at(
 def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
     def give_back(until: float) -> None:
         with database.engine.begin() as connection:
-            leases.give_back_lease(connection, CELERY, until=at(until), due_at=at(5))
+            leases.release_lease(connection, CELERY, until=at(until), due_at=at(5))
 
     assert take(database, 0)
     give_back(29)
@@ -117,16 +117,16 @@ def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
 def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
     row = SourceRow(CELERY, at(30), NOON, at(-600), "down")
     with database.engine.begin() as connection:
-        assert leases.get_engine(connection, CELERY, now=NOON) == SourceRow(CELERY, NOON)
-        leases.get_engine(connection, EDGE, now=NOON)
-        leases.write_engine(connection, row)
+        assert leases.get_or_create_source(connection, CELERY, now=NOON) == SourceRow(CELERY, NOON)
+        leases.get_or_create_source(connection, EDGE, now=NOON)
+        leases.write_source(connection, row)
     with database.engine.begin() as connection:
-        assert leases.get_engine(connection, CELERY, now=at(1)) == row
-        assert leases.get_engine(connection, EDGE, now=at(1)) == SourceRow(EDGE, NOON)
+        assert leases.get_or_create_source(connection, CELERY, now=at(1)) == row
+        assert leases.get_or_create_source(connection, EDGE, now=at(1)) == SourceRow(EDGE, NOON)
 
 
 def test_the_engines_are_those_that_readers_know() -> None:
-    names = [engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
+    names = [source_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
     assert names == [CELERY, EDGE, JOBS, TRIES, TRIES]
 
 
@@ -156,7 +156,7 @@ def test_its_first_report_takes_the_same_row(database: Database, started_at: dat
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, one, now=at(10))
     assert ref == life.ref
-    assert [one.is_reported for one in open_lives(database)] == [True]
+    assert [one.is_reported for one in open_instances(database)] == [True]
 
 
 @on_both
@@ -167,7 +167,7 @@ def test_a_report_with_another_start_leaves_the_row_alone(database: Database, st
     one = a_worker("celery-x", engine_name="w1@host-1", pid=100, started_at=started_at)
     with database.engine.begin() as connection:
         assert upsert_worker(connection, one, now=at(10)) != life.ref
-    assert [one.is_reported for one in open_lives(database)] == [False, True]
+    assert [one.is_reported for one in open_instances(database)] == [False, True]
 
 
 @on_both
@@ -176,7 +176,7 @@ def test_where_the_engine_knows_no_start_the_report_takes_the_row(
     database: Database, started_at: datetime | None
 ) -> None:
     register(database, a_new_life("edge-1", kind="edge", pid=None, started_at=None))
-    (life,) = open_lives(database, EDGE)
+    (life,) = open_instances(database, EDGE)
     one = a_worker("edge-x", kind="edge", engine_name="edge-1", started_at=started_at)
     with database.engine.begin() as connection:
         assert upsert_worker(connection, one, now=at(10)) == life.ref
@@ -230,7 +230,7 @@ def test_each_row_gets_its_own_values(database: Database) -> None:
     lives = register(database, *(a_new_life(f"w{n}", queues=("default",)) for n in range(4)))
     first, second, third, fourth = (life.ref for life in lives)
     with database.engine.begin() as connection:
-        store.write_lives(
+        store.update_instances(
             connection,
             {
                 first: {"running": 3, "last_seen_at": at(60), "queues": ["large", "small"]},
@@ -256,7 +256,7 @@ def test_two_thousand_workers_are_a_handful_of_statements(database: Database) ->
     assert sum(sent.values()) - sent["INSERT"] <= 12
     # SQLAlchemy sends a thousand rows with each statement to PostgreSQL.
     assert sent["INSERT"] <= 5
-    lives = open_lives(database)
+    lives = open_instances(database)
     with database.engine.begin() as connection, counted(database) as sent:
         changed = {
             life.ref: {
@@ -267,7 +267,7 @@ def test_two_thousand_workers_are_a_handful_of_statements(database: Database) ->
             }
             for number, life in enumerate(lives)
         }
-        store.write_lives(connection, changed)
+        store.update_instances(connection, changed)
         store.add_changes(connection, [(life.ref, "lost", "silent") for life in lives], now=at(30))
     assert sent["UPDATE"] == 4
     assert sent["INSERT"] <= 3
@@ -384,7 +384,8 @@ def test_lives_are_read_by_engine_and_while_they_last(database: Database) -> Non
         ):
             connection.execute(update(worker).where(worker.c.name == name).values(values))
     found = {
-        engine: [life.engine_name for life in open_lives(database, engine)] for engine in (CELERY, EDGE, JOBS, TRIES)
+        engine: [life.engine_name for life in open_instances(database, engine)]
+        for engine in (CELERY, EDGE, JOBS, TRIES)
     }
     assert found == {CELERY: ["c1", "c3"], EDGE: ["e1"], JOBS: ["l1"], TRIES: ["p1"]}
 
@@ -395,8 +396,8 @@ def test_of_lives_that_have_ended_the_latest_of_each_process_is_read(database: D
     register(database, a_new_life("w1", pid=1), again, a_new_life("w1", pid=2), a_new_life("w2"))
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(state="lost", ended_at=NOON))
-        found = store.latest_ended_lives(connection, "celery", {"w1", "nobody"})
-        assert store.latest_ended_lives(connection, "edge", {"w1"}) == []
+        found = store.latest_ended_instances(connection, "celery", {"w1", "nobody"})
+        assert store.latest_ended_instances(connection, "edge", {"w1"}) == []
     assert sorted(life.ref for life in found) == [2, 3]
 
 
@@ -494,6 +495,6 @@ def test_thousands_of_running_tries_are_a_handful_of_statements(database: Databa
 def test_a_life_is_read_as_it_was_written(database: Database) -> None:
     (life,) = register(database, a_new_life())
     with database.engine.connect() as connection:
-        assert store.lives_by_ref(connection, CELERY, [life.ref, 99]) == [life]
-        assert store.lives_by_ref(connection, TRIES, [life.ref]) == []
+        assert store.instances_by_ref(connection, CELERY, [life.ref, 99]) == [life]
+        assert store.instances_by_ref(connection, TRIES, [life.ref]) == []
     assert life == replace(life, registered_at=NOON + timedelta(0))

@@ -20,11 +20,11 @@ from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers import services as workers_services
 from airflow_worker_insight.store.workers.availability import set_availability
-from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
+from airflow_worker_insight.store.workers.upsert import initial_availability, upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 from tests.unit.store.fleet import get
 
-pytestmark = pytest.mark.usefixtures("looked_at")
+pytestmark = pytest.mark.usefixtures("polled_sources")
 
 
 def register(database: Database, worker_id: str, *, host_only: bool = False, **values: Any) -> None:
@@ -69,8 +69,10 @@ def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database
     register(database, "ended", name="w-old", state="lost", ended_at=at(5), availability="draining")
     register(database, "later", name="w-old")
     with database.engine.connect() as connection:
-        few = worker_queries.narrowed(connection, WorkerFilter(availability="draining", states=frozenset({"online"})))
-        assert worker_queries.narrowed(connection, few) is few
+        few = worker_queries.with_matching_refs(
+            connection, WorkerFilter(availability="draining", states=frozenset({"online"}))
+        )
+        assert worker_queries.with_matching_refs(connection, few) is few
         asked: list[str] = []
         event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
         assert [row.worker_id for row in worker_queries.list_workers(connection, few, limit=2, offset=0)[0]] == [
@@ -147,7 +149,7 @@ def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
         def lives(worker_id: str, limit: int = 10) -> list[str]:
             one = worker_queries.get_worker(connection, worker_id)
             assert one is not None
-            return [life.worker_id for life in worker_queries.other_lives(connection, one, limit=limit)]
+            return [life.worker_id for life in worker_queries.other_instances(connection, one, limit=limit)]
 
         assert lives("first") == ["second"]
         assert lives("second") == ["renamed", "first"]
@@ -204,7 +206,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     register(database, "first", name="w1")
     with database.engine.begin() as connection:
         set_availability(connection, "first", "quarantined", note="bad disk", changed_by="ann", now=NOON)
-        assert inherited_availability(connection, "celery", "w1", None, hostname="host-1") == "quarantined"
+        assert initial_availability(connection, "celery", "w1", None, hostname="host-1") == "quarantined"
     register(database, "second", name="w1")
     second = get(database, "second")
     assert second.availability == "quarantined"
@@ -255,12 +257,12 @@ def test_a_decision_on_one_of_several_local_workers_is_not_over_because_another_
     assert listed(database, availability="quarantined") == (["etl-1"], 1)
     first = get(database, "etl-1")
     with database.engine.connect() as connection:
-        assert worker_queries.later_life(connection, first) is None
-        assert worker_queries.other_lives(connection, get(database, "plain"), limit=9) == []
+        assert worker_queries.later_instance(connection, first) is None
+        assert worker_queries.other_instances(connection, get(database, "plain"), limit=9) == []
     register(database, "etl-2", **etl, state="online")
     assert listed(database, availability="quarantined") == (["etl-2"], 1)
     with database.engine.connect() as connection:
-        assert [one.worker_id for one in worker_queries.other_lives(connection, first, limit=9)] == ["etl-2"]
+        assert [one.worker_id for one in worker_queries.other_instances(connection, first, limit=9)] == ["etl-2"]
 
 
 # --- whether a state still counts ------------------------------------------------------------------------------------
@@ -316,7 +318,7 @@ def test_an_end_stays_known_whoever_looks(database: Database) -> None:
 def test_engines_say_when_they_were_looked_at(database: Database) -> None:
     look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
     with database.engine.connect() as connection:
-        found = {one.name: one for one in freshness.list_engines(connection)}
+        found = {one.name: one for one in freshness.list_sources(connection)}
     assert list(found) == ["celery", "edge", "jobs", "tries"]
     assert (found["celery"].is_current, found["celery"].error) == (False, "The broker did not answer")
     assert (found["edge"].is_current, found["edge"].error) == (True, None)

@@ -9,7 +9,7 @@ import pytest
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.placements import Placement, Why
+from airflow_worker_insight.store.placements import Explanation, Placement
 from airflow_worker_insight.store.tables import placement
 from airflow_worker_insight.ui.views.panel import build_panel
 from airflow_worker_insight.ui.views.placement import why_text
@@ -42,7 +42,7 @@ def page(**others: Any) -> Any:
 
 def test_the_panel_says_why() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
-    panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
+    panel = build_panel(HERE, tries, now=NOW, placed={2: Explanation(ELSEWHERE), 1: Explanation(LEAST_LOADED, LINE)})
     assert [row.why for row in panel.rows] == [
         "Placed: kept away from a worker that had failed this task",
         f"Placed: {LINE}",
@@ -51,7 +51,7 @@ def test_the_panel_says_why() -> None:
 
 
 def test_one_that_waits_says_what_for() -> None:
-    assert why_text(Why(FULL, "waits: all workers that fit have as much as they may")) == (
+    assert why_text(Explanation(FULL, "waits: all workers that fit have as much as they may")) == (
         "Not placed yet: all workers that fit have as much as they may"
     )
 
@@ -59,11 +59,11 @@ def test_one_that_waits_says_what_for() -> None:
 @pytest.mark.parametrize(
     ("why", "summary"),
     [
-        (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
-        (Why(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+        (Explanation(FULL, "waits: all are full"), "The only try so far waits for a worker."),
+        (Explanation(LEAST_LOADED, LINE), "The only try so far waits for its start."),
     ],
 )
-def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
+def test_one_that_waits_is_told_of_once(why: Explanation, summary: str) -> None:
     waits = a_try(1, state="queued", attribution="never_started")
     panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
     assert (panel.notices, panel.summary) == ((), summary)
@@ -73,15 +73,15 @@ def test_one_that_waits_is_told_of_once(why: Why, summary: str) -> None:
 
 
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
-    one = Why(FULL, "waits: all workers that fit have as much as they may")
+    one = Explanation(FULL, "waits: all workers that fit have as much as they may")
     assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
-    assert why_text(Why(FULL), is_over=True) == "Was not placed: all workers that fit are full"
+    assert why_text(Explanation(FULL), is_over=True) == "Was not placed: all workers that fit are full"
 
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_each_reason_has_words(reason: str) -> None:
-    text = why_text(Why(reason))
+    text = why_text(Explanation(reason))
     assert reason not in text
     assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
 
@@ -124,7 +124,7 @@ def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database
         worker = tries.workers()[0]
         run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
         key = add_try(connection, run, "waits", state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], own_queue="own")
+        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], dedicated_queue="own")
         placements.write(connection, [one], now=NOON)
         assert connection.execute(placement.select()).first()
     client = client_of("admin")

@@ -99,7 +99,7 @@ def test_an_end_that_is_not_in_these_hours_is_not_drawn() -> None:
 
 
 def test_a_try_that_went_on_elsewhere_ends_here_where_its_last_process_began() -> None:
-    (bar,) = drawn(mine(0, 3600, last=900, went_on=True)).bars
+    (bar,) = drawn(mine(0, 3600, last=900, continued_elsewhere=True)).bars
     assert (bar.x, bar.width) == ("0.00%", "25.00%")
     (bar,) = drawn(mine(1800, 3600, last=2700)).bars
     assert (bar.x, bar.width) == ("50.00%", "50.00%")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.domain.workers import Group, SourceStatus
+from airflow_worker_insight.domain.workers import SourceStatus, WorkerGroup
 from airflow_worker_insight.ui.query_params import WorkersAddress
 from airflow_worker_insight.ui.views.workers import (
     LISTED,
@@ -197,7 +197,7 @@ def test_pages_of_a_hundred() -> None:
 
 
 def test_groups_show_their_states_and_lead_to_their_workers() -> None:
-    groups = [Group("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), Group("", {"online": 2}, 0, 0)]
+    groups = [WorkerGroup("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), WorkerGroup("", {"online": 2}, 0, 0)]
     page = a_page(address=WorkersAddress(group="queue", kind="celery"), groups=groups, any_worker=True)
     etl, rest = page.groups
     assert page.group_name == "Queue"
@@ -217,7 +217,7 @@ def test_workers_can_be_grouped_by_every_label_that_there_is() -> None:
     page = a_page(
         address=WorkersAddress(group="label:zone"),
         label_keys=["region", "zone"],
-        groups=[Group("a", {"online": 1}, 0, 0)],
+        groups=[WorkerGroup("a", {"online": 1}, 0, 0)],
     )
     assert [one.value for one in page.group_options] == ["", "queue", "hostname", "kind", "label:region", "label:zone"]
     assert [one.text for one in page.group_options if one.is_chosen] == ["Label zone"]
@@ -280,7 +280,7 @@ def test_states_that_nobody_looks_at_are_said_to_be_so(engines: Any, when: str) 
 
 def test_pages_of_two_hundred_groups() -> None:
     def pages(offset: int, total: int, **others: Any) -> Any:
-        groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
+        groups = [WorkerGroup(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
         address = WorkersAddress(group="hostname", offset=offset)
         return a_page(address=address, groups=groups, total=total, any_worker=True, **others).pages
 
