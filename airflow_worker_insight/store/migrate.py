@@ -48,16 +48,16 @@ class Schema(Enum):
     def explanation(self) -> str:
         """One sentence for operators: what is wrong and what to do."""
         return {
-            Schema.READY: "The tables are there and up to date.",
+            Schema.READY: "The tables are up to date.",
             Schema.MISSING: f"The tables of Airflow Worker Insight do not exist yet: {HOW_TO_MIGRATE}.",
-            Schema.OLD: f"The tables of Airflow Worker Insight are of an older version: {HOW_TO_MIGRATE}.",
+            Schema.OLD: f"The tables of Airflow Worker Insight are out of date: {HOW_TO_MIGRATE}.",
             Schema.NEWER: (
-                "The tables of Airflow Worker Insight were made by a newer version of the package: install that "
+                "The tables of Airflow Worker Insight were created by a newer version of the package: install that "
                 "version here too, or run its `airflow-worker-insight db downgrade`."
             ),
             Schema.INCOMPLETE: (
-                "Some tables of Airflow Worker Insight are missing although they were made: restore them from a backup "
-                "or begin anew with `airflow-worker-insight db downgrade --to-revision base` and then `db migrate`."
+                "Some tables of Airflow Worker Insight are missing: restore them from a backup, or start over with "
+                "`airflow-worker-insight db downgrade --to-revision base` and then `db migrate`."
             ),
         }[self]
 

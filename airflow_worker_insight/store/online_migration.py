@@ -84,9 +84,9 @@ def step(action: Callable[[], T]) -> T:
             if time.monotonic() >= give_up_at:
                 raise TableInUseError(
                     f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER} "
-                    f"({str(error.orig).strip()}). End it and run the same command again: it goes on where it stopped."
+                    f"({str(error.orig).strip()}). End it and run the same command again: it continues where it was."
                 ) from error
-        log.info("Waiting for others' locks on the tables of Airflow Worker Insight")
+        log.info("Waiting for a lock on the tables of Airflow Worker Insight")
         time.sleep(RETRY_EVERY.total_seconds())
 
 
@@ -207,7 +207,7 @@ def _bounded_wait(name: str) -> Iterator[None]:
             raise
         raise TableInUseError(
             f"The index {name} waits for a transaction that is open in this database (pg_stat_activity shows it). "
-            "End it, or run `airflow-worker-insight db migrate` in the place of `airflow db migrate`: it goes on where "
+            "End it, or run `airflow-worker-insight db migrate` instead of `airflow db migrate`: it continues where "
             "this stopped."
         ) from error
     finally:

@@ -167,7 +167,7 @@ def keep_within_limit() -> Removed | None:
     try:
         removed = _step_to_limit()
     except Exception as error:  # noqa: BLE001
-        log.warning("Airflow Worker Insight could not remove what is older than its limit: %s", error)
+        log.warning("Airflow Worker Insight could not delete what is older than retention_days: %s", error)
         return None
     if removed is not None and removed.rows >= STEP:
         _rests_until = 0.0

@@ -84,7 +84,7 @@ class OutOfTimeError(RuntimeError):
     """Raised when a transaction has used up its :attr:`Bounds.total`."""
 
     def __init__(self) -> None:
-        super().__init__("the database was too slow, or others held locks for too long")
+        super().__init__("the database was too slow, or another transaction held a lock for too long")
 
 
 class TablesLockedError(OutOfTimeError):

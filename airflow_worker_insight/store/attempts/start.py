@@ -174,12 +174,12 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
         .where(*_of_this_try(attempt), *is_reported_here)
     )
     if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
-        raise TooManyWorkersError(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
+        raise TooManyWorkersError(f"its try has reported {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
     recent = (
         select(worker.c.id).where(*is_reported_here, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
     )
     if len(connection.execute(recent).all()) >= MAX_NEW_ON_A_HOST:
-        raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+        raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} were reported within an hour")
 
 
 _seen: dict[str, datetime] = {}

@@ -127,16 +127,16 @@ def require_effect(connection: Connection, row: WorkerRow, availability: str) ->
     if later is None:
         if availability == DRAINING and row.ended_at is not None:
             raise WorkerEndedError(
-                f"{row.worker_id} has ended, and a drain ends with it: quarantine it to keep work off the next one of "
-                "its name."
+                f"{row.worker_id} has ended, and draining ends with it. Quarantine it instead: the next instance of "
+                "its name inherits that."
             )
         return
-    end = "has ended" if row.ended_at is not None else "was followed by another life"
+    end = "has ended" if row.ended_at is not None else "was followed by another instance"
     if later.ended_at is None:
         raise WorkerEndedError(
-            f"{row.worker_id} {end}; its name is now borne by {later.worker_id}: decide of that one."
+            f"{row.worker_id} {end}: change {later.worker_id} instead, the current instance of its name."
         )
     raise WorkerEndedError(
-        f"{row.worker_id} {end}, and the latest of its name, {later.worker_id}, has ended too: quarantine that one to "
-        "keep work off the next."
+        f"{row.worker_id} {end}, and the latest instance of its name, {later.worker_id}, has ended too. Quarantine "
+        "that one: the next instance inherits it."
     )

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 STALE_AFTER = 3
 """Refresh intervals without a poll after which a source's states are stale."""
 
-STATES_ARE_STALE = "Nobody looks at the workers."
-"""Why an executor ignores the workers in the tables."""
+STATES_ARE_STALE = "Worker states are stale."
+"""Reason why an executor ignores the workers in the tables."""
 
 
 def list_sources(connection: Connection, *, grace_period: timedelta = timedelta()) -> list[SourceStatus]:
@@ -127,19 +127,18 @@ def in_states(states: frozenset[str] | None, freshness: SourceFreshness) -> list
 def state_and_reason(row: Row[Any], freshness: SourceFreshness) -> tuple[str | None, str | None]:
     """Return the state that counts, and its reason."""
     if row.host_only:
-        return None, "This stands for one of the workers of its host: which one is not known."
+        return None, "This row stands for one of the workers of its host: which one is unknown."
     source = source_of(row.kind)
     if row.state not in LIVE_STATES or source not in freshness.stale:
         return row.state, row.state_reason
     polled_at = freshness.polled_at.get(source)
     if source in freshness.absent:
         return None, (
-            "Nothing tells whether it lives: [core] executor names no executor that has such workers. It will count as "
+            "Its state is unknown: no executor in [core] executor has such workers. It will count as "
             + ("offline once none of them has run a try for a day." if polled_at is None else "offline soon.")
         )
-    last_poll = (
-        "Nobody has looked at this engine yet"
-        if polled_at is None
-        else f"Nobody has looked since {polled_at:%Y-%m-%d %H:%M:%S} UTC"
+    last_poll = "never checked" if polled_at is None else f"last checked at {polled_at:%Y-%m-%d %H:%M:%S} UTC"
+    return None, (
+        f"Worker states are stale: {last_poll}. Run `airflow-worker-insight refresh`; an API server of Airflow 3 does "
+        "it by itself."
     )
-    return None, (f"{last_poll}: run `airflow-worker-insight refresh`. An API server of Airflow 3 does it by itself.")

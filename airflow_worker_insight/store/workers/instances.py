@@ -10,7 +10,7 @@ from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import and_, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.states import (
@@ -36,7 +36,7 @@ from airflow_worker_insight.store.workers.names import (
     is_report_trusted,
     resolve_operator_name,
 )
-from airflow_worker_insight.store.workers.upsert import INHERITED_PREFIX, record_inherited_quarantine, upsert_worker
+from airflow_worker_insight.store.workers.upsert import INHERITED_PREFIXES, record_inherited_quarantine, upsert_worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -322,7 +322,10 @@ def _quarantined_by_operators(
     quarantined: set[tuple[str, str]] = set()
     is_quarantined = (
         change.c.availability == QUARANTINED,
-        or_(change.c.reason.is_(None), not_(change.c.reason.startswith(INHERITED_PREFIX, autoescape=True))),
+        or_(
+            change.c.reason.is_(None),
+            and_(*(not_(change.c.reason.startswith(prefix, autoescape=True)) for prefix in INHERITED_PREFIXES)),
+        ),
         worker.c.host_only.is_(False),
     )
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
@@ -392,7 +395,7 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
     ended = {
         "reported_id": f"merged-{merged}",
         "state": None,
-        "state_reason": f"It is the same worker as {source_row.worker_id}.",
+        "state_reason": f"Merged: it is the same worker as {source_row.worker_id}.",
         "ended_at": now,
         "running": 0,
     }

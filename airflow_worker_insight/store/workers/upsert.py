@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRecord
 
 
-INHERITED_PREFIX = "Since a life before, "
+INHERITED_PREFIX = "Inherited from instance "
 """First words of the history of an instance that began in quarantine."""
+
+INHERITED_PREFIXES = (INHERITED_PREFIX, "Since a life before, ")
+"""Prefixes of stored histories; versions up to 0.1 wrote the second."""
 
 STARTING = timedelta(seconds=60)
 """How much later than its process a worker may report its start: it imports Airflow first."""
@@ -99,7 +102,7 @@ def store_worker(
     """
     contradiction = None
     if kind_matches is False and record.kind in SOURCE_KINDS:
-        contradiction = f"no {record.kind} worker runs tries of its executor"
+        contradiction = f"its executor has no {record.kind} workers"
         record = _without_source(record)
     known = _reported_as(connection, record.worker_id)
     is_certain = kind_matches is not True
@@ -176,7 +179,7 @@ def _is_named_differently(known: Row[Any], record: WorkerRecord) -> bool:
 def _difference(known: Row[Any] | None, record: WorkerRecord) -> str:
     """Describe how a report differs from the worker with its ID."""
     if known is None:
-        return "its ID is another worker's"
+        return "its ID belongs to another worker"
     facts = [
         f"{name} {getattr(known, name)} before, {getattr(record, name)} now"
         for name in ("kind", "hostname", "pid", "engine_name")
@@ -422,7 +425,7 @@ def record_inherited_quarantine(
     if earlier is None:
         return
     reason = earlier.reason or ""
-    if not reason.startswith(INHERITED_PREFIX):
+    if not reason.startswith(INHERITED_PREFIXES):
         reason = f"{INHERITED_PREFIX}{earlier.worker_id}{f': {reason}' if reason else ''}"
     values = {"changed_at": now, "availability": QUARANTINED, "reason": reason[:500], "changed_by": earlier.changed_by}
     connection.execute(insert(change).values(worker_ref=ref, **values))

@@ -475,7 +475,7 @@ def test_health(client_of: ClientOf, fleet: Database) -> None:
         "status": "healthy",
         "version": __version__,
         "tables": "ready",
-        "explanation": "The tables are there and up to date.",
+        "explanation": "The tables are up to date.",
     }
     assert health["engines"][0] == {
         "name": "celery",
@@ -677,7 +677,7 @@ def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_me
         answer = client.patch("api/v1/workers/w2", json=decision)
         assert (answer.status_code, answer.json()["detail"]) == (
             422,
-            "w2 has ended; its name is now borne by w3: decide of that one.",
+            "w2 has ended: change w3 instead, the current instance of its name.",
         )
     assert ids(client.get("api/v1/workers?availability=quarantined")) == ["w3"]
     assert client.patch("api/v1/workers/w2", json={"availability": "available"}).status_code == 200

@@ -21,7 +21,7 @@ from tests.unit.database import OUR_COMMAND, Database, run_command
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-UP_TO_DATE = "The tables are there and up to date."
+UP_TO_DATE = "The tables are up to date."
 
 
 def all_commands(group: Iterable[Any] = SUBCOMMANDS, before: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:

@@ -19,7 +19,7 @@ from tests.unit.database import OUR_COMMAND
 if TYPE_CHECKING:
     from tests.unit.database import Database
 
-UP_TO_DATE = "The tables are there and up to date."
+UP_TO_DATE = "The tables are up to date."
 
 
 @pytest.mark.usefixtures("database")

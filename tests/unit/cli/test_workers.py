@@ -356,7 +356,7 @@ def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_me
     assert fleet.workers()[-1]["availability"] == "quarantined"
     for command in ("drain", "quarantine"):
         said = refused("workers", command, "x-1", "--note", "more")
-        assert said == "x-1 has ended; its name is now borne by x-2: decide of that one."
+        assert said == "x-1 has ended: change x-2 instead, the current instance of its name."
     assert fleet.workers()[-2]["availability"] == "quarantined"
 
 

@@ -534,7 +534,7 @@ def test_nobody_looks(database: Database, workers: Workers, monkeypatch: pytest.
         connection.execute(update(engine).values(looked_at=NOON))
     watch = CeleryWorkerMonitor(None, PlacementService(RULES))
     watch.run_once()
-    assert "Nobody looks" in (unavailable_reason(watch) or "")
+    assert "Worker states are stale" in (unavailable_reason(watch) or "")
 
 
 def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Workers) -> None:
@@ -551,7 +551,7 @@ def test_somebody_elses_first_look_is_waited_for(database: Database, workers: Wo
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
     watch.run_once()
-    assert "Nobody looks" in (unavailable_reason(watch) or ""), "it was known before"
+    assert "Worker states are stale" in (unavailable_reason(watch) or ""), "it was known before"
 
 
 def test_whoever_looks_died_while_it_did(database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

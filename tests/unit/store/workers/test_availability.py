@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.tables import change, engine, worker
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import HostOnlyWorkerError, WorkerEndedError, set_availability
 from airflow_worker_insight.store.workers.instances import merge, register
@@ -136,19 +136,19 @@ def test_of_a_life_that_another_followed_only_its_release_is_decided(database: D
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)
-    with pytest.raises(WorkerEndedError, match="one has ended; its name is now borne by next: decide of that one"):
+    with pytest.raises(WorkerEndedError, match="one has ended: change next instead, the current instance"):
         decide(database, decision, "why not")
     assert history(database) == [("quarantined", "disk", "ann")]
     decide(database, "available")
     assert (availability(database, "one"), availability(database, "next")) == ("available", "quarantined")
     end(database, "next", "offline")
-    with pytest.raises(WorkerEndedError, match="one has ended, and the latest of its name, next, has ended too"):
+    with pytest.raises(WorkerEndedError, match="one has ended, and the latest instance of its name, next, has ended"):
         decide(database, decision)
 
 
 def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Database) -> None:
     follow(database)
-    with pytest.raises(WorkerEndedError, match="one was followed by another life; its name is now borne by next"):
+    with pytest.raises(WorkerEndedError, match="one was followed by another instance: change next instead"):
         decide(database, "draining")
     with database.engine.begin() as connection:
         connection.execute(insert(engine).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
@@ -158,7 +158,7 @@ def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Data
 
 def test_an_end_cannot_be_drained(database: Database) -> None:
     end(database, "one", "offline")
-    with pytest.raises(WorkerEndedError, match="quarantine it to keep work off the next one"):
+    with pytest.raises(WorkerEndedError, match="Quarantine it instead: the next instance"):
         decide(database, "draining")
     assert history(database) == []
 
@@ -193,7 +193,7 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
     with database.engine.connect() as connection:
         (began,) = worker_queries.changes(connection, get(database, rows[1]["worker_id"]), limit=10)
     assert (began.availability, began.changed_by, began.changed_at) == ("quarantined", "ann", at(9))
-    assert began.reason == f"Since a life before, {first}: disk fails"
+    assert began.reason == f"Inherited from instance {first}: disk fails"
 
 
 @on_both
@@ -208,8 +208,23 @@ def test_a_quarantine_that_is_handed_down_names_the_life_that_it_was_decided_of(
     with database.engine.connect() as connection:
         entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
         decision = worker_queries.decisions(connection, [get(database, "next-1")])
-    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Inherited from instance one", "ann")]
     assert list(decision.values()) == entries
+
+
+@on_both
+def test_a_quarantine_that_an_older_version_handed_down_is_recognized(database: Database) -> None:
+    decide(database, "quarantined")
+    end(database, "one")
+    follow(database, "next-0")
+    with database.engine.begin() as connection:
+        inherited = change.c.reason == "Inherited from instance one"
+        connection.execute(update(change).where(inherited).values(reason="Since a life before, one"))
+    end(database, "next-0")
+    follow(database, "next-1")
+    with database.engine.connect() as connection:
+        entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
 
 
 def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Database) -> None:
@@ -226,4 +241,4 @@ def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Dat
     with database.engine.begin() as connection:
         merge(connection, kept["id"], twin["id"], now=at(8))
         entries = worker_queries.changes(connection, get(database, "next"), limit=10)
-    assert [entry.reason for entry in entries] == ["Since a life before, one: disk"]
+    assert [entry.reason for entry in entries] == ["Inherited from instance one: disk"]

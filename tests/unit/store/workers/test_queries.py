@@ -214,7 +214,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
         # What became of the first life later says nothing of the second.
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
         decision = worker_queries.decisions(connection, [second])[second.ref]
-    assert (decision.reason, decision.changed_by) == ("Since a life before, first: bad disk", "ann")
+    assert (decision.reason, decision.changed_by) == ("Inherited from instance first: bad disk", "ann")
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_a_state_that_nobody_checks_any_more_is_unknown(
     one = get(database, "one")
     assert one.state is None
     assert one.state_reason is not None
-    assert one.state_reason.startswith("Nobody has looked since 20")
+    assert one.state_reason.startswith("Worker states are stale: last checked at 20")
     assert "`airflow-worker-insight refresh`" in one.state_reason
     look(database, name, ago=None)
-    assert (get(database, "one").state_reason or "").startswith("Nobody has looked at this engine yet")
+    assert (get(database, "one").state_reason or "").startswith("Worker states are stale: never checked")
 
 
 def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
