@@ -19,7 +19,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
 from airflow_worker_insight.domain.names import clean
-from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
@@ -77,8 +77,8 @@ def _require_known_state(value: str) -> str:
 
 
 def _require_known_reason(value: str) -> str:
-    if value not in REASONS:
-        raise ValueError(f"must be one of {', '.join(sorted(REASONS))}")
+    if value not in PlacementReason.values():
+        raise ValueError(f"must be one of {', '.join(sorted(PlacementReason.values()))}")
     return value
 
 
@@ -134,7 +134,9 @@ _TryState = Annotated[
     Field(json_schema_extra={"enum": sorted(metadata_database.task_instance_states())}),
     AfterValidator(_require_known_state),
 ]
-_Reason = Annotated[str, Field(json_schema_extra={"enum": sorted(REASONS)}), AfterValidator(_require_known_reason)]
+_Reason = Annotated[
+    str, Field(json_schema_extra={"enum": sorted(PlacementReason.values())}), AfterValidator(_require_known_reason)
+]
 _WorkerId = Annotated[str, Field(pattern=WORKER_ID)]
 Availability = Literal["available", "draining", "quarantined"]
 _WorkerState = Literal["online", "unresponsive", "offline", "lost", "unknown"]

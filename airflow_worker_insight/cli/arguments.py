@@ -86,14 +86,14 @@ def try_state(text: str) -> str:
 
 
 def reason(text: str) -> str:
-    """Check that a text is one of :data:`~airflow_worker_insight.domain.reasons.REASONS`.
+    """Check that a text is one of :class:`~airflow_worker_insight.domain.reasons.PlacementReason`.
 
     :raises argparse.ArgumentTypeError: if it is not
     """
-    from airflow_worker_insight.domain.reasons import REASONS
+    from airflow_worker_insight.domain.reasons import PlacementReason
 
-    if text not in REASONS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(REASONS))}")
+    if text not in PlacementReason.values():
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(sorted(PlacementReason.values()))}")
     return text
 
 

@@ -15,7 +15,7 @@ from airflow_worker_insight.cli.common import PAGE, confirmed, read_pages, requi
 from airflow_worker_insight.cli.naming import one_worker
 from airflow_worker_insight.cli.process import say
 from airflow_worker_insight.domain.filters import WorkerFilter
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -96,7 +96,7 @@ def show(args: Any) -> None:
 
 def drain(args: Any) -> None:
     """Set a worker to draining: no new tasks until it restarts or is released."""
-    _change_availability(args, DRAINING)
+    _change_availability(args, WorkerAvailability.DRAINING)
 
 
 def quarantine(args: Any) -> None:
@@ -104,12 +104,12 @@ def quarantine(args: Any) -> None:
 
     Later worker instances of the same name are quarantined too.
     """
-    _change_availability(args, QUARANTINED)
+    _change_availability(args, WorkerAvailability.QUARANTINED)
 
 
 def release(args: Any) -> None:
     """Set a worker to available: it may get tasks again."""
-    _change_availability(args, AVAILABLE)
+    _change_availability(args, WorkerAvailability.AVAILABLE)
 
 
 def _change_availability(args: Any, availability: str) -> None:
@@ -118,7 +118,7 @@ def _change_availability(args: Any, availability: str) -> None:
         with session.reading(session.COMMAND) as connection:
             worker = one_worker(connection, args.worker)
             question = None
-            if availability == DRAINING and worker.availability == QUARANTINED:
+            if availability == WorkerAvailability.DRAINING and worker.availability == WorkerAvailability.QUARANTINED:
                 require_effect(connection, worker, availability)
                 question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
         if question and not args.yes and not confirmed(question):
@@ -137,7 +137,7 @@ def _change_availability(args: Any, availability: str) -> None:
     except HostOnlyWorkerError:
         raise SystemExit(f"{args.worker} stands for all workers of a host: decide of one of them") from None
     say(f"{worker.name} ({worker.worker_id}) is {availability} now.")
-    if availability != AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
+    if availability != WorkerAvailability.AVAILABLE and OUR_EXECUTORS not in (config.executor() or ""):
         print(NOT_BY_ITSELF, file=sys.stderr)
 
 

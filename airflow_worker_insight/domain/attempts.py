@@ -57,7 +57,7 @@ class Attempt:
     workers: tuple[AttemptWorker, ...]
     is_recorded: bool = True
     placement: str | None = None
-    """Latest placement decision of this package's executors, one of :data:`~.reasons.REASONS`."""
+    """Latest placement decision of this package's executors, one of :class:`~.reasons.PlacementReason`."""
     deleted: str | None = None
     """``run`` or ``task_instance``: what Airflow deleted, and this try with it.
 

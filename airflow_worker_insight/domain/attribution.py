@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.names import executor_name
-from airflow_worker_insight.domain.states import BACKFILLED, INFERRED, NEVER_STARTED, NOT_ON_A_WORKER, UNKNOWN
+from airflow_worker_insight.domain.states import Attribution
 from airflow_worker_insight.domain.workers import WorkerRecord
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def attribute(
     :param backfilled: whether the try is older than the installation
     """
     if airflow_try.is_lost:
-        return AttributionResult(UNKNOWN)
+        return AttributionResult(Attribution.UNKNOWN)
     kind = kind_of(_resolve_executor(airflow_try.executor, default_executor))
-    attribution = BACKFILLED if backfilled else INFERRED
+    attribution = Attribution.BACKFILLED if backfilled else Attribution.INFERRED
     if airflow_try.hostname is None:
         return AttributionResult(_attribute_without_host(airflow_try))
     if airflow_try.ran_in_a_test:
-        return AttributionResult(NOT_ON_A_WORKER)
+        return AttributionResult(Attribution.NOT_ON_A_WORKER)
     instance = _only_candidate(airflow_try, kind, instances)
     if instance is not None:
         return AttributionResult(attribution, instance.record, instance.ref)
@@ -119,12 +119,12 @@ def _attribute_without_host(airflow_try: AirflowTry) -> str:
     worker. Airflow is also known to lose them for tries that did run (apache/airflow#65366, #71150).
     """
     if airflow_try.state in ("success", "skipped", "upstream_failed", "removed"):
-        return NOT_ON_A_WORKER
+        return Attribution.NOT_ON_A_WORKER
     if airflow_try.started_at is None:
-        return NEVER_STARTED
+        return Attribution.NEVER_STARTED
     if airflow_try.ended_at is not None and airflow_try.ended_at - airflow_try.started_at <= MAX_UNRUN_DURATION:
-        return NEVER_STARTED
-    return UNKNOWN
+        return Attribution.NEVER_STARTED
+    return Attribution.UNKNOWN
 
 
 def host_worker(hostname: str, kind: str) -> WorkerRecord:

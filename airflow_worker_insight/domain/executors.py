@@ -9,13 +9,13 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_worker_insight.domain.names import executor_name
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
+from airflow_worker_insight.domain.states import SourceName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-EXECUTOR_NAME_PARTS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
+EXECUTOR_NAME_PARTS = {SourceName.CELERY: "Celery", SourceName.EDGE: "Edge", SourceName.JOBS: "Local"}
 """Word that the class names of a worker source's executors contain."""
 
 
@@ -57,5 +57,7 @@ def celery_teams(setting: str | None) -> tuple[str | None, ...]:
     Each team may have its own broker.
     """
     return tuple(
-        dict.fromkeys(executor.team for executor in executors(setting) if EXECUTOR_NAME_PARTS[CELERY] in executor.name)
+        dict.fromkeys(
+            executor.team for executor in executors(setting) if EXECUTOR_NAME_PARTS[SourceName.CELERY] in executor.name
+        )
     )

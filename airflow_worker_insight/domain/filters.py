@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.domain.states import StrEnum
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -13,8 +15,13 @@ class AllDags:
     """All Dags, including deleted ones: for readers with direct access to the database."""
 
 
-WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
-"""Whether a try waits for a worker or was placed: on a worker or in the shared queue."""
+class PlacementState(StrEnum):
+    """Whether an unfinished try waits for a worker."""
+
+    WAITING = "waiting"
+    """It waits for a worker."""
+    PLACED = "placed"
+    """It was placed: on a worker or in the shared queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class PlacementFilter:
     """Filter of the list of unfinished tries; ``None`` does not filter."""
 
     state: str | None = None
-    """One of :data:`LISTED_STATES`."""
+    """One of :class:`PlacementState`."""
     dag_id: str | None = None
     run_id: str | None = None
     task_id: str | None = None

@@ -18,7 +18,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.monitor import in_a_line
 from airflow_worker_insight.executors.placement.rules import HOLD, read_rules
@@ -231,7 +231,10 @@ class PlacementMixin(BaseExecutor):
             with session.writing(session.SCHEDULER) as connection:
                 now = database_now(connection)
                 placed_at = {key: self._waits_since(key, now) for key in unwritten}
-                written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
+                written = [
+                    Placement(key, PlacementReason.WORKERS_UNREACHABLE, text, placed_at=at)
+                    for key, at in placed_at.items()
+                ]
                 placements.write(connection, written, now=now)
         except Exception as error:  # noqa: BLE001
             self._write_due = time.monotonic() + WRITE_AGAIN

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, SOURCE_KINDS, UNRESPONSIVE
+from airflow_worker_insight.domain.states import SOURCE_KINDS, WorkerState
 from airflow_worker_insight.store.leases import POLL_TIMEOUT
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     """
     observation = evidence.sighting
     if observation is not None and says_goodbye(observation, instance):
-        return None if instance.state == OFFLINE else Verdict(OFFLINE, LEFT, ended_at=now)
+        return None if instance.state == WorkerState.OFFLINE else Verdict(WorkerState.OFFLINE, LEFT, ended_at=now)
     if observation is not None and gives_sign_of_life(observation, instance):
-        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
+        return Verdict(WorkerState.ONLINE, observation.unavailable_reason, seen=True)
     if instance.ended_at is not None:
         return None
     if reached.error is None and reached.since is not None:
@@ -125,7 +125,9 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     if instance.state is None or now - last_seen(instance, now) <= timeouts.heartbeat:
         return None
     silent = f"It has been silent for more than {timeouts.heartbeat.total_seconds():g} seconds."
-    return Verdict(UNRESPONSIVE, reached.error or (observation and observation.unavailable_reason) or silent)
+    return Verdict(
+        WorkerState.UNRESPONSIVE, reached.error or (observation and observation.unavailable_reason) or silent
+    )
 
 
 def is_report_only(instance: WorkerInstance) -> bool:
@@ -150,7 +152,11 @@ def judge_by_tries(
     if evidence.sighting is None and reached.error is None:
         if instance.ended_at is not None or instance.state is None:
             return None
-        return Verdict(OFFLINE, TRY_ENDED, ended_at=now) if instance.kind == "kubernetes" else Verdict(None, IDLE)
+        return (
+            Verdict(WorkerState.OFFLINE, TRY_ENDED, ended_at=now)
+            if instance.kind == "kubernetes"
+            else Verdict(None, IDLE)
+        )
     return judge(instance, evidence, reached, now=now, timeouts=timeouts)
 
 
@@ -164,8 +170,8 @@ def first_verdict(observation: WorkerObservation, *, now: datetime, timeouts: Ti
         return None
     age = abs(now - observation.heartbeat_at)
     if age <= timeouts.heartbeat:
-        return Verdict(ONLINE, observation.unavailable_reason, seen=True)
-    return Verdict(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
+        return Verdict(WorkerState.ONLINE, observation.unavailable_reason, seen=True)
+    return Verdict(WorkerState.UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
 def gives_sign_of_life(observation: WorkerObservation, instance: WorkerInstance) -> bool:
@@ -203,18 +209,22 @@ def _judge_silent(
     seen = last_seen(instance, now)
     answered_at = instance.engine_heartbeat_at
     if evidence.lost_mailbox and answered_at is not None and answered_at >= (reached.before or since):
-        return Verdict(OFFLINE, LEFT, ended_at=now)
+        return Verdict(WorkerState.OFFLINE, LEFT, ended_at=now)
     # An instance that was unresponsive before the pause and is silent after it was missed at both ends of it.
-    counts_from = seen if reached.before is not None and instance.state == UNRESPONSIVE else max(seen, since)
+    counts_from = (
+        seen if reached.before is not None and instance.state == WorkerState.UNRESPONSIVE else max(seen, since)
+    )
     is_gone = evidence.is_replaced or now - counts_from > timeouts.lost
     if instance.state is None and is_gone:
         return Verdict(None, GONE_BEFORE, ended_at=seen)
     if evidence.is_replaced and evidence.running:
-        return Verdict(LOST, f"A new life of this worker began while tries ran on this one: {evidence.running}.", seen)
+        return Verdict(
+            WorkerState.LOST, f"A new life of this worker began while tries ran on this one: {evidence.running}.", seen
+        )
     if evidence.is_replaced:
-        return Verdict(OFFLINE, REPLACED, ended_at=seen)
+        return Verdict(WorkerState.OFFLINE, REPLACED, ended_at=seen)
     # Not in one step: this one answer may have got lost.
-    if is_gone and instance.state == UNRESPONSIVE:
+    if is_gone and instance.state == WorkerState.UNRESPONSIVE:
         silent = f"It gave no sign of life for more than {timeouts.lost.total_seconds():g} seconds."
-        return Verdict(LOST, silent, ended_at=seen)
+        return Verdict(WorkerState.LOST, silent, ended_at=seen)
     return None

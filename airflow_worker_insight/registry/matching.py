@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.clock import CLOCK_SKEW, START_TOLERANCE
 from airflow_worker_insight.domain.names import is_named_local, is_same_host, short_host
-from airflow_worker_insight.domain.states import OFFLINE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.observations import WorkerObservation
 from airflow_worker_insight.store.workers.names import hostname_may_differ_from_source
 
@@ -174,7 +174,7 @@ def is_same_life(observation: WorkerObservation, instance: WorkerInstance) -> bo
 
 
 def _is_same_edge_worker(observation: WorkerObservation, instance: WorkerInstance) -> bool:
-    if instance.state == OFFLINE:
+    if instance.state == WorkerState.OFFLINE:
         # It shut down gracefully, so the process with its name is another.
         return False
     if observation.started_at is None or instance.engine_started_at is None:

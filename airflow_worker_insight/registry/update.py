@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_worker_insight.domain.clock import START_TOLERANCE
-from airflow_worker_insight.domain.states import CELERY, JOBS, LOST, OFFLINE, ONLINE, TRIES
+from airflow_worker_insight.domain.states import SourceName, WorkerState
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.registry.liveness import (
     NOT_CONFIGURED,
@@ -89,9 +89,9 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
         return 0
     revived_refs = store.refs_seen_after_end(connection, name, NOT_CONFIGURED)
     store.update_instances(
-        connection, {ref: {"state": ONLINE, "state_reason": None, "ended_at": None} for ref in revived_refs}
+        connection, {ref: {"state": WorkerState.ONLINE, "state_reason": None, "ended_at": None} for ref in revived_refs}
     )
-    store.add_changes(connection, [(ref, ONLINE, None) for ref in revived_refs], now=now)
+    store.add_changes(connection, [(ref, WorkerState.ONLINE, None) for ref in revived_refs], now=now)
     instances = store.open_instances(connection, name)
     if polled_at is None:
         silence = max(timeouts.lost, ABANDONED_AFTER)
@@ -103,7 +103,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     running = attempts_running.running_tries(connection).counts
     ended = {
         instance.ref: {
-            "state": OFFLINE,
+            "state": WorkerState.OFFLINE,
             "state_reason": NOT_CONFIGURED,
             "ended_at": last_seen(instance, now),
             "running": 0,
@@ -112,7 +112,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
         if instance.ref not in running
     }
     store.update_instances(connection, ended)
-    store.add_changes(connection, [(ref, OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
+    store.add_changes(connection, [(ref, WorkerState.OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
     return len(ended)
 
 
@@ -141,7 +141,7 @@ class _ResultWriter:
     def write(self, known: Collection[int]) -> Written:
         running = attempts_running.running_tries(self.connection)
         instances = store.open_instances(self.connection, self.name)
-        if self.name == TRIES:
+        if self.name == SourceName.TRIES:
             seen = {observation.ref for observation in self.look.sightings if observation.ref is not None}
             open_refs = {instance.ref for instance in instances}
             instances += [
@@ -238,7 +238,7 @@ class _ResultWriter:
             is_replaced=observation is None and self._is_replaced(instance, bearers),
             running=runs,
         )
-        decide = judge_by_tries if self.name == TRIES else judge
+        decide = judge_by_tries if self.name == SourceName.TRIES else judge
         verdict = decide(instance, evidence, self.reached, now=self.now, timeouts=self.timeouts)
         values = self.values[instance.ref]
         if observation is not None:
@@ -274,10 +274,10 @@ class _ResultWriter:
         states = {instance.state, verdict.state}
         if is_report_only(instance):
             return False
-        if self.name != TRIES or LOST in states:
+        if self.name != SourceName.TRIES or WorkerState.LOST in states:
             return True
         # A pod lives for one try. Any other worker known only by its tries is online while it runs one.
-        return instance.kind != "kubernetes" and not states <= {ONLINE, None}
+        return instance.kind != "kubernetes" and not states <= {WorkerState.ONLINE, None}
 
     def _lost_mailbox(self, instance: WorkerInstance) -> bool:
         return self.look.mailboxes is not None and instance.engine_name not in self.look.mailboxes
@@ -288,21 +288,21 @@ class _ResultWriter:
         Two Celery workers may share a name, so a worker that did not answer is not replaced by the other: an instance
         that replaces it has started after its last answer. Edge workers' names are unique.
         """
-        if instance.engine_name is None or self.name in (TRIES, JOBS):
+        if instance.engine_name is None or self.name in (SourceName.TRIES, SourceName.JOBS):
             return False
         later = [
             bearer
             for bearer in bearers.get(instance.engine_name, ())
             if bearer.ref is None or bearer.ref > instance.ref
         ]
-        if self.name != CELERY:
+        if self.name != SourceName.CELERY:
             return bool(later)
         answered = instance.engine_heartbeat_at or last_seen(instance, self.now)
         return any(bearer.started_at >= answered - START_TOLERANCE for bearer in later)
 
 
 def _new_instance(
-    observation: WorkerObservation, *, state: str = ONLINE, reason: str | None = None
+    observation: WorkerObservation, *, state: str = WorkerState.ONLINE, reason: str | None = None
 ) -> NewWorkerInstance:
     return NewWorkerInstance(
         kind=observation.kind,

@@ -18,10 +18,10 @@ from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import lost_tries
-from airflow_worker_insight.domain.filters import PLACED, WAITS, AllDags
+from airflow_worker_insight.domain.filters import AllDags, PlacementState
 from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.reasons import WAITING
+from airflow_worker_insight.domain.reasons import WAITING_REASONS
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts.search import can_be_ids
@@ -74,7 +74,7 @@ class Placement:
 
     key: TryKey
     reason: str
-    """One of :data:`~.reasons.REASONS`."""
+    """One of :class:`~.reasons.PlacementReason`."""
     detail: str
     """Explanation of the reason in one line, with the excluded workers."""
     worker_ref: int | None = None
@@ -87,7 +87,7 @@ class Placement:
     @property
     def waits(self) -> bool:
         """Whether the try waits for a worker; no message was sent for it yet."""
-        return self.reason in WAITING
+        return self.reason in WAITING_REASONS
 
     @property
     def sentence(self) -> str:
@@ -323,8 +323,8 @@ class ListedPlacement:
 
     @property
     def state(self) -> str:
-        """One of :data:`.filters.LISTED_STATES`."""
-        return WAITS if self.placement.waits else PLACED
+        """One of :class:`.filters.PlacementState`."""
+        return PlacementState.WAITING if self.placement.waits else PlacementState.PLACED
 
 
 def find(
@@ -351,7 +351,7 @@ def find(
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     same_try = and_(*(ti.c[name] == placement.c[name] for name in names))
     source = placement.join(ti, same_try).outerjoin(worker, worker.c.id == placement.c.worker_ref)
-    waits = placement.c.reason.in_(WAITING)
+    waits = placement.c.reason.in_(WAITING_REASONS)
     conditions = [
         placement.c.is_open.is_(True),
         ti.c.state.in_(SLOT_STATES),
@@ -365,7 +365,7 @@ def find(
         ),
     ]
     if filters.state is not None:
-        conditions.append(waits if filters.state == WAITS else ~waits)
+        conditions.append(waits if filters.state == PlacementState.WAITING else ~waits)
     if filters.try_state is not None:
         conditions.append(ti.c.state == filters.try_state)
     if filters.worker_id is not None:

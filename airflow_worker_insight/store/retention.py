@@ -37,7 +37,7 @@ from sqlalchemy.engine import Connection
 
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import FINISHED, LOST, OFFLINE, QUARANTINED
+from airflow_worker_insight.domain.states import FINISHED, WorkerAvailability, WorkerState
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
@@ -365,9 +365,9 @@ def _expired_worker(older_than: datetime, now: datetime) -> list[Any]:
     return [
         worker.c.last_seen_at < min(older_than, now - MIN_UNSEEN),
         or_(worker.c.ended_at.is_(None), worker.c.ended_at < older_than),
-        or_(worker.c.state.is_(None), worker.c.state.in_([OFFLINE, LOST])),
+        or_(worker.c.state.is_(None), worker.c.state.in_([WorkerState.OFFLINE, WorkerState.LOST])),
         or_(
-            worker.c.availability != QUARANTINED,
+            worker.c.availability != WorkerAvailability.QUARANTINED,
             _exists(later, later.c.kind == worker.c.kind, same_name, later.c.id > worker.c.id),
         ),
     ]

@@ -14,10 +14,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from airflow_worker_insight.domain.filters import LISTED_STATES, WORKER_ORDERS
+from airflow_worker_insight.domain.filters import WORKER_ORDERS, PlacementState
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
-from airflow_worker_insight.domain.reasons import REASONS
-from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.domain.reasons import PlacementReason
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -186,12 +186,12 @@ def parse_waiting_address(query: str) -> WaitingAddress:
     """
     params = _list_params(query, WaitingAddress)
     return WaitingAddress(
-        state=_choice(params, "state", LISTED_STATES),
+        state=_choice(params, "state", PlacementState.values()),
         dag_id=_text(params, "dag_id"),
         run_id=_text(params, "run_id"),
         task_id=_text(params, "task_id"),
         worker=_text(params, "worker"),
-        reason=_choice(params, "reason", REASONS),
+        reason=_choice(params, "reason", PlacementReason.values()),
         offset=_offset(params),
     )
 
@@ -209,14 +209,14 @@ def parse_workers_address(query: str) -> WorkersAddress:
     if group and group not in ("queue", "hostname", "kind") and not re.fullmatch(r"label:.+", group):
         raise InvalidUrlError("The group in the address is none of queue, hostname, kind and label:KEY.")
     return WorkersAddress(
-        state=_choice(params, "state", (*WORKER_STATES, UNKNOWN_STATE, ANY)),
+        state=_choice(params, "state", (*WorkerState.values(), UNKNOWN_STATE, ANY)),
         seen=_choice(params, "seen", SEEN),
         search=_text(params, "search"),
         kind=_text(params, "kind"),
         queue=_text(params, "queue"),
         label=label,
         hostname=_text(params, "hostname", max_length=255),
-        availability=_choice(params, "availability", AVAILABILITIES),
+        availability=_choice(params, "availability", WorkerAvailability.values()),
         group=group,
         order=_choice(params, "order", [*WORKER_ORDERS, *(f"-{order}" for order in WORKER_ORDERS)]) or "name",
         offset=_offset(params),
@@ -288,7 +288,7 @@ def decision_of(form: Mapping[str, str]) -> WrittenDecision:
     :raises InvalidUrlError: as :func:`parse_decision`
     """
     availability = form.get("availability", "")
-    if availability not in AVAILABILITIES:
+    if availability not in WorkerAvailability.values():
         raise InvalidUrlError("A worker can be made available, draining or quarantined, and nothing else.")
     note = "".join(character if character.isprintable() else " " for character in form.get("note", "")).strip()
     if len(note) > MAX_NOTE_LENGTH:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.executors import celery_teams
-from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.executors.celery.queues import dedicated_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.timeouts import Bounded
@@ -100,7 +100,7 @@ class ConsumerManager:
         hold = {
             row.engine_name: dedicated_queue(row.worker_id)
             for row in rows
-            if row.engine_name and row.availability != AVAILABLE and row.engine_name not in give
+            if row.engine_name and row.availability != WorkerAvailability.AVAILABLE and row.engine_name not in give
         }
         self._retain({row.display_name for row in rows}, polled=give.keys() | hold.keys())
         now = time.monotonic()
@@ -168,4 +168,4 @@ class ConsumerManager:
 
 def is_usable(row: WorkerRow) -> bool:
     """Return whether a worker may get tasks by its state and by what operators have decided."""
-    return row.state == ONLINE and row.availability == AVAILABLE
+    return row.state == WorkerState.ONLINE and row.availability == WorkerAvailability.AVAILABLE

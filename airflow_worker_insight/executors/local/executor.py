@@ -20,7 +20,7 @@ from airflow.executors.local_executor import LocalExecutor
 from airflow_worker_insight import config, identity
 from airflow_worker_insight.capture.direct import worker_record
 from airflow_worker_insight.compat import local_executor
-from airflow_worker_insight.domain.reasons import LEAST_LOADED
+from airflow_worker_insight.domain.reasons import PlacementStrategy
 from airflow_worker_insight.executors.base import OLD_AFTER, PlacementMixin, is_task, try_key
 from airflow_worker_insight.executors.local.forking import late_signals, run_as, with_variables
 from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
@@ -354,7 +354,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
             )
             for index, processes in enumerate(self._workers)
         ]
-        placer = Placer(LEAST_LOADED, candidates, self._history)
+        placer = Placer(PlacementStrategy.LEAST_LOADED, candidates, self._history)
         chosen: dict[TryKey, Processes] = {}
         for request in requests:
             key = request.key

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import INVALID_REQUEST, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.placement.policy import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.placement.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.placement.rules import PlacementConfigError, asked_worker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RETENTION = 60.0
 """Seconds to cache which workers failed a retry, after its last placement request."""
 
-STAYS = (OTHERS_FULL, INVALID_REQUEST)
+STAYS = (PlacementReason.OTHERS_FULL, PlacementReason.INVALID_REQUEST)
 """Reasons for which a task waits even if the fallback is the shared queue.
 
 The shared queue would lead a retry back to the worker that failed it, and someone must fix an invalid request.
@@ -83,7 +83,7 @@ class PlacementResult:
     @property
     def waits(self) -> bool:
         """Whether the task waits."""
-        return self.decision.worker is None and self.decision.reason != SHARED_QUEUE
+        return self.decision.worker is None and self.decision.reason != PlacementReason.SHARED_QUEUE
 
     def placement(self, dedicated_queue: str | None, *, note: str = "") -> Placement:
         """Return the record to write.
@@ -208,4 +208,4 @@ class PlacementService:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in STAYS:
             return decision
         text = f"to the queue {request.queue} that all share: {decision.text.removeprefix('waits: ')}"
-        return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])
+        return Decision(None, PlacementReason.SHARED_QUEUE, text[:TEXT_LENGTH])

@@ -25,7 +25,7 @@ from zlib import crc32
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
-from airflow_worker_insight.domain.states import CELERY
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.registry.timeouts import Bounded, NoAnswerError
 from airflow_worker_insight.store import session
@@ -100,7 +100,7 @@ _bounded: dict[str, Bounded[Any]] = {}
 class CelerySource:
     """Source of the workers of one Celery application, or of several with teams."""
 
-    name = CELERY
+    name = SourceName.CELERY
 
     def __init__(self, teams: tuple[str | None, ...] = (None,)) -> None:
         self._teams = teams

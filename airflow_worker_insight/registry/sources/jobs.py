@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, SINGLE_LOCAL_NAME, clean, is_named_local
-from airflow_worker_insight.domain.states import JOBS
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
 from airflow_worker_insight.store.airflow_jobs import scheduler_jobs
 from airflow_worker_insight.store.workers.instances import named_local_instances
@@ -30,7 +30,7 @@ class JobsSource:
     these itself: they live as long as its job does.
     """
 
-    name = JOBS
+    name = SourceName.JOBS
 
     def __init__(self, *, has_plain: bool = True) -> None:
         self._has_plain = has_plain

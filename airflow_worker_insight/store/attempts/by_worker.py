@@ -16,7 +16,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import START_TOLERANCE, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import FINISHED, LOST, UNAFFECTED_STATES
+from airflow_worker_insight.domain.states import FINISHED, UNAFFECTED_STATES, WorkerState
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.attempts import search
@@ -88,7 +88,7 @@ def lost_attempts(
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    if worker_row.state != LOST:
+    if worker_row.state != WorkerState.LOST:
         return [], 0
     attempts = [
         attempt

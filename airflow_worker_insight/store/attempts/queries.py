@@ -21,7 +21,7 @@ from airflow_worker_insight.domain.attribution import attribute
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import AllDags
 from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key
-from airflow_worker_insight.domain.states import FINISHED, NOT_ON_A_WORKER, REPORTED, UNKNOWN
+from airflow_worker_insight.domain.states import FINISHED, Attribution
 from airflow_worker_insight.store import airflow_history, placements
 from airflow_worker_insight.store.attempts import search
 from airflow_worker_insight.store.dialects import in_bound_rows, row_parameters
@@ -221,7 +221,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
 def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
     placement_reason = next((row.placement for row in rows if row.placement is not None), None)
     # A report comes from the worker itself: if one exists, inferred rows do not count.
-    rows = [row for row in rows if row.attribution == REPORTED] or rows
+    rows = [row for row in rows if row.attribution == Attribution.REPORTED] or rows
     first = rows[0]
     started_at, ended_at = utc(first.started_at), utc(first.ended_at)
     return Attempt(
@@ -234,7 +234,7 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
         started_at=started_at,
         ended_at=ended_at,
         duration=_duration(started_at, ended_at),
-        attribution=first.attribution or UNKNOWN,
+        attribution=first.attribution or Attribution.UNKNOWN,
         workers=tuple(
             AttemptWorker(
                 worker_id=row.worker_id,
@@ -254,7 +254,7 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
         ),
         placement=placement_reason,
         row_key=row_key,
-        ran_in_a_test=first.attribution == NOT_ON_A_WORKER and first.process_count > 0,
+        ran_in_a_test=first.attribution == Attribution.NOT_ON_A_WORKER and first.process_count > 0,
     )
 
 

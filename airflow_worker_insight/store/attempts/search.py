@@ -16,7 +16,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
-from airflow_worker_insight.domain.states import FINISHED, REPORTED
+from airflow_worker_insight.domain.states import FINISHED, Attribution
 from airflow_worker_insight.store.airflow_history import instance_keys, run_start
 from airflow_worker_insight.store.dialects import disable_jit, in_list, in_rows, unnest
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
@@ -138,8 +138,10 @@ def _slots_between(since: datetime | None, until: datetime | None) -> list[Any]:
 def counts(rows: Any = attempt) -> Any:
     """Leave out inferred rows of a try that a worker reported later; see :mod:`~.queries`."""
     reported = attempt.alias("reported")
-    report = select(reported.c.ordinal).where(*_same_try(reported, rows), reported.c.attribution == REPORTED)
-    return or_(rows.c.attribution == REPORTED, ~report.exists())
+    report = select(reported.c.ordinal).where(
+        *_same_try(reported, rows), reported.c.attribution == Attribution.REPORTED
+    )
+    return or_(rows.c.attribution == Attribution.REPORTED, ~report.exists())
 
 
 def _same_try(other: Any, rows: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, case, func, insert, literal, not_, or_, select
 
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.names import short_host
-from airflow_worker_insight.domain.states import REPORTED
+from airflow_worker_insight.domain.states import Attribution
 from airflow_worker_insight.store.dialects import row_count, with_row_count
 from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
 from airflow_worker_insight.store.workers.names import is_known_to_source
@@ -247,7 +247,7 @@ def _first_process(dialect: str) -> Any:
         "first_started_at": later_worker_only,
         "last_started_at": later_worker_only,
         "state": _parameter(attempt.c.state),
-        "attribution": literal(REPORTED, attempt.c.attribution.type),
+        "attribution": literal(Attribution.REPORTED, attempt.c.attribution.type),
         **{
             name: _parameter(attempt.c[name])
             for name in ("dag_id", "run_id", "task_id", "start_slot", "load", "memory_free", "running_beside")
@@ -300,7 +300,7 @@ def _further_process(dialect: str) -> Any:
                 case((attempt.c.ended_at.is_(None), _parameter(attempt.c.state)), else_=attempt.c.state),
             ),
             (attempt.c.ended_at, func.coalesce(attempt.c.ended_at, _parameter(attempt.c.ended_at))),
-            (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
+            (attempt.c.attribution, literal(Attribution.REPORTED, attempt.c.attribution.type)),
         )
     )
     return with_row_count(statement, dialect)

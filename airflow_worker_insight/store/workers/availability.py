@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import case, insert, select, update
 
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_source
 from airflow_worker_insight.store.workers.queries import get_worker, later_instance
@@ -121,11 +121,11 @@ def require_effect(connection: Connection, row: WorkerRow, availability: str) ->
 
     :raises WorkerEndedError: for any other decision on an ended instance
     """
-    if availability == AVAILABLE or row.state in (ONLINE, UNRESPONSIVE):
+    if availability == WorkerAvailability.AVAILABLE or row.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE):
         return
     later = later_instance(connection, row)
     if later is None:
-        if availability == DRAINING and row.ended_at is not None:
+        if availability == WorkerAvailability.DRAINING and row.ended_at is not None:
             raise WorkerEndedError(
                 f"{row.worker_id} has ended, and draining ends with it. Quarantine it instead: the next instance of "
                 "its name inherits that."

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Text, cast, func, literal, or_, select, union_all
 
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE, WORKER_STATES
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerState
 from airflow_worker_insight.domain.workers import WorkerGroup
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
-from airflow_worker_insight.store.workers.freshness import SourceFreshness, in_states, shown_state
+from airflow_worker_insight.store.workers.freshness import LIVE_STATES, SourceFreshness, in_states, shown_state
 from airflow_worker_insight.store.workers.queries import filter_conditions, with_matching_refs
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.filters import WorkerFilter
 
 
-STATES = (ONLINE, UNRESPONSIVE, LOST)
+COUNTED_STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST)
 """States that are counted.
 
 Counting all gracefully stopped workers would read many rows for a number that only grows.
@@ -54,13 +54,13 @@ def count_workers(connection: Connection) -> Mapping[tuple[str, str], int]:
     rows = connection.execute(
         select(worker.c.kind, worker.c.state, func.count().label("workers"))
         .where(
-            worker.c.state.in_(STATES),
+            worker.c.state.in_(COUNTED_STATES),
             worker.c.host_only.is_(False),
-            or_(worker.c.state != LOST, worker.c.ended_at >= since),
+            or_(worker.c.state != WorkerState.LOST, worker.c.ended_at >= since),
         )
         .group_by(worker.c.kind, worker.c.state)
     ).all()
-    zeros = {(row.kind, state): 0 for row in rows for state in STATES}
+    zeros = {(row.kind, state): 0 for row in rows for state in COUNTED_STATES}
     return zeros | {(row.kind, row.state): row.workers for row in rows}
 
 
@@ -68,7 +68,7 @@ def worker_loads(connection: Connection) -> Sequence[WorkerLoad]:
     """Return the load of each live worker, at most :data:`MAX_WORKERS` of them."""
     rows = connection.execute(
         select(worker.c.name, worker.c.running, worker.c.concurrency)
-        .where(worker.c.state.in_((ONLINE, UNRESPONSIVE)), worker.c.host_only.is_(False))
+        .where(worker.c.state.in_(LIVE_STATES), worker.c.host_only.is_(False))
         .order_by(worker.c.id)
         .limit(MAX_WORKERS)
     )
@@ -86,7 +86,7 @@ def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | No
     freshness = SourceFreshness.of(connection)
     conditions = filter_conditions(connection, with_matching_refs(connection, filters))
     queries = []
-    for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
+    for number, state in enumerate((*WorkerState.values(), UNKNOWN_STATE)):
         limited = (
             select(worker.c.id)
             .where(*conditions, *in_states(frozenset({state}), freshness))
@@ -95,7 +95,7 @@ def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | No
         )
         queries.append(select(literal(number).label("number"), func.count().label("workers")).select_from(limited))
     counted = {row.number: row.workers for row in connection.execute(union_all(*queries))}
-    return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
+    return {state: counted[number] for number, state in enumerate((*WorkerState.values(), None)) if counted.get(number)}
 
 
 def group_workers(
@@ -160,7 +160,7 @@ class _GroupTotals:
 
     def add(self, row: Row[Any]) -> None:
         self._states[row.state] += row.workers
-        if row.state not in (OFFLINE, LOST):
+        if row.state not in (WorkerState.OFFLINE, WorkerState.LOST):
             self._running += int(row.running)
             self._concurrency += int(row.concurrency)
 

@@ -14,15 +14,7 @@ from sqlalchemy import and_, case, false, literal, not_, or_, select
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.executors import absent_sources
-from airflow_worker_insight.domain.states import (
-    ONLINE,
-    OTHER_KINDS,
-    SOURCE_OF_KIND,
-    UNKNOWN_STATE,
-    UNRESPONSIVE,
-    WORKER_STATES,
-    source_of,
-)
+from airflow_worker_insight.domain.states import SOURCE_OF_KIND, UNKNOWN_STATE, SourceName, WorkerState, source_of
 from airflow_worker_insight.domain.workers import SourceStatus
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import engine, worker
@@ -57,7 +49,9 @@ def list_sources(connection: Connection, *, grace_period: timedelta = timedelta(
         )
         # The table also holds other leases.
         for row in connection.execute(
-            select(engine).where(engine.c.name.in_({*SOURCE_OF_KIND.values(), OTHER_KINDS})).order_by(engine.c.name)
+            select(engine)
+            .where(engine.c.name.in_({*SOURCE_OF_KIND.values(), SourceName.TRIES}))
+            .order_by(engine.c.name)
         )
     ]
 
@@ -79,14 +73,14 @@ class SourceFreshness:
         """
         statuses = list_sources(connection, grace_period=grace_period)
         current = {status.name for status in statuses if status.is_current}
-        names = {*SOURCE_OF_KIND.values(), OTHER_KINDS}
+        names = {*SOURCE_OF_KIND.values(), SourceName.TRIES}
         setting = config.executor()
         # Without a setting the executors are unknown.
         absent = frozenset(absent_sources(setting) if setting else ())
         return cls({status.name: status.polled_at for status in statuses}, frozenset(names - current), absent)
 
 
-LIVE_STATES = (ONLINE, UNRESPONSIVE)
+LIVE_STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
 """States of a worker that has not ended: they are valid only while its source is polled."""
 
 
@@ -94,7 +88,7 @@ def _is_stale(freshness: SourceFreshness) -> Any | None:
     """Match workers with a stale state; return ``None`` if there can be none."""
     kinds = [kind for kind, name in SOURCE_OF_KIND.items() if name in freshness.stale]
     conditions = [worker.c.kind.in_(kinds)] if kinds else []
-    if OTHER_KINDS in freshness.stale:
+    if SourceName.TRIES in freshness.stale:
         conditions.append(worker.c.kind.not_in(list(SOURCE_OF_KIND)))
     return and_(worker.c.state.in_(LIVE_STATES), or_(*conditions)) if conditions else None
 
@@ -112,7 +106,7 @@ def in_states(states: frozenset[str] | None, freshness: SourceFreshness) -> list
     if states is None:
         return []
     is_stale = _is_stale(freshness)
-    known_states = [state for state in WORKER_STATES if state in states]
+    known_states = [state for state in WorkerState.values() if state in states]
     conditions = []
     if known_states:
         is_in_states = worker.c.state.in_(known_states)

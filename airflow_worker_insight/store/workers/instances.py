@@ -13,19 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.states import (
-    AVAILABILITIES,
-    AVAILABLE,
-    CELERY,
-    EDGE,
-    JOBS,
-    LOCAL,
-    OFFLINE,
-    ONLINE,
-    QUARANTINED,
-    TRIES,
-    UNRESPONSIVE,
-)
+from airflow_worker_insight.domain.states import LOCAL, SourceName, WorkerAvailability, WorkerState, strictest
 from airflow_worker_insight.domain.workers import WorkerInstance, WorkerRecord
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.dialects import in_rows
@@ -51,7 +39,7 @@ if TYPE_CHECKING:
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
 
-_KIND_OF_SOURCE = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
+_KIND_OF_SOURCE: dict[str, str] = {SourceName.CELERY: "celery", SourceName.EDGE: "edge", SourceName.JOBS: LOCAL}
 
 
 # --- worker sources --------------------------------------------------------------------------------------------------
@@ -73,8 +61,8 @@ def open_instances(connection: Connection, source: str) -> list[WorkerInstance]:
     For workers that are known only from their tries, return those that are known to run one: the others' state is
     unknown anyway, and there may be as many as there were tries.
     """
-    is_open: Any = worker.c.state.in_((ONLINE, UNRESPONSIVE))
-    if source != TRIES:
+    is_open: Any = worker.c.state.in_((WorkerState.ONLINE, WorkerState.UNRESPONSIVE))
+    if source != SourceName.TRIES:
         is_open = or_(is_open, worker.c.state.is_(None))
     return _select_instances(connection, _is_of_source(source), is_open, worker.c.ended_at.is_(None))
 
@@ -86,7 +74,7 @@ def refs_seen_after_end(connection: Connection, source: str, reason: str) -> lis
             select(worker.c.id)
             .where(
                 _is_of_source(source),
-                worker.c.state == OFFLINE,
+                worker.c.state == WorkerState.OFFLINE,
                 worker.c.state_reason == reason,
                 worker.c.last_seen_at > worker.c.ended_at,
             )
@@ -139,7 +127,7 @@ def named_local_instances(connection: Connection, job_ids: Collection[int]) -> l
 
 
 def _is_of_source(source: str) -> Any:
-    if source == TRIES:
+    if source == SourceName.TRIES:
         return worker.c.kind.not_in(list(_KIND_OF_SOURCE.values()))
     return worker.c.kind == _KIND_OF_SOURCE[source]
 
@@ -190,7 +178,7 @@ def register(connection: Connection, instances: Sequence[NewWorkerInstance], *, 
         alike = [row for row in rows if ("queues" in row) is with_queues]
         if alike:
             connection.execute(insert(worker), alike)
-    for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
+    for batch in _batches(row["worker_id"] for row in rows if row["availability"] == WorkerAvailability.QUARANTINED):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
             record_inherited_quarantine(
@@ -231,7 +219,7 @@ def _new_row(instance: NewWorkerInstance, is_quarantined: bool, now: datetime) -
         "last_seen_at": now,
         "state": instance.state,
         "state_reason": instance.state_reason,
-        "availability": QUARANTINED if is_quarantined else AVAILABLE,
+        "availability": WorkerAvailability.QUARANTINED if is_quarantined else WorkerAvailability.AVAILABLE,
         **({} if instance.queues is None else {"queues": list(instance.queues)}),
         "concurrency": instance.concurrency,
         "running": 0,
@@ -296,7 +284,11 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
         return max(latest.get(key, (0, "", True)) for key in keys)
 
     decisions = [(instance, *last_life(instance)[1:]) for instance in instances]
-    heirs = [(instance, is_known) for instance, availability, is_known in decisions if availability == QUARANTINED]
+    heirs = [
+        (instance, is_known)
+        for instance, availability, is_known in decisions
+        if availability == WorkerAvailability.QUARANTINED
+    ]
     reported_heirs = [instance for instance, is_known in heirs if not is_known]
     # For reported heirs only operators' decisions count: a report may give this name to another worker's heir.
     quarantined_by_operators = _quarantined_by_operators(
@@ -321,7 +313,7 @@ def _quarantined_by_operators(
     """
     quarantined: set[tuple[str, str]] = set()
     is_quarantined = (
-        change.c.availability == QUARANTINED,
+        change.c.availability == WorkerAvailability.QUARANTINED,
         or_(
             change.c.reason.is_(None),
             and_(*(not_(change.c.reason.startswith(prefix, autoescape=True)) for prefix in INHERITED_PREFIXES)),
@@ -404,9 +396,7 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
         "reported_id": reported_row.reported_id,
         "fingerprint": reported_row.fingerprint,
         "hostname": reported_row.hostname,
-        "availability": max(
-            source_row.availability, _operators_decision(connection, reported_row, source_row), key=AVAILABILITIES.index
-        ),
+        "availability": strictest(source_row.availability, _operators_decision(connection, reported_row, source_row)),
         "registered_at": min(source_row.registered_at, reported_row.registered_at),
         "last_seen_at": max(source_row.last_seen_at, reported_row.last_seen_at),
     }
@@ -431,11 +421,11 @@ def _operators_decision(connection: Connection, reported_row: Row[Any], source_r
     A quarantine counts only if operators decided it for the name of ``source_row``. The row may have inherited the
     quarantine of a worker of another name: a report states both names.
     """
-    if reported_row.availability != QUARANTINED:
+    if reported_row.availability != WorkerAvailability.QUARANTINED:
         decided: str = reported_row.availability
         return decided
     quarantined = _quarantined_by_operators(connection, {source_row.engine_name}, {source_row.hostname})
-    return QUARANTINED if _is_quarantined(quarantined, source_row) else AVAILABLE
+    return WorkerAvailability.QUARANTINED if _is_quarantined(quarantined, source_row) else WorkerAvailability.AVAILABLE
 
 
 def updates_for_confirmed(
@@ -451,7 +441,7 @@ def updates_for_confirmed(
     columns = ("id", "kind", "name", "engine_name", "hostname", "availability")
     for batch in _batches(sorted(described)):
         rows = connection.execute(select(*(worker.c[name] for name in columns)).where(worker.c.id.in_(batch))).all()
-        to_check = [described[row.id] for row in rows if row.availability == QUARANTINED]
+        to_check = [described[row.id] for row in rows if row.availability == WorkerAvailability.QUARANTINED]
         still_quarantined = _quarantined_heirs(connection, to_check) if to_check else []
         for row in rows:
             instance, values = described[row.id], changed.setdefault(row.id, {})
@@ -459,8 +449,8 @@ def updates_for_confirmed(
                 values |= {"name": instance.engine_name, "labels": {}}
             elif resolve_operator_name(connection, instance, row.name) != row.name:
                 values["name"] = instance.engine_name
-            if row.availability == QUARANTINED and instance not in still_quarantined:
-                values["availability"] = AVAILABLE
+            if row.availability == WorkerAvailability.QUARANTINED and instance not in still_quarantined:
+                values["availability"] = WorkerAvailability.AVAILABLE
     return changed
 
 

@@ -18,14 +18,12 @@ from airflow_worker_insight.domain.filters import WORKER_ORDERS
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.names import is_named_local
 from airflow_worker_insight.domain.states import (
-    AVAILABILITIES,
-    AVAILABLE,
     LOCAL,
-    ONLINE,
-    QUARANTINED,
     SOURCE_KINDS,
-    UNRESPONSIVE,
+    WorkerAvailability,
+    WorkerState,
     source_of,
+    strictest,
 )
 from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 from airflow_worker_insight.store.dialects import disable_jit, in_list
@@ -105,7 +103,7 @@ def decisions(connection: Connection, worker_rows: Collection[WorkerRow]) -> dic
     heirs = [
         worker_row
         for worker_row in worker_rows
-        if worker_row.availability == QUARANTINED and worker_row.ref not in by_ref
+        if worker_row.availability == WorkerAvailability.QUARANTINED and worker_row.ref not in by_ref
     ]
     return {**by_ref, **_inherited(connection, heirs)}
 
@@ -120,7 +118,7 @@ def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int
         .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
         .where(
             or_(worker.c.name.in_(names), worker.c.engine_name.in_(names)),
-            change.c.availability == QUARANTINED,
+            change.c.availability == WorkerAvailability.QUARANTINED,
         )
         .order_by(change.c.id)
     ).all()
@@ -280,19 +278,19 @@ def unavailable_workers(connection: Connection) -> dict[int, str]:
         select(worker.c.id, *_strictest_columns()).where(
             or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
             worker.c.host_only.is_(False),
-            worker.c.availability != AVAILABLE,
+            worker.c.availability != WorkerAvailability.AVAILABLE,
         )
     ).all()
     by_ref = {row.id: row.availability for row in decided}
-    strictest = _strictest_of(decided)
-    for batch in _batches(sorted({name for _, name in strictest})):
+    by_name = _strictest_of(decided)
+    for batch in _batches(sorted({name for _, name in by_name})):
         same_name = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(
             worker.c.engine_name.in_(batch), is_live
         )
         for row in connection.execute(same_name):
-            availability = strictest.get((row.kind, row.engine_name), AVAILABLE)
-            if availability != AVAILABLE:
-                by_ref[row.id] = max(by_ref.get(row.id, AVAILABLE), availability, key=AVAILABILITIES.index)
+            availability = by_name.get((row.kind, row.engine_name), WorkerAvailability.AVAILABLE)
+            if availability != WorkerAvailability.AVAILABLE:
+                by_ref[row.id] = strictest(by_ref.get(row.id, WorkerAvailability.AVAILABLE), availability)
     return by_ref
 
 
@@ -302,12 +300,12 @@ def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
     Several rows of one name may be one worker. A row that only reports mention decides for no other row: a task may
     have made it up.
     """
-    strictest: dict[tuple[str, str], str] = {}
+    by_name: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.engine_name is not None and row.is_known:
             key = (row.kind, row.engine_name)
-            strictest[key] = max(strictest.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
-    return strictest
+            by_name[key] = strictest(by_name.get(key, WorkerAvailability.AVAILABLE), row.availability)
+    return by_name
 
 
 def _strictest_columns() -> list[Any]:
@@ -332,17 +330,16 @@ def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> lis
                 worker.c.engine_name.in_(batch),
                 worker.c.ended_at.is_(None),
                 worker.c.host_only.is_(False),
-                worker.c.availability != AVAILABLE,
+                worker.c.availability != WorkerAvailability.AVAILABLE,
             )
         ).all()
-    strictest = _strictest_of(decided)
+    by_name = _strictest_of(decided)
     return [
         replace(
             worker_row,
-            availability=max(
+            availability=strictest(
                 worker_row.availability,
-                strictest.get((worker_row.kind, worker_row.engine_name or ""), AVAILABLE),
-                key=AVAILABILITIES.index,
+                by_name.get((worker_row.kind, worker_row.engine_name or ""), WorkerAvailability.AVAILABLE),
             ),
         )
         if worker_row.ended_at is None
@@ -420,7 +417,12 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, include_
         queue = filters.queue
         conditions.append(_holds(connection, columns.queues, "[", lambda dumps: dumps(queue)))
     if filters.seen_since is not None:
-        conditions.append(or_(columns.last_seen_at >= filters.seen_since, columns.state.in_([ONLINE, UNRESPONSIVE])))
+        conditions.append(
+            or_(
+                columns.last_seen_at >= filters.seen_since,
+                columns.state.in_([WorkerState.ONLINE, WorkerState.UNRESPONSIVE]),
+            )
+        )
     if filters.last_seen_at_gte is not None:
         conditions.append(columns.last_seen_at >= filters.last_seen_at_gte)
     if filters.last_seen_at_lte is not None:

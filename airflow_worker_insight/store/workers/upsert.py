@@ -14,7 +14,7 @@ from sqlalchemy import and_, insert, not_, or_, select, update
 
 from airflow_worker_insight.domain.clock import START_TOLERANCE
 from airflow_worker_insight.domain.names import is_named_local, is_same_host, short_host
-from airflow_worker_insight.domain.states import AVAILABILITIES, AVAILABLE, LOCAL, ONLINE, QUARANTINED, SOURCE_KINDS
+from airflow_worker_insight.domain.states import LOCAL, SOURCE_KINDS, WorkerAvailability, WorkerState, strictest
 from airflow_worker_insight.store.dialects import insert_new
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import (
@@ -253,7 +253,7 @@ def _update_worker(
             inherited = initial_availability(
                 connection, record.kind, name, engine_name, hostname=record.hostname, besides=known.id
             )
-            values["availability"] = max(known.availability, inherited, key=AVAILABILITIES.index)
+            values["availability"] = strictest(known.availability, inherited)
     connection.execute(update(worker).where(worker.c.id == known.id).values(values))
     return StoredWorker(known.id, reported_id, record.fingerprint)
 
@@ -298,7 +298,7 @@ def _insert_worker(connection: Connection, record: WorkerRecord, *, now: datetim
         "reported_id": record.worker_id,
         "registered_at": now,
         "last_seen_at": now,
-        "state": ONLINE,
+        "state": WorkerState.ONLINE,
         "availability": inherited,
         "job_id": record.job_id,
         "engine_name": record.engine_name,
@@ -306,7 +306,7 @@ def _insert_worker(connection: Connection, record: WorkerRecord, *, now: datetim
         **record.description(),
     }
     connection.execute(insert_new(connection.dialect.name, worker, values))
-    if inherited == QUARANTINED:
+    if inherited == WorkerAvailability.QUARANTINED:
         query = select(worker.c.id).where(worker.c.reported_id == record.worker_id)
         row_id = connection.execute(query).scalar()
         if row_id is not None:
@@ -390,7 +390,7 @@ def initial_availability(
     if decided is None:
         same_name = name_conditions(kind, name, engine_name, hostname=hostname)
         decided = connection.execute(latest.where(*same_name, worker.c.host_only.is_(False))).scalar()
-    return QUARANTINED if decided == QUARANTINED else AVAILABLE
+    return WorkerAvailability.QUARANTINED if decided == WorkerAvailability.QUARANTINED else WorkerAvailability.AVAILABLE
 
 
 def record_inherited_quarantine(
@@ -417,7 +417,7 @@ def record_inherited_quarantine(
         .where(
             *name_conditions(kind, name, engine_name, hostname=hostname),
             worker.c.id < ref,
-            change.c.availability == QUARANTINED,
+            change.c.availability == WorkerAvailability.QUARANTINED,
         )
         .order_by(worker.c.id.desc(), change.c.id.desc())
         .limit(1)
@@ -427,5 +427,10 @@ def record_inherited_quarantine(
     reason = earlier.reason or ""
     if not reason.startswith(INHERITED_PREFIXES):
         reason = f"{INHERITED_PREFIX}{earlier.worker_id}{f': {reason}' if reason else ''}"
-    values = {"changed_at": now, "availability": QUARANTINED, "reason": reason[:500], "changed_by": earlier.changed_by}
+    values = {
+        "changed_at": now,
+        "availability": WorkerAvailability.QUARANTINED,
+        "reason": reason[:500],
+        "changed_by": earlier.changed_by,
+    }
     connection.execute(insert(change).values(worker_ref=ref, **values))

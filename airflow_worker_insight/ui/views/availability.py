@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.ui import formatting
 
 if TYPE_CHECKING:
@@ -61,9 +61,17 @@ class Availability:
 
 
 _CHOICES = (
-    (AVAILABLE, "Available", "Takes work as usual."),
-    (DRAINING, "Drain", "Finishes what it runs and is to get nothing new. Ends with its next restart."),
-    (QUARANTINED, "Quarantine", "Is to get nothing new, also after a restart, until somebody releases it."),
+    (WorkerAvailability.AVAILABLE, "Available", "Takes work as usual."),
+    (
+        WorkerAvailability.DRAINING,
+        "Drain",
+        "Finishes what it runs and is to get nothing new. Ends with its next restart.",
+    ),
+    (
+        WorkerAvailability.QUARANTINED,
+        "Quarantine",
+        "Is to get nothing new, also after a restart, until somebody releases it.",
+    ),
 )
 
 
@@ -94,7 +102,9 @@ def build_availability(row: WorkerRow, latest: WorkerChange | None, *, may_decid
     return Availability(
         decision=decision(row.availability, latest),
         choices=tuple(
-            choice for choice in choices if choice.is_chosen or choice.value != DRAINING or row.ended_at is None
+            choice
+            for choice in choices
+            if choice.is_chosen or choice.value != WorkerAvailability.DRAINING or row.ended_at is None
         ),
         may_decide=may_decide,
         effect=EFFECT if places else NO_EFFECT,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain import reasons
-from airflow_worker_insight.domain.states import LOST
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.lanes import Strip, build_strip
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, WAITING, Attribution
@@ -154,7 +154,9 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Explanation]) -> str
     outcome = _OUTCOMES.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
     outcome = outcome.format(where=_where_text(last))
     if last.state == "queued" and last.try_number in placed:
-        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits for its start"
+        outcome = (
+            "waits for a worker" if placed[last.try_number].reason in reasons.WAITING_REASONS else "waits for its start"
+        )
     if len(tries) == 1:
         return f"The only try so far {outcome}."
     return f"{_count_text(tries)}; the last one {outcome}."
@@ -171,7 +173,7 @@ def _doubt(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Doub
     instance = instances.get(last.worker_id)
     since = (
         formatting.moment(instance.ended_at or instance.last_seen_at)
-        if instance is not None and instance.state == LOST
+        if instance is not None and instance.state == WorkerState.LOST
         else None
     )
     return None if since is None else Doubt(f"Airflow still counts it as running, but {last.name} has been lost", since)
@@ -181,7 +183,7 @@ def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:
     return {
         worker_id: instance.ended_at or instance.last_seen_at
         for worker_id, instance in instances.items()
-        if instance.state == LOST
+        if instance.state == WorkerState.LOST
     }
 
 

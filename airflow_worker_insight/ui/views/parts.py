@@ -59,7 +59,7 @@ def ago(value: datetime, now: datetime) -> Ago:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerState:
+class StateText:
     """State of a worker: ``key`` selects its style, ``text`` names it, ``reason`` explains it."""
 
     key: str
@@ -80,9 +80,9 @@ class Load:
     is_full: bool
 
 
-def worker_state(row: WorkerRow) -> WorkerState:
+def worker_state(row: WorkerRow) -> StateText:
     """Return the state of a worker as a page shows it."""
-    return WorkerState(row.state or UNKNOWN_STATE, formatting.worker_state(row.state), row.state_reason or "")
+    return StateText(row.state or UNKNOWN_STATE, formatting.worker_state(row.state), row.state_reason or "")
 
 
 def load(running: int | None, concurrency: int | None) -> Load | None:

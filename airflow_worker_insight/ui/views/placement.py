@@ -5,25 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.reasons import (
-    AGAIN,
-    ELSEWHERE,
-    FULL,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    NO_SUCH_WORKER,
-    NO_WORKER,
-    NOT_AVAILABLE,
-    OTHERS_FULL,
-    ROUND_ROBIN,
-    SHARED_QUEUE,
-    SLOW,
-    STICKY,
-    STICKY_NEXT,
-    WAITING,
-    WORKERS_UNSEEN,
-)
+from airflow_worker_insight.domain.reasons import WAITING_REASONS, PlacementReason
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingAddress
 
@@ -32,26 +14,26 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.store.placements import Explanation, Placement
 
-_PLACED_TEXTS = {
-    LEAST_LOADED: "the least loaded of those that fitted",
-    ROUND_ROBIN: "the next in turn of those that fitted",
-    STICKY: "the worker that this task sticks to",
-    STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
-    ELSEWHERE: "kept away from a worker that had failed this task",
-    AGAIN: "on a worker that had failed this task before, because there was no other",
-    SLOW: "on a worker that takes longer than others, because none of these took anything any more",
-    SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
+_PLACED_TEXTS: dict[str, str] = {
+    PlacementReason.LEAST_LOADED: "the least loaded of those that fitted",
+    PlacementReason.ROUND_ROBIN: "the next in turn of those that fitted",
+    PlacementReason.STICKY: "the worker that this task sticks to",
+    PlacementReason.STICKY_NEXT: "the next of the workers that this task sticks to, because the first had no room",
+    PlacementReason.RETRY_ELSEWHERE: "kept away from a worker that had failed this task",
+    PlacementReason.RETRY_AGAIN: "on a worker that had failed this task before, because there was no other",
+    PlacementReason.SLOW: "on a worker that takes longer than others, because none of these took anything any more",
+    PlacementReason.SHARED_QUEUE: "handed to the queue that all its workers share, because nobody fitted",
 }
 
-_WAITING_TEXTS = {
-    NO_WORKER: "no known worker consumes its queue",
-    NOT_AVAILABLE: "no worker of its queue is available",
-    NO_LABEL: "no available worker has the labels that it asks for",
-    NO_SUCH_WORKER: "no worker has the name that it asks for",
-    FULL: "all workers that fit are full",
-    OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
-    INVALID_REQUEST: "what it asks for makes no sense",
-    WORKERS_UNSEEN: "the workers cannot be seen",
+_WAITING_TEXTS: dict[str, str] = {
+    PlacementReason.NO_WORKER: "no known worker consumes its queue",
+    PlacementReason.NOT_AVAILABLE: "no worker of its queue is available",
+    PlacementReason.NO_LABEL: "no available worker has the labels that it asks for",
+    PlacementReason.NO_SUCH_WORKER: "no worker has the name that it asks for",
+    PlacementReason.FULL: "all workers that fit are full",
+    PlacementReason.OTHERS_FULL: "the workers that have not failed it are full, or do not answer",
+    PlacementReason.INVALID_REQUEST: "what it asks for makes no sense",
+    PlacementReason.WORKERS_UNREACHABLE: "the workers cannot be seen",
 }
 
 
@@ -94,7 +76,7 @@ def why_text(placement: Explanation | None, *, has_started: bool = False, is_ove
     """
     if placement is None:
         return ""
-    if placement.reason not in WAITING:
+    if placement.reason not in WAITING_REASONS:
         return f"Placed: {placement.detail or _PLACED_TEXTS.get(placement.reason, placement.reason)}"
     if has_started:
         # The executor sent it in fallback mode, while the workers were unavailable.

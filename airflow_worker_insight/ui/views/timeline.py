@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNAFFECTED_STATES
+from airflow_worker_insight.domain.states import UNAFFECTED_STATES, WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import HOURS, AttemptsAddress
 from airflow_worker_insight.ui.views.parts import Option
@@ -245,7 +245,11 @@ def build_timeline(
 
 
 def _end(row: WorkerRow, start: datetime, end: datetime) -> End | None:
-    if row.state not in (LOST, OFFLINE) or row.ended_at is None or not start <= row.ended_at <= end:
+    if (
+        row.state not in (WorkerState.LOST, WorkerState.OFFLINE)
+        or row.ended_at is None
+        or not start <= row.ended_at <= end
+    ):
         return None
     return End(
         f"{(row.ended_at - start) / (end - start):.2%}",
@@ -263,7 +267,7 @@ def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
     last_process = stay.last_process_at or start
     is_open = not stay.continued_elsewhere and stay.ended_at is None and stay.state in ("running", "restarting")
     # A stopped worker may still finish its tries.
-    is_running = is_open and (row.ended_at is None or row.state == OFFLINE)
+    is_running = is_open and (row.ended_at is None or row.state == WorkerState.OFFLINE)
     is_cut = False
     if is_running:
         end = now
@@ -272,7 +276,7 @@ def _span(row: WorkerRow, stay: Stay, now: datetime) -> _Span:
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
         # Tries that ran when a lost worker was last seen ended with it, whenever Airflow noticed.
-        if row.state == LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
+        if row.state == WorkerState.LOST and row.ended_at is not None and stay.state not in UNAFFECTED_STATES:
             is_cut = is_open or end > row.ended_at
             end = min(end, row.ended_at)
     return _Span((stay,), start, max(start, end), is_running, is_cut)

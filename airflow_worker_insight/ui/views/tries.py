@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, Attribution, attribution_of
-from airflow_worker_insight.ui.views.parts import WorkerState, worker_state
+from airflow_worker_insight.ui.views.parts import StateText, worker_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
     from airflow_worker_insight.domain.workers import WorkerRow
 
-_NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
+_NOT_ONLINE = (WorkerState.UNRESPONSIVE, WorkerState.LOST, WorkerState.OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class WorkerCell:
     hostname: str
     host_only: bool
     has_page: bool
-    state: WorkerState | None
+    state: StateText | None
     """Set if the worker is not online and the user may see its state."""
     note: str
     conditions: Conditions | None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.filters import PLACED, WAITS
-from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.filters import PlacementState
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingAddress
 from airflow_worker_insight.ui.views.parts import Ago, Count, Filter, Notice, Option, Pages, ago, options, pages
@@ -23,7 +23,7 @@ PAGE_SIZE = 50
 REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 5, 15
 """Refresh intervals in seconds: while tries wait, and while none does."""
 
-_STATES = (("", "All"), (WAITS, "Waiting for a worker"), (PLACED, "Placed"))
+_STATES = (("", "All"), (PlacementState.WAITING, "Waiting for a worker"), (PlacementState.PLACED, "Placed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ def build_waiting_page(
         ),
         filters=tuple(_filters(address)),
         reason_options=options(
-            address.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
+            address.reason,
+            ("", "Any"),
+            *((reason, _short(reason)) for reason in sorted(PlacementReason.values(), key=_short)),
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_OFFERED],
         rows=tuple(_row(placement, sees_workers=sees_workers, now=now) for placement in placements),
@@ -115,7 +117,7 @@ def build_waiting_page(
 def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> WaitingRow:
     key, placement = listed.placement.key, listed.placement
     text = placement.sentence if sees_workers else reason_text(placement.reason)
-    shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
+    shared = "Shared queue" if listed.state == PlacementState.PLACED else "Not placed yet"
     return WaitingRow(
         dag_id=key.dag_id,
         run_id=key.run_id,
@@ -125,7 +127,7 @@ def _row(listed: ListedPlacement, *, sees_workers: bool, now: datetime) -> Waiti
         worker_id=listed.worker_id or "",
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
-        why=text if listed.state == PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
+        why=text if listed.state == PlacementState.PLACED and sees_workers else f"{text[:1].upper()}{text[1:]}",
         queue=listed.queue,
         since=None if placement.placed_at is None else ago(placement.placed_at, now),
     )

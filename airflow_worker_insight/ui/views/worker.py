@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.availability import Availability, build_availability
 from airflow_worker_insight.ui.views.parts import (
@@ -16,7 +16,7 @@ from airflow_worker_insight.ui.views.parts import (
     Load,
     Notice,
     Pages,
-    WorkerState,
+    StateText,
     ago,
     load,
     pages,
@@ -90,7 +90,7 @@ class ChangeLine:
     """Entry of a worker's history."""
 
     changed: Ago
-    state: WorkerState | None
+    state: StateText | None
     availability: str
     """Key of the decision, if the entry is one; ``text`` is its label."""
     text: str
@@ -103,7 +103,7 @@ class OtherInstance:
     """Another instance of the worker with this name."""
 
     worker_id: str
-    state: WorkerState
+    state: StateText
     began: formatting.Moment
     last_seen: Ago
 
@@ -126,7 +126,7 @@ class WorkerPage:
     kind: str
     address: WorkerAddress
     introduction: str
-    state: WorkerState | None
+    state: StateText | None
     """``None`` for a host that stands for all its workers."""
     since: Ago | None
     load: Load | None
@@ -167,14 +167,14 @@ def build_worker_page(
         introduction=_introduction(row),
         state=None if row.host_only else worker_state(row),
         since=_since(instance, now),
-        load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
+        load=load(row.running, row.concurrency) if row.state not in (WorkerState.LOST, WorkerState.OFFLINE) else None,
         facts=tuple(_facts(row)),
         labels=tuple(sorted((str(key), str(value)) for key, value in row.labels.items())),
         queues=row.queues or (),
         availability=None
         if row.host_only
         else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
-        struck=_lost_tries(instance, now) if may_read and row.state == LOST else None,
+        struck=_lost_tries(instance, now) if may_read and row.state == WorkerState.LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
         timeline=build_timeline(row, instance.drawn, address, is_cut=instance.is_cut, now=now) if may_read else None,
@@ -214,8 +214,8 @@ def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
         return REFRESH_BUSY_SECONDS
     # A worker without a heartbeat may come back as this instance. After a graceful shutdown, or most probably after a
     # long silence, it comes back as a new instance.
-    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
-    return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
+    is_expected = row.state != WorkerState.OFFLINE and not row.host_only and now - row.last_seen_at < EXPECTED_BACK
+    return REFRESH_IDLE_SECONDS if is_expected or row.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE) else 0
 
 
 def _introduction(row: WorkerRow) -> str:
@@ -239,9 +239,13 @@ def _since(instance: WorkerInstance, now: datetime) -> Ago | None:
 def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
     rows, total = instance.running
     # A stopped worker may still finish its tries: a warm shutdown lasts as long as they do.
-    if instance.row.host_only or instance.row.state == LOST or (instance.row.state == OFFLINE and not total):
+    if (
+        instance.row.host_only
+        or instance.row.state == WorkerState.LOST
+        or (instance.row.state == WorkerState.OFFLINE and not total)
+    ):
         return None
-    if instance.row.state == OFFLINE:
+    if instance.row.state == WorkerState.OFFLINE:
         text = f"It was told to stop; {formatting.count(total, 'try still runs', 'tries still run')} on it."
     elif total:
         text = f"{formatting.count(total, 'try runs', 'tries run')} on it now."
@@ -256,13 +260,15 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
 
 def _placed(instance: WorkerInstance) -> PlacedTries | None:
     row = instance.row
-    if row.host_only or row.state in (LOST, OFFLINE):
+    if row.host_only or row.state in (WorkerState.LOST, WorkerState.OFFLINE):
         return None
     if not (instance.places or instance.taken):
         return None
     # Include tries that run here without having been placed here.
     taken = max(instance.taken, row.running or 0)
-    return build_placed(instance.placed, taken, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id)
+    return build_placed(
+        instance.placed, taken, may_be_given=row.availability == WorkerAvailability.AVAILABLE, worker_id=row.worker_id
+    )
 
 
 def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
@@ -288,7 +294,7 @@ def _rest_text(shown: int, total: int) -> str:
 def _change(change: WorkerChange, now: datetime) -> ChangeLine:
     return ChangeLine(
         changed=ago(change.changed_at, now),
-        state=WorkerState(change.state, formatting.worker_state(change.state)) if change.state else None,
+        state=StateText(change.state, formatting.worker_state(change.state)) if change.state else None,
         availability=change.availability or "",
         text=(change.availability or "").capitalize(),
         reason=change.reason or "",

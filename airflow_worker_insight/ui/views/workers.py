@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, WorkersAddress
 from airflow_worker_insight.ui.views.availability import Decision, decision
@@ -18,7 +18,7 @@ from airflow_worker_insight.ui.views.parts import (
     Notice,
     Option,
     Pages,
-    WorkerState,
+    StateText,
     ago,
     load,
     options,
@@ -41,10 +41,10 @@ REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 10, 20
 The first applies while a listed worker is alive or no worker is known yet, the second once all listed ones are gone.
 """
 
-STATES = (ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE, OFFLINE)
+STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST, UNKNOWN_STATE, WorkerState.OFFLINE)
 """Worker states, the most relevant to an operator first."""
 
-LISTED = frozenset({ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE})
+LISTED = frozenset({WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST, UNKNOWN_STATE})
 """States listed by default; workers that shut down gracefully need no attention."""
 
 MAX_QUEUES = 3
@@ -102,7 +102,7 @@ class WorkerLine:
     name: str
     kind: str
     hostname: str
-    state: WorkerState
+    state: StateText
     decision: Decision | None
     """Drain or quarantine decision in force; ``None`` if the worker is available."""
     queues: tuple[str, ...]
@@ -196,7 +196,7 @@ def build_workers_page(
     :param looks_by_itself: whether Airflow's web server polls the workers by itself, so that no command has to
     """
     shown = len(listing.groups or listing.rows)
-    alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
+    alive = listing.counts.get(WorkerState.ONLINE, 0) + listing.counts.get(WorkerState.UNRESPONSIVE, 0)
     everything = WorkersAddress(state=ANY, seen=ANY, group=address.group, order=address.order)
     return WorkersPage(
         address=address,
@@ -253,7 +253,7 @@ def _sentence(address: WorkersAddress) -> str:
     seen = "at any time" if address.seen == ANY else f"in the {dict(_SEEN)[address.seen].lower()}"
     if address.state == ANY:
         return "All workers that were ever seen." if address.seen == ANY else f"All workers that were seen {seen}."
-    if address.state in (ONLINE, UNRESPONSIVE):
+    if address.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE):
         return f"Workers that are {address.state} now."
     if address.state:
         state = (
@@ -304,11 +304,11 @@ def _line(row: WorkerRow, latest: WorkerChange | None, now: datetime) -> WorkerL
         kind=formatting.kind(row.kind),
         hostname=row.hostname,
         state=worker_state(row),
-        decision=None if row.availability == AVAILABLE else decision(row.availability, latest),
+        decision=None if row.availability == WorkerAvailability.AVAILABLE else decision(row.availability, latest),
         queues=tuple(queues[:MAX_QUEUES]),
         more_queues=f"and {hidden:,} more" if hidden > 0 else "",
         # The last reported load says nothing about a worker that is gone.
-        load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
+        load=load(row.running, row.concurrency) if row.state not in (WorkerState.LOST, WorkerState.OFFLINE) else None,
         last_seen=ago(row.last_seen_at, now),
     )
 

@@ -14,7 +14,7 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.domain.reasons import ELSEWHERE, NOT_AVAILABLE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
@@ -93,7 +93,9 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
             now=at(10),
             conditions=conditions,
         )
-        placements.write(connection, [Placement(key, ELSEWHERE, "w1@host-1: a retry elsewhere")], now=at(9))
+        placements.write(
+            connection, [Placement(key, PlacementReason.RETRY_ELSEWHERE, "w1@host-1: a retry elsewhere")], now=at(9)
+        )
     (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
     assert attempt == {
         "dag_id": "etl",
@@ -502,10 +504,21 @@ def placed(dags: Database) -> Database:
         for dag_id in (READABLE, SECRET):
             run = add_run(connection, dag_id, state="running", ended_at=None)
             waits = add_try(connection, run, "waits", state="queued", ended_at=None, queue="heavy")
-            some = [Placement(waits, NOT_AVAILABLE, "waits: nobody; left out: w1@host-1 (draining)", placed_at=at(1))]
+            some = [
+                Placement(
+                    waits,
+                    PlacementReason.NOT_AVAILABLE,
+                    "waits: nobody; left out: w1@host-1 (draining)",
+                    placed_at=at(1),
+                )
+            ]
             if dag_id == READABLE:
                 runs = add_try(connection, run, "runs", state="running", ended_at=None, queue="default")
-                some.append(Placement(runs, ELSEWHERE, "w1@host-1: a retry elsewhere", ref, placed_at=at(2)))
+                some.append(
+                    Placement(
+                        runs, PlacementReason.RETRY_ELSEWHERE, "w1@host-1: a retry elsewhere", ref, placed_at=at(2)
+                    )
+                )
             placements.write(connection, some, now=NOON)
     return dags
 

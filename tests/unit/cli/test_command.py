@@ -13,7 +13,7 @@ from airflow_worker_insight import __version__, cli, compat
 from airflow_worker_insight.cli import arguments
 from airflow_worker_insight.cli.definitions import SUBCOMMANDS
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 from airflow_worker_insight.store.workers.services import SERVICE_KINDS
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
@@ -84,13 +84,17 @@ def test_what_a_command_runs_is_there(names: list[str], command: Any) -> None:
 
 def test_the_words_are_those_of_the_store() -> None:
     """They are written out in the definitions, which import nothing."""
-    assert arguments.ARG_WORKER_STATE.kwargs["type"](",".join((*WORKER_STATES, UNKNOWN_STATE))) == {
-        *WORKER_STATES,
+    assert arguments.ARG_WORKER_STATE.kwargs["type"](",".join((*WorkerState.values(), UNKNOWN_STATE))) == {
+        *WorkerState.values(),
         UNKNOWN_STATE,
     }
-    assert arguments.ARG_SERVICE_STATE.kwargs["choices"] == (*WORKER_STATES, UNKNOWN_STATE)
+    assert arguments.ARG_SERVICE_STATE.kwargs["choices"] == (*WorkerState.values(), UNKNOWN_STATE)
     assert arguments.ARG_SERVICE_KIND.kwargs["choices"] == SERVICE_KINDS
-    assert arguments.ARG_AVAILABILITY.kwargs["choices"] == (AVAILABLE, DRAINING, QUARANTINED)
+    assert arguments.ARG_AVAILABILITY.kwargs["choices"] == (
+        WorkerAvailability.AVAILABLE,
+        WorkerAvailability.DRAINING,
+        WorkerAvailability.QUARANTINED,
+    )
     assert arguments.MAX_NOTE_LENGTH == MAX_NOTE_LENGTH
 
 

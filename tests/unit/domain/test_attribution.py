@@ -19,7 +19,7 @@ from airflow_worker_insight.domain.attribution import (
     kind_of,
 )
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.names import word
+from airflow_worker_insight.domain.names import slug
 from tests.unit.database import a_worker, at
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def test_an_alias_is_no_kind(named: str, kind: str) -> None:
 def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
     record = host_worker(hostname, "celery")
     assert record.worker_id.startswith("host-")
-    assert word(record.worker_id, 64) == record.worker_id
+    assert slug(record.worker_id, 64) == record.worker_id
     assert len(record.name) <= 250
     assert len(record.hostname) <= 255
     assert record == host_worker(hostname, "celery")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.capture import counters
-from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors import base
 from airflow_worker_insight.executors.base import GIVES_UP_AFTER, PlacementMixin
 from airflow_worker_insight.executors.placement.policy import Candidate
@@ -43,7 +43,7 @@ class Parent:
 class Executor(PlacementMixin, Parent):  # type: ignore[misc]
     def __init__(self, when_unseen: str = SEND) -> None:
         super().__init__()
-        self._desk = PlacementService(Rules(LEAST_LOADED, 4, when_unseen=when_unseen))
+        self._desk = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, when_unseen=when_unseen))
         one = Candidate(ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8)
         self._watch: Any = SimpleNamespace(snapshot=lambda: Snapshot((one,), time.monotonic()))
         self._started_at = -1000.0
@@ -86,7 +86,7 @@ def test_what_cannot_be_placed_waits_and_is_then_sent_as_airflow_would(
     else:
         assert came == [["extract"]] * GIVES_UP_AFTER
     assert executor.names(asked) == ["extract"]
-    assert open_placements(database) == {"extract": LEAST_LOADED}
+    assert open_placements(database) == {"extract": PlacementReason.LEAST_LOADED}
 
 
 def test_an_executor_that_holds_tasks_holds_them_and_writes_why_afterwards(
@@ -98,7 +98,7 @@ def test_an_executor_that_holds_tasks_holds_them_and_writes_why_afterwards(
         assert [executor.names(asked) for _ in range(GIVES_UP_AFTER + 1)] == [[]] * (GIVES_UP_AFTER + 1)
     with locked(database, worker.name):
         assert executor.names(asked) == []
-    assert open_placements(database) == {"extract": WORKERS_UNSEEN}
+    assert open_placements(database) == {"extract": PlacementReason.WORKERS_UNREACHABLE}
     assert executor.names(asked) == ["extract"]
 
 
@@ -126,7 +126,11 @@ def test_a_sweep_that_cannot_be_made_drops_nothing_and_is_made_later(
     monkeypatch.setattr(base, "UNWANTED_EVERY", 0.0)
     monkeypatch.setattr(base, "ENDS_AGAIN_AFTER", 0.0)
     with database.engine.begin() as connection:
-        placements.write(connection, [placements.Placement(key, WORKERS_UNSEEN, "waits", placed_at=NOON)], now=NOON)
+        placements.write(
+            connection,
+            [placements.Placement(key, PlacementReason.WORKERS_UNREACHABLE, "waits", placed_at=NOON)],
+            now=NOON,
+        )
         change_try(connection, key, state="failed")
     executor.queued_tasks[key] = None
     executor._waiting, executor._placed_at = {key: "waits"}, {key: NOON}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.liveness import (
     GONE_BEFORE,
     IDLE,
@@ -51,15 +51,17 @@ def verdict(
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", None])
 def test_one_that_answers_is_online_whatever_it_was(state: str | None) -> None:
     life = a_life(state=state, ended_at=NOON if state in ("lost", "offline") else None)
-    assert verdict(life, Evidence(a_sighting())) == Verdict(ONLINE, None, ended_at=None, seen=True)
+    assert verdict(life, Evidence(a_sighting())) == Verdict(WorkerState.ONLINE, None, ended_at=None, seen=True)
 
 
 def test_what_is_wrong_with_one_that_lives_is_said() -> None:
     found = verdict(a_life(), Evidence(a_sighting(unavailable_reason="maintenance mode")))
-    assert found == Verdict(ONLINE, "maintenance mode", seen=True)
+    assert found == Verdict(WorkerState.ONLINE, "maintenance mode", seen=True)
 
 
-@pytest.mark.parametrize(("after", "state"), [(59, None), (61, UNRESPONSIVE), (170, UNRESPONSIVE)])
+@pytest.mark.parametrize(
+    ("after", "state"), [(59, None), (61, WorkerState.UNRESPONSIVE), (170, WorkerState.UNRESPONSIVE)]
+)
 def test_silence_makes_it_unresponsive(after: float, state: str | None) -> None:
     found = verdict(a_life(), after=after)
     assert (found and found.state) == state
@@ -67,55 +69,57 @@ def test_silence_makes_it_unresponsive(after: float, state: str | None) -> None:
 
 def test_one_answer_that_got_lost_is_not_the_end() -> None:
     """However long nobody has seen it: the first look that misses it can make it unresponsive only."""
-    found = verdict(a_life(state=ONLINE), after=86400)
+    found = verdict(a_life(state=WorkerState.ONLINE), after=86400)
     assert found is not None
-    assert found.state == UNRESPONSIVE
+    assert found.state == WorkerState.UNRESPONSIVE
 
 
 def test_silence_beyond_the_timeout_is_lost_and_ended_when_it_was_last_seen() -> None:
-    life = a_life(state=UNRESPONSIVE)
+    life = a_life(state=WorkerState.UNRESPONSIVE)
     assert verdict(life, after=180) == verdict(life, after=61)
     found = verdict(life, after=181)
     assert found is not None
-    assert (found.state, found.ended_at) == (LOST, NOON)
+    assert (found.state, found.ended_at) == (WorkerState.LOST, NOON)
     assert "180 seconds" in (found.reason or "")
 
 
 def test_an_engine_that_is_down_makes_its_workers_unresponsive_with_the_reason() -> None:
     for after in (61, 181, 86400):
-        assert verdict(a_life(state=UNRESPONSIVE), NOBODY, DOWN, after=after) == Verdict(UNRESPONSIVE, DOWN.error)
+        assert verdict(a_life(state=WorkerState.UNRESPONSIVE), NOBODY, DOWN, after=after) == Verdict(
+            WorkerState.UNRESPONSIVE, DOWN.error
+        )
     assert verdict(a_life(), NOBODY, DOWN, after=30) is None
 
 
 def test_silence_counts_only_from_when_the_engine_was_reached() -> None:
-    life = a_life(state=UNRESPONSIVE)
+    life = a_life(state=WorkerState.UNRESPONSIVE)
     found = verdict(life, NOBODY, Reached(since=at(3600)), after=3600 + 180)
     assert found is not None
-    assert found.state == UNRESPONSIVE
+    assert found.state == WorkerState.UNRESPONSIVE
     found = verdict(life, NOBODY, Reached(since=at(3600)), after=3600 + 181)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 def test_who_said_goodbye_is_offline() -> None:
     goodbye = Evidence(a_sighting(has_left=True, heartbeat_at=None))
-    assert verdict(a_life(), goodbye) == Verdict(OFFLINE, LEFT, ended_at=at(30))
-    assert verdict(a_life(state=OFFLINE, ended_at=NOON), goodbye) is None
-    assert verdict(a_life(), goodbye, DOWN) == Verdict(OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(a_life(), goodbye) == Verdict(WorkerState.OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(a_life(state=WorkerState.OFFLINE, ended_at=NOON), goodbye) is None
+    assert verdict(a_life(), goodbye, DOWN) == Verdict(WorkerState.OFFLINE, LEFT, ended_at=at(30))
 
 
 def test_an_engine_that_only_missed_it_says_no_goodbye() -> None:
     """Edge calls a worker in maintenance "offline maintenance" when it missed its heartbeats."""
     missed = Evidence(a_sighting(has_left=True, heartbeat_at=NOON))
     assert verdict(a_life(), missed) is None
-    found = verdict(a_life(state=UNRESPONSIVE), missed, after=181)
+    found = verdict(a_life(state=WorkerState.UNRESPONSIVE), missed, after=181)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 def test_a_mailbox_that_is_gone_is_a_goodbye_of_one_that_answered_before() -> None:
     gone = Evidence(lost_mailbox=True)
-    assert verdict(a_life(), gone) == Verdict(OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(a_life(), gone) == Verdict(WorkerState.OFFLINE, LEFT, ended_at=at(30))
     assert verdict(a_life(engine_heartbeat_at=None), gone) is None
     # The broker was away since it answered, and may have forgotten all mailboxes.
     assert verdict(a_life(), gone, Reached(since=at(10))) is None
@@ -126,21 +130,21 @@ def test_a_pause_hides_neither_who_left_before_it_nor_who_was_silent_at_both_end
     """As between looks from cron, which lie far apart."""
     after_a_pause = Reached(since=at(300), before=at(-3600))
     assert verdict(a_life(), Evidence(lost_mailbox=True), after_a_pause, after=300) == Verdict(
-        OFFLINE, LEFT, ended_at=at(300)
+        WorkerState.OFFLINE, LEFT, ended_at=at(300)
     )
     missed_once = verdict(a_life(), NOBODY, after_a_pause, after=300)
-    missed_twice = verdict(a_life(state=UNRESPONSIVE), NOBODY, after_a_pause, after=300)
+    missed_twice = verdict(a_life(state=WorkerState.UNRESPONSIVE), NOBODY, after_a_pause, after=300)
     assert missed_once is not None
     assert missed_twice is not None
-    assert (missed_once.state, missed_twice.state) == (UNRESPONSIVE, LOST)
-    assert verdict(a_life(state=UNRESPONSIVE), NOBODY, Reached(since=at(300)), after=300) == missed_once
+    assert (missed_once.state, missed_twice.state) == (WorkerState.UNRESPONSIVE, WorkerState.LOST)
+    assert verdict(a_life(state=WorkerState.UNRESPONSIVE), NOBODY, Reached(since=at(300)), after=300) == missed_once
 
 
 def test_a_new_life_ends_the_old_one() -> None:
-    assert verdict(a_life(), Evidence(is_replaced=True)) == Verdict(OFFLINE, REPLACED, ended_at=NOON)
+    assert verdict(a_life(), Evidence(is_replaced=True)) == Verdict(WorkerState.OFFLINE, REPLACED, ended_at=NOON)
     found = verdict(a_life(), Evidence(is_replaced=True, running=2))
     assert found is not None
-    assert (found.state, found.ended_at) == (LOST, NOON)
+    assert (found.state, found.ended_at) == (WorkerState.LOST, NOON)
     assert "2" in (found.reason or "")
     assert verdict(a_life(), Evidence(is_replaced=True, running=2), DOWN) is None
 
@@ -154,7 +158,7 @@ def test_of_what_was_gone_before_anybody_looked_nothing_is_claimed() -> None:
 
 
 def test_what_has_ended_is_left_alone() -> None:
-    for state in (LOST, OFFLINE, None):
+    for state in (WorkerState.LOST, WorkerState.OFFLINE, None):
         assert verdict(a_life(state=state, ended_at=NOON), after=86400) is None
 
 
@@ -168,10 +172,10 @@ def test_a_time_that_is_yet_to_come_is_now() -> None:
 @pytest.mark.parametrize(
     ("age", "expected"),
     [
-        (0, Verdict(ONLINE, None, seen=True)),
-        (-59, Verdict(ONLINE, None, seen=True)),
-        (600, Verdict(UNRESPONSIVE, WAITING)),
-        (-600, Verdict(UNRESPONSIVE, WAITING)),
+        (0, Verdict(WorkerState.ONLINE, None, seen=True)),
+        (-59, Verdict(WorkerState.ONLINE, None, seen=True)),
+        (600, Verdict(WorkerState.UNRESPONSIVE, WAITING)),
+        (-600, Verdict(WorkerState.UNRESPONSIVE, WAITING)),
         (86400, None),
         (-86400, None),
     ],
@@ -191,10 +195,13 @@ def test_what_says_too_little_makes_no_worker_known(others: dict[str, bool]) -> 
 def test_a_pod_ends_with_its_try() -> None:
     pod = a_life(kind="kubernetes")
     beside = {"now": at(30), "timeouts": TIMEOUTS}
-    assert judge_by_tries(pod, NOBODY, REACHED, **beside) == Verdict(OFFLINE, TRY_ENDED, ended_at=at(30))
+    assert judge_by_tries(pod, NOBODY, REACHED, **beside) == Verdict(WorkerState.OFFLINE, TRY_ENDED, ended_at=at(30))
     sighted = Evidence(a_sighting(kind="kubernetes", ref=1))
-    assert judge_by_tries(pod, sighted, REACHED, **beside) == Verdict(ONLINE, None, seen=True)
-    assert judge_by_tries(a_life(kind="kubernetes", state=LOST, ended_at=NOON), NOBODY, REACHED, **beside) is None
+    assert judge_by_tries(pod, sighted, REACHED, **beside) == Verdict(WorkerState.ONLINE, None, seen=True)
+    assert (
+        judge_by_tries(a_life(kind="kubernetes", state=WorkerState.LOST, ended_at=NOON), NOBODY, REACHED, **beside)
+        is None
+    )
 
 
 def test_of_an_unknown_executors_worker_nothing_is_said_while_it_is_idle() -> None:
@@ -205,11 +212,11 @@ def test_of_an_unknown_executors_worker_nothing_is_said_while_it_is_idle() -> No
 
 
 def test_a_pod_whose_try_has_no_heartbeat_any_more_is_lost() -> None:
-    pod = a_life(kind="kubernetes", state=UNRESPONSIVE)
+    pod = a_life(kind="kubernetes", state=WorkerState.UNRESPONSIVE)
     evidence = Evidence(a_sighting(kind="kubernetes", ref=1, heartbeat_at=NOON))
     found = judge_by_tries(pod, evidence, REACHED, now=at(181), timeouts=TIMEOUTS)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 # --- since when an engine is reached ---------------------------------------------------------------------------------
@@ -294,7 +301,7 @@ def test_it_comes_online_only_with_a_sign_of_life(happening: list[Moment], skew:
     for moment in happening:
         before = world.life.state
         world.pass_by(moment)
-        if world.life.state == ONLINE and before != ONLINE:
+        if world.life.state == WorkerState.ONLINE and before != WorkerState.ONLINE:
             assert world.answered
 
 
@@ -308,7 +315,7 @@ def test_it_is_lost_only_where_the_engine_was_reached_all_the_time(happening: li
         # What was so while nobody looked cannot be known.
         was_missed = moment.looking and not moment.reachable
         reached_for = timedelta(0) if was_missed else reached_for + INTERVAL
-        if world.life.state == LOST and before != LOST:
+        if world.life.state == WorkerState.LOST and before != WorkerState.LOST:
             assert moment.reachable
             assert moment.looking
             assert reached_for >= TIMEOUTS.lost
@@ -320,9 +327,9 @@ def test_one_that_always_answers_is_never_said_to_be_gone(happening: list[Moment
     world = World(skew)
     for moment in happening:
         world.pass_by(replace(moment, alive=True, heard=True))
-        assert world.life.state in (ONLINE, UNRESPONSIVE)
+        assert world.life.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
         if moment.looking and moment.reachable:
-            assert world.life.state == ONLINE
+            assert world.life.state == WorkerState.ONLINE
 
 
 @given(moments, skews)
@@ -334,7 +341,7 @@ def test_one_that_died_is_found_to_be_lost_once_it_is_looked_at(happening: list[
     looks = (TIMEOUTS.lost // INTERVAL) + 4
     for _ in range(looks):
         world.pass_by(Moment(alive=False, heard=False, reachable=True, looking=True))
-    assert world.life.state == LOST
+    assert world.life.state == WorkerState.LOST
 
 
 @given(moments, skews)
@@ -347,6 +354,6 @@ def test_an_hour_without_anybody_looking_costs_no_worker(happening: list[Moment]
     # Edge's and the schedulers' heartbeats stood still with the API server or the database: the first look has nothing.
     world.pass_by(Moment(alive=True, heard=False, reachable=True, looking=True))
     world.pass_by(Moment(alive=True, heard=False, reachable=True, looking=True))
-    assert world.life.state in (ONLINE, UNRESPONSIVE)
+    assert world.life.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
     world.pass_by(Moment(alive=True, heard=True, reachable=True, looking=True))
-    assert world.life.state == ONLINE
+    assert world.life.state == WorkerState.ONLINE

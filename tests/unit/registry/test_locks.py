@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import CELERY
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry import gauges, poll
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.store import retention, session
@@ -30,7 +30,7 @@ def brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 class OneWorker:
     """An engine with one worker."""
 
-    name = CELERY
+    name = SourceName.CELERY
 
     def look(self, view: PollContext) -> PollResult:
         now = view.clock()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.matching import match
 from tests.unit.database import NOON, at
 from tests.unit.registry.fleets import a_life, a_sighting
@@ -69,7 +69,7 @@ def test_of_several_lives_the_latest_is_meant() -> None:
 
 
 def test_one_that_has_ended_may_come_back() -> None:
-    assert matched(a_sighting(), a_life(1, state=LOST, ended_at=NOON)) == 1
+    assert matched(a_sighting(), a_life(1, state=WorkerState.LOST, ended_at=NOON)) == 1
 
 
 def test_two_workers_under_one_name_keep_their_own_lives() -> None:
@@ -103,13 +103,13 @@ def test_an_edge_worker_is_known_by_its_name_and_its_start() -> None:
     assert matched(sighting, a_life(1, **edge)) == 1
     assert matched(sighting, a_life(1, **edge, engine_started_at=at(-7200))) is None
     assert matched(sighting, a_life(1, **edge, engine_started_at=None)) == 1
-    assert matched(a_sighting(**edge, started_at=None), a_life(1, **edge, state=LOST, ended_at=NOON)) == 1
+    assert matched(a_sighting(**edge, started_at=None), a_life(1, **edge, state=WorkerState.LOST, ended_at=NOON)) == 1
 
 
 def test_an_edge_worker_that_left_in_order_is_another_one_when_it_is_back() -> None:
     edge = {"kind": "edge", "engine_name": "edge-1", "pid": None}
     sighting = a_sighting(**edge, started_at=None)
-    assert matched(sighting, a_life(1, **edge, state=OFFLINE, ended_at=NOON)) is None
+    assert matched(sighting, a_life(1, **edge, state=WorkerState.OFFLINE, ended_at=NOON)) is None
 
 
 def test_a_local_worker_is_its_schedulers_job() -> None:
@@ -118,7 +118,7 @@ def test_a_local_worker_is_its_schedulers_job() -> None:
     assert matched(sighting, a_life(1, **local, job_id=6), a_life(2, **local, job_id=7)) == 2
     assert matched(sighting, a_life(1, **local, job_id=6)) is None
     assert matched(sighting, a_life(1, **local, job_id=None)) == 1
-    assert matched(sighting, a_life(1, **local, job_id=None, state=LOST, ended_at=NOON)) is None
+    assert matched(sighting, a_life(1, **local, job_id=None, state=WorkerState.LOST, ended_at=NOON)) is None
 
 
 def test_several_local_workers_of_one_scheduler_are_not_its_one_worker() -> None:

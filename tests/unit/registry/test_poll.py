@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import CELERY, EDGE, TRIES
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry import poll as module
 from airflow_worker_insight.registry.liveness import NOT_CONFIGURED
 from airflow_worker_insight.registry.observations import (
@@ -42,7 +42,7 @@ INTERVAL = 30
 class FakeEngine:
     """An engine whose workers are what a test says; each entry is a worker that lives."""
 
-    name: str = CELERY
+    name: str = SourceName.CELERY
     kind: str = "celery"
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: Exception | str | None = None
@@ -121,8 +121,8 @@ def history(database: Database) -> list[tuple[str, str | None]]:
 @on_both
 def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeEngine) -> None:
     celery.workers = {"w1@host-1": {"concurrency": 16}, "w2@host-1": {}}
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2}, registered=2)
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 2})
+    assert look() == SourceOutcome(SourceName.CELERY, looked=True, states={"online": 2}, registered=2)
+    assert look() == SourceOutcome(SourceName.CELERY, looked=True, states={"online": 2})
     assert [(row["name"], row["concurrency"]) for row in database.workers()] == [("w1@host-1", 16), ("w2@host-1", None)]
     assert history(database) == []
 
@@ -156,7 +156,7 @@ def test_a_restart_begins_a_new_life_and_ends_the_old_one(database: Database, ce
     celery.workers = {"w1": {"pid": 200, "concurrency": 4}}
     assert look().registered == 1
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(100, "offline"), (200, "online")]
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1})
+    assert look() == SourceOutcome(SourceName.CELERY, looked=True, states={"online": 1})
 
 
 @on_both
@@ -269,7 +269,7 @@ def test_its_report_and_its_engine_tell_of_one_worker(database: Database, celery
 
 
 @on_both
-@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
+@pytest.mark.parametrize(("name", "pid"), [(SourceName.CELERY, 7), (SourceName.EDGE, None)])
 @pytest.mark.parametrize("skew", [-600, 0, 600])
 def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
     database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
@@ -296,7 +296,7 @@ def test_a_try_that_comes_before_the_restart_was_seen_is_of_the_new_life(
 
 
 @on_both
-@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
+@pytest.mark.parametrize(("name", "pid"), [(SourceName.CELERY, 7), (SourceName.EDGE, None)])
 @pytest.mark.parametrize("skew", [-7200, -600, 0, 600])
 def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_look(
     database: Database, engines: list[Any], time: Time, name: str, pid: int | None, skew: float
@@ -325,7 +325,7 @@ def test_what_is_registered_during_a_look_is_not_judged_by_it(database: Database
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker("pod-1", kind="kubernetes"), now=clock.database_now(connection))
 
-    engines.append(FakeEngine(TRIES, "kubernetes", meanwhile=pod_comes))
+    engines.append(FakeEngine(SourceName.TRIES, "kubernetes", meanwhile=pod_comes))
     look()
     assert [row["state"] for row in database.workers()] == ["online"]
     engines[0].meanwhile = lambda: None
@@ -469,7 +469,7 @@ def test_looks_from_cron_find_who_left_and_who_died(
 def test_workers_of_an_executor_that_is_not_configured_any_more_end(
     database: Database, engines: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines += [FakeEngine(workers={"w1": {}, "busy": {"pid": 200}}), FakeEngine(TRIES, "kubernetes")]
+    engines += [FakeEngine(workers={"w1": {}, "busy": {"pid": 200}}), FakeEngine(SourceName.TRIES, "kubernetes")]
     refresh(only_if_due=False)
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
@@ -507,7 +507,7 @@ def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_
 ) -> None:
     """Of 2.11's workers after an upgrade. A server may also be configured in another way than those who run them."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
-    engines.append(FakeEngine(TRIES, "kubernetes"))
+    engines.append(FakeEngine(SourceName.TRIES, "kubernetes"))
 
     def runs_a_try(worker_id: str, number: int) -> None:
         with database.engine.begin() as connection:
@@ -544,13 +544,13 @@ def test_an_engine_that_nobody_ever_looked_at_ends_once_none_of_its_workers_ran_
 
 @pytest.mark.parametrize("error", [ValueError("an answer made no sense"), RuntimeError()])
 def test_one_engines_error_leaves_the_others_alone(database: Database, engines: list[Any], error: Exception) -> None:
-    engines += [FakeEngine(error=error), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    engines += [FakeEngine(error=error), FakeEngine(SourceName.EDGE, "edge", {"edge-1": {}})]
     broken, working = refresh(only_if_due=False).engines
     assert type(error).__name__ in (broken.error or "")
     assert working.states == {"online": 1}
     with database.engine.connect() as connection:
         errors = dict(connection.execute(select(engine_table.c.name, engine_table.c.error)).all())
-    assert errors == {CELERY: broken.error, EDGE: None}
+    assert errors == {SourceName.CELERY: broken.error, SourceName.EDGE: None}
 
 
 def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Database, engines: list[Any]) -> None:
@@ -559,7 +559,7 @@ def test_what_cannot_be_written_is_an_error_of_that_engine_only(database: Databa
             (WorkerObservation(kind="celery", engine_name="w", hostname=None, heartbeat_at=view.clock()),)
         )  # type: ignore[arg-type]
 
-    engines += [FakeEngine(), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    engines += [FakeEngine(), FakeEngine(SourceName.EDGE, "edge", {"edge-1": {}})]
     engines[0].look = too_long
     broken, working = refresh(only_if_due=False).engines
     assert broken.error
@@ -585,7 +585,7 @@ def test_an_engine_is_told_when_what_it_said_is_written(database: Database, cele
     assert look().error
     assert told == []
     facts.clear()
-    assert look() == SourceOutcome(CELERY, looked=True, states={"online": 1}, registered=1)
+    assert look() == SourceOutcome(SourceName.CELERY, looked=True, states={"online": 1}, registered=1)
     assert told == ["w1"]
 
 
@@ -606,7 +606,7 @@ def test_what_could_not_be_written_is_looked_at_again_after_an_interval(
 def test_an_engine_sees_its_own_open_lives_and_when_the_look_before_began(
     database: Database, engines: list[Any], time: Time
 ) -> None:
-    engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(EDGE, "edge", {"edge-1": {}})]
+    engines += [FakeEngine(workers={"w1": {}, "w2": {}}), FakeEngine(SourceName.EDGE, "edge", {"edge-1": {}})]
     refresh(only_if_due=False)
     time.passes(INTERVAL)
     refresh(only_if_due=False)
@@ -713,7 +713,7 @@ def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.
         now = clock.database_now(connection)
         pod = a_worker("pod-1", kind="kubernetes")
         record_start(connection, key, pod, try_started_at=now, state="running", now=now)
-    assert look() == SourceOutcome(TRIES, looked=True, states={"online": 1})
+    assert look() == SourceOutcome(SourceName.TRIES, looked=True, states={"online": 1})
     (row,) = database.workers()
     assert (row["state"], row["running"]) == ("online", 1)
     with database.engine.begin() as connection:
@@ -732,7 +732,7 @@ def test_a_pod_lives_as_long_as_its_try(database: Database, monkeypatch: pytest.
 def test_one_that_comes_back_has_a_history_that_says_so(
     database: Database, engines: list[Any], time: Time, kind: str, kept: list[str]
 ) -> None:
-    engines.append(FakeEngine(TRIES, kind))
+    engines.append(FakeEngine(SourceName.TRIES, kind))
     with database.engine.begin() as connection:
         beat = clock.database_now(connection)
         ref = upsert_worker(connection, a_worker("one", kind=kind), now=beat)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, literal, select, update
 
-from airflow_worker_insight.store.dialects import execute_and_count, row_count, with_row_count
-from airflow_worker_insight.store.tables import change
+from airflow_worker_insight.domain.states import SourceName, WorkerState
+from airflow_worker_insight.store.dialects import execute_and_count, in_list, in_rows, row_count, with_row_count
+from airflow_worker_insight.store.tables import change, engine
 from tests.unit.database import NOON, Database, on_both
 
 ENTRY = {"changed_at": NOON, "state": "online"}
@@ -39,3 +40,22 @@ def test_a_statement_that_is_prepared_once_is_counted_each_time(database: Databa
     statement = with_row_count(add(1, rows=rows), database.engine.dialect.name)
     with database.engine.begin() as connection:
         assert [row_count(connection.execute(statement)) for _ in range(2)] == [rows, rows]
+
+
+@on_both
+def test_members_of_enums_are_bound_and_read_as_their_values(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(insert(engine).values(name=SourceName.CELERY, due_at=NOON, error=WorkerState.LOST))
+        connection.execute(insert(change).values(worker_ref=1, changed_at=NOON, state=WorkerState.LOST))
+        conditions = (
+            engine.c.name == SourceName.CELERY,
+            engine.c.name.in_([SourceName.CELERY, SourceName.EDGE]),
+            in_list(connection, engine.c.name, [SourceName.CELERY, SourceName.EDGE]),
+            in_rows(connection, (engine.c.name, engine.c.error), [(SourceName.CELERY, WorkerState.LOST)]),
+        )
+        for condition in conditions:
+            rows = connection.execute(select(engine.c.name, engine.c.error).where(condition)).all()
+            assert [tuple(row) for row in rows] == [("celery", "lost")]
+            assert {type(value) for value in rows[0]} == {str}
+        states = connection.execute(select(change.c.state).where(change.c.state == WorkerState.LOST)).scalars().all()
+        assert [(type(state), state) for state in states] == [(str, "lost")]

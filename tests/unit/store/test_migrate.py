@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
+from airflow_worker_insight.domain.states import STATES, Attribution, WorkerAvailability, WorkerState
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.tables import NO_WORKER, VERSION_TABLE, Coded, attempt, metadata, start_slot, worker
@@ -556,12 +556,12 @@ def test_every_state_of_airflow_has_a_code_and_keeps_it() -> None:
     assert metadata_database.task_instance_states() <= set(STATES)
     # What is stored cannot change: new words go to the end.
     assert STATES[:6] == ("running", "success", "failed", "skipped", "upstream_failed", "removed")
-    assert ATTRIBUTIONS == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
-    assert WORKER_STATES == ("online", "unresponsive", "offline", "lost")
-    assert AVAILABILITIES == ("available", "draining", "quarantined")
+    assert Attribution.values() == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
+    assert WorkerState.values() == ("online", "unresponsive", "offline", "lost")
+    assert WorkerAvailability.values() == ("available", "draining", "quarantined")
 
 
-@pytest.mark.parametrize("words", [STATES, ATTRIBUTIONS, WORKER_STATES, AVAILABILITIES])
+@pytest.mark.parametrize("words", [STATES, Attribution.values(), WorkerState.values(), WorkerAvailability.values()])
 def test_a_code_gives_its_word_back(words: tuple[str, ...]) -> None:
     coded = Coded(words)
     for word in (*words, None):

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from airflow_worker_insight.capture.reconcile import reconcile_runs
 from airflow_worker_insight.domain.filters import AllDags, AttemptFilter, PlacementFilter
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import running as attempts_running
 from airflow_worker_insight.store.attempts.queries import list_attempts
@@ -43,7 +43,7 @@ LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 places taken"
 
 def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:
     known: dict[str, Any] = {
-        "reason": LEAST_LOADED,
+        "reason": PlacementReason.LEAST_LOADED,
         "detail": LINE,
         "worker_ref": ref,
         "own_queue": ref and f"own.{ref}",
@@ -65,7 +65,7 @@ def stored(connection: Connection) -> list[Any]:
 
 
 def test_codes_never_move() -> None:
-    assert REASONS == (
+    assert PlacementReason.values() == (
         "least_loaded",
         "round_robin",
         "sticky",
@@ -89,7 +89,7 @@ def test_codes_never_move() -> None:
 def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> None:
     with database.engine.begin() as connection:
         keys = [a_live_try(connection, f"task-{n}") for n in range(4)]
-        waits = replace(placed(keys[3]), reason=FULL, detail="waits")
+        waits = replace(placed(keys[3]), reason=PlacementReason.FULL, detail="waits")
         placements.write(connection, [placed(keys[0], 1), placed(keys[1], 1), placed(keys[2], 2), waits], now=NOON)
         assert placements.count_open(connection) == {1: 2, 2: 1}
         # What waited is placed, by whichever scheduler.
@@ -120,18 +120,24 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         key = add_try(connection, run)
         late = add_try(connection, run, "late", state="running", ended_at=None)
         record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
-        placements.write(connection, [placed(key, ref, is_open=False, reason=ELSEWHERE), placed(late, ref)], now=NOON)
+        placements.write(
+            connection,
+            [placed(key, ref, is_open=False, reason=PlacementReason.RETRY_ELSEWHERE), placed(late, ref)],
+            now=NOON,
+        )
         assert kept(connection, key) == {}
-        assert [one.placement for one in attempts(connection)] == [ELSEWHERE]
+        assert [one.placement for one in attempts(connection)] == [PlacementReason.RETRY_ELSEWHERE]
         reconcile_runs(connection, [run])
-        assert kept(connection, key) == {1: ELSEWHERE}
-        assert {one.task_id: one.placement for one in attempts(connection)} == {key.task_id: ELSEWHERE}
+        assert kept(connection, key) == {1: PlacementReason.RETRY_ELSEWHERE}
+        assert {one.task_id: one.placement for one in attempts(connection)} == {
+            key.task_id: PlacementReason.RETRY_ELSEWHERE
+        }
         assert [(row.task_id, row.is_open) for row in stored(connection)] == [("extract", False), ("late", True)]
         # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
         reconcile_runs(connection, [run])
-        assert kept(connection, late) == {1: LEAST_LOADED}
-        assert kept(connection, key) == {1: ELSEWHERE}
+        assert kept(connection, late) == {1: PlacementReason.LEAST_LOADED}
+        assert kept(connection, key) == {1: PlacementReason.RETRY_ELSEWHERE}
         # The sentence stays, for whoever asks later.
         assert [row.is_open for row in stored(connection)] == [False, False]
         assert {one.placement_detail for one in attempts(connection)} == {LINE}
@@ -314,12 +320,12 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
             )
         )
         some = [
-            placed(waits, reason=FULL, detail="waits: all are full", placed_at=NOON),
+            placed(waits, reason=PlacementReason.FULL, detail="waits: all are full", placed_at=NOON),
             placed(queued, ref, placed_at=at(1)),
-            placed(runs, ref, reason=ELSEWHERE, placed_at=at(2)),
+            placed(runs, ref, reason=PlacementReason.RETRY_ELSEWHERE, placed_at=at(2)),
             # Airflow knows more than what was written last.
             placed(ended, ref, placed_at=at(3)),
-            placed(late, reason=FULL, detail="waits: all are full", placed_at=at(4)),
+            placed(late, reason=PlacementReason.FULL, detail="waits: all are full", placed_at=at(4)),
             placed(replace(gone, try_number=7), ref, placed_at=at(5)),
         ]
         placements.write(connection, some, now=NOON)
@@ -330,7 +336,7 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
         assert listed(connection, state="waiting") == (["waits"], 1)
         assert listed(connection, state="placed") == (["queued", "runs"], 2)
         assert listed(connection, try_state="queued") == (["waits", "queued"], 2)
-        assert listed(connection, reason=ELSEWHERE) == (["runs"], 1)
+        assert listed(connection, reason=PlacementReason.RETRY_ELSEWHERE) == (["runs"], 1)
         assert listed(connection, worker_id="w1") == (["queued", "runs"], 2)
         assert listed(connection, worker_id="w2") == ([], 0)
         assert listed(connection, dag_id="etl", run_id="run-waits", task_id="waits") == (["waits"], 1)

@@ -15,7 +15,7 @@ from sqlalchemy import func, insert, select, text
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.attempts.close import ensure_hosts, instances_on_hosts
 from airflow_worker_insight.store.retention import Removed
@@ -230,8 +230,8 @@ def test_a_worker_that_no_kept_try_names_goes_with_its_history(database: Databas
         ({"state": None, "ended_at": None, "last_seen_at": at(1)}, False),
         ({"last_seen_at": at(1), "ended_at": at(1)}, False),
         ({"ended_at": at(0)}, False),
-        ({"availability": DRAINING}, True),
-        ({"availability": QUARANTINED}, False),
+        ({"availability": WorkerAvailability.DRAINING}, True),
+        ({"availability": WorkerAvailability.QUARANTINED}, False),
     ],
     ids=str,
 )
@@ -244,8 +244,8 @@ def test_a_worker_goes_when_it_was_gone_before_the_limit(database: Database, kno
 
 @pytest.mark.parametrize("same", [{"name": "w1"}, {"engine_name": "w1@host"}], ids=str)
 def test_a_quarantine_stays_as_long_as_it_is_the_latest_of_its_name(database: Database, same: dict[str, Any]) -> None:
-    store_worker(database, "earlier", availability=QUARANTINED, **same)
-    store_worker(database, "latest", availability=QUARANTINED, **same)
+    store_worker(database, "earlier", availability=WorkerAvailability.QUARANTINED, **same)
+    store_worker(database, "latest", availability=WorkerAvailability.QUARANTINED, **same)
     assert prune(database).workers == 1
     assert workers(database) == ["latest"]
 
@@ -583,7 +583,7 @@ def test_no_try_points_to_nothing_however_many_write_meanwhile(
 def test_the_conditions_compile_for_mysql() -> None:
     from sqlalchemy.dialects import mysql
 
-    assert AVAILABLE
+    assert WorkerAvailability.AVAILABLE
     statement = select(attempt.c.run_key).where(retention._try_goes(attempt, LIMIT))
     sql = str(statement.compile(dialect=mysql.dialect()))
     assert sql.count("EXISTS") > 4

@@ -16,14 +16,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import task_runtime
-from airflow_worker_insight.domain.reasons import (
-    FULL,
-    INVALID_REQUEST,
-    NO_LABEL,
-    NOT_AVAILABLE,
-    SHARED_QUEUE,
-    WORKERS_UNSEEN,
-)
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
@@ -167,7 +160,11 @@ def test_no_more_are_sent_than_there_are_slots(executor: WorkerInsightCeleryExec
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
-    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, INVALID_REQUEST), ("moon", INVALID_REQUEST)],
+    [
+        ({"labels": {"zone": "moon"}}, PlacementReason.NO_LABEL),
+        ({"labels": "moon"}, PlacementReason.INVALID_REQUEST),
+        ("moon", PlacementReason.INVALID_REQUEST),
+    ],
 )
 def test_why_a_task_waits_is_written_once(
     executor: WorkerInsightCeleryExecutor, database: Database, asked: Any, reason: str
@@ -193,7 +190,7 @@ def test_who_is_left_out_is_told_as_it_is_now(executor: WorkerInsightCeleryExecu
         watch.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
         executor.trigger_tasks(8)
         (one,) = stored(database)
-        assert (one.reason, availability in one.detail) == (NOT_AVAILABLE, True)
+        assert (one.reason, availability in one.detail) == (PlacementReason.NOT_AVAILABLE, True)
 
 
 def test_with_that_fallback_it_goes_to_the_shared_queue(
@@ -205,7 +202,7 @@ def test_with_that_fallback_it_goes_to_the_shared_queue(
     executor.trigger_tasks(8)
     assert sent == [("extract", "default")]
     (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (SHARED_QUEUE, None)
+    assert (one.reason, one.worker_ref) == (PlacementReason.SHARED_QUEUE, None)
     assert "w1@host (quarantined)" in one.detail
 
 
@@ -219,7 +216,7 @@ def test_a_full_worker_is_full_for_all_schedulers(
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert len(sent) == 3
-    assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [FULL]
+    assert [one.reason for one in stored(database) if one.key.task_id == "extract"] == [PlacementReason.FULL]
 
 
 def test_a_retry_is_kept_away_from_the_worker_that_failed_it(
@@ -288,7 +285,7 @@ def test_one_failure_is_no_reason_to_pass_by_what_was_decided(
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
         (one,) = placements.open_placements(connection)
-    assert one.reason == NOT_AVAILABLE
+    assert one.reason == PlacementReason.NOT_AVAILABLE
 
 
 def test_it_says_when_it_begins_to_send_plainly_and_when_it_places_again(
@@ -685,7 +682,7 @@ def test_tasks_are_held_while_the_workers_cannot_be_seen_and_placed_afterwards(
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
     (one,) = stored(database)
-    assert (one.reason, one.worker_ref, one.waits) == (WORKERS_UNSEEN, None, True)
+    assert (one.reason, one.worker_ref, one.waits) == (PlacementReason.WORKERS_UNREACHABLE, None, True)
     assert one.detail.startswith("waits: the workers cannot be seen since 2")
     said = [one for one in caplog.records if "holds them until it sees the workers again" in one.message]
     assert len(said) == 1
@@ -712,7 +709,11 @@ def test_since_when_a_task_waits_does_not_change_with_its_reason(
         watch.known = snapshot
         holding.trigger_tasks(8)
         waits += stored(database)
-    assert [one.reason for one in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
+    assert [one.reason for one in waits] == [
+        PlacementReason.NOT_AVAILABLE,
+        PlacementReason.WORKERS_UNREACHABLE,
+        PlacementReason.NOT_AVAILABLE,
+    ]
     assert len({one.placed_at for one in waits}) == 1
 
 
@@ -762,7 +763,7 @@ def test_a_task_that_the_broker_does_not_take_is_held_and_keeps_its_retry(
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
     (one,) = stored(database)
-    assert (one.reason, one.worker_ref) == (WORKERS_UNSEEN, None)
+    assert (one.reason, one.worker_ref) == (PlacementReason.WORKERS_UNREACHABLE, None)
     assert "Celery's broker cannot be reached" in one.detail
 
     watch.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())

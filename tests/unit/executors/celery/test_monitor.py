@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from airflow_worker_insight.domain.reasons import LEAST_LOADED, OTHERS_FULL
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors import monitor
 from airflow_worker_insight.executors.celery import consumers, rebalance
 from airflow_worker_insight.executors.celery import monitor as module
@@ -120,7 +120,7 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
     with database.engine.begin() as connection:
         run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
         key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, "", worker_ref=ref, dedicated_queue=dedicated_queue(name))
+        one = Placement(key, PlacementReason.LEAST_LOADED, "", worker_ref=ref, dedicated_queue=dedicated_queue(name))
         placements.write(connection, [one], now=NOON)
 
 
@@ -414,9 +414,9 @@ def test_what_waits_at_one_is_taken_back_for_another_that_has_nothing_to_do(
     assert taken == [(dedicated_queue("w1"), "w1@host", False)]
     assert levelled == [2]
     # What waits at the slow one and has failed on the idle one stays.
-    placer = Placer(LEAST_LOADED, offered)
+    placer = Placer(PlacementReason.LEAST_LOADED, offered)
     retry = Task("etl", "run-1", "extract", -1, 2, "default", avoid=frozenset({"w2@host"}))
-    assert placer.place(retry).reason == OTHERS_FULL
+    assert placer.place(retry).reason == PlacementReason.OTHERS_FULL
     assert placer.place(replace(retry, avoid=frozenset())).worker == replace(candidates(watch)["w2@host"], capacity=2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.celery import reclaim
 from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.reclaim import reclaim_tasks, remove_queues
@@ -95,7 +95,7 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
         ]
         placements.write(
             connection,
-            [Placement(key, LEAST_LOADED, "w1", worker_ref=1, dedicated_queue=DEAD) for key in keys],
+            [Placement(key, PlacementReason.LEAST_LOADED, "w1", worker_ref=1, dedicated_queue=DEAD) for key in keys],
             now=NOON,
         )
     return keys
@@ -283,9 +283,9 @@ def test_a_message_that_airflow_has_given_up_is_sent_to_nobody(database: Databas
     """The try was stuck here, and Airflow has queued it again: what is written of it is of the later message."""
     (key,) = store(database, 1)
     later = (
-        Placement(key, FULL, "waits")
+        Placement(key, PlacementReason.FULL, "waits")
         if waits
-        else Placement(key, LEAST_LOADED, "w3", worker_ref=3, dedicated_queue=dedicated_queue("third"))
+        else Placement(key, PlacementReason.LEAST_LOADED, "w3", worker_ref=3, dedicated_queue=dedicated_queue("third"))
     )
     with database.engine.begin() as connection:
         placements.write(connection, [later], now=NOON)

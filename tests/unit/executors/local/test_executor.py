@@ -22,7 +22,7 @@ from sqlalchemy import update
 from airflow_worker_insight import compat, identity
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.compat import local_executor, task_runtime
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.base import try_key
 from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor, monitor
 from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor
@@ -265,7 +265,7 @@ def test_what_finds_no_room_waits_with_the_scheduler_and_goes_when_there_is_some
     assert len(executor.running) == 4
     assert len(executor.queued_tasks) == 2
     assert executor.slots_available == 4 - 6
-    assert reasons(database)[FULL] == 0, "the slots are taken: nobody has asked for them"
+    assert reasons(database)[PlacementReason.FULL] == 0, "the slots are taken: nobody has asked for them"
     work.let_go()
     assert set(events_of(executor, *keys).values()) == {"success"}
     # Whose place was free first is nobody's promise, so neither is who runs the last two.
@@ -290,7 +290,7 @@ def test_with_nobody_available_tasks_wait_and_say_why(executor: Any, work: Work,
         decide(database, executor, name, "quarantined")
     (key,) = queue(executor, "extract")
     executor.heartbeat()
-    assert reasons(database) == {NOT_AVAILABLE: 1}
+    assert reasons(database) == {PlacementReason.NOT_AVAILABLE: 1}
     with database.engine.connect() as connection:
         (one,) = placements.open_placements(connection)
     assert one.detail.startswith("waits: no worker of the queue default is available; left out: w")
@@ -313,7 +313,7 @@ def test_a_retry_goes_elsewhere(executor: Any, work: Work, database: Database) -
         events_of(executor, *queue(executor, "extract", try_number=2))
     assert [one["worker"] for one in work.ran()] == ["w2", "w2"]
     with database.engine.connect() as connection:
-        assert placements.of_task_instance(connection, first)[2].reason == ELSEWHERE
+        assert placements.of_task_instance(connection, first)[2].reason == PlacementReason.RETRY_ELSEWHERE
 
 
 @pytest.mark.parametrize("asked", ["w2", "w2@HOST"])

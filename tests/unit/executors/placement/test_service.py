@@ -12,14 +12,7 @@ import pytest
 from sqlalchemy import event, update
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.reasons import (
-    ELSEWHERE,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    OTHERS_FULL,
-    SHARED_QUEUE,
-)
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.placement import service as the_desk
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
@@ -63,9 +56,11 @@ def decide(
 def test_what_is_placed_and_what_runs_besides_counts(database: Database) -> None:
     keys = store(database, 6)
     with database.engine.begin() as connection:
-        placements.write(connection, [Placement(key, LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON)
+        placements.write(
+            connection, [Placement(key, PlacementReason.LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON
+        )
     asked = [PlacementRequest(key, "default") for key in keys[2:]]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, W2, unplaced={2: 1})
+    found = decide(database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), asked, W1, W2, unplaced={2: 1})
     assert [one.decision.worker.name for one in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
 
 
@@ -73,7 +68,7 @@ def test_no_more_are_placed_than_are_wanted_and_those_that_wait_do_not_count(dat
     waits, *rest = store(database, 4)
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
     asked = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), asked, W1, most=2)
+    found = decide(database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), asked, W1, most=2)
     assert [one.waits for one in found] == [True, False, False]
 
 
@@ -85,19 +80,23 @@ def test_one_that_has_been_taken_out_since_is_given_nothing(database: Database, 
         refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
         connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
     known = [replace(one, ref=ref) for one, ref in zip((W1, W2), refs, strict=True)]
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
+    (one,) = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known
+    )
     assert one.decision.worker.name == "w2@host"
     assert f"w1@host ({availability})" in one.decision.text
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
+    (one,) = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0]
+    )
     assert one.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
 def test_labels_of_a_pool(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
-    desk = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
+    desk = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
     (one,) = decide(database, desk, [PlacementRequest(key, "default", pool=pool)], W1)
-    assert (one.decision.worker, one.decision.reason) == (None, NO_LABEL)
+    assert (one.decision.worker, one.decision.reason) == (None, PlacementReason.NO_LABEL)
     (one,) = decide(
         database, desk, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
     )
@@ -107,18 +106,21 @@ def test_labels_of_a_pool(database: Database, pool: str | None) -> None:
 def test_to_the_shared_queue_with_the_reason(database: Database) -> None:
     (key,) = store(database, 1)
     (one,) = decide(
-        database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [PlacementRequest(key, "large")], W1
+        database,
+        PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")),
+        [PlacementRequest(key, "large")],
+        W1,
     )
     assert not one.waits
-    assert one.decision.reason == SHARED_QUEUE
+    assert one.decision.reason == PlacementReason.SHARED_QUEUE
     assert one.decision.text == ("to the queue large that all share: no worker that is known consumes the queue large")
 
 
 def test_what_makes_no_sense_waits_for_a_person_whatever_the_fallback(database: Database) -> None:
     (key,) = store(database, 1)
     asked = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
-    (one,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [asked], W1)
-    assert (one.waits, one.decision.reason) == (True, INVALID_REQUEST)
+    (one,) = decide(database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")), [asked], W1)
+    assert (one.waits, one.decision.reason) == (True, PlacementReason.INVALID_REQUEST)
 
 
 # --- retries that wait -----------------------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ def failed(database: Database) -> tuple[Candidate, list[PlacementRequest]]:
     keys = store(database, 3, try_number=2)
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, a_worker("w1", engine_name=W1.name), now=NOON)
-        first = [Placement(replace(key, try_number=1), LEAST_LOADED, "", ref, is_open=False) for key in keys]
+        first = [
+            Placement(replace(key, try_number=1), PlacementReason.LEAST_LOADED, "", ref, is_open=False) for key in keys
+        ]
         placements.write(connection, first, now=NOON)
     return replace(W1, ref=ref), [PlacementRequest(key, "default") for key in keys]
 
@@ -152,23 +156,25 @@ def test_who_failed_a_retry_is_asked_once_while_it_waits(
     database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
     worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4))
     others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
     counts = []
     for _ in range(3):
         statements.clear()
         found = decide(database, desk, asked, *others_full)
-        assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+        assert [one.decision.reason for one in found] == [PlacementReason.OTHERS_FULL] * 3
         counts.append(len(statements))
         # What the watch takes back meanwhile makes nobody forget it.
         decide(database, desk, [PlacementRequest(replace(asked[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), asked, *others_full)
-    assert [one.decision.reason for one in found] == [OTHERS_FULL] * 3
+    found = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")), asked, *others_full
+    )
+    assert [one.decision.reason for one in found] == [PlacementReason.OTHERS_FULL] * 3
     found = decide(database, desk, asked, worker, replace(W2, ref=worker.ref + 1))
-    assert [one.decision.reason for one in found] == [ELSEWHERE] * 3
+    assert [one.decision.reason for one in found] == [PlacementReason.RETRY_ELSEWHERE] * 3
 
 
 def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
@@ -178,7 +184,7 @@ def test_who_failed_a_retry_is_forgotten_when_nobody_asks_for_it_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker, asked = failed
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4))
     decide(database, desk, asked, worker)
     monkeypatch.setattr(the_desk, "RETENTION", 0.0)
     decide(database, desk, asked[:1], worker)
@@ -223,7 +229,7 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
                 added.set()
             return {}
 
-    desk = PlacementService(Slow(LEAST_LOADED, 4))
+    desk = PlacementService(Slow(PlacementReason.LEAST_LOADED, 4))
     loop = Snapshot((replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))), 0.0, loads={})
 
     def watch() -> None:
@@ -241,7 +247,7 @@ def test_the_watch_reads_what_was_given_to_whom_while_the_loop_adds_to_it() -> N
 
 @pytest.mark.usefixtures("nobody_is_out")
 def test_nobody_waits_for_what_the_other_one_asks_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = PlacementService(Rules(LEAST_LOADED, 4))
+    desk = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4))
     asks, answered = Event(), Event()
 
     def failed_on(connection: Any, keys: list[TryKey]) -> dict[TryKey, frozenset[str]]:  # noqa: ARG001

@@ -13,7 +13,7 @@ from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, source_of
+from airflow_worker_insight.domain.states import SourceName, source_of
 from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerInstance
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
@@ -50,7 +50,7 @@ def register(database: Database, *some: NewWorkerInstance) -> list[WorkerInstanc
     return open_instances(database)
 
 
-def open_instances(database: Database, engine: str = CELERY) -> list[WorkerInstance]:
+def open_instances(database: Database, engine: str = SourceName.CELERY) -> list[WorkerInstance]:
     with database.engine.connect() as connection:
         return store.open_instances(connection, engine)
 
@@ -82,10 +82,10 @@ def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database)
 
 def take(database: Database, seconds: float, *, only_if_due: bool = True) -> bool:
     with database.engine.begin() as connection:
-        leases.get_or_create_source(connection, CELERY, now=at(seconds))
+        leases.get_or_create_source(connection, SourceName.CELERY, now=at(seconds))
         return leases.acquire_lease(
             connection,
-            CELERY,
+            SourceName.CELERY,
             now=at(seconds),
             until=at(seconds + 30),
             at_most=at(seconds + 60),
@@ -104,7 +104,7 @@ def test_a_clock_that_was_set_back_does_not_keep_an_engine_from_being_looked_at(
 def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
     def give_back(until: float) -> None:
         with database.engine.begin() as connection:
-            leases.release_lease(connection, CELERY, until=at(until), due_at=at(5))
+            leases.release_lease(connection, SourceName.CELERY, until=at(until), due_at=at(5))
 
     assert take(database, 0)
     give_back(29)
@@ -115,19 +115,21 @@ def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
 
 @on_both
 def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
-    row = SourceRow(CELERY, at(30), NOON, at(-600), "down")
+    row = SourceRow(SourceName.CELERY, at(30), NOON, at(-600), "down")
     with database.engine.begin() as connection:
-        assert leases.get_or_create_source(connection, CELERY, now=NOON) == SourceRow(CELERY, NOON)
-        leases.get_or_create_source(connection, EDGE, now=NOON)
+        assert leases.get_or_create_source(connection, SourceName.CELERY, now=NOON) == SourceRow(
+            SourceName.CELERY, NOON
+        )
+        leases.get_or_create_source(connection, SourceName.EDGE, now=NOON)
         leases.write_source(connection, row)
     with database.engine.begin() as connection:
-        assert leases.get_or_create_source(connection, CELERY, now=at(1)) == row
-        assert leases.get_or_create_source(connection, EDGE, now=at(1)) == SourceRow(EDGE, NOON)
+        assert leases.get_or_create_source(connection, SourceName.CELERY, now=at(1)) == row
+        assert leases.get_or_create_source(connection, SourceName.EDGE, now=at(1)) == SourceRow(SourceName.EDGE, NOON)
 
 
 def test_the_engines_are_those_that_readers_know() -> None:
     names = [source_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
-    assert names == [CELERY, EDGE, JOBS, TRIES, TRIES]
+    assert names == [SourceName.CELERY, SourceName.EDGE, SourceName.JOBS, SourceName.TRIES, SourceName.TRIES]
 
 
 # --- registering -----------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def test_where_the_engine_knows_no_start_the_report_takes_the_row(
     database: Database, started_at: datetime | None
 ) -> None:
     register(database, a_new_life("edge-1", kind="edge", pid=None, started_at=None))
-    (life,) = open_instances(database, EDGE)
+    (life,) = open_instances(database, SourceName.EDGE)
     one = a_worker("edge-x", kind="edge", engine_name="edge-1", started_at=started_at)
     with database.engine.begin() as connection:
         assert upsert_worker(connection, one, now=at(10)) == life.ref
@@ -385,9 +387,14 @@ def test_lives_are_read_by_engine_and_while_they_last(database: Database) -> Non
             connection.execute(update(worker).where(worker.c.name == name).values(values))
     found = {
         engine: [life.engine_name for life in open_instances(database, engine)]
-        for engine in (CELERY, EDGE, JOBS, TRIES)
+        for engine in (SourceName.CELERY, SourceName.EDGE, SourceName.JOBS, SourceName.TRIES)
     }
-    assert found == {CELERY: ["c1", "c3"], EDGE: ["e1"], JOBS: ["l1"], TRIES: ["p1"]}
+    assert found == {
+        SourceName.CELERY: ["c1", "c3"],
+        SourceName.EDGE: ["e1"],
+        SourceName.JOBS: ["l1"],
+        SourceName.TRIES: ["p1"],
+    }
 
 
 @on_both
@@ -495,6 +502,6 @@ def test_thousands_of_running_tries_are_a_handful_of_statements(database: Databa
 def test_a_life_is_read_as_it_was_written(database: Database) -> None:
     (life,) = register(database, a_new_life())
     with database.engine.connect() as connection:
-        assert store.instances_by_ref(connection, CELERY, [life.ref, 99]) == [life]
-        assert store.instances_by_ref(connection, TRIES, [life.ref]) == []
+        assert store.instances_by_ref(connection, SourceName.CELERY, [life.ref, 99]) == [life]
+        assert store.instances_by_ref(connection, SourceName.TRIES, [life.ref]) == []
     assert life == replace(life, registered_at=NOON + timedelta(0))

@@ -11,7 +11,7 @@ from sqlalchemy import event, insert, update
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
-from airflow_worker_insight.domain.states import WORKER_STATES
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import change, engine, worker
@@ -297,10 +297,10 @@ def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypat
 
 @on_both
 def test_an_end_stays_known_whoever_looks(database: Database) -> None:
-    for state in WORKER_STATES:
+    for state in WorkerState.values():
         register(database, state, state=state, state_reason=f"why {state}")
     look(database, "celery", ago=None)
-    shown = {state: get(database, state) for state in WORKER_STATES}
+    shown = {state: get(database, state) for state in WorkerState.values()}
     assert [one.state for one in shown.values()] == [None, None, "offline", "lost"]
     assert shown["lost"].state_reason == "why lost"
     # A list is filtered, counted, grouped and ordered by what it shows.
@@ -421,7 +421,7 @@ def test_orders_are_of_all_pages(database: Database, name: str) -> None:
             assert len({row.worker_id for row in rows}) == 5
             return [row.ref if name == "registered_at" else getattr(row, name) for row in rows]
 
-        rank = {state: place for place, state in enumerate(WORKER_STATES)}
+        rank = {state: place for place, state in enumerate(WorkerState.values())}
         for order_by, is_reverse in ((name, False), (f"-{name}", True)):
             found = values(order_by)
             known = [rank[value] if name == "state" else value for value in found if value is not None]

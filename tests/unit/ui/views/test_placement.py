@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
+from airflow_worker_insight.domain.reasons import WAITING_REASONS, PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Explanation, Placement
 from airflow_worker_insight.store.tables import placement
@@ -29,7 +29,7 @@ LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 places taken; left out: w3@
 
 
 def placed(task_id: str = "load", **others: Any) -> Placement:
-    known: dict[str, Any] = {"reason": LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
+    known: dict[str, Any] = {"reason": PlacementReason.LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
     return Placement(TryKey("etl", "run-1", task_id, -1, 1), **{**known, **others})
 
 
@@ -42,7 +42,12 @@ def page(**others: Any) -> Any:
 
 def test_the_panel_says_why() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
-    panel = build_panel(HERE, tries, now=NOW, placed={2: Explanation(ELSEWHERE), 1: Explanation(LEAST_LOADED, LINE)})
+    panel = build_panel(
+        HERE,
+        tries,
+        now=NOW,
+        placed={2: Explanation(PlacementReason.RETRY_ELSEWHERE), 1: Explanation(PlacementReason.LEAST_LOADED, LINE)},
+    )
     assert [row.why for row in panel.rows] == [
         "Placed: kept away from a worker that had failed this task",
         f"Placed: {LINE}",
@@ -51,7 +56,7 @@ def test_the_panel_says_why() -> None:
 
 
 def test_one_that_waits_says_what_for() -> None:
-    assert why_text(Explanation(FULL, "waits: all workers that fit have as much as they may")) == (
+    assert why_text(Explanation(PlacementReason.FULL, "waits: all workers that fit have as much as they may")) == (
         "Not placed yet: all workers that fit have as much as they may"
     )
 
@@ -59,8 +64,8 @@ def test_one_that_waits_says_what_for() -> None:
 @pytest.mark.parametrize(
     ("why", "summary"),
     [
-        (Explanation(FULL, "waits: all are full"), "The only try so far waits for a worker."),
-        (Explanation(LEAST_LOADED, LINE), "The only try so far waits for its start."),
+        (Explanation(PlacementReason.FULL, "waits: all are full"), "The only try so far waits for a worker."),
+        (Explanation(PlacementReason.LEAST_LOADED, LINE), "The only try so far waits for its start."),
     ],
 )
 def test_one_that_waits_is_told_of_once(why: Explanation, summary: str) -> None:
@@ -73,17 +78,17 @@ def test_one_that_waits_is_told_of_once(why: Explanation, summary: str) -> None:
 
 
 def test_one_that_ended_before_it_was_placed_does_not_wait_any_more() -> None:
-    one = Explanation(FULL, "waits: all workers that fit have as much as they may")
+    one = Explanation(PlacementReason.FULL, "waits: all workers that fit have as much as they may")
     assert why_text(one, is_over=True) == "Was not placed: all workers that fit have as much as they may"
     # Its run has been reconciled.
-    assert why_text(Explanation(FULL), is_over=True) == "Was not placed: all workers that fit are full"
+    assert why_text(Explanation(PlacementReason.FULL), is_over=True) == "Was not placed: all workers that fit are full"
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", PlacementReason.values())
 def test_each_reason_has_words(reason: str) -> None:
     text = why_text(Explanation(reason))
     assert reason not in text
-    assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
+    assert text.startswith("Not placed yet: " if reason in WAITING_REASONS else "Placed: ")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_the_pages_show_it(client_of: Callable[..., TestClient], tries: Database
         worker = tries.workers()[0]
         run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
         key = add_try(connection, run, "waits", state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], dedicated_queue="own")
+        one = Placement(key, PlacementReason.LEAST_LOADED, LINE, worker_ref=worker["id"], dedicated_queue="own")
         placements.write(connection, [one], now=NOON)
         assert connection.execute(placement.select()).first()
     client = client_of("admin")
