@@ -656,17 +656,7 @@ def health(*, with_engines: bool) -> dict[str, Any]:
         "tables": schema.value,
         "explanation": schema.explanation,
         "counters": counters.snapshot(),
-        "engines": None
-        if sources is None
-        else [
-            {
-                "name": source.name,
-                "looked_at": source.polled_at,
-                "is_current": source.is_current,
-                "error": source.error,
-            }
-            for source in sources
-        ],
+        "engines": sources,
     }
 
 

@@ -94,6 +94,11 @@ class SourceStatus:
     error: str | None
     """Reason why the latest poll failed."""
 
+    @property
+    def looked_at(self) -> datetime | None:
+        """:attr:`polled_at` by its name in the REST API."""
+        return self.polled_at
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -156,6 +161,15 @@ class WorkerRecord:
         }
 
 
+def is_known_to_source(kind: str, *, is_reported: bool, has_heartbeat: bool) -> bool:
+    """Return whether a worker source has listed a worker, so that it is not known from reports only.
+
+    :param is_reported: whether the worker's own processes have reported it
+    :param has_heartbeat: whether its source has stored a heartbeat of it
+    """
+    return not is_reported or (kind in SOURCE_KINDS and has_heartbeat)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInstance:
     """One worker instance as its row has it. Times are aware UTC."""
@@ -185,7 +199,9 @@ class WorkerInstance:
 
         See :func:`.names.is_known_to_source`.
         """
-        return not self.is_reported or (self.kind in SOURCE_KINDS and self.engine_heartbeat_at is not None)
+        return is_known_to_source(
+            self.kind, is_reported=self.is_reported, has_heartbeat=self.engine_heartbeat_at is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)

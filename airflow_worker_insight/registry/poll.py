@@ -25,7 +25,7 @@ from airflow_worker_insight.registry.sources import configured_sources
 from airflow_worker_insight.registry.update import end_forgotten, write_look
 from airflow_worker_insight.store import leases, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.retention import keep_within_limit
+from airflow_worker_insight.store.retention import apply_retention
 from airflow_worker_insight.store.workers import instances as store
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def run_once() -> PollOutcome:
     outcome = refresh(only_if_due=True)
     if any(source_outcome.looked for source_outcome in outcome.engines):
         report_fleet()
-        keep_within_limit()
+        apply_retention()
     return outcome
 
 

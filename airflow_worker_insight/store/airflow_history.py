@@ -18,6 +18,7 @@ from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_t
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_bound_rows, in_rows, row_parameters
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> d
     requested = set(keys)
     instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})
     by_key: dict[TryKey, AirflowTry] = {}
-    for start in range(0, len(instances), BATCH):
-        batch = instances[start : start + BATCH]
+    for batch in batches(instances, BATCH):
         for airflow_try in _read_given(connection, _INSTANCE, batch):
             if airflow_try.key in requested:
                 by_key[airflow_try.key] = airflow_try
@@ -95,8 +95,7 @@ def tries_by_row(connection: Connection, keys: Iterable[TryKey]) -> dict[RowKey,
     """
     instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})
     known: list[AirflowTry] = []
-    for start in range(0, len(instances), BATCH):
-        batch = instances[start : start + BATCH]
+    for batch in batches(instances, BATCH):
         known += _read_given(connection, _INSTANCE, batch)
     return {row_key: airflow_try for airflow_try in (*lost_tries(known), *known) for row_key in airflow_try.row_keys}
 
@@ -276,9 +275,8 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
     """
     run = metadata_database.dag_run_table()
     runs: list[DagRunRef] = []
-    ordered = sorted(set(names))
-    for start in range(0, len(ordered), BATCH):
-        is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
+    for batch in batches(sorted(set(names)), BATCH):
+        is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), batch)
         runs += map(_run, connection.execute(select(*_run_columns()).where(is_in_batch)))
     return runs
 

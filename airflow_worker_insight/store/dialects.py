@@ -44,16 +44,16 @@ def in_rows(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple
     """
     if connection.dialect.name != "postgresql":
         return tuple_(*columns).in_(rows)
-    arrays = (_array(column, [row[index] for row in rows]) for index, column in enumerate(columns))
-    names = [f"v{index}" for index in range(len(columns))]
-    row_parameters = func.unnest(*arrays).table_valued(*names).render_derived()
-    return tuple_(*columns).in_(select(*(row_parameters.c[name] for name in names)))
+    return _in_arrays(
+        columns, {f"v{index}": _array(column, [row[index] for row in rows]) for index, column in enumerate(columns)}
+    )
 
 
 def in_bound_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
     """Return the condition of :func:`in_rows` for rows that are bound at execution.
 
     For a statement that is built once: building a long one takes SQLAlchemy longer than the database takes to answer.
+    A statement needs another name for each such condition, because SQLAlchemy cannot expand a list of tuples twice.
 
     :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
     :param name: name of the parameters, for which :func:`row_parameters` returns the values
@@ -61,9 +61,10 @@ def in_bound_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
     if dialect != "postgresql":
         return tuple_(*columns).in_(bindparam(name, expanding=True))
     types = {f"{name}_{index}": _array_type(column) for index, column in enumerate(columns)}
-    arrays = (cast(bindparam(parameter, type_=array_type), array_type) for parameter, array_type in types.items())
-    rows = func.unnest(*arrays).table_valued(*types).render_derived()
-    return tuple_(*columns).in_(select(*(rows.c[parameter] for parameter in types)))
+    return _in_arrays(
+        columns,
+        {parameter: cast(bindparam(parameter, type_=array), array) for parameter, array in types.items()},
+    )
 
 
 def row_parameters(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
@@ -74,6 +75,12 @@ def row_parameters(connection: Connection, rows: Sequence[tuple[Any, ...]], name
     if connection.dialect.name != "postgresql":
         return {name: rows}
     return {f"{name}_{index}": list(values) for index, values in enumerate(zip(*rows, strict=True))}
+
+
+def _in_arrays(columns: Sequence[Any], arrays: Mapping[str, Any]) -> Any:
+    """Return the condition that these columns have the values at one position of these arrays; PostgreSQL only."""
+    rows = func.unnest(*arrays.values()).table_valued(*arrays).render_derived()
+    return tuple_(*columns).in_(select(*(rows.c[name] for name in arrays)))
 
 
 def unnest(column: Any, values: Sequence[Any]) -> Any:

@@ -13,15 +13,18 @@ In offline mode (``--show-sql-only``) the steps print plain SQL that does the sa
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import op
 
-from airflow_worker_insight.store.session import is_timeout
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.session import Bounds, is_timeout
 from airflow_worker_insight.store.tables import metadata
 
 if TYPE_CHECKING:
@@ -33,32 +36,38 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT = timedelta(milliseconds=100)
-"""How long a step waits for a table lock.
 
-Other transactions queue behind it meanwhile, so it is shorter than the lock timeout of a claim.
-"""
+@dataclass(frozen=True, slots=True)
+class MigrationLimits:
+    """How long the steps of a migration wait for other transactions, and how much one of them changes."""
 
-MYSQL_LOCK_TIMEOUT = 1
-""":data:`LOCK_TIMEOUT` for MySQL, in seconds: MySQL's shortest."""
+    step: Bounds = session.MIGRATION_STEP
+    """Limits of one step."""
+    index: Bounds = session.CONCURRENT_INDEX
+    """Limits of creating or dropping an index concurrently."""
+    retry_every: timedelta = timedelta(milliseconds=500)
+    """How long a step lets other transactions proceed before it requests the lock again."""
+    give_up_after: timedelta = timedelta(minutes=10)
+    """How long a step retries, for example while another transaction stays open."""
+    batch: int = 2_000
+    """Number of rows that one transaction changes, which takes a fraction of a second."""
 
-RETRY_EVERY = timedelta(milliseconds=500)
-"""How long a step lets other transactions proceed before it requests the lock again."""
 
-GIVE_UP_AFTER = timedelta(minutes=10)
-"""How long a step retries, for example while another transaction stays open."""
+LIMITS = "worker_insight.limits"
+"""Key of the limits in the attributes of Alembic's configuration."""
 
-CONCURRENT_TIMEOUT = timedelta(minutes=5)
-"""How long the creation of an index waits for transactions that were open before."""
 
-BATCH = 2_000
-"""Number of rows that one transaction changes, which takes a fraction of a second."""
+def _limits() -> MigrationLimits:
+    """Return the limits of the migration that runs."""
+    environment = op.get_context().environment_context
+    limits = None if environment is None else environment.config.attributes.get(LIMITS)
+    return limits or MigrationLimits()
 
 
 class TableInUseError(RuntimeError):
     """Raised when a step or an index waited too long for another transaction.
 
-    See :data:`GIVE_UP_AFTER` and :data:`CONCURRENT_TIMEOUT`.
+    See :class:`MigrationLimits`.
     """
 
 
@@ -67,15 +76,16 @@ def step(action: Callable[[], T]) -> T:
 
     :param action: uses ``op``. It may be called several times; a failed call is rolled back
     :return: the result of the action
-    :raises TableInUseError: when another transaction held a lock for all of :data:`GIVE_UP_AFTER`
+    :raises TableInUseError: when another transaction held a lock for all of :attr:`MigrationLimits.give_up_after`
     """
     context = op.get_context()
     if context.as_sql:
         return action()
-    give_up_at = time.monotonic() + GIVE_UP_AFTER.total_seconds()
+    limits = _limits()
+    give_up_at = time.monotonic() + limits.give_up_after.total_seconds()
     while True:
         try:
-            with context.autocommit_block(), _transaction(op.get_bind()):
+            with context.autocommit_block(), _transaction(op.get_bind(), limits.step):
                 return action()
         except sa.exc.DBAPIError as error:
             # IntegrityError: a concurrent report has just written the same row.
@@ -83,25 +93,26 @@ def step(action: Callable[[], T]) -> T:
                 raise
             if time.monotonic() >= give_up_at:
                 raise TableInUseError(
-                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER} "
+                    f"Another transaction has held a lock on a table of Airflow Worker Insight for "
+                    f"{limits.give_up_after} "
                     f"({str(error.orig).strip()}). End it and run the same command again: it continues where it was."
                 ) from error
         log.info("Waiting for a lock on the tables of Airflow Worker Insight")
-        time.sleep(RETRY_EVERY.total_seconds())
+        time.sleep(limits.retry_every.total_seconds())
 
 
 @contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
+def _transaction(connection: Connection, bounds: Bounds) -> Iterator[None]:
     """Begin a transaction with a short lock timeout, on a connection in autocommit mode."""
     dialect = connection.dialect.name
     if dialect == "mysql":
         former_timeout = connection.exec_driver_sql("SELECT @@SESSION.lock_wait_timeout").scalar_one()
-        connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {MYSQL_LOCK_TIMEOUT}")
+        # MySQL takes whole seconds.
+        connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, math.ceil(bounds.lock))}")
     connection.exec_driver_sql({"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION"}.get(dialect, "BEGIN"))
     try:
         if dialect == "postgresql":
-            milliseconds = int(LOCK_TIMEOUT.total_seconds() * 1000)
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+            connection.exec_driver_sql(session.setting(connection, bounds))
         yield
     except BaseException:
         connection.exec_driver_sql("ROLLBACK")
@@ -191,13 +202,13 @@ def _bounded_wait(name: str) -> Iterator[None]:
     migrate``: with psycopg 3 it may keep a snapshot while it is idle and waits for this migration.
 
     :param name: name of the index
-    :raises TableInUseError: when it waited for longer than :data:`CONCURRENT_TIMEOUT`
+    :raises TableInUseError: when it waited for longer than :attr:`MigrationLimits.index`
     """
     context = op.get_context()
     if context.as_sql:
         yield
         return
-    milliseconds = int(CONCURRENT_TIMEOUT.total_seconds() * 1000)
+    milliseconds = int(_limits().index.lock * 1000)
     with context.autocommit_block():
         op.get_bind().exec_driver_sql(f"SET lock_timeout = {milliseconds}")
     try:
@@ -256,8 +267,6 @@ def in_batches(
     table: sa.TableClause,
     key: Sequence[str],
     change: Callable[[sa.ColumnElement[bool]], None],
-    *,
-    size: int = BATCH,
 ) -> None:
     """Change the rows of a table in batches, in the order of a key.
 
@@ -266,12 +275,11 @@ def in_batches(
     :param key: columns of the table that are the first ones of an index and together identify few rows, at best one
     :param change: is called with a condition and changes its rows by ``op.execute``. It may be called twice for the
         same rows, so it must itself select those that are still to be changed
-    :param size: number of rows of a batch
     """
     if op.get_context().as_sql:
         change(sa.true())
         return
-    columns = [table.c[name] for name in key]
+    columns, size = [table.c[name] for name in key], _limits().batch
     last_key: tuple[Any, ...] | None = None
     while True:
         started = time.monotonic()

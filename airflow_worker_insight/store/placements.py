@@ -25,11 +25,12 @@ from airflow_worker_insight.domain.reasons import WAITING_REASONS
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts.search import can_be_ids
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_list, in_rows, upsert_many
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, key_columns, placement, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -142,8 +143,9 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
 
     :param ended: the tries, each with the time of the placement to close
     """
-    columns = (*_key(placement), placement.c.placed_at)
-    for batch in _batches(sorted((*_digests(key), placed_at) for key, placed_at in ended.items())):
+    columns = (*key_columns(placement), placement.c.placed_at)
+    keys = sorted((*_digests(key), placed_at) for key, placed_at in ended.items())
+    for batch in batches(keys, BATCH):
         connection.execute(
             update(placement)
             .where(in_rows(connection, columns, batch), placement.c.is_open.is_(True))
@@ -176,9 +178,9 @@ def open_placements(connection: Connection, *, dedicated_queues: Collection[str]
 def open_placements_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
     """Return the open placements of these tries, waiting ones included."""
     by_key: dict[TryKey, Placement] = {}
-    for batch in _batches(sorted(map(_digests, keys))):
+    for batch in batches(sorted(map(_digests, keys)), BATCH):
         rows = connection.execute(
-            select(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(True))
+            select(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(True))
         )
         by_key |= {entry.key: entry for entry in map(_placement, rows)}
     return by_key
@@ -223,15 +225,15 @@ def explanations(connection: Connection, keys: Collection[TryKey]) -> dict[TryKe
     by_key: dict[TryKey, Explanation] = {}
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
-    for batch in _batches(sorted(requested)):
+    for batch in batches(sorted(requested), BATCH):
         rows = connection.execute(
             select(
-                *_key(placement),
+                *key_columns(placement),
                 *(placement.c.reason, placement.c.detail, placement.c.placed_at),
                 airflow_history.run_start(run).label("run_started_at"),
             )
             .select_from(placement.outerjoin(run, and_(*same_run)))
-            .where(in_rows(connection, _key(placement), batch))
+            .where(in_rows(connection, key_columns(placement), batch))
         )
         by_key |= {
             requested[row.run_key, row.task_key, row.try_number]: Explanation(row.reason, row.detail)
@@ -258,9 +260,11 @@ def sentence(detail: str | None) -> str | None:
 def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, str]:
     """Return the explanations of attempts whose Dag run is reconciled, as sentences."""
     by_key: dict[RowKey, str] = {}
-    for batch in _batches(sorted(keys)):
+    for batch in batches(sorted(keys), BATCH):
         rows = connection.execute(
-            select(*_key(placement), placement.c.detail).where(in_rows(connection, _key(placement), batch))
+            select(*key_columns(placement), placement.c.detail).where(
+                in_rows(connection, key_columns(placement), batch)
+            )
         )
         by_key |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
     return by_key
@@ -382,7 +386,7 @@ def find(
         )
         .select_from(source)
         .where(*conditions)
-        .order_by(placement.c.placed_at, *_key(placement))
+        .order_by(placement.c.placed_at, *key_columns(placement))
         .limit(limit)
         .offset(offset)
     ).all()
@@ -426,12 +430,12 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
     }
     known = {airflow_try.key: airflow_try for airflow_try in tries.values()}
     ran_on: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
-    for batch in _batches(sorted(tries)):
+    for batch in batches(sorted(tries), BATCH):
         for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
             key_before = tries[row.run_key, row.task_key, row.try_number].key
             ran_on[key_before] = max(ran_on.get(key_before, ((0, row.place), row.name)), ((1, row.place), row.name))
     by_name = {_digests(key): key for key in known}
-    for batch in _batches(sorted(by_name)):
+    for batch in batches(sorted(by_name), BATCH):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
             # The worker that the try reported takes precedence over the worker it was sent to.
             ran_on.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
@@ -446,9 +450,9 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, posi
     """Select the workers of tries; the last worker of a try has the greatest ``position``."""
     name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
     return (
-        select(*_key(table), position.label("place"), name)
+        select(*key_columns(table), position.label("place"), name)
         .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
-        .where(in_rows(connection, _key(table), keys))
+        .where(in_rows(connection, key_columns(table), keys))
     )
 
 
@@ -469,7 +473,7 @@ def try_details(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
     requested = set(keys)
     by_key: dict[TryKey, TryDetails] = {}
-    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})):
+    for batch in batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested}), BATCH):
         rows = connection.execute(
             select(
                 *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
@@ -541,18 +545,18 @@ def copy_reasons(connection: Connection, runs: Collection[DagRunRef], tries: Col
             if not row.is_open:
                 moved[_digests(airflow_try.key)] = airflow_try.row_keys[0]
     for reason, row_keys in keys_of_reason.items():
-        for batch in _batches(sorted(row_keys)):
+        for batch in batches(sorted(row_keys), BATCH):
             connection.execute(
-                update(attempt).where(in_rows(connection, _key(attempt), batch)).values(placement=reason)
+                update(attempt).where(in_rows(connection, key_columns(attempt), batch)).values(placement=reason)
             )
     # Delete placements whose try Airflow no longer has, and those under the keys that the moved ones get.
     orphaned = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
-    for batch in _batches(sorted({*orphaned, *moved.values()})):
+    for batch in batches(sorted({*orphaned, *moved.values()}), BATCH):
         connection.execute(
-            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(False))
         )
     if moved:
-        has_old_key = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
+        has_old_key = [column == bindparam(f"old_{column.name}") for column in key_columns(placement)]
         connection.execute(
             update(placement)
             .where(*has_old_key, placement.c.is_open.is_(False))
@@ -588,18 +592,18 @@ def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement
     return [_placement(row) for row in rows]
 
 
-def prune(connection: Connection, *, now: datetime) -> int:
+def prune(connection: Connection, *, now: datetime, max_closed: int = MAX_CLOSED) -> int:
     """Delete a batch of closed placements that are too old or too many; return how many.
 
     The placements of a Dag run that has not ended stay: their reasons are not copied to the attempts yet.
     """
     closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
-    excess = connection.execute(closed).scalar_one() - MAX_CLOSED
+    excess = connection.execute(closed).scalar_one() - max_closed
     run = metadata_database.dag_run_table()
     unfinished_run = select(run.c.id).where(
         run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
     )
-    candidates = select(*_key(placement)).where(
+    candidates = select(*key_columns(placement)).where(
         placement.c.is_open.is_(False), ~unfinished_run.correlate(placement).exists()
     )
     if excess > 0:
@@ -607,9 +611,9 @@ def prune(connection: Connection, *, now: datetime) -> int:
     else:
         candidates = candidates.where(placement.c.placed_at < now - RETENTION).limit(MAX_PRUNED)
     keys = sorted(tuple(row) for row in connection.execute(candidates))
-    for batch in _batches(keys):
+    for batch in batches(keys, BATCH):
         connection.execute(
-            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(False))
         )
     return len(keys)
 
@@ -640,16 +644,6 @@ def _placement(row: Row[Any]) -> Placement:
     )
 
 
-def _key(table: Any) -> tuple[Any, ...]:
-    return table.c.run_key, table.c.task_key, table.c.try_number
-
-
 def _digests(key: TryKey) -> RowKey:
     """Return the key that a try is placed under: digests of its names."""
     return key.run_key, key.task_key, key.try_number
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    as_list = list(items)
-    for start in range(0, len(as_list), BATCH):
-        yield as_list[start : start + BATCH]

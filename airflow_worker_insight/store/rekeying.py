@@ -19,6 +19,7 @@ from airflow_worker_insight.domain.keys import run_key, task_key
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.airflow_history import is_of_run
 from airflow_worker_insight.store.attempts import close
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.tables import attempt
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def rekey(
             merged[candidate.row_key] = existing
     for old_key, existing in merged.items():
         _merge(connection, old_key, existing)
-    ordered = sorted(new_keys)
-    for start in range(0, len(ordered), ROWS):
-        write_keys(connection, [(old_key, new_keys[old_key][1]) for old_key in ordered[start : start + ROWS]])
+    for batch in batches(sorted(new_keys), ROWS):
+        write_keys(connection, [(old_key, new_keys[old_key][1]) for old_key in batch])
     return [
         replace(row, row_key=new_keys.get(row.row_key, row.row_key)) for row in recorded if row.row_key not in merged
     ]
@@ -189,8 +189,8 @@ def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> None:
         for name_key, keys in by_name.items()
         if name_key not in keys and (latest := list(keys)[-1])
     ]
-    for start in range(0, len(new_keys), ROWS):
-        write_keys(connection, new_keys[start : start + ROWS])
+    for batch in batches(new_keys, ROWS):
+        write_keys(connection, batch)
 
 
 def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> None:

@@ -42,7 +42,7 @@ from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
-from airflow_worker_insight.store.tables import attempt, change, start_slot, worker
+from airflow_worker_insight.store.tables import attempt, change, key_columns, start_slot, worker
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ BATCH = 500
 MIN_UNSEEN = timedelta(days=1)
 """A worker that was seen within this time stays, whatever the limit: see the module."""
 
-STEP = 5_000
-"""Budget of rows of one :func:`keep_within_limit`, whose thread also has other work."""
+STEP_BUDGET = 5_000
+"""Rows that one step of :class:`RetentionTask` deletes, whose thread also has other work."""
 
-REST = 3600.0
-"""Seconds that :func:`keep_within_limit` pauses when nothing is left to delete."""
+PAUSE_SECONDS = 3600.0
+"""Seconds that :class:`RetentionTask` pauses when nothing is left to delete."""
 
 MAX_DAYS = 100 * 365
 """Upper bound of the limit in days: no calendar holds more, and more deletes nothing."""
@@ -97,7 +97,7 @@ def preview(connection: Connection, older_than: datetime) -> Preview:
     expired = _is_try_expired(attempt, older_than)
     # The slot is NULL without a start.
     before_limit = or_(attempt.c.start_slot.is_(None), attempt.c.start_slot <= start_slot(older_than))
-    tries = select(*_key(attempt)).where(before_limit, expired).distinct()
+    tries = select(*key_columns(attempt)).where(before_limit, expired).distinct()
     workers = select(worker.c.id).where(
         *_expired_worker(older_than, database_now(connection)),
         ~_is_named(lambda row: ~_is_try_expired(row, older_than)),
@@ -120,73 +120,112 @@ def _transaction() -> AbstractContextManager[Connection]:
     return session.writing(session.BACKGROUND)
 
 
-def prune(older_than: datetime, *, transaction: Transaction = _transaction) -> Iterator[Removed]:
+def prune(
+    older_than: datetime, *, transaction: Transaction = _transaction, batch_size: int = BATCH
+) -> Iterator[Removed]:
     """Delete all that is older than a limit, and yield after each batch.
 
     The caller may stop after any batch and start again later.
 
     :param transaction: begins a transaction on Airflow's database; by default within :data:`.session.BACKGROUND`
+    :param batch_size: rows (of attempts, workers or history) that one transaction deletes
     """
     # Reconciling does not delete these if Airflow's own history of the Dag run was deleted first.
     with transaction() as connection:
         placements.delete_closed_before(connection, older_than)
-    yield from _prune_tries(older_than, transaction)
-    yield from _prune_workers(older_than, transaction)
-    yield from _prune_changes(older_than, transaction)
+    yield from _prune_tries(older_than, transaction, batch_size)
+    yield from _prune_workers(older_than, transaction, batch_size)
+    yield from _prune_changes(older_than, transaction, batch_size)
 
 
-def prune_step(*, older_than: datetime, budget: int, transaction: Transaction = _transaction) -> Removed:
+def prune_step(
+    *, older_than: datetime, budget: int, transaction: Transaction = _transaction, batch_size: int = BATCH
+) -> Removed:
     """Delete what is older than a limit, but stop after the batch that reaches a budget.
 
     :param budget: number of rows. A step that deletes fewer has left nothing for another step
     """
     total = Removed()
-    for removed in prune(older_than, transaction=transaction):
+    for removed in prune(older_than, transaction=transaction, batch_size=batch_size):
         total += removed
         if total.rows >= budget:
             break
     return total
 
 
-_rests_until = 0.0
+class RetentionTask:
+    """Applies ``[worker_insight] retention_days``, step by step, in a thread that also has other work."""
+
+    def __init__(
+        self,
+        *,
+        step_budget: int = STEP_BUDGET,
+        batch_size: int = BATCH,
+        pause_seconds: float = PAUSE_SECONDS,
+        transaction: Transaction = _transaction,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Be due at once.
+
+        :param step_budget: rows that one step deletes
+        :param batch_size: rows that one transaction deletes
+        :param pause_seconds: how long to pause after a failure, and when nothing is left to delete
+        :param transaction: begins a transaction on Airflow's database
+        :param clock: returns seconds that never go back
+        """
+        self._step_budget = step_budget
+        self._batch_size = batch_size
+        self._pause_seconds = pause_seconds
+        self._transaction = transaction
+        self._clock = clock
+        self._due_at = clock()
+
+    def run_if_due(self) -> Removed | None:
+        """Run one step unless paused; never raise.
+
+        Several processes may do so at the same time: they delete the same rows.
+
+        :return: what was deleted; ``None`` without a limit, during a pause, or after an error
+        """
+        if self._clock() < self._due_at:
+            return None
+        # Set before the step, so that it also pauses after a failure.
+        self._due_at = self._clock() + self._pause_seconds
+        try:
+            removed = self._step()
+        except Exception as error:  # noqa: BLE001
+            log.warning("Airflow Worker Insight could not delete what is older than its limit: %s", error)
+            return None
+        if removed is not None and removed.rows >= self._step_budget:
+            self._due_at = self._clock()
+        return removed
+
+    def _step(self) -> Removed | None:
+        days = config.retention_days()
+        if days <= 0:
+            return None
+        with session.reading(session.BACKGROUND) as connection:
+            older_than = database_now(connection) - timedelta(days=min(days, MAX_DAYS))
+        return prune_step(
+            older_than=older_than,
+            budget=self._step_budget,
+            transaction=self._transaction,
+            batch_size=self._batch_size,
+        )
 
 
-def keep_within_limit() -> Removed | None:
-    """Apply ``[worker_insight] retention_days`` by one step of :data:`STEP` rows.
-
-    A periodic thread calls this. It never raises, and pauses for :data:`REST` when nothing is left to delete. Several
-    processes may call it at the same time: they delete the same rows.
-
-    :return: what was deleted; ``None`` without a limit, during a pause, or after an error
-    """
-    global _rests_until  # noqa: PLW0603
-    if time.monotonic() < _rests_until:
-        return None
-    # Set before the step, so that it also pauses after a failure.
-    _rests_until = time.monotonic() + REST
-    try:
-        removed = _step_to_limit()
-    except Exception as error:  # noqa: BLE001
-        log.warning("Airflow Worker Insight could not delete what is older than retention_days: %s", error)
-        return None
-    if removed is not None and removed.rows >= STEP:
-        _rests_until = 0.0
-    return removed
+_task = RetentionTask()
 
 
-def _step_to_limit() -> Removed | None:
-    days = config.retention_days()
-    if days <= 0:
-        return None
-    with session.reading(session.BACKGROUND) as connection:
-        older_than = database_now(connection) - timedelta(days=min(days, MAX_DAYS))
-    return prune_step(older_than=older_than, budget=STEP)
+def apply_retention() -> Removed | None:
+    """Run the :class:`RetentionTask` of this process if it is due; a periodic thread calls this."""
+    return _task.run_if_due()
 
 
 # --- attempts --------------------------------------------------------------------------------------------------------
 
 
-def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
+def _prune_tries(older_than: datetime, transaction: Transaction, batch_size: int) -> Iterator[Removed]:
     """Delete attempts in the order of their start, then those without a start."""
     expired, last_slot = _is_try_expired(attempt, older_than), start_slot(older_than)
     # Each batch begins where the last one ended, so that attempts that stay are not read again each time.
@@ -194,39 +233,35 @@ def _prune_tries(older_than: datetime, transaction: Transaction) -> Iterator[Rem
     while slot is not None:
         with transaction() as connection:
             removed, slot = _remove_tries(
-                connection, attempt.c.start_slot >= slot, attempt.c.start_slot <= last_slot, expired
+                connection, batch_size, attempt.c.start_slot >= slot, attempt.c.start_slot <= last_slot, expired
             )
         yield removed
     may_have_more = True
     while may_have_more:
         with transaction() as connection:
-            removed, _ = _remove_tries(connection, attempt.c.start_slot.is_(None), expired)
+            removed, _ = _remove_tries(connection, batch_size, attempt.c.start_slot.is_(None), expired)
         may_have_more = removed.attempts > 0
         yield removed
 
 
-def _remove_tries(connection: Connection, *conditions: Any) -> tuple[Removed, int | None]:
+def _remove_tries(connection: Connection, batch_size: int, *conditions: Any) -> tuple[Removed, int | None]:
     """Delete a batch of attempts; return their number and where to continue.
 
     :return: the second value is the slot of the last attempt; ``None`` when there are no more
     """
     disable_jit(connection)
     rows = connection.execute(
-        select(*_key(attempt), attempt.c.start_slot)
+        select(*key_columns(attempt), attempt.c.start_slot)
         .where(*conditions)
         .order_by(_oldest_first(connection))
-        .limit(BATCH)
+        .limit(batch_size)
         # Rows that another transaction is writing are left for the next time.
         .with_for_update(skip_locked=True)
     ).all()
     keys = sorted({tuple(row[:3]) for row in rows})
     if keys:
-        connection.execute(delete(attempt).where(in_rows(connection, _key(attempt), keys)))
-    return Removed(attempts=len(keys)), rows[-1].start_slot if len(rows) == BATCH else None
-
-
-def _key(table: Any) -> tuple[Any, ...]:
-    return table.c.run_key, table.c.task_key, table.c.try_number
+        connection.execute(delete(attempt).where(in_rows(connection, key_columns(attempt), keys)))
+    return Removed(attempts=len(keys)), rows[-1].start_slot if len(rows) == batch_size else None
 
 
 def _oldest_first(connection: Connection) -> Any:
@@ -241,7 +276,9 @@ def _is_try_expired(row: Any, older_than: datetime) -> Any:
     :param row: the attempt table or an alias of it
     """
     other = attempt.alias()
-    same_try = [column == other_column for column, other_column in zip(_key(row), _key(other), strict=True)]
+    same_try = [
+        column == other_column for column, other_column in zip(key_columns(row), key_columns(other), strict=True)
+    ]
     return and_(_is_row_expired(row, older_than), ~_exists(other, *same_try, ~_is_row_expired(other, older_than)))
 
 
@@ -312,7 +349,7 @@ def _exists(table: Any, *conditions: Any) -> Any:
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
+def _prune_workers(older_than: datetime, transaction: Transaction, batch_size: int) -> Iterator[Removed]:
     """Delete workers that no attempt refers to, in the order of their row IDs."""
     last_id: int | None = 0
     while last_id is not None:
@@ -327,14 +364,14 @@ def _prune_workers(older_than: datetime, transaction: Transaction) -> Iterator[R
                         ~_exists(attempt, attempt.c.worker_ref == worker.c.id),
                     )
                     .order_by(worker.c.id)
-                    .limit(BATCH)
+                    .limit(batch_size)
                     .with_for_update(skip_locked=True)
                 )
                 .scalars()
                 .all()
             )
             removed = _remove_workers(connection, refs)
-        last_id = refs[-1] if len(refs) == BATCH else None
+        last_id = refs[-1] if len(refs) == batch_size else None
         yield removed
 
 
@@ -385,7 +422,7 @@ def _is_named(stays: Callable[[Any], Any]) -> Any:
 # --- the history of workers that stay --------------------------------------------------------------------------------
 
 
-def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
+def _prune_changes(older_than: datetime, transaction: Transaction, batch_size: int) -> Iterator[Removed]:
     """Delete old history entries of workers, in the order of their row IDs."""
     last_id: int | None = 0
     while last_id is not None:
@@ -395,7 +432,7 @@ def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[R
                     select(change.c.id)
                     .where(change.c.id > last_id, _is_change_expired(older_than))
                     .order_by(change.c.id)
-                    .limit(BATCH)
+                    .limit(batch_size)
                     .with_for_update(skip_locked=True)
                 )
                 .scalars()
@@ -404,7 +441,7 @@ def _prune_changes(older_than: datetime, transaction: Transaction) -> Iterator[R
             if change_ids:
                 connection.execute(delete(change).where(change.c.id.in_(change_ids)))
         yield Removed(changes=len(change_ids))
-        last_id = change_ids[-1] if len(change_ids) == BATCH else None
+        last_id = change_ids[-1] if len(change_ids) == batch_size else None
 
 
 def _is_change_expired(older_than: datetime) -> Any:

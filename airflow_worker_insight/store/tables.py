@@ -101,6 +101,14 @@ def start_slot(started_at: datetime | None) -> int | None:
     return None if started_at is None else math.floor(started_at.timestamp() / SLOT_SECONDS)
 
 
+def key_columns(rows: Any) -> tuple[Any, Any, Any]:
+    """Return the columns that identify a try in the attempt or placement table: see :data:`.keys.RowKey`.
+
+    :param rows: one of the tables, an alias of it, or a subquery with these columns
+    """
+    return rows.c.run_key, rows.c.task_key, rows.c.try_number
+
+
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
 
 worker = Table(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import AirflowTry, Attempt
     from airflow_worker_insight.domain.workers import WorkerRow
+    from airflow_worker_insight.store.attempts.search import SearchLimits
 
 
 MAX_SCANNED_TRIES = 10_000
@@ -66,14 +67,21 @@ class Stay:
 
 
 def running_now(
-    connection: Connection, worker_row: WorkerRow, *, dag_ids: Collection[str], limit: int
+    connection: Connection,
+    worker_row: WorkerRow,
+    *,
+    dag_ids: Collection[str],
+    limit: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> tuple[list[Attempt], int]:
     """Return the tries that run on a worker now, by Airflow's state, and their number.
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
     filters = AttemptFilter(worker_id=worker_row.worker_id, state="running")
-    running, _ = attempt_queries.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
+    running, _ = attempt_queries.list_attempts(
+        connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0, limits=limits
+    )
     attempts = [attempt for attempt in running if _is_last_on(worker_row, attempt)]
     return attempts[:limit], len(attempts)
 
@@ -119,6 +127,7 @@ def stays_between(
     since: datetime,
     until: datetime,
     limit: int,
+    max_scanned: int = MAX_SCANNED_TRIES,
 ) -> list[Stay]:
     """Return the stays on a worker in an interval, the latest start first.
 
@@ -133,7 +142,8 @@ def stays_between(
     )
     rows = list(connection.execute(started_within))
     if len(rows) < limit:
-        earlier = _latest([*conditions, attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since], order)
+        started_before = (attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since)
+        earlier = _latest([*conditions, *started_before], order, max_scanned)
         reaching_into = _stays(earlier).where(_was_open_at(earlier, since))
         order = search.latest_first(connection, earlier)
         rows += connection.execute(reaching_into.order_by(*order).limit(min(limit - len(rows), MAX_OPEN)))
@@ -248,9 +258,9 @@ def _open_at(
     return [attempt for attempt in attempts if attempt.ended_at is None or attempt.ended_at > moment]
 
 
-def _latest(conditions: Sequence[Any], order: Sequence[Any]) -> Any:
+def _latest(conditions: Sequence[Any], order: Sequence[Any], max_scanned: int = MAX_SCANNED_TRIES) -> Any:
     """Select a worker's latest starts only: it may have run a million tries."""
-    return select(attempt).where(*conditions).order_by(*order).limit(MAX_SCANNED_TRIES).subquery()
+    return select(attempt).where(*conditions).order_by(*order).limit(max_scanned).subquery()
 
 
 def _was_open_at(rows: Any, moment: datetime) -> Any:

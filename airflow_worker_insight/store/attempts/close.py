@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store.dialects import in_rows, upsert
 from airflow_worker_insight.store.locks import lock_for_share
-from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
+from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, key_columns, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -192,9 +192,9 @@ def close_tries(connection: Connection, tries: Sequence[tuple[RowKey, AirflowTry
 
 def remove_tries(connection: Connection, row_keys: Sequence[RowKey]) -> None:
     """Remove tries of which no process ran."""
-    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     if row_keys:
-        connection.execute(delete(attempt).where(in_rows(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER))
+        is_one = in_rows(connection, key_columns(attempt), row_keys)
+        connection.execute(delete(attempt).where(is_one, attempt.c.worker_ref == NO_WORKER))
 
 
 def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:

@@ -37,25 +37,38 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import AirflowTry
     from airflow_worker_insight.domain.filters import AttemptFilter
     from airflow_worker_insight.domain.keys import RowKey
+    from airflow_worker_insight.store.attempts.search import SearchLimits
 
 
 def find_attempts(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | AllDags, limit: int, offset: int
+    connection: Connection,
+    filters: AttemptFilter,
+    *,
+    dag_ids: Collection[str] | AllDags,
+    limit: int,
+    offset: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> AttemptPage:
     """Return a page of attempts, the latest start first.
 
     :param dag_ids: the Dags that the reader may see; attempts of other Dags are neither listed nor counted
     """
     readable = None if isinstance(dag_ids, AllDags) else frozenset(dag_ids)
-    page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
+    page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset, limits=limits)
     return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
 
 
 def list_attempts(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | AllDags, limit: int, offset: int
+    connection: Connection,
+    filters: AttemptFilter,
+    *,
+    dag_ids: Collection[str] | AllDags,
+    limit: int,
+    offset: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> tuple[list[Attempt], int]:
     """Return the attempts of :func:`find_attempts` and their total, without its exactness."""
-    page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
+    page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset, limits=limits)
     return page.attempts, page.total
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import bindparam, case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import Integer, bindparam, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.names import short_host
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
     from airflow_worker_insight.domain.attempts import StartedTry
     from airflow_worker_insight.domain.keys import TryKey
@@ -76,7 +77,7 @@ class TooManyWorkersError(ValueError):
     """
 
 
-def record_start(
+def record_start(  # noqa: PLR0913
     connection: Connection,
     started: StartedTry,
     record: WorkerRecord,
@@ -85,6 +86,7 @@ def record_start(
     process: int | None = None,
     conditions: Conditions | None = None,
     is_late: bool = False,
+    max_workers: int = MAX_WORKERS,
 ) -> str | None:
     """Record that a task process of a try started on the worker ``record``.
 
@@ -96,6 +98,7 @@ def record_start(
     :param process: the key of the process (:func:`.keys.process_key`); an unknown process counts as another one
     :param conditions: the load of the worker's machine; those of a try's first process on the worker are kept
     :param is_late: whether ``now`` is in the past, because the report had to wait
+    :param max_workers: how many workers the try may have
     :return: what contradicts the worker with the reported ID, if anything: then the report gets a separate worker
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     :raises TooManyWorkersError: if the try, or the host, has had too many workers
@@ -118,6 +121,7 @@ def record_start(
         "p_seen_since": now - MAX_UNLOCKED_AGE,
         "p_worker_id": record.worker_id,
         "p_fingerprint": record.fingerprint,
+        "p_max_workers": max_workers,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
     # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
@@ -140,8 +144,8 @@ def _write_worker_and_start(
     now: datetime,
     kind_matches: bool | None,
 ) -> StoredWorker:
-    if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-        raise TooManyWorkersError(f"try {key.try_number} has run on {MAX_WORKERS} workers")
+    if connection.execute(_workers_of_the_try(), start).scalar_one() >= start["p_max_workers"]:
+        raise TooManyWorkersError(f"try {key.try_number} has run on {start['p_max_workers']} workers")
     stored = store_worker(
         connection,
         record,
@@ -182,17 +186,38 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
         raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} were reported within an hour")
 
 
-_seen: dict[str, datetime] = {}
-"""When this process last marked a worker as seen: a hint that saves most starts a query."""
+class SeenWorkers:
+    """Workers that this process lately marked as seen in one database: a hint that saves most starts a query."""
+
+    def __init__(self) -> None:
+        self._marked_at: dict[str, datetime] = {}
+
+    def is_due(self, worker_id: str, *, now: datetime) -> bool:
+        """Return whether to mark a worker now; if so, it counts as marked."""
+        if now - self._marked_at.get(worker_id, now - SEEN_INTERVAL) < SEEN_INTERVAL:
+            return False
+        if len(self._marked_at) >= MAX_REMEMBERED:
+            self._marked_at.clear()
+        self._marked_at[worker_id] = now
+        return True
+
+    def forget(self) -> None:
+        """Let each worker be due again."""
+        self._marked_at.clear()
+
+
+_seen_workers: WeakKeyDictionary[Engine, SeenWorkers] = WeakKeyDictionary()
+
+
+def seen_workers(connection: Connection) -> SeenWorkers:
+    """Return what this process remembers for the database of a connection, as long as its engine exists."""
+    return _seen_workers.setdefault(connection.engine, SeenWorkers())
 
 
 def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
     """Mark a worker as seen, unless that was done shortly before or its row is locked."""
-    if now - _seen.get(worker_id, now - SEEN_INTERVAL) < SEEN_INTERVAL:
+    if not seen_workers(connection).is_due(worker_id, now=now):
         return
-    if len(_seen) >= MAX_REMEMBERED:
-        _seen.clear()
-    _seen[worker_id] = now
     stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_INTERVAL)
     row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
     if row_id is not None:
@@ -256,7 +281,7 @@ def _first_process(dialect: str) -> Any:
     already_recorded = (
         select(own_row.c.worker_ref).where(*_of_this_try(own_row), own_row.c.worker_ref == worker.c.id).exists()
     )
-    row = select(*columns.values()).where(*_known_worker(), ~already_recorded, other_workers < MAX_WORKERS)
+    row = select(*columns.values()).where(*_known_worker(), ~already_recorded, other_workers < _MAX_WORKERS)
     # Airflow's client may send a request again while the first one is still being processed.
     for name in ("postgresql", "sqlite"):
         row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
@@ -308,4 +333,5 @@ def _further_process(dialect: str) -> Any:
 
 _STARTS = (_first_process, _further_process)
 _NOW = bindparam("p_now", type_=Timestamp())
+_MAX_WORKERS = bindparam("p_max_workers", type_=Integer())
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

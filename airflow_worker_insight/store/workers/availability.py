@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, insert, select, update
+from sqlalchemy import insert, select, update
 
 from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_source
+from airflow_worker_insight.store.workers.names import is_host_of, is_known_column
 from airflow_worker_insight.store.workers.queries import get_worker, later_instance
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     """
     if worker_row.engine_name is None or worker_row.ended_at is not None:
         return {}
-    is_known = case((is_known_to_source(worker), 1), else_=0).label("is_known")
+    is_known = is_known_column()
     query = (
         select(worker, is_known)
         .where(

@@ -78,10 +78,10 @@ def worker_loads(connection: Connection) -> Sequence[WorkerLoad]:
 MAX_LABEL_KEYS = 100
 
 
-def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
+def count_states(connection: Connection, filters: WorkerFilter, *, max_total: int = MAX_TOTAL) -> dict[str | None, int]:
     """Return the number of workers in each state, ignoring ``filters.states``.
 
-    At most :data:`~.limits.MAX_TOTAL` are counted per state; states without a worker are left out.
+    At most ``max_total`` are counted per state; states without a worker are left out.
     """
     freshness = SourceFreshness.of(connection)
     conditions = filter_conditions(connection, with_matching_refs(connection, filters))
@@ -90,7 +90,7 @@ def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | No
         limited = (
             select(worker.c.id)
             .where(*conditions, *in_states(frozenset({state}), freshness))
-            .limit(MAX_TOTAL)
+            .limit(max_total)
             .subquery()
         )
         queries.append(select(literal(number).label("number"), func.count().label("workers")).select_from(limited))

@@ -16,9 +16,11 @@ from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.states import LOCAL, SourceName, WorkerAvailability, WorkerState, strictest
 from airflow_worker_insight.domain.workers import WorkerInstance, WorkerRecord
 from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_rows
 from airflow_worker_insight.store.tables import attempt, change, worker
 from airflow_worker_insight.store.workers.names import (
+    is_known_column,
     is_known_to_source,
     is_named_local_row,
     is_report_trusted,
@@ -27,7 +29,7 @@ from airflow_worker_insight.store.workers.names import (
 from airflow_worker_insight.store.workers.upsert import INHERITED_PREFIXES, record_inherited_quarantine, upsert_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -87,7 +89,7 @@ def instances_by_ref(connection: Connection, source: str, refs: Collection[int])
     """Return the instances with these row IDs that belong to a worker source, ended or not."""
     return [
         instance
-        for batch in _batches(sorted(refs))
+        for batch in batches(sorted(refs), BATCH)
         for instance in _select_instances(connection, _is_of_source(source), worker.c.id.in_(batch))
     ]
 
@@ -98,7 +100,7 @@ def latest_ended_instances(connection: Connection, kind: str, engine_names: Coll
     A process is known by its process ID and job.
     """
     instances = []
-    for batch in _batches(sorted(engine_names)):
+    for batch in batches(sorted(engine_names), BATCH):
         latest = (
             select(func.max(worker.c.id))
             .where(
@@ -110,7 +112,7 @@ def latest_ended_instances(connection: Connection, kind: str, engine_names: Coll
             .group_by(worker.c.engine_name, worker.c.pid, worker.c.job_id)
         )
         refs = list(connection.execute(latest).scalars())
-        for ref_batch in _batches(refs):
+        for ref_batch in batches(refs, BATCH):
             instances += _select_instances(connection, worker.c.id.in_(ref_batch))
     return instances
 
@@ -119,7 +121,7 @@ def named_local_instances(connection: Connection, job_ids: Collection[int]) -> l
     """Return the named local workers of these schedulers' jobs, ended or not."""
     return [
         instance
-        for batch in _batches(sorted(job_ids))
+        for batch in batches(sorted(job_ids), BATCH)
         for instance in _select_instances(
             connection, is_named_local_row(worker), is_known_to_source(worker), worker.c.job_id.in_(batch)
         )
@@ -178,7 +180,8 @@ def register(connection: Connection, instances: Sequence[NewWorkerInstance], *, 
         alike = [row for row in rows if ("queues" in row) is with_queues]
         if alike:
             connection.execute(insert(worker), alike)
-    for batch in _batches(row["worker_id"] for row in rows if row["availability"] == WorkerAvailability.QUARANTINED):
+    heirs = [row["worker_id"] for row in rows if row["availability"] == WorkerAvailability.QUARANTINED]
+    for batch in batches(heirs, BATCH):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
             record_inherited_quarantine(
@@ -247,14 +250,14 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
     hosts = {instance.hostname for instance in instances if instance.kind == LOCAL}
     latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(values)):
+        for batch in batches(sorted(values), BATCH):
             latest_refs = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
                 .where(column.in_(batch), worker.c.host_only.is_(False), not_(is_named_local_row(worker)))
                 .group_by(worker.c.kind, column)
                 .subquery()
             )
-            is_known = case((is_known_to_source(worker), 1), else_=0).label("is_known")
+            is_known = is_known_column()
             statement = select(latest_refs, worker.c.availability, is_known).join(
                 worker, worker.c.id == latest_refs.c.ref
             )
@@ -264,7 +267,7 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
                 latest[key] = max(latest.get(key, decision), decision)
 
     by_source: dict[tuple[str, str], str] = {}
-    for batch in _batches(sorted(names)):
+    for batch in batches(sorted(names), BATCH):
         refs = (
             select(func.max(worker.c.id))
             .where(worker.c.engine_name.in_(batch), is_known_to_source(worker))
@@ -321,7 +324,7 @@ def _quarantined_by_operators(
         worker.c.host_only.is_(False),
     )
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(values)):
+        for batch in batches(sorted(values), BATCH):
             rows = connection.execute(
                 select(worker.c.kind, column.label("called"))
                 .select_from(worker.join(change, change.c.worker_ref == worker.c.id))
@@ -334,7 +337,7 @@ def _quarantined_by_operators(
 
 def update_instances(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
     """Write new column values, for each row ID its own."""
-    for refs in _batches(sorted(ref for ref, values in changed.items() if values)):
+    for refs in batches(sorted(ref for ref, values in changed.items() if values), BATCH):
         batch = {ref: changed[ref] for ref in refs}
         # In the table's order, so that equal batches compile to the same statement.
         columns = [column for column in worker.c if any(column.name in values for values in batch.values())]
@@ -439,7 +442,7 @@ def updates_for_confirmed(
     """
     changed: dict[int, dict[str, Any]] = {}
     columns = ("id", "kind", "name", "engine_name", "hostname", "availability")
-    for batch in _batches(sorted(described)):
+    for batch in batches(sorted(described), BATCH):
         rows = connection.execute(select(*(worker.c[name] for name in columns)).where(worker.c.id.in_(batch))).all()
         to_check = [described[row.id] for row in rows if row.availability == WorkerAvailability.QUARANTINED]
         still_quarantined = _quarantined_heirs(connection, to_check) if to_check else []
@@ -473,14 +476,5 @@ def _move_attempts(connection: Connection, reported_ref: int, kept_ref: int) -> 
     of_reported = {
         tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == reported_ref)).all()
     }
-    for batch in _batches(sorted(of_reported - shared)):
+    for batch in batches(sorted(of_reported - shared), BATCH):
         connection.execute(move.where(in_rows(connection, columns, batch)))
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    rows = list(items)
-    for start in range(0, len(rows), BATCH):
-        yield rows[start : start + BATCH]

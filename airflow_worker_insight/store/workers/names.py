@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, not_, or_, select
+from sqlalchemy import and_, case, not_, or_, select
 
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.names import SINGLE_LOCAL_NAME, is_named_local, is_same_host
@@ -47,6 +47,11 @@ def is_known_to_source(table: Any) -> Any:
     """
     has_told = and_(table.c.kind.in_(SOURCE_KINDS), table.c.engine_heartbeat_at.is_not(None))
     return and_(table.c.host_only.is_(False), or_(table.c.reported_id.is_(None), has_told))
+
+
+def is_known_column() -> Any:
+    """Return :func:`is_known_to_source` as a column ``is_known``, 1 or 0, which every database can return."""
+    return case((is_known_to_source(worker), 1), else_=0).label("is_known")
 
 
 def is_report_trusted(known: Any, hostname: str) -> bool:

@@ -26,6 +26,7 @@ from airflow_worker_insight.domain.states import (
     strictest,
 )
 from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import disable_jit, in_list
 from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from airflow_worker_insight.store.tables import change, worker
@@ -37,7 +38,12 @@ from airflow_worker_insight.store.workers.freshness import (
     shown_state,
     state_and_reason,
 )
-from airflow_worker_insight.store.workers.names import is_known_to_source, is_named_local_row, name_conditions
+from airflow_worker_insight.store.workers.names import (
+    is_known_column,
+    is_known_to_source,
+    is_named_local_row,
+    name_conditions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -48,6 +54,9 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.filters import WorkerFilter
 
+
+BATCH = 500
+"""Names that one statement looks up."""
 
 MAX_CANDIDATES = 2000
 """Most matches of a filter that are then read by their row IDs."""
@@ -195,16 +204,22 @@ def with_matching_refs(connection: Connection, filters: WorkerFilter) -> WorkerF
 
 
 def list_workers(
-    connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
+    connection: Connection,
+    filters: WorkerFilter,
+    *,
+    order_by: str = "-registered_at",
+    limit: int,
+    offset: int,
+    max_total: int = MAX_TOTAL,
 ) -> tuple[list[WorkerRow], int]:
-    """Return a page of workers and their total number, up to :data:`~.limits.MAX_TOTAL`.
+    """Return a page of workers and their total number, up to ``max_total``.
 
     :param order_by: one of :data:`WORKER_ORDERS`, with a leading ``-`` for descending order; unknown values come last
     """
     freshness = SourceFreshness.of(connection)
     filters = with_matching_refs(connection, filters)
     conditions = [*filter_conditions(connection, filters), *in_states(filters.states, freshness)]
-    within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
+    within = select(worker.c.id).where(*conditions).limit(max_total).subquery()
     total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
     order = _order(order_by, freshness)
     page = select(worker).where(*conditions).order_by(*order).limit(limit).offset(offset)
@@ -283,7 +298,7 @@ def unavailable_workers(connection: Connection) -> dict[int, str]:
     ).all()
     by_ref = {row.id: row.availability for row in decided}
     by_name = _strictest_of(decided)
-    for batch in _batches(sorted({name for _, name in by_name})):
+    for batch in batches(sorted({name for _, name in by_name}), BATCH):
         same_name = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(
             worker.c.engine_name.in_(batch), is_live
         )
@@ -310,7 +325,7 @@ def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
 
 def _strictest_columns() -> list[Any]:
     """Return the columns that :func:`_strictest_of` reads."""
-    is_known = case((is_known_to_source(worker), 1), else_=0).label("is_known")
+    is_known = is_known_column()
     return [worker.c.kind, worker.c.engine_name, worker.c.availability, is_known]
 
 
@@ -324,7 +339,7 @@ def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> lis
         {worker_row.engine_name for worker_row in worker_rows if worker_row.engine_name and worker_row.ended_at is None}
     )
     decided: list[Row[Any]] = []
-    for batch in _batches(names):
+    for batch in batches(names, BATCH):
         decided += connection.execute(
             select(*_strictest_columns()).where(
                 worker.c.engine_name.in_(batch),
@@ -346,10 +361,6 @@ def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> lis
         else worker_row
         for worker_row in worker_rows
     ]
-
-
-def _batches(names: list[str]) -> Iterable[list[str]]:
-    return (names[start : start + 500] for start in range(0, len(names), 500))
 
 
 def has_any_heartbeat(connection: Connection, kind: str) -> bool:

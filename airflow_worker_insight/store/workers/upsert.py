@@ -15,6 +15,7 @@ from sqlalchemy import and_, insert, not_, or_, select, update
 from airflow_worker_insight.domain.clock import START_TOLERANCE
 from airflow_worker_insight.domain.names import is_named_local, is_same_host, short_host
 from airflow_worker_insight.domain.states import LOCAL, SOURCE_KINDS, WorkerAvailability, WorkerState, strictest
+from airflow_worker_insight.domain.workers import is_known_to_source as is_known_by_facts
 from airflow_worker_insight.store.dialects import insert_new
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import (
@@ -222,8 +223,9 @@ def _may_be_on_host(connection: Connection, known: Row[Any], hostname: str, *, i
 
 
 def _is_known_to_source(row: Row[Any]) -> bool:
-    has_told = row.kind in SOURCE_KINDS and row.engine_heartbeat_at is not None
-    return not row.host_only and (row.reported_id is None or has_told)
+    return not row.host_only and is_known_by_facts(
+        row.kind, is_reported=row.reported_id is not None, has_heartbeat=row.engine_heartbeat_at is not None
+    )
 
 
 def _update_worker(

@@ -78,10 +78,10 @@ def test_retention_rests_and_goes_on_later(
         connection.execute(attempt.update().values(state="success", ended_at=old))
         connection.execute(worker.update().values(state="lost", ended_at=old))
     with locked(database, table):
-        removed = retention.keep_within_limit()
+        removed = retention.apply_retention()
     is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name}
     assert (removed is None) == is_in_the_way
     assert len([one for one in caplog.records if "older than its limit" in one.getMessage()]) == int(is_in_the_way)
     monkeypatch.setattr(retention, "_rests_until", 0.0)
-    retention.keep_within_limit()
+    retention.apply_retention()
     assert (database.attempts(), database.workers()) == ([], [])

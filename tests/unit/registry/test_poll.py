@@ -693,7 +693,7 @@ def test_going_round_tells_the_stats_and_keeps_within_limits_after_a_look(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(module, "report_fleet", lambda: done.append("stats"))
-    monkeypatch.setattr(module, "keep_within_limit", lambda: done.append("limit"))
+    monkeypatch.setattr(module, "apply_retention", lambda: done.append("limit"))
     run_once()
     run_once()
     assert done == ["stats", "limit"]

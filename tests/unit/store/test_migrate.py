@@ -36,6 +36,8 @@ from tests.unit.database import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_mock import MockerFixture
+
     from tests.support.services import Postgres
 
 TABLES = {table.name for table in metadata.sorted_tables}
@@ -318,11 +320,11 @@ URLS = {
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(request: pytest.FixtureRequest, mocker: MockerFixture) -> str:
     """Have Airflow's database at a URL that nothing answers at."""
     from airflow import settings
 
-    monkeypatch.setattr(settings, "SQL_ALCHEMY_CONN", URLS[request.param])
+    mocker.patch.object(settings, "SQL_ALCHEMY_CONN", URLS[request.param])
     return str(request.param)
 
 
@@ -426,9 +428,9 @@ def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> 
 
 @airflow_3
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_the_manager_waits_for_nobodys_lock(database: Database, manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manager_waits_for_nobodys_lock(database: Database, manager: Any) -> None:
     """``airflow db check-migrations`` asks again; ``db reset`` would keep recording waiting behind itself."""
-    monkeypatch.setattr(session, "COMMAND", replace(session.COMMAND, lock=0.2))
+    manager.bounds = replace(session.COMMAND, lock=0.2)
     with locked(database, VERSION_TABLE):
         assert not manager.check_migration()
         with pytest.raises(OperationalError, match="lock timeout"):

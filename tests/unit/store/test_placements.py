@@ -33,6 +33,7 @@ from tests.unit.database import (
 )
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import Attempt
@@ -216,9 +217,7 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
 
 
 @on_both
-def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_placed_again_while_it_is_swept_keeps_its_place(database: Database, mocker: MockerFixture) -> None:
     """It was deferred, and another scheduler goes on with it just now."""
     with database.engine.begin() as connection:
         key = a_live_try(connection, "deferred", state="deferred")
@@ -230,7 +229,7 @@ def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
             placements.write(connection, [placed(key, 2)], now=at(100))
             return found
 
-        monkeypatch.setattr(placements.airflow_history, "tries_of_task_instances", goes_on)
+        mocker.patch.object(placements.airflow_history, "tries_of_task_instances", goes_on)
         placements.sweep(connection, {}, placed_before=at(60))
         assert placements.count_open(connection) == {2: 1}
 
@@ -269,9 +268,7 @@ def test_any_number_is_written(database: Database, number: int) -> None:
 
 
 @on_both
-def test_sentences_are_removed_when_they_are_old_or_too_many(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sentences_are_removed_when_they_are_old_or_too_many(database: Database) -> None:
     with database.engine.begin() as connection:
         over, goes_on = add_run(connection), add_run(connection, run_id="goes-on", state="running", ended_at=None)
         ended = [add_try(connection, over, f"task-{n}") for n in range(4)]
@@ -286,11 +283,10 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
         assert placements.prune(connection, now=NOON + placements.RETENTION + timedelta(days=1.5)) == 2
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-2", "task-3"]
         # What is open and what belongs to a run that goes on is not touched, however much it is.
-        monkeypatch.setattr(placements, "MAX_CLOSED", 2)
-        assert placements.prune(connection, now=NOON) == 1
-        assert placements.prune(connection, now=NOON) == 0
+        assert placements.prune(connection, now=NOON, max_closed=2) == 1
+        assert placements.prune(connection, now=NOON, max_closed=2) == 0
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-3"]
-        assert placements.prune(connection, now=NOON + timedelta(days=99)) == 1
+        assert placements.prune(connection, now=NOON + timedelta(days=99), max_closed=2) == 1
         assert [row.task_id for row in stored(connection)] == ["going", "still"]
 
 

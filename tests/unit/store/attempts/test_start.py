@@ -49,11 +49,19 @@ def start(
     conditions: Conditions | None = None,
     process: int | None = None,
     is_late: bool = False,
+    max_workers: int = attempts_start.MAX_WORKERS,
 ) -> None:
     started = StartedTry(key, key.task_key, try_started_at, state)
     with database.engine.begin() as connection:
         attempts_start.record_start(
-            connection, started, record, now=now, conditions=conditions, process=process, is_late=is_late
+            connection,
+            started,
+            record,
+            now=now,
+            conditions=conditions,
+            process=process,
+            is_late=is_late,
+            max_workers=max_workers,
         )
 
 
@@ -261,15 +269,12 @@ def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same:
     assert is_same_host(other, one) is same
 
 
-def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts_start, "MAX_WORKERS", 2)
-    attempts_start._first_process.cache_clear()
-    start(database, a_worker("a"))
-    start(database, a_worker("b"))
+def test_a_try_does_not_have_workers_without_end(database: Database) -> None:
+    start(database, a_worker("a"), max_workers=2)
+    start(database, a_worker("b"), max_workers=2)
     with pytest.raises(TooManyWorkersError):
-        start(database, a_worker("c"))
-    start(database, a_worker("a"))
-    attempts_start._first_process.cache_clear()
+        start(database, a_worker("c"), max_workers=2)
+    start(database, a_worker("a"), max_workers=2)
     assert [row["process_count"] for row in database.attempts()] == [2, 1]
 
 

@@ -449,14 +449,13 @@ def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database
     assert "one of the workers of its host" in (one.state_reason or "")
 
 
-def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (worker_queries, worker_counts):
-        monkeypatch.setattr(module, "MAX_TOTAL", 2)
+def test_totals_are_counted_up_to_a_limit(database: Database) -> None:
     for number in range(3):
         register(database, f"w{number}")
-    assert listed(database) == (["w0", "w1", "w2"], 2)
     with database.engine.connect() as connection:
-        assert worker_counts.count_states(connection, WorkerFilter()) == {"online": 2}
+        rows, total = worker_queries.list_workers(connection, WorkerFilter(), limit=9, offset=0, max_total=2)
+        assert ({row.worker_id for row in rows}, total) == ({"w0", "w1", "w2"}, 2)
+        assert worker_counts.count_states(connection, WorkerFilter(), max_total=2) == {"online": 2}
 
 
 @on_both
