@@ -43,7 +43,7 @@ def a_try(**others: Any) -> AirflowTry:
     return AirflowTry(**{**known, **others})
 
 
-def a_life(ref: int, **others: Any) -> WorkerInstance:
+def an_instance(ref: int, **others: Any) -> WorkerInstance:
     return WorkerInstance(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
@@ -109,8 +109,8 @@ def test_a_failure_without_a_host(started_at: datetime | None, ended_at: datetim
 
 
 @pytest.mark.parametrize("pid", [None, 4711])
-def test_a_process_without_a_host_names_nobody(pid: int | None) -> None:
-    assert attribute(a_try(hostname=None, pid=pid), [a_life(1), a_life(2)]).worker is None
+def test_a_process_without_a_host_names_no_worker(pid: int | None) -> None:
+    assert attribute(a_try(hostname=None, pid=pid), [an_instance(1), an_instance(2)]).worker is None
 
 
 @pytest.mark.parametrize("state", [None, *ALL_STATES])
@@ -122,7 +122,7 @@ def test_there_is_always_a_word(
     state: str | None, hostname: str | None, pid: int | None, started_at: datetime | None, *, backfilled: bool
 ) -> None:
     one = a_try(state=state, hostname=hostname, pid=pid, started_at=started_at)
-    verdict = attribute(one, [a_life(1)], backfilled=backfilled)
+    verdict = attribute(one, [an_instance(1)], backfilled=backfilled)
     if hostname is None:
         assert verdict.attribution in {"not_on_a_worker", "never_started", "unknown"}
         assert verdict.worker is None
@@ -132,7 +132,7 @@ def test_there_is_always_a_word(
         assert verdict.worker.hostname == hostname
 
 
-# --- a host: one life, or one of the workers of this host -------------------------------------------------------------
+# --- a host: one instance, or one of the workers of this host ---------------------------------------------------------
 
 HOST = host_worker("host-1", "celery")
 
@@ -140,41 +140,41 @@ HOST = host_worker("host-1", "celery")
 @pytest.mark.parametrize("instances", [[], [1], [1, 2]])
 def test_of_a_celery_try_only_the_host_is_sure(instances: list[int]) -> None:
     """Beside the one that is known another worker of the host may have started, and died before it reported."""
-    known = [a_life(ref, job_id=1) for ref in instances]
+    known = [an_instance(ref, job_id=1) for ref in instances]
     assert attribute(a_try(), known) == AttributionResult("inferred", HOST)
     assert attribute(a_try(), known, backfilled=True) == AttributionResult("backfilled", HOST)
 
 
 def test_the_process_of_the_try_is_not_taken_for_that_of_the_worker() -> None:
     """Airflow keeps the pid of the task's process, which says nothing of which worker started it."""
-    assert attribute(a_try(pid=100), [a_life(1, pid=100), a_life(2, pid=200)]).ref is None
+    assert attribute(a_try(pid=100), [an_instance(1, pid=100), an_instance(2, pid=200)]).ref is None
 
 
 def test_of_a_lost_try_nothing_is_said() -> None:
     one = AirflowTry(TryKey("etl", "run-1", "extract", -1, 1), is_lost=True)
-    assert attribute(one, [a_life(1)]) == AttributionResult("unknown")
+    assert attribute(one, [an_instance(1)]) == AttributionResult("unknown")
 
 
 def test_local_executor_is_known_by_the_job_that_queued_the_try() -> None:
-    instances = [a_life(1, kind="local", job_id=1), a_life(2, kind="local", job_id=2)]
+    instances = [an_instance(1, kind="local", job_id=1), an_instance(2, kind="local", job_id=2)]
     one = a_try(executor="LocalExecutor", queued_by_job_id=2)
     assert attribute(one, instances).ref == 2
     assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, hostname="host-2"), instances).ref is None
 
 
 def test_local_executor_of_another_scheduler_is_not_guessed() -> None:
-    instances = [a_life(1, kind="local", job_id=1)]
+    instances = [an_instance(1, kind="local", job_id=1)]
     verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), instances)
     assert verdict == AttributionResult("inferred", host_worker("host-1", "local"))
 
 
 def test_local_executor_without_a_job_is_not_guessed() -> None:
-    instances = [a_life(1, kind="local", job_id=None)]
+    instances = [an_instance(1, kind="local", job_id=None)]
     assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None), instances).ref is None
 
 
 def test_a_pod_is_a_host_with_one_worker() -> None:
-    pod = a_life(1, kind="kubernetes", hostname="etl-extract-x7f2q")
+    pod = an_instance(1, kind="kubernetes", hostname="etl-extract-x7f2q")
     one = a_try(executor="KubernetesExecutor", hostname="etl-extract-x7f2q")
     assert attribute(one, [pod]).ref == 1
     dead_before_it_reported = attribute(a_try(executor="KubernetesExecutor", hostname="etl-load-a1b2c"), [pod])
@@ -186,20 +186,20 @@ def test_a_pod_is_a_host_with_one_worker() -> None:
 
 
 def test_a_try_that_names_no_executor_ran_on_the_default_one() -> None:
-    one, local = a_try(executor=None), a_life(1, kind="local", job_id=1)
+    one, local = a_try(executor=None), an_instance(1, kind="local", job_id=1)
     assert attribute(one, [local], default_executor="LocalExecutor,CeleryExecutor").ref == 1
     assert attribute(one, [local], default_executor="CeleryExecutor").ref is None
     assert attribute(one, [local]) == AttributionResult("inferred", host_worker("host-1", "unknown"))
 
 
 def test_the_executor_of_the_try_goes_before_the_default() -> None:
-    local = a_life(1, kind="local", job_id=1)
+    local = an_instance(1, kind="local", job_id=1)
     assert attribute(a_try(executor="CeleryExecutor"), [local], default_executor="LocalExecutor").ref is None
 
 
 moments = st.integers(-1000, 1000).map(at)
 instances = st.builds(
-    a_life,
+    an_instance,
     st.integers(1, 99),
     kind=st.sampled_from(["celery", "local"]),
     hostname=st.sampled_from(["host-1", "host-2"]),
@@ -216,7 +216,7 @@ tries = st.builds(
 
 
 @given(tries, st.lists(instances, max_size=5))
-def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
+def test_a_named_instance_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
     verdict = attribute(one, known, default_executor="CeleryExecutor")
     if verdict.worker is None:
         assert one.hostname is None

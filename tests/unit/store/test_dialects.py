@@ -22,7 +22,7 @@ def add(ref: int, *, rows: int = 1) -> Any:
 
 
 @on_both
-def test_the_rows_that_a_statement_writes_are_counted(database: Database) -> None:
+def test_written_rows_are_counted(database: Database) -> None:
     with database.engine.begin() as connection:
         assert execute_and_count(connection, add(1)) == 1
         assert execute_and_count(connection, add(2, rows=0)) == 0
@@ -36,7 +36,7 @@ def test_the_rows_that_a_statement_writes_are_counted(database: Database) -> Non
 
 @on_both
 @pytest.mark.parametrize("rows", [0, 1])
-def test_a_statement_that_is_prepared_once_is_counted_each_time(database: Database, rows: int) -> None:
+def test_a_prepared_statement_counts_its_rows_each_time(database: Database, rows: int) -> None:
     statement = with_row_count(add(1, rows=rows), database.engine.dialect.name)
     with database.engine.begin() as connection:
         assert [row_count(connection.execute(statement)) for _ in range(2)] == [rows, rows]

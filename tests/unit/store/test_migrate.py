@@ -188,12 +188,12 @@ def test_the_tables_of_an_earlier_package(database: Database) -> None:
 
 
 @pytest.mark.parametrize("found", [Schema.MISSING, Schema.OLD])
-def test_who_must_migrate_is_told_how(found: Schema) -> None:
+def test_the_explanation_says_how_to_migrate(found: Schema) -> None:
     assert "`airflow db migrate`" in found.explanation
     assert "`airflow-worker-insight db migrate`" in found.explanation
 
 
-def test_who_is_behind_is_not_told_to_migrate() -> None:
+def test_an_old_package_does_not_say_to_migrate() -> None:
     assert "newer" in Schema.NEWER.explanation
     assert "db migrate" not in Schema.NEWER.explanation
 
@@ -428,7 +428,7 @@ def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> 
 
 @airflow_3
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_the_manager_waits_for_nobodys_lock(database: Database, manager: Any) -> None:
+def test_the_manager_waits_briefly_for_locks(database: Database, manager: Any) -> None:
     """``airflow db check-migrations`` asks again; ``db reset`` would keep recording waiting behind itself."""
     manager.bounds = replace(session.COMMAND, lock=0.2)
     with locked(database, VERSION_TABLE):

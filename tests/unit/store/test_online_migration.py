@@ -113,7 +113,7 @@ def test_an_index_that_was_interrupted_is_made_anew(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_nobody_queues_up_behind_a_migration_that_waits(database: Database, mocker: MockerFixture) -> None:
+def test_no_transaction_queues_behind_a_migration_that_waits(database: Database, mocker: MockerFixture) -> None:
     """A transaction that reads a table and stays open is in the way of each ALTER TABLE."""
     fill_at_0001(database)
     has_waited = Event()
@@ -137,7 +137,7 @@ def test_nobody_queues_up_behind_a_migration_that_waits(database: Database, mock
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_who_is_in_the_way_for_long_is_named_in_plain_words(database: Database) -> None:
+def test_a_lock_that_is_held_for_long_is_explained(database: Database) -> None:
     fill_at_0001(database)
     with database.engine.connect() as reader, reader.begin():
         reader.execute(select(text("1")).select_from(worker).limit(1))

@@ -87,7 +87,7 @@ def test_codes_never_move() -> None:
 
 
 @on_both
-def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> None:
+def test_placements_count_until_they_are_closed(database: Database) -> None:
     with database.engine.begin() as connection:
         keys = [a_live_try(connection, f"task-{n}") for n in range(4)]
         waits = replace(placed(keys[3]), reason=PlacementReason.FULL, detail="waits")
@@ -188,7 +188,7 @@ def test_a_try_that_moved_counts_against_the_last_of_its_workers(database: Datab
 
 
 @on_both
-def test_what_airflow_has_of_a_try_to_be_placed(database: Database) -> None:
+def test_details_of_a_try_come_from_airflow(database: Database) -> None:
     with database.engine.begin() as connection:
         labels = {"worker_insight": {"labels": {"zone": "a"}}}
         key = a_live_try(connection, "extract", executor_config=labels, queue="gpu")
@@ -199,7 +199,7 @@ def test_what_airflow_has_of_a_try_to_be_placed(database: Database) -> None:
 
 
 @on_both
-def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
+def test_slots_of_ended_tries_are_swept(database: Database) -> None:
     with database.engine.begin() as connection:
         worker = a_worker()
         ref = upsert_worker(connection, worker, now=NOON)
@@ -217,7 +217,7 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
 
 
 @on_both
-def test_what_is_placed_again_while_it_is_swept_keeps_its_place(database: Database, mocker: MockerFixture) -> None:
+def test_a_try_that_is_placed_again_during_a_sweep_keeps_its_slot(database: Database, mocker: MockerFixture) -> None:
     """It was deferred, and another scheduler goes on with it just now."""
     with database.engine.begin() as connection:
         key = a_live_try(connection, "deferred", state="deferred")
@@ -235,7 +235,7 @@ def test_what_is_placed_again_while_it_is_swept_keeps_its_place(database: Databa
 
 
 @on_both
-def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
+def test_queued_tries_of_a_worker_are_listed(database: Database) -> None:
     with database.engine.begin() as connection:
         waits, runs = a_live_try(connection, "waits"), a_live_try(connection, "runs", state="running")
         placements.write(connection, [placed(waits, 7), placed(runs, 7)], now=NOON)
@@ -244,7 +244,7 @@ def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
         assert placements.placed_on(connection, 7, dag_ids={"other"}, limit=10) == ([], 0)
 
 
-def test_what_has_ended_is_forgotten_with_the_tries(database: Database) -> None:
+def test_closed_placements_are_deleted_with_old_tries(database: Database) -> None:
     with database.engine.begin() as connection:
         ended, open_ = a_live_try(connection, "ended"), a_live_try(connection, "open")
         placements.write(connection, [placed(ended, 1, is_open=False), placed(open_, 1)], now=NOON)
@@ -268,7 +268,7 @@ def test_any_number_is_written(database: Database, number: int) -> None:
 
 
 @on_both
-def test_sentences_are_removed_when_they_are_old_or_too_many(database: Database) -> None:
+def test_explanations_are_removed_when_they_are_old_or_too_many(database: Database) -> None:
     with database.engine.begin() as connection:
         over, goes_on = add_run(connection), add_run(connection, run_id="goes-on", state="running", ended_at=None)
         ended = [add_try(connection, over, f"task-{n}") for n in range(4)]
@@ -301,7 +301,7 @@ def listed(connection: Connection, dag_ids: Any = None, *, limit: int = 9, offse
 
 
 @on_both
-def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
+def test_waiting_and_placed_tries_are_listed(database: Database) -> None:
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, a_worker("w1"), now=NOON)
         waits, queued, runs, ended, late, gone = (

@@ -265,7 +265,7 @@ def test_a_worker_that_was_seen_within_a_day_stays_whatever_the_limit(database: 
 
 
 @on_both
-def test_of_a_worker_that_stays_old_history_goes_but_for_what_counts(database: Database) -> None:
+def test_old_history_is_deleted_except_for_the_latest_state_and_decisions(database: Database) -> None:
     ref = store_worker(database, state="online", ended_at=None)
     idle = store_worker(database, "celery-2", state="lost", ended_at=None, last_seen_at=at(DAY))
     history: list[tuple[int, float, str | None, str | None]] = [
@@ -314,7 +314,7 @@ def test_an_empty_installation_has_nothing_to_remove(database: Database) -> None
 
 
 @on_both
-def test_it_goes_on_batch_by_batch(database: Database) -> None:
+def test_everything_old_is_deleted_batch_by_batch(database: Database) -> None:
     refs = [store_worker(database, f"celery-{number}", changes=1) for number in range(5)]
     for number in range(7):
         key = replace(KEY, map_index=number)
@@ -390,7 +390,7 @@ def broken_transaction() -> AbstractContextManager[Connection]:
     raise RuntimeError("the database went away")
 
 
-def test_what_goes_wrong_is_said_and_tried_again_later(
+def test_a_failure_is_logged_and_retried_after_a_pause(
     database: Database,
     limit: Callable[[int], None],
     caplog: pytest.LogCaptureFixture,
@@ -410,9 +410,7 @@ def test_what_goes_wrong_is_said_and_tried_again_later(
     assert task.run_if_due() == Removed(attempts=2)
 
 
-def test_it_rests_when_nothing_is_left_and_goes_on_when_something_is(
-    database: Database, limit: Callable[[int], None]
-) -> None:
+def test_it_pauses_when_nothing_is_left_to_delete(database: Database, limit: Callable[[int], None]) -> None:
     limit(30)
     task = RetentionTask(batch_size=2, step_budget=2)
     for number in range(3):
@@ -516,7 +514,7 @@ def test_a_worker_that_reconciling_has_read_is_passed_by(database: Database) -> 
     assert prune(database).workers == 2
 
 
-def test_on_sqlite_nobody_removes_what_reconciling_has_read(database: Database) -> None:
+def test_on_sqlite_no_worker_that_reconciling_has_read_is_removed(database: Database) -> None:
     from sqlalchemy.exc import OperationalError
 
     store_worker(database)

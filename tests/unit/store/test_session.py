@@ -239,7 +239,7 @@ def test_mysqls_own_codes_are_time_outs(code: int) -> None:
 # --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 
-def test_after_a_time_out_nobody_tries_for_a_while_and_then_one_does() -> None:
+def test_an_open_breaker_lets_one_caller_try_after_a_while() -> None:
     now = 100.0
     breaker = CircuitBreaker(30, trial=2, clock=lambda: now)
     assert breaker.allows()
@@ -257,7 +257,7 @@ def test_after_a_time_out_nobody_tries_for_a_while_and_then_one_does() -> None:
     assert not breaker.is_open
 
 
-def test_one_who_never_says_what_came_of_it_keeps_the_others_for_a_moment_only() -> None:
+def test_a_caller_that_reports_nothing_blocks_the_others_briefly() -> None:
     now = 100.0
     breaker = CircuitBreaker(30, trial=2, clock=lambda: now)
     breaker.open()

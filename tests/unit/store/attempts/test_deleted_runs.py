@@ -163,7 +163,7 @@ def test_a_retry_does_not_avoid_the_worker_that_failed_a_deleted_run(database: D
 
 
 @on_both
-def test_the_placement_of_a_deleted_run_is_none_of_the_new_ones(database: Database) -> None:
+def test_a_new_run_does_not_show_the_placement_of_a_deleted_one(database: Database) -> None:
     with database.engine.begin() as connection:
         before = add_run(connection, run_id="nightly", state="failed")
         key = add_try(connection, before, "load", state="failed")

@@ -232,7 +232,7 @@ def test_a_try_is_counted_once_however_many_of_its_workers_fit(database: Databas
     assert sorted(one.task_id for one in attempts) == ["extract", "load"]
 
 
-def test_a_worker_that_nobody_knows_ran_nothing(database: Database) -> None:
+def test_an_unknown_worker_ran_nothing(database: Database) -> None:
     record(database)
     assert listed(database, worker_id="nobody") == ([], 0)
     assert listed(database, worker_id="' OR 1=1 --") == ([], 0)
@@ -465,7 +465,7 @@ def test_totals_are_counted_up_to_a_limit(database: Database) -> None:
     "along",
     [{}, {"dag_id": "etl"}, {"worker_id": "celery-1"}, {"hostname": "host-1"}, {"started_at_lte": at(9999)}],
 )
-def test_a_filter_without_an_index_looks_through_so_many_and_says_so(database: Database, along: dict[str, Any]) -> None:
+def test_a_filter_without_an_index_scans_so_many_and_says_so(database: Database, along: dict[str, Any]) -> None:
     a_row_of_tries(database, 4)
     limits = SearchLimits(branches=1)
     wanted: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -500,11 +500,11 @@ def test_a_dag_run_is_found_wherever_it_is(database: Database) -> None:
 
 @on_both
 @pytest.mark.parametrize("filters", [{"worker_name": "w"}, {"hostname": "host-1"}, {}])
-def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, filters: dict[str, Any]) -> None:
+def test_instances_and_dags_are_merged_in_the_order_of_starts(database: Database, filters: dict[str, Any]) -> None:
     dag_ids = [f"dag-{number}" for number in range(3)]
     for number in range(9):
         key = replace(KEY, dag_id=dag_ids[number % 3], task_id=f"t{number}")
-        record(database, key, a_worker(f"life-{number % 4}", name="w"), started_at=at(number))
+        record(database, key, a_worker(f"instance-{number % 4}", name="w"), started_at=at(number))
     tasks, total, is_exact = page_of(database, limit=4, dag_ids=dag_ids, **filters)
     assert (tasks, total, is_exact) == (["t8", "t7", "t6", "t5"], 9, True)
     with database.engine.connect() as connection:
@@ -517,13 +517,16 @@ def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, fi
 def test_a_name_stands_for_its_latest_instances(database: Database) -> None:
     for number in range(3):
         record(
-            database, replace(KEY, task_id=f"t{number}"), a_worker(f"life-{number}", name="w"), started_at=at(number)
+            database,
+            replace(KEY, task_id=f"t{number}"),
+            a_worker(f"instance-{number}", name="w"),
+            started_at=at(number),
         )
     assert page_of(database, limits=SearchLimits(instances=2), worker_name="w")[0] == ["t2", "t1"]
 
 
 @on_both
-def test_a_worker_is_found_by_what_its_engine_calls_it_and_by_the_id_it_reports(database: Database) -> None:
+def test_a_worker_is_found_by_its_sources_name_and_by_its_reported_id(database: Database) -> None:
     record(database, KEY, a_worker("reported", name="named", engine_name="node"))
     with database.engine.begin() as connection:
         connection.execute(worker.update().values(worker_id="by-the-engine"))

@@ -95,7 +95,7 @@ def test_a_worker_that_was_never_decided_of_is_available(database: Database) -> 
     assert history(database) == [("available", "looked at it, it is fine", "ann")]
 
 
-def test_a_worker_that_nobody_knows(database: Database) -> None:
+def test_an_unknown_worker_has_no_availability(database: Database) -> None:
     assert decide(database, "draining", worker_id="nobody") is None
 
 
@@ -113,7 +113,7 @@ def test_a_long_name_and_a_long_note_are_stored(database: Database) -> None:
     assert history(database) == [("draining", "n" * 500, "ä" * 250)]
 
 
-# --- lives that are over ---------------------------------------------------------------------------------------------
+# --- ended instances -------------------------------------------------------------------------------------------------
 
 
 def end(database: Database, worker_id: str, state: str = "lost") -> None:
@@ -132,7 +132,7 @@ def availability(database: Database, worker_id: str) -> str:
 
 
 @pytest.mark.parametrize("decision", ["draining", "quarantined"])
-def test_of_a_life_that_another_followed_only_its_release_is_decided(database: Database, decision: str) -> None:
+def test_a_superseded_instance_can_only_be_released(database: Database, decision: str) -> None:
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)
@@ -146,7 +146,7 @@ def test_of_a_life_that_another_followed_only_its_release_is_decided(database: D
         decide(database, decision)
 
 
-def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Database) -> None:
+def test_an_open_instance_is_superseded_by_a_later_one(database: Database) -> None:
     follow(database)
     with pytest.raises(WorkerEndedError, match="one was followed by another instance: change next instead"):
         decide(database, "draining")
@@ -167,7 +167,7 @@ def test_an_end_cannot_be_drained(database: Database) -> None:
 @pytest.mark.parametrize("registered_by", ["its engine", "its first try"])
 @pytest.mark.parametrize("state", ["offline", "lost"])
 @on_both
-def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
+def test_the_next_instance_inherits_the_quarantine_of_an_ended_worker(
     database: Database, kind: str, registered_by: str, state: str
 ) -> None:
     # A scheduler's host has another name with Airflow than with the kernel, and the operator has named each worker.
@@ -197,12 +197,12 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
 
 
 @on_both
-def test_a_quarantine_that_is_handed_down_names_the_life_that_it_was_decided_of(database: Database) -> None:
+def test_an_inherited_quarantine_names_the_instance_of_the_decision(database: Database) -> None:
     decide(database, "quarantined")
     for number in range(2):
         end(database, f"next-{number - 1}" if number else "one")
         follow(database, f"next-{number}")
-        # A second process of the same life adds nothing.
+        # A second process of the same instance adds nothing.
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker(f"next-{number}", name="one@host-1", pid=101), now=at(7))
     with database.engine.connect() as connection:
@@ -219,15 +219,15 @@ def test_a_quarantine_that_an_older_version_handed_down_is_recognized(database: 
     follow(database, "next-0")
     with database.engine.begin() as connection:
         inherited = change.c.reason == "Inherited from instance one"
-        connection.execute(update(change).where(inherited).values(reason="Since a life before, one"))
+        connection.execute(update(change).where(inherited).values(reason="Since an instance before, one"))
     end(database, "next-0")
     follow(database, "next-1")
     with database.engine.connect() as connection:
         entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
-    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since an instance before, one", "ann")]
 
 
-def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Database) -> None:
+def test_two_rows_of_an_instance_inherit_a_quarantine_once(database: Database) -> None:
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)

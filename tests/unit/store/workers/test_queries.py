@@ -87,7 +87,7 @@ def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database
 
 @on_postgresql
 def test_no_statement_of_a_list_is_compiled_to_machine_code(database: Database) -> None:
-    """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the lives that may have followed."""
+    """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the instances that may have followed."""
     with database.engine.connect() as connection:
         connection.exec_driver_sql("SET jit_above_cost = 0")
         worker_queries.list_workers(connection, WorkerFilter(availability="draining"), limit=9, offset=0)
@@ -138,7 +138,7 @@ def test_some_workers_by_their_ids_are_as_stale_as_any(database: Database) -> No
 
 
 @on_both
-def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
+def test_other_instances_are_of_the_same_kind_and_name(database: Database) -> None:
     register(database, "first", name="w1")
     register(database, "another-kind", name="w1", kind="local")
     register(database, "another", name="w2")
@@ -146,15 +146,15 @@ def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
     register(database, "renamed", name="w1-eu", engine_name="node")
     with database.engine.connect() as connection:
 
-        def lives(worker_id: str, limit: int = 10) -> list[str]:
+        def instances(worker_id: str, limit: int = 10) -> list[str]:
             one = worker_queries.get_worker(connection, worker_id)
             assert one is not None
-            return [life.worker_id for life in worker_queries.other_instances(connection, one, limit=limit)]
+            return [instance.worker_id for instance in worker_queries.other_instances(connection, one, limit=limit)]
 
-        assert lives("first") == ["second"]
-        assert lives("second") == ["renamed", "first"]
-        assert lives("second", 1) == ["renamed"]
-        assert lives("another") == []
+        assert instances("first") == ["second"]
+        assert instances("second") == ["renamed", "first"]
+        assert instances("second", 1) == ["renamed"]
+        assert instances("another") == []
 
 
 @on_both
@@ -211,7 +211,7 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     second = get(database, "second")
     assert second.availability == "quarantined"
     with database.engine.begin() as connection:
-        # What became of the first life later says nothing of the second.
+        # What became of the first instance later says nothing of the second.
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
         decision = worker_queries.decisions(connection, [second])[second.ref]
     assert (decision.reason, decision.changed_by) == ("Inherited from instance first: bad disk", "ann")
@@ -226,12 +226,12 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     ],
 )
 @on_both
-def test_a_decision_on_a_life_that_is_over_is_nothing_to_look_for(
+def test_a_decision_on_a_superseded_instance_is_not_found(
     database: Database, older: dict[str, Any], newer: dict[str, Any], host: str
 ) -> None:
     register(database, "older", hostname=host, **older, availability="quarantined", state="lost", ended_at=at(5))
     quarantined: dict[str, Any] = {"availability": "quarantined"}
-    # The next life would begin with it.
+    # The next instance would begin with it.
     assert listed(database, **quarantined) == (["older"], 1)
     register(database, "newer", hostname=host, **newer, state="online")
     assert listed(database, **quarantined) == (["newer"], 1)
@@ -271,7 +271,7 @@ KINDS = [("celery", "celery"), ("edge", "edge"), ("local", "jobs"), ("kubernetes
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
-def test_a_state_that_nobody_checks_any_more_is_unknown(
+def test_a_state_is_unknown_when_its_source_is_not_polled_any_more(
     database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor,LocalExecutor,EdgeExecutor")
@@ -296,7 +296,7 @@ def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypat
 
 
 @on_both
-def test_an_end_stays_known_whoever_looks(database: Database) -> None:
+def test_an_end_stays_known_without_polls(database: Database) -> None:
     for state in WorkerState.values():
         register(database, state, state=state, state_reason=f"why {state}")
     look(database, "celery", ago=None)
@@ -315,7 +315,7 @@ def test_an_end_stays_known_whoever_looks(database: Database) -> None:
     assert group.states == {"offline": 1, "lost": 1, None: 2}
 
 
-def test_engines_say_when_they_were_looked_at(database: Database) -> None:
+def test_sources_say_when_they_were_polled(database: Database) -> None:
     look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
     with database.engine.connect() as connection:
         found = {one.name: one for one in freshness.list_sources(connection)}
