@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 class MigrationLimits:
     """How long the steps of a migration wait for other transactions, and how much one of them changes."""
 
-    step: Bounds = session.MIGRATION_STEP
+    step_bounds: Bounds = session.MIGRATION_STEP
     """Limits of one step."""
-    index: Bounds = session.CONCURRENT_INDEX
+    index_bounds: Bounds = session.CONCURRENT_INDEX
     """Limits of creating or dropping an index concurrently."""
     retry_every: timedelta = timedelta(milliseconds=500)
     """How long a step lets other transactions proceed before it requests the lock again."""
@@ -85,7 +85,7 @@ def step(action: Callable[[], T]) -> T:
     give_up_at = time.monotonic() + limits.give_up_after.total_seconds()
     while True:
         try:
-            with context.autocommit_block(), _transaction(op.get_bind(), limits.step):
+            with context.autocommit_block(), _transaction(op.get_bind(), limits.step_bounds):
                 return action()
         except sa.exc.DBAPIError as error:
             # IntegrityError: a concurrent report has just written the same row.
@@ -202,13 +202,13 @@ def _bounded_wait(name: str) -> Iterator[None]:
     migrate``: with psycopg 3 it may keep a snapshot while it is idle and waits for this migration.
 
     :param name: name of the index
-    :raises TableInUseError: when it waited for longer than :attr:`MigrationLimits.index`
+    :raises TableInUseError: when it waited for longer than :attr:`MigrationLimits.index_bounds`
     """
     context = op.get_context()
     if context.as_sql:
         yield
         return
-    milliseconds = int(_limits().index.lock * 1000)
+    milliseconds = int(_limits().index_bounds.lock * 1000)
     with context.autocommit_block():
         op.get_bind().exec_driver_sql(f"SET lock_timeout = {milliseconds}")
     try:

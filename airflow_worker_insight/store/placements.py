@@ -433,7 +433,8 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
     for batch in batches(sorted(tries), BATCH):
         for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
             key_before = tries[row.run_key, row.task_key, row.try_number].key
-            ran_on[key_before] = max(ran_on.get(key_before, ((0, row.place), row.name)), ((1, row.place), row.name))
+            here = ((1, row.position), row.name)
+            ran_on[key_before] = max(ran_on.get(key_before, here), here)
     by_name = {_digests(key): key for key in known}
     for batch in batches(sorted(by_name), BATCH):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
@@ -450,7 +451,7 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, posi
     """Select the workers of tries; the last worker of a try has the greatest ``position``."""
     name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
     return (
-        select(*key_columns(table), position.label("place"), name)
+        select(*key_columns(table), position.label("position"), name)
         .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
         .where(in_rows(connection, key_columns(table), keys))
     )

@@ -69,7 +69,7 @@ def test_a_migration_that_is_interrupted_at_any_step_goes_on_when_it_is_run_agai
             raise InterruptedHereError
         return original(action)
 
-    mocker.patch.object(online_migration, "step", interrupted)
+    mocker.patch.object(online_migration, "run_step", interrupted)
     limits = MigrationLimits(batch=10)
     was_interrupted = True
     while was_interrupted:
@@ -150,7 +150,7 @@ def test_a_lock_that_is_held_for_long_is_explained(database: Database) -> None:
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_an_index_does_not_wait_for_ever_for_a_transaction_that_is_open(database: Database) -> None:
     """As that of ``airflow db migrate`` is with psycopg 3, which waits for the migration itself."""
-    limits = MigrationLimits(index=Bounds(lock=0.3, statement=None))
+    limits = MigrationLimits(index_bounds=Bounds(lock=0.3, statement=None))
     fill_at_0001(database)
     with database.engine.connect() as reader:
         # A snapshot, and no lock on any of our tables.

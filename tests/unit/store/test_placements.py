@@ -47,7 +47,7 @@ def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:
         "reason": PlacementReason.LEAST_LOADED,
         "detail": LINE,
         "worker_ref": ref,
-        "own_queue": ref and f"own.{ref}",
+        "dedicated_queue": ref and f"own.{ref}",
     }
     return Placement(key, **{**known, **others})
 

@@ -582,7 +582,7 @@ def test_the_conditions_compile_for_mysql() -> None:
     from sqlalchemy.dialects import mysql
 
     assert WorkerAvailability.AVAILABLE
-    statement = select(attempt.c.run_key).where(retention._try_goes(attempt, LIMIT))
+    statement = select(attempt.c.run_key).where(retention._is_try_expired(attempt, LIMIT))
     sql = str(statement.compile(dialect=mysql.dialect()))
     assert sql.count("EXISTS") > 4
     assert metadata_database.task_instance_table().name in sql
