@@ -4,7 +4,7 @@ A migration in a single transaction holds its locks until its end. On a large ta
 minutes. Each step here is a short transaction of its own, and waits for a lock so briefly that no other transaction
 queues behind it for long. Each step first checks whether it is done already, so an interrupted migration continues
 where it stopped when it is run again. Therefore *all* steps of a migration that uses one of these must be of this kind
-(for data: :func:`in_batches` with a condition that selects the rows still to be changed).
+(for data: :func:`update_in_batches` with a condition that selects the rows still to be changed).
 
 On MySQL and MariaDB each DDL statement is a transaction of its own anyway. On SQLite there is one writer at a time.
 In offline mode (``--show-sql-only``) the steps print plain SQL that does the same.
@@ -71,7 +71,7 @@ class TableInUseError(RuntimeError):
     """
 
 
-def step(action: Callable[[], T]) -> T:
+def run_step(action: Callable[[], T]) -> T:
     """Run an action in a short transaction of its own, and retry it while a lock blocks it.
 
     :param action: uses ``op``. It may be called several times; a failed call is rolled back
@@ -129,12 +129,12 @@ def _transaction(connection: Connection, bounds: Bounds) -> Iterator[None]:
 
 def create_table(name: str, *columns: Any) -> None:
     """Create a table unless it exists."""
-    step(lambda: None if _has_table(name) else op.create_table(name, *columns, schema=metadata.schema))
+    run_step(lambda: None if _has_table(name) else op.create_table(name, *columns, schema=metadata.schema))
 
 
 def drop_table(name: str) -> None:
     """Drop a table if it exists."""
-    step(lambda: op.drop_table(name, schema=metadata.schema) if _has_table(name, offline=True) else None)
+    run_step(lambda: op.drop_table(name, schema=metadata.schema) if _has_table(name, offline=True) else None)
 
 
 def add_columns(table: str, *columns: sa.Column[Any]) -> None:
@@ -150,7 +150,7 @@ def add_columns(table: str, *columns: sa.Column[Any]) -> None:
                 # Copied, because a column belongs to one table only, and this may be called again.
                 op.add_column(table, column._copy(), schema=metadata.schema)  # noqa: SLF001
 
-    step(add)
+    run_step(add)
 
 
 def drop_columns(table: str, *names: str) -> None:
@@ -162,7 +162,7 @@ def drop_columns(table: str, *names: str) -> None:
             if name in existing:
                 op.drop_column(table, name, schema=metadata.schema)
 
-    step(drop)
+    run_step(drop)
 
 
 # --- indexes ---------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
     """
     context = op.get_context()
     if context.dialect.name != "postgresql":
-        step(
+        run_step(
             lambda: (
                 None
                 if name in _index_names(table)
@@ -187,8 +187,8 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if _is_valid(name):
             return
         drop_index(name, table)
-        if step(lambda: _is_empty(table)):
-            step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
+        if run_step(lambda: _is_empty(table)):
+            run_step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
             return
     with _bounded_wait(name), context.autocommit_block():
         op.create_index(name, table, columns, unique=unique, schema=metadata.schema, postgresql_concurrently=True)
@@ -242,7 +242,7 @@ def drop_index(name: str, table: str) -> None:
     if not context.as_sql and name not in _index_names(table):
         return
     if context.dialect.name != "postgresql":
-        step(lambda: op.drop_index(name, table, schema=metadata.schema))
+        run_step(lambda: op.drop_index(name, table, schema=metadata.schema))
         return
     with _bounded_wait(name), context.autocommit_block():
         op.drop_index(name, table, schema=metadata.schema, postgresql_concurrently=True)
@@ -263,7 +263,7 @@ def _is_valid(name: str) -> bool:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def in_batches(
+def update_in_batches(
     table: sa.TableClause,
     key: Sequence[str],
     change: Callable[[sa.ColumnElement[bool]], None],
@@ -293,7 +293,7 @@ def in_batches(
             change(sa.and_(sa.true(), *above, *up_to))
             return None if end is None else tuple(end)
 
-        last_key = step(batch)
+        last_key = run_step(batch)
         if last_key is None:
             return
         # Leave half of the time to other transactions.

@@ -58,7 +58,7 @@ def test_a_migration_that_is_interrupted_at_any_step_goes_on_when_it_is_run_agai
     fill_at_0001(database)
     if kind == "downgrade":
         migrate.upgrade()
-    original, calls, stop_at = online_migration.step, 0, 0
+    original, calls, stop_at = online_migration.run_step, 0, 0
 
     def interrupted(action: Any) -> Any:
         nonlocal calls
