@@ -219,12 +219,12 @@ def test_a_quarantine_that_an_older_version_handed_down_is_recognized(database: 
     follow(database, "next-0")
     with database.engine.begin() as connection:
         inherited = change.c.reason == "Inherited from instance one"
-        connection.execute(update(change).where(inherited).values(reason="Since an instance before, one"))
+        connection.execute(update(change).where(inherited).values(reason="Since a life before, one"))
     end(database, "next-0")
     follow(database, "next-1")
     with database.engine.connect() as connection:
         entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
-    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since an instance before, one", "ann")]
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
 
 
 def test_two_rows_of_an_instance_inherit_a_quarantine_once(database: Database) -> None:
