@@ -349,7 +349,7 @@ def test_nothing_is_decided_of_a_whole_host(database: Database) -> None:
 
 
 def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_meant(fleet: Database) -> None:
-    assert "a drain ends with it" in refused("workers", "drain", "x-1")
+    assert "draining ends with it" in refused("workers", "drain", "x-1")
     assert history(fleet) == []
     run("workers", "quarantine", "x-1", "--note", "memory fails")
     add_worker(fleet, "x-2", name="local@c", kind="local", hostname="c", pid=7)
