@@ -680,7 +680,7 @@ def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_me
     with fleet.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.worker_id == "w2").values(state="lost", ended_at=NOON))
     answer = client.patch("api/v1/workers/w2", json=DRAIN)
-    assert (answer.status_code, "a drain ends with it" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "draining ends with it" in answer.json()["detail"]) == (422, True)
     # But the next life begins with a quarantine.
     assert client.patch("api/v1/workers/w2", json={"availability": "quarantined"}).status_code == 200
     with fleet.engine.begin() as connection:
