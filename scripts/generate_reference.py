@@ -37,8 +37,8 @@ def _sources() -> SimpleNamespace:
     """Return what the reference is made from."""
     from airflow_worker_insight.app import create_app
     from airflow_worker_insight.cli import get_commands
-    from airflow_worker_insight.domain.reasons import REASONS
-    from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, WORKER_STATES
+    from airflow_worker_insight.domain.reasons import PlacementReason
+    from airflow_worker_insight.domain.states import Attribution, WorkerAvailability, WorkerState
     from airflow_worker_insight.options import OPTIONS
     from airflow_worker_insight.ui.views.attribution import attribution_of
     from airflow_worker_insight.ui.views.placement import reason_text
@@ -49,11 +49,11 @@ def _sources() -> SimpleNamespace:
         commands=dict(_commands(get_commands()[0].subcommands)),
         app=app,
         openapi=app.openapi(),
-        attributions=ATTRIBUTIONS,
+        attributions=Attribution.values(),
         attribution_of=attribution_of,
-        worker_states=WORKER_STATES,
-        availabilities=AVAILABILITIES,
-        reasons=REASONS,
+        worker_states=WorkerState.values(),
+        availabilities=WorkerAvailability.values(),
+        reasons=PlacementReason.values(),
         reason_text=reason_text,
     )
 

@@ -8,24 +8,20 @@ few of them, and none for a while after one has timed out waiting for a lock.
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.capture.counters import count, warn_once
-from airflow_worker_insight.store import migrate, session
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import SchemaGate
 from airflow_worker_insight.store.session import CircuitBreaker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy.engine import Connection
-
-RECHECK_SECONDS = 10.0
-"""How long to trust a check that found the tables missing, old or newer."""
-
 
 MAX_CONNECTIONS = 4
 """Connections of Airflow's pool that our requests may hold at once, per process."""
@@ -56,47 +52,7 @@ class SchemaNotReadyError(RuntimeError):
         self.schema = schema
 
 
-class SchemaCheck:
-    """Cached check of the tables, so that a request need not query the database's catalogue.
-
-    Tables that were ready count as ready until the process ends, unless reading them fails.
-    """
-
-    def __init__(
-        self,
-        check: Callable[[Connection], Schema] = migrate.check,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Start without a cached state.
-
-        :param check: queries the state of the tables
-        :param clock: returns the time in seconds
-        """
-        self._check = check
-        self._clock = clock
-        self._lock = Lock()
-        self._schema: Schema | None = None
-        self._checked_at = 0.0
-
-    def __call__(self, connection: Connection) -> Schema:
-        """Return the state of the tables, from the cache if it is fresh."""
-        with self._lock:
-            cached = self._schema
-            if cached is Schema.READY or (cached is not None and self._clock() - self._checked_at < RECHECK_SECONDS):
-                return cached
-        schema = self._check(connection)
-        with self._lock:
-            self._schema, self._checked_at = schema, self._clock()
-        return schema
-
-    def forget(self) -> None:
-        """Clear the cache, so that the next call queries the database."""
-        with self._lock:
-            self._schema = None
-
-
-schema_check = SchemaCheck()
+schema_gate = SchemaGate()
 breaker = CircuitBreaker(BREAKER_OPEN_SECONDS)
 _connection_slots = BoundedSemaphore(MAX_CONNECTIONS)
 
@@ -111,7 +67,7 @@ def reading() -> Iterator[Connection]:
     :raises DatabaseBusyError: if connecting or reading takes too long
     """
     with _explain_schema_errors(), _limited_connection(), session.reading(session.PAGE) as connection:
-        _require_ready(schema_check(connection))
+        _require_ready(schema_gate.check(connection))
         yield connection
 
 
@@ -123,7 +79,7 @@ def writing() -> Iterator[Connection]:
     :raises DatabaseBusyError: as for :func:`reading`
     """
     with _explain_schema_errors(), _limited_connection(), session.writing(session.PAGE) as connection:
-        _require_ready(schema_check(connection))
+        _require_ready(schema_gate.check(connection))
         yield connection
 
 
@@ -167,7 +123,7 @@ def _explain_schema_errors() -> Iterator[None]:
     except (SchemaNotReadyError, DatabaseBusyError):
         raise
     except Exception:
-        schema_check.forget()
+        schema_gate.forget()
         _require_ready(schema_now())
         raise
 
@@ -183,4 +139,4 @@ def schema_now() -> Schema:
     :raises DatabaseBusyError: if the check takes too long
     """
     with _limited_connection(), session.reading(session.PAGE) as connection:
-        return schema_check(connection)
+        return schema_gate.check(connection)

@@ -11,7 +11,7 @@ from airflow_worker_insight.api.queries import Availability
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.placements import ListedPlacement
 
 MAX_CHANGES = 100
@@ -236,7 +236,7 @@ def placement_fields(listed: ListedPlacement, *, may_see_workers: bool = True) -
     }
 
 
-def worker_fields(row: WorkerRow, decision: Change | None) -> dict[str, Any]:
+def worker_fields(row: WorkerRow, decision: WorkerChange | None) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},

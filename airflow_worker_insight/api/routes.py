@@ -165,7 +165,7 @@ _HEALTH_EXAMPLE = {
     "status": "healthy",
     "version": __version__,
     "tables": "ready",
-    "explanation": "The tables are there and up to date.",
+    "explanation": "The tables are up to date.",
     "counters": {"reports.claimed": 1204},
     "engines": [{"name": "celery", "looked_at": "2026-01-31T08:07:30Z", "is_current": True, "error": None}],
 }

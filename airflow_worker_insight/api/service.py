@@ -59,7 +59,7 @@ def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], may_see_work
     with database.reading() as connection:
         fields = _attempts_page(connection, query, query.filters(), dag_ids)
     if not may_see_workers:
-        fields["attempts"] = [attempt_queries.without_neighbours(attempt) for attempt in fields["attempts"]]
+        fields["attempts"] = [attempt_queries.redact_other_dags(attempt) for attempt in fields["attempts"]]
     return fields
 
 
@@ -181,7 +181,7 @@ def health(*, may_see_workers: bool) -> dict[str, Any]:
         sources = []
         if schema is Schema.READY:
             with database.reading() as connection:
-                sources = freshness.list_engines(connection)
+                sources = freshness.list_sources(connection)
     return {
         "status": "healthy" if schema is Schema.READY else "unhealthy",
         "version": __version__,

@@ -22,12 +22,12 @@ from airflow_worker_insight.domain.attempts import StartedTry
 from airflow_worker_insight.domain.attribution import has_workers_of
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import TaskInstanceKey, process_key
-from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.names import is_same_host
 from airflow_worker_insight.domain.states import LOCAL
 from airflow_worker_insight.store import airflow_history, migrate, xcom
 from airflow_worker_insight.store import session as database
 from airflow_worker_insight.store.attempts.start import TooManyWorkersError, record_start
-from airflow_worker_insight.store.session import CircuitBreaker
+from airflow_worker_insight.store.session import Bounds, CircuitBreaker
 from airflow_worker_insight.store.tables import attempt, worker
 from airflow_worker_insight.store.workers.upsert import ContradictingWorkerError
 
@@ -46,10 +46,19 @@ thread ends the pause sooner when it finds the tables usable again: see :func:`.
 class Claimer:
     """Claims the reports that sessions of this process are about to store."""
 
-    def __init__(self, *, breaker: CircuitBreaker | None = None, counters: Counters = process_counters) -> None:
+    def __init__(
+        self,
+        *,
+        breaker: CircuitBreaker | None = None,
+        counters: Counters = process_counters,
+        bounds: Bounds = database.START,
+        explain_bounds: Bounds = database.EXPLAIN,
+    ) -> None:
         self.breaker = breaker or CircuitBreaker(PAUSE_SECONDS)
         """Open while claiming is paused."""
         self.counters = counters
+        self._bounds = bounds
+        self._explain_bounds = explain_bounds
         self.may_have_unclaimed = Event()
         """Set when a report was stored because its claim timed out or claiming was paused."""
         self.lock_wait = Lock()
@@ -92,13 +101,13 @@ class Claimer:
         and block the event loop, where Airflow looks up the request's token, so the server could not release any.
         """
         try:
-            with database.savepoint(connection, database.START, unlocked=(attempt, worker)) as bounded_connection:
+            with database.savepoint(connection, self._bounds, nowait_tables=(attempt, worker)) as bounded_connection:
                 self._record(bounded_connection, row)
         except database.TablesLockedError:
             if not self.lock_wait.acquire(blocking=False):
                 return False
             try:
-                with database.savepoint(connection, database.START) as bounded_connection:
+                with database.savepoint(connection, self._bounds) as bounded_connection:
                     self._record(bounded_connection, row)
             finally:
                 self.lock_wait.release()
@@ -113,7 +122,7 @@ class Claimer:
         schema = migrate.Schema.READY
         if not database.is_timeout(error):
             try:
-                with database.savepoint(connection, database.EXPLAIN):
+                with database.savepoint(connection, self._explain_bounds):
                     schema = migrate.check(connection)
             except Exception as check_error:  # noqa: BLE001 - the tables' state stays unknown
                 # Report the first error, unless the check itself timed out.
@@ -230,7 +239,7 @@ def _record(connection: Connection, sender: TaskInstanceKey, value: Any, *, now:
         raise RejectedReportError("try_has_ended")
     ended_at = airflow_try.ended_at if airflow_try.is_over else None
     is_expected_kind = has_workers_of(report.worker.kind, executor=airflow_try.executor, setting=config.executor())
-    if is_late and airflow_try.hostname and not are_one_host(airflow_try.hostname, report.worker.hostname):
+    if is_late and airflow_try.hostname and not is_same_host(airflow_try.hostname, report.worker.hostname):
         # A process on another host may have followed this one, and Airflow keeps the latest host only.
         raise RejectedReportError(
             "not_this_host", f"it was claimed late, and Airflow has the try on the host {airflow_try.hostname}"

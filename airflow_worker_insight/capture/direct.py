@@ -56,7 +56,7 @@ def record(task_instance: Any) -> None:
             )
         metrics.timing("claim.duration", seconds=time.perf_counter() - started)
         count("reports.claimed")
-    except session.REFUSALS as error:
+    except session.DATABASE_ERRORS as error:
         # The whole error is SQL with its parameters: too much for each task's log.
         reason = str(error.orig).strip().partition("\n")[0]
         raise RuntimeError(f"{reason} (if its tables are missing or old, {HOW_TO_MIGRATE})") from None

@@ -20,9 +20,11 @@ from airflow_worker_insight.capture.counters import Counters, process_counters
 # Imported here, not in the thread: a process forked during the thread's import would inherit its lock for ever.
 from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs, split_into_batches
 from airflow_worker_insight.compat import task_runtime
-from airflow_worker_insight.store import migrate, session
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.airflow_history import count_task_instances, find_run, latest_finished_runs
 from airflow_worker_insight.store.attempts.close import first_report_at
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -262,11 +264,10 @@ class ReconcileQueue:
 def _explanation(error: Exception) -> str:
     """Return one line for operators: the tables' state, or else the error without its SQL."""
     try:
-        with session.reading(session.BACKGROUND) as connection:
-            schema = migrate.check(connection)
+        schema = read_schema(session.BACKGROUND)
     except Exception:  # noqa: BLE001 - the tables' state is unknown: report the first error
-        schema = migrate.Schema.READY
-    if schema is not migrate.Schema.READY:
+        schema = Schema.READY
+    if schema is not Schema.READY:
         return schema.explanation
     return f"{str(getattr(error, 'orig', None) or error).strip().partition(chr(10))[0]}."
 

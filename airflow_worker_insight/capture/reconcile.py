@@ -18,9 +18,11 @@ from airflow_worker_insight.capture.counters import Counters, process_counters
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import task_runtime
 from airflow_worker_insight.domain.attempts import lost_tries
-from airflow_worker_insight.domain.attribution import Verdict, attribute
-from airflow_worker_insight.store import airflow_history, migrate, placements, rekeying, session, xcom
+from airflow_worker_insight.domain.attribution import AttributionResult, attribute
+from airflow_worker_insight.store import airflow_history, placements, rekeying, session, xcom
 from airflow_worker_insight.store.attempts import close as attempts_close
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import read_schema
 from airflow_worker_insight.store.tables import NO_WORKER
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.attribution import WorkerInstance
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.attempts.close import Recorded
+    from airflow_worker_insight.store.attempts.close import RecordedTry
     from airflow_worker_insight.store.xcom import StoredReport
 
 REPORTS_PER_READ = 100
@@ -68,7 +70,7 @@ class Plan:
     """What to write: records to close or remove, and tries to add with their attribution."""
 
     close: Sequence[tuple[RowKey, AirflowTry]]
-    add: Sequence[tuple[AirflowTry, Verdict]]
+    add: Sequence[tuple[AirflowTry, AttributionResult]]
     remove: Sequence[RowKey] = ()
 
 
@@ -101,7 +103,7 @@ def reconcile_runs(
         runs,
         tries,
         recorded,
-        attempts_close.lives_on(connection, missing_hosts),
+        attempts_close.instances_on_hosts(connection, missing_hosts),
         default_executor=config.executor(),
         installed_at=installed_at,
     )
@@ -115,7 +117,7 @@ def reconcile_runs(
     attempts_close.add_tries(
         connection, [(airflow_try, verdict.attribution, _ref(verdict, hosts)) for airflow_try, verdict in plan.add]
     )
-    placements.keep(connection, runs, tries)
+    placements.copy_reasons(connection, runs, tries)
     for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
         counters.count(f"tries.{attribution}", tries_count)
     return Outcome(
@@ -152,7 +154,7 @@ def _unfinished_runs(runs: Collection[DagRunRef], tries: Collection[AirflowTry])
 def make_plan(
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
-    recorded: Collection[Recorded],
+    recorded: Collection[RecordedTry],
     instances: Collection[WorkerInstance],
     *,
     default_executor: str | None,
@@ -169,7 +171,7 @@ def make_plan(
     recorded_runs = {_run_key(airflow_try) for airflow_try in tries if _find_recorded(airflow_try, by_key) is not None}
     forgotten = _forgotten_records(runs, tries, recorded)
     close: list[tuple[RowKey, AirflowTry]] = []
-    add: list[tuple[AirflowTry, Verdict]] = []
+    add: list[tuple[AirflowTry, AttributionResult]] = []
     for airflow_try in (*finished, *lost):
         existing = _find_recorded(airflow_try, by_key) or (
             forgotten.get(airflow_try.key) if airflow_try.is_lost else None
@@ -190,16 +192,16 @@ def make_plan(
     return Plan(close, add, _unmapped_keys_to_remove(tries, recorded))
 
 
-def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, Recorded]) -> Recorded | None:
+def _find_recorded(airflow_try: AirflowTry, by_key: Mapping[RowKey, RecordedTry]) -> RecordedTry | None:
     return next((by_key[key] for key in airflow_try.row_keys if key in by_key), None)
 
 
 def _forgotten_records(
-    runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[Recorded]
-) -> dict[TryKey, Recorded]:
+    runs: Collection[DagRunRef], tries: Collection[AirflowTry], recorded: Collection[RecordedTry]
+) -> dict[TryKey, RecordedTry]:
     """Return the records of these Dag runs' tries whose history Airflow has removed since."""
     current_keys = {key for airflow_try in tries for key in airflow_try.row_keys}
-    began_at = {(run.dag_id, run.run_id): run.began_at for run in runs}
+    began_at = {(run.dag_id, run.run_id): run.started_at for run in runs}
     return {
         record.key: record
         for record in recorded
@@ -214,16 +216,16 @@ def _run_key(airflow_try: AirflowTry) -> tuple[str, str]:
     return airflow_try.key.dag_id, airflow_try.key.run_id
 
 
-def _is_open(record: Recorded) -> bool:
+def _is_open(record: RecordedTry) -> bool:
     return record.state is not None and record.ended_at is None
 
 
-def _with_start(airflow_try: AirflowTry, record: Recorded) -> AirflowTry:
+def _with_start(airflow_try: AirflowTry, record: RecordedTry) -> AirflowTry:
     """Use the recorded start where Airflow has none."""
     return airflow_try if airflow_try.started_at is not None else replace(airflow_try, started_at=record.started_at)
 
 
-def _unmapped_keys_to_remove(tries: Collection[AirflowTry], recorded: Collection[Recorded]) -> list[RowKey]:
+def _unmapped_keys_to_remove(tries: Collection[AirflowTry], recorded: Collection[RecordedTry]) -> list[RowKey]:
     """Return the keys of unmapped records that mapped ones have replaced (2.11).
 
     Airflow 2.11 expands a mapped task after it made its unmapped task instance, whose record has no worker.
@@ -296,8 +298,7 @@ def claim_left_behind() -> int:
     # Clear first: a report that is stored meanwhile counts for the next call.
     claimer.may_have_unclaimed.clear()
     try:
-        with session.reading(session.BACKGROUND) as connection:
-            is_ready = migrate.check(connection) is migrate.Schema.READY
+        is_ready = read_schema(session.BACKGROUND) is Schema.READY
         claimed = claim_all_stored_reports(counters=claimer.counters) if is_ready else 0
     except Exception:
         claimer.may_have_unclaimed.set()
@@ -331,7 +332,7 @@ def _is_before(airflow_try: AirflowTry, installed_at: datetime | None) -> bool:
     return installed_at is not None and moment is not None and moment < installed_at
 
 
-def _ref(verdict: Verdict, hosts: Mapping[str, int]) -> int:
+def _ref(verdict: AttributionResult, hosts: Mapping[str, int]) -> int:
     if verdict.ref is not None:
         return verdict.ref
     return hosts[verdict.worker.worker_id] if verdict.worker is not None else NO_WORKER

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import HOST_ID_PREFIX
-from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, LABELS_SIZE, clean, is_fit
+from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, LABELS_SIZE, clean, is_clean
 from airflow_worker_insight.domain.workers import WorkerRecord
 
 
@@ -34,9 +34,9 @@ class RejectedReportError(Exception):
 def _storable(text: str) -> str:
     """Refuse text that a database cannot hold or a page should not show.
 
-    See :data:`airflow_worker_insight.domain.names.UNFIT`.
+    See :data:`airflow_worker_insight.domain.names.FORBIDDEN_CATEGORIES`.
     """
-    if not is_fit(text):
+    if not is_clean(text):
         raise ValueError("control and format characters are not allowed")
     return text
 

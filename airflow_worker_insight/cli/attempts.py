@@ -12,7 +12,7 @@ from airflow_worker_insight.api.responses import AttemptResponse
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
 from airflow_worker_insight.cli.naming import find_worker
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, build
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter, build
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 
@@ -47,7 +47,7 @@ def _show_attempts(connection: Connection, filters: AttemptFilter, args: Any) ->
 
     def read(limit: int, offset: int) -> tuple[list[Attempt], int]:
         nonlocal is_cut
-        page = attempt_queries.find_attempts(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
+        page = attempt_queries.find_attempts(connection, filters, dag_ids=AllDags(), limit=limit, offset=offset)
         is_cut = page.is_cut
         return page.attempts, page.total
 

@@ -18,10 +18,10 @@ PAGE = 1000
 
 def schema() -> Schema:
     """Return the state of the tables."""
-    from airflow_worker_insight.store import migrate, session
+    from airflow_worker_insight.store import session
+    from airflow_worker_insight.store.schema_gate import read_schema
 
-    with session.reading(session.COMMAND) as connection:
-        return migrate.check(connection)
+    return read_schema(session.COMMAND)
 
 
 def require_tables() -> None:

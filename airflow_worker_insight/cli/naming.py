@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.filters import WorkerFilter
-from airflow_worker_insight.domain.states import ENGINE_KINDS, UNKNOWN_STATE
+from airflow_worker_insight.domain.states import SOURCE_KINDS, UNKNOWN_STATE
 from airflow_worker_insight.store.workers import queries as worker_queries
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def find_worker(connection: Connection, named: str, *, include_ended: bool = Fal
     instances = list(_instances(connection, named))
     active = [worker for worker in instances if worker.ended_at is None]
     # A task can report an invented worker with another worker's name as its ID or name: prefer what a source confirms.
-    confirmed = [worker for worker in active if worker.kind in ENGINE_KINDS and not worker.is_report_only]
+    confirmed = [worker for worker in active if worker.kind in SOURCE_KINDS and not worker.is_report_only]
     if by_id is not None and not any(worker.ref != by_id.ref for worker in confirmed):
         return by_id
     active = confirmed or active

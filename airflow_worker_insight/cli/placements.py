@@ -11,7 +11,7 @@ from airflow_worker_insight import config
 from airflow_worker_insight.api.responses import PlacementResponse, placement_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import read_pages, require_tables
-from airflow_worker_insight.domain.filters import EveryDag, PlacementFilter, build
+from airflow_worker_insight.domain.filters import AllDags, PlacementFilter, build
 from airflow_worker_insight.store import placements, session
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def list_placements(args: Any) -> None:
     with session.reading(session.COMMAND) as connection:
 
         def read(limit: int, offset: int) -> tuple[list[ListedPlacement], int]:
-            return placements.find(connection, filters, dag_ids=EveryDag(), limit=limit, offset=offset)
+            return placements.find(connection, filters, dag_ids=AllDags(), limit=limit, offset=offset)
 
         tries, total = read_pages(read, args)
     rows = (

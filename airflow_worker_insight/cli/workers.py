@@ -15,14 +15,14 @@ from airflow_worker_insight.cli.common import PAGE, confirm, read_pages, require
 from airflow_worker_insight.cli.naming import find_worker
 from airflow_worker_insight.cli.process import print_answer
 from airflow_worker_insight.domain.filters import WorkerFilter, build
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import (
     HostOnlyWorkerError,
     WorkerEndedError,
-    require_meaning,
+    require_effect,
     set_availability,
 )
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 
 MAX_CHANGES = 50
 """Entries of a worker's history to show at most: the latest."""
@@ -85,7 +85,7 @@ def show(args: Any) -> None:
 
 def drain(args: Any) -> None:
     """Set a worker to draining: no new tasks until it restarts or is released."""
-    _change_availability(args, DRAINING)
+    _change_availability(args, WorkerAvailability.DRAINING)
 
 
 def quarantine(args: Any) -> None:
@@ -93,12 +93,12 @@ def quarantine(args: Any) -> None:
 
     Later worker instances of the same name are quarantined too.
     """
-    _change_availability(args, QUARANTINED)
+    _change_availability(args, WorkerAvailability.QUARANTINED)
 
 
 def release(args: Any) -> None:
     """Set a worker to available: it may get tasks again."""
-    _change_availability(args, AVAILABLE)
+    _change_availability(args, WorkerAvailability.AVAILABLE)
 
 
 def _change_availability(args: Any, availability: str) -> None:
@@ -107,8 +107,8 @@ def _change_availability(args: Any, availability: str) -> None:
         with session.reading(session.COMMAND) as connection:
             worker = find_worker(connection, args.worker)
             question = None
-            if availability == DRAINING and worker.availability == QUARANTINED:
-                require_meaning(connection, worker, availability)
+            if availability == WorkerAvailability.DRAINING and worker.availability == WorkerAvailability.QUARANTINED:
+                require_effect(connection, worker, availability)
                 question = _downgrade_question(worker, worker_queries.decisions(connection, [worker]).get(worker.ref))
         if question and not args.yes and not confirm(question):
             raise SystemExit("Nothing was changed. Use --yes to drain it without confirmation.")
@@ -126,11 +126,11 @@ def _change_availability(args: Any, availability: str) -> None:
     except HostOnlyWorkerError:
         raise SystemExit(f"{args.worker} stands for all workers of a host: choose one of them") from None
     print_answer(f"{worker.name} ({worker.worker_id}) is {availability} now.")
-    if availability != AVAILABLE and EXECUTOR_CLASS_PREFIX not in (config.executor() or ""):
+    if availability != WorkerAvailability.AVAILABLE and EXECUTOR_CLASS_PREFIX not in (config.executor() or ""):
         print(NOT_ENFORCED_WARNING, file=sys.stderr)
 
 
-def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:
+def _downgrade_question(worker: WorkerRow, decision: WorkerChange | None) -> str:
     """Return the prompt for replacing a quarantine by a drain, with its author and reason."""
     author = f" by {decision.changed_by}" if decision is not None and decision.changed_by else ""
     why = f": {decision.reason}" if decision is not None and decision.reason else ""
@@ -140,7 +140,7 @@ def _downgrade_question(worker: WorkerRow, decision: Change | None) -> str:
     )
 
 
-def _decisions_of(connection: Connection, rows: list[WorkerRow]) -> list[Change | None]:
+def _decisions_of(connection: Connection, rows: list[WorkerRow]) -> list[WorkerChange | None]:
     """Return the decision behind each worker's availability, or ``None``, in row order."""
     decisions = worker_queries.decisions(connection, rows)
     return [decisions.get(row.ref) for row in rows]
@@ -190,7 +190,7 @@ def _properties(row: WorkerRow) -> dict[str, Any]:
     }
 
 
-def _change_row(change: Change) -> dict[str, Any]:
+def _change_row(change: WorkerChange) -> dict[str, Any]:
     return {
         "changed_at": change.changed_at,
         "change": change.state or change.availability,

@@ -57,7 +57,7 @@ class Attempt:
     workers: tuple[AttemptWorker, ...]
     is_recorded: bool = True
     placement: str | None = None
-    """Latest placement decision of this package's executors, one of :data:`~.reasons.REASONS`."""
+    """Latest placement decision of this package's executors, one of :class:`~.reasons.PlacementReason`."""
     deleted: str | None = None
     """``run`` or ``task_instance``: what Airflow deleted, and this try with it.
 
@@ -119,7 +119,7 @@ class StartedTry:
     state: str = "running"
     ended_at: datetime | None = None
     """End of the try, if it ended before its report was processed."""
-    fits: bool | None = True
+    kind_matches: bool | None = True
     """Whether its executor has workers of the reported kind; ``None`` if unknown."""
 
 
@@ -131,7 +131,7 @@ class AirflowTry:
     """
 
     key: TryKey
-    instances: tuple[int, ...] = ()
+    instance_keys: tuple[int, ...] = ()
     """Keys of its task instance (:func:`.airflow_history.instance_keys`).
 
     New rows are stored under the first.
@@ -155,7 +155,7 @@ class AirflowTry:
     @property
     def row_keys(self) -> tuple[RowKey, ...]:
         """Keys under which the try may be recorded; new rows use the first."""
-        return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instances)
+        return tuple((self.key.run_key, instance, self.key.try_number) for instance in self.instance_keys)
 
     @property
     def ran_in_a_test(self) -> bool:
@@ -189,7 +189,7 @@ def lost_tries(known: Collection[AirflowTry]) -> list[AirflowTry]:
             if number not in tries:
                 # If the scheduler failed this try while it was queued, its task instance ID went to the next try.
                 lost_key = TryKey(key.dag_id, key.run_id, key.task_id, key.map_index, number)
-                lost.append(AirflowTry(lost_key, later.instances, is_lost=True))
+                lost.append(AirflowTry(lost_key, later.instance_keys, is_lost=True))
     return lost
 
 
@@ -201,10 +201,10 @@ class DagRunRef:
     dag_id: str
     run_id: str
     state: str | None = field(default=None, compare=False)
-    began_at: datetime | None = field(default=None, compare=False)
+    started_at: datetime | None = field(default=None, compare=False)
     """Start of the run, before any of its tries started.
 
-    ``None`` if Airflow does not store it (``airflow_history.run_began``).
+    ``None`` if Airflow does not store it (``airflow_history.run_start``).
     """
 
     @property

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.names import executor_name
-from airflow_worker_insight.domain.states import BACKFILLED, INFERRED, NEVER_STARTED, NOT_ON_A_WORKER, UNKNOWN
+from airflow_worker_insight.domain.states import Attribution
 from airflow_worker_insight.domain.workers import WorkerRecord
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HOST_ID_PREFIX = "host-"
 """Prefix of the IDs of whole hosts; reserved, so that no worker uses it."""
 
-NO_TIME = timedelta(seconds=1)
+MAX_UNRUN_DURATION = timedelta(seconds=1)
 """Longest duration of a try that never ran.
 
 When Airflow ends a try itself, it writes the same instant as start and end.
@@ -50,7 +50,7 @@ class WorkerInstance:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AttributionResult:
     """Result of the attribution of a try.
 
     ``worker`` is a worker instance (then ``ref`` is its row ID) or a host (then ``ref`` is ``None``).
@@ -63,29 +63,29 @@ class Verdict:
 
 def attribute(
     airflow_try: AirflowTry,
-    lives: Collection[WorkerInstance],
+    instances: Collection[WorkerInstance],
     *,
     default_executor: str | None = None,
     backfilled: bool = False,
-) -> Verdict:
+) -> AttributionResult:
     """Determine who ran a try from what Airflow stored of it.
 
-    :param lives: the recorded worker instances, at least those on the try's host
+    :param instances: the recorded worker instances, at least those on the try's host
     :param default_executor: ``[core] executor``; tries that name no executor ran on the first one
     :param backfilled: whether the try is older than the installation
     """
     if airflow_try.is_lost:
-        return Verdict(UNKNOWN)
+        return AttributionResult(Attribution.UNKNOWN)
     kind = kind_of(_resolve_executor(airflow_try.executor, default_executor))
-    attribution = BACKFILLED if backfilled else INFERRED
+    attribution = Attribution.BACKFILLED if backfilled else Attribution.INFERRED
     if airflow_try.hostname is None:
-        return Verdict(_attribute_without_host(airflow_try))
+        return AttributionResult(_attribute_without_host(airflow_try))
     if airflow_try.ran_in_a_test:
-        return Verdict(NOT_ON_A_WORKER)
-    instance = _only_candidate(airflow_try, kind, lives)
+        return AttributionResult(Attribution.NOT_ON_A_WORKER)
+    instance = _only_candidate(airflow_try, kind, instances)
     if instance is not None:
-        return Verdict(attribution, instance.record, instance.ref)
-    return Verdict(attribution, host_worker(airflow_try.hostname, kind))
+        return AttributionResult(attribution, instance.record, instance.ref)
+    return AttributionResult(attribution, host_worker(airflow_try.hostname, kind))
 
 
 def _only_candidate(airflow_try: AirflowTry, kind: str, instances: Collection[WorkerInstance]) -> WorkerInstance | None:
@@ -119,12 +119,12 @@ def _attribute_without_host(airflow_try: AirflowTry) -> str:
     worker. Airflow is also known to lose them for tries that did run (apache/airflow#65366, #71150).
     """
     if airflow_try.state in ("success", "skipped", "upstream_failed", "removed"):
-        return NOT_ON_A_WORKER
+        return Attribution.NOT_ON_A_WORKER
     if airflow_try.started_at is None:
-        return NEVER_STARTED
-    if airflow_try.ended_at is not None and airflow_try.ended_at - airflow_try.started_at <= NO_TIME:
-        return NEVER_STARTED
-    return UNKNOWN
+        return Attribution.NEVER_STARTED
+    if airflow_try.ended_at is not None and airflow_try.ended_at - airflow_try.started_at <= MAX_UNRUN_DURATION:
+        return Attribution.NEVER_STARTED
+    return Attribution.UNKNOWN
 
 
 def host_worker(hostname: str, kind: str) -> WorkerRecord:

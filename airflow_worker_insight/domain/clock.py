@@ -18,7 +18,7 @@ def utc(value: datetime | None) -> datetime | None:
     return None if value is None else value.astimezone(timezone.utc)
 
 
-SAME_START = timedelta(seconds=5)
+START_TOLERANCE = timedelta(seconds=5)
 """Largest difference between two reports of the same start.
 
 Worker sources round times, and messages take time to arrive.

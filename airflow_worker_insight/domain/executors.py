@@ -9,13 +9,13 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_worker_insight.domain.names import executor_name
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
+from airflow_worker_insight.domain.states import SourceName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-WORDS = {CELERY: "Celery", EDGE: "Edge", JOBS: "Local"}
+EXECUTOR_NAME_PARTS = {SourceName.CELERY: "Celery", SourceName.EDGE: "Edge", SourceName.JOBS: "Local"}
 """Word that the class names of a worker source's executors contain."""
 
 
@@ -44,7 +44,11 @@ def absent_sources(setting: str | None) -> Sequence[str]:
     What is installed in this process does not matter.
     """
     configured = executors(setting)
-    return [source for source, word in WORDS.items() if not any(word in executor.name for executor in configured)]
+    return [
+        source
+        for source, word in EXECUTOR_NAME_PARTS.items()
+        if not any(word in executor.name for executor in configured)
+    ]
 
 
 def celery_teams(setting: str | None) -> tuple[str | None, ...]:
@@ -52,4 +56,8 @@ def celery_teams(setting: str | None) -> tuple[str | None, ...]:
 
     Each team may have its own broker.
     """
-    return tuple(dict.fromkeys(executor.team for executor in executors(setting) if WORDS[CELERY] in executor.name))
+    return tuple(
+        dict.fromkeys(
+            executor.team for executor in executors(setting) if EXECUTOR_NAME_PARTS[SourceName.CELERY] in executor.name
+        )
+    )

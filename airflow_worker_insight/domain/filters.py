@@ -22,8 +22,8 @@ from airflow_worker_insight.domain.parameters import (
     TryState,
     WorkerId,
 )
-from airflow_worker_insight.domain.reasons import REASONS
-from airflow_worker_insight.domain.states import AVAILABILITIES, QUEUED, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.domain.reasons import PlacementReason
+from airflow_worker_insight.domain.states import QUEUED, UNKNOWN_STATE, StrEnum, WorkerAvailability, WorkerState
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter")
 
 
-class EveryDag:
+class AllDags:
     """All Dags, including deleted ones: for readers with direct access to the database."""
 
 
@@ -62,8 +62,14 @@ def build(filters: type[Filters], values: object) -> Filters:
     return filters(**{name: value for name, value in found.items() if value != ""})
 
 
-WAITS, PLACED = LISTED_STATES = ("waiting", "placed")
-"""Whether a try waits for a worker or was placed: on a worker or in the shared queue."""
+class PlacementState(StrEnum):
+    """Whether an unfinished try waits for a worker."""
+
+    WAITING = "waiting"
+    """It waits for a worker."""
+    PLACED = "placed"
+    """It was placed: on a worker or in the shared queue."""
+
 
 SERVICE_KINDS = ("scheduler", "triggerer", "dag_processor", "worker")
 
@@ -71,7 +77,7 @@ WORKER_ORDERS = ("name", "hostname", "kind", "state", "running", "registered_at"
 """Columns by which lists of workers can be ordered; a leading ``-`` means descending."""
 
 _HOSTNAME = Text(255)
-_STATES = (*WORKER_STATES, UNKNOWN_STATE)
+_STATES = (*WorkerState.values(), UNKNOWN_STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,8 @@ class PlacementFilter:
     """Filter of the list of unfinished tries; ``None`` does not filter."""
 
     state: str | None = _filter(
-        "Whether the try waits for a worker or is placed: on a worker or in the shared queue.", Choice(LISTED_STATES)
+        "Whether the try waits for a worker or is placed: on a worker or in the shared queue.",
+        Choice(PlacementState.values()),
     )
     dag_id: str | None = _filter("ID of the Dag.", Text())
     run_id: str | None = _filter("ID of the Dag run.", Text())
@@ -111,7 +118,7 @@ class PlacementFilter:
     worker_name: str | None = None
     """The worker's own name or the name in its worker source."""
     reason: str | None = _filter(
-        "Why the try waits, or why it was placed there, as one word.", Choice(tuple(sorted(REASONS)))
+        "Why the try waits, or why it was placed there, as one word.", Choice(tuple(sorted(PlacementReason.values())))
     )
     try_state: str | None = _filter(
         "Airflow's state of the try: queued until a worker starts it.",
@@ -136,7 +143,8 @@ class WorkerFilter:
     label: tuple[str, str] | None = _filter("Label of the worker, as key=value.", Label())
     queue: str | None = _filter("Queue that the worker takes tasks from.", Text())
     availability: str | None = _filter(
-        "Availability that a user set; not that of ended instances that have a successor.", Choice(AVAILABILITIES)
+        "Availability that a user set; not that of ended instances that have a successor.",
+        Choice(WorkerAvailability.values()),
     )
     search: str | None = _filter("Part of the worker's name, host name or ID; case is ignored.", Text(), rest=False)
     seen_since: datetime | None = None
@@ -145,7 +153,7 @@ class WorkerFilter:
     last_seen_at_lte: datetime | None = None
     """Last seen between ``last_seen_at_gte`` and this time, both inclusive, in any state."""
     refs: tuple[int, ...] | None = None
-    """Rows that are known to match all filters but ``states``: see :func:`.queries.narrowed`."""
+    """Rows that are known to match all filters but ``states``: see :func:`.queries.with_matching_refs`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def clean(value: object, length: int) -> str:
     return line.strip()[:length].rstrip()
 
 
-def word(value: object, length: int) -> str:
+def slug(value: object, length: int) -> str:
     """Return the ``[A-Za-z0-9._-]`` characters of ``value``, at most ``length``, maybe none."""
     return "".join(character for character in clean(value, length) if character in _WORD_CHARACTERS)
 
@@ -81,7 +81,7 @@ def bounded_labels(*sources: Mapping[str, str]) -> dict[str, str]:
     return merged
 
 
-UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories that names, labels and notes may not contain.
 
 They are control characters (PostgreSQL rejects NUL), format characters (some change the direction of writing, so that
@@ -89,13 +89,13 @@ one name looks like another), lone surrogates and line ends.
 """
 
 
-def is_fit(text: str) -> bool:
-    """Return whether a text has no character of the categories in :data:`UNFIT`."""
+def is_clean(text: str) -> bool:
+    """Return whether a text has no character of the categories in :data:`FORBIDDEN_CATEGORIES`."""
     return text.isprintable() or not any(map(_is_forbidden, text))
 
 
 def _is_forbidden(character: str) -> bool:
-    return unicodedata.category(character) in UNFIT
+    return unicodedata.category(character) in FORBIDDEN_CATEGORIES
 
 
 KIND_LENGTH = 32
@@ -112,18 +112,18 @@ def executor_name(executor: object) -> str:
         return ""
     first = re.split(r"[,;]", executor[:1000], maxsplit=1)[0]
     path = first.rpartition("=")[2].rpartition(":")[2]
-    return word(path.rpartition(".")[2], KIND_LENGTH)
+    return slug(path.rpartition(".")[2], KIND_LENGTH)
 
 
 # Airflow's LocalExecutor is one worker, "local@HOST", for all of its processes. An executor with several local workers
 # gives each another name, and its processes get a variable with the name and the scheduler. A task may start another
 # Airflow, which inherits the variable but belongs to none of these workers.
-PLAIN_LOCAL = "local"
+SINGLE_LOCAL_NAME = "local"
 
 
 def is_named_local(kind: str, engine_name: str | None) -> bool:
     """Return whether a worker is one of several that a scheduler has on its machine."""
-    return kind == "local" and engine_name is not None and not engine_name.startswith(f"{PLAIN_LOCAL}@")
+    return kind == "local" and engine_name is not None and not engine_name.startswith(f"{SINGLE_LOCAL_NAME}@")
 
 
 HOSTNAME_LENGTH = 255
@@ -139,7 +139,7 @@ def short_host(hostname: str) -> str:
     return name if first.isdecimal() or ":" in name else first
 
 
-def are_one_host(name: str, other_name: str) -> bool:
+def is_same_host(name: str, other_name: str) -> bool:
     """Return whether two host names may be the same host's, with and without its domain."""
     normalized, other_normalized = name.strip().lower().rstrip("."), other_name.strip().lower().rstrip(".")
     return normalized == other_normalized or (

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import ENGINE_KINDS
+from airflow_worker_insight.domain.states import SOURCE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,13 +48,13 @@ class WorkerRow:
     """Lead of the worker's clock over the database's, or a little less; ``None`` if unknown."""
 
     @property
-    def known_as(self) -> str:
+    def display_name(self) -> str:
         """The worker source's name for it, or its own name if the source has none."""
         return self.engine_name or self.name
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WorkerChange:
     """One entry of a worker's history: either ``state`` or ``availability`` is set."""
 
     changed_at: datetime
@@ -66,7 +66,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class WorkerGroup:
     """Number of workers in each state that share a property, such as a queue."""
 
     name: str
@@ -88,11 +88,16 @@ class SourceStatus:
 
     The last covers pods and workers of unknown executors.
     """
-    looked_at: datetime | None
+    polled_at: datetime | None
     is_current: bool
     """Whether the latest poll is recent enough for the states of these workers to be valid."""
     error: str | None
     """Reason why the latest poll failed."""
+
+    @property
+    def looked_at(self) -> datetime | None:
+        """:attr:`polled_at` by its name in the REST API."""
+        return self.polled_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,15 @@ class WorkerRecord:
         }
 
 
+def is_known_to_source(kind: str, *, is_reported: bool, has_heartbeat: bool) -> bool:
+    """Return whether a worker source has listed a worker, so that it is not known from reports only.
+
+    :param is_reported: whether the worker's own processes have reported it
+    :param has_heartbeat: whether its source has stored a heartbeat of it
+    """
+    return not is_reported or (kind in SOURCE_KINDS and has_heartbeat)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInstance:
     """One worker instance as its row has it. Times are aware UTC."""
@@ -180,12 +194,14 @@ class WorkerInstance:
     engine_heartbeat_at: datetime | None = None
 
     @property
-    def is_known_to_engine(self) -> bool:
+    def is_known_to_source(self) -> bool:
         """Whether its worker source has listed it, so that it is not known from reports only.
 
-        See :func:`.names.is_known_to_engine`.
+        See :func:`.names.is_known_to_source`.
         """
-        return not self.is_reported or (self.kind in ENGINE_KINDS and self.engine_heartbeat_at is not None)
+        return is_known_to_source(
+            self.kind, is_reported=self.is_reported, has_heartbeat=self.engine_heartbeat_at is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class PlacementMixin(BaseExecutor, metaclass=ABCMeta):
         """Return the monitor of the workers, for a scheduler process."""
 
     @abstractmethod
-    def own_queue(self, worker: Candidate) -> str | None:
+    def dedicated_queue(self, worker: Candidate) -> str | None:
         """Return the worker's dedicated queue to send a task to, or ``None`` if it has none."""
 
     def update_snapshot(self, snapshot: Snapshot, _requests: Sequence[PlacementRequest]) -> Snapshot:
@@ -193,7 +193,7 @@ class PlacementMixin(BaseExecutor, metaclass=ABCMeta):
         assert self._service is not None
         with session.writing(session.SCHEDULER) as connection:
             results = self._service.decide(connection, requests, snapshot, limit=slots)
-            placed_at = self._recorder.write_decisions(connection, results, self._own_queue)
+            placed_at = self._recorder.write_decisions(connection, results, self._dedicated_queue)
         self._recorder.note_decisions(requests, results, placed_at)
         sent = [result for result in results if not result.waits]
         shared = sum(result.decision.worker is None for result in sent)
@@ -201,8 +201,8 @@ class PlacementMixin(BaseExecutor, metaclass=ABCMeta):
             count("placement.shared", shared)
         return sent
 
-    def _own_queue(self, result: PlacementResult) -> str | None:
-        return None if result.decision.worker is None else self.own_queue(result.decision.worker)
+    def _dedicated_queue(self, result: PlacementResult) -> str | None:
+        return None if result.decision.worker is None else self.dedicated_queue(result.decision.worker)
 
     # --- while workers are unavailable
 

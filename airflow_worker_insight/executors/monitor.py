@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.executors.placement.service import Snapshot
 from airflow_worker_insight.registry.periodic_thread import PeriodicThread
-from airflow_worker_insight.store import migrate, session
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import SchemaGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +58,7 @@ class WorkerMonitor(ABC):
             stop_timeout=monitor_settings.stop_timeout,
         )
         self._failures = 0
-        self._is_ready = False
+        self._schema_gate = SchemaGate(recheck_seconds=0)
 
     def start(self) -> None:
         """Start the thread; calling it again changes nothing."""
@@ -108,13 +110,8 @@ class WorkerMonitor(ABC):
 
         Once they can, they are checked again only after a failure.
         """
-        if not self._is_ready:
-            with session.reading(session.BACKGROUND) as connection:
-                schema = migrate.check(connection)
-            if schema is not migrate.Schema.READY:
-                return schema.explanation
-            self._is_ready = True
-        return None
+        schema = self._schema_gate.check_within(session.BACKGROUND)
+        return None if schema is Schema.READY else schema.explanation
 
     def _run(self) -> None:
         self._try(self.run_once)
@@ -126,7 +123,7 @@ class WorkerMonitor(ABC):
         except Exception as error:
             log.debug("Monitoring the workers failed", exc_info=True)
             # The tables may have been dropped.
-            self._is_ready = False
+            self._schema_gate.forget()
             self._failures += 1
             # One failure does not invalidate a recent snapshot.
             if self._snapshot is None or self._failures >= self._monitor_settings.unavailable_after_failures:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.capture.counters import count, warn_once
-from airflow_worker_insight.domain.reasons import WORKERS_UNSEEN
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.executors.keys import is_task, try_key
 from airflow_worker_insight.store import placements, session
@@ -118,7 +118,10 @@ class PlacementRecorder:
             with session.writing(session.SCHEDULER) as connection:
                 now = database_now(connection)
                 placed_at = {key: self._waiting_since(key, now) for key in unwritten}
-                written = [Placement(key, WORKERS_UNSEEN, text, placed_at=at) for key, at in placed_at.items()]
+                written = [
+                    Placement(key, PlacementReason.WORKERS_UNREACHABLE, text, placed_at=at)
+                    for key, at in placed_at.items()
+                ]
                 placements.write(connection, written, now=now)
         except Exception as error:  # noqa: BLE001 (the scheduler's loop must go on)
             self._reason_retry_at = self._clock() + self._settings.reason_retry_delay
@@ -162,7 +165,7 @@ class PlacementRecorder:
             return []
         try:
             with session.writing(session.SCHEDULER) as connection:
-                wanted = placements.wanted(connection, keys)
+                wanted = placements.try_details(connection, keys)
         except Exception as error:  # noqa: BLE001 (the scheduler's loop must go on)
             warn_once("placing.unwanted", "Airflow Worker Insight could not check tasks that wait: %s", error)
             return []

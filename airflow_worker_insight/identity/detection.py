@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, PLAIN_LOCAL, clean
+from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, SINGLE_LOCAL_NAME, clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -177,7 +177,7 @@ def _match_local(context: ProcessContext, index: int) -> DetectedWorker | None:
     # When a scheduler is killed, its workers finish as children of the init process, which is not a scheduler.
     if owner is not None and owner.pid == 1 and not _airflow_command(owner.argv):
         owner = None
-    return _detect_named_local(context, owner) or DetectedWorker("local", f"{PLAIN_LOCAL}@{context.host}", owner)
+    return _detect_named_local(context, owner) or DetectedWorker("local", f"{SINGLE_LOCAL_NAME}@{context.host}", owner)
 
 
 def _detect_named_local(context: ProcessContext, owner: Process | None) -> DetectedWorker | None:
@@ -197,7 +197,9 @@ def _detect_scheduler_child(context: ProcessContext) -> DetectedWorker | None:
     if owner is None:
         return None
     if context.executor.endswith("LocalExecutor"):
-        return _detect_named_local(context, owner) or DetectedWorker("local", f"{PLAIN_LOCAL}@{context.host}", owner)
+        return _detect_named_local(context, owner) or DetectedWorker(
+            "local", f"{SINGLE_LOCAL_NAME}@{context.host}", owner
+        )
     return DetectedWorker(context.executor or "unknown", context.host, owner)
 
 
@@ -304,7 +306,7 @@ def is_task_parent(argv: Sequence[str]) -> bool:
 
 def is_fork_server(argv: Sequence[str]) -> bool:
     """Return whether a process is Python's fork server."""
-    return any(_FORK_SERVER in word for word in argv)
+    return any(_FORK_SERVER in slug for slug in argv)
 
 
 # --- Commands --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from airflow_worker_insight.domain.names import (
     clean,
     executor_name,
     parse_labels,
-    word,
+    slug,
 )
 from airflow_worker_insight.identity import detection, machine, process, versions
 from airflow_worker_insight.identity.process import read_text
@@ -209,7 +209,7 @@ def _current_instance_id(detected: detection.DetectedWorker, context: detection.
 def _id(kind: str, *facts: str) -> str:
     # The separator is NUL, which no fact can contain.
     digest = hashlib.blake2b("\0".join((kind, *facts)).encode("utf-8", "replace"), digest_size=12).hexdigest()
-    return f"{word(kind, KIND_LENGTH) or 'unknown'}-{digest}"
+    return f"{slug(kind, KIND_LENGTH) or 'unknown'}-{digest}"
 
 
 def _resources(image: object) -> dict[str, int | float | str]:

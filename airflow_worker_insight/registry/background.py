@@ -14,8 +14,9 @@ from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.capture.reconcile import claim_left_behind
 from airflow_worker_insight.registry.periodic_thread import STOP_SECONDS, PeriodicThread
 from airflow_worker_insight.registry.poll import run_once
-from airflow_worker_insight.store import migrate, session
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import SchemaGate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,11 +39,6 @@ def _jitter() -> float:
     return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311
 
 
-def _check_schema() -> Schema:
-    with session.reading(session.BACKGROUND) as connection:
-        return migrate.check(connection)
-
-
 class PollThread:
     """Background thread that polls the workers whenever due, until it is stopped.
 
@@ -54,7 +50,7 @@ class PollThread:
         *,
         poll: Callable[[], PollOutcome] = run_once,
         claim_reports: Callable[[], object] = claim_left_behind,
-        check_schema: Callable[[], Schema] = _check_schema,
+        schema_gate: SchemaGate | None = None,
         jitter: Callable[[], float] = _jitter,
         clock: Callable[[], float] = time.monotonic,
         claim_interval: float = CLAIM_SECONDS,
@@ -66,12 +62,11 @@ class PollThread:
         """
         self._poll = poll
         self._claim_reports = claim_reports
-        self._check_schema = check_schema
+        self._schema_gate = schema_gate or SchemaGate(recheck_seconds=0)
         self._jitter = jitter
         self._clock = clock
         self._claim_interval = claim_interval
         self._due_at = clock()
-        self._is_ready = False
         self._thread = PeriodicThread(
             self.run_once,
             name="worker-insight-poll",
@@ -108,18 +103,16 @@ class PollThread:
 
     def _poll_if_ready(self) -> float:
         """Poll if the tables are ready; return the seconds until a poll is due."""
-        if not self._is_ready:
-            schema = self._check_schema()
-            if schema is not Schema.READY:
-                # A claim may have logged it already: one warning per process is enough.
-                warn_once("schema", "%s Until then the workers are not polled.", schema.explanation)
-                return config.refresh_interval()
-            self._is_ready = True
+        schema = self._schema_gate.check_within(session.BACKGROUND)
+        if schema is not Schema.READY:
+            # A claim may have logged it already: one warning per process is enough.
+            warn_once("schema", "%s Until then the workers are not polled.", schema.explanation)
+            return config.refresh_interval()
         outcome = self._poll()
         for source_outcome in outcome.sources:
             if source_outcome.error and not source_outcome.polled:
                 # The tables may have been removed.
-                self._is_ready = False
+                self._schema_gate.forget()
                 warn_once(
                     f"refresh.{source_outcome.name}",
                     "Airflow Worker Insight cannot poll the workers of %s: %s",

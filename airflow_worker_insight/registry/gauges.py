@@ -43,13 +43,13 @@ class FleetGauges:
         try:
             with session.reading(session.BACKGROUND) as connection:
                 counts = worker_counts.count_workers(connection)
-                loads = worker_counts.loads(connection) if config.metrics_per_worker() else ()
+                loads = worker_counts.worker_loads(connection) if config.metrics_per_worker() else ()
         except Exception:
             log.debug("Airflow Worker Insight could not count the workers", exc_info=True)
             return
         self.emit(counts, loads)
 
-    def emit(self, counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.Load] = ()) -> None:
+    def emit(self, counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.WorkerLoad] = ()) -> None:
         """Set the gauges.
 
         :param counts: how many workers there are by kind and state
@@ -60,7 +60,7 @@ class FleetGauges:
         for kind, state in sorted(self._series):
             metrics.gauge("workers", current.get((kind, state), 0), state=state, kind=kind)
         gone_workers = self._workers - {load.name for load in loads}
-        for load in (*loads, *(worker_counts.Load(name, 0, 0) for name in sorted(gone_workers))):
+        for load in (*loads, *(worker_counts.WorkerLoad(name, 0, 0) for name in sorted(gone_workers))):
             if load.running is not None:
                 metrics.gauge("worker.running", load.running, worker=load.name)
             if load.concurrency is not None:

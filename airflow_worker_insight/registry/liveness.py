@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
-from airflow_worker_insight.domain.states import ENGINE_KINDS, LOST, OFFLINE, ONLINE, UNRESPONSIVE
-from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.domain.states import SOURCE_KINDS, WorkerState
+from airflow_worker_insight.store.leases import POLL_TIMEOUT
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -32,7 +32,7 @@ GONE_BEFORE = "Already gone at the first health check."
 TRY_ENDED = "Its try has ended."
 IDLE = "State unknown while no try runs on it."
 NOT_CONFIGURED = "No executor that has such workers is configured any more ([core] executor)."
-"""``instances.seen_after_their_end`` finds stored rows by this text: do not change it."""
+"""``instances.refs_seen_after_end`` finds stored rows by this text: do not change it."""
 
 REPORT_ONLY = "Only reports of tasks name it: its source does not know it."
 WAITING = "Its heartbeat is old or its clock is wrong. It becomes online when the heartbeat moves."
@@ -96,9 +96,9 @@ def update_reachability(source: SourceRow, error: str | None, *, now: datetime, 
     """
     if error is not None:
         return Reachability(None, error)
-    if source.looked_at is None or source.reached_since is None:
+    if source.polled_at is None or source.reached_since is None:
         return Reachability(now)
-    if now - source.looked_at > MISSED_INTERVALS * interval + LOOK_TAKES:
+    if now - source.polled_at > MISSED_INTERVALS * interval + POLL_TIMEOUT:
         return Reachability(now, since_before_pause=source.reached_since)
     # A time in the future was written before the database's clock was set back: silence would never count.
     return Reachability(min(source.reached_since, now))
@@ -113,9 +113,9 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     """
     observation = evidence.observation
     if observation is not None and shut_down_gracefully(observation, instance):
-        return None if instance.state == OFFLINE else Judgement(OFFLINE, LEFT, ended_at=now)
+        return None if instance.state == WorkerState.OFFLINE else Judgement(WorkerState.OFFLINE, LEFT, ended_at=now)
     if observation is not None and is_alive(observation, instance):
-        return Judgement(ONLINE, observation.unavailable_reason, seen=True)
+        return Judgement(WorkerState.ONLINE, observation.unavailable_reason, seen=True)
     if instance.ended_at is not None:
         return None
     if reachability.error is None and reachability.since is not None:
@@ -127,12 +127,14 @@ def judge(  # noqa: PLR0911  (each line is a rule)
     if instance.state is None or now - last_seen(instance, now) <= timeouts.heartbeat:
         return None
     silent = f"No heartbeat for more than {timeouts.heartbeat.total_seconds():g} seconds."
-    return Judgement(UNRESPONSIVE, reachability.error or (observation and observation.unavailable_reason) or silent)
+    return Judgement(
+        WorkerState.UNRESPONSIVE, reachability.error or (observation and observation.unavailable_reason) or silent
+    )
 
 
 def is_report_only(instance: WorkerInstance) -> bool:
     """Return whether only reports name an instance although its kind has a source to know it."""
-    return instance.kind in ENGINE_KINDS and not instance.is_known_to_engine
+    return instance.kind in SOURCE_KINDS and not instance.is_known_to_source
 
 
 def _judge_reported_only(
@@ -152,7 +154,11 @@ def judge_by_tries(
     if evidence.observation is None and reachability.error is None:
         if instance.ended_at is not None or instance.state is None:
             return None
-        return Judgement(OFFLINE, TRY_ENDED, ended_at=now) if instance.kind == "kubernetes" else Judgement(None, IDLE)
+        return (
+            Judgement(WorkerState.OFFLINE, TRY_ENDED, ended_at=now)
+            if instance.kind == "kubernetes"
+            else Judgement(None, IDLE)
+        )
     return judge(instance, evidence, reachability, now=now, timeouts=timeouts)
 
 
@@ -166,8 +172,8 @@ def judge_new(observation: WorkerObservation, *, now: datetime, timeouts: Timeou
         return None
     age = abs(now - observation.heartbeat_at)
     if age <= timeouts.heartbeat:
-        return Judgement(ONLINE, observation.unavailable_reason, seen=True)
-    return Judgement(UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
+        return Judgement(WorkerState.ONLINE, observation.unavailable_reason, seen=True)
+    return Judgement(WorkerState.UNRESPONSIVE, WAITING) if age <= timeouts.lost + CLOCK_SKEW else None
 
 
 def is_alive(observation: WorkerObservation, instance: WorkerInstance) -> bool:
@@ -205,22 +211,26 @@ def _judge_silent(
     seen = last_seen(instance, now)
     answered_at = instance.engine_heartbeat_at
     if evidence.lost_mailbox and answered_at is not None and answered_at >= (reachability.since_before_pause or since):
-        return Judgement(OFFLINE, LEFT, ended_at=now)
+        return Judgement(WorkerState.OFFLINE, LEFT, ended_at=now)
     # An instance that was unresponsive before the pause and is silent after it was missed at both ends of it.
     counts_from = (
-        seen if reachability.since_before_pause is not None and instance.state == UNRESPONSIVE else max(seen, since)
+        seen
+        if reachability.since_before_pause is not None and instance.state == WorkerState.UNRESPONSIVE
+        else max(seen, since)
     )
     is_gone = evidence.is_replaced or now - counts_from > timeouts.lost
     if instance.state is None and is_gone:
         return Judgement(None, GONE_BEFORE, ended_at=seen)
     if evidence.is_replaced and evidence.running:
         return Judgement(
-            LOST, f"A new instance of this worker started while tries ran on this one: {evidence.running}.", seen
+            WorkerState.LOST,
+            f"A new instance of this worker started while tries ran on this one: {evidence.running}.",
+            seen,
         )
     if evidence.is_replaced:
-        return Judgement(OFFLINE, REPLACED, ended_at=seen)
+        return Judgement(WorkerState.OFFLINE, REPLACED, ended_at=seen)
     # Not in one step: this one answer may have got lost.
-    if is_gone and instance.state == UNRESPONSIVE:
+    if is_gone and instance.state == WorkerState.UNRESPONSIVE:
         silent = f"No heartbeat for more than {timeouts.lost.total_seconds():g} seconds."
-        return Judgement(LOST, silent, ended_at=seen)
+        return Judgement(WorkerState.LOST, silent, ended_at=seen)
     return None

@@ -11,11 +11,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.clock import CLOCK_SKEW, SAME_START
-from airflow_worker_insight.domain.names import are_one_host, is_named_local, short_host
-from airflow_worker_insight.domain.states import OFFLINE
+from airflow_worker_insight.domain.clock import CLOCK_SKEW, START_TOLERANCE
+from airflow_worker_insight.domain.names import is_named_local, is_same_host, short_host
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.observations import WorkerObservation
-from airflow_worker_insight.store.workers.names import may_be_unlike_the_engines
+from airflow_worker_insight.store.workers.names import hostname_may_differ_from_source
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -68,7 +68,7 @@ def match(observations: Iterable[WorkerObservation], instances: Iterable[WorkerI
         unmatched = remaining
     matches.unmatched = unmatched
     for observation, instance in matches.pairs:
-        if observation.is_partial or observation.ref is not None or not instance.is_known_to_engine:
+        if observation.is_partial or observation.ref is not None or not instance.is_known_to_source:
             continue
         for duplicate in by_key[_key(observation)]:
             if (
@@ -86,7 +86,7 @@ class _Hosts:
 
     def __init__(self, observations: Iterable[WorkerObservation], instances: Iterable[WorkerInstance]) -> None:
         self._source_hosts = {short_host(observation.hostname) for observation in observations}
-        self._source_hosts |= {short_host(instance.hostname) for instance in instances if instance.is_known_to_engine}
+        self._source_hosts |= {short_host(instance.hostname) for instance in instances if instance.is_known_to_source}
 
     def agree(
         self, observation: WorkerObservation, reported: WorkerInstance, known: WorkerInstance | None = None
@@ -98,25 +98,25 @@ class _Hosts:
 
         :param known: the instance that the observation is paired with already
         """
-        if reported.is_known_to_engine or reported.ended_at is not None or observation.is_partial:
+        if reported.is_known_to_source or reported.ended_at is not None or observation.is_partial:
             return False
         if observation.kind == "celery" and (observation.pid is None or reported.pid is None):
             return False
         if not is_same_instance(observation, reported):
             return False
         hostnames = [observation.hostname, *([known.hostname] if known is not None else [])]
-        if any(are_one_host(reported.hostname, hostname) for hostname in hostnames):
+        if any(is_same_host(reported.hostname, hostname) for hostname in hostnames):
             return True
         has_reported_host = known is not None and known.is_reported
         return (
             not has_reported_host
-            and may_be_unlike_the_engines(reported.hostname)
+            and hostname_may_differ_from_source(reported.hostname)
             and short_host(reported.hostname) not in self._source_hosts
         )
 
 
 def _is_known_instance(observation: WorkerObservation, instance: WorkerInstance) -> bool:
-    return (observation.ref is not None or instance.is_known_to_engine) and is_same_instance(observation, instance)
+    return (observation.ref is not None or instance.is_known_to_source) and is_same_instance(observation, instance)
 
 
 def _was_reported_during(observation: WorkerObservation, instance: WorkerInstance) -> bool:
@@ -124,7 +124,7 @@ def _was_reported_during(observation: WorkerObservation, instance: WorkerInstanc
 
     Otherwise it is the process before.
     """
-    return observation.started_at is None or instance.registered_at >= observation.started_at - SAME_START
+    return observation.started_at is None or instance.registered_at >= observation.started_at - START_TOLERANCE
 
 
 def _without_repeats(observations: Iterable[WorkerObservation]) -> list[WorkerObservation]:
@@ -141,7 +141,7 @@ def _without_repeats(observations: Iterable[WorkerObservation]) -> list[WorkerOb
 
 
 def _is_near(first: datetime | None, second: datetime | None) -> bool:
-    return first is second if first is None or second is None else abs(first - second) <= SAME_START
+    return first is second if first is None or second is None else abs(first - second) <= START_TOLERANCE
 
 
 def _key(worker: WorkerObservation | WorkerInstance) -> Hashable:
@@ -174,7 +174,7 @@ def is_same_instance(observation: WorkerObservation, instance: WorkerInstance) -
 
 
 def _is_same_edge_worker(observation: WorkerObservation, instance: WorkerInstance) -> bool:
-    if instance.state == OFFLINE:
+    if instance.state == WorkerState.OFFLINE:
         # It shut down gracefully, so the process with its name is another.
         return False
     if observation.started_at is None or instance.engine_started_at is None:
@@ -193,6 +193,8 @@ def _started_later(observation: WorkerObservation, instance: WorkerInstance) -> 
     if instance.engine_started_at is None:
         # Only its own processes have reported it, at a time by a clock that may be wrong.
         return instance.registered_at < observation.started_at - CLOCK_SKEW
-    if observation.started_at <= instance.engine_started_at + SAME_START:
+    if observation.started_at <= instance.engine_started_at + START_TOLERANCE:
         return False
-    return instance.engine_heartbeat_at is None or observation.started_at >= instance.engine_heartbeat_at - SAME_START
+    return (
+        instance.engine_heartbeat_at is None or observation.started_at >= instance.engine_heartbeat_at - START_TOLERANCE
+    )

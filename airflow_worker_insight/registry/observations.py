@@ -93,7 +93,7 @@ class WorkerSource(Protocol):
 
     @property
     def name(self) -> str:
-        """Return the source's name: see ``domain.states.engine_of``."""
+        """Return the source's name: see ``domain.states.source_of``."""
 
     def poll(self, context: PollContext) -> PollResult:
         """Return what the source says about its workers now.

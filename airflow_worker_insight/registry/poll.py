@@ -25,7 +25,7 @@ from airflow_worker_insight.registry.sources import configured_sources
 from airflow_worker_insight.registry.update import end_forgotten, write_result
 from airflow_worker_insight.store import leases, session
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.retention import keep_within_limit
+from airflow_worker_insight.store.retention import apply_retention
 from airflow_worker_insight.store.workers import instances as store
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def run_once() -> PollOutcome:
     outcome = refresh(only_if_due=True)
     if any(source_outcome.polled for source_outcome in outcome.sources):
         emit_gauges()
-        keep_within_limit()
+        apply_retention()
     return outcome
 
 
@@ -136,14 +136,14 @@ class _SourcePoll:
         name = self.source.name
         with session.writing(session.BACKGROUND) as connection:
             monotonic_start, started_at = time.monotonic(), database_now(connection)
-            row = leases.get_engine(connection, name, now=started_at)
-            until = started_at + max(self.interval, leases.LOOK_TAKES)
-            is_acquired = leases.take_lease(
+            row = leases.get_or_create_source(connection, name, now=started_at)
+            until = started_at + max(self.interval, leases.POLL_TIMEOUT)
+            is_acquired = leases.acquire_lease(
                 connection,
                 name,
                 now=started_at,
                 until=until,
-                at_most=until + leases.LOOK_TAKES,
+                at_most=until + leases.POLL_TIMEOUT,
                 only_if_due=only_if_due,
             )
         if not is_acquired:
@@ -158,7 +158,7 @@ class _SourcePoll:
         except Exception:
             # Otherwise no process would poll until the lease runs out.
             with suppress(Exception), session.writing(session.BACKGROUND) as connection:
-                leases.give_back_lease(connection, name, until=until, due_at=due_at)
+                leases.release_lease(connection, name, until=until, due_at=due_at)
             raise
         return outcome, (due_at - clock()).total_seconds()
 
@@ -167,12 +167,12 @@ class _SourcePoll:
     ) -> SourceOutcome:
         name = self.source.name
         with session.reading(session.BACKGROUND) as connection:
-            instances = tuple(store.open_lives(connection, name))
+            instances = tuple(store.open_instances(connection, name))
         context = PollContext(
             clock,
             started_at,
             # A poll is due one interval after the previous one started.
-            previous_started_at=None if row.looked_at is None else row.due_at - self.interval,
+            previous_started_at=None if row.polled_at is None else row.due_at - self.interval,
             interval=self.interval,
             instances=instances,
             database=_open_reading,
@@ -182,8 +182,8 @@ class _SourcePoll:
             now = clock()
             # First, because from here on other processes that have polled this source wait.
             reachability = update_reachability(row, result.error, now=started_at, interval=self.interval)
-            updated = replace(row, due_at=due_at, looked_at=now, reached_since=reachability.since, error=result.error)
-            leases.write_engine(connection, updated)
+            updated = replace(row, due_at=due_at, polled_at=now, reached_since=reachability.since, error=result.error)
+            leases.write_source(connection, updated)
             written = write_result(
                 connection,
                 name,

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_worker_insight.domain.clock import SAME_START
-from airflow_worker_insight.domain.states import CELERY, JOBS, LOST, OFFLINE, ONLINE, TRIES
+from airflow_worker_insight.domain.clock import START_TOLERANCE
+from airflow_worker_insight.domain.states import SourceName, WorkerState
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.registry.liveness import (
     NOT_CONFIGURED,
@@ -22,7 +22,7 @@ from airflow_worker_insight.registry.matching import Matches, match
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
 from airflow_worker_insight.store.workers import instances as store
-from airflow_worker_insight.store.workers.instances import FORGOTTEN_AFTER
+from airflow_worker_insight.store.workers.instances import ABANDONED_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -83,18 +83,18 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     polled, as on 2.11, may still run under a process with another configuration: its workers end once none of them has
     run a try for long. A worker that runs a try again comes back; if its source is polled again, so do all live ones.
     """
-    source = leases.find_engine(connection, name)
-    looked_at = None if source is None else source.looked_at
-    if looked_at is not None and now - looked_at <= timeouts.lost:
+    source = leases.find_source(connection, name)
+    polled_at = None if source is None else source.polled_at
+    if polled_at is not None and now - polled_at <= timeouts.lost:
         return 0
-    revived_refs = store.seen_after_their_end(connection, name, NOT_CONFIGURED)
-    store.write_lives(
-        connection, {ref: {"state": ONLINE, "state_reason": None, "ended_at": None} for ref in revived_refs}
+    revived_refs = store.refs_seen_after_end(connection, name, NOT_CONFIGURED)
+    store.update_instances(
+        connection, {ref: {"state": WorkerState.ONLINE, "state_reason": None, "ended_at": None} for ref in revived_refs}
     )
-    store.add_changes(connection, [(ref, ONLINE, None) for ref in revived_refs], now=now)
-    instances = store.open_lives(connection, name)
-    if looked_at is None:
-        silence = max(timeouts.lost, FORGOTTEN_AFTER)
+    store.add_changes(connection, [(ref, WorkerState.ONLINE, None) for ref in revived_refs], now=now)
+    instances = store.open_instances(connection, name)
+    if polled_at is None:
+        silence = max(timeouts.lost, ABANDONED_AFTER)
         silent = instances if all(now - last_seen(instance, now) > silence for instance in instances) else []
     else:
         silent = [instance for instance in instances if now - last_seen(instance, now) > timeouts.lost]
@@ -103,7 +103,7 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
     running = attempts_running.running_tries(connection).counts
     ended = {
         instance.ref: {
-            "state": OFFLINE,
+            "state": WorkerState.OFFLINE,
             "state_reason": NOT_CONFIGURED,
             "ended_at": last_seen(instance, now),
             "running": 0,
@@ -111,8 +111,8 @@ def end_forgotten(connection: Connection, name: str, *, timeouts: Timeouts, now:
         for instance in silent
         if instance.ref not in running
     }
-    store.write_lives(connection, ended)
-    store.add_changes(connection, [(ref, OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
+    store.update_instances(connection, ended)
+    store.add_changes(connection, [(ref, WorkerState.OFFLINE, NOT_CONFIGURED) for ref in ended], now=now)
     return len(ended)
 
 
@@ -146,13 +146,13 @@ class _ResultWriter:
 
     def write(self, known: Collection[int]) -> WriteResult:
         running = attempts_running.running_tries(self.connection)
-        instances = store.open_lives(self.connection, self.name)
-        if self.name == TRIES:
+        instances = store.open_instances(self.connection, self.name)
+        if self.name == SourceName.TRIES:
             seen = {observation.ref for observation in self.result.observations if observation.ref is not None}
             open_refs = {instance.ref for instance in instances}
             instances += [
                 candidate
-                for candidate in store.lives_by_ref(self.connection, self.name, seen)
+                for candidate in store.instances_by_ref(self.connection, self.name, seen)
                 if candidate.ref not in open_refs
             ]
         matches = self._match(instances)
@@ -165,7 +165,7 @@ class _ResultWriter:
         revived = [
             instance for _, instance in matches.pairs if instance.ended_at is not None and instance not in instances
         ]
-        for ref, values in store.adopted(self.connection, self._newly_adopted(matches)).items():
+        for ref, values in store.updates_for_confirmed(self.connection, self._newly_adopted(matches)).items():
             self.values[ref].update(values)
         new_instances = self._new_instances(matches.unmatched)
         by_name = self._instances_by_name(matches, new_instances)
@@ -174,7 +174,7 @@ class _ResultWriter:
                 continue
             observation = observed[instance.ref][0] if instance.ref in observed else None
             self._judge(instance, observation, running, by_name)
-        store.write_lives(self.connection, self.values)
+        store.update_instances(self.connection, self.values)
         store.register(self.connection, new_instances, now=self.now)
         self.states.update(candidate.state for candidate in new_instances)
         store.add_changes(self.connection, self.history, now=self.now)
@@ -190,7 +190,7 @@ class _ResultWriter:
         ended = [
             instance
             for kind, names_of_kind in names.items()
-            for instance in store.latest_ended_lives(self.connection, kind, names_of_kind)
+            for instance in store.latest_ended_instances(self.connection, kind, names_of_kind)
         ]
         if ended:
             again = match(came_back, ended)
@@ -204,7 +204,7 @@ class _ResultWriter:
         return {
             instance.ref: _new_instance(observation)
             for observation, instance in matches.pairs
-            if observation.ref is None and not instance.is_known_to_engine
+            if observation.ref is None and not instance.is_known_to_source
         }
 
     def _new_instances(self, unmatched: Sequence[WorkerObservation]) -> list[NewWorkerInstance]:
@@ -251,7 +251,7 @@ class _ResultWriter:
             is_replaced=observation is None and self._is_replaced(instance, by_name),
             running=runs,
         )
-        decide = judge_by_tries if self.name == TRIES else judge
+        decide = judge_by_tries if self.name == SourceName.TRIES else judge
         judgement = decide(instance, evidence, self.reachability, now=self.now, timeouts=self.timeouts)
         values = self.values[instance.ref]
         if observation is not None:
@@ -287,10 +287,10 @@ class _ResultWriter:
         states = {instance.state, judgement.state}
         if is_report_only(instance):
             return False
-        if self.name != TRIES or LOST in states:
+        if self.name != SourceName.TRIES or WorkerState.LOST in states:
             return True
         # A pod lives for one try. Any other worker known only by its tries is online while it runs one.
-        return instance.kind != "kubernetes" and not states <= {ONLINE, None}
+        return instance.kind != "kubernetes" and not states <= {WorkerState.ONLINE, None}
 
     def _lost_mailbox(self, instance: WorkerInstance) -> bool:
         return self.result.mailboxes is not None and instance.engine_name not in self.result.mailboxes
@@ -301,19 +301,19 @@ class _ResultWriter:
         Two Celery workers may share a name, so a worker that did not answer is not replaced by the other: an instance
         that replaces it has started after its last answer. Edge workers' names are unique.
         """
-        if instance.engine_name is None or self.name in (TRIES, JOBS):
+        if instance.engine_name is None or self.name in (SourceName.TRIES, SourceName.JOBS):
             return False
         later = [
             named for named in by_name.get(instance.engine_name, ()) if named.ref is None or named.ref > instance.ref
         ]
-        if self.name != CELERY:
+        if self.name != SourceName.CELERY:
             return bool(later)
         answered = instance.engine_heartbeat_at or last_seen(instance, self.now)
-        return any(named.started_at >= answered - SAME_START for named in later)
+        return any(named.started_at >= answered - START_TOLERANCE for named in later)
 
 
 def _new_instance(
-    observation: WorkerObservation, *, state: str = ONLINE, reason: str | None = None
+    observation: WorkerObservation, *, state: str = WorkerState.ONLINE, reason: str | None = None
 ) -> NewWorkerInstance:
     return NewWorkerInstance(
         kind=observation.kind,

@@ -17,7 +17,8 @@ from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_t
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
-from airflow_worker_insight.store.dialects import given, in_given_rows, in_rows
+from airflow_worker_insight.store.batches import batches
+from airflow_worker_insight.store.dialects import in_bound_rows, in_rows, row_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -79,8 +80,7 @@ def tries_of_task_instances(connection: Connection, keys: Iterable[TryKey]) -> d
     requested = set(keys)
     instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})
     by_key: dict[TryKey, AirflowTry] = {}
-    for start in range(0, len(instances), BATCH):
-        batch = instances[start : start + BATCH]
+    for batch in batches(instances, BATCH):
         for airflow_try in _read_given(connection, _INSTANCE, batch):
             if airflow_try.key in requested:
                 by_key[airflow_try.key] = airflow_try
@@ -94,8 +94,7 @@ def tries_by_row(connection: Connection, keys: Iterable[TryKey]) -> dict[RowKey,
     """
     instances = sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in keys})
     known: list[AirflowTry] = []
-    for start in range(0, len(instances), BATCH):
-        batch = instances[start : start + BATCH]
+    for batch in batches(instances, BATCH):
         known += _read_given(connection, _INSTANCE, batch)
     return {row_key: airflow_try for airflow_try in (*lost_tries(known), *known) for row_key in airflow_try.row_keys}
 
@@ -151,7 +150,7 @@ def _by_id() -> tuple[Any, ...]:
     )
 
 
-def run_began(run: Any) -> Any:
+def run_start(run: Any) -> Any:
     """Return an SQL expression for a time at which a Dag run began, before all its tries.
 
     The expression is NULL if Airflow does not have the time: clearing a run overwrites its start, and only Airflow 3.3
@@ -164,15 +163,15 @@ def run_began(run: Any) -> Any:
     return start_if_uncleared if created_at is None else func.coalesce(created_at, start_if_uncleared)
 
 
-def is_of_run(started_at: datetime | None, run_began_at: datetime | None) -> bool:
+def is_of_run(started_at: datetime | None, run_started_at: datetime | None) -> bool:
     """Return whether an attempt can belong to Airflow's Dag run of that name, by their times.
 
     If not, it belongs to a deleted run of the same name: a run begins after the former one was deleted.
 
     :param started_at: start of the attempt
-    :param run_began_at: see :func:`run_began`; the result is true if it is ``None``
+    :param run_started_at: see :func:`run_start`; the result is true if it is ``None``
     """
-    return run_began_at is None or (started_at is not None and started_at >= run_began_at)
+    return run_started_at is None or (started_at is not None and started_at >= run_started_at)
 
 
 def finished_runs(
@@ -195,13 +194,13 @@ def finished_runs(
 
 
 def _run(row: Row[Any]) -> DagRunRef:
-    return DagRunRef(row.id, row.dag_id, row.run_id, row.state, utc(row.began_at))
+    return DagRunRef(row.id, row.dag_id, row.run_id, row.state, utc(row.started_at))
 
 
 def _run_columns() -> list[Any]:
     run = metadata_database.dag_run_table()
     names = ("id", "dag_id", "run_id", "state")
-    return [*(run.c[name] for name in names), run_began(run).label("began_at")]
+    return [*(run.c[name] for name in names), run_start(run).label("started_at")]
 
 
 def runs_after(connection: Connection, row_id: int, *, limit: int) -> list[DagRunRef]:
@@ -275,9 +274,8 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
     """
     run = metadata_database.dag_run_table()
     runs: list[DagRunRef] = []
-    ordered = sorted(set(names))
-    for start in range(0, len(ordered), BATCH):
-        is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), ordered[start : start + BATCH])
+    for batch in batches(sorted(set(names)), BATCH):
+        is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), batch)
         runs += map(_run, connection.execute(select(*_run_columns()).where(is_in_batch)))
     return runs
 
@@ -291,7 +289,7 @@ def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[t
     if not rows:
         return []
     # Each table needs its own parameter: SQLAlchemy cannot expand a list of tuples twice.
-    values = {**given(connection, rows, "current"), **given(connection, rows, "history")}
+    values = {**row_parameters(connection, rows, "current"), **row_parameters(connection, rows, "history")}
     return _read(connection, _statement_for_rows(connection.dialect.name, names), values)
 
 
@@ -331,7 +329,7 @@ def _without_leftovers(tries: Iterable[AirflowTry]) -> Iterator[AirflowTry]:
 
 @cache
 def _statement_for_rows(dialect: str, names: tuple[str, ...]) -> Any:
-    return _from_both_tables(lambda table, name: in_given_rows(dialect, [table.c[column] for column in names], name))
+    return _from_both_tables(lambda table, name: in_bound_rows(dialect, [table.c[column] for column in names], name))
 
 
 @cache
@@ -381,7 +379,7 @@ def instance_keys(row: Row[Any]) -> tuple[int, ...]:
 def _airflow_try(row: Row[Any]) -> AirflowTry:
     return AirflowTry(
         key=_try_key(row),
-        instances=instance_keys(row),
+        instance_keys=instance_keys(row),
         state=row.state,
         started_at=utc(row.start_date),
         ended_at=utc(row.end_date),

@@ -21,6 +21,8 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
     migration_dir = migrate.MIGRATIONS.as_posix()
     alembic_file = ""
     supports_table_dropping = True
+    bounds = session.COMMAND
+    """Time limits of statements on a connection of Airflow's."""
     revision_heads_map: dict[str, str] = {"0.1.0": "0004"}  # noqa: RUF012  (Airflow's own annotation)
 
     def get_alembic_config(self) -> Config:
@@ -32,8 +34,8 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
 
         Airflow's own method reads the version table in the default schema, but ours may be in another.
         """
-        with session.savepoint(self.session.connection(), session.COMMAND) as connection:
-            return migrate.current(connection)
+        with session.savepoint(self.session.connection(), self.bounds) as connection:
+            return migrate.current_revision(connection)
 
     def check_migration(self) -> bool:
         """Return whether all tables exist and are up to date.
@@ -41,7 +43,7 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
         Airflow repeats the check while they are not. Locked tables count as not up to date.
         """
         try:
-            with session.savepoint(self.session.connection(), session.COMMAND) as connection:
+            with session.savepoint(self.session.connection(), self.bounds) as connection:
                 return migrate.check(connection) is migrate.Schema.READY
         except Exception as error:
             if not session.is_timeout(error):
@@ -50,7 +52,7 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
 
     def drop_tables(self, connection: Connection) -> None:
         """Drop our tables and their version table, whichever schema they are in."""
-        with session.bounded(connection, session.COMMAND):
+        with session.bounded(connection, self.bounds):
             migrate.drop_tables(connection)
 
     def create_db_from_orm(self) -> None:

@@ -44,30 +44,31 @@ def in_rows(connection: Connection, columns: Sequence[Any], rows: Sequence[tuple
     """
     if connection.dialect.name != "postgresql":
         return tuple_(*columns).in_(rows)
-    arrays = (_array(column, [row[index] for row in rows]) for index, column in enumerate(columns))
-    names = [f"v{index}" for index in range(len(columns))]
-    given = func.unnest(*arrays).table_valued(*names).render_derived()
-    return tuple_(*columns).in_(select(*(given.c[name] for name in names)))
+    return _in_arrays(
+        columns, {f"v{index}": _array(column, [row[index] for row in rows]) for index, column in enumerate(columns)}
+    )
 
 
-def in_given_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
+def in_bound_rows(dialect: str, columns: Sequence[Any], name: str) -> Any:
     """Return the condition of :func:`in_rows` for rows that are bound at execution.
 
     For a statement that is built once: building a long one takes SQLAlchemy longer than the database takes to answer.
+    A statement needs another name for each such condition, because SQLAlchemy cannot expand a list of tuples twice.
 
     :param dialect: ``postgresql``, ``sqlite`` or ``mysql``
-    :param name: name of the parameters, for which :func:`given` returns the values
+    :param name: name of the parameters, for which :func:`row_parameters` returns the values
     """
     if dialect != "postgresql":
         return tuple_(*columns).in_(bindparam(name, expanding=True))
     types = {f"{name}_{index}": _array_type(column) for index, column in enumerate(columns)}
-    arrays = (cast(bindparam(parameter, type_=array_type), array_type) for parameter, array_type in types.items())
-    rows = func.unnest(*arrays).table_valued(*types).render_derived()
-    return tuple_(*columns).in_(select(*(rows.c[parameter] for parameter in types)))
+    return _in_arrays(
+        columns,
+        {parameter: cast(bindparam(parameter, type_=array), array) for parameter, array in types.items()},
+    )
 
 
-def given(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
-    """Return the parameters of :func:`in_given_rows`.
+def row_parameters(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) -> dict[str, Any]:
+    """Return the parameters of :func:`in_bound_rows`.
 
     :param rows: at least one row
     """
@@ -76,31 +77,37 @@ def given(connection: Connection, rows: Sequence[tuple[Any, ...]], name: str) ->
     return {f"{name}_{index}": list(values) for index, values in enumerate(zip(*rows, strict=True))}
 
 
+def _in_arrays(columns: Sequence[Any], arrays: Mapping[str, Any]) -> Any:
+    """Return the condition that these columns have the values at one position of these arrays; PostgreSQL only."""
+    rows = func.unnest(*arrays.values()).table_valued(*arrays).render_derived()
+    return tuple_(*columns).in_(select(*(rows.c[name] for name in arrays)))
+
+
 def unnest(column: Any, values: Sequence[Any]) -> Any:
     """Return values of a column as a table with the column ``value``; PostgreSQL only."""
     return func.unnest(_array(column, values)).table_valued("value").render_derived()
 
 
-def changed_rows(connection: Connection, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
+def execute_and_count(connection: Connection, statement: Any, parameters: Mapping[str, Any] | None = None) -> int:
     """Execute an INSERT, UPDATE or DELETE of one table and return the number of written rows.
 
     On PostgreSQL the statement returns its rows, because the drivers disagree on ``rowcount``: for an INSERT … SELECT
     SQLAlchemy reports -1 with psycopg 3. On MySQL and SQLite ``rowcount`` is exact.
     """
-    statement = counted(statement, connection.dialect.name)
-    return rows_written(connection.execute(statement, dict(parameters or {})))
+    statement = with_row_count(statement, connection.dialect.name)
+    return row_count(connection.execute(statement, dict(parameters or {})))
 
 
-def counted(statement: Any, dialect: str) -> Any:
-    """Return an INSERT, UPDATE or DELETE whose written rows :func:`rows_written` can count.
+def with_row_count(statement: Any, dialect: str) -> Any:
+    """Return an INSERT, UPDATE or DELETE whose written rows :func:`row_count` can count.
 
     Use it to build a frequent statement once: SQLAlchemy must hash a rebuilt one before it finds the compiled one.
     """
     return statement.returning(next(iter(statement.table.primary_key))) if dialect == "postgresql" else statement
 
 
-def rows_written(result: Any) -> int:
-    """Return the number of rows that a statement of :func:`counted` has written."""
+def row_count(result: Any) -> int:
+    """Return the number of rows that a statement of :func:`with_row_count` has written."""
     return len(result.all()) if result.returns_rows else int(result.rowcount)
 
 

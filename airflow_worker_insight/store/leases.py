@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.store.dialects import changed_rows, upsert
+from airflow_worker_insight.store.dialects import execute_and_count, upsert
 from airflow_worker_insight.store.tables import engine as engine_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 
-LOOK_TAKES = timedelta(seconds=60)
+POLL_TIMEOUT = timedelta(seconds=60)
 """Longest duration of a poll; after that another process may poll, in case this one died."""
 
 
@@ -29,7 +29,7 @@ class SourceRow:
     name: str
     due_at: datetime
     """When the next poll is due; during a poll, when its lease ends."""
-    looked_at: datetime | None = None
+    polled_at: datetime | None = None
     """Time of the latest poll."""
     reached_since: datetime | None = None
     """Start of the unbroken series of successful polls."""
@@ -37,17 +37,17 @@ class SourceRow:
     """Why the latest poll failed; ``None`` if it succeeded."""
 
 
-def get_engine(connection: Connection, name: str, *, now: datetime) -> SourceRow:
+def get_or_create_source(connection: Connection, name: str, *, now: datetime) -> SourceRow:
     """Return the row of a worker source; create one that is due at once if there is none."""
-    row = find_engine(connection, name)
+    row = find_source(connection, name)
     if row is not None:
         return row
     values = {"name": name, "due_at": now}
     connection.execute(upsert(connection.dialect.name, engine_table, values, key=["name"], update={"name": name}))
-    return find_engine(connection, name) or SourceRow(name, now)
+    return find_source(connection, name) or SourceRow(name, now)
 
 
-def find_engine(connection: Connection, name: str) -> SourceRow | None:
+def find_source(connection: Connection, name: str) -> SourceRow | None:
     """Return the row of a worker source, or ``None`` if it was never polled."""
     row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
     if row is None:
@@ -55,13 +55,13 @@ def find_engine(connection: Connection, name: str) -> SourceRow | None:
     return SourceRow(
         name=row.name,
         due_at=row.due_at.astimezone(timezone.utc),
-        looked_at=utc(row.looked_at),
+        polled_at=utc(row.looked_at),
         reached_since=utc(row.reached_since),
         error=row.error,
     )
 
 
-def take_lease(
+def acquire_lease(
     connection: Connection, name: str, *, now: datetime, until: datetime, at_most: datetime, only_if_due: bool
 ) -> bool:
     """Take the lease on a worker source, so that only the caller polls it.
@@ -75,10 +75,10 @@ def take_lease(
     conditions = [engine_table.c.name == name]
     if only_if_due:
         conditions.append(or_(engine_table.c.due_at <= now, engine_table.c.due_at > at_most))
-    return changed_rows(connection, update(engine_table).where(*conditions).values(due_at=until)) > 0
+    return execute_and_count(connection, update(engine_table).where(*conditions).values(due_at=until)) > 0
 
 
-def give_back_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
+def release_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
     """Schedule the next poll after a failed one, unless another process took the lease since.
 
     :param until: end of the caller's lease, which identifies it
@@ -89,7 +89,7 @@ def give_back_lease(connection: Connection, name: str, *, until: datetime, due_a
     )
 
 
-def write_engine(connection: Connection, row: SourceRow) -> None:
+def write_source(connection: Connection, row: SourceRow) -> None:
     """Write the result of a poll.
 
     This locks the row: another process that writes workers of the same source waits here until the caller commits.
@@ -97,5 +97,5 @@ def write_engine(connection: Connection, row: SourceRow) -> None:
     connection.execute(
         update(engine_table)
         .where(engine_table.c.name == row.name)
-        .values(due_at=row.due_at, looked_at=row.looked_at, reached_since=row.reached_since, error=row.error)
+        .values(due_at=row.due_at, looked_at=row.polled_at, reached_since=row.reached_since, error=row.error)
     )

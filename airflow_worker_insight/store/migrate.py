@@ -19,6 +19,7 @@ from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import session
+from airflow_worker_insight.store.online_migration import LIMITS, MigrationLimits
 from airflow_worker_insight.store.tables import HOW_TO_MIGRATE, VERSION_TABLE, attempt, metadata, worker
 
 if TYPE_CHECKING:
@@ -48,26 +49,27 @@ class Schema(Enum):
     def explanation(self) -> str:
         """One sentence for operators: what is wrong and what to do."""
         return {
-            Schema.READY: "The tables are there and up to date.",
+            Schema.READY: "The tables are up to date.",
             Schema.MISSING: f"The tables of Airflow Worker Insight do not exist yet: {HOW_TO_MIGRATE}.",
-            Schema.OLD: f"The tables of Airflow Worker Insight are of an older version: {HOW_TO_MIGRATE}.",
+            Schema.OLD: f"The tables of Airflow Worker Insight are out of date: {HOW_TO_MIGRATE}.",
             Schema.NEWER: (
-                "The tables of Airflow Worker Insight were made by a newer version of the package: install that "
+                "The tables of Airflow Worker Insight were created by a newer version of the package: install that "
                 "version here too, or run its `airflow-worker-insight db downgrade`."
             ),
             Schema.INCOMPLETE: (
-                "Some tables of Airflow Worker Insight are missing although they were made: restore them from a backup "
-                "or begin anew with `airflow-worker-insight db downgrade --to-revision base` and then `db migrate`."
+                "Some tables of Airflow Worker Insight are missing: restore them from a backup, or start over with "
+                "`airflow-worker-insight db downgrade --to-revision base` and then `db migrate`."
             ),
         }[self]
 
 
-def alembic_config(*, printed_to: TextIO | None = None) -> Config:
+def alembic_config(*, printed_to: TextIO | None = None, limits: MigrationLimits | None = None) -> Config:
     """Return Alembic's configuration for our migrations in Airflow's database.
 
     :param printed_to: where offline mode prints the SQL, by default the standard output
+    :param limits: how long the migrations wait for other transactions
     """
-    config = Config(output_buffer=printed_to)
+    config = Config(output_buffer=printed_to, attributes={LIMITS: limits or MigrationLimits()})
     config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
     config.set_main_option("sqlalchemy.url", metadata_database.database_url().replace("%", "%%"))
     return config
@@ -93,7 +95,7 @@ def _version_table() -> Table:
     return Table(VERSION_TABLE, MetaData(schema=metadata.schema), Column("version_num", String(32)))
 
 
-def current(connection: Connection) -> str | None:
+def current_revision(connection: Connection) -> str | None:
     """Return the revision of the database, or ``None`` if none of our migrations has run."""
     versions = _version_table()
     if not inspect(connection).has_table(versions.name, schema=versions.schema):
@@ -104,7 +106,7 @@ def current(connection: Connection) -> str | None:
 
 def check(connection: Connection) -> Schema:
     """Return how the database compares with this package: its revision and its tables."""
-    revision = current(connection)
+    revision = current_revision(connection)
     if revision is None:
         return Schema.MISSING
     missing = _missing_tables(connection)
@@ -123,17 +125,24 @@ def _missing_tables(connection: Connection) -> set[str]:
     return {table.name for table in metadata.sorted_tables} - existing
 
 
-def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
+def upgrade(
+    to_revision: str = "head",
+    *,
+    sql_only: bool = False,
+    printed_to: TextIO | None = None,
+    limits: MigrationLimits | None = None,
+) -> None:
     """Run the migrations up to ``to_revision``.
 
     :param sql_only: print the SQL instead of executing it
     :param printed_to: where the SQL is printed, by default the standard output
+    :param limits: how long the migrations wait for other transactions
     :raises IncompleteTablesError: when a table is missing that an earlier migration created; no migration creates it
         again
     """
     if not sql_only:
-        _forget_version_without_tables()
-    command.upgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)
+        _drop_version_without_tables()
+    command.upgrade(alembic_config(printed_to=printed_to, limits=limits), to_revision, sql=sql_only)
     if not sql_only:
         with session.reading(session.COMMAND) as connection:
             schema = check(connection)
@@ -141,13 +150,13 @@ def upgrade(to_revision: str = "head", *, sql_only: bool = False, printed_to: Te
             raise IncompleteTablesError(schema.explanation)
 
 
-def _forget_version_without_tables() -> None:
+def _drop_version_without_tables() -> None:
     """Drop the version table if all tables are missing, because no migration would run.
 
     Some versions of ``airflow db reset`` drop the tables but not the version table.
     """
     with session.writing(session.COMMAND) as connection:
-        if current(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
+        if current_revision(connection) is not None and len(_missing_tables(connection)) == len(metadata.tables):
             _version_table().drop(connection)
 
 
@@ -157,12 +166,19 @@ def drop_tables(connection: Connection) -> None:
     _version_table().drop(connection, checkfirst=True)
 
 
-def downgrade(to_revision: str, *, sql_only: bool = False, printed_to: TextIO | None = None) -> None:
+def downgrade(
+    to_revision: str,
+    *,
+    sql_only: bool = False,
+    printed_to: TextIO | None = None,
+    limits: MigrationLimits | None = None,
+) -> None:
     """Run the migrations down to ``to_revision``; ``base`` drops all tables.
 
     :param to_revision: a revision; with ``sql_only`` also ``from:to``, by default from the newest
     :param sql_only: print the SQL instead of executing it
     :param printed_to: where the SQL is printed, by default the standard output
+    :param limits: how long the migrations wait for other transactions
     """
     if sql_only and ":" not in to_revision:
         to_revision = f"{head()}:{to_revision}"
@@ -172,4 +188,4 @@ def downgrade(to_revision: str, *, sql_only: bool = False, printed_to: TextIO | 
                 # The migrations would fail on the missing tables.
                 drop_tables(connection)
                 return
-    command.downgrade(alembic_config(printed_to=printed_to), to_revision, sql=sql_only)
+    command.downgrade(alembic_config(printed_to=printed_to, limits=limits), to_revision, sql=sql_only)

@@ -4,7 +4,7 @@ A migration in a single transaction holds its locks until its end. On a large ta
 minutes. Each step here is a short transaction of its own, and waits for a lock so briefly that no other transaction
 queues behind it for long. Each step first checks whether it is done already, so an interrupted migration continues
 where it stopped when it is run again. Therefore *all* steps of a migration that uses one of these must be of this kind
-(for data: :func:`in_batches` with a condition that selects the rows still to be changed).
+(for data: :func:`update_in_batches` with a condition that selects the rows still to be changed).
 
 On MySQL and MariaDB each DDL statement is a transaction of its own anyway. On SQLite there is one writer at a time.
 In offline mode (``--show-sql-only``) the steps print plain SQL that does the same.
@@ -13,15 +13,18 @@ In offline mode (``--show-sql-only``) the steps print plain SQL that does the sa
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import op
 
-from airflow_worker_insight.store.session import is_timeout
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.session import Bounds, is_timeout
 from airflow_worker_insight.store.tables import metadata
 
 if TYPE_CHECKING:
@@ -33,49 +36,56 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT = timedelta(milliseconds=100)
-"""How long a step waits for a table lock.
 
-Other transactions queue behind it meanwhile, so it is shorter than the lock timeout of a claim.
-"""
+@dataclass(frozen=True, slots=True)
+class MigrationLimits:
+    """How long the steps of a migration wait for other transactions, and how much one of them changes."""
 
-MYSQL_LOCK_TIMEOUT = 1
-""":data:`LOCK_TIMEOUT` for MySQL, in seconds: MySQL's shortest."""
+    step_bounds: Bounds = session.MIGRATION_STEP
+    """Limits of one step."""
+    index_bounds: Bounds = session.CONCURRENT_INDEX
+    """Limits of creating or dropping an index concurrently."""
+    retry_every: timedelta = timedelta(milliseconds=500)
+    """How long a step lets other transactions proceed before it requests the lock again."""
+    give_up_after: timedelta = timedelta(minutes=10)
+    """How long a step retries, for example while another transaction stays open."""
+    batch: int = 2_000
+    """Number of rows that one transaction changes, which takes a fraction of a second."""
 
-RETRY_EVERY = timedelta(milliseconds=500)
-"""How long a step lets other transactions proceed before it requests the lock again."""
 
-GIVE_UP_AFTER = timedelta(minutes=10)
-"""How long a step retries, for example while another transaction stays open."""
+LIMITS = "worker_insight.limits"
+"""Key of the limits in the attributes of Alembic's configuration."""
 
-CONCURRENT_TIMEOUT = timedelta(minutes=5)
-"""How long the creation of an index waits for transactions that were open before."""
 
-BATCH = 2_000
-"""Number of rows that one transaction changes, which takes a fraction of a second."""
+def _limits() -> MigrationLimits:
+    """Return the limits of the migration that runs."""
+    environment = op.get_context().environment_context
+    limits = None if environment is None else environment.config.attributes.get(LIMITS)
+    return limits or MigrationLimits()
 
 
 class TableInUseError(RuntimeError):
     """Raised when a step or an index waited too long for another transaction.
 
-    See :data:`GIVE_UP_AFTER` and :data:`CONCURRENT_TIMEOUT`.
+    See :class:`MigrationLimits`.
     """
 
 
-def step(action: Callable[[], T]) -> T:
+def run_step(action: Callable[[], T]) -> T:
     """Run an action in a short transaction of its own, and retry it while a lock blocks it.
 
     :param action: uses ``op``. It may be called several times; a failed call is rolled back
     :return: the result of the action
-    :raises TableInUseError: when another transaction held a lock for all of :data:`GIVE_UP_AFTER`
+    :raises TableInUseError: when another transaction held a lock for all of :attr:`MigrationLimits.give_up_after`
     """
     context = op.get_context()
     if context.as_sql:
         return action()
-    give_up_at = time.monotonic() + GIVE_UP_AFTER.total_seconds()
+    limits = _limits()
+    give_up_at = time.monotonic() + limits.give_up_after.total_seconds()
     while True:
         try:
-            with context.autocommit_block(), _transaction(op.get_bind()):
+            with context.autocommit_block(), _transaction(op.get_bind(), limits.step_bounds):
                 return action()
         except sa.exc.DBAPIError as error:
             # IntegrityError: a concurrent report has just written the same row.
@@ -83,25 +93,26 @@ def step(action: Callable[[], T]) -> T:
                 raise
             if time.monotonic() >= give_up_at:
                 raise TableInUseError(
-                    f"Another transaction has held a lock on a table of Airflow Worker Insight for {GIVE_UP_AFTER} "
-                    f"({str(error.orig).strip()}). End it and run the same command again: it goes on where it stopped."
+                    f"Another transaction has held a lock on a table of Airflow Worker Insight for "
+                    f"{limits.give_up_after} "
+                    f"({str(error.orig).strip()}). End it and run the same command again: it continues where it was."
                 ) from error
-        log.info("Waiting for others' locks on the tables of Airflow Worker Insight")
-        time.sleep(RETRY_EVERY.total_seconds())
+        log.info("Waiting for a lock on the tables of Airflow Worker Insight")
+        time.sleep(limits.retry_every.total_seconds())
 
 
 @contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
+def _transaction(connection: Connection, bounds: Bounds) -> Iterator[None]:
     """Begin a transaction with a short lock timeout, on a connection in autocommit mode."""
     dialect = connection.dialect.name
     if dialect == "mysql":
         former_timeout = connection.exec_driver_sql("SELECT @@SESSION.lock_wait_timeout").scalar_one()
-        connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {MYSQL_LOCK_TIMEOUT}")
+        # MySQL takes whole seconds.
+        connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {max(1, math.ceil(bounds.lock))}")
     connection.exec_driver_sql({"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION"}.get(dialect, "BEGIN"))
     try:
         if dialect == "postgresql":
-            milliseconds = int(LOCK_TIMEOUT.total_seconds() * 1000)
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+            connection.exec_driver_sql(session.setting(connection, bounds))
         yield
     except BaseException:
         connection.exec_driver_sql("ROLLBACK")
@@ -118,12 +129,12 @@ def _transaction(connection: Connection) -> Iterator[None]:
 
 def create_table(name: str, *columns: Any) -> None:
     """Create a table unless it exists."""
-    step(lambda: None if _has_table(name) else op.create_table(name, *columns, schema=metadata.schema))
+    run_step(lambda: None if _has_table(name) else op.create_table(name, *columns, schema=metadata.schema))
 
 
 def drop_table(name: str) -> None:
     """Drop a table if it exists."""
-    step(lambda: op.drop_table(name, schema=metadata.schema) if _has_table(name, offline=True) else None)
+    run_step(lambda: op.drop_table(name, schema=metadata.schema) if _has_table(name, offline=True) else None)
 
 
 def add_columns(table: str, *columns: sa.Column[Any]) -> None:
@@ -139,7 +150,7 @@ def add_columns(table: str, *columns: sa.Column[Any]) -> None:
                 # Copied, because a column belongs to one table only, and this may be called again.
                 op.add_column(table, column._copy(), schema=metadata.schema)  # noqa: SLF001
 
-    step(add)
+    run_step(add)
 
 
 def drop_columns(table: str, *names: str) -> None:
@@ -151,7 +162,7 @@ def drop_columns(table: str, *names: str) -> None:
             if name in existing:
                 op.drop_column(table, name, schema=metadata.schema)
 
-    step(drop)
+    run_step(drop)
 
 
 # --- indexes ---------------------------------------------------------------------------------------------------------
@@ -164,7 +175,7 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
     """
     context = op.get_context()
     if context.dialect.name != "postgresql":
-        step(
+        run_step(
             lambda: (
                 None
                 if name in _index_names(table)
@@ -176,8 +187,8 @@ def create_index(name: str, table: str, columns: Sequence[Any], *, unique: bool 
         if _is_valid(name):
             return
         drop_index(name, table)
-        if step(lambda: _is_empty(table)):
-            step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
+        if run_step(lambda: _is_empty(table)):
+            run_step(lambda: op.create_index(name, table, columns, unique=unique, schema=metadata.schema))
             return
     with _bounded_wait(name), context.autocommit_block():
         op.create_index(name, table, columns, unique=unique, schema=metadata.schema, postgresql_concurrently=True)
@@ -191,13 +202,13 @@ def _bounded_wait(name: str) -> Iterator[None]:
     migrate``: with psycopg 3 it may keep a snapshot while it is idle and waits for this migration.
 
     :param name: name of the index
-    :raises TableInUseError: when it waited for longer than :data:`CONCURRENT_TIMEOUT`
+    :raises TableInUseError: when it waited for longer than :attr:`MigrationLimits.index_bounds`
     """
     context = op.get_context()
     if context.as_sql:
         yield
         return
-    milliseconds = int(CONCURRENT_TIMEOUT.total_seconds() * 1000)
+    milliseconds = int(_limits().index_bounds.lock * 1000)
     with context.autocommit_block():
         op.get_bind().exec_driver_sql(f"SET lock_timeout = {milliseconds}")
     try:
@@ -207,7 +218,7 @@ def _bounded_wait(name: str) -> Iterator[None]:
             raise
         raise TableInUseError(
             f"The index {name} waits for a transaction that is open in this database (pg_stat_activity shows it). "
-            "End it, or run `airflow-worker-insight db migrate` in the place of `airflow db migrate`: it goes on where "
+            "End it, or run `airflow-worker-insight db migrate` instead of `airflow db migrate`: it continues where "
             "this stopped."
         ) from error
     finally:
@@ -231,7 +242,7 @@ def drop_index(name: str, table: str) -> None:
     if not context.as_sql and name not in _index_names(table):
         return
     if context.dialect.name != "postgresql":
-        step(lambda: op.drop_index(name, table, schema=metadata.schema))
+        run_step(lambda: op.drop_index(name, table, schema=metadata.schema))
         return
     with _bounded_wait(name), context.autocommit_block():
         op.drop_index(name, table, schema=metadata.schema, postgresql_concurrently=True)
@@ -252,12 +263,10 @@ def _is_valid(name: str) -> bool:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def in_batches(
+def update_in_batches(
     table: sa.TableClause,
     key: Sequence[str],
     change: Callable[[sa.ColumnElement[bool]], None],
-    *,
-    size: int = BATCH,
 ) -> None:
     """Change the rows of a table in batches, in the order of a key.
 
@@ -266,12 +275,11 @@ def in_batches(
     :param key: columns of the table that are the first ones of an index and together identify few rows, at best one
     :param change: is called with a condition and changes its rows by ``op.execute``. It may be called twice for the
         same rows, so it must itself select those that are still to be changed
-    :param size: number of rows of a batch
     """
     if op.get_context().as_sql:
         change(sa.true())
         return
-    columns = [table.c[name] for name in key]
+    columns, size = [table.c[name] for name in key], _limits().batch
     last_key: tuple[Any, ...] | None = None
     while True:
         started = time.monotonic()
@@ -285,7 +293,7 @@ def in_batches(
             change(sa.and_(sa.true(), *above, *up_to))
             return None if end is None else tuple(end)
 
-        last_key = step(batch)
+        last_key = run_step(batch)
         if last_key is None:
             return
         # Leave half of the time to other transactions.

@@ -2,7 +2,7 @@
 
 An executor writes a placement before it sends the task, so that the other schedulers count it. The placement takes one
 of its worker's slots until the try has ended. When the Dag run is reconciled, the reason is copied to the attempt, in
-two bytes. The closed placement stays for its explanation: for :data:`KEPT_FOR`, and at most :data:`MOST_KEPT` of them.
+two bytes. The closed placement stays for its explanation, for :data:`RETENTION`, and at most :data:`MAX_CLOSED` stay.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import lost_tries
-from airflow_worker_insight.domain.filters import PLACED, WAITS, EveryDag
+from airflow_worker_insight.domain.filters import AllDags, PlacementState
 from airflow_worker_insight.domain.keys import TryKey, run_key, task_key
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.reasons import WAITING
+from airflow_worker_insight.domain.reasons import WAITING_REASONS
 from airflow_worker_insight.domain.states import QUEUED
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts.search import can_be_ids
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_list, in_rows, upsert_many
-from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, key_columns, placement, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -46,23 +47,23 @@ BATCH = 500
 EARLIER_TRIES = 20
 """Number of earlier tries that are searched for workers that failed a task instance."""
 
-KEPT_FOR = timedelta(days=30)
+RETENTION = timedelta(days=30)
 """How long a closed placement is kept for its explanation."""
 
-MOST_KEPT = 100_000
+MAX_CLOSED = 100_000
 """Maximum number of closed placements; the latest are kept. They take some 40 MB."""
 
-MOST_TRIMMED = 5_000
-"""Maximum number of placements that one call of :func:`trim` deletes."""
+MAX_PRUNED = 5_000
+"""Maximum number of placements that one call of :func:`prune` deletes."""
 
 UNAFFECTED_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that do not count against the worker that ran it."""
 
-PLACES_TAKEN = (QUEUED, "running", "restarting")
+SLOT_STATES = (QUEUED, "running", "restarting")
 """Airflow's states of a try that takes a slot of its worker."""
 
 
-SAYS_IT_WAITS = "waits: "
+WAITING_PREFIX = "waits: "
 """Prefix of the explanation of a try that waits for a worker."""
 
 _KEY = tuple(column.name for column in placement.primary_key)
@@ -74,11 +75,11 @@ class Placement:
 
     key: TryKey
     reason: str
-    """One of :data:`~.reasons.REASONS`."""
+    """One of :class:`~.reasons.PlacementReason`."""
     detail: str
     """Explanation of the reason in one line, with the excluded workers."""
     worker_ref: int | None = None
-    own_queue: str | None = None
+    dedicated_queue: str | None = None
     """The worker's dedicated queue that the try was sent to."""
     placed_at: datetime | None = None
     """When the try was placed; by default the time that :func:`write` is given."""
@@ -87,12 +88,12 @@ class Placement:
     @property
     def waits(self) -> bool:
         """Whether the try waits for a worker; no message was sent for it yet."""
-        return self.reason in WAITING
+        return self.reason in WAITING_REASONS
 
     @property
     def sentence(self) -> str:
-        """The explanation without :data:`SAYS_IT_WAITS`."""
-        return self.detail.removeprefix(SAYS_IT_WAITS)
+        """The explanation without :data:`WAITING_PREFIX`."""
+        return self.detail.removeprefix(WAITING_PREFIX)
 
 
 def write(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> None:
@@ -117,7 +118,7 @@ def _row(entry: Placement, now: datetime) -> dict[str, Any]:
         "is_open": entry.is_open,
         "reason": entry.reason,
         "placed_at": entry.placed_at or now,
-        "own_queue": entry.own_queue,
+        "own_queue": entry.dedicated_queue,
         "detail": entry.detail,
         "dag_id": entry.key.dag_id,
         "run_id": entry.key.run_id,
@@ -142,8 +143,9 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
 
     :param ended: the tries, each with the time of the placement to close
     """
-    columns = (*_key(placement), placement.c.placed_at)
-    for batch in _batches(sorted((*_digests(key), placed_at) for key, placed_at in ended.items())):
+    columns = (*key_columns(placement), placement.c.placed_at)
+    keys = sorted((*_digests(key), placed_at) for key, placed_at in ended.items())
+    for batch in batches(keys, BATCH):
         connection.execute(
             update(placement)
             .where(in_rows(connection, columns, batch), placement.c.is_open.is_(True))
@@ -151,7 +153,7 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
         )
 
 
-def loads(connection: Connection) -> dict[int, int]:
+def count_open(connection: Connection) -> dict[int, int]:
     """Return the number of open placements of each worker, by the worker's row ID."""
     rows = connection.execute(
         select(placement.c.worker_ref, func.count().label("tries"))
@@ -161,30 +163,30 @@ def loads(connection: Connection) -> dict[int, int]:
     return {row.worker_ref: int(row.tries) for row in rows}
 
 
-def open_placements(connection: Connection, *, own_queues: Collection[str] | None = None) -> list[Placement]:
+def open_placements(connection: Connection, *, dedicated_queues: Collection[str] | None = None) -> list[Placement]:
     """Return the open placements, waiting tries included, the earliest first.
 
-    :param own_queues: return only those that were sent to one of these queues
+    :param dedicated_queues: return only those that were sent to one of these queues
     """
     conditions = [placement.c.is_open.is_(True)]
-    if own_queues is not None:
-        conditions.append(placement.c.own_queue.in_(sorted(own_queues)))
+    if dedicated_queues is not None:
+        conditions.append(placement.c.own_queue.in_(sorted(dedicated_queues)))
     rows = connection.execute(select(placement).where(*conditions).order_by(placement.c.placed_at))
     return [_placement(row) for row in rows]
 
 
-def open_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
+def open_placements_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
     """Return the open placements of these tries, waiting ones included."""
     by_key: dict[TryKey, Placement] = {}
-    for batch in _batches(sorted(map(_digests, keys))):
+    for batch in batches(sorted(map(_digests, keys)), BATCH):
         rows = connection.execute(
-            select(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(True))
+            select(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(True))
         )
         by_key |= {entry.key: entry for entry in map(_placement, rows)}
     return by_key
 
 
-def own_queues(connection: Connection) -> dict[str, set[int]]:
+def dedicated_queues(connection: Connection) -> dict[str, set[int]]:
     """Return the dedicated queues of open placements, each with its workers' row IDs."""
     refs: dict[str, set[int]] = defaultdict(set)
     rows = connection.execute(
@@ -202,7 +204,7 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
     rows = connection.execute(
-        select(placement, airflow_history.run_began(run).label("run_began_at"))
+        select(placement, airflow_history.run_start(run).label("run_started_at"))
         .select_from(placement.outerjoin(run, and_(*same_run)))
         .where(placement.c.run_key == key.run_key, placement.c.task_key == key.task_key)
     )
@@ -210,39 +212,39 @@ def of_task_instance(connection: Connection, key: TryKey) -> dict[int, Placement
     return {
         row.try_number: _placement(row)
         for row in rows
-        if row.dag_id == key.dag_id and airflow_history.is_of_run(row.placed_at, row.run_began_at)
+        if row.dag_id == key.dag_id and airflow_history.is_of_run(row.placed_at, row.run_started_at)
     }
 
 
-def reasons(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Why]:
+def explanations(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Explanation]:
     """Return why these tries were placed where they were, or wait.
 
     :return: the reasons of those tries whose placement is still stored
     """
     requested = {_digests(key): key for key in keys}
-    by_key: dict[TryKey, Why] = {}
+    by_key: dict[TryKey, Explanation] = {}
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
-    for batch in _batches(sorted(requested)):
+    for batch in batches(sorted(requested), BATCH):
         rows = connection.execute(
             select(
-                *_key(placement),
+                *key_columns(placement),
                 *(placement.c.reason, placement.c.detail, placement.c.placed_at),
-                airflow_history.run_began(run).label("run_began_at"),
+                airflow_history.run_start(run).label("run_started_at"),
             )
             .select_from(placement.outerjoin(run, and_(*same_run)))
-            .where(in_rows(connection, _key(placement), batch))
+            .where(in_rows(connection, key_columns(placement), batch))
         )
         by_key |= {
-            requested[row.run_key, row.task_key, row.try_number]: Why(row.reason, row.detail)
+            requested[row.run_key, row.task_key, row.try_number]: Explanation(row.reason, row.detail)
             for row in rows
-            if airflow_history.is_of_run(row.placed_at, row.run_began_at)
+            if airflow_history.is_of_run(row.placed_at, row.run_started_at)
         }
     return by_key
 
 
 @dataclass(frozen=True, slots=True)
-class Why:
+class Explanation:
     """Why a try was placed where it was, or waits."""
 
     reason: str
@@ -251,33 +253,40 @@ class Why:
 
 
 def sentence(detail: str | None) -> str | None:
-    """Return an explanation without :data:`SAYS_IT_WAITS`."""
-    return None if detail is None else detail.removeprefix(SAYS_IT_WAITS)
+    """Return an explanation without :data:`WAITING_PREFIX`."""
+    return None if detail is None else detail.removeprefix(WAITING_PREFIX)
 
 
 def sentences(connection: Connection, keys: Collection[RowKey]) -> dict[RowKey, str]:
     """Return the explanations of attempts whose Dag run is reconciled, as sentences."""
     by_key: dict[RowKey, str] = {}
-    for batch in _batches(sorted(keys)):
+    for batch in batches(sorted(keys), BATCH):
         rows = connection.execute(
-            select(*_key(placement), placement.c.detail).where(in_rows(connection, _key(placement), batch))
+            select(*key_columns(placement), placement.c.detail).where(
+                in_rows(connection, key_columns(placement), batch)
+            )
         )
         by_key |= {(row.run_key, row.task_key, row.try_number): sentence(row.detail) or "" for row in rows}
     return by_key
 
 
-def why(connection: Connection, key: TryKey, kept: Mapping[int, Why]) -> dict[int, Why]:
+def task_instance_explanations(
+    connection: Connection, key: TryKey, kept: Mapping[int, Explanation]
+) -> dict[int, Explanation]:
     """Return why each try of a task instance was placed where it was, by try number.
 
     :param kept: the reasons that are stored with its attempts; a stored placement takes precedence
     """
     return {
         **kept,
-        **{number: Why(entry.reason, entry.detail) for number, entry in of_task_instance(connection, key).items()},
+        **{
+            number: Explanation(entry.reason, entry.detail)
+            for number, entry in of_task_instance(connection, key).items()
+        },
     }
 
 
-def open_on(connection: Connection, ref: int) -> int:
+def count_open_on(connection: Connection, ref: int) -> int:
     """Return the number of open placements on a worker, over all Dags."""
     return int(
         connection.execute(
@@ -318,15 +327,15 @@ class ListedPlacement:
 
     @property
     def state(self) -> str:
-        """One of :data:`.filters.LISTED_STATES`."""
-        return WAITS if self.placement.waits else PLACED
+        """One of :class:`.filters.PlacementState`."""
+        return PlacementState.WAITING if self.placement.waits else PlacementState.PLACED
 
 
 def find(
     connection: Connection,
     filters: PlacementFilter,
     *,
-    dag_ids: Collection[str] | EveryDag,
+    dag_ids: Collection[str] | AllDags,
     limit: int,
     offset: int,
 ) -> tuple[list[ListedPlacement], int]:
@@ -337,7 +346,7 @@ def find(
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
+    readable = None if isinstance(dag_ids, AllDags) else frozenset(dag_ids)
     if readable is not None and filters.dag_id is not None:
         readable &= {filters.dag_id}
     if readable == frozenset() or not can_be_ids(connection, filters.dag_id, filters.run_id, filters.task_id):
@@ -346,10 +355,10 @@ def find(
     names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     same_try = and_(*(ti.c[name] == placement.c[name] for name in names))
     source = placement.join(ti, same_try).outerjoin(worker, worker.c.id == placement.c.worker_ref)
-    waits = placement.c.reason.in_(WAITING)
+    waits = placement.c.reason.in_(WAITING_REASONS)
     conditions = [
         placement.c.is_open.is_(True),
-        ti.c.state.in_(PLACES_TAKEN),
+        ti.c.state.in_(SLOT_STATES),
         # A try that runs is no longer waiting, even if its placement still says so.
         or_(~waits, ti.c.state == QUEUED),
         *_in_dags(connection, readable),
@@ -360,7 +369,7 @@ def find(
         ),
     ]
     if filters.state is not None:
-        conditions.append(waits if filters.state == WAITS else ~waits)
+        conditions.append(waits if filters.state == PlacementState.WAITING else ~waits)
     if filters.try_state is not None:
         conditions.append(ti.c.state == filters.try_state)
     if filters.worker_id is not None:
@@ -377,7 +386,7 @@ def find(
         )
         .select_from(source)
         .where(*conditions)
-        .order_by(placement.c.placed_at, *_key(placement))
+        .order_by(placement.c.placed_at, *key_columns(placement))
         .limit(limit)
         .offset(offset)
     ).all()
@@ -421,12 +430,13 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
     }
     known = {airflow_try.key: airflow_try for airflow_try in tries.values()}
     ran_on: dict[TryKey, tuple[tuple[Any, ...], str]] = {}
-    for batch in _batches(sorted(tries)):
+    for batch in batches(sorted(tries), BATCH):
         for row in connection.execute(_workers_of(connection, batch, attempt, attempt.c.ordinal)):
             key_before = tries[row.run_key, row.task_key, row.try_number].key
-            ran_on[key_before] = max(ran_on.get(key_before, ((0, row.place), row.name)), ((1, row.place), row.name))
+            here = ((1, row.position), row.name)
+            ran_on[key_before] = max(ran_on.get(key_before, here), here)
     by_name = {_digests(key): key for key in known}
-    for batch in _batches(sorted(by_name)):
+    for batch in batches(sorted(by_name), BATCH):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
             # The worker that the try reported takes precedence over the worker it was sent to.
             ran_on.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
@@ -441,14 +451,14 @@ def _workers_of(connection: Connection, keys: Sequence[RowKey], table: Any, posi
     """Select the workers of tries; the last worker of a try has the greatest ``position``."""
     name = func.coalesce(worker.c.engine_name, worker.c.name).label("name")
     return (
-        select(*_key(table), position.label("place"), name)
+        select(*key_columns(table), position.label("position"), name)
         .select_from(table.join(worker, worker.c.id == table.c.worker_ref))
-        .where(in_rows(connection, _key(table), keys))
+        .where(in_rows(connection, key_columns(table), keys))
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TryDetails:
     """What Airflow stores of a try that is to be placed."""
 
     key: TryKey
@@ -458,13 +468,13 @@ class Wanted:
     executor_config: Any
 
 
-def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wanted]:
+def try_details(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, TryDetails]:
     """Return state, queue, pool and ``executor_config`` of tries that no later try supersedes."""
     table = metadata_database.task_instance_table()
     names = tuple(table.c[name] for name in ("dag_id", "run_id", "task_id", "map_index"))
     requested = set(keys)
-    by_key: dict[TryKey, Wanted] = {}
-    for batch in _batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested})):
+    by_key: dict[TryKey, TryDetails] = {}
+    for batch in batches(sorted({(key.dag_id, key.run_id, key.task_id, key.map_index) for key in requested}), BATCH):
         rows = connection.execute(
             select(
                 *names, table.c.try_number, table.c.state, table.c.queue, table.c.pool, table.c.executor_config
@@ -472,12 +482,12 @@ def wanted(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Wan
         )
         for row in rows:
             key = TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number)
-            by_key[key] = Wanted(key, row.state, row.queue, row.pool, row.executor_config)
+            by_key[key] = TryDetails(key, row.state, row.queue, row.pool, row.executor_config)
     return {key: details for key, details in by_key.items() if key in requested}
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """Result of one sweep."""
 
     closed: int
@@ -486,21 +496,21 @@ class Swept:
     """Number of tries that run on a worker without being placed there, by the worker's row ID."""
 
 
-def sweep(connection: Connection, running: Mapping[TryKey, int], *, settled: datetime) -> Swept:
+def sweep(connection: Connection, running: Mapping[TryKey, int], *, placed_before: datetime) -> SweepResult:
     """Close the placements of tries that Airflow has neither as queued nor as running.
 
     A scheduler closes its own placements; a sweep closes those whose scheduler died.
 
     :param running: see :func:`.running.running_on`
-    :param settled: only placements from before this time are closed
+    :param placed_before: only placements from before this time are closed
     """
     placed = open_placements(connection)
     ended = _have_ended(
-        connection, [entry for entry in placed if entry.placed_at is not None and entry.placed_at < settled]
+        connection, [entry for entry in placed if entry.placed_at is not None and entry.placed_at < placed_before]
     )
     close(connection, ended)
     known = {entry.key for entry in placed if entry.worker_ref is not None}
-    return Swept(len(ended), Counter(ref for key, ref in running.items() if key not in known))
+    return SweepResult(len(ended), Counter(ref for key, ref in running.items() if key not in known))
 
 
 def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[TryKey, datetime]:
@@ -509,11 +519,11 @@ def _have_ended(connection: Connection, placed: Sequence[Placement]) -> dict[Try
     return {
         entry.key: entry.placed_at
         for entry in placed
-        if entry.placed_at is not None and (entry.key not in states or states[entry.key].state not in PLACES_TAKEN)
+        if entry.placed_at is not None and (entry.key not in states or states[entry.key].state not in SLOT_STATES)
     }
 
 
-def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
+def copy_reasons(connection: Connection, runs: Collection[DagRunRef], tries: Collection[AirflowTry]) -> None:
     """Copy the placement reasons of Dag runs to their attempts, and close ended placements.
 
     A closed placement stays for its explanation. It gets the key of the attempt, because a later Dag run may have the
@@ -536,18 +546,18 @@ def keep(connection: Connection, runs: Collection[DagRunRef], tries: Collection[
             if not row.is_open:
                 moved[_digests(airflow_try.key)] = airflow_try.row_keys[0]
     for reason, row_keys in keys_of_reason.items():
-        for batch in _batches(sorted(row_keys)):
+        for batch in batches(sorted(row_keys), BATCH):
             connection.execute(
-                update(attempt).where(in_rows(connection, _key(attempt), batch)).values(placement=reason)
+                update(attempt).where(in_rows(connection, key_columns(attempt), batch)).values(placement=reason)
             )
     # Delete placements whose try Airflow no longer has, and those under the keys that the moved ones get.
     orphaned = [key for key, row in placed.items() if not row.is_open and key not in moved] + of_deleted_runs
-    for batch in _batches(sorted({*orphaned, *moved.values()})):
+    for batch in batches(sorted({*orphaned, *moved.values()}), BATCH):
         connection.execute(
-            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(False))
         )
     if moved:
-        has_old_key = [column == bindparam(f"old_{column.name}") for column in _key(placement)]
+        has_old_key = [column == bindparam(f"old_{column.name}") for column in key_columns(placement)]
         connection.execute(
             update(placement)
             .where(*has_old_key, placement.c.is_open.is_(False))
@@ -564,7 +574,7 @@ def _placed_by_name(connection: Connection, runs: Collection[DagRunRef]) -> tupl
 
     Both are stored under the same names; the time of the placement tells them apart.
     """
-    began = {run_key(run.dag_id, run.run_id): run.began_at for run in runs}
+    began = {run_key(run.dag_id, run.run_id): run.started_at for run in runs}
     placed: dict[RowKey, Row[Any]] = {}
     of_deleted: list[RowKey] = []
     for row in connection.execute(select(placement).where(placement.c.run_key.in_(sorted(began)))):
@@ -583,33 +593,33 @@ def _open_of_runs(connection: Connection, keys: Sequence[int]) -> list[Placement
     return [_placement(row) for row in rows]
 
 
-def trim(connection: Connection, *, now: datetime) -> int:
+def prune(connection: Connection, *, now: datetime, max_closed: int = MAX_CLOSED) -> int:
     """Delete a batch of closed placements that are too old or too many; return how many.
 
     The placements of a Dag run that has not ended stay: their reasons are not copied to the attempts yet.
     """
     closed = select(func.count()).select_from(placement).where(placement.c.is_open.is_(False))
-    excess = connection.execute(closed).scalar_one() - MOST_KEPT
+    excess = connection.execute(closed).scalar_one() - max_closed
     run = metadata_database.dag_run_table()
     unfinished_run = select(run.c.id).where(
         run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id, run.c.end_date.is_(None)
     )
-    candidates = select(*_key(placement)).where(
+    candidates = select(*key_columns(placement)).where(
         placement.c.is_open.is_(False), ~unfinished_run.correlate(placement).exists()
     )
     if excess > 0:
-        candidates = candidates.order_by(placement.c.placed_at).limit(min(excess, MOST_TRIMMED))
+        candidates = candidates.order_by(placement.c.placed_at).limit(min(excess, MAX_PRUNED))
     else:
-        candidates = candidates.where(placement.c.placed_at < now - KEPT_FOR).limit(MOST_TRIMMED)
+        candidates = candidates.where(placement.c.placed_at < now - RETENTION).limit(MAX_PRUNED)
     keys = sorted(tuple(row) for row in connection.execute(candidates))
-    for batch in _batches(keys):
+    for batch in batches(keys, BATCH):
         connection.execute(
-            delete(placement).where(in_rows(connection, _key(placement), batch), placement.c.is_open.is_(False))
+            delete(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(False))
         )
     return len(keys)
 
 
-def forget(connection: Connection, older_than: datetime) -> None:
+def delete_closed_before(connection: Connection, older_than: datetime) -> None:
     """Delete the closed placements of tries that were placed before a time."""
     connection.execute(delete(placement).where(placement.c.placed_at < older_than, placement.c.is_open.is_(False)))
 
@@ -629,22 +639,12 @@ def _placement(row: Row[Any]) -> Placement:
         reason=row.reason,
         detail=row.detail,
         worker_ref=row.worker_ref,
-        own_queue=row.own_queue,
+        dedicated_queue=row.own_queue,
         placed_at=row.placed_at.astimezone(timezone.utc),
         is_open=row.is_open,
     )
 
 
-def _key(table: Any) -> tuple[Any, ...]:
-    return table.c.run_key, table.c.task_key, table.c.try_number
-
-
 def _digests(key: TryKey) -> RowKey:
     """Return the key that a try is placed under: digests of its names."""
     return key.run_key, key.task_key, key.try_number
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    as_list = list(items)
-    for start in range(0, len(as_list), BATCH):
-        yield as_list[start : start + BATCH]

@@ -19,6 +19,7 @@ from airflow_worker_insight.domain.keys import run_key, task_key
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.airflow_history import is_of_run
 from airflow_worker_insight.store.attempts import close
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.tables import attempt
 
 if TYPE_CHECKING:
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
     from airflow_worker_insight.domain.keys import RowKey, TryKey
-    from airflow_worker_insight.store.attempts.close import Recorded
+    from airflow_worker_insight.store.attempts.close import RecordedTry
 
-RUNS = 200
+RUNS_PER_STEP = 200
 """Number of Dag runs that one step reads."""
 
-ROWS = 1_000
+ATTEMPTS_PER_STEP = 1_000
 """Number of attempts that one step rekeys; more only if all are of one Dag run.
 
 It limits how long other transactions wait for a step.
 """
 
-LEAST = -(2**63)
+FIRST_KEY = -(2**63)
 """Lowest possible key of a Dag run, at which :func:`key_by_names_step` begins."""
 
 
@@ -47,8 +48,8 @@ def rekey(
     connection: Connection,
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
-    recorded: Collection[Recorded],
-) -> list[Recorded]:
+    recorded: Collection[RecordedTry],
+) -> list[RecordedTry]:
     """Give attempts that are recorded by names the keys of their task instances.
 
     :param runs: the Dag runs as Airflow has them
@@ -76,9 +77,8 @@ def rekey(
             merged[candidate.row_key] = existing
     for old_key, existing in merged.items():
         _merge(connection, old_key, existing)
-    ordered = sorted(new_keys)
-    for start in range(0, len(ordered), ROWS):
-        write_keys(connection, [(old_key, new_keys[old_key][1]) for old_key in ordered[start : start + ROWS]])
+    for batch in batches(sorted(new_keys), ATTEMPTS_PER_STEP):
+        write_keys(connection, [(old_key, new_keys[old_key][1]) for old_key in batch])
     return [
         replace(row, row_key=new_keys.get(row.row_key, row.row_key)) for row in recorded if row.row_key not in merged
     ]
@@ -114,13 +114,13 @@ def _key_of_names(key: TryKey) -> RowKey:
     return key.run_key, key.task_key, key.try_number
 
 
-def _is_attempt_of(candidate: Recorded, airflow_try: AirflowTry, run: DagRunRef) -> bool:
+def _is_attempt_of(candidate: RecordedTry, airflow_try: AirflowTry, run: DagRunRef) -> bool:
     """Return whether an attempt belongs to the try that Airflow has under the same names."""
     if airflow_try.is_lost:
-        return not candidate.has_worker or is_of_run(candidate.started_at, run.began_at)
+        return not candidate.has_worker or is_of_run(candidate.started_at, run.started_at)
     if candidate.started_at == airflow_try.started_at and candidate.ended_at in (None, airflow_try.ended_at):
         return True
-    return is_of_run(candidate.started_at, run.began_at)
+    return is_of_run(candidate.started_at, run.started_at)
 
 
 def rekey_step(connection: Connection, after: int) -> int | None:
@@ -129,7 +129,7 @@ def rekey_step(connection: Connection, after: int) -> int | None:
     :param after: the row ID of the last Dag run of the step before; 0 in the first step
     :return: the row ID of the last Dag run of this step; ``None`` when there are no more
     """
-    runs = airflow_history.runs_after(connection, after, limit=RUNS)
+    runs = airflow_history.runs_after(connection, after, limit=RUNS_PER_STEP)
     if not runs:
         return None
     by_key = {run_key(run.dag_id, run.run_id): run for run in runs}
@@ -143,7 +143,7 @@ def rekey_step(connection: Connection, after: int) -> int | None:
     size = 0
     for run in runs:
         size += counts.get(run.row_id, 0)
-        if batch and size > ROWS:
+        if batch and size > ATTEMPTS_PER_STEP:
             break
         batch.append(run)
     recorded_runs = [run for run in batch if run.row_id in counts]
@@ -158,12 +158,12 @@ def key_by_names_step(connection: Connection, after: int) -> int | None:
 
     Of several attempts with the same names, the one that started last gets the key; the others keep theirs.
 
-    :param after: the key of the last Dag run of the step before; :data:`LEAST` in the first step
+    :param after: the key of the last Dag run of the step before; :data:`FIRST_KEY` in the first step
     :return: the key of the last Dag run of this step; ``None`` when there are no more
     """
     # One step handles all rows of a Dag run, so that it sees all attempts with the same names.
     key_rows = connection.execute(
-        select(attempt.c.run_key).where(attempt.c.run_key > after).order_by(attempt.c.run_key).limit(ROWS)
+        select(attempt.c.run_key).where(attempt.c.run_key > after).order_by(attempt.c.run_key).limit(ATTEMPTS_PER_STEP)
     ).scalars()
     run_keys = sorted(set(key_rows))
     if not run_keys:
@@ -189,8 +189,8 @@ def _key_runs_by_names(connection: Connection, run_keys: Sequence[int]) -> None:
         for name_key, keys in by_name.items()
         if name_key not in keys and (latest := list(keys)[-1])
     ]
-    for start in range(0, len(new_keys), ROWS):
-        write_keys(connection, new_keys[start : start + ROWS])
+    for batch in batches(new_keys, ATTEMPTS_PER_STEP):
+        write_keys(connection, batch)
 
 
 def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> None:

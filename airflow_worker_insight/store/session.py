@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from airflow_worker_insight.compat import metadata_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection, Transaction
@@ -35,8 +35,8 @@ class Bounds:
     lock: float
     """Longest wait of a statement for a lock; at least 1 on MySQL, which takes whole seconds."""
 
-    statement: float
-    """Longest run time of a statement, including its wait for locks.
+    statement: float | None
+    """Longest run time of a statement, including its wait for locks; ``None`` sets no limit.
 
     On MySQL (not MariaDB) this limits SELECT statements only; SQLite has no such limit.
     """
@@ -75,8 +75,17 @@ BACKGROUND = Bounds(lock=1, statement=30)
 COMMAND = Bounds(lock=10, statement=600)
 """Commands that an operator runs, each in its own process."""
 
+MIGRATION_STEP = Bounds(lock=0.1, statement=None)
+"""One step of a migration, which may rewrite a table.
 
-REFUSALS = (OperationalError, ProgrammingError)
+Other transactions queue behind its wait for a lock, so it is shorter than that of :data:`START`.
+"""
+
+CONCURRENT_INDEX = Bounds(lock=300, statement=None)
+"""Creating or dropping an index concurrently, which waits for all open transactions but blocks none."""
+
+
+DATABASE_ERRORS = (OperationalError, ProgrammingError)
 """Errors of a database that is unreachable or rejects a statement (a table is missing)."""
 
 
@@ -84,7 +93,7 @@ class OutOfTimeError(RuntimeError):
     """Raised when a transaction has used up its :attr:`Bounds.total`."""
 
     def __init__(self) -> None:
-        super().__init__("the database was too slow, or others held locks for too long")
+        super().__init__("the database was too slow, or another transaction held a lock for too long")
 
 
 class TablesLockedError(OutOfTimeError):
@@ -116,7 +125,7 @@ def _transaction(bounds: Bounds) -> Iterator[tuple[Connection, Transaction]]:
         try:
             with connection.begin() as transaction:
                 restore_sql = _restore_statement(connection)
-                connection.exec_driver_sql(_setting(connection, bounds))
+                connection.exec_driver_sql(setting(connection, bounds))
                 yield _limit_total(connection, bounds), transaction
         finally:
             if restore_sql is not None:
@@ -148,13 +157,13 @@ _RESTORE_TIMEOUTS = _copy_settings((name, f"worker_insight.{name}") for name in 
 
 
 @contextmanager
-def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Table] = ()) -> Iterator[Connection]:
+def savepoint(connection: Connection, bounds: Bounds, *, nowait_tables: Iterable[Table] = ()) -> Iterator[Connection]:
     """Yield a bounded connection on a savepoint in a caller's transaction.
 
     Afterwards the transaction has its former time limits again. An error rolls back to the savepoint and is raised. On
     PostgreSQL this takes no more messages than a savepoint alone.
 
-    :param unlocked: tables that the caller writes to. On PostgreSQL a lock on a whole table fails at once
+    :param nowait_tables: tables that the caller writes to. On PostgreSQL a lock on a whole table fails at once
     :raises TablesLockedError: when another transaction holds such a lock
     """
     restore_sql = None
@@ -163,13 +172,13 @@ def savepoint(connection: Connection, bounds: Bounds, *, unlocked: Iterable[Tabl
         # values, because rolling back to the savepoint undoes the settings, but releasing it does not.
         before = (
             f"SAVEPOINT {_SAVEPOINT}; {_SAVE_TIMEOUTS}; "
-            f"{_setting(connection, bounds)}{_lock_nowait(connection, unlocked)}"
+            f"{setting(connection, bounds)}{_lock_nowait(connection, nowait_tables)}"
         )
         after = f"{_RESTORE_TIMEOUTS}; RELEASE SAVEPOINT {_SAVEPOINT}"
     else:
         before, after = f"SAVEPOINT {_SAVEPOINT}", f"RELEASE SAVEPOINT {_SAVEPOINT}"
         restore_sql = _restore_statement(connection)
-        connection.exec_driver_sql(_setting(connection, bounds))
+        connection.exec_driver_sql(setting(connection, bounds))
     try:
         try:
             try:
@@ -199,8 +208,8 @@ def bounded(connection: Connection, bounds: Bounds) -> Iterator[Connection]:
     """
     is_postgresql = connection.dialect.name == "postgresql"
     restore_sql = _RESTORE_TIMEOUTS if is_postgresql else _restore_statement(connection)
-    setting = _setting(connection, bounds)
-    connection.exec_driver_sql(f"{_SAVE_TIMEOUTS}; {setting}" if is_postgresql else setting).close()
+    set_bounds = setting(connection, bounds)
+    connection.exec_driver_sql(f"{_SAVE_TIMEOUTS}; {set_bounds}" if is_postgresql else set_bounds).close()
     try:
         yield connection
     except BaseException:
@@ -246,14 +255,14 @@ _FORMER_VALUES = "worker_insight.former_bounds"
 """Key in ``Connection.info`` for the values from before this module first changed them."""
 
 
-def _setting(connection: Connection, bounds: Bounds) -> str:
-    """Return the SQL that sets these time limits."""
+def setting(connection: Connection, bounds: Bounds) -> str:
+    """Return the SQL that sets these time limits in the current transaction."""
     if connection.dialect.name == "postgresql":
         values = zip(_TIMEOUTS, (bounds.lock, bounds.statement), strict=True)
-        return "; ".join(f"SET LOCAL {name} = {_milliseconds(value)}" for name, value in values)
+        return "; ".join(f"SET LOCAL {name} = {_milliseconds(value)}" for name, value in values if value is not None)
     if connection.dialect.name == "sqlite":
         return f"PRAGMA busy_timeout = {_milliseconds(bounds.lock)}"
-    statement_limit = bounds.statement if _is_mariadb(connection) else _milliseconds(bounds.statement)
+    statement_limit = (bounds.statement or 0) if _is_mariadb(connection) else _milliseconds(bounds.statement or 0)
     lock_timeout = max(1, math.ceil(bounds.lock))
     return _set_session(connection, (lock_timeout, lock_timeout, statement_limit))
 
@@ -343,12 +352,14 @@ class CircuitBreaker:
     After that time it lets one caller try whether the database answers again.
     """
 
-    def __init__(self, seconds: float, *, trial: float = 2.0) -> None:
+    def __init__(self, seconds: float, *, trial: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Start closed.
 
         :param seconds: how long the breaker stays open after a timeout
         :param trial: how long it keeps the other callers off while one caller tries, in seconds
+        :param clock: returns seconds that never go back
         """
+        self._clock = clock
         self._seconds = seconds
         self._trial = trial
         self._open_until: float | None = None
@@ -360,7 +371,7 @@ class CircuitBreaker:
         If so, the caller must then report the outcome with :meth:`open` or :meth:`close`.
         """
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             if self._open_until is None:
                 return True
             if now < self._open_until:
@@ -376,7 +387,7 @@ class CircuitBreaker:
     def open(self) -> None:
         """Keep callers off for a while, because the database timed out."""
         with self._lock:
-            self._open_until = time.monotonic() + self._seconds
+            self._open_until = self._clock() + self._seconds
 
     def close(self) -> None:
         """Let all callers through, because the database answered."""

@@ -29,8 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 
 from airflow_worker_insight.domain.limits import REASON_LENGTH
-from airflow_worker_insight.domain.reasons import REASONS
-from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
+from airflow_worker_insight.domain.reasons import PlacementReason
+from airflow_worker_insight.domain.states import STATES, Attribution, WorkerAvailability, WorkerState
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -101,6 +101,14 @@ def start_slot(started_at: datetime | None) -> int | None:
     return None if started_at is None else math.floor(started_at.timestamp() / SLOT_SECONDS)
 
 
+def key_columns(rows: Any) -> tuple[Any, Any, Any]:
+    """Return the columns that identify a try in the attempt or placement table: see :data:`.keys.RowKey`.
+
+    :param rows: one of the tables, an alias of it, or a subquery with these columns
+    """
+    return rows.c.run_key, rows.c.task_key, rows.c.try_number
+
+
 metadata = MetaData(schema=airflow_metadata.schema, naming_convention=airflow_metadata.naming_convention)
 
 worker = Table(
@@ -127,9 +135,9 @@ worker = Table(
     Column("last_seen_at", Timestamp, nullable=False),
     Column("ended_at", Timestamp),
     # NULL if the worker's liveness is unknown; state_reason says why.
-    Column("state", Coded(WORKER_STATES)),
+    Column("state", Coded(WorkerState.values())),
     Column("state_reason", String(REASON_LENGTH)),
-    Column("availability", Coded(AVAILABILITIES), nullable=False, server_default="1"),
+    Column("availability", Coded(WorkerAvailability.values()), nullable=False, server_default="1"),
     Column("queues", JSON),
     Column("concurrency", Integer),
     # Number of tries that ran on it at the latest poll.
@@ -158,8 +166,8 @@ change = Table(
     Column("worker_ref", Integer, nullable=False),
     Column("changed_at", Timestamp, nullable=False),
     # Exactly one of these is set: the observed state, or the availability that an operator decided.
-    Column("state", Coded(WORKER_STATES)),
-    Column("availability", Coded(AVAILABILITIES)),
+    Column("state", Coded(WorkerState.values())),
+    Column("availability", Coded(WorkerAvailability.values())),
     # The reason that the worker source or the operator gave.
     Column("reason", String(REASON_LENGTH)),
     # The operator; NULL for an observed state.
@@ -203,7 +211,7 @@ attempt = Table(
     # Number of other workers that had run this try before; lists and totals count the row with 0.
     Column("ordinal", SmallInteger, nullable=False),
     Column("state", Coded(STATES)),
-    Column("attribution", Coded(ATTRIBUTIONS), nullable=False),
+    Column("attribution", Coded(Attribution.values()), nullable=False),
     # The worker when the try started: load average per CPU of its machine in hundredths, free memory of its machine in
     # thousandths of the total, and the number of other tries that ran on the worker.
     Column("load", SmallInteger),
@@ -213,7 +221,7 @@ attempt = Table(
     Column("run_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
     # Why an executor of this package placed it there; set when the attempt is closed.
-    Column("placement", Coded(REASONS)),
+    Column("placement", Coded(PlacementReason.values())),
     # The task process that was counted last, so that a repeated report is not counted again: see keys.process_key.
     Column("process_key", Integer),
     # On PostgreSQL the migration makes the slot NULLS FIRST: read backwards, the index has the order of lists.
@@ -235,7 +243,7 @@ placement = Table(
     Column("worker_ref", Integer),
     # Whether it takes one of its worker's slots: true until the try has ended.
     Column("is_open", Boolean, nullable=False),
-    Column("reason", Coded(REASONS), nullable=False),
+    Column("reason", Coded(PlacementReason.values()), nullable=False),
     Column("placed_at", Timestamp, nullable=False),
     # The worker's dedicated queue that the try was sent to.
     Column("own_queue", String(100)),

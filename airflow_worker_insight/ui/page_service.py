@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.workers import Group, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerGroup, WorkerRow
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
         PanelParams,
@@ -85,13 +85,17 @@ def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
         instances = worker_queries.get_workers(connection, worker_ids) if may_see_workers else {}
         # A task instance without attempts has no placements either.
         recorded = {
-            attempt.try_number: placements.Why(attempt.placement, attempt.placement_detail)
+            attempt.try_number: placements.Explanation(attempt.placement, attempt.placement_detail)
             for attempt in attempts
             if attempt.placement is not None
         }
-        reasons = placements.why(connection, attempt_queries.key_of(attempts[0]), recorded) if attempts else {}
+        reasons = (
+            placements.task_instance_explanations(connection, attempt_queries.try_key(attempts[0]), recorded)
+            if attempts
+            else {}
+        )
     if not may_see_workers:
-        attempts = [attempt_queries.without_neighbours(attempt) for attempt in attempts]
+        attempts = [attempt_queries.redact_other_dags(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
     return build_panel(params, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
@@ -101,10 +105,10 @@ def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
     """Return the list of workers."""
     with database.reading() as connection:
         now = database_now(connection)
-        filters = worker_queries.narrowed(connection, _worker_filter(params, now))
+        filters = worker_queries.with_matching_refs(connection, _worker_filter(params, now))
         rows: list[WorkerRow] = []
         total = 0
-        groups: list[Group] = []
+        groups: list[WorkerGroup] = []
         if params.group:
             groups, total = worker_counts.group_workers(
                 connection, filters, by=params.group, limit=workers_view.GROUPS_PAGE_SIZE, offset=params.offset
@@ -121,7 +125,7 @@ def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
             decisions=worker_queries.decisions(connection, [row for row in rows if row.availability != "available"]),
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
-            sources=freshness.list_engines(connection),
+            sources=freshness.list_sources(connection),
         )
     # The lifespan of this package's FastAPI app polls the workers.
     polls = airflow_plugins.serves_fastapi_apps()
@@ -170,10 +174,10 @@ def worker_page(
             sees_all_dags=attempt_queries.are_all_dags(connection, dag_ids),
             changes=worker_queries.changes(connection, row, limit=worker.MAX_CHANGES),
             decision=worker_queries.decisions(connection, [row]).get(row.ref),
-            others=[] if row.host_only else worker_queries.other_lives(connection, row, limit=worker.MAX_INSTANCES),
+            others=[] if row.host_only else worker_queries.other_instances(connection, row, limit=worker.MAX_INSTANCES),
             running=by_worker.running_now(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
-            open_tries=placements.open_on(connection, row.ref),
+            open_tries=placements.count_open_on(connection, row.ref),
             places=config.places_tasks(),
             lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             stays=stays[: timeline.MAX_TRIES],
@@ -208,7 +212,7 @@ def attempts_page(
             offset=params.offset,
         )
     if not may_see_workers:
-        page = replace(page, attempts=[attempt_queries.without_neighbours(attempt) for attempt in page.attempts])
+        page = replace(page, attempts=[attempt_queries.redact_other_dags(attempt) for attempt in page.attempts])
     return attempts_view.build_attempts_page(
         params, page, dag_ids=dag_ids, states=metadata_database.task_instance_states(), now=now
     )
@@ -269,12 +273,12 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see
 
     Local workers belong to their scheduler and need no such check.
     """
-    celery = next((source for source in freshness.list_engines(connection) if source.name == "celery"), None)
+    celery = next((source for source in freshness.list_sources(connection) if source.name == "celery"), None)
     if celery is not None and celery.is_current and celery.error is None:
         return ""
     return waiting.unreachable_reason(
         "Celery",
-        looked_at=None if celery is None else celery.looked_at,
+        polled_at=None if celery is None else celery.polled_at,
         error=celery.error if celery is not None and may_see_workers else None,
         now=now,
     )

@@ -23,7 +23,7 @@ from airflow_worker_insight.domain.filters import (
 )
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_NOTE_LENGTH, MAX_TOTAL
 from airflow_worker_insight.domain.parameters import Choice, Integer, Text, Time, TryState
-from airflow_worker_insight.domain.states import AVAILABILITIES, UNKNOWN_STATE, WORKER_STATES
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -206,7 +206,7 @@ def parse_workers_params(query: str) -> WorkersParams:
     :raises InvalidUrlError: if a name or value is unknown, or a value is too long
     """
     own: dict[str, Parser] = {
-        "state": Choice((*WORKER_STATES, UNKNOWN_STATE, ANY)).parse,
+        "state": Choice((*WorkerState.values(), UNKNOWN_STATE, ANY)).parse,
         "seen": Choice(tuple(SEEN)).parse,
         "group": _parse_group,
         "order": Choice(tuple(order for name in WORKER_ORDERS for order in (name, f"-{name}"))).parse,
@@ -267,7 +267,7 @@ def parse_form(form: Mapping[str, str]) -> AvailabilityForm:
     :raises InvalidUrlError: as :func:`parse_availability_form`
     """
     availability = form.get("availability", "")
-    if availability not in AVAILABILITIES:
+    if availability not in WorkerAvailability.values():
         raise InvalidUrlError("The availability in the form is not available, draining or quarantined.")
     note = "".join(character if character.isprintable() else " " for character in form.get("note", "")).strip()
     if len(note) > MAX_NOTE_LENGTH:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight.domain.states import ATTRIBUTIONS, STATES
+from airflow_worker_insight.domain.states import STATES, Attribution
 from tests.support.fleet import Try
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _attempt(rows: list[dict[str, Any]]) -> Attempt:
     assert len({(row["state"], row["ended_at"]) for row in rows}) == 1, f"one try, several ends: {rows}"
     return Attempt(
         state=STATES[rows[0]["state"] - 1] if rows[0]["state"] else None,
-        attribution=ATTRIBUTIONS[rows[0]["attribution"] - 1],
+        attribution=Attribution.values()[rows[0]["attribution"] - 1],
         closed=rows[0]["ended_at"] is not None,
         workers=tuple(
             Worker(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.domain.states import WORKER_STATES
+from airflow_worker_insight.domain.states import WorkerState
 from tests.integration.accounting import attempts
 from tests.support.deployment import Deployment
 from tests.support.fleet import WITNESS, witnessed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.services import Postgres
 
 HOST = socket.gethostname()
-STATES = {None: None, **dict(enumerate(WORKER_STATES, 1))}
+STATES = {None: None, **dict(enumerate(WorkerState.values(), 1))}
 """By their number in the database."""
 
 INTERVAL = 3

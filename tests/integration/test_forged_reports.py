@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.domain.states import AVAILABILITIES
+from airflow_worker_insight.domain.states import WorkerAvailability
 from tests.integration.placing import EXECUTOR, HOST, QUICK, wait_consuming
 from tests.support.deployment import Deployment
 from tests.support.fleet import WITNESS, start_workers, witnessed
@@ -62,7 +62,7 @@ def celery_workers(airflow: Deployment) -> dict[str, dict[str, Any]]:
     return {row["engine_name"].partition("@")[0]: row for row in rows}
 
 
-DRAINING = AVAILABILITIES.index("draining") + 1
+DRAINING = WorkerAvailability.values().index("draining") + 1
 """Its number in the database."""
 
 

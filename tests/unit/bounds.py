@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,13 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 import airflow_worker_insight
+from airflow_worker_insight.store import session
+
+ANY_MACHINE = replace(session.START, statement=60, total=60)
+"""Bounds of a claim on a machine of any speed: how long a statement takes says something of the machine only."""
+
+ANY_MACHINE_EXPLAINS = replace(session.EXPLAIN, statement=60)
+"""Bounds of explaining a failed claim on such a machine."""
 
 PACKAGE = f"{Path(airflow_worker_insight.__file__).parent}/"
 TESTS = f"{Path(__file__).resolve().parents[1]}/"

@@ -6,7 +6,6 @@ import atexit
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -27,6 +26,8 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pytest_mock import MockerFixture
 
     from tests.support.services import Postgres
     from tests.unit.bounds import UnboundedStatements
@@ -63,21 +64,21 @@ def postgres_databases(postgres: Postgres, postgres_template: str) -> ReusedData
 
 
 @pytest.fixture
-def connect_airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Database]]:
+def connect_airflow(mocker: MockerFixture) -> Iterator[Callable[[str], Database]]:
     """Return a function that connects Airflow in this process to a database, until the test ends."""
     from airflow import settings
 
     from tests.unit.database import Database
 
     def connect(url: str) -> Database:
-        monkeypatch.setattr(settings, "SQL_ALCHEMY_CONN", url)
+        mocker.patch.object(settings, "SQL_ALCHEMY_CONN", url)
         settings.configure_orm()
         return Database(url)
 
     original = settings.SQL_ALCHEMY_CONN
     yield connect
     settings.dispose_orm()
-    monkeypatch.setattr(settings, "SQL_ALCHEMY_CONN", original)
+    mocker.patch.object(settings, "SQL_ALCHEMY_CONN", original)
     settings.configure_orm()
 
 
@@ -102,23 +103,6 @@ def database(
 
     settings.dispose_orm()
     databases.give_back(name)
-
-
-@pytest.fixture(autouse=True)
-def _any_machine_is_fast_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a statement takes says something of the machine only; for locks the bounds are as they are."""
-    from airflow_worker_insight.store import session
-
-    monkeypatch.setattr(session, "START", replace(session.START, statement=60, total=60))
-    monkeypatch.setattr(session, "EXPLAIN", replace(session.EXPLAIN, statement=60))
-
-
-@pytest.fixture(autouse=True)
-def _no_worker_was_seen_before() -> None:
-    """Each test has a database of its own, so what this process remembers of another's does not count."""
-    from airflow_worker_insight.store.attempts import start
-
-    start._seen.clear()
 
 
 @pytest.fixture(scope="session")

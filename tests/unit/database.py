@@ -278,7 +278,7 @@ def _try_id(key: TryKey) -> uuid.UUID:
 def instance_of(connection: Connection, key: TryKey) -> int:
     """Return the key of the task instance of a try: of Airflow's own where it has one, else of one that it had."""
     known = airflow_history.tries_by_row(connection, [key]).values()
-    found = next((one.instances[0] for one in known if one.key == key), None)
+    found = next((one.instance_keys[0] for one in known if one.key == key), None)
     if found is not None:
         return found
     return instance_key(str(_try_id(key))) if compat.is_airflow_3() else key.task_key

@@ -81,7 +81,7 @@ def client_of(dags: Database, auth_manager: Any) -> Callable[..., TestClient]:  
     from airflow_worker_insight.api import database
     from airflow_worker_insight.app import create_app
 
-    database.schema_check.forget()
+    database.schema_gate.forget()
 
     def client(username: str | None = "admin", *, root: str = "", cookie: bool = False) -> TestClient:
         airflow = FastAPI(root_path=root)

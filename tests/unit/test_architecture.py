@@ -231,7 +231,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_no_driver_is_asked_how_many_rows_were_written() -> None:
-    """They disagree: `store.dialects.changed_rows` and `rows_written` know which can be believed."""
+    """They disagree: `store.dialects.execute_and_count` and `row_count` know which can be believed."""
     asking = [
         path.relative_to(ROOT).as_posix()
         for path in sorted((ROOT / "airflow_worker_insight").rglob("*.py"))

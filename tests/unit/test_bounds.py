@@ -61,7 +61,7 @@ def test_one_of_the_two_bounds_is_not_enough(unbounded_statements: UnboundedStat
 
 @pytest.mark.usefixtures("database")
 def test_bounds_end_with_their_transaction(unbounded_statements: UnboundedStatements) -> None:
-    bounded = "connection.exec_driver_sql(session._setting(connection, session.PAGE)); "
+    bounded = "connection.exec_driver_sql(session.setting(connection, session.PAGE)); "
     count = f"connection.execute(text('{COUNT}')); "
     opened = "with metadata_database.engine().connect() as connection: "
     as_ours(opened + bounded + count)()

@@ -118,7 +118,7 @@ def test_each_tested_version_is_named() -> None:
 QUOTED = (
     "Airflow Worker Insight places tasks again",
     "Only reports of tasks name it",
-    "Since a life before",
+    "Inherited from instance",
     "The worker is empty and gets no new tasks.",
     "Waiting for a worker",
     "Lost tries",

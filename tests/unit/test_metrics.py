@@ -21,7 +21,7 @@ from airflow_worker_insight.registry.gauges import MAX_KINDS, FleetGauges
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers import counts as worker_counts
-from airflow_worker_insight.store.workers.counts import Load
+from airflow_worker_insight.store.workers.counts import WorkerLoad
 from tests.unit.database import Database, a_worker
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def test_workers_are_counted_by_kind_and_state(database: Database) -> None:
         add(connection, "c-3", state="unresponsive")
         add(connection, "e-1", kind="edge", state="lost", ended_at=now)
         # Who left in order, or was lost long ago, or of whom nothing is known, is no news.
-        add(connection, "e-2", kind="edge", state="lost", ended_at=now - 2 * worker_counts.LATELY)
+        add(connection, "e-2", kind="edge", state="lost", ended_at=now - 2 * worker_counts.COUNT_LOST_FOR)
         add(connection, "l-1", kind="local", state="offline", ended_at=now)
         add(connection, "x-1", kind="other", state=None)
         assert worker_counts.count_workers(connection) == {
@@ -285,7 +285,10 @@ def test_the_load_of_those_who_live_is_read(database: Database) -> None:
         add(connection, "c-1", state="online", running=2, concurrency=4)
         add(connection, "c-2", state="lost", running=1)
         add(connection, "c-3", state="unresponsive")
-        assert worker_counts.loads(connection) == [Load("c-1@host-1", 2, 4), Load("c-3@host-1", None, None)]
+        assert worker_counts.worker_loads(connection) == [
+            WorkerLoad("c-1@host-1", 2, 4),
+            WorkerLoad("c-3@host-1", None, None),
+        ]
 
 
 def test_a_gauge_of_a_kind_that_is_gone_becomes_zero(sent: Sent) -> None:
@@ -314,9 +317,9 @@ def test_kinds_that_workers_make_up_have_one_series_together(sent: Sent) -> None
 
 def test_gauges_of_a_worker_that_is_gone_become_zero_once(sent: Sent) -> None:
     fleet = FleetGauges()
-    fleet.emit({}, [Load("w1", 2, 4), Load("w2", None, 1)])
-    fleet.emit({}, [Load("w2", 1, 1)])
-    fleet.emit({}, [Load("w2", 1, 1)])
+    fleet.emit({}, [WorkerLoad("w1", 2, 4), WorkerLoad("w2", None, 1)])
+    fleet.emit({}, [WorkerLoad("w2", 1, 1)])
+    fleet.emit({}, [WorkerLoad("w2", 1, 1)])
     assert [(name.removeprefix("worker_insight.worker."), value) for name, value in sent] == [
         ("running.w1", 2),
         ("concurrency.w1", 4),

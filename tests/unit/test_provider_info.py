@@ -81,10 +81,10 @@ def test_limits_fit_the_type_and_the_default() -> None:
 
 
 def test_the_choices_are_those_that_executors_take() -> None:
-    from airflow_worker_insight.domain.reasons import STRATEGIES
+    from airflow_worker_insight.domain.reasons import PlacementStrategy
     from airflow_worker_insight.executors.placement import rules
 
-    assert options.PLACEMENT_STRATEGY.choices == tuple(STRATEGIES)
+    assert options.PLACEMENT_STRATEGY.choices == tuple(PlacementStrategy.values())
     assert options.PLACEMENT_FALLBACK.choices == rules.FALLBACKS
     assert options.WHEN_WORKERS_UNSEEN.choices == rules.WHEN_UNSEEN
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.executors import celery_teams
-from airflow_worker_insight.domain.states import AVAILABLE, ONLINE
-from airflow_worker_insight.executors.celery.queues import own_queue, sync_consumers
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
+from airflow_worker_insight.executors.celery.queues import dedicated_queue, sync_consumers
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.timeouts import TimeLimitedCaller
 from airflow_worker_insight.store import session
@@ -49,7 +49,7 @@ DEFAULTS = ConsumerSettings()
 class ConsumerManager:
     """Manager of the consumers of one executor's workers.
 
-    A node is the name of a worker as :attr:`.WorkerRow.known_as` has it.
+    A node is the name of a worker as :attr:`.WorkerRow.display_name` has it.
     """
 
     def __init__(
@@ -113,13 +113,17 @@ class ConsumerManager:
 
     def poll(self, rows: list[WorkerRow]) -> None:
         """Poll workers if due. Available workers consume their dedicated queue; drained ones stop."""
-        to_consume = {row.engine_name: own_queue(row.worker_id) for row in rows if row.engine_name and is_usable(row)}
-        to_cancel = {
-            row.engine_name: own_queue(row.worker_id)
-            for row in rows
-            if row.engine_name and row.availability != AVAILABLE and row.engine_name not in to_consume
+        to_consume = {
+            row.engine_name: dedicated_queue(row.worker_id) for row in rows if row.engine_name and is_usable(row)
         }
-        self._retain({row.known_as for row in rows}, polled=to_consume.keys() | to_cancel.keys())
+        to_cancel = {
+            row.engine_name: dedicated_queue(row.worker_id)
+            for row in rows
+            if row.engine_name
+            and row.availability != WorkerAvailability.AVAILABLE
+            and row.engine_name not in to_consume
+        }
+        self._retain({row.display_name for row in rows}, polled=to_consume.keys() | to_cancel.keys())
         now = self._clock()
         delay = 0.0 if self._polled_at is None else self._polled_at + self._poll_interval(to_consume, to_cancel) - now
         # Poll at once for workers that were just drained: they must take nothing more from their queues.
@@ -170,7 +174,7 @@ class ConsumerManager:
         """
         if not self._answered_ever:
             with session.reading(session.BACKGROUND) as connection:
-                self._answered_ever = worker_queries.have_answered(connection, "celery")
+                self._answered_ever = worker_queries.has_any_heartbeat(connection, "celery")
         # Workers may be about to start together with the scheduler.
         return not self._answered_ever and self._clock() - self._created_at >= self._settings.first_answer_timeout
 
@@ -191,4 +195,4 @@ class ConsumerManager:
 
 def is_usable(row: WorkerRow) -> bool:
     """Return whether a worker may get tasks by its state and by what operators have decided."""
-    return row.state == ONLINE and row.availability == AVAILABLE
+    return row.state == WorkerState.ONLINE and row.availability == WorkerAvailability.AVAILABLE

@@ -17,7 +17,7 @@ from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import local_executor
 from airflow_worker_insight.executors.base import PlacementMixin
 from airflow_worker_insight.executors.celery.monitor import CeleryWorkerMonitor
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.keys import is_task, try_key
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService
 from airflow_worker_insight.store import placements, session
@@ -50,9 +50,9 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         """Return the Celery app of this executor."""
         return airflow_celery.celery_app_of(self)
 
-    def own_queue(self, worker: Candidate) -> str:
+    def dedicated_queue(self, worker: Candidate) -> str:
         """Return the worker's dedicated queue."""
-        return own_queue(worker.worker_id)
+        return dedicated_queue(worker.worker_id)
 
     # --- sending
 
@@ -132,7 +132,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
         if results is None:
             self.note_fallback(item[0] for item in tasks[:slots])
             return tasks[:slots]
-        return [_with_queue(by_key[result.request.key], self._own_queue(result)) for result in results]
+        return [_with_queue(by_key[result.request.key], self._dedicated_queue(result)) for result in results]
 
     def _request(self, key: TryKey, item: tuple[Any, ...]) -> PlacementRequest:
         executor_config, pool = local_executor.queued_task(self.queued_tasks.get(item[0]))
@@ -160,7 +160,7 @@ class WorkerInsightCeleryExecutor(PlacementMixin, CeleryExecutor):
     def _open_placements(self, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
         try:
             with session.writing(session.SCHEDULER) as connection:
-                return placements.open_of(connection, keys)
+                return placements.open_placements_of(connection, keys)
         except Exception as error:  # noqa: BLE001 (the scheduler's loop must go on)
             warn_once("placing.adopting", "Airflow Worker Insight could not read which tasks wait: %s", error)
             return {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.executors.celery.consumers import ConsumerManager
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.rebalance import Rebalancer
 from airflow_worker_insight.executors.celery.reclaim import Reclaimer
 from airflow_worker_insight.executors.monitor import WorkerMonitor
@@ -111,7 +111,7 @@ class CeleryWorkerMonitor(WorkerMonitor):
             self._refresh(only_if_due=True)
         rows, unavailable_reason = self._read_registry()
         if (
-            unavailable_reason == freshness.NOBODY_LOOKS
+            unavailable_reason == freshness.STATES_ARE_STALE
             and self._snapshot is None
             and time.monotonic() < self._created_at + self._settings.first_poll_timeout
         ):
@@ -143,10 +143,10 @@ class CeleryWorkerMonitor(WorkerMonitor):
         if unavailable_reason is not None:
             return [], unavailable_reason
         with session.reading(session.BACKGROUND) as connection:
-            return worker_queries.living(connection, "celery")
+            return worker_queries.live_workers(connection, "celery")
 
     def _candidate(self, row: WorkerRow) -> Candidate:
-        node = row.known_as
+        node = row.display_name
         concurrency = max(1, row.concurrency or 1)
         consumed = self._consumers.consumed(node)
         queues = consumed if consumed is not None else row.queues or ()
@@ -167,9 +167,9 @@ class CeleryWorkerMonitor(WorkerMonitor):
         )
 
     def _unavailable_reason_of(self, row: WorkerRow) -> str | None:
-        if self._consumers.is_silent(row.known_as):
+        if self._consumers.is_silent(row.display_name):
             return "does not answer"
-        if own_queue(row.worker_id) not in (self._consumers.consumed(row.known_as) or ()):
+        if dedicated_queue(row.worker_id) not in (self._consumers.consumed(row.display_name) or ()):
             return "does not consume its dedicated queue yet"
         return None
 
@@ -195,22 +195,22 @@ class CeleryWorkerMonitor(WorkerMonitor):
     def _sweep(self) -> None:
         """Free leaked slots, count tries not placed here, and remove queues of long-gone workers."""
         with session.writing(session.BACKGROUND) as connection:
-            settled = database_now(connection) - self._settings.sweep_interval
-            swept = placements.sweep(connection, running.running_on(connection), settled=settled)
-            placements.trim(connection, now=settled)
-            ended = worker_queries.ended(
+            placed_before = database_now(connection) - self._settings.sweep_interval
+            swept = placements.sweep(connection, running.running_on(connection), placed_before=placed_before)
+            placements.prune(connection, now=placed_before)
+            ended = worker_queries.ended_workers(
                 connection,
                 "celery",
-                since=settled - self._settings.queue_removal_period,
-                until=settled - self._settings.queue_removal_delay,
+                since=placed_before - self._settings.queue_removal_period,
+                until=placed_before - self._settings.queue_removal_delay,
             )
         self._unplaced = dict(swept.unplaced)
-        unused = [queue for queue in map(own_queue, ended) if queue not in self._removed][
+        unused = [queue for queue in map(dedicated_queue, ended) if queue not in self._removed][
             : self._settings.max_queues_removed
         ]
         if unused:
             self._reclaimer.remove_queues(unused)
-            self._removed = frozenset(map(own_queue, ended)) & (self._removed | frozenset(unused))
+            self._removed = frozenset(map(dedicated_queue, ended)) & (self._removed | frozenset(unused))
 
 
 def _task_run(stay: Stay, now: datetime) -> TaskRun:

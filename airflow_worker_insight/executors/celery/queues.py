@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def own_queue(worker_id: str) -> str:
+def dedicated_queue(worker_id: str) -> str:
     """Return the name of a worker's dedicated queue."""
     return f"{DEDICATED_QUEUE_PREFIX}{worker_id}"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.executors.celery.consumers import is_usable
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.policy import exclusion_reason
 from airflow_worker_insight.executors.placement.rules import WAIT
 from airflow_worker_insight.store import leases, placements, session
@@ -78,11 +78,11 @@ class Rebalancer:
     def run_once(self, snapshot: Snapshot) -> None:
         """Reclaim from workers that will not run their messages; if there are none, balance the others."""
         with session.reading(session.BACKGROUND) as connection:
-            queues = placements.own_queues(connection)
-            loads = placements.loads(connection)
-            names = worker_queries.names(connection, {ref for refs in queues.values() for ref in refs})
+            queues = placements.dedicated_queues(connection)
+            loads = placements.count_open(connection)
+            names = worker_queries.worker_names(connection, {ref for refs in queues.values() for ref in refs})
             # Read after the queues: another scheduler may have sent a task to a worker that has just started.
-            rows, unavailable_reason = worker_queries.living(connection, "celery")
+            rows, unavailable_reason = worker_queries.live_workers(connection, "celery")
         if unavailable_reason is not None:
             return
         snapshot = _with_current_states(snapshot, rows)
@@ -160,7 +160,7 @@ class Rebalancer:
                 return
             move = partial(
                 self._reclaimer.reclaim_tasks,
-                own_queue(worker.worker_id),
+                dedicated_queue(worker.worker_id),
                 snapshot,
                 worker_name=worker.name,
                 limit=min(free, loads[worker.ref] - worker.concurrency),
@@ -176,9 +176,9 @@ class Rebalancer:
         duration = self._settings.lease_duration
         with session.writing(session.BACKGROUND) as connection:
             now = database_now(connection)
-            leases.get_engine(connection, LEASE, now=now)
+            leases.get_or_create_source(connection, LEASE, now=now)
             until = now + duration
-            is_ours = leases.take_lease(
+            is_ours = leases.acquire_lease(
                 connection, LEASE, now=now, until=until, at_most=until + duration, only_if_due=True
             )
         try:
@@ -186,7 +186,7 @@ class Rebalancer:
         finally:
             if is_ours:
                 with suppress(Exception), session.writing(session.BACKGROUND) as connection:
-                    leases.give_back_lease(connection, LEASE, until=until, due_at=now)
+                    leases.release_lease(connection, LEASE, until=until, due_at=now)
 
 
 def _with_current_states(snapshot: Snapshot, rows: list[WorkerRow]) -> Snapshot:
@@ -209,16 +209,16 @@ def _with_current_states(snapshot: Snapshot, rows: list[WorkerRow]) -> Snapshot:
 
 def _is_gone(queue: str, rows: list[WorkerRow], consumers: ConsumerManager) -> bool | None:
     """Return whether a dedicated queue's worker is gone; ``None`` to reclaim nothing."""
-    worker = next((row for row in rows if own_queue(row.worker_id) == queue), None)
+    worker = next((row for row in rows if dedicated_queue(row.worker_id) == queue), None)
     if worker is None:
         # Its row may have been merged with another of the same worker, which still consumes the queue.
         return None if consumers.is_consumed(queue) else True
-    if not consumers.has_answered(worker.known_as):
+    if not consumers.has_answered(worker.display_name):
         # It may be of another team, with another broker.
         return None
     # That it does not consume the queue proves nothing: another scheduler may just have told it to. If the worker was
     # restarted, the next poll of the worker source ends the row.
-    return None if is_usable(worker) and not consumers.is_silent(worker.known_as) else False
+    return None if is_usable(worker) and not consumers.is_silent(worker.display_name) else False
 
 
 def _count_moved(move: Callable[[], int]) -> int:

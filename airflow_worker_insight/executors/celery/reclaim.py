@@ -23,7 +23,7 @@ from kombu import Producer
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue
+from airflow_worker_insight.executors.celery.queues import declared_queue, dedicated_queue
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementResult
 from airflow_worker_insight.registry.sources.celery import connected
 from airflow_worker_insight.store import placements, session
@@ -142,7 +142,7 @@ def _remove(queue: Any) -> None:
 def _placements_on(queue: str) -> dict[tuple[str, str, str, int], Placement]:
     """Return the open placements on a queue, by task instance."""
     with session.reading(session.BACKGROUND) as connection:
-        rows = placements.open_placements(connection, own_queues=[queue])
+        rows = placements.open_placements(connection, dedicated_queues=[queue])
     return {placement.key.task_instance.as_tuple(): placement for placement in rows}
 
 
@@ -180,13 +180,13 @@ def _redeliver(
                 by_key[key].ack()
             by_key[key] = message
     with session.writing(session.BACKGROUND) as connection:
-        wanted = placements.wanted(connection, list(by_key))
+        wanted = placements.try_details(connection, list(by_key))
         queued = {key: task for key, task in wanted.items() if task.state == QUEUED}
         # Tries placed again since: Airflow has revoked the message as stuck and queued the try again.
         later = {
             key: placement
-            for key, placement in placements.open_of(connection, queued).items()
-            if placement.own_queue != source.name
+            for key, placement in placements.open_placements_of(connection, queued).items()
+            if placement.dedicated_queue != source.name
         }
         requests = [
             PlacementRequest(key, task.queue, task.executor_config, task.pool)
@@ -245,7 +245,7 @@ def _put_back(source: Any, message: Any) -> None:
 def _target(result: PlacementResult) -> tuple[str | None, str]:
     """Return the dedicated queue of the chosen worker, if any, and the queue to send to."""
     worker = result.decision.worker
-    return (None, result.request.queue) if worker is None else (own_queue(worker.worker_id),) * 2
+    return (None, result.request.queue) if worker is None else (dedicated_queue(worker.worker_id),) * 2
 
 
 def _publish(channel: Any, message: Any, queue: str) -> None:
@@ -293,7 +293,7 @@ def _restore(
     if not keys_by_tag:
         return
     with session.reading(session.BACKGROUND) as connection:
-        wanted = placements.wanted(connection, list(set(keys_by_tag.values())))
+        wanted = placements.try_details(connection, list(set(keys_by_tag.values())))
     for tag, key in keys_by_tag.items():
         task = wanted.get(key)
         if task is not None and task.state == QUEUED:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import local_executor
-from airflow_worker_insight.domain.reasons import LEAST_LOADED
+from airflow_worker_insight.domain.reasons import PlacementStrategy
 from airflow_worker_insight.executors.base import PlacementMixin
 from airflow_worker_insight.executors.keys import is_task, try_key
 from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
@@ -62,7 +62,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
         """Keep the monitor's thread idle within the context, while a process is forked."""
         return self._monitor.paused() if isinstance(self._monitor, LocalWorkerMonitor) else super().monitor_paused()
 
-    def own_queue(self, worker: Candidate) -> None:
+    def dedicated_queue(self, worker: Candidate) -> None:
         """Return ``None``: tasks are passed directly to a worker's processes."""
 
     def update_snapshot(self, snapshot: Snapshot, requests: Sequence[PlacementRequest]) -> Snapshot:
@@ -183,7 +183,7 @@ class WorkerInsightLocalExecutor(PlacementMixin, NamedWorkers):
             )
             for index, processes in enumerate(self._workers)
         ]
-        placer = Placer(LEAST_LOADED, candidates, self._history)
+        placer = Placer(PlacementStrategy.LEAST_LOADED, candidates, self._history)
         chosen: dict[TryKey, WorkerProcesses] = {}
         for request in requests:
             key = request.key

@@ -124,9 +124,9 @@ class LocalWorkerMonitor(WorkerMonitor):
     def _sweep(self) -> None:
         """Free leaked slots, and delete old records."""
         with session.writing(session.BACKGROUND) as connection:
-            settled = database_now(connection) - self._settings.sweep_interval
-            placements.sweep(connection, {}, settled=settled)
-            placements.trim(connection, now=settled)
+            placed_before = database_now(connection) - self._settings.sweep_interval
+            placements.sweep(connection, {}, placed_before=placed_before)
+            placements.prune(connection, now=placed_before)
 
     def _read(self) -> bool:
         """Read the workers' rows, and write missing ones; return whether the tables are usable."""
@@ -155,7 +155,7 @@ class LocalWorkerMonitor(WorkerMonitor):
         return Candidate(
             ref=row.ref,
             worker_id=row.worker_id,
-            name=row.known_as,
+            name=row.display_name,
             # LocalExecutor runs tasks of every queue: the executor sets the queues of each batch.
             queues=frozenset(),
             concurrency=concurrency,
@@ -178,5 +178,5 @@ class LocalWorkerMonitor(WorkerMonitor):
             self._unchecked.extend(keys)
             raise
         for key in keys:
-            has_ended = key not in rows or rows[key].state not in placements.PLACES_TAKEN
+            has_ended = key not in rows or rows[key].state not in placements.SLOT_STATES
             (self._ended if has_ended else self._unchecked).append(key)

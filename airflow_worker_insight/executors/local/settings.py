@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from airflow_worker_insight.domain.names import PLAIN_LOCAL, clean
+from airflow_worker_insight.domain.names import SINGLE_LOCAL_NAME, clean
 from airflow_worker_insight.executors.placement.rules import PlacementConfigError
 
 MAX_WORKERS = 64
@@ -64,7 +64,7 @@ def _parse_item(item: str) -> tuple[str, int | None]:
         raise PlacementConfigError(
             f"{_WHERE}: {clean(repr(name), 80)} is not a valid worker name: use at most 63 of A-Z a-z 0-9 . _ -"
         )
-    if name.lower() == PLAIN_LOCAL:
+    if name.lower() == SINGLE_LOCAL_NAME:
         raise PlacementConfigError(
             f"{_WHERE}: the worker of Airflow's own LocalExecutor is named {name}: choose another name"
         )

@@ -16,23 +16,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import (
-    AGAIN,
-    ELSEWHERE,
-    FULL,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    NO_SUCH_WORKER,
-    NO_WORKER,
-    NOT_AVAILABLE,
-    OTHERS_FULL,
-    ROUND_ROBIN,
-    SLOW,
-    STICKY,
-    STICKY_NEXT,
-    STRATEGIES,
-)
+from airflow_worker_insight.domain.reasons import PlacementReason, PlacementStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
@@ -118,7 +102,7 @@ class Decision:
     worker: Candidate | None
     """``None`` if no worker fits and has room."""
     reason: str
-    """One of :data:`airflow_worker_insight.domain.reasons.REASONS`."""
+    """One of :class:`airflow_worker_insight.domain.reasons.PlacementReason`."""
     text: str
     """The reason in one line, with the workers that were left out."""
 
@@ -136,7 +120,7 @@ class Placer:
     ) -> None:
         """Take the current workers and compute their scores.
 
-        :param strategy: one of :data:`airflow_worker_insight.domain.reasons.STRATEGIES`
+        :param strategy: one of :class:`airflow_worker_insight.domain.reasons.PlacementStrategy`
         :param history: when each worker (by ``ref``) last got a task, in seconds of a monotonic clock; the placer
             updates it, so that workers with equal scores take turns, also from one placer to the next
         :param now: the current time of the same clock, in seconds
@@ -157,7 +141,7 @@ class Placer:
     def place(self, task: Task) -> Decision:
         """Choose a worker for a task, and count the task in the worker's load."""
         if task.invalid_reason is not None:
-            return Decision(None, INVALID_REQUEST, _join_parts(f"waits: {task.invalid_reason}"))
+            return Decision(None, PlacementReason.INVALID_REQUEST, _join_parts(f"waits: {task.invalid_reason}"))
         eligible = self._eligible_for(task)
         index, reason = self._choose(eligible, task)
         if index is None:
@@ -167,7 +151,9 @@ class Placer:
         text = _join_parts(
             f"{worker.name}: {_CHOICE_TEXTS[reason].format(number=_workers(len(eligible.members)))},"
             f" {self._loads[index]} of {worker.capacity} slots taken",
-            f"avoids {_join_names(sorted(task.avoid))}, which failed it" if reason == ELSEWHERE else "",
+            f"avoids {_join_names(sorted(task.avoid))}, which failed it"
+            if reason == PlacementReason.RETRY_ELSEWHERE
+            else "",
             eligible.left_out,
         )
         self._count_task(index)
@@ -191,13 +177,13 @@ class Placer:
         avoided = frozenset(index for name in task.avoid for index in eligible.named.get(name, ()))
         if avoided and len(avoided) == len(eligible.members):
             if any(name not in task.avoid for name in eligible.may_return):
-                return None, OTHERS_FULL
+                return None, PlacementReason.OTHERS_FULL
             # Retries avoid a worker only if there is another one.
             index, reason = self._choose_fast_or_slow(eligible, task, frozenset())
-            return index, reason if index is None else AGAIN
+            return index, reason if index is None else PlacementReason.RETRY_AGAIN
         index, reason = self._choose_fast_or_slow(eligible, task, avoided)
         if avoided:
-            return index, OTHERS_FULL if index is None else ELSEWHERE
+            return index, PlacementReason.OTHERS_FULL if index is None else PlacementReason.RETRY_ELSEWHERE
         return index, reason
 
     def _choose_fast_or_slow(self, eligible: _Eligible, task: Task, avoided: frozenset[int]) -> tuple[int | None, str]:
@@ -209,12 +195,12 @@ class Placer:
         if slow_indexes and (
             eligible.waiting >= eligible.slow_after_waiting or not self._got_task_lately(eligible.fast, avoided)
         ):
-            return self._choose_by_strategy(slow_indexes, eligible.slow, task)[0], SLOW
+            return self._choose_by_strategy(slow_indexes, eligible.slow, task)[0], PlacementReason.SLOW
         eligible.waiting += 1
-        return None, FULL
+        return None, PlacementReason.FULL
 
     def _choose_by_strategy(self, with_room: Sequence[int], members: Sequence[int], task: Task) -> tuple[int, str]:
-        if self._strategy != STICKY:
+        if self._strategy != PlacementStrategy.STICKY:
             return min(with_room, key=self._scores.__getitem__), self._strategy
         task_digest, digests = _digest(f"{task.dag_id}\0{task.task_id}"), self._digests
 
@@ -223,7 +209,11 @@ class Placer:
             return (task_digest ^ digests[index]) * _MULTIPLIER & _MASK
 
         preferred = min(members, key=rank)
-        return (preferred, STICKY) if preferred in with_room else (min(with_room, key=rank), STICKY_NEXT)
+        return (
+            (preferred, PlacementStrategy.STICKY)
+            if preferred in with_room
+            else (min(with_room, key=rank), PlacementReason.STICKY_NEXT)
+        )
 
     def _got_task_lately(self, members: Sequence[int], avoided: frozenset[int]) -> bool:
         """Return whether one of these workers got a task lately, so that it soon has room again."""
@@ -250,7 +240,7 @@ class Placer:
         workers, the one with the lowest digest of its name comes first, which is not always the alphabetical first.
         """
         worker = self._candidates[index]
-        load = self._loads[index] / worker.concurrency if self._strategy == LEAST_LOADED else 0.0
+        load = self._loads[index] / worker.concurrency if self._strategy == PlacementStrategy.LEAST_LOADED else 0.0
         return load, self._history.get(worker.ref, 0.0), self._digests[index]
 
 
@@ -294,7 +284,7 @@ class _Eligible:
         slow: list[int] = []
         may_return: list[str] = []
         left_out: dict[str, list[str]] = {}
-        why_empty = NO_WORKER if task.worker is None else NO_SUCH_WORKER
+        why_empty = PlacementReason.NO_WORKER if task.worker is None else PlacementReason.NO_SUCH_WORKER
         for index, worker in enumerate(candidates):
             if task.queue not in worker.queues or task.worker not in (None, worker.name, worker.alias):
                 # Unrelated workers are not named: that would say nothing about this task.
@@ -302,13 +292,13 @@ class _Eligible:
             reason = exclusion_reason(worker)
             has_labels = all(worker.labels.get(key) == value for key, value in task.labels.items())
             if reason is not None:
-                why_empty = why_empty if why_empty == NO_LABEL else NOT_AVAILABLE
+                why_empty = why_empty if why_empty == PlacementReason.NO_LABEL else PlacementReason.NOT_AVAILABLE
                 may_recover = worker.may_return and worker.state in _STATES_THAT_MAY_RECOVER
                 if has_labels and may_recover and worker.availability == "available":
                     may_return.append(worker.name)
             elif not has_labels:
                 reason = "lacks " + ",".join(f"{key}={value}" for key, value in sorted(task.labels.items()))
-                why_empty = NO_LABEL
+                why_empty = PlacementReason.NO_LABEL
             elif not worker.is_slow:
                 fast.append(index)
                 continue
@@ -340,10 +330,9 @@ def check_strategy(strategy: str) -> None:
 
     :raises UnknownStrategyError: with a message for operators
     """
-    if strategy not in STRATEGIES:
-        raise UnknownStrategyError(
-            f"[worker_insight] placement_strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}"
-        )
+    if strategy not in PlacementStrategy.values():
+        allowed = ", ".join(PlacementStrategy.values())
+        raise UnknownStrategyError(f"[worker_insight] placement_strategy must be one of {allowed}, not {strategy!r}")
 
 
 _TICK = 1e-6
@@ -351,23 +340,23 @@ _TICK = 1e-6
 
 _MULTIPLIER, _MASK = 0x9E3779B97F4A7C15, 2**64 - 1
 
-_CHOICE_TEXTS = {
-    LEAST_LOADED: "least loaded of {number}",
-    ROUND_ROBIN: "next in turn of {number}",
-    STICKY: "the worker that this task sticks to",
-    STICKY_NEXT: "next of the workers that this task sticks to",
-    ELSEWHERE: "retry on another worker",
-    AGAIN: "has failed this task before, but no other worker is eligible",
-    SLOW: "slow, but no faster worker is free soon enough",
+_CHOICE_TEXTS: dict[str, str] = {
+    PlacementStrategy.LEAST_LOADED: "least loaded of {number}",
+    PlacementStrategy.ROUND_ROBIN: "next in turn of {number}",
+    PlacementStrategy.STICKY: "the worker that this task sticks to",
+    PlacementReason.STICKY_NEXT: "next of the workers that this task sticks to",
+    PlacementReason.RETRY_ELSEWHERE: "retry on another worker",
+    PlacementReason.RETRY_AGAIN: "has failed this task before, but no other worker is eligible",
+    PlacementReason.SLOW: "slow, but no faster worker is free soon enough",
 }
 
-_WAITING_TEXTS = {
-    NO_WORKER: "no known worker consumes the queue {queue}",
-    NOT_AVAILABLE: "no worker of the queue {queue} is available",
-    NO_LABEL: "no available worker of the queue {queue} has the requested labels",
-    NO_SUCH_WORKER: "no worker of the queue {queue} is named {worker}",
-    FULL: "all eligible workers are full",
-    OTHERS_FULL: "all workers that have not failed it are full or do not answer",
+_WAITING_TEXTS: dict[str, str] = {
+    PlacementReason.NO_WORKER: "no known worker consumes the queue {queue}",
+    PlacementReason.NOT_AVAILABLE: "no worker of the queue {queue} is available",
+    PlacementReason.NO_LABEL: "no available worker of the queue {queue} has the requested labels",
+    PlacementReason.NO_SUCH_WORKER: "no worker of the queue {queue} is named {worker}",
+    PlacementReason.FULL: "all eligible workers are full",
+    PlacementReason.OTHERS_FULL: "all workers that have not failed it are full or do not answer",
 }
 
 _STATES_THAT_MAY_RECOVER = ("online", "unresponsive")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import INVALID_REQUEST, OTHERS_FULL, SHARED_QUEUE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.placement.policy import Candidate, Decision, Placer, Task
 from airflow_worker_insight.executors.placement.rules import SHARED_QUEUE as TO_SHARED_QUEUE
 from airflow_worker_insight.executors.placement.rules import PlacementConfigError, requested_worker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FAILED_WORKERS_TTL = 60.0
 """Seconds to cache which workers failed a retry, after its last placement request."""
 
-NEVER_SHARED = (OTHERS_FULL, INVALID_REQUEST)
+NEVER_SHARED = (PlacementReason.OTHERS_FULL, PlacementReason.INVALID_REQUEST)
 """Reasons for which a task waits even if the fallback is the shared queue.
 
 The shared queue would lead a retry back to the worker that failed it, and someone must fix an invalid request.
@@ -83,12 +83,12 @@ class PlacementResult:
     @property
     def waits(self) -> bool:
         """Whether the task waits."""
-        return self.decision.worker is None and self.decision.reason != SHARED_QUEUE
+        return self.decision.worker is None and self.decision.reason != PlacementReason.SHARED_QUEUE
 
-    def placement(self, own_queue: str | None, *, note: str = "") -> Placement:
+    def placement(self, dedicated_queue: str | None, *, note: str = "") -> Placement:
         """Return the record to write.
 
-        :param own_queue: the worker's dedicated queue that the task is sent to
+        :param dedicated_queue: the worker's dedicated queue that the task is sent to
         :param note: text to put before the decision's
         """
         worker = self.decision.worker
@@ -97,7 +97,7 @@ class PlacementResult:
             reason=self.decision.reason,
             detail=f"{note}{self.decision.text}"[:TEXT_LENGTH],
             worker_ref=None if worker is None else worker.ref,
-            own_queue=own_queue,
+            dedicated_queue=dedicated_queue,
         )
 
 
@@ -132,7 +132,7 @@ class PlacementService:
 
         :param limit: how many tasks to place at most; ``None`` for all
         """
-        loads = placements.loads(connection) if snapshot.loads is None else snapshot.loads
+        loads = placements.count_open(connection) if snapshot.loads is None else snapshot.loads
         failed = self._failed_workers(connection, [request.key for request in requests if request.key.try_number > 1])
         pools = self._pools(connection, requests)
         unavailable_workers = worker_queries.unavailable_workers(connection)
@@ -203,10 +203,10 @@ class PlacementService:
     def _pools(self, connection: Connection, requests: Sequence[PlacementRequest]) -> dict[TryKey, str]:
         """Read pools from Airflow's tables, if they matter and the executor does not know them."""
         unknown = [request.key for request in requests if request.pool is None] if self.rules.pool_labels else []
-        return {key: row.pool for key, row in placements.wanted(connection, unknown).items()}
+        return {key: row.pool for key, row in placements.try_details(connection, unknown).items()}
 
     def _fallback(self, decision: Decision, request: PlacementRequest) -> Decision:
         if decision.worker is not None or self.rules.fallback != TO_SHARED_QUEUE or decision.reason in NEVER_SHARED:
             return decision
         text = f"sent to the shared queue {request.queue}: {decision.text.removeprefix('waits: ')}"
-        return Decision(None, SHARED_QUEUE, text[:TEXT_LENGTH])
+        return Decision(None, PlacementReason.SHARED_QUEUE, text[:TEXT_LENGTH])

@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.executors import WORDS, absent_sources, celery_teams, executors
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS
+from airflow_worker_insight.domain.executors import EXECUTOR_NAME_PARTS, absent_sources, celery_teams, executors
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.sources.celery import CelerySource
 from airflow_worker_insight.registry.sources.edge import EdgeSource
 from airflow_worker_insight.registry.sources.jobs import JobsSource
@@ -33,13 +33,13 @@ def configured_sources(setting: str | None) -> Sequence[WorkerSource]:
     """
     absent = absent_sources(setting)
     sources: list[WorkerSource] = []
-    if EDGE not in absent and _is_installed("airflow.providers.edge3"):
+    if SourceName.EDGE not in absent and _is_installed("airflow.providers.edge3"):
         sources.append(EdgeSource())
-    if JOBS not in absent:
+    if SourceName.JOBS not in absent:
         sources.append(JobsSource(has_plain=_has_plain_local(setting)))
     sources.append(TriesSource())
     # Last, because its brokers may hang, while the others wait for nothing but the database.
-    if CELERY not in absent and _is_installed("airflow.providers.celery"):
+    if SourceName.CELERY not in absent and _is_installed("airflow.providers.celery"):
         sources.append(CelerySource(celery_teams(setting)))
     return sources
 
@@ -50,7 +50,8 @@ def _has_plain_local(setting: str | None) -> bool:
     Its one worker is the scheduler.
     """
     return any(
-        WORDS[JOBS] in executor.name and executor.name != NAMED_LOCAL_EXECUTOR for executor in executors(setting)
+        EXECUTOR_NAME_PARTS[SourceName.JOBS] in executor.name and executor.name != NAMED_LOCAL_EXECUTOR
+        for executor in executors(setting)
     )
 
 

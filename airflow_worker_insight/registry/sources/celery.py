@@ -26,7 +26,7 @@ from zlib import crc32
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, clean
-from airflow_worker_insight.domain.states import CELERY
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
 from airflow_worker_insight.store import session
@@ -91,7 +91,7 @@ class BrokerTimeouts:
     total: float = 50.0
     """Of polling all brokers.
 
-    It is shorter than ``leases.LOOK_TAKES``, after which another process may poll.
+    It is shorter than ``leases.POLL_TIMEOUT``, after which another process may poll.
     """
 
 
@@ -107,7 +107,7 @@ def _caller_of(_broker: str) -> TimeLimitedCaller[Any]:
 class CelerySource:
     """Source of the workers of one Celery application, or of several with teams."""
 
-    name = CELERY
+    name = SourceName.CELERY
 
     def __init__(
         self,

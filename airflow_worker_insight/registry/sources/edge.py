@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
-from airflow_worker_insight.domain.states import EDGE
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.store.edge_workers import edge_workers
 
@@ -36,7 +36,7 @@ _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_versi
 class EdgeSource:
     """Source of the workers in the ``edge_worker`` table."""
 
-    name = EDGE
+    name = SourceName.EDGE
 
     def poll(self, context: PollContext) -> PollResult:
         """Return every worker of the table, with those that have been gone for long."""

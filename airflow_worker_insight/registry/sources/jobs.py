@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, PLAIN_LOCAL, clean, is_named_local
-from airflow_worker_insight.domain.states import JOBS
+from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, NAME_LENGTH, SINGLE_LOCAL_NAME, clean, is_named_local
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
 from airflow_worker_insight.store.airflow_jobs import scheduler_jobs
-from airflow_worker_insight.store.workers.instances import named_local_lives
+from airflow_worker_insight.store.workers.instances import named_local_instances
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,7 +30,7 @@ class JobsSource:
     these itself: they live as long as its job does.
     """
 
-    name = JOBS
+    name = SourceName.JOBS
 
     def __init__(self, *, has_plain: bool = True) -> None:
         self._has_plain = has_plain
@@ -41,7 +41,7 @@ class JobsSource:
         job_ids = [instance.job_id for instance in context.instances if instance.job_id is not None]
         with context.database() as connection:
             rows = scheduler_jobs(connection, job_ids)
-            named_instances = named_local_lives(connection, rows)
+            named_instances = named_local_instances(connection, rows)
         plain_job_ids = {
             instance.job_id for instance in context.instances if not is_named_local(instance.kind, instance.engine_name)
         }
@@ -65,7 +65,7 @@ def _scheduler(row: Row[Any], concurrency: int | None) -> WorkerObservation:
     hostname = clean(row.hostname, HOSTNAME_LENGTH)
     return replace(
         _observation(row),
-        engine_name=clean(f"{PLAIN_LOCAL}@{hostname}", NAME_LENGTH),
+        engine_name=clean(f"{SINGLE_LOCAL_NAME}@{hostname}", NAME_LENGTH),
         hostname=hostname,
         concurrency=concurrency,
     )

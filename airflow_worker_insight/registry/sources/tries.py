@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import TRIES
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, WorkerObservation
 from airflow_worker_insight.store.attempts.running import running_tries
-from airflow_worker_insight.store.workers.instances import lives_by_ref
+from airflow_worker_insight.store.workers.instances import instances_by_ref
 
 if TYPE_CHECKING:
     from airflow_worker_insight.registry.observations import PollContext
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class TriesSource:
     """Source of the workers of Airflow's running task instances."""
 
-    name = TRIES
+    name = SourceName.TRIES
 
     def poll(self, context: PollContext) -> PollResult:
         """Return the workers on which a try runs, each with the latest heartbeat of its tries."""
         with context.database() as connection:
             tries = running_tries(connection)
-            instances = lives_by_ref(connection, TRIES, tries.counts)
+            instances = instances_by_ref(connection, SourceName.TRIES, tries.counts)
         return PollResult(
             tuple(
                 WorkerObservation(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.clock import SAME_START, utc
+from airflow_worker_insight.domain.clock import START_TOLERANCE, utc
 from airflow_worker_insight.domain.filters import AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import FINISHED, LOST, UNAFFECTED_STATES
+from airflow_worker_insight.domain.states import FINISHED, UNAFFECTED_STATES, WorkerState
 from airflow_worker_insight.store import airflow_history
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.attempts import search
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import AirflowTry, Attempt
     from airflow_worker_insight.domain.workers import WorkerRow
+    from airflow_worker_insight.store.attempts.search import SearchLimits
 
 
-LOOK_BACK = 10_000
+MAX_SCANNED_TRIES = 10_000
 """Latest tries of a worker before a moment that are scanned for those running then."""
 
 MAX_OPEN = 1000
@@ -55,25 +56,32 @@ class Stay:
     key: TryKey
     state: str | None
     """Airflow's current state of the try."""
-    began_at: datetime | None
+    first_process_at: datetime | None
     """When the first process of the try started there."""
     last_process_at: datetime | None
     """When its last process started there."""
     ended_at: datetime | None
     """When the try ended, on whichever worker."""
-    went_on: bool
+    continued_elsewhere: bool
     """Whether a later process of the try started on another worker."""
 
 
 def running_now(
-    connection: Connection, worker_row: WorkerRow, *, dag_ids: Collection[str], limit: int
+    connection: Connection,
+    worker_row: WorkerRow,
+    *,
+    dag_ids: Collection[str],
+    limit: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> tuple[list[Attempt], int]:
     """Return the tries that run on a worker now, by Airflow's state, and their number.
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
     filters = AttemptFilter(worker_id=worker_row.worker_id, state="running")
-    running, _ = attempt_queries.list_attempts(connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0)
+    running, _ = attempt_queries.list_attempts(
+        connection, filters, dag_ids=dag_ids, limit=MAX_OPEN, offset=0, limits=limits
+    )
     attempts = [attempt for attempt in running if _is_last_on(worker_row, attempt)]
     return attempts[:limit], len(attempts)
 
@@ -88,7 +96,7 @@ def lost_attempts(
 
     :param dag_ids: the Dags that the reader may see; tries of other Dags are neither listed nor counted
     """
-    if worker_row.state != LOST:
+    if worker_row.state != WorkerState.LOST:
         return [], 0
     attempts = [
         attempt
@@ -106,9 +114,9 @@ def _end_tolerance(worker_row: WorkerRow) -> timedelta:
     This concerns tries that ended by themselves, not those that Airflow ended. Airflow fails a lost try after this time
     without a heartbeat, by its own clock. Later ends cannot be told apart: they count as lost with the worker.
     """
-    if worker_row.clock_ahead is None or worker_row.clock_ahead <= SAME_START:
+    if worker_row.clock_ahead is None or worker_row.clock_ahead <= START_TOLERANCE:
         return timedelta(0)
-    return min(worker_row.clock_ahead + SAME_START, metadata_database.task_heartbeat_timeout())
+    return min(worker_row.clock_ahead + START_TOLERANCE, metadata_database.task_heartbeat_timeout())
 
 
 def stays_between(
@@ -119,6 +127,7 @@ def stays_between(
     since: datetime,
     until: datetime,
     limit: int,
+    max_scanned: int = MAX_SCANNED_TRIES,
 ) -> list[Stay]:
     """Return the stays on a worker in an interval, the latest start first.
 
@@ -133,7 +142,8 @@ def stays_between(
     )
     rows = list(connection.execute(started_within))
     if len(rows) < limit:
-        earlier = _latest([*conditions, attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since], order)
+        started_before = (attempt.c.start_slot <= start_slot(since), attempt.c.started_at < since)
+        earlier = _latest([*conditions, *started_before], order, max_scanned)
         reaching_into = _stays(earlier).where(_was_open_at(earlier, since))
         order = search.latest_first(connection, earlier)
         rows += connection.execute(reaching_into.order_by(*order).limit(min(limit - len(rows), MAX_OPEN)))
@@ -151,10 +161,10 @@ def _stays(rows: Any) -> Any:
     return select(
         *(rows.c[name] for name in ("run_key", "task_key")),
         *(rows.c[name] for name in ("dag_id", "run_id", "task_id", "map_index", "try_number", "state")),
-        func.coalesce(rows.c.first_started_at, rows.c.started_at).label("began_at"),
+        func.coalesce(rows.c.first_started_at, rows.c.started_at).label("first_process_at"),
         _last_process(rows).label("last_process_at"),
         rows.c.ended_at,
-        later.exists().label("went_on"),
+        later.exists().label("continued_elsewhere"),
     )
 
 
@@ -183,10 +193,10 @@ def _stay(key: TryKey, row: Row[Any], airflow_try: AirflowTry | None) -> Stay:
     return Stay(
         key=key,
         state=state,
-        began_at=utc(row.began_at),
+        first_process_at=utc(row.first_process_at),
         last_process_at=utc(row.last_process_at),
         ended_at=utc(ended_at),
-        went_on=bool(row.went_on),
+        continued_elsewhere=bool(row.continued_elsewhere),
     )
 
 
@@ -248,9 +258,9 @@ def _open_at(
     return [attempt for attempt in attempts if attempt.ended_at is None or attempt.ended_at > moment]
 
 
-def _latest(conditions: Sequence[Any], order: Sequence[Any]) -> Any:
+def _latest(conditions: Sequence[Any], order: Sequence[Any], max_scanned: int = MAX_SCANNED_TRIES) -> Any:
     """Select a worker's latest starts only: it may have run a million tries."""
-    return select(attempt).where(*conditions).order_by(*order).limit(LOOK_BACK).subquery()
+    return select(attempt).where(*conditions).order_by(*order).limit(max_scanned).subquery()
 
 
 def _was_open_at(rows: Any, moment: datetime) -> Any:

@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.workers import WorkerRecord
 from airflow_worker_insight.store.dialects import in_rows, upsert
 from airflow_worker_insight.store.locks import lock_for_share
-from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, start_slot, worker
+from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, key_columns, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedTry:
     """The attempt table's data of one try: enough to decide whether to close or rewrite it."""
 
     row_key: RowKey
@@ -35,7 +35,7 @@ class Recorded:
     started_at: datetime | None
     ended_at: datetime | None
     has_worker: bool = True
-    are_alike: bool = True
+    rows_agree: bool = True
     """Whether the rows of all its workers agree."""
     has_slots: bool = True
     """Whether all rows have their time slot.
@@ -47,13 +47,13 @@ class Recorded:
         """Return whether nothing is left to write."""
         recorded = (self.key.map_index, self.state, self.started_at, self.ended_at)
         return (
-            self.are_alike
+            self.rows_agree
             and self.has_slots
             and recorded == (airflow_try.key.map_index, airflow_try.state, airflow_try.started_at, airflow_try.ended_at)
         )
 
 
-def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[Recorded]:
+def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[RecordedTry]:
     """Return the tries recorded under the names of these Dag runs.
 
     That includes tries of deleted runs of the same name.
@@ -67,10 +67,10 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
             attempt.c.start_slot,
         ).where(attempt.c.run_key.in_(keys))
     )
-    by_key: dict[RowKey, Recorded] = {}
+    by_key: dict[RowKey, RecordedTry] = {}
     for row in rows:
         row_key = (row.run_key, row.task_key, row.try_number)
-        recorded = Recorded(
+        recorded = RecordedTry(
             row_key=row_key,
             key=TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number),
             state=row.state,
@@ -81,13 +81,13 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
         )
         first = by_key.setdefault(row_key, recorded)
         if (first.state, first.started_at, first.ended_at) != (recorded.state, recorded.started_at, recorded.ended_at):
-            by_key[row_key] = replace(by_key[row_key], are_alike=False)
+            by_key[row_key] = replace(by_key[row_key], rows_agree=False)
         if not recorded.has_slots:
             by_key[row_key] = replace(by_key[row_key], has_slots=False)
     return list(by_key.values())
 
 
-def lives_on(connection: Connection, hostnames: Collection[str]) -> list[WorkerInstance]:
+def instances_on_hosts(connection: Connection, hostnames: Collection[str]) -> list[WorkerInstance]:
     """Return the recorded worker instances on these hosts.
 
     Their rows cannot be removed until the transaction ends.
@@ -192,9 +192,9 @@ def close_tries(connection: Connection, tries: Sequence[tuple[RowKey, AirflowTry
 
 def remove_tries(connection: Connection, row_keys: Sequence[RowKey]) -> None:
     """Remove tries of which no process ran."""
-    key = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
     if row_keys:
-        connection.execute(delete(attempt).where(in_rows(connection, key, row_keys), attempt.c.worker_ref == NO_WORKER))
+        is_one = in_rows(connection, key_columns(attempt), row_keys)
+        connection.execute(delete(attempt).where(is_one, attempt.c.worker_ref == NO_WORKER))
 
 
 def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]]) -> None:

@@ -19,12 +19,12 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Attempt, AttemptPage, AttemptWorker, lost_tries
 from airflow_worker_insight.domain.attribution import attribute
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.filters import EveryDag
+from airflow_worker_insight.domain.filters import AllDags
 from airflow_worker_insight.domain.keys import TaskInstanceKey, TryKey, run_key
-from airflow_worker_insight.domain.states import FINISHED, NOT_ON_A_WORKER, REPORTED, UNKNOWN
+from airflow_worker_insight.domain.states import FINISHED, Attribution
 from airflow_worker_insight.store import airflow_history, placements
 from airflow_worker_insight.store.attempts import search
-from airflow_worker_insight.store.dialects import given, in_given_rows
+from airflow_worker_insight.store.dialects import in_bound_rows, row_parameters
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, placement, worker
 
 if TYPE_CHECKING:
@@ -37,25 +37,38 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import AirflowTry
     from airflow_worker_insight.domain.filters import AttemptFilter
     from airflow_worker_insight.domain.keys import RowKey
+    from airflow_worker_insight.store.attempts.search import SearchLimits
 
 
 def find_attempts(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | EveryDag, limit: int, offset: int
+    connection: Connection,
+    filters: AttemptFilter,
+    *,
+    dag_ids: Collection[str] | AllDags,
+    limit: int,
+    offset: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> AttemptPage:
     """Return a page of attempts, the latest start first.
 
     :param dag_ids: the Dags that the reader may see; attempts of other Dags are neither listed nor counted
     """
-    readable = None if isinstance(dag_ids, EveryDag) else frozenset(dag_ids)
-    page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset)
+    readable = None if isinstance(dag_ids, AllDags) else frozenset(dag_ids)
+    page = search.find(connection, filters, dag_ids=readable, limit=limit, offset=offset, limits=limits)
     return AttemptPage(load_attempts(connection, page.keys), page.total, page.total_is_exact, page.is_cut)
 
 
 def list_attempts(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: Collection[str] | EveryDag, limit: int, offset: int
+    connection: Connection,
+    filters: AttemptFilter,
+    *,
+    dag_ids: Collection[str] | AllDags,
+    limit: int,
+    offset: int,
+    limits: SearchLimits = search.LIMITS,
 ) -> tuple[list[Attempt], int]:
     """Return the attempts of :func:`find_attempts` and their total, without its exactness."""
-    page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset)
+    page = find_attempts(connection, filters, dag_ids=dag_ids, limit=limit, offset=offset, limits=limits)
     return page.attempts, page.total
 
 
@@ -123,12 +136,12 @@ def are_all_dags(connection: Connection, dag_ids: Collection[str]) -> bool:
     return frozenset(dag_ids) >= {*connection.execute(select(metadata_database.dag_table().c.dag_id)).scalars()}
 
 
-def key_of(attempt: Attempt) -> TryKey:
+def try_key(attempt: Attempt) -> TryKey:
     """Return the key of an attempt's try."""
     return TryKey(attempt.dag_id, attempt.run_id, attempt.task_id, attempt.map_index, attempt.try_number)
 
 
-def without_neighbours(attempt: Attempt) -> Attempt:
+def redact_other_dags(attempt: Attempt) -> Attempt:
     """Remove the number of tries that ran beside an attempt, and the placement sentence.
 
     The sentence names workers that did not run the attempt, and the tries beside it may be of Dags that the reader may
@@ -150,7 +163,7 @@ class _Loaded:
 
     attempt: Attempt
     has_run: bool
-    run_began_at: datetime | None
+    run_started_at: datetime | None
     any_placed: bool
     """Whether the placement table has any row: without this package's executors it has none."""
 
@@ -160,8 +173,8 @@ class _Loaded:
 
         That is so if it is open, or may be of a Dag run before the current one.
         """
-        is_of_it = self.run_began_at is not None and airflow_history.is_of_run(
-            self.attempt.started_at, self.run_began_at
+        is_of_it = self.run_started_at is not None and airflow_history.is_of_run(
+            self.attempt.started_at, self.run_started_at
         )
         return self.has_run and (self.attempt.ended_at is None or not is_of_it)
 
@@ -179,17 +192,17 @@ def _rows(dialect: str) -> Any:
         worker.c.hostname,
         worker.c.host_only,
         run.c.id.label("run_row"),
-        airflow_history.run_began(run).label("run_began_at"),
+        airflow_history.run_start(run).label("run_started_at"),
         select(placement.c.run_key).limit(1).exists().label("any_placed"),
     ).select_from(attempt.outerjoin(worker, worker.c.id == attempt.c.worker_ref).outerjoin(run, same_run))
-    return rows.where(in_given_rows(dialect, search.KEY, "keys"))
+    return rows.where(in_bound_rows(dialect, search.KEY, "keys"))
 
 
 def _load(connection: Connection, keys: Sequence[RowKey]) -> list[_Loaded]:
     """Load these tries in full, in the order given."""
     if not keys:
         return []
-    rows = connection.execute(_rows(connection.dialect.name), given(connection, keys, "keys")).all()
+    rows = connection.execute(_rows(connection.dialect.name), row_parameters(connection, keys, "keys")).all()
     position = {key: index for index, key in enumerate(keys)}
     loaded = _assemble(sorted(rows, key=lambda row: position[row.run_key, row.task_key, row.try_number]))
     if not any(recorded.any_placed for recorded in loaded):
@@ -211,7 +224,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
         _Loaded(
             _attempt(row_key, sorted(group, key=lambda row: row.ordinal)),
             has_run=group[0].run_row is not None,
-            run_began_at=utc(group[0].run_began_at),
+            run_started_at=utc(group[0].run_started_at),
             any_placed=bool(group[0].any_placed),
         )
         for row_key, group in tries.items()
@@ -221,7 +234,7 @@ def _assemble(rows: Iterable[Row[Any]]) -> list[_Loaded]:
 def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
     placement_reason = next((row.placement for row in rows if row.placement is not None), None)
     # A report comes from the worker itself: if one exists, inferred rows do not count.
-    rows = [row for row in rows if row.attribution == REPORTED] or rows
+    rows = [row for row in rows if row.attribution == Attribution.REPORTED] or rows
     first = rows[0]
     started_at, ended_at = utc(first.started_at), utc(first.ended_at)
     return Attempt(
@@ -234,7 +247,7 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
         started_at=started_at,
         ended_at=ended_at,
         duration=_duration(started_at, ended_at),
-        attribution=first.attribution or UNKNOWN,
+        attribution=first.attribution or Attribution.UNKNOWN,
         workers=tuple(
             AttemptWorker(
                 worker_id=row.worker_id,
@@ -254,7 +267,7 @@ def _attempt(row_key: RowKey, rows: Sequence[Row[Any]]) -> Attempt:
         ),
         placement=placement_reason,
         row_key=row_key,
-        ran_in_a_test=first.attribution == NOT_ON_A_WORKER and first.process_count > 0,
+        ran_in_a_test=first.attribution == Attribution.NOT_ON_A_WORKER and first.process_count > 0,
     )
 
 
@@ -268,13 +281,13 @@ def _with_current_state(connection: Connection, loaded: Sequence[_Loaded]) -> li
     run that Airflow has.
     """
     unsettled = [recorded.attempt for recorded in loaded if recorded.may_have_changed]
-    airflow_tries = airflow_history.tries_by_row(connection, map(key_of, unsettled)) if unsettled else {}
+    airflow_tries = airflow_history.tries_by_row(connection, map(try_key, unsettled)) if unsettled else {}
     placed = [
-        key_of(recorded.attempt)
+        try_key(recorded.attempt)
         for recorded in loaded
         if recorded.any_placed and recorded.attempt.row_key in airflow_tries
     ]
-    reasons = placements.reasons(connection, placed) if placed else {}
+    reasons = placements.explanations(connection, placed) if placed else {}
     names = {airflow_try.key for airflow_try in airflow_tries.values() if not airflow_try.is_lost}
     attempts = []
     for recorded in loaded:
@@ -284,7 +297,7 @@ def _with_current_state(connection: Connection, loaded: Sequence[_Loaded]) -> li
         )
         if current is not None:
             attempt = attempt if attempt.ended_at is not None else _with_airflow_state(attempt, current)
-            decided = reasons.get(key_of(attempt))
+            decided = reasons.get(try_key(attempt))
             if decided is not None:
                 sentence = placements.sentence(decided.detail)
                 attempt = replace(attempt, placement=decided.reason, placement_detail=sentence)
@@ -302,12 +315,12 @@ def _deleted(loaded: _Loaded, known: Collection[TryKey]) -> str | None:
 
     :param known: the tries that Airflow has of this name
     """
-    if not loaded.has_run or not airflow_history.is_of_run(loaded.attempt.started_at, loaded.run_began_at):
+    if not loaded.has_run or not airflow_history.is_of_run(loaded.attempt.started_at, loaded.run_started_at):
         return "run"
-    key = key_of(loaded.attempt)
+    key = try_key(loaded.attempt)
     numbers = {other.try_number for other in known if other.task_instance == key.task_instance}
     if key.try_number in numbers or not numbers or key.try_number > max(numbers):
-        return "task_instance" if loaded.run_began_at is not None or not numbers else "run"
+        return "task_instance" if loaded.run_started_at is not None or not numbers else "run"
     return None
 
 
@@ -329,7 +342,7 @@ def _with_airflow_state(attempt: Attempt, airflow_try: AirflowTry) -> Attempt:
 
 
 def _unrecorded(airflow_try: AirflowTry) -> Attempt:
-    verdict = attribute(airflow_try, lives=(), default_executor=config.executor())
+    verdict = attribute(airflow_try, instances=(), default_executor=config.executor())
     return Attempt(
         dag_id=airflow_try.key.dag_id,
         run_id=airflow_try.key.run_id,

@@ -12,9 +12,9 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store import airflow_history
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_rows
-from airflow_worker_insight.store.tables import NO_WORKER, attempt
-from airflow_worker_insight.store.workers.instances import _batches
+from airflow_worker_insight.store.tables import NO_WORKER, attempt, key_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.keys import RowKey
+
+BATCH = 500
+"""Tries that one statement looks up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +89,10 @@ def _latest_workers(connection: Connection, keys: Sequence[RowKey]) -> dict[RowK
 
     Before a deferral the try may have run on other workers.
     """
-    columns = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
+    columns = key_columns(attempt)
     began = func.coalesce(attempt.c.last_started_at, attempt.c.started_at).label("began")
     latest: dict[RowKey, tuple[bool, Any, int, int]] = {}
-    for batch in _batches(keys):
+    for batch in batches(keys, BATCH):
         rows = connection.execute(
             select(*columns, attempt.c.worker_ref, attempt.c.ordinal, began).where(
                 in_rows(connection, columns, batch), attempt.c.worker_ref != NO_WORKER

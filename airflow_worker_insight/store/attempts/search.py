@@ -1,8 +1,8 @@
 """Find the attempts of a list among millions, in time that does not grow with them.
 
 Each search follows one index: of a Dag run, of the workers, of the Dags, or of the start. Filters without an index scan
-the latest :data:`MAX_SCANNED` tries that the index leads to, and counting ends at :data:`MAX_TOTAL`; if one of these
-limits cuts something off, the total is not exact.
+a limited number of tries that the index leads to, and counting ends at a limit too (:class:`SearchLimits`); if one of
+these limits cuts something off, the total is not exact.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.domain.keys import run_key
 from airflow_worker_insight.domain.limits import MAX_SCANNED, MAX_TOTAL
-from airflow_worker_insight.domain.states import FINISHED, REPORTED
-from airflow_worker_insight.store.airflow_history import instance_keys, run_began
+from airflow_worker_insight.domain.states import FINISHED, Attribution
+from airflow_worker_insight.store.airflow_history import instance_keys, run_start
 from airflow_worker_insight.store.dialects import disable_jit, in_list, in_rows, unnest
-from airflow_worker_insight.store.tables import attempt, start_slot, worker
+from airflow_worker_insight.store.tables import attempt, key_columns, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,16 +32,31 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import RowKey
 
 
-MAX_LIVES = 1000
+MAX_INSTANCES = 1000
 """Worker instances, the latest, that one name or host stands for."""
 
-MAX_BRANCHES = 50
-"""Readable Dags that are searched one by one.
 
-If there are more, some of them ran lately, and the order of starts finds those.
-"""
+@dataclass(frozen=True, slots=True)
+class SearchLimits:
+    """What one search reads at most."""
 
-KEY = (attempt.c.run_key, attempt.c.task_key, attempt.c.try_number)
+    total: int = MAX_TOTAL
+    """Tries that are counted."""
+    scanned: int = MAX_SCANNED
+    """Tries that are scanned for a filter without an index."""
+    instances: int = MAX_INSTANCES
+    """Worker instances, the latest, that one name or host stands for."""
+    branches: int = 50
+    """Readable Dags that are searched one by one.
+
+    If there are more, some of them ran lately, and the order of starts finds those.
+    """
+
+
+LIMITS = SearchLimits()
+"""The usual limits."""
+
+KEY = key_columns(attempt)
 """Columns that identify a try in the attempt table: see :data:`.keys.RowKey`."""
 
 _NAMES = ("run_id", "task_id", "map_index", "try_number")
@@ -59,13 +74,19 @@ class Page:
 
 
 def find(
-    connection: Connection, filters: AttemptFilter, *, dag_ids: frozenset[str] | None, limit: int, offset: int
+    connection: Connection,
+    filters: AttemptFilter,
+    *,
+    dag_ids: frozenset[str] | None,
+    limit: int,
+    offset: int,
+    limits: SearchLimits = LIMITS,
 ) -> Page:
     """Return the tries on a page of a list, the latest start first.
 
     :param dag_ids: the Dags that the reader may see, or ``None`` for all
     """
-    search = _search(connection, filters, dag_ids)
+    search = _search(connection, filters, dag_ids, limits)
     if search is None:
         return Page([], 0, total_is_exact=True)
     disable_jit(connection)
@@ -77,11 +98,11 @@ def find(
         total = rows[0].total
     else:
         total = connection.execute(search.count()).scalar_one()
-    total = min(total, MAX_TOTAL)
+    total = min(total, limits.total)
     is_cut = search.is_cut or (
         search.is_scanned and connection.execute(search.beyond_the_scanned()).first() is not None
     )
-    return Page(keys, total, total_is_exact=total < MAX_TOTAL and not is_cut, is_cut=is_cut)
+    return Page(keys, total, total_is_exact=total < limits.total and not is_cut, is_cut=is_cut)
 
 
 def can_be_ids(connection: Connection, *names: str | None) -> bool:
@@ -138,8 +159,10 @@ def _slots_between(since: datetime | None, until: datetime | None) -> list[Any]:
 def counts(rows: Any = attempt) -> Any:
     """Leave out inferred rows of a try that a worker reported later; see :mod:`~.queries`."""
     reported = attempt.alias("reported")
-    report = select(reported.c.ordinal).where(*_same_try(reported, rows), reported.c.attribution == REPORTED)
-    return or_(rows.c.attribution == REPORTED, ~report.exists())
+    report = select(reported.c.ordinal).where(
+        *_same_try(reported, rows), reported.c.attribution == Attribution.REPORTED
+    )
+    return or_(rows.c.attribution == Attribution.REPORTED, ~report.exists())
 
 
 def _same_try(other: Any, rows: Any) -> list[Any]:
@@ -155,6 +178,7 @@ class _Search:
 
     connection: Connection
     filters: AttemptFilter
+    limits: SearchLimits
     refs: list[int] | None
     """IDs of the workers' rows that must have run a try, or ``None`` for any."""
     along: tuple[Any, ...] = ()
@@ -172,7 +196,7 @@ class _Search:
         """Select the ordered keys of a page; if tries are scanned, also the number of matches."""
         # The scan is the expensive part, so the page and the total share one.
         matches = self._select_matches(
-            max(MAX_TOTAL, limit + offset) if self.is_scanned else limit + offset, is_ordered=True
+            max(self.limits.total, limit + offset) if self.is_scanned else limit + offset, is_ordered=True
         )
         order = latest_first(self.connection, matches)
         total = [func.count().over().label("total")] if self.is_scanned else []
@@ -180,9 +204,9 @@ class _Search:
         return select(*keys, *total).order_by(*order).limit(limit).offset(offset)
 
     def count(self) -> Any:
-        """Select the number of matching tries, up to :data:`MAX_TOTAL`."""
-        matches = self._select_matches(MAX_TOTAL, is_ordered=False)
-        limited = select(matches.c.try_number).limit(MAX_TOTAL).subquery()
+        """Select the number of matching tries, up to the limit."""
+        matches = self._select_matches(self.limits.total, is_ordered=False)
+        limited = select(matches.c.try_number).limit(self.limits.total).subquery()
         return select(func.count()).select_from(limited)
 
     def beyond_the_scanned(self) -> Any:
@@ -217,10 +241,10 @@ class _Search:
     def _branch_table(self) -> tuple[Any, list[Any], int]:
         """Return the branches as a table, the condition of one, and the tries to scan in each."""
         if self.branches is None:
-            return None, [], MAX_SCANNED
+            return None, [], self.limits.scanned
         column, values = self.branches
         branch_values = unnest(column, values)
-        return branch_values, [column == branch_values.c.value], MAX_SCANNED // len(values)
+        return branch_values, [column == branch_values.c.value], self.limits.scanned // len(values)
 
     @staticmethod
     def _for_each_branch(branch_values: Any, statement: Any) -> Any:
@@ -242,13 +266,15 @@ class _Search:
         return conditions
 
 
-def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> _Search | None:
+def _search(
+    connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None, limits: SearchLimits
+) -> _Search | None:
     """Choose the index to follow; return ``None`` if nothing can match."""
-    refs = _worker_refs(connection, filters)
+    refs = _worker_refs(connection, filters, limits)
     dag_ids = _searched_dags(connection, filters, dag_ids)
     if refs == [] or dag_ids == frozenset():
         return None
-    is_cut = refs is not None and len(refs) == MAX_LIVES
+    is_cut = refs is not None and len(refs) == limits.instances
     of_refs = () if refs is None else (in_list(connection, attempt.c.worker_ref, refs),)
     of_dag = readable = ()
     if dag_ids is not None and len(dag_ids) == 1:
@@ -256,22 +282,22 @@ def _search(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[s
     else:
         readable = of_dags(connection, dag_ids)
     if filters.state is not None and filters.state not in FINISHED:
-        keys = _keys_in_state(connection, filters, dag_ids)
+        keys = _keys_in_state(connection, filters, dag_ids, limits)
         along = (is_one_of(connection, keys), *of_refs)
-        is_cut = is_cut or len(keys) == MAX_TOTAL
-        return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
+        is_cut = is_cut or len(keys) == limits.total
+        return _Search(connection, filters, limits, refs, along, (*of_dag, *readable), is_cut=is_cut) if keys else None
     if filters.run_id is not None and dag_ids is not None:
         run_keys = [run_key(dag_id, filters.run_id) for dag_id in sorted(dag_ids)]
         along = (in_list(connection, attempt.c.run_key, run_keys), *of_refs)
-        return _Search(connection, filters, refs, along, (*of_dag, *readable), is_cut=is_cut)
+        return _Search(connection, filters, limits, refs, along, (*of_dag, *readable), is_cut=is_cut)
     is_scanned = any(getattr(filters, name) is not None for name in (*_NAMES, "state"))
     branches: tuple[Any, list[Any]] | None = None
     if connection.dialect.name == "postgresql":
         if refs is not None and len(refs) > 1:
             branches, of_refs = (attempt.c.worker_ref, refs), ()
-        elif refs is None and dag_ids is not None and 1 < len(dag_ids) <= MAX_BRANCHES:
+        elif refs is None and dag_ids is not None and 1 < len(dag_ids) <= limits.branches:
             branches, readable = (attempt.c.dag_id, sorted(dag_ids)), ()
-    return _Search(connection, filters, refs, (*of_refs, *of_dag), readable, branches, is_scanned, is_cut)
+    return _Search(connection, filters, limits, refs, (*of_refs, *of_dag), readable, branches, is_scanned, is_cut)
 
 
 def _searched_dags(
@@ -296,7 +322,7 @@ def of_dags(connection: Connection, dag_ids: frozenset[str] | None) -> tuple[Any
     return (in_list(connection, column, sorted(dag_ids)),)
 
 
-def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | None:
+def _worker_refs(connection: Connection, filters: AttemptFilter, limits: SearchLimits) -> list[int] | None:
     """Return the latest row IDs of the filter's workers, or ``None`` if it names none."""
     columns = worker.c
     conditions = []
@@ -308,7 +334,7 @@ def _worker_refs(connection: Connection, filters: AttemptFilter) -> list[int] | 
         conditions.append(columns.hostname == filters.hostname)
     if not conditions:
         return None
-    latest = select(columns.id).where(*conditions).order_by(columns.id.desc()).limit(MAX_LIVES)
+    latest = select(columns.id).where(*conditions).order_by(columns.id.desc()).limit(limits.instances)
     return list(connection.execute(latest).scalars())
 
 
@@ -352,7 +378,7 @@ def _is_of_its_run(connection: Connection, rows: Any) -> Any:
     """
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == rows.c.dag_id, run.c.run_id == rows.c.run_id)
-    began = select(run_began(run)).where(*same_run).scalar_subquery()
+    began = select(run_start(run)).where(*same_run).scalar_subquery()
     started_at = rows.c.started_at
     if connection.dialect.name == "postgresql":
         started_at = type_coerce(started_at, TIMESTAMP(timezone=True)) + literal(CLOCK_SKEW, Interval())
@@ -372,7 +398,9 @@ def _airflow_state(table: Any, rows: Any) -> Any:
     )
 
 
-def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None) -> list[RowKey]:
+def _keys_in_state(
+    connection: Connection, filters: AttemptFilter, dag_ids: frozenset[str] | None, limits: SearchLimits
+) -> list[RowKey]:
     """Return the tries in an unfinished state.
 
     Airflow has an index by state, and such tries are few.
@@ -389,6 +417,6 @@ def _keys_in_state(connection: Connection, filters: AttemptFilter, dag_ids: froz
             *([] if dag_ids is None else [in_list(connection, func.coalesce(instance.c.dag_id, ""), sorted(dag_ids))]),
         )
         .order_by(instance.c.start_date.desc())
-        .limit(MAX_TOTAL)
+        .limit(limits.total)
     )
     return [(run_key(row.dag_id, row.run_id), key, row.try_number) for row in rows for key in instance_keys(row)]

@@ -13,22 +13,23 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import bindparam, case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import Integer, bindparam, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.names import short_host
-from airflow_worker_insight.domain.states import REPORTED
-from airflow_worker_insight.store.dialects import counted, rows_written
+from airflow_worker_insight.domain.states import Attribution
+from airflow_worker_insight.store.dialects import row_count, with_row_count
 from airflow_worker_insight.store.tables import Timestamp, attempt, start_slot, worker
-from airflow_worker_insight.store.workers.names import is_known_to_engine
+from airflow_worker_insight.store.workers.names import is_known_to_source
 from airflow_worker_insight.store.workers.upsert import store_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Engine
 
     from airflow_worker_insight.domain.attempts import StartedTry
     from airflow_worker_insight.domain.keys import TryKey
@@ -36,19 +37,19 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.workers.upsert import StoredWorker
 
 
-SEEN_EVERY = timedelta(seconds=60)
+SEEN_INTERVAL = timedelta(seconds=60)
 """Precision of ``last_seen_at``.
 
 A busy worker's row is written once per this time, not once per task.
 """
 
-FRESH = timedelta(hours=1)
+MAX_UNLOCKED_AGE = timedelta(hours=1)
 """Time since a worker was seen during which it may be referenced without a row lock.
 
 See :mod:`.retention`.
 """
 
-MAX_SEEN = 10_000
+MAX_REMEMBERED = 10_000
 """Workers that one process remembers to have marked as seen."""
 
 MAX_WORKERS = 100
@@ -76,7 +77,7 @@ class TooManyWorkersError(ValueError):
     """
 
 
-def record_start(
+def record_start(  # noqa: PLR0913
     connection: Connection,
     started: StartedTry,
     record: WorkerRecord,
@@ -85,6 +86,7 @@ def record_start(
     process: int | None = None,
     conditions: Conditions | None = None,
     is_late: bool = False,
+    max_workers: int = MAX_WORKERS,
 ) -> str | None:
     """Record that a task process of a try started on the worker ``record``.
 
@@ -96,6 +98,7 @@ def record_start(
     :param process: the key of the process (:func:`.keys.process_key`); an unknown process counts as another one
     :param conditions: the load of the worker's machine; those of a try's first process on the worker are kept
     :param is_late: whether ``now`` is in the past, because the report had to wait
+    :param max_workers: how many workers the try may have
     :return: what contradicts the worker with the reported ID, if anything: then the report gets a separate worker
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     :raises TooManyWorkersError: if the try, or the host, has had too many workers
@@ -115,16 +118,17 @@ def record_start(
         "p_process_key": process,
         "p_start_slot": start_slot(started.started_at or now),
         "p_now": now,
-        "p_seen_since": now - FRESH,
+        "p_seen_since": now - MAX_UNLOCKED_AGE,
         "p_worker_id": record.worker_id,
         "p_fingerprint": record.fingerprint,
+        "p_max_workers": max_workers,
         **{f"p_{name}": value for name, value in (conditions or Conditions()).columns().items()},
     }
     # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
     # poller that froze while it wrote: the caller's timeouts end that wait.
-    is_usual = not is_late and started.fits is not False
+    is_usual = not is_late and started.kind_matches is not False
     if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
-        stored = _write_worker_and_start(connection, key, record, start, now=now, fits=started.fits)
+        stored = _write_worker_and_start(connection, key, record, start, now=now, kind_matches=started.kind_matches)
         _mark_seen(connection, stored.reported_id, now=now)
         return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
@@ -138,12 +142,16 @@ def _write_worker_and_start(
     start: Mapping[str, Any],
     *,
     now: datetime,
-    fits: bool | None,
+    kind_matches: bool | None,
 ) -> StoredWorker:
-    if connection.execute(_workers_of_the_try(), start).scalar_one() >= MAX_WORKERS:
-        raise TooManyWorkersError(f"try {key.try_number} has run on {MAX_WORKERS} workers")
+    if connection.execute(_workers_of_the_try(), start).scalar_one() >= start["p_max_workers"]:
+        raise TooManyWorkersError(f"try {key.try_number} has run on {start['p_max_workers']} workers")
     stored = store_worker(
-        connection, record, now=now, fits=fits, check_new=lambda: _check_new(connection, start, record, now=now)
+        connection,
+        record,
+        now=now,
+        kind_matches=kind_matches,
+        check_new=lambda: _check_new(connection, start, record, now=now),
     )
     # The worker's row is locked now, so it cannot be removed, however long ago the worker was seen.
     start = {
@@ -163,33 +171,54 @@ def _check_new(connection: Connection, start: Mapping[str, Any], record: WorkerR
     :raises TooManyWorkersError: if there are too many
     """
     on_host = worker.c.hostname.in_(sorted({record.hostname, short_host(record.hostname)}))
-    is_reported_here = (on_host, worker.c.host_only.is_(False), not_(is_known_to_engine(worker)))
+    is_reported_here = (on_host, worker.c.host_only.is_(False), not_(is_known_to_source(worker)))
     of_try = (
         select(func.count())
         .select_from(attempt.join(worker, worker.c.id == attempt.c.worker_ref))
         .where(*_of_this_try(attempt), *is_reported_here)
     )
     if connection.execute(of_try, start).scalar_one() >= MAX_NEW_OF_A_TRY:
-        raise TooManyWorkersError(f"its try has told of {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
+        raise TooManyWorkersError(f"its try has reported {MAX_NEW_OF_A_TRY} workers of the host {record.hostname}")
     recent = (
         select(worker.c.id).where(*is_reported_here, worker.c.registered_at > now - NEW_WITHIN).limit(MAX_NEW_ON_A_HOST)
     )
     if len(connection.execute(recent).all()) >= MAX_NEW_ON_A_HOST:
-        raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} have been told of within an hour")
+        raise TooManyWorkersError(f"{MAX_NEW_ON_A_HOST} workers of {record.hostname} were reported within an hour")
 
 
-_seen: dict[str, datetime] = {}
-"""When this process last marked a worker as seen: a hint that saves most starts a query."""
+class SeenWorkers:
+    """Workers that this process lately marked as seen in one database: a hint that saves most starts a query."""
+
+    def __init__(self) -> None:
+        self._marked_at: dict[str, datetime] = {}
+
+    def is_due(self, worker_id: str, *, now: datetime) -> bool:
+        """Return whether to mark a worker now; if so, it counts as marked."""
+        if now - self._marked_at.get(worker_id, now - SEEN_INTERVAL) < SEEN_INTERVAL:
+            return False
+        if len(self._marked_at) >= MAX_REMEMBERED:
+            self._marked_at.clear()
+        self._marked_at[worker_id] = now
+        return True
+
+    def forget(self) -> None:
+        """Let each worker be due again."""
+        self._marked_at.clear()
+
+
+_seen_workers: WeakKeyDictionary[Engine, SeenWorkers] = WeakKeyDictionary()
+
+
+def seen_workers(connection: Connection) -> SeenWorkers:
+    """Return what this process remembers for the database of a connection, as long as its engine exists."""
+    return _seen_workers.setdefault(connection.engine, SeenWorkers())
 
 
 def _mark_seen(connection: Connection, worker_id: str, *, now: datetime) -> None:
     """Mark a worker as seen, unless that was done shortly before or its row is locked."""
-    if now - _seen.get(worker_id, now - SEEN_EVERY) < SEEN_EVERY:
+    if not seen_workers(connection).is_due(worker_id, now=now):
         return
-    if len(_seen) >= MAX_SEEN:
-        _seen.clear()
-    _seen[worker_id] = now
-    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_EVERY)
+    stale = select(worker.c.id).where(worker.c.reported_id == worker_id, worker.c.last_seen_at <= now - SEEN_INTERVAL)
     row_id = connection.execute(stale.with_for_update(skip_locked=True)).scalar()
     if row_id is not None:
         connection.execute(update(worker).where(worker.c.id == row_id).values(last_seen_at=now))
@@ -220,7 +249,7 @@ def _workers_of_the_try() -> Any:
 
 def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[str, Any]) -> bool:
     """Execute one of the two statements below; return whether it wrote a row."""
-    return rows_written(connection.execute(build(connection.dialect.name), start)) > 0
+    return row_count(connection.execute(build(connection.dialect.name), start)) > 0
 
 
 @cache
@@ -243,7 +272,7 @@ def _first_process(dialect: str) -> Any:
         "first_started_at": later_worker_only,
         "last_started_at": later_worker_only,
         "state": _parameter(attempt.c.state),
-        "attribution": literal(REPORTED, attempt.c.attribution.type),
+        "attribution": literal(Attribution.REPORTED, attempt.c.attribution.type),
         **{
             name: _parameter(attempt.c[name])
             for name in ("dag_id", "run_id", "task_id", "start_slot", "load", "memory_free", "running_beside")
@@ -252,11 +281,11 @@ def _first_process(dialect: str) -> Any:
     already_recorded = (
         select(own_row.c.worker_ref).where(*_of_this_try(own_row), own_row.c.worker_ref == worker.c.id).exists()
     )
-    row = select(*columns.values()).where(*_known_worker(), ~already_recorded, other_workers < MAX_WORKERS)
+    row = select(*columns.values()).where(*_known_worker(), ~already_recorded, other_workers < _MAX_WORKERS)
     # Airflow's client may send a request again while the first one is still being processed.
     for name in ("postgresql", "sqlite"):
         row = row.suffix_with("ON CONFLICT DO NOTHING", dialect=name)
-    return counted(insert(attempt).from_select(list(columns), row), dialect)
+    return with_row_count(insert(attempt).from_select(list(columns), row), dialect)
 
 
 @cache
@@ -296,12 +325,13 @@ def _further_process(dialect: str) -> Any:
                 case((attempt.c.ended_at.is_(None), _parameter(attempt.c.state)), else_=attempt.c.state),
             ),
             (attempt.c.ended_at, func.coalesce(attempt.c.ended_at, _parameter(attempt.c.ended_at))),
-            (attempt.c.attribution, literal(REPORTED, attempt.c.attribution.type)),
+            (attempt.c.attribution, literal(Attribution.REPORTED, attempt.c.attribution.type)),
         )
     )
-    return counted(statement, dialect)
+    return with_row_count(statement, dialect)
 
 
 _STARTS = (_first_process, _further_process)
 _NOW = bindparam("p_now", type_=Timestamp())
+_MAX_WORKERS = bindparam("p_max_workers", type_=Integer())
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

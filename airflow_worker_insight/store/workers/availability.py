@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, insert, select, update
+from sqlalchemy import insert, select, update
 
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.workers.names import is_host_of, is_known_to_engine
-from airflow_worker_insight.store.workers.queries import get_worker, later_life
+from airflow_worker_insight.store.workers.names import is_host_of, is_known_column
+from airflow_worker_insight.store.workers.queries import get_worker, later_instance
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,7 +66,7 @@ def set_availability(
         worker_row = current
     if worker_row is None or stored is None:
         return None
-    require_meaning(connection, worker_row, availability)
+    require_effect(connection, worker_row, availability)
     open_rows = _open_rows(connection, worker_row)
     latest = connection.execute(
         select(change.c.reason)
@@ -92,7 +92,7 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     """
     if worker_row.engine_name is None or worker_row.ended_at is not None:
         return {}
-    is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+    is_known = is_known_column()
     query = (
         select(worker, is_known)
         .where(
@@ -113,7 +113,7 @@ def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:
     }
 
 
-def require_meaning(connection: Connection, row: WorkerRow, availability: str) -> None:
+def require_effect(connection: Connection, row: WorkerRow, availability: str) -> None:
     """Refuse a decision that would have no effect.
 
     An ended instance can be released. Its quarantine has an effect for as long as the next instance of its name would
@@ -121,22 +121,22 @@ def require_meaning(connection: Connection, row: WorkerRow, availability: str) -
 
     :raises WorkerEndedError: for any other decision on an ended instance
     """
-    if availability == AVAILABLE or row.state in (ONLINE, UNRESPONSIVE):
+    if availability == WorkerAvailability.AVAILABLE or row.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE):
         return
-    later = later_life(connection, row)
+    later = later_instance(connection, row)
     if later is None:
-        if availability == DRAINING and row.ended_at is not None:
+        if availability == WorkerAvailability.DRAINING and row.ended_at is not None:
             raise WorkerEndedError(
-                f"{row.worker_id} has ended, and a drain ends with it: quarantine it to keep work off the next one of "
-                "its name."
+                f"{row.worker_id} has ended, and draining ends with it. Quarantine it instead: the next instance of "
+                "its name inherits that."
             )
         return
-    end = "has ended" if row.ended_at is not None else "was followed by another life"
+    end = "has ended" if row.ended_at is not None else "was followed by another instance"
     if later.ended_at is None:
         raise WorkerEndedError(
-            f"{row.worker_id} {end}; its name is now borne by {later.worker_id}: decide of that one."
+            f"{row.worker_id} {end}: change {later.worker_id} instead, the current instance of its name."
         )
     raise WorkerEndedError(
-        f"{row.worker_id} {end}, and the latest of its name, {later.worker_id}, has ended too: quarantine that one to "
-        "keep work off the next."
+        f"{row.worker_id} {end}, and the latest instance of its name, {later.worker_id}, has ended too. Quarantine "
+        "that one: the next instance inherits it."
     )

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Text, cast, func, literal, or_, select, union_all
 
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE, WORKER_STATES
-from airflow_worker_insight.domain.workers import Group
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerState
+from airflow_worker_insight.domain.workers import WorkerGroup
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import worker
-from airflow_worker_insight.store.workers.freshness import Looks, in_states, shown_state
-from airflow_worker_insight.store.workers.queries import filter_conditions, narrowed
+from airflow_worker_insight.store.workers.freshness import LIVE_STATES, SourceFreshness, in_states, shown_state
+from airflow_worker_insight.store.workers.queries import filter_conditions, with_matching_refs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.filters import WorkerFilter
 
 
-STATES = (ONLINE, UNRESPONSIVE, LOST)
+COUNTED_STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST)
 """States that are counted.
 
 Counting all gracefully stopped workers would read many rows for a number that only grows.
 """
 
-LATELY = timedelta(days=1)
+COUNT_LOST_FOR = timedelta(days=1)
 """How long a worker counts as lost, unless it is seen again."""
 
 MAX_WORKERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class WorkerLoad:
     """Used and total slots of a live worker; ``None`` is unknown."""
 
     name: str
@@ -50,57 +50,57 @@ class Load:
 
 def count_workers(connection: Connection) -> Mapping[tuple[str, str], int]:
     """Return the number of workers by kind and state; each existing kind has every state."""
-    since = database_now(connection) - LATELY
+    since = database_now(connection) - COUNT_LOST_FOR
     rows = connection.execute(
         select(worker.c.kind, worker.c.state, func.count().label("workers"))
         .where(
-            worker.c.state.in_(STATES),
+            worker.c.state.in_(COUNTED_STATES),
             worker.c.host_only.is_(False),
-            or_(worker.c.state != LOST, worker.c.ended_at >= since),
+            or_(worker.c.state != WorkerState.LOST, worker.c.ended_at >= since),
         )
         .group_by(worker.c.kind, worker.c.state)
     ).all()
-    zeros = {(row.kind, state): 0 for row in rows for state in STATES}
+    zeros = {(row.kind, state): 0 for row in rows for state in COUNTED_STATES}
     return zeros | {(row.kind, row.state): row.workers for row in rows}
 
 
-def loads(connection: Connection) -> Sequence[Load]:
+def worker_loads(connection: Connection) -> Sequence[WorkerLoad]:
     """Return the load of each live worker, at most :data:`MAX_WORKERS` of them."""
     rows = connection.execute(
         select(worker.c.name, worker.c.running, worker.c.concurrency)
-        .where(worker.c.state.in_((ONLINE, UNRESPONSIVE)), worker.c.host_only.is_(False))
+        .where(worker.c.state.in_(LIVE_STATES), worker.c.host_only.is_(False))
         .order_by(worker.c.id)
         .limit(MAX_WORKERS)
     )
-    return [Load(row.name, row.running, row.concurrency) for row in rows]
+    return [WorkerLoad(row.name, row.running, row.concurrency) for row in rows]
 
 
 MAX_LABEL_KEYS = 100
 
 
-def count_states(connection: Connection, filters: WorkerFilter) -> dict[str | None, int]:
+def count_states(connection: Connection, filters: WorkerFilter, *, max_total: int = MAX_TOTAL) -> dict[str | None, int]:
     """Return the number of workers in each state, ignoring ``filters.states``.
 
-    At most :data:`~.limits.MAX_TOTAL` are counted per state; states without a worker are left out.
+    At most ``max_total`` are counted per state; states without a worker are left out.
     """
-    freshness = Looks.of(connection)
-    conditions = filter_conditions(connection, narrowed(connection, filters))
+    freshness = SourceFreshness.of(connection)
+    conditions = filter_conditions(connection, with_matching_refs(connection, filters))
     queries = []
-    for number, state in enumerate((*WORKER_STATES, UNKNOWN_STATE)):
+    for number, state in enumerate((*WorkerState.values(), UNKNOWN_STATE)):
         limited = (
             select(worker.c.id)
             .where(*conditions, *in_states(frozenset({state}), freshness))
-            .limit(MAX_TOTAL)
+            .limit(max_total)
             .subquery()
         )
         queries.append(select(literal(number).label("number"), func.count().label("workers")).select_from(limited))
     counted = {row.number: row.workers for row in connection.execute(union_all(*queries))}
-    return {state: counted[number] for number, state in enumerate((*WORKER_STATES, None)) if counted.get(number)}
+    return {state: counted[number] for number, state in enumerate((*WorkerState.values(), None)) if counted.get(number)}
 
 
 def group_workers(
     connection: Connection, filters: WorkerFilter, *, by: str, limit: int, offset: int = 0
-) -> tuple[list[Group], int]:
+) -> tuple[list[WorkerGroup], int]:
     """Return a page of worker groups, ordered by name, and the number of groups.
 
     If more than :data:`~.limits.MAX_TOTAL` workers match, the latest are grouped. A worker of two queues is in two
@@ -110,8 +110,8 @@ def group_workers(
     :raises ValueError: for any other ``by``
     """
     group_column, parse_names = _grouping(by)
-    freshness = Looks.of(connection)
-    filters = narrowed(connection, filters)
+    freshness = SourceFreshness.of(connection)
+    filters = with_matching_refs(connection, filters)
     state = shown_state(freshness)
     latest = (
         select(group_column.label("common"), state.label("state"), worker.c.running, worker.c.concurrency)
@@ -160,12 +160,12 @@ class _GroupTotals:
 
     def add(self, row: Row[Any]) -> None:
         self._states[row.state] += row.workers
-        if row.state not in (OFFLINE, LOST):
+        if row.state not in (WorkerState.OFFLINE, WorkerState.LOST):
             self._running += int(row.running)
             self._concurrency += int(row.concurrency)
 
-    def group(self, name: str) -> Group:
-        return Group(name, dict(self._states), self._running, self._concurrency)
+    def group(self, name: str) -> WorkerGroup:
+        return WorkerGroup(name, dict(self._states), self._running, self._concurrency)
 
 
 def _grouping(by: str) -> tuple[Any, Callable[[Any], Iterable[str]]]:

@@ -14,15 +14,7 @@ from sqlalchemy import and_, case, false, literal, not_, or_, select
 from airflow_worker_insight import config
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.executors import absent_sources
-from airflow_worker_insight.domain.states import (
-    ENGINE_OF_KIND,
-    ONLINE,
-    OTHER_KINDS,
-    UNKNOWN_STATE,
-    UNRESPONSIVE,
-    WORKER_STATES,
-    engine_of,
-)
+from airflow_worker_insight.domain.states import SOURCE_OF_KIND, UNKNOWN_STATE, SourceName, WorkerState, source_of
 from airflow_worker_insight.domain.workers import SourceStatus
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import engine, worker
@@ -38,68 +30,70 @@ if TYPE_CHECKING:
 STALE_AFTER = 3
 """Refresh intervals without a poll after which a source's states are stale."""
 
-NOBODY_LOOKS = "Nobody looks at the workers."
-"""Why an executor ignores the workers in the tables."""
+STATES_ARE_STALE = "Worker states are stale."
+"""Reason why an executor ignores the workers in the tables."""
 
 
-def list_engines(connection: Connection, *, patience: timedelta = timedelta()) -> list[SourceStatus]:
+def list_sources(connection: Connection, *, grace_period: timedelta = timedelta()) -> list[SourceStatus]:
     """Return the worker sources that were ever polled, in the order of their names.
 
-    :param patience: how much longer than usual a poll counts as current
+    :param grace_period: how much longer than usual a poll counts as current
     """
-    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval()) - patience
+    oldest = database_now(connection) - STALE_AFTER * timedelta(seconds=config.refresh_interval()) - grace_period
     return [
         SourceStatus(
             name=row.name,
-            looked_at=utc(row.looked_at),
+            polled_at=utc(row.looked_at),
             is_current=row.looked_at is not None and row.looked_at >= oldest,
             error=row.error,
         )
         # The table also holds other leases.
         for row in connection.execute(
-            select(engine).where(engine.c.name.in_({*ENGINE_OF_KIND.values(), OTHER_KINDS})).order_by(engine.c.name)
+            select(engine)
+            .where(engine.c.name.in_({*SOURCE_OF_KIND.values(), SourceName.TRIES}))
+            .order_by(engine.c.name)
         )
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class SourceFreshness:
     """When each worker source was last polled, and which are stale."""
 
-    looked_at: Mapping[str, datetime | None]
+    polled_at: Mapping[str, datetime | None]
     stale: frozenset[str]
     absent: frozenset[str] = frozenset()
     """Sources that no executor in the local configuration uses."""
 
     @classmethod
-    def of(cls, connection: Connection, *, patience: timedelta = timedelta()) -> Looks:
+    def of(cls, connection: Connection, *, grace_period: timedelta = timedelta()) -> SourceFreshness:
         """Read the last polls.
 
-        :param patience: how much longer than usual a poll counts as current
+        :param grace_period: how much longer than usual a poll counts as current
         """
-        statuses = list_engines(connection, patience=patience)
+        statuses = list_sources(connection, grace_period=grace_period)
         current = {status.name for status in statuses if status.is_current}
-        names = {*ENGINE_OF_KIND.values(), OTHER_KINDS}
+        names = {*SOURCE_OF_KIND.values(), SourceName.TRIES}
         setting = config.executor()
         # Without a setting the executors are unknown.
         absent = frozenset(absent_sources(setting) if setting else ())
-        return cls({status.name: status.looked_at for status in statuses}, frozenset(names - current), absent)
+        return cls({status.name: status.polled_at for status in statuses}, frozenset(names - current), absent)
 
 
-LIVE = (ONLINE, UNRESPONSIVE)
+LIVE_STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
 """States of a worker that has not ended: they are valid only while its source is polled."""
 
 
-def _is_stale(freshness: Looks) -> Any | None:
+def _is_stale(freshness: SourceFreshness) -> Any | None:
     """Match workers with a stale state; return ``None`` if there can be none."""
-    kinds = [kind for kind, name in ENGINE_OF_KIND.items() if name in freshness.stale]
+    kinds = [kind for kind, name in SOURCE_OF_KIND.items() if name in freshness.stale]
     conditions = [worker.c.kind.in_(kinds)] if kinds else []
-    if OTHER_KINDS in freshness.stale:
-        conditions.append(worker.c.kind.not_in(list(ENGINE_OF_KIND)))
-    return and_(worker.c.state.in_(LIVE), or_(*conditions)) if conditions else None
+    if SourceName.TRIES in freshness.stale:
+        conditions.append(worker.c.kind.not_in(list(SOURCE_OF_KIND)))
+    return and_(worker.c.state.in_(LIVE_STATES), or_(*conditions)) if conditions else None
 
 
-def shown_state(freshness: Looks) -> Any:
+def shown_state(freshness: SourceFreshness) -> Any:
     """Return the expression for the state that lists show: NULL if it is stale."""
     is_stale = _is_stale(freshness)
     if is_stale is None:
@@ -107,12 +101,12 @@ def shown_state(freshness: Looks) -> Any:
     return case((is_stale, literal(None, worker.c.state.type)), else_=worker.c.state)
 
 
-def in_states(states: frozenset[str] | None, freshness: Looks) -> list[Any]:
+def in_states(states: frozenset[str] | None, freshness: SourceFreshness) -> list[Any]:
     """Match the workers that are shown in one of these states; ``None`` matches all."""
     if states is None:
         return []
     is_stale = _is_stale(freshness)
-    known_states = [state for state in WORKER_STATES if state in states]
+    known_states = [state for state in WorkerState.values() if state in states]
     conditions = []
     if known_states:
         is_in_states = worker.c.state.in_(known_states)
@@ -124,22 +118,21 @@ def in_states(states: frozenset[str] | None, freshness: Looks) -> list[Any]:
     return [or_(*conditions)] if conditions else [false()]
 
 
-def state_and_reason(row: Row[Any], freshness: Looks) -> tuple[str | None, str | None]:
+def state_and_reason(row: Row[Any], freshness: SourceFreshness) -> tuple[str | None, str | None]:
     """Return the state that counts, and its reason."""
     if row.host_only:
-        return None, "This stands for one of the workers of its host: which one is not known."
-    source = engine_of(row.kind)
-    if row.state not in LIVE or source not in freshness.stale:
+        return None, "This row stands for one of the workers of its host: which one is unknown."
+    source = source_of(row.kind)
+    if row.state not in LIVE_STATES or source not in freshness.stale:
         return row.state, row.state_reason
-    polled_at = freshness.looked_at.get(source)
+    polled_at = freshness.polled_at.get(source)
     if source in freshness.absent:
         return None, (
-            "Nothing tells whether it lives: [core] executor names no executor that has such workers. It will count as "
+            "Its state is unknown: no executor in [core] executor has such workers. It will count as "
             + ("offline once none of them has run a try for a day." if polled_at is None else "offline soon.")
         )
-    last_poll = (
-        "Nobody has looked at this engine yet"
-        if polled_at is None
-        else f"Nobody has looked since {polled_at:%Y-%m-%d %H:%M:%S} UTC"
+    last_poll = "never checked" if polled_at is None else f"last checked at {polled_at:%Y-%m-%d %H:%M:%S} UTC"
+    return None, (
+        f"Worker states are stale: {last_poll}. Run `airflow-worker-insight refresh`; an API server of Airflow 3 does "
+        "it by itself."
     )
-    return None, (f"{last_poll}: run `airflow-worker-insight refresh`. An API server of Airflow 3 does it by itself.")

@@ -10,36 +10,26 @@ from datetime import timedelta, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from sqlalchemy import case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import and_, case, func, insert, literal, not_, or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
-from airflow_worker_insight.domain.states import (
-    AVAILABILITIES,
-    AVAILABLE,
-    CELERY,
-    EDGE,
-    JOBS,
-    LOCAL,
-    OFFLINE,
-    ONLINE,
-    QUARANTINED,
-    TRIES,
-    UNRESPONSIVE,
-)
+from airflow_worker_insight.domain.states import LOCAL, SourceName, WorkerAvailability, WorkerState, strictest
 from airflow_worker_insight.domain.workers import WorkerInstance, WorkerRecord
 from airflow_worker_insight.store import placements
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import in_rows
 from airflow_worker_insight.store.tables import attempt, change, worker
 from airflow_worker_insight.store.workers.names import (
-    are_named_local,
-    is_known_to_engine,
-    is_operators_word,
-    operators_name,
+    is_known_column,
+    is_known_to_source,
+    is_named_local_row,
+    is_report_trusted,
+    resolve_operator_name,
 )
-from airflow_worker_insight.store.workers.upsert import SINCE_BEFORE, note_inheritance, upsert_worker
+from airflow_worker_insight.store.workers.upsert import INHERITED_PREFIXES, record_inherited_quarantine, upsert_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -51,13 +41,13 @@ if TYPE_CHECKING:
 BATCH = 500
 """Rows that one statement reads or changes by their keys."""
 
-_KIND_OF_SOURCE = {CELERY: "celery", EDGE: "edge", JOBS: LOCAL}
+_KIND_OF_SOURCE: dict[str, str] = {SourceName.CELERY: "celery", SourceName.EDGE: "edge", SourceName.JOBS: LOCAL}
 
 
 # --- worker sources --------------------------------------------------------------------------------------------------
 
 
-FORGOTTEN_AFTER = timedelta(days=1)
+ABANDONED_AFTER = timedelta(days=1)
 """Least time without a try after which workers of an abandoned source end.
 
 A source is abandoned when it is no longer polled and no executor uses it.
@@ -67,26 +57,26 @@ A source is abandoned when it is no longer polled and no executor uses it.
 # --- instances -------------------------------------------------------------------------------------------------------
 
 
-def open_lives(connection: Connection, source: str) -> list[WorkerInstance]:
+def open_instances(connection: Connection, source: str) -> list[WorkerInstance]:
     """Return the instances of a worker source that have not ended.
 
     For workers that are known only from their tries, return those that are known to run one: the others' state is
     unknown anyway, and there may be as many as there were tries.
     """
-    is_open: Any = worker.c.state.in_((ONLINE, UNRESPONSIVE))
-    if source != TRIES:
+    is_open: Any = worker.c.state.in_((WorkerState.ONLINE, WorkerState.UNRESPONSIVE))
+    if source != SourceName.TRIES:
         is_open = or_(is_open, worker.c.state.is_(None))
     return _select_instances(connection, _is_of_source(source), is_open, worker.c.ended_at.is_(None))
 
 
-def seen_after_their_end(connection: Connection, source: str, reason: str) -> list[int]:
+def refs_seen_after_end(connection: Connection, source: str, reason: str) -> list[int]:
     """Return the row IDs of workers that ended for this reason and have run a try since."""
     return list(
         connection.execute(
             select(worker.c.id)
             .where(
                 _is_of_source(source),
-                worker.c.state == OFFLINE,
+                worker.c.state == WorkerState.OFFLINE,
                 worker.c.state_reason == reason,
                 worker.c.last_seen_at > worker.c.ended_at,
             )
@@ -95,22 +85,22 @@ def seen_after_their_end(connection: Connection, source: str, reason: str) -> li
     )
 
 
-def lives_by_ref(connection: Connection, source: str, refs: Collection[int]) -> list[WorkerInstance]:
+def instances_by_ref(connection: Connection, source: str, refs: Collection[int]) -> list[WorkerInstance]:
     """Return the instances with these row IDs that belong to a worker source, ended or not."""
     return [
         instance
-        for batch in _batches(sorted(refs))
+        for batch in batches(sorted(refs), BATCH)
         for instance in _select_instances(connection, _is_of_source(source), worker.c.id.in_(batch))
     ]
 
 
-def latest_ended_lives(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
+def latest_ended_instances(connection: Connection, kind: str, engine_names: Collection[str]) -> list[WorkerInstance]:
     """Return the latest ended instances of the workers with these names, one per process.
 
     A process is known by its process ID and job.
     """
     instances = []
-    for batch in _batches(sorted(engine_names)):
+    for batch in batches(sorted(engine_names), BATCH):
         latest = (
             select(func.max(worker.c.id))
             .where(
@@ -122,24 +112,24 @@ def latest_ended_lives(connection: Connection, kind: str, engine_names: Collecti
             .group_by(worker.c.engine_name, worker.c.pid, worker.c.job_id)
         )
         refs = list(connection.execute(latest).scalars())
-        for ref_batch in _batches(refs):
+        for ref_batch in batches(refs, BATCH):
             instances += _select_instances(connection, worker.c.id.in_(ref_batch))
     return instances
 
 
-def named_local_lives(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
+def named_local_instances(connection: Connection, job_ids: Collection[int]) -> list[WorkerInstance]:
     """Return the named local workers of these schedulers' jobs, ended or not."""
     return [
         instance
-        for batch in _batches(sorted(job_ids))
+        for batch in batches(sorted(job_ids), BATCH)
         for instance in _select_instances(
-            connection, are_named_local(worker), is_known_to_engine(worker), worker.c.job_id.in_(batch)
+            connection, is_named_local_row(worker), is_known_to_source(worker), worker.c.job_id.in_(batch)
         )
     ]
 
 
 def _is_of_source(source: str) -> Any:
-    if source == TRIES:
+    if source == SourceName.TRIES:
         return worker.c.kind.not_in(list(_KIND_OF_SOURCE.values()))
     return worker.c.kind == _KIND_OF_SOURCE[source]
 
@@ -190,10 +180,13 @@ def register(connection: Connection, instances: Sequence[NewWorkerInstance], *, 
         alike = [row for row in rows if ("queues" in row) is with_queues]
         if alike:
             connection.execute(insert(worker), alike)
-    for batch in _batches(row["worker_id"] for row in rows if row["availability"] == QUARANTINED):
+    heirs = [row["worker_id"] for row in rows if row["availability"] == WorkerAvailability.QUARANTINED]
+    for batch in batches(heirs, BATCH):
         columns = (worker.c.id, worker.c.kind, worker.c.engine_name, worker.c.hostname)
         for row in connection.execute(select(*columns).where(worker.c.worker_id.in_(batch))).all():
-            note_inheritance(connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now)
+            record_inherited_quarantine(
+                connection, row.id, row.kind, None, row.engine_name, hostname=row.hostname, now=now
+            )
 
 
 def _new_row(instance: NewWorkerInstance, is_quarantined: bool, now: datetime) -> dict[str, Any]:
@@ -229,7 +222,7 @@ def _new_row(instance: NewWorkerInstance, is_quarantined: bool, now: datetime) -
         "last_seen_at": now,
         "state": instance.state,
         "state_reason": instance.state_reason,
-        "availability": QUARANTINED if is_quarantined else AVAILABLE,
+        "availability": WorkerAvailability.QUARANTINED if is_quarantined else WorkerAvailability.AVAILABLE,
         **({} if instance.queues is None else {"queues": list(instance.queues)}),
         "concurrency": instance.concurrency,
         "running": 0,
@@ -252,19 +245,19 @@ def register_own(connection: Connection, record: WorkerRecord, *, concurrency: i
 
 
 def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInstance]) -> Collection[NewWorkerInstance]:
-    """Return the instances that begin in quarantine: bulk ``upsert.inherited_availability``."""
+    """Return the instances that begin in quarantine: bulk ``upsert.initial_availability``."""
     names = {instance.engine_name for instance in instances}
     hosts = {instance.hostname for instance in instances if instance.kind == LOCAL}
     latest: dict[tuple[str, str, str], tuple[int, str, bool]] = {}
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(values)):
+        for batch in batches(sorted(values), BATCH):
             latest_refs = (
                 select(worker.c.kind, column.label("called"), func.max(worker.c.id).label("ref"))
-                .where(column.in_(batch), worker.c.host_only.is_(False), not_(are_named_local(worker)))
+                .where(column.in_(batch), worker.c.host_only.is_(False), not_(is_named_local_row(worker)))
                 .group_by(worker.c.kind, column)
                 .subquery()
             )
-            is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+            is_known = is_known_column()
             statement = select(latest_refs, worker.c.availability, is_known).join(
                 worker, worker.c.id == latest_refs.c.ref
             )
@@ -274,10 +267,10 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
                 latest[key] = max(latest.get(key, decision), decision)
 
     by_source: dict[tuple[str, str], str] = {}
-    for batch in _batches(sorted(names)):
+    for batch in batches(sorted(names), BATCH):
         refs = (
             select(func.max(worker.c.id))
-            .where(worker.c.engine_name.in_(batch), is_known_to_engine(worker))
+            .where(worker.c.engine_name.in_(batch), is_known_to_source(worker))
             .group_by(worker.c.kind, worker.c.engine_name)
         )
         columns = (worker.c.kind, worker.c.engine_name, worker.c.availability)
@@ -294,7 +287,11 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
         return max(latest.get(key, (0, "", True)) for key in keys)
 
     decisions = [(instance, *last_life(instance)[1:]) for instance in instances]
-    heirs = [(instance, is_known) for instance, availability, is_known in decisions if availability == QUARANTINED]
+    heirs = [
+        (instance, is_known)
+        for instance, availability, is_known in decisions
+        if availability == WorkerAvailability.QUARANTINED
+    ]
     reported_heirs = [instance for instance, is_known in heirs if not is_known]
     # For reported heirs only operators' decisions count: a report may give this name to another worker's heir.
     quarantined_by_operators = _quarantined_by_operators(
@@ -319,12 +316,15 @@ def _quarantined_by_operators(
     """
     quarantined: set[tuple[str, str]] = set()
     is_quarantined = (
-        change.c.availability == QUARANTINED,
-        or_(change.c.reason.is_(None), not_(change.c.reason.startswith(SINCE_BEFORE, autoescape=True))),
+        change.c.availability == WorkerAvailability.QUARANTINED,
+        or_(
+            change.c.reason.is_(None),
+            and_(*(not_(change.c.reason.startswith(prefix, autoescape=True)) for prefix in INHERITED_PREFIXES)),
+        ),
         worker.c.host_only.is_(False),
     )
     for column, values in ((worker.c.name, names), (worker.c.engine_name, names), (worker.c.hostname, hosts)):
-        for batch in _batches(sorted(values)):
+        for batch in batches(sorted(values), BATCH):
             rows = connection.execute(
                 select(worker.c.kind, column.label("called"))
                 .select_from(worker.join(change, change.c.worker_ref == worker.c.id))
@@ -335,9 +335,9 @@ def _quarantined_by_operators(
     return quarantined
 
 
-def write_lives(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
+def update_instances(connection: Connection, changed: Mapping[int, Mapping[str, Any]]) -> None:
     """Write new column values, for each row ID its own."""
-    for refs in _batches(sorted(ref for ref, values in changed.items() if values)):
+    for refs in batches(sorted(ref for ref, values in changed.items() if values), BATCH):
         batch = {ref: changed[ref] for ref in refs}
         # In the table's order, so that equal batches compile to the same statement.
         columns = [column for column in worker.c if any(column.name in values for values in batch.values())]
@@ -390,7 +390,7 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
     ended = {
         "reported_id": f"merged-{merged}",
         "state": None,
-        "state_reason": f"It is the same worker as {source_row.worker_id}.",
+        "state_reason": f"Merged: it is the same worker as {source_row.worker_id}.",
         "ended_at": now,
         "running": 0,
     }
@@ -399,16 +399,17 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
         "reported_id": reported_row.reported_id,
         "fingerprint": reported_row.fingerprint,
         "hostname": reported_row.hostname,
-        "availability": max(
-            source_row.availability, _operators_decision(connection, reported_row, source_row), key=AVAILABILITIES.index
-        ),
+        "availability": strictest(source_row.availability, _operators_decision(connection, reported_row, source_row)),
         "registered_at": min(source_row.registered_at, reported_row.registered_at),
         "last_seen_at": max(source_row.last_seen_at, reported_row.last_seen_at),
     }
     if source_row.reported_id is None:
         values["started_at"] = reported_row.started_at
-        if is_operators_word(source_row, reported_row.hostname):
-            values |= {"name": operators_name(connection, source_row, reported_row.name), "labels": reported_row.labels}
+        if is_report_trusted(source_row, reported_row.hostname):
+            values |= {
+                "name": resolve_operator_name(connection, source_row, reported_row.name),
+                "labels": reported_row.labels,
+            }
         values |= {
             name: {**getattr(reported_row, name), **getattr(source_row, name)} for name in ("resources", "versions")
         }
@@ -423,14 +424,16 @@ def _operators_decision(connection: Connection, reported_row: Row[Any], source_r
     A quarantine counts only if operators decided it for the name of ``source_row``. The row may have inherited the
     quarantine of a worker of another name: a report states both names.
     """
-    if reported_row.availability != QUARANTINED:
+    if reported_row.availability != WorkerAvailability.QUARANTINED:
         decided: str = reported_row.availability
         return decided
     quarantined = _quarantined_by_operators(connection, {source_row.engine_name}, {source_row.hostname})
-    return QUARANTINED if _is_quarantined(quarantined, source_row) else AVAILABLE
+    return WorkerAvailability.QUARANTINED if _is_quarantined(quarantined, source_row) else WorkerAvailability.AVAILABLE
 
 
-def adopted(connection: Connection, described: Mapping[int, NewWorkerInstance]) -> dict[int, dict[str, Any]]:
+def updates_for_confirmed(
+    connection: Connection, described: Mapping[int, NewWorkerInstance]
+) -> dict[int, dict[str, Any]]:
     """Return the column changes, by row ID, of reported rows that their source now lists.
 
     Until now only reports mentioned these rows.
@@ -439,18 +442,18 @@ def adopted(connection: Connection, described: Mapping[int, NewWorkerInstance]) 
     """
     changed: dict[int, dict[str, Any]] = {}
     columns = ("id", "kind", "name", "engine_name", "hostname", "availability")
-    for batch in _batches(sorted(described)):
+    for batch in batches(sorted(described), BATCH):
         rows = connection.execute(select(*(worker.c[name] for name in columns)).where(worker.c.id.in_(batch))).all()
-        to_check = [described[row.id] for row in rows if row.availability == QUARANTINED]
+        to_check = [described[row.id] for row in rows if row.availability == WorkerAvailability.QUARANTINED]
         still_quarantined = _quarantined_heirs(connection, to_check) if to_check else []
         for row in rows:
             instance, values = described[row.id], changed.setdefault(row.id, {})
-            if not is_operators_word(instance, row.hostname):
+            if not is_report_trusted(instance, row.hostname):
                 values |= {"name": instance.engine_name, "labels": {}}
-            elif operators_name(connection, instance, row.name) != row.name:
+            elif resolve_operator_name(connection, instance, row.name) != row.name:
                 values["name"] = instance.engine_name
-            if row.availability == QUARANTINED and instance not in still_quarantined:
-                values["availability"] = AVAILABLE
+            if row.availability == WorkerAvailability.QUARANTINED and instance not in still_quarantined:
+                values["availability"] = WorkerAvailability.AVAILABLE
     return changed
 
 
@@ -473,14 +476,5 @@ def _move_attempts(connection: Connection, reported_ref: int, kept_ref: int) -> 
     of_reported = {
         tuple(row) for row in connection.execute(select(*columns).where(attempt.c.worker_ref == reported_ref)).all()
     }
-    for batch in _batches(sorted(of_reported - shared)):
+    for batch in batches(sorted(of_reported - shared), BATCH):
         connection.execute(move.where(in_rows(connection, columns, batch)))
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    rows = list(items)
-    for start in range(0, len(rows), BATCH):
-        yield rows[start : start + BATCH]

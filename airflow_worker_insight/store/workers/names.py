@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, not_, or_, select
+from sqlalchemy import and_, case, not_, or_, select
 
 from airflow_worker_insight import config
-from airflow_worker_insight.domain.names import PLAIN_LOCAL, are_one_host, is_named_local
-from airflow_worker_insight.domain.states import ENGINE_KINDS, LOCAL
+from airflow_worker_insight.domain.names import SINGLE_LOCAL_NAME, is_named_local, is_same_host
+from airflow_worker_insight.domain.states import LOCAL, SOURCE_KINDS
 from airflow_worker_insight.store.tables import worker
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def is_host_of(known: Any, hostname: str) -> bool:
     :param known: the row of a worker that its source knows
     """
     host = node_host(known.kind, known.engine_name)
-    return are_one_host(known.hostname, hostname) or bool(host and are_one_host(host, hostname))
+    return is_same_host(known.hostname, hostname) or bool(host and is_same_host(host, hostname))
 
 
 def node_host(kind: str, engine_name: str | None) -> str:
@@ -31,7 +31,7 @@ def node_host(kind: str, engine_name: str | None) -> str:
     return engine_name.rpartition("@")[2] if kind == "celery" and engine_name else ""
 
 
-def may_be_unlike_the_engines(hostname: str) -> bool:
+def hostname_may_differ_from_source(hostname: str) -> bool:
     """Return whether Airflow's name for a host may be unrelated to the worker sources' name.
 
     That is so if ``[core] hostname_callable`` returns addresses or is an operator's own function.
@@ -40,16 +40,21 @@ def may_be_unlike_the_engines(hostname: str) -> bool:
     return ":" in name or name.partition(".")[0].isdecimal() or config.names_hosts_otherwise()
 
 
-def is_known_to_engine(table: Any) -> Any:
+def is_known_to_source(table: Any) -> Any:
     """Match the workers that their source knows; the others are known from reports only.
 
     :param table: the table of workers, or an alias of it
     """
-    has_told = and_(table.c.kind.in_(ENGINE_KINDS), table.c.engine_heartbeat_at.is_not(None))
+    has_told = and_(table.c.kind.in_(SOURCE_KINDS), table.c.engine_heartbeat_at.is_not(None))
     return and_(table.c.host_only.is_(False), or_(table.c.reported_id.is_(None), has_told))
 
 
-def is_operators_word(known: Any, hostname: str) -> bool:
+def is_known_column() -> Any:
+    """Return :func:`is_known_to_source` as a column ``is_known``, 1 or 0, which every database can return."""
+    return case((is_known_to_source(worker), 1), else_=0).label("is_known")
+
+
+def is_report_trusted(known: Any, hostname: str) -> bool:
     """Return whether a report's name and labels for a worker are trusted as its operator's.
 
     :param known: the row that its source knows
@@ -58,7 +63,7 @@ def is_operators_word(known: Any, hostname: str) -> bool:
     return is_host_of(known, hostname) or config.placement_trust_reports()
 
 
-def operators_name(connection: Connection, known: Any, name: str) -> str:
+def resolve_operator_name(connection: Connection, known: Any, name: str) -> str:
     """Return the operator's name for a worker, as a report has it.
 
     If the source has another worker of this name, return the source's name.
@@ -66,7 +71,7 @@ def operators_name(connection: Connection, known: Any, name: str) -> str:
     same_name = select(worker.c.id).where(
         worker.c.engine_name == name,
         worker.c.kind == known.kind,
-        is_known_to_engine(worker),
+        is_known_to_source(worker),
         worker.c.engine_name != known.engine_name,
     )
     is_taken = name != known.engine_name and connection.execute(same_name.limit(1)).first() is not None
@@ -74,7 +79,7 @@ def operators_name(connection: Connection, known: Any, name: str) -> str:
     return source_name if is_taken else name
 
 
-def are_called(kind: str, name: str | None, engine_name: str | None, *, hostname: str) -> list[Any]:
+def name_conditions(kind: str, name: str | None, engine_name: str | None, *, hostname: str) -> list[Any]:
     """Match the instances of a worker by the operator's or the source's name.
 
     A scheduler's one local worker is named after its host, which its source and its own processes may know by different
@@ -87,14 +92,16 @@ def are_called(kind: str, name: str | None, engine_name: str | None, *, hostname
     matches: list[Any] = [worker.c.name.in_(called_names), worker.c.engine_name.in_(called_names)]
     if kind == LOCAL:
         matches.append(worker.c.hostname == hostname)
-        return [worker.c.kind == kind, or_(*matches), not_(are_named_local(worker))]
+        return [worker.c.kind == kind, or_(*matches), not_(is_named_local_row(worker))]
     return [worker.c.kind == kind, or_(*matches)]
 
 
-def are_named_local(table: Any) -> Any:
+def is_named_local_row(table: Any) -> Any:
     """Match local workers of schedulers that have several: ``domain.names.is_named_local``.
 
     :param table: the table of workers, or an alias of it
     """
-    is_plain = or_(table.c.engine_name.is_(None), table.c.engine_name.startswith(f"{PLAIN_LOCAL}@", autoescape=True))
+    is_plain = or_(
+        table.c.engine_name.is_(None), table.c.engine_name.startswith(f"{SINGLE_LOCAL_NAME}@", autoescape=True)
+    )
     return and_(table.c.kind == LOCAL, not_(is_plain))

@@ -18,28 +18,32 @@ from airflow_worker_insight.domain.filters import WORKER_ORDERS
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.names import is_named_local
 from airflow_worker_insight.domain.states import (
-    AVAILABILITIES,
-    AVAILABLE,
-    ENGINE_KINDS,
     LOCAL,
-    ONLINE,
-    QUARANTINED,
-    UNRESPONSIVE,
-    engine_of,
+    SOURCE_KINDS,
+    WorkerAvailability,
+    WorkerState,
+    source_of,
+    strictest,
 )
-from airflow_worker_insight.domain.workers import Change, WorkerRow
+from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import disable_jit, in_list
-from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.freshness import (
-    LIVE,
-    NOBODY_LOOKS,
-    Looks,
+    LIVE_STATES,
+    STATES_ARE_STALE,
+    SourceFreshness,
     in_states,
     shown_state,
     state_and_reason,
 )
-from airflow_worker_insight.store.workers.names import are_called, are_named_local, is_known_to_engine
+from airflow_worker_insight.store.workers.names import (
+    is_known_column,
+    is_known_to_source,
+    is_named_local_row,
+    name_conditions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.filters import WorkerFilter
 
+
+BATCH = 500
+"""Names that one statement looks up."""
 
 MAX_CANDIDATES = 2000
 """Most matches of a filter that are then read by their row IDs."""
@@ -68,7 +75,7 @@ def get_worker(connection: Connection, worker_id: str) -> WorkerRow | None:
         .order_by(case((is_reported, 0), else_=1))
         .limit(1)
     ).first()
-    return None if row is None else _with_strictest(connection, [_worker(row, Looks.of(connection))])[0]
+    return None if row is None else _with_strictest(connection, [_worker(row, SourceFreshness.of(connection))])[0]
 
 
 def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str, WorkerRow]:
@@ -76,12 +83,12 @@ def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str
     if not worker_ids:
         return {}
     rows = connection.execute(select(worker).where(worker.c.worker_id.in_(worker_ids))).all()
-    freshness = Looks.of(connection)
+    freshness = SourceFreshness.of(connection)
     worker_rows = _with_strictest(connection, [_worker(row, freshness) for row in rows])
     return {worker_row.worker_id: worker_row for worker_row in worker_rows}
 
 
-def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[Change]:
+def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerChange]:
     """Return a worker's history, the latest change first."""
     rows = connection.execute(
         select(change).where(change.c.worker_ref == worker_row.ref).order_by(change.c.id.desc()).limit(limit)
@@ -89,7 +96,7 @@ def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> lis
     return [_change(row) for row in rows]
 
 
-def decisions(connection: Connection, worker_rows: Collection[WorkerRow]) -> dict[int, Change]:
+def decisions(connection: Connection, worker_rows: Collection[WorkerRow]) -> dict[int, WorkerChange]:
     """Return the decision behind the availability of each worker, by ``ref``.
 
     Workers without a decision are left out. For a worker instance that began in quarantine this is the decision on an
@@ -105,12 +112,12 @@ def decisions(connection: Connection, worker_rows: Collection[WorkerRow]) -> dic
     heirs = [
         worker_row
         for worker_row in worker_rows
-        if worker_row.availability == QUARANTINED and worker_row.ref not in by_ref
+        if worker_row.availability == WorkerAvailability.QUARANTINED and worker_row.ref not in by_ref
     ]
     return {**by_ref, **_inherited(connection, heirs)}
 
 
-def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int, Change]:
+def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int, WorkerChange]:
     """Return the latest quarantine of an earlier instance, for the workers that inherited it."""
     if not heirs:
         return {}
@@ -120,7 +127,7 @@ def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int
         .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
         .where(
             or_(worker.c.name.in_(names), worker.c.engine_name.in_(names)),
-            change.c.availability == QUARANTINED,
+            change.c.availability == WorkerAvailability.QUARANTINED,
         )
         .order_by(change.c.id)
     ).all()
@@ -136,7 +143,7 @@ def _inherited(connection: Connection, heirs: Collection[WorkerRow]) -> dict[int
     }
 
 
-def other_lives(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerRow]:
+def other_instances(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerRow]:
     """Return the other instances of a worker's name, the latest first."""
     rows = connection.execute(
         select(worker)
@@ -144,35 +151,35 @@ def other_lives(connection: Connection, worker_row: WorkerRow, *, limit: int) ->
         .order_by(worker.c.id.desc())
         .limit(limit)
     )
-    freshness = Looks.of(connection)
+    freshness = SourceFreshness.of(connection)
     return [_worker(row, freshness) for row in rows]
 
 
-def later_life(connection: Connection, worker_row: WorkerRow) -> WorkerRow | None:
+def later_instance(connection: Connection, worker_row: WorkerRow) -> WorkerRow | None:
     """Return the latest instance of a worker's name, unless it is this one.
 
     For a worker that its source knows, ignore instances that only reports mention: a task may have made them up.
     """
     conditions = _same_name(worker_row)
-    if not worker_row.is_report_only and worker_row.kind in ENGINE_KINDS and worker_row.engine_name is not None:
-        conditions = [*conditions, is_known_to_engine(worker)]
+    if not worker_row.is_report_only and worker_row.kind in SOURCE_KINDS and worker_row.engine_name is not None:
+        conditions = [*conditions, is_known_to_source(worker)]
     row = connection.execute(
         select(worker)
         .where(*conditions, worker.c.id > worker_row.ref, worker.c.host_only.is_(False))
         .order_by(worker.c.id.desc())
         .limit(1)
     ).first()
-    return None if row is None else _worker(row, Looks.of(connection))
+    return None if row is None else _worker(row, SourceFreshness.of(connection))
 
 
 def _same_name(worker_row: WorkerRow) -> list[Any]:
-    return are_called(worker_row.kind, worker_row.name, worker_row.engine_name, hostname=worker_row.hostname)
+    return name_conditions(worker_row.kind, worker_row.name, worker_row.engine_name, hostname=worker_row.hostname)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
 
 
-def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
+def with_matching_refs(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     """Return the filter with the row IDs that it matches, if they are few.
 
     No index serves most filters, and a page runs some ten queries: so the table is scanned once, and the check for a
@@ -183,7 +190,9 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
     # PostgreSQL would JIT-compile these statements for 2 seconds each: it overrates the check for a later instance.
     disable_jit(connection)
     matching = (
-        select(worker.c.id).where(*filter_conditions(connection, filters, also_followed=True)).limit(MAX_CANDIDATES + 1)
+        select(worker.c.id)
+        .where(*filter_conditions(connection, filters, include_superseded=True))
+        .limit(MAX_CANDIDATES + 1)
     )
     refs = connection.execute(matching).scalars().all()
     if len(refs) > MAX_CANDIDATES:
@@ -195,16 +204,22 @@ def narrowed(connection: Connection, filters: WorkerFilter) -> WorkerFilter:
 
 
 def list_workers(
-    connection: Connection, filters: WorkerFilter, *, order_by: str = "-registered_at", limit: int, offset: int
+    connection: Connection,
+    filters: WorkerFilter,
+    *,
+    order_by: str = "-registered_at",
+    limit: int,
+    offset: int,
+    max_total: int = MAX_TOTAL,
 ) -> tuple[list[WorkerRow], int]:
-    """Return a page of workers and their total number, up to :data:`~.limits.MAX_TOTAL`.
+    """Return a page of workers and their total number, up to ``max_total``.
 
     :param order_by: one of :data:`WORKER_ORDERS`, with a leading ``-`` for descending order; unknown values come last
     """
-    freshness = Looks.of(connection)
-    filters = narrowed(connection, filters)
+    freshness = SourceFreshness.of(connection)
+    filters = with_matching_refs(connection, filters)
     conditions = [*filter_conditions(connection, filters), *in_states(filters.states, freshness)]
-    within = select(worker.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
+    within = select(worker.c.id).where(*conditions).limit(max_total).subquery()
     total: int = connection.execute(select(func.count()).select_from(within)).scalar_one()
     order = _order(order_by, freshness)
     page = select(worker).where(*conditions).order_by(*order).limit(limit).offset(offset)
@@ -216,7 +231,13 @@ def list_workers(
 
 
 def _decided_page(
-    connection: Connection, filters: WorkerFilter, freshness: Looks, order: Sequence[Any], *, limit: int, offset: int
+    connection: Connection,
+    filters: WorkerFilter,
+    freshness: SourceFreshness,
+    order: Sequence[Any],
+    *,
+    limit: int,
+    offset: int,
 ) -> Sequence[int]:
     """Return the row IDs of a page when many workers have a decision; PostgreSQL only.
 
@@ -224,14 +245,17 @@ def _decided_page(
     """
     names = ["id", "kind", "name", "engine_name", "hostname", "ended_at"]
     names += ["host_only", "reported_id", "engine_heartbeat_at"]
-    conditions = [*filter_conditions(connection, filters, also_followed=True), *in_states(filters.states, freshness)]
+    conditions = [
+        *filter_conditions(connection, filters, include_superseded=True),
+        *in_states(filters.states, freshness),
+    ]
     columns = (worker.c[name] for name in names)
     ordered = select(*columns).where(*conditions).order_by(*order).offset(0).subquery()
     page = select(ordered.c.id).where(_is_decided(ordered)).limit(limit).offset(offset)
     return list(connection.execute(page).scalars())
 
 
-def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
+def live_workers(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | None]:
     """Return an executor's workers that have not ended, or why they are unknown.
 
     Workers that only reports mention are left out: a task may have made them up. A worker reports its labels with its
@@ -240,16 +264,16 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
     The poller may die during a poll. What it stored before counts until another process may poll: meanwhile the
     executor itself checks the workers.
     """
-    freshness = Looks.of(connection, patience=LOOK_TAKES)
-    if engine_of(kind) in freshness.stale:
-        return [], NOBODY_LOOKS
+    freshness = SourceFreshness.of(connection, grace_period=POLL_TIMEOUT)
+    if source_of(kind) in freshness.stale:
+        return [], STATES_ARE_STALE
     rows = connection.execute(
         select(worker)
         .where(
             worker.c.kind == kind,
-            is_known_to_engine(worker),
+            is_known_to_source(worker),
             worker.c.ended_at.is_(None),
-            worker.c.state.in_(LIVE),
+            worker.c.state.in_(LIVE_STATES),
         )
         .order_by(worker.c.id)
     ).all()
@@ -264,24 +288,24 @@ def living(connection: Connection, kind: str) -> tuple[list[WorkerRow], str | No
 
 def unavailable_workers(connection: Connection) -> dict[int, str]:
     """Return the availability of all drained and quarantined live workers, by row ID."""
-    is_live = worker.c.state.in_(LIVE)
+    is_live = worker.c.state.in_(LIVE_STATES)
     decided = connection.execute(
         select(worker.c.id, *_strictest_columns()).where(
             or_(is_live, and_(worker.c.state.is_(None), worker.c.ended_at.is_(None))),
             worker.c.host_only.is_(False),
-            worker.c.availability != AVAILABLE,
+            worker.c.availability != WorkerAvailability.AVAILABLE,
         )
     ).all()
     by_ref = {row.id: row.availability for row in decided}
-    strictest = _strictest_of(decided)
-    for batch in _batches(sorted({name for _, name in strictest})):
+    by_name = _strictest_of(decided)
+    for batch in batches(sorted({name for _, name in by_name}), BATCH):
         same_name = select(worker.c.id, worker.c.kind, worker.c.engine_name).where(
             worker.c.engine_name.in_(batch), is_live
         )
         for row in connection.execute(same_name):
-            availability = strictest.get((row.kind, row.engine_name), AVAILABLE)
-            if availability != AVAILABLE:
-                by_ref[row.id] = max(by_ref.get(row.id, AVAILABLE), availability, key=AVAILABILITIES.index)
+            availability = by_name.get((row.kind, row.engine_name), WorkerAvailability.AVAILABLE)
+            if availability != WorkerAvailability.AVAILABLE:
+                by_ref[row.id] = strictest(by_ref.get(row.id, WorkerAvailability.AVAILABLE), availability)
     return by_ref
 
 
@@ -291,17 +315,17 @@ def _strictest_of(rows: Iterable[Row[Any]]) -> dict[tuple[str, str], str]:
     Several rows of one name may be one worker. A row that only reports mention decides for no other row: a task may
     have made it up.
     """
-    strictest: dict[tuple[str, str], str] = {}
+    by_name: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.engine_name is not None and row.is_known:
             key = (row.kind, row.engine_name)
-            strictest[key] = max(strictest.get(key, AVAILABLE), row.availability, key=AVAILABILITIES.index)
-    return strictest
+            by_name[key] = strictest(by_name.get(key, WorkerAvailability.AVAILABLE), row.availability)
+    return by_name
 
 
 def _strictest_columns() -> list[Any]:
     """Return the columns that :func:`_strictest_of` reads."""
-    is_known = case((is_known_to_engine(worker), 1), else_=0).label("is_known")
+    is_known = is_known_column()
     return [worker.c.kind, worker.c.engine_name, worker.c.availability, is_known]
 
 
@@ -315,23 +339,22 @@ def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> lis
         {worker_row.engine_name for worker_row in worker_rows if worker_row.engine_name and worker_row.ended_at is None}
     )
     decided: list[Row[Any]] = []
-    for batch in _batches(names):
+    for batch in batches(names, BATCH):
         decided += connection.execute(
             select(*_strictest_columns()).where(
                 worker.c.engine_name.in_(batch),
                 worker.c.ended_at.is_(None),
                 worker.c.host_only.is_(False),
-                worker.c.availability != AVAILABLE,
+                worker.c.availability != WorkerAvailability.AVAILABLE,
             )
         ).all()
-    strictest = _strictest_of(decided)
+    by_name = _strictest_of(decided)
     return [
         replace(
             worker_row,
-            availability=max(
+            availability=strictest(
                 worker_row.availability,
-                strictest.get((worker_row.kind, worker_row.engine_name or ""), AVAILABLE),
-                key=AVAILABILITIES.index,
+                by_name.get((worker_row.kind, worker_row.engine_name or ""), WorkerAvailability.AVAILABLE),
             ),
         )
         if worker_row.ended_at is None
@@ -340,17 +363,13 @@ def _with_strictest(connection: Connection, worker_rows: list[WorkerRow]) -> lis
     ]
 
 
-def _batches(names: list[str]) -> Iterable[list[str]]:
-    return (names[start : start + 500] for start in range(0, len(names), 500))
-
-
-def have_answered(connection: Connection, kind: str) -> bool:
+def has_any_heartbeat(connection: Connection, kind: str) -> bool:
     """Return whether a worker of a kind has ever sent its source a heartbeat."""
     known = select(worker.c.id).where(worker.c.kind == kind, worker.c.engine_heartbeat_at.is_not(None))
     return connection.execute(known.limit(1)).first() is not None
 
 
-def ended(connection: Connection, kind: str, *, since: datetime, until: datetime) -> list[str]:
+def ended_workers(connection: Connection, kind: str, *, since: datetime, until: datetime) -> list[str]:
     """Return the IDs of the workers of a kind that ended between two times."""
     rows = connection.execute(
         select(worker.c.worker_id).where(
@@ -370,7 +389,7 @@ def _latest_labels(connection: Connection, kind: str, engine_names: Collection[s
             worker.c.engine_name.in_(engine_names),
             worker.c.kind == kind,
             worker.c.reported_id.is_not(None),
-            is_known_to_engine(worker),
+            is_known_to_source(worker),
         )
         .group_by(worker.c.engine_name)
     )
@@ -378,16 +397,16 @@ def _latest_labels(connection: Connection, kind: str, engine_names: Collection[s
     return {row.engine_name: row.labels for row in rows}
 
 
-def names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
+def worker_names(connection: Connection, refs: Collection[int]) -> dict[int, str]:
     """Return the names of the workers with these row IDs."""
     rows = connection.execute(select(worker.c.id, worker.c.name).where(worker.c.id.in_(list(refs))))
     return {row.id: row.name for row in rows}
 
 
-def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_followed: bool = False) -> list[Any]:
+def filter_conditions(connection: Connection, filters: WorkerFilter, *, include_superseded: bool = False) -> list[Any]:
     """Return the conditions of a filter, except for the states.
 
-    :param also_followed: whether to include ended instances that another one followed, whose decisions no longer count
+    :param include_superseded: whether to include ended instances that another one followed, whose decisions no longer count
     """
     columns = worker.c
     if filters.refs is not None:
@@ -398,7 +417,7 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_fol
         for name in ("kind", "hostname", "availability")
         if getattr(filters, name) is not None
     ]
-    if filters.availability is not None and not also_followed:
+    if filters.availability is not None and not include_superseded:
         conditions.append(_is_decided())
     if filters.name is not None:
         conditions.append(or_(columns.name == filters.name, columns.engine_name == filters.name))
@@ -409,7 +428,12 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, also_fol
         queue = filters.queue
         conditions.append(_holds(connection, columns.queues, "[", lambda dumps: dumps(queue)))
     if filters.seen_since is not None:
-        conditions.append(or_(columns.last_seen_at >= filters.seen_since, columns.state.in_([ONLINE, UNRESPONSIVE])))
+        conditions.append(
+            or_(
+                columns.last_seen_at >= filters.seen_since,
+                columns.state.in_([WorkerState.ONLINE, WorkerState.UNRESPONSIVE]),
+            )
+        )
     if filters.last_seen_at_gte is not None:
         conditions.append(columns.last_seen_at >= filters.last_seen_at_gte)
     if filters.last_seen_at_lte is not None:
@@ -428,21 +452,21 @@ def _is_decided(table: Any = worker) -> Any:
 
 
 def _is_latest(table: Any) -> Any:
-    """Match the latest instance of each name: see ``are_called``.
+    """Match the latest instance of each name: see ``name_conditions``.
 
     Each name is looked up on its own, through its index. For a worker that its source knows, instances that only
     reports mention do not count: a task may have made them up.
     """
     later = worker.alias("later")
-    counts = or_(not_(is_known_to_engine(table)), is_known_to_engine(later))
+    counts = or_(not_(is_known_to_source(table)), is_known_to_source(later))
 
     def followed(name: str, *conditions: Any) -> Any:
         same_name = (later.c[name] == table.c[name], later.c.kind == table.c.kind, later.c.id > table.c.id, *conditions)
         return select(later.c.id).where(*same_name, later.c.host_only.is_(False), counts).exists()
 
-    is_named = are_named_local(table)
+    is_named = is_named_local_row(table)
     by_name = and_(not_(is_named), followed("name"))
-    by_host = and_(table.c.kind == LOCAL, not_(is_named), followed("hostname", not_(are_named_local(later))))
+    by_host = and_(table.c.kind == LOCAL, not_(is_named), followed("hostname", not_(is_named_local_row(later))))
     return not_(or_(by_name, followed("engine_name"), by_host))
 
 
@@ -469,7 +493,7 @@ def _holds(
     )
 
 
-def _order(order_by: str, freshness: Looks) -> list[Any]:
+def _order(order_by: str, freshness: SourceFreshness) -> list[Any]:
     name = order_by.removeprefix("-")
     if name not in WORKER_ORDERS:
         raise ValueError(f"workers cannot be ordered by {order_by}")
@@ -486,7 +510,7 @@ def _order(order_by: str, freshness: Looks) -> list[Any]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _worker(row: Row[Any], freshness: Looks) -> WorkerRow:
+def _worker(row: Row[Any], freshness: SourceFreshness) -> WorkerRow:
     state, reason = state_and_reason(row, freshness)
     return WorkerRow(
         ref=row.id,
@@ -510,7 +534,7 @@ def _worker(row: Row[Any], freshness: Looks) -> WorkerRow:
         labels=row.labels,
         resources=row.resources,
         versions=row.versions,
-        is_report_only=row.kind in ENGINE_KINDS
+        is_report_only=row.kind in SOURCE_KINDS
         and not row.host_only
         and row.reported_id is not None
         and row.engine_heartbeat_at is None,
@@ -530,8 +554,8 @@ def _clock_ahead(row: Row[Any]) -> timedelta | None:
     return ahead
 
 
-def _change(row: Row[Any]) -> Change:
-    return Change(
+def _change(row: Row[Any]) -> WorkerChange:
+    return WorkerChange(
         changed_at=row.changed_at.astimezone(timezone.utc),
         state=row.state,
         availability=row.availability,

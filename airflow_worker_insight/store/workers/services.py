@@ -12,7 +12,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import WorkerFilter
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerState
 from airflow_worker_insight.domain.workers import Service
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers.queries import list_workers
@@ -91,14 +91,18 @@ def _job_state(state: str | None, silent: timedelta | None, threshold: timedelta
     :param silent: time since its last heartbeat
     """
     if state == "success":
-        return OFFLINE
+        return WorkerState.OFFLINE
     if state == "failed":
-        return LOST
+        return WorkerState.LOST
     if state != "running" or silent is None:
         return None
     if silent < threshold:
-        return ONLINE
-    return UNRESPONSIVE if silent < max(threshold, timedelta(seconds=config.lost_timeout())) else LOST
+        return WorkerState.ONLINE
+    return (
+        WorkerState.UNRESPONSIVE
+        if silent < max(threshold, timedelta(seconds=config.lost_timeout()))
+        else WorkerState.LOST
+    )
 
 
 def _worker_service(worker_row: WorkerRow) -> Service:

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, insert, not_, or_, select, update
 
-from airflow_worker_insight.domain.clock import SAME_START
-from airflow_worker_insight.domain.names import are_one_host, is_named_local, short_host
-from airflow_worker_insight.domain.states import AVAILABILITIES, AVAILABLE, ENGINE_KINDS, LOCAL, ONLINE, QUARANTINED
+from airflow_worker_insight.domain.clock import START_TOLERANCE
+from airflow_worker_insight.domain.names import is_named_local, is_same_host, short_host
+from airflow_worker_insight.domain.states import LOCAL, SOURCE_KINDS, WorkerAvailability, WorkerState, strictest
+from airflow_worker_insight.domain.workers import is_known_to_source as is_known_by_facts
 from airflow_worker_insight.store.dialects import insert_new
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import (
-    are_called,
-    are_named_local,
+    hostname_may_differ_from_source,
     is_host_of,
-    is_known_to_engine,
-    is_operators_word,
-    may_be_unlike_the_engines,
+    is_known_to_source,
+    is_named_local_row,
+    is_report_trusted,
+    name_conditions,
     node_host,
-    operators_name,
+    resolve_operator_name,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRecord
 
 
-SINCE_BEFORE = "Since a life before, "
+INHERITED_PREFIX = "Inherited from instance "
 """First words of the history of an instance that began in quarantine."""
+
+INHERITED_PREFIXES = (INHERITED_PREFIX, "Since a life before, ")
+"""Prefixes of stored histories; versions up to 0.1 wrote the second."""
 
 STARTING = timedelta(seconds=60)
 """How much later than its process a worker may report its start: it imports Airflow first."""
@@ -81,7 +85,7 @@ def store_worker(
     *,
     now: datetime,
     is_own: bool = False,
-    fits: bool | None = True,
+    kind_matches: bool | None = True,
     check_new: Callable[[], None] | None = None,
 ) -> StoredWorker:
     """Find, update or insert the row of a worker that a report describes, and lock it.
@@ -92,24 +96,24 @@ def store_worker(
     knows, a report fills in only what the source does not know, once.
 
     :param is_own: whether the process that runs the worker describes it, and not a report: then what it says counts
-    :param fits: whether the executor of the try has workers of this kind; if that is unknown (``None``), the host must
+    :param kind_matches: whether the executor of the try has workers of this kind; if that is unknown (``None``), the host must
         be the one that the source states
     :param check_new: called before a row is inserted
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     """
     contradiction = None
-    if fits is False and record.kind in ENGINE_KINDS:
-        contradiction = f"no {record.kind} worker runs tries of its executor"
+    if kind_matches is False and record.kind in SOURCE_KINDS:
+        contradiction = f"its executor has no {record.kind} workers"
         record = _without_source(record)
     known = _reported_as(connection, record.worker_id)
-    is_certain = fits is not True
+    is_certain = kind_matches is not True
     if known is not None and (is_own or _is_process_of(connection, known, record, is_certain=is_certain)):
         return replace(_update_worker(connection, known, record, is_own=is_own), contradiction=contradiction)
     source_row = None if is_own else _source_row(connection, record, is_certain=is_certain)
     if source_row is not None:
         found_by = _hand_over_id(connection, known, source_row, record)
         return _update_worker(connection, source_row, record, found_by=found_by)
-    if fits is None and record.kind in ENGINE_KINDS and may_be_unlike_the_engines(record.hostname):
+    if kind_matches is None and record.kind in SOURCE_KINDS and hostname_may_differ_from_source(record.hostname):
         # The next poll knows no executors: it would merge this with the worker that has no such host name yet.
         record = _without_source(record)
         known = _reported_as(connection, record.worker_id)
@@ -140,7 +144,7 @@ def _is_reported_elsewhere(connection: Connection, worker_id: str) -> bool:
     Other processes report with its own ID.
     """
     taken = select(worker.c.id).where(worker.c.worker_id == worker_id, worker.c.reported_id != worker_id)
-    return connection.execute(taken.where(not_(is_known_to_engine(worker)))).first() is not None
+    return connection.execute(taken.where(not_(is_known_to_source(worker)))).first() is not None
 
 
 def _without_source(record: WorkerRecord) -> WorkerRecord:
@@ -156,9 +160,9 @@ def _is_process_of(connection: Connection, known: Row[Any], record: WorkerRecord
         return False
     if _is_named_differently(known, record):
         return False
-    if _is_known_to_engine(known):
+    if _is_known_to_source(known):
         return _may_be_on_host(connection, known, record.hostname, is_certain=is_certain)
-    return are_one_host(known.hostname, record.hostname)
+    return is_same_host(known.hostname, record.hostname)
 
 
 def _is_named_differently(known: Row[Any], record: WorkerRecord) -> bool:
@@ -168,7 +172,7 @@ def _is_named_differently(known: Row[Any], record: WorkerRecord) -> bool:
     its source and its own processes may know by different names.
     """
     names = (known.engine_name, record.engine_name)
-    if record.kind not in ENGINE_KINDS or None in names or names[0] == names[1]:
+    if record.kind not in SOURCE_KINDS or None in names or names[0] == names[1]:
         return False
     return record.kind != LOCAL or any(is_named_local(LOCAL, name) for name in names)
 
@@ -176,7 +180,7 @@ def _is_named_differently(known: Row[Any], record: WorkerRecord) -> bool:
 def _difference(known: Row[Any] | None, record: WorkerRecord) -> str:
     """Describe how a report differs from the worker with its ID."""
     if known is None:
-        return "its ID is another worker's"
+        return "its ID belongs to another worker"
     facts = [
         f"{name} {getattr(known, name)} before, {getattr(record, name)} now"
         for name in ("kind", "hostname", "pid", "engine_name")
@@ -201,7 +205,7 @@ def _may_be_on_host(connection: Connection, known: Row[Any], hostname: str, *, i
     """
     if is_host_of(known, hostname):
         return True
-    if is_certain or known.reported_id is not None or not may_be_unlike_the_engines(hostname):
+    if is_certain or known.reported_id is not None or not hostname_may_differ_from_source(hostname):
         return False
     host = node_host(known.kind, known.engine_name)
     short = short_host(hostname)
@@ -211,16 +215,17 @@ def _may_be_on_host(connection: Connection, known: Row[Any], hostname: str, *, i
         worker.c.hostname.in_(sorted(aliases)),
         worker.c.id != known.id,
         worker.c.ended_at.is_(None),
-        is_known_to_engine(worker),
+        is_known_to_source(worker),
     )
     # Several Celery workers of one machine share its host name.
     neighbours = connection.execute(others.limit(MAX_ON_A_HOST)).all()
     return all(bool(host) and node_host(neighbour.kind, neighbour.engine_name) == host for neighbour in neighbours)
 
 
-def _is_known_to_engine(row: Row[Any]) -> bool:
-    has_told = row.kind in ENGINE_KINDS and row.engine_heartbeat_at is not None
-    return not row.host_only and (row.reported_id is None or has_told)
+def _is_known_to_source(row: Row[Any]) -> bool:
+    return not row.host_only and is_known_by_facts(
+        row.kind, is_reported=row.reported_id is not None, has_heartbeat=row.engine_heartbeat_at is not None
+    )
 
 
 def _update_worker(
@@ -236,21 +241,21 @@ def _update_worker(
     """
     values: dict[str, Any] = {"fingerprint": record.fingerprint}
     reported_id = found_by or known.reported_id
-    if _is_known_to_engine(known) and not is_own:
+    if _is_known_to_source(known) and not is_own:
         values["hostname"] = record.hostname
         if known.reported_id is None:
             values |= {"reported_id": reported_id, **_completed_columns(connection, known, record)}
     else:
         name, engine_name = record.name, record.engine_name
-        if record.kind in ENGINE_KINDS and not is_own:
+        if record.kind in SOURCE_KINDS and not is_own:
             # Decisions are bound to these names, so a report must not rename a worker.
             name, engine_name = known.name, known.engine_name or record.engine_name
         values |= {"job_id": record.job_id, **record.description(), "name": name, "engine_name": engine_name}
         if (name, engine_name) != (known.name, known.engine_name):
-            inherited = inherited_availability(
+            inherited = initial_availability(
                 connection, record.kind, name, engine_name, hostname=record.hostname, besides=known.id
             )
-            values["availability"] = max(known.availability, inherited, key=AVAILABILITIES.index)
+            values["availability"] = strictest(known.availability, inherited)
     connection.execute(update(worker).where(worker.c.id == known.id).values(values))
     return StoredWorker(known.id, reported_id, record.fingerprint)
 
@@ -262,8 +267,8 @@ def _completed_columns(connection: Connection, known: Row[Any], record: WorkerRe
         "resources": {**record.resources, **known.resources},
         "versions": {**record.versions, **known.versions},
     }
-    if is_operators_word(known, record.hostname):
-        values |= {"name": operators_name(connection, known, record.name), "labels": dict(record.labels)}
+    if is_report_trusted(known, record.hostname):
+        values |= {"name": resolve_operator_name(connection, known, record.name), "labels": dict(record.labels)}
     return values if known.pid is not None else {**values, "pid": record.pid}
 
 
@@ -278,7 +283,7 @@ def _hand_over_id(connection: Connection, known: Row[Any] | None, source_row: Ro
     """
     if known is not None:
         separate_id = _separate_id(record.worker_id, known.kind, known.hostname, known.pid)
-        if _is_known_to_engine(known) or _reported_as(connection, separate_id) is not None:
+        if _is_known_to_source(known) or _reported_as(connection, separate_id) is not None:
             return source_row.reported_id or _separate_id(
                 source_row.worker_id, source_row.kind, source_row.hostname, source_row.pid
             )
@@ -289,15 +294,13 @@ def _hand_over_id(connection: Connection, known: Row[Any] | None, source_row: Ro
 
 
 def _insert_worker(connection: Connection, record: WorkerRecord, *, now: datetime) -> None:
-    inherited = inherited_availability(
-        connection, record.kind, record.name, record.engine_name, hostname=record.hostname
-    )
+    inherited = initial_availability(connection, record.kind, record.name, record.engine_name, hostname=record.hostname)
     values = {
         "worker_id": record.worker_id,
         "reported_id": record.worker_id,
         "registered_at": now,
         "last_seen_at": now,
-        "state": ONLINE,
+        "state": WorkerState.ONLINE,
         "availability": inherited,
         "job_id": record.job_id,
         "engine_name": record.engine_name,
@@ -305,11 +308,11 @@ def _insert_worker(connection: Connection, record: WorkerRecord, *, now: datetim
         **record.description(),
     }
     connection.execute(insert_new(connection.dialect.name, worker, values))
-    if inherited == QUARANTINED:
+    if inherited == WorkerAvailability.QUARANTINED:
         query = select(worker.c.id).where(worker.c.reported_id == record.worker_id)
         row_id = connection.execute(query).scalar()
         if row_id is not None:
-            note_inheritance(
+            record_inherited_quarantine(
                 connection, row_id, record.kind, record.name, record.engine_name, hostname=record.hostname, now=now
             )
 
@@ -324,7 +327,7 @@ def _source_row(connection: Connection, record: WorkerRecord, *, is_certain: boo
     both as one worker and merges them. A restart is mistaken for the previous instance only if the worker's clock is
     wrong by exactly as long as that instance lasted. If the source knows no start, the next poll would not know better.
     """
-    if record.host_only or record.kind not in ENGINE_KINDS or is_named_local(record.kind, record.engine_name):
+    if record.host_only or record.kind not in SOURCE_KINDS or is_named_local(record.kind, record.engine_name):
         # Named local workers are registered by their own scheduler only, with the ID that their processes report.
         return None
     needed = {LOCAL: (record.job_id,), "edge": (record.engine_name,), "celery": (record.engine_name, record.pid)}
@@ -332,7 +335,7 @@ def _source_row(connection: Connection, record: WorkerRecord, *, is_certain: boo
         return None
     if record.kind == LOCAL:
         # The source names a scheduler by Airflow's name for its host, unknown to the worker. A job is one instance.
-        is_same = [worker.c.job_id == record.job_id, not_(are_named_local(worker))]
+        is_same = [worker.c.job_id == record.job_id, not_(is_named_local_row(worker))]
     elif record.kind == "edge":
         # The source knows only the name, and refuses a second worker with it.
         is_same = [worker.c.engine_name == record.engine_name, _started_as(record)]
@@ -340,7 +343,7 @@ def _source_row(connection: Connection, record: WorkerRecord, *, is_certain: boo
         is_same = [worker.c.engine_name == record.engine_name, worker.c.pid == record.pid, _started_as(record)]
     open_rows = (
         select(worker)
-        .where(is_known_to_engine(worker), worker.c.kind == record.kind, worker.c.ended_at.is_(None), *is_same)
+        .where(is_known_to_source(worker), worker.c.kind == record.kind, worker.c.ended_at.is_(None), *is_same)
         .order_by(worker.c.id.desc())
         .limit(MAX_SAME)
         .with_for_update(key_share=True)
@@ -357,12 +360,12 @@ def _started_as(record: WorkerRecord) -> Any:
     source_start, own_start, is_new = worker.c.engine_started_at, worker.c.started_at, worker.c.reported_id.is_(None)
     if record.started_at is None:
         return and_(is_new, source_start.is_(None))
-    matches_source = source_start.between(record.started_at - SAME_START, record.started_at + STARTING)
-    matches_own = own_start.between(record.started_at - SAME_START, record.started_at + SAME_START)
+    matches_source = source_start.between(record.started_at - START_TOLERANCE, record.started_at + STARTING)
+    matches_own = own_start.between(record.started_at - START_TOLERANCE, record.started_at + START_TOLERANCE)
     return or_(matches_source, and_(is_new, source_start.is_(None)), and_(not_(is_new), matches_own))
 
 
-def inherited_availability(
+def initial_availability(
     connection: Connection,
     kind: str,
     name: str | None,
@@ -383,16 +386,16 @@ def inherited_availability(
     """
     latest = select(worker.c.availability).where(worker.c.id != besides).order_by(worker.c.id.desc()).limit(1)
     decided = None
-    if engine_name is not None and kind in ENGINE_KINDS:
-        by_source = latest.where(worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_engine(worker))
+    if engine_name is not None and kind in SOURCE_KINDS:
+        by_source = latest.where(worker.c.engine_name == engine_name, worker.c.kind == kind, is_known_to_source(worker))
         decided = connection.execute(by_source).scalar()
     if decided is None:
-        same_name = are_called(kind, name, engine_name, hostname=hostname)
+        same_name = name_conditions(kind, name, engine_name, hostname=hostname)
         decided = connection.execute(latest.where(*same_name, worker.c.host_only.is_(False))).scalar()
-    return QUARANTINED if decided == QUARANTINED else AVAILABLE
+    return WorkerAvailability.QUARANTINED if decided == WorkerAvailability.QUARANTINED else WorkerAvailability.AVAILABLE
 
 
-def note_inheritance(
+def record_inherited_quarantine(
     connection: Connection,
     ref: int,
     kind: str,
@@ -414,9 +417,9 @@ def note_inheritance(
         select(worker.c.worker_id, change.c.reason, change.c.changed_by)
         .select_from(change.join(worker, worker.c.id == change.c.worker_ref))
         .where(
-            *are_called(kind, name, engine_name, hostname=hostname),
+            *name_conditions(kind, name, engine_name, hostname=hostname),
             worker.c.id < ref,
-            change.c.availability == QUARANTINED,
+            change.c.availability == WorkerAvailability.QUARANTINED,
         )
         .order_by(worker.c.id.desc(), change.c.id.desc())
         .limit(1)
@@ -424,7 +427,12 @@ def note_inheritance(
     if earlier is None:
         return
     reason = earlier.reason or ""
-    if not reason.startswith(SINCE_BEFORE):
-        reason = f"{SINCE_BEFORE}{earlier.worker_id}{f': {reason}' if reason else ''}"
-    values = {"changed_at": now, "availability": QUARANTINED, "reason": reason[:500], "changed_by": earlier.changed_by}
+    if not reason.startswith(INHERITED_PREFIXES):
+        reason = f"{INHERITED_PREFIX}{earlier.worker_id}{f': {reason}' if reason else ''}"
+    values = {
+        "changed_at": now,
+        "availability": WorkerAvailability.QUARANTINED,
+        "reason": reason[:500],
+        "changed_by": earlier.changed_by,
+    }
     connection.execute(insert(change).values(worker_ref=ref, **values))

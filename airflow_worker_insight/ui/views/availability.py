@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 
 NO_EFFECT = (
     "Airflow’s own executors ignore this setting. Configure an executor of Worker Insight to make it take effect."
@@ -23,7 +23,7 @@ class Availability:
     """A worker's availability, and the choices of the user."""
 
     current: str
-    change: Change | None
+    change: WorkerChange | None
     options: tuple[Option, ...]
     may_decide: bool
     effect: str
@@ -31,13 +31,17 @@ class Availability:
 
 
 _CHOICES = (
-    (AVAILABLE, "Available", "Gets new tasks."),
-    (DRAINING, "Drain", "Finishes its tasks and gets no new ones, until it restarts."),
-    (QUARANTINED, "Quarantine", "Gets no new tasks, also after a restart, until you make it available."),
+    (WorkerAvailability.AVAILABLE, "Available", "Gets new tasks."),
+    (WorkerAvailability.DRAINING, "Drain", "Finishes its tasks and gets no new ones, until it restarts."),
+    (
+        WorkerAvailability.QUARANTINED,
+        "Quarantine",
+        "Gets no new tasks, also after a restart, until you make it available.",
+    ),
 )
 
 
-def current_change(row: WorkerRow, latest: Change | None) -> Change | None:
+def current_change(row: WorkerRow, latest: WorkerChange | None) -> WorkerChange | None:
     """Return the change that made a worker's availability what it is.
 
     ``None`` if there is none, or if the worker instance inherited the decision from its previous instance.
@@ -45,7 +49,7 @@ def current_change(row: WorkerRow, latest: Change | None) -> Change | None:
     return latest if latest is not None and latest.availability == row.availability else None
 
 
-def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: bool, places: bool) -> Availability:
+def build_availability(row: WorkerRow, latest: WorkerChange | None, *, may_decide: bool, places: bool) -> Availability:
     """Return the decision in force on a worker and the possible ones.
 
     A worker instance that has ended cannot be drained.
@@ -58,7 +62,9 @@ def build_availability(row: WorkerRow, latest: Change | None, *, may_decide: boo
         current=row.availability,
         change=current_change(row, latest),
         options=tuple(
-            option for option in options if option.is_chosen or option.value != DRAINING or row.ended_at is None
+            option
+            for option in options
+            if option.is_chosen or option.value != WorkerAvailability.DRAINING or row.ended_at is None
         ),
         may_decide=may_decide,
         effect=EFFECT if places else NO_EFFECT,

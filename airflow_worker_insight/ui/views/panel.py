@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain import reasons
-from airflow_worker_insight.domain.states import LOST
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, WAITING, Attribution
 from airflow_worker_insight.ui.views.parts import Notice
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.domain.attempts import Attempt
     from airflow_worker_insight.domain.workers import WorkerRow
-    from airflow_worker_insight.store.placements import Why
+    from airflow_worker_insight.store.placements import Explanation
     from airflow_worker_insight.ui.query_params import PanelParams
 
 REFRESH_SECONDS = 5
@@ -57,7 +57,7 @@ def build_panel(
     instances: Mapping[str, WorkerRow] | None = None,
     *,
     now: datetime,
-    placed: Mapping[int, Why] | None = None,
+    placed: Mapping[int, Explanation] | None = None,
 ) -> Panel:
     """Return the panel of a task instance.
 
@@ -146,7 +146,7 @@ _OUTCOMES = {
 }
 
 
-def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
+def _summary(tries: Sequence[Attempt], placed: Mapping[int, Explanation]) -> str:
     """Summarize in one sentence: tries, workers, and the outcome of the last try."""
     if not tries:
         return ""
@@ -154,7 +154,9 @@ def _summary(tries: Sequence[Attempt], placed: Mapping[int, Why]) -> str:
     outcome = _OUTCOMES.get(last.state or "", "is in the state " + formatting.state(last.state).lower() + "{where}")
     outcome = outcome.format(where=_where_text(last))
     if last.state == "queued" and last.try_number in placed:
-        outcome = "waits for a worker" if placed[last.try_number].reason in reasons.WAITING else "waits to start"
+        outcome = (
+            "waits for a worker" if placed[last.try_number].reason in reasons.WAITING_REASONS else "waits to start"
+        )
     if len(tries) == 1:
         return f"The only try so far {outcome}."
     return f"{_count_text(tries)}; the last one {outcome}."
@@ -169,7 +171,7 @@ def _warning(tries: Sequence[Attempt], instances: Mapping[str, WorkerRow]) -> Lo
         return None
     last = max(tries[0].workers, key=lambda worker: (worker.last_started_at is not None, worker.last_started_at))
     instance = instances.get(last.worker_id)
-    if instance is None or instance.state != LOST:
+    if instance is None or instance.state != WorkerState.LOST:
         return None
     text = f"Airflow still counts it as running, but {last.name} has been lost"
     return LostWorkerWarning(text, instance.ended_at or instance.last_seen_at)
@@ -179,7 +181,7 @@ def _lost(instances: Mapping[str, WorkerRow]) -> dict[str, datetime]:
     return {
         worker_id: instance.ended_at or instance.last_seen_at
         for worker_id, instance in instances.items()
-        if instance.state == LOST
+        if instance.state == WorkerState.LOST
     }
 
 
@@ -209,7 +211,7 @@ def _where_text(attempt: Attempt) -> str:
     return f" on a worker of {worker.hostname}" if worker.host_only else f" on {worker.name}"
 
 
-def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapping[int, Why]) -> list[Notice]:
+def _notices(attempts: Sequence[Attempt], tries: Sequence[Attempt], placed: Mapping[int, Explanation]) -> list[Notice]:
     if not attempts:
         return [
             Notice(

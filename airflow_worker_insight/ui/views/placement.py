@@ -5,53 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.reasons import (
-    AGAIN,
-    ELSEWHERE,
-    FULL,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    NO_SUCH_WORKER,
-    NO_WORKER,
-    NOT_AVAILABLE,
-    OTHERS_FULL,
-    ROUND_ROBIN,
-    SHARED_QUEUE,
-    SLOW,
-    STICKY,
-    STICKY_NEXT,
-    WAITING,
-    WORKERS_UNSEEN,
-)
+from airflow_worker_insight.domain.reasons import WAITING_REASONS, PlacementReason
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow_worker_insight.store.placements import Placement, Why
+    from airflow_worker_insight.store.placements import Explanation, Placement
 
-_PLACED_TEXTS = {
-    LEAST_LOADED: "the least loaded of the eligible workers",
-    ROUND_ROBIN: "the next in turn of the eligible workers",
-    STICKY: "the worker that this task sticks to",
-    STICKY_NEXT: "the next worker that this task sticks to: the first was full or not eligible",
-    ELSEWHERE: "avoids a worker that failed this task",
-    AGAIN: "on a worker that failed this task before: no other worker was eligible",
-    SLOW: "on a worker that takes longer: the faster ones took no more tasks",
-    SHARED_QUEUE: "sent to the shared queue: no worker was eligible",
+_PLACED_TEXTS: dict[str, str] = {
+    PlacementReason.LEAST_LOADED: "the least loaded of the eligible workers",
+    PlacementReason.ROUND_ROBIN: "the next in turn of the eligible workers",
+    PlacementReason.STICKY: "the worker that this task sticks to",
+    PlacementReason.STICKY_NEXT: "the next worker that this task sticks to: the first was full or not eligible",
+    PlacementReason.RETRY_ELSEWHERE: "avoids a worker that failed this task",
+    PlacementReason.RETRY_AGAIN: "on a worker that failed this task before: no other worker was eligible",
+    PlacementReason.SLOW: "on a worker that takes longer: the faster ones took no more tasks",
+    PlacementReason.SHARED_QUEUE: "sent to the shared queue: no worker was eligible",
 }
 
-_WAITING_TEXTS = {
-    NO_WORKER: "no known worker consumes its queue",
-    NOT_AVAILABLE: "no worker of its queue is available",
-    NO_LABEL: "no available worker has the requested labels",
-    NO_SUCH_WORKER: "no worker has the requested name",
-    FULL: "all eligible workers are full",
-    OTHERS_FULL: "the workers that have not failed it are full or unresponsive",
-    INVALID_REQUEST: "its placement request is invalid",
-    WORKERS_UNSEEN: "workers cannot be reached",
+_WAITING_TEXTS: dict[str, str] = {
+    PlacementReason.NO_WORKER: "no known worker consumes its queue",
+    PlacementReason.NOT_AVAILABLE: "no worker of its queue is available",
+    PlacementReason.NO_LABEL: "no available worker has the requested labels",
+    PlacementReason.NO_SUCH_WORKER: "no worker has the requested name",
+    PlacementReason.FULL: "all eligible workers are full",
+    PlacementReason.OTHERS_FULL: "the workers that have not failed it are full or unresponsive",
+    PlacementReason.INVALID_REQUEST: "its placement request is invalid",
+    PlacementReason.WORKERS_UNREACHABLE: "workers cannot be reached",
 }
 
 
@@ -71,7 +53,7 @@ def reason_text(reason: str) -> str:
     return _WAITING_TEXTS.get(reason) or _PLACED_TEXTS.get(reason, reason)
 
 
-def why_text(placement: Why | None, *, has_started: bool = False, is_over: bool = False) -> str:
+def why_text(placement: Explanation | None, *, has_started: bool = False, is_over: bool = False) -> str:
     """Return why a try was placed on its worker, or waits.
 
     Empty if no executor of this package decided.
@@ -81,7 +63,7 @@ def why_text(placement: Why | None, *, has_started: bool = False, is_over: bool 
     """
     if placement is None:
         return ""
-    if placement.reason not in WAITING:
+    if placement.reason not in WAITING_REASONS:
         return f"Placed: {placement.detail or _PLACED_TEXTS.get(placement.reason, placement.reason)}"
     if has_started:
         # The executor sent it in fallback mode, while the workers were unavailable.

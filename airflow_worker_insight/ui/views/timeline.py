@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.ui import formatting, lanes
 from airflow_worker_insight.ui.lanes import Span
 from airflow_worker_insight.ui.query_params import HOURS, AttemptsParams
@@ -223,7 +223,11 @@ def build_timeline(
 
 
 def _end(row: WorkerRow, start: datetime, end: datetime) -> End | None:
-    if row.state not in (LOST, OFFLINE) or row.ended_at is None or not start <= row.ended_at <= end:
+    if (
+        row.state not in (WorkerState.LOST, WorkerState.OFFLINE)
+        or row.ended_at is None
+        or not start <= row.ended_at <= end
+    ):
         return None
     return End(
         f"{(row.ended_at - start) / (end - start):.2%}",
@@ -237,20 +241,20 @@ def _length(hours: int) -> str:
 
 def _span(row: WorkerRow, stay: Stay, now: datetime) -> Span[Stay]:
     """Return when a try was on the worker, as far as is known; it may have gone on elsewhere."""
-    start = stay.began_at or now
+    start = stay.first_process_at or now
     last_process = stay.last_process_at or start
-    is_open = not stay.went_on and stay.ended_at is None and stay.state in ("running", "restarting")
+    is_open = not stay.continued_elsewhere and stay.ended_at is None and stay.state in ("running", "restarting")
     # A stopped worker may still finish its tries.
-    is_running = is_open and (row.ended_at is None or row.state == OFFLINE)
+    is_running = is_open and (row.ended_at is None or row.state == WorkerState.OFFLINE)
     is_cut = False
     if is_running:
         end = now
-    elif stay.went_on:
+    elif stay.continued_elsewhere:
         end = last_process
     else:
         end = stay.ended_at or (row.ended_at if is_open else None) or last_process
         # Tries that ran when a lost worker was last seen ended with it, whenever Airflow detected it.
-        lost_at = row.ended_at if row.state == LOST else None
+        lost_at = row.ended_at if row.state == WorkerState.LOST else None
         is_cut = lanes.ends_with_worker(now if is_open else end, lost_at, stay.state)
         if lost_at is not None and is_cut:
             end = lost_at
@@ -275,7 +279,8 @@ def _bar(span: Span[Stay], row: WorkerRow, y: int, start: datetime, end: datetim
             worker=row.worker_id,
             state=first.state or "",
             since=span.start.replace(microsecond=0),
-            until=max(stay.began_at for stay in span.tries if stay.began_at is not None) + timedelta(seconds=1),
+            until=max(stay.first_process_at for stay in span.tries if stay.first_process_at is not None)
+            + timedelta(seconds=1),
         )
         title = f"{len(span.tries):,} tries: {state}; {span.when}"
     return Bar(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.attribution import UNFINISHED, Attribution, attribution_of
 from airflow_worker_insight.ui.views.parts import Hint
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.attempts import Attempt, AttemptWorker
     from airflow_worker_insight.domain.workers import WorkerRow
 
-_NOT_ONLINE = (UNRESPONSIVE, LOST, OFFLINE)
+_NOT_ONLINE = (WorkerState.UNRESPONSIVE, WorkerState.LOST, WorkerState.OFFLINE)
 
 
 _DELETED = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.filters import PLACED, WAITS
-from airflow_worker_insight.domain.reasons import REASONS
+from airflow_worker_insight.domain.filters import PlacementState
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import WaitingParams
 from airflow_worker_insight.ui.views.parts import (
@@ -40,7 +40,7 @@ _FILTERS = {
     "worker": "Worker {}",
     "reason": "Reason: {}",
 }
-_STATES = (("", "All"), (WAITS, "Waiting for a worker"), (PLACED, "Placed"))
+_STATES = (("", "All"), (PlacementState.WAITING, "Waiting for a worker"), (PlacementState.PLACED, "Placed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ def build_waiting_page(
         ),
         filters=tuple(_filters(params)),
         reason_options=options(
-            params.reason, ("", "Any"), *((reason, _short(reason)) for reason in sorted(REASONS, key=_short))
+            params.reason,
+            ("", "Any"),
+            *((reason, _short(reason)) for reason in sorted(PlacementReason.values(), key=_short)),
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
         rows=tuple(_row(placement, may_see_workers=may_see_workers) for placement in placements),
@@ -123,12 +125,12 @@ def build_waiting_page(
 def _row(listed: ListedPlacement, *, may_see_workers: bool) -> WaitingRow:
     placement = listed.placement
     text = placement.sentence if may_see_workers else reason_text(placement.reason)
-    shared = "Shared queue" if listed.state == PLACED else "Not placed yet"
+    shared = "Shared queue" if listed.state == PlacementState.PLACED else "Not placed yet"
     return WaitingRow(
         listed=listed,
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
-        why=text if listed.state == PLACED and may_see_workers else f"{text[:1].upper()}{text[1:]}",
+        why=text if listed.state == PlacementState.PLACED and may_see_workers else f"{text[:1].upper()}{text[1:]}",
     )
 
 
@@ -175,14 +177,14 @@ def _notices(params: WaitingParams, executor: Executor, *, shown: int, total: in
         )
 
 
-def unreachable_reason(name: str, *, looked_at: datetime | None, error: str | None, now: datetime) -> str:
+def unreachable_reason(name: str, *, polled_at: datetime | None, error: str | None, now: datetime) -> str:
     """Say why the workers of a worker source are unavailable.
 
-    :param looked_at: when the source was last polled; ``None`` if never
+    :param polled_at: when the source was last polled; ``None`` if never
     :param error: the error of the last poll; ``None`` if there was none or the user may not see it
     """
-    if looked_at is None:
+    if polled_at is None:
         return f"{name} workers have never been checked."
     if error is not None:
         return f"The last check of {name} workers failed: {error.rstrip('.')}."
-    return f"{name} workers were last checked {formatting.ago(looked_at, now)}."
+    return f"{name} workers were last checked {formatting.ago(polled_at, now)}."

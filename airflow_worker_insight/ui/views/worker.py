@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.views.availability import Availability, build_availability
 from airflow_worker_insight.ui.views.parts import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
-    from airflow_worker_insight.domain.workers import Change, WorkerRow
+    from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerParams
@@ -63,8 +63,8 @@ class WorkerInstance:
     row: WorkerRow
     sees_all_dags: bool
     """Whether the user may read all Dags, so that no try is left out."""
-    changes: Sequence[Change]
-    decision: Change | None
+    changes: Sequence[WorkerChange]
+    decision: WorkerChange | None
     others: Sequence[WorkerRow]
     running: tuple[Sequence[Attempt], int]
     lost_tries: tuple[Sequence[Attempt], int]
@@ -107,7 +107,7 @@ class WorkerPage:
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
-    history: Sequence[Change]
+    history: Sequence[WorkerChange]
     others: Sequence[WorkerRow]
     """Other instances of this name."""
     rows: tuple[Row, ...]
@@ -134,12 +134,12 @@ def build_worker_page(
         name=f"A {formatting.kind(row.kind)} worker on {row.hostname}" if row.host_only else row.name,
         introduction=_introduction(row),
         since=_since(instance),
-        load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
+        load=load(row.running, row.concurrency) if row.state not in (WorkerState.LOST, WorkerState.OFFLINE) else None,
         facts=tuple(_facts(row)),
         availability=None
         if row.host_only
         else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
-        lost_tries=_lost_tries(instance, now) if may_read and row.state == LOST else None,
+        lost_tries=_lost_tries(instance, now) if may_read and row.state == WorkerState.LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
         timeline=build_timeline(row, instance.stays, params, is_truncated=instance.is_truncated, now=now)
@@ -178,8 +178,8 @@ def _refresh(row: WorkerRow, running: Tries | None, now: datetime) -> int:
         return REFRESH_BUSY_SECONDS
     # A worker without a heartbeat may come back as this instance. After a graceful shutdown, or most probably after a
     # long silence, it comes back as a new instance.
-    is_expected = row.state != OFFLINE and not row.host_only and now - row.last_seen_at < REFRESH_LIMIT
-    return REFRESH_IDLE_SECONDS if is_expected or row.state in (ONLINE, UNRESPONSIVE) else 0
+    is_expected = row.state != WorkerState.OFFLINE and not row.host_only and now - row.last_seen_at < REFRESH_LIMIT
+    return REFRESH_IDLE_SECONDS if is_expected or row.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE) else 0
 
 
 def _introduction(row: WorkerRow) -> str:
@@ -201,9 +201,13 @@ def _since(instance: WorkerInstance) -> datetime | None:
 def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
     rows, total = instance.running
     # A stopped worker may still finish its tries: a warm shutdown lasts as long as they do.
-    if instance.row.host_only or instance.row.state == LOST or (instance.row.state == OFFLINE and not total):
+    if (
+        instance.row.host_only
+        or instance.row.state == WorkerState.LOST
+        or (instance.row.state == WorkerState.OFFLINE and not total)
+    ):
         return None
-    if instance.row.state == OFFLINE:
+    if instance.row.state == WorkerState.OFFLINE:
         text = f"Shutting down: {formatting.count(total, 'try is', 'tries are')} still running."
     elif total:
         text = f"{formatting.count(total, 'try is', 'tries are')} running."
@@ -214,14 +218,17 @@ def _running(instance: WorkerInstance, now: datetime) -> Tries | None:
 
 def _placed(instance: WorkerInstance) -> PlacedTries | None:
     row = instance.row
-    if row.host_only or row.state in (LOST, OFFLINE):
+    if row.host_only or row.state in (WorkerState.LOST, WorkerState.OFFLINE):
         return None
     if not (instance.places or instance.open_tries):
         return None
     # Include tries that run here without having been placed here.
     open_tries = max(instance.open_tries, row.running or 0)
     return build_placed(
-        instance.placed, open_tries, may_be_given=row.availability == AVAILABLE, worker_id=row.worker_id
+        instance.placed,
+        open_tries,
+        may_be_given=row.availability == WorkerAvailability.AVAILABLE,
+        worker_id=row.worker_id,
     )
 
 

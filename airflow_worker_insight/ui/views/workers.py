@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_TOTAL
-from airflow_worker_insight.domain.states import AVAILABLE, LOST, OFFLINE, ONLINE, UNKNOWN_STATE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 from airflow_worker_insight.ui import formatting
 from airflow_worker_insight.ui.query_params import ANY, WorkersParams
 from airflow_worker_insight.ui.views.availability import current_change
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_worker_insight.domain.workers import Change, Group, SourceStatus, WorkerRow
+    from airflow_worker_insight.domain.workers import SourceStatus, WorkerChange, WorkerGroup, WorkerRow
 
 PAGE_SIZE, GROUPS_PAGE_SIZE = 100, 200
 """Numbers of workers and of groups on a page."""
@@ -38,10 +38,10 @@ REFRESH_SECONDS, REFRESH_IDLE_SECONDS = 10, 20
 The first applies while a listed worker is alive or no worker is known yet, the second once all listed ones are gone.
 """
 
-STATES = (ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE, OFFLINE)
+STATES = (WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST, UNKNOWN_STATE, WorkerState.OFFLINE)
 """Worker states, the most relevant to an operator first."""
 
-LISTED = frozenset({ONLINE, UNRESPONSIVE, LOST, UNKNOWN_STATE})
+LISTED = frozenset({WorkerState.ONLINE, WorkerState.UNRESPONSIVE, WorkerState.LOST, UNKNOWN_STATE})
 """States listed by default; workers that shut down gracefully need no attention."""
 
 MAX_QUEUES = 3
@@ -104,7 +104,7 @@ class WorkerLine:
     """Row of the list: one worker."""
 
     row: WorkerRow
-    change: Change | None
+    change: WorkerChange | None
     """Change that made it draining or quarantined."""
     queues: tuple[str, ...]
     more_queues: str
@@ -169,12 +169,12 @@ class Listing:
     """Query results for the list; either ``rows`` or ``groups`` is empty."""
 
     rows: Sequence[WorkerRow]
-    groups: Sequence[Group]
+    groups: Sequence[WorkerGroup]
     total: int
     """Number of workers, or of groups, on all pages."""
     counts: Mapping[str | None, int]
     """Number of workers by state, including states that are not listed."""
-    decisions: Mapping[int, Change]
+    decisions: Mapping[int, WorkerChange]
     """Decision in force for each row whose worker is not available, by ``ref``."""
     label_keys: Sequence[str]
     any_worker: bool
@@ -197,7 +197,7 @@ def build_workers_page(
     :param polls_by_itself: whether Airflow's web server polls the workers by itself, so that no command has to
     """
     shown = len(listing.groups or listing.rows)
-    alive = listing.counts.get(ONLINE, 0) + listing.counts.get(UNRESPONSIVE, 0)
+    alive = listing.counts.get(WorkerState.ONLINE, 0) + listing.counts.get(WorkerState.UNRESPONSIVE, 0)
     unfiltered = WorkersParams(state=ANY, seen=ANY, group=params.group, order=params.order)
     return WorkersPage(
         params=params,
@@ -255,7 +255,7 @@ def _sentence(params: WorkersParams) -> str:
     seen = "at any time" if params.seen == ANY else f"in the {dict(_SEEN)[params.seen].lower()}"
     if params.state == ANY:
         return "All workers ever seen." if params.seen == ANY else f"All workers seen {seen}."
-    if params.state in (ONLINE, UNRESPONSIVE):
+    if params.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE):
         return f"{params.state.capitalize()} workers."
     if params.state:
         workers = (
@@ -279,20 +279,20 @@ def _column(name: str, text: str, params: WorkersParams) -> Column:
     )
 
 
-def _line(row: WorkerRow, latest: Change | None) -> WorkerLine:
+def _line(row: WorkerRow, latest: WorkerChange | None) -> WorkerLine:
     queues = row.queues or ()
     hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
         row=row,
-        change=None if row.availability == AVAILABLE else current_change(row, latest),
+        change=None if row.availability == WorkerAvailability.AVAILABLE else current_change(row, latest),
         queues=tuple(queues[:MAX_QUEUES]),
         more_queues=f"and {hidden:,} more" if hidden > 0 else "",
         # The last reported load says nothing about a worker that is gone.
-        load=load(row.running, row.concurrency) if row.state not in (LOST, OFFLINE) else None,
+        load=load(row.running, row.concurrency) if row.state not in (WorkerState.LOST, WorkerState.OFFLINE) else None,
     )
 
 
-def _group(group: Group, params: WorkersParams) -> GroupLine:
+def _group(group: WorkerGroup, params: WorkersParams) -> GroupLine:
     total = sum(group.states.values())
     shares = []
     offset = 0
@@ -326,7 +326,7 @@ def _group_name(group: str) -> str:
 def _warnings(listing: Listing, now: datetime) -> Iterable[Notice]:
     """Say why workers, or their states, may be missing or stale."""
     if listing.any_worker and not any(source.is_current for source in listing.sources):
-        latest = max((source.looked_at for source in listing.sources if source.looked_at), default=None)
+        latest = max((source.polled_at for source in listing.sources if source.polled_at), default=None)
         when = "never checked" if latest is None else f"last checked {formatting.ago(latest, now)}"
         text = (
             "On Airflow 3, API servers check the workers: make sure that one is running. On Airflow 2.11, run this "

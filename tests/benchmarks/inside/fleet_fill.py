@@ -27,7 +27,7 @@ from sqlalchemy import insert, text, update
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey, run_key
-from airflow_worker_insight.domain.states import engine_of
+from airflow_worker_insight.domain.states import source_of
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import change, engine, start_slot, worker
 from airflow_worker_insight.store.workers.upsert import upsert_worker
@@ -52,7 +52,7 @@ SAMPLES = 60
 """How many workers, Dag runs and so on the samples hold."""
 
 BUNDLE = "dags-folder"
-ENGINES = sorted({engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes")})
+ENGINES = sorted({source_of(kind) for kind in ("celery", "edge", "local", "kubernetes")})
 QUEUES = ("default", "etl", "reports", "gpu", "priority", "bulk", "ml", "exports")
 
 

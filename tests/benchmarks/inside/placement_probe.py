@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
-from airflow_worker_insight.domain.reasons import STRATEGIES
+from airflow_worker_insight.domain.reasons import PlacementStrategy
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     rounds = int(sys.argv[1])
     cases = [
         (f"{strategy}, {size} workers{more}", strategy, int(size), int(tasks), bool(more))
-        for strategy in STRATEGIES
+        for strategy in PlacementStrategy.values()
         for tasks, sizes, more in ((*sys.argv[2:4], ""), (*sys.argv[4:6], ", all full"))
         for size in sizes.split(",")
     ]

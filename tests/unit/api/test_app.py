@@ -292,7 +292,7 @@ def test_tables_that_are_missing_are_named(client_of: ClientOf) -> None:
         assert (health.status_code, health.json()["status"], health.json()["tables"]) == (200, "unhealthy", "missing")
         assert health.json()["engines"] == []
     finally:
-        web_database.schema_check.forget()
+        web_database.schema_gate.forget()
 
 
 # --- around it ------------------------------------------------------------------------------------------------------

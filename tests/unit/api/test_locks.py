@@ -53,7 +53,7 @@ def closed_breaker() -> Iterator[None]:
 )
 def test_a_locked_table_is_said_in_plain_words(database: Database, client_of: ClientOf, table: str, path: str) -> None:
     client = client_of()
-    web_database.schema_check.forget()
+    web_database.schema_gate.forget()
     with locked(database, table):
         answer = client.get(path)
     assert answer.status_code == 503

@@ -15,7 +15,7 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.domain.reasons import ELSEWHERE, NOT_AVAILABLE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
@@ -94,7 +94,11 @@ def test_an_attempt_is_what_the_contract_says(client_of: ClientOf, dags: Databas
             now=at(10),
             conditions=conditions,
         )
-        placements.write(connection, [Placement(key, ELSEWHERE, "w1@host-1: retry on another worker")], now=at(9))
+        placements.write(
+            connection,
+            [Placement(key, PlacementReason.RETRY_ELSEWHERE, "w1@host-1: retry on another worker")],
+            now=at(9),
+        )
     (attempt,) = client_of().get("api/v1/attempts?dag_id=etl&try_number=1").json()["attempts"]
     assert attempt == {
         "dag_id": "etl",
@@ -476,7 +480,7 @@ def test_health(client_of: ClientOf, fleet: Database) -> None:
         "status": "healthy",
         "version": __version__,
         "tables": "ready",
-        "explanation": "The tables are there and up to date.",
+        "explanation": "The tables are up to date.",
     }
     assert health["engines"][0] == {
         "name": "celery",
@@ -503,10 +507,25 @@ def placed(dags: Database) -> Database:
         for dag_id in (READABLE, SECRET):
             run = add_run(connection, dag_id, state="running", ended_at=None)
             waits = add_try(connection, run, "waits", state="queued", ended_at=None, queue="heavy")
-            some = [Placement(waits, NOT_AVAILABLE, "waits: nobody; left out: w1@host-1 (draining)", placed_at=at(1))]
+            some = [
+                Placement(
+                    waits,
+                    PlacementReason.NOT_AVAILABLE,
+                    "waits: nobody; left out: w1@host-1 (draining)",
+                    placed_at=at(1),
+                )
+            ]
             if dag_id == READABLE:
                 runs = add_try(connection, run, "runs", state="running", ended_at=None, queue="default")
-                some.append(Placement(runs, ELSEWHERE, "w1@host-1: retry on another worker", ref, placed_at=at(2)))
+                some.append(
+                    Placement(
+                        runs,
+                        PlacementReason.RETRY_ELSEWHERE,
+                        "w1@host-1: retry on another worker",
+                        ref,
+                        placed_at=at(2),
+                    )
+                )
             placements.write(connection, some, now=NOON)
     return dags
 
@@ -668,7 +687,7 @@ def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_me
     with fleet.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.worker_id == "w2").values(state="lost", ended_at=NOON))
     answer = client.patch("api/v1/workers/w2", json=DRAIN)
-    assert (answer.status_code, "a drain ends with it" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "draining ends with it" in answer.json()["detail"]) == (422, True)
     # But the next life begins with a quarantine.
     assert client.patch("api/v1/workers/w2", json={"availability": "quarantined"}).status_code == 200
     with fleet.engine.begin() as connection:
@@ -678,7 +697,7 @@ def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_me
         answer = client.patch("api/v1/workers/w2", json=decision)
         assert (answer.status_code, answer.json()["detail"]) == (
             422,
-            "w2 has ended; its name is now borne by w3: decide of that one.",
+            "w2 has ended: change w3 instead, the current instance of its name.",
         )
     assert ids(client.get("api/v1/workers?availability=quarantined")) == ["w3"]
     assert client.patch("api/v1/workers/w2", json={"availability": "available"}).status_code == 200

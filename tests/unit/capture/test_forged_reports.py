@@ -102,11 +102,11 @@ def found(database: Database, node: str) -> dict[str, Any]:
 def placed_among(database: Database) -> dict[str, str]:
     """Return the workers that an executor chooses among, and what is decided of each."""
     with database.engine.connect() as connection:
-        living, unavailable_reason = worker_queries.living(connection, "celery")
+        live_workers, unavailable_reason = worker_queries.live_workers(connection, "celery")
         unavailable_workers = worker_queries.unavailable_workers(connection)
     assert unavailable_reason is None
-    assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in living)
-    return {one.known_as: one.availability for one in living}
+    assert all(unavailable_workers.get(one.ref, "available") == one.availability for one in live_workers)
+    return {one.display_name: one.availability for one in live_workers}
 
 
 def named(database: Database) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from airflow_worker_insight.capture.reconcile import Plan, make_plan
 from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef, lost_tries
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.store.attempts.close import Recorded
+from airflow_worker_insight.store.attempts.close import RecordedTry
 
 START = datetime(2026, 1, 31, 8, tzinfo=timezone.utc)
 
@@ -21,12 +21,12 @@ def ended(number: int, task_id: str = "load") -> AirflowTry:
     return AirflowTry(key(number, task_id), (number,), state="success", started_at=START, ended_at=START)
 
 
-def recorded(number: int, instance: int, state: str | None = None, ended_at: datetime | None = None) -> Recorded:
+def recorded(number: int, instance: int, state: str | None = None, ended_at: datetime | None = None) -> RecordedTry:
     started_at = None if state is None else START
-    return Recorded((key(number).run_key, instance, number), key(number), state, started_at, ended_at)
+    return RecordedTry((key(number).run_key, instance, number), key(number), state, started_at, ended_at)
 
 
-def planned(known: list[Recorded], *, began_at: datetime = START) -> Plan:
+def planned(known: list[RecordedTry], *, began_at: datetime = START) -> Plan:
     runs = [DagRunRef(1, "sales", "run", "success", began_at)]
     return make_plan(runs, [ended(2)], known, [], default_executor="LocalExecutor", installed_at=None)
 
@@ -34,7 +34,7 @@ def planned(known: list[Recorded], *, began_at: datetime = START) -> Plan:
 def test_the_numbers_below_the_last_one_are_lost_where_no_row_has_them() -> None:
     known = [ended(1), ended(4), ended(1, "other"), ended(0, "skipped")]
     assert {one.key for one in lost_tries(known)} == {key(2), key(3)}
-    assert all(one.is_lost and one.state is None and one.instances == (4,) for one in lost_tries(known))
+    assert all(one.is_lost and one.state is None and one.instance_keys == (4,) for one in lost_tries(known))
 
 
 def test_a_lost_try_is_added_as_unknown_once() -> None:

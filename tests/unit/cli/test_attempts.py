@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.store.attempts import search
+from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.attempts.search import SearchLimits
 from airflow_worker_insight.store.tables import attempt
 from tests.unit.cli.fleet import add_worker
 from tests.unit.cli.running import Printed, printed, read, refused, run
@@ -75,8 +77,10 @@ def test_tries_that_were_not_looked_through_are_said_to_be_left_out(
     tries: Database, capsys: Printed, mocker: MockerFixture
 ) -> None:
     del tries
+    find_attempts = attempt_queries.find_attempts
     for scanned, found, said in ((2, [], True), (3, ["by c-1"], False)):
-        mocker.patch.object(search, "MAX_SCANNED", scanned)
+        find = partial(find_attempts, limits=SearchLimits(scanned=scanned))
+        mocker.patch.object(attempt_queries, "find_attempts", find)
         run("attempts", "list", "--state", "failed", "--all", "--output", "json")
         out, err = capsys.readouterr()
         assert tasks(json.loads(out)) == found

@@ -21,16 +21,16 @@ from airflow_worker_insight.domain.filters import (
     parameters,
 )
 from airflow_worker_insight.domain.parameters import Choice, Time
-from airflow_worker_insight.domain.reasons import SHARED_QUEUE
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED, UNKNOWN_STATE, WORKER_STATES
-from airflow_worker_insight.store.placements import PLACES_TAKEN
+from airflow_worker_insight.domain.reasons import PlacementReason
+from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
+from airflow_worker_insight.store.placements import SLOT_STATES
 from tests.unit.cli.running import Printed, ends_with, refused
 from tests.unit.database import OUR_COMMAND, Database, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-UP_TO_DATE = "The tables are there and up to date."
+UP_TO_DATE = "The tables are up to date."
 
 
 def all_commands(group: Iterable[Any] = SUBCOMMANDS, before: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Any]]:
@@ -97,17 +97,21 @@ def test_a_declared_filter_is_an_option_with_its_values() -> None:
         for filters in (AttemptFilter, PlacementFilter, WorkerFilter, ServiceFilter)
         for arg in arguments.filter_args(filters)
     }
-    states = (*WORKER_STATES, UNKNOWN_STATE)
+    states = (*WorkerState.values(), UNKNOWN_STATE)
     assert options[WorkerFilter, "--state"]["type"](",".join(states)) == {*states}
-    assert options[WorkerFilter, "--availability"]["choices"] == (AVAILABLE, DRAINING, QUARANTINED)
+    assert options[WorkerFilter, "--availability"]["choices"] == (
+        WorkerAvailability.AVAILABLE,
+        WorkerAvailability.DRAINING,
+        WorkerAvailability.QUARANTINED,
+    )
     assert options[WorkerFilter, "--label"]["type"]("zone=a=b") == ("zone", "a=b")
     assert options[ServiceFilter, "--kind"]["choices"] == SERVICE_KINDS
     assert options[ServiceFilter, "--state"]["choices"] == states
-    assert options[PlacementFilter, "--reason"]["type"](SHARED_QUEUE) == SHARED_QUEUE
+    assert options[PlacementFilter, "--reason"]["type"](PlacementReason.SHARED_QUEUE) == PlacementReason.SHARED_QUEUE
     assert options[AttemptFilter, "--map-index"]["type"]("-1") == -1
     for name, kwargs in options.items():
         assert kwargs["help"], name
-    assert parameters(PlacementFilter)["try_state"].kind == Choice(PLACES_TAKEN)
+    assert parameters(PlacementFilter)["try_state"].kind == Choice(SLOT_STATES)
 
 
 MISTAKES = """

@@ -19,7 +19,7 @@ from tests.unit.database import OUR_COMMAND
 if TYPE_CHECKING:
     from tests.unit.database import Database
 
-UP_TO_DATE = "The tables are there and up to date."
+UP_TO_DATE = "The tables are up to date."
 
 
 @pytest.mark.usefixtures("database")
@@ -46,7 +46,7 @@ def test_migrate_leaves_the_tables_of_a_later_package_alone(database: Database) 
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     assert "newer version" in refused("db", "migrate")
     with database.engine.connect() as connection:
-        assert migrate.current(connection) == "9999"
+        assert migrate.current_revision(connection) == "9999"
 
 
 def test_migrate_can_only_print(without_tables: Database, capsys: Printed) -> None:

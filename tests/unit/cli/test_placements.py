@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.workers.upsert import upsert_worker
@@ -27,8 +27,10 @@ def placed(database: Database) -> Database:
             add_try(connection, dag_run, task_id, state="queued", ended_at=None, queue="heavy")
             for task_id in ("waits", "placed")
         )
-        placements.write(connection, [Placement(waits, FULL, "waits: all are full")], now=NOON)
-        placements.write(connection, [Placement(queued, LEAST_LOADED, "w1: least loaded", ref)], now=at(1))
+        placements.write(connection, [Placement(waits, PlacementReason.FULL, "waits: all are full")], now=NOON)
+        placements.write(
+            connection, [Placement(queued, PlacementReason.LEAST_LOADED, "w1: least loaded", ref)], now=at(1)
+        )
     return database
 
 

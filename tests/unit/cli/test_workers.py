@@ -355,14 +355,14 @@ def test_nothing_is_decided_of_a_whole_host(database: Database) -> None:
 
 
 def test_a_life_that_is_over_is_not_decided_of_but_named_with_the_one_that_is_meant(fleet: Database) -> None:
-    assert "a drain ends with it" in refused("workers", "drain", "x-1")
+    assert "draining ends with it" in refused("workers", "drain", "x-1")
     assert history(fleet) == []
     run("workers", "quarantine", "x-1", "--note", "memory fails")
     add_worker(fleet, "x-2", name="local@c", kind="local", hostname="c", pid=7)
     assert fleet.workers()[-1]["availability"] == "quarantined"
     for command in ("drain", "quarantine"):
         said = refused("workers", command, "x-1", "--note", "more")
-        assert said == "x-1 has ended; its name is now borne by x-2: decide of that one."
+        assert said == "x-1 has ended: change x-2 instead, the current instance of its name."
     assert fleet.workers()[-2]["availability"] == "quarantined"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry
 from airflow_worker_insight.domain.attribution import (
-    Verdict,
+    AttributionResult,
     WorkerInstance,
     attribute,
     has_workers_of,
@@ -19,7 +19,7 @@ from airflow_worker_insight.domain.attribution import (
     kind_of,
 )
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.names import word
+from airflow_worker_insight.domain.names import slug
 from tests.unit.database import a_worker, at
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def a_try(**others: Any) -> AirflowTry:
     return AirflowTry(**{**known, **others})
 
 
-def a_life(ref: int, **others: Any) -> WorkerInstance:
+def an_instance(ref: int, **others: Any) -> WorkerInstance:
     return WorkerInstance(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
@@ -60,7 +60,9 @@ def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool, starte
     one = a_try(state=state, started_at=started_at, **UNQUEUED)
     pod = WorkerInstance(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
     for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
-        assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == Verdict("not_on_a_worker")
+        assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == AttributionResult(
+            "not_on_a_worker"
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_what_no_process_ran_is_no_test() -> None:
 @pytest.mark.parametrize("started_at", [None, at(10)])
 def test_without_a_host_the_scheduler_or_triggerer_ended_it(state: str, started_at: datetime | None) -> None:
     one = a_try(hostname=None, pid=None, state=state, started_at=started_at)
-    assert attribute(one, []) == Verdict("not_on_a_worker")
+    assert attribute(one, []) == AttributionResult("not_on_a_worker")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +105,12 @@ def test_without_a_host_the_scheduler_or_triggerer_ended_it(state: str, started_
 )
 def test_a_failure_without_a_host(started_at: datetime | None, ended_at: datetime | None, attribution: str) -> None:
     one = a_try(hostname=None, pid=None, state="failed", started_at=started_at, ended_at=ended_at)
-    assert attribute(one, []) == Verdict(attribution)
+    assert attribute(one, []) == AttributionResult(attribution)
 
 
 @pytest.mark.parametrize("pid", [None, 4711])
-def test_a_process_without_a_host_names_nobody(pid: int | None) -> None:
-    assert attribute(a_try(hostname=None, pid=pid), [a_life(1), a_life(2)]).worker is None
+def test_a_process_without_a_host_names_no_worker(pid: int | None) -> None:
+    assert attribute(a_try(hostname=None, pid=pid), [an_instance(1), an_instance(2)]).worker is None
 
 
 @pytest.mark.parametrize("state", [None, *ALL_STATES])
@@ -120,7 +122,7 @@ def test_there_is_always_a_word(
     state: str | None, hostname: str | None, pid: int | None, started_at: datetime | None, *, backfilled: bool
 ) -> None:
     one = a_try(state=state, hostname=hostname, pid=pid, started_at=started_at)
-    verdict = attribute(one, [a_life(1)], backfilled=backfilled)
+    verdict = attribute(one, [an_instance(1)], backfilled=backfilled)
     if hostname is None:
         assert verdict.attribution in {"not_on_a_worker", "never_started", "unknown"}
         assert verdict.worker is None
@@ -130,49 +132,49 @@ def test_there_is_always_a_word(
         assert verdict.worker.hostname == hostname
 
 
-# --- a host: one life, or one of the workers of this host -------------------------------------------------------------
+# --- a host: one instance, or one of the workers of this host ---------------------------------------------------------
 
 HOST = host_worker("host-1", "celery")
 
 
-@pytest.mark.parametrize("lives", [[], [1], [1, 2]])
-def test_of_a_celery_try_only_the_host_is_sure(lives: list[int]) -> None:
+@pytest.mark.parametrize("instances", [[], [1], [1, 2]])
+def test_of_a_celery_try_only_the_host_is_sure(instances: list[int]) -> None:
     """Beside the one that is known another worker of the host may have started, and died before it reported."""
-    known = [a_life(ref, job_id=1) for ref in lives]
-    assert attribute(a_try(), known) == Verdict("inferred", HOST)
-    assert attribute(a_try(), known, backfilled=True) == Verdict("backfilled", HOST)
+    known = [an_instance(ref, job_id=1) for ref in instances]
+    assert attribute(a_try(), known) == AttributionResult("inferred", HOST)
+    assert attribute(a_try(), known, backfilled=True) == AttributionResult("backfilled", HOST)
 
 
 def test_the_process_of_the_try_is_not_taken_for_that_of_the_worker() -> None:
     """Airflow keeps the pid of the task's process, which says nothing of which worker started it."""
-    assert attribute(a_try(pid=100), [a_life(1, pid=100), a_life(2, pid=200)]).ref is None
+    assert attribute(a_try(pid=100), [an_instance(1, pid=100), an_instance(2, pid=200)]).ref is None
 
 
 def test_of_a_lost_try_nothing_is_said() -> None:
     one = AirflowTry(TryKey("etl", "run-1", "extract", -1, 1), is_lost=True)
-    assert attribute(one, [a_life(1)]) == Verdict("unknown")
+    assert attribute(one, [an_instance(1)]) == AttributionResult("unknown")
 
 
 def test_local_executor_is_known_by_the_job_that_queued_the_try() -> None:
-    lives = [a_life(1, kind="local", job_id=1), a_life(2, kind="local", job_id=2)]
+    instances = [an_instance(1, kind="local", job_id=1), an_instance(2, kind="local", job_id=2)]
     one = a_try(executor="LocalExecutor", queued_by_job_id=2)
-    assert attribute(one, lives).ref == 2
-    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, hostname="host-2"), lives).ref is None
+    assert attribute(one, instances).ref == 2
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=2, hostname="host-2"), instances).ref is None
 
 
 def test_local_executor_of_another_scheduler_is_not_guessed() -> None:
-    lives = [a_life(1, kind="local", job_id=1)]
-    verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), lives)
-    assert verdict == Verdict("inferred", host_worker("host-1", "local"))
+    instances = [an_instance(1, kind="local", job_id=1)]
+    verdict = attribute(a_try(executor="LocalExecutor", queued_by_job_id=3), instances)
+    assert verdict == AttributionResult("inferred", host_worker("host-1", "local"))
 
 
 def test_local_executor_without_a_job_is_not_guessed() -> None:
-    lives = [a_life(1, kind="local", job_id=None)]
-    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None), lives).ref is None
+    instances = [an_instance(1, kind="local", job_id=None)]
+    assert attribute(a_try(executor="LocalExecutor", queued_by_job_id=None), instances).ref is None
 
 
 def test_a_pod_is_a_host_with_one_worker() -> None:
-    pod = a_life(1, kind="kubernetes", hostname="etl-extract-x7f2q")
+    pod = an_instance(1, kind="kubernetes", hostname="etl-extract-x7f2q")
     one = a_try(executor="KubernetesExecutor", hostname="etl-extract-x7f2q")
     assert attribute(one, [pod]).ref == 1
     dead_before_it_reported = attribute(a_try(executor="KubernetesExecutor", hostname="etl-load-a1b2c"), [pod])
@@ -184,20 +186,20 @@ def test_a_pod_is_a_host_with_one_worker() -> None:
 
 
 def test_a_try_that_names_no_executor_ran_on_the_default_one() -> None:
-    one, local = a_try(executor=None), a_life(1, kind="local", job_id=1)
+    one, local = a_try(executor=None), an_instance(1, kind="local", job_id=1)
     assert attribute(one, [local], default_executor="LocalExecutor,CeleryExecutor").ref == 1
     assert attribute(one, [local], default_executor="CeleryExecutor").ref is None
-    assert attribute(one, [local]) == Verdict("inferred", host_worker("host-1", "unknown"))
+    assert attribute(one, [local]) == AttributionResult("inferred", host_worker("host-1", "unknown"))
 
 
 def test_the_executor_of_the_try_goes_before_the_default() -> None:
-    local = a_life(1, kind="local", job_id=1)
+    local = an_instance(1, kind="local", job_id=1)
     assert attribute(a_try(executor="CeleryExecutor"), [local], default_executor="LocalExecutor").ref is None
 
 
 moments = st.integers(-1000, 1000).map(at)
-lives = st.builds(
-    a_life,
+instances = st.builds(
+    an_instance,
     st.integers(1, 99),
     kind=st.sampled_from(["celery", "local"]),
     hostname=st.sampled_from(["host-1", "host-2"]),
@@ -213,8 +215,8 @@ tries = st.builds(
 )
 
 
-@given(tries, st.lists(lives, max_size=5))
-def test_a_named_life_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
+@given(tries, st.lists(instances, max_size=5))
+def test_a_named_instance_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
     verdict = attribute(one, known, default_executor="CeleryExecutor")
     if verdict.worker is None:
         assert one.hostname is None
@@ -263,7 +265,7 @@ def test_the_kind_of_an_executor(written: str | None, kind: str) -> None:
 )
 def test_an_alias_is_no_kind(named: str, kind: str) -> None:
     setting = "LocalExecutor, placed:its.path.WorkerInsightCeleryExecutor;billing=teams:its.path.LocalExecutor"
-    verdict = attribute(a_try(executor=named), lives=(), default_executor=setting)
+    verdict = attribute(a_try(executor=named), instances=(), default_executor=setting)
     assert verdict.worker is not None
     assert verdict.worker.kind == kind
 
@@ -272,7 +274,7 @@ def test_an_alias_is_no_kind(named: str, kind: str) -> None:
 def test_a_host_of_any_name_can_be_stored(hostname: str) -> None:
     record = host_worker(hostname, "celery")
     assert record.worker_id.startswith("host-")
-    assert word(record.worker_id, 64) == record.worker_id
+    assert slug(record.worker_id, 64) == record.worker_id
     assert len(record.name) <= 250
     assert len(record.hostname) <= 255
     assert record == host_worker(hostname, "celery")

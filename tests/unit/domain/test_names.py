@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.domain.names import LABELS_SIZE, bounded_labels, clean, parse_labels, word
+from airflow_worker_insight.domain.names import LABELS_SIZE, bounded_labels, clean, parse_labels, slug
 
 any_text = st.text(st.characters(codec=None, categories=None), max_size=600)
 
@@ -47,7 +47,7 @@ def test_clean_text_can_be_stored(value: str, length: int) -> None:
 
 @given(any_text)
 def test_word_has_only_safe_characters(value: str) -> None:
-    assert set(word(value, 32)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert set(slug(value, 32)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_worker_insight.domain.reasons import LEAST_LOADED, WORKERS_UNSEEN
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.base import DEFAULTS, PlacementMixin, PlacementSettings
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import HOLD, SEND, Rules
@@ -52,7 +52,9 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
                 settings=RecorderSettings(unwanted_check_interval=0.0, reason_retry_delay=0.0, ends_retry_delay=0.0)
             ),
         )
-        self._service = PlacementService(Rules(LEAST_LOADED, 4, when_workers_unseen=when_workers_unseen))
+        self._service = PlacementService(
+            Rules(PlacementReason.LEAST_LOADED, 4, when_workers_unseen=when_workers_unseen)
+        )
         candidate = Candidate(
             ref=1, worker_id="w1", name="w1@host", queues=frozenset({"default"}), concurrency=4, capacity=8
         )
@@ -61,7 +63,7 @@ class Executor(PlacementMixin, Parent):  # type: ignore[misc]
     def make_monitor(self, service: PlacementService) -> WorkerMonitor:
         raise NotImplementedError
 
-    def own_queue(self, worker: Candidate) -> str | None:
+    def dedicated_queue(self, worker: Candidate) -> str | None:
         return worker.name
 
     def task_ids(self, requests: Sequence[PlacementRequest]) -> list[str] | None:
@@ -94,7 +96,7 @@ def test_locked_table_holds_tasks_back_for_some_heartbeats_and_then_starts_fallb
     else:
         assert came == [["extract"]] * FAILURES
     assert executor.task_ids(requests) == ["extract"]
-    assert open_placements(database) == {"extract": LEAST_LOADED}
+    assert open_placements(database) == {"extract": PlacementReason.LEAST_LOADED}
 
 
 def test_executor_that_holds_tasks_records_why_after_the_lock(database: Database, key: TryKey) -> None:
@@ -103,7 +105,7 @@ def test_executor_that_holds_tasks_records_why_after_the_lock(database: Database
         assert [executor.task_ids(requests) for _ in range(FAILURES + 1)] == [[]] * (FAILURES + 1)
     with locked(database, worker.name):
         assert executor.task_ids(requests) == []
-    assert open_placements(database) == {"extract": WORKERS_UNSEEN}
+    assert open_placements(database) == {"extract": PlacementReason.WORKERS_UNREACHABLE}
     assert executor.task_ids(requests) == ["extract"]
 
 
@@ -124,7 +126,11 @@ def test_ends_are_written_after_the_lock(database: Database, key: TryKey, table:
 def test_unwanted_tasks_are_removed_after_the_lock(database: Database, key: TryKey, table: str) -> None:
     executor = Executor()
     with database.engine.begin() as connection:
-        placements.write(connection, [placements.Placement(key, WORKERS_UNSEEN, "waits", placed_at=NOON)], now=NOON)
+        placements.write(
+            connection,
+            [placements.Placement(key, PlacementReason.WORKERS_UNREACHABLE, "waits", placed_at=NOON)],
+            now=NOON,
+        )
         change_try(connection, key, state="failed")
     executor.queued_tasks[key] = None
     recorder = executor._recorder

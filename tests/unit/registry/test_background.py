@@ -13,6 +13,7 @@ from airflow_worker_insight.registry.background import PollThread, poll_lifespan
 from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.migrate import Schema
+from airflow_worker_insight.store.schema_gate import SchemaGate
 from tests.support.processes import wait_for
 
 if TYPE_CHECKING:
@@ -59,9 +60,14 @@ def no_jitter() -> float:
     return 0.0
 
 
+def gate_of(check: Callable[[], Schema]) -> SchemaGate:
+    """Return a gate that checks the tables in this way."""
+    return SchemaGate(recheck_seconds=0, check=lambda _connection: check())
+
+
 def poll_thread(polls: Callable[[], PollOutcome], **others: Any) -> PollThread:
     """Return a thread that polls as fast as it can."""
-    settings = {"claim_reports": list, "check_schema": ready, "jitter": no_jitter, "claim_interval": 0.01}
+    settings = {"claim_reports": list, "schema_gate": gate_of(ready), "jitter": no_jitter, "claim_interval": 0.01}
     return PollThread(poll=polls, **{**settings, **others})
 
 
@@ -146,7 +152,8 @@ def test_without_tables_it_says_what_to_do_and_begins_when_they_are_there(
     schemas = [Schema.MISSING, Schema.OLD]
     polls = Polls()
     run_while(
-        poll_thread(polls, check_schema=lambda: schemas.pop(0) if schemas else Schema.READY), lambda: polls.threads
+        poll_thread(polls, schema_gate=gate_of(lambda: schemas.pop(0) if schemas else Schema.READY)),
+        lambda: polls.threads,
     )
     topics = {call.args[0] for call in warn_once.call_args_list}
     (_, message, explanation), *_ = [call.args for call in warn_once.call_args_list]
@@ -163,7 +170,7 @@ def test_tables_that_were_removed_are_checked_again() -> None:
         return checks[-1]
 
     polls = Polls(PollOutcome((SourceOutcome("celery", polled=False, error="no such table"),), due_in=0.0))
-    thread = poll_thread(polls, check_schema=check_schema)
+    thread = poll_thread(polls, schema_gate=gate_of(check_schema))
     for _ in range(4):
         thread.run_once()
     assert len(polls) == 4
@@ -188,14 +195,14 @@ def test_a_server_that_stops_does_not_wait_for_a_poll_that_hangs() -> None:
 def test_an_interval_that_is_no_number_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "often")
     polls = Polls()
-    thread = PollThread(poll=polls, check_schema=ready, claim_reports=list)
+    thread = PollThread(poll=polls, schema_gate=gate_of(ready), claim_reports=list)
     run_while(thread, lambda: polls.threads)
 
 
 def test_by_itself_it_polls_the_configured_sources(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     def is_polled() -> bool:
         with database.engine.connect() as connection:
-            source = leases.find_engine(connection, "tries")
+            source = leases.find_source(connection, "tries")
         return source is not None and source.looked_at is not None
 
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE, ONLINE, UNRESPONSIVE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.liveness import (
     GONE_BEFORE,
     IDLE,
@@ -51,15 +51,19 @@ def verdict(
 @pytest.mark.parametrize("state", ["online", "unresponsive", "lost", "offline", None])
 def test_one_that_answers_is_online_whatever_it_was(state: str | None) -> None:
     instance = an_instance(state=state, ended_at=NOON if state in ("lost", "offline") else None)
-    assert verdict(instance, Evidence(an_observation())) == Judgement(ONLINE, None, ended_at=None, seen=True)
+    assert verdict(instance, Evidence(an_observation())) == Judgement(
+        WorkerState.ONLINE, None, ended_at=None, seen=True
+    )
 
 
 def test_a_live_worker_keeps_the_problem_that_its_source_reports() -> None:
     found = verdict(an_instance(), Evidence(an_observation(unavailable_reason="maintenance mode")))
-    assert found == Judgement(ONLINE, "maintenance mode", seen=True)
+    assert found == Judgement(WorkerState.ONLINE, "maintenance mode", seen=True)
 
 
-@pytest.mark.parametrize(("after", "state"), [(59, None), (61, UNRESPONSIVE), (170, UNRESPONSIVE)])
+@pytest.mark.parametrize(
+    ("after", "state"), [(59, None), (61, WorkerState.UNRESPONSIVE), (170, WorkerState.UNRESPONSIVE)]
+)
 def test_silence_makes_it_unresponsive(after: float, state: str | None) -> None:
     found = verdict(an_instance(), after=after)
     assert (found and found.state) == state
@@ -67,57 +71,57 @@ def test_silence_makes_it_unresponsive(after: float, state: str | None) -> None:
 
 def test_one_answer_that_got_lost_is_not_the_end() -> None:
     """However long it was not seen: the first poll that misses it can make it unresponsive only."""
-    found = verdict(an_instance(state=ONLINE), after=86400)
+    found = verdict(an_instance(state=WorkerState.ONLINE), after=86400)
     assert found is not None
-    assert found.state == UNRESPONSIVE
+    assert found.state == WorkerState.UNRESPONSIVE
 
 
 def test_silence_beyond_the_timeout_is_lost_and_ended_when_it_was_last_seen() -> None:
-    instance = an_instance(state=UNRESPONSIVE)
+    instance = an_instance(state=WorkerState.UNRESPONSIVE)
     assert verdict(instance, after=180) == verdict(instance, after=61)
     found = verdict(instance, after=181)
     assert found is not None
-    assert (found.state, found.ended_at) == (LOST, NOON)
+    assert (found.state, found.ended_at) == (WorkerState.LOST, NOON)
     assert "180 seconds" in (found.reason or "")
 
 
 def test_a_source_that_is_down_makes_its_workers_unresponsive_with_the_reason() -> None:
     for after in (61, 181, 86400):
-        assert verdict(an_instance(state=UNRESPONSIVE), NOBODY, DOWN, after=after) == Judgement(
-            UNRESPONSIVE, DOWN.error
+        assert verdict(an_instance(state=WorkerState.UNRESPONSIVE), NOBODY, DOWN, after=after) == Judgement(
+            WorkerState.UNRESPONSIVE, DOWN.error
         )
     assert verdict(an_instance(), NOBODY, DOWN, after=30) is None
 
 
 def test_silence_counts_only_from_when_the_source_was_reached() -> None:
-    instance = an_instance(state=UNRESPONSIVE)
+    instance = an_instance(state=WorkerState.UNRESPONSIVE)
     found = verdict(instance, NOBODY, Reachability(since=at(3600)), after=3600 + 180)
     assert found is not None
-    assert found.state == UNRESPONSIVE
+    assert found.state == WorkerState.UNRESPONSIVE
     found = verdict(instance, NOBODY, Reachability(since=at(3600)), after=3600 + 181)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 def test_a_worker_that_shut_down_gracefully_is_offline() -> None:
     shut_down = Evidence(an_observation(has_left=True, heartbeat_at=None))
-    assert verdict(an_instance(), shut_down) == Judgement(OFFLINE, LEFT, ended_at=at(30))
-    assert verdict(an_instance(state=OFFLINE, ended_at=NOON), shut_down) is None
-    assert verdict(an_instance(), shut_down, DOWN) == Judgement(OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(an_instance(), shut_down) == Judgement(WorkerState.OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(an_instance(state=WorkerState.OFFLINE, ended_at=NOON), shut_down) is None
+    assert verdict(an_instance(), shut_down, DOWN) == Judgement(WorkerState.OFFLINE, LEFT, ended_at=at(30))
 
 
 def test_a_source_that_only_missed_a_worker_reports_no_graceful_shutdown() -> None:
     """Edge calls a worker in maintenance "offline maintenance" when it missed its heartbeats."""
     missed = Evidence(an_observation(has_left=True, heartbeat_at=NOON))
     assert verdict(an_instance(), missed) is None
-    found = verdict(an_instance(state=UNRESPONSIVE), missed, after=181)
+    found = verdict(an_instance(state=WorkerState.UNRESPONSIVE), missed, after=181)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 def test_a_removed_mailbox_is_a_graceful_shutdown_of_a_worker_that_answered_before() -> None:
     gone = Evidence(lost_mailbox=True)
-    assert verdict(an_instance(), gone) == Judgement(OFFLINE, LEFT, ended_at=at(30))
+    assert verdict(an_instance(), gone) == Judgement(WorkerState.OFFLINE, LEFT, ended_at=at(30))
     assert verdict(an_instance(engine_heartbeat_at=None), gone) is None
     # The broker was away since it answered, and may have forgotten all mailboxes.
     assert verdict(an_instance(), gone, Reachability(since=at(10))) is None
@@ -128,21 +132,24 @@ def test_a_pause_hides_neither_a_shutdown_before_it_nor_silence_at_both_ends() -
     """As between polls from cron, which lie far apart."""
     after_a_pause = Reachability(since=at(300), since_before_pause=at(-3600))
     assert verdict(an_instance(), Evidence(lost_mailbox=True), after_a_pause, after=300) == Judgement(
-        OFFLINE, LEFT, ended_at=at(300)
+        WorkerState.OFFLINE, LEFT, ended_at=at(300)
     )
     missed_once = verdict(an_instance(), NOBODY, after_a_pause, after=300)
-    missed_twice = verdict(an_instance(state=UNRESPONSIVE), NOBODY, after_a_pause, after=300)
+    missed_twice = verdict(an_instance(state=WorkerState.UNRESPONSIVE), NOBODY, after_a_pause, after=300)
     assert missed_once is not None
     assert missed_twice is not None
-    assert (missed_once.state, missed_twice.state) == (UNRESPONSIVE, LOST)
-    assert verdict(an_instance(state=UNRESPONSIVE), NOBODY, Reachability(since=at(300)), after=300) == missed_once
+    assert (missed_once.state, missed_twice.state) == (WorkerState.UNRESPONSIVE, WorkerState.LOST)
+    assert (
+        verdict(an_instance(state=WorkerState.UNRESPONSIVE), NOBODY, Reachability(since=at(300)), after=300)
+        == missed_once
+    )
 
 
 def test_a_new_instance_ends_the_old_one() -> None:
-    assert verdict(an_instance(), Evidence(is_replaced=True)) == Judgement(OFFLINE, REPLACED, ended_at=NOON)
+    assert verdict(an_instance(), Evidence(is_replaced=True)) == Judgement(WorkerState.OFFLINE, REPLACED, ended_at=NOON)
     found = verdict(an_instance(), Evidence(is_replaced=True, running=2))
     assert found is not None
-    assert (found.state, found.ended_at) == (LOST, NOON)
+    assert (found.state, found.ended_at) == (WorkerState.LOST, NOON)
     assert "2" in (found.reason or "")
     assert verdict(an_instance(), Evidence(is_replaced=True, running=2), DOWN) is None
 
@@ -156,7 +163,7 @@ def test_an_instance_gone_before_the_first_poll_gets_no_state() -> None:
 
 
 def test_what_has_ended_is_left_alone() -> None:
-    for state in (LOST, OFFLINE, None):
+    for state in (WorkerState.LOST, WorkerState.OFFLINE, None):
         assert verdict(an_instance(state=state, ended_at=NOON), after=86400) is None
 
 
@@ -170,10 +177,10 @@ def test_a_time_that_is_yet_to_come_is_now() -> None:
 @pytest.mark.parametrize(
     ("age", "expected"),
     [
-        (0, Judgement(ONLINE, None, seen=True)),
-        (-59, Judgement(ONLINE, None, seen=True)),
-        (600, Judgement(UNRESPONSIVE, WAITING)),
-        (-600, Judgement(UNRESPONSIVE, WAITING)),
+        (0, Judgement(WorkerState.ONLINE, None, seen=True)),
+        (-59, Judgement(WorkerState.ONLINE, None, seen=True)),
+        (600, Judgement(WorkerState.UNRESPONSIVE, WAITING)),
+        (-600, Judgement(WorkerState.UNRESPONSIVE, WAITING)),
         (86400, None),
         (-86400, None),
     ],
@@ -193,10 +200,13 @@ def test_what_says_too_little_makes_no_worker_known(others: dict[str, bool]) -> 
 def test_a_pod_ends_with_its_try() -> None:
     pod = an_instance(kind="kubernetes")
     beside = {"now": at(30), "timeouts": TIMEOUTS}
-    assert judge_by_tries(pod, NOBODY, REACHED, **beside) == Judgement(OFFLINE, TRY_ENDED, ended_at=at(30))
+    assert judge_by_tries(pod, NOBODY, REACHED, **beside) == Judgement(WorkerState.OFFLINE, TRY_ENDED, ended_at=at(30))
     seen = Evidence(an_observation(kind="kubernetes", ref=1))
-    assert judge_by_tries(pod, seen, REACHED, **beside) == Judgement(ONLINE, None, seen=True)
-    assert judge_by_tries(an_instance(kind="kubernetes", state=LOST, ended_at=NOON), NOBODY, REACHED, **beside) is None
+    assert judge_by_tries(pod, seen, REACHED, **beside) == Judgement(WorkerState.ONLINE, None, seen=True)
+    assert (
+        judge_by_tries(an_instance(kind="kubernetes", state=WorkerState.LOST, ended_at=NOON), NOBODY, REACHED, **beside)
+        is None
+    )
 
 
 def test_of_an_unknown_executors_worker_nothing_is_said_while_it_is_idle() -> None:
@@ -207,11 +217,11 @@ def test_of_an_unknown_executors_worker_nothing_is_said_while_it_is_idle() -> No
 
 
 def test_a_pod_whose_try_has_no_heartbeat_any_more_is_lost() -> None:
-    pod = an_instance(kind="kubernetes", state=UNRESPONSIVE)
+    pod = an_instance(kind="kubernetes", state=WorkerState.UNRESPONSIVE)
     evidence = Evidence(an_observation(kind="kubernetes", ref=1, heartbeat_at=NOON))
     found = judge_by_tries(pod, evidence, REACHED, now=at(181), timeouts=TIMEOUTS)
     assert found is not None
-    assert found.state == LOST
+    assert found.state == WorkerState.LOST
 
 
 # --- since when a source is reached ----------------------------------------------------------------------------------
@@ -219,8 +229,8 @@ def test_a_pod_whose_try_has_no_heartbeat_any_more_is_lost() -> None:
 INTERVAL = timedelta(seconds=30)
 
 
-def reached(looked_at: datetime | None, before: datetime | None, error: str | None = None) -> Reachability:
-    source = SourceRow("celery", NOON, looked_at, before)
+def reached(polled_at: datetime | None, before: datetime | None, error: str | None = None) -> Reachability:
+    source = SourceRow("celery", NOON, polled_at, before)
     return update_reachability(source, error, now=NOON, interval=INTERVAL)
 
 
@@ -278,7 +288,7 @@ class World:
         observation = an_observation(heartbeat_at=self.heartbeat) if moment.reachable else None
         self.answered = observation is not None and is_alive(observation, self.instance)
         reached = update_reachability(self.source, error, now=self.time, interval=INTERVAL)
-        self.source = replace(self.source, looked_at=self.time, reached_since=reached.since, error=error)
+        self.source = replace(self.source, polled_at=self.time, reached_since=reached.since, error=error)
         found = judge(self.instance, Evidence(observation), reached, now=self.time, timeouts=TIMEOUTS)
         if found is not None:
             self.instance = replace(
@@ -298,7 +308,7 @@ def test_it_comes_online_only_when_seen_alive(happening: list[Moment], skew: flo
     for moment in happening:
         before = world.instance.state
         world.pass_by(moment)
-        if world.instance.state == ONLINE and before != ONLINE:
+        if world.instance.state == WorkerState.ONLINE and before != WorkerState.ONLINE:
             assert world.answered
 
 
@@ -312,7 +322,7 @@ def test_it_is_lost_only_where_the_source_was_reached_all_the_time(happening: li
         # What was so while nobody looked cannot be known.
         was_missed = moment.looking and not moment.reachable
         reached_for = timedelta(0) if was_missed else reached_for + INTERVAL
-        if world.instance.state == LOST and before != LOST:
+        if world.instance.state == WorkerState.LOST and before != WorkerState.LOST:
             assert moment.reachable
             assert moment.looking
             assert reached_for >= TIMEOUTS.lost
@@ -324,9 +334,9 @@ def test_one_that_always_answers_is_never_said_to_be_gone(happening: list[Moment
     world = World(skew)
     for moment in happening:
         world.pass_by(replace(moment, alive=True, heard=True))
-        assert world.instance.state in (ONLINE, UNRESPONSIVE)
+        assert world.instance.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
         if moment.looking and moment.reachable:
-            assert world.instance.state == ONLINE
+            assert world.instance.state == WorkerState.ONLINE
 
 
 @given(moments, skews)
@@ -338,7 +348,7 @@ def test_a_dead_worker_is_lost_once_it_is_polled(happening: list[Moment], skew: 
     polls = (TIMEOUTS.lost // INTERVAL) + 4
     for _ in range(polls):
         world.pass_by(Moment(alive=False, heard=False, reachable=True, looking=True))
-    assert world.instance.state == LOST
+    assert world.instance.state == WorkerState.LOST
 
 
 @given(moments, skews)
@@ -351,6 +361,6 @@ def test_an_hour_without_a_poll_loses_no_worker(happening: list[Moment], skew: f
     # Edge's and the schedulers' heartbeats stood still with the API server or the database: the first poll has nothing.
     world.pass_by(Moment(alive=True, heard=False, reachable=True, looking=True))
     world.pass_by(Moment(alive=True, heard=False, reachable=True, looking=True))
-    assert world.instance.state in (ONLINE, UNRESPONSIVE)
+    assert world.instance.state in (WorkerState.ONLINE, WorkerState.UNRESPONSIVE)
     world.pass_by(Moment(alive=True, heard=True, reachable=True, looking=True))
-    assert world.instance.state == ONLINE
+    assert world.instance.state == WorkerState.ONLINE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import CELERY
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry import poll
 from airflow_worker_insight.registry.gauges import FleetGauges
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
@@ -34,7 +34,7 @@ def brief_waits(mocker: MockerFixture) -> None:
 class OneWorker:
     """A source with one worker."""
 
-    name = CELERY
+    name = SourceName.CELERY
 
     def poll(self, view: PollContext) -> PollResult:
         now = view.clock()
@@ -76,10 +76,9 @@ def test_retention_rests_and_goes_on_later(
     database: Database,
     table: str,
     monkeypatch: pytest.MonkeyPatch,
-    mocker: MockerFixture,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    mocker.patch.object(retention, "_rests_until", 0.0)
+    task = retention.RetentionTask(pause_seconds=0)
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__RETENTION_DAYS", "30")
     old = datetime.now(timezone.utc) - timedelta(days=60)
     with database.engine.begin() as connection:
@@ -88,10 +87,9 @@ def test_retention_rests_and_goes_on_later(
         connection.execute(attempt.update().values(state="success", ended_at=old))
         connection.execute(worker.update().values(state="lost", ended_at=old))
     with locked(database, table):
-        removed = retention.keep_within_limit()
+        removed = task.run_if_due()
     is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name}
     assert (removed is None) == is_in_the_way
     assert len([one for one in caplog.records if "older than its limit" in one.getMessage()]) == int(is_in_the_way)
-    mocker.patch.object(retention, "_rests_until", 0.0)
-    retention.keep_within_limit()
+    task.run_if_due()
     assert (database.attempts(), database.workers()) == ([], [])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_worker_insight.domain.states import LOST, OFFLINE
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.registry.matching import match
 from tests.unit.database import NOON, at
 from tests.unit.registry.fleets import an_instance, an_observation
@@ -71,7 +71,7 @@ def test_of_several_instances_the_latest_is_matched() -> None:
 
 
 def test_one_that_has_ended_may_come_back() -> None:
-    assert matched(an_observation(), an_instance(1, state=LOST, ended_at=NOON)) == 1
+    assert matched(an_observation(), an_instance(1, state=WorkerState.LOST, ended_at=NOON)) == 1
 
 
 def test_two_workers_with_one_name_keep_their_instances() -> None:
@@ -108,13 +108,16 @@ def test_an_edge_worker_is_known_by_its_name_and_its_start() -> None:
     assert matched(observation, an_instance(1, **edge)) == 1
     assert matched(observation, an_instance(1, **edge, engine_started_at=at(-7200))) is None
     assert matched(observation, an_instance(1, **edge, engine_started_at=None)) == 1
-    assert matched(an_observation(**edge, started_at=None), an_instance(1, **edge, state=LOST, ended_at=NOON)) == 1
+    assert (
+        matched(an_observation(**edge, started_at=None), an_instance(1, **edge, state=WorkerState.LOST, ended_at=NOON))
+        == 1
+    )
 
 
 def test_an_edge_worker_that_left_in_order_is_another_one_when_it_is_back() -> None:
     edge = {"kind": "edge", "engine_name": "edge-1", "pid": None}
     observation = an_observation(**edge, started_at=None)
-    assert matched(observation, an_instance(1, **edge, state=OFFLINE, ended_at=NOON)) is None
+    assert matched(observation, an_instance(1, **edge, state=WorkerState.OFFLINE, ended_at=NOON)) is None
 
 
 def test_a_local_worker_is_its_schedulers_job() -> None:
@@ -123,7 +126,7 @@ def test_a_local_worker_is_its_schedulers_job() -> None:
     assert matched(observation, an_instance(1, **local, job_id=6), an_instance(2, **local, job_id=7)) == 2
     assert matched(observation, an_instance(1, **local, job_id=6)) is None
     assert matched(observation, an_instance(1, **local, job_id=None)) == 1
-    assert matched(observation, an_instance(1, **local, job_id=None, state=LOST, ended_at=NOON)) is None
+    assert matched(observation, an_instance(1, **local, job_id=None, state=WorkerState.LOST, ended_at=NOON)) is None
 
 
 def test_several_local_workers_of_one_scheduler_are_not_its_one_worker() -> None:
@@ -210,4 +213,4 @@ def test_each_instance_and_each_observation_is_matched_once(
     assert len(found.pairs) + len(found.unmatched) <= len(wanted)
     duplicates = {twin.ref for _, twin in found.duplicates}
     assert not duplicates & set(taken)
-    assert all(not twin.is_known_to_engine for _, twin in found.duplicates)
+    assert all(not twin.is_known_to_source for _, twin in found.duplicates)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import CELERY, EDGE, TRIES
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry import poll as module
 from airflow_worker_insight.registry.liveness import NOT_CONFIGURED
 from airflow_worker_insight.registry.observations import (
@@ -44,7 +44,7 @@ INTERVAL = 30
 class FakeSource:
     """A source whose workers are what a test says; each entry is a live worker."""
 
-    name: str = CELERY
+    name: str = SourceName.CELERY
     kind: str = "celery"
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: Exception | str | None = None
@@ -123,8 +123,8 @@ def history(database: Database) -> list[tuple[str, str | None]]:
 @on_both
 def test_a_worker_is_registered_and_then_kept(database: Database, celery: FakeSource) -> None:
     celery.workers = {"w1@host-1": {"concurrency": 16}, "w2@host-1": {}}
-    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 2}, registered=2)
-    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 2})
+    assert poll() == SourceOutcome(SourceName.CELERY, polled=True, states={"online": 2}, registered=2)
+    assert poll() == SourceOutcome(SourceName.CELERY, polled=True, states={"online": 2})
     assert [(row["name"], row["concurrency"]) for row in database.workers()] == [("w1@host-1", 16), ("w2@host-1", None)]
     assert history(database) == []
 
@@ -158,7 +158,7 @@ def test_a_restart_begins_a_new_instance_and_ends_the_old_one(database: Database
     celery.workers = {"w1": {"pid": 200, "concurrency": 4}}
     assert poll().registered == 1
     assert [(row["pid"], row["state"]) for row in database.workers()] == [(100, "offline"), (200, "online")]
-    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 1})
+    assert poll() == SourceOutcome(SourceName.CELERY, polled=True, states={"online": 1})
 
 
 @on_both
@@ -271,7 +271,7 @@ def test_a_report_and_the_source_name_one_worker(database: Database, celery: Fak
 
 
 @on_both
-@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
+@pytest.mark.parametrize(("name", "pid"), [(SourceName.CELERY, 7), (SourceName.EDGE, None)])
 @pytest.mark.parametrize("skew", [-600, 0, 600])
 def test_a_try_reported_before_the_restart_was_seen_is_of_the_new_instance(
     database: Database, sources: list[Any], time: Time, name: str, pid: int | None, skew: float
@@ -298,7 +298,7 @@ def test_a_try_reported_before_the_restart_was_seen_is_of_the_new_instance(
 
 
 @on_both
-@pytest.mark.parametrize(("name", "pid"), [(CELERY, 7), (EDGE, None)])
+@pytest.mark.parametrize(("name", "pid"), [(SourceName.CELERY, 7), (SourceName.EDGE, None)])
 @pytest.mark.parametrize("skew", [-7200, -600, 0, 600])
 def test_a_worker_whose_clock_is_wrong_is_one_worker_after_the_next_poll(
     database: Database, sources: list[Any], time: Time, name: str, pid: int | None, skew: float
@@ -327,7 +327,7 @@ def test_what_is_registered_during_a_poll_is_not_judged_by_it(database: Database
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker("pod-1", kind="kubernetes"), now=clock.database_now(connection))
 
-    sources.append(FakeSource(TRIES, "kubernetes", meanwhile=pod_comes))
+    sources.append(FakeSource(SourceName.TRIES, "kubernetes", meanwhile=pod_comes))
     poll()
     assert [row["state"] for row in database.workers()] == ["online"]
     sources[0].meanwhile = lambda: None
@@ -469,7 +469,7 @@ def test_polls_from_cron_find_shutdowns_and_deaths(
 def test_workers_of_an_executor_that_is_not_configured_any_more_end(
     database: Database, sources: list[Any], time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources += [FakeSource(workers={"w1": {}, "busy": {"pid": 200}}), FakeSource(TRIES, "kubernetes")]
+    sources += [FakeSource(workers={"w1": {}, "busy": {"pid": 200}}), FakeSource(SourceName.TRIES, "kubernetes")]
     refresh(only_if_due=False)
     with database.engine.begin() as connection:
         key = add_try(connection, add_run(connection, state="running", ended_at=None), state="running", ended_at=None)
@@ -507,14 +507,14 @@ def test_workers_of_a_source_never_polled_end_after_a_day_without_a_try(
 ) -> None:
     """Of 2.11's workers after an upgrade. A server may also be configured in another way than those who run them."""
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
-    sources.append(FakeSource(TRIES, "kubernetes"))
+    sources.append(FakeSource(SourceName.TRIES, "kubernetes"))
 
     def runs_a_try(worker_id: str, number: int) -> None:
         with database.engine.begin() as connection:
             run = find_run(connection, "etl", "run-1") or add_run(connection)
             key = add_try(connection, run, f"{worker_id}-{number}")
             now = time(connection)
-            attempts_start._seen.clear()
+            attempts_start.seen_workers(connection).forget()
             record_start(connection, key, a_worker(worker_id), try_started_at=now, state="running", now=now)
 
     runs_a_try("celery-1", 1)
@@ -546,13 +546,13 @@ def test_workers_of_a_source_never_polled_end_after_a_day_without_a_try(
 def test_an_error_of_one_source_leaves_the_others_alone(
     database: Database, sources: list[Any], error: Exception
 ) -> None:
-    sources += [FakeSource(error=error), FakeSource(EDGE, "edge", {"edge-1": {}})]
+    sources += [FakeSource(error=error), FakeSource(SourceName.EDGE, "edge", {"edge-1": {}})]
     broken, working = refresh(only_if_due=False).sources
     assert type(error).__name__ in (broken.error or "")
     assert working.states == {"online": 1}
     with database.engine.connect() as connection:
         errors = dict(connection.execute(select(engine_table.c.name, engine_table.c.error)).all())
-    assert errors == {CELERY: broken.error, EDGE: None}
+    assert errors == {SourceName.CELERY: broken.error, SourceName.EDGE: None}
 
 
 def test_a_failed_write_is_an_error_of_that_source_only(database: Database, sources: list[Any]) -> None:
@@ -561,7 +561,7 @@ def test_a_failed_write_is_an_error_of_that_source_only(database: Database, sour
             (WorkerObservation(kind="celery", engine_name="w", hostname=None, heartbeat_at=context.clock()),)
         )  # type: ignore[arg-type]
 
-    sources += [FakeSource(), FakeSource(EDGE, "edge", {"edge-1": {}})]
+    sources += [FakeSource(), FakeSource(SourceName.EDGE, "edge", {"edge-1": {}})]
     sources[0].poll = too_long
     broken, working = refresh(only_if_due=False).sources
     assert broken.error
@@ -587,7 +587,7 @@ def test_a_source_is_called_back_once_its_result_is_written(database: Database, 
     assert poll().error
     assert told == []
     facts.clear()
-    assert poll() == SourceOutcome(CELERY, polled=True, states={"online": 1}, registered=1)
+    assert poll() == SourceOutcome(SourceName.CELERY, polled=True, states={"online": 1}, registered=1)
     assert told == ["w1"]
 
 
@@ -608,7 +608,7 @@ def test_after_a_failed_write_the_source_is_polled_an_interval_later(
 def test_a_source_gets_its_open_instances_and_the_start_of_the_previous_poll(
     database: Database, sources: list[Any], time: Time
 ) -> None:
-    sources += [FakeSource(workers={"w1": {}, "w2": {}}), FakeSource(EDGE, "edge", {"edge-1": {}})]
+    sources += [FakeSource(workers={"w1": {}, "w2": {}}), FakeSource(SourceName.EDGE, "edge", {"edge-1": {}})]
     refresh(only_if_due=False)
     time.passes(INTERVAL)
     refresh(only_if_due=False)
@@ -695,10 +695,10 @@ def test_after_a_poll_gauges_are_emitted_and_the_retention_limit_is_applied(
 ) -> None:
     done = mocker.Mock()
     mocker.patch.object(module, "emit_gauges", done.emit_gauges)
-    mocker.patch.object(module, "keep_within_limit", done.keep_within_limit)
+    mocker.patch.object(module, "apply_retention", done.apply_retention)
     run_once()
     run_once()
-    assert done.mock_calls == [mocker.call.emit_gauges(), mocker.call.keep_within_limit()]
+    assert done.mock_calls == [mocker.call.emit_gauges(), mocker.call.apply_retention()]
     assert celery.polls == 1
     assert database.workers() == []
 
@@ -715,7 +715,7 @@ def test_a_pod_is_online_as_long_as_its_try_runs(database: Database, monkeypatch
         now = clock.database_now(connection)
         pod = a_worker("pod-1", kind="kubernetes")
         record_start(connection, key, pod, try_started_at=now, state="running", now=now)
-    assert poll() == SourceOutcome(TRIES, polled=True, states={"online": 1})
+    assert poll() == SourceOutcome(SourceName.TRIES, polled=True, states={"online": 1})
     (row,) = database.workers()
     assert (row["state"], row["running"]) == ("online", 1)
     with database.engine.begin() as connection:
@@ -734,7 +734,7 @@ def test_a_pod_is_online_as_long_as_its_try_runs(database: Database, monkeypatch
 def test_one_that_comes_back_has_a_history_that_says_so(
     database: Database, sources: list[Any], time: Time, kind: str, kept: list[str]
 ) -> None:
-    sources.append(FakeSource(TRIES, kind))
+    sources.append(FakeSource(SourceName.TRIES, kind))
     with database.engine.begin() as connection:
         beat = clock.database_now(connection)
         ref = upsert_worker(connection, a_worker("one", kind=kind), now=beat)

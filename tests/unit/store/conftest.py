@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def looked_at(database: Database) -> None:
+def polled_sources(database: Database) -> None:
     """Have every engine looked at just now."""
     with database.engine.begin() as connection:
         now = database_now(connection)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, literal, select, update
 
-from airflow_worker_insight.store.dialects import changed_rows, counted, rows_written
-from airflow_worker_insight.store.tables import change
+from airflow_worker_insight.domain.states import SourceName, WorkerState
+from airflow_worker_insight.store.dialects import execute_and_count, in_list, in_rows, row_count, with_row_count
+from airflow_worker_insight.store.tables import change, engine
 from tests.unit.database import NOON, Database, on_both
 
 ENTRY = {"changed_at": NOON, "state": "online"}
@@ -21,21 +22,40 @@ def add(ref: int, *, rows: int = 1) -> Any:
 
 
 @on_both
-def test_the_rows_that_a_statement_writes_are_counted(database: Database) -> None:
+def test_written_rows_are_counted(database: Database) -> None:
     with database.engine.begin() as connection:
-        assert changed_rows(connection, add(1)) == 1
-        assert changed_rows(connection, add(2, rows=0)) == 0
-        assert changed_rows(connection, add(1)) == 1
-        assert changed_rows(connection, update(change).where(change.c.worker_ref == 1).values(state="lost")) == 2
-        assert changed_rows(connection, update(change).where(change.c.worker_ref == 2).values(state="lost")) == 0
-        assert changed_rows(connection, insert(change), {"worker_ref": 3, **ENTRY}) == 1
-        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 2
-        assert changed_rows(connection, delete(change).where(change.c.worker_ref == 1)) == 0
+        assert execute_and_count(connection, add(1)) == 1
+        assert execute_and_count(connection, add(2, rows=0)) == 0
+        assert execute_and_count(connection, add(1)) == 1
+        assert execute_and_count(connection, update(change).where(change.c.worker_ref == 1).values(state="lost")) == 2
+        assert execute_and_count(connection, update(change).where(change.c.worker_ref == 2).values(state="lost")) == 0
+        assert execute_and_count(connection, insert(change), {"worker_ref": 3, **ENTRY}) == 1
+        assert execute_and_count(connection, delete(change).where(change.c.worker_ref == 1)) == 2
+        assert execute_and_count(connection, delete(change).where(change.c.worker_ref == 1)) == 0
 
 
 @on_both
 @pytest.mark.parametrize("rows", [0, 1])
-def test_a_statement_that_is_prepared_once_is_counted_each_time(database: Database, rows: int) -> None:
-    statement = counted(add(1, rows=rows), database.engine.dialect.name)
+def test_a_prepared_statement_counts_its_rows_each_time(database: Database, rows: int) -> None:
+    statement = with_row_count(add(1, rows=rows), database.engine.dialect.name)
     with database.engine.begin() as connection:
-        assert [rows_written(connection.execute(statement)) for _ in range(2)] == [rows, rows]
+        assert [row_count(connection.execute(statement)) for _ in range(2)] == [rows, rows]
+
+
+@on_both
+def test_members_of_enums_are_bound_and_read_as_their_values(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(insert(engine).values(name=SourceName.CELERY, due_at=NOON, error=WorkerState.LOST))
+        connection.execute(insert(change).values(worker_ref=1, changed_at=NOON, state=WorkerState.LOST))
+        conditions = (
+            engine.c.name == SourceName.CELERY,
+            engine.c.name.in_([SourceName.CELERY, SourceName.EDGE]),
+            in_list(connection, engine.c.name, [SourceName.CELERY, SourceName.EDGE]),
+            in_rows(connection, (engine.c.name, engine.c.error), [(SourceName.CELERY, WorkerState.LOST)]),
+        )
+        for condition in conditions:
+            rows = connection.execute(select(engine.c.name, engine.c.error).where(condition)).all()
+            assert [tuple(row) for row in rows] == [("celery", "lost")]
+            assert {type(value) for value in rows[0]} == {str}
+        states = connection.execute(select(change.c.state).where(change.c.state == WorkerState.LOST)).scalars().all()
+        assert [(type(state), state) for state in states] == [(str, "lost")]

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import ATTRIBUTIONS, AVAILABILITIES, STATES, WORKER_STATES
+from airflow_worker_insight.domain.states import STATES, Attribution, WorkerAvailability, WorkerState
 from airflow_worker_insight.store import migrate, session
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.tables import NO_WORKER, VERSION_TABLE, Coded, attempt, metadata, start_slot, worker
@@ -35,6 +35,8 @@ from tests.unit.database import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_mock import MockerFixture
 
     from tests.support.services import Postgres
 
@@ -186,12 +188,12 @@ def test_the_tables_of_an_earlier_package(database: Database) -> None:
 
 
 @pytest.mark.parametrize("found", [Schema.MISSING, Schema.OLD])
-def test_who_must_migrate_is_told_how(found: Schema) -> None:
+def test_the_explanation_says_how_to_migrate(found: Schema) -> None:
     assert "`airflow db migrate`" in found.explanation
     assert "`airflow-worker-insight db migrate`" in found.explanation
 
 
-def test_who_is_behind_is_not_told_to_migrate() -> None:
+def test_an_old_package_does_not_say_to_migrate() -> None:
     assert "newer" in Schema.NEWER.explanation
     assert "db migrate" not in Schema.NEWER.explanation
 
@@ -318,11 +320,11 @@ URLS = {
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(request: pytest.FixtureRequest, mocker: MockerFixture) -> str:
     """Have Airflow's database at a URL that nothing answers at."""
     from airflow import settings
 
-    monkeypatch.setattr(settings, "SQL_ALCHEMY_CONN", URLS[request.param])
+    mocker.patch.object(settings, "SQL_ALCHEMY_CONN", URLS[request.param])
     return str(request.param)
 
 
@@ -359,7 +361,7 @@ def test_the_sql_of_going_back_can_be_printed_too(url: str, capsys: pytest.Captu
 def test_airflow_db_migrate_runs_the_migrations(database: Database) -> None:
     """The fixture has run nothing else on these versions; ``create_all`` would leave no version or skip upgrades."""
     with database.engine.connect() as connection:
-        assert migrate.current(connection) == migrate.head()
+        assert migrate.current_revision(connection) == migrate.head()
     migrate.downgrade("base")
     run_command(database.url, "-m", "airflow", "db", "migrate")
     assert schema(database) is Schema.READY
@@ -426,9 +428,9 @@ def test_airflow_db_reset_drops_the_tables(database: Database, manager: Any) -> 
 
 @airflow_3
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_the_manager_waits_for_nobodys_lock(database: Database, manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manager_waits_briefly_for_locks(database: Database, manager: Any) -> None:
     """``airflow db check-migrations`` asks again; ``db reset`` would keep recording waiting behind itself."""
-    monkeypatch.setattr(session, "COMMAND", replace(session.COMMAND, lock=0.2))
+    manager.bounds = replace(session.COMMAND, lock=0.2)
     with locked(database, VERSION_TABLE):
         assert not manager.check_migration()
         with pytest.raises(OperationalError, match="lock timeout"):
@@ -556,12 +558,12 @@ def test_every_state_of_airflow_has_a_code_and_keeps_it() -> None:
     assert metadata_database.task_instance_states() <= set(STATES)
     # What is stored cannot change: new words go to the end.
     assert STATES[:6] == ("running", "success", "failed", "skipped", "upstream_failed", "removed")
-    assert ATTRIBUTIONS == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
-    assert WORKER_STATES == ("online", "unresponsive", "offline", "lost")
-    assert AVAILABILITIES == ("available", "draining", "quarantined")
+    assert Attribution.values() == ("reported", "inferred", "backfilled", "not_on_a_worker", "never_started", "unknown")
+    assert WorkerState.values() == ("online", "unresponsive", "offline", "lost")
+    assert WorkerAvailability.values() == ("available", "draining", "quarantined")
 
 
-@pytest.mark.parametrize("words", [STATES, ATTRIBUTIONS, WORKER_STATES, AVAILABILITIES])
+@pytest.mark.parametrize("words", [STATES, Attribution.values(), WorkerState.values(), WorkerAvailability.values()])
 def test_a_code_gives_its_word_back(words: tuple[str, ...]) -> None:
     coded = Coded(words)
     for word in (*words, None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, inspect, select, text
@@ -14,12 +14,17 @@ from airflow_worker_insight.capture import claim, reconcile
 from airflow_worker_insight.capture.claim import Claimer
 from airflow_worker_insight.store import migrate, online_migration
 from airflow_worker_insight.store.migrate import Schema
-from airflow_worker_insight.store.session import CircuitBreaker, is_timeout
+from airflow_worker_insight.store.online_migration import MigrationLimits
+from airflow_worker_insight.store.session import Bounds, CircuitBreaker, is_timeout
 from airflow_worker_insight.store.tables import attempt, metadata, start_slot, worker
 from tests.support.processes import wait_for
+from tests.unit.bounds import ANY_MACHINE, ANY_MACHINE_EXPLAINS
 from tests.unit.capture.reports import a_report, a_running_try, airflow_3, push, stored_xcoms
 from tests.unit.database import NOON, STARTED, Database, on_both
 from tests.unit.store.test_migrate import a_try, schema, try_row, worker_row
+
+if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
 
 ROWS = 25
 
@@ -49,12 +54,12 @@ def assert_complete(database: Database) -> None:
 @on_both
 @pytest.mark.parametrize("kind", ["upgrade", "downgrade"])
 def test_a_migration_that_is_interrupted_at_any_step_goes_on_when_it_is_run_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+    database: Database, mocker: MockerFixture, kind: str
 ) -> None:
     fill_at_0001(database)
     if kind == "downgrade":
         migrate.upgrade()
-    original, calls, stop_at = online_migration.step, 0, 0
+    original, calls, stop_at = online_migration.run_step, 0, 0
 
     def interrupted(action: Any) -> Any:
         nonlocal calls
@@ -65,16 +70,16 @@ def test_a_migration_that_is_interrupted_at_any_step_goes_on_when_it_is_run_agai
             raise InterruptedHereError
         return original(action)
 
-    monkeypatch.setattr(online_migration, "step", interrupted)
-    monkeypatch.setattr(online_migration.in_batches, "__kwdefaults__", {"size": 10})
+    mocker.patch.object(online_migration, "run_step", interrupted)
+    limits = MigrationLimits(batch=10)
     was_interrupted = True
     while was_interrupted:
         calls, stop_at = 0, stop_at + 1
         try:
             if kind == "upgrade":
-                migrate.upgrade()
+                migrate.upgrade(limits=limits)
             else:
-                migrate.downgrade("0001")
+                migrate.downgrade("0001", limits=limits)
         except InterruptedHereError:
             pass
         else:
@@ -109,11 +114,11 @@ def test_an_index_that_was_interrupted_is_made_anew(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_nobody_queues_up_behind_a_migration_that_waits(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_transaction_queues_behind_a_migration_that_waits(database: Database, mocker: MockerFixture) -> None:
     """A transaction that reads a table and stays open is in the way of each ALTER TABLE."""
     fill_at_0001(database)
     has_waited = Event()
-    monkeypatch.setattr(online_migration, "is_timeout", lambda error: has_waited.set() or is_timeout(error))
+    mocker.patch.object(online_migration, "is_timeout", lambda error: has_waited.set() or is_timeout(error))
     with database.engine.connect() as reader, database.engine.connect() as writer:
         with reader.begin():
             reader.execute(select(text("1")).select_from(attempt).limit(1))
@@ -133,31 +138,26 @@ def test_nobody_queues_up_behind_a_migration_that_waits(database: Database, monk
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_who_is_in_the_way_for_long_is_named_in_plain_words(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_is_held_for_long_is_explained(database: Database) -> None:
     fill_at_0001(database)
-    monkeypatch.setattr(online_migration, "GIVE_UP_AFTER", timedelta(0))
     with database.engine.connect() as reader, reader.begin():
         reader.execute(select(text("1")).select_from(worker).limit(1))
         with pytest.raises(online_migration.TableInUseError, match="run the same command again"):
-            migrate.upgrade()
+            migrate.upgrade(limits=MigrationLimits(give_up_after=timedelta(0)))
     migrate.upgrade()
     assert_complete(database)
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_an_index_does_not_wait_for_ever_for_a_transaction_that_is_open(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_does_not_wait_for_ever_for_a_transaction_that_is_open(database: Database) -> None:
     """As that of ``airflow db migrate`` is with psycopg 3, which waits for the migration itself."""
-    monkeypatch.setattr(online_migration, "CONCURRENT_TIMEOUT", timedelta(milliseconds=300))
+    limits = MigrationLimits(index_bounds=Bounds(lock=0.3, statement=None))
     fill_at_0001(database)
     with database.engine.connect() as reader:
         # A snapshot, and no lock on any of our tables.
         reader.execution_options(isolation_level="REPEATABLE READ").execute(text("SELECT 1")).all()
         with pytest.raises(online_migration.TableInUseError, match="airflow-worker-insight db migrate"):
-            migrate.upgrade()
+            migrate.upgrade(limits=limits)
     migrate.upgrade()
     assert schema(database) is Schema.READY
     with database.engine.connect() as connection:
@@ -177,8 +177,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     # Each report tries: a pause would keep most of them away from the tables that change.
-    claimer = Claimer(breaker=CircuitBreaker(0.0, trial=0.0))
-    monkeypatch.setattr(online_migration.in_batches, "__kwdefaults__", {"size": BATCH})
+    claimer = Claimer(breaker=CircuitBreaker(0.0, trial=0.0), bounds=ANY_MACHINE, explain_bounds=ANY_MACHINE_EXPLAINS)
     migrate.downgrade("0001")
     with database.engine.begin() as connection:
         connection.execute(insert(worker), [worker_row(number, f"celery-{number}") for number in range(1, 51)])
@@ -201,7 +200,7 @@ def test_reports_that_arrive_during_an_upgrade_are_recorded_or_wait(
             reporting = [pool.submit(report) for _ in range(REPORTERS)]
             wait_for(lambda: len(reported) >= REPORTERS, 60, "the first reports")
             try:
-                migrate.upgrade()
+                migrate.upgrade(limits=MigrationLimits(batch=BATCH))
                 during = len(reported)
                 wait_for(lambda: len(reported) >= min(REPORTS, during + 3 * REPORTERS), 60, "reports after it")
             finally:

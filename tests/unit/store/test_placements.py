@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from airflow_worker_insight.capture.reconcile import reconcile_runs
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag, PlacementFilter
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter, PlacementFilter
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import running as attempts_running
 from airflow_worker_insight.store.attempts.queries import list_attempts
@@ -33,6 +33,7 @@ from tests.unit.database import (
 )
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import Attempt
@@ -43,10 +44,10 @@ LINE = "w1@etl-1: least loaded of 2 workers, 0 of 6 slots taken"
 
 def placed(key: TryKey, ref: int | None = None, **others: Any) -> Placement:
     known: dict[str, Any] = {
-        "reason": LEAST_LOADED,
+        "reason": PlacementReason.LEAST_LOADED,
         "detail": LINE,
         "worker_ref": ref,
-        "own_queue": ref and f"own.{ref}",
+        "dedicated_queue": ref and f"own.{ref}",
     }
     return Placement(key, **{**known, **others})
 
@@ -57,7 +58,7 @@ def a_live_try(connection: Connection, task_id: str, *, state: str = "queued", *
 
 
 def attempts(connection: Connection) -> list[Attempt]:
-    return list_attempts(connection, AttemptFilter(), dag_ids=EveryDag(), limit=9, offset=0)[0]
+    return list_attempts(connection, AttemptFilter(), dag_ids=AllDags(), limit=9, offset=0)[0]
 
 
 def stored(connection: Connection) -> list[Any]:
@@ -65,7 +66,7 @@ def stored(connection: Connection) -> list[Any]:
 
 
 def test_codes_never_move() -> None:
-    assert REASONS == (
+    assert PlacementReason.values() == (
         "least_loaded",
         "round_robin",
         "sticky",
@@ -86,19 +87,22 @@ def test_codes_never_move() -> None:
 
 
 @on_both
-def test_what_is_placed_is_counted_until_it_is_closed(database: Database) -> None:
+def test_placements_count_until_they_are_closed(database: Database) -> None:
     with database.engine.begin() as connection:
         keys = [a_live_try(connection, f"task-{n}") for n in range(4)]
-        waits = replace(placed(keys[3]), reason=FULL, detail="waits")
+        waits = replace(placed(keys[3]), reason=PlacementReason.FULL, detail="waits")
         placements.write(connection, [placed(keys[0], 1), placed(keys[1], 1), placed(keys[2], 2), waits], now=NOON)
-        assert placements.loads(connection) == {1: 2, 2: 1}
+        assert placements.count_open(connection) == {1: 2, 2: 1}
         # What waited is placed, by whichever scheduler.
         placements.write(connection, [placed(keys[3], 2)], now=at(1))
-        assert placements.loads(connection) == {1: 2, 2: 2}
-        assert placements.own_queues(connection) == {"own.1": {1}, "own.2": {2}}
-        assert [one.key for one in placements.open_placements(connection, own_queues={"own.2"})] == [keys[2], keys[3]]
+        assert placements.count_open(connection) == {1: 2, 2: 2}
+        assert placements.dedicated_queues(connection) == {"own.1": {1}, "own.2": {2}}
+        assert [one.key for one in placements.open_placements(connection, dedicated_queues={"own.2"})] == [
+            keys[2],
+            keys[3],
+        ]
         placements.close(connection, {keys[0]: NOON, keys[3]: at(1), replace(keys[3], try_number=7): at(1)})
-        assert placements.loads(connection) == {1: 1, 2: 1}
+        assert placements.count_open(connection) == {1: 1, 2: 1}
         one = placements.of_task_instance(connection, keys[0])[1]
         assert one == replace(placed(keys[0], 1), placed_at=NOON, is_open=False)
 
@@ -117,23 +121,33 @@ def test_why_is_kept_with_the_try_once_its_run_is_reconciled(database: Database)
         key = add_try(connection, run)
         late = add_try(connection, run, "late", state="running", ended_at=None)
         record_start(connection, key, a_worker(), try_started_at=at(10), state="running", now=at(10))
-        placements.write(connection, [placed(key, ref, is_open=False, reason=ELSEWHERE), placed(late, ref)], now=NOON)
+        placements.write(
+            connection,
+            [placed(key, ref, is_open=False, reason=PlacementReason.RETRY_ELSEWHERE), placed(late, ref)],
+            now=NOON,
+        )
         assert kept(connection, key) == {}
-        assert [one.placement for one in attempts(connection)] == [ELSEWHERE]
+        assert [one.placement for one in attempts(connection)] == [PlacementReason.RETRY_ELSEWHERE]
         reconcile_runs(connection, [run])
-        assert kept(connection, key) == {1: ELSEWHERE}
-        assert {one.task_id: one.placement for one in attempts(connection)} == {key.task_id: ELSEWHERE}
+        assert kept(connection, key) == {1: PlacementReason.RETRY_ELSEWHERE}
+        assert {one.task_id: one.placement for one in attempts(connection)} == {
+            key.task_id: PlacementReason.RETRY_ELSEWHERE
+        }
         assert [(row.task_id, row.is_open) for row in stored(connection)] == [("extract", False), ("late", True)]
         # No scheduler has heard yet that it has ended.
         change_try(connection, late, state="success", end_date=at(700))
         reconcile_runs(connection, [run])
-        assert kept(connection, late) == {1: LEAST_LOADED}
-        assert kept(connection, key) == {1: ELSEWHERE}
+        assert kept(connection, late) == {1: PlacementReason.LEAST_LOADED}
+        assert kept(connection, key) == {1: PlacementReason.RETRY_ELSEWHERE}
         # The sentence stays, for whoever asks later.
         assert [row.is_open for row in stored(connection)] == [False, False]
         assert {one.placement_detail for one in attempts(connection)} == {LINE}
         # But not for a Dag run that comes again under the same name.
-        assert placements.why(connection, key, {}) == placements.why(connection, late, {}) == {}
+        assert (
+            placements.task_instance_explanations(connection, key, {})
+            == placements.task_instance_explanations(connection, late, {})
+            == {}
+        )
         reconcile_runs(connection, [run])
         assert {one.placement_detail for one in attempts(connection)} == {LINE}
 
@@ -174,18 +188,18 @@ def test_a_try_that_moved_counts_against_the_last_of_its_workers(database: Datab
 
 
 @on_both
-def test_what_airflow_has_of_a_try_to_be_placed(database: Database) -> None:
+def test_details_of_a_try_come_from_airflow(database: Database) -> None:
     with database.engine.begin() as connection:
         labels = {"worker_insight": {"labels": {"zone": "a"}}}
         key = a_live_try(connection, "extract", executor_config=labels, queue="gpu")
         gone = replace(key, try_number=2)
-        (one,) = placements.wanted(connection, [key, gone]).values()
+        (one,) = placements.try_details(connection, [key, gone]).values()
         assert (one.key, one.state, one.queue, one.pool) == (key, "queued", "gpu", "default_pool")
         assert one.executor_config == labels
 
 
 @on_both
-def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
+def test_slots_of_ended_tries_are_swept(database: Database) -> None:
     with database.engine.begin() as connection:
         worker = a_worker()
         ref = upsert_worker(connection, worker, now=NOON)
@@ -197,15 +211,13 @@ def test_places_that_nobody_gave_back_are_swept(database: Database) -> None:
         old = [placed(key, ref) for key in (ended, queued, running)]
         placements.write(connection, old, now=NOON)
         placements.write(connection, [placed(fresh, ref)], now=at(100))
-        swept = placements.sweep(connection, attempts_running.running_on(connection), settled=at(60))
+        swept = placements.sweep(connection, attempts_running.running_on(connection), placed_before=at(60))
         assert (swept.closed, swept.unplaced) == (1, {ref: 1})
         assert {one.key for one in placements.open_placements(connection)} == {queued, running, fresh}
 
 
 @on_both
-def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_try_that_is_placed_again_during_a_sweep_keeps_its_slot(database: Database, mocker: MockerFixture) -> None:
     """It was deferred, and another scheduler goes on with it just now."""
     with database.engine.begin() as connection:
         key = a_live_try(connection, "deferred", state="deferred")
@@ -217,13 +229,13 @@ def test_what_is_placed_again_while_it_is_swept_keeps_its_place(
             placements.write(connection, [placed(key, 2)], now=at(100))
             return found
 
-        monkeypatch.setattr(placements.airflow_history, "tries_of_task_instances", goes_on)
-        placements.sweep(connection, {}, settled=at(60))
-        assert placements.loads(connection) == {2: 1}
+        mocker.patch.object(placements.airflow_history, "tries_of_task_instances", goes_on)
+        placements.sweep(connection, {}, placed_before=at(60))
+        assert placements.count_open(connection) == {2: 1}
 
 
 @on_both
-def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
+def test_queued_tries_of_a_worker_are_listed(database: Database) -> None:
     with database.engine.begin() as connection:
         waits, runs = a_live_try(connection, "waits"), a_live_try(connection, "runs", state="running")
         placements.write(connection, [placed(waits, 7), placed(runs, 7)], now=NOON)
@@ -232,7 +244,7 @@ def test_what_waits_at_a_worker_for_its_start(database: Database) -> None:
         assert placements.placed_on(connection, 7, dag_ids={"other"}, limit=10) == ([], 0)
 
 
-def test_what_has_ended_is_forgotten_with_the_tries(database: Database) -> None:
+def test_closed_placements_are_deleted_with_old_tries(database: Database) -> None:
     with database.engine.begin() as connection:
         ended, open_ = a_live_try(connection, "ended"), a_live_try(connection, "open")
         placements.write(connection, [placed(ended, 1, is_open=False), placed(open_, 1)], now=NOON)
@@ -250,15 +262,13 @@ def test_any_number_is_written(database: Database, number: int) -> None:
         keys += [replace(keys[0], map_index=n) for n in range(1, number)]
         for _ in range(2):
             placements.write(connection, [placed(key, 1) for key in keys], now=NOON)
-        assert placements.loads(connection) == ({1: number} if number else {})
+        assert placements.count_open(connection) == ({1: number} if number else {})
         placements.close(connection, dict.fromkeys(keys, NOON))
-        assert placements.loads(connection) == {}
+        assert placements.count_open(connection) == {}
 
 
 @on_both
-def test_sentences_are_removed_when_they_are_old_or_too_many(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_explanations_are_removed_when_they_are_old_or_too_many(database: Database) -> None:
     with database.engine.begin() as connection:
         over, goes_on = add_run(connection), add_run(connection, run_id="goes-on", state="running", ended_at=None)
         ended = [add_try(connection, over, f"task-{n}") for n in range(4)]
@@ -269,15 +279,14 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
         still = a_live_try(connection, "still")
         placements.write(connection, [placed(still, 1, placed_at=NOON)], now=NOON)
 
-        assert placements.trim(connection, now=NOON + placements.KEPT_FOR) == 0
-        assert placements.trim(connection, now=NOON + placements.KEPT_FOR + timedelta(days=1.5)) == 2
+        assert placements.prune(connection, now=NOON + placements.RETENTION) == 0
+        assert placements.prune(connection, now=NOON + placements.RETENTION + timedelta(days=1.5)) == 2
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-2", "task-3"]
         # What is open and what belongs to a run that goes on is not touched, however much it is.
-        monkeypatch.setattr(placements, "MOST_KEPT", 2)
-        assert placements.trim(connection, now=NOON) == 1
-        assert placements.trim(connection, now=NOON) == 0
+        assert placements.prune(connection, now=NOON, max_closed=2) == 1
+        assert placements.prune(connection, now=NOON, max_closed=2) == 0
         assert [row.task_id for row in stored(connection)] == ["going", "still", "task-3"]
-        assert placements.trim(connection, now=NOON + timedelta(days=99)) == 1
+        assert placements.prune(connection, now=NOON + timedelta(days=99), max_closed=2) == 1
         assert [row.task_id for row in stored(connection)] == ["going", "still"]
 
 
@@ -285,14 +294,14 @@ def test_sentences_are_removed_when_they_are_old_or_too_many(
 
 
 def listed(connection: Connection, dag_ids: Any = None, *, limit: int = 9, offset: int = 0, **filters: Any) -> Any:
-    given = EveryDag() if dag_ids is None else dag_ids
+    given = AllDags() if dag_ids is None else dag_ids
     some = PlacementFilter(**filters)
     found, total = placements.find(connection, some, dag_ids=given, limit=limit, offset=offset)
     return [one.placement.key.task_id for one in found], total
 
 
 @on_both
-def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
+def test_waiting_and_placed_tries_are_listed(database: Database) -> None:
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, a_worker("w1"), now=NOON)
         waits, queued, runs, ended, late, gone = (
@@ -307,12 +316,12 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
             )
         )
         some = [
-            placed(waits, reason=FULL, detail="waits: all are full", placed_at=NOON),
+            placed(waits, reason=PlacementReason.FULL, detail="waits: all are full", placed_at=NOON),
             placed(queued, ref, placed_at=at(1)),
-            placed(runs, ref, reason=ELSEWHERE, placed_at=at(2)),
+            placed(runs, ref, reason=PlacementReason.RETRY_ELSEWHERE, placed_at=at(2)),
             # Airflow knows more than what was written last.
             placed(ended, ref, placed_at=at(3)),
-            placed(late, reason=FULL, detail="waits: all are full", placed_at=at(4)),
+            placed(late, reason=PlacementReason.FULL, detail="waits: all are full", placed_at=at(4)),
             placed(replace(gone, try_number=7), ref, placed_at=at(5)),
         ]
         placements.write(connection, some, now=NOON)
@@ -323,7 +332,7 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
         assert listed(connection, state="waiting") == (["waits"], 1)
         assert listed(connection, state="placed") == (["queued", "runs"], 2)
         assert listed(connection, try_state="queued") == (["waits", "queued"], 2)
-        assert listed(connection, reason=ELSEWHERE) == (["runs"], 1)
+        assert listed(connection, reason=PlacementReason.RETRY_ELSEWHERE) == (["runs"], 1)
         assert listed(connection, worker_id="w1") == (["queued", "runs"], 2)
         assert listed(connection, worker_id="w2") == ([], 0)
         assert listed(connection, dag_id="etl", run_id="run-waits", task_id="waits") == (["waits"], 1)
@@ -333,7 +342,7 @@ def test_what_waits_and_what_is_placed_is_listed(database: Database) -> None:
         assert listed(connection, {"sales"}, dag_id="etl") == ([], 0)
         assert listed(connection, set()) == ([], 0)
 
-        (first, second, _), _ = placements.find(connection, PlacementFilter(), dag_ids=EveryDag(), limit=9, offset=0)
+        (first, second, _), _ = placements.find(connection, PlacementFilter(), dag_ids=AllDags(), limit=9, offset=0)
         assert (first.state, first.queue, first.try_state, first.worker_id) == ("waiting", "heavy", "queued", None)
         assert (first.placement.sentence, first.placement.placed_at) == ("all are full", NOON)
         assert (second.state, second.worker_id, second.worker_name) == ("placed", "w1", "w1@host-1")

@@ -15,16 +15,17 @@ from sqlalchemy import func, insert, select, text
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.states import AVAILABLE, DRAINING, QUARANTINED
+from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.attempts.close import ensure_hosts, lives_on
-from airflow_worker_insight.store.retention import Removed
+from airflow_worker_insight.store.attempts.close import ensure_hosts, instances_on_hosts
+from airflow_worker_insight.store.retention import Removed, RetentionTask
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, change, start_slot, worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both, on_postgresql, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine import Connection
 
@@ -96,11 +97,11 @@ def store_new_try(database: Database, ref: int = NO_WORKER, key: TryKey = KEY, *
     return store_try(database, ref, key, started_at=at(10), ended_at=at(20), **others)
 
 
-def prune(database: Database, older_than: datetime = LIMIT) -> Removed:
+def prune(database: Database, older_than: datetime = LIMIT, *, batch_size: int = retention.BATCH) -> Removed:
     """Remove what is older, which must be what was said before."""
     with database.engine.connect() as connection:
         said = retention.preview(connection, older_than)
-    removed = sum(retention.prune(older_than), Removed())
+    removed = sum(retention.prune(older_than, batch_size=batch_size), Removed())
     assert removed == said.removed
     return removed
 
@@ -230,8 +231,8 @@ def test_a_worker_that_no_kept_try_names_goes_with_its_history(database: Databas
         ({"state": None, "ended_at": None, "last_seen_at": at(1)}, False),
         ({"last_seen_at": at(1), "ended_at": at(1)}, False),
         ({"ended_at": at(0)}, False),
-        ({"availability": DRAINING}, True),
-        ({"availability": QUARANTINED}, False),
+        ({"availability": WorkerAvailability.DRAINING}, True),
+        ({"availability": WorkerAvailability.QUARANTINED}, False),
     ],
     ids=str,
 )
@@ -244,8 +245,8 @@ def test_a_worker_goes_when_it_was_gone_before_the_limit(database: Database, kno
 
 @pytest.mark.parametrize("same", [{"name": "w1"}, {"engine_name": "w1@host"}], ids=str)
 def test_a_quarantine_stays_as_long_as_it_is_the_latest_of_its_name(database: Database, same: dict[str, Any]) -> None:
-    store_worker(database, "earlier", availability=QUARANTINED, **same)
-    store_worker(database, "latest", availability=QUARANTINED, **same)
+    store_worker(database, "earlier", availability=WorkerAvailability.QUARANTINED, **same)
+    store_worker(database, "latest", availability=WorkerAvailability.QUARANTINED, **same)
     assert prune(database).workers == 1
     assert workers(database) == ["latest"]
 
@@ -264,10 +265,7 @@ def test_a_worker_that_was_seen_within_a_day_stays_whatever_the_limit(database: 
 
 
 @on_both
-def test_of_a_worker_that_stays_old_history_goes_but_for_what_counts(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+def test_old_history_is_deleted_except_for_the_latest_state_and_decisions(database: Database) -> None:
     ref = store_worker(database, state="online", ended_at=None)
     idle = store_worker(database, "celery-2", state="lost", ended_at=None, last_seen_at=at(DAY))
     history: list[tuple[int, float, str | None, str | None]] = [
@@ -286,7 +284,7 @@ def test_of_a_worker_that_stays_old_history_goes_but_for_what_counts(
             values = {"worker_ref": worker_ref, "changed_at": at(day * DAY), "state": state, "availability": decided}
             connection.execute(insert(change).values(values))
         expected = retention.preview(connection, LIMIT).removed
-    assert sum(retention.prune(LIMIT), Removed()) == expected == Removed(changes=4)
+    assert sum(retention.prune(LIMIT, batch_size=2), Removed()) == expected == Removed(changes=4)
     with database.engine.connect() as connection:
         left = connection.execute(
             select(change.c.worker_ref, change.c.state, change.c.availability).order_by(change.c.id)
@@ -316,8 +314,7 @@ def test_an_empty_installation_has_nothing_to_remove(database: Database) -> None
 
 
 @on_both
-def test_it_goes_on_batch_by_batch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+def test_everything_old_is_deleted_batch_by_batch(database: Database) -> None:
     refs = [store_worker(database, f"celery-{number}", changes=1) for number in range(5)]
     for number in range(7):
         key = replace(KEY, map_index=number)
@@ -325,27 +322,23 @@ def test_it_goes_on_batch_by_batch(database: Database, monkeypatch: pytest.Monke
         store_try(database, refs[number % 5], key, started_at=at(-3000 - number // 3 * 600), ended_at=at(-10))
         store_try(database, refs[0], replace(key, task_id="stays"), started_at=at(-3000), ended_at=at(10))
         store_try(database, key=replace(key, task_id="no start"), ended_at=at(-10))
-    assert prune(database) == Removed(attempts=14, workers=4, changes=4)
+    assert prune(database, batch_size=2) == Removed(attempts=14, workers=4, changes=4)
     assert Counter(row["task_id"] for row in database.attempts()) == {"stays": 7}
     assert workers(database) == ["celery-0"]
 
 
-def test_a_batch_that_is_done_stays_done_when_it_is_interrupted(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+def test_a_batch_that_is_done_stays_done_when_it_is_interrupted(database: Database) -> None:
     for number in range(5):
         store_old_try(database, key=replace(KEY, map_index=number))
-    first = next(iter(retention.prune(LIMIT)))
+    first = next(iter(retention.prune(LIMIT, batch_size=2)))
     assert (first.attempts, len(database.attempts())) == (2, 3)
     assert prune(database).attempts == 3
 
 
-def test_a_step_stops_at_its_budget(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH", 2)
+def test_a_step_stops_at_its_budget(database: Database) -> None:
     for number in range(7):
         store_old_try(database, key=replace(KEY, map_index=number))
-    steps = [retention.prune_step(older_than=LIMIT, budget=4).attempts for _ in range(3)]
+    steps = [retention.prune_step(older_than=LIMIT, budget=4, batch_size=2).attempts for _ in range(3)]
     assert steps == [4, 3, 0]
 
 
@@ -354,8 +347,7 @@ def test_a_step_stops_at_its_budget(database: Database, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return what sets the limit in days, in a process that has not looked yet."""
-    monkeypatch.setattr(retention, "_rests_until", 0.0)
+    """Return what sets the limit in days."""
     return lambda days: monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__RETENTION_DAYS", str(days))
 
 
@@ -383,41 +375,47 @@ def test_the_limit_of_the_configuration_is_kept(
 ) -> None:
     limit(days)
     store_ages(database)
-    retention.keep_within_limit()
+    RetentionTask().run_if_due()
     assert tries(database) == kept
 
 
 def test_without_the_option_everything_is_kept(database: Database, limit: Callable[[int], None]) -> None:
     del limit
     store_ages(database)
-    assert retention.keep_within_limit() is None
+    assert RetentionTask().run_if_due() is None
     assert len(tries(database)) == 4
 
 
-def test_what_goes_wrong_is_said_and_tried_again_later(
+def broken_transaction() -> AbstractContextManager[Connection]:
+    raise RuntimeError("the database went away")
+
+
+def test_a_failure_is_logged_and_retried_after_a_pause(
     database: Database,
     limit: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     limit(30)
     store_ages(database)
-    with monkeypatch.context() as broken:
-        broken.setattr(retention, "BATCH", "many")
-        assert [retention.keep_within_limit() for _ in range(2)] == [None, None]
+    now, transactions = 100.0, [broken_transaction]
+
+    def transaction() -> AbstractContextManager[Connection]:
+        return transactions.pop()() if transactions else session.writing(session.BACKGROUND)
+
+    task = RetentionTask(transaction=transaction, pause_seconds=60, clock=lambda: now)
+    assert [task.run_if_due() for _ in range(2)] == [None, None]
     assert len([record for record in caplog.records if "older than its limit" in record.getMessage()]) == 1
     assert len(tries(database)) == 4
+    now += 60
+    assert task.run_if_due() == Removed(attempts=2)
 
 
-def test_it_rests_when_nothing_is_left_and_goes_on_when_something_is(
-    database: Database, limit: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_pauses_when_nothing_is_left_to_delete(database: Database, limit: Callable[[int], None]) -> None:
     limit(30)
-    monkeypatch.setattr(retention, "BATCH", 2)
-    monkeypatch.setattr(retention, "STEP", 2)
+    task = RetentionTask(batch_size=2, step_budget=2)
     for number in range(3):
         store_old_try(database, key=replace(KEY, map_index=number))
-    done = [retention.keep_within_limit() for _ in range(3)]
+    done = [task.run_if_due() for _ in range(3)]
     assert done == [Removed(attempts=2), Removed(attempts=1), None]
 
 
@@ -509,19 +507,19 @@ def test_a_worker_that_reconciling_has_read_is_passed_by(database: Database) -> 
         host = a_worker("host-1", host_only=True, hostname="gone")
         ensure_hosts(connection, [host], now=at(-DAY))
     with database.engine.connect() as connection, connection.begin():
-        assert [life.record.worker_id for life in lives_on(connection, ["pod-1"])] == ["pod-1"]
+        assert [life.record.worker_id for life in instances_on_hosts(connection, ["pod-1"])] == ["pod-1"]
         assert ensure_hosts(connection, [host], now=NOON).keys() == {"host-1"}
         assert sum(retention.prune(LIMIT), Removed()) == Removed()
     assert workers(database) == ["pod-1", "host-1"]
     assert prune(database).workers == 2
 
 
-def test_on_sqlite_nobody_removes_what_reconciling_has_read(database: Database) -> None:
+def test_on_sqlite_no_worker_that_reconciling_has_read_is_removed(database: Database) -> None:
     from sqlalchemy.exc import OperationalError
 
     store_worker(database)
     with database.engine.connect() as connection, connection.begin():
-        lives_on(connection, ["host-1"])
+        instances_on_hosts(connection, ["host-1"])
         with pytest.raises(OperationalError, match="locked"):
             sum(retention.prune(LIMIT), Removed())
     assert workers(database) == ["celery-1"]
@@ -583,8 +581,8 @@ def test_no_try_points_to_nothing_however_many_write_meanwhile(
 def test_the_conditions_compile_for_mysql() -> None:
     from sqlalchemy.dialects import mysql
 
-    assert AVAILABLE
-    statement = select(attempt.c.run_key).where(retention._try_goes(attempt, LIMIT))
+    assert WorkerAvailability.AVAILABLE
+    statement = select(attempt.c.run_key).where(retention._is_try_expired(attempt, LIMIT))
     sql = str(statement.compile(dialect=mysql.dialect()))
     assert sql.count("EXISTS") > 4
     assert metadata_database.task_instance_table().name in sql

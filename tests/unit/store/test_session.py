@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 import airflow_worker_insight
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.store import online_migration, session
+from airflow_worker_insight.store import session
 from airflow_worker_insight.store.session import Bounds, CircuitBreaker, OutOfTimeError, is_timeout
 from airflow_worker_insight.store.tables import metadata
 from tests.unit.database import Database, on_both
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(airflow_worker_insight.__file__).parent
 BRIEF = Bounds(lock=0.2, statement=0.3)
-AT_THE_START = session.START
-"""As it is: the tests' own is generous."""
 
 on_postgres = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 by_both = pytest.mark.parametrize("transaction", [session.reading, session.writing])
@@ -150,11 +147,11 @@ def test_a_savepoint_keeps_what_was_before_it_and_gives_the_settings_back(databa
 
 
 def test_the_start_of_a_try_is_kept_for_a_second_at_most() -> None:
-    assert AT_THE_START.lock < AT_THE_START.statement
-    assert AT_THE_START.total is not None
-    assert AT_THE_START.total + AT_THE_START.statement <= 1
+    assert session.START.lock < session.START.statement
+    assert session.START.total is not None
+    assert session.START.total + session.START.statement <= 1
     # Whoever waits behind a migration that waits for a lock is not kept for as long.
-    assert online_migration.LOCK_TIMEOUT.total_seconds() < AT_THE_START.lock
+    assert session.MIGRATION_STEP.lock < session.START.lock
 
 
 # --- MySQL and MariaDB -----------------------------------------------------------------------------------------------
@@ -183,7 +180,7 @@ class FakeMySQL:
 def use(connection: FakeMySQL, error: Exception | None = None) -> list[str]:
     """Use a savepoint; return what was sent."""
     connection.sent.clear()
-    with session.savepoint(connection, AT_THE_START):  # type: ignore[arg-type]
+    with session.savepoint(connection, session.START):  # type: ignore[arg-type]
         if error is not None:
             raise error
     return connection.sent
@@ -240,10 +237,9 @@ def test_mysqls_own_codes_are_time_outs(code: int) -> None:
 # --- the circuit breaker ---------------------------------------------------------------------------------------------
 
 
-def test_after_a_time_out_nobody_tries_for_a_while_and_then_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_breaker_lets_one_caller_try_after_a_while() -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    breaker = CircuitBreaker(30, trial=2)
+    breaker = CircuitBreaker(30, trial=2, clock=lambda: now)
     assert breaker.allows()
     breaker.open()
     assert (breaker.allows(), breaker.is_open) == (False, True)
@@ -259,12 +255,9 @@ def test_after_a_time_out_nobody_tries_for_a_while_and_then_one_does(monkeypatch
     assert not breaker.is_open
 
 
-def test_one_who_never_says_what_came_of_it_keeps_the_others_for_a_moment_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_caller_that_reports_nothing_blocks_the_others_briefly() -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    breaker = CircuitBreaker(30, trial=2)
+    breaker = CircuitBreaker(30, trial=2, clock=lambda: now)
     breaker.open()
     now += 30
     assert breaker.allows()

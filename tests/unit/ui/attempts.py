@@ -68,7 +68,7 @@ def a_stay(
     *,
     last: float | None = None,
     state: str | None = "success",
-    went_on: bool = False,
+    continued_elsewhere: bool = False,
     **names: Any,
 ) -> Stay:
     """Return a stay that began at ``start``, of a try that ended at ``end``, in seconds after noon."""
@@ -76,10 +76,10 @@ def a_stay(
     return Stay(
         key=TryKey(**known),
         state=state,
-        began_at=_at(start),
+        first_process_at=_at(start),
         last_process_at=_at(start if last is None else last),
         ended_at=_at(end),
-        went_on=went_on,
+        continued_elsewhere=continued_elsewhere,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.domain.attempts import AttemptPage
-from airflow_worker_insight.domain.workers import Group, SourceStatus
+from airflow_worker_insight.domain.workers import SourceStatus, WorkerGroup
 from airflow_worker_insight.store.attempts.by_worker import Outcomes
 from airflow_worker_insight.ui.query_params import AttemptsParams, PanelParams, WorkerParams, WorkersParams
 from airflow_worker_insight.ui.rendering import FRAGMENT, STATIC, render
@@ -79,7 +79,7 @@ def hostile_pages() -> list[Page]:
     filtered = WorkersParams(
         search=HOSTILE, kind=HOSTILE, queue=HOSTILE, label=f"{HOSTILE}={HOSTILE}", hostname=HOSTILE, offset=100
     )
-    grouped = a_listing(groups=[Group(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
+    grouped = a_listing(groups=[WorkerGroup(HOSTILE, {"online": 1}, 0, 1)], any_worker=True)
     tries = ([one], 30)
     instance = an_instance(
         row,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_worker_insight.domain.attempts import AttemptPage
-from airflow_worker_insight.domain.workers import Change, SourceStatus, WorkerRow
+from airflow_worker_insight.domain.workers import SourceStatus, WorkerChange, WorkerRow
 from airflow_worker_insight.ui.views.worker import WorkerInstance
 from airflow_worker_insight.ui.views.workers import Listing
 from tests.unit.database import NOON, at
@@ -40,10 +40,10 @@ def a_worker_row(worker_id: str = "celery-1", **others: Any) -> WorkerRow:
     return WorkerRow(worker_id=worker_id, **{**known, **others})
 
 
-def a_change(seconds: float, state: str | None = None, availability: str | None = None, **others: Any) -> Change:
+def a_change(seconds: float, state: str | None = None, availability: str | None = None, **others: Any) -> WorkerChange:
     """Return an entry of a worker's history, ``seconds`` after noon."""
     known: dict[str, Any] = {"reason": None, "changed_by": None}
-    return Change(changed_at=at(seconds), state=state, availability=availability, **{**known, **others})
+    return WorkerChange(changed_at=at(seconds), state=state, availability=availability, **{**known, **others})
 
 
 def a_listing(*rows: WorkerRow, **others: Any) -> Listing:

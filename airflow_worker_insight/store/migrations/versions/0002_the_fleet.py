@@ -90,7 +90,7 @@ def upgrade() -> None:
     dialect = op.get_context().dialect.name
     online.add_columns(WORKER, *_worker_columns())
     reports_itself = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
-    online.in_batches(
+    online.update_in_batches(
         worker,
         ["id"],
         lambda these: op.execute(sa.update(worker).where(these, reports_itself).values(reported_id=worker.c.worker_id)),
@@ -122,7 +122,9 @@ def upgrade() -> None:
     online.add_columns(ATTEMPT, *_attempt_columns())
     has_no_slot = attempt.c.started_at.is_not(None) & attempt.c.start_slot.is_(None)
     fill_slot = sa.update(attempt).values(start_slot=sa.literal_column(SLOT[dialect]))
-    online.in_batches(attempt, ["run_key", "task_key"], lambda these: op.execute(fill_slot.where(these, has_no_slot)))
+    online.update_in_batches(
+        attempt, ["run_key", "task_key"], lambda these: op.execute(fill_slot.where(these, has_no_slot))
+    )
     # Lists begin with the latest start and end with tries without a start: PostgreSQL reads NULLS FIRST backwards.
     # A descending index would be half empty, because new rows are inserted at its front.
     slot = sa.text("start_slot NULLS FIRST" if dialect == "postgresql" else "start_slot")
@@ -135,7 +137,7 @@ def upgrade() -> None:
     online.drop_index("worker_insight_attempt_started_at", ATTEMPT)
     if not op.get_context().as_sql:
         # Rows that processes of the former version have written meanwhile; the index finds them at once.
-        online.step(lambda: op.execute(fill_slot.where(has_no_slot)))
+        online.run_step(lambda: op.execute(fill_slot.where(has_no_slot)))
 
 
 def downgrade() -> None:
@@ -159,10 +161,10 @@ def downgrade() -> None:
         never_reported = sa.not_(worker.c.host_only) & worker.c.reported_id.is_(None)
         named = sa.exists().where(attempt.c.worker_ref == worker.c.id)
         unknown = sa.delete(worker).where(never_reported, ~named)
-        online.in_batches(worker, ["id"], lambda these: op.execute(unknown.where(these)))
+        online.update_in_batches(worker, ["id"], lambda these: op.execute(unknown.where(these)))
         # The ID that a worker's processes report becomes its only ID again.
         renamed = sa.update(worker).where(worker.c.reported_id.is_not(None)).values(worker_id=worker.c.reported_id)
-        online.in_batches(worker, ["id"], lambda these: op.execute(renamed.where(these)))
+        online.update_in_batches(worker, ["id"], lambda these: op.execute(renamed.where(these)))
     for name, _, _ in WORKER_INDEXES:
         online.drop_index(name, WORKER)
     online.drop_columns(WORKER, *(column.name for column in _worker_columns()))

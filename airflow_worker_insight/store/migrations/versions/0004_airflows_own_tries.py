@@ -42,7 +42,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Key attempts by the names of their tries again, step by step."""
     if not op.get_context().as_sql:
-        _in_steps(rekeying.key_by_names_step, rekeying.LEAST)
+        _in_steps(rekeying.key_by_names_step, rekeying.FIRST_KEY)
     online.drop_columns(ATTEMPT, "process_key")
 
 
@@ -50,7 +50,7 @@ def _in_steps(act: Callable[[Connection, int], int | None], first: int) -> None:
     """Run steps in transactions of their own; each returns where the next one continues."""
     last: int | None = first
     while last is not None:
-        last = online.step(partial(_act, act, last))
+        last = online.run_step(partial(_act, act, last))
 
 
 def _act(act: Callable[[Connection, int], int | None], last: int) -> int | None:

@@ -16,15 +16,8 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.compat import celery as airflow_celery
 from airflow_worker_insight.compat import task_runtime
-from airflow_worker_insight.domain.reasons import (
-    FULL,
-    INVALID_REQUEST,
-    NO_LABEL,
-    NOT_AVAILABLE,
-    SHARED_QUEUE,
-    WORKERS_UNSEEN,
-)
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.domain.reasons import PlacementReason
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementService, Snapshot
@@ -123,7 +116,7 @@ def stored(database: Database) -> list[Placement]:
 
 def loads(database: Database) -> dict[int, int]:
     with database.engine.connect() as connection:
-        return placements.loads(connection)
+        return placements.count_open(connection)
 
 
 # --- what it changes -------------------------------------------------------------------------------------------------
@@ -134,11 +127,15 @@ def test_task_goes_to_the_dedicated_queue_of_its_worker(
 ) -> None:
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
     assert executor.running == {key}
     assert not executor.queued_tasks
     (record,) = stored(database)
-    assert (record.key.task_id, record.worker_ref, record.own_queue) == ("extract", 1, own_queue("celery-1"))
+    assert (record.key.task_id, record.worker_ref, record.dedicated_queue) == (
+        "extract",
+        1,
+        dedicated_queue("celery-1"),
+    )
     assert record.detail == "w1@host: least loaded of one worker, 0 of 3 slots taken"
 
 
@@ -186,7 +183,11 @@ def test_no_more_tasks_are_sent_than_there_are_slots(executor: WorkerInsightCele
 
 @pytest.mark.parametrize(
     ("requested", "reason"),
-    [({"labels": {"zone": "moon"}}, NO_LABEL), ({"labels": "moon"}, INVALID_REQUEST), ("moon", INVALID_REQUEST)],
+    [
+        ({"labels": {"zone": "moon"}}, PlacementReason.NO_LABEL),
+        ({"labels": "moon"}, PlacementReason.INVALID_REQUEST),
+        ("moon", PlacementReason.INVALID_REQUEST),
+    ],
 )
 def test_reason_to_wait_is_written_once(
     executor: WorkerInsightCeleryExecutor, database: Database, requested: Any, reason: str
@@ -198,7 +199,7 @@ def test_reason_to_wait_is_written_once(
     (record,) = stored(database)
     executor.trigger_tasks(8)
     assert stored(database) == [record]
-    assert (record.reason, record.worker_ref, record.own_queue) == (reason, None, None)
+    assert (record.reason, record.worker_ref, record.dedicated_queue) == (reason, None, None)
     assert loads(database) == {}
     workload.ti.executor_config = None
     executor.trigger_tasks(8)
@@ -214,7 +215,7 @@ def test_reason_to_wait_follows_the_state_of_the_worker(
         monitor.known = Snapshot((replace(W1, availability=availability),), time.monotonic())
         executor.trigger_tasks(8)
         (record,) = stored(database)
-        assert (record.reason, availability in record.detail) == (NOT_AVAILABLE, True)
+        assert (record.reason, availability in record.detail) == (PlacementReason.NOT_AVAILABLE, True)
 
 
 def test_fallback_may_be_the_shared_queue(
@@ -226,7 +227,7 @@ def test_fallback_may_be_the_shared_queue(
     executor.trigger_tasks(8)
     assert sent == [("extract", "default")]
     (record,) = stored(database)
-    assert (record.reason, record.worker_ref) == (SHARED_QUEUE, None)
+    assert (record.reason, record.worker_ref) == (PlacementReason.SHARED_QUEUE, None)
     assert "w1@host (quarantined)" in record.detail
 
 
@@ -240,7 +241,7 @@ def test_full_worker_is_full_for_all_schedulers(
     queue(executor, "extract")
     executor.trigger_tasks(8)
     assert len(sent) == 3
-    assert [record.reason for record in stored(database) if record.key.task_id == "extract"] == [FULL]
+    assert [record.reason for record in stored(database) if record.key.task_id == "extract"] == [PlacementReason.FULL]
 
 
 def test_retry_avoids_the_worker_that_failed_it(
@@ -264,7 +265,7 @@ def test_retry_avoids_the_worker_that_failed_it(
         sent.clear()
         queue(executor, "extract", try_number=2)
         executor.trigger_tasks(8)
-        assert sent == [("extract", own_queue("celery-2"))]
+        assert sent == [("extract", dedicated_queue("celery-2"))]
         executor.running.clear()
 
 
@@ -307,7 +308,7 @@ def test_one_failure_does_not_start_fallback_mode(
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
         (record,) = placements.open_placements(connection)
-    assert record.reason == NOT_AVAILABLE
+    assert record.reason == PlacementReason.NOT_AVAILABLE
 
 
 def test_begin_and_end_of_fallback_mode_are_logged(
@@ -344,7 +345,9 @@ def test_task_behind_the_last_slot_is_still_tracked_as_waiting(
     executor.trigger_tasks(8)
     executor._recorder.write_ends()
     with database.engine.connect() as connection:
-        assert not any(record.waits for record in placements.open_of(connection, [a_key(key) for key in keys]).values())
+        assert not any(
+            record.waits for record in placements.open_placements_of(connection, [a_key(key) for key in keys]).values()
+        )
 
 
 def test_waiting_record_is_closed_when_the_task_is_sent_in_fallback_mode(
@@ -355,13 +358,13 @@ def test_waiting_record_is_closed_when_the_task_is_sent_in_fallback_mode(
     (key,) = queue(executor, "extract")
     executor.trigger_tasks(8)
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
+        assert placements.open_placements_of(connection, [a_key(key)])[a_key(key)].waits
     monitor.known = Snapshot((), time.monotonic(), unavailable_reason="Worker states are stale.")
     executor.trigger_tasks(8)
     executor._recorder.write_ends()
     assert sent == [("extract", "default")]
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)]) == {}
+        assert placements.open_placements_of(connection, [a_key(key)]) == {}
 
 
 def test_scheduler_that_has_just_started_waits_for_the_first_snapshot(sent: Sent) -> None:
@@ -467,7 +470,7 @@ def test_revoked_task_that_is_queued_again_is_tracked_as_waiting(
     executor.trigger_tasks(8)
     executor._recorder.write_ends()
     with database.engine.connect() as connection:
-        assert placements.open_of(connection, [a_key(key)])[a_key(key)].waits
+        assert placements.open_placements_of(connection, [a_key(key)])[a_key(key)].waits
 
 
 def test_waiting_task_that_should_not_run_any_more_frees_its_slot(
@@ -708,7 +711,7 @@ def test_tasks_are_held_while_workers_cannot_be_reached_and_placed_afterwards(
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
     (record,) = stored(database)
-    assert (record.reason, record.worker_ref, record.waits) == (WORKERS_UNSEEN, None, True)
+    assert (record.reason, record.worker_ref, record.waits) == (PlacementReason.WORKERS_UNREACHABLE, None, True)
     assert record.detail.startswith("waits: workers cannot be reached since 2")
     logged = [entry for entry in caplog.records if "holds them until workers can be reached again" in entry.message]
     assert len(logged) == 1
@@ -716,7 +719,7 @@ def test_tasks_are_held_while_workers_cannot_be_reached_and_placed_afterwards(
 
     monitor.known = Snapshot((W1,), time.monotonic())
     holding.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
     assert holding.running == {key}
     assert [record.worker_ref for record in stored(database)] == [1]
 
@@ -733,7 +736,11 @@ def test_new_reason_does_not_restart_the_wait(holding: WorkerInsightCeleryExecut
         monitor.known = snapshot
         holding.trigger_tasks(8)
         waits += stored(database)
-    assert [record.reason for record in waits] == [NOT_AVAILABLE, WORKERS_UNSEEN, NOT_AVAILABLE]
+    assert [record.reason for record in waits] == [
+        PlacementReason.NOT_AVAILABLE,
+        PlacementReason.WORKERS_UNREACHABLE,
+        PlacementReason.NOT_AVAILABLE,
+    ]
     assert len({record.placed_at for record in waits}) == 1
 
 
@@ -748,7 +755,7 @@ def test_tasks_are_held_although_the_reason_cannot_be_written(
     assert [*holding.queued_tasks] == [key]
     assert stored(database) == []
     holding.trigger_tasks(8)
-    assert sent == [("extract", own_queue("celery-1"))]
+    assert sent == [("extract", dedicated_queue("celery-1"))]
 
 
 def test_held_task_that_should_not_run_any_more_frees_its_slot(
@@ -781,7 +788,7 @@ def test_task_that_the_broker_refuses_is_held_and_keeps_its_retry(
     assert [*holding.queued_tasks] == [key]
     assert not holding.event_buffer
     (record,) = stored(database)
-    assert (record.reason, record.worker_ref) == (WORKERS_UNSEEN, None)
+    assert (record.reason, record.worker_ref) == (PlacementReason.WORKERS_UNREACHABLE, None)
     assert "Celery's broker cannot be reached" in record.detail
 
     monitor.known = Snapshot((W1,), time.monotonic(), answered_at=time.monotonic())

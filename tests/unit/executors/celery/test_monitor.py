@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import insert, update
 
-from airflow_worker_insight.domain.reasons import LEAST_LOADED, OTHERS_FULL
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.celery import rebalance
 from airflow_worker_insight.executors.celery.consumers import ConsumerManager, ConsumerSettings
 from airflow_worker_insight.executors.celery.monitor import CeleryMonitorSettings, CeleryWorkerMonitor
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.rebalance import Rebalancer
 from airflow_worker_insight.executors.monitor import MonitorSettings
 from airflow_worker_insight.executors.placement.policy import Candidate, Placer, Task, exclusion_reason
@@ -27,7 +27,6 @@ from airflow_worker_insight.store import leases, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
 from airflow_worker_insight.store.tables import engine, worker
-from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both, record_start
@@ -159,7 +158,7 @@ def place(database: Database, ref: int, name: str, task_id: str = "extract") -> 
     with database.engine.begin() as connection:
         run = add_run(connection, run_id=f"run-{name}-{task_id}", state="running", ended_at=None)
         key = add_try(connection, run, task_id, state="queued", ended_at=None, hostname=None)
-        record = Placement(key, LEAST_LOADED, "", worker_ref=ref, own_queue=own_queue(name))
+        record = Placement(key, PlacementReason.LEAST_LOADED, "", worker_ref=ref, dedicated_queue=dedicated_queue(name))
         placements.write(connection, [record], now=NOON)
 
 
@@ -189,7 +188,7 @@ def test_workers_become_candidates_once_they_consume_their_dedicated_queue(
     )
     assert candidate.unavailable_reason is None
     assert other.unavailable_reason == "does not consume its dedicated queue yet"
-    assert workers.polls == [({"w1@host": own_queue("w1"), "w2@host": own_queue("w2")}, {})]
+    assert workers.polls == [({"w1@host": dedicated_queue("w1"), "w2@host": dedicated_queue("w2")}, {})]
 
 
 def test_quarantined_worker_stops_consuming_its_dedicated_queue(
@@ -201,7 +200,7 @@ def test_quarantined_worker_stops_consuming_its_dedicated_queue(
     change(database, refs["w1"], availability="quarantined")
     monitor.run_once()
     assert candidates(monitor)["w1@host"].availability == "quarantined"
-    assert own_queue("w1") not in workers.queues["w1@host"]
+    assert dedicated_queue("w1") not in workers.queues["w1@host"]
     change(database, refs["w1"], availability="available")
     monitor.run_once()
     assert candidates(monitor)["w1@host"].unavailable_reason is None
@@ -220,7 +219,7 @@ def test_silent_worker_gets_no_task_until_it_answers(
     assert reclaimer.calls == []
     monitor.run_once()
     assert candidates(monitor)["w1@host"].unavailable_reason == "does not answer"
-    assert reclaimer.calls == [(own_queue("w1"), "w1@host-1", False)]
+    assert reclaimer.calls == [(dedicated_queue("w1"), "w1@host-1", False)]
     workers.queues["w1@host"] = silent
     monitor.run_once()
     assert candidates(monitor)["w1@host"].unavailable_reason is None
@@ -254,7 +253,7 @@ def test_messages_are_reclaimed_from_workers_that_will_not_run_them(
         if "ended_at" in changed:
             del workers.queues["w1@host"]
     monitor.run_once()
-    assert reclaimer.calls == ([] if is_gone is None else [(own_queue("w1"), "w1@host-1", is_gone)])
+    assert reclaimer.calls == ([] if is_gone is None else [(dedicated_queue("w1"), "w1@host-1", is_gone)])
 
 
 def test_nothing_is_reclaimed_from_a_worker_that_does_not_consume_its_queue_yet(
@@ -309,7 +308,7 @@ def test_drained_worker_is_polled_at_once(
     for _ in range(2):
         monitor.run_once()
     assert len(workers.polls) == 2
-    assert own_queue("w1") not in workers.queues["w1@host"]
+    assert dedicated_queue("w1") not in workers.queues["w1@host"]
 
 
 def test_dedicated_queues_of_ended_workers_are_removed_once(
@@ -326,7 +325,7 @@ def test_dedicated_queues_of_ended_workers_are_removed_once(
     monitor = make_monitor(sweep_interval=timedelta(0))
     for _ in range(3):
         monitor.run_once()
-    assert reclaimer.removed == [own_queue("w1")]
+    assert reclaimer.removed == [dedicated_queue("w1")]
 
 
 def test_messages_stay_while_no_other_worker_could_run_them(
@@ -340,7 +339,7 @@ def test_messages_stay_while_no_other_worker_could_run_them(
     monitor.run_once()
     assert reclaimer.calls == []
     make_monitor(Rules("least_loaded", 4, "shared_queue")).run_once()
-    assert reclaimer.calls == [(own_queue("w1"), "w1@host-1", False)]
+    assert reclaimer.calls == [(dedicated_queue("w1"), "w1@host-1", False)]
 
 
 def test_messages_of_a_worker_that_has_just_started_stay(
@@ -351,7 +350,7 @@ def test_messages_of_a_worker_that_has_just_started_stay(
     def another_scheduler_sends() -> None:
         # It knows of the new worker before this one has its answer.
         place(database, store_workers(database, workers, "w2")["w2"], "w2")
-        workers.queues["w2@host"].add(own_queue("w2"))
+        workers.queues["w2@host"].add(dedicated_queue("w2"))
 
     workers.before_poll, workers.silent = another_scheduler_sends, {"w2@host"}
     make_monitor().run_once()
@@ -372,7 +371,7 @@ def test_worker_that_changed_during_the_poll_does_not_get_its_messages_back(
     monitor.run_once()
     workers.before_poll = lambda: change(database, refs["w1"], **changed)
     monitor.run_once()
-    assert [queue for queue, *_ in reclaimer.calls] == [own_queue("w1")]
+    assert [queue for queue, *_ in reclaimer.calls] == [dedicated_queue("w1")]
     assert [candidate.name for candidate in reclaimer.candidates if exclusion_reason(candidate) is None] == ["w2@host"]
 
 
@@ -389,11 +388,11 @@ def test_messages_that_cannot_be_reclaimed_do_not_keep_others_from_being_balance
     for number in range(4):
         place(database, refs["w1"], "w1", f"task-{number}")
     change(database, refs["dead"], state="lost", ended_at=NOON)
-    reclaimer.results[own_queue("dead")] = result
+    reclaimer.results[dedicated_queue("dead")] = result
     monitor = make_monitor()
     del workers.queues["dead@host"]
     monitor.run_once()
-    assert [queue for queue, *_ in reclaimer.calls] == [own_queue("dead"), own_queue("w1")]
+    assert [queue for queue, *_ in reclaimer.calls] == [dedicated_queue("dead"), dedicated_queue("w1")]
 
 
 def test_slow_reclaiming_stops_in_time_and_each_worker_gets_its_turn(
@@ -405,7 +404,7 @@ def test_slow_reclaiming_stops_in_time_and_each_worker_gets_its_turn(
         place(database, refs[name], name)
         change(database, refs[name], state="lost", ended_at=NOON)
         del workers.queues[f"{name}@host"]
-        reclaimer.results[own_queue(name)] = OSError("refused")
+        reclaimer.results[dedicated_queue(name)] = OSError("refused")
     clock = SimpleNamespace(now=0.0)
 
     def take_long() -> None:
@@ -417,7 +416,7 @@ def test_slow_reclaiming_stops_in_time_and_each_worker_gets_its_turn(
     assert len(reclaimer.calls) == 2
     for _ in range(100):
         monitor.run_once()
-    assert {queue for queue, *_ in reclaimer.calls} == set(map(own_queue, dead))
+    assert {queue for queue, *_ in reclaimer.calls} == set(map(dedicated_queue, dead))
 
 
 def test_one_scheduler_at_a_time_reclaims(
@@ -459,12 +458,12 @@ def test_messages_move_from_a_busy_worker_to_an_idle_one(
             connection, {record.key: record.placed_at or NOON for record in found if record.worker_ref == refs["w2"]}
         )
     monitor.run_once()
-    assert reclaimer.calls == [(own_queue("w1"), "w1@host", False)]
+    assert reclaimer.calls == [(dedicated_queue("w1"), "w1@host", False)]
     assert reclaimer.limits == [2]
     # A task that has failed on the idle worker stays at the busy one.
-    placer = Placer(LEAST_LOADED, reclaimer.candidates)
+    placer = Placer(PlacementReason.LEAST_LOADED, reclaimer.candidates)
     retry = Task("etl", "run-1", "extract", -1, 2, "default", avoid=frozenset({"w2@host"}))
-    assert placer.place(retry).reason == OTHERS_FULL
+    assert placer.place(retry).reason == PlacementReason.OTHERS_FULL
     assert placer.place(replace(retry, avoid=frozenset())).worker == replace(candidates(monitor)["w2@host"], capacity=2)
 
 
@@ -523,7 +522,7 @@ def test_messages_move_from_a_slow_worker_and_never_to_it(
         place(database, refs["w2"], "w2", f"other-{number}")
     monitor.run_once()
     # The one that waits at the slow one goes first, whether or not the others are full.
-    assert reclaimer.calls == [(own_queue("w2"), "w2@host", False)]
+    assert reclaimer.calls == [(dedicated_queue("w2"), "w2@host", False)]
     assert reclaimer.limits == [1]
     reclaimer.calls.clear()
     with database.engine.begin() as connection:
@@ -594,7 +593,7 @@ def test_workers_are_unavailable_if_no_process_polls_them(
         connection.execute(update(engine).values(looked_at=NOON))
     monitor = make_monitor(first_poll_timeout=0.0)
     monitor.run_once()
-    assert unavailable_reason(monitor) == freshness.NOBODY_LOOKS
+    assert "Worker states are stale" in (unavailable_reason(monitor) or "")
 
 
 def test_monitor_waits_for_the_first_poll_of_another_process(
@@ -613,7 +612,7 @@ def test_monitor_waits_for_the_first_poll_of_another_process(
     with database.engine.begin() as connection:
         connection.execute(update(engine).values(looked_at=NOON))
     monitor.run_once()
-    assert unavailable_reason(monitor) == freshness.NOBODY_LOOKS, "it was known before"
+    assert "Worker states are stale" in (unavailable_reason(monitor) or ""), "it was known before"
 
 
 def test_workers_stay_known_if_the_polling_process_died(
@@ -625,7 +624,7 @@ def test_workers_stay_known_if_the_polling_process_died(
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
     store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.LOOK_TAKES))
+        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.POLL_TIMEOUT))
     monitor = make_monitor()
     monitor.run_once()
     assert candidates(monitor)["w1@host"].state == "online", "until another process may poll"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.executors.celery import queues
-from airflow_worker_insight.executors.celery.queues import declared_queue, own_queue
+from airflow_worker_insight.executors.celery.queues import declared_queue, dedicated_queue
 from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.registry.sources.celery import BrokerTimeouts
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 celery = pytest.importorskip("celery")
 
-A, B = own_queue("celery-a"), own_queue("celery-b")
+A, B = dedicated_queue("celery-a"), dedicated_queue("celery-b")
 
 sync_consumers = partial(queues.sync_consumers, timeouts=BrokerTimeouts(idle=0.5))
 
@@ -168,4 +168,4 @@ def test_no_worker_is_polled_without_remote_control(app: Any) -> None:
 
 
 def test_queue_of_the_longest_id_fits_into_the_table() -> None:
-    assert len(own_queue("x" * 64)) <= 100
+    assert len(dedicated_queue("x" * 64)) <= 100

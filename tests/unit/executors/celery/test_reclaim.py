@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.reasons import FULL, LEAST_LOADED
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.celery import reclaim
-from airflow_worker_insight.executors.celery.queues import own_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.celery.reclaim import Reclaimer, ReclaimSettings
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 celery = pytest.importorskip("celery")
 
-DEAD, ALIVE = own_queue("dead"), own_queue("alive")
+DEAD, ALIVE = dedicated_queue("dead"), dedicated_queue("alive")
 
 
 def a_candidate(**others: Any) -> Candidate:
@@ -98,7 +98,9 @@ def store(database: Database, number: int, *, state: str = "queued") -> list[Try
             for index in range(number)
         ]
         placements.write(
-            connection, [Placement(key, LEAST_LOADED, "w1", worker_ref=1, own_queue=DEAD) for key in keys], now=NOON
+            connection,
+            [Placement(key, PlacementReason.LEAST_LOADED, "w1", worker_ref=1, dedicated_queue=DEAD) for key in keys],
+            now=NOON,
         )
     return keys
 
@@ -154,7 +156,7 @@ def test_waiting_and_fetched_messages_move_unchanged(database: Database, broker:
     assert (broker.held(DEAD), broker.unacked()) == ([], 0)
     with database.engine.connect() as connection:
         found = placements.open_placements(connection)
-        assert {(record.worker_ref, record.own_queue) for record in found} == {(2, ALIVE)}
+        assert {(record.worker_ref, record.dedicated_queue) for record in found} == {(2, ALIVE)}
         assert all(record.detail.startswith("reclaimed from w1@host: w2@host: least loaded") for record in found)
         # By this time its scheduler knows the placement whose slot it frees.
         assert {record.placed_at for record in found} == {NOON}
@@ -299,9 +301,9 @@ def test_message_that_airflow_has_given_up_is_not_sent_again(database: Database,
     """The try was stuck here, and Airflow has queued it again: what is written of it is of the later message."""
     (key,) = store(database, 1)
     later = (
-        Placement(key, FULL, "waits")
+        Placement(key, PlacementReason.FULL, "waits")
         if waits
-        else Placement(key, LEAST_LOADED, "w3", worker_ref=3, own_queue=own_queue("third"))
+        else Placement(key, PlacementReason.LEAST_LOADED, "w3", worker_ref=3, dedicated_queue=dedicated_queue("third"))
     )
     with database.engine.begin() as connection:
         placements.write(connection, [later], now=NOON)
@@ -412,6 +414,6 @@ def test_message_that_cannot_be_sent_stays_and_is_recorded_there(
     mocker.stop(publish)
     assert (len(broker.held(ALIVE)), len(broker.held(DEAD)), broker.unacked()) == (1, 2, 0)
     with database.engine.connect() as connection:
-        assert len(placements.open_placements(connection, own_queues=[DEAD])) == 2
+        assert len(placements.open_placements(connection, dedicated_queues=[DEAD])) == 2
     assert move(broker, a_candidate()) == 2
     assert broker.ids(ALIVE) == ids

@@ -20,7 +20,7 @@ from sqlalchemy import update
 
 from airflow_worker_insight import compat, identity
 from airflow_worker_insight.compat import local_executor, task_runtime
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, NOT_AVAILABLE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.keys import try_key
 from airflow_worker_insight.executors.local import WorkerInsightLocalExecutor
 from airflow_worker_insight.executors.local.monitor import LocalWorkerMonitor, OwnWorker
@@ -200,7 +200,7 @@ def reasons(database: Database) -> Counter[str]:
 def loads(database: Database) -> Counter[str]:
     names = {row["id"]: row["name"] for row in database.workers()}
     with database.engine.connect() as connection:
-        return Counter({names[ref]: number for ref, number in placements.loads(connection).items()})
+        return Counter({names[ref]: number for ref, number in placements.count_open(connection).items()})
 
 
 # --- its workers -----------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_task_without_a_free_slot_stays_queued_until_there_is_one(
     assert len(executor.running) == 4
     assert len(executor.queued_tasks) == 2
     assert executor.slots_available == 4 - 6
-    assert reasons(database)[FULL] == 0, "no open slot, no decision"
+    assert reasons(database)[PlacementReason.FULL] == 0, "no open slot, no decision"
     work.let_go()
     assert set(events_of(executor, *keys).values()) == {"success"}
     # Any worker may run the last two.
@@ -301,7 +301,7 @@ def test_tasks_wait_with_a_reason_while_no_worker_is_available(executor: Any, wo
         decide(database, executor, name, "quarantined")
     (key,) = queue(executor, "extract")
     executor.heartbeat()
-    assert reasons(database) == {NOT_AVAILABLE: 1}
+    assert reasons(database) == {PlacementReason.NOT_AVAILABLE: 1}
     with database.engine.connect() as connection:
         (record,) = placements.open_placements(connection)
     assert record.detail.startswith("waits: no worker of the queue default is available; left out: w")
@@ -324,7 +324,7 @@ def test_retry_avoids_the_worker_that_failed_it(executor: Any, work: Work, datab
         events_of(executor, *queue(executor, "extract", try_number=2))
     assert [entry["worker"] for entry in work.ran()] == ["w2", "w2"]
     with database.engine.connect() as connection:
-        assert placements.of_task_instance(connection, first)[2].reason == ELSEWHERE
+        assert placements.of_task_instance(connection, first)[2].reason == PlacementReason.RETRY_ELSEWHERE
 
 
 @pytest.mark.parametrize("requested", ["w2", "w2@HOST"])

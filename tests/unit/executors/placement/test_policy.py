@@ -10,24 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.domain.limits import TEXT_LENGTH
-from airflow_worker_insight.domain.reasons import (
-    AGAIN,
-    ELSEWHERE,
-    FULL,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    NO_SUCH_WORKER,
-    NO_WORKER,
-    NOT_AVAILABLE,
-    OTHERS_FULL,
-    REASONS,
-    ROUND_ROBIN,
-    SLOW,
-    STICKY,
-    STICKY_NEXT,
-    STRATEGIES,
-)
+from airflow_worker_insight.domain.reasons import PlacementReason, PlacementStrategy
 from airflow_worker_insight.executors.placement.policy import (
     SLOW_WORKER_DELAY,
     Candidate,
@@ -37,7 +20,7 @@ from airflow_worker_insight.executors.placement.policy import (
 )
 from airflow_worker_insight.executors.placement.slow_workers import DEFAULT_SLOW_FROM
 
-each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+each_strategy = pytest.mark.parametrize("strategy", PlacementStrategy.values())
 
 
 def a_task(task_id: str = "extract", **others: Any) -> Task:
@@ -68,14 +51,14 @@ def many(number: int, **others: Any) -> list[Task]:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"queues": frozenset({"other"})}, NO_WORKER),
-        ({"state": "unresponsive"}, NOT_AVAILABLE),
-        ({"state": "lost"}, NOT_AVAILABLE),
-        ({"state": None}, NOT_AVAILABLE),
-        ({"availability": "draining"}, NOT_AVAILABLE),
-        ({"availability": "quarantined"}, NOT_AVAILABLE),
-        ({"unavailable_reason": "does not consume its dedicated queue yet"}, NOT_AVAILABLE),
-        ({"load": 6}, FULL),
+        ({"queues": frozenset({"other"})}, PlacementReason.NO_WORKER),
+        ({"state": "unresponsive"}, PlacementReason.NOT_AVAILABLE),
+        ({"state": "lost"}, PlacementReason.NOT_AVAILABLE),
+        ({"state": None}, PlacementReason.NOT_AVAILABLE),
+        ({"availability": "draining"}, PlacementReason.NOT_AVAILABLE),
+        ({"availability": "quarantined"}, PlacementReason.NOT_AVAILABLE),
+        ({"unavailable_reason": "does not consume its dedicated queue yet"}, PlacementReason.NOT_AVAILABLE),
+        ({"load": 6}, PlacementReason.FULL),
     ],
 )
 def test_worker_that_is_not_eligible_gets_no_task(strategy: str, changed: dict[str, Any], reason: str) -> None:
@@ -101,13 +84,15 @@ def test_chosen_worker_has_the_requested_labels(strategy: str) -> None:
     assert set(names(placer, many(4, labels={"zone": "a"}))) <= {"w2@etl-1", "w3@etl-1"}
     assert placer.place(a_task(labels={"gpu": "yes", "zone": "a"})).worker == both
     decision = placer.place(a_task(labels={"zone": "b"}))
-    assert (decision.worker, decision.reason) == (None, NO_LABEL)
+    assert (decision.worker, decision.reason) == (None, PlacementReason.NO_LABEL)
     assert "lacks zone=b" in decision.text
 
 
 def test_task_with_an_invalid_request_waits() -> None:
-    decision = Placer(LEAST_LOADED, workers(1)).place(a_task(invalid_reason="its labels are no mapping"))
-    assert (decision.worker, decision.reason) == (None, INVALID_REQUEST)
+    decision = Placer(PlacementStrategy.LEAST_LOADED, workers(1)).place(
+        a_task(invalid_reason="its labels are no mapping")
+    )
+    assert (decision.worker, decision.reason) == (None, PlacementReason.INVALID_REQUEST)
     assert decision.text == "waits: its labels are no mapping"
 
 
@@ -119,15 +104,15 @@ def test_task_may_request_a_worker_by_name_or_alias(strategy: str, requested: st
     placer = Placer(strategy, [worker, other])
     assert set(names(placer, many(6, worker=requested))) == {"w2@etl-1"}
     full = placer.place(a_task(worker=requested))
-    assert (full.worker, full.reason) == (None, FULL)
+    assert (full.worker, full.reason) == (None, PlacementReason.FULL)
     away = Placer(strategy, [worker, replace(other, availability="draining")]).place(a_task(worker=requested))
-    assert (away.worker, away.reason) == (None, NOT_AVAILABLE)
+    assert (away.worker, away.reason) == (None, PlacementReason.NOT_AVAILABLE)
 
 
 @each_strategy
 def test_decision_names_a_requested_worker_that_does_not_exist(strategy: str) -> None:
     decision = Placer(strategy, workers(2)).place(a_task(worker="w7@etl-1"))
-    assert (decision.worker, decision.reason) == (None, NO_SUCH_WORKER)
+    assert (decision.worker, decision.reason) == (None, PlacementReason.NO_SUCH_WORKER)
     assert decision.text == "waits: no worker of the queue default is named w7@etl-1"
 
 
@@ -147,7 +132,7 @@ def test_retry_avoids_the_workers_that_failed_it(strategy: str) -> None:
         decision = Placer(strategy, workers(4)).place(task)
         assert decision.worker is not None
         assert decision.worker.name in {"w2@etl-1", "w4@etl-1"}
-        assert decision.reason == ELSEWHERE
+        assert decision.reason == PlacementReason.RETRY_ELSEWHERE
         assert "avoids w1@etl-1, w3@etl-1" in decision.text
 
 
@@ -155,7 +140,7 @@ def test_retry_avoids_the_workers_that_failed_it(strategy: str) -> None:
 def test_retry_waits_for_other_workers_that_are_full(strategy: str) -> None:
     failed, other = workers(2)
     decision = Placer(strategy, [failed, replace(other, load=6)]).place(a_task(avoid=frozenset({failed.name})))
-    assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
+    assert (decision.worker, decision.reason) == (None, PlacementReason.OTHERS_FULL)
 
 
 @each_strategy
@@ -163,7 +148,7 @@ def test_retry_waits_for_other_workers_that_are_full(strategy: str) -> None:
 def test_retry_waits_for_other_workers_that_may_return(strategy: str, changed: dict[str, Any]) -> None:
     failed, other = workers(2)
     decision = Placer(strategy, [failed, replace(other, **changed)]).place(a_task(avoid=frozenset({failed.name})))
-    assert (decision.worker, decision.reason) == (None, OTHERS_FULL)
+    assert (decision.worker, decision.reason) == (None, PlacementReason.OTHERS_FULL)
 
 
 @each_strategy
@@ -171,7 +156,7 @@ def test_retry_goes_to_the_same_worker_if_no_other_is_eligible(strategy: str) ->
     failed, other = workers(2)
     gone = replace(other, availability="quarantined")
     decision = Placer(strategy, [failed, gone]).place(a_task(avoid=frozenset({failed.name})))
-    assert (decision.worker, decision.reason) == (failed, AGAIN)
+    assert (decision.worker, decision.reason) == (failed, PlacementReason.RETRY_AGAIN)
     assert "has failed this task before" in decision.text
     assert f"{other.name} (quarantined)" in decision.text
 
@@ -195,7 +180,7 @@ def test_slow_worker_gets_no_task_while_faster_ones_get_some(strategy: str) -> N
     assert set(names(placer, many(6))) == {fast.name}
     # The other one is full, and has just been given something.
     decision = placer.place(a_task())
-    assert (decision.worker, decision.reason) == (None, FULL)
+    assert (decision.worker, decision.reason) == (None, PlacementReason.FULL)
     assert f"{slow.name} (takes 10 times as long as others)" in decision.text
     full = [slow, replace(fast, load=6)]
     assert Placer(strategy, full, history, now=100.0 + SLOW_WORKER_DELAY - 1).place(a_task()).worker is None
@@ -208,8 +193,8 @@ def test_slow_worker_is_used_once_faster_ones_get_no_more_tasks(strategy: str) -
     for history, now in (({}, 0.0), ({fast.ref: 100.0}, 101.0 + SLOW_WORKER_DELAY)):
         decision = Placer(strategy, full, history, now=now).place(a_task())
         assert decision.worker == full[0]
-        assert decision.reason == SLOW
-    assert Placer(strategy, full[:1]).place(a_task()).reason == SLOW
+        assert decision.reason == PlacementReason.SLOW
+    assert Placer(strategy, full[:1]).place(a_task()).reason == PlacementReason.SLOW
 
 
 @each_strategy
@@ -226,7 +211,7 @@ def test_retry_does_not_wait_for_a_worker_that_will_not_return(strategy: str) ->
     failed, silent = workers(2)
     silent = replace(silent, unavailable_reason="does not answer", may_return=False)
     decision = Placer(strategy, [failed, silent]).place(a_task(avoid=frozenset({failed.name})))
-    assert (decision.worker, decision.reason) == (failed, AGAIN)
+    assert (decision.worker, decision.reason) == (failed, PlacementReason.RETRY_AGAIN)
 
 
 @each_strategy
@@ -235,7 +220,7 @@ def test_retry_prefers_a_slow_worker_to_the_one_that_failed_it(strategy: str) ->
     slow = replace(slow, slowness=5.0)
     placer = Placer(strategy, [slow, failed], {failed.ref: 100.0}, now=100.0)
     decision = placer.place(a_task(avoid=frozenset({failed.name})))
-    assert (decision.worker, decision.reason) == (slow, ELSEWHERE)
+    assert (decision.worker, decision.reason) == (slow, PlacementReason.RETRY_ELSEWHERE)
 
 
 # --- strategies ------------------------------------------------------------------------------------------------------
@@ -244,12 +229,12 @@ def test_retry_prefers_a_slow_worker_to_the_one_that_failed_it(strategy: str) ->
 def test_load_is_relative_to_concurrency() -> None:
     small, large = workers(2)
     large = replace(large, concurrency=16, capacity=18, load=12)
-    placer = Placer(LEAST_LOADED, [replace(small, load=3), large])
+    placer = Placer(PlacementStrategy.LEAST_LOADED, [replace(small, load=3), large])
     # 3 of 4 and 12 of 16 are equal; from there on four of the large one's go with one of the small one's.
     assert Counter(names(placer, many(5))) == {"w1@etl-1": 1, "w2@etl-1": 4}
 
 
-@pytest.mark.parametrize("strategy", [LEAST_LOADED, ROUND_ROBIN])
+@pytest.mark.parametrize("strategy", [PlacementStrategy.LEAST_LOADED, PlacementStrategy.ROUND_ROBIN])
 def test_equal_workers_take_turns_across_batches(strategy: str) -> None:
     history: dict[int, float] = {}
     placed = [
@@ -264,39 +249,41 @@ def test_equal_workers_take_turns_across_batches(strategy: str) -> None:
 
 def test_round_robin_ignores_loads() -> None:
     worker, other = workers(2)
-    placer = Placer(ROUND_ROBIN, [replace(worker, load=4), other])
+    placer = Placer(PlacementStrategy.ROUND_ROBIN, [replace(worker, load=4), other])
     assert Counter(names(placer, many(4))) == {"w1@etl-1": 2, "w2@etl-1": 2}
 
 
 def test_order_of_candidates_does_not_matter() -> None:
-    first = names(Placer(LEAST_LOADED, workers(7)), many(30))
-    assert first == names(Placer(LEAST_LOADED, list(reversed(workers(7)))), many(30))
+    first = names(Placer(PlacementStrategy.LEAST_LOADED, workers(7)), many(30))
+    assert first == names(Placer(PlacementStrategy.LEAST_LOADED, list(reversed(workers(7)))), many(30))
 
 
 def test_task_sticks_to_its_worker_when_others_come_and_go() -> None:
     ten = workers(10, capacity=1000)
     tasks = many(500)
-    before = names(Placer(STICKY, ten), tasks)
-    assert before == names(Placer(STICKY, ten), tasks)
+    before = names(Placer(PlacementStrategy.STICKY, ten), tasks)
+    assert before == names(Placer(PlacementStrategy.STICKY, ten), tasks)
     assert max(Counter(before).values()) < 2 * 500 / 10
-    after = names(Placer(STICKY, ten[1:]), tasks)
+    after = names(Placer(PlacementStrategy.STICKY, ten[1:]), tasks)
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "w1@etl-1")
     restarted = [replace(worker, ref=worker.ref + 100, worker_id=f"new-{worker.ref}") for worker in ten]
-    assert before == names(Placer(STICKY, restarted), tasks)
+    assert before == names(Placer(PlacementStrategy.STICKY, restarted), tasks)
 
 
 def test_sticky_task_goes_to_its_next_worker_if_the_first_is_full() -> None:
     three = workers(3)
-    first = Placer(STICKY, three).place(a_task())
+    first = Placer(PlacementStrategy.STICKY, three).place(a_task())
     assert first.worker is not None
-    assert first.reason == STICKY
+    assert first.reason == PlacementStrategy.STICKY
     full = [replace(worker, load=6) if worker == first.worker else worker for worker in three]
-    second = Placer(STICKY, full).place(a_task())
+    second = Placer(PlacementStrategy.STICKY, full).place(a_task())
     assert second.worker is not None
     assert second.worker != first.worker
-    assert second.reason == STICKY_NEXT
+    assert second.reason == PlacementReason.STICKY_NEXT
     # All other mapped tasks of it stay together too.
-    assert set(names(Placer(STICKY, three), [a_task(map_index=n) for n in range(5)])) == {first.worker.name}
+    assert set(names(Placer(PlacementStrategy.STICKY, three), [a_task(map_index=n) for n in range(5)])) == {
+        first.worker.name
+    }
 
 
 # --- texts of decisions ----------------------------------------------------------------------------------------------
@@ -309,19 +296,22 @@ def test_decision_text_is_one_line() -> None:
         replace(drained, availability="draining"),
         replace(lost, state="lost"),
     ]
-    assert Placer(LEAST_LOADED, candidates).place(a_task()).text == (
+    assert Placer(PlacementStrategy.LEAST_LOADED, candidates).place(a_task()).text == (
         "w1@etl-1: least loaded of one worker, 2 of 6 slots taken; left out: w2@etl-1 (draining); w3@etl-1 (lost)"
     )
 
 
 def test_decision_text_is_short_however_many_workers_are_left_out() -> None:
     text = (
-        Placer(LEAST_LOADED, [replace(worker, name=worker.name * 30) for worker in workers(50, state="lost")])
+        Placer(
+            PlacementStrategy.LEAST_LOADED,
+            [replace(worker, name=worker.name * 30) for worker in workers(50, state="lost")],
+        )
         .place(a_task())
         .text
     )
     assert len(text) <= TEXT_LENGTH
-    text = Placer(LEAST_LOADED, workers(50, state="lost")).place(a_task()).text
+    text = Placer(PlacementStrategy.LEAST_LOADED, workers(50, state="lost")).place(a_task()).text
     assert text.endswith("left out: w1@etl-1, w2@etl-1, w3@etl-1 and 47 more (lost)")
 
 
@@ -356,7 +346,7 @@ def test_rules_hold_for_random_workers(strategy: str, seed: int) -> None:
             avoid=frozenset(worker.name for worker in fleet if chance.random() < 0.2),
         )
         decision = placer.place(task)
-        assert decision.reason in REASONS
+        assert decision.reason in PlacementReason.values()
         assert 0 < len(decision.text) <= TEXT_LENGTH
         assert "\n" not in decision.text
         fits = [
@@ -378,7 +368,7 @@ def test_rules_hold_for_random_workers(strategy: str, seed: int) -> None:
         if decision.worker.slowness >= DEFAULT_SLOW_FROM:
             assert not [worker for worker in (others or free) if worker.slowness < DEFAULT_SLOW_FROM]
         assert decision.worker in others or all(worker.name in task.avoid for worker in fits)
-        if strategy == LEAST_LOADED:
+        if strategy == PlacementStrategy.LEAST_LOADED:
             allowed = others or free
             allowed = [worker for worker in allowed if worker.slowness < DEFAULT_SLOW_FROM] or allowed
             least = min(loads[worker.ref] / worker.concurrency for worker in allowed)

@@ -12,14 +12,7 @@ import pytest
 from sqlalchemy import event, update
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.reasons import (
-    ELSEWHERE,
-    INVALID_REQUEST,
-    LEAST_LOADED,
-    NO_LABEL,
-    OTHERS_FULL,
-    SHARED_QUEUE,
-)
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.rules import Rules
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementService, Snapshot
@@ -66,9 +59,13 @@ def decide(
 def test_placed_and_running_tries_count_as_load(database: Database) -> None:
     keys = store(database, 6)
     with database.engine.begin() as connection:
-        placements.write(connection, [Placement(key, LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON)
+        placements.write(
+            connection, [Placement(key, PlacementReason.LEAST_LOADED, "", worker_ref=1) for key in keys[:2]], now=NOON
+        )
     requests = [PlacementRequest(key, "default") for key in keys[2:]]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, W2, unplaced={2: 1})
+    found = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), requests, W1, W2, unplaced={2: 1}
+    )
     assert [result.decision.worker.name for result in found] == ["w2@host", "w1@host", "w2@host", "w1@host"]
 
 
@@ -76,7 +73,7 @@ def test_waiting_tasks_do_not_count_towards_the_limit(database: Database) -> Non
     waits, *rest = store(database, 4)
     nowhere = {"worker_insight": {"labels": {"zone": "moon"}}}
     requests = [PlacementRequest(waits, "default", nowhere), *(PlacementRequest(key, "default") for key in rest)]
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), requests, W1, limit=2)
+    found = decide(database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), requests, W1, limit=2)
     assert [result.waits for result in found] == [True, False, False]
 
 
@@ -88,19 +85,23 @@ def test_worker_drained_since_the_snapshot_gets_no_task(database: Database, avai
         refs = [upsert_worker(connection, a_worker(name), now=NOON) for name in ("w1", "w2")]
         connection.execute(update(worker_table).where(worker_table.c.id == refs[0]).values(availability=availability))
     known = [replace(candidate, ref=ref) for candidate, ref in zip((W1, W2), refs, strict=True)]
-    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known)
+    (result,) = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), [PlacementRequest(key, "default")], *known
+    )
     assert result.decision.worker.name == "w2@host"
     assert f"w1@host ({availability})" in result.decision.text
-    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0])
+    (result,) = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4)), [PlacementRequest(key, "default")], known[0]
+    )
     assert result.waits
 
 
 @pytest.mark.parametrize("pool", [None, "default_pool"])
 def test_labels_of_a_pool_are_required(database: Database, pool: str | None) -> None:
     (key,) = store(database, 1)
-    service = PlacementService(Rules(LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
+    service = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, pool_labels={"default_pool": {"gpu": "yes"}}))
     (result,) = decide(database, service, [PlacementRequest(key, "default", pool=pool)], W1)
-    assert (result.decision.worker, result.decision.reason) == (None, NO_LABEL)
+    assert (result.decision.worker, result.decision.reason) == (None, PlacementReason.NO_LABEL)
     (result,) = decide(
         database, service, [PlacementRequest(key, "default", pool=pool)], W1, replace(W2, labels={"gpu": "yes"})
     )
@@ -110,18 +111,23 @@ def test_labels_of_a_pool_are_required(database: Database, pool: str | None) -> 
 def test_shared_queue_decision_names_the_reason(database: Database) -> None:
     (key,) = store(database, 1)
     (result,) = decide(
-        database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [PlacementRequest(key, "large")], W1
+        database,
+        PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")),
+        [PlacementRequest(key, "large")],
+        W1,
     )
     assert not result.waits
-    assert result.decision.reason == SHARED_QUEUE
+    assert result.decision.reason == PlacementReason.SHARED_QUEUE
     assert result.decision.text == "sent to the shared queue large: no known worker consumes the queue large"
 
 
 def test_invalid_request_never_goes_to_the_shared_queue(database: Database) -> None:
     (key,) = store(database, 1)
     requests = PlacementRequest(key, "default", {"worker_insight": {"labels": "moon"}})
-    (result,) = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), [requests], W1)
-    assert (result.waits, result.decision.reason) == (True, INVALID_REQUEST)
+    (result,) = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")), [requests], W1
+    )
+    assert (result.waits, result.decision.reason) == (True, PlacementReason.INVALID_REQUEST)
 
 
 # --- retries that wait -----------------------------------------------------------------------------------------------
@@ -133,7 +139,9 @@ def failed(database: Database) -> tuple[Candidate, list[PlacementRequest]]:
     keys = store(database, 3, try_number=2)
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, a_worker("w1", engine_name=W1.name), now=NOON)
-        first = [Placement(replace(key, try_number=1), LEAST_LOADED, "", ref, is_open=False) for key in keys]
+        first = [
+            Placement(replace(key, try_number=1), PlacementReason.LEAST_LOADED, "", ref, is_open=False) for key in keys
+        ]
         placements.write(connection, first, now=NOON)
     return replace(W1, ref=ref), [PlacementRequest(key, "default") for key in keys]
 
@@ -155,30 +163,32 @@ def test_workers_that_failed_a_retry_are_queried_once_while_it_waits(
     database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
     worker, requests = failed
-    service = PlacementService(Rules(LEAST_LOADED, 4))
+    service = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4))
     others_full = (worker, replace(W2, ref=worker.ref + 1, capacity=0))
     counts = []
     for _ in range(3):
         statements.clear()
         found = decide(database, service, requests, *others_full)
-        assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
+        assert [result.decision.reason for result in found] == [PlacementReason.OTHERS_FULL] * 3
         counts.append(len(statements))
         # A request of the monitor for another retry meanwhile does not clear the cache.
         decide(database, service, [PlacementRequest(replace(requests[0].key, try_number=3), "default")], *others_full)
     # How much each worker has, and which of them people have taken out.
     assert counts[0] > counts[1] == counts[2] == 2
     # The shared queue would lead it back to the worker that failed it.
-    found = decide(database, PlacementService(Rules(LEAST_LOADED, 4, "shared_queue")), requests, *others_full)
-    assert [result.decision.reason for result in found] == [OTHERS_FULL] * 3
+    found = decide(
+        database, PlacementService(Rules(PlacementReason.LEAST_LOADED, 4, "shared_queue")), requests, *others_full
+    )
+    assert [result.decision.reason for result in found] == [PlacementReason.OTHERS_FULL] * 3
     found = decide(database, service, requests, worker, replace(W2, ref=worker.ref + 1))
-    assert [result.decision.reason for result in found] == [ELSEWHERE] * 3
+    assert [result.decision.reason for result in found] == [PlacementReason.RETRY_ELSEWHERE] * 3
 
 
 def test_workers_that_failed_a_retry_are_forgotten_some_time_after_its_last_request(
     database: Database, failed: tuple[Candidate, list[PlacementRequest]], statements: list[str]
 ) -> None:
     worker, requests = failed
-    service = PlacementService(Rules(LEAST_LOADED, 4), failed_workers_ttl=0.0)
+    service = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4), failed_workers_ttl=0.0)
     decide(database, service, requests, worker)
     decide(database, service, requests[:1], worker)
     assert set(service._failed) == {requests[0].key}
@@ -213,7 +223,7 @@ def test_monitor_reads_the_history_while_the_loop_adds_to_it(database: Database)
                 added.set()
             return {}
 
-    service = PlacementService(Slow(LEAST_LOADED, 4))
+    service = PlacementService(Slow(PlacementReason.LEAST_LOADED, 4))
     workers = replace(W1, ref=Ref(1)), replace(W2, ref=Ref(2))
     key = TryKey("etl", "run-1", "extract", -1, 1)
 
@@ -233,7 +243,7 @@ def test_monitor_reads_the_history_while_the_loop_adds_to_it(database: Database)
 
 
 def test_neither_thread_waits_for_the_queries_of_the_other(database: Database) -> None:
-    service = PlacementService(Rules(LEAST_LOADED, 4))
+    service = PlacementService(Rules(PlacementReason.LEAST_LOADED, 4))
     queries, answered = Event(), Event()
 
     def wait(*_: Any) -> None:

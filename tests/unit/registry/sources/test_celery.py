@@ -19,7 +19,7 @@ from airflow_worker_insight.registry.observations import PollContext, PollResult
 from airflow_worker_insight.registry.sources import celery as module
 from airflow_worker_insight.registry.sources.celery import BrokerTimeouts, CelerySource
 from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
-from airflow_worker_insight.store.leases import LOOK_TAKES
+from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from tests.unit.database import NOON, Database, at
 from tests.unit.registry.fleets import an_instance
 
@@ -511,7 +511,7 @@ def test_many_brokers_that_hang_are_given_up_in_time() -> None:
     source = CelerySource(tuple(apps), celery_app=apps.__getitem__, caller_of=Hangs, clock=lambda: passed)
     assert source.poll(a_context()).error == "It did not answer."
     assert given == [8, 10, 10, 10, 10, 10]
-    assert timedelta(seconds=passed) < LOOK_TAKES
+    assert timedelta(seconds=passed) < POLL_TIMEOUT
 
 
 def test_where_remote_control_is_switched_off_that_is_the_reason(app: Any, poll: Poll) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_worker_insight.domain.executors import Executor, executors
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES
+from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry import sources
 from airflow_worker_insight.registry.sources import configured_sources
 from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
@@ -43,28 +43,34 @@ def test_all_executors_are_read_with_their_teams(setting: str | None, expected: 
 @pytest.mark.parametrize(
     ("setting", "names"),
     [
-        ("CeleryExecutor", [CELERY, TRIES]),
-        ("LocalExecutor", [JOBS, TRIES]),
-        ("KubernetesExecutor", [TRIES]),
-        ("CeleryKubernetesExecutor", [CELERY, TRIES]),
-        ("LocalKubernetesExecutor", [JOBS, TRIES]),
-        ("airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", [CELERY, TRIES]),
-        ("placed:airflow_worker_insight.executors.local.WorkerInsightLocalExecutor", [JOBS, TRIES]),
-        ("LocalExecutor,EdgeExecutor;team=CeleryExecutor", [CELERY, EDGE, JOBS, TRIES]),
-        ("SequentialExecutor", [TRIES]),
-        (None, [TRIES]),
+        ("CeleryExecutor", [SourceName.CELERY, SourceName.TRIES]),
+        ("LocalExecutor", [SourceName.JOBS, SourceName.TRIES]),
+        ("KubernetesExecutor", [SourceName.TRIES]),
+        ("CeleryKubernetesExecutor", [SourceName.CELERY, SourceName.TRIES]),
+        ("LocalKubernetesExecutor", [SourceName.JOBS, SourceName.TRIES]),
+        ("airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", [SourceName.CELERY, SourceName.TRIES]),
+        (
+            "placed:airflow_worker_insight.executors.local.WorkerInsightLocalExecutor",
+            [SourceName.JOBS, SourceName.TRIES],
+        ),
+        (
+            "LocalExecutor,EdgeExecutor;team=CeleryExecutor",
+            [SourceName.CELERY, SourceName.EDGE, SourceName.JOBS, SourceName.TRIES],
+        ),
+        ("SequentialExecutor", [SourceName.TRIES]),
+        (None, [SourceName.TRIES]),
     ],
 )
 def test_a_source_is_polled_where_its_executor_is_configured(setting: str | None, names: list[str]) -> None:
     found = [source.name for source in configured_sources(setting)]
     assert sorted(found) == sorted(names)
     # Its brokers may hang.
-    assert found[-1] == (CELERY if CELERY in names else TRIES)
+    assert found[-1] == (SourceName.CELERY if SourceName.CELERY in names else SourceName.TRIES)
 
 
 def test_a_source_without_its_provider_is_left_out(mocker: MockerFixture) -> None:
     mocker.patch.object(sources, "find_spec", return_value=None)
-    assert [source.name for source in configured_sources("CeleryExecutor,EdgeExecutor")] == [TRIES]
+    assert [source.name for source in configured_sources("CeleryExecutor,EdgeExecutor")] == [SourceName.TRIES]
 
 
 # --- calls with a time limit -----------------------------------------------------------------------------------------

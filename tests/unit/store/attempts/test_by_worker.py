@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import update
 
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.store.attempts import by_worker, search
+from airflow_worker_insight.store.attempts import by_worker
+from airflow_worker_insight.store.attempts.search import SearchLimits
 from airflow_worker_insight.store.tables import attempt, worker
 from tests.unit.database import (
     NOON,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 READABLE = {"etl"}
 
-pytestmark = pytest.mark.usefixtures("looked_at")
+pytestmark = pytest.mark.usefixtures("polled_sources")
 
 
 def a_start(
@@ -191,15 +192,12 @@ def test_outcomes_hour_by_hour(database: Database, run: DagRunRef) -> None:
     ]
 
 
-def test_a_worker_with_a_long_past_is_not_read_whole(
-    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(by_worker, "LOOK_BACK", 2)
+def test_a_worker_with_a_long_past_is_not_read_whole(database: Database, run: DagRunRef) -> None:
     for number in range(4):
         a_start(database, run, f"t{number}", "one", started_at=at(number))
     with database.engine.connect() as connection:
         found = by_worker.stays_between(
-            connection, get(database, "one"), dag_ids=READABLE, since=at(100), until=at(200), limit=10
+            connection, get(database, "one"), dag_ids=READABLE, since=at(100), until=at(200), limit=10, max_scanned=2
         )
     assert [stay.key.task_id for stay in found] == ["t3", "t2"]
 
@@ -219,7 +217,9 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
         found = by_worker.stays_between(
             connection, get(database, "one"), dag_ids=READABLE, since=NOON, until=at(100), limit=10
         )
-    assert [(one.key.task_id, one.state, one.began_at, one.ended_at, one.went_on) for one in found] == [
+    assert [
+        (one.key.task_id, one.state, one.first_process_at, one.ended_at, one.continued_elsewhere) for one in found
+    ] == [
         ("forgotten", None, at(40), None, False),
         ("ended", "failed", at(20), at(30), False),
         ("back", "deferred", at(11), None, False),
@@ -227,12 +227,11 @@ def test_a_stay_ends_where_the_try_went_on(database: Database, run: DagRunRef) -
     ]
 
 
-def test_only_so_many_running_tries_are_looked_through(
-    database: Database, run: DagRunRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "MAX_TOTAL", 2)
+def test_only_so_many_running_tries_are_looked_through(database: Database, run: DagRunRef) -> None:
     for number in range(4):
         a_start(database, run, f"t{number}", "one", started_at=at(number))
     with database.engine.connect() as connection:
-        found, total = by_worker.running_now(connection, get(database, "one"), dag_ids=READABLE, limit=10)
+        found, total = by_worker.running_now(
+            connection, get(database, "one"), dag_ids=READABLE, limit=10, limits=SearchLimits(total=2)
+        )
     assert ([one_try.task_id for one_try in found], total) == (["t3", "t2"], 2)

@@ -12,7 +12,7 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture.reconcile import Outcome, reconcile_runs
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import StartedTry
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey, instance_key_by_run
 from airflow_worker_insight.store import migrate, placements
 from airflow_worker_insight.store.airflow_history import find_run
@@ -43,7 +43,7 @@ def listed(connection: Connection, **filters: object) -> list[Attempt]:
     found, _ = attempt_queries.list_attempts(
         connection,
         AttemptFilter(**filters),  # type: ignore[arg-type]
-        dag_ids=EveryDag(),
+        dag_ids=AllDags(),
         limit=50,
         offset=0,
     )
@@ -163,7 +163,7 @@ def test_a_retry_does_not_avoid_the_worker_that_failed_a_deleted_run(database: D
 
 
 @on_both
-def test_the_placement_of_a_deleted_run_is_none_of_the_new_ones(database: Database) -> None:
+def test_a_new_run_does_not_show_the_placement_of_a_deleted_one(database: Database) -> None:
     with database.engine.begin() as connection:
         before = add_run(connection, run_id="nightly", state="failed")
         key = add_try(connection, before, "load", state="failed")
@@ -175,7 +175,7 @@ def test_the_placement_of_a_deleted_run_is_none_of_the_new_ones(database: Databa
         delete_run(connection, before)
         run, again = made_again(connection, state="upstream_failed")
         change_try(connection, again, hostname="", end_date=at(AGAIN + 5))
-        assert placements.why(connection, again, {}) == {}
+        assert placements.task_instance_explanations(connection, again, {}) == {}
         reconcile_runs(connection, [run])
         (one,) = panel(connection)
         assert (one.placement, one.placement_detail) == (None, None)

@@ -23,7 +23,7 @@ def ran(connection: Connection, task_id: str, state: str, began: datetime, ended
 
 
 @on_both
-def test_what_succeeded_or_runs_lately_is_told_the_latest_first(database: Database) -> None:
+def test_recent_stays_are_listed_latest_first(database: Database) -> None:
     with database.engine.begin() as connection:
         done = ran(connection, "done", "success", at(10), at(25))
         runs = ran(connection, "runs", "running", at(20))

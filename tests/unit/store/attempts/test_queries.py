@@ -9,10 +9,11 @@ import pytest
 
 from airflow_worker_insight.domain.attempts import Attempt, Conditions
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.domain.filters import AttemptFilter, EveryDag
+from airflow_worker_insight.domain.filters import AllDags, AttemptFilter
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.attempts import close, search
 from airflow_worker_insight.store.attempts import queries as attempt_queries
+from airflow_worker_insight.store.attempts.search import SearchLimits
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
 from tests.unit.database import (
     NOON,
@@ -231,7 +232,7 @@ def test_a_try_is_counted_once_however_many_of_its_workers_fit(database: Databas
     assert sorted(one.task_id for one in attempts) == ["extract", "load"]
 
 
-def test_a_worker_that_nobody_knows_ran_nothing(database: Database) -> None:
+def test_an_unknown_worker_ran_nothing(database: Database) -> None:
     record(database)
     assert listed(database, worker_id="nobody") == ([], 0)
     assert listed(database, worker_id="' OR 1=1 --") == ([], 0)
@@ -428,10 +429,17 @@ def _infer(connection: Connection, key: TryKey) -> None:
 # --- what keeps lists quick ------------------------------------------------------------------------------------------
 
 
-def page_of(database: Database, *, limit: int = 50, dag_ids: Collection[str] = ("etl", "elt"), **filters: Any) -> Any:
+def page_of(
+    database: Database,
+    *,
+    limit: int = 50,
+    dag_ids: Collection[str] = ("etl", "elt"),
+    limits: SearchLimits = search.LIMITS,
+    **filters: Any,
+) -> Any:
     with database.engine.connect() as connection:
         found = attempt_queries.find_attempts(
-            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=0
+            connection, AttemptFilter(**filters), dag_ids=dag_ids, limit=limit, offset=0, limits=limits
         )
     return [one.task_id for one in found.attempts], found.total, found.total_is_exact
 
@@ -444,12 +452,12 @@ def a_row_of_tries(database: Database, number: int, **others: Any) -> None:
 
 
 @on_both
-def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MAX_TOTAL", 3)
+def test_totals_are_counted_up_to_a_limit(database: Database) -> None:
+    limits = SearchLimits(total=3)
     a_row_of_tries(database, 4)
-    assert page_of(database, limit=2) == (["t3", "t2"], 3, False)
-    assert page_of(database) == (["t3", "t2", "t1", "t0"], 3, False)
-    assert page_of(database, task_id="t1") == (["t1"], 1, True)
+    assert page_of(database, limit=2, limits=limits) == (["t3", "t2"], 3, False)
+    assert page_of(database, limits=limits) == (["t3", "t2", "t1", "t0"], 3, False)
+    assert page_of(database, task_id="t1", limits=limits) == (["t1"], 1, True)
 
 
 @on_both
@@ -457,11 +465,9 @@ def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytes
     "along",
     [{}, {"dag_id": "etl"}, {"worker_id": "celery-1"}, {"hostname": "host-1"}, {"started_at_lte": at(9999)}],
 )
-def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
-    database: Database, monkeypatch: pytest.MonkeyPatch, along: dict[str, Any]
-) -> None:
+def test_a_filter_without_an_index_scans_so_many_and_says_so(database: Database, along: dict[str, Any]) -> None:
     a_row_of_tries(database, 4)
-    monkeypatch.setattr(search, "MAX_BRANCHES", 1)
+    limits = SearchLimits(branches=1)
     wanted: dict[str, tuple[dict[str, Any], list[str]]] = {
         "state": ({"state": "failed"}, ["t0"]),
         "no such state": ({"state": "removed"}, []),
@@ -470,35 +476,35 @@ def test_a_filter_without_an_index_looks_through_so_many_and_says_so(
         "try_number": ({"try_number": 9}, []),
     }
     for name, (filters, found) in wanted.items():
-        assert page_of(database, **along, **filters) == (found, len(found), True), name
-    monkeypatch.setattr(search, "MAX_SCANNED", 3)
+        assert page_of(database, limits=limits, **along, **filters) == (found, len(found), True), name
+    limits = SearchLimits(branches=1, scanned=3)
     for name, (filters, found) in wanted.items():
-        assert page_of(database, **along, **filters) == ([], 0, False), name
+        assert page_of(database, limits=limits, **along, **filters) == ([], 0, False), name
         # Further back is where a window says.
         earlier = {**along, "started_at_lte": at(1200)}
-        assert page_of(database, **earlier, **filters) == (found, len(found), True), name
+        assert page_of(database, limits=limits, **earlier, **filters) == (found, len(found), True), name
 
 
 @on_both
-def test_a_dag_run_is_found_wherever_it_is(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MAX_SCANNED", 1)
+def test_a_dag_run_is_found_wherever_it_is(database: Database) -> None:
+    limits = SearchLimits(scanned=1)
     record(database, replace(KEY, run_id="old"), started_at=at(-9999))
     record(database, replace(KEY, dag_id="elt", run_id="old", task_id="too"), started_at=at(-9999))
     record(database, replace(KEY, dag_id="secret", run_id="old"))
     a_row_of_tries(database, 4)
-    tasks, total, is_exact = page_of(database, run_id="old")
+    tasks, total, is_exact = page_of(database, limits=limits, run_id="old")
     assert (sorted(tasks), total, is_exact) == (["extract", "too"], 2, True)
-    assert page_of(database, run_id="old", dag_id="etl", state="success") == (["extract"], 1, True)
-    assert page_of(database, run_id="old", task_id="too") == (["too"], 1, True)
+    assert page_of(database, limits=limits, run_id="old", dag_id="etl", state="success") == (["extract"], 1, True)
+    assert page_of(database, limits=limits, run_id="old", task_id="too") == (["too"], 1, True)
 
 
 @on_both
 @pytest.mark.parametrize("filters", [{"worker_name": "w"}, {"hostname": "host-1"}, {}])
-def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, filters: dict[str, Any]) -> None:
+def test_instances_and_dags_are_merged_in_the_order_of_starts(database: Database, filters: dict[str, Any]) -> None:
     dag_ids = [f"dag-{number}" for number in range(3)]
     for number in range(9):
         key = replace(KEY, dag_id=dag_ids[number % 3], task_id=f"t{number}")
-        record(database, key, a_worker(f"life-{number % 4}", name="w"), started_at=at(number))
+        record(database, key, a_worker(f"instance-{number % 4}", name="w"), started_at=at(number))
     tasks, total, is_exact = page_of(database, limit=4, dag_ids=dag_ids, **filters)
     assert (tasks, total, is_exact) == (["t8", "t7", "t6", "t5"], 9, True)
     with database.engine.connect() as connection:
@@ -508,17 +514,19 @@ def test_lives_and_dags_are_merged_in_the_order_of_starts(database: Database, fi
     assert [one.task_id for one in rest] == ["t4", "t3", "t2", "t1", "t0"]
 
 
-def test_a_name_stands_for_its_latest_lives(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MAX_LIVES", 2)
+def test_a_name_stands_for_its_latest_instances(database: Database) -> None:
     for number in range(3):
         record(
-            database, replace(KEY, task_id=f"t{number}"), a_worker(f"life-{number}", name="w"), started_at=at(number)
+            database,
+            replace(KEY, task_id=f"t{number}"),
+            a_worker(f"instance-{number}", name="w"),
+            started_at=at(number),
         )
-    assert page_of(database, worker_name="w")[0] == ["t2", "t1"]
+    assert page_of(database, limits=SearchLimits(instances=2), worker_name="w")[0] == ["t2", "t1"]
 
 
 @on_both
-def test_a_worker_is_found_by_what_its_engine_calls_it_and_by_the_id_it_reports(database: Database) -> None:
+def test_a_worker_is_found_by_its_sources_name_and_by_its_reported_id(database: Database) -> None:
     record(database, KEY, a_worker("reported", name="named", engine_name="node"))
     with database.engine.begin() as connection:
         connection.execute(worker.update().values(worker_id="by-the-engine"))
@@ -552,6 +560,6 @@ def test_a_reader_of_the_database_itself_finds_every_dag(database: Database) -> 
     with database.engine.connect() as connection:
         for filters, number in (({}, 2), ({"run_id": "old"}, 1), ({"dag_id": "secret"}, 1), ({"state": "success"}, 2)):
             found = attempt_queries.find_attempts(
-                connection, AttemptFilter(**filters), dag_ids=EveryDag(), limit=10, offset=0
+                connection, AttemptFilter(**filters), dag_ids=AllDags(), limit=10, offset=0
             )
             assert (len(found.attempts), found.total) == (number, number)

@@ -17,15 +17,15 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from airflow_worker_insight.domain.attempts import Conditions, StartedTry
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.names import are_one_host
+from airflow_worker_insight.domain.names import is_same_host
 from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerRecord
 from airflow_worker_insight.store import dialects
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.attempts.queries import task_instance_attempts
-from airflow_worker_insight.store.attempts.start import SEEN_EVERY, TooManyWorkersError
+from airflow_worker_insight.store.attempts.start import SEEN_INTERVAL, TooManyWorkersError
 from airflow_worker_insight.store.tables import attempt, worker
 from airflow_worker_insight.store.workers import instances
-from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
+from airflow_worker_insight.store.workers.upsert import initial_availability, upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql, record_start
 
@@ -49,11 +49,19 @@ def start(
     conditions: Conditions | None = None,
     process: int | None = None,
     is_late: bool = False,
+    max_workers: int = attempts_start.MAX_WORKERS,
 ) -> None:
     started = StartedTry(key, key.task_key, try_started_at, state)
     with database.engine.begin() as connection:
         attempts_start.record_start(
-            connection, started, record, now=now, conditions=conditions, process=process, is_late=is_late
+            connection,
+            started,
+            record,
+            now=now,
+            conditions=conditions,
+            process=process,
+            is_late=is_late,
+            max_workers=max_workers,
         )
 
 
@@ -186,10 +194,10 @@ def test_the_usual_start_is_one_statement(database: Database) -> None:
 @on_both
 def test_a_worker_is_marked_as_seen_once_a_minute(database: Database) -> None:
     start(database, a_worker(), now=NOON)
-    start(database, a_worker(), now=NOON + SEEN_EVERY - timedelta(seconds=1))
+    start(database, a_worker(), now=NOON + SEEN_INTERVAL - timedelta(seconds=1))
     assert database.workers()[0]["last_seen_at"] == NOON
 
-    later = NOON + SEEN_EVERY
+    later = NOON + SEEN_INTERVAL
     start(database, a_worker(), now=later)
 
     (stored,) = database.workers()
@@ -231,7 +239,7 @@ def test_a_changed_description_is_written_once(database: Database, change: dict[
     "change", [{"hostname": "host-2"}, {"kind": "edge"}, {"pid": 101}, {"host_only": True}], ids=str
 )
 @on_both
-def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str, Any]) -> None:
+def test_a_report_cannot_rewrite_an_instance(database: Database, change: dict[str, Any]) -> None:
     """A report that gives its ID all the same is of a worker of its own."""
     start(database, a_worker(), now=at(0))
     for number in range(2):
@@ -257,19 +265,16 @@ def test_what_a_life_is_cannot_be_rewritten(database: Database, change: dict[str
     ],
 )
 def test_a_host_is_known_with_and_without_its_domain(one: str, other: str, same: bool) -> None:
-    assert are_one_host(one, other) is same
-    assert are_one_host(other, one) is same
+    assert is_same_host(one, other) is same
+    assert is_same_host(other, one) is same
 
 
-def test_a_try_does_not_have_workers_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts_start, "MAX_WORKERS", 2)
-    attempts_start._first_process.cache_clear()
-    start(database, a_worker("a"))
-    start(database, a_worker("b"))
+def test_a_try_does_not_have_workers_without_end(database: Database) -> None:
+    start(database, a_worker("a"), max_workers=2)
+    start(database, a_worker("b"), max_workers=2)
     with pytest.raises(TooManyWorkersError):
-        start(database, a_worker("c"))
-    start(database, a_worker("a"))
-    attempts_start._first_process.cache_clear()
+        start(database, a_worker("c"), max_workers=2)
+    start(database, a_worker("a"), max_workers=2)
     assert [row["process_count"] for row in database.attempts()] == [2, 1]
 
 
@@ -298,7 +303,7 @@ descriptions = st.builds(
 
 
 def test_a_start_worked_out_a_second_apart_is_no_change(database: Database) -> None:
-    """Task processes of one life compute it from the uptime: it moves when the clock is set."""
+    """Task processes of one instance compute it from the uptime: it moves when the clock is set."""
     start(database, a_worker(started_at=at(-60)), now=at(0))
     start(database, a_worker(started_at=at(-59)), replace(KEY, task_id="load"), now=at(1))
     assert database.workers()[0]["started_at"] == at(-60)
@@ -322,7 +327,7 @@ def test_two_writers_of_the_same_new_worker_get_the_same_row(database: Database)
     assert [(row["labels"], row["registered_at"]) for row in database.workers()] == [({"zone": "b"}, at(0))]
 
 
-def test_a_report_gives_a_worker_of_an_engine_no_other_name(database: Database) -> None:
+def test_a_report_does_not_rename_a_worker_that_its_source_knows(database: Database) -> None:
     with database.engine.begin() as connection:
         first = upsert_worker(connection, a_worker(engine_name=None), now=at(0))
         # Not all processes of a worker know what its engine calls it.
@@ -335,7 +340,7 @@ def test_a_report_gives_a_worker_of_an_engine_no_other_name(database: Database) 
     ]
 
 
-def test_a_report_renames_a_worker_that_no_engine_has(database: Database) -> None:
+def test_a_report_renames_a_worker_that_no_source_knows(database: Database) -> None:
     with database.engine.begin() as connection:
         for name in ("one", "renamed"):
             upsert_worker(connection, a_worker(kind="AwsEcsExecutor", name=name), now=at(0))
@@ -421,7 +426,7 @@ def ids(database: Database) -> list[tuple[str, str | None]]:
     ],
 )
 @on_both
-def test_the_first_report_completes_what_the_engine_made_known(
+def test_the_first_report_completes_the_sources_row(
     database: Database, engine: dict[str, Any], report: dict[str, Any]
 ) -> None:
     by_engine(database, **engine)
@@ -441,7 +446,7 @@ def test_the_first_report_completes_what_the_engine_made_known(
 @pytest.mark.parametrize(
     ("engine", "report"),
     [
-        pytest.param({**CELERY, "ended_at": at(-5)}, CELERY, id="that life has ended"),
+        pytest.param({**CELERY, "ended_at": at(-5)}, CELERY, id="that instance has ended"),
         pytest.param({**CELERY, "pid": 99}, CELERY, id="celery: another process"),
         pytest.param({**CELERY, "engine_name": "w2@host-1"}, CELERY, id="celery: another node"),
         pytest.param({**CELERY, "reported_id": "another"}, CELERY, id="another worker has reported it"),
@@ -461,7 +466,7 @@ def test_what_is_another_worker_is_left_alone(
     assert database.workers()[1]["state"] == "online"
 
 
-def test_of_several_open_lives_of_a_name_the_latest_is_meant(database: Database) -> None:
+def test_a_report_belongs_to_the_latest_open_instance_of_its_name(database: Database) -> None:
     """The engine of an Edge worker that was killed does not say at once that it has ended."""
     by_engine(database, "fleet-1", **EDGE)
     by_engine(database, "fleet-2", **EDGE)
@@ -500,7 +505,7 @@ def test_the_first_reports_of_one_worker_at_once_make_one_row(database: Database
 
 
 @on_postgresql
-def test_the_first_reports_of_one_worker_at_once_take_its_engines_row_once(database: Database) -> None:
+def test_concurrent_first_reports_of_a_worker_take_its_sources_row_once(database: Database) -> None:
     by_engine(database, **CELERY)
     record = a_worker("mine", **CELERY)
     race(database, record, record, record)
@@ -509,7 +514,7 @@ def test_the_first_reports_of_one_worker_at_once_take_its_engines_row_once(datab
 
 
 @on_postgresql
-def test_of_two_workers_that_claim_one_row_of_the_engine_one_gets_it(database: Database) -> None:
+def test_of_two_workers_that_claim_one_row_of_the_source_one_gets_it(database: Database) -> None:
     by_engine(database, **EDGE)
     race(database, a_worker("one", **EDGE), a_worker("two", **EDGE, started_at=at(-60)))
     assert ids(database) == [("fleet-1", "one"), ("two", "two")]
@@ -536,9 +541,9 @@ def test_a_quarantine_outlives_a_restart_and_a_drain_does_not(database: Database
     assert [row["availability"] for row in database.workers()] == [before, after]
 
 
-def test_only_the_latest_life_decides(database: Database) -> None:
+def test_only_the_latest_instance_decides(database: Database) -> None:
     for number, availability in enumerate(["quarantined", "available"]):
-        start(database, a_worker(f"life-{number}", name="w1", pid=number), replace(KEY, map_index=number))
+        start(database, a_worker(f"instance-{number}", name="w1", pid=number), replace(KEY, map_index=number))
         decide(database, availability)
     start(database, a_worker("next", name="w1", pid=7))
     assert database.workers()[-1]["availability"] == "available"
@@ -562,9 +567,7 @@ def test_a_worker_is_the_same_by_either_of_its_names(
     decide(database, "quarantined")
     record = a_worker("second", pid=101, **others)
     with database.engine.connect() as connection:
-        found = inherited_availability(
-            connection, record.kind, record.name, record.engine_name, hostname=record.hostname
-        )
+        found = initial_availability(connection, record.kind, record.name, record.engine_name, hostname=record.hostname)
     assert found == inherited
 
 
@@ -592,14 +595,14 @@ def test_what_is_decided_of_one_of_several_local_workers_is_of_no_other(
 
 
 def test_one_of_several_local_workers_is_not_the_row_of_their_scheduler(database: Database) -> None:
-    life = NewWorkerInstance("local", "local@host-1", "host-1", "online", job_id=7)
+    instance = NewWorkerInstance("local", "local@host-1", "host-1", "online", job_id=7)
     with database.engine.begin() as connection:
-        instances.register(connection, [life], now=NOON)
+        instances.register(connection, [instance], now=NOON)
     start(database, a_worker("etl", name="etl", engine_name="etl@host-1", kind="local", job_id=7))
     assert [row["engine_name"] for row in database.workers()] == ["local@host-1", "etl@host-1"]
 
 
-def test_a_host_is_no_life_of_a_worker(database: Database) -> None:
+def test_a_host_is_no_instance_of_a_worker(database: Database) -> None:
     start(database, a_worker("host-1f", name="w1", host_only=True))
     decide(database, "quarantined")
     start(database, a_worker("first", name="w1"), replace(KEY, task_id="load"))

@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.tables import change, engine, worker
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import HostOnlyWorkerError, WorkerEndedError, set_availability
 from airflow_worker_insight.store.workers.instances import merge, register
@@ -95,7 +95,7 @@ def test_a_worker_that_was_never_decided_of_is_available(database: Database) -> 
     assert history(database) == [("available", "looked at it, it is fine", "ann")]
 
 
-def test_a_worker_that_nobody_knows(database: Database) -> None:
+def test_an_unknown_worker_has_no_availability(database: Database) -> None:
     assert decide(database, "draining", worker_id="nobody") is None
 
 
@@ -113,7 +113,7 @@ def test_a_long_name_and_a_long_note_are_stored(database: Database) -> None:
     assert history(database) == [("draining", "n" * 500, "ä" * 250)]
 
 
-# --- lives that are over ---------------------------------------------------------------------------------------------
+# --- ended instances -------------------------------------------------------------------------------------------------
 
 
 def end(database: Database, worker_id: str, state: str = "lost") -> None:
@@ -132,23 +132,23 @@ def availability(database: Database, worker_id: str) -> str:
 
 
 @pytest.mark.parametrize("decision", ["draining", "quarantined"])
-def test_of_a_life_that_another_followed_only_its_release_is_decided(database: Database, decision: str) -> None:
+def test_a_superseded_instance_can_only_be_released(database: Database, decision: str) -> None:
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)
-    with pytest.raises(WorkerEndedError, match="one has ended; its name is now borne by next: decide of that one"):
+    with pytest.raises(WorkerEndedError, match="one has ended: change next instead, the current instance"):
         decide(database, decision, "why not")
     assert history(database) == [("quarantined", "disk", "ann")]
     decide(database, "available")
     assert (availability(database, "one"), availability(database, "next")) == ("available", "quarantined")
     end(database, "next", "offline")
-    with pytest.raises(WorkerEndedError, match="one has ended, and the latest of its name, next, has ended too"):
+    with pytest.raises(WorkerEndedError, match="one has ended, and the latest instance of its name, next, has ended"):
         decide(database, decision)
 
 
-def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Database) -> None:
+def test_an_open_instance_is_superseded_by_a_later_one(database: Database) -> None:
     follow(database)
-    with pytest.raises(WorkerEndedError, match="one was followed by another life; its name is now borne by next"):
+    with pytest.raises(WorkerEndedError, match="one was followed by another instance: change next instead"):
         decide(database, "draining")
     with database.engine.begin() as connection:
         connection.execute(insert(engine).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
@@ -158,7 +158,7 @@ def test_a_life_that_nobody_saw_end_is_over_when_another_followed(database: Data
 
 def test_an_end_cannot_be_drained(database: Database) -> None:
     end(database, "one", "offline")
-    with pytest.raises(WorkerEndedError, match="quarantine it to keep work off the next one"):
+    with pytest.raises(WorkerEndedError, match="Quarantine it instead: the next instance"):
         decide(database, "draining")
     assert history(database) == []
 
@@ -167,7 +167,7 @@ def test_an_end_cannot_be_drained(database: Database) -> None:
 @pytest.mark.parametrize("registered_by", ["its engine", "its first try"])
 @pytest.mark.parametrize("state", ["offline", "lost"])
 @on_both
-def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
+def test_the_next_instance_inherits_the_quarantine_of_an_ended_worker(
     database: Database, kind: str, registered_by: str, state: str
 ) -> None:
     # A scheduler's host has another name with Airflow than with the kernel, and the operator has named each worker.
@@ -193,26 +193,41 @@ def test_a_worker_that_is_gone_can_be_quarantined_and_the_next_life_is(
     with database.engine.connect() as connection:
         (began,) = worker_queries.changes(connection, get(database, rows[1]["worker_id"]), limit=10)
     assert (began.availability, began.changed_by, began.changed_at) == ("quarantined", "ann", at(9))
-    assert began.reason == f"Since a life before, {first}: disk fails"
+    assert began.reason == f"Inherited from instance {first}: disk fails"
 
 
 @on_both
-def test_a_quarantine_that_is_handed_down_names_the_life_that_it_was_decided_of(database: Database) -> None:
+def test_an_inherited_quarantine_names_the_instance_of_the_decision(database: Database) -> None:
     decide(database, "quarantined")
     for number in range(2):
         end(database, f"next-{number - 1}" if number else "one")
         follow(database, f"next-{number}")
-        # A second process of the same life adds nothing.
+        # A second process of the same instance adds nothing.
         with database.engine.begin() as connection:
             upsert_worker(connection, a_worker(f"next-{number}", name="one@host-1", pid=101), now=at(7))
     with database.engine.connect() as connection:
         entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
         decision = worker_queries.decisions(connection, [get(database, "next-1")])
-    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Inherited from instance one", "ann")]
     assert list(decision.values()) == entries
 
 
-def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Database) -> None:
+@on_both
+def test_a_quarantine_that_an_older_version_handed_down_is_recognized(database: Database) -> None:
+    decide(database, "quarantined")
+    end(database, "one")
+    follow(database, "next-0")
+    with database.engine.begin() as connection:
+        inherited = change.c.reason == "Inherited from instance one"
+        connection.execute(update(change).where(inherited).values(reason="Since a life before, one"))
+    end(database, "next-0")
+    follow(database, "next-1")
+    with database.engine.connect() as connection:
+        entries = worker_queries.changes(connection, get(database, "next-1"), limit=10)
+    assert [(entry.reason, entry.changed_by) for entry in entries] == [("Since a life before, one", "ann")]
+
+
+def test_two_rows_of_an_instance_inherit_a_quarantine_once(database: Database) -> None:
     decide(database, "quarantined", "disk")
     end(database, "one")
     follow(database)
@@ -226,4 +241,4 @@ def test_two_rows_of_one_life_that_began_in_quarantine_say_so_once(database: Dat
     with database.engine.begin() as connection:
         merge(connection, kept["id"], twin["id"], now=at(8))
         entries = worker_queries.changes(connection, get(database, "next"), limit=10)
-    assert [entry.reason for entry in entries] == ["Since a life before, one: disk"]
+    assert [entry.reason for entry in entries] == ["Inherited from instance one: disk"]

@@ -1,4 +1,4 @@
-"""What is read and written of workers' lives, on the databases whose statements differ."""
+"""What is read and written of workers' instances, on the databases whose statements differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import event, insert, select, update
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.compat import metadata_database
-from airflow_worker_insight.domain.states import CELERY, EDGE, JOBS, TRIES, engine_of
+from airflow_worker_insight.domain.states import SourceName, source_of
 from airflow_worker_insight.domain.workers import NewWorkerInstance, WorkerInstance
 from airflow_worker_insight.store import leases
 from airflow_worker_insight.store.attempts import running as attempts_running
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.keys import TryKey
 
 
-def a_new_life(name: str = "w1@host-1", **others: Any) -> NewWorkerInstance:
+def a_new_instance(name: str = "w1@host-1", **others: Any) -> NewWorkerInstance:
     known: dict[str, Any] = {
         "kind": "celery",
         "engine_name": name,
@@ -47,12 +47,12 @@ def a_new_life(name: str = "w1@host-1", **others: Any) -> NewWorkerInstance:
 def register(database: Database, *some: NewWorkerInstance) -> list[WorkerInstance]:
     with database.engine.begin() as connection:
         store.register(connection, some, now=NOON)
-    return open_lives(database)
+    return open_instances(database)
 
 
-def open_lives(database: Database, engine: str = CELERY) -> list[WorkerInstance]:
+def open_instances(database: Database, engine: str = SourceName.CELERY) -> list[WorkerInstance]:
     with database.engine.connect() as connection:
-        return store.open_lives(connection, engine)
+        return store.open_instances(connection, engine)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def counted(database: Database) -> Iterator[Counter[str]]:
 
 
 @on_both
-def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database) -> None:
+def test_a_source_is_due_at_once_and_then_once_per_interval(database: Database) -> None:
     assert [take(database, seconds) for seconds in (0, 0, 29.9, 30, 31)] == [True, False, False, True, False]
     assert take(database, 40, only_if_due=False)
     assert [take(database, seconds) for seconds in (60, 70)] == [False, True]
@@ -82,10 +82,10 @@ def test_an_engine_is_due_at_once_and_then_once_per_interval(database: Database)
 
 def take(database: Database, seconds: float, *, only_if_due: bool = True) -> bool:
     with database.engine.begin() as connection:
-        leases.get_engine(connection, CELERY, now=at(seconds))
-        return leases.take_lease(
+        leases.get_or_create_source(connection, SourceName.CELERY, now=at(seconds))
+        return leases.acquire_lease(
             connection,
-            CELERY,
+            SourceName.CELERY,
             now=at(seconds),
             until=at(seconds + 30),
             at_most=at(seconds + 60),
@@ -94,17 +94,17 @@ def take(database: Database, seconds: float, *, only_if_due: bool = True) -> boo
 
 
 @on_both
-def test_a_clock_that_was_set_back_does_not_keep_an_engine_from_being_looked_at(database: Database) -> None:
+def test_a_clock_that_was_set_back_does_not_delay_a_poll(database: Database) -> None:
     assert take(database, 3600)
     assert take(database, 0), "3630 is further away than anybody takes it for"
     assert not take(database, 1)
 
 
 @on_both
-def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
+def test_only_the_holder_releases_a_lease(database: Database) -> None:
     def give_back(until: float) -> None:
         with database.engine.begin() as connection:
-            leases.give_back_lease(connection, CELERY, until=at(until), due_at=at(5))
+            leases.release_lease(connection, SourceName.CELERY, until=at(until), due_at=at(5))
 
     assert take(database, 0)
     give_back(29)
@@ -114,20 +114,22 @@ def test_a_lease_is_given_back_only_by_who_has_it(database: Database) -> None:
 
 
 @on_both
-def test_what_is_known_of_an_engine_is_kept(database: Database) -> None:
-    row = SourceRow(CELERY, at(30), NOON, at(-600), "down")
+def test_the_state_of_a_source_is_stored(database: Database) -> None:
+    row = SourceRow(SourceName.CELERY, at(30), NOON, at(-600), "down")
     with database.engine.begin() as connection:
-        assert leases.get_engine(connection, CELERY, now=NOON) == SourceRow(CELERY, NOON)
-        leases.get_engine(connection, EDGE, now=NOON)
-        leases.write_engine(connection, row)
+        assert leases.get_or_create_source(connection, SourceName.CELERY, now=NOON) == SourceRow(
+            SourceName.CELERY, NOON
+        )
+        leases.get_or_create_source(connection, SourceName.EDGE, now=NOON)
+        leases.write_source(connection, row)
     with database.engine.begin() as connection:
-        assert leases.get_engine(connection, CELERY, now=at(1)) == row
-        assert leases.get_engine(connection, EDGE, now=at(1)) == SourceRow(EDGE, NOON)
+        assert leases.get_or_create_source(connection, SourceName.CELERY, now=at(1)) == row
+        assert leases.get_or_create_source(connection, SourceName.EDGE, now=at(1)) == SourceRow(SourceName.EDGE, NOON)
 
 
-def test_the_engines_are_those_that_readers_know() -> None:
-    names = [engine_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
-    assert names == [CELERY, EDGE, JOBS, TRIES, TRIES]
+def test_each_kind_belongs_to_a_known_source() -> None:
+    names = [source_of(kind) for kind in ("celery", "edge", "local", "kubernetes", "MyExecutor")]
+    assert names == [SourceName.CELERY, SourceName.EDGE, SourceName.JOBS, SourceName.TRIES, SourceName.TRIES]
 
 
 # --- registering -----------------------------------------------------------------------------------------------------
@@ -135,11 +137,11 @@ def test_the_engines_are_those_that_readers_know() -> None:
 
 @on_both
 def test_a_worker_is_known_before_its_first_try(database: Database) -> None:
-    (life,) = register(database, a_new_life(queues=("default", "large"), versions={"airflow": "3.3.2"}))
-    assert (life.engine_name, life.pid, life.state, life.running) == ("w1@host-1", 100, "online", 0)
-    assert (life.engine_started_at, life.engine_heartbeat_at) == (at(-60), NOON)
-    assert life.queues == ("default", "large")
-    assert not life.is_reported
+    (instance,) = register(database, a_new_instance(queues=("default", "large"), versions={"airflow": "3.3.2"}))
+    assert (instance.engine_name, instance.pid, instance.state, instance.running) == ("w1@host-1", 100, "online", 0)
+    assert (instance.engine_started_at, instance.engine_heartbeat_at) == (at(-60), NOON)
+    assert instance.queues == ("default", "large")
+    assert not instance.is_reported
     (row,) = database.workers()
     assert (row["name"], row["reported_id"], row["availability"]) == ("w1@host-1", None, "available")
     assert (row["registered_at"], row["last_seen_at"], row["versions"]) == (NOON, NOON, {"airflow": "3.3.2"})
@@ -151,41 +153,41 @@ def test_a_worker_is_known_before_its_first_try(database: Database) -> None:
 @pytest.mark.parametrize("started_at", [at(-60), at(-64), at(-56), at(-110)])
 def test_its_first_report_takes_the_same_row(database: Database, started_at: datetime) -> None:
     """Its process started some seconds before the worker says that it did."""
-    (life,) = register(database, a_new_life())
+    (instance,) = register(database, a_new_instance())
     one = a_worker("celery-x", engine_name="w1@host-1", pid=100, started_at=started_at)
     with database.engine.begin() as connection:
         ref = upsert_worker(connection, one, now=at(10))
-    assert ref == life.ref
-    assert [one.is_reported for one in open_lives(database)] == [True]
+    assert ref == instance.ref
+    assert [one.is_reported for one in open_instances(database)] == [True]
 
 
 @on_both
 @pytest.mark.parametrize("started_at", [at(-3600), at(-130), at(-50), at(600), None])
 def test_a_report_with_another_start_leaves_the_row_alone(database: Database, started_at: datetime | None) -> None:
-    """It may be of the life before; the next look knows."""
-    (life,) = register(database, a_new_life())
+    """It may be of the instance before; the next look knows."""
+    (instance,) = register(database, a_new_instance())
     one = a_worker("celery-x", engine_name="w1@host-1", pid=100, started_at=started_at)
     with database.engine.begin() as connection:
-        assert upsert_worker(connection, one, now=at(10)) != life.ref
-    assert [one.is_reported for one in open_lives(database)] == [False, True]
+        assert upsert_worker(connection, one, now=at(10)) != instance.ref
+    assert [one.is_reported for one in open_instances(database)] == [False, True]
 
 
 @on_both
 @pytest.mark.parametrize("started_at", [at(-3600), None])
-def test_where_the_engine_knows_no_start_the_report_takes_the_row(
+def test_a_report_takes_the_row_of_a_source_that_knows_no_start(
     database: Database, started_at: datetime | None
 ) -> None:
-    register(database, a_new_life("edge-1", kind="edge", pid=None, started_at=None))
-    (life,) = open_lives(database, EDGE)
+    register(database, a_new_instance("edge-1", kind="edge", pid=None, started_at=None))
+    (instance,) = open_instances(database, SourceName.EDGE)
     one = a_worker("edge-x", kind="edge", engine_name="edge-1", started_at=started_at)
     with database.engine.begin() as connection:
-        assert upsert_worker(connection, one, now=at(10)) == life.ref
+        assert upsert_worker(connection, one, now=at(10)) == instance.ref
 
 
 @on_both
 def test_unknown_queues_are_null_and_not_a_json_null(database: Database) -> None:
     """Else they could not be asked for in SQL."""
-    register(database, a_new_life("w1"), a_new_life("w2", queues=()), a_new_life("w3"))
+    register(database, a_new_instance("w1"), a_new_instance("w2", queues=()), a_new_instance("w3"))
     with database.engine.connect() as connection:
         unknown = connection.execute(
             select(worker.c.engine_name).where(worker.c.queues.is_(None)).order_by(worker.c.engine_name)
@@ -195,15 +197,15 @@ def test_unknown_queues_are_null_and_not_a_json_null(database: Database) -> None
 
 @on_both
 def test_a_quarantine_outlives_a_restart_and_a_drain_does_not(database: Database) -> None:
-    register(database, a_new_life("sick"), a_new_life("drained"), a_new_life("released"))
+    register(database, a_new_instance("sick"), a_new_instance("drained"), a_new_instance("released"))
     with database.engine.begin() as connection:
         for name, decided in (("sick", "quarantined"), ("drained", "draining"), ("released", "quarantined")):
             connection.execute(update(worker).where(worker.c.name == name).values(availability=decided))
-    register(database, a_new_life("released", pid=150))
+    register(database, a_new_instance("released", pid=150))
     with database.engine.begin() as connection:
         later = (worker.c.name == "released") & (worker.c.pid == 150)
         connection.execute(update(worker).where(later).values(availability="available"))
-    register(database, *(a_new_life(name, pid=200) for name in ("sick", "drained", "released", "new")))
+    register(database, *(a_new_instance(name, pid=200) for name in ("sick", "drained", "released", "new")))
     with database.engine.connect() as connection:
         rows = connection.execute(select(worker.c.name, worker.c.availability).where(worker.c.pid == 200))
         assert dict(rows.all()) == {
@@ -215,10 +217,10 @@ def test_a_quarantine_outlives_a_restart_and_a_drain_does_not(database: Database
 
 
 def test_of_another_kind_a_name_says_nothing(database: Database) -> None:
-    register(database, a_new_life("one", kind="edge"))
+    register(database, a_new_instance("one", kind="edge"))
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(availability="quarantined"))
-    register(database, a_new_life("one"))
+    register(database, a_new_instance("one"))
     assert [row["availability"] for row in database.workers()] == ["quarantined", "available"]
 
 
@@ -227,10 +229,10 @@ def test_of_another_kind_a_name_says_nothing(database: Database) -> None:
 
 @on_both
 def test_each_row_gets_its_own_values(database: Database) -> None:
-    lives = register(database, *(a_new_life(f"w{n}", queues=("default",)) for n in range(4)))
-    first, second, third, fourth = (life.ref for life in lives)
+    instances = register(database, *(a_new_instance(f"w{n}", queues=("default",)) for n in range(4)))
+    first, second, third, fourth = (instance.ref for instance in instances)
     with database.engine.begin() as connection:
-        store.write_lives(
+        store.update_instances(
             connection,
             {
                 first: {"running": 3, "last_seen_at": at(60), "queues": ["large", "small"]},
@@ -252,23 +254,23 @@ def test_each_row_gets_its_own_values(database: Database) -> None:
 @on_both
 def test_two_thousand_workers_are_a_handful_of_statements(database: Database) -> None:
     with database.engine.begin() as connection, counted(database) as sent:
-        store.register(connection, [a_new_life(f"w{n}") for n in range(2000)], now=NOON)
+        store.register(connection, [a_new_instance(f"w{n}") for n in range(2000)], now=NOON)
     assert sum(sent.values()) - sent["INSERT"] <= 12
     # SQLAlchemy sends a thousand rows with each statement to PostgreSQL.
     assert sent["INSERT"] <= 5
-    lives = open_lives(database)
+    instances = open_instances(database)
     with database.engine.begin() as connection, counted(database) as sent:
         changed = {
-            life.ref: {
+            instance.ref: {
                 "last_seen_at": at(30),
                 "engine_heartbeat_at": at(number / 100),
                 "running": number % 17,
                 "state": ("online", "unresponsive", "lost", "offline")[number % 4],
             }
-            for number, life in enumerate(lives)
+            for number, instance in enumerate(instances)
         }
-        store.write_lives(connection, changed)
-        store.add_changes(connection, [(life.ref, "lost", "silent") for life in lives], now=at(30))
+        store.update_instances(connection, changed)
+        store.add_changes(connection, [(instance.ref, "lost", "silent") for instance in instances], now=at(30))
     assert sent["UPDATE"] == 4
     assert sent["INSERT"] <= 3
     for number, row in enumerate(database.workers()):
@@ -277,29 +279,29 @@ def test_two_thousand_workers_are_a_handful_of_statements(database: Database) ->
 
 @on_both
 def test_changes_are_kept_with_their_time_and_reason(database: Database) -> None:
-    (life,) = register(database, a_new_life())
+    (instance,) = register(database, a_new_instance())
     with database.engine.begin() as connection:
-        store.add_changes(connection, [(life.ref, "unresponsive", "silent"), (life.ref, None, None)], now=at(5))
+        store.add_changes(connection, [(instance.ref, "unresponsive", "silent"), (instance.ref, None, None)], now=at(5))
         store.add_changes(connection, [], now=at(6))
         rows = connection.execute(select(change).order_by(change.c.id)).all()
     assert [(row.worker_ref, row.changed_at, row.state, row.reason, row.changed_by) for row in rows] == [
-        (life.ref, at(5), "unresponsive", "silent", None),
-        (life.ref, at(5), None, None, None),
+        (instance.ref, at(5), "unresponsive", "silent", None),
+        (instance.ref, at(5), None, None, None),
     ]
 
 
 def told_apart(database: Database, **others: Any) -> tuple[int, int]:
     """Have a worker with two rows: its engine's and one that its processes told of; return their IDs."""
-    (life,) = register(database, a_new_life(queues=("large",)))
+    (instance,) = register(database, a_new_instance(queues=("large",)))
     one = a_worker("celery-x", engine_name="w1@host-1", pid=100, name="etl-large", started_at=at(-3600), **others)
     with database.engine.begin() as connection:
         told = upsert_worker(connection, one, now=at(20))
-    assert told != life.ref
-    return life.ref, told
+    assert told != instance.ref
+    return instance.ref, told
 
 
 @on_both
-def test_merging_keeps_the_engines_row_and_the_history_and_what_was_decided(database: Database) -> None:
+def test_merging_keeps_the_sources_row_the_history_and_the_decisions(database: Database) -> None:
     kept, told = told_apart(database)
     with database.engine.begin() as connection:
         store.add_changes(connection, [(told, "unresponsive", None)], now=NOON)
@@ -363,17 +365,17 @@ def test_many_tries_of_two_rows_are_more_than_one_statement_takes(database: Data
 
 
 @on_both
-def test_lives_are_read_by_engine_and_while_they_last(database: Database) -> None:
+def test_open_instances_are_read_by_source(database: Database) -> None:
     register(
         database,
-        a_new_life("c1"),
-        a_new_life("e1", kind="edge"),
-        a_new_life("l1", kind="local"),
-        a_new_life("p1", kind="kubernetes"),
-        a_new_life("p2", kind="kubernetes"),
-        a_new_life("c2"),
-        a_new_life("c3"),
-        a_new_life("c4"),
+        a_new_instance("c1"),
+        a_new_instance("e1", kind="edge"),
+        a_new_instance("l1", kind="local"),
+        a_new_instance("p1", kind="kubernetes"),
+        a_new_instance("p2", kind="kubernetes"),
+        a_new_instance("c2"),
+        a_new_instance("c3"),
+        a_new_instance("c4"),
     )
     with database.engine.begin() as connection:
         for name, values in (
@@ -384,20 +386,26 @@ def test_lives_are_read_by_engine_and_while_they_last(database: Database) -> Non
         ):
             connection.execute(update(worker).where(worker.c.name == name).values(values))
     found = {
-        engine: [life.engine_name for life in open_lives(database, engine)] for engine in (CELERY, EDGE, JOBS, TRIES)
+        engine: [instance.engine_name for instance in open_instances(database, engine)]
+        for engine in (SourceName.CELERY, SourceName.EDGE, SourceName.JOBS, SourceName.TRIES)
     }
-    assert found == {CELERY: ["c1", "c3"], EDGE: ["e1"], JOBS: ["l1"], TRIES: ["p1"]}
+    assert found == {
+        SourceName.CELERY: ["c1", "c3"],
+        SourceName.EDGE: ["e1"],
+        SourceName.JOBS: ["l1"],
+        SourceName.TRIES: ["p1"],
+    }
 
 
 @on_both
-def test_of_lives_that_have_ended_the_latest_of_each_process_is_read(database: Database) -> None:
-    again = a_new_life("w1", pid=1, started_at=at(-30))
-    register(database, a_new_life("w1", pid=1), again, a_new_life("w1", pid=2), a_new_life("w2"))
+def test_the_latest_ended_instance_of_each_process_is_read(database: Database) -> None:
+    again = a_new_instance("w1", pid=1, started_at=at(-30))
+    register(database, a_new_instance("w1", pid=1), again, a_new_instance("w1", pid=2), a_new_instance("w2"))
     with database.engine.begin() as connection:
         connection.execute(update(worker).values(state="lost", ended_at=NOON))
-        found = store.latest_ended_lives(connection, "celery", {"w1", "nobody"})
-        assert store.latest_ended_lives(connection, "edge", {"w1"}) == []
-    assert sorted(life.ref for life in found) == [2, 3]
+        found = store.latest_ended_instances(connection, "celery", {"w1", "nobody"})
+        assert store.latest_ended_instances(connection, "edge", {"w1"}) == []
+    assert sorted(instance.ref for instance in found) == [2, 3]
 
 
 # --- running tries ---------------------------------------------------------------------------------------------------
@@ -491,9 +499,9 @@ def test_thousands_of_running_tries_are_a_handful_of_statements(database: Databa
     assert sent["SELECT"] <= 4
 
 
-def test_a_life_is_read_as_it_was_written(database: Database) -> None:
-    (life,) = register(database, a_new_life())
+def test_an_instance_is_read_as_it_was_written(database: Database) -> None:
+    (instance,) = register(database, a_new_instance())
     with database.engine.connect() as connection:
-        assert store.lives_by_ref(connection, CELERY, [life.ref, 99]) == [life]
-        assert store.lives_by_ref(connection, TRIES, [life.ref]) == []
-    assert life == replace(life, registered_at=NOON + timedelta(0))
+        assert store.instances_by_ref(connection, SourceName.CELERY, [instance.ref, 99]) == [instance]
+        assert store.instances_by_ref(connection, SourceName.TRIES, [instance.ref]) == []
+    assert instance == replace(instance, registered_at=NOON + timedelta(0))

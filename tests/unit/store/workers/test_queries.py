@@ -11,7 +11,7 @@ from sqlalchemy import event, insert, update
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
 from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
-from airflow_worker_insight.domain.states import WORKER_STATES
+from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.tables import change, engine, worker
@@ -20,11 +20,11 @@ from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers import services as workers_services
 from airflow_worker_insight.store.workers.availability import set_availability
-from airflow_worker_insight.store.workers.upsert import inherited_availability, upsert_worker
+from airflow_worker_insight.store.workers.upsert import initial_availability, upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both, on_postgresql
 from tests.unit.store.fleet import get
 
-pytestmark = pytest.mark.usefixtures("looked_at")
+pytestmark = pytest.mark.usefixtures("polled_sources")
 
 
 def register(database: Database, worker_id: str, *, host_only: bool = False, **values: Any) -> None:
@@ -69,8 +69,10 @@ def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database
     register(database, "ended", name="w-old", state="lost", ended_at=at(5), availability="draining")
     register(database, "later", name="w-old")
     with database.engine.connect() as connection:
-        few = worker_queries.narrowed(connection, WorkerFilter(availability="draining", states=frozenset({"online"})))
-        assert worker_queries.narrowed(connection, few) is few
+        few = worker_queries.with_matching_refs(
+            connection, WorkerFilter(availability="draining", states=frozenset({"online"}))
+        )
+        assert worker_queries.with_matching_refs(connection, few) is few
         asked: list[str] = []
         event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
         assert [row.worker_id for row in worker_queries.list_workers(connection, few, limit=2, offset=0)[0]] == [
@@ -85,7 +87,7 @@ def test_a_filter_that_matches_few_is_asked_of_the_table_once(database: Database
 
 @on_postgresql
 def test_no_statement_of_a_list_is_compiled_to_machine_code(database: Database) -> None:
-    """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the lives that may have followed."""
+    """It takes PostgreSQL 2 seconds for each, which it thinks worth while for the instances that may have followed."""
     with database.engine.connect() as connection:
         connection.exec_driver_sql("SET jit_above_cost = 0")
         worker_queries.list_workers(connection, WorkerFilter(availability="draining"), limit=9, offset=0)
@@ -136,7 +138,7 @@ def test_some_workers_by_their_ids_are_as_stale_as_any(database: Database) -> No
 
 
 @on_both
-def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
+def test_other_instances_are_of_the_same_kind_and_name(database: Database) -> None:
     register(database, "first", name="w1")
     register(database, "another-kind", name="w1", kind="local")
     register(database, "another", name="w2")
@@ -144,15 +146,15 @@ def test_other_lives_are_of_the_same_kind_and_name(database: Database) -> None:
     register(database, "renamed", name="w1-eu", engine_name="node")
     with database.engine.connect() as connection:
 
-        def lives(worker_id: str, limit: int = 10) -> list[str]:
+        def instances(worker_id: str, limit: int = 10) -> list[str]:
             one = worker_queries.get_worker(connection, worker_id)
             assert one is not None
-            return [life.worker_id for life in worker_queries.other_lives(connection, one, limit=limit)]
+            return [instance.worker_id for instance in worker_queries.other_instances(connection, one, limit=limit)]
 
-        assert lives("first") == ["second"]
-        assert lives("second") == ["renamed", "first"]
-        assert lives("second", 1) == ["renamed"]
-        assert lives("another") == []
+        assert instances("first") == ["second"]
+        assert instances("second") == ["renamed", "first"]
+        assert instances("second", 1) == ["renamed"]
+        assert instances("another") == []
 
 
 @on_both
@@ -204,15 +206,15 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     register(database, "first", name="w1")
     with database.engine.begin() as connection:
         set_availability(connection, "first", "quarantined", note="bad disk", changed_by="ann", now=NOON)
-        assert inherited_availability(connection, "celery", "w1", None, hostname="host-1") == "quarantined"
+        assert initial_availability(connection, "celery", "w1", None, hostname="host-1") == "quarantined"
     register(database, "second", name="w1")
     second = get(database, "second")
     assert second.availability == "quarantined"
     with database.engine.begin() as connection:
-        # What became of the first life later says nothing of the second.
+        # What became of the first instance later says nothing of the second.
         set_availability(connection, "first", "available", note="repaired", changed_by="bob", now=at(9))
         decision = worker_queries.decisions(connection, [second])[second.ref]
-    assert (decision.reason, decision.changed_by) == ("Since a life before, first: bad disk", "ann")
+    assert (decision.reason, decision.changed_by) == ("Inherited from instance first: bad disk", "ann")
 
 
 @pytest.mark.parametrize(
@@ -224,12 +226,12 @@ def test_a_quarantine_that_outlived_a_restart_says_who_decided_it(database: Data
     ],
 )
 @on_both
-def test_a_decision_on_a_life_that_is_over_is_nothing_to_look_for(
+def test_a_decision_on_a_superseded_instance_is_not_found(
     database: Database, older: dict[str, Any], newer: dict[str, Any], host: str
 ) -> None:
     register(database, "older", hostname=host, **older, availability="quarantined", state="lost", ended_at=at(5))
     quarantined: dict[str, Any] = {"availability": "quarantined"}
-    # The next life would begin with it.
+    # The next instance would begin with it.
     assert listed(database, **quarantined) == (["older"], 1)
     register(database, "newer", hostname=host, **newer, state="online")
     assert listed(database, **quarantined) == (["newer"], 1)
@@ -255,12 +257,12 @@ def test_a_decision_on_one_of_several_local_workers_is_not_over_because_another_
     assert listed(database, availability="quarantined") == (["etl-1"], 1)
     first = get(database, "etl-1")
     with database.engine.connect() as connection:
-        assert worker_queries.later_life(connection, first) is None
-        assert worker_queries.other_lives(connection, get(database, "plain"), limit=9) == []
+        assert worker_queries.later_instance(connection, first) is None
+        assert worker_queries.other_instances(connection, get(database, "plain"), limit=9) == []
     register(database, "etl-2", **etl, state="online")
     assert listed(database, availability="quarantined") == (["etl-2"], 1)
     with database.engine.connect() as connection:
-        assert [one.worker_id for one in worker_queries.other_lives(connection, first, limit=9)] == ["etl-2"]
+        assert [one.worker_id for one in worker_queries.other_instances(connection, first, limit=9)] == ["etl-2"]
 
 
 # --- whether a state still counts ------------------------------------------------------------------------------------
@@ -269,7 +271,7 @@ KINDS = [("celery", "celery"), ("edge", "edge"), ("local", "jobs"), ("kubernetes
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
-def test_a_state_that_nobody_checks_any_more_is_unknown(
+def test_a_state_is_unknown_when_its_source_is_not_polled_any_more(
     database: Database, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor,LocalExecutor,EdgeExecutor")
@@ -280,10 +282,10 @@ def test_a_state_that_nobody_checks_any_more_is_unknown(
     one = get(database, "one")
     assert one.state is None
     assert one.state_reason is not None
-    assert one.state_reason.startswith("Nobody has looked since 20")
+    assert one.state_reason.startswith("Worker states are stale: last checked at 20")
     assert "`airflow-worker-insight refresh`" in one.state_reason
     look(database, name, ago=None)
-    assert (get(database, "one").state_reason or "").startswith("Nobody has looked at this engine yet")
+    assert (get(database, "one").state_reason or "").startswith("Worker states are stale: never checked")
 
 
 def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +296,11 @@ def test_the_interval_says_how_long_a_state_counts(database: Database, monkeypat
 
 
 @on_both
-def test_an_end_stays_known_whoever_looks(database: Database) -> None:
-    for state in WORKER_STATES:
+def test_an_end_stays_known_without_polls(database: Database) -> None:
+    for state in WorkerState.values():
         register(database, state, state=state, state_reason=f"why {state}")
     look(database, "celery", ago=None)
-    shown = {state: get(database, state) for state in WORKER_STATES}
+    shown = {state: get(database, state) for state in WorkerState.values()}
     assert [one.state for one in shown.values()] == [None, None, "offline", "lost"]
     assert shown["lost"].state_reason == "why lost"
     # A list is filtered, counted, grouped and ordered by what it shows.
@@ -313,10 +315,10 @@ def test_an_end_stays_known_whoever_looks(database: Database) -> None:
     assert group.states == {"offline": 1, "lost": 1, None: 2}
 
 
-def test_engines_say_when_they_were_looked_at(database: Database) -> None:
+def test_sources_say_when_they_were_polled(database: Database) -> None:
     look(database, "celery", ago=timedelta(hours=1), error="The broker did not answer")
     with database.engine.connect() as connection:
-        found = {one.name: one for one in freshness.list_engines(connection)}
+        found = {one.name: one for one in freshness.list_sources(connection)}
     assert list(found) == ["celery", "edge", "jobs", "tries"]
     assert (found["celery"].is_current, found["celery"].error) == (False, "The broker did not answer")
     assert (found["edge"].is_current, found["edge"].error) == (True, None)
@@ -419,7 +421,7 @@ def test_orders_are_of_all_pages(database: Database, name: str) -> None:
             assert len({row.worker_id for row in rows}) == 5
             return [row.ref if name == "registered_at" else getattr(row, name) for row in rows]
 
-        rank = {state: place for place, state in enumerate(WORKER_STATES)}
+        rank = {state: place for place, state in enumerate(WorkerState.values())}
         for order_by, is_reverse in ((name, False), (f"-{name}", True)):
             found = values(order_by)
             known = [rank[value] if name == "state" else value for value in found if value is not None]
@@ -447,14 +449,13 @@ def test_rows_that_stand_for_a_host_are_not_listed_or_counted(database: Database
     assert "one of the workers of its host" in (one.state_reason or "")
 
 
-def test_totals_are_counted_up_to_a_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (worker_queries, worker_counts):
-        monkeypatch.setattr(module, "MAX_TOTAL", 2)
+def test_totals_are_counted_up_to_a_limit(database: Database) -> None:
     for number in range(3):
         register(database, f"w{number}")
-    assert listed(database) == (["w0", "w1", "w2"], 2)
     with database.engine.connect() as connection:
-        assert worker_counts.count_states(connection, WorkerFilter()) == {"online": 2}
+        rows, total = worker_queries.list_workers(connection, WorkerFilter(), limit=9, offset=0, max_total=2)
+        assert ({row.worker_id for row in rows}, total) == ({"w0", "w1", "w2"}, 2)
+        assert worker_counts.count_states(connection, WorkerFilter(), max_total=2) == {"online": 2}
 
 
 @on_both

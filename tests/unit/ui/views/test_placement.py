@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_worker_insight.domain.keys import TryKey
-from airflow_worker_insight.domain.reasons import ELSEWHERE, FULL, LEAST_LOADED, REASONS, WAITING
+from airflow_worker_insight.domain.reasons import WAITING_REASONS, PlacementReason
 from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.placements import Placement, Why
+from airflow_worker_insight.store.placements import Explanation, Placement
 from airflow_worker_insight.store.tables import placement
 from airflow_worker_insight.ui.views.panel import build_panel
 from airflow_worker_insight.ui.views.placement import why_text
@@ -29,7 +29,7 @@ LINE = "w2@etl-1: least loaded of 4 workers, 3 of 16 slots taken; left out: w3@e
 
 
 def placed(task_id: str = "load", **others: Any) -> Placement:
-    known: dict[str, Any] = {"reason": LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
+    known: dict[str, Any] = {"reason": PlacementReason.LEAST_LOADED, "detail": LINE, "worker_ref": 1, "placed_at": NOON}
     return Placement(TryKey("etl", "run-1", task_id, -1, 1), **{**known, **others})
 
 
@@ -42,7 +42,12 @@ def page(**others: Any) -> Any:
 
 def test_panel_says_why_a_try_was_placed() -> None:
     tries = [a_try(2, 20, 30, on("w2")), a_try(1, 0, 10, on("w1"))]
-    panel = build_panel(HERE, tries, now=NOW, placed={2: Why(ELSEWHERE), 1: Why(LEAST_LOADED, LINE)})
+    panel = build_panel(
+        HERE,
+        tries,
+        now=NOW,
+        placed={2: Explanation(PlacementReason.RETRY_ELSEWHERE), 1: Explanation(PlacementReason.LEAST_LOADED, LINE)},
+    )
     assert [row.why for row in panel.rows] == [
         "Placed: avoids a worker that failed this task",
         f"Placed: {LINE}",
@@ -51,7 +56,7 @@ def test_panel_says_why_a_try_was_placed() -> None:
 
 
 def test_waiting_try_says_what_it_waits_for() -> None:
-    assert why_text(Why(FULL, "waits: all eligible workers are full")) == (
+    assert why_text(Explanation(PlacementReason.FULL, "waits: all eligible workers are full")) == (
         "Not placed yet: all eligible workers are full"
     )
 
@@ -59,11 +64,11 @@ def test_waiting_try_says_what_it_waits_for() -> None:
 @pytest.mark.parametrize(
     ("why", "summary"),
     [
-        (Why(FULL, "waits: all are full"), "The only try so far waits for a worker."),
-        (Why(LEAST_LOADED, LINE), "The only try so far waits to start."),
+        (Explanation(PlacementReason.FULL, "waits: all are full"), "The only try so far waits for a worker."),
+        (Explanation(PlacementReason.LEAST_LOADED, LINE), "The only try so far waits to start."),
     ],
 )
-def test_waiting_try_has_a_summary_and_no_notice(why: Why, summary: str) -> None:
+def test_waiting_try_has_a_summary_and_no_notice(why: Explanation, summary: str) -> None:
     waits = a_try(1, state="queued", attribution="never_started")
     panel = build_panel(HERE, [waits], now=NOW, placed={1: why})
     assert (panel.notices, panel.summary) == ((), summary)
@@ -73,17 +78,17 @@ def test_waiting_try_has_a_summary_and_no_notice(why: Why, summary: str) -> None
 
 
 def test_ended_try_does_not_wait() -> None:
-    one = Why(FULL, "waits: all eligible workers are full")
+    one = Explanation(PlacementReason.FULL, "waits: all eligible workers are full")
     assert why_text(one, is_over=True) == "Not placed: all eligible workers are full"
     # Its run has been reconciled.
-    assert why_text(Why(FULL), is_over=True) == "Not placed: all eligible workers are full"
+    assert why_text(Explanation(PlacementReason.FULL), is_over=True) == "Not placed: all eligible workers are full"
 
 
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("reason", PlacementReason.values())
 def test_each_reason_has_a_text(reason: str) -> None:
-    text = why_text(Why(reason))
+    text = why_text(Explanation(reason))
     assert reason not in text
-    assert text.startswith("Not placed yet: " if reason in WAITING else "Placed: ")
+    assert text.startswith("Not placed yet: " if reason in WAITING_REASONS else "Placed: ")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_panel_and_worker_page_show_the_placement(client_of: Callable[..., TestC
         worker = tries.workers()[0]
         run = add_run(connection, run_id="run-placed", state="running", ended_at=None)
         key = add_try(connection, run, "waits", state="queued", ended_at=None, hostname=None)
-        one = Placement(key, LEAST_LOADED, LINE, worker_ref=worker["id"], own_queue="own")
+        one = Placement(key, PlacementReason.LEAST_LOADED, LINE, worker_ref=worker["id"], dedicated_queue="own")
         placements.write(connection, [one], now=NOON)
         assert connection.execute(placement.select()).first()
     client = client_of("admin")

@@ -99,7 +99,7 @@ def test_end_of_the_worker_is_drawn_only_in_its_hours() -> None:
 
 
 def test_try_that_continued_elsewhere_ends_with_its_last_process() -> None:
-    (bar,) = drawn(mine(0, 3600, last=900, went_on=True)).bars
+    (bar,) = drawn(mine(0, 3600, last=900, continued_elsewhere=True)).bars
     assert (bar.x, bar.width) == ("0.00%", "25.00%")
     (bar,) = drawn(mine(1800, 3600, last=2700)).bars
     assert (bar.x, bar.width) == ("50.00%", "50.00%")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import insert
 
-from airflow_worker_insight.domain.reasons import LEAST_LOADED, NOT_AVAILABLE, SHARED_QUEUE
+from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
@@ -55,10 +55,10 @@ def waiting(dags: Database, places: None) -> Database:  # noqa: ARG001
         for dag_id in (READABLE, SECRET):
             run = add_run(connection, dag_id, state="running", ended_at=None)
             for task_id, state, reason, line, on in (
-                ("held", "queued", NOT_AVAILABLE, f"waits: {LEFT_OUT}", None),
-                ("queued", "queued", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
-                ("shared", "queued", SHARED_QUEUE, "sent to the shared queue default", None),
-                ("runs", "running", LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
+                ("held", "queued", PlacementReason.NOT_AVAILABLE, f"waits: {LEFT_OUT}", None),
+                ("queued", "queued", PlacementReason.LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
+                ("shared", "queued", PlacementReason.SHARED_QUEUE, "sent to the shared queue default", None),
+                ("runs", "running", PlacementReason.LEAST_LOADED, "w1@host-1: least loaded of one worker", ref),
             ):
                 if dag_id == SECRET and task_id != "held":
                     continue

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_worker_insight.domain.workers import Group, SourceStatus
+from airflow_worker_insight.domain.workers import SourceStatus, WorkerGroup
 from airflow_worker_insight.ui.query_params import WorkersParams
 from airflow_worker_insight.ui.views.workers import (
     LISTED,
@@ -187,7 +187,7 @@ def test_page_has_a_hundred_workers() -> None:
 
 
 def test_groups_show_states_and_link_their_workers() -> None:
-    groups = [Group("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), Group("", {"online": 2}, 0, 0)]
+    groups = [WorkerGroup("etl", {"online": 6, "lost": 1, None: 1}, 4, 16), WorkerGroup("", {"online": 2}, 0, 0)]
     page = a_page(params=WorkersParams(group="queue", kind="celery"), groups=groups, any_worker=True)
     etl, rest = page.groups
     assert page.group_name == "Queue"
@@ -207,7 +207,7 @@ def test_each_label_is_a_group_option() -> None:
     page = a_page(
         params=WorkersParams(group="label:zone"),
         label_keys=["region", "zone"],
-        groups=[Group("a", {"online": 1}, 0, 0)],
+        groups=[WorkerGroup("a", {"online": 1}, 0, 0)],
     )
     assert [one.value for one in page.group_options] == ["", "queue", "hostname", "kind", "label:region", "label:zone"]
     assert [one.text for one in page.group_options if one.is_chosen] == ["Label zone"]
@@ -267,7 +267,7 @@ def test_page_warns_that_unpolled_worker_states_are_stale(sources: Any, when: st
 
 def test_page_has_two_hundred_groups() -> None:
     def pages(offset: int, total: int, **others: Any) -> Any:
-        groups = [Group(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
+        groups = [WorkerGroup(f"host-{number:04}", {"online": 1}, 0, 1) for number in range(200)]
         params = WorkersParams(group="hostname", offset=offset)
         return a_page(params=params, groups=groups, total=total, any_worker=True, **others).pages
 
