@@ -406,7 +406,8 @@ def worker_names(connection: Connection, refs: Collection[int]) -> dict[int, str
 def filter_conditions(connection: Connection, filters: WorkerFilter, *, include_superseded: bool = False) -> list[Any]:
     """Return the conditions of a filter, except for the states.
 
-    :param include_superseded: whether to include ended instances that another one followed, whose decisions no longer count
+    :param include_superseded: whether to include ended instances that another one followed; their decisions no longer
+        count
     """
     columns = worker.c
     if filters.refs is not None:

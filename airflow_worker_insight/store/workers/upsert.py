@@ -96,8 +96,8 @@ def store_worker(
     knows, a report fills in only what the source does not know, once.
 
     :param is_own: whether the process that runs the worker describes it, and not a report: then what it says counts
-    :param kind_matches: whether the executor of the try has workers of this kind; if that is unknown (``None``), the host must
-        be the one that the source states
+    :param kind_matches: whether the executor of the try has workers of this kind; if that is unknown (``None``), the
+        host must be the one that the source states
     :param check_new: called before a row is inserted
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     """
