@@ -10,7 +10,7 @@ from sqlalchemy import or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.store.dialects import execute_and_count, upsert
-from airflow_worker_insight.store.tables import engine as engine_table
+from airflow_worker_insight.store.tables import worker_source
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,13 +43,13 @@ def get_or_create_source(connection: Connection, name: str, *, now: datetime) ->
     if row is not None:
         return row
     values = {"name": name, "due_at": now}
-    connection.execute(upsert(connection.dialect.name, engine_table, values, key=["name"], update={"name": name}))
+    connection.execute(upsert(connection.dialect.name, worker_source, values, key=["name"], update={"name": name}))
     return find_source(connection, name) or SourceRow(name, now)
 
 
 def find_source(connection: Connection, name: str) -> SourceRow | None:
     """Return the row of a worker source, or ``None`` if it was never polled."""
-    row = connection.execute(select(engine_table).where(engine_table.c.name == name)).first()
+    row = connection.execute(select(worker_source).where(worker_source.c.name == name)).first()
     if row is None:
         return None
     return SourceRow(
@@ -72,10 +72,10 @@ def acquire_lease(
     :param only_if_due: if false, take the lease even while another process holds it
     :return: whether the caller has the lease
     """
-    conditions = [engine_table.c.name == name]
+    conditions = [worker_source.c.name == name]
     if only_if_due:
-        conditions.append(or_(engine_table.c.due_at <= now, engine_table.c.due_at > at_most))
-    return execute_and_count(connection, update(engine_table).where(*conditions).values(due_at=until)) > 0
+        conditions.append(or_(worker_source.c.due_at <= now, worker_source.c.due_at > at_most))
+    return execute_and_count(connection, update(worker_source).where(*conditions).values(due_at=until)) > 0
 
 
 def release_lease(connection: Connection, name: str, *, until: datetime, due_at: datetime) -> None:
@@ -85,7 +85,7 @@ def release_lease(connection: Connection, name: str, *, until: datetime, due_at:
     :param due_at: when the next poll is due
     """
     connection.execute(
-        update(engine_table).where(engine_table.c.name == name, engine_table.c.due_at == until).values(due_at=due_at)
+        update(worker_source).where(worker_source.c.name == name, worker_source.c.due_at == until).values(due_at=due_at)
     )
 
 
@@ -95,7 +95,7 @@ def write_source(connection: Connection, row: SourceRow) -> None:
     This locks the row: another process that writes workers of the same source waits here until the caller commits.
     """
     connection.execute(
-        update(engine_table)
-        .where(engine_table.c.name == row.name)
+        update(worker_source)
+        .where(worker_source.c.name == row.name)
         .values(due_at=row.due_at, looked_at=row.polled_at, reached_since=row.reached_since, error=row.error)
     )

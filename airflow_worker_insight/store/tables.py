@@ -175,7 +175,7 @@ change = Table(
     Index("worker_insight_change_worker_ref", "worker_ref"),
 )
 
-engine = Table(
+worker_source = Table(
     "worker_insight_engine",
     metadata,
     Column("name", String(32), primary_key=True),

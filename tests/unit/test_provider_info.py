@@ -86,7 +86,7 @@ def test_the_choices_are_those_that_executors_take() -> None:
 
     assert options.PLACEMENT_STRATEGY.choices == tuple(PlacementStrategy.values())
     assert options.PLACEMENT_FALLBACK.choices == rules.FALLBACKS
-    assert options.WHEN_WORKERS_UNSEEN.choices == rules.WHEN_UNSEEN
+    assert options.WHEN_WORKERS_UNSEEN.choices == rules.WHEN_WORKERS_UNSEEN
 
 
 def read_options() -> set[str]:

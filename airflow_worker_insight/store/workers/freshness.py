@@ -17,7 +17,7 @@ from airflow_worker_insight.domain.executors import absent_sources
 from airflow_worker_insight.domain.states import SOURCE_OF_KIND, UNKNOWN_STATE, SourceName, WorkerState, source_of
 from airflow_worker_insight.domain.workers import SourceStatus
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.tables import worker, worker_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,9 +49,9 @@ def list_sources(connection: Connection, *, grace_period: timedelta = timedelta(
         )
         # The table also holds other leases.
         for row in connection.execute(
-            select(engine)
-            .where(engine.c.name.in_({*SOURCE_OF_KIND.values(), SourceName.TRIES}))
-            .order_by(engine.c.name)
+            select(worker_source)
+            .where(worker_source.c.name.in_({*SOURCE_OF_KIND.values(), SourceName.TRIES}))
+            .order_by(worker_source.c.name)
         )
     ]
 

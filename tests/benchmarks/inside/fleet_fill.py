@@ -29,7 +29,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.states import source_of
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import change, engine, start_slot, worker
+from airflow_worker_insight.store.tables import change, start_slot, worker, worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def write_workers(connection: Connection, members: list[Member], begin: datetime
         connection.execute(update(worker).where(worker.c.id == ref).values(values))
         connection.execute(insert(change), list(_changes(ref, fate, decided, begin, now, chance)))
     connection.execute(
-        insert(engine),
+        insert(worker_source),
         [
             # No poll may reach a fleet that does not exist, nor its rows become stale.
             {"name": name, "due_at": now + timedelta(days=1), "looked_at": now, "reached_since": begin, "error": None}

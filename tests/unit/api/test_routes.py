@@ -20,7 +20,7 @@ from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.tables import change, worker, worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, record_start
 from tests.unit.readers import READABLE, SECRET
@@ -45,7 +45,7 @@ def fleet(tries: Database) -> Database:
     with tries.engine.begin() as connection:
         now = database_now(connection)
         looks = [{"name": name, "due_at": now, "looked_at": now} for name in ("celery", "edge", "jobs", "tries")]
-        connection.execute(insert(engine), looks)
+        connection.execute(insert(worker_source), looks)
         connection.execute(
             update(worker)
             .where(worker.c.worker_id == "w2")
@@ -473,7 +473,9 @@ def test_services_are_airflows_own_and_the_workers(client_of: ClientOf, fleet: D
 def test_health(client_of: ClientOf, fleet: Database) -> None:
     with fleet.engine.begin() as connection:
         connection.execute(
-            update(engine).where(engine.c.name == "celery").values(looked_at=NOON, error="The broker did not answer")
+            update(worker_source)
+            .where(worker_source.c.name == "celery")
+            .values(looked_at=NOON, error="The broker did not answer")
         )
     health = client_of().get("api/v1/health").json()
     assert {name: health[name] for name in health if name not in ("counters", "engines")} == {

@@ -8,7 +8,7 @@ from sqlalchemy import insert
 
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.tables import worker, worker_source
 from tests.unit.database import NOON, Database, a_worker, at, record_start
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def looked_at(database: Database) -> None:
     with database.engine.begin() as connection:
         now = database_now(connection)
         for name in ("celery", "edge", "jobs", "local", "tries"):
-            connection.execute(insert(engine).values(name=name, due_at=now, looked_at=now, reached_since=now))
+            connection.execute(insert(worker_source).values(name=name, due_at=now, looked_at=now, reached_since=now))
 
 
 def add_worker(

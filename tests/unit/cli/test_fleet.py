@@ -15,7 +15,7 @@ from sqlalchemy import insert, select
 from airflow_worker_insight.cli import fleet
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
-from airflow_worker_insight.store.tables import engine
+from airflow_worker_insight.store.tables import worker_source
 from tests.support.processes import wait_for
 from tests.unit.cli.running import Printed, ends_with, read, run
 from tests.unit.database import OUR_COMMAND, Database
@@ -56,7 +56,7 @@ def test_refresh_looks_at_the_fleet_now(local: Database, capsys: Printed) -> Non
     (row,) = read(capsys, "workers", "list")
     assert (row["kind"], row["state"]) == ("local", "online")
     with local.engine.connect() as connection:
-        assert connection.execute(select(engine.c.looked_at)).scalars().all()
+        assert connection.execute(select(worker_source.c.looked_at)).scalars().all()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from airflow_worker_insight.registry import poll
 from airflow_worker_insight.registry.gauges import FleetGauges
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.store import retention, session
-from airflow_worker_insight.store.tables import attempt, change, engine, placement, worker
+from airflow_worker_insight.store.tables import attempt, change, placement, worker, worker_source
 from tests.unit.database import OUR_TABLES, Database, a_worker, locked, record_start
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def test_a_poll_that_cannot_be_written_says_why_and_leaves_no_lease_behind(
     mocker.patch.object(poll, "configured_sources", return_value=[OneWorker()])
     with locked(database, table):
         (outcome,) = poll.refresh(only_if_due=True).sources
-    if table not in {worker.name, engine.name}:
+    if table not in {worker.name, worker_source.name}:
         assert (outcome.polled, outcome.error) == (True, None)
         return
     assert not outcome.polled
     assert "lock timeout" in (outcome.error or "")
-    (outcome,) = poll.refresh(only_if_due=table == engine.name).sources
+    (outcome,) = poll.refresh(only_if_due=table == worker_source.name).sources
     assert outcome.polled
     assert [row["state"] for row in database.workers()] == ["online"]
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert
 
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import engine
+from airflow_worker_insight.store.tables import worker_source
 
 if TYPE_CHECKING:
     from tests.unit.database import Database
@@ -20,4 +20,4 @@ def polled_sources(database: Database) -> None:
     with database.engine.begin() as connection:
         now = database_now(connection)
         names = ("celery", "edge", "jobs", "tries")
-        connection.execute(insert(engine), [{"name": name, "due_at": now, "looked_at": now} for name in names])
+        connection.execute(insert(worker_source), [{"name": name, "due_at": now, "looked_at": now} for name in names])

@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert, literal, select, update
 
 from airflow_worker_insight.domain.states import SourceName, WorkerState
 from airflow_worker_insight.store.dialects import execute_and_count, in_list, in_rows, row_count, with_row_count
-from airflow_worker_insight.store.tables import change, engine
+from airflow_worker_insight.store.tables import change, worker_source
 from tests.unit.database import NOON, Database, on_both
 
 ENTRY = {"changed_at": NOON, "state": "online"}
@@ -45,16 +45,16 @@ def test_a_prepared_statement_counts_its_rows_each_time(database: Database, rows
 @on_both
 def test_members_of_enums_are_bound_and_read_as_their_values(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(insert(engine).values(name=SourceName.CELERY, due_at=NOON, error=WorkerState.LOST))
+        connection.execute(insert(worker_source).values(name=SourceName.CELERY, due_at=NOON, error=WorkerState.LOST))
         connection.execute(insert(change).values(worker_ref=1, changed_at=NOON, state=WorkerState.LOST))
         conditions = (
-            engine.c.name == SourceName.CELERY,
-            engine.c.name.in_([SourceName.CELERY, SourceName.EDGE]),
-            in_list(connection, engine.c.name, [SourceName.CELERY, SourceName.EDGE]),
-            in_rows(connection, (engine.c.name, engine.c.error), [(SourceName.CELERY, WorkerState.LOST)]),
+            worker_source.c.name == SourceName.CELERY,
+            worker_source.c.name.in_([SourceName.CELERY, SourceName.EDGE]),
+            in_list(connection, worker_source.c.name, [SourceName.CELERY, SourceName.EDGE]),
+            in_rows(connection, (worker_source.c.name, worker_source.c.error), [(SourceName.CELERY, WorkerState.LOST)]),
         )
         for condition in conditions:
-            rows = connection.execute(select(engine.c.name, engine.c.error).where(condition)).all()
+            rows = connection.execute(select(worker_source.c.name, worker_source.c.error).where(condition)).all()
             assert [tuple(row) for row in rows] == [("celery", "lost")]
             assert {type(value) for value in rows[0]} == {str}
         states = connection.execute(select(change.c.state).where(change.c.state == WorkerState.LOST)).scalars().all()

@@ -16,7 +16,7 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.fab.reader import FlaskAirflow, FlaskReader
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import attempt, change, engine, worker
+from airflow_worker_insight.store.tables import attempt, change, worker, worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, a_worker, add_run, add_try, record_start
 from tests.unit.fab.app import flask_app
@@ -102,7 +102,7 @@ def fleet(dags: Database) -> Database:
     with dags.engine.begin() as connection:
         now = database_now(connection)
         polls = [{"name": name, "due_at": now, "looked_at": now} for name in ("celery", "edge", "jobs", "tries")]
-        connection.execute(insert(engine), polls)
+        connection.execute(insert(worker_source), polls)
         for dag_id in (READABLE, SECRET):
             run = add_run(connection, dag_id, state="running", ended_at=None)
             for worker_id in ("w1", "w2"):

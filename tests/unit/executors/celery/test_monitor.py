@@ -26,7 +26,7 @@ from airflow_worker_insight.registry.observations import SourceUnavailableError
 from airflow_worker_insight.store import leases, migrate, placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.tables import engine, worker
+from airflow_worker_insight.store.tables import worker, worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.support.processes import wait_for
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, on_both, record_start
@@ -139,8 +139,8 @@ def store_workers(database: Database, workers: Workers, *names: str, **others: A
     refs = {}
     with database.engine.begin() as connection:
         now = database_now(connection)
-        connection.execute(engine.delete())
-        connection.execute(insert(engine).values(name="celery", due_at=now, looked_at=now))
+        connection.execute(worker_source.delete())
+        connection.execute(insert(worker_source).values(name="celery", due_at=now, looked_at=now))
         for name in names:
             refs[name] = upsert_worker(connection, a_worker(name, engine_name=f"{name}@host"), now=now)
             values = {"state": "online", "concurrency": 2, "queues": ["default"], "engine_heartbeat_at": now, **others}
@@ -429,11 +429,11 @@ def test_one_scheduler_at_a_time_reclaims(
     change(database, refs["w1"], state="unresponsive")
     with database.engine.begin() as connection:
         due = database_now(connection) + timedelta(seconds=30)
-        connection.execute(insert(engine).values(name=rebalance.LEASE, due_at=due))
+        connection.execute(insert(worker_source).values(name=rebalance.LEASE, due_at=due))
     monitor.run_once()
     assert reclaimer.calls == []
     with database.engine.begin() as connection:
-        connection.execute(update(engine).where(engine.c.name == rebalance.LEASE).values(due_at=NOON))
+        connection.execute(update(worker_source).where(worker_source.c.name == rebalance.LEASE).values(due_at=NOON))
     monitor.run_once()
     monitor.run_once()
     assert len(reclaimer.calls) == 2, "the lease is given back"
@@ -590,7 +590,7 @@ def test_workers_are_unavailable_if_no_process_polls_them(
 ) -> None:
     store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=NOON))
+        connection.execute(update(worker_source).values(looked_at=NOON))
     monitor = make_monitor(first_poll_timeout=0.0)
     monitor.run_once()
     assert "Worker states are stale" in (unavailable_reason(monitor) or "")
@@ -602,7 +602,7 @@ def test_monitor_waits_for_the_first_poll_of_another_process(
     store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
         # The executor of another team polls, or an API server: all were started a moment ago.
-        connection.execute(update(engine).values(looked_at=None))
+        connection.execute(update(worker_source).values(looked_at=None))
     monitor = make_monitor()
     monitor.run_once()
     assert monitor.snapshot() is None, "the executor waits as long as nothing is known"
@@ -610,7 +610,7 @@ def test_monitor_waits_for_the_first_poll_of_another_process(
     monitor.run_once()
     assert candidates(monitor)["w1@host"].unavailable_reason is None
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=NOON))
+        connection.execute(update(worker_source).values(looked_at=NOON))
     monitor.run_once()
     assert "Worker states are stale" in (unavailable_reason(monitor) or ""), "it was known before"
 
@@ -624,7 +624,7 @@ def test_workers_stay_known_if_the_polling_process_died(
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "3")
     store_workers(database, workers, "w1")
     with database.engine.begin() as connection:
-        connection.execute(update(engine).values(looked_at=database_now(connection) - leases.POLL_TIMEOUT))
+        connection.execute(update(worker_source).values(looked_at=database_now(connection) - leases.POLL_TIMEOUT))
     monitor = make_monitor()
     monitor.run_once()
     assert candidates(monitor)["w1@host"].state == "online", "until another process may poll"

@@ -13,7 +13,7 @@ from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.workers import NewWorkerInstance
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.tables import change, worker, worker_source
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers.availability import HostOnlyWorkerError, WorkerEndedError, set_availability
 from airflow_worker_insight.store.workers.instances import merge, register
@@ -151,7 +151,7 @@ def test_an_open_instance_is_superseded_by_a_later_one(database: Database) -> No
     with pytest.raises(WorkerEndedError, match="one was followed by another instance: change next instead"):
         decide(database, "draining")
     with database.engine.begin() as connection:
-        connection.execute(insert(engine).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
+        connection.execute(insert(worker_source).values(name="celery", due_at=NOON, looked_at=database_now(connection)))
     # Where somebody looks and both live, two workers bear the name.
     assert decide(database, "draining") is not None
 

@@ -14,7 +14,7 @@ from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
 from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
-from airflow_worker_insight.store.tables import change, engine, worker
+from airflow_worker_insight.store.tables import change, worker, worker_source
 from airflow_worker_insight.store.workers import counts as worker_counts
 from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
@@ -59,7 +59,9 @@ def look(database: Database, name: str, *, ago: timedelta | None, error: str | N
     """Have an engine looked at so long ago, or never."""
     with database.engine.begin() as connection:
         when = None if ago is None else database_now(connection) - ago
-        connection.execute(update(engine).where(engine.c.name == name).values(looked_at=when, error=error))
+        connection.execute(
+            update(worker_source).where(worker_source.c.name == name).values(looked_at=when, error=error)
+        )
 
 
 @on_both

@@ -12,7 +12,7 @@ from airflow_worker_insight.domain.reasons import PlacementReason
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.placements import Placement
-from airflow_worker_insight.store.tables import engine
+from airflow_worker_insight.store.tables import worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from airflow_worker_insight.ui.query_params import InvalidUrlError, WaitingParams, parse_waiting_params
 from tests.unit.database import NOON, a_worker, add_run, add_try
@@ -36,7 +36,7 @@ def polled(dags: Database, *, ago: timedelta = timedelta(), error: str | None = 
     with dags.engine.begin() as connection:
         now = database_now(connection)
         values = {"name": "celery", "due_at": now, "looked_at": now - ago, "error": error}
-        connection.execute(insert(engine).values(values))
+        connection.execute(insert(worker_source).values(values))
 
 
 @pytest.fixture
