@@ -21,7 +21,7 @@ from airflow_worker_insight.store.schema_gate import SchemaGate
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from airflow_worker_insight.registry.poll import PollOutcome
+    from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ It keeps the processes of a deployment from polling all at once.
 
 CLAIM_SECONDS = 5.0
 """Seconds between checks for reports that claims left behind; finding none costs nothing."""
+
+
+FAILURES_BEFORE_WARNING = 2
+"""Failed polls in a row before a warning: a lock on a busy SQLite may last longer than one poll waits."""
 
 
 def _jitter() -> float:
@@ -67,6 +71,9 @@ class PollThread:
         self._clock = clock
         self._claim_interval = claim_interval
         self._due_at = clock()
+        self._failed_polls = 0
+        self._failures: dict[str, int] = {}
+        """Polls in a row that failed, by source."""
         self._thread = PeriodicThread(
             self.run_once,
             name="worker-insight-poll",
@@ -95,11 +102,27 @@ class PollThread:
         if self._clock() >= self._due_at:
             # If the poll fails, the next one is due an interval later.
             self._poll_at(config.refresh_interval())
-            self._poll_at(self._poll_if_ready())
+            self._poll_at(self._try_poll())
         return max(0.0, min(self._claim_interval, self._due_at - self._clock()))
 
     def _poll_at(self, seconds: float) -> None:
         self._due_at = self._clock() + seconds + self._jitter()
+
+    def _try_poll(self) -> float:
+        """Poll if the tables are ready; return the seconds until a poll is due.
+
+        An error is raised, so that the thread logs it, only if the previous poll failed too.
+        """
+        try:
+            seconds = self._poll_if_ready()
+        except Exception:
+            self._failed_polls += 1
+            if self._failed_polls >= FAILURES_BEFORE_WARNING:
+                raise
+            log.debug("Cannot poll the workers", exc_info=True)
+            return config.refresh_interval()
+        self._failed_polls = 0
+        return seconds
 
     def _poll_if_ready(self) -> float:
         """Poll if the tables are ready; return the seconds until a poll is due."""
@@ -110,16 +133,24 @@ class PollThread:
             return config.refresh_interval()
         outcome = self._poll()
         for source_outcome in outcome.sources:
-            if source_outcome.error and not source_outcome.polled:
-                # The tables may have been removed.
-                self._schema_gate.forget()
-                warn_once(
-                    f"refresh.{source_outcome.name}",
-                    "Airflow Worker Insight cannot poll the workers of %s: %s",
-                    source_outcome.name,
-                    source_outcome.error,
-                )
+            self._note_outcome(source_outcome)
         return outcome.due_in
+
+    def _note_outcome(self, outcome: SourceOutcome) -> None:
+        """Warn once about a source that could not be polled several times in a row."""
+        if outcome.polled or not outcome.error:
+            self._failures.pop(outcome.name, None)
+            return
+        # The tables may have been removed.
+        self._schema_gate.forget()
+        self._failures[outcome.name] = failures = self._failures.get(outcome.name, 0) + 1
+        if failures >= FAILURES_BEFORE_WARNING:
+            warn_once(
+                f"refresh.{outcome.name}",
+                "Airflow Worker Insight cannot poll the workers of %s: %s",
+                outcome.name,
+                outcome.error,
+            )
 
 
 @asynccontextmanager

@@ -111,11 +111,33 @@ def test_an_error_is_logged_once_and_is_not_the_end(
     ]
 
 
+def test_one_failure_that_passes_is_not_worth_a_warning(
+    caplog: pytest.LogCaptureFixture, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__REFRESH_INTERVAL", "1")
+    warn_once = mocker.patch("airflow_worker_insight.registry.background.warn_once")
+    locked = PollOutcome((SourceOutcome("jobs", polled=False, error="database is locked"),), due_in=0.0)
+    polled = PollOutcome((SourceOutcome("jobs", polled=True),), due_in=0.0)
+    polls = Polls(locked, polled, RuntimeError("database is locked"), polled, locked, polled)
+    run_while(poll_thread(polls), lambda: len(polls) >= 6)
+    assert not warn_once.called
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_source_that_cannot_be_polled_twice_in_a_row_is_warned_of(mocker: MockerFixture) -> None:
+    warn_once = mocker.patch("airflow_worker_insight.registry.background.warn_once")
+    locked = PollOutcome((SourceOutcome("jobs", polled=False, error="database is locked"),), due_in=0.0)
+    thread = poll_thread(Polls(locked, locked))
+    thread.run_once()
+    thread.run_once()
+    ((topic, _message, *named),) = [call.args for call in warn_once.call_args_list]
+    assert (topic, named) == ("refresh.jobs", ["jobs", "database is locked"])
+
+
 def test_after_an_error_the_next_poll_is_due_an_interval_later() -> None:
     clock, polls = Clock(), Polls(RuntimeError("the database went away"))
     thread = poll_thread(polls, clock=clock)
-    with pytest.raises(RuntimeError):
-        thread.run_once()
+    thread.run_once()
     clock.now += 29.0
     thread.run_once()
     assert len(polls) == 1
@@ -203,7 +225,7 @@ def test_by_itself_it_polls_the_configured_sources(database: Database, monkeypat
     def is_polled() -> bool:
         with database.engine.connect() as connection:
             source = leases.find_source(connection, "tries")
-        return source is not None and source.looked_at is not None
+        return source is not None and source.polled_at is not None
 
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "KubernetesExecutor")
     run_while(PollThread(), is_polled)
