@@ -6,6 +6,7 @@ own dependencies and its auth manager make every decision.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, HTTPException
@@ -74,4 +75,5 @@ def is_login_missing(error: AnyHTTPException) -> bool:
 
     Airflow answers a forged or foreign token with 403 instead of 401.
     """
-    return error.status_code == 401 or (error.status_code == 403 and error.detail == "Invalid JWT token")  # noqa: PLR2004
+    has_invalid_token = error.status_code == HTTPStatus.FORBIDDEN and error.detail == "Invalid JWT token"
+    return has_invalid_token or error.status_code == HTTPStatus.UNAUTHORIZED

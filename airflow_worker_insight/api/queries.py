@@ -75,7 +75,7 @@ def _require_reachable(offset: int) -> int:
     return offset
 
 
-def _type_of(kind: Kind) -> Any:  # noqa: PLR0911
+def _type_of(kind: Kind) -> Any:  # noqa: PLR0911 - one line per kind
     """Return the pydantic type of a kind of parameter."""
     match kind:
         case Text():

@@ -23,7 +23,7 @@ def migrate_tables(args: Any) -> None:
         print_answer("The tables of Airflow Worker Insight are up to date.")
 
 
-def check_tables(args: Any) -> None:  # noqa: ARG001
+def check_tables(args: Any) -> None:  # noqa: ARG001 - the signature of all commands
     """Print the state of the tables; exit with 1 unless they are up to date."""
     tables = schema()
     print_answer(tables.explanation)

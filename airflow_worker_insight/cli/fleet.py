@@ -61,7 +61,7 @@ def _poll_periodically(seconds: int) -> None:
         while True:
             try:
                 _print_outcome(run_once())
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - the next poll may succeed
                 print(f"The workers could not be polled: {error}", file=sys.stderr, flush=True)
             if stopped.wait(seconds):
                 return

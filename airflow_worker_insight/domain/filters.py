@@ -93,8 +93,8 @@ class AttemptFilter:
     worker_name: str | None = _filter("Name of a worker that ran the try; it outlives restarts.", Text())
     hostname: str | None = _filter("Host of a worker that ran the try.", _HOSTNAME)
     state: str | None = _filter("State of the try, as Airflow names states of task instances.", TryState())
-    started_at_gte: datetime | None = _filter("Started at this time (ISO 8601, UTC) or later.", Time())  # noqa: RUF009
-    started_at_lte: datetime | None = _filter("Started at this time or earlier.", Time())  # noqa: RUF009
+    started_at_gte: datetime | None = _filter("Started at this time (ISO 8601, UTC) or later.", Time())  # noqa: RUF009 - a declaration
+    started_at_lte: datetime | None = _filter("Started at this time or earlier.", Time())  # noqa: RUF009 - a declaration
 
     @property
     def is_reversed(self) -> bool:

@@ -64,6 +64,10 @@ class Integer:
         return number
 
 
+YEARS = range(1971, 9999)
+"""Years from which days can be added and subtracted without leaving the calendar."""
+
+
 @dataclass(frozen=True, slots=True)
 class Time:
     """Date and time in ISO 8601; UTC without an offset."""
@@ -79,7 +83,7 @@ class Time:
             time = time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
         except (ValueError, OverflowError):
             raise ValueError("is not a date and time, such as 2026-01-31 or 2026-01-31T08:00Z") from None
-        if not 1970 < time.year < 9999:  # noqa: PLR2004
+        if time.year not in YEARS:
             raise ValueError("is not within the years 1971 to 9998")
         return time
 

@@ -7,6 +7,7 @@ pages. This module imports Flask, so import it only where the views are used.
 from __future__ import annotations
 
 from functools import wraps
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -75,7 +76,7 @@ def answers_errors(view: View) -> View:
         try:
             return view(self, *args, **kwargs)
         except RequestError as error:
-            if error.status == 401:  # noqa: PLR2004
+            if error.status == HTTPStatus.UNAUTHORIZED:
                 return self.redirect_to_login()
             return self.show_error(error.status, error)
         except WorkerNotFoundError as error:
@@ -175,7 +176,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
             return _html_response(render(page.template, **values), status)
         html = render(page.template, layout="worker_insight/fab_page.html", **values)
         # Markup, since our own templates have already escaped this HTML.
-        chrome = {"title": page.title, "page": Markup(html), "url": url}  # noqa: S704
+        chrome = {"title": page.title, "page": Markup(html), "url": url}  # noqa: S704 - escaped
         response = _html_response(self.render_template("worker_insight/fab_chrome.html", **chrome), status)
         # Airflow's page has inline scripts, so restrict framing only.
         response.headers["content-security-policy"] = "frame-ancestors 'self'"

@@ -40,7 +40,7 @@ FAILURES_BEFORE_WARNING = 2
 
 
 def _jitter() -> float:
-    return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311
+    return random.uniform(0.05, max(0.1, JITTER * config.refresh_interval()))  # noqa: S311 - no secret
 
 
 class PollThread:

@@ -38,7 +38,7 @@ class TimeLimitedCaller(Generic[T]):
         def answer() -> None:
             try:
                 results.append(func())
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - raised in the calling thread
                 errors.append(error)
 
         with self._lock:

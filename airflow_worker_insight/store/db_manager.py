@@ -63,16 +63,16 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
         self._release_locks()
         migrate.upgrade()
 
-    def initdb(self, use_migration_files: bool = False) -> None:  # noqa: ARG002
+    def initdb(self, use_migration_files: bool = False) -> None:  # noqa: ARG002 - Airflow's signature
         """Create the tables, or bring them up to date."""
         self.create_db_from_orm()
 
     def upgradedb(
         self,
         to_revision: str | None = None,
-        from_revision: str | None = None,  # noqa: ARG002
+        from_revision: str | None = None,  # noqa: ARG002 - Airflow's signature
         show_sql_only: bool = False,
-        use_migration_files: bool = False,  # noqa: ARG002
+        use_migration_files: bool = False,  # noqa: ARG002 - Airflow's signature
     ) -> None:
         """Run the migrations up to ``to_revision``, all of them by default."""
         self._release_locks()

@@ -139,7 +139,7 @@ def _upsert_many_statement(table: Table) -> Any:
     keys = ", ".join(column.name for column in table.primary_key)
     updates = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.c if not column.primary_key)
     return text(
-        f"INSERT INTO {name} ({columns}) SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS given ({typed}) "  # noqa: S608
+        f"INSERT INTO {name} ({columns}) SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS given ({typed}) "  # noqa: S608 - our own names
         f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
     )
 

@@ -148,7 +148,7 @@ def add_columns(table: str, *columns: sa.Column[Any]) -> None:
         for column in columns:
             if column.name not in existing:
                 # Copied, because a column belongs to one table only, and this may be called again.
-                op.add_column(table, column._copy(), schema=metadata.schema)  # noqa: SLF001
+                op.add_column(table, column._copy(), schema=metadata.schema)  # noqa: SLF001 - a column belongs to one table
 
     run_step(add)
 

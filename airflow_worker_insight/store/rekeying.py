@@ -210,7 +210,7 @@ def write_keys(connection: Connection, new: Sequence[tuple[RowKey, int]]) -> Non
     table = connection.dialect.identifier_preparer.format_table(attempt)
     connection.execute(
         text(
-            f"UPDATE {table} AS a SET task_key = given.new FROM unnest(CAST(:runs AS bigint[]), "  # noqa: S608
+            f"UPDATE {table} AS a SET task_key = given.new FROM unnest(CAST(:runs AS bigint[]), "  # noqa: S608 - our own table
             "CAST(:tasks AS bigint[]), CAST(:numbers AS integer[]), CAST(:new AS bigint[])) "
             "AS given (run_key, task_key, try_number, new) "
             "WHERE a.run_key = given.run_key AND a.task_key = given.task_key AND a.try_number = given.try_number"

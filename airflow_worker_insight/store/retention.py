@@ -193,7 +193,7 @@ class RetentionTask:
         self._due_at = self._clock() + self._pause_seconds
         try:
             removed = self._step()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - the next step may succeed
             log.warning("Airflow Worker Insight could not delete what is older than its limit: %s", error)
             return None
         if removed is not None and removed.rows >= self._step_budget:

@@ -295,7 +295,7 @@ def _former_values(connection: Connection) -> tuple[Any, ...]:
 def _restore(connection: Connection, sql: str) -> None:
     try:
         connection.exec_driver_sql(sql)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001 - whatever the driver raises
         # A connection that keeps our limits must not return to Airflow's pool.
         connection.invalidate()
 

@@ -76,14 +76,14 @@ class Coded(TypeDecorator[str]):
         super().__init__()
         self.words = words
 
-    def process_bind_param(self, value: str | None, dialect: Any) -> int | None:  # noqa: ARG002
+    def process_bind_param(self, value: str | None, dialect: Any) -> int | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Return the code of a word.
 
         :return: ``None`` for a word that is not in the set, such as a state of a later Airflow
         """
         return self.words.index(value) + 1 if value in self.words else None
 
-    def process_result_value(self, value: int | None, dialect: Any) -> str | None:  # noqa: ARG002
+    def process_result_value(self, value: int | None, dialect: Any) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
         """Return the word of a code."""
         return self.words[value - 1] if value is not None and 0 < value <= len(self.words) else None
 

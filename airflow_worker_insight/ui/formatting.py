@@ -13,6 +13,9 @@ KINDS = {
 }
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_KIBIBYTE = 1024
+_TEN_SECONDS_ROUNDED = 9.95
+"""Least seconds that one decimal would show as 10.0."""
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -33,8 +36,8 @@ def duration(seconds: float) -> str:
     """
     seconds = max(0.0, seconds)
     if seconds < 1:
-        return f"{seconds:.2f} s" if seconds >= 0.005 else "0 s"  # noqa: PLR2004
-    if seconds < 9.95:  # noqa: PLR2004
+        return f"{seconds:.2f} s" if round(seconds, 2) else "0 s"
+    if seconds < _TEN_SECONDS_ROUNDED:
         return f"{seconds:.1f} s"
     remaining = round(seconds)
     for index, (size, unit) in enumerate(_UNITS):
@@ -82,7 +85,7 @@ def kind(value: str) -> str:
 def size(number: float) -> str:
     """Return a number of bytes in binary units: ``15.6 GiB``."""
     for unit in _BINARY[:-1]:
-        if abs(number) < 1024:  # noqa: PLR2004
+        if abs(number) < _KIBIBYTE:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
+        number /= _KIBIBYTE
     return f"{number:.1f} {_BINARY[-1]}"

@@ -89,7 +89,7 @@ class WorkerLink(airflow_links.operator_link_base()):  # type: ignore[misc]
 
     name = "Worker"
 
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - Airflow's signature
         """Return the panel's URL for the task instance that ``ti_key`` names."""
         return panel_url(
             dag_id=ti_key.dag_id,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
@@ -286,5 +287,5 @@ def _celery_unavailable_reason(connection: Connection, now: datetime, *, may_see
 
 def error_notice(status: int, text: str) -> Notice:
     """Return the notice that a page shows in place of its content."""
-    is_denied = status == 403 and text != CROSS_ORIGIN_REFUSED  # noqa: PLR2004
+    is_denied = status == HTTPStatus.FORBIDDEN and text != CROSS_ORIGIN_REFUSED
     return Notice("warning", _TITLES.get(status, "Error"), _NO_RIGHT if is_denied else text)

@@ -80,7 +80,7 @@ def api_description(request: Request, reader: ReaderDep) -> HTMLResponse:
 
 
 @router.get("/openapi.json")
-def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # noqa: ARG001
+def openapi_document(request: Request, reader: ReaderDep) -> JSONResponse:  # noqa: ARG001 - requires a login
     """Return the REST API's OpenAPI document with the server URL that the user sees."""
     document: dict[str, Any] = request.app.openapi()
     return JSONResponse({**document, "servers": [{"url": request.scope["root_path"] or "/"}]})

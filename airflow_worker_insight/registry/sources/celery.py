@@ -579,6 +579,6 @@ def _try(action: Callable[[], Any], failure: str) -> Any:
     """Do what a poll can do without; return ``None`` where it fails."""
     try:
         return action()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - brokers raise what they like
         warn_once(f"celery.{failure}", "Airflow Worker Insight %s: %s", failure, type(error).__name__)
         return None

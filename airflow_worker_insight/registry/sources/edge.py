@@ -29,6 +29,7 @@ QUEUES_SIZE = 2**20
 
 MAX_CONCURRENCY = 1_000_000
 
+_YEARS = range(2000, 9001)
 _STATES_AFTER_EXIT = ("offline", "offline maintenance")
 _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_version", "python": "python_version"}
 
@@ -123,4 +124,4 @@ def _time(value: object) -> datetime | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    return moment if 2000 <= moment.year <= 9000 else None  # noqa: PLR2004
+    return moment if moment.year in _YEARS else None

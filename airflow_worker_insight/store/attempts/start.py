@@ -77,7 +77,7 @@ class TooManyWorkersError(ValueError):
     """
 
 
-def record_start(  # noqa: PLR0913
+def record_start(  # noqa: PLR0913 - all of one report
     connection: Connection,
     started: StartedTry,
     record: WorkerRecord,

@@ -380,9 +380,11 @@ def merge(connection: Connection, kept_ref: int, reported_ref: int, *, now: date
     # Locked first: a process that infers tries holds locks on the workers that it has read.
     locking = select(worker).where(worker.c.id.in_((kept_ref, reported_ref))).order_by(worker.c.id).with_for_update()
     rows = {row.id: row for row in connection.execute(locking)}
-    if len(rows) < 2 or rows[reported_ref].reported_id is None or rows[reported_ref].ended_at is not None:  # noqa: PLR2004
+    source_row, reported_row = rows.get(kept_ref), rows.get(reported_ref)
+    if source_row is None or reported_row is None:
         return
-    source_row, reported_row = rows[kept_ref], rows[reported_ref]
+    if reported_row.reported_id is None or reported_row.ended_at is not None:
+        return
     placements.rename_worker(connection, reported_ref, kept_ref)
     _move_attempts(connection, reported_ref, kept_ref)
     connection.execute(update(change).where(change.c.worker_ref == reported_ref).values(worker_ref=kept_ref))
