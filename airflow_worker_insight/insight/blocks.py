@@ -157,6 +157,22 @@ RUNS = 16
 """Dag runs of a task, the latest ones, whose mapped instances are told apart from first ones."""
 
 
+Judged: TypeAlias = "list[tuple[Try, bool]]"
+"""The tries of a block that count for a question, each with whether it is a failure."""
+
+
+def judge(tries: Iterable[Try], lane: int, failing: int) -> Judged:
+    """Return the tries that count for failed or lost ones.
+
+    :param lane: number of the dimension and outcome, for the failures that are dropped
+    :param failing: the status that is a failure, :data:`FAILED` or :data:`LOST`
+    """
+    bit = 1 << lane
+    # A lost try neither failed nor did not: it ended before its task could say.
+    void = (EXCLUDED, LOST) if failing == FAILED else (EXCLUDED,)
+    return [(each, each.status == failing) for each in tries if each.status not in void and not each.dropped & bit]
+
+
 @dataclass(slots=True)
 class Counts:
     """Tries and failures of a block: of all, of each unit, and of each member of each unit."""
@@ -168,24 +184,15 @@ class Counts:
     members: dict[tuple[str, str], list[int]]
 
 
-def count(tries: Iterable[Try], lane: int, dimension: int, failing: int, *, with_members: bool) -> Counts:
-    """Count a block for one dimension and one outcome.
+def count(judged: Judged, dimension: int, *, with_members: bool) -> Counts:
+    """Count a block for one dimension.
 
-    :param lane: number of the dimension and outcome, for the failures that are dropped
-    :param failing: the status that counts, :data:`FAILED` or :data:`LOST`
     :param with_members: whether the members of each unit are counted too
     """
-    bit = 1 << lane
-    number = failures = 0
+    failures = 0
     units: dict[str, list[int]] = {}
     members: dict[tuple[str, str], list[int]] = {}
-    for each in tries:
-        status = each.status
-        # A lost try neither failed nor did not: it ended before its task could say.
-        if each.dropped & bit or status == EXCLUDED or (failing == FAILED and status == LOST):
-            continue
-        failed = status == failing
-        number += 1
+    for each, failed in judged:
         failures += failed
         value = each.values[dimension]
         if value is None:
@@ -199,4 +206,4 @@ def count(tries: Iterable[Try], lane: int, dimension: int, failing: int, *, with
             part = members.setdefault((value, each.worker.member(dimension)), [0, 0])
             part[0] += 1
             part[1] += failed
-    return Counts(number, failures, units, members)
+    return Counts(len(judged), failures, units, members)

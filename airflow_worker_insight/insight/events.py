@@ -32,7 +32,7 @@ class Worker:
     :param name: what an operator calls it; outlives restarts
     :param groups: what it shares with others, such as ``{"host": "h1", "zone": "b"}``; the detector uses those of
         :attr:`.Settings.groups`
-    :param is_single_try: whether the instance runs one try only, as a Kubernetes pod does: its groups are judged, not it
+    :param is_single_try: whether it runs one try only, as a Kubernetes pod does: its groups are judged, not it
     """
 
     worker_id: str

@@ -61,9 +61,7 @@ class Recovery:
 
     def end_day(self) -> None:
         """Let a small weight start anew."""
-        self.log = max(self.log, math.log(LATE_START)) + math.log1p(
-            math.exp(-abs(self.log - math.log(LATE_START)))
-        )
+        self.log = max(self.log, math.log(LATE_START)) + math.log1p(math.exp(-abs(self.log - math.log(LATE_START))))
 
     def begin_probation(self) -> None:
         """Start anew: the worker was restarted, repaired or released."""

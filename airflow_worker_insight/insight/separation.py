@@ -1,8 +1,8 @@
 """Separate failures: two failures of a unit count both only if somebody else did well in between.
 
 Between the starts of two failures of one unit, another unit must have started a try that has not failed so far.
-Otherwise the later failure is dropped from its block: it may be the same outage. A worker that takes the next few tries,
-whatever they are, would else be blamed for what fails everywhere.
+Otherwise the later failure is dropped from its block: it may be the same outage. A worker that takes the next few
+tries, whatever they are, would else be blamed for what fails everywhere.
 """
 
 from __future__ import annotations
@@ -53,6 +53,16 @@ class Timeline:
         while self.length > self.size:
             self._forget_first()
 
+    def append(self, added: Try) -> None:
+        """Add the next try of a stored timeline."""
+        added.before, added.after, added.is_on_timeline = self.last, None, True
+        if self.last is None:
+            self.first = added
+        else:
+            self.last.after = added
+        self.last = added
+        self.length += 1
+
     def _forget_first(self) -> None:
         oldest = self.first
         assert oldest is not None
@@ -71,7 +81,7 @@ def has_failed(status: int, failing: int) -> bool:
 
     :param failing: :data:`.FAILED`, for which lost tries are no good sign either, or :data:`.LOST`
     """
-    return status == failing or status == EXCLUDED or (failing == FAILED and status == LOST)
+    return status in {failing, EXCLUDED} or (failing == FAILED and status == LOST)
 
 
 def is_separate(failure: Try, dimension: int, failing: int) -> bool:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.insight import evidence
-from airflow_worker_insight.insight.blocks import EXCLUDED, LOST, RUNNING
 from airflow_worker_insight.insight.blocks import FAILED as HAS_FAILED
+from airflow_worker_insight.insight.blocks import LOST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from airflow_worker_insight.insight.blocks import Try
+    from airflow_worker_insight.insight.blocks import Judged
     from airflow_worker_insight.insight.evidence import Logs
 
 PARTS = 1 << 20
@@ -197,24 +197,18 @@ class Part:
     own_failures: int
 
 
-def parts_of(tries: Iterable[Try], unit_of: int, bad: Sequence[Try], excluded: set[int]) -> dict[str, Part]:
+def parts_of(judged: Judged, dimension: int) -> dict[str, Part]:
     """Split a block by unit and day of start.
 
     A block that only one unit ran says nothing and has no parts.
 
-    :param unit_of: the dimension
-    :param bad: the tries that count as failures
-    :param excluded: keys of the tries that do not count
     :return: for each unit its counts; the expected ones by the rate of its peers in the whole block
     """
-    bad_keys = {each.key for each in bad}
     totals: dict[str | None, list[int]] = defaultdict(lambda: [0, 0])
     by_day: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     own: dict[tuple[str | None, int], Sums] = {}
-    for each in tries:
-        if each.key in excluded:
-            continue
-        value, day, failed = each.values[unit_of], each.day, each.key in bad_keys
+    for each, failed in judged:
+        value, day = each.values[dimension], each.day
         for sums in (totals[value], by_day[day]):
             sums[0] += 1
             sums[1] += failed
@@ -269,32 +263,6 @@ def best_window(days: dict[int, Sums], floor: Floor, today: int) -> tuple[int, S
 def failing_status(outcome: int) -> int:
     """Return the status that counts as a failure for an outcome."""
     return LOST if outcome == LOST_OUTCOME else HAS_FAILED
-
-
-def sides(tries: Iterable[Try], lane: int, outcome: int) -> tuple[list[Try], set[int]]:
-    """Return the tries of a block that failed, and the keys of those that do not count."""
-    failing = failing_status(outcome)
-    bad: list[Try] = []
-    excluded: set[int] = set()
-    for each in tries:
-        is_void = each.status == EXCLUDED or (outcome == FAILED and each.status == LOST)
-        if is_void or each.dropped >> lane & 1:
-            excluded.add(each.key)
-        elif each.status == failing:
-            bad.append(each)
-    return bad, excluded
-
-
-def slow_sides(tries: Iterable[Try], usual: int | None) -> tuple[list[Try], set[int]]:
-    """Return the successes of a block that took longer than usual, and the keys of those that cannot be compared."""
-    bad: list[Try] = []
-    excluded: set[int] = set()
-    for each in tries:
-        if usual is None or each.duration is None or each.status == RUNNING:
-            excluded.add(each.key)
-        elif each.duration > usual:
-            bad.append(each)
-    return bad, excluded
 
 
 def as_json(unit: Unit) -> list[Any]:
