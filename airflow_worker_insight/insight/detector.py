@@ -99,6 +99,7 @@ class Detector:
         }
         self._separated = [lane for lane in self.lanes if lane.outcome != SLOW]
         self._grace = round(self.settings.grace * 1000)
+        self.judge_groups()
         self.set_needed()
 
     # ----------------------------------------------------------------------- events
@@ -247,7 +248,7 @@ class Detector:
             block, given = stratum.block(number), stratum.given[number]
             statuses = {each.status for each in block}
             for lane in self._lanes_by_kind[stratum.kind]:
-                if lane.outcome == SLOW:
+                if lane.outcome == SLOW or not lane.is_active:
                     continue
                 old = given.pop(lane.number, None)
                 failing = failing_status(lane.outcome)
@@ -269,6 +270,8 @@ class Detector:
             for number, given in enumerate(stratum.given):
                 block = stratum.block(number)
                 for lane in lanes_of(self._separated, stratum):
+                    if not lane.is_active:
+                        continue
                     new = contribution(lane, judge(block, lane.number, failing_status(lane.outcome)))
                     if new:
                         given[lane.number] = new
@@ -280,6 +283,15 @@ class Detector:
             # Tasks that kill workers are another question, with a chance of its own.
             units = self.tested_tasks if lane.name == TASK else self.population.tested * outcomes
             lane.need(units, self.settings.alpha)
+
+    def judge_groups(self) -> None:
+        """Note which groups are judged."""
+        for lane in self.lanes:
+            if lane.is_group:
+                lane.judged = self.population.judged(lane.dimension)
+
+    def _sorted_strata(self) -> list[Stratum]:
+        return [stratum for _, stratum in sorted(self.strata.items())]
 
     def count_tested(self) -> None:
         """Count the units that can be found in a restored state."""
@@ -313,7 +325,7 @@ class Detector:
         block = stratum.block(0)
         reached: dict[tuple[int, str], None] = {}
         for lane in self._lanes_by_kind[stratum.kind]:
-            if lane.outcome == LOST_OUTCOME and self.last_lost_day is None:
+            if not lane.is_active or (lane.outcome == LOST_OUTCOME and self.last_lost_day is None):
                 continue
             judged = self._judged(lane, stratum, block)
             if lane.outcome == SLOW:
@@ -341,6 +353,8 @@ class Detector:
         failures = sum(failed for _, failed in judged)
         last_day = max((each.day for each, _ in judged), default=0)
         for value, part in parts_of(judged, lane.dimension).items():
+            if not lane.judges(value):
+                continue
             note = Note(stratum.name, last_day, part.own_tries, part.own_failures, len(judged), failures)
             fold(lane.unit(value), part, note, self.today)
             self.touched.add(("unit", str(lane.number), value))
@@ -355,12 +369,15 @@ class Detector:
                 self.touched.add(("unit", str(lane.number), value))
                 if unit.is_neutral:
                     del lane.units[value]
-        self.population.end_day(self.today, self._workers_needed())
+        are_more = self.population.end_day(self.today, self._workers_needed())
         if self.last_lost_day is not None and self.last_lost_day <= self.today - WINDOW:
             self.last_lost_day = None
         self.set_needed()
         for finding in self.open_findings():
             self._end_day_of(finding)
+        self.judge_groups()
+        if are_more:
+            self._settle((each, number) for each in self._sorted_strata() for number in range(len(each.given)))
         oldest_end = (self.today - WINDOW) * DAY / 1000
         self.all_findings = [each for each in self.all_findings if (each.ended_at or oldest_end) >= oldest_end]
 
@@ -414,7 +431,7 @@ class Detector:
         if lane.outcome == SLOW:
             return
         # Sorted: a restored state must give the same sums of floats.
-        for _, stratum in sorted(self.strata.items()):
+        for stratum in self._sorted_strata():
             if stratum.kind == lane.stratum_kind:
                 for block in stratum.blocks():
                     if any(each.values[lane.dimension] == value for each in block):

@@ -40,6 +40,8 @@ class Lane:
     name: str
     outcome: int
     units: dict[str, Unit] = field(default_factory=dict)
+    judged: set[str] | None = None
+    """The groups that are judged, ``None``: all units, because they are no groups."""
     needed: float = 40.0
     """Evidence from which a unit is found: 2K/α."""
     threshold: int = 0
@@ -49,6 +51,11 @@ class Lane:
     def odds(self) -> tuple[float, ...]:
         """Odds ratios that are tested."""
         return evidence.SLOW_ODDS if self.outcome == SLOW else evidence.ODDS
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any unit is judged."""
+        return self.judged is None or bool(self.judged)
 
     @property
     def is_group(self) -> bool:
@@ -66,6 +73,10 @@ class Lane:
         if unit is None:
             unit = self.units[value] = Unit()
         return unit
+
+    def judges(self, value: str) -> bool:
+        """Return whether a unit is judged."""
+        return self.judged is None or value in self.judged
 
     def need(self, units: int, alpha: float) -> None:
         """Set how much evidence a finding needs.
@@ -116,7 +127,7 @@ def contribution(lane: Lane, judged: Judged) -> Contribution | None:
         return None
     found: Contribution = {}
     for value, (own_tries, own_failures) in counts.units.items():
-        if own_tries < number:
+        if own_tries < number and lane.judges(value):
             found[value, None] = evidence.block_evidence(number, failures, own_tries, own_failures, odds)
     for (value, member), (tries, failed) in counts.members.items():
         whole = found.get((value, None))

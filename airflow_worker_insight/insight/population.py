@@ -20,16 +20,20 @@ LEAST_TRIES = 3
 
 @dataclass(slots=True)
 class Seen:
-    """How often and when last a unit has run a try, and whether it has several members."""
+    """How often and when last a unit has run a try, and whether it has several members.
+
+    Only a group of several members can be found. It is judged from the first midnight on at which it has them.
+    """
 
     tries: int
     last_day: int
     first_member: str
     has_several: bool
+    is_judged: bool
 
     def is_tested(self, *, is_group: bool) -> bool:
         """Return whether the unit can be found. A group of one member cannot: without it nothing is left."""
-        return self.tries >= LEAST_TRIES and (self.has_several or not is_group)
+        return self.tries >= LEAST_TRIES and (self.is_judged or not is_group)
 
 
 class Population:
@@ -75,7 +79,7 @@ class Population:
             member = worker.member(dimension)
             known = self.seen[dimension].get(value)
             if known is None:
-                self.seen[dimension][value] = Seen(1, day, member, has_several=False)
+                self.seen[dimension][value] = Seen(1, day, member, has_several=False, is_judged=False)
                 continue
             was_tested = known.is_tested(is_group=dimension > 0)
             known.tries += 1
@@ -84,20 +88,31 @@ class Population:
             self.tested += known.is_tested(is_group=dimension > 0) - was_tested
         return self.tested != before
 
-    def end_day(self, today: int, kept: AbstractSet[int]) -> None:
+    def end_day(self, today: int, kept: AbstractSet[int]) -> bool:
         """Forget who has not been seen for 30 days.
 
         :param kept: indices of workers whose tries are still needed
+        :return: whether more groups are judged from now on
         """
+        are_more = False
         for dimension, of_dimension in enumerate(self.seen):
             for value in [value for value, known in of_dimension.items() if known.last_day <= today - WINDOW]:
                 del of_dimension[value]
                 self.touched.add(("seen", str(dimension), value))
+            for value, known in of_dimension.items():
+                if known.has_several and not known.is_judged:
+                    known.is_judged = are_more = True
+                    self.touched.add(("seen", str(dimension), value))
         for worker_id, ref in list(self.workers.items()):
             if ref.last_day <= today - WINDOW and ref.index not in kept:
                 del self.workers[worker_id]
                 self.touched.add(("worker", worker_id))
         self.count()
+        return are_more
+
+    def judged(self, dimension: int) -> set[str]:
+        """Return the groups of a dimension that are judged."""
+        return {value for value, known in self.seen[dimension].items() if known.is_judged}
 
     def count(self) -> None:
         """Count the units that can be found."""

@@ -71,6 +71,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
             detector.lanes[int(rest[0])].units[rest[1]] = units.from_json(value)
     _restore_tries(detector, stored, refs, json.loads(parts["timeline"]))
     detector.all_findings = [findings.from_json(each) for each in json.loads(parts["findings"])]
+    detector.judge_groups()
     detector.count_tested()
     detector.evaluate_open_blocks()
     detector.schedule_all()
@@ -110,7 +111,7 @@ def _part(detector: Detector, key: tuple[str, ...]) -> str | None:
         return None if ref is None else _json([ref.index, ref.name, ref.values, ref.last_day])
     if kind == "seen":
         seen = detector.population.seen[int(rest[0])].get(rest[1])
-        return None if seen is None else _json([seen.tries, seen.last_day, seen.first_member, seen.has_several])
+        return None if seen is None else _json([seen.tries, seen.last_day, seen.first_member, seen.has_several, seen.is_judged])
     if kind == "unit":
         unit = detector.lanes[int(rest[0])].units.get(rest[1])
         return None if unit is None else _json(units.as_json(unit))
