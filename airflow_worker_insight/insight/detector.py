@@ -237,6 +237,7 @@ class Detector:
                 if is_dropped != bool(failure.dropped & bit):
                     failure.dropped ^= bit
                     for stratum in failure.strata:
+                        self.touched.add(("stratum", stratum.kind, *stratum.name))
                         number = stratum.number_of(failure)
                         if number is not None:
                             dirty[stratum, number] = None
@@ -340,6 +341,8 @@ class Detector:
         if stratum.kind == TASK:
             for each in block:
                 self.tries.pop(each.key, None)
+                # Where else it is stored, its key no longer suffices.
+                self.touched.update(("stratum", other.kind, *other.name) for other in each.strata)
             self._follow_slow(stratum, block)
         self._judge(reached)
 
@@ -363,13 +366,13 @@ class Detector:
         assert self.today is not None
         self.today += 1
         self._close_old()
+        are_more = self.population.end_day(self.today, self._workers_needed())
         for lane in self.lanes:
             for value, unit in list(lane.units.items()):
                 unit.end_day(self.today)
                 self.touched.add(("unit", str(lane.number), value))
-                if unit.is_neutral:
+                if unit.is_neutral or not self._is_seen(lane, value):
                     del lane.units[value]
-        are_more = self.population.end_day(self.today, self._workers_needed())
         if self.last_lost_day is not None and self.last_lost_day <= self.today - WINDOW:
             self.last_lost_day = None
         self.set_needed()
@@ -381,10 +384,15 @@ class Detector:
         oldest_end = (self.today - WINDOW) * DAY / 1000
         self.all_findings = [each for each in self.all_findings if (each.ended_at or oldest_end) >= oldest_end]
 
+    def _is_seen(self, lane: Lane, value: str) -> bool:
+        """Return whether a unit has run a try in the last 30 days, as far as is known at midnight."""
+        return lane.name == TASK or value in self.population.seen[lane.dimension]
+
     def _close_old(self) -> None:
         """Close blocks whose tries do not end, and forget strata without a try in the last 30 days."""
         assert self.today is not None
         oldest = self.today * DAY - round(self.settings.longest_try * 1000)
+        self.timeline.forget_before(oldest)
         for key, stratum in sorted(self.strata.items()):
             if len(stratum.tries) >= BLOCK:
                 while len(stratum.tries) >= BLOCK and stratum.tries[BLOCK - 1].started < oldest:
@@ -405,8 +413,7 @@ class Detector:
         if finding.recovery is not None:
             finding.recovery.end_day()
         lane = self.lane_of(finding)
-        is_known = finding.unit in self.population.seen[lane.dimension] if lane.name != TASK else True
-        if not (is_known or self.population.instances(finding.subject)):
+        if not (self._is_seen(lane, finding.unit) or self.population.instances(finding.subject)):
             self.close(finding, "gone")
 
     # ----------------------------------------------------------------------- findings

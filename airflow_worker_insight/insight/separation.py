@@ -53,6 +53,11 @@ class Timeline:
         while self.length > self.size:
             self._forget_first()
 
+    def forget_before(self, oldest: int) -> None:
+        """Forget the tries that started before a time in milliseconds."""
+        while self.first is not None and self.first.started < oldest:
+            self._forget_first()
+
     def append(self, added: Try) -> None:
         """Add the next try of a stored timeline."""
         added.before, added.after, added.is_on_timeline = self.last, None, True

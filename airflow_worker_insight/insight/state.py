@@ -111,7 +111,11 @@ def _part(detector: Detector, key: tuple[str, ...]) -> str | None:
         return None if ref is None else _json([ref.index, ref.name, ref.values, ref.last_day])
     if kind == "seen":
         seen = detector.population.seen[int(rest[0])].get(rest[1])
-        return None if seen is None else _json([seen.tries, seen.last_day, seen.first_member, seen.has_several, seen.is_judged])
+        return (
+            None
+            if seen is None
+            else _json([seen.tries, seen.last_day, seen.first_member, seen.has_several, seen.is_judged])
+        )
     if kind == "unit":
         unit = detector.lanes[int(rest[0])].units.get(rest[1])
         return None if unit is None else _json(units.as_json(unit))

@@ -91,7 +91,7 @@ class Sums:
     @property
     def likelihood(self) -> float:
         """Poisson log likelihood ratio of the failures against those expected; 0 if they are fewer."""
-        expected = max(self.expected / PARTS, 0.5)
+        expected = max(self.expected / PARTS, 0.1)
         if self.failures <= expected:
             return 0.0
         return self.failures * math.log(self.failures / expected) - (self.failures - expected)

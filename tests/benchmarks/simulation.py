@@ -127,8 +127,11 @@ class Maker:
         self.slots = list(range(number))
         self.pools = [self.slots]
         if self.scenario.queues:
+            # Each worker listens to one queue at least.
+            shuffled = rng.sample(self.slots, number)
             sizes = [max(2, round(number * share)) for share in (0.6, 0.4, 0.25, 0.15)]
-            self.pools = [rng.sample(self.slots, min(number, size)) for size in sizes]
+            self.pools = [sorted(shuffled[: sizes[0]]), sorted(shuffled[-sizes[1] :])]
+            self.pools += [sorted(rng.sample(self.slots, min(number, size))) for size in sizes[2:]]
         self.queue_of = [rng.randrange(len(self.pools)) for _ in range(self.scenario.tasks)]
         # Names of the second half of the slots: each lives for less than a day.
         self.lives: list[list[float]] = [[] for _ in self.slots]
