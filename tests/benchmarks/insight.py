@@ -1,4 +1,4 @@
-"""Is it the worker? False alarms, recall and tries until found on simulated fleets, beside the methods of other tools."""
+"""Is it the worker? False alarms, recall and tries until found on simulated fleets, beside other methods."""
 
 from __future__ import annotations
 

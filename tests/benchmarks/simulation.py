@@ -1,4 +1,4 @@
-"""Simulated fleets for the benchmark of findings: healthy ones, and ones with something sick in them, by fixed seeds."""
+"""Simulated fleets for the benchmark of findings, healthy and sick ones, by fixed seeds."""
 
 from __future__ import annotations
 
