@@ -459,10 +459,7 @@ class Detector:
         for number, value in sorted(reached, key=lambda each: (-each[0], each[1])):
             lane = self.lanes[number]
             unit = lane.units[value]
-            if unit.evidence < lane.needed or any(
-                finding.unit == value and finding.dimension == lane.name and finding.outcome == NAMES[lane.outcome]
-                for finding in self.open_findings()
-            ):
+            if unit.evidence < lane.needed or groups.is_said(self, lane, value):
                 continue
             if lane.is_group and unit.evidence_without_worst() < lane.needed:
                 continue
@@ -471,7 +468,7 @@ class Detector:
                 self._find(lane, value, *window)
 
     def _find(self, lane: Lane, value: str, first_day: int, sums: Sums) -> None:
-        inner = groups.covered(self, lane, value, first_day)
+        inner = groups.replaced(self, lane, value, first_day)
         if inner is None:
             return
         self.findings_made += 1

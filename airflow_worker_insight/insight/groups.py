@@ -13,7 +13,7 @@ from airflow_worker_insight.insight.units import FLOORS, NAMES, Sums
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from airflow_worker_insight.insight.blocks import Try
+    from airflow_worker_insight.insight.blocks import Try, WorkerRef
     from airflow_worker_insight.insight.detector import Detector
     from airflow_worker_insight.insight.findings import Finding
     from airflow_worker_insight.insight.population import Population
@@ -39,23 +39,41 @@ def workers_of(population: Population, finding: Finding) -> set[str]:
     return population.members(dimension, finding.unit)
 
 
-def covered(detector: Detector, lane: Lane, value: str, first_day: int) -> list[Finding] | None:
-    """Return the open findings that a new one replaces, ``None`` if an open one says it already.
+def is_said(detector: Detector, lane: Lane, value: str) -> bool:
+    """Return whether an open finding concerns all workers of a unit."""
+    said = [each for each in detector.open_findings() if each.outcome == NAMES[lane.outcome]]
+    if lane.name == TASK:
+        return any(each.dimension == TASK and each.unit == value for each in said)
+    said = [each for each in said if each.dimension != TASK]
+    if not said:
+        return False
+    ref = detector.population.workers.get(value) if lane.name == WORKER else None
+    if ref is not None:
+        return any(_is_of(detector.population, finding, ref) for finding in said)
+    members = members_of(detector.population, lane, value)
+    return any(members <= workers_of(detector.population, finding) for finding in said)
+
+
+def _is_of(population: Population, finding: Finding, ref: WorkerRef) -> bool:
+    if finding.dimension in {WORKER, NAME}:
+        return ref.name == finding.subject
+    return ref.values[population.dimension(finding.dimension)] == finding.unit
+
+
+def replaced(detector: Detector, lane: Lane, value: str, first_day: int) -> list[Finding] | None:
+    """Return the open findings that a new one replaces, ``None`` if they say it better.
 
     A group that contains the subjects of open findings is named only if the rest of it fails too much as well.
     """
     if lane.name == TASK:
         return []
-    population = detector.population
-    members = members_of(population, lane, value)
+    members = members_of(detector.population, lane, value)
     inner: list[Finding] = []
     found: set[str] = set()
     for finding in detector.open_findings():
         if finding.outcome != NAMES[lane.outcome] or finding.dimension == TASK:
             continue
-        theirs = workers_of(population, finding)
-        if members <= theirs:
-            return None
+        theirs = workers_of(detector.population, finding)
         if theirs <= members:
             inner.append(finding)
             found |= theirs

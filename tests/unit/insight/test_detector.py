@@ -91,19 +91,18 @@ def test_block_that_one_worker_ran_changes_nothing(failures: list[bool]) -> None
 
 
 def test_mean_evidence_of_permuted_workers_stays_at_most_one() -> None:
-    # 600 histories without restarts: the mean of E is 1, its standard error below 0.1 at the smallest odds ratio.
+    # Which worker runs a try is chance here, while the rate of failures changes: 4 workers of 150 histories over three
+    # midnights. The mean is 1; the tolerance is about three standard errors at each odds ratio.
     total, number = [0.0] * 4, 0
     for seed in range(150):
-        detector = feed(
-            events(rows(96, seed=seed, days=0.5, rate=lambda _name, at: 0.05 + 0.2 * (at > DAY / 4), seconds=1.0))
-        )
-        found = logs(detector)
+        history = rows(96, seed=seed, days=3.5, rate=lambda _name, at: 0.05 + 0.2 * (at > 2 * DAY), seconds=1.0)
+        found = logs(feed(events(history)))
         for name in range(4):
             number += 1
             for index in range(4):
                 total[index] += math.exp(found.get(f"w{name}@1", [0] * 4)[index] / SCALE)
-    assert total[0] / number <= 1.2
-    assert all(each / number <= 1.6 for each in total)
+    means = [each / number for each in total]
+    assert all(mean <= limit for mean, limit in zip(means, [1.2, 1.4, 1.6, 1.6], strict=True)), means
 
 
 @pytest.mark.parametrize("step", [1, 7, 50])
