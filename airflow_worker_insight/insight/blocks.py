@@ -80,6 +80,7 @@ class Stratum:
     each block contributes to evidence now.
     """
 
+    index: int
     kind: str
     """``task`` or ``worker``."""
     name: tuple[str, ...]

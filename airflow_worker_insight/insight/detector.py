@@ -93,6 +93,7 @@ class Detector:
         self.tested_tasks = 0
         """Tasks that can be found to kill workers."""
         self.findings_made = 0
+        self.strata_made = 0
         self._due: list[tuple[int, tuple[str, ...]]] = []
         self._lanes_by_kind = {
             kind: [lane for lane in self.lanes if lane.stratum_kind == kind] for kind in (TASK, WORKER)
@@ -213,7 +214,8 @@ class Detector:
     def _stratum(self, key: tuple[str, ...], day: int) -> Stratum:
         stratum = self.strata.get(key)
         if stratum is None:
-            stratum = self.strata[key] = Stratum(key[0], key[1:])
+            self.strata_made += 1
+            stratum = self.strata[key] = Stratum(self.strata_made, key[0], key[1:])
         stratum.last_day = max(stratum.last_day, day)
         self.touched.add(("stratum", *key))
         return stratum
@@ -358,7 +360,7 @@ class Detector:
         for value, part in parts_of(judged, lane.dimension).items():
             if not lane.judges(value):
                 continue
-            note = Note(stratum.name, last_day, part.own_tries, part.own_failures, len(judged), failures)
+            note = Note(stratum.index, last_day, part.own_tries, part.own_failures, len(judged), failures)
             fold(lane.unit(value), part, note, self.today)
             self.touched.add(("unit", str(lane.number), value))
 
@@ -451,7 +453,7 @@ class Detector:
             if part:
                 failures = sum(failed for _, failed in judged)
                 last_day = max(each.day for each, _ in judged)
-                notes.append(Note(stratum.name, last_day, part.own_tries, part.own_failures, len(judged), failures))
+                notes.append(Note(stratum.index, last_day, part.own_tries, part.own_failures, len(judged), failures))
         return notes
 
     def _judge(self, reached: Iterable[tuple[int, str]]) -> None:
@@ -504,7 +506,9 @@ class Detector:
         finding.tries, finding.failures = sums.tries, sums.failures
         finding.expected = sums.expected / PARTS
         finding.peer_tries, finding.peer_failures = sums.peer_tries, sums.peer_failures
-        shares = shares_of(self._notes(lane, finding.unit, first_day))
+        shares = shares_of(
+            self._notes(lane, finding.unit, first_day), {each.index: each.name for each in self.strata.values()}
+        )
         finding.scope = () if lane.name == TASK else scope_of(shares)
         finding.shares = shares[:MOST_TASKS]
         finding.worker_ids = sorted(groups.workers_of(self.population, finding))

@@ -98,11 +98,15 @@ class Finding:
         return self.state != CLOSED
 
 
-def shares_of(notes: Iterable[Note]) -> list[Share]:
-    """Add up a unit's blocks by stratum, the largest excess first."""
+def shares_of(notes: Iterable[Note], names: Mapping[int, tuple[str, ...]]) -> list[Share]:
+    """Add up a unit's blocks by stratum, the largest excess first.
+
+    :param names: names of strata by index; those that are forgotten are left out
+    """
     by_stratum: dict[tuple[str, ...], list[Note]] = defaultdict(list)
     for note in notes:
-        by_stratum[note.stratum].append(note)
+        if note.stratum in names:
+            by_stratum[names[note.stratum]].append(note)
     found = [
         Share(
             stratum,

@@ -57,7 +57,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
             "The stored state is of another version or has other groups. Compute it anew from the history."
         )
     detector.now, detector.today, detector.last_lost_day = clock["now"], clock["today"], clock["last_lost_day"]
-    detector.findings_made = clock["findings_made"]
+    detector.findings_made, detector.strata_made = clock["findings_made"], clock["strata_made"]
     detector.population.last_index = clock["last_index"]
     stored = {tuple(json.loads(key)): json.loads(text) for key, text in parts.items() if key.startswith("[")}
     refs: dict[int, WorkerRef] = {}
@@ -96,6 +96,7 @@ def _common(detector: Detector) -> dict[str, str]:
                 "today": detector.today,
                 "last_lost_day": detector.last_lost_day,
                 "findings_made": detector.findings_made,
+                "strata_made": detector.strata_made,
                 "last_index": detector.population.last_index,
             }
         ),
@@ -126,7 +127,8 @@ def _part(detector: Detector, key: tuple[str, ...]) -> str | None:
 def _stratum(detector: Detector, stratum: Stratum) -> list[Any]:
     is_home = stratum.kind == TASK
     return [
-        [_row(each) if is_home else _entry(detector, each) for each in stratum.tries],
+        stratum.index,
+        [_row(each)[:-1] if is_home else _entry(detector, each) for each in stratum.tries],
         stratum.usual,
         [[run, sorted(workers)] for run, workers in stratum.runs.items()],
         stratum.last_day,
@@ -136,7 +138,7 @@ def _stratum(detector: Detector, stratum: Stratum) -> list[Any]:
 
 
 def _row(each: Try) -> list[Any]:
-    return [each.key, each.started, each.worker.index, each.status, each.duration, each.dropped, list(each.task)]
+    return [each.key, each.started, each.worker.index, each.status, each.dropped, each.duration, list(each.task)]
 
 
 def _entry(detector: Detector, each: Try) -> Any:
@@ -152,7 +154,7 @@ def _restore_tries(
     def made(row: Any) -> Try:
         if isinstance(row, int):
             return detector.tries[row]
-        key, started, index, status, duration, dropped, task = row
+        key, started, index, status, dropped, duration, task = row
         known = detector.tries.get(key) or others.get(key)
         if known is None:
             worker = refs[index]
@@ -162,11 +164,12 @@ def _restore_tries(
 
     strata = {key[1:]: value for key, value in stored.items() if key[0] == "stratum"}
     for key, value in sorted(strata.items(), key=lambda each: each[0][0] != TASK):
-        rows, usual, runs, last_day, total, due = value
-        stratum = Stratum(key[0], key[1:], [], [], usual, {run: set(w) for run, w in runs}, last_day, total, due)
+        index, rows, usual, runs, last_day, total, due = value
+        stratum = Stratum(index, key[0], key[1:], [], [], usual, {run: set(w) for run, w in runs}, last_day, total, due)
         detector.strata[key] = stratum
         for row in rows:
-            each = made(row)
+            # Of its own tries a task does not store its name.
+            each = made([*row, key[1:]] if stratum.kind == TASK else row)
             each.strata = (*each.strata, stratum)
             stratum.tries.append(each)
             (detector.tries if stratum.kind == TASK else others).setdefault(each.key, each)

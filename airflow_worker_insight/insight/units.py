@@ -29,6 +29,9 @@ NOTES = 24
 WINDOW = 30
 """Days that sums are kept."""
 
+SINGLE_DAYS, MERGED = 7, 7
+"""Older days are merged by weeks, so that few sums are stored."""
+
 NAMES = ("failed", "lost", "slow")
 FAILED, LOST_OUTCOME, SLOW = range(3)
 
@@ -103,9 +106,9 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A closed block in which a unit failed: its stratum, the day, own tries and failures, and all of them."""
+    """A block in which a unit failed: its stratum's index, the day, own tries and failures, and all of them."""
 
-    stratum: tuple[str, ...]
+    stratum: int
     day: int
     own_tries: int
     own_failures: int
@@ -170,6 +173,8 @@ class Unit:
         for parts in self.without.values():
             for index, log in enumerate(self.logs):
                 parts[index] -= log
+        for day in [day for day in self.days if day < today - SINGLE_DAYS and day % MERGED]:
+            self.days.setdefault(day - day % MERGED, Sums()).add(self.days.pop(day))
         for day in [day for day in self.days if day <= today - WINDOW]:
             del self.days[day]
         if self.notes and self.notes[0].day <= today - WINDOW:
@@ -271,7 +276,7 @@ def as_json(unit: Unit) -> list[Any]:
         unit.logs,
         unit.without,
         [[day, *sums.as_list()] for day, sums in unit.days.items()],
-        [[list(n.stratum), n.day, n.own_tries, n.own_failures, n.tries, n.failures] for n in unit.notes],
+        [[n.stratum, n.day, n.own_tries, n.own_failures, n.tries, n.failures] for n in unit.notes],
     ]
 
 
@@ -282,5 +287,5 @@ def from_json(stored: Sequence[Any]) -> Unit:
         list(logs),
         {member: list(parts) for member, parts in without.items()},
         {row[0]: Sums(*row[1:]) for row in days},
-        [Note(tuple(row[0]), *row[1:]) for row in notes],
+        [Note(*row) for row in notes],
     )
