@@ -46,7 +46,7 @@ def assess(detector: Detector, dimension: str, unit: str, outcome: str = "failed
     """Return what can be said of a unit.
 
     :param dimension: ``worker``, ``name``, ``task`` or the key of a group
-    :param unit: a worker ID, a name, ``dag_id.task_id``, or a group's value
+    :param unit: a worker ID, a name, ``dag_id/task_id``, or a group's value
     :param outcome: ``failed``, ``lost`` or ``slow``
     """
     lane = next(lane for lane in detector.lanes if lane.name == dimension and NAMES[lane.outcome] == outcome)
@@ -79,7 +79,7 @@ def assess(detector: Detector, dimension: str, unit: str, outcome: str = "failed
 
 def _has_run(detector: Detector, dimension: int, unit: str, *, is_task: bool) -> bool:
     if is_task:
-        return any(key[0] == TASK and ".".join(key[1:]) == unit for key in detector.strata)
+        return any(key[0] == TASK and "/".join(key[1:]) == unit for key in detector.strata)
     seen = detector.population.seen[dimension].get(unit)
     return seen is not None and seen.tries >= NOT_ENOUGH_BELOW
 

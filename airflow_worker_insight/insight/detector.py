@@ -7,6 +7,7 @@ It is a state machine without a clock: the same events give the same state, howe
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_worker_insight.insight import groups
@@ -33,7 +34,7 @@ from airflow_worker_insight.insight.findings import (
     scope_of,
     shares_of,
 )
-from airflow_worker_insight.insight.lanes import TASK, WORKER, Lane, contribution, lanes_of, make_lanes
+from airflow_worker_insight.insight.lanes import TASK, WORKER, Lane, contribution, lanes_of, make_lanes, task_unit
 from airflow_worker_insight.insight.population import LEAST_TRIES, Population
 from airflow_worker_insight.insight.recovery import Recovery
 from airflow_worker_insight.insight.separation import Timeline, depending_on, is_separate
@@ -155,7 +156,7 @@ class Detector:
         if event.is_mapped and stratum.ran_before(event.run, worker):
             return False
         of_worker = self._stratum((WORKER, _worker_stratum(worker)), day)
-        values = (*worker.values, ".".join(event.task))
+        values = (*worker.values, task_unit(event.task))
         counted = Try(event.key, started, worker, event.task, values, strata=(stratum, of_worker))
         self.tries[event.key] = counted
         self.timeline.insert(counted)
@@ -429,7 +430,7 @@ class Detector:
     def sums(self, lane: Lane, value: str) -> dict[int, Sums]:
         """Return a unit's counts by day, open blocks included."""
         unit = lane.units.get(value)
-        days = {day: Sums(*sums.as_list()) for day, sums in unit.days.items()} if unit else {}  # type: ignore[arg-type]
+        days = {day: replace(sums) for day, sums in unit.days.items()} if unit else {}
         for _, judged in self._open(lane, value):
             part = parts_of(judged, lane.dimension).get(value)
             for day, sums in part.days.items() if part else ():
@@ -478,7 +479,7 @@ class Detector:
             number=self.findings_made,
             dimension=lane.name,
             unit=value,
-            subject=self.population.workers[value].name if lane.name == WORKER else value,
+            subject=self._subject(lane, value),
             outcome=NAMES[lane.outcome],
             state=OPEN,
             since=0.0,
@@ -498,6 +499,11 @@ class Detector:
         for part in inner:
             self._end(part, "part_of")
         self.all_findings.append(finding)
+
+    def _subject(self, lane: Lane, value: str) -> str:
+        if lane.name == TASK:
+            return value.replace("/", ".")
+        return self.population.workers[value].name if lane.name == WORKER else value
 
     def _describe(self, finding: Finding, lane: Lane, first_day: int, sums: Sums) -> None:
         unit = lane.unit(finding.unit)

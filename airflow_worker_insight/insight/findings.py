@@ -56,9 +56,9 @@ class Finding:
     dimension: str
     """``worker``, ``name``, ``task``, or the key of a group."""
     unit: str
-    """Value in the dimension: a worker ID, a name, a group's value, ``dag_id.task_id``."""
+    """Value in the dimension: a worker ID, a name, a group's value, ``dag_id/task_id``."""
     subject: str
-    """What an operator calls it: the worker's name, else as ``unit``."""
+    """What an operator calls it: the worker's name, ``dag_id.task_id``, else as ``unit``."""
     outcome: str
     """``failed``, ``lost`` or ``slow``."""
     state: str

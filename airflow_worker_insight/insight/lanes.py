@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from airflow_worker_insight.insight.blocks import Judged, Stratum
+    from airflow_worker_insight.insight.events import TaskId
     from airflow_worker_insight.insight.evidence import Logs
 
 WORKER, NAME = "worker", "name"
@@ -138,6 +139,11 @@ def contribution(lane: Lane, judged: Judged) -> Contribution | None:
             )
             found[value, member] = tuple(part - log for part, log in zip(left, whole, strict=True))
     return found or None
+
+
+def task_unit(task: TaskId) -> str:
+    """Return the unit of a task: ``dag_id/task_id``. IDs may have dots, but no slash."""
+    return "/".join(task)
 
 
 def lanes_of(lanes: Iterable[Lane], stratum: Stratum) -> list[Lane]:

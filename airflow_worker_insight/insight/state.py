@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from airflow_worker_insight.insight import findings, units
 from airflow_worker_insight.insight.blocks import Stratum, Try, WorkerRef
 from airflow_worker_insight.insight.detector import Detector
-from airflow_worker_insight.insight.lanes import TASK
+from airflow_worker_insight.insight.lanes import TASK, task_unit
 from airflow_worker_insight.insight.population import Seen
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _restore_tries(
         known = detector.tries.get(key) or others.get(key)
         if known is None:
             worker = refs[index]
-            values = (*worker.values, ".".join(task))
+            values = (*worker.values, task_unit(task))
             known = Try(key, started, worker, tuple(task), values, status, duration, dropped)
         return known
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.insight import evidence
@@ -261,7 +261,7 @@ def best_window(days: dict[int, Sums], floor: Floor, today: int) -> tuple[int, S
     for day in sorted(days, reverse=True):
         total.add(days[day])
         if day > today - WINDOW and floor.allows(total) and (best is None or total.likelihood > best.likelihood):
-            best, best_day = Sums(*total.as_list()), day  # type: ignore[arg-type]
+            best, best_day = replace(total), day
     return None if best is None else (best_day, best)
 
 

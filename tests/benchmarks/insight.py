@@ -323,8 +323,7 @@ def _sick_targets(sick: dict[str, list[Measured]]) -> list[Target]:
             not_told = sum(not each.told for each in fleets) / len(fleets) * 100
             targets.append(Target(f"insight: {name}, worker and zone confused", not_told, 12.5, "%"))
         if name.startswith("takes"):
-            hours = max((hours for each in fleets for _, hours in each.found[OURS]), default=math.inf)
-            targets.append(Target(f"insight: {name}, hours until found (longest)", hours, 1, "h"))
+            targets.append(Target(f"insight: {name}, hours until found (median)", _reached(fleets, OURS)[2], 1, "h"))
     every = [each for fleets in sick.values() for each in fleets]
     false = sum(each.false[OURS] for each in every)
     right = sum(len(each.found[OURS]) for each in every)

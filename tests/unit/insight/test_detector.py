@@ -380,3 +380,23 @@ def test_state_can_be_restored_at_any_point(seed: int, point: int) -> None:
     for event in stream[point:]:
         restored.add(event)
     assert state.dump(restored) == state.dump(feed(stream, config))
+
+
+def test_name_is_found_across_its_instances() -> None:
+    # Each instance runs too few tries to be found by itself: a new one starts every three hours.
+    detector = Detector(Settings(groups=()))
+    for row in rows(2000, days=5.0, rate=lambda name, at: 0.5 if name == "w1" and at > DAY else 0.02, seconds=60.0):
+        instance = Worker(f"{row.worker}@{row.started // 10_800}", row.worker)
+        detector.add(Started(row.key, ("d", row.task), row.key, instance, row.started))
+        detector.add(Ended(row.key, row.end, row.started + 1))
+    [finding] = detector.open_findings()
+    assert (finding.dimension, finding.subject_kind, finding.subject) == ("name", "worker", "w1")
+    assert len(finding.worker_ids) > 10
+    assert finding.left_out in finding.worker_ids
+
+
+def test_dag_ids_with_dots_are_told_apart() -> None:
+    detector = Detector(Settings(groups=()))
+    for key, task in enumerate([("a.b", "c"), ("a", "b.c")]):
+        detector.add(Started(key, task, key, worker("w0"), START + key))
+    assert len({each.values[-1] for each in detector.tries.values()}) == 2
