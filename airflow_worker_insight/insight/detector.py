@@ -7,7 +7,6 @@ It is a state machine without a clock: the same events give the same state, howe
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_worker_insight.insight import groups
@@ -61,6 +60,9 @@ if TYPE_CHECKING:
     from airflow_worker_insight.insight.blocks import Judged, WorkerRef
 
 _STATUS = {End.SUCCESS: SUCCEEDED, End.FAILED: FAILED, End.LOST: LOST, End.EXCLUDED: EXCLUDED}
+
+SHORTLY, LATER = 60_000, 3_600_000
+"""Milliseconds until a unit with enough evidence that was not named is judged again."""
 
 Touched: TypeAlias = set[tuple[str, ...]]
 
@@ -427,29 +429,33 @@ class Detector:
             lane for lane in self.lanes if lane.name == finding.dimension and NAMES[lane.outcome] == finding.outcome
         )
 
-    def sums(self, lane: Lane, value: str) -> dict[int, Sums]:
-        """Return a unit's counts by day, open blocks included."""
-        unit = lane.units.get(value)
-        days = {day: replace(sums) for day, sums in unit.days.items()} if unit else {}
-        for _, judged in self._open(lane, value):
-            part = parts_of(judged, lane.dimension).get(value)
-            for day, sums in part.days.items() if part else ():
+    def sums(self, lane: Lane, *values: str) -> dict[int, Sums]:
+        """Return the counts by day of units together, open blocks included."""
+        days: dict[int, Sums] = {}
+        for value in values:
+            unit = lane.units.get(value)
+            for day, sums in unit.days.items() if unit else ():
                 days.setdefault(day, Sums()).add(sums)
+        for _, judged in self._open(lane, set(values)):
+            parts = parts_of(judged, lane.dimension)
+            for value in parts.keys() & values:
+                for day, sums in parts[value].days.items():
+                    days.setdefault(day, Sums()).add(sums)
         return days
 
-    def _open(self, lane: Lane, value: str) -> Iterator[tuple[Stratum, Judged]]:
+    def _open(self, lane: Lane, values: set[str]) -> Iterator[tuple[Stratum, Judged]]:
         if lane.outcome == SLOW:
             return
         # Sorted: a restored state must give the same sums of floats.
         for stratum in self._sorted_strata():
             if stratum.kind == lane.stratum_kind:
                 for block in stratum.blocks():
-                    if any(each.values[lane.dimension] == value for each in block):
+                    if any(each.values[lane.dimension] in values for each in block):
                         yield stratum, judge(block, lane.number, failing_status(lane.outcome))
 
     def _notes(self, lane: Lane, value: str, first_day: int) -> list[Note]:
         notes = [note for note in lane.unit(value).notes if note.day >= first_day]
-        for stratum, judged in self._open(lane, value):
+        for stratum, judged in self._open(lane, {value}):
             part = parts_of(judged, lane.dimension).get(value)
             if part:
                 failures = sum(failed for _, failed in judged)
@@ -462,17 +468,22 @@ class Detector:
         for number, value in sorted(reached, key=lambda each: (-each[0], each[1])):
             lane = self.lanes[number]
             unit = lane.units[value]
-            if unit.evidence < lane.needed or groups.is_said(self, lane, value):
+            if self.now < unit.judge_after or unit.evidence < lane.needed:
                 continue
-            if lane.is_group and unit.evidence_without_worst() < lane.needed:
+            # Who is not named now is seldom named a moment later, and to see that costs more than an event.
+            if groups.is_said(self, lane, value) or (lane.is_group and unit.evidence_without_worst() < lane.needed):
+                unit.judge_after = self.now + SHORTLY
                 continue
             window = best_window(self.sums(lane, value), FLOORS[lane.outcome], self.now // DAY)
-            if window is not None:
+            if window is None:
+                unit.judge_after = self.now + SHORTLY
+            else:
                 self._find(lane, value, *window)
 
     def _find(self, lane: Lane, value: str, first_day: int, sums: Sums) -> None:
         inner = groups.replaced(self, lane, value, first_day)
         if inner is None:
+            lane.units[value].judge_after = self.now + LATER
             return
         self.findings_made += 1
         finding = Finding(

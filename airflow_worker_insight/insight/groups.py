@@ -30,8 +30,8 @@ class Known(Protocol):
     def lane_of(self, finding: Finding) -> Lane:
         """Return the lane in which something was found."""
 
-    def sums(self, lane: Lane, value: str) -> dict[int, Sums]:
-        """Return a unit's counts by day."""
+    def sums(self, lane: Lane, *values: str) -> dict[int, Sums]:
+        """Return the counts by day of units together."""
 
 
 Given: TypeAlias = "Contribution | None"
@@ -101,10 +101,9 @@ def replaced(known: Known, lane: Lane, value: str, first_day: int) -> list[Findi
 def _rest_fails(known: Known, outcome: int, worker_ids: set[str], first_day: int) -> bool:
     lane = next(lane for lane in known.lanes if lane.name == WORKER and lane.outcome == outcome)
     total = Sums()
-    for worker_id in sorted(worker_ids):
-        for day, sums in known.sums(lane, worker_id).items():
-            if day >= first_day:
-                total.add(sums)
+    for day, sums in known.sums(lane, *sorted(worker_ids)).items():
+        if day >= first_day:
+            total.add(sums)
     # Pods of one try have no sums of their own.
     return not total.tries or FLOORS[outcome].allows(total)
 

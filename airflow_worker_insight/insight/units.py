@@ -134,6 +134,8 @@ class Unit:
     without: dict[str, list[int]] = field(default_factory=dict)
     days: dict[int, Sums] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    judge_after: int = 0
+    """Time in milliseconds until which it is not judged again: it had enough evidence, but was not to be named."""
 
     @property
     def evidence(self) -> float:
@@ -276,16 +278,18 @@ def as_json(unit: Unit) -> list[Any]:
         unit.logs,
         unit.without,
         [[day, *sums.as_list()] for day, sums in unit.days.items()],
+        unit.judge_after,
         [[n.stratum, n.day, n.own_tries, n.own_failures, n.tries, n.failures] for n in unit.notes],
     ]
 
 
 def from_json(stored: Sequence[Any]) -> Unit:
     """Return a unit from :func:`as_json`."""
-    logs, without, days, notes = stored
+    logs, without, days, judge_after, notes = stored
     return Unit(
         list(logs),
         {member: list(parts) for member, parts in without.items()},
         {row[0]: Sums(*row[1:]) for row in days},
         [Note(*row) for row in notes],
+        judge_after,
     )
