@@ -78,8 +78,3 @@ def restart(log: int) -> int:
 def mean_evidence(logs: Sequence[int]) -> float:
     """Return the evidence E: the mean over the odds ratios, at most 10¹²."""
     return sum(math.exp(min(log, CAP) / SCALE) for log in logs) / len(logs)
-
-
-def as_log(evidence: float) -> int:
-    """Return the logarithm of an evidence above 0 in steps of 1/:data:`SCALE`."""
-    return round(math.log(evidence) * SCALE)
