@@ -11,7 +11,19 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from tests.benchmarks import claim, dispatch, executor, fleet, hook, importing, migration, placement, results, store
+from tests.benchmarks import (
+    claim,
+    dispatch,
+    executor,
+    fleet,
+    hook,
+    importing,
+    insight,
+    migration,
+    placement,
+    results,
+    store,
+)
 from tests.benchmarks.setting import Setting
 from tests.support.environments import ROOT, EnvironmentFailedError
 from tests.support.processes import MissingRequirementError
@@ -28,6 +40,7 @@ BENCHMARKS = {
     "slow": executor.slow,
     "death": executor.death,
     "fleet": fleet.run,
+    "insight": insight.run,
 }
 
 
