@@ -280,7 +280,7 @@ def test_changing_availability_needs_the_right_to_edit_pools(airflow: Deployment
         page.locator("#wi-instance .wi-badge-draining").wait_for()
         assert "Kernel update" in page.locator("#wi-history").inner_text()
         assert "by admin" in page.locator("#wi-history").inner_text()
-        page.get_by_role("radio", name="Available").check()
+        page.get_by_role("radio", name="Available Gets new tasks.").check()
         page.get_by_role("button", name="Save").click()
         page.locator("#wi-instance .wi-badge-draining").wait_for(state="detached")
         assert not person.foreign_requests

@@ -299,7 +299,7 @@ def test_worker_is_drained_with_a_note_and_made_available_again(fleet: dict[str,
     assert names(page) == ["w1"]
     expect(page.locator("#wi-list")).to_contain_text("Kernel update <b>at noon</b>")
     person.open(f"{WORKERS}/{fleet['w1']}")
-    page.get_by_role("radio", name="Available").check()
+    page.get_by_role("radio", name="Available Gets new tasks.").check()
     page.get_by_role("button", name="Save").click()
     expect(page.locator("#wi-instance")).not_to_contain_text("Draining")
 
