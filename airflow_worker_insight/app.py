@@ -16,9 +16,7 @@ from starlette.exceptions import HTTPException
 from airflow_worker_insight import __version__
 from airflow_worker_insight.api import routes as api_routes
 from airflow_worker_insight.api.auth import is_login_missing
-from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
-from airflow_worker_insight.api.queries import InvalidRequestError
-from airflow_worker_insight.api.service import WorkerNotFoundError
+from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui import routes as ui_routes
@@ -27,8 +25,6 @@ from airflow_worker_insight.ui.rendering import STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DESCRIPTION = (
@@ -66,8 +62,8 @@ def create_app() -> FastAPI:
     app.add_middleware(_SecurityHeaders)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    for error, status_code in _STATUS_CODES.items():
-        app.add_exception_handler(error, _handler(status_code))
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(InvalidUrlError, _on_invalid_url)
     return app
 
 
@@ -145,23 +141,15 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     return _message(request, 422, "The URL has an invalid value.")
 
 
-_STATUS_CODES: dict[type[Exception], int] = {
-    WorkerNotFoundError: status.HTTP_404_NOT_FOUND,
-    InvalidRequestError: 422,
-    InvalidUrlError: 422,
-    SchemaNotReadyError: status.HTTP_503_SERVICE_UNAVAILABLE,
-    DatabaseBusyError: status.HTTP_503_SERVICE_UNAVAILABLE,
-}
-"""Errors whose message is for the user."""
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    if _expects_json(request):
+        return JSONResponse({"detail": str(error)}, error.status)
+    return _message(request, error.status, str(error))
 
 
-def _handler(status_code: int) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def handle(request: Request, error: Exception) -> Response:
-        if _expects_json(request):
-            return JSONResponse({"detail": str(error)}, status_code)
-        return _message(request, status_code, str(error))
-
-    return handle
+async def _on_invalid_url(request: Request, error: Exception) -> Response:
+    return _message(request, 422, str(error))
 
 
 def _redirect_to_login(request: Request) -> Response:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema
@@ -33,8 +34,10 @@ BREAKER_OPEN_SECONDS = 3.0
 """How long to refuse all requests after a timeout."""
 
 
-class DatabaseBusyError(RuntimeError):
+class DatabaseBusyError(RequestError):
     """Raised when the database is too busy to read or write; the message says what to do."""
+
+    status = 503
 
     def __init__(self) -> None:
         super().__init__(
@@ -44,8 +47,10 @@ class DatabaseBusyError(RuntimeError):
         )
 
 
-class SchemaNotReadyError(RuntimeError):
+class SchemaNotReadyError(RequestError):
     """Raised when the tables are missing or of another version; the message says what to do."""
+
+    status = 503
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema.explanation)
@@ -120,7 +125,7 @@ def _explain_schema_errors() -> Iterator[None]:
     """Turn an error into :class:`SchemaNotReadyError` if the state of the tables explains it."""
     try:
         yield
-    except (SchemaNotReadyError, DatabaseBusyError):
+    except RequestError:
         raise
     except Exception:
         schema_gate.forget()

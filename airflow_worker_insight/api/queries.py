@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from airflow_worker_insight.api.errors import InvalidRequestError
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import (
     WORKER_ORDERS,
@@ -46,10 +47,6 @@ if TYPE_CHECKING:
 
 MAX_LIMIT = 1000
 _WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
-
-
-class InvalidRequestError(ValueError):
-    """Raised when a request cannot be carried out as sent; the message says why."""
 
 
 # --- types of parameters ---------------------------------------------------------------------------------------------

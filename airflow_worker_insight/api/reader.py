@@ -60,8 +60,16 @@ class Reader(ABC):
         """Require :meth:`may_edit_pools`."""
         self._require(self.may_edit_pools())
 
+    def require_dag_ids(self, dag_id: str | None) -> set[str]:
+        """Require :meth:`may_see_task_instances` and return the IDs of the Dags that a REST list covers.
+
+        :param dag_id: the Dag of the filter, which may be a deleted one; ``None`` for all Dags
+        """
+        self.require_task_instances(dag_id)
+        return {dag_id} if dag_id is not None else self.readable_dag_ids()
+
     def listed_dag_ids(self, dag_id: str) -> set[str]:
-        """Return the IDs of the Dags to list.
+        """Return the IDs of the Dags that a page lists.
 
         They include the Dag that the filter names even if Airflow has deleted it, as long as the reader may see it.
 

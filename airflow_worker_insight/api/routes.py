@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, status
 from pydantic import BaseModel, ValidationError
@@ -33,9 +33,6 @@ from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.domain.parameters import WORKER_ID
-
-if TYPE_CHECKING:
-    from airflow_worker_insight.api.reader import Reader
 
 
 class Problem(BaseModel):
@@ -186,12 +183,6 @@ def _responses(example: dict[str, Any], *, names_worker: bool = False) -> dict[i
     return responses
 
 
-def _visible_dag_ids(reader: Reader, dag_id: str | None) -> set[str]:
-    """Return the Dags whose tries a list shows: the one that the query names, or all that the reader may see."""
-    reader.require_task_instances(dag_id)
-    return {dag_id} if dag_id is not None else reader.readable_dag_ids()
-
-
 _WorkerIdPath = Annotated[str, Path(pattern=WORKER_ID, description="ID of a worker instance.")]
 
 
@@ -206,7 +197,7 @@ def list_attempts(query: Annotated[AttemptQuery, Query()], reader: ReaderDep) ->
 
     The list and its total cover the Dags whose task instances the user may see in Airflow.
     """
-    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    dag_ids = reader.require_dag_ids(query.filters().dag_id)
     return service.list_attempts(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
@@ -221,7 +212,7 @@ def list_placements(query: Annotated[PlacementQuery, Query()], reader: ReaderDep
 
     The list and its total cover the Dags whose task instances the user may see in Airflow.
     """
-    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    dag_ids = reader.require_dag_ids(query.filters().dag_id)
     return service.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
 
 
@@ -263,7 +254,7 @@ def list_worker_attempts(
     Requires the right to see Airflow's jobs. The list covers the same Dags as that of all attempts.
     """
     reader.require_workers()
-    dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+    dag_ids = reader.require_dag_ids(query.filters().dag_id)
     return service.list_worker_attempts(worker_id, query, dag_ids=dag_ids)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import __version__
 from airflow_worker_insight.api import database
-from airflow_worker_insight.api.queries import InvalidRequestError
+from airflow_worker_insight.api.errors import InvalidRequestError, WorkerNotFoundError
 from airflow_worker_insight.api.responses import MAX_CHANGES, placement_fields, worker_fields
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.limits import MAX_TOTAL
@@ -38,16 +38,6 @@ if TYPE_CHECKING:
     )
     from airflow_worker_insight.domain.filters import AttemptFilter
     from airflow_worker_insight.domain.workers import SourceStatus, WorkerRow
-
-
-class WorkerNotFoundError(LookupError):
-    """Raised when no worker has the requested ID; the message says so."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "No worker with this ID was recorded. An ID that stands for a host is recorded when the Dag run of its "
-            "first try has ended."
-        )
 
 
 def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:

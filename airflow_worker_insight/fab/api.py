@@ -14,15 +14,15 @@ from pydantic import ValidationError
 
 from airflow_worker_insight.api import queries, responses, service
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, passes_csrf_checks
-from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
+from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.domain.limits import MAX_BODY
 from airflow_worker_insight.fab.pages import HEADERS, route
-from airflow_worker_insight.fab.reader import FlaskAirflow, RequestError
+from airflow_worker_insight.fab.reader import AccessDeniedError, FlaskAirflow
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from typing import Any, TypeVar
 
     from pydantic import BaseModel
@@ -43,14 +43,8 @@ def _json_endpoint(view: View) -> View:
             result: BaseModel = view(self, *args, **kwargs)
         except RequestError as error:
             return _json_response({"detail": str(error)}, error.status)
-        except service.WorkerNotFoundError as error:
-            return _json_response({"detail": str(error)}, 404)
-        except queries.InvalidRequestError as error:
-            return _json_response({"detail": str(error)}, 422)
-        except (SchemaNotReadyError, DatabaseBusyError) as error:
-            return _json_response({"detail": str(error)}, 503)
-        except _InvalidRequestError as invalid:
-            return _json_response({"detail": invalid.details}, 422)
+        except _InvalidFieldsError as error:
+            return _json_response({"detail": error.details}, 422)
         finally:
             if had_no_session:
                 # Basic authentication logs in, so Airflow would store a session in its database per request.
@@ -86,7 +80,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         reader = self._reader()
         query = _parse_query(queries.AttemptQuery)
         fields = service.list_attempts(
-            query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id), may_see_workers=reader.may_see_workers()
+            query, dag_ids=reader.require_dag_ids(query.filters().dag_id), may_see_workers=reader.may_see_workers()
         )
         return responses.AttemptsResponse.model_validate(fields)
 
@@ -96,7 +90,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         """List waiting and placed tries, oldest first."""
         reader = self._reader()
         query = _parse_query(queries.PlacementQuery)
-        dag_ids = _visible_dag_ids(reader, query.filters().dag_id)
+        dag_ids = reader.require_dag_ids(query.filters().dag_id)
         fields = service.list_placements(query, dag_ids=dag_ids, may_see_workers=reader.may_see_workers())
         return responses.PlacementsResponse.model_validate(fields)
 
@@ -126,9 +120,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         queries.require_worker_id(worker_id)
         query = _parse_query(queries.WorkerAttemptQuery)
         reader.require_workers()
-        fields = service.list_worker_attempts(
-            worker_id, query, dag_ids=_visible_dag_ids(reader, query.filters().dag_id)
-        )
+        fields = service.list_worker_attempts(worker_id, query, dag_ids=reader.require_dag_ids(query.filters().dag_id))
         return responses.AttemptsResponse.model_validate(fields)
 
     @route("/workers/<worker_id>", "PATCH")
@@ -145,12 +137,12 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         if not passes_csrf_checks(
             request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()
         ):
-            raise RequestError(403, CROSS_ORIGIN_REFUSED)
+            raise AccessDeniedError(403, CROSS_ORIGIN_REFUSED)
         body = request.stream.read(MAX_BODY + 1)
         try:
             decision = queries.parse_decision(body, is_json=is_json(request.headers))
         except ValidationError as error:
-            raise _InvalidRequestError(error, "body") from None
+            raise _InvalidFieldsError(error, "body") from None
         fields = service.change_availability(
             worker_id, decision.availability, note=decision.note, changed_by=reader.name
         )
@@ -176,7 +168,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         """Return the reader: a user, or the public role of Airflow 2.11 if it has permissions."""
         reader = self._airflow.api_reader()
         if reader is None or not (reader.is_logged_in or reader.may_see_task_instances()):
-            raise RequestError(401, "Not authenticated")
+            raise AccessDeniedError(401, "Not authenticated")
         return reader
 
 
@@ -186,7 +178,7 @@ def _has_login_cookie() -> bool:
     return any(current_app.config.get(option, name) in request.cookies for option, name in names.items())
 
 
-class _InvalidRequestError(Exception):
+class _InvalidFieldsError(Exception):
     """Raised when a query string or a body is invalid."""
 
     def __init__(self, error: ValidationError, location: str) -> None:
@@ -199,12 +191,7 @@ def _parse_query(query: type[Query]) -> Query:
     try:
         return query.model_validate({name: values[-1] for name, values in request.args.lists()})
     except ValidationError as error:
-        raise _InvalidRequestError(error, "query") from None
-
-
-def _visible_dag_ids(reader: Reader, dag_id: str | None) -> Collection[str]:
-    reader.require_task_instances(dag_id)
-    return {dag_id} if dag_id is not None else reader.readable_dag_ids()
+        raise _InvalidFieldsError(error, "query") from None
 
 
 def _json_response(value: Any, status: int) -> Response:

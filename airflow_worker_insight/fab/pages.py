@@ -15,12 +15,9 @@ from flask import Response, redirect, request
 from flask_appbuilder import BaseView, expose
 from markupsafe import Markup
 
-from airflow_worker_insight.api.database import DatabaseBusyError, SchemaNotReadyError
-from airflow_worker_insight.api.queries import InvalidRequestError
-from airflow_worker_insight.api.service import WorkerNotFoundError
+from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat.plugins import FLASK_MOUNT_PATH
-from airflow_worker_insight.fab.reader import FlaskAirflow, RequestError
 from airflow_worker_insight.ui import page_service, pages
 from airflow_worker_insight.ui.query_params import InvalidUrlError, parse_form
 from airflow_worker_insight.ui.rendering import FAB_TEMPLATES, FRAGMENT, render
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from airflow_worker_insight.api.reader import Reader
+    from airflow_worker_insight.fab.reader import FlaskAirflow
     from airflow_worker_insight.ui.query_params import PanelParams
 
     View = TypeVar("View", bound=Callable[..., Any])
@@ -79,12 +77,8 @@ def answers_errors(view: View) -> View:
             if error.status == HTTPStatus.UNAUTHORIZED:
                 return self.redirect_to_login()
             return self.show_error(error.status, error)
-        except WorkerNotFoundError as error:
-            return self.show_error(404, error)
-        except (InvalidUrlError, InvalidRequestError) as error:
+        except InvalidUrlError as error:
             return self.show_error(422, error)
-        except (SchemaNotReadyError, DatabaseBusyError) as error:
-            return self.show_error(503, error)
 
     return answer  # type: ignore[return-value]
 

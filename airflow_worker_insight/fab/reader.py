@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.api.reader import Reader
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import fab as airflow_fab
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class RequestError(Exception):
-    """Raised to answer a request with an HTTP error.
+class AccessDeniedError(RequestError):
+    """Raised when a request needs a login, lacks a right, or does not pass the CSRF checks.
 
-    :param status: the HTTP status
-    :param text: the reason, for the reader
+    :param status: 401 or 403
+    :param text: the reason, for the user
     """
 
-    def __init__(self, status: int, text: str = "") -> None:
+    def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
 
@@ -59,7 +60,7 @@ class FlaskReader(Reader):
 
     def error(self, status: int, text: str) -> Exception:
         """Return what the views answer with."""
-        return RequestError(status, text)
+        return AccessDeniedError(status, text)
 
 
 class FlaskAirflow:

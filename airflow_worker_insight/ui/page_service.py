@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from airflow_worker_insight import config
 from airflow_worker_insight.api import database
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
-from airflow_worker_insight.api.service import WorkerNotFoundError
+from airflow_worker_insight.api.errors import WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build

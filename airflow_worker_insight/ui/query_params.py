@@ -41,7 +41,7 @@ UNFILLED = re.compile(r"\{[A-Z_]+\}")
 
 
 class InvalidUrlError(ValueError):
-    """Invalid URL; the message tells the user what is wrong with it."""
+    """Raised when a URL is invalid; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import session
 
-from airflow_worker_insight.api import queries, responses, service
+from airflow_worker_insight.api import errors, queries, responses, service
 from airflow_worker_insight.api.database import SchemaNotReadyError
 from airflow_worker_insight.store.migrate import Schema
 from tests.unit.database import at
@@ -144,7 +144,7 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
 
     def known(worker_id: str) -> None:
         if worker_id != "w1":
-            raise service.WorkerNotFoundError
+            raise errors.WorkerNotFoundError
 
     def one_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
@@ -166,7 +166,7 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
     def decide(worker_id: str, decision: queries.Decision, *, changed_by: str) -> dict[str, Any]:
         known(worker_id)
         if decision.note == "host":
-            raise queries.InvalidRequestError("a whole host")
+            raise errors.InvalidRequestError("a whole host")
         asked.append((worker_id, decision.availability, decision.note, changed_by))
         return one_worker(worker_id)
 

@@ -162,7 +162,7 @@ def test_invalid_url_is_answered_with_a_page(
 ) -> None:
     answer = serve(version).get("/workerinsight/panel?dag_id={DAG_ID}&run_id=r&task_id=t")
     assert answer.status_code == 422
-    assert "The address does not say which dag_id is meant." in answer.text
+    assert "The URL has no dag_id." in answer.text
     assert not permissions.checked_dag_ids
     assert not shown
 
