@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 import requests
+from playwright.sync_api import expect
 
 from tests.support.browser import BrowserUser
 from tests.support.deployment import Deployment
@@ -294,10 +295,10 @@ def test_the_menu_of_2_11_leads_to_the_pages(airflow: Deployment, browser: Brows
         page.get_by_role("link", name="Browse").hover()
         page.get_by_role("link", name="Workers", exact=True).click()
         page.locator("#wi-workers").wait_for()
-        page.get_by_text("Worker states are stale").wait_for()
+        page.get_by_text("Worker states are stale: never checked", exact=True).wait_for()
         airflow.run("airflow-worker-insight", "refresh")
         page.get_by_role("link", name="Show all workers").click()
-        page.get_by_text("Worker states are stale").wait_for(state="detached")
+        expect(page.get_by_text("Worker states are stale")).to_have_count(0)
         page.locator("#wi-list tbody").first.wait_for()
         folder = os.environ.get("WORKER_INSIGHT_PICTURES")
         if folder:

@@ -11,6 +11,7 @@ from sqlalchemy import event, text
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
 from airflow_worker_insight.api.database import BREAKER_OPEN_SECONDS, MAX_CONNECTIONS, DatabaseBusyError
+from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, worker
 from tests.unit.database import locked
 
@@ -73,7 +74,8 @@ def test_a_decision_does_not_wait_either(database: Database, client_of: ClientOf
 
 
 def test_after_a_time_out_no_request_takes_a_connection_for_a_while(database: Database, mocker: MockerFixture) -> None:
-    clock = mocker.patch("airflow_worker_insight.store.session.time.monotonic", return_value=100.0)
+    now = [100.0]
+    mocker.patch.object(web_database, "breaker", CircuitBreaker(BREAKER_OPEN_SECONDS, clock=lambda: now[0]))
     taken: list[Any] = []
     with locked(database, attempt.name):
         event.listen(database.engine, "checkout", lambda *arguments: taken.append(arguments))
@@ -81,7 +83,7 @@ def test_after_a_time_out_no_request_takes_a_connection_for_a_while(database: Da
             with pytest.raises(DatabaseBusyError), web_database.reading() as connection:
                 connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))
         assert len(taken) == 1
-    clock.return_value += BREAKER_OPEN_SECONDS
+    now[0] += BREAKER_OPEN_SECONDS
     for _ in range(2):
         with web_database.reading() as connection:
             connection.execute(text(f"SELECT count(*) FROM {attempt.name}"))

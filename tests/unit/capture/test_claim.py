@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import event, text
 
 from airflow_worker_insight.capture import claim, reconcile
+from airflow_worker_insight.capture.claim import Claimer
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store.session import CircuitBreaker
 from tests.unit.capture.reports import (
     RunningTry,
     a_report,
@@ -27,8 +29,6 @@ from tests.unit.capture.reports import (
 from tests.unit.database import Database, add_try, at, on_both, on_postgresql
 
 if TYPE_CHECKING:
-    from pytest_mock import MockerFixture
-
     from airflow_worker_insight.capture.counters import Counters
 
 pytestmark = [airflow_3, pytest.mark.usefixtures("claimer")]
@@ -307,9 +307,12 @@ def test_without_tables_the_request_succeeds_and_the_report_stays_an_xcom(
 
 
 def test_missing_tables_are_not_queried_for_each_report(
-    database: Database, caplog: pytest.LogCaptureFixture, mocker: MockerFixture
+    database: Database, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each try would put an error into the database's log."""
+    now = [1000.0]
+    claim.uninstall()
+    claim.install(Claimer(counters=counters, breaker=CircuitBreaker(claim.PAUSE_SECONDS, clock=lambda: now[0])))
     migrate.downgrade("base")
     running_try, other = a_running_try(database), a_running_try(database, "load")
     push(running_try, a_report(running_try.try_id))
@@ -322,8 +325,7 @@ def test_missing_tables_are_not_queried_for_each_report(
     assert len(warnings(caplog)) == 1
 
     migrate.upgrade()
-    now = time.monotonic()
-    mocker.patch.object(time, "monotonic", return_value=now + claim.PAUSE_SECONDS)
+    now[0] += claim.PAUSE_SECONDS
     push(other, a_report(other.try_id))
     assert [row["task_id"] for row in database.attempts()] == ["load"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,7 +119,7 @@ def test_an_interrupted_backfill_says_how_to_go_on(
     with database.engine.begin() as connection:
         for number in range(5):
             add_try(connection, add_run(connection, run_id=f"run-{number}", ended_at=at(number)))
-    mocker.patch.object(backfill, "BATCH", 2)
+    mocker.patch.object(history, "reconcile_selected", partial(backfill.reconcile_selected, runs_per_read=2))
     real, batches = reconcile.reconcile_runs, iter([True, False])
 
     def second_batch_stops(*arguments: object, **options: object) -> object:

@@ -104,7 +104,7 @@ def test_missing_tables_are_answered_with_503(serve: Serve, permissions: Permiss
     mocker.patch.object(service, "list_attempts", not_ready)
     answer = serve(2).get(ATTEMPTS)
     assert answer.status_code == 503
-    assert "older version" in detail(answer)
+    assert "out of date" in detail(answer)
 
 
 def test_login_of_a_program_leaves_no_session_behind(serve: Serve, permissions: Permissions) -> None:
@@ -146,7 +146,7 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
         if worker_id != "w1":
             raise errors.WorkerNotFoundError
 
-    def one_worker(worker_id: str) -> dict[str, Any]:
+    def get_worker(worker_id: str) -> dict[str, Any]:
         known(worker_id)
         return {**A_WORKER, "changes": []}
 
@@ -163,14 +163,14 @@ def recorded(mocker: MockerFixture) -> list[tuple[Any, ...]]:
         asked.append((query.kind,))
         return {"services": [], "total_entries": 0, "total_is_exact": True}
 
-    def decide(worker_id: str, decision: queries.Decision, *, changed_by: str) -> dict[str, Any]:
+    def change_availability(worker_id: str, availability: str, *, note: str | None, changed_by: str) -> dict[str, Any]:
         known(worker_id)
-        if decision.note == "host":
+        if note == "host":
             raise errors.InvalidRequestError("a whole host")
-        asked.append((worker_id, decision.availability, decision.note, changed_by))
-        return one_worker(worker_id)
+        asked.append((worker_id, availability, note, changed_by))
+        return get_worker(worker_id)
 
-    for function in (one_worker, list_workers, list_worker_attempts, list_services, decide):
+    for function in (get_worker, list_workers, list_worker_attempts, list_services, change_availability):
         mocker.patch.object(service, function.__name__, function)
     return asked
 
@@ -186,7 +186,7 @@ def test_workers_and_services_are_listed(
     assert json.loads(api.get(f"{API}/workers/w1").text)["changes"] == []
     assert api.get(f"{API}/workers/w1/attempts?state=failed").status_code == 200
     assert api.get(f"{API}/services?kind=scheduler").status_code == 200
-    assert recorded == [("zone=a", "-name"), ("w1", "failed", {"etl"}), ("scheduler",)]
+    assert recorded == [(("zone", "a"), "-name"), ("w1", "failed", {"etl"}), ("scheduler",)]
     for path in ("workers/w2", "workers/w2/attempts"):
         assert api.get(f"{API}/{path}").status_code == 404
     for path in ("workers/w%201", "workers/w%201/attempts", "workers?colour=red", "services?kind=cook"):

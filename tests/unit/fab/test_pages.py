@@ -9,7 +9,9 @@ import pytest
 
 from airflow_worker_insight import compat
 from airflow_worker_insight.api import database as web_database
+from airflow_worker_insight.api import service
 from airflow_worker_insight.api.database import SchemaNotReadyError
+from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.domain.attempts import AttemptPage
 from airflow_worker_insight.store import session as bounds
 from airflow_worker_insight.store.migrate import Schema
@@ -17,7 +19,6 @@ from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
-    AvailabilityForm,
     PanelParams,
     WaitingParams,
     WorkerParams,
@@ -202,6 +203,7 @@ def test_page_of_a_worker_lists_only_readable_dags(
 
     def worker_page(worker_id: str, params: WorkerParams, *, dag_ids: Collection[str] | None, may_decide: bool) -> None:
         asked.append((worker_id, params, dag_ids, may_decide))
+        raise WorkerNotFoundError
 
     mocker.patch.object(page_service, "worker_page", worker_page)
     pages = serve(version)
@@ -282,13 +284,14 @@ def test_lists_need_permission(serve: Serve, permissions: Permissions, version: 
 def test_decision_needs_permission_to_edit_pools(
     serve: Serve, permissions: Permissions, mocker: MockerFixture, version: int
 ) -> None:
-    decided: list[tuple[str, AvailabilityForm, str]] = []
+    decided: list[tuple[str, str, str | None, str]] = []
 
-    def decide(worker_id: str, decision: AvailabilityForm, *, changed_by: str) -> bool:
-        decided.append((worker_id, decision, changed_by))
-        return worker_id == "w1"
+    def change_availability(worker_id: str, availability: str, *, note: str | None, changed_by: str) -> None:
+        decided.append((worker_id, availability, note, changed_by))
+        if worker_id != "w1":
+            raise WorkerNotFoundError
 
-    mocker.patch.object(page_service, "decide", decide)
+    mocker.patch.object(service, "change_availability", change_availability)
     pages = serve(version)
 
     def post(worker_id: str = "w1", site: str = "same-origin") -> TestResponse:
@@ -309,7 +312,7 @@ def test_decision_needs_permission_to_edit_pools(
     answer = post()
     assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/workers/w1")
     assert post("w2").status_code == 404
-    assert decided[0] == ("w1", AvailabilityForm("draining", "Disk fails"), "alice")
+    assert decided[0] == ("w1", "draining", "Disk fails", "alice")
     permissions.is_logged_in = permissions.pools = False
     assert post().location == f"/deep/login?next={below}/workerinsight/workers/w1"
 
@@ -354,7 +357,7 @@ def test_locked_table_is_answered_with_503(
     mocker.patch.object(bounds, "PAGE", replace(bounds.PAGE, lock=0.2))
     permissions.dag_ids, permissions.jobs = {"etl"}, True
     served = serve(3 if compat.is_airflow_3() else 2)
-    web_database.schema_check.forget()
+    web_database.schema_gate.forget()
     with locked(database, table):
         answer = served.get(path)
     assert answer.status_code == 503
