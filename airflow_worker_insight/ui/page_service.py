@@ -64,7 +64,7 @@ _NO_RIGHT = (
 _TITLES = {
     403: "Access denied",
     404: "Not found",
-    422: "Invalid URL",
+    422: "Invalid request",
     503: "Unavailable",
 }
 

@@ -73,18 +73,18 @@ def why_text(placement: Explanation | None, *, has_started: bool = False, is_ove
 
 
 def build_placed(
-    listed: tuple[Sequence[Placement], int], open_tries: int, *, may_be_given: bool, worker_id: str
+    listed: tuple[Sequence[Placement], int], open_tries: int, *, gets_new_tasks: bool, worker_id: str
 ) -> PlacedTries:
     """Return the tries that are placed on a worker and wait to start there.
 
     :param listed: the waiting tries of Dags that the user may read, and their total number
     :param open_tries: the number of tries of all Dags that run on the worker or are placed on it
-    :param may_be_given: whether the executor sends new tasks to the worker
+    :param gets_new_tasks: whether the executor sends new tasks to the worker
     :param worker_id: the worker's ID, to filter the list of waiting tries
     """
     rows, total = listed
     waiting_text = f"{formatting.count(total, 'try waits', 'tries wait')} for a free slot."
-    if not may_be_given:
+    if not gets_new_tasks:
         if not open_tries:
             text = "The worker is empty and gets no new tasks."
         elif total:

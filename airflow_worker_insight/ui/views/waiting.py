@@ -110,7 +110,7 @@ def build_waiting_page(
         reason_options=options(
             params.reason,
             ("", "Any"),
-            *((reason, _short(reason)) for reason in sorted(PlacementReason.values(), key=_short)),
+            *((reason, _label(reason)) for reason in sorted(PlacementReason.values(), key=_label)),
         ),
         dag_ids=tuple(sorted(dag_ids))[:MAX_DAG_SUGGESTIONS],
         rows=tuple(_row(placement, may_see_workers=may_see_workers) for placement in placements),
@@ -130,19 +130,24 @@ def _row(listed: ListedPlacement, *, may_see_workers: bool) -> WaitingRow:
         listed=listed,
         worker=listed.worker_name or shared,
         # The text of a placed try begins with a worker's name, which keeps its case.
-        why=text if listed.state == PlacementState.PLACED and may_see_workers else f"{text[:1].upper()}{text[1:]}",
+        why=text if listed.state == PlacementState.PLACED and may_see_workers else _capitalize(text),
     )
 
 
-def _short(reason: str) -> str:
-    """Return the label of a reason: the API's key with spaces and a capital."""
-    return reason.replace("_", " ").capitalize()
+def _label(reason: str) -> str:
+    """Return the text of a reason as a choice of the filter."""
+    return _capitalize(reason_text(reason))
+
+
+def _capitalize(text: str) -> str:
+    """Return a text with a capital letter; unlike ``str.capitalize``, keep the case of names in it."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _filters(params: WaitingParams) -> Iterable[Filter]:
     if params.state:
         yield Filter(dict(_STATES)[params.state], params.changed(state=""))
-    yield from filters(params, _FILTERS, {"reason": _short})
+    yield from filters(params, _FILTERS, {"reason": _label})
 
 
 def _notices(params: WaitingParams, executor: Executor, *, shown: int, total: int) -> Iterable[Notice]:

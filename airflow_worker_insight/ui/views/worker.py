@@ -227,7 +227,7 @@ def _placed(instance: WorkerInstance) -> PlacedTries | None:
     return build_placed(
         instance.placed,
         open_tries,
-        may_be_given=row.availability == WorkerAvailability.AVAILABLE,
+        gets_new_tasks=row.availability == WorkerAvailability.AVAILABLE,
         worker_id=row.worker_id,
     )
 

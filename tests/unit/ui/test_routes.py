@@ -472,5 +472,7 @@ def test_decision_on_an_ended_instance_is_refused_with_the_current_one(client_of
         upsert_worker(connection, a_worker("w3", name="w2@host-1", pid=101), now=NOON)
     answer = decide(client, "w2", availability="quarantined", note="")
     assert answer.status_code == 422
+    # The URL is right.
+    assert "Invalid request" in answer.text
     assert "w2 has ended: change w3 instead, the current instance of its name." in answer.text
     assert {row["availability"] for row in fleet.workers()} == {"available"}

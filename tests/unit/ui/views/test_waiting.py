@@ -107,6 +107,13 @@ def test_waiting_tries_are_filtered(client_of: ClientOf, query: str, tasks: set[
 
 
 @pytest.mark.usefixtures("waiting")
+def test_reasons_to_filter_by_are_given_as_in_the_list(client_of: ClientOf) -> None:
+    page = client_of().get("waiting?reason=waits_bad_wish").text
+    assert '<option value="waits_bad_wish" selected>Its placement request is invalid</option>' in page
+    assert "Reason: Its placement request is invalid" in page
+
+
+@pytest.mark.usefixtures("waiting")
 def test_waiting_tries_of_hidden_dags_are_neither_listed_nor_counted(client_of: ClientOf) -> None:
     page = client_of("few").get("waiting").text
     assert SECRET not in page
