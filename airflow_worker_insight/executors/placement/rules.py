@@ -14,7 +14,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
-from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, NAME_LENGTH, clean
+from airflow_worker_insight.domain.names import LABEL_VALUE_LENGTH, MAX_LABELS, NAME_LENGTH, clean
 from airflow_worker_insight.executors.placement.policy import check_strategy
 from airflow_worker_insight.executors.placement.slow_workers import DEFAULT_SLOW_FROM
 
@@ -33,8 +33,6 @@ MIN_SLOW_FROM = 1.5
 
 Smaller factors are normal differences between machines.
 """
-
-MAX_LABELS = 32
 
 CONFIG_KEY = "worker_insight"
 """Key of this provider's part of a task's ``executor_config``."""
