@@ -184,4 +184,4 @@ OPTIONS = (
     LOCAL_WORKERS,
     METRICS_PER_WORKER,
 )
-"""All options, in the order of the documentation."""
+"""All options, in the order of the documentation: add each new one here too."""

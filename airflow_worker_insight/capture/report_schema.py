@@ -1,6 +1,7 @@
 """Validate reports with a closed schema of bounded sizes.
 
-A report comes from a task process, which can run any code.
+A report comes from a task process, which can run any code. :func:`.claim.record_report` then checks whether a valid
+report fits Airflow's try.
 """
 
 from __future__ import annotations

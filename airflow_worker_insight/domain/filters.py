@@ -1,8 +1,8 @@
 """Filters and orders of lists. Each filter is declared here once.
 
-REST (``api.queries``), the command (``cli.arguments``) and the pages (``ui.query_params``) derive their parameters from
-these declarations. A filter without a declaration is internal. To add one, declare it here and add its condition to the
-store.
+REST (``api.queries``) and the command (``cli.arguments``) derive their parameters from these declarations. A page
+(``ui.query_params``) derives its parsers, and has only the filters that its class of parameters has a field for. A
+filter without a declaration is internal. ``CONTRIBUTING.md`` says how to add one.
 """
 
 from __future__ import annotations

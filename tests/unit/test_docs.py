@@ -34,6 +34,14 @@ def blocks() -> set[tuple[str, str]]:
     return {(match[2], match[3]) for path in reference.pages() for match in reference.BLOCK.finditer(path.read_text())}
 
 
+def require_blocks(kind: str, names: set[str], page: str) -> None:
+    """Check that a page has a block of this kind for each of these names and no other."""
+    found = {name for found_kind, name in blocks() if found_kind == kind}
+    marks = "".join(f"\n<!-- generated: {kind} {name} -->\n<!-- end -->\n" for name in sorted(names - found))
+    assert not marks, f"below a heading each, add to docs/reference/{page}.md, then run `make reference`:\n{marks}"
+    assert found == names, f"remove from docs/reference/{page}.md, with their headings: {sorted(found - names)}"
+
+
 # --- what is generated -----------------------------------------------------------------------------------------------
 
 
@@ -47,8 +55,8 @@ def test_reference_is_what_the_code_says(page: Path) -> None:
 @newest_airflow
 def test_each_option_command_and_endpoint_is_in_the_reference() -> None:
     sources = reference._sources()
-    assert {name for kind, name in blocks() if kind == "option"} == set(sources.options)
-    assert {name for kind, name in blocks() if kind == "command"} == set(sources.commands)
+    require_blocks("option", set(sources.options), "configuration")
+    require_blocks("command", set(sources.commands), "command")
     headings = set(re.findall(r"^## `([A-Z]+ /[^`]*)`", doc("reference/rest.md"), re.MULTILINE))
     assert headings == {
         f"{method} {route.path.removeprefix('/api/v1')}"
@@ -63,7 +71,7 @@ def test_each_option_command_and_endpoint_is_in_the_reference() -> None:
         if "requestBody" in operation or any(one["in"] == "query" for one in operation.get("parameters", ()))
         if path.startswith("/api/v1")
     }
-    assert {name for kind, name in blocks() if kind == "parameters"} == with_parameters
+    require_blocks("parameters", with_parameters, "rest")
 
 
 @newest_airflow
@@ -174,7 +182,7 @@ def test_links_and_pictures_lead_somewhere(page: str) -> None:
         name, _, anchor = target.partition("#")
         found = path.parent / name if name else path
         assert found.exists(), target
-        assert not anchor or anchor in anchors(found), target
+        assert not anchor or anchor in anchors(found), f"{target}: no heading of that page gives this anchor"
 
 
 def test_each_page_and_picture_is_used() -> None:

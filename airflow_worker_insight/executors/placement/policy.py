@@ -363,7 +363,10 @@ _STATES_THAT_MAY_RECOVER = ("online", "unresponsive")
 
 
 def exclusion_reason(worker: Candidate) -> str | None:
-    """Return why a worker gets no tasks at all, or ``None`` if it may get some."""
+    """Return why a worker gets no tasks at all, or ``None`` if it may get some.
+
+    Drains and quarantines take effect here. :meth:`.service.PlacementService.decide` reads them again for each batch.
+    """
     if worker.state != "online":
         return worker.state or "state unknown"
     if worker.availability != "available":

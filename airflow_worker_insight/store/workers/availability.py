@@ -1,4 +1,7 @@
-"""Write operators' decisions on workers: the availability, the reason and the author."""
+"""Write operators' decisions on workers (drain, quarantine, release): the availability, the reason and the author.
+
+Placement reads them with :func:`.queries.unavailable_workers`.
+"""
 
 from __future__ import annotations
 

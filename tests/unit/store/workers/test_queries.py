@@ -10,7 +10,7 @@ from sqlalchemy import event, insert, update
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attribution import host_worker
-from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter
+from airflow_worker_insight.domain.filters import WORKER_ORDERS, WorkerFilter, parameters
 from airflow_worker_insight.domain.states import WorkerState
 from airflow_worker_insight.store.attempts import close
 from airflow_worker_insight.store.clock import database_now
@@ -373,6 +373,17 @@ def test_filters(database: Database, filters: dict[str, Any], found: list[str]) 
     )
     register(database, "three", name="w3", kind="local", hostname="host-3", state=None, labels={})
     assert listed(database, **filters) == (found, len(found))
+
+
+VALUES = {"states": frozenset({"lost"}), "label": ("zone", "eu"), "availability": "quarantined"}
+
+
+@pytest.mark.parametrize("name", parameters(WorkerFilter))
+def test_each_declared_filter_filters(database: Database, name: str) -> None:
+    register(database, "one")
+    assert listed(database, **{name: VALUES.get(name, "no worker has this")}) == ([], 0), (
+        f"filter_conditions() in store/workers/queries.py ignores {name}"
+    )
 
 
 ODD = ["O'Neill", 'a"b', "a\\b", "%", "_", "🐘", "ä", "a: b", '", "x": "', "}", "[", "<b>", "x" * 64, " ", "\x7f"]
