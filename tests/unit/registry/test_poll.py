@@ -25,7 +25,7 @@ from airflow_worker_insight.store import clock
 from airflow_worker_insight.store.airflow_history import find_run
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.tables import engine as engine_table
+from airflow_worker_insight.store.tables import worker_source
 from airflow_worker_insight.store.workers import instances as store
 from airflow_worker_insight.store.workers.queries import get_worker
 from airflow_worker_insight.store.workers.upsert import upsert_worker
@@ -551,7 +551,7 @@ def test_an_error_of_one_source_leaves_the_others_alone(
     assert type(error).__name__ in (broken.error or "")
     assert working.states == {"online": 1}
     with database.engine.connect() as connection:
-        errors = dict(connection.execute(select(engine_table.c.name, engine_table.c.error)).all())
+        errors = dict(connection.execute(select(worker_source.c.name, worker_source.c.error)).all())
     assert errors == {SourceName.CELERY: broken.error, SourceName.EDGE: None}
 
 
