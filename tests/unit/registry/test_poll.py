@@ -24,8 +24,7 @@ from airflow_worker_insight.registry.poll import PollOutcome, SourceOutcome, ref
 from airflow_worker_insight.store import clock
 from airflow_worker_insight.store.airflow_history import find_run
 from airflow_worker_insight.store.attempts import start as attempts_start
-from airflow_worker_insight.store.tables import change, worker
-from airflow_worker_insight.store.tables import worker_source
+from airflow_worker_insight.store.tables import change, worker, worker_source
 from airflow_worker_insight.store.workers import instances as store
 from airflow_worker_insight.store.workers.queries import get_worker
 from airflow_worker_insight.store.workers.upsert import upsert_worker
