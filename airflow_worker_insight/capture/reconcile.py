@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
-    from airflow_worker_insight.domain.attribution import WorkerInstance
+    from airflow_worker_insight.domain.attribution import RecordedInstance
     from airflow_worker_insight.domain.keys import RowKey, TryKey
     from airflow_worker_insight.store.attempts.close import RecordedTry
     from airflow_worker_insight.store.xcom import StoredReport
@@ -111,14 +111,14 @@ def reconcile_runs(
     attempts_close.remove_tries(connection, plan.remove)
     hosts = attempts_close.ensure_hosts(
         connection,
-        (verdict.worker for _, verdict in plan.add if verdict.worker is not None and verdict.ref is None),
+        (result.worker for _, result in plan.add if result.worker is not None and result.ref is None),
         now=datetime.now(timezone.utc),
     )
     attempts_close.add_tries(
-        connection, [(airflow_try, verdict.attribution, _ref(verdict, hosts)) for airflow_try, verdict in plan.add]
+        connection, [(airflow_try, result.attribution, _ref(result, hosts)) for airflow_try, result in plan.add]
     )
     placements.copy_reasons(connection, runs, tries)
-    for attribution, tries_count in Counter(verdict.attribution for _, verdict in plan.add).items():
+    for attribution, tries_count in Counter(result.attribution for _, result in plan.add).items():
         counters.count(f"tries.{attribution}", tries_count)
     return Outcome(
         closed=len(plan.close), added=len(plan.add), claimed=claimed, unfinished_runs=_unfinished_runs(runs, tries)
@@ -155,7 +155,7 @@ def make_plan(
     runs: Collection[DagRunRef],
     tries: Collection[AirflowTry],
     recorded: Collection[RecordedTry],
-    instances: Collection[WorkerInstance],
+    instances: Collection[RecordedInstance],
     *,
     default_executor: str | None,
     installed_at: datetime | None,
@@ -332,7 +332,7 @@ def _is_before(airflow_try: AirflowTry, installed_at: datetime | None) -> bool:
     return installed_at is not None and moment is not None and moment < installed_at
 
 
-def _ref(verdict: AttributionResult, hosts: Mapping[str, int]) -> int:
-    if verdict.ref is not None:
-        return verdict.ref
-    return hosts[verdict.worker.worker_id] if verdict.worker is not None else NO_WORKER
+def _ref(result: AttributionResult, hosts: Mapping[str, int]) -> int:
+    if result.ref is not None:
+        return result.ref
+    return hosts[result.worker.worker_id] if result.worker is not None else NO_WORKER

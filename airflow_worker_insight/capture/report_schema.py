@@ -16,7 +16,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from airflow_worker_insight.capture.report import MAX_REPORT_BYTES, REPORT_VERSION
 from airflow_worker_insight.domain.attempts import Conditions
 from airflow_worker_insight.domain.attribution import HOST_ID_PREFIX
+from airflow_worker_insight.domain.clock import STORABLE_YEARS
 from airflow_worker_insight.domain.names import HOSTNAME_LENGTH, LABELS_SIZE, clean, is_clean
+from airflow_worker_insight.domain.parameters import WORKER_ID
 from airflow_worker_insight.domain.workers import WorkerRecord
 
 
@@ -75,7 +77,7 @@ class _Closed(BaseModel):
 class WorkerReport(_Closed):
     """What a worker may report about itself."""
 
-    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@:-]{1,64}$"), AfterValidator(_not_host_id)]
+    worker_id: Annotated[str, Field(pattern=WORKER_ID), AfterValidator(_not_host_id)]
     name: _text(250)  # type: ignore[valid-type]
     kind: _text(32)  # type: ignore[valid-type]
     hostname: _text(255)  # type: ignore[valid-type]
@@ -176,11 +178,8 @@ def conditions(report: ConditionsReport | dict[str, Any]) -> Conditions:
     return Conditions(load=validated.load, memory_free=validated.memory_free, running_beside=validated.running_beside)
 
 
-_STORABLE_YEARS = range(2000, 9001)
-
-
 def _storable_time(moment: datetime | None) -> datetime | None:
     """Return a start time that every database can store, in UTC, else ``None``."""
-    if moment is None or moment.year not in _STORABLE_YEARS:
+    if moment is None or moment.year not in STORABLE_YEARS:
         return None
     return moment.astimezone(timezone.utc)

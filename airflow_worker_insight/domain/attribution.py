@@ -42,7 +42,7 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerInstance:
+class RecordedInstance:
     """A recorded worker instance and the ID of its row."""
 
     ref: int
@@ -63,7 +63,7 @@ class AttributionResult:
 
 def attribute(
     airflow_try: AirflowTry,
-    instances: Collection[WorkerInstance],
+    instances: Collection[RecordedInstance],
     *,
     default_executor: str | None = None,
     backfilled: bool = False,
@@ -88,7 +88,9 @@ def attribute(
     return AttributionResult(attribution, host_worker(airflow_try.hostname, kind))
 
 
-def _only_candidate(airflow_try: AirflowTry, kind: str, instances: Collection[WorkerInstance]) -> WorkerInstance | None:
+def _only_candidate(
+    airflow_try: AirflowTry, kind: str, instances: Collection[RecordedInstance]
+) -> RecordedInstance | None:
     """Return the only worker instance that, by Airflow's columns, can have run the try.
 
     ``None`` if there is none or if there are several. That an instance was alive on that host at that time is not

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+STORABLE_YEARS = range(2000, 9001)
+"""Years of reported times that every database can store in any time zone."""
+
 CLOCK_SKEW = timedelta(minutes=15)
 """Largest tolerated difference between the clocks of two hosts."""
 

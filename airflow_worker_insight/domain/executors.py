@@ -5,7 +5,6 @@ Pure functions.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_worker_insight.domain.names import executor_name
@@ -34,7 +33,7 @@ def executors(setting: str | None) -> list[Executor]:
     parsed = []
     for group in (setting or "").split(";"):
         team, _, names = group.rpartition("=")
-        parsed += [Executor(executor_name(name.strip()), team.strip() or None) for name in re.split(r",", names)]
+        parsed += [Executor(executor_name(name.strip()), team.strip() or None) for name in names.split(",")]
     return [executor for executor in parsed if executor.name]
 
 

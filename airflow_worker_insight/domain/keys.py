@@ -62,6 +62,11 @@ class TryKey:
         """Digest of the task instance's names within its Dag run."""
         return task_key(self.task_id, self.map_index)
 
+    @property
+    def key_by_names(self) -> RowKey:
+        """Digests of the names: the key of placements, and of attempts that are recorded by names."""
+        return self.run_key, self.task_key, self.try_number
+
 
 def run_key(dag_id: str, run_id: str) -> int:
     """Return the digest of a Dag run's names as a signed 64-bit integer."""

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from airflow_worker_insight.domain.limits import MAX_ID_LENGTH, MAX_INTEGER
 
 WORKER_ID = r"^[A-Za-z0-9._@:-]{1,64}$"
+"""Pattern of the IDs that a worker may report."""
 
 
 def is_worker_id(text: str) -> bool:

@@ -85,7 +85,7 @@ class WorkerState(StrEnum):
     """What was seen of a worker; ``None`` where nothing tells, or its source was not polled lately."""
 
     ONLINE = "online"
-    """It gave a sign of life at the last poll, or not long before."""
+    """It was seen alive at the last poll, or not long before."""
     UNRESPONSIVE = "unresponsive"
     """It has been silent for longer than ``heartbeat_timeout``, or its source could not be polled for as long."""
     OFFLINE = "offline"

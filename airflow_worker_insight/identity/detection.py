@@ -34,7 +34,7 @@ class ProcessContext(NamedTuple):
 
 
 class DetectedWorker(NamedTuple):
-    """A recognised worker."""
+    """A detected worker."""
 
     kind: str
     name: str
@@ -53,7 +53,7 @@ def detect_worker(context: ProcessContext) -> DetectedWorker:
     worker and not to the outer one.
 
     :param context: what the process knows about itself
-    :return: the worker; if none is recognised, one of the executor's kind (or ``unknown``) named after the host
+    :return: the worker; if none is detected, one of the executor's kind (or ``unknown``) named after the host
     """
     for index in range(len(context.lineage)):
         detected = _match_celery_main(context, index) or _match_local(context, index) or _match_edge(context, index)
@@ -306,7 +306,7 @@ def is_task_parent(argv: Sequence[str]) -> bool:
 
 def is_fork_server(argv: Sequence[str]) -> bool:
     """Return whether a process is Python's fork server."""
-    return any(_FORK_SERVER in slug for slug in argv)
+    return any(_FORK_SERVER in argument for argument in argv)
 
 
 # --- Commands --------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class PollThread:
         self._due_at = clock()
         self._failed_polls = 0
         self._failures: dict[str, int] = {}
-        """Polls in a row that failed, by source."""
+        """Polls in a row that failed, by source; a call that finds it not due is no poll."""
         self._thread = PeriodicThread(
             self.run_once,
             name="worker-insight-poll",
@@ -84,7 +84,7 @@ class PollThread:
 
     def start(self) -> None:
         """Start the thread; a second call changes nothing."""
-        if config.enabled():
+        if config.enabled() and not self._thread.is_started:
             self._poll_at(0.0)
             self._thread.start()
 
@@ -138,8 +138,9 @@ class PollThread:
 
     def _note_outcome(self, outcome: SourceOutcome) -> None:
         """Warn once about a source that could not be polled several times in a row."""
-        if outcome.polled or not outcome.error:
+        if outcome.polled:
             self._failures.pop(outcome.name, None)
+        if outcome.polled or not outcome.error:
             return
         # The tables may have been removed.
         self._schema_gate.forget()

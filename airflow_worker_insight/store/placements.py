@@ -56,7 +56,7 @@ MAX_CLOSED = 100_000
 MAX_PRUNED = 5_000
 """Maximum number of placements that one call of :func:`prune` deletes."""
 
-UNAFFECTED_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
+BLAMELESS_STATES = frozenset({"success", "skipped", "removed", "deferred", "up_for_reschedule"})
 """States of an earlier try that do not count against the worker that ran it."""
 
 SLOT_STATES = (QUEUED, "running", "restarting")
@@ -144,7 +144,7 @@ def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:
     :param ended: the tries, each with the time of the placement to close
     """
     columns = (*key_columns(placement), placement.c.placed_at)
-    keys = sorted((*_digests(key), placed_at) for key, placed_at in ended.items())
+    keys = sorted((*key.key_by_names, placed_at) for key, placed_at in ended.items())
     for batch in batches(keys, BATCH):
         connection.execute(
             update(placement)
@@ -178,7 +178,7 @@ def open_placements(connection: Connection, *, dedicated_queues: Collection[str]
 def open_placements_of(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, Placement]:
     """Return the open placements of these tries, waiting ones included."""
     by_key: dict[TryKey, Placement] = {}
-    for batch in batches(sorted(map(_digests, keys)), BATCH):
+    for batch in batches(sorted(key.key_by_names for key in keys), BATCH):
         rows = connection.execute(
             select(placement).where(in_rows(connection, key_columns(placement), batch), placement.c.is_open.is_(True))
         )
@@ -221,7 +221,7 @@ def explanations(connection: Connection, keys: Collection[TryKey]) -> dict[TryKe
 
     :return: the reasons of those tries whose placement is still stored
     """
-    requested = {_digests(key): key for key in keys}
+    requested = {key.key_by_names: key for key in keys}
     by_key: dict[TryKey, Explanation] = {}
     run = metadata_database.dag_run_table()
     same_run = (run.c.dag_id == placement.c.dag_id, run.c.run_id == placement.c.run_id)
@@ -435,14 +435,14 @@ def failed_on(connection: Connection, keys: Collection[TryKey]) -> dict[TryKey, 
             key_before = tries[row.run_key, row.task_key, row.try_number].key
             here = ((1, row.position), row.name)
             ran_on[key_before] = max(ran_on.get(key_before, here), here)
-    by_name = {_digests(key): key for key in known}
+    by_name = {key.key_by_names: key for key in known}
     for batch in batches(sorted(by_name), BATCH):
         for row in connection.execute(_workers_of(connection, batch, placement, placement.c.try_number)):
             # The worker that the try reported takes precedence over the worker it was sent to.
             ran_on.setdefault(by_name[row.run_key, row.task_key, row.try_number], ((0, 0), row.name))
     failed: dict[TryKey, set[str]] = defaultdict(set)
     for key_before, (_, name) in ran_on.items():
-        if known[key_before].state not in UNAFFECTED_STATES:
+        if known[key_before].state not in BLAMELESS_STATES:
             failed[earlier[key_before]].add(name)
     return {key: frozenset(names) for key, names in failed.items()}
 
@@ -540,11 +540,11 @@ def copy_reasons(connection: Connection, runs: Collection[DagRunRef], tries: Col
     keys_of_reason: dict[str, list[RowKey]] = defaultdict(list)
     moved: dict[RowKey, RowKey] = {}
     for airflow_try in (*tries, *lost_tries(tries)):
-        row = placed.get(_digests(airflow_try.key))
+        row = placed.get(airflow_try.key.key_by_names)
         if row is not None:
             keys_of_reason[row.reason] += airflow_try.row_keys
             if not row.is_open:
-                moved[_digests(airflow_try.key)] = airflow_try.row_keys[0]
+                moved[airflow_try.key.key_by_names] = airflow_try.row_keys[0]
     for reason, row_keys in keys_of_reason.items():
         for batch in batches(sorted(row_keys), BATCH):
             connection.execute(
@@ -643,8 +643,3 @@ def _placement(row: Row[Any]) -> Placement:
         placed_at=row.placed_at.astimezone(timezone.utc),
         is_open=row.is_open,
     )
-
-
-def _digests(key: TryKey) -> RowKey:
-    """Return the key that a try is placed under: digests of its names."""
-    return key.run_key, key.task_key, key.try_number

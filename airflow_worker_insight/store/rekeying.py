@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import AirflowTry, DagRunRef
-    from airflow_worker_insight.domain.keys import RowKey, TryKey
+    from airflow_worker_insight.domain.keys import RowKey
     from airflow_worker_insight.store.attempts.close import RecordedTry
 
 RUNS_PER_STEP = 200
@@ -57,7 +57,7 @@ def rekey(
     :param recorded: the attempts under the names of these Dag runs
     :return: ``recorded`` with the new keys
     """
-    by_name = {row.key: row for row in recorded if row.row_key == _key_of_names(row.key)}
+    by_name = {row.key: row for row in recorded if row.row_key == row.key.key_by_names}
     if not by_name:
         return list(recorded)
     existing_keys = {row.row_key for row in recorded}
@@ -108,10 +108,6 @@ def _merge(connection: Connection, old_key: RowKey, kept_key: RowKey) -> None:
 
 def _has_key(key: RowKey) -> Any:
     return and_(attempt.c.run_key == key[0], attempt.c.task_key == key[1], attempt.c.try_number == key[2])
-
-
-def _key_of_names(key: TryKey) -> RowKey:
-    return key.run_key, key.task_key, key.try_number
 
 
 def _is_attempt_of(candidate: RecordedTry, airflow_try: AirflowTry, run: DagRunRef) -> bool:

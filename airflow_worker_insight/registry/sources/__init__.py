@@ -36,7 +36,7 @@ def configured_sources(setting: str | None) -> Sequence[WorkerSource]:
     if SourceName.EDGE not in absent and _is_installed("airflow.providers.edge3"):
         sources.append(EdgeSource())
     if SourceName.JOBS not in absent:
-        sources.append(JobsSource(has_plain=_has_plain_local(setting)))
+        sources.append(JobsSource(has_single=_has_single_local(setting)))
     sources.append(TriesSource())
     # Last, because its brokers may hang, while the others wait for nothing but the database.
     if SourceName.CELERY not in absent and _is_installed("airflow.providers.celery"):
@@ -44,7 +44,7 @@ def configured_sources(setting: str | None) -> Sequence[WorkerSource]:
     return sources
 
 
-def _has_plain_local(setting: str | None) -> bool:
+def _has_single_local(setting: str | None) -> bool:
     """Return whether a local executor without named workers is configured.
 
     Its one worker is the scheduler.

@@ -10,7 +10,7 @@ import json
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight.domain.clock import utc
+from airflow_worker_insight.domain.clock import STORABLE_YEARS, utc
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
@@ -29,7 +29,6 @@ QUEUES_SIZE = 2**20
 
 MAX_CONCURRENCY = 1_000_000
 
-_YEARS = range(2000, 9001)
 _STATES_AFTER_EXIT = ("offline", "offline maintenance")
 _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_version", "python": "python_version"}
 
@@ -124,4 +123,4 @@ def _time(value: object) -> datetime | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    return moment if moment.year in _YEARS else None
+    return moment if moment.year in STORABLE_YEARS else None

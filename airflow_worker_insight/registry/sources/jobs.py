@@ -27,14 +27,14 @@ class JobsSource:
 
     Airflow never fills in its ``executor_class`` (2.11 to 3.3), so each scheduler of a deployment that has
     LocalExecutor among its executors is a local worker. A scheduler with named workers on its machine has registered
-    these itself: they live as long as its job does.
+    these itself: they end with its job.
     """
 
     name = SourceName.JOBS
 
-    def __init__(self, *, has_plain: bool = True) -> None:
-        self._has_plain = has_plain
-        """Whether LocalExecutor is configured, beside or without named workers."""
+    def __init__(self, *, has_single: bool = True) -> None:
+        self._has_single = has_single
+        """Whether an executor with one local worker for each scheduler is configured."""
 
     def poll(self, context: PollContext) -> PollResult:
         """Return the workers of schedulers that run, or that ended since they were last seen."""
@@ -42,12 +42,12 @@ class JobsSource:
         with context.database() as connection:
             rows = scheduler_jobs(connection, job_ids)
             named_instances = named_local_instances(connection, rows)
-        plain_job_ids = {
+        single_job_ids = {
             instance.job_id for instance in context.instances if not is_named_local(instance.kind, instance.engine_name)
         }
         concurrency = config.parallelism()
         observations = [
-            _scheduler(row, concurrency) for row in rows.values() if self._has_plain or row.id in plain_job_ids
+            _scheduler(row, concurrency) for row in rows.values() if self._has_single or row.id in single_job_ids
         ]
         return PollResult(
             (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from airflow_worker_insight.domain.attribution import WorkerInstance
+from airflow_worker_insight.domain.attribution import RecordedInstance
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, run_key
 from airflow_worker_insight.domain.workers import WorkerRecord
@@ -87,7 +87,7 @@ def recorded_tries(connection: Connection, runs: Collection[DagRunRef]) -> list[
     return list(by_key.values())
 
 
-def instances_on_hosts(connection: Connection, hostnames: Collection[str]) -> list[WorkerInstance]:
+def instances_on_hosts(connection: Connection, hostnames: Collection[str]) -> list[RecordedInstance]:
     """Return the recorded worker instances on these hosts.
 
     Their rows cannot be removed until the transaction ends.
@@ -97,7 +97,7 @@ def instances_on_hosts(connection: Connection, hostnames: Collection[str]) -> li
     query = select(worker).where(worker.c.hostname.in_(sorted(hostnames)), worker.c.host_only.is_(False))
     rows = connection.execute(lock_for_share(connection, query))
     return [
-        WorkerInstance(
+        RecordedInstance(
             ref=row.id,
             record=WorkerRecord(
                 worker_id=row.worker_id,

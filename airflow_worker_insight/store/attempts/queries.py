@@ -342,7 +342,7 @@ def _with_airflow_state(attempt: Attempt, airflow_try: AirflowTry) -> Attempt:
 
 
 def _unrecorded(airflow_try: AirflowTry) -> Attempt:
-    verdict = attribute(airflow_try, instances=(), default_executor=config.executor())
+    result = attribute(airflow_try, instances=(), default_executor=config.executor())
     return Attempt(
         dag_id=airflow_try.key.dag_id,
         run_id=airflow_try.key.run_id,
@@ -353,20 +353,20 @@ def _unrecorded(airflow_try: AirflowTry) -> Attempt:
         started_at=airflow_try.started_at,
         ended_at=airflow_try.ended_at,
         duration=_duration(airflow_try.started_at, airflow_try.ended_at),
-        attribution=verdict.attribution,
+        attribution=result.attribution,
         workers=(
             AttemptWorker(
-                worker_id=verdict.worker.worker_id,
-                name=verdict.worker.name,
-                kind=verdict.worker.kind,
-                hostname=verdict.worker.hostname,
+                worker_id=result.worker.worker_id,
+                name=result.worker.name,
+                kind=result.worker.kind,
+                hostname=result.worker.hostname,
                 host_only=True,
                 process_count=1,
                 first_started_at=airflow_try.started_at,
                 last_started_at=airflow_try.started_at,
             ),
         )
-        if verdict.worker is not None
+        if result.worker is not None
         else (),
         is_recorded=False,
         ran_in_a_test=airflow_try.ran_in_a_test,

@@ -277,7 +277,7 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
         for row in connection.execute(select(*columns).where(worker.c.id.in_(refs))):
             by_source[row.kind, row.engine_name] = row.availability
 
-    def last_life(instance: NewWorkerInstance) -> tuple[int, str, bool]:
+    def latest_decision(instance: NewWorkerInstance) -> tuple[int, str, bool]:
         # Rows that only reports mention do not count where the source knows the name.
         source_decision = by_source.get((instance.kind, instance.engine_name))
         if source_decision is not None:
@@ -286,7 +286,7 @@ def _quarantined_heirs(connection: Connection, instances: Sequence[NewWorkerInst
         keys += [("host", instance.kind, instance.hostname)] if instance.kind == LOCAL else []
         return max(latest.get(key, (0, "", True)) for key in keys)
 
-    decisions = [(instance, *last_life(instance)[1:]) for instance in instances]
+    decisions = [(instance, *latest_decision(instance)[1:]) for instance in instances]
     heirs = [
         (instance, is_known)
         for instance, availability, is_known in decisions

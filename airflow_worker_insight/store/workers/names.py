@@ -45,8 +45,8 @@ def is_known_to_source(table: Any) -> Any:
 
     :param table: the table of workers, or an alias of it
     """
-    has_told = and_(table.c.kind.in_(SOURCE_KINDS), table.c.engine_heartbeat_at.is_not(None))
-    return and_(table.c.host_only.is_(False), or_(table.c.reported_id.is_(None), has_told))
+    has_heartbeat = and_(table.c.kind.in_(SOURCE_KINDS), table.c.engine_heartbeat_at.is_not(None))
+    return and_(table.c.host_only.is_(False), or_(table.c.reported_id.is_(None), has_heartbeat))
 
 
 def is_known_column() -> Any:
@@ -101,7 +101,7 @@ def is_named_local_row(table: Any) -> Any:
 
     :param table: the table of workers, or an alias of it
     """
-    is_plain = or_(
+    is_single = or_(
         table.c.engine_name.is_(None), table.c.engine_name.startswith(f"{SINGLE_LOCAL_NAME}@", autoescape=True)
     )
-    return and_(table.c.kind == LOCAL, not_(is_plain))
+    return and_(table.c.kind == LOCAL, not_(is_single))

@@ -12,7 +12,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import AirflowTry
 from airflow_worker_insight.domain.attribution import (
     AttributionResult,
-    WorkerInstance,
+    RecordedInstance,
     attribute,
     has_workers_of,
     host_worker,
@@ -43,8 +43,8 @@ def a_try(**others: Any) -> AirflowTry:
     return AirflowTry(**{**known, **others})
 
 
-def an_instance(ref: int, **others: Any) -> WorkerInstance:
-    return WorkerInstance(ref=ref, record=a_worker(f"worker-{ref}", **others))
+def an_instance(ref: int, **others: Any) -> RecordedInstance:
+    return RecordedInstance(ref=ref, record=a_worker(f"worker-{ref}", **others))
 
 
 # --- run in a test: somebody's own process, and no scheduler queued it ------------------------------------------------
@@ -58,7 +58,7 @@ UNQUEUED: dict[str, Any] = {"queued_at": None, "queued_by_job_id": None, "extern
 @pytest.mark.parametrize("started_at", [at(10), None])
 def test_what_ran_in_a_test_is_on_no_worker(state: str, backfilled: bool, started_at: datetime | None) -> None:
     one = a_try(state=state, started_at=started_at, **UNQUEUED)
-    pod = WorkerInstance(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
+    pod = RecordedInstance(ref=1, record=a_worker("pod", kind="kubernetes", hostname="host-1"))
     for executor in ("CeleryExecutor", "LocalExecutor", "KubernetesExecutor"):
         assert attribute(one, [pod], default_executor=executor, backfilled=backfilled) == AttributionResult(
             "not_on_a_worker"
@@ -216,7 +216,7 @@ tries = st.builds(
 
 
 @given(tries, st.lists(instances, max_size=5))
-def test_a_named_instance_never_contradicts_airflow(one: AirflowTry, known: list[WorkerInstance]) -> None:
+def test_a_named_instance_never_contradicts_airflow(one: AirflowTry, known: list[RecordedInstance]) -> None:
     verdict = attribute(one, known, default_executor="CeleryExecutor")
     if verdict.worker is None:
         assert one.hostname is None

@@ -134,6 +134,25 @@ def test_source_that_cannot_be_polled_twice_in_a_row_is_warned_of(mocker: Mocker
     assert (topic, named) == ("refresh.jobs", ["jobs", "database is locked"])
 
 
+def test_between_two_failed_polls_a_source_may_be_not_due(mocker: MockerFixture) -> None:
+    warn_once = mocker.patch("airflow_worker_insight.registry.background.warn_once")
+    locked = PollOutcome((SourceOutcome("jobs", polled=False, error="database is locked"),), due_in=0.0)
+    not_due = PollOutcome((SourceOutcome("jobs", polled=False),), due_in=0.0)
+    thread = poll_thread(Polls(locked, not_due, locked))
+    for _ in range(3):
+        thread.run_once()
+    assert [call.args[0] for call in warn_once.call_args_list] == ["refresh.jobs"]
+
+
+def test_starting_again_delays_no_poll() -> None:
+    polls, jitters = Polls(), []
+    thread = poll_thread(polls, jitter=lambda: jitters.append(1) or 600.0, claim_interval=600.0)
+    thread.start()
+    thread.start()
+    thread.stop()
+    assert len(jitters) == 1
+
+
 def test_after_an_error_the_next_poll_is_due_an_interval_later() -> None:
     clock, polls = Clock(), Polls(RuntimeError("the database went away"))
     thread = poll_thread(polls, clock=clock)
