@@ -121,7 +121,7 @@ INTERVAL = timedelta(seconds=30)
 LATER = at(30)
 
 
-QUICK = BrokerTimeouts(connect=1.0, idle=0.5)
+QUICK = BrokerTimeouts(connect=1.0, idle=1.0)
 
 
 def a_context(
