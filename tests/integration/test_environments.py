@@ -142,10 +142,10 @@ def test_dag_test_runs_on_no_worker(airflow: Deployment) -> None:
             # both then read from one connection, and one in some five such tests waits for ever, without this package
             # too. A new interpreter has none.
             apart = {"AIRFLOW__CORE__EXECUTE_TASKS_NEW_PYTHON_INTERPRETER": "True"}
-            # Airflow's own LocalExecutor may wait for its processes for ever after their tasks have ended (seen on 3.3.2).
+            # Airflow's own LocalExecutor may wait for ever for its processes, whose tasks have ended (seen on 3.3.2).
             may_hang = suppress(subprocess.TimeoutExpired) if how == "LocalExecutor" else nullcontext()
+            env = {"AIRFLOW__CORE__EXECUTOR": how, **apart}
             with may_hang:
-                env = {"AIRFLOW__CORE__EXECUTOR": how, **apart}
                 airflow.run("python", script, "executor", check=False, env=env, timeout=80)
         (run_id,) = run_ids(airflow) - runs
         found = recorded(airflow, run_id)
