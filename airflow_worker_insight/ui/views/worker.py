@@ -237,7 +237,7 @@ def _lost_tries(instance: WorkerInstance, now: datetime) -> Tries:
     if total:
         text = f"{formatting.count(total, 'try', 'tries')} had not ended when the worker was last seen."
         if any(attempt.state in ("running", "restarting") for attempt in rows):
-            text += " Airflow counts them as running until their heartbeat times out."
+            text += " A lost try counts as running in Airflow until its heartbeat times out."
     else:
         subject = "No try" if instance.sees_all_dags else "No try that you can see"
         text = f"{subject} was running when the worker was last seen."

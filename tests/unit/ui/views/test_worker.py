@@ -93,8 +93,8 @@ def test_lost_worker_has_start_and_lost_tries() -> None:
     page = a_page(lost, lost_tries=([a_try(1, 0, None, on("celery-1"), state="running")], 3))
     assert page.since == at(120)
     assert page.lost_tries.text == (
-        "3 tries had not ended when the worker was last seen. Airflow counts them as running until their heartbeat "
-        "times out."
+        "3 tries had not ended when the worker was last seen. A lost try counts as running in Airflow until its "
+        "heartbeat times out."
     )
     noticed = a_page(lost, lost_tries=([a_try(1, 0, 90, on("celery-1"), state="failed")], 1))
     assert noticed.lost_tries.text == "1 try had not ended when the worker was last seen."
