@@ -22,7 +22,6 @@ from airflow_worker_insight.domain.filters import (
     parameters,
 )
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
-from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.domain.parameters import (
     WORKER_ID,
     Choice,
@@ -30,6 +29,7 @@ from airflow_worker_insight.domain.parameters import (
     Integer,
     Kind,
     Label,
+    Note,
     Text,
     Time,
     TryState,
@@ -205,11 +205,6 @@ def error_details(error: ValidationError, location: str) -> list[dict[str, Any]]
 Availability = Literal["available", "draining", "quarantined"]
 
 
-def _cleaned_note(note: str) -> str:
-    """Remove line ends, control and format characters, as the form on a worker's page does."""
-    return clean(note, MAX_NOTE_LENGTH)
-
-
 class Decision(BaseModel):
     """A user's decision on a worker's availability."""
 
@@ -223,7 +218,7 @@ class Decision(BaseModel):
             str,
             Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
             AfterValidator(Text(MAX_NOTE_LENGTH).parse),
-            AfterValidator(_cleaned_note),
+            AfterValidator(Note().parse),
         ]
         | None
     ) = Field(None, description="Reason for the decision.")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.cli.cli_config import Arg
 
 from airflow_worker_insight.domain.filters import parameters
-from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
-from airflow_worker_insight.domain.parameters import Choice, Choices, Integer, Label, Time, TryState
+from airflow_worker_insight.domain.parameters import Choice, Choices, Integer, Label, Note, Time, TryState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +46,7 @@ def parse_age(text: str) -> datetime:
     return parsed
 
 
-def parser_of(kind: Kind) -> Callable[[str], Any]:
+def parser_of(kind: Kind | Note) -> Callable[[str], Any]:
     """Return argparse's ``type`` for a kind of parameter."""
 
     def parse(text: str) -> Any:
@@ -100,21 +99,10 @@ def parse_row_id(text: str) -> int:
     return int(text)
 
 
-def parse_note(text: str) -> str:
-    """Strip and check the note of a decision: one printable line.
-
-    :raises argparse.ArgumentTypeError: if it has several lines or is too long
-    """
-    stripped = text.strip()
-    if not stripped.isprintable() or len(stripped) > MAX_NOTE_LENGTH:
-        raise argparse.ArgumentTypeError(f"a note is one line of at most {MAX_NOTE_LENGTH} characters")
-    return stripped
-
-
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 ARG_WORKER = Arg(("worker",), help="ID of the worker, or its name if only one living worker has it", metavar="WORKER")
-ARG_NOTE = Arg(("--note",), type=parse_note, help="Reason, shown on the worker's page")
+ARG_NOTE = Arg(("--note",), type=parser_of(Note()), help="Reason, shown on the worker's page")
 
 # --- number of rows --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from airflow_worker_insight.domain.limits import MAX_ID_LENGTH, MAX_INTEGER
+from airflow_worker_insight.domain.limits import MAX_ID_LENGTH, MAX_INTEGER, MAX_NOTE_LENGTH
 
 WORKER_ID = r"^[A-Za-z0-9._@:-]{1,64}$"
 """Pattern of the IDs that a worker may report."""
@@ -129,6 +129,20 @@ class Label:
         if not key.strip() or not separator:
             raise ValueError("is not a label as key=value, such as zone=eu-1")
         return key.strip(), value.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A user's note on a decision: one line."""
+
+    max_length: int = MAX_NOTE_LENGTH
+
+    def parse(self, text: str) -> str:
+        """Return the note with spaces for what cannot be printed, such as line ends and direction marks."""
+        line = "".join(character if character.isprintable() else " " for character in text).strip()
+        if len(line) > self.max_length:
+            raise ValueError(f"is longer than {self.max_length} characters")
+        return line
 
 
 Kind = Text | WorkerId | Integer | Time | Choice | TryState | Label

@@ -21,8 +21,8 @@ from airflow_worker_insight.domain.filters import (
     WorkerFilter,
     parameters,
 )
-from airflow_worker_insight.domain.limits import MAX_BODY, MAX_NOTE_LENGTH, MAX_TOTAL
-from airflow_worker_insight.domain.parameters import Choice, Integer, Text, Time, TryState
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_TOTAL
+from airflow_worker_insight.domain.parameters import Choice, Integer, Note, Text, Time, TryState
 from airflow_worker_insight.domain.states import UNKNOWN_STATE, WorkerAvailability, WorkerState
 
 if TYPE_CHECKING:
@@ -269,9 +269,10 @@ def parse_form(form: Mapping[str, str]) -> AvailabilityForm:
     availability = form.get("availability", "")
     if availability not in WorkerAvailability.values():
         raise InvalidUrlError("The availability in the form is not available, draining or quarantined.")
-    note = "".join(character if character.isprintable() else " " for character in form.get("note", "")).strip()
-    if len(note) > MAX_NOTE_LENGTH:
-        raise InvalidUrlError(f"The note is longer than {MAX_NOTE_LENGTH} characters.")
+    try:
+        note = Note().parse(form.get("note", ""))
+    except ValueError as error:
+        raise InvalidUrlError(f"The note {error}.") from None
     return AvailabilityForm(availability, note)
 
 

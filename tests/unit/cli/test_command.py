@@ -130,7 +130,6 @@ workers list --limit many
 workers list --output xml
 workers show
 workers drain
-workers drain w1 --note two\\nlines
 attempts list --state bogus
 attempts list --state failed,success
 workers attempts w1 --state lost
