@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def tries(database: Database) -> Database:
     """Have three workers with a try each, an hour apart; of one of them Airflow knows the Dag no more."""
+    with database.engine.begin() as connection:
+        # First: an attempt belongs to the try that Airflow has when it starts.
+        add_try(connection, add_run(connection), "by c-2", state="running", ended_at=None)
     for hour, (worker_id, name) in enumerate([("c-1", "w1"), ("c-2", "w2"), ("c-3", "w1")]):
         add_worker(database, worker_id, name=name, hostname=f"host-{hour}", when=at(hour * 3600))
     with database.engine.begin() as connection:
@@ -32,7 +35,6 @@ def tries(database: Database) -> Database:
             .where(attempt.c.task_id == "by c-1")
             .values(state="failed", ended_at=at(90), try_number=2, map_index=5)
         )
-        add_try(connection, add_run(connection), "by c-2", state="running", ended_at=None)
     return database
 
 
