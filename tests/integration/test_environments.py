@@ -129,6 +129,9 @@ def without_scheduler(airflow: Deployment) -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_scheduler")
 def test_dag_test_runs_on_no_worker(airflow: Deployment) -> None:
+    if airflow.airflow3:
+        # The API server polls it. On 2.11 only a command does.
+        airflow.wait_for(lambda: workers(airflow), 60, "the Celery worker to be polled")
     known, script = workers(airflow), airflow.dags_folder / "tested.py"
     named = "airflow_worker_insight.executors.local.WorkerInsightLocalExecutor"
     for how in ("command", "script", "LocalExecutor", named):
