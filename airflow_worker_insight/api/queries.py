@@ -211,7 +211,7 @@ class Decision(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     availability: Availability = Field(
-        description="draining: finish what runs and take nothing new; quarantined: the same, also after a restart."
+        description="A draining worker finishes its tasks and gets no new ones; a quarantined one also after a restart."
     )
     note: (
         Annotated[

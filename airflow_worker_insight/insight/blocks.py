@@ -69,7 +69,7 @@ DAY = 86_400_000
 """Milliseconds of a day."""
 
 Contributions: TypeAlias = "dict[int, dict[tuple[str, str | None], Logs]]"
-"""What a block has added to evidence: by lane, then by unit and the member that is left out (``None``: nobody)."""
+"""What a block has added to evidence: by lane, then by unit and the member left out (``None`` if all count)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -155,7 +155,7 @@ class Stratum:
 
 
 RUNS = 16
-"""Dag runs of a task, the latest ones, whose mapped instances are told apart from first ones."""
+"""Latest Dag runs of a task for which the first mapped instance on each worker is remembered."""
 
 
 Judged: TypeAlias = "list[tuple[Try, bool]]"

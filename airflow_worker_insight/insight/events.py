@@ -1,4 +1,4 @@
-"""What the detector is told: workers, starts and ends of tries."""
+"""Input of the detector: workers, and starts and ends of tries."""
 
 from __future__ import annotations
 

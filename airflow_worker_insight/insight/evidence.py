@@ -1,7 +1,7 @@
 """E-values of stratified counts: how much a block of tries speaks against one unit.
 
 An e-value is a bet against "which tries fail does not depend on the unit". Its mean is at most 1 if that is true, so a
-product of e-values that reaches 1,000 happens with a probability of at most 1/1,000, however often somebody looks
+product of e-values that reaches 1,000 happens with a probability of at most 1/1,000, however often the evidence is read
 (Ville's inequality; Turner, Ly and Grünwald, arXiv 2106.02693, with the counts of a block held fixed).
 
 Logarithms are integers in steps of 2⁻²⁴: sums are exact, so neither the order of events nor a restart changes them.
@@ -47,7 +47,7 @@ def block_evidence(tries: int, failures: int, own_tries: int, own_failures: int,
     :param own_tries: n
     :param own_failures: x
     :param odds: the odds ratios θ
-    :return: ln e(θ) in steps of 1/:data:`SCALE`; all 0 if nothing failed or nobody else ran a try
+    :return: ln e(θ) in steps of 1/:data:`SCALE`; all 0 if nothing failed or no other unit ran a try
     """
     peers = tries - own_tries
     if not failures or not peers or not own_tries:

@@ -67,7 +67,7 @@ def not_enough_text(tries: int) -> str:
 
 
 def cannot_be_told_text() -> str:
-    """Return that there is nobody to compare with."""
+    """Return the sentence for a unit without peers."""
     return "Cannot be told: no other worker ran these tasks."
 
 

@@ -1,4 +1,4 @@
-"""Separate failures: two failures of a unit count both only if somebody else did well in between.
+"""Separate failures: two failures of a unit count both only if another unit did well in between.
 
 Between the starts of two failures of one unit, another unit must have started a try that has not failed so far.
 Otherwise the later failure is dropped from its block: it may be the same outage. A worker that takes the next few

@@ -129,7 +129,7 @@ class Rebalancer:
         slow = [worker for worker in busy if worker.is_slow]
         with self._lease(is_wanted=bool((idle and busy) or (fast and slow))) as is_ours:
             if is_ours and fast and slow:
-                # Fast workers may exceed their capacity here: the tasks are done sooner there all the same.
+                # Fast workers may exceed their capacity here: they still finish the tasks sooner.
                 room = {worker.ref: worker.capacity + worker.concurrency for worker in fast}
                 self._move(slow, room, snapshot, loads, ends_at=ends_at)
             elif is_ours:
