@@ -49,10 +49,10 @@ class Claimer:
     def __init__(
         self,
         *,
+        bounds: Bounds,
+        explain_bounds: Bounds,
         breaker: CircuitBreaker | None = None,
         counters: Counters = process_counters,
-        bounds: Bounds = database.START,
-        explain_bounds: Bounds = database.EXPLAIN,
     ) -> None:
         self.breaker = breaker or CircuitBreaker(PAUSE_SECONDS)
         """Open while claiming is paused."""
@@ -162,7 +162,7 @@ def install(claimer: Claimer | None = None) -> None:
     if config.enabled() and _installed is None:
         # Load Airflow's module now and not in the middle of a request.
         metadata_database.xcom_model()
-        _installed = claimer or Claimer()
+        _installed = claimer or Claimer(bounds=database.START, explain_bounds=database.EXPLAIN)
         xcom.add_flush_hook(_installed.before_flush)
 
 

@@ -46,8 +46,10 @@ from tests.unit.database import Database, add_run, add_try
 
 database = Database(sys.argv[1])
 if compat.is_airflow_3():
+    from airflow_worker_insight.capture.claim import Claimer
+    from tests.unit.bounds import ANY_MACHINE, ANY_MACHINE_EXPLAINS
     from tests.unit.capture.reports import a_report, a_running_try, push
-    claim.install()
+    claim.install(Claimer(bounds=ANY_MACHINE, explain_bounds=ANY_MACHINE_EXPLAINS))
     one = a_running_try(database)
     push(one, a_report(one.try_id))
     push(a_running_try(database, "other"), "nonsense")

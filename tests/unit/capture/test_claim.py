@@ -16,6 +16,7 @@ from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import migrate
 from airflow_worker_insight.store.session import CircuitBreaker
+from tests.unit.bounds import ANY_MACHINE, ANY_MACHINE_EXPLAINS
 from tests.unit.capture.reports import (
     RunningTry,
     a_report,
@@ -312,7 +313,8 @@ def test_missing_tables_are_not_queried_for_each_report(
     """Each try would put an error into the database's log."""
     now = [1000.0]
     claim.uninstall()
-    claim.install(Claimer(counters=counters, breaker=CircuitBreaker(claim.PAUSE_SECONDS, clock=lambda: now[0])))
+    breaker = CircuitBreaker(claim.PAUSE_SECONDS, clock=lambda: now[0])
+    claim.install(Claimer(counters=counters, breaker=breaker, bounds=ANY_MACHINE, explain_bounds=ANY_MACHINE_EXPLAINS))
     migrate.downgrade("base")
     running_try, other = a_running_try(database), a_running_try(database, "load")
     push(running_try, a_report(running_try.try_id))
