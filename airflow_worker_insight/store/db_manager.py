@@ -23,7 +23,7 @@ class WorkerInsightDBManager(metadata_database.db_manager_base()):  # type: igno
     supports_table_dropping = True
     bounds = session.COMMAND
     """Time limits of statements on a connection of Airflow's."""
-    revision_heads_map: dict[str, str] = {"0.1.0": "0004"}  # noqa: RUF012  (Airflow's own annotation)
+    revision_heads_map: dict[str, str] = {"0.1.0": "0005"}  # noqa: RUF012  (Airflow's own annotation)
 
     def get_alembic_config(self) -> Config:
         """Return :func:`.migrate.alembic_config`, because there is no ``alembic.ini``."""

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Column, MetaData, String, Table, inspect, select
 
+import airflow_worker_insight.store.insight_tables  # noqa: F401 - adds its tables to the metadata
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.online_migration import LIMITS, MigrationLimits

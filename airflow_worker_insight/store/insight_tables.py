@@ -1,0 +1,159 @@
+"""The tables of the analysis: its job and state, findings, and statistics by hour and day.
+
+They are apart from :mod:`.tables`, which a task process of Airflow 2.11 loads.
+"""
+
+from __future__ import annotations
+
+from airflow.models.base import StringID
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import mysql
+
+from airflow_worker_insight.domain.findings import FindingAction, FindingOutcome, FindingState, SubjectKind
+from airflow_worker_insight.domain.limits import REASON_LENGTH
+from airflow_worker_insight.store.tables import Coded, Timestamp, metadata
+
+LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql")
+"""Text of any length: MySQL's own type ends at 64 KiB."""
+
+SERIAL = BigInteger().with_variant(Integer, "sqlite")
+"""Row ID that the database counts up; SQLite does so for INTEGER only."""
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+job = Table(
+    "worker_insight_job",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    # The lease, by the database's clock: until then only its holder runs the job.
+    Column("leased_until", Timestamp, nullable=False),
+    Column("holder", String(64)),
+    # Tries that had started by then are part of the stored state.
+    Column("read_until", Timestamp),
+    Column("stored_at", Timestamp),
+    # The latest step, whether or not it stored anything.
+    Column("stepped_at", Timestamp),
+    # Why the latest step failed; NULL if it succeeded.
+    Column("error", String(REASON_LENGTH)),
+)
+
+detector_part = Table(
+    "worker_insight_detector_part",
+    metadata,
+    # Digest of the part's name, which may be long; the value has the name too.
+    Column("part_key", BigInteger, primary_key=True, autoincrement=False),
+    Column("value", LONG_TEXT, nullable=False),
+)
+
+late_attempt = Table(
+    "worker_insight_late_attempt",
+    metadata,
+    # Attempts that were recorded after the job had read the time of their start; the job reads them here.
+    Column("run_key", BigInteger, primary_key=True, autoincrement=False),
+    Column("task_key", BigInteger, primary_key=True, autoincrement=False),
+    Column("try_number", Integer, primary_key=True, autoincrement=False),
+)
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+finding = Table(
+    "worker_insight_finding",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # The detector's own number of it; counts up anew when the state is computed anew.
+    Column("number", Integer, nullable=False),
+    Column("state", Coded(FindingState.values()), nullable=False),
+    Column("subject_kind", Coded(SubjectKind.values()), nullable=False),
+    Column("outcome", Coded(FindingOutcome.values()), nullable=False),
+    Column("found_at", Timestamp, nullable=False),
+    Column("ended_at", Timestamp),
+    # All of it, as insight.findings.as_json returns it.
+    Column("data", LONG_TEXT, nullable=False),
+    Index("worker_insight_finding_state", "state", "found_at"),
+)
+
+finding_event = Table(
+    "worker_insight_finding_event",
+    metadata,
+    Column("id", SERIAL, primary_key=True),
+    Column("finding_ref", Integer, nullable=False),
+    Column("happened_at", Timestamp, nullable=False),
+    Column("action", Coded(FindingAction.values()), nullable=False),
+    # The user; NULL for what the analysis did.
+    Column("actor", String(250)),
+    Column("reason", String(REASON_LENGTH)),
+    Index("worker_insight_finding_event_finding_ref", "finding_ref"),
+)
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+unit = Table(
+    "worker_insight_unit",
+    metadata,
+    # What statistics are kept of: a worker by name, host and labels; of pods that run one try each, their node, image
+    # and labels, because a row for each pod would be a row for each try.
+    Column("id", Integer, primary_key=True),
+    Column("digest", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("name", String(250)),
+    Column("hostname", String(255), nullable=False),
+    Column("labels", JSON, nullable=False),
+    # The latest hour with a try, counted from 1970: see ``hour`` below.
+    Column("last_hour", Integer, nullable=False),
+    Index("worker_insight_unit_digest", "digest", unique=True),
+)
+
+
+def _counts() -> list[Column[object]]:
+    """Return the columns of sums over the tries that ended in a row's time."""
+    return [
+        Column("tries", Integer, nullable=False),
+        Column("failed", Integer, nullable=False),
+        Column("lost", Integer, nullable=False),
+        # Failures that the tries would have had at the usual rate of their tasks.
+        Column("expected_failed", Float, nullable=False),
+        # Seconds that tries ran within the row's time.
+        Column("busy_seconds", Float, nullable=False),
+        # Sum of durations of the tries that ended, and of the waits from queued to started of those that have both.
+        Column("duration_seconds", Float, nullable=False),
+        Column("queue_seconds", Float, nullable=False),
+        Column("queued_tries", Integer, nullable=False),
+    ]
+
+
+worker_hour = Table(
+    "worker_insight_worker_hour",
+    metadata,
+    # Hours that the row covers: 1, or 24 once days are merged. ``hour`` is its first, counted from 1970 in UTC.
+    Column("hours", SmallInteger, primary_key=True, autoincrement=False),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("unit_ref", Integer, primary_key=True, autoincrement=False),
+    # Empty where Airflow kept no queue, and on rows with slot_seconds only.
+    Column("queue", StringID(), primary_key=True),
+    *_counts(),
+    # Slots times the seconds that the worker was online, NULL where its concurrency is unknown.
+    Column("slot_seconds", Float),
+)
+
+task_hour = Table(
+    "worker_insight_task_hour",
+    metadata,
+    Column("hours", SmallInteger, primary_key=True, autoincrement=False),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    # Digest of Dag ID and task ID.
+    Column("task_digest", BigInteger, primary_key=True, autoincrement=False),
+    *_counts(),
+    Column("dag_id", StringID(), nullable=False),
+    Column("task_id", StringID(), nullable=False),
+)
