@@ -22,6 +22,7 @@ from tests.benchmarks import (
     migration,
     placement,
     results,
+    rollups,
     store,
 )
 from tests.benchmarks.setting import Setting
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "death": executor.death,
     "fleet": fleet.run,
     "insight": insight.run,
+    "statistics": rollups.run,
 }
 
 
