@@ -478,29 +478,30 @@ def heat_map(
     ).all()
     if not shown:
         return HeatMap([], 0)
-    cells: dict[tuple[Any, ...], dict[datetime, HeatMapCell]] = {tuple(row[:3]): {} for row in shown}
     # Their units are those of their names and nodes, and a few more of other kinds.
     of_shown = or_(
         in_list(connection, units.c.name, sorted({row.name for row in shown if row.name is not None}) or [""]),
         and_(units.c.name.is_(None), in_list(connection, units.c.node, sorted({row.node for row in shown}))),
     )
     rows = select(*keys, hours.hour, *(hours[name] for name in _sum_names(worker_hour)))
-    rows = rows.select_from(joined).where(in_window, of_shown).subquery()
-    grouped = select(rows.c.kind, rows.c.name, rows.c.node, rows.c.hour, *_sums(rows)).group_by(
-        rows.c.kind, rows.c.name, rows.c.node, rows.c.hour
-    )
-    for row in connection.execute(grouped):
-        of_worker = cells.get(tuple(row[:3]))
-        if of_worker is not None:
-            of_worker[hour_start(row.hour)] = HeatMapCell(
-                tries=int(row.tries),
-                failed=int(row.failed),
-                lost=int(row.lost),
-                expected_failed=round(row.expected_failed, 3),
-                utilization=_utilization(row),
-                mean_queue_seconds=_seconds(row.queue_seconds, row.queued_tries),
-            )
+    cells = _cells(connection, rows.select_from(joined).where(in_window, of_shown).subquery())
     return HeatMap(
         [HeatMapRow(row.kind, row.name, row.hostname, cells[tuple(row[:3])]) for row in shown],
         shown[0].total - len(shown),
     )
+
+
+def _cells(connection: Connection, rows: Any) -> dict[tuple[Any, ...], dict[datetime, HeatMapCell]]:
+    """Return the cells of workers by kind, name and node, of each by hour."""
+    groups = (rows.c.kind, rows.c.name, rows.c.node, rows.c.hour)
+    cells: dict[tuple[Any, ...], dict[datetime, HeatMapCell]] = defaultdict(dict)
+    for row in connection.execute(select(*groups, *_sums(rows)).group_by(*groups).order_by(rows.c.hour)):
+        cells[tuple(row[:3])][hour_start(row.hour)] = HeatMapCell(
+            tries=int(row.tries),
+            failed=int(row.failed),
+            lost=int(row.lost),
+            expected_failed=round(row.expected_failed, 3),
+            utilization=_utilization(row),
+            mean_queue_seconds=_seconds(row.queue_seconds, row.queued_tries),
+        )
+    return cells
