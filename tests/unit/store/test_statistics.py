@@ -305,6 +305,8 @@ def test_days_are_merged_without_a_change_of_any_sum(connection: Connection) -> 
     spread(connection, 20)
     before = {group_by: ask(connection, group_by, Bucket.DAY).rows for group_by in ("worker", "queue", "task")}
     whole = ask(connection).rows
+    week = {"since": at(-7 * DAY + 3600), "until": at(60)}
+    heat_map = statistics.heat_map(connection, **week)
     merge(connection)
     for table in statistics.TABLES:
         assert count(connection, table, 24) == 20
@@ -312,6 +314,8 @@ def test_days_are_merged_without_a_change_of_any_sum(connection: Connection) -> 
     for group_by, rows in before.items():
         assert ask(connection, group_by, Bucket.DAY).rows == rows
     assert ask(connection).rows == whole
+    assert statistics.heat_map(connection, **week) == heat_map
+    assert len(heat_map.rows[0].cells) == 7 * 3
     assert statistics.merge_days(connection, MIDNIGHT) == 0
 
 
