@@ -178,6 +178,11 @@ def placement_trust_reports() -> bool:
     return _read.boolean(options.PLACEMENT_TRUST_REPORTS)
 
 
+def enforce_availability() -> bool:
+    """Return whether to keep work off drained and quarantined workers with executors that know no decisions."""
+    return _read.boolean(options.ENFORCE_AVAILABILITY)
+
+
 def local_workers() -> str:
     """Return the local workers of a scheduler, unparsed: see ``executors.local.settings``."""
     return _read.text(options.LOCAL_WORKERS)

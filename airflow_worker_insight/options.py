@@ -157,6 +157,14 @@ LOCAL_WORKERS = Option(
     "[core] parallelism.",
     example="etl:8,reports:2",
 )
+ENFORCE_AVAILABILITY = Option(
+    "enforce_availability",
+    "boolean",
+    "True",
+    "Keep work off drained and quarantined workers with any executor: have Celery workers stop consuming their queues, "
+    "and put Edge workers into maintenance mode. Set it to False to record such decisions only; what was done before "
+    "is undone.",
+)
 METRICS_PER_WORKER = Option(
     "metrics_per_worker",
     "boolean",
@@ -182,6 +190,7 @@ OPTIONS = (
     PLACEMENT_WORKER_LABELS,
     PLACEMENT_TRUST_REPORTS,
     LOCAL_WORKERS,
+    ENFORCE_AVAILABILITY,
     METRICS_PER_WORKER,
 )
 """All options, in the order of the documentation: add each new one here too."""

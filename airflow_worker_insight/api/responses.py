@@ -11,6 +11,7 @@ from airflow_worker_insight.api.queries import Availability
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 
 if TYPE_CHECKING:
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.placements import ListedPlacement
 
@@ -118,6 +119,19 @@ class PlacementsResponse(_ListResponse):
     placements: list[PlacementResponse]
 
 
+class EnforcementResponse(BaseModel):
+    """Whether the decision on a worker holds."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    state: Literal["requested", "in_effect", "failed", "not_enforced"] = Field(
+        description="in_effect: the worker takes no new work. requested: it has not confirmed that yet. failed: it "
+        "could not be asked, and is asked again. not_enforced: nothing keeps work off it."
+    )
+    since: datetime | None = Field(description="When it was requested, or came into effect.")
+    text: str = Field(description="The same in words.")
+
+
 class WorkerResponse(BaseModel):
     """One instance of a worker: from its start to its end."""
 
@@ -132,6 +146,9 @@ class WorkerResponse(BaseModel):
     availability_note: str | None = Field(description="Reason that the user gave.")
     availability_changed_by: str | None
     availability_changed_at: datetime | None
+    enforcement: EnforcementResponse | None = Field(
+        description="Whether the availability holds; null for an available worker that takes work, and for ended ones."
+    )
     queues: list[str] | None
     concurrency: int | None
     running: int | None = Field(description="Number of tries that ran on it when its source was last polled.")
@@ -236,10 +253,13 @@ def placement_fields(listed: ListedPlacement, *, may_see_workers: bool = True) -
     }
 
 
-def worker_fields(row: WorkerRow, decision: WorkerChange | None) -> dict[str, Any]:
+def worker_fields(
+    row: WorkerRow, decision: WorkerChange | None, enforcement: EnforcementStatus | None
+) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},
+        "enforcement": enforcement,
         "availability_note": None if decision is None else decision.reason,
         "availability_changed_by": None if decision is None else decision.changed_by,
         "availability_changed_at": None if decision is None else decision.changed_at,

@@ -122,6 +122,11 @@ _WORKER_EXAMPLE: dict[str, Any] = {
     "availability_note": "disk is being replaced",
     "availability_changed_by": "ann",
     "availability_changed_at": "2026-01-31T08:05:00Z",
+    "enforcement": {
+        "state": "in_effect",
+        "since": "2026-01-31T08:05:04Z",
+        "text": "The worker consumes none of its queues (default). It had fetched 2 tries before and still ran them.",
+    },
     "queues": ["default"],
     "concurrency": 16,
     "running": 3,

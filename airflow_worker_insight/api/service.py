@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import __version__
-from airflow_worker_insight.api import database
+from airflow_worker_insight.api import database, enforcement
 from airflow_worker_insight.api.errors import InvalidRequestError, WorkerNotFoundError
 from airflow_worker_insight.api.responses import MAX_CHANGES, placement_fields, worker_fields
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 from airflow_worker_insight.domain.parameters import is_worker_id
+from airflow_worker_insight.registry.enforcement import enforce_soon
 from airflow_worker_insight.store import placements
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
@@ -93,7 +94,9 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
             connection, query.filters(), order_by=query.order_by, limit=query.limit, offset=query.offset
         )
         decisions = worker_queries.decisions(connection, rows)
-    return {"workers": [worker_fields(row, decisions.get(row.ref)) for row in rows], **_totals(total)}
+        statuses = enforcement.statuses(connection, rows)
+    workers = [worker_fields(row, decisions.get(row.ref), statuses.get(row.ref)) for row in rows]
+    return {"workers": workers, **_totals(total)}
 
 
 def list_services(query: ServiceQuery) -> dict[str, Any]:
@@ -145,7 +148,10 @@ def change_availability(worker_id: str, availability: str, *, note: str | None, 
             raise InvalidRequestError(str(error)) from None
         if row is None:
             raise WorkerNotFoundError
-        return _worker_with_changes(connection, row)
+        fields = _worker_with_changes(connection, row)
+    # Once it is committed: the poll thread reads it on a connection of its own.
+    enforce_soon()
+    return fields
 
 
 def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
@@ -157,7 +163,9 @@ def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
 
 def _worker_with_changes(connection: Connection, row: WorkerRow) -> dict[str, Any]:
     decision = worker_queries.decisions(connection, [row]).get(row.ref)
-    return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
+    status = enforcement.statuses(connection, [row]).get(row.ref)
+    changes = worker_queries.changes(connection, row, limit=MAX_CHANGES)
+    return {**worker_fields(row, decision, status), "changes": changes}
 
 
 def health(*, may_see_workers: bool) -> dict[str, Any]:

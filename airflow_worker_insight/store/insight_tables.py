@@ -1,4 +1,4 @@
-"""The tables of the analysis: its job and state, findings, and statistics by hour and day.
+"""The tables of the analysis (its job and state, findings, statistics), and what was done to keep work off workers.
 
 They are apart from :mod:`.tables`, which a task process of Airflow 2.11 loads.
 """
@@ -156,4 +156,22 @@ task_hour = Table(
     *_counts(),
     Column("dag_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
+)
+
+# --- decisions on workers --------------------------------------------------------------------------------------------
+
+enforcement = Table(
+    "worker_insight_enforcement",
+    metadata,
+    # The worker instance that no new work is to reach: what was done about it with an executor that knows no decisions.
+    Column("worker_ref", Integer, primary_key=True, autoincrement=False),
+    # The queues that it consumed before, to be given back.
+    Column("queues", JSON, nullable=False),
+    Column("requested_at", Timestamp, nullable=False),
+    # When the worker was first seen to take no new work; NULL until then.
+    Column("in_effect_at", Timestamp),
+    # Tries that it had fetched before: it still runs them.
+    Column("fetched", Integer),
+    # Why the latest request failed; NULL if it did not.
+    Column("error", String(REASON_LENGTH)),
 )

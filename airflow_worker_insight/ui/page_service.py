@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config
-from airflow_worker_insight.api import database
+from airflow_worker_insight.api import database, enforcement
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
 from airflow_worker_insight.api.errors import WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
@@ -180,6 +180,8 @@ def worker_page(
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             open_tries=placements.count_open_on(connection, row.ref),
             places=config.places_tasks(),
+            effect=enforcement.effect(row),
+            enforcement=enforcement.statuses(connection, [row]).get(row.ref),
             lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             stays=stays[: timeline.MAX_TRIES],
             is_truncated=len(stays) > timeline.MAX_TRIES,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
@@ -79,6 +80,9 @@ class WorkerInstance:
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
+    effect: str = ""
+    """What a decision on it does: :func:`.enforcement.effect`."""
+    enforcement: EnforcementStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,13 @@ def build_worker_page(
         facts=tuple(_facts(row)),
         availability=None
         if row.host_only
-        else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
+        else build_availability(
+            row,
+            instance.decision,
+            may_decide=may_decide,
+            effect=instance.effect,
+            status=instance.enforcement,
+        ),
         lost_tries=_lost_tries(instance, now) if may_read and row.state == WorkerState.LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,

@@ -1,4 +1,4 @@
-"""The analysis: its job and state, findings, and statistics by hour and day.
+"""The analysis: its job and state, findings, and statistics; and what was done to keep work off workers.
 
 Revision ID: 0005
 Revises: 0004
@@ -29,6 +29,7 @@ FINDING_EVENT = "worker_insight_finding_event"
 UNIT = "worker_insight_unit"
 WORKER_HOUR = "worker_insight_worker_hour"
 TASK_HOUR = "worker_insight_task_hour"
+ENFORCEMENT = "worker_insight_enforcement"
 
 
 def upgrade() -> None:
@@ -113,6 +114,16 @@ def upgrade() -> None:
         sa.Column("task_id", StringID(), nullable=False),
         sa.PrimaryKeyConstraint("hours", "hour", "task_digest", name="worker_insight_task_hour_pkey"),
     )
+    online.create_table(
+        ENFORCEMENT,
+        sa.Column("worker_ref", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("queues", sa.JSON(), nullable=False),
+        sa.Column("requested_at", Timestamp, nullable=False),
+        sa.Column("in_effect_at", Timestamp),
+        sa.Column("fetched", sa.Integer()),
+        sa.Column("error", sa.String(500)),
+        sa.PrimaryKeyConstraint("worker_ref", name="worker_insight_enforcement_pkey"),
+    )
 
 
 def _counts() -> list[sa.Column[object]]:
@@ -130,5 +141,5 @@ def _counts() -> list[sa.Column[object]]:
 
 def downgrade() -> None:
     """Remove the tables, and with them findings and statistics."""
-    for table in (TASK_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB):
+    for table in (ENFORCEMENT, TASK_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB):
         online.drop_table(table)
