@@ -20,10 +20,10 @@ RECONCILE_HOURS = 24
 
 _WORKER_ATTEMPT_FILTERS = ("state", "started_at_gte", "started_at_lte")
 _LIST_ARGS = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
-_NOT_ENFORCED = (
-    "The decision is stored with its note, author and time. Only an executor of this package obeys it: Airflow's own "
-    "executors keep sending tasks to the worker. With any Celery executor use `airflow celery remove-queue -H NODE -q "
-    "QUEUE`, which lasts until the worker restarts, or SIGTERM, after which the worker finishes its tasks and stops."
+_ENFORCED = (
+    "The decision is stored with its note, author and time. A Celery worker stops consuming its queues at the next poll, "
+    "and an Edge worker goes into maintenance mode. An executor of this package gives the worker no new tasks. "
+    "With other executors nothing keeps work off it. `workers show` says whether the decision holds."
 )
 
 
@@ -72,7 +72,7 @@ _WORKERS = GroupCommand(
         ActionCommand(
             name="drain",
             help="Mark a worker as draining: no new tasks until it restarts or is released",
-            description=f"Marks a worker as draining: no new tasks until it restarts or is released. {_NOT_ENFORCED}",
+            description=f"Marks a worker as draining: no new tasks until it restarts or is released. {_ENFORCED}",
             func=_command("workers.drain"),
             args=(a.ARG_WORKER, a.ARG_NOTE, a.ARG_YES),
         ),
@@ -81,7 +81,7 @@ _WORKERS = GroupCommand(
             help="Mark a worker as quarantined: no new tasks, also for its later instances, until it is released",
             description=(
                 "Marks a worker as quarantined: no new tasks until it is released. Later instances of its name begin "
-                f"in quarantine too. {_NOT_ENFORCED}"
+                f"in quarantine too. {_ENFORCED}"
             ),
             func=_command("workers.quarantine"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
