@@ -21,8 +21,8 @@ RECONCILE_HOURS = 24
 _WORKER_ATTEMPT_FILTERS = ("state", "started_at_gte", "started_at_lte")
 _LIST_ARGS = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
 _ENFORCED = (
-    "The decision is stored with its note, author and time. A Celery worker stops consuming its queues at the next poll, "
-    "and an Edge worker goes into maintenance mode. An executor of this package gives the worker no new tasks. "
+    "The decision is stored with its note, author and time. A Celery worker stops consuming its queues at the next "
+    "poll, and an Edge worker goes into maintenance mode. An executor of this package gives the worker no new tasks. "
     "With other executors nothing keeps work off it. `workers show` says whether the decision holds."
 )
 
