@@ -87,7 +87,7 @@ def _type_of(kind: Kind) -> Any:  # noqa: PLR0911 - one line per kind
         case Time():
             return Annotated[datetime, BeforeValidator(_require_iso_format), AfterValidator(_to_utc)]
         case Choices():
-            return frozenset[Literal[kind.values]]  # type: ignore[misc]
+            return list[Literal[kind.values]]
         case Choice():
             return Literal[kind.values]
         case TryState():
