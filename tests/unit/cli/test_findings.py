@@ -41,7 +41,6 @@ def ids(database: Database) -> list[int]:
         (["--dag-id", "etl", "--subject-kind", "task"], [1]),
         (["--dag-id", "sales"], []),
     ],
-    ids=" ".join,
 )
 def test_what_is_listed(capsys: Printed, ids: list[int], options: list[str], found: list[int]) -> None:
     listed = [row["finding_id"] for row in read(capsys, "findings", "list", *options)]
