@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     Query = TypeVar("Query", bound="ListQuery")
-    DecisionType = TypeVar("DecisionType", bound="_Noted")
+    DecisionType = TypeVar("DecisionType", bound="Decision | FindingDecision")
 
 MAX_LIMIT = 1000
 _WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
@@ -234,34 +234,32 @@ def error_details(error: ValidationError, location: str) -> list[dict[str, Any]]
 Availability = Literal["available", "draining", "quarantined"]
 
 
-class _Noted(BaseModel):
-    """A user's decision, with a note that says why."""
+_NoteText = Annotated[
+    str,
+    Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
+    AfterValidator(Text(MAX_NOTE_LENGTH).parse),
+    AfterValidator(Note().parse),
+]
+
+
+class Decision(BaseModel):
+    """A user's decision on a worker's availability."""
 
     model_config = ConfigDict(extra="forbid")
-
-    note: (
-        Annotated[
-            str,
-            Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
-            AfterValidator(Text(MAX_NOTE_LENGTH).parse),
-            AfterValidator(Note().parse),
-        ]
-        | None
-    ) = Field(None, description="Reason for the decision.")
-
-
-class Decision(_Noted):
-    """A user's decision on a worker's availability."""
 
     availability: Availability = Field(
         description="A draining worker finishes its tasks and gets no new ones; a quarantined one also after a restart."
     )
+    note: _NoteText | None = Field(None, description="Reason for the decision.")
 
 
-class FindingDecision(_Noted):
+class FindingDecision(BaseModel):
     """A user's decision on a finding."""
 
+    model_config = ConfigDict(extra="forbid")
+
     state: Literal["closed"] = Field(description="Dismisses the finding: it needs no action.")
+    note: _NoteText | None = Field(None, description="Reason for the decision.")
 
 
 def parse_decision(decision: type[DecisionType], body: bytes, *, is_json: bool) -> DecisionType:
