@@ -46,6 +46,9 @@ COUNTERS = (
     "placement.shared",
     "placement.moved",
     "placement.failed",
+    "findings.found",
+    "findings.hook.failed",
+    "findings.hook.skipped",
     *(
         f"refresh.{outcome}.{source}"
         for outcome in ("failed", "ignored")
@@ -57,6 +60,7 @@ GAUGES = {
     "workers": ("state", "kind"),
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
+    "findings.open": ("outcome",),
 }
 """Gauges with the labels of each."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_worker_insight.domain.findings import FindingOutcome, FindingState, SubjectKind
 from airflow_worker_insight.domain.parameters import (
     Choice,
     Choices,
@@ -28,7 +29,7 @@ from airflow_worker_insight.domain.states import QUEUED, UNKNOWN_STATE, StrEnum,
 if TYPE_CHECKING:
     from datetime import datetime
 
-    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter")
+    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter | FindingFilter")
 
 
 class AllDags:
@@ -56,10 +57,16 @@ def _named(parameter: Parameter, name: str) -> Parameter:
 def build(filters: type[Filters], values: object) -> Filters:
     """Return filters from an object that has their parameters as attributes.
 
-    An attribute that is missing, ``None`` or empty text does not filter.
+    An attribute that is missing, ``None`` or empty does not filter.
     """
     found = {name: getattr(values, parameter.name, None) for name, parameter in parameters(filters).items()}
-    return filters(**{name: value for name, value in found.items() if value != ""})
+    return filters(
+        **{
+            name: frozenset(value) if isinstance(value, list) else value
+            for name, value in found.items()
+            if value not in ("", [])
+        }
+    )
 
 
 class PlacementState(StrEnum):
@@ -162,3 +169,14 @@ class ServiceFilter:
 
     kind: str | None = _filter("Kind of the service.", Choice(SERVICE_KINDS))
     state: str | None = _filter("State of the service; unknown if no source knows it.", Choice(_STATES))
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFilter:
+    """Filter of the list of findings; ``None`` does not filter."""
+
+    state: frozenset[str] | None = _filter("State of the finding.", Choices(FindingState.values()))
+    subject_kind: str | None = _filter("What the finding is about.", Choice(SubjectKind.values()))
+    outcome: str | None = _filter("What the finding counts.", Choice(FindingOutcome.values()))
+    worker_id: str | None = _filter("ID of a worker instance that the finding concerns.", WorkerId())
+    dag_id: str | None = _filter("ID of a Dag in whose tasks it was found.", Text())
