@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight import config
 from airflow_worker_insight.api import database
@@ -19,8 +19,8 @@ from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build
 from airflow_worker_insight.domain.parameters import Label, is_worker_id
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.attempts import by_worker
+from airflow_worker_insight.store import placements, session
+from airflow_worker_insight.store.attempts import by_worker, first_tries
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import counts as worker_counts
@@ -28,17 +28,19 @@ from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.ui.query_params import SEEN, WINDOWS
 from airflow_worker_insight.ui.views import attempts as attempts_view
-from airflow_worker_insight.ui.views import timeline, waiting, worker
+from airflow_worker_insight.ui.views import comparison, timeline, waiting, worker
 from airflow_worker_insight.ui.views import workers as workers_view
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.parts import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.domain.attempts import Attempt
     from airflow_worker_insight.domain.workers import WorkerGroup, WorkerRow
+    from airflow_worker_insight.store.attempts.first_tries import FirstTry
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
         PanelParams,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
         WorkerParams,
         WorkersParams,
     )
+
+T = TypeVar("T")
 
 HEADERS = {
     # Pages load everything from this server. Airflow's own pages may frame them, other sites may not.
@@ -95,11 +99,48 @@ def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
             if attempts
             else {}
         )
+        now = datetime.now(tz=timezone.utc)
+        verdict = _verdict(connection, attempts, instances, now)
     if not may_see_workers:
         attempts = [attempt_queries.redact_other_dags(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
-    return build_panel(params, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
+    return build_panel(params, attempts, instances, now=now, placed=reasons, verdict=verdict)
+
+
+def _verdict(
+    connection: Connection, attempts: Sequence[Attempt], instances: Mapping[str, WorkerRow], now: datetime
+) -> comparison.Verdict | None:
+    """Return what can be said of the latest failed try of a task instance; no query may follow on the connection."""
+    failure = comparison.latest_failure(attempts, instances)
+    if failure is None:
+        return None
+    attempt = failure.attempt
+    tries = _unless_busy(
+        connection,
+        lambda: first_tries.of_tasks(
+            connection,
+            [(attempt.dag_id, attempt.task_id)],
+            until=failure.until(now),
+            limit=comparison.TASK_TRIES,
+            is_mapped=attempt.map_index >= 0,
+        ),
+    )
+    return comparison.build_verdict(failure, tries, now=now)
+
+
+def _unless_busy(connection: Connection, read: Callable[[], T]) -> T | None:
+    """Return what a page can do without, or ``None`` if reading it takes too long.
+
+    After a time-out PostgreSQL refuses further statements, so this must be the last read of a connection.
+    """
+    try:
+        session.limit(connection, session.EXTRA)
+        return read()
+    except Exception as error:
+        if not session.is_timeout(error):
+            raise
+        return None
 
 
 def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
@@ -191,8 +232,31 @@ def worker_page(
                 limit=worker.PAGE_SIZE,
                 offset=params.offset,
             ),
+            comparison=_comparison(connection, row, dag_ids) if may_read and not row.host_only else None,
         )
     return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
+
+
+def _comparison(connection: Connection, row: WorkerRow, dag_ids: Collection[str]) -> comparison.Comparison:
+    """Compare a worker with its peers; no query may follow on the connection."""
+
+    def read() -> tuple[list[FirstTry], list[FirstTry]]:
+        own = first_tries.of_worker(connection, row.ref, dag_ids=dag_ids, limit=comparison.WORKER_TRIES)
+        tasks = comparison.tasks_to_compare(own)
+        if not tasks:
+            return own, []
+        peers = first_tries.of_tasks(
+            connection,
+            tasks,
+            since=own[-1].started_at,
+            until=own[0].started_at,
+            limit=comparison.TASK_TRIES,
+            is_mapped=any(each.key.map_index >= 0 for each in own if each.task in tasks),
+        )
+        return own, peers
+
+    own, peers = _unless_busy(connection, read) or (None, [])
+    return comparison.build_comparison(row.worker_id, own, peers)
 
 
 def attempts_page(

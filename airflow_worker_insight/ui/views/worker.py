@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerParams
+    from airflow_worker_insight.ui.views.comparison import Comparison
 
 PAGE_SIZE = 25
 
@@ -79,6 +80,8 @@ class WorkerInstance:
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
+    comparison: Comparison | None = None
+    """Against the other workers of the same tasks; ``None`` if the user may see no tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class WorkerPage:
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
+    comparison: Comparison | None
     history: Sequence[WorkerChange]
     others: Sequence[WorkerRow]
     """Other instances of this name."""
@@ -146,6 +150,7 @@ def build_worker_page(
         if may_read
         else None,
         chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
+        comparison=instance.comparison,
         history=instance.changes,
         others=instance.others,
         rows=_rows(page.attempts, row, now),
