@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_worker_insight.domain.findings import FindingOutcome, FindingState, SubjectKind
 from airflow_worker_insight.domain.parameters import (
     Choice,
     Choices,
@@ -28,7 +29,7 @@ from airflow_worker_insight.domain.states import QUEUED, UNKNOWN_STATE, StrEnum,
 if TYPE_CHECKING:
     from datetime import datetime
 
-    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter")
+    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter | FindingFilter")
 
 
 class AllDags:
@@ -162,3 +163,14 @@ class ServiceFilter:
 
     kind: str | None = _filter("Kind of the service.", Choice(SERVICE_KINDS))
     state: str | None = _filter("State of the service; unknown if no source knows it.", Choice(_STATES))
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFilter:
+    """Filter of the list of findings; ``None`` does not filter."""
+
+    state: frozenset[str] | None = _filter("State of the finding.", Choices(FindingState.values()))
+    subject_kind: str | None = _filter("What the finding is about.", Choice(SubjectKind.values()))
+    outcome: str | None = _filter("What the finding counts.", Choice(FindingOutcome.values()))
+    worker_id: str | None = _filter("ID of a worker instance that the finding concerns.", WorkerId())
+    dag_id: str | None = _filter("ID of a Dag in whose tasks it was found.", Text())

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from airflow_worker_insight.domain.findings import FindingAction, FindingOutcome, FindingState, SubjectKind
+from airflow_worker_insight.domain.findings import EndReason, FindingAction, FindingOutcome, FindingState, SubjectKind
 from airflow_worker_insight.domain.limits import REASON_LENGTH
 from airflow_worker_insight.store.tables import Coded, Timestamp, metadata
 
@@ -73,12 +73,21 @@ finding = Table(
     Column("id", Integer, primary_key=True),
     # The detector's own number of it; counts up anew when the state is computed anew.
     Column("number", Integer, nullable=False),
+    # Digest of what it is about.
+    Column("subject_key", BigInteger, nullable=False),
     Column("state", Coded(FindingState.values()), nullable=False),
     Column("subject_kind", Coded(SubjectKind.values()), nullable=False),
     Column("outcome", Coded(FindingOutcome.values()), nullable=False),
     Column("found_at", Timestamp, nullable=False),
     Column("ended_at", Timestamp),
-    # All of it, as insight.findings.as_json returns it.
+    Column("end_reason", Coded(EndReason.values())),
+    Column("updated_at", Timestamp, nullable=False),
+    # The Dag of a task that it is about, else NULL.
+    Column("subject_dag_id", StringID()),
+    # JSON lists, to filter by: the Dags that it names and the workers that it concerns.
+    Column("dag_ids", LONG_TEXT, nullable=False),
+    Column("worker_ids", LONG_TEXT, nullable=False),
+    # All of it, as insight.findings.as_json returns it. After a dismissal it stays open until the job reads that.
     Column("data", LONG_TEXT, nullable=False),
     Index("worker_insight_finding_state", "state", "found_at"),
 )
