@@ -46,17 +46,19 @@ COUNTERS = (
     "placement.shared",
     "placement.moved",
     "placement.failed",
+    "insight.failed",
     *(
         f"refresh.{outcome}.{source}"
         for outcome in ("failed", "ignored")
         for source in ("celery", "edge", "jobs", "tries")
     ),
 )
-TIMERS = ("claim.duration",)
+TIMERS = ("claim.duration", "insight.step")
 GAUGES = {
     "workers": ("state", "kind"),
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
+    "insight.lag": (),
 }
 """Gauges with the labels of each."""
 

@@ -38,7 +38,7 @@ from sqlalchemy.engine import Connection
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, WorkerAvailability, WorkerState
-from airflow_worker_insight.store import placements, session
+from airflow_worker_insight.store import late_attempts, placements, session
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
@@ -136,6 +136,11 @@ def prune(
     yield from _prune_tries(older_than, transaction, batch_size)
     yield from _prune_workers(older_than, transaction, batch_size)
     yield from _prune_changes(older_than, transaction, batch_size)
+    # What the analysis never read, because it does not run.
+    are_more = True
+    while are_more:
+        with transaction() as connection:
+            are_more = late_attempts.delete_orphans(connection, limit=batch_size) == batch_size
 
 
 def prune_step(

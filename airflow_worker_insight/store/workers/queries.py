@@ -88,6 +88,31 @@ def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str
     return {worker_row.worker_id: worker_row for worker_row in worker_rows}
 
 
+def workers_by_ref(connection: Connection, refs: Collection[int]) -> dict[int, WorkerRow]:
+    """Return the workers with these row IDs; those that were deleted are left out.
+
+    Their availability is their own: what later instances inherit is not read.
+    """
+    if not refs:
+        return {}
+    freshness = SourceFreshness.of(connection)
+    found: dict[int, WorkerRow] = {}
+    for batch in batches(sorted(refs), _REFS_AT_ONCE):
+        rows = connection.execute(select(worker).where(in_list(connection, worker.c.id, batch)))
+        found |= {row.id: _worker(row, freshness) for row in rows}
+    return found
+
+
+_REFS_AT_ONCE = 10_000
+
+
+def workers_seen_since(connection: Connection, since: datetime) -> list[WorkerRow]:
+    """Return the workers that were alive at or after a time, hosts left out."""
+    freshness = SourceFreshness.of(connection)
+    rows = connection.execute(select(worker).where(worker.c.last_seen_at >= since, worker.c.host_only.is_(False)))
+    return [_worker(row, freshness) for row in rows]
+
+
 def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerChange]:
     """Return a worker's history, the latest change first."""
     rows = connection.execute(
