@@ -168,7 +168,9 @@ def _redirect_to_login(request: Request) -> Response:
     urls = Urls(request.scope["root_path"])
     query = request.url.query
     # Return to the whole page after the login: fragments and form targets are not pages.
-    path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability")
+    path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability").removesuffix(
+        "/dismiss"
+    )
     login_url = airflow_auth.login_url(urls.api_root, f"{path}?{query}" if query else path)
     if _path(request.scope).endswith("/fragment"):
         return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)

@@ -22,6 +22,15 @@ class WorkerNotFoundError(RequestError):
         )
 
 
+class FindingNotFoundError(RequestError):
+    """Raised when no finding has the requested ID, or the user may not see it; the message says so."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("There is no finding with this ID that you may see. Old findings are removed in time.")
+
+
 class InvalidRequestError(RequestError):
     """Raised when a request cannot be carried out as sent; the message says why."""
 

@@ -6,20 +6,23 @@ Callers check the user's permissions.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight import config
 from airflow_worker_insight.api import database
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
-from airflow_worker_insight.api.errors import WorkerNotFoundError
+from airflow_worker_insight.api.errors import FindingNotFoundError, WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import plugins as airflow_plugins
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.filters import AttemptFilter, FindingFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.findings import FindingState
+from airflow_worker_insight.domain.limits import MAX_INTEGER, MAX_TOTAL
 from airflow_worker_insight.domain.parameters import Label, is_worker_id
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.store import placements, session
+from airflow_worker_insight.domain.statistics import Bucket, Selection
+from airflow_worker_insight.store import findings, job, placements, session, statistics
 from airflow_worker_insight.store.attempts import by_worker, first_tries
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
@@ -28,7 +31,8 @@ from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.ui.query_params import SEEN, WINDOWS
 from airflow_worker_insight.ui.views import attempts as attempts_view
-from airflow_worker_insight.ui.views import comparison, timeline, waiting, worker
+from airflow_worker_insight.ui.views import comparison, heat_map, insight, timeline, waiting, worker
+from airflow_worker_insight.ui.views import findings as findings_view
 from airflow_worker_insight.ui.views import workers as workers_view
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.parts import Notice
@@ -39,10 +43,12 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.attempts import Attempt
+    from airflow_worker_insight.domain.findings import StoredFinding
     from airflow_worker_insight.domain.workers import WorkerGroup, WorkerRow
     from airflow_worker_insight.store.attempts.first_tries import FirstTry
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
+        InsightParams,
         PanelParams,
         WaitingParams,
         WorkerParams,
@@ -116,17 +122,19 @@ def _verdict(
     if failure is None:
         return None
     attempt = failure.attempt
-    tries = _unless_busy(
-        connection,
-        lambda: first_tries.of_tasks(
+
+    def read() -> tuple[list[FirstTry], list[int]]:
+        tries = first_tries.of_tasks(
             connection,
             [(attempt.dag_id, attempt.task_id)],
             until=failure.until(now),
             limit=comparison.TASK_TRIES,
             is_mapped=attempt.map_index >= 0,
-        ),
-    )
-    return comparison.build_verdict(failure, tries, now=now)
+        )
+        return tries, findings.open_worker_names(connection).get(failure.worker.name, [])
+
+    tries, finding_ids = _unless_busy(connection, read) or (None, [])
+    return comparison.build_verdict(failure, tries, now=now, findings=finding_ids)
 
 
 def _unless_busy(connection: Connection, read: Callable[[], T]) -> T | None:
@@ -168,6 +176,7 @@ def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
             sources=freshness.list_sources(connection),
+            findings=findings.open_worker_names(connection) if rows else {},
         )
     # The lifespan of this package's FastAPI app polls the workers.
     polls = airflow_plugins.serves_fastapi_apps()
@@ -232,9 +241,115 @@ def worker_page(
                 limit=worker.PAGE_SIZE,
                 offset=params.offset,
             ),
+            findings=_cards(
+                connection,
+                findings.list_findings(
+                    connection,
+                    FindingFilter(worker_id=row.worker_id),
+                    limit=worker.MAX_FINDINGS,
+                    offset=0,
+                    dag_ids=dag_ids,
+                )[0],
+                dag_ids=dag_ids,
+                may_decide=may_decide,
+            ),
             comparison=_comparison(connection, row, dag_ids) if may_read and not row.host_only else None,
         )
     return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
+
+
+def insight_page(params: InsightParams, *, dag_ids: Collection[str], may_decide: bool) -> insight.InsightPage:
+    """Return the page of findings.
+
+    :param dag_ids: the Dags whose tasks the page may name
+    :param may_decide: whether the user may change workers' availability and dismiss findings
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        open_findings, open_total = findings.list_findings(
+            connection, FindingFilter(state=_OPEN), limit=insight.MAX_OPEN, offset=0, dag_ids=dag_ids
+        )
+        closed, closed_total = findings.list_findings(
+            connection,
+            FindingFilter(state=frozenset({FindingState.CLOSED})),
+            limit=insight.PAGE_SIZE,
+            offset=params.offset,
+            dag_ids=dag_ids,
+        )
+        listing = insight.InsightListing(
+            open=_cards(connection, open_findings, dag_ids=dag_ids, may_decide=may_decide),
+            open_total=open_total,
+            closed=_cards(connection, closed, dag_ids=dag_ids, may_decide=False),
+            closed_total=closed_total,
+            job=job.read(connection),
+            compared=None if open_total else _compared(connection, now),
+        )
+        since = now - timedelta(hours=heat_map.HOURS - 1)
+        by_name = params.measure != ""
+        workers = statistics.heat_map(connection, since=since, until=now, limit=heat_map.MAX_WORKERS, by_name=by_name)
+    # The lifespan of this package's FastAPI app runs the analysis.
+    runs_by_itself = airflow_plugins.serves_fastapi_apps()
+    drawn = heat_map.build_heat_map(params, workers, now=now)
+    return insight.build_insight_page(params, listing, drawn, now=now, runs_by_itself=runs_by_itself)
+
+
+_OPEN = frozenset({FindingState.OPEN, FindingState.RECOVERING})
+
+
+def _compared(connection: Connection, now: datetime) -> insight.Compared:
+    """Return what the analysis has compared."""
+    selection = Selection("worker", Bucket.NONE, now - insight.WINDOW, now, AttemptFilter())
+    workers = statistics.query(connection, selection, dag_ids=None, limit=MAX_TOTAL, offset=0)
+    tasks = statistics.query(connection, replace(selection, group_by="task"), dag_ids=None, limit=1, offset=0)
+    return insight.Compared([row.tries for row in workers.rows if row.group], workers.total, tasks.total)
+
+
+def _cards(
+    connection: Connection, stored: Sequence[StoredFinding], *, dag_ids: Collection[str], may_decide: bool
+) -> list[findings_view.FindingCard]:
+    concerned = {worker_id for each in stored for worker_id in each.data["worker_ids"][-findings_view.MAX_LOOKUPS :]}
+    workers = worker_queries.get_workers(connection, concerned)
+    events = findings.events(connection, [each.finding_id for each in stored])
+    return [
+        findings_view.build_card(
+            each, dag_ids=dag_ids, workers=workers, may_decide=may_decide, events=events.get(each.finding_id, ())
+        )
+        for each in stored
+    ]
+
+
+def finding_page(
+    finding_id: str, *, dag_ids: Collection[str], may_decide: bool
+) -> tuple[findings_view.FindingCard, datetime]:
+    """Return a finding with its history, and the current time.
+
+    :param dag_ids: the Dags whose tasks the page may name
+    :param may_decide: as for :func:`insight_page`
+    :raises FindingNotFoundError: if there is none that the user may see
+    """
+    with database.reading() as connection:
+        stored = _require_finding(connection, finding_id, dag_ids)
+        (card,) = _cards(connection, [stored], dag_ids=dag_ids, may_decide=may_decide)
+        return card, database_now(connection)
+
+
+def dismiss_finding(finding_id: str, *, dag_ids: Collection[str], note: str, actor: str) -> int:
+    """Dismiss a finding and return its ID; one that is closed stays as it is.
+
+    :raises FindingNotFoundError: if there is none that the user may see
+    """
+    with database.writing() as connection:
+        stored = _require_finding(connection, finding_id, dag_ids)
+        findings.dismiss(connection, stored.finding_id, actor=actor, reason=note or None, now=database_now(connection))
+    return stored.finding_id
+
+
+def _require_finding(connection: Connection, finding_id: str, dag_ids: Collection[str]) -> StoredFinding:
+    is_id = finding_id.isascii() and finding_id.isdigit() and int(finding_id[:20]) <= MAX_INTEGER
+    stored = findings.get_finding(connection, int(finding_id)) if is_id else None
+    if stored is None or not findings_view.may_see(stored, dag_ids):
+        raise FindingNotFoundError
+    return stored
 
 
 def _comparison(connection: Connection, row: WorkerRow, dag_ids: Collection[str]) -> comparison.Comparison:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerParams
     from airflow_worker_insight.ui.views.comparison import Comparison
+    from airflow_worker_insight.ui.views.findings import FindingCard
 
 PAGE_SIZE = 25
 
@@ -39,6 +40,7 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
+MAX_FINDINGS = 20
 MAX_INSTANCES = 10
 
 REFRESH_LIMIT = timedelta(hours=1)
@@ -80,6 +82,8 @@ class WorkerInstance:
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
+    findings: Sequence[FindingCard] = ()
+    """About it, open ones first."""
     comparison: Comparison | None = None
     """Against the other workers of the same tasks; ``None`` if the user may see no tries."""
 
@@ -110,6 +114,8 @@ class WorkerPage:
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
+    open_findings: tuple[FindingCard, ...]
+    closed_findings: tuple[FindingCard, ...]
     comparison: Comparison | None
     history: Sequence[WorkerChange]
     others: Sequence[WorkerRow]
@@ -150,6 +156,8 @@ def build_worker_page(
         if may_read
         else None,
         chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
+        open_findings=tuple(finding for finding in instance.findings if finding.is_open),
+        closed_findings=tuple(finding for finding in instance.findings if not finding.is_open),
         comparison=instance.comparison,
         history=instance.changes,
         others=instance.others,
