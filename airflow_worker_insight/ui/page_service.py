@@ -281,16 +281,19 @@ def insight_page(params: InsightParams, *, dag_ids: Collection[str], may_decide:
             open_total=open_total,
             closed=_cards(connection, closed, dag_ids=dag_ids, may_decide=False),
             closed_total=closed_total,
-            job=job.read(connection),
+            analysis=insight.Analysis(
+                job.read(connection),
+                is_enabled=config.insight_enabled(),
+                interval=timedelta(seconds=config.insight_interval()),
+                # The lifespan of this package's FastAPI app runs it.
+                runs_by_itself=airflow_plugins.serves_fastapi_apps(),
+            ),
             compared=None if open_total else _compared(connection, now),
         )
         since = now - timedelta(hours=heat_map.HOURS - 1)
         by_name = params.measure != ""
         workers = statistics.heat_map(connection, since=since, until=now, limit=heat_map.MAX_WORKERS, by_name=by_name)
-    # The lifespan of this package's FastAPI app runs the analysis.
-    runs_by_itself = airflow_plugins.serves_fastapi_apps()
-    drawn = heat_map.build_heat_map(params, workers, now=now)
-    return insight.build_insight_page(params, listing, drawn, now=now, runs_by_itself=runs_by_itself)
+    return insight.build_insight_page(params, listing, heat_map.build_heat_map(params, workers, now=now), now=now)
 
 
 _OPEN = frozenset({FindingState.OPEN, FindingState.RECOVERING})

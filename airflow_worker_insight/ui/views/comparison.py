@@ -183,7 +183,7 @@ def _comparison_text(tries: Sequence[FirstTry]) -> str:
     number = formatting.count(len(tries), "first try", "first tries")
     of_tasks = formatting.count(len({each.task for each in tries}), "task", "tasks")
     if not failures:
-        return f"None of its latest {number} of {of_tasks} failed."
+        return f"Its latest {number}, of {of_tasks}: none failed."
     return f"{failures:,} of its latest {number} of {of_tasks} failed. Only tasks that failed here are compared."
 
 

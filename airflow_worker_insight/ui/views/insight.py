@@ -32,7 +32,7 @@ REFRESH_SECONDS = 30
 STALE_AFTER = timedelta(minutes=10)
 """Age of the latest step from which the analysis counts as stopped."""
 
-RUN_COMMAND = "airflow-worker-insight insight run"
+RUN_COMMAND = "airflow-worker-insight refresh --every 30"
 
 # First tries of a worker, 20 workers and 100 tasks: medians of the method's own benchmark, rounded up.
 _FAULTS = (
@@ -51,6 +51,17 @@ class Compared:
     """Number of tries of each worker by name."""
     workers: int
     tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Whether and how the analysis runs here."""
+
+    job: JobRow | None
+    is_enabled: bool = True
+    interval: timedelta = timedelta(seconds=30)
+    runs_by_itself: bool = True
+    """Whether Airflow's web server runs it, so that no command has to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,6 @@ class InsightPage:
     faults: tuple[Fault, ...]
     """What could be found by now; only if nothing was found."""
     job_text: str
-    job_stepped_at: datetime | None
     notice: Notice | None
     """That the analysis does not run, and why."""
     heat_map: HeatMap
@@ -93,18 +103,15 @@ class InsightListing:
     open_total: int
     closed: Sequence[FindingCard]
     closed_total: int
-    job: JobRow | None
+    analysis: Analysis
     compared: Compared | None
     """``None`` if something was found, or the database is busy."""
 
 
 def build_insight_page(
-    params: InsightParams, listing: InsightListing, heat_map: HeatMap, *, now: datetime, runs_by_itself: bool
+    params: InsightParams, listing: InsightListing, heat_map: HeatMap, *, now: datetime
 ) -> InsightPage:
-    """Return the page of findings.
-
-    :param runs_by_itself: whether Airflow's web server runs the analysis by itself, so that no command has to
-    """
+    """Return the page of findings."""
     more = listing.open_total - len(listing.open)
     compared = listing.compared
     return InsightPage(
@@ -122,9 +129,8 @@ def build_insight_page(
         summary=_summary(listing),
         compared="" if compared is None else _compared_text(compared),
         faults=() if compared is None or not compared.workers else tuple(_faults(compared)),
-        job_text=_job_text(listing.job, now),
-        job_stepped_at=None if listing.job is None else listing.job.stepped_at,
-        notice=_notice(listing.job, now, runs_by_itself=runs_by_itself),
+        job_text=_job_text(listing.analysis.job, now),
+        notice=_notice(listing.analysis, now),
         heat_map=heat_map,
         refresh_seconds=REFRESH_SECONDS,
         now=now,
@@ -168,18 +174,20 @@ def _job_text(job: JobRow | None, now: datetime) -> str:
     return text + "."
 
 
-def _notice(job: JobRow | None, now: datetime, *, runs_by_itself: bool) -> Notice | None:
-    how = (
-        "On Airflow 3, API servers run it: make sure that one is running."
-        if runs_by_itself
-        else "On this version of Airflow, run this command, or `refresh` every minute:"
-    )
-    command = "" if runs_by_itself else RUN_COMMAND
+def _notice(analysis: Analysis, now: datetime) -> Notice | None:
+    """Say that the analysis does not run, and why."""
+    job = analysis.job
+    how, command = "On Airflow 3, API servers run it: make sure that one is running.", ""
+    if not analysis.runs_by_itself:
+        how, command = "On this version of Airflow, run this command as a service:", RUN_COMMAND
+    if not analysis.is_enabled:
+        text = "Findings and statistics stay as they are until it is switched on: [worker_insight] insight_enabled."
+        return Notice("warning", "The analysis is switched off", text)
     if job is None or job.stepped_at is None:
         return Notice("warning", "The analysis has not run yet", how, command)
     if job.error is not None:
         return Notice("warning", f"The analysis failed {formatting.ago(job.stepped_at, now)}", job.error)
-    if now - job.stepped_at > STALE_AFTER:
+    if now - job.stepped_at > max(STALE_AFTER, 3 * analysis.interval):
         return Notice(
             "warning", f"The analysis does not run: last run {formatting.ago(job.stepped_at, now)}", how, command
         )

@@ -31,7 +31,7 @@ from airflow_worker_insight.ui.query_params import (
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
 from airflow_worker_insight.ui.views.findings import FindingCard, build_card
 from airflow_worker_insight.ui.views.heat_map import build_heat_map
-from airflow_worker_insight.ui.views.insight import InsightListing, InsightPage, build_insight_page
+from airflow_worker_insight.ui.views.insight import Analysis, InsightListing, InsightPage, build_insight_page
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.waiting import Executor, WaitingPage, build_waiting_page
 from airflow_worker_insight.ui.views.worker import build_worker_page
@@ -253,9 +253,9 @@ def pages_shown(mocker: MockerFixture) -> None:
     mocker.patch.object(page_service, "attempts_page", attempts_page)
 
     def insight_page(params: InsightParams, *, may_decide: bool, **_: Any) -> InsightPage:
-        listing = InsightListing([a_card(may_decide=may_decide)], 1, [], 0, None, None)
+        listing = InsightListing([a_card(may_decide=may_decide)], 1, [], 0, Analysis(None), None)
         drawn = build_heat_map(params, HeatMap([], 0), now=NOW)
-        return build_insight_page(params, listing, drawn, now=NOW, runs_by_itself=False)
+        return build_insight_page(params, listing, drawn, now=NOW)
 
     def finding_page(_: str, *, may_decide: bool, **__: Any) -> Any:
         return a_card(may_decide=may_decide), NOW

@@ -40,7 +40,7 @@ from airflow_worker_insight.ui.views.attempts import build_attempts_page
 from airflow_worker_insight.ui.views.comparison import Failure, build_comparison, build_verdict
 from airflow_worker_insight.ui.views.findings import build_card
 from airflow_worker_insight.ui.views.heat_map import build_heat_map
-from airflow_worker_insight.ui.views.insight import Compared, InsightListing, build_insight_page
+from airflow_worker_insight.ui.views.insight import Analysis, Compared, InsightListing, build_insight_page
 from airflow_worker_insight.ui.views.panel import build_panel
 from airflow_worker_insight.ui.views.parts import Notice
 from airflow_worker_insight.ui.views.worker import build_worker_page
@@ -148,11 +148,15 @@ def hostile_pages() -> list[Page]:
     found_page = build_insight_page(
         InsightParams(offset=10),
         InsightListing(
-            [finding], 2, [closed], 30, JobRow(HOSTILE, NOW, stepped_at=NOW, error=HOSTILE), Compared([30], 1, 1)
+            [finding],
+            2,
+            [closed],
+            30,
+            Analysis(JobRow(HOSTILE, NOW, stepped_at=NOW, error=HOSTILE)),
+            Compared([30], 1, 1),
         ),
         build_heat_map(InsightParams(), HeatMap([HeatMapRow("celery", HOSTILE, HOSTILE, {})], 1), now=NOW),
         now=NOW,
-        runs_by_itself=True,
     )
     by_label = WorkersParams(group=f"label:{HOSTILE}")
     return [

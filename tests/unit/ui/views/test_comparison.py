@@ -140,7 +140,7 @@ def test_task_without_peers_is_listed_and_cannot_be_told() -> None:
 
 def test_healthy_and_new_and_busy_are_told_apart() -> None:
     assert (
-        build_comparison("w3", first_tries("w3", 9, 0), []).text == "None of its latest 9 first tries of 1 task failed."
+        build_comparison("w3", first_tries("w3", 9, 0), []).text == "Its latest 9 first tries, of 1 task: none failed."
     )
     assert build_comparison("w3", [], []).text == "No first try to compare."
     assert build_comparison("w3", None, []).text == BUSY

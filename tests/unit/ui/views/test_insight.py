@@ -11,25 +11,25 @@ from airflow_worker_insight.domain.statistics import HeatMap, HeatMapCell, HeatM
 from airflow_worker_insight.store.job import JobRow
 from airflow_worker_insight.ui.query_params import InsightParams
 from airflow_worker_insight.ui.views.heat_map import HOURS, build_heat_map
-from airflow_worker_insight.ui.views.insight import Compared, InsightListing, InsightPage, build_insight_page
+from airflow_worker_insight.ui.views.insight import Analysis, Compared, InsightListing, InsightPage, build_insight_page
 from tests.unit.database import at
 
 NOW = at(1000)
 RUNS = JobRow("api-server", NOW, read_until=NOW - timedelta(seconds=60), stored_at=NOW, stepped_at=NOW)
 
 
-def page(*, runs_by_itself: bool = True, **others: Any) -> InsightPage:
+def page(**others: Any) -> InsightPage:
     known: dict[str, Any] = {
         "open": [],
         "open_total": 0,
         "closed": [],
         "closed_total": 0,
-        "job": RUNS,
+        "analysis": Analysis(RUNS),
         "compared": Compared([5, 30, 500], 4, 17),
     }
     drawn = build_heat_map(InsightParams(), HeatMap([], 0), now=NOW)
     listing = InsightListing(**{**known, **others})
-    return build_insight_page(InsightParams(), listing, drawn, now=NOW, runs_by_itself=runs_by_itself)
+    return build_insight_page(InsightParams(), listing, drawn, now=NOW)
 
 
 def test_where_nothing_was_found_it_says_what_was_compared_and_what_could_be_found() -> None:
@@ -72,7 +72,7 @@ def test_state_of_the_analysis_is_said() -> None:
     ],
 )
 def test_analysis_that_does_not_run_is_said_with_the_reason(job: JobRow | None, title: str) -> None:
-    notice = page(job=job).notice
+    notice = page(analysis=Analysis(job)).notice
     assert notice is not None
     assert (notice.tone, notice.title) == ("warning", title)
     assert notice.text
@@ -80,9 +80,21 @@ def test_analysis_that_does_not_run_is_said_with_the_reason(job: JobRow | None, 
 
 
 def test_command_is_named_where_no_server_runs_the_analysis() -> None:
-    notice = page(job=None, runs_by_itself=False).notice
+    notice = page(analysis=Analysis(None, runs_by_itself=False)).notice
     assert notice is not None
-    assert notice.command == "airflow-worker-insight insight run"
+    assert notice.command == "airflow-worker-insight refresh --every 30"
+
+
+def test_analysis_that_is_switched_off_names_the_option() -> None:
+    notice = page(analysis=Analysis(RUNS, is_enabled=False)).notice
+    assert notice is not None
+    assert notice.title == "The analysis is switched off"
+    assert "insight_enabled" in notice.text
+
+
+def test_long_interval_is_no_standstill() -> None:
+    hour_ago = JobRow(None, NOW, stepped_at=NOW - timedelta(hours=1))
+    assert page(analysis=Analysis(hour_ago, interval=timedelta(hours=1))).notice is None
 
 
 # --- heat map -------------------------------------------------------------------------------------------------------
@@ -111,7 +123,7 @@ def cells(measure: str, **values: Any) -> tuple[str, int]:
     [
         ("", {"failed": 0}, "·", 0),
         ("", {"failed": 1}, "1", 1),
-        ("", {"failed": 3, "lost": 8}, "10", 4),
+        ("", {"failed": 3, "lost": 8}, "11", 4),
         ("", {"tries": 0, "failed": 0}, "", 0),
         ("utilization", {"utilization": 0.0}, "0", 0),
         ("utilization", {"utilization": 0.6}, "60", 3),
