@@ -309,7 +309,7 @@ class Job:
             with session.writing(self._bounds) as connection:
                 now = self._clock(connection)
                 job_store.advance(connection, self.holder, read_until=known.read_until, now=now)
-                if self._is_live(known, now):
+                if known.is_current:
                     changes = self._sync_findings(connection, known.detector, now)
                     self._add_slots(connection, known, now)
                 if known.is_new:
@@ -346,10 +346,6 @@ class Job:
                 self._rollup.add_slots(span.worker, span.concurrency, span.since, span.until)
         known.slots_until = now
 
-    def _is_live(self, known: Memory, now: datetime) -> bool:
-        """Return whether the state is that of today: while history is read, findings would come and go."""
-        return now - known.read_until <= WINDOW
-
     # ------------------------------------------------------------------------ reading
 
     def _analyse(self, known: Memory) -> StepResult:
@@ -368,6 +364,7 @@ class Job:
             # Else a note that is left may be of a try that would be forgotten as seen.
             known.advance(read_until)
         lag = max(0.0, (now - horizon).total_seconds())
+        known.is_current = lag == 0
         return StepResult(
             has_lease=True,
             is_behind=lag > 0 or not (is_asking_done and is_late_done),
