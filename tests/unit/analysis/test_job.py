@@ -17,6 +17,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.tries import TryOutcome
 from airflow_worker_insight.insight import state
 from airflow_worker_insight.insight.blocks import EXCLUDED
+from airflow_worker_insight.store import tries
 from airflow_worker_insight.store.insight_tables import detector_part
 from airflow_worker_insight.store.job import LeaseLostError
 from airflow_worker_insight.store.session import Bounds
@@ -26,6 +27,8 @@ from tests.unit.database import a_worker, at, locked, on_both
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pytest_mock import MockerFixture
 
     from airflow_worker_insight.analysis.job import Job
     from airflow_worker_insight.domain.tries import AnalyzedTry
@@ -466,3 +469,19 @@ def test_a_retry_is_followed_but_tells_the_detector_nothing(database: Database) 
     assert counted(job) == 3
     job.finish()
     assert sorted(each.key.try_number for each in counts.stored) == [1, 1, 1, 2]
+
+
+def test_a_step_that_fails_while_it_reads_loses_nothing(database: Database, mocker: MockerFixture) -> None:
+    deployment, counts = Deployment(database, alternating(30)), Counts()
+    job = deployment.job(sinks=counts.sinks)
+    run(deployment, job, every(30, 180))
+    for name in ("load", "in_airflow", "starts"):
+        broken = mocker.patch.object(tries, name, side_effect=OperationalError("SELECT", {}, Exception("it went away")))
+        deployment.until(deployment.now + 30)
+        with pytest.raises(OperationalError):
+            job.step()
+        assert deployment.job_row["error"] == "it went away"
+        mocker.stop(broken)
+    run(deployment, job, every(30, 450)[9:])
+    job.finish()
+    assert sorted(each.key.run_id for each in counts.stored) == sorted(f"run-{number}" for number in range(30))
