@@ -27,6 +27,7 @@ from airflow_worker_insight.insight.events import End, Ended
 from airflow_worker_insight.insight.findings import as_json
 from airflow_worker_insight.store import job as job_store
 from airflow_worker_insight.store import late_attempts, session, tries
+from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.job import LeaseLostError
 
@@ -59,6 +60,9 @@ MIN_ASK = timedelta(seconds=5)
 
 ASK_SHARE = 20
 """A try is asked for again after this fraction of its run time, so that long ones cost little."""
+
+ASKED_AT_ONCE = 1_000
+"""Tries that one statement asks for."""
 
 MAX_GAPS = 100
 """Times without a start that one step passes over."""
@@ -191,6 +195,8 @@ class Job:
             self._forget()
             return StepResult(has_lease=False)
         except Exception as error:
+            # What was read of this step is incomplete: the stored state is what counts.
+            self._forget()
             count("insight.failed")
             self._note_error(error)
             raise
@@ -200,12 +206,11 @@ class Job:
         return result
 
     def recompute(self) -> None:
-        """Take the lease from whoever has it, and begin anew from the recorded history, backfilled tries included."""
+        """Take the lease from whoever has it, and forget the state: it is computed anew from the recorded history."""
         with session.writing(self._bounds) as connection:
-            now = self._clock(connection)
-            job_store.acquire(connection, self.holder, now=now, by_force=True)
-            row = job_store.read(connection)
-        self._begin_anew(now, counted_until=row.stored_at if row else None)
+            job_store.acquire(connection, self.holder, now=self._clock(connection), by_force=True)
+            job_store.delete_parts(connection)
+        self._forget()
 
     def finish(self) -> None:
         """Store the state and give the lease back."""
@@ -279,7 +284,8 @@ class Job:
         try:
             return memory.restore(parts, read_until, self._settings)
         except (KeyError, ValueError) as error:
-            log.info("Airflow Worker Insight computes its analysis anew from the recorded history: %s", error)
+            if parts:
+                log.info("Airflow Worker Insight computes its analysis anew from the recorded history: %s", error)
             return None
 
     def _begin_anew(self, now: datetime, *, counted_until: datetime | None) -> None:
@@ -309,7 +315,7 @@ class Job:
             with session.writing(self._bounds) as connection:
                 now = self._clock(connection)
                 job_store.advance(connection, self.holder, read_until=known.read_until, now=now)
-                if self._is_live(known, now):
+                if known.is_current:
                     changes = self._sync_findings(connection, known.detector, now)
                     self._add_slots(connection, known, now)
                 if known.is_new:
@@ -346,10 +352,6 @@ class Job:
                 self._rollup.add_slots(span.worker, span.concurrency, span.since, span.until)
         known.slots_until = now
 
-    def _is_live(self, known: Memory, now: datetime) -> bool:
-        """Return whether the state is that of today: while history is read, findings would come and go."""
-        return now - known.read_until <= WINDOW
-
     # ------------------------------------------------------------------------ reading
 
     def _analyse(self, known: Memory) -> StepResult:
@@ -368,6 +370,7 @@ class Job:
             # Else a note that is left may be of a try that would be forgotten as seen.
             known.advance(read_until)
         lag = max(0.0, (now - horizon).total_seconds())
+        known.is_current = lag == 0
         return StepResult(
             has_lease=True,
             is_behind=lag > 0 or not (is_asking_done and is_late_done),
@@ -430,12 +433,14 @@ class Job:
             if each.end is None and (due_at := _due_at(each)) <= now
         )
         asked = [known.open[row_key] for _, row_key in due[: self._limits.asked_tries]]
-        in_airflow = tries.in_airflow(connection, [each.analyzed for each in asked]) if asked else {}
-        for each in asked:
-            each.asked_at = now
-            answer = in_airflow[each.analyzed.row_key]
-            if outcomes.has_ended(answer):
-                each.end = answer
+        for batch in batches(asked, ASKED_AT_ONCE):
+            in_airflow = tries.in_airflow(connection, [each.analyzed for each in batch])
+            for each in batch:
+                each.asked_at = now
+                answer = in_airflow[each.analyzed.row_key]
+                if outcomes.has_ended(answer):
+                    each.end = answer
+            self._breathe()
         return len(due) <= len(asked)
 
     def _read_outcomes(

@@ -56,6 +56,8 @@ class Memory:
     """Statistics count tries that ended before: those of the state that this one replaces."""
     slots_until: datetime | None = None
     """Until when the slots of workers have been counted."""
+    is_current: bool = False
+    """Whether the latest step has read up to its time: while history is read, findings come and go."""
     is_new: bool = False
     """Whether to delete what is stored before this is."""
     open: dict[RowKey, OpenTry] = field(default_factory=dict)
