@@ -193,6 +193,11 @@ def local_workers() -> str:
     return _read.text(options.LOCAL_WORKERS)
 
 
+def on_finding() -> str | None:
+    """Return the dotted path of the function that is called with findings, or ``None``."""
+    return _read.text(options.ON_FINDING).strip() or None
+
+
 def executor() -> str | None:
     """Return Airflow's ``[core] executor``; tasks that name no executor use the first one."""
     from airflow.configuration import conf

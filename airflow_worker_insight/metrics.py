@@ -47,6 +47,9 @@ COUNTERS = (
     "placement.moved",
     "placement.failed",
     "insight.failed",
+    "findings.found",
+    "findings.hook.failed",
+    "findings.hook.skipped",
     *(
         f"refresh.{outcome}.{source}"
         for outcome in ("failed", "ignored")
@@ -59,6 +62,7 @@ GAUGES = {
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
     "insight.lag": (),
+    "findings.open": ("outcome",),
 }
 """Gauges with the labels of each."""
 

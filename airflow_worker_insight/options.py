@@ -179,6 +179,16 @@ INSIGHT_INTERVAL = Option(
     minimum=5,
 )
 
+ON_FINDING = Option(
+    "on_finding",
+    "string",
+    "",
+    "Function that is called with each new finding and each change of one, as a dotted path. It gets one dict: the "
+    "finding as the REST API has it, and its action. It runs in the process of the analysis (an API server on Airflow "
+    "3), outside any request; after 30 seconds further calls are skipped until it returns.",
+    example="my_company.alerts.on_finding",
+)
+
 OPTIONS = (
     ENABLED,
     WORKER_NAME,
@@ -200,5 +210,6 @@ OPTIONS = (
     METRICS_PER_WORKER,
     INSIGHT_ENABLED,
     INSIGHT_INTERVAL,
+    ON_FINDING,
 )
 """All options, in the order of the documentation: add each new one here too."""

@@ -23,12 +23,12 @@ class WorkerNotFoundError(RequestError):
 
 
 class FindingNotFoundError(RequestError):
-    """Raised when no finding has the requested ID, or the user may not see it; the message says so."""
+    """Raised when no finding that the reader may see has the requested ID; the message says so."""
 
     status = 404
 
     def __init__(self) -> None:
-        super().__init__("There is no finding with this ID that you may see. Old findings are removed in time.")
+        super().__init__("No finding has this ID, or it is about a task of a Dag that you may not see.")
 
 
 class InvalidRequestError(RequestError):

@@ -104,6 +104,9 @@ def parse_row_id(text: str) -> int:
 ARG_WORKER = Arg(("worker",), help="ID of the worker, or its name if only one living worker has it", metavar="WORKER")
 ARG_NOTE = Arg(("--note",), type=parser_of(Note()), help="Reason, shown on the worker's page")
 
+ARG_FINDING_ID = Arg(("finding_id",), type=parser_of(Integer(1)), help="ID of the finding", metavar="FINDING_ID")
+ARG_DISMISS_NOTE = Arg(("--note",), type=parser_of(Note()), help="Reason, shown in the history of the finding")
+
 # --- number of rows --------------------------------------------------------------------------------------------------
 
 ARG_LIMIT = Arg(

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, GroupCommand, lazy_load_command
 
 from airflow_worker_insight.cli import arguments as a
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, ServiceFilter, WorkerFilter
+from airflow_worker_insight.domain.filters import (
+    AttemptFilter,
+    FindingFilter,
+    PlacementFilter,
+    ServiceFilter,
+    WorkerFilter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +127,35 @@ _PLACEMENTS = GroupCommand(
     ),
 )
 
+_FINDINGS = GroupCommand(
+    name="findings",
+    help="What fails, loses or slows more tries than its peers",
+    subcommands=(
+        ActionCommand(
+            name="list",
+            help="List findings: first those that are not closed, then the latest found",
+            func=_command("findings.list_findings"),
+            args=(*a.filter_args(FindingFilter), *_LIST_ARGS),
+        ),
+        ActionCommand(
+            name="show",
+            help="Show a finding and its history",
+            func=_command("findings.show"),
+            args=(a.ARG_FINDING_ID, ARG_OUTPUT, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="dismiss",
+            help="Close a finding that needs no action",
+            description=(
+                "Closes a finding that needs no action and stores the note, the author and the time in its history. "
+                "The evidence is forgotten: the subject is found again if later tries speak against it."
+            ),
+            func=_command("findings.dismiss"),
+            args=(a.ARG_FINDING_ID, a.ARG_DISMISS_NOTE),
+        ),
+    ),
+)
+
 _SERVICES = GroupCommand(
     name="services",
     help="Processes of the deployment",
@@ -183,6 +218,7 @@ SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
     _WORKERS,
     _ATTEMPTS,
     _PLACEMENTS,
+    _FINDINGS,
     _SERVICES,
     _INSIGHT,
     ActionCommand(

@@ -57,10 +57,16 @@ def _named(parameter: Parameter, name: str) -> Parameter:
 def build(filters: type[Filters], values: object) -> Filters:
     """Return filters from an object that has their parameters as attributes.
 
-    An attribute that is missing, ``None`` or empty text does not filter.
+    An attribute that is missing, ``None`` or empty does not filter.
     """
     found = {name: getattr(values, parameter.name, None) for name, parameter in parameters(filters).items()}
-    return filters(**{name: value for name, value in found.items() if value != ""})
+    return filters(
+        **{
+            name: frozenset(value) if isinstance(value, list) else value
+            for name, value in found.items()
+            if value not in ("", [])
+        }
+    )
 
 
 class PlacementState(StrEnum):

@@ -18,7 +18,7 @@ from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
 from airflow_worker_insight.store.batches import batches
-from airflow_worker_insight.store.dialects import in_bound_rows, in_rows, row_parameters
+from airflow_worker_insight.store.dialects import in_bound_rows, in_list, in_rows, row_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -278,6 +278,15 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
         is_in_batch = in_rows(connection, (run.c.dag_id, run.c.run_id), batch)
         runs += map(_run, connection.execute(select(*_run_columns()).where(is_in_batch)))
     return runs
+
+
+def existing_dag_ids(connection: Connection, dag_ids: Collection[str]) -> set[str]:
+    """Return those of these Dags that Airflow has not deleted."""
+    column = metadata_database.dag_table().c.dag_id
+    found: set[str] = set()
+    for batch in batches(sorted(dag_ids), BATCH):
+        found.update(connection.execute(select(column).where(in_list(connection, column, batch))).scalars())
+    return found
 
 
 def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[AirflowTry]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import LargeBinary, case, cast, false, func, insert, or_, select, update
+from sqlalchemy import LargeBinary, case, cast, delete, false, func, insert, or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import AllDags
@@ -24,7 +24,8 @@ from airflow_worker_insight.domain.findings import (
     subject_kind_of,
 )
 from airflow_worker_insight.domain.keys import finding_key
-from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.limits import MAX_TOTAL, REASON_LENGTH
+from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import execute_and_count, in_list
 from airflow_worker_insight.store.insight_tables import finding, finding_event
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
 
     from airflow_worker_insight.domain.filters import FindingFilter
+    from airflow_worker_insight.domain.workers import WorkerRow
 
 BATCH = 500
 """Worker IDs that one statement looks up."""
 
 REFRESH = timedelta(hours=1)
 """Age from which numbers that differ by less than a text shows are stored again."""
+
+KEPT = timedelta(days=31)
+"""How long a closed finding stays at least."""
 
 _TIMES = frozenset({"since", "found_at", "ended_at"})
 _COLUMNS = (
@@ -457,6 +462,20 @@ def _finding(row: Row[Any]) -> StoredFinding:
     )
 
 
+def delete_closed_before(connection: Connection, older_than: datetime, *, now: datetime) -> None:
+    """Delete findings that ended before a limit, with their history.
+
+    Those that the detector may still hold stay for :data:`KEPT`: :func:`sync` would store them again.
+    """
+    ended = select(finding.c.id).where(
+        finding.c.state == FindingState.CLOSED, finding.c.ended_at < min(older_than, now - KEPT)
+    )
+    ids = list(connection.execute(ended).scalars())
+    for batch in batches(ids, BATCH):
+        connection.execute(delete(finding_event).where(in_list(connection, finding_event.c.finding_ref, batch)))
+        connection.execute(delete(finding).where(in_list(connection, finding.c.id, batch)))
+
+
 # --- what users decide -----------------------------------------------------------------------------------------------
 
 
@@ -477,19 +496,39 @@ def dismiss(connection: Connection, finding_id: int, *, actor: str, reason: str 
         .values(state=FindingState.CLOSED, ended_at=now, end_reason=EndReason.DISMISSED),
     )
     if closed:
-        _add_event(connection, [finding_id], FindingAction.DISMISSED, actor=actor, reason=reason, now=now)
+        _add_event(connection, finding_id, FindingAction.DISMISSED, actor=actor, reason=reason, now=now)
     return bool(closed)
 
 
-def _add_event(
-    connection: Connection,
-    finding_ids: Iterable[int],
-    action: FindingAction,
-    *,
-    actor: str,
-    reason: str | None,
-    now: datetime,
+def record_decision(
+    connection: Connection, worker_row: WorkerRow, availability: str, *, actor: str, reason: str | None, now: datetime
 ) -> None:
-    entries = [{**_entry(finding_id, now, action, reason or None), "actor": actor[:250]} for finding_id in finding_ids]
-    if entries:
-        connection.execute(insert(finding_event), entries)
+    """Note in the open findings that concern a worker that a user has changed its availability.
+
+    :param availability: ``available``, ``draining`` or ``quarantined``
+    :param actor: the user's name in Airflow
+    :param reason: in the user's words
+    :param now: by the database's clock
+    """
+    query = select(finding.c.id, finding.c.subject_kind, finding.c.data).where(finding.c.state != FindingState.CLOSED)
+    for row in connection.execute(query.order_by(finding.c.id)).all():
+        data = json.loads(row.data)
+        is_about_it = row.subject_kind == SubjectKind.WORKER and data["subject"] == worker_row.name
+        if is_about_it or worker_row.worker_id in data["worker_ids"]:
+            # A group has several workers: say which one.
+            named = reason if is_about_it else f"{worker_row.name}: {reason}" if reason else worker_row.name
+            _add_event(connection, row.id, _DECISIONS[availability], actor=actor, reason=named, now=now)
+
+
+_DECISIONS: dict[str, FindingAction] = {
+    WorkerAvailability.AVAILABLE: FindingAction.RELEASED,
+    WorkerAvailability.DRAINING: FindingAction.DRAINING,
+    WorkerAvailability.QUARANTINED: FindingAction.QUARANTINED,
+}
+
+
+def _add_event(
+    connection: Connection, finding_id: int, action: FindingAction, *, actor: str, reason: str | None, now: datetime
+) -> None:
+    entry = _entry(finding_id, now, action, reason[:REASON_LENGTH] if reason else None)
+    connection.execute(insert(finding_event).values(**{**entry, "actor": actor[:250]}))

@@ -91,7 +91,12 @@ def test_each_page_is_in_the_reference() -> None:
 @newest_airflow
 @pytest.mark.parametrize(
     ("plural", "model"),
-    [("attempts", "AttemptResponse"), ("placements", "PlacementResponse"), ("workers", "WorkerResponse")],
+    [
+        ("attempts", "AttemptResponse"),
+        ("placements", "PlacementResponse"),
+        ("workers", "WorkerResponse"),
+        ("findings", "FindingResponse"),
+    ],
 )
 def test_an_example_has_all_fields(plural: str, model: str) -> None:
     schemas: dict[str, Any] = reference._sources().openapi["components"]["schemas"]

@@ -5,13 +5,14 @@ Tasks of Dags that the user may not read are never named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.findings import FindingOutcome, FindingState
 from airflow_worker_insight.domain.limits import MAX_NOTE_LENGTH
 from airflow_worker_insight.domain.states import WorkerAvailability
+from airflow_worker_insight.insight.disclosure import hidden_text, redact
 from airflow_worker_insight.insight.findings import from_json
 from airflow_worker_insight.insight.lanes import TASK
 from airflow_worker_insight.insight.sentences import evidence_text, recovery_text, summary_text, title
@@ -31,7 +32,6 @@ MAX_WORKERS = 10
 MAX_LOOKUPS = 200
 """Worker instances, the latest, that are looked up for a finding."""
 
-_HIDDEN_SCOPE = "Only in tasks that you may not see."
 _SCALES = (1, 2, 5, 10, 20, 50, 100)
 _ACTIONS = {
     "found": "Found",
@@ -139,8 +139,7 @@ class FindingCard:
 
 def may_see(stored: StoredFinding, dag_ids: Collection[str]) -> bool:
     """Return whether a user may see a finding at all: one about a task names its Dag."""
-    finding = from_json(stored.data)
-    return finding.dimension != TASK or finding.unit.partition("/")[0] in dag_ids
+    return redact(from_json(stored.data), dag_ids) is not None
 
 
 def build_card(
@@ -153,19 +152,24 @@ def build_card(
 ) -> FindingCard:
     """Return a finding as a user may see it.
 
+    :param stored: a finding that the user may see: see :func:`may_see`
     :param dag_ids: the Dags that the user may read
     :param workers: the worker instances that it concerns and that are known, by worker ID
     :param may_decide: whether the user may change availabilities and dismiss findings
     """
     whole = from_json(stored.data)
-    finding, hidden = _redacted(whole, dag_ids)
-    text = summary_text(finding) + (f" {_HIDDEN_SCOPE}" if whole.scope and not finding.scope else "")
+    finding = redact(whole, dag_ids)
+    assert finding is not None
+    hidden = len(whole.shares) - len(finding.shares)
+    texts = [summary_text(finding)]
+    if hidden:
+        texts.append(hidden_text(hidden, is_scope=finding.scope != whole.scope))
     concerned = _concerned(finding, workers)
     is_open = stored.state != FindingState.CLOSED
     return FindingCard(
         finding_id=stored.finding_id,
         title=_title(finding),
-        text=text,
+        text=" ".join(texts),
         state=stored.state,
         outcome=stored.outcome,
         since=_time(finding.since),
@@ -195,14 +199,6 @@ def _title(finding: Finding) -> str:
     """Return the title; it may begin with the name of a label, but not with that of a worker, in upper case."""
     text = title(finding)
     return text if finding.subject_kind in {"worker", "task"} else text[:1].upper() + text[1:]
-
-
-def _redacted(finding: Finding, dag_ids: Collection[str]) -> tuple[Finding, int]:
-    """Return a finding without the tasks of other Dags, and the number of these tasks."""
-    # The strata of a finding about a task are workers.
-    shares = [share for share in finding.shares if len(share.stratum) == 1 or share.stratum[0] in dag_ids]
-    scope = finding.scope if finding.scope and finding.scope[0] in dag_ids else ()
-    return replace(finding, shares=shares, scope=scope), len(finding.shares) - len(shares)
 
 
 def _concerned(finding: Finding, workers: Mapping[str, WorkerRow]) -> list[WorkerRow]:

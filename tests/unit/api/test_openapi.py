@@ -43,6 +43,9 @@ OPERATIONS = [
     ("GET", "/api/v1/workers/{worker_id}"),
     ("PATCH", "/api/v1/workers/{worker_id}"),
     ("GET", "/api/v1/workers/{worker_id}/attempts"),
+    ("GET", "/api/v1/findings"),
+    ("GET", "/api/v1/findings/{finding_id}"),
+    ("PATCH", "/api/v1/findings/{finding_id}"),
     ("GET", "/api/v1/services"),
     ("GET", "/api/v1/health"),
 ]

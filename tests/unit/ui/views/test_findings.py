@@ -74,7 +74,7 @@ def test_tasks_of_other_dags_are_counted_and_never_named() -> None:
     assert "payroll" not in repr(shown)
     assert [(task.dag_id, task.name, task.own) for task in shown.tasks] == [("etl", "load", "2 of 10")]
     assert shown.hidden_tasks == "1 task that you may not see."
-    assert shown.text.endswith("Only in tasks that you may not see.")
+    assert shown.text.endswith("Mainly in 1 task that you may not see.")
     assert card(data, dag_ids={"etl", "secret"}).hidden_tasks == ""
 
 
