@@ -140,7 +140,7 @@ def _add(connection: Connection, table: Table, sums: dict[tuple[int, int], tuple
                 else:
                     # What comes late to a complete day ran long: the slots were known meanwhile, if they ever are.
                     value = each.busy_seconds
-                row[name] = value if row[name] is None else row[name] + (value or 0.0)
+                row[name] = value if row[name] is None else row[name] + (value or 0)
     # In the order of the key: two writers of the same rows cannot deadlock.
     for batch in batches((row for _, row in sorted(rows.items())), BATCH):
         upsert_many(connection, table, batch, added=tuple(names))
