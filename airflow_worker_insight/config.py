@@ -111,6 +111,16 @@ def metrics_per_worker() -> bool:
     return _read.boolean(options.METRICS_PER_WORKER)
 
 
+def insight_enabled() -> bool:
+    """Return whether recorded tries are analysed."""
+    return enabled() and _read.boolean(options.INSIGHT_ENABLED)
+
+
+def insight_interval() -> int:
+    """Return the seconds between two steps of the analysis, at least 5."""
+    return _read.integer(options.INSIGHT_INTERVAL)
+
+
 def refresh_interval() -> int:
     """Return the seconds between two polls of the workers, at least 1."""
     return _read.integer(options.REFRESH_INTERVAL)

@@ -46,6 +46,7 @@ COUNTERS = (
     "placement.shared",
     "placement.moved",
     "placement.failed",
+    "insight.failed",
     "findings.found",
     "findings.hook.failed",
     "findings.hook.skipped",
@@ -55,11 +56,12 @@ COUNTERS = (
         for source in ("celery", "edge", "jobs", "tries")
     ),
 )
-TIMERS = ("claim.duration",)
+TIMERS = ("claim.duration", "insight.step")
 GAUGES = {
     "workers": ("state", "kind"),
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
+    "insight.lag": (),
     "findings.open": ("outcome",),
 }
 """Gauges with the labels of each."""

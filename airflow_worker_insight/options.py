@@ -171,6 +171,21 @@ METRICS_PER_WORKER = Option(
     "False",
     "Emit metrics of single workers to Airflow's stats: one series per worker name.",
 )
+INSIGHT_ENABLED = Option(
+    "insight_enabled",
+    "boolean",
+    "True",
+    "Compare each worker's tries with those of its peers on the same tasks and keep what is found. Set it to False to "
+    "stop the analysis; what was found stays readable.",
+)
+INSIGHT_INTERVAL = Option(
+    "insight_interval",
+    "integer",
+    "30",
+    "Seconds between two steps of the analysis, which reads the tries that have started or ended since the last one. "
+    "One process does so at a time, however many API servers there are.",
+    minimum=5,
+)
 
 ON_FINDING = Option(
     "on_finding",
@@ -202,6 +217,8 @@ OPTIONS = (
     LOCAL_WORKERS,
     ENFORCE_AVAILABILITY,
     METRICS_PER_WORKER,
+    INSIGHT_ENABLED,
+    INSIGHT_INTERVAL,
     ON_FINDING,
 )
 """All options, in the order of the documentation: add each new one here too."""

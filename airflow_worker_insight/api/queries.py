@@ -5,6 +5,7 @@ The filters come from :mod:`airflow_worker_insight.domain.filters`.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -23,6 +24,7 @@ from airflow_worker_insight.domain.filters import (
     parameters,
 )
 from airflow_worker_insight.domain.limits import MAX_BODY, MAX_INTEGER, MAX_NOTE_LENGTH, MAX_TOTAL
+from airflow_worker_insight.domain.names import LABEL_KEY
 from airflow_worker_insight.domain.parameters import (
     WORKER_ID,
     Choice,
@@ -37,6 +39,7 @@ from airflow_worker_insight.domain.parameters import (
     WorkerId,
     is_worker_id,
 )
+from airflow_worker_insight.domain.statistics import GROUPS, LABEL_PREFIX, Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -189,6 +192,48 @@ class ServiceQuery(ListQuery):
     def filters(self) -> ServiceFilter:
         """Return what the store filters by."""
         return build(ServiceFilter, self)
+
+
+_GROUP = f"^({'|'.join(GROUPS)}|{LABEL_PREFIX}{LABEL_KEY})$"
+
+
+def _require_group(value: str) -> str:
+    if not re.fullmatch(_GROUP, value):
+        raise ValueError(f"must be {', '.join(GROUPS)}, or {LABEL_PREFIX} and a label's key, such as label:zone")
+    return value
+
+
+_Time = _type_of(Time())
+
+
+@_with_filters(AttemptFilter)
+class StatisticsQuery(ListQuery):
+    """What to group by, the window, and filters for tries, combined with "and"."""
+
+    group_by: Annotated[str, AfterValidator(_require_group)] = Field(
+        "worker",
+        description=f"What makes a group: {', '.join(GROUPS)}, or label: and a label's key.",
+        json_schema_extra={"pattern": _GROUP},
+    )
+    bucket: Literal[Bucket.values()] = Field(  # type: ignore[valid-type]
+        Bucket.NONE, description="Length of the time that a row covers: an hour, a day in UTC, or the whole window."
+    )
+    since: _Time | None = Field(  # type: ignore[valid-type]
+        None, alias="from", description="Begin of the window; by default 24 hours before its end."
+    )
+    until: _Time | None = Field(None, alias="to", description="End of the window; by default now.")  # type: ignore[valid-type]
+
+    def filters(self) -> AttemptFilter:
+        """Return what the store filters by."""
+        return build(AttemptFilter, self)
+
+    @model_validator(mode="after")
+    def _window_is_not_reversed(self) -> Self:
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise ValueError("from must be earlier than to")
+        if self.filters().is_reversed:
+            raise ValueError("started_at_gte must not be later than started_at_lte")
+        return self
 
 
 @_with_filters(FindingFilter)

@@ -7,6 +7,12 @@ Nothing is cached: a permission that Airflow revokes is gone with the next reque
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from airflow_worker_insight.domain.statistics import is_of_tasks, other_filters
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.domain.filters import AttemptFilter
 
 
 class Reader(ABC):
@@ -67,6 +73,18 @@ class Reader(ABC):
         """
         self.require_task_instances(dag_id)
         return {dag_id} if dag_id is not None else self.readable_dag_ids()
+
+    def require_statistics(self, group_by: str, filters: AttemptFilter) -> set[str]:
+        """Require what statistics need, and return the IDs of the Dags whose tries they may read.
+
+        Groups of workers need the right to see workers; their sums are over all Dags. All else needs
+        :meth:`require_dag_ids`.
+        """
+        if not is_of_tasks(group_by):
+            self.require_workers()
+            if not other_filters(group_by, filters):
+                return set()
+        return self.require_dag_ids(filters.dag_id)
 
     def finding_dag_ids(self, dag_id: str | None) -> set[str]:
         """Return the IDs of the Dags that findings may name, and require the right to see the Dag of the filter.

@@ -132,6 +132,34 @@ class EnforcementResponse(BaseModel):
     text: str = Field(description="The same in words.")
 
 
+class StatisticsRowResponse(BaseModel):
+    """Statistics of one group in one bucket."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    group: str | None = Field(
+        description="Worker name, host, queue, kind, label's value, dag_id, or dag_id.task_id; null for tries without."
+    )
+    bucket: datetime | None = Field(description="Begin of the hour or day; null for the whole window.")
+    tries: int = Field(description="Tries that ended in this time with success, failed or lost.")
+    failed: int = Field(description="Tries that failed, without the lost ones.")
+    lost: int = Field(description="Tries that ended with their worker.")
+    busy_seconds: float = Field(description="Seconds that tries ran in this time, however they ended.")
+    utilization: float | None = Field(
+        description="Share of the workers' slots that was in use; null if unknown, and for queues, Dags and tasks."
+    )
+    mean_duration: float | None = Field(description="Seconds from start to end; null if no try ended.")
+    mean_queue_seconds: float | None = Field(description="Seconds from queued to started; null if unknown.")
+
+
+class StatisticsResponse(_ListResponse):
+    """A page of statistics."""
+
+    statistics: list[StatisticsRowResponse]
+    since: datetime = Field(alias="from", description="Begin of what was counted: that of an hour, or of a day.")
+    until: datetime = Field(alias="to", description="End of what was counted.")
+
+
 class WorkerResponse(BaseModel):
     """One instance of a worker: from its start to its end."""
 

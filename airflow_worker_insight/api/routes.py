@@ -18,6 +18,7 @@ from airflow_worker_insight.api.queries import (
     FindingQuery,
     PlacementQuery,
     ServiceQuery,
+    StatisticsQuery,
     WorkerAttemptQuery,
     WorkerQuery,
     error_details,
@@ -30,6 +31,7 @@ from airflow_worker_insight.api.responses import (
     HealthResponse,
     PlacementsResponse,
     ServicesResponse,
+    StatisticsResponse,
     WorkerDetailResponse,
     WorkersResponse,
 )
@@ -155,6 +157,25 @@ _CHANGE_EXAMPLE = {
 }
 _WORKERS_EXAMPLE = {"workers": [_WORKER_EXAMPLE], "total_entries": 1, "total_is_exact": True}
 _WORKER_DETAIL_EXAMPLE = {**_WORKER_EXAMPLE, "changes": [_CHANGE_EXAMPLE]}
+_STATISTICS_EXAMPLE = {
+    "statistics": [
+        {
+            "group": "w2@etl-1",
+            "bucket": "2026-01-31T08:00:00Z",
+            "tries": 118,
+            "failed": 3,
+            "lost": 0,
+            "busy_seconds": 20736.4,
+            "utilization": 0.36,
+            "mean_duration": 175.7,
+            "mean_queue_seconds": 4.2,
+        }
+    ],
+    "total_entries": 1,
+    "total_is_exact": True,
+    "from": "2026-01-31T08:00:00Z",
+    "to": "2026-01-31T09:00:00Z",
+}
 _SERVICES_EXAMPLE = {
     "services": [
         {
@@ -427,6 +448,21 @@ def dismiss_finding(request: Request, finding_id: _FindingIdPath, reader: Reader
         dag_ids=reader.finding_dag_ids(None),
         may_see_dag=reader.may_see_task_instances,
     )
+
+
+@router.get(
+    "/statistics",
+    summary="Show statistics of tries",
+    response_model=StatisticsResponse,
+    responses=_responses(_STATISTICS_EXAMPLE),
+)
+def list_statistics(query: Annotated[StatisticsQuery, Query()], reader: ReaderDep) -> Any:
+    """Show tries, failures, utilization and delays by worker, host, queue, kind, label, Dag or task.
+
+    All groups but Dags and tasks require the right to see Airflow's jobs.
+    """
+    dag_ids = reader.require_statistics(query.group_by, query.filters())
+    return service.list_statistics(query, dag_ids=dag_ids)
 
 
 @router.get(

@@ -6,6 +6,7 @@ FastAPI serves the results on Airflow 3 (:mod:`.routes`), Flask on 2.11. Callers
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import __version__
@@ -15,9 +16,10 @@ from airflow_worker_insight.api.responses import MAX_CHANGES, placement_fields, 
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.domain.limits import MAX_INTEGER, MAX_TOTAL
 from airflow_worker_insight.domain.parameters import is_worker_id
+from airflow_worker_insight.domain.statistics import Bucket, Selection
 from airflow_worker_insight.insight.disclosure import finding_fields, named_dag_ids
 from airflow_worker_insight.registry.enforcement import enforce_soon
-from airflow_worker_insight.store import findings, placements
+from airflow_worker_insight.store import findings, placements, statistics
 from airflow_worker_insight.store.airflow_history import existing_dag_ids
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
@@ -29,7 +31,6 @@ from airflow_worker_insight.store.workers import services as workers_services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
@@ -38,12 +39,19 @@ if TYPE_CHECKING:
         FindingQuery,
         PlacementQuery,
         ServiceQuery,
+        StatisticsQuery,
         WorkerAttemptQuery,
         WorkerQuery,
     )
     from airflow_worker_insight.domain.filters import AttemptFilter
     from airflow_worker_insight.domain.findings import StoredFinding
     from airflow_worker_insight.domain.workers import SourceStatus, WorkerRow
+
+
+DEFAULT_WINDOW = timedelta(hours=24)
+"""Length of the window of statistics if a request does not say when it begins."""
+
+_FIRST_TIME = datetime.min.replace(tzinfo=timezone.utc)
 
 
 def list_attempts(query: AttemptQuery, *, dag_ids: Collection[str], may_see_workers: bool) -> dict[str, Any]:
@@ -90,6 +98,27 @@ def list_placements(query: PlacementQuery, *, dag_ids: Collection[str], may_see_
             connection, query.filters(), dag_ids=dag_ids, limit=query.limit, offset=query.offset
         )
     return {"placements": [placement_fields(row, may_see_workers=may_see_workers) for row in rows], **_totals(total)}
+
+
+def list_statistics(query: StatisticsQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a :class:`.StatisticsResponse`.
+
+    :param dag_ids: the Dags that the reader may see
+    :raises InvalidRequestError: if the statistics cannot be told as asked
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        until = min(query.until or now, now)
+        since = query.since or max(until, _FIRST_TIME + DEFAULT_WINDOW) - DEFAULT_WINDOW
+        selection = Selection(query.group_by, Bucket(query.bucket), since, until, query.filters())
+        try:
+            page = statistics.query(
+                connection, selection, dag_ids=frozenset(dag_ids), limit=query.limit, offset=query.offset
+            )
+        except statistics.StatisticsError as error:
+            raise InvalidRequestError(str(error)) from None
+    window = {"from": page.since, "to": page.until}
+    return {"statistics": page.rows, **_totals(min(page.total, MAX_TOTAL)), **window}
 
 
 def list_workers(query: WorkerQuery) -> dict[str, Any]:

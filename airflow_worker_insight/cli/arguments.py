@@ -125,6 +125,15 @@ ARG_EVERY = Arg(
     metavar="SECONDS",
     help="Poll at this interval until stopped, as the API server of Airflow 3 does",
 )
+ARG_ANALYSE_EVERY = Arg(
+    ("--every",),
+    type=parser_of(Integer(1)),
+    metavar="SECONDS",
+    help="Analyse at this interval until stopped, as the API server of Airflow 3 does",
+)
+ARG_RECOMPUTE = Arg(
+    ("--recompute",), action="store_true", help="Begin anew from the recorded tries of the last 30 days"
+)
 ARG_DAG_ID = Arg(("--dag-id",), help="Only this Dag")
 ARG_RUN_ID = Arg(("--run-id",), help="Only this Dag run (with --dag-id)")
 ARG_SINCE = Arg(("--since",), type=parser_of(Time()), help="Only Dag runs that ended at or after this time (UTC)")

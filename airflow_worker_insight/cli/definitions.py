@@ -169,6 +169,26 @@ _SERVICES = GroupCommand(
     ),
 )
 
+_INSIGHT = GroupCommand(
+    name="insight",
+    help="The analysis: is it the worker?",
+    subcommands=(
+        ActionCommand(
+            name="run",
+            help="Analyse the recorded tries",
+            description=(
+                "Reads the tries that have started or ended since the last run and compares each worker's with those "
+                "of its peers on the same tasks. An API server of Airflow 3 does this by itself, and so does "
+                "`refresh --every` on Airflow 2.11. One process at a time does so; another one has nothing to do. "
+                "With --recompute this process takes over and begins anew from the recorded tries of the last 30 "
+                "days, those that `backfill` has added included; findings are brought up to date once it is through."
+            ),
+            func=_command("insight.run"),
+            args=(a.ARG_ANALYSE_EVERY, a.ARG_RECOMPUTE),
+        ),
+    ),
+)
+
 _DB = GroupCommand(
     name="db",
     help="Tables of this package",
@@ -200,14 +220,15 @@ SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
     _PLACEMENTS,
     _FINDINGS,
     _SERVICES,
+    _INSIGHT,
     ActionCommand(
         name="refresh",
         help="Poll the workers",
         description=(
             "Polls every worker source and records changes. An API server of Airflow 3 does this by itself; on "
-            "Airflow 2.11 run `refresh --every 30` as a service. With --every several such processes share the work: "
-            "one of them polls per interval. Without --every the command polls at once; if cron runs it, set "
-            "[worker_insight] refresh_interval to the seconds between two runs."
+            "Airflow 2.11 run `refresh --every 30` as a service, which also analyses the tries. With --every several "
+            "such processes share the work: one of them polls per interval. Without --every the command polls at "
+            "once; if cron runs it, set [worker_insight] refresh_interval to the seconds between two runs."
         ),
         func=_command("fleet.refresh_fleet"),
         args=(a.ARG_EVERY,),

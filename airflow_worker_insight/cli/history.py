@@ -124,8 +124,9 @@ def _remove(older_than: datetime, expected: Removed) -> None:
 
 def _summary(removed: Removed) -> str:
     return (
-        f"{count(removed.attempts, 'try', 'tries')}, {count(removed.workers, 'worker', 'workers')} and "
-        f"{count(removed.changes, 'entry', 'entries')} of workers' histories"
+        f"{count(removed.attempts, 'try', 'tries')}, {count(removed.workers, 'worker', 'workers')}, "
+        f"{count(removed.changes, 'entry', 'entries')} of workers' histories and "
+        f"{count(removed.statistics, 'row', 'rows')} of statistics"
     )
 
 

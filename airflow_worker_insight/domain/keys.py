@@ -70,7 +70,7 @@ class TryKey:
 
 def run_key(dag_id: str, run_id: str) -> int:
     """Return the digest of a Dag run's names as a signed 64-bit integer."""
-    return _digest(dag_id, run_id)
+    return digest(dag_id, run_id)
 
 
 def task_key(task_id: str, map_index: int) -> int:
@@ -78,7 +78,7 @@ def task_key(task_id: str, map_index: int) -> int:
 
     Two different task instances of one run share a key with a probability of n²/2⁶⁵ (10,000 mapped tasks: 3e-12).
     """
-    return _digest(task_id, str(map_index))
+    return digest(task_id, str(map_index))
 
 
 def instance_key(task_instance_id: str) -> int:
@@ -86,7 +86,7 @@ def instance_key(task_instance_id: str) -> int:
 
     :param task_instance_id: ``task_instance.id`` as text; it differs for each try and is never reused
     """
-    return _digest("id", task_instance_id)
+    return digest("id", task_instance_id)
 
 
 def instance_key_by_run(run_row_id: int, logical_date: datetime, task_id: str, map_index: int) -> int:
@@ -98,7 +98,7 @@ def instance_key_by_run(run_row_id: int, logical_date: datetime, task_id: str, m
     :param logical_date: aware; no two runs of a Dag have the same
     """
     logical_date_text = logical_date.astimezone(timezone.utc).isoformat()
-    return _digest("run", str(run_row_id), logical_date_text, task_id, str(map_index))
+    return digest("run", str(run_row_id), logical_date_text, task_id, str(map_index))
 
 
 def process_key(process_id: str | None) -> int | None:
@@ -118,9 +118,10 @@ def finding_key(dimension: str, unit: str, outcome: str) -> int:
     :param unit: its value in the dimension
     :param outcome: one of :class:`.findings.FindingOutcome`
     """
-    return _digest("finding", dimension, unit, outcome)
+    return digest("finding", dimension, unit, outcome)
 
 
-def _digest(*parts: str) -> int:
+def digest(*parts: str) -> int:
+    """Return the digest of texts without NUL characters as a signed 64-bit integer."""
     # NUL cannot be part of an Airflow ID (PostgreSQL rejects it), so the joined text is unambiguous.
     return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big", signed=True)

@@ -28,7 +28,8 @@ With them and the longest names a report stays below its limit of 8 KiB.
 """
 
 _WORD_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_LABEL_KEY = "[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
+LABEL_KEY = "[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
+"""Pattern of a label's key."""
 
 
 def clean(value: object, length: int) -> str:
@@ -60,7 +61,7 @@ def parse_labels(setting: object) -> dict[str, str]:
         key, _, raw_value = item.partition("=")
         key = key.strip()
         value = clean(raw_value, LABEL_VALUE_LENGTH + 1)
-        if re.fullmatch(_LABEL_KEY, key) and 0 < len(value) <= LABEL_VALUE_LENGTH:
+        if re.fullmatch(LABEL_KEY, key) and 0 < len(value) <= LABEL_VALUE_LENGTH:
             labels[key] = value
     return labels
 

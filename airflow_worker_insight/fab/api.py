@@ -51,7 +51,7 @@ def _json_endpoint(view: View) -> View:
                 # Basic authentication logs in, so Airflow would store a session in its database per request.
                 session.clear()
                 session.modified = False
-        return Response(result.model_dump_json(), 200, HEADERS, mimetype="application/json")
+        return Response(result.model_dump_json(by_alias=True), 200, HEADERS, mimetype="application/json")
 
     return answer  # type: ignore[return-value]
 
@@ -138,6 +138,15 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
             worker_id, decision.availability, note=decision.note, changed_by=reader.name
         )
         return responses.WorkerDetailResponse.model_validate(fields)
+
+    @route("/statistics")
+    @_json_endpoint
+    def statistics(self) -> BaseModel:
+        """Show statistics of tries by worker, host, queue, kind, label, Dag or task."""
+        reader = self._reader()
+        query = _parse_query(queries.StatisticsQuery)
+        dag_ids = reader.require_statistics(query.group_by, query.filters())
+        return responses.StatisticsResponse.model_validate(service.list_statistics(query, dag_ids=dag_ids))
 
     @route("/findings")
     @_json_endpoint

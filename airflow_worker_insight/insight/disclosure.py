@@ -39,7 +39,7 @@ def finding_fields(
     is_scope_hidden = finding.scope != whole.scope
     texts = [finding_text(finding, zone, now=now.timestamp())]
     if hidden:
-        texts.append(_hidden_text(hidden, is_scope=is_scope_hidden))
+        texts.append(hidden_text(hidden, is_scope=is_scope_hidden))
     return {
         "finding_id": stored.finding_id,
         "subject_kind": str(stored.subject_kind),
@@ -124,6 +124,10 @@ def _scope(finding: Finding, *, is_hidden: bool) -> dict[str, str | None] | None
     return {"dag_id": finding.scope[0], "task_id": finding.scope[1] if len(finding.scope) > 1 else None}
 
 
-def _hidden_text(number: int, *, is_scope: bool) -> str:
+def hidden_text(number: int, *, is_scope: bool) -> str:
+    """Return how many tasks a reader may not see.
+
+    :param is_scope: whether the finding is about their Dag only
+    """
     tasks = f"{number} {'task' if number == 1 else 'tasks'} that you may not see"
     return f"Mainly in {tasks}." if is_scope else f"It also counts {tasks}."

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.capture.reconcile import claim_left_behind
+from airflow_worker_insight.periodic_thread import STOP_SECONDS, PeriodicThread
 from airflow_worker_insight.registry.enforcement import enforce_if_due
-from airflow_worker_insight.registry.periodic_thread import STOP_SECONDS, PeriodicThread
 from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema

@@ -358,7 +358,7 @@ def _from_both_tables(condition: Callable[[Table, str], Any]) -> Any:
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:
     source, identity = metadata_database.try_identity(table)
-    columns = (table.c[name] for name in _COLUMNS)
+    columns = (table.c[name] for name in (*_COLUMNS, "queue"))
     return select(*columns, *identity, literal(rank).label("rank_")).select_from(source).where(condition)
 
 
@@ -398,4 +398,5 @@ def _airflow_try(row: Row[Any]) -> AirflowTry:
         executor=row.executor or None,
         queued_by_job_id=row.queued_by_job_id,
         external_executor_id=row.external_executor_id or None,
+        queue=row.queue or None,
     )

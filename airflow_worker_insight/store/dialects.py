@@ -111,37 +111,87 @@ def row_count(result: Any) -> int:
     return len(result.all()) if result.returns_rows else int(result.rowcount)
 
 
-def upsert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, or replace those with the same primary keys; PostgreSQL only.
+def upsert_many(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, added: tuple[str, ...] = ()
+) -> None:
+    """Insert rows, or update those with the same primary keys.
 
-    All rows are one JSON parameter: psycopg2 sends an ``executemany`` row by row
+    On PostgreSQL all rows are one JSON parameter: psycopg2 sends an ``executemany`` row by row
     (https://www.psycopg.org/docs/extras.html#fast-execution-helpers), and arrays of thousands take it twice as long.
 
-    :param rows: each with a value for each column
+    :param rows: at least one, each with a value for each column, none of which is of the type JSON
+    :param added: columns whose value is added to that of an existing row, where NULL counts as 0; all others replace it
     """
     dialect = connection.dialect
+    if dialect.name != "postgresql":
+        connection.execute(_upsert_each_statement(dialect.name, table, added), [*rows])
+        return
     processors = {
         column.name: process
         for column in table.c
         if (process := column.type.dialect_impl(dialect).bind_processor(dialect)) is not None
     }
     stored = [{**row, **{name: process(row[name]) for name, process in processors.items()}} for row in rows]
-    connection.execute(_upsert_many_statement(table), {"rows": json.dumps(stored, default=str)})
+    connection.execute(_upsert_many_statement(table, added), {"rows": json.dumps(stored, default=str)})
+
+
+def replace_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, or replace those with the same primary keys.
+
+    :param rows: each with a value for each column
+    """
+    if connection.dialect.name == "postgresql":
+        upsert_many(connection, table, rows)
+        return
+    others = [column.name for column in table.c if not column.primary_key]
+    if connection.dialect.name == "sqlite":
+        into_sqlite = sqlite.insert(table)
+        new_values = {name: into_sqlite.excluded[name] for name in others}
+        statement: Any = into_sqlite.on_conflict_do_update(index_elements=list(table.primary_key), set_=new_values)
+    else:
+        into_mysql = mysql.insert(table)
+        statement = into_mysql.on_duplicate_key_update(**{name: into_mysql.inserted[name] for name in others})
+    connection.execute(statement, list(rows))
 
 
 @cache
-def _upsert_many_statement(table: Table) -> Any:
+def _upsert_many_statement(table: Table, added: tuple[str, ...]) -> Any:
     """Return SQL text: SQLAlchemy would compile an ``INSERT … ON CONFLICT`` anew each time."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     name = dialect.identifier_preparer.format_table(table)
     columns = ", ".join(column.name for column in table.c)
     typed = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in table.c)
     keys = ", ".join(column.name for column in table.primary_key)
-    updates = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.c if not column.primary_key)
+    updates = ", ".join(
+        f"{column.name} = {_sum_sql(column.name) if column.name in added else f'excluded.{column.name}'}"
+        for column in table.c
+        if not column.primary_key
+    )
     return text(
-        f"INSERT INTO {name} ({columns}) SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS given ({typed}) "  # noqa: S608 - our own names
+        f"INSERT INTO {name} AS present ({columns}) "  # noqa: S608 - our own names
+        f"SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS given ({typed}) "
         f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
     )
+
+
+def _sum_sql(column: str) -> str:
+    return f"coalesce(present.{column} + excluded.{column}, present.{column}, excluded.{column})"
+
+
+@cache
+def _upsert_each_statement(dialect: str, table: Table, added: tuple[str, ...]) -> Any:
+    insert: Any = mysql.insert(table) if dialect == "mysql" else sqlite.insert(table)
+    given = insert.inserted if dialect == "mysql" else insert.excluded
+    updates = {
+        column.name: func.coalesce(column + given[column.name], column, given[column.name])
+        if column.name in added
+        else given[column.name]
+        for column in table.c
+        if not column.primary_key
+    }
+    if dialect == "mysql":
+        return insert.on_duplicate_key_update(updates)
+    return insert.on_conflict_do_update(index_elements=[*table.primary_key], set_=updates)
 
 
 def _array(column: Any, values: Sequence[Any]) -> Any:

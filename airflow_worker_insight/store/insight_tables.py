@@ -110,56 +110,70 @@ finding_event = Table(
 unit = Table(
     "worker_insight_unit",
     metadata,
-    # What statistics are kept of: a worker by name, host and labels; of pods that run one try each, their node, image
-    # and labels, because a row for each pod would be a row for each try.
-    Column("id", Integer, primary_key=True),
-    Column("digest", BigInteger, nullable=False),
+    # What statistics are kept of: see domain.statistics.Unit. The key is its digest.
+    Column("digest", BigInteger, primary_key=True, autoincrement=False),
+    # The latest hour with a row.
+    Column("last_hour", Integer, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("name", String(250)),
     Column("hostname", String(255), nullable=False),
     Column("labels", JSON, nullable=False),
-    # The latest hour with a try, counted from 1970: see ``hour`` below.
-    Column("last_hour", Integer, nullable=False),
-    Index("worker_insight_unit_digest", "digest", unique=True),
 )
 
 
 def _counts() -> list[Column[object]]:
-    """Return the columns of sums over the tries that ended in a row's time."""
+    """Return the columns that domain.statistics.Sums explains."""
     return [
         Column("tries", Integer, nullable=False),
         Column("failed", Integer, nullable=False),
         Column("lost", Integer, nullable=False),
-        # Failures that the tries would have had at the usual rate of their tasks.
-        Column("expected_failed", Float, nullable=False),
-        # Seconds that tries ran within the row's time.
-        Column("busy_seconds", Float, nullable=False),
-        # Sum of durations of the tries that ended, and of the waits from queued to started of those that have both.
-        Column("duration_seconds", Float, nullable=False),
-        Column("queue_seconds", Float, nullable=False),
+        Column("expected_failed", Float(53), nullable=False),
+        Column("busy_seconds", Float(53), nullable=False),
+        Column("duration_seconds", Float(53), nullable=False),
+        Column("queue_seconds", Float(53), nullable=False),
         Column("queued_tries", Integer, nullable=False),
+    ]
+
+
+def _time_columns() -> list[Column[object]]:
+    """Return the columns that say what time a row covers.
+
+    A complete day has rows of its own beside those of its hours, which are removed later: see store.statistics.
+    """
+    return [
+        # 1 or 24.
+        Column("hours", SmallInteger, primary_key=True, autoincrement=False),
+        # The first of them, counted from 1970 in UTC.
+        Column("hour", Integer, primary_key=True, autoincrement=False),
     ]
 
 
 worker_hour = Table(
     "worker_insight_worker_hour",
     metadata,
-    # Hours that the row covers: 1, or 24 once days are merged. ``hour`` is its first, counted from 1970 in UTC.
-    Column("hours", SmallInteger, primary_key=True, autoincrement=False),
-    Column("hour", Integer, primary_key=True, autoincrement=False),
-    Column("unit_ref", Integer, primary_key=True, autoincrement=False),
-    # Empty where Airflow kept no queue, and on rows with slot_seconds only.
-    Column("queue", StringID(), primary_key=True),
+    *_time_columns(),
+    Column("unit_digest", BigInteger, primary_key=True, autoincrement=False),
     *_counts(),
-    # Slots times the seconds that the worker was online, NULL where its concurrency is unknown.
-    Column("slot_seconds", Float),
+    # NULL where the concurrency is unknown.
+    Column("slot_seconds", Float(53)),
+    # Of a day: the busy seconds in hours whose slot_seconds are known.
+    Column("slotted_seconds", Float(53)),
+)
+
+queue_hour = Table(
+    "worker_insight_queue_hour",
+    metadata,
+    *_time_columns(),
+    Column("queue_digest", BigInteger, primary_key=True, autoincrement=False),
+    *_counts(),
+    # Empty where Airflow kept none.
+    Column("queue", String(256), nullable=False),
 )
 
 task_hour = Table(
     "worker_insight_task_hour",
     metadata,
-    Column("hours", SmallInteger, primary_key=True, autoincrement=False),
-    Column("hour", Integer, primary_key=True, autoincrement=False),
+    *_time_columns(),
     # Digest of Dag ID and task ID.
     Column("task_digest", BigInteger, primary_key=True, autoincrement=False),
     *_counts(),

@@ -14,7 +14,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, delete, func, or_, select, update
-from sqlalchemy.dialects import mysql, sqlite
 
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.attempts import lost_tries
@@ -102,10 +101,7 @@ def write(connection: Connection, placements: Sequence[Placement], *, now: datet
         return
     # In the order of the key: concurrent writers of the same rows cannot deadlock.
     rows = sorted((_row(entry, now) for entry in placements), key=itemgetter(*_KEY))
-    if connection.dialect.name == "postgresql":
-        upsert_many(connection, placement, rows)
-    else:
-        connection.execute(_upsert(connection.dialect.name), rows)
+    upsert_many(connection, placement, rows)
 
 
 def _row(entry: Placement, now: datetime) -> dict[str, Any]:
@@ -124,15 +120,6 @@ def _row(entry: Placement, now: datetime) -> dict[str, Any]:
         "run_id": entry.key.run_id,
         "task_id": entry.key.task_id,
     }
-
-
-def _upsert(dialect: str) -> Any:
-    updated = [column.name for column in placement.c if column.name not in _KEY]
-    if dialect == "mysql":
-        mysql_insert = mysql.insert(placement)
-        return mysql_insert.on_duplicate_key_update({name: mysql_insert.inserted[name] for name in updated})
-    insert = sqlite.insert(placement)
-    return insert.on_conflict_do_update(index_elements=_KEY, set_={name: insert.excluded[name] for name in updated})
 
 
 def close(connection: Connection, ended: Mapping[TryKey, datetime]) -> None:

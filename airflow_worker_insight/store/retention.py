@@ -5,6 +5,7 @@
   deleted with the rest of its Dag run.
 - A worker is deleted when no remaining attempt refers to it.
 - Of the workers that stay, old history entries are deleted.
+- Statistics are deleted when their hour or day ended before the limit, and then what they were of.
 
 Rows are deleted in small batches, each in its own transaction.
 
@@ -38,7 +39,7 @@ from sqlalchemy.engine import Connection
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, WorkerAvailability, WorkerState
-from airflow_worker_insight.store import findings, placements, session
+from airflow_worker_insight.store import findings, late_attempts, placements, session, statistics
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
@@ -66,20 +67,26 @@ Transaction: TypeAlias = Callable[[], AbstractContextManager[Connection]]
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """Number of attempts, workers and history entries that were, or would be, deleted."""
+    """Number of attempts, workers, history entries and rows of statistics that were, or would be, deleted."""
 
     attempts: int = 0
     workers: int = 0
     changes: int = 0
+    statistics: int = 0
 
     @property
     def rows(self) -> int:
         """The total, which counts towards the budget of :func:`prune_step`."""
-        return self.attempts + self.workers + self.changes
+        return self.attempts + self.workers + self.changes + self.statistics
 
     def __add__(self, other: Removed) -> Removed:
         """Add up two batches."""
-        return Removed(self.attempts + other.attempts, self.workers + other.workers, self.changes + other.changes)
+        return Removed(
+            self.attempts + other.attempts,
+            self.workers + other.workers,
+            self.changes + other.changes,
+            self.statistics + other.statistics,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,7 @@ def preview(connection: Connection, older_than: datetime) -> Preview:
         connection.execute(select(func.count()).select_from(rows.subquery())).scalar_one()
         for rows in (tries, workers, changes)
     ]
+    counts.append(statistics.count_older(connection, older_than))
     return Preview(Removed(*counts), None if oldest is None else oldest.astimezone(timezone.utc))
 
 
@@ -137,6 +145,12 @@ def prune(
     yield from _prune_tries(older_than, transaction, batch_size)
     yield from _prune_workers(older_than, transaction, batch_size)
     yield from _prune_changes(older_than, transaction, batch_size)
+    yield from _prune_statistics(older_than, transaction)
+    # What the analysis never read, because it does not run.
+    are_more = True
+    while are_more:
+        with transaction() as connection:
+            are_more = late_attempts.delete_orphans(connection, limit=batch_size) == batch_size
 
 
 def prune_step(
@@ -456,3 +470,15 @@ def _is_change_expired(older_than: datetime) -> Any:
         later, later.c.worker_ref == change.c.worker_ref, later.c.availability.is_(None), later.c.id > change.c.id
     )
     return and_(change.c.changed_at < older_than, change.c.availability.is_(None), was_superseded)
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def _prune_statistics(older_than: datetime, transaction: Transaction) -> Iterator[Removed]:
+    """Delete statistics, the oldest day first."""
+    removed = Removed(statistics=1)
+    while removed.statistics:
+        with transaction() as connection:
+            removed = Removed(statistics=statistics.remove_step(connection, older_than))
+        yield removed

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from tests.benchmarks import (
+    analysis,
     claim,
     dispatch,
     executor,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "death": executor.death,
     "fleet": fleet.run,
     "insight": insight.run,
+    "analysis": analysis.run,
 }
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerParams
+    from airflow_worker_insight.ui.views.comparison import Comparison
+    from airflow_worker_insight.ui.views.findings import FindingCard
 
 PAGE_SIZE = 25
 
@@ -39,6 +41,7 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
+MAX_FINDINGS = 20
 MAX_INSTANCES = 10
 
 REFRESH_LIMIT = timedelta(hours=1)
@@ -83,6 +86,10 @@ class WorkerInstance:
     effect: str = ""
     """What a decision on it does: :func:`.enforcement.effect`."""
     enforcement: EnforcementStatus | None = None
+    findings: Sequence[FindingCard] = ()
+    """About it, open ones first."""
+    comparison: Comparison | None = None
+    """Against the other workers of the same tasks; ``None`` if the user may see no tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,9 @@ class WorkerPage:
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
+    open_findings: tuple[FindingCard, ...]
+    closed_findings: tuple[FindingCard, ...]
+    comparison: Comparison | None
     history: Sequence[WorkerChange]
     others: Sequence[WorkerRow]
     """Other instances of this name."""
@@ -156,6 +166,9 @@ def build_worker_page(
         if may_read
         else None,
         chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
+        open_findings=tuple(finding for finding in instance.findings if finding.is_open),
+        closed_findings=tuple(finding for finding in instance.findings if not finding.is_open),
+        comparison=instance.comparison,
         history=instance.changes,
         others=instance.others,
         rows=_rows(page.attempts, row, now),

@@ -33,6 +33,8 @@ PAGES = [
     "panel/fragment?dag_id=etl&run_id=run-1&task_id=load",
     "workers",
     "workers/w1",
+    "insight",
+    "insight/1",
     "attempts",
     "waiting",
     "docs",
@@ -61,7 +63,7 @@ def test_no_route_forgets_to_ask_who_is_reading(client_of: ClientOf) -> None:
         if route.name == "static":
             continue
         for method in route.methods - {"HEAD"}:
-            answer = anonymous.request(method, route.path.lstrip("/").format(worker_id="w1"))
+            answer = anonymous.request(method, route.path.lstrip("/").format(worker_id="w1", finding_id=1))
             assert answer.status_code in (303, 307, 401), (method, route.path)
             asked += 1
     assert asked >= len(PAGES) + len(PROGRAMS)

@@ -49,7 +49,7 @@ def test_it_has_what_was_promised() -> None:
     assert {" ".join(names) for names, _ in ACTIONS} == {
         *(f"workers {name}" for name in ("list", "show", "attempts", "drain", "quarantine", "release")),
         *("attempts list", "placements list", "services list", "refresh", "reconcile", "backfill", "prune"),
-        *("db migrate", "db check", "db downgrade"),
+        *("db migrate", "db check", "db downgrade", "insight run"),
     }
 
 
@@ -140,6 +140,7 @@ services list --kind celery
 services list --state up
 refresh --every 0
 refresh --every soon
+insight run --every 0
 reconcile --nonsense
 reconcile --since yesterday
 backfill --after -1
@@ -221,6 +222,7 @@ def test_airflow_takes_the_commands() -> None:
         "services list",
         "refresh",
         "refresh --every 1",
+        "insight run",
         "reconcile",
         "backfill",
         "prune --older-than 1d",

@@ -180,7 +180,7 @@ def names(database: Database) -> list[str]:
 
 def test_a_dry_run_says_what_would_go_and_removes_nothing(tries: Database, capsys: Printed) -> None:
     assert printed(capsys, "prune", "--older-than", BEFORE_NOON, "--dry-run") == (
-        f"1 try, 1 worker and 2 entries of workers' histories would be removed. {KEPT}\n"
+        f"1 try, 1 worker, 2 entries of workers' histories and 0 rows of statistics would be removed. {KEPT}\n"
     )
     assert names(tries) == ["old", "new"]
     assert len(tries.attempts()) == 2
@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(tries: Database, capsy
 
 def test_prune_removes_what_is_older(tries: Database, capsys: Printed) -> None:
     assert printed(capsys, "prune", "--older-than", BEFORE_NOON, "--yes") == (
-        "Removed 1 try, 1 worker and 2 entries of workers' histories.\n"
+        "Removed 1 try, 1 worker, 2 entries of workers' histories and 0 rows of statistics.\n"
     )
     assert names(tries) == ["new"]
     assert [row["run_id"] for row in tries.attempts()] == ["new"]

@@ -79,6 +79,30 @@ def test_placements_are_those_of_the_readable_dags(
     assert api.get(f"{path}?state=queued").status_code == 422
 
 
+def test_statistics_of_workers_and_of_tasks_need_different_rights(
+    serve: Serve, permissions: Permissions, mocker: MockerFixture
+) -> None:
+    asked: list[tuple[str, Collection[str]]] = []
+
+    def list_statistics(query: queries.StatisticsQuery, *, dag_ids: Collection[str]) -> dict[str, Any]:
+        asked.append((query.group_by, dag_ids))
+        return {"statistics": [], "total_entries": 0, "total_is_exact": True, "from": at(0), "to": at(60)}
+
+    mocker.patch.object(service, "list_statistics", list_statistics)
+    api, path = serve(2), "/workerinsight/api/v1/statistics"
+    assert [api.get(f"{path}?group_by={group}").status_code for group in ("worker", "task")] == [403, 403]
+    permissions.dag_ids = {"etl", "sales"}
+    assert [api.get(f"{path}?group_by={group}").status_code for group in ("worker", "task")] == [403, 200]
+    permissions.jobs = True
+    body = json.loads(api.get(f"{path}?group_by=label:zone").text)
+    assert (body["statistics"], body["from"], body["to"]) == ([], "2026-03-01T12:00:00Z", "2026-03-01T12:01:00Z")
+    api.get(f"{path}?group_by=worker&dag_id=etl")
+    assert asked == [("task", {"etl", "sales"}), ("label:zone", set()), ("worker", {"etl"})]
+    wrong = api.get(f"{path}?group_by=colour&from=yesterday")
+    assert wrong.status_code == 422
+    assert {problem["loc"][1] for problem in detail(wrong)} == {"group_by", "from"}
+
+
 def test_errors_are_json(serve: Serve, permissions: Permissions) -> None:
     api = serve(2)
     assert api.get(ATTEMPTS).status_code == 403

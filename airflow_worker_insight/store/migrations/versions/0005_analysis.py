@@ -28,6 +28,7 @@ FINDING = "worker_insight_finding"
 FINDING_EVENT = "worker_insight_finding_event"
 UNIT = "worker_insight_unit"
 WORKER_HOUR = "worker_insight_worker_hour"
+QUEUE_HOUR = "worker_insight_queue_hour"
 TASK_HOUR = "worker_insight_task_hour"
 ENFORCEMENT = "worker_insight_enforcement"
 
@@ -90,35 +91,26 @@ def upgrade() -> None:
     online.create_index("worker_insight_finding_event_finding_ref", FINDING_EVENT, ["finding_ref"])
     online.create_table(
         UNIT,
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("digest", sa.BigInteger(), nullable=False),
+        sa.Column("digest", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("last_hour", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(32), nullable=False),
         sa.Column("name", sa.String(250)),
         sa.Column("hostname", sa.String(255), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
-        sa.Column("last_hour", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="worker_insight_unit_pkey"),
+        sa.PrimaryKeyConstraint("digest", name="worker_insight_unit_pkey"),
     )
-    online.create_index("worker_insight_unit_digest", UNIT, ["digest"], unique=True)
-    online.create_table(
+    _create_sums(
         WORKER_HOUR,
-        sa.Column("hours", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("unit_ref", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("queue", StringID(), nullable=False),
-        *_counts(),
-        sa.Column("slot_seconds", sa.Float()),
-        sa.PrimaryKeyConstraint("hours", "hour", "unit_ref", "queue", name="worker_insight_worker_hour_pkey"),
+        "unit_digest",
+        sa.Column("slot_seconds", sa.Float(53)),
+        sa.Column("slotted_seconds", sa.Float(53)),
     )
-    online.create_table(
+    _create_sums(QUEUE_HOUR, "queue_digest", sa.Column("queue", sa.String(256), nullable=False))
+    _create_sums(
         TASK_HOUR,
-        sa.Column("hours", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("hour", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("task_digest", sa.BigInteger(), autoincrement=False, nullable=False),
-        *_counts(),
+        "task_digest",
         sa.Column("dag_id", StringID(), nullable=False),
         sa.Column("task_id", StringID(), nullable=False),
-        sa.PrimaryKeyConstraint("hours", "hour", "task_digest", name="worker_insight_task_hour_pkey"),
     )
     online.create_table(
         ENFORCEMENT,
@@ -132,20 +124,27 @@ def upgrade() -> None:
     )
 
 
-def _counts() -> list[sa.Column[object]]:
-    return [
+def _create_sums(table: str, key: str, *others: sa.Column[object]) -> None:
+    online.create_table(
+        table,
+        sa.Column("hours", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("hour", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column(key, sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("failed", sa.Integer(), nullable=False),
         sa.Column("lost", sa.Integer(), nullable=False),
-        sa.Column("expected_failed", sa.Float(), nullable=False),
-        sa.Column("busy_seconds", sa.Float(), nullable=False),
-        sa.Column("duration_seconds", sa.Float(), nullable=False),
-        sa.Column("queue_seconds", sa.Float(), nullable=False),
+        sa.Column("expected_failed", sa.Float(53), nullable=False),
+        sa.Column("busy_seconds", sa.Float(53), nullable=False),
+        sa.Column("duration_seconds", sa.Float(53), nullable=False),
+        sa.Column("queue_seconds", sa.Float(53), nullable=False),
         sa.Column("queued_tries", sa.Integer(), nullable=False),
-    ]
+        *others,
+        sa.PrimaryKeyConstraint("hours", "hour", key, name=f"{table}_pkey"),
+    )
 
 
 def downgrade() -> None:
     """Remove the tables, and with them findings and statistics."""
-    for table in (ENFORCEMENT, TASK_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB):
+    analysis = (TASK_HOUR, QUEUE_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB)
+    for table in (ENFORCEMENT, *analysis):
         online.drop_table(table)
