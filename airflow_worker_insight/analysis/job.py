@@ -55,6 +55,9 @@ WINDOW = timedelta(hours=1)
 
 STORE_INTERVAL = timedelta(minutes=2)
 
+MERGE_INTERVAL = timedelta(hours=1)
+"""Time between two looks for statistics that are old enough to be merged."""
+
 MIN_ASK = timedelta(seconds=5)
 """Shortest time between two questions for one try's state."""
 
@@ -110,6 +113,8 @@ class Sinks:
     new_rollup: Callable[[], Rollup] | None = None
     add_statistics: Callable[[Connection, Any], None] | None = None
     """Stores what :meth:`Rollup.take` returned, within the caller's transaction."""
+    merge_statistics: Callable[[Connection, datetime], int] | None = None
+    """Merges old statistics in a transaction of its own; returns 0 once nothing is left to merge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,7 @@ class Job:
         self._rollup: Rollup | None = None
         self._rates: feed.PeerRates | None = None
         self._stored_at: datetime | None = None
+        self._merged_at: datetime | None = None
         self._found: tuple[int, ...] | None = None
         """What was found when the state was stored."""
 
@@ -334,6 +340,17 @@ class Job:
         self._found = _found(known.detector)
         if changes is not None and self._sinks.on_findings is not None:
             self._sinks.on_findings(changes)
+        self._merge_statistics(now)
+
+    def _merge_statistics(self, now: datetime) -> None:
+        """Merge some of the old statistics, once per hour or until nothing is left."""
+        if self._sinks.merge_statistics is None or (self._merged_at and now - self._merged_at < MERGE_INTERVAL):
+            return
+        with session.writing(self._bounds) as connection:
+            if not job_store.renew(connection, self.holder, now=now):
+                raise LeaseLostError
+            if not self._sinks.merge_statistics(connection, now):
+                self._merged_at = now
 
     def _sync_findings(self, connection: Connection, detector: Detector, now: datetime) -> FindingChanges | None:
         if self._sinks.sync_findings is None:

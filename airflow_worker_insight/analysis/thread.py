@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
+from airflow_worker_insight.analysis import hook
 from airflow_worker_insight.analysis.job import Job, Sinks
+from airflow_worker_insight.analysis.rollup import Rollup
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.periodic_thread import STOP_SECONDS, PeriodicThread
-from airflow_worker_insight.store import session
+from airflow_worker_insight.store import findings, session, statistics
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.schema_gate import SchemaGate
 
@@ -30,7 +32,15 @@ JITTER = 0.1
 
 def make_job() -> Job:
     """Return a job that stores what it finds."""
-    return Job(sinks=Sinks())
+    return Job(
+        sinks=Sinks(
+            sync_findings=findings.sync,
+            on_findings=hook.notify,
+            new_rollup=Rollup,
+            add_statistics=statistics.add,
+            merge_statistics=statistics.merge_days,
+        )
+    )
 
 
 def _jitter() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, or_, select
 
@@ -67,11 +67,11 @@ def write(connection: Connection, changes: Mapping[int, Enforcement | None]) -> 
         connection.execute(insert(enforcement), rows)
 
 
-def _columns() -> list[object]:
+def _columns() -> list[Any]:
     return list(enforcement.c)
 
 
-def _enforcement(row: Row[tuple[object, ...]]) -> Enforcement | None:
+def _enforcement(row: Row[Any]) -> Enforcement | None:
     if row.worker_ref is None:
         return None
     requested_at = utc(row.requested_at)
