@@ -138,6 +138,14 @@ def test_a_dismissed_finding_is_closed_at_once_and_the_detector_hears_of_it(data
     assert len(listed(database)) == 1
 
 
+@on_both
+def test_a_finding_of_a_clock_that_is_ahead_is_dismissed_too(database: Database) -> None:
+    (stored,) = sync(database, a_finding(7)).new
+    assert dismiss(database, stored.finding_id, second=0)
+    changes = sync(database, a_finding(7))
+    assert (changes.new, changes.dismissed) == ([], {7})
+
+
 def test_nothing_is_dismissed_twice(database: Database) -> None:
     (stored,) = sync(database, a_finding()).new
     assert dismiss(database, stored.finding_id)
