@@ -20,7 +20,7 @@ from airflow_worker_insight.store.dialects import disable_jit, in_list
 from airflow_worker_insight.store.tables import NO_WORKER, attempt, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
     from typing import Any
 
@@ -80,7 +80,7 @@ def of_tasks(
     for dag_id, task_ids in by_dag.items():
         of_dag = [attempt.c.dag_id == dag_id, *search.started_between(since, until)]
         most = limit * len(task_ids)
-        rows += _rows(connection, of_dag, task_ids=task_ids, limit=max(most, MAX_MAPPED) if is_mapped else most)
+        rows += _rows(connection, of_dag, {"task_id": task_ids}, limit=max(most, MAX_MAPPED) if is_mapped else most)
     tries = _once_per_run_and_worker(_with_outcomes(connection, rows))
     return tries[: limit * len(tasks)]
 
@@ -91,17 +91,20 @@ def of_worker(connection: Connection, worker_ref: int, *, dag_ids: Collection[st
     :param worker_ref: its row ID
     :param dag_ids: the Dags that the reader may see
     """
-    on_worker = [attempt.c.worker_ref == worker_ref, *search.of_dags(connection, frozenset(dag_ids))]
-    return _once_per_run_and_worker(_with_outcomes(connection, _rows(connection, on_worker, limit=limit)))
+    if not dag_ids:
+        return []
+    # Readable Dags are matched after the scan: PostgreSQL would else gather all tries of the worker and sort them.
+    rows = _rows(connection, [attempt.c.worker_ref == worker_ref], {"dag_id": sorted(dag_ids)}, limit=limit)
+    return _once_per_run_and_worker(_with_outcomes(connection, rows))
 
 
 def _rows(
-    connection: Connection, along: Sequence[Any], *, task_ids: Sequence[str] = (), limit: int
+    connection: Connection, along: Sequence[Any], among: Mapping[str, Sequence[str]], *, limit: int
 ) -> Sequence[Row[Any]]:
     """Return the latest first tries.
 
     :param along: conditions that an index on the start serves
-    :param task_ids: only these tasks; empty for all
+    :param among: values that a column of them must have, by its name
     """
     disable_jit(connection)
     # Tries without a start are at the end of this order.
@@ -116,7 +119,7 @@ def _rows(
         )
         .select_from(scanned.join(worker, worker.c.id == scanned.c.worker_ref))
         .where(
-            *([in_list(connection, scanned.c.task_id, task_ids)] if task_ids else []),
+            *(in_list(connection, scanned.c[name], values) for name, values in among.items()),
             scanned.c.try_number == 1,
             scanned.c.ordinal == 0,
             scanned.c.worker_ref != NO_WORKER,
