@@ -168,6 +168,8 @@ def _plan(rows: Iterable[Row[Any]], found: Sequence[Mapping[str, Any]], now: dat
             plan.inserts.append(_Write(_plain(each)))
     for row in left.values():
         _plan_leftover(plan, row, now)
+    # IDs count up in the order of finding.
+    plan.inserts.sort(key=lambda each: (each.data["found_at"], each.data["number"]))
     return plan
 
 

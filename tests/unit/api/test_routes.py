@@ -639,7 +639,7 @@ def test_placements_ask_for_the_right_that_attempts_ask_for(client_of: ClientOf)
         ("placements?reason=mood", ["query", "reason"], "'least_loaded'"),
         ("placements?worker_id=w%201", ["query", "worker_id"], "match pattern"),
         ("workers?colour=red", ["query", "colour"], "Extra inputs are not permitted"),
-        ("workers?state=perfect", ["query", "state"], "'online'"),
+        ("workers?state=perfect", ["query", "state", 0], "'online'"),
         ("workers?availability=sick", ["query", "availability"], "'draining'"),
         ("workers?label=zone", ["query", "label"], "key=value"),
         ("workers?label==a", ["query", "label"], "key=value"),
