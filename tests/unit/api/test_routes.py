@@ -218,6 +218,7 @@ def test_a_state_that_nobody_has_checked_is_unknown(client_of: ClientOf, monkeyp
     assert "airflow-worker-insight refresh" in answer["state_reason"]
     assert ids(client_of().get("api/v1/workers?state=online")) == []
     assert ids(client_of().get("api/v1/workers?state=unknown&order_by=name")) == ["w1", "w2"]
+    assert ids(client_of().get("api/v1/workers?state=online&state=unknown&order_by=name")) == ["w1", "w2"]
 
 
 @pytest.mark.parametrize(
