@@ -168,6 +168,8 @@ def _plan(rows: Iterable[Row[Any]], found: Sequence[Mapping[str, Any]], now: dat
             plan.inserts.append(_Write(_plain(each)))
     for row in left.values():
         _plan_leftover(plan, row, now)
+    # IDs count up in the order of finding.
+    plan.inserts.sort(key=lambda each: (each.data["found_at"], each.data["number"]))
     return plan
 
 
@@ -239,7 +241,8 @@ def _write(connection: Connection, plan: _Plan, now: datetime) -> FindingChanges
     entries: list[dict[str, Any]] = []
     for each in plan.inserts:
         values = _values(each.data, now)
-        (finding_id,) = connection.execute(insert(finding).values(values)).inserted_primary_key
+        key: Any = connection.execute(insert(finding).values(values)).inserted_primary_key
+        finding_id: int = key[0]
         new.append(_made(finding_id, values, each.data))
         entries.append(_entry(finding_id, values["found_at"], FindingAction.FOUND))
         actions[finding_id] = FindingAction.FOUND

@@ -44,7 +44,7 @@ from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.store import findings
 from airflow_worker_insight.store.tables import worker
 from tests.unit.database import Database, add_run, add_try, at
-from tests.unit.findings import a_finding, ended
+from tests.unit.findings import a_finding
 
 database = Database(sys.argv[1])
 if compat.is_airflow_3():
@@ -66,7 +66,7 @@ with database.engine.begin() as connection:
     reconcile_runs(connection, [ended])
     connection.execute(worker.update().where(worker.c.host_only.is_(False)).values(
         kind="celery", name="w1@host-1", running=3, concurrency=4))
-    findings.sync(connection, [a_finding(1), ended(a_finding(2, "w4"))], now=at(700))
+    findings.sync(connection, [a_finding()], now=at(700))
 counters.count("runs.not_reconciled")
 emit_gauges()
 """

@@ -9,13 +9,15 @@ from sqlalchemy import event, select
 
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.findings import FindingChanges, StoredFinding, SubjectKind, subject_kind_of
-from airflow_worker_insight.insight.findings import from_json
+from airflow_worker_insight.insight.detector import Detector
+from airflow_worker_insight.insight.findings import as_json, from_json
 from airflow_worker_insight.store import findings, retention
 from airflow_worker_insight.store.insight_tables import finding as finding_table
 from airflow_worker_insight.store.workers.availability import set_availability
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both
 from tests.unit.findings import a_finding, a_share, ended
+from tests.unit.insight import streams
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -336,3 +338,33 @@ def test_lists_are_paged(database: Database) -> None:
         ]
     assert [total for _, total in pages] == [5, 5, 5]
     assert [row.number for rows, _ in pages for row in rows] == [5, 4, 3, 2, 1]
+
+
+@on_both
+def test_what_a_detector_finds_and_a_user_dismisses_is_closed_for_both(database: Database) -> None:
+    history_of_w1 = streams.rows(600, rate=lambda name, _: 0.9 if name == "w1" else 0.02)
+    detector = Detector()
+    steps: list[FindingChanges] = []
+    for number, each in enumerate(streams.events(history_of_w1)):
+        detector.add(each)
+        if number % 100 == 0:
+            for found in detector.open_findings():
+                detector.refresh(found)
+            steps.append(sync(database, *map(as_json, detector.findings())))
+    (stored,) = [new for step in steps for new in step.new]
+    assert (stored.data["subject"], stored.state) == ("w1", "open")
+    assert all(step.dismissed == frozenset() for step in steps)
+    dismissed_at = detector.now / 1000 + 1 - NOON.timestamp()
+    assert dismiss(database, stored.finding_id, second=dismissed_at)
+    changes = sync(database, *map(as_json, detector.findings()), second=dismissed_at)
+    (found,) = [each for each in detector.open_findings() if each.number in changes.dismissed]
+    detector.close(found, "dismissed")
+    again = sync(database, *map(as_json, detector.findings()), second=dismissed_at)
+    assert (again.new, again.changed, again.dismissed) == ([], [], frozenset())
+    assert actions(database, stored.finding_id)[-1] == "dismissed"
+    # A detector computed anew does not know of the dismissal.
+    anew = streams.feed(streams.events(history_of_w1))
+    assert {each.number for each in anew.open_findings()} == sync(
+        database, *map(as_json, anew.findings()), second=dismissed_at
+    ).dismissed
+    assert len(listed(database)) == 1
