@@ -159,8 +159,9 @@ def notify(changes: FindingChanges) -> None:
         if changes.new:
             count("findings.found", len(changes.new))
         path = config.on_finding()
-        for finding in _calls(changes) if path else ():
-            _hook.put(path, finding)
+        if path is not None:
+            for finding in _calls(changes):
+                _hook.put(path, finding)
     except Exception as error:  # noqa: BLE001 - the analysis must not fail for it
         warn_once("hook", "[worker_insight] on_finding could not be called: %s", error)
 

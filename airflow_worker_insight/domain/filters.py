@@ -59,14 +59,12 @@ def build(filters: type[Filters], values: object) -> Filters:
 
     An attribute that is missing, ``None`` or empty does not filter.
     """
-    found = {name: getattr(values, parameter.name, None) for name, parameter in parameters(filters).items()}
-    return filters(
-        **{
-            name: frozenset(value) if isinstance(value, list) else value
-            for name, value in found.items()
-            if value not in ("", [])
-        }
-    )
+    found: dict[str, Any] = {}
+    for name, parameter in parameters(filters).items():
+        value = getattr(values, parameter.name, None)
+        if value not in ("", []):
+            found[name] = frozenset(value) if isinstance(value, list) else value
+    return filters(**found)
 
 
 class PlacementState(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import LargeBinary, case, cast, delete, false, func, insert, or_, select, update
+from sqlalchemy import LargeBinary, case, cast, delete, false, func, insert, literal, or_, select, update
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import AllDags
@@ -29,7 +29,7 @@ from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import execute_and_count, in_list
 from airflow_worker_insight.store.insight_tables import finding, finding_event
-from airflow_worker_insight.store.tables import worker
+from airflow_worker_insight.store.tables import Timestamp, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -168,6 +168,8 @@ def _plan(rows: Iterable[Row[Any]], found: Sequence[Mapping[str, Any]], now: dat
             plan.inserts.append(_Write(_plain(each)))
     for row in left.values():
         _plan_leftover(plan, row, now)
+    # IDs count up in the order of finding.
+    plan.inserts.sort(key=lambda each: (each.data["found_at"], each.data["number"]))
     return plan
 
 
@@ -233,13 +235,15 @@ def _rounded(value: Any, key: str = "") -> Any:
 
 
 def _write(connection: Connection, plan: _Plan, now: datetime) -> FindingChanges:
-    changes = FindingChanges([], [], frozenset(plan.dismissed), {})
+    new: list[StoredFinding] = []
+    changed: list[StoredFinding] = []
     actions: dict[int, FindingAction] = {}
     entries: list[dict[str, Any]] = []
     for each in plan.inserts:
         values = _values(each.data, now)
-        (finding_id,) = connection.execute(insert(finding).values(values)).inserted_primary_key
-        changes.new.append(_made(finding_id, values, each.data))
+        key: Any = connection.execute(insert(finding).values(values)).inserted_primary_key
+        finding_id: int = key[0]
+        new.append(_made(finding_id, values, each.data))
         entries.append(_entry(finding_id, values["found_at"], FindingAction.FOUND))
         actions[finding_id] = FindingAction.FOUND
         if values["state"] == FindingState.CLOSED:
@@ -249,7 +253,7 @@ def _write(connection: Connection, plan: _Plan, now: datetime) -> FindingChanges
         assert each.row is not None
         values = {**_values(each.data, now), "found_at": each.row.found_at}
         connection.execute(update(finding).where(finding.c.id == each.row.id).values(values))
-        changes.changed.append(_made(each.row.id, values, each.data))
+        changed.append(_made(each.row.id, values, each.data))
         if each.action is not None:
             actions[each.row.id] = each.action
             if not each.actor_wrote:
@@ -259,7 +263,7 @@ def _write(connection: Connection, plan: _Plan, now: datetime) -> FindingChanges
                 entries.append(_entry(each.row.id, happened_at, each.action, reason))
     if entries:
         connection.execute(insert(finding_event), entries)
-    return FindingChanges(changes.new, changes.changed, changes.dismissed, actions)
+    return FindingChanges(new, changed, frozenset(plan.dismissed), actions)
 
 
 def _values(data: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -489,11 +493,13 @@ def dismiss(connection: Connection, finding_id: int, *, actor: str, reason: str 
     :param now: by the database's clock
     :return: ``False`` if there is no such finding, or it is closed already
     """
+    # Where clocks differ a finding may be younger than the present.
+    ended_at = case((finding.c.found_at > now, finding.c.found_at), else_=literal(now, Timestamp()))
     closed = execute_and_count(
         connection,
         update(finding)
         .where(finding.c.id == finding_id, finding.c.state != FindingState.CLOSED)
-        .values(state=FindingState.CLOSED, ended_at=now, end_reason=EndReason.DISMISSED),
+        .values(state=FindingState.CLOSED, ended_at=ended_at, end_reason=EndReason.DISMISSED),
     )
     if closed:
         _add_event(connection, finding_id, FindingAction.DISMISSED, actor=actor, reason=reason, now=now)

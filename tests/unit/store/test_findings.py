@@ -9,17 +9,21 @@ from sqlalchemy import event, select
 
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.findings import FindingChanges, StoredFinding, SubjectKind, subject_kind_of
-from airflow_worker_insight.insight.findings import from_json
-from airflow_worker_insight.store import findings
+from airflow_worker_insight.insight.detector import Detector
+from airflow_worker_insight.insight.findings import as_json, from_json
+from airflow_worker_insight.store import findings, retention
 from airflow_worker_insight.store.insight_tables import finding as finding_table
+from airflow_worker_insight.store.workers.availability import set_availability
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import NOON, Database, a_worker, at, on_both
 from tests.unit.findings import a_finding, a_share, ended
+from tests.unit.insight import streams
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 ALL_DAGS = AllDags()
+DAY = 86_400
 CHANGED = {"tries": 12, "failures": 10}
 
 
@@ -134,6 +138,14 @@ def test_a_dismissed_finding_is_closed_at_once_and_the_detector_hears_of_it(data
     assert sync(database, ended(a_finding(7), "dismissed")).dismissed == frozenset()
     assert history(database, stored.finding_id) == [("found", None, None), ("dismissed", "ann", "disk replaced")]
     assert len(listed(database)) == 1
+
+
+@on_both
+def test_a_finding_of_a_clock_that_is_ahead_is_dismissed_too(database: Database) -> None:
+    (stored,) = sync(database, a_finding(7)).new
+    assert dismiss(database, stored.finding_id, second=0)
+    changes = sync(database, a_finding(7))
+    assert (changes.new, changes.dismissed) == ([], {7})
 
 
 def test_nothing_is_dismissed_twice(database: Database) -> None:
@@ -264,3 +276,95 @@ def test_a_finding_that_a_user_dismisses_while_it_is_written_stays_dismissed(dat
         changes = findings.sync(connection, [a_finding(**CHANGED)], now=at(801))
     assert changes.dismissed == {1}
     assert listed(database)[0].state == "closed"
+
+
+@on_both
+def test_old_findings_are_deleted_with_their_history_once_the_detector_has_forgotten_them(database: Database) -> None:
+    old, open_one, recent = sync(
+        database, ended(a_finding(1), second=0), a_finding(2, "w4"), ended(a_finding(3, "w5"), second=3 * DAY)
+    ).new
+
+    def left(older_than: float, now: float) -> list[int]:
+        with database.engine.begin() as connection:
+            findings.delete_closed_before(connection, at(older_than), now=at(now))
+        return sorted(row.finding_id for row in listed(database))
+
+    everything = [old.finding_id, open_one.finding_id, recent.finding_id]
+    # The detector still returns it, so it would come back.
+    assert left(29 * DAY, 30 * DAY) == everything
+    assert left(-1, 40 * DAY) == everything
+    assert left(39 * DAY, 32 * DAY) == everything[1:]
+    with database.engine.connect() as connection:
+        assert len(findings.events(connection, everything)[old.finding_id]) == 0
+        assert len(findings.events(connection, everything)[recent.finding_id]) == 2
+    assert left(39 * DAY, 40 * DAY) == [open_one.finding_id]
+
+
+@on_both
+def test_retention_deletes_findings_too(database: Database) -> None:
+    sync(database, ended(a_finding(), second=0))
+    list(retention.prune(at(39 * DAY)))
+    assert listed(database) == []
+
+
+@on_both
+def test_a_decision_on_a_worker_is_in_the_history_of_what_concerns_it(database: Database) -> None:
+    with database.engine.begin() as connection:
+        for worker_id in ("w1", "w2"):
+            upsert_worker(connection, a_worker(worker_id), now=NOON)
+    stored = sync(
+        database,
+        a_finding(1, "w1", worker_ids=["an-earlier-instance"]),
+        a_finding(2, dimension="zone", unit="b", subject="b", worker_ids=["w1", "w2"]),
+        a_finding(3, "w2"),
+        ended(a_finding(4, "w1", outcome="lost")),
+    ).new
+    with database.engine.begin() as connection:
+        set_availability(connection, "w1", "draining", note="disk", changed_by="ann", now=at(800))
+        set_availability(connection, "w1", "available", note=None, changed_by="bob", now=at(900))
+    own, zone, other, closed = (history(database, each.finding_id)[1:] for each in stored)
+    assert own == [("draining", "ann", "disk"), ("released", "bob", None)]
+    assert zone == [("draining", "ann", "w1@host-1: disk"), ("released", "bob", "w1@host-1")]
+    assert other == []
+    assert [action for action, _, _ in closed] == ["closed"]
+
+
+def test_lists_are_paged(database: Database) -> None:
+    sync(database, *(a_finding(number, f"w{number}") for number in range(1, 6)))
+    with database.engine.connect() as connection:
+        pages = [
+            findings.list_findings(connection, FindingFilter(), limit=2, offset=offset, dag_ids=ALL_DAGS)
+            for offset in (0, 2, 4)
+        ]
+    assert [total for _, total in pages] == [5, 5, 5]
+    assert [row.number for rows, _ in pages for row in rows] == [5, 4, 3, 2, 1]
+
+
+@on_both
+def test_what_a_detector_finds_and_a_user_dismisses_is_closed_for_both(database: Database) -> None:
+    history_of_w1 = streams.rows(600, rate=lambda name, _: 0.9 if name == "w1" else 0.02)
+    detector = Detector()
+    steps: list[FindingChanges] = []
+    for number, each in enumerate(streams.events(history_of_w1)):
+        detector.add(each)
+        if number % 100 == 0:
+            for found in detector.open_findings():
+                detector.refresh(found)
+            steps.append(sync(database, *map(as_json, detector.findings())))
+    (stored,) = [new for step in steps for new in step.new]
+    assert (stored.data["subject"], stored.state) == ("w1", "open")
+    assert all(step.dismissed == frozenset() for step in steps)
+    dismissed_at = detector.now / 1000 + 1 - NOON.timestamp()
+    assert dismiss(database, stored.finding_id, second=dismissed_at)
+    changes = sync(database, *map(as_json, detector.findings()), second=dismissed_at)
+    (found,) = [each for each in detector.open_findings() if each.number in changes.dismissed]
+    detector.close(found, "dismissed")
+    again = sync(database, *map(as_json, detector.findings()), second=dismissed_at)
+    assert (again.new, again.changed, again.dismissed) == ([], [], frozenset())
+    assert actions(database, stored.finding_id)[-1] == "dismissed"
+    # A detector computed anew does not know of the dismissal.
+    anew = streams.feed(streams.events(history_of_w1))
+    assert {each.number for each in anew.open_findings()} == sync(
+        database, *map(as_json, anew.findings()), second=dismissed_at
+    ).dismissed
+    assert len(listed(database)) == 1
