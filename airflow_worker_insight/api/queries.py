@@ -39,7 +39,7 @@ from airflow_worker_insight.domain.parameters import (
     WorkerId,
     is_worker_id,
 )
-from airflow_worker_insight.domain.statistics import GROUPS, LABEL_PREFIX, Bucket
+from airflow_worker_insight.domain.statistics import GROUPS, LABEL_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -77,6 +77,9 @@ def _require_reachable(offset: int) -> int:
     return offset
 
 
+_UtcTime = Annotated[datetime, BeforeValidator(_require_iso_format), AfterValidator(_to_utc)]
+
+
 def _type_of(kind: Kind) -> Any:  # noqa: PLR0911 - one line per kind
     """Return the pydantic type of a kind of parameter."""
     match kind:
@@ -88,7 +91,7 @@ def _type_of(kind: Kind) -> Any:  # noqa: PLR0911 - one line per kind
         case Integer():
             return Annotated[int, Field(ge=kind.minimum, le=MAX_INTEGER)]
         case Time():
-            return Annotated[datetime, BeforeValidator(_require_iso_format), AfterValidator(_to_utc)]
+            return _UtcTime
         case Choices():
             return list[Literal[kind.values]]  # type: ignore[name-defined]  # words that are known when it runs
         case Choice():
@@ -203,9 +206,6 @@ def _require_group(value: str) -> str:
     return value
 
 
-_Time = _type_of(Time())
-
-
 @_with_filters(AttemptFilter)
 class StatisticsQuery(ListQuery):
     """What to group by, the window, and filters for tries, combined with "and"."""
@@ -215,13 +215,13 @@ class StatisticsQuery(ListQuery):
         description=f"What makes a group: {', '.join(GROUPS)}, or label: and a label's key.",
         json_schema_extra={"pattern": _GROUP},
     )
-    bucket: Literal[Bucket.values()] = Field(  # type: ignore[valid-type]
-        Bucket.NONE, description="Length of the time that a row covers: an hour, a day in UTC, or the whole window."
+    bucket: Literal["hour", "day", "none"] = Field(
+        "none", description="Length of the time that a row covers: an hour, a day in UTC, or the whole window."
     )
-    since: _Time | None = Field(  # type: ignore[valid-type]
+    since: _UtcTime | None = Field(
         None, alias="from", description="Begin of the window; by default 24 hours before its end."
     )
-    until: _Time | None = Field(None, alias="to", description="End of the window; by default now.")  # type: ignore[valid-type]
+    until: _UtcTime | None = Field(None, alias="to", description="End of the window; by default now.")
 
     def filters(self) -> AttemptFilter:
         """Return what the store filters by."""

@@ -5,6 +5,8 @@ They are apart from :mod:`.tables`, which a task process of Airflow 2.11 loads.
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.models.base import StringID
 from sqlalchemy import (
     JSON,
@@ -121,7 +123,7 @@ unit = Table(
 )
 
 
-def _counts() -> list[Column[object]]:
+def _counts() -> list[Column[Any]]:
     """Return the columns that domain.statistics.Sums explains."""
     return [
         Column("tries", Integer, nullable=False),
@@ -135,7 +137,7 @@ def _counts() -> list[Column[object]]:
     ]
 
 
-def _time_columns() -> list[Column[object]]:
+def _time_columns() -> list[Column[Any]]:
     """Return the columns that say what time a row covers.
 
     A complete day has rows of its own beside those of its hours, which are removed later: see store.statistics.

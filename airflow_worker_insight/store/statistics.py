@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, case, delete, false, func, insert, literal, literal_column, or_, select, update
@@ -26,6 +27,7 @@ from airflow_worker_insight.domain.statistics import (
     HeatMapRow,
     StatisticsPage,
     StatisticsRow,
+    Sums,
     day_ceil,
     day_floor,
     hour_of,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.engine import Connection
 
-    from airflow_worker_insight.domain.statistics import Deltas, Selection, Sums, Unit
+    from airflow_worker_insight.domain.statistics import Deltas, Selection, Unit
 
 BATCH = 1000
 """Rows that one statement writes."""
@@ -122,27 +124,24 @@ def _add(connection: Connection, table: Table, sums: dict[tuple[int, int], tuple
     """Add sums by hour and key, each with the columns that the key stands for."""
     if not sums:
         return
-    key_name = _key(table).name
-    names = _sum_names(table)
     merged_until = _merged_until(connection, table)
     # By (hours, hour, key).
-    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for (hour, key), (each, others) in sums.items():
+    merged: dict[tuple[int, int, int], Sums] = defaultdict(Sums)
+    for (hour, key), (each, _) in sums.items():
         for hours in _row_lengths(hour, merged_until):
-            begin = hour if hours == 1 else day_floor(hour)
-            new = {"hours": hours, "hour": begin, key_name: key, **dict.fromkeys(names), **others}
-            row = rows.setdefault((hours, begin, key), new)
-            for name in names:
-                if name != "slotted_seconds":
-                    value = getattr(each, name)
-                elif hours == 1:
-                    continue
-                else:
-                    # What comes late to a complete day ran long: the slots were known meanwhile, if they ever are.
-                    value = each.busy_seconds
-                row[name] = value if row[name] is None else row[name] + (value or 0)
+            merged[hours, hour if hours == 1 else day_floor(hour), key].add(each)
+    others = {key: columns for (_, key), (_, columns) in sums.items()}
+    names = _sum_names(table)
+    rows = []
     # In the order of the key: two writers of the same rows cannot deadlock.
-    for batch in batches((row for _, row in sorted(rows.items())), BATCH):
+    for (hours, hour, key), each in sorted(merged.items(), key=itemgetter(0)):
+        row: dict[str, Any] = {"hours": hours, "hour": hour, _key(table).name: key, **others[key]}
+        row |= {name: getattr(each, name, None) for name in names}
+        if hours == DAY_HOURS and "slotted_seconds" in names:
+            # What comes late to a complete day ran long: the slots were known meanwhile, if they ever are.
+            row["slotted_seconds"] = each.busy_seconds
+        rows.append(row)
+    for batch in batches(rows, BATCH):
         upsert_many(connection, table, batch, added=tuple(names))
 
 
@@ -479,29 +478,30 @@ def heat_map(
     ).all()
     if not shown:
         return HeatMap([], 0)
-    cells: dict[tuple[Any, ...], dict[datetime, HeatMapCell]] = {tuple(row[:3]): {} for row in shown}
     # Their units are those of their names and nodes, and a few more of other kinds.
     of_shown = or_(
         in_list(connection, units.c.name, sorted({row.name for row in shown if row.name is not None}) or [""]),
         and_(units.c.name.is_(None), in_list(connection, units.c.node, sorted({row.node for row in shown}))),
     )
     rows = select(*keys, hours.hour, *(hours[name] for name in _sum_names(worker_hour)))
-    rows = rows.select_from(joined).where(in_window, of_shown).subquery()
-    grouped = select(rows.c.kind, rows.c.name, rows.c.node, rows.c.hour, *_sums(rows)).group_by(
-        rows.c.kind, rows.c.name, rows.c.node, rows.c.hour
-    )
-    for row in connection.execute(grouped):
-        of_worker = cells.get(tuple(row[:3]))
-        if of_worker is not None:
-            of_worker[hour_start(row.hour)] = HeatMapCell(
-                tries=int(row.tries),
-                failed=int(row.failed),
-                lost=int(row.lost),
-                expected_failed=round(row.expected_failed, 3),
-                utilization=_utilization(row),
-                mean_queue_seconds=_seconds(row.queue_seconds, row.queued_tries),
-            )
+    cells = _cells(connection, rows.select_from(joined).where(in_window, of_shown).subquery())
     return HeatMap(
         [HeatMapRow(row.kind, row.name, row.hostname, cells[tuple(row[:3])]) for row in shown],
         shown[0].total - len(shown),
     )
+
+
+def _cells(connection: Connection, rows: Any) -> dict[tuple[Any, ...], dict[datetime, HeatMapCell]]:
+    """Return the cells of workers by kind, name and node, of each by hour."""
+    groups = (rows.c.kind, rows.c.name, rows.c.node, rows.c.hour)
+    cells: dict[tuple[Any, ...], dict[datetime, HeatMapCell]] = defaultdict(dict)
+    for row in connection.execute(select(*groups, *_sums(rows)).group_by(*groups).order_by(rows.c.hour)):
+        cells[tuple(row[:3])][hour_start(row.hour)] = HeatMapCell(
+            tries=int(row.tries),
+            failed=int(row.failed),
+            lost=int(row.lost),
+            expected_failed=round(row.expected_failed, 3),
+            utilization=_utilization(row),
+            mean_queue_seconds=_seconds(row.queue_seconds, row.queued_tries),
+        )
+    return cells

@@ -23,6 +23,7 @@ from tests.benchmarks import (
     migration,
     placement,
     results,
+    rollups,
     store,
 )
 from tests.benchmarks.setting import Setting
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "fleet": fleet.run,
     "insight": insight.run,
     "analysis": analysis.run,
+    "statistics": rollups.run,
 }
 
 

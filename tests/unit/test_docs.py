@@ -96,6 +96,7 @@ def test_each_page_is_in_the_reference() -> None:
         ("placements", "PlacementResponse"),
         ("workers", "WorkerResponse"),
         ("findings", "FindingResponse"),
+        ("statistics", "StatisticsRowResponse"),
     ],
 )
 def test_an_example_has_all_fields(plural: str, model: str) -> None:

@@ -156,12 +156,12 @@ def _ended(connection: Connection, rows: Iterable[Row[Any]]) -> Iterable[tuple[R
 
 def _is_lost(row: Row[Any], ended_at: datetime) -> bool:
     """Return whether a failed try ended with its worker: it had not ended when the worker was last seen."""
-    return row.worker_state == WorkerState.LOST and ended_at > row.last_seen_at + START_TOLERANCE
+    return bool(row.worker_state == WorkerState.LOST and ended_at > row.last_seen_at + START_TOLERANCE)
 
 
 def _group(row: Row[Any], selection: Selection) -> str | None:
     if selection.label is not None:
         labels: dict[str, str] = {"image": row.resources.get("image"), **row.labels}
         return labels.get(selection.label)
-    groups = {"worker": row.name, "host": row.hostname, "kind": row.kind, "dag": row.dag_id}
+    groups: dict[str, str] = {"worker": row.name, "host": row.hostname, "kind": row.kind, "dag": row.dag_id}
     return groups.get(selection.group_by, f"{row.dag_id}.{row.task_id}")

@@ -6,6 +6,8 @@ Revises: 0004
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from airflow.models.base import StringID
 from sqlalchemy.dialects import mysql
@@ -113,7 +115,7 @@ def upgrade() -> None:
     )
 
 
-def _create_sums(table: str, key: str, *others: sa.Column[object]) -> None:
+def _create_sums(table: str, key: str, *others: sa.Column[Any]) -> None:
     online.create_table(
         table,
         sa.Column("hours", sa.SmallInteger(), autoincrement=False, nullable=False),
