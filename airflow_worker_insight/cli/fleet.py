@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight import compat
 from airflow_worker_insight.analysis.thread import AnalysisThread
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, install_handler, print_answer, record_signal, set_resume_hint
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.registry.poll import INCOMPLETE_POLL, refresh, run_once
@@ -59,7 +59,7 @@ def _without_logged_errors() -> Iterator[None]:
 def _poll_periodically(seconds: int) -> None:
     """Poll every so many seconds until SIGINT or SIGTERM; print errors and continue."""
     set_resume_hint("The poll under way was finished; this process no longer polls the workers.")
-    with until_signalled() as stopped, _analysis():
+    with until_signalled() as stopped, analysis():
         while True:
             try:
                 _print_outcome(run_once())
@@ -70,9 +70,9 @@ def _poll_periodically(seconds: int) -> None:
 
 
 @contextmanager
-def _analysis() -> Iterator[None]:
+def analysis() -> Iterator[None]:
     """Analyse tries meanwhile on Airflow 2.11, where no API server does."""
-    if compat.is_airflow_3():
+    if airflow_plugins.serves_fastapi_apps():
         yield
         return
     thread = AnalysisThread()

@@ -167,8 +167,8 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     def _show(self, build: Callable[[Reader, str], pages.Page], *, has_forms: bool = False) -> Response:
         reader = self._airflow.page_reader()
         page = build(reader, _query_string())
-        token = {"csrf_token": self._airflow.csrf_token() if reader.may_edit_pools() else ""} if has_forms else {}
-        return self._render(page, self._link_builder(reader), **token)
+        token = self._airflow.csrf_token() if has_forms and reader.may_edit_pools() else ""
+        return self._render(page, self._link_builder(reader), csrf_token=token)
 
     def show_error(self, status: int, error: Exception) -> Response:
         """Return a page with a message only."""

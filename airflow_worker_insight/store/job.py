@@ -150,8 +150,6 @@ def write_parts(connection: Connection, parts: Mapping[str, str | None]) -> None
     rows = [
         {"part_key": _part_key(name), "value": f"{name}\n{text}"} for name, text in parts.items() if text is not None
     ]
-    # In one order in every process, against deadlocks.
-    rows.sort(key=lambda row: row["part_key"])
     for rows_at_once in batches(rows, BATCH):
         replace_many(connection, detector_part, rows_at_once)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from typing import Any
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Row
 
     from airflow_worker_insight.domain.keys import RowKey
     from airflow_worker_insight.domain.workers import WorkerRow
@@ -89,7 +89,7 @@ def load(connection: Connection, row_keys: Iterable[RowKey], *, now: datetime) -
 
     :param now: by the database's clock; later starts are cut to it
     """
-    rows = []
+    rows: list[Row[Any]] = []
     for batch in batches(row_keys, BATCH):
         rows += connection.execute(
             select(

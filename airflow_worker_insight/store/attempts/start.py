@@ -110,7 +110,7 @@ def record_start(  # noqa: PLR0913 - all of one report
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     :raises TooManyWorkersError: if the try, or the host, has had too many workers
     """
-    key = started.key
+    key, started_at = started.key, started.started_at or now
     start = {
         "p_run_key": key.run_key,
         "p_task_key": started.instance,
@@ -120,10 +120,10 @@ def record_start(  # noqa: PLR0913 - all of one report
         "p_run_id": key.run_id,
         "p_task_id": key.task_id,
         "p_state": started.state,
-        "p_started_at": started.started_at or now,
+        "p_started_at": started_at,
         "p_ended_at": started.ended_at,
         "p_process_key": process,
-        "p_start_slot": start_slot(started.started_at or now),
+        "p_start_slot": start_slot(started_at),
         "p_now": now,
         "p_seen_since": now - MAX_UNLOCKED_AGE,
         "p_worker_id": record.worker_id,
@@ -134,7 +134,7 @@ def record_start(  # noqa: PLR0913 - all of one report
     # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
     # poller that froze while it wrote: the caller's timeouts end that wait.
     is_usual = not is_late and started.kind_matches is not False
-    is_noted = is_late or now - start["p_started_at"] > LATE_AFTER
+    is_noted = is_late or now - started_at > LATE_AFTER
     if not is_usual or not _writes_start(connection, start, is_noted=is_noted):
         stored = _write_worker_and_start(
             connection, key, record, start, now=now, kind_matches=started.kind_matches, is_noted=is_noted

@@ -34,7 +34,6 @@ PAGES = [
     "workers",
     "workers/w1",
     "insight",
-    "insight/1",
     "attempts",
     "waiting",
     "docs",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight.cli import insight
+from airflow_worker_insight.cli import fleet, insight
 from tests.unit.analysis.deployment import Deployment, steady
 from tests.unit.cli.running import Printed, refused, run
 
@@ -50,3 +50,13 @@ def test_switched_off_it_says_so(database: Database, monkeypatch: pytest.MonkeyP
     del database
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__INSIGHT_ENABLED", "False")
     assert "switched off" in refused("insight", "run")
+
+
+@pytest.mark.parametrize("has_api_server", [True, False])
+def test_refresh_analyses_where_no_api_server_does(mocker: MockerFixture, has_api_server: bool) -> None:
+    thread = mocker.patch.object(fleet, "AnalysisThread").return_value
+    mocker.patch.object(fleet.airflow_plugins, "serves_fastapi_apps", return_value=has_api_server)
+    with fleet.analysis():
+        assert thread.start.call_count == (not has_api_server)
+        assert thread.stop.call_count == 0
+    assert thread.stop.call_count == (not has_api_server)
