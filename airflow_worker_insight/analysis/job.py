@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.analysis.memory import Memory, OpenTry
+    from airflow_worker_insight.analysis.rollup import Rollup
+    from airflow_worker_insight.domain.findings import FindingChanges
     from airflow_worker_insight.domain.keys import RowKey
-    from airflow_worker_insight.domain.tries import AnalyzedTry, TryOutcome, TryWorker
+    from airflow_worker_insight.domain.tries import AnalyzedTry, TryOutcome
     from airflow_worker_insight.insight.detector import Detector
     from airflow_worker_insight.insight.settings import Settings
 
@@ -72,31 +74,6 @@ EVENTS_AT_ONCE = 50
 
 MAX_GAPS = 100
 """Times without a start that one step passes over."""
-
-
-class FindingChanges(Protocol):
-    """What storing the findings comes to: see ``store.findings.FindingChanges``."""
-
-    @property
-    def dismissed(self) -> frozenset[int]:
-        """Numbers of findings that a user dismissed: the detector must close them."""
-
-
-class Rollup(Protocol):
-    """Collects statistics: see ``analysis.rollup.Rollup``."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to store."""
-
-    def add(self, each: AnalyzedTry, *, expected_failure: float) -> None:
-        """Count a try that has ended."""
-
-    def add_slots(self, worker: TryWorker, concurrency: int, since: datetime, until: datetime) -> None:
-        """Count the time in which a worker could run tries."""
-
-    def take(self) -> Any:
-        """Return what is to be added to the stored statistics, and forget it."""
 
 
 class SyncFindings(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import config
+from airflow_worker_insight.analysis import hook
 from airflow_worker_insight.analysis.thread import BUSY_SECONDS, make_job
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.fleet import until_signalled
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from threading import Event
 
     from airflow_worker_insight.analysis.job import Job, StepResult
+
+FLUSH_SECONDS = 30.0
+"""Longest wait for ``on_finding`` at the end."""
 
 OTHER_PROCESS = "Another process runs the analysis; nothing to do here."
 
@@ -37,6 +41,8 @@ def run(args: Any) -> None:
             _run(job, args.every, stopped)
         finally:
             job.finish()
+            # What was found last is still to be told.
+            hook.flush(FLUSH_SECONDS)
 
 
 def _run(job: Job, every: int | None, stopped: Event) -> None:
