@@ -160,6 +160,8 @@ worker_hour = Table(
     Column("slot_seconds", Float(53)),
     # Of a day: the busy seconds in hours whose slot_seconds are known.
     Column("slotted_seconds", Float(53)),
+    # For pages and filters that show few workers.
+    Index("worker_insight_worker_hour_unit_digest", "unit_digest", "hours", "hour"),
 )
 
 queue_hour = Table(

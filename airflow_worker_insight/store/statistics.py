@@ -331,7 +331,8 @@ def _page_of_sums(
     connection: Connection, source: _Source, selection: Selection, limit: int, offset: int
 ) -> StatisticsPage:
     table, bucket = source.table, selection.bucket
-    (since, until), in_window = _in_window(connection, table, selection)
+    window = whole_hours(selection.since, selection.until)
+    (since, until), in_window = _in_window(connection, table, bucket, window)
     # A subquery, so that each expression of a group occurs once: to PostgreSQL two with parameters are different ones.
     rows: Any = select(
         *(name.label(f"group_{index}") for index, name in enumerate(source.names)),
@@ -410,14 +411,16 @@ def _page_of_tries(
     return StatisticsPage(rows, len(ordered), hour_start(first), hour_start(last))
 
 
-def _in_window(connection: Connection, table: Table, selection: Selection) -> tuple[tuple[int, int], Any]:
+def _in_window(
+    connection: Connection, table: Table, bucket: Bucket, window: tuple[int, int]
+) -> tuple[tuple[int, int], Any]:
     """Return the window that can be answered, and the condition on its rows.
 
     :raises StatisticsError: if hours are asked for that are not kept any more
     """
-    since, until = window = whole_hours(selection.since, selection.until)
+    since, until = window
     merged_until = _merged_until(connection, table)
-    if selection.bucket == Bucket.HOUR or merged_until is None:
+    if bucket == Bucket.HOUR or merged_until is None:
         if merged_until is not None and since < merged_until - HOURS_KEPT:
             raise StatisticsError(
                 f"Statistics by hour are kept for {HOURS_KEPT // DAY_HOURS} days: ask for a from of "
@@ -455,7 +458,7 @@ def heat_map(
 ) -> HeatMap:
     """Return workers by hour: those with the most failed and lost tries beyond what is expected of their tasks.
 
-    :param since: is widened to the begin of its hour; hours that are not kept any more are missing
+    :param since: is widened to the begin of its hour; hours that are not kept any more have no cells
     :param until: is widened to the end of its hour
     :param by_name: return the first by name instead, and order by it
     """
@@ -464,14 +467,15 @@ def heat_map(
     units = select(unit.c.digest, unit.c.hostname, *names).subquery()
     hours = worker_hour.c
     joined = worker_hour.join(units, units.c.digest == hours.unit_digest)
-    in_window = _is_between(worker_hour, 1, *whole_hours(since, until))
+    window = whole_hours(since, until)
+    _, in_days = _in_window(connection, worker_hour, Bucket.NONE, window)
     keys = [units.c.kind, units.c.name, units.c.node]
     excess = func.sum(hours.failed + hours.lost - hours.expected_failed)
     order = [units.c.name, units.c.node, units.c.kind]
     shown = connection.execute(
         select(*keys, func.max(units.c.hostname).label("hostname"), func.count().over().label("total"))
         .select_from(joined)
-        .where(in_window)
+        .where(in_days)
         .group_by(*keys)
         .order_by(*([] if by_name else [excess.desc()]), *order)
         .limit(limit)
@@ -484,7 +488,8 @@ def heat_map(
         and_(units.c.name.is_(None), in_list(connection, units.c.node, sorted({row.node for row in shown}))),
     )
     rows = select(*keys, hours.hour, *(hours[name] for name in _sum_names(worker_hour)))
-    cells = _cells(connection, rows.select_from(joined).where(in_window, of_shown).subquery())
+    in_hours = _is_between(worker_hour, 1, *window)
+    cells = _cells(connection, rows.select_from(joined).where(in_hours, of_shown).subquery())
     return HeatMap(
         [HeatMapRow(row.kind, row.name, row.hostname, cells[tuple(row[:3])]) for row in shown],
         shown[0].total - len(shown),

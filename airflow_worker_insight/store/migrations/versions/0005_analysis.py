@@ -107,6 +107,7 @@ def upgrade() -> None:
         sa.Column("slot_seconds", sa.Float(53)),
         sa.Column("slotted_seconds", sa.Float(53)),
     )
+    online.create_index("worker_insight_worker_hour_unit_digest", WORKER_HOUR, ["unit_digest", "hours", "hour"])
     _create_sums(QUEUE_HOUR, "queue_digest", sa.Column("queue", sa.String(256), nullable=False))
     _create_sums(
         TASK_HOUR,
