@@ -44,6 +44,8 @@ PROGRAMS = [
     "api/v1/workers",
     "api/v1/workers/w1",
     "api/v1/workers/w1/attempts",
+    "api/v1/findings",
+    "api/v1/statistics",
     "api/v1/services",
     "api/v1/health",
     "openapi.json",
@@ -321,6 +323,9 @@ def test_the_api_describes_itself_without_another_host(client_of: ClientOf) -> N
         "/api/v1/workers",
         "/api/v1/workers/{worker_id}",
         "/api/v1/workers/{worker_id}/attempts",
+        "/api/v1/findings",
+        "/api/v1/findings/{finding_id}",
+        "/api/v1/statistics",
         "/api/v1/services",
         "/api/v1/health",
     }
