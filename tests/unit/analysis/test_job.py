@@ -13,12 +13,14 @@ from sqlalchemy.exc import OperationalError
 
 from airflow_worker_insight.analysis.feed import event_key
 from airflow_worker_insight.analysis.job import Limits, Sinks
+from airflow_worker_insight.analysis.rollup import Rollup
 from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.tries import TryOutcome
 from airflow_worker_insight.insight import state
 from airflow_worker_insight.insight.blocks import EXCLUDED
-from airflow_worker_insight.store import tries
-from airflow_worker_insight.store.insight_tables import detector_part
+from airflow_worker_insight.store import findings, statistics, tries
+from airflow_worker_insight.store.insight_tables import detector_part, worker_hour
 from airflow_worker_insight.store.job import LeaseLostError
 from airflow_worker_insight.store.session import Bounds
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
@@ -485,3 +487,25 @@ def test_a_step_that_fails_while_it_reads_loses_nothing(database: Database, mock
     run(deployment, job, every(30, 450)[9:])
     job.finish()
     assert sorted(each.key.run_id for each in counts.stored) == sorted(f"run-{number}" for number in range(30))
+
+
+@on_both
+def test_what_is_found_and_counted_is_stored_once_however_often_a_process_dies(database: Database) -> None:
+    deployment = Deployment(database, steady())
+    sinks = Sinks(sync_findings=findings.sync, new_rollup=Rollup, add_statistics=statistics.add)
+    job = deployment.job(sinks=sinks)
+    for moment in every(30, 720):
+        if moment in {300, 510}:
+            job = deployment.job(sinks=sinks)
+        run(deployment, job, [moment])
+    job.finish()
+    with database.engine.connect() as connection:
+        stored, total = findings.list_findings(connection, FindingFilter(), limit=10, offset=0, dag_ids=AllDags())
+        history = findings.events(connection, [each.finding_id for each in stored])
+    assert total == 1
+    assert (stored[0].data["subject"], stored[0].outcome, stored[0].state) == ("w0", "failed", "open")
+    assert [each.action for each in history[stored[0].finding_id]] == ["found"]
+    by_worker = {
+        row["unit_digest"]: (row["tries"], row["failed"]) for row in deployment.rows(worker_hour) if row["tries"]
+    }
+    assert sorted(by_worker.values()) == [(12, 0)] * 4 + [(12, 12)]
