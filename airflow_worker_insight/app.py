@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -14,10 +15,12 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from airflow_worker_insight import __version__
+from airflow_worker_insight.analysis.thread import analysis_lifespan
 from airflow_worker_insight.api import routes as api_routes
 from airflow_worker_insight.api.auth import is_login_missing
 from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.compat import auth as airflow_auth
+from airflow_worker_insight.registry.background import poll_lifespan
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui import routes as ui_routes
 from airflow_worker_insight.ui.query_params import InvalidUrlError
@@ -25,6 +28,8 @@ from airflow_worker_insight.ui.rendering import STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DESCRIPTION = (
@@ -65,6 +70,13 @@ def create_app() -> FastAPI:
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(InvalidUrlError, _on_invalid_url)
     return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Poll the workers and analyse their tries while a process of the API server runs."""
+    async with poll_lifespan(app), analysis_lifespan(app):
+        yield
 
 
 class _SecurityHeaders:
@@ -156,7 +168,9 @@ def _redirect_to_login(request: Request) -> Response:
     urls = Urls(request.scope["root_path"])
     query = request.url.query
     # Return to the whole page after the login: fragments and form targets are not pages.
-    path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability")
+    path = urls.root + _path(request.scope).removesuffix("/fragment").removesuffix("/availability").removesuffix(
+        "/dismiss"
+    )
     login_url = airflow_auth.login_url(urls.api_root, f"{path}?{query}" if query else path)
     if _path(request.scope).endswith("/fragment"):
         return HTMLResponse("", status.HTTP_401_UNAUTHORIZED)

@@ -111,6 +111,16 @@ def metrics_per_worker() -> bool:
     return _read.boolean(options.METRICS_PER_WORKER)
 
 
+def insight_enabled() -> bool:
+    """Return whether recorded tries are analysed."""
+    return enabled() and _read.boolean(options.INSIGHT_ENABLED)
+
+
+def insight_interval() -> int:
+    """Return the seconds between two steps of the analysis, at least 5."""
+    return _read.integer(options.INSIGHT_INTERVAL)
+
+
 def refresh_interval() -> int:
     """Return the seconds between two polls of the workers, at least 1."""
     return _read.integer(options.REFRESH_INTERVAL)
@@ -178,9 +188,19 @@ def placement_trust_reports() -> bool:
     return _read.boolean(options.PLACEMENT_TRUST_REPORTS)
 
 
+def enforce_availability() -> bool:
+    """Return whether to keep work off drained and quarantined workers with executors that know no decisions."""
+    return _read.boolean(options.ENFORCE_AVAILABILITY)
+
+
 def local_workers() -> str:
     """Return the local workers of a scheduler, unparsed: see ``executors.local.settings``."""
     return _read.text(options.LOCAL_WORKERS)
+
+
+def on_finding() -> str | None:
+    """Return the dotted path of the function that is called with findings, or ``None``."""
+    return _read.text(options.ON_FINDING).strip() or None
 
 
 def executor() -> str | None:

@@ -46,17 +46,23 @@ COUNTERS = (
     "placement.shared",
     "placement.moved",
     "placement.failed",
+    "insight.failed",
+    "findings.found",
+    "findings.hook.failed",
+    "findings.hook.skipped",
     *(
         f"refresh.{outcome}.{source}"
         for outcome in ("failed", "ignored")
         for source in ("celery", "edge", "jobs", "tries")
     ),
 )
-TIMERS = ("claim.duration",)
+TIMERS = ("claim.duration", "insight.step")
 GAUGES = {
     "workers": ("state", "kind"),
     "worker.running": ("worker",),
     "worker.concurrency": ("worker",),
+    "insight.lag": (),
+    "findings.open": ("outcome",),
 }
 """Gauges with the labels of each."""
 

@@ -157,11 +157,44 @@ LOCAL_WORKERS = Option(
     "[core] parallelism.",
     example="etl:8,reports:2",
 )
+ENFORCE_AVAILABILITY = Option(
+    "enforce_availability",
+    "boolean",
+    "True",
+    "Keep work off drained and quarantined workers with any executor: have Celery workers stop consuming their queues, "
+    "and put Edge workers into maintenance mode. Set it to False to record such decisions only; what was done before "
+    "is undone.",
+)
 METRICS_PER_WORKER = Option(
     "metrics_per_worker",
     "boolean",
     "False",
     "Emit metrics of single workers to Airflow's stats: one series per worker name.",
+)
+INSIGHT_ENABLED = Option(
+    "insight_enabled",
+    "boolean",
+    "True",
+    "Compare each worker's tries with those of its peers on the same tasks and keep what is found. Set it to False to "
+    "stop the analysis; what was found stays readable.",
+)
+INSIGHT_INTERVAL = Option(
+    "insight_interval",
+    "integer",
+    "30",
+    "Seconds between two steps of the analysis, which reads the tries that have started or ended since the last one. "
+    "One process does so at a time, however many API servers there are.",
+    minimum=5,
+)
+
+ON_FINDING = Option(
+    "on_finding",
+    "string",
+    "",
+    "Function that is called with each new finding and each change of one, as a dotted path. It gets one dict: the "
+    "finding as the REST API has it, and its action. It runs in the process of the analysis (an API server on Airflow "
+    "3), outside any request; after 30 seconds further calls are skipped until it returns.",
+    example="my_company.alerts.on_finding",
 )
 
 OPTIONS = (
@@ -182,6 +215,10 @@ OPTIONS = (
     PLACEMENT_WORKER_LABELS,
     PLACEMENT_TRUST_REPORTS,
     LOCAL_WORKERS,
+    ENFORCE_AVAILABILITY,
     METRICS_PER_WORKER,
+    INSIGHT_ENABLED,
+    INSIGHT_INTERVAL,
+    ON_FINDING,
 )
 """All options, in the order of the documentation: add each new one here too."""

@@ -58,21 +58,20 @@ class WorkerInsightPlugin(task_runtime.plugin_base()):  # type: ignore[misc]
     def fastapi_apps(self) -> list[dict[str, Any]]:
         """Pages and REST API of Airflow 3.
 
-        Only API servers read this, so the claim and the polls of the workers are also started from here.
+        Only API servers read this, so the claim, the polls of the workers and the analysis are also started from here.
         """
         from airflow_worker_insight.compat import plugins as airflow_plugins
 
         if not airflow_plugins.serves_fastapi_apps():
             return []
-        from airflow_worker_insight.app import create_app
+        from airflow_worker_insight.app import create_app, lifespan
         from airflow_worker_insight.capture import claim
-        from airflow_worker_insight.registry.background import poll_lifespan
         from airflow_worker_insight.ui.urls import URL_PREFIX
 
         claim.install()
         app = create_app()
         # Airflow enters the lifespan in each serving process, after the fork.
-        app.router.lifespan_context = poll_lifespan
+        app.router.lifespan_context = lifespan
         return [{"app": app, "url_prefix": URL_PREFIX, "name": "Airflow Worker Insight"}]
 
     @cached_property

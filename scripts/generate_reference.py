@@ -187,6 +187,8 @@ def _one_type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2].removesuffix("Response")
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    if schema.get("type") == "array" and "enum" in schema["items"]:
+        return f"{_one_type(schema['items'])}; may be repeated"
     if schema.get("type") == "array":
         return f"list of {_one_type(schema['items'])}s"
     words = schema.get("enum") or ([schema["const"]] if "const" in schema else [])

@@ -11,8 +11,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 CROSS_ORIGIN_REFUSED = (
-    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open the "
-    "worker’s page and try again. A program must send JSON, and a bearer token instead of a login cookie."
+    "The change was not saved, because the browser did not confirm that it came from a page of this server. Open that "
+    "page again and retry. A program must send JSON, and a bearer token instead of a login cookie."
 )
 
 

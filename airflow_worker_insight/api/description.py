@@ -18,8 +18,11 @@ def _type_text(schema: dict[str, Any]) -> str:
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     text = " or ".join(option.get("format") or option.get("type", "any") for option in options)
     limits = {**schema, **(options[0] if options else {})}
+    if "items" in limits:
+        limits = limits["items"]
     if "enum" in limits:
-        text = f"one of {', '.join(limits['enum'])}"
+        several = " or more" if text == "array" else ""
+        text = f"one{several} of {', '.join(limits['enum'])}"
     if "maxLength" in limits:
         text += f", at most {limits['maxLength']} characters"
     if "minimum" in limits and "maximum" in limits and limits["maximum"] < 2**31 - 1:

@@ -22,6 +22,15 @@ class WorkerNotFoundError(RequestError):
         )
 
 
+class FindingNotFoundError(RequestError):
+    """Raised when no finding that the reader may see has the requested ID; the message says so."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("No finding has this ID, or it is about a task of a Dag that you may not see.")
+
+
 class InvalidRequestError(RequestError):
     """Raised when a request cannot be carried out as sent; the message says why."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
@@ -16,6 +16,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import (
     WORKER_ORDERS,
     AttemptFilter,
+    FindingFilter,
     PlacementFilter,
     ServiceFilter,
     WorkerFilter,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     Query = TypeVar("Query", bound="ListQuery")
+    DecisionType = TypeVar("DecisionType", bound=BaseModel)
 
 MAX_LIMIT = 1000
 _WITHOUT_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
@@ -91,7 +93,7 @@ def _type_of(kind: Kind) -> Any:  # noqa: PLR0911 - one line per kind
         case Time():
             return _UtcTime
         case Choices():
-            return Annotated[Literal[kind.values], AfterValidator(lambda value: frozenset({value}))]
+            return list[Literal[kind.values]]  # type: ignore[name-defined]  # words that are known when it runs
         case Choice():
             return Literal[kind.values]
         case TryState():
@@ -110,6 +112,9 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    repeatable: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that may be given several times, to match any of their values."""
+
     limit: int = Field(50, ge=1, le=MAX_LIMIT, description="Maximum number of entries to return.")
     offset: Annotated[int, Field(ge=0), AfterValidator(_require_reachable)] = Field(
         0, description="Number of entries to skip.", json_schema_extra={"maximum": MAX_TOTAL}
@@ -125,9 +130,13 @@ def _with_filters(filters: type[Any], *, without: Collection[str] = ()) -> Calla
     }
 
     def add(query: type[Query]) -> type[Query]:
-        return create_model(
+        made = create_model(
             query.__name__, __base__=query, __module__=query.__module__, __doc__=query.__doc__, **declared
         )
+        made.repeatable = frozenset(
+            parameter.name for parameter in parameters(filters).values() if isinstance(parameter.kind, Choices)
+        )
+        return made
 
     return add
 
@@ -227,6 +236,15 @@ class StatisticsQuery(ListQuery):
         return self
 
 
+@_with_filters(FindingFilter)
+class FindingQuery(ListQuery):
+    """Filters for findings, combined with "and"; each matches a whole value."""
+
+    def filters(self) -> FindingFilter:
+        """Return what the store filters by."""
+        return build(FindingFilter, self)
+
+
 def require_worker_id(worker_id: str) -> None:
     """Check the form of a worker ID, as FastAPI does for its routes.
 
@@ -234,6 +252,17 @@ def require_worker_id(worker_id: str) -> None:
     """
     if not is_worker_id(worker_id):
         raise InvalidRequestError("A worker's ID has at most 64 characters from A-Z, a-z, 0-9 and ._@:-")
+
+
+def parse_finding_id(text: str) -> int:
+    """Return the ID of a finding in a path, as FastAPI does for its routes.
+
+    :raises InvalidRequestError: if no finding can have this ID
+    """
+    try:
+        return Integer(1).parse(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"The ID of the finding {error}.") from None
 
 
 def error_details(error: ValidationError, location: str) -> list[dict[str, Any]]:
@@ -250,6 +279,14 @@ def error_details(error: ValidationError, location: str) -> list[dict[str, Any]]
 Availability = Literal["available", "draining", "quarantined"]
 
 
+_NoteText = Annotated[
+    str,
+    Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
+    AfterValidator(Text(MAX_NOTE_LENGTH).parse),
+    AfterValidator(Note().parse),
+]
+
+
 class Decision(BaseModel):
     """A user's decision on a worker's availability."""
 
@@ -258,27 +295,29 @@ class Decision(BaseModel):
     availability: Availability = Field(
         description="A draining worker finishes its tasks and gets no new ones; a quarantined one also after a restart."
     )
-    note: (
-        Annotated[
-            str,
-            Field(max_length=MAX_NOTE_LENGTH, json_schema_extra=_WITHOUT_NUL),
-            AfterValidator(Text(MAX_NOTE_LENGTH).parse),
-            AfterValidator(Note().parse),
-        ]
-        | None
-    ) = Field(None, description="Reason for the decision.")
+    note: _NoteText | None = Field(None, description="Reason for the decision.")
 
 
-def parse_decision(body: bytes, *, is_json: bool) -> Decision:
-    """Parse the body of a request that changes a worker's availability.
+class FindingDecision(BaseModel):
+    """A user's decision on a finding."""
 
+    model_config = ConfigDict(extra="forbid")
+
+    state: Literal["closed"] = Field(description="Dismisses the finding: it needs no action.")
+    note: _NoteText | None = Field(None, description="Reason for the decision.")
+
+
+def parse_decision(decision: type[DecisionType], body: bytes, *, is_json: bool) -> DecisionType:
+    """Parse the body of a request that changes something.
+
+    :param decision: the model of the body
     :param body: the body, or its beginning if it is longer than :data:`MAX_BODY`
     :param is_json: whether the content type is JSON
     :raises InvalidRequestError: if the content type is not JSON or the body is too long
-    :raises pydantic.ValidationError: if the body is not a valid :class:`Decision`
+    :raises pydantic.ValidationError: if the body is not a valid ``decision``
     """
     if not is_json:
         raise InvalidRequestError("The body must be JSON: send it with the content type application/json.")
     if len(body) > MAX_BODY:
         raise InvalidRequestError(f"The body is longer than {MAX_BODY} bytes.")
-    return Decision.model_validate_json(body)
+    return decision.model_validate_json(body)

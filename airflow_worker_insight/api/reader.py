@@ -86,6 +86,15 @@ class Reader(ABC):
                 return set()
         return self.require_dag_ids(filters.dag_id)
 
+    def finding_dag_ids(self, dag_id: str | None) -> set[str]:
+        """Return the IDs of the Dags that findings may name, and require the right to see the Dag of the filter.
+
+        :param dag_id: the Dag of the filter, which may be a deleted one; ``None`` for all Dags
+        """
+        if dag_id is not None:
+            self.require_task_instances(dag_id)
+        return self.readable_dag_ids() | ({dag_id} if dag_id is not None else set())
+
     def listed_dag_ids(self, dag_id: str) -> set[str]:
         """Return the IDs of the Dags that a page lists.
 

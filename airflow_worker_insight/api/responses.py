@@ -11,6 +11,7 @@ from airflow_worker_insight.api.queries import Availability
 from airflow_worker_insight.domain.limits import MAX_TOTAL
 
 if TYPE_CHECKING:
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.placements import ListedPlacement
 
@@ -118,6 +119,19 @@ class PlacementsResponse(_ListResponse):
     placements: list[PlacementResponse]
 
 
+class EnforcementResponse(BaseModel):
+    """Whether the decision on a worker holds."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    state: Literal["requested", "in_effect", "failed", "not_enforced"] = Field(
+        description="in_effect: the worker takes no new work. requested: it has not confirmed that yet. failed: it "
+        "could not be asked, and is asked again. not_enforced: nothing keeps work off it."
+    )
+    since: datetime | None = Field(description="When it was requested, or came into effect.")
+    text: str = Field(description="The same in words.")
+
+
 class StatisticsRowResponse(BaseModel):
     """Statistics of one group in one bucket."""
 
@@ -160,6 +174,9 @@ class WorkerResponse(BaseModel):
     availability_note: str | None = Field(description="Reason that the user gave.")
     availability_changed_by: str | None
     availability_changed_at: datetime | None
+    enforcement: EnforcementResponse | None = Field(
+        description="Whether the availability holds; null for an available worker that takes work, and for ended ones."
+    )
     queues: list[str] | None
     concurrency: int | None
     running: int | None = Field(description="Number of tries that ran on it when its source was last polled.")
@@ -243,6 +260,76 @@ class HealthResponse(BaseModel):
     )
 
 
+class FindingTaskResponse(BaseModel):
+    """A task's part of a finding."""
+
+    dag_id: str
+    task_id: str
+    tries: int
+    failures: int
+    peer_tries: int
+    peer_failures: int
+
+
+class FindingScopeResponse(BaseModel):
+    """The Dag or the task that has at least 80 % of a finding's excess."""
+
+    dag_id: str | None = Field(description="null if the reader may not see the Dag.")
+    task_id: str | None = Field(description="null for several tasks of the Dag.")
+
+
+class FindingResponse(BaseModel):
+    """A worker, a group of workers or a task that fails, loses or slows more tries than its peers."""
+
+    finding_id: int
+    subject_kind: Literal["worker", "host", "label", "task"]
+    subject: str = Field(description="The worker's name, the host, the value of the label, or DAG_ID.TASK_ID.")
+    label: str | None = Field(description="Key of the label, such as zone, node or image; null for other subjects.")
+    outcome: Literal["failed", "lost", "slow"] = Field(description="What failures counts.")
+    state: Literal["open", "recovering", "closed"]
+    title: str = Field(description="The finding in one clause.")
+    text: str = Field(description="The finding in a few sentences, with times in UTC.")
+    recovery: str | None = Field(description="How its tries have ended since it was found, as a sentence.")
+    since: datetime = Field(description="Start of the first failure that it counts.")
+    found_at: datetime
+    ended_at: datetime | None
+    ended_reason: Literal["well", "gone", "part_of", "dismissed", "not_found"] | None
+    evidence: float = Field(description="How many to 1 the tries speak against the subject, at most 10^12.")
+    needed: float = Field(description="Evidence from which something was found.")
+    tries: int = Field(description="First tries of the subject that could be compared.")
+    failures: int = Field(description="Those that failed, were lost or were slow.")
+    expected: float = Field(description="Failures that it would have had at the rate of its peers.")
+    peer_tries: int = Field(description="Tries of the same tasks on its peers.")
+    peer_failures: int
+    scope: FindingScopeResponse | None = Field(description="null: all its tasks.")
+    tasks: list[FindingTaskResponse] = Field(description="The tasks with most excess, at most 20.")
+    hidden_tasks: int = Field(description="Number of further tasks, of Dags that the reader may not see.")
+    worker_ids: list[str] = Field(description="IDs of the worker instances that it concerns, as of the latest update.")
+
+
+class FindingEventResponse(BaseModel):
+    """One entry of a finding's history."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    happened_at: datetime
+    action: Literal["found", "recovering", "open_again", "closed", "dismissed", "draining", "quarantined", "released"]
+    actor: str | None = Field(description="User who acted; null for what the analysis did.")
+    reason: str | None
+
+
+class FindingDetailResponse(FindingResponse):
+    """A finding with its history."""
+
+    history: list[FindingEventResponse] = Field(description="The latest entry first.")
+
+
+class FindingsResponse(_ListResponse):
+    """A page of findings; ``total_entries`` counts only those that the reader may see."""
+
+    findings: list[FindingResponse]
+
+
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,10 +351,13 @@ def placement_fields(listed: ListedPlacement, *, may_see_workers: bool = True) -
     }
 
 
-def worker_fields(row: WorkerRow, decision: WorkerChange | None) -> dict[str, Any]:
+def worker_fields(
+    row: WorkerRow, decision: WorkerChange | None, enforcement: EnforcementStatus | None
+) -> dict[str, Any]:
     """Return the fields of a :class:`WorkerResponse`."""
     return {
         **{name: getattr(row, name) for name in WorkerResponse.model_fields if hasattr(row, name)},
+        "enforcement": enforcement,
         "availability_note": None if decision is None else decision.reason,
         "availability_changed_by": None if decision is None else decision.changed_by,
         "availability_changed_at": None if decision is None else decision.changed_at,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, status
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,8 @@ from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED, is_json, passe
 from airflow_worker_insight.api.queries import (
     AttemptQuery,
     Decision,
+    FindingDecision,
+    FindingQuery,
     PlacementQuery,
     ServiceQuery,
     StatisticsQuery,
@@ -24,6 +26,8 @@ from airflow_worker_insight.api.queries import (
 )
 from airflow_worker_insight.api.responses import (
     AttemptsResponse,
+    FindingDetailResponse,
+    FindingsResponse,
     HealthResponse,
     PlacementsResponse,
     ServicesResponse,
@@ -33,8 +37,12 @@ from airflow_worker_insight.api.responses import (
 )
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import links as airflow_links
-from airflow_worker_insight.domain.limits import MAX_BODY
+from airflow_worker_insight.domain.limits import MAX_BODY, MAX_INTEGER
 from airflow_worker_insight.domain.parameters import WORKER_ID
+
+if TYPE_CHECKING:
+    from airflow_worker_insight.api.queries import DecisionType
+    from airflow_worker_insight.api.reader import Reader
 
 
 class Problem(BaseModel):
@@ -124,6 +132,11 @@ _WORKER_EXAMPLE: dict[str, Any] = {
     "availability_note": "disk is being replaced",
     "availability_changed_by": "ann",
     "availability_changed_at": "2026-01-31T08:05:00Z",
+    "enforcement": {
+        "state": "in_effect",
+        "since": "2026-01-31T08:05:04Z",
+        "text": "The worker consumes none of its queues (default). It had fetched 2 tries before and still ran them.",
+    },
     "queues": ["default"],
     "concurrency": 16,
     "running": 3,
@@ -179,6 +192,36 @@ _SERVICES_EXAMPLE = {
     "total_entries": 1,
     "total_is_exact": True,
 }
+_FINDING_EXAMPLE: dict[str, Any] = {
+    "finding_id": 7,
+    "subject_kind": "worker",
+    "subject": "w3@etl-2",
+    "label": None,
+    "outcome": "failed",
+    "state": "open",
+    "title": "w3@etl-2 fails more than its peers on the same tasks",
+    "text": "9 of 12 failures of `load` ran on w3@etl-2, which ran 10 of its 60 tries; of its peers' 50 tries 3 "
+    "failed. Only in tasks of Dag `sales`. Since Sat 06:10. Evidence 4,100 : 1 (800 needed).",
+    "recovery": None,
+    "since": "2026-01-31T06:10:00Z",
+    "found_at": "2026-01-31T07:42:11Z",
+    "ended_at": None,
+    "ended_reason": None,
+    "evidence": 4123.4,
+    "needed": 800.0,
+    "tries": 10,
+    "failures": 9,
+    "expected": 0.6,
+    "peer_tries": 50,
+    "peer_failures": 3,
+    "scope": {"dag_id": "sales", "task_id": None},
+    "tasks": [{"dag_id": "sales", "task_id": "load", "tries": 10, "failures": 9, "peer_tries": 50, "peer_failures": 3}],
+    "hidden_tasks": 0,
+    "worker_ids": ["celery-5f0c2f9a1d3b4e6788aa90bc"],
+}
+_FINDINGS_EXAMPLE = {"findings": [_FINDING_EXAMPLE], "total_entries": 1, "total_is_exact": True}
+_FINDING_EVENT_EXAMPLE = {"happened_at": "2026-01-31T07:42:11Z", "action": "found", "actor": None, "reason": None}
+_FINDING_DETAIL_EXAMPLE = {**_FINDING_EXAMPLE, "history": [_FINDING_EVENT_EXAMPLE]}
 _HEALTH_EXAMPLE = {
     "status": "healthy",
     "version": __version__,
@@ -192,15 +235,23 @@ _HEALTH_EXAMPLE = {
 # --- routes ---------------------------------------------------------------------------------------------------------
 
 
-def _responses(example: dict[str, Any], *, names_worker: bool = False) -> dict[int | str, dict[str, Any]]:
+def _responses(
+    example: dict[str, Any], *, names_worker: bool = False, names_finding: bool = False
+) -> dict[int | str, dict[str, Any]]:
     """Return the ``responses`` of a route: an example for 200, and 404 where it applies.
 
     :param example: the example of a 200 answer
     :param names_worker: whether the path names a worker, which may not exist
+    :param names_finding: whether the path names a finding, which may not exist
     """
     responses: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
     if names_worker:
         responses[404] = {"model": Problem, "description": "No such worker was recorded."}
+    if names_finding:
+        responses[404] = {
+            "model": Problem,
+            "description": "No such finding was made, or it is about a task of a Dag that the user may not see.",
+        }
     return responses
 
 
@@ -317,16 +368,86 @@ def change_availability(request: Request, worker_id: _WorkerIdPath, reader: Read
     Requires the rights to see Airflow's jobs and to edit its pools. A request with a login cookie must come from a page
     of this server.
     """
+    decision = _checked_decision(Decision, request, reader, body)
+    return service.change_availability(worker_id, decision.availability, note=decision.note, changed_by=reader.name)
+
+
+def _checked_decision(model: type[DecisionType], request: Request, reader: Reader, body: bytes) -> DecisionType:
+    """Check the rights to decide and where the request comes from, and return its body."""
     reader.require_workers()
     reader.require_pool_edit()
     has_cookie = airflow_auth.LOGIN_COOKIE in request.cookies
     if not passes_csrf_checks(request.headers, has_login_cookie=has_cookie, base_url=airflow_links.base_url()):
         raise HTTPException(status.HTTP_403_FORBIDDEN, CROSS_ORIGIN_REFUSED)
     try:
-        decision = parse_decision(body, is_json=is_json(request.headers))
+        return parse_decision(model, body, is_json=is_json(request.headers))
     except ValidationError as error:
         raise HTTPException(422, error_details(error, "body")) from None
-    return service.change_availability(worker_id, decision.availability, note=decision.note, changed_by=reader.name)
+
+
+_FindingIdPath = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="ID of a finding.")]
+
+
+@router.get(
+    "/findings",
+    summary="List findings",
+    response_model=FindingsResponse,
+    responses=_responses(_FINDINGS_EXAMPLE),
+)
+def list_findings(query: Annotated[FindingQuery, Query()], reader: ReaderDep) -> Any:
+    """List what fails, loses or slows more tries than its peers: first what is not closed, then the latest found.
+
+    Requires the right to see Airflow's jobs. Tasks of Dags whose task instances the user may not see are only counted,
+    and findings about such tasks are left out.
+    """
+    reader.require_workers()
+    return service.list_findings(
+        query, dag_ids=reader.finding_dag_ids(query.filters().dag_id), may_see_dag=reader.may_see_task_instances
+    )
+
+
+@router.get(
+    "/findings/{finding_id}",
+    summary="Show a finding",
+    response_model=FindingDetailResponse,
+    responses=_responses(_FINDING_DETAIL_EXAMPLE, names_finding=True),
+)
+def show_finding(finding_id: _FindingIdPath, reader: ReaderDep) -> Any:
+    """Show a finding and its history. Requires the right to see Airflow's jobs."""
+    reader.require_workers()
+    return service.get_finding(
+        finding_id, dag_ids=reader.finding_dag_ids(None), may_see_dag=reader.may_see_task_instances
+    )
+
+
+@router.patch(
+    "/findings/{finding_id}",
+    summary="Dismiss a finding",
+    response_model=FindingDetailResponse,
+    responses={
+        **_responses(_FINDING_DETAIL_EXAMPLE, names_finding=True),
+        422: {"model": Problem, "description": "The body is invalid, or the finding is closed already."},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": FindingDecision.model_json_schema()}},
+        }
+    },
+)
+def dismiss_finding(request: Request, finding_id: _FindingIdPath, reader: ReaderDep, body: BodyDep) -> Any:
+    """Close a finding that needs no action, with a note that says why.
+
+    Requires the same rights as a change of a worker's availability. Its subject is found again if later tries say so.
+    """
+    decision = _checked_decision(FindingDecision, request, reader, body)
+    return service.dismiss_finding(
+        finding_id,
+        note=decision.note,
+        dismissed_by=reader.name,
+        dag_ids=reader.finding_dag_ids(None),
+        may_see_dag=reader.may_see_task_instances,
+    )
 
 
 @router.get(

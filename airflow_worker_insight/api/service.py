@@ -10,14 +10,17 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight import __version__
-from airflow_worker_insight.api import database
-from airflow_worker_insight.api.errors import InvalidRequestError, WorkerNotFoundError
+from airflow_worker_insight.api import database, enforcement
+from airflow_worker_insight.api.errors import FindingNotFoundError, InvalidRequestError, WorkerNotFoundError
 from airflow_worker_insight.api.responses import MAX_CHANGES, placement_fields, worker_fields
 from airflow_worker_insight.capture import counters
-from airflow_worker_insight.domain.limits import MAX_TOTAL
+from airflow_worker_insight.domain.limits import MAX_INTEGER, MAX_TOTAL
 from airflow_worker_insight.domain.parameters import is_worker_id
 from airflow_worker_insight.domain.statistics import Bucket, Selection
-from airflow_worker_insight.store import placements, statistics
+from airflow_worker_insight.insight.disclosure import finding_fields, named_dag_ids
+from airflow_worker_insight.registry.enforcement import enforce_soon
+from airflow_worker_insight.store import findings, placements, statistics
+from airflow_worker_insight.store.airflow_history import existing_dag_ids
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.migrate import Schema
@@ -27,12 +30,13 @@ from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.store.workers import services as workers_services
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.api.queries import (
         AttemptQuery,
+        FindingQuery,
         PlacementQuery,
         ServiceQuery,
         StatisticsQuery,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         WorkerQuery,
     )
     from airflow_worker_insight.domain.filters import AttemptFilter
+    from airflow_worker_insight.domain.findings import StoredFinding
     from airflow_worker_insight.domain.workers import SourceStatus, WorkerRow
 
 
@@ -123,7 +128,9 @@ def list_workers(query: WorkerQuery) -> dict[str, Any]:
             connection, query.filters(), order_by=query.order_by, limit=query.limit, offset=query.offset
         )
         decisions = worker_queries.decisions(connection, rows)
-    return {"workers": [worker_fields(row, decisions.get(row.ref)) for row in rows], **_totals(total)}
+        statuses = enforcement.statuses(connection, rows)
+    workers = [worker_fields(row, decisions.get(row.ref), statuses.get(row.ref)) for row in rows]
+    return {"workers": workers, **_totals(total)}
 
 
 def list_services(query: ServiceQuery) -> dict[str, Any]:
@@ -175,7 +182,10 @@ def change_availability(worker_id: str, availability: str, *, note: str | None, 
             raise InvalidRequestError(str(error)) from None
         if row is None:
             raise WorkerNotFoundError
-        return _worker_with_changes(connection, row)
+        fields = _worker_with_changes(connection, row)
+    # Once it is committed: the poll thread reads it on a connection of its own.
+    enforce_soon()
+    return fields
 
 
 def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
@@ -187,7 +197,94 @@ def _require_worker(connection: Connection, worker_id: str) -> WorkerRow:
 
 def _worker_with_changes(connection: Connection, row: WorkerRow) -> dict[str, Any]:
     decision = worker_queries.decisions(connection, [row]).get(row.ref)
-    return {**worker_fields(row, decision), "changes": worker_queries.changes(connection, row, limit=MAX_CHANGES)}
+    status = enforcement.statuses(connection, [row]).get(row.ref)
+    changes = worker_queries.changes(connection, row, limit=MAX_CHANGES)
+    return {**worker_fields(row, decision, status), "changes": changes}
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def list_findings(
+    query: FindingQuery, *, dag_ids: Collection[str], may_see_dag: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return the fields of a :class:`.FindingsResponse`: findings that are not closed first, then the latest found.
+
+    :param dag_ids: the Dags that the reader may see
+    :param may_see_dag: returns whether the reader may see a Dag that Airflow has deleted
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        page, total = findings.list_findings(
+            connection, query.filters(), limit=query.limit, offset=query.offset, dag_ids=dag_ids
+        )
+        deleted = _deleted_dag_ids(connection, page, dag_ids)
+    visible = {*dag_ids, *filter(may_see_dag, sorted(deleted))}
+    shown = (finding_fields(stored, dag_ids=visible, now=now) for stored in page)
+    return {"findings": [fields for fields in shown if fields is not None], **_totals(total)}
+
+
+def get_finding(finding_id: int, *, dag_ids: Collection[str], may_see_dag: Callable[[str], bool]) -> dict[str, Any]:
+    """Return the fields of a :class:`.FindingDetailResponse`.
+
+    :param dag_ids: the Dags that the reader may see
+    :param may_see_dag: returns whether the reader may see a Dag that Airflow has deleted
+    :raises FindingNotFoundError: if no finding that the reader may see has the ID
+    """
+    with database.reading() as connection:
+        stored = _require_finding(connection, finding_id)
+        deleted = _deleted_dag_ids(connection, [stored], dag_ids)
+        history = findings.events(connection, [finding_id])[finding_id]
+        now = database_now(connection)
+    visible = {*dag_ids, *filter(may_see_dag, sorted(deleted))}
+    return {**_finding_fields(stored, visible, now), "history": history}
+
+
+def dismiss_finding(
+    finding_id: int,
+    *,
+    note: str | None,
+    dismissed_by: str,
+    dag_ids: Collection[str],
+    may_see_dag: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Close a finding because a user says that it needs no action; return what :func:`get_finding` does.
+
+    :param note: the reason
+    :param dismissed_by: the name of the user
+    :raises FindingNotFoundError: as for :func:`get_finding`
+    :raises InvalidRequestError: if the finding is closed already
+    """
+    # Who may not see a finding cannot dismiss it.
+    get_finding(finding_id, dag_ids=dag_ids, may_see_dag=may_see_dag)
+    with database.writing() as connection:
+        now = database_now(connection)
+        if not findings.dismiss(connection, finding_id, actor=dismissed_by, reason=note or None, now=now):
+            stored = _require_finding(connection, finding_id)
+            ended = f" at {stored.ended_at:%Y-%m-%d %H:%M} UTC" if stored.ended_at else ""
+            reason = f": {stored.end_reason.sentence}" if stored.end_reason else "."
+            raise InvalidRequestError(f"Nothing was changed, because this finding was closed{ended}{reason}")
+    return get_finding(finding_id, dag_ids=dag_ids, may_see_dag=may_see_dag)
+
+
+def _require_finding(connection: Connection, finding_id: int) -> StoredFinding:
+    stored = findings.get_finding(connection, finding_id) if finding_id <= MAX_INTEGER else None
+    if stored is None:
+        raise FindingNotFoundError
+    return stored
+
+
+def _finding_fields(stored: StoredFinding, dag_ids: Collection[str], now: datetime) -> dict[str, Any]:
+    fields = finding_fields(stored, dag_ids=dag_ids, now=now)
+    if fields is None:
+        raise FindingNotFoundError
+    return fields
+
+
+def _deleted_dag_ids(connection: Connection, found: Collection[StoredFinding], dag_ids: Collection[str]) -> set[str]:
+    """Return the Dags that findings name and Airflow no longer has: no list of readable Dags has them."""
+    unknown = named_dag_ids(found) - {*dag_ids}
+    return unknown - existing_dag_ids(connection, unknown)
 
 
 def health(*, may_see_workers: bool) -> dict[str, Any]:

@@ -104,6 +104,9 @@ def parse_row_id(text: str) -> int:
 ARG_WORKER = Arg(("worker",), help="ID of the worker, or its name if only one living worker has it", metavar="WORKER")
 ARG_NOTE = Arg(("--note",), type=parser_of(Note()), help="Reason, shown on the worker's page")
 
+ARG_FINDING_ID = Arg(("finding_id",), type=parser_of(Integer(1)), help="ID of the finding", metavar="FINDING_ID")
+ARG_DISMISS_NOTE = Arg(("--note",), type=parser_of(Note()), help="Reason, shown in the history of the finding")
+
 # --- number of rows --------------------------------------------------------------------------------------------------
 
 ARG_LIMIT = Arg(
@@ -121,6 +124,15 @@ ARG_EVERY = Arg(
     type=parser_of(Integer(1)),
     metavar="SECONDS",
     help="Poll at this interval until stopped, as the API server of Airflow 3 does",
+)
+ARG_ANALYSE_EVERY = Arg(
+    ("--every",),
+    type=parser_of(Integer(1)),
+    metavar="SECONDS",
+    help="Analyse at this interval until stopped, as the API server of Airflow 3 does",
+)
+ARG_RECOMPUTE = Arg(
+    ("--recompute",), action="store_true", help="Begin anew from the recorded tries of the last 30 days"
 )
 ARG_DAG_ID = Arg(("--dag-id",), help="Only this Dag")
 ARG_RUN_ID = Arg(("--run-id",), help="Only this Dag run (with --dag-id)")

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_VERBOSE, ActionCommand, GroupCommand, lazy_load_command
 
 from airflow_worker_insight.cli import arguments as a
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, ServiceFilter, WorkerFilter
+from airflow_worker_insight.domain.filters import (
+    AttemptFilter,
+    FindingFilter,
+    PlacementFilter,
+    ServiceFilter,
+    WorkerFilter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,10 +26,10 @@ RECONCILE_HOURS = 24
 
 _WORKER_ATTEMPT_FILTERS = ("state", "started_at_gte", "started_at_lte")
 _LIST_ARGS = (a.ARG_LIMIT, a.ARG_ALL, ARG_OUTPUT, ARG_VERBOSE)
-_NOT_ENFORCED = (
-    "The decision is stored with its note, author and time. Only an executor of this package obeys it: Airflow's own "
-    "executors keep sending tasks to the worker. With any Celery executor use `airflow celery remove-queue -H NODE -q "
-    "QUEUE`, which lasts until the worker restarts, or SIGTERM, after which the worker finishes its tasks and stops."
+_ENFORCED = (
+    "The decision is stored with its note, author and time. A Celery worker stops consuming its queues at the next "
+    "poll, and an Edge worker goes into maintenance mode. An executor of this package gives the worker no new tasks. "
+    "With other executors nothing keeps work off it. `workers show` says whether the decision holds."
 )
 
 
@@ -72,7 +78,7 @@ _WORKERS = GroupCommand(
         ActionCommand(
             name="drain",
             help="Mark a worker as draining: no new tasks until it restarts or is released",
-            description=f"Marks a worker as draining: no new tasks until it restarts or is released. {_NOT_ENFORCED}",
+            description=f"Marks a worker as draining: no new tasks until it restarts or is released. {_ENFORCED}",
             func=_command("workers.drain"),
             args=(a.ARG_WORKER, a.ARG_NOTE, a.ARG_YES),
         ),
@@ -81,7 +87,7 @@ _WORKERS = GroupCommand(
             help="Mark a worker as quarantined: no new tasks, also for its later instances, until it is released",
             description=(
                 "Marks a worker as quarantined: no new tasks until it is released. Later instances of its name begin "
-                f"in quarantine too. {_NOT_ENFORCED}"
+                f"in quarantine too. {_ENFORCED}"
             ),
             func=_command("workers.quarantine"),
             args=(a.ARG_WORKER, a.ARG_NOTE),
@@ -121,6 +127,35 @@ _PLACEMENTS = GroupCommand(
     ),
 )
 
+_FINDINGS = GroupCommand(
+    name="findings",
+    help="What fails, loses or slows more tries than its peers",
+    subcommands=(
+        ActionCommand(
+            name="list",
+            help="List findings: first those that are not closed, then the latest found",
+            func=_command("findings.list_findings"),
+            args=(*a.filter_args(FindingFilter), *_LIST_ARGS),
+        ),
+        ActionCommand(
+            name="show",
+            help="Show a finding and its history",
+            func=_command("findings.show"),
+            args=(a.ARG_FINDING_ID, ARG_OUTPUT, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="dismiss",
+            help="Close a finding that needs no action",
+            description=(
+                "Closes a finding that needs no action and stores the note, the author and the time in its history. "
+                "The evidence is forgotten: the subject is found again if later tries speak against it."
+            ),
+            func=_command("findings.dismiss"),
+            args=(a.ARG_FINDING_ID, a.ARG_DISMISS_NOTE),
+        ),
+    ),
+)
+
 _SERVICES = GroupCommand(
     name="services",
     help="Processes of the deployment",
@@ -130,6 +165,26 @@ _SERVICES = GroupCommand(
             help="List schedulers, triggerers, Dag processors and workers",
             func=_command("services.list_services"),
             args=(*a.filter_args(ServiceFilter), *_LIST_ARGS),
+        ),
+    ),
+)
+
+_INSIGHT = GroupCommand(
+    name="insight",
+    help="The analysis: is it the worker?",
+    subcommands=(
+        ActionCommand(
+            name="run",
+            help="Analyse the recorded tries",
+            description=(
+                "Reads the tries that have started or ended since the last run and compares each worker's with those "
+                "of its peers on the same tasks. An API server of Airflow 3 does this by itself, and so does "
+                "`refresh --every` on Airflow 2.11. One process at a time does so; another one has nothing to do. "
+                "With --recompute this process takes over and begins anew from the recorded tries of the last 30 "
+                "days, those that `backfill` has added included; findings are brought up to date once it is through."
+            ),
+            func=_command("insight.run"),
+            args=(a.ARG_ANALYSE_EVERY, a.ARG_RECOMPUTE),
         ),
     ),
 )
@@ -163,15 +218,17 @@ SUBCOMMANDS: tuple[ActionCommand | GroupCommand, ...] = (
     _WORKERS,
     _ATTEMPTS,
     _PLACEMENTS,
+    _FINDINGS,
     _SERVICES,
+    _INSIGHT,
     ActionCommand(
         name="refresh",
         help="Poll the workers",
         description=(
             "Polls every worker source and records changes. An API server of Airflow 3 does this by itself; on "
-            "Airflow 2.11 run `refresh --every 30` as a service. With --every several such processes share the work: "
-            "one of them polls per interval. Without --every the command polls at once; if cron runs it, set "
-            "[worker_insight] refresh_interval to the seconds between two runs."
+            "Airflow 2.11 run `refresh --every 30` as a service, which also analyses the tries. With --every several "
+            "such processes share the work: one of them polls per interval. Without --every the command polls at "
+            "once; if cron runs it, set [worker_insight] refresh_interval to the seconds between two runs."
         ),
         func=_command("fleet.refresh_fleet"),
         args=(a.ARG_EVERY,),

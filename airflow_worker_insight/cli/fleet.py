@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from airflow_worker_insight.analysis.thread import AnalysisThread
 from airflow_worker_insight.capture import counters
 from airflow_worker_insight.cli.common import require_tables
 from airflow_worker_insight.cli.process import SIGNALS, install_handler, print_answer, record_signal, set_resume_hint
+from airflow_worker_insight.compat import plugins as airflow_plugins
 from airflow_worker_insight.domain.states import UNKNOWN_STATE
 from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.registry.poll import INCOMPLETE_POLL, refresh, run_once
@@ -57,7 +59,7 @@ def _without_logged_errors() -> Iterator[None]:
 def _poll_periodically(seconds: int) -> None:
     """Poll every so many seconds until SIGINT or SIGTERM; print errors and continue."""
     set_resume_hint("The poll under way was finished; this process no longer polls the workers.")
-    with _until_signalled() as stopped:
+    with until_signalled() as stopped, analysis():
         while True:
             try:
                 _print_outcome(run_once())
@@ -68,7 +70,21 @@ def _poll_periodically(seconds: int) -> None:
 
 
 @contextmanager
-def _until_signalled() -> Iterator[Event]:
+def analysis() -> Iterator[None]:
+    """Analyse tries meanwhile on Airflow 2.11, where no API server does."""
+    if airflow_plugins.serves_fastapi_apps():
+        yield
+        return
+    thread = AnalysisThread()
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.stop()
+
+
+@contextmanager
+def until_signalled() -> Iterator[Event]:
     """Yield an event that SIGINT or SIGTERM sets, so that a poll under way can finish."""
     stopped = Event()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.platform import getuser
 
-from airflow_worker_insight import config
+from airflow_worker_insight.api import enforcement
 from airflow_worker_insight.api.responses import WorkerDetailResponse, WorkerResponse, worker_fields
 from airflow_worker_insight.cli import output
 from airflow_worker_insight.cli.common import PAGE, confirm, read_pages, require_tables
@@ -31,18 +31,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 
 MAX_CHANGES = 50
 """Entries of a worker's history to show at most: the latest."""
-
-EXECUTOR_CLASS_PREFIX = "WorkerInsight"
-"""Prefix of the class names of this package's executors."""
-
-NOT_ENFORCED_WARNING = (
-    "Airflow keeps sending it tasks: [core] executor has no executor of this package. With any Celery executor use "
-    "`airflow celery remove-queue` or SIGTERM."
-)
 
 
 @suppress_logs_and_warning
@@ -55,9 +48,14 @@ def list_workers(args: Any) -> None:
             lambda limit, offset: worker_queries.list_workers(connection, filters, limit=limit, offset=offset), args
         )
         decisions = [decision for page in _batches(rows) for decision in _decisions_of(connection, page)]
+        statuses: dict[int, EnforcementStatus] = {}
+        for page in _batches(rows):
+            statuses |= enforcement.statuses(connection, page)
     if output.is_structured(args.output):
-        pairs = zip(rows, decisions, strict=True)
-        output.show([output.to_rest(WorkerResponse, worker_fields(row, change)) for row, change in pairs], args.output)
+        fields = [
+            worker_fields(row, change, statuses.get(row.ref)) for row, change in zip(rows, decisions, strict=True)
+        ]
+        output.show([output.to_rest(WorkerResponse, each) for each in fields], args.output)
     else:
         output.show([_table_row(row) for row in rows], args.output)
     output.warn_truncated(len(rows), total, "workers")
@@ -71,14 +69,16 @@ def show(args: Any) -> None:
         worker = find_worker(connection, args.worker, include_ended=True)
         changes = worker_queries.changes(connection, worker, limit=MAX_CHANGES)
         (decision,) = _decisions_of(connection, [worker])
+        status = enforcement.statuses(connection, [worker]).get(worker.ref)
     if output.is_structured(args.output):
-        fields = {**worker_fields(worker, decision), "changes": changes}
+        fields = {**worker_fields(worker, decision, status), "changes": changes}
         output.show(
             [{**output.to_rest(WorkerDetailResponse, fields), "engine_name": worker.engine_name}],
             args.output,
         )
         return
-    output.show([{"property": name, "value": value} for name, value in _properties(worker).items()], args.output)
+    properties = _properties(worker, status)
+    output.show([{"property": name, "value": value} for name, value in properties.items()], args.output)
     if changes:
         output.show([_change_row(change) for change in changes], args.output)
 
@@ -126,8 +126,8 @@ def _change_availability(args: Any, availability: str) -> None:
     except HostOnlyWorkerError:
         raise SystemExit(f"{args.worker} stands for all workers of a host: choose one of them") from None
     print_answer(f"{worker.name} ({worker.worker_id}) is {availability} now.")
-    if availability != WorkerAvailability.AVAILABLE and EXECUTOR_CLASS_PREFIX not in (config.executor() or ""):
-        print(NOT_ENFORCED_WARNING, file=sys.stderr)
+    if availability != WorkerAvailability.AVAILABLE:
+        print(enforcement.effect(worker), file=sys.stderr)
 
 
 def _downgrade_question(worker: WorkerRow, decision: WorkerChange | None) -> str:
@@ -166,7 +166,7 @@ def _table_row(row: WorkerRow) -> dict[str, Any]:
     }
 
 
-def _properties(row: WorkerRow) -> dict[str, Any]:
+def _properties(row: WorkerRow, status: EnforcementStatus | None) -> dict[str, Any]:
     return {
         "worker_id": row.worker_id,
         "name": row.name,
@@ -177,6 +177,7 @@ def _properties(row: WorkerRow) -> dict[str, Any]:
         "state": row.state or UNKNOWN_STATE,
         "state_reason": row.state_reason,
         "availability": row.availability,
+        "enforcement": None if status is None else f"{status.state}: {status.text}",
         "queues": row.queues,
         "concurrency": row.concurrency,
         "running": row.running,

@@ -145,6 +145,7 @@ class AirflowTry:
     executor: str | None = None
     queued_by_job_id: int | None = None
     external_executor_id: str | None = None
+    queue: str | None = None
     is_lost: bool = False
 
     @property

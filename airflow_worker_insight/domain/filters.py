@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_worker_insight.domain.findings import FindingOutcome, FindingState, SubjectKind
 from airflow_worker_insight.domain.parameters import (
     Choice,
     Choices,
@@ -28,7 +29,7 @@ from airflow_worker_insight.domain.states import QUEUED, UNKNOWN_STATE, StrEnum,
 if TYPE_CHECKING:
     from datetime import datetime
 
-    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter")
+    Filters = TypeVar("Filters", bound="AttemptFilter | PlacementFilter | WorkerFilter | ServiceFilter | FindingFilter")
 
 
 class AllDags:
@@ -56,10 +57,14 @@ def _named(parameter: Parameter, name: str) -> Parameter:
 def build(filters: type[Filters], values: object) -> Filters:
     """Return filters from an object that has their parameters as attributes.
 
-    An attribute that is missing, ``None`` or empty text does not filter.
+    An attribute that is missing, ``None`` or empty does not filter.
     """
-    found = {name: getattr(values, parameter.name, None) for name, parameter in parameters(filters).items()}
-    return filters(**{name: value for name, value in found.items() if value != ""})
+    found: dict[str, Any] = {}
+    for name, parameter in parameters(filters).items():
+        value = getattr(values, parameter.name, None)
+        if value not in ("", []):
+            found[name] = frozenset(value) if isinstance(value, list) else value
+    return filters(**found)
 
 
 class PlacementState(StrEnum):
@@ -146,6 +151,7 @@ class WorkerFilter:
         "Availability that a user set; not that of ended instances that have a successor.",
         Choice(WorkerAvailability.values()),
     )
+    findings: str | None = _filter("Only workers that an open finding concerns.", Choice(("open",)))
     search: str | None = _filter("Part of the worker's name, host name or ID; case is ignored.", Text(), rest=False)
     seen_since: datetime | None = None
     """Last seen at this time or later, or online or unresponsive at the latest poll."""
@@ -162,3 +168,14 @@ class ServiceFilter:
 
     kind: str | None = _filter("Kind of the service.", Choice(SERVICE_KINDS))
     state: str | None = _filter("State of the service; unknown if no source knows it.", Choice(_STATES))
+
+
+@dataclass(frozen=True, slots=True)
+class FindingFilter:
+    """Filter of the list of findings; ``None`` does not filter."""
+
+    state: frozenset[str] | None = _filter("State of the finding.", Choices(FindingState.values()))
+    subject_kind: str | None = _filter("What the finding is about.", Choice(SubjectKind.values()))
+    outcome: str | None = _filter("What the finding counts.", Choice(FindingOutcome.values()))
+    worker_id: str | None = _filter("ID of a worker instance that the finding concerns.", WorkerId())
+    dag_id: str | None = _filter("ID of a Dag in whose tasks it was found.", Text())

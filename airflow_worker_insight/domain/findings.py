@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.states import StrEnum
@@ -35,6 +35,13 @@ class SubjectKind(StrEnum):
     """A task whose tries end their workers."""
 
 
+def subject_kind_of(dimension: str) -> SubjectKind:
+    """Return what a finding in a dimension of the detector is about."""
+    if dimension in ("worker", "name"):
+        return SubjectKind.WORKER
+    return SubjectKind(dimension) if dimension in (SubjectKind.HOST, SubjectKind.TASK) else SubjectKind.LABEL
+
+
 class FindingOutcome(StrEnum):
     """What a finding counts."""
 
@@ -62,6 +69,30 @@ class FindingAction(StrEnum):
     """The worker was made available again."""
 
 
+class EndReason(StrEnum):
+    """Why a finding was closed. Its positions are stored too."""
+
+    WELL = "well"
+    GONE = "gone"
+    PART_OF = "part_of"
+    DISMISSED = "dismissed"
+    NOT_FOUND = "not_found"
+
+    @property
+    def sentence(self) -> str:
+        """The reason for the history of the finding."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    EndReason.WELL: "Well again: its tries since then do as well as those of its peers.",
+    EndReason.GONE: "It has run no try for 30 days.",
+    EndReason.PART_OF: "A finding about a group of workers that contains it was made.",
+    EndReason.DISMISSED: "A user dismissed it.",
+    EndReason.NOT_FOUND: "The analysis was computed anew from the history and did not find it again.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class FindingEvent:
     """An entry in the history of a finding."""
@@ -77,8 +108,8 @@ class FindingEvent:
 class StoredFinding:
     """A finding as the database has it.
 
-    ``data`` is the whole finding (``insight.findings.from_json`` makes an object of it); the other fields are those
-    that lists filter and order by.
+    ``data`` is the whole finding (``insight.findings.from_json`` makes an object of it), with the state, the end and
+    its reason as the other fields have them.
     """
 
     finding_id: int
@@ -87,4 +118,24 @@ class StoredFinding:
     outcome: FindingOutcome
     found_at: datetime
     ended_at: datetime | None
+    end_reason: EndReason | None
     data: Mapping[str, Any]
+
+    @property
+    def number(self) -> int:
+        """The detector's own number of it, which another finding has once the analysis was computed anew."""
+        return int(self.data["number"])
+
+
+@dataclass(frozen=True, slots=True)
+class FindingChanges:
+    """What storing the detector's findings has changed."""
+
+    new: list[StoredFinding]
+    """Findings that were not stored yet, also those that have ended since."""
+    changed: list[StoredFinding]
+    """Findings whose state or numbers have changed."""
+    dismissed: frozenset[int] = frozenset()
+    """The detector's numbers of open findings that a user dismissed: the detector must close them."""
+    actions: Mapping[int, FindingAction] = field(default_factory=dict)
+    """What happened to each, by finding ID. Those without an entry have other numbers only."""

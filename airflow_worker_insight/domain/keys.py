@@ -111,6 +111,16 @@ def process_key(process_id: str | None) -> int | None:
     return int.from_bytes(blake2b(process_id.encode(), digest_size=4).digest(), "big", signed=True)
 
 
+def finding_key(dimension: str, unit: str, outcome: str) -> int:
+    """Return the digest of what a finding is about as a signed 64-bit integer.
+
+    :param dimension: ``worker``, ``name``, ``task``, or the key of a label
+    :param unit: its value in the dimension
+    :param outcome: one of :class:`.findings.FindingOutcome`
+    """
+    return digest("finding", dimension, unit, outcome)
+
+
 def digest(*parts: str) -> int:
     """Return the digest of texts without NUL characters as a signed 64-bit integer."""
     # NUL cannot be part of an Airflow ID (PostgreSQL rejects it), so the joined text is unambiguous.

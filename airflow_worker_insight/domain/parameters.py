@@ -104,7 +104,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Choices(Choice):
-    """One or several words. REST and the pages take one; the command takes a list, separated by commas."""
+    """One or several words.
+
+    REST takes a repeated parameter, the command a list that is separated by commas, and the pages one word.
+    """
 
     def parse_list(self, text: str) -> frozenset[str]:
         """Return the words of a list."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.names import clean
 from airflow_worker_insight.executors.placement.service import Snapshot
-from airflow_worker_insight.registry.periodic_thread import PeriodicThread
+from airflow_worker_insight.periodic_thread import PeriodicThread
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.schema_gate import SchemaGate

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from airflow_worker_insight.api.queries import DecisionType
     from airflow_worker_insight.api.reader import Reader
 
     View = TypeVar("View", bound=Callable[..., Any])
-    Query = TypeVar("Query", bound=BaseModel)
+    Query = TypeVar("Query", bound=queries.ListQuery)
 
 
 def _json_endpoint(view: View) -> View:
@@ -132,17 +133,7 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         """
         reader = self._reader()
         queries.require_worker_id(worker_id)
-        reader.require_workers()
-        reader.require_pool_edit()
-        if not passes_csrf_checks(
-            request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()
-        ):
-            raise AccessDeniedError(403, CROSS_ORIGIN_REFUSED)
-        body = request.stream.read(MAX_BODY + 1)
-        try:
-            decision = queries.parse_decision(body, is_json=is_json(request.headers))
-        except ValidationError as error:
-            raise _InvalidFieldsError(error, "body") from None
+        decision = _checked_decision(queries.Decision, reader)
         fields = service.change_availability(
             worker_id, decision.availability, note=decision.note, changed_by=reader.name
         )
@@ -156,6 +147,45 @@ class WorkerInsightApi(BaseView):  # type: ignore[misc]
         query = _parse_query(queries.StatisticsQuery)
         dag_ids = reader.require_statistics(query.group_by, query.filters())
         return responses.StatisticsResponse.model_validate(service.list_statistics(query, dag_ids=dag_ids))
+
+    @route("/findings")
+    @_json_endpoint
+    def findings(self) -> BaseModel:
+        """List findings: first those that are not closed, then the latest found."""
+        reader = self._reader()
+        query = _parse_query(queries.FindingQuery)
+        reader.require_workers()
+        dag_ids = reader.finding_dag_ids(query.filters().dag_id)
+        fields = service.list_findings(query, dag_ids=dag_ids, may_see_dag=reader.may_see_task_instances)
+        return responses.FindingsResponse.model_validate(fields)
+
+    @route("/findings/<finding_id>")
+    @_json_endpoint
+    def finding(self, finding_id: str) -> BaseModel:
+        """Show a finding and its history."""
+        reader = self._reader()
+        number = queries.parse_finding_id(finding_id)
+        reader.require_workers()
+        fields = service.get_finding(
+            number, dag_ids=reader.finding_dag_ids(None), may_see_dag=reader.may_see_task_instances
+        )
+        return responses.FindingDetailResponse.model_validate(fields)
+
+    @route("/findings/<finding_id>", "PATCH")
+    @_json_endpoint
+    def dismiss_finding(self, finding_id: str) -> BaseModel:
+        """Dismiss a finding; the checks are those of :meth:`change_availability`."""
+        reader = self._reader()
+        number = queries.parse_finding_id(finding_id)
+        decision = _checked_decision(queries.FindingDecision, reader)
+        fields = service.dismiss_finding(
+            number,
+            note=decision.note,
+            dismissed_by=reader.name,
+            dag_ids=reader.finding_dag_ids(None),
+            may_see_dag=reader.may_see_task_instances,
+        )
+        return responses.FindingDetailResponse.model_validate(fields)
 
     @route("/services")
     @_json_endpoint
@@ -187,6 +217,19 @@ def _has_login_cookie() -> bool:
     return any(current_app.config.get(option, name) in request.cookies for option, name in names.items())
 
 
+def _checked_decision(model: type[DecisionType], reader: Reader) -> DecisionType:
+    """Check the rights to decide and where the request comes from, and return its body."""
+    reader.require_workers()
+    reader.require_pool_edit()
+    if not passes_csrf_checks(request.headers, has_login_cookie=_has_login_cookie(), base_url=airflow_links.base_url()):
+        raise AccessDeniedError(403, CROSS_ORIGIN_REFUSED)
+    body = request.stream.read(MAX_BODY + 1)
+    try:
+        return queries.parse_decision(model, body, is_json=is_json(request.headers))
+    except ValidationError as error:
+        raise _InvalidFieldsError(error, "body") from None
+
+
 class _InvalidFieldsError(Exception):
     """Raised when a query string or a body is invalid."""
 
@@ -196,9 +239,10 @@ class _InvalidFieldsError(Exception):
 
 
 def _parse_query(query: type[Query]) -> Query:
-    """Parse the query string; the last value of a repeated parameter counts, as with FastAPI."""
+    """Parse the query string as FastAPI does: the last value of a repeated parameter counts, or all of them."""
+    given = {name: values if name in query.repeatable else values[-1] for name, values in request.args.lists()}
     try:
-        return query.model_validate({name: values[-1] for name, values in request.args.lists()})
+        return query.model_validate(given)
     except ValidationError as error:
         raise _InvalidFieldsError(error, "query") from None
 

@@ -19,7 +19,7 @@ from airflow_worker_insight.api.errors import RequestError
 from airflow_worker_insight.compat import links as airflow_links
 from airflow_worker_insight.compat.plugins import FLASK_MOUNT_PATH
 from airflow_worker_insight.ui import page_service, pages
-from airflow_worker_insight.ui.query_params import InvalidUrlError, parse_form
+from airflow_worker_insight.ui.query_params import InvalidUrlError, parse_form, parse_note
 from airflow_worker_insight.ui.rendering import FAB_TEMPLATES, FRAGMENT, render
 from airflow_worker_insight.ui.urls import FLASK_URL_PREFIX, Urls
 
@@ -113,10 +113,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
     @answers_errors
     def worker(self, worker_id: str) -> Response:
         """Show one worker instance and those of its tries that the reader may see."""
-        reader = self._airflow.page_reader()
-        page = pages.worker(reader, _query_string(), worker_id)
-        token = self._airflow.csrf_token() if reader.may_edit_pools() else ""
-        return self._render(page, self._link_builder(reader), csrf_token=token)
+        return self._show(lambda reader, query: pages.worker(reader, query, worker_id), has_forms=True)
 
     @route("/workers/<worker_id>/availability", "POST")
     @answers_errors
@@ -126,6 +123,30 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         # Airflow's app has already parsed the form, to check its own CSRF token.
         pages.change_availability(reader, worker_id, request.headers, lambda: parse_form(request.form.to_dict()))
         page_url = self._link_builder(reader)("worker", worker_id=worker_id)
+        assert page_url is not None
+        return redirect(page_url, 303)
+
+    @route("/insight")
+    @route("/insight/fragment")
+    @answers_errors
+    def insight(self) -> Response:
+        """Show findings and the heat map of the workers."""
+        return self._show(pages.insight, has_forms=True)
+
+    @route("/insight/<finding_id>")
+    @route("/insight/<finding_id>/fragment")
+    @answers_errors
+    def finding(self, finding_id: str) -> Response:
+        """Show one finding and its history."""
+        return self._show(lambda reader, _: pages.finding(reader, finding_id), has_forms=True)
+
+    @route("/insight/<finding_id>/dismiss", "POST")
+    @answers_errors
+    def dismiss_finding(self, finding_id: str) -> Any:
+        """Dismiss a finding and redirect to its page."""
+        reader = self._airflow.page_reader()
+        row = pages.dismiss_finding(reader, finding_id, request.headers, lambda: parse_note(request.form.to_dict()))
+        page_url = self._link_builder(reader)("finding", finding_id=row)
         assert page_url is not None
         return redirect(page_url, 303)
 
@@ -143,9 +164,11 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         """List the waiting tries of the Dags that the reader may see, each with its reason."""
         return self._show(pages.waiting)
 
-    def _show(self, build: Callable[[Reader, str], pages.Page]) -> Response:
+    def _show(self, build: Callable[[Reader, str], pages.Page], *, has_forms: bool = False) -> Response:
         reader = self._airflow.page_reader()
-        return self._render(build(reader, _query_string()), self._link_builder(reader))
+        page = build(reader, _query_string())
+        token = self._airflow.csrf_token() if has_forms and reader.may_edit_pools() else ""
+        return self._render(page, self._link_builder(reader), csrf_token=token)
 
     def show_error(self, status: int, error: Exception) -> Response:
         """Return a page with a message only."""
@@ -158,7 +181,7 @@ class WorkerInsightView(BaseView):  # type: ignore[misc]
         if request.path.endswith("/fragment"):
             return _html_response("", 401)
         # No scheme and host: behind a proxy they may differ from the browser's.
-        path = request.path.removesuffix("/availability")
+        path = request.path.removesuffix("/availability").removesuffix("/dismiss")
         return_url = request.script_root + quote(path) + (f"?{_query_string()}" if request.query_string else "")
         return redirect(self._airflow.login_url(self._link_builder().api_root, return_url))
 

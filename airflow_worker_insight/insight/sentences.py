@@ -27,6 +27,12 @@ def finding_text(finding: Finding, zone: tzinfo = timezone.utc, *, now: float | 
     :param zone: time zone of the times in it
     :param now: Unix time in seconds; a time within the week before it is said by its weekday
     """
+    since = f"Since {_time(finding.since, zone, finding.found_at if now is None else now)}."
+    return " ".join([summary_text(finding), since, evidence_text(finding.evidence, finding.needed)])
+
+
+def summary_text(finding: Finding) -> str:
+    """Return a finding in a few sentences, without its time and evidence."""
     parts = [_counts(finding)]
     if scope := scope_text(finding.scope):
         parts.append(scope)
@@ -34,8 +40,6 @@ def finding_text(finding: Finding, zone: tzinfo = timezone.utc, *, now: float | 
         parts.append(
             f"{_subject(finding, capital=True)}, not one worker of it: without {finding.left_out} it is still so."
         )
-    parts.append(f"Since {_time(finding.since, zone, finding.found_at if now is None else now)}.")
-    parts.append(evidence_text(finding.evidence, finding.needed))
     return " ".join(parts)
 
 

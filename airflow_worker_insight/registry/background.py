@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.capture.reconcile import claim_left_behind
-from airflow_worker_insight.registry.periodic_thread import STOP_SECONDS, PeriodicThread
+from airflow_worker_insight.periodic_thread import STOP_SECONDS, PeriodicThread
+from airflow_worker_insight.registry.enforcement import enforce_if_due
 from airflow_worker_insight.registry.poll import run_once
 from airflow_worker_insight.store import session
 from airflow_worker_insight.store.migrate import Schema
@@ -99,6 +100,7 @@ class PollThread:
         except Exception:
             # The claim logs the reason; the next call tries again.
             log.debug("Cannot claim the reports left behind yet", exc_info=True)
+        enforce_if_due()
         if self._clock() >= self._due_at:
             # If the poll fails, the next one is due an interval later.
             self._poll_at(config.refresh_interval())

@@ -1,4 +1,4 @@
-"""Emit the fleet's gauges to Airflow's stats, in the process that has just polled."""
+"""Emit the gauges of the fleet and of findings to Airflow's stats, in the process that has just polled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight import config, metrics
-from airflow_worker_insight.store import session
+from airflow_worker_insight.store import findings, session
 from airflow_worker_insight.store.workers import counts as worker_counts
 
 if TYPE_CHECKING:
@@ -44,10 +44,13 @@ class FleetGauges:
             with session.reading(session.BACKGROUND) as connection:
                 counts = worker_counts.count_workers(connection)
                 loads = worker_counts.worker_loads(connection) if config.metrics_per_worker() else ()
+                open_findings = findings.count_open(connection)
         except Exception:
             log.debug("Airflow Worker Insight could not count the workers", exc_info=True)
             return
         self.emit(counts, loads)
+        for outcome, number in open_findings.items():
+            metrics.gauge("findings.open", number, outcome=outcome)
 
     def emit(self, counts: Mapping[tuple[str, str], int], loads: Sequence[worker_counts.WorkerLoad] = ()) -> None:
         """Set the gauges.

@@ -18,6 +18,7 @@ from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.executors import absent_sources
 from airflow_worker_insight.domain.limits import REASON_LENGTH
 from airflow_worker_insight.domain.names import clean
+from airflow_worker_insight.registry.enforcement import enforce
 from airflow_worker_insight.registry.gauges import emit_gauges
 from airflow_worker_insight.registry.liveness import Timeouts, update_reachability
 from airflow_worker_insight.registry.observations import PollContext, PollResult, SourceUnavailableError
@@ -200,6 +201,7 @@ class _SourcePoll:
                 # The source still keeps what it says only once, so the next poll reads it again.
                 count(f"refresh.failed.{name}")
                 log.debug("Removing from %s what was written failed", name, exc_info=True)
+        enforce(self.source, poll_error=result.error, clock=clock)
         return SourceOutcome(
             name,
             polled=True,

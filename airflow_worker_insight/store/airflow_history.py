@@ -18,7 +18,7 @@ from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, instance_key, instance_key_by_run
 from airflow_worker_insight.domain.states import FINISHED, FINISHED_RUN
 from airflow_worker_insight.store.batches import batches
-from airflow_worker_insight.store.dialects import in_bound_rows, in_rows, row_parameters
+from airflow_worker_insight.store.dialects import in_bound_rows, in_list, in_rows, row_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -280,6 +280,15 @@ def find_runs(connection: Connection, names: Collection[tuple[str, str]]) -> lis
     return runs
 
 
+def existing_dag_ids(connection: Connection, dag_ids: Collection[str]) -> set[str]:
+    """Return those of these Dags that Airflow has not deleted."""
+    column = metadata_database.dag_table().c.dag_id
+    found: set[str] = set()
+    for batch in batches(sorted(dag_ids), BATCH):
+        found.update(connection.execute(select(column).where(in_list(connection, column, batch))).scalars())
+    return found
+
+
 def _read_given(connection: Connection, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> list[AirflowTry]:
     """Read all tries of these Dag runs or task instances.
 
@@ -349,7 +358,7 @@ def _from_both_tables(condition: Callable[[Table, str], Any]) -> Any:
 
 def _select(table: Table, condition: Any, *, rank: int) -> Any:
     source, identity = metadata_database.try_identity(table)
-    columns = (table.c[name] for name in _COLUMNS)
+    columns = (table.c[name] for name in (*_COLUMNS, "queue"))
     return select(*columns, *identity, literal(rank).label("rank_")).select_from(source).where(condition)
 
 
@@ -389,4 +398,5 @@ def _airflow_try(row: Row[Any]) -> AirflowTry:
         executor=row.executor or None,
         queued_by_job_id=row.queued_by_job_id,
         external_executor_id=row.external_executor_id or None,
+        queue=row.queue or None,
     )

@@ -135,6 +135,25 @@ def upsert_many(
     connection.execute(_upsert_many_statement(table, added), {"rows": json.dumps(stored, default=str)})
 
 
+def replace_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, or replace those with the same primary keys.
+
+    :param rows: each with a value for each column
+    """
+    if connection.dialect.name == "postgresql":
+        upsert_many(connection, table, rows)
+        return
+    others = [column.name for column in table.c if not column.primary_key]
+    if connection.dialect.name == "sqlite":
+        into_sqlite = sqlite.insert(table)
+        new_values = {name: into_sqlite.excluded[name] for name in others}
+        statement: Any = into_sqlite.on_conflict_do_update(index_elements=list(table.primary_key), set_=new_values)
+    else:
+        into_mysql = mysql.insert(table)
+        statement = into_mysql.on_duplicate_key_update(**{name: into_mysql.inserted[name] for name in others})
+    connection.execute(statement, list(rows))
+
+
 @cache
 def _upsert_many_statement(table: Table, added: tuple[str, ...]) -> Any:
     """Return SQL text: SQLAlchemy would compile an ``INSERT … ON CONFLICT`` anew each time."""

@@ -1,4 +1,4 @@
-"""The tables of the analysis: its job and state, findings, and statistics by hour and day.
+"""The tables of the analysis (its job and state, findings, statistics), and what was done to keep work off workers.
 
 They are apart from :mod:`.tables`, which a task process of Airflow 2.11 loads.
 """
@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from airflow_worker_insight.domain.findings import FindingAction, FindingOutcome, FindingState, SubjectKind
+from airflow_worker_insight.domain.findings import EndReason, FindingAction, FindingOutcome, FindingState, SubjectKind
 from airflow_worker_insight.domain.limits import REASON_LENGTH
 from airflow_worker_insight.store.tables import Coded, Timestamp, metadata
 
@@ -75,12 +75,21 @@ finding = Table(
     Column("id", Integer, primary_key=True),
     # The detector's own number of it; counts up anew when the state is computed anew.
     Column("number", Integer, nullable=False),
+    # Digest of what it is about.
+    Column("subject_key", BigInteger, nullable=False),
     Column("state", Coded(FindingState.values()), nullable=False),
     Column("subject_kind", Coded(SubjectKind.values()), nullable=False),
     Column("outcome", Coded(FindingOutcome.values()), nullable=False),
     Column("found_at", Timestamp, nullable=False),
     Column("ended_at", Timestamp),
-    # All of it, as insight.findings.as_json returns it.
+    Column("end_reason", Coded(EndReason.values())),
+    Column("updated_at", Timestamp, nullable=False),
+    # The Dag of a task that it is about, else NULL.
+    Column("subject_dag_id", StringID()),
+    # JSON lists, to filter by: the Dags that it names and the workers that it concerns.
+    Column("dag_ids", LONG_TEXT, nullable=False),
+    Column("worker_ids", LONG_TEXT, nullable=False),
+    # All of it, as insight.findings.as_json returns it. After a dismissal it stays open until the job reads that.
     Column("data", LONG_TEXT, nullable=False),
     Index("worker_insight_finding_state", "state", "found_at"),
 )
@@ -174,4 +183,22 @@ task_hour = Table(
     *_counts(),
     Column("dag_id", StringID(), nullable=False),
     Column("task_id", StringID(), nullable=False),
+)
+
+# --- decisions on workers --------------------------------------------------------------------------------------------
+
+enforcement = Table(
+    "worker_insight_enforcement",
+    metadata,
+    # The worker instance that no new work is to reach: what was done about it with an executor that knows no decisions.
+    Column("worker_ref", Integer, primary_key=True, autoincrement=False),
+    # The queues that it consumed before, to be given back.
+    Column("queues", JSON, nullable=False),
+    Column("requested_at", Timestamp, nullable=False),
+    # When the worker was first seen to take no new work; NULL until then.
+    Column("in_effect_at", Timestamp),
+    # Tries that it had fetched before: it still runs them.
+    Column("fetched", Integer),
+    # Why the latest request failed; NULL if it did not.
+    Column("error", String(REASON_LENGTH)),
 )

@@ -39,7 +39,7 @@ from sqlalchemy.engine import Connection
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, WorkerAvailability, WorkerState
-from airflow_worker_insight.store import placements, session, statistics
+from airflow_worker_insight.store import findings, late_attempts, placements, session, statistics
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
@@ -141,10 +141,16 @@ def prune(
     # Reconciling does not delete these if Airflow's own history of the Dag run was deleted first.
     with transaction() as connection:
         placements.delete_closed_before(connection, older_than)
+        findings.delete_closed_before(connection, older_than, now=database_now(connection))
     yield from _prune_tries(older_than, transaction, batch_size)
     yield from _prune_workers(older_than, transaction, batch_size)
     yield from _prune_changes(older_than, transaction, batch_size)
     yield from _prune_statistics(older_than, transaction)
+    # What the analysis never read, because it does not run.
+    are_more = True
+    while are_more:
+        with transaction() as connection:
+            are_more = late_attempts.delete_orphans(connection, limit=batch_size) == batch_size
 
 
 def prune_step(

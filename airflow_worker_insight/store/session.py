@@ -69,6 +69,9 @@ PAGE = Bounds(lock=1, statement=5)
 A user waits, and a connection of Airflow's pool is in use.
 """
 
+EXTRA = Bounds(lock=0.2, statement=0.5)
+"""What a page shows beside its content and can do without; set last, with :func:`limit`."""
+
 BACKGROUND = Bounds(lock=1, statement=30)
 """Our threads in the API server and the scheduler, which run again after a failure."""
 
@@ -265,6 +268,11 @@ def setting(connection: Connection, bounds: Bounds) -> str:
     statement_limit = (bounds.statement or 0) if _is_mariadb(connection) else _milliseconds(bounds.statement or 0)
     lock_timeout = max(1, math.ceil(bounds.lock))
     return _set_session(connection, (lock_timeout, lock_timeout, statement_limit))
+
+
+def limit(connection: Connection, bounds: Bounds) -> None:
+    """Set other time limits for the rest of one of our own transactions."""
+    connection.exec_driver_sql(setting(connection, bounds))
 
 
 def _restore_statement(connection: Connection) -> str | None:

@@ -67,6 +67,19 @@ def count(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}"
 
 
+def percent(part: float, whole: float) -> str:
+    """Return a share in percent: ``83 %``, ``0.4 %``; empty if there is no whole."""
+    if not whole:
+        return ""
+    share = 100 * part / whole
+    return f"{share:.0f} %" if share >= 1 or not share else f"{share:.1f} %"
+
+
+def sentence(text: str) -> list[tuple[str, bool]]:
+    """Split a sentence at its backticks into parts, each with whether it is code."""
+    return [(part, bool(index % 2)) for index, part in enumerate(text.split("`")) if part]
+
+
 def state(value: str | None) -> str:
     """Return the state of a task instance as Airflow's UI shows it: ``Up For Retry``."""
     return (value or "no_status").replace("_", " ").title()

@@ -34,6 +34,7 @@ WORKERS_NAV = {
 
 MENU = (
     ("Jobs", "Workers", "WorkerInsightView.workers"),
+    ("Jobs", "Insight", "WorkerInsightView.insight"),
     ("Task Instances", "Attempts", "WorkerInsightView.attempts"),
 )
 """Menu entries of Airflow 2.11: the name that permissions refer to, the text and the view.
@@ -65,6 +66,7 @@ def menu_items() -> list[dict[str, Any]]:
         return []
     return [
         {"name": "Workers", "href": f"{panel_base()}/workers"},
+        {"name": "Insight", "href": f"{panel_base()}/insight"},
         {"name": "Attempts", "href": f"{panel_base()}/attempts"},
     ]
 

@@ -6,21 +6,24 @@ Callers check the user's permissions.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight import config
-from airflow_worker_insight.api import database
+from airflow_worker_insight.api import database, enforcement
 from airflow_worker_insight.api.csrf import CROSS_ORIGIN_REFUSED
-from airflow_worker_insight.api.errors import WorkerNotFoundError
+from airflow_worker_insight.api.errors import FindingNotFoundError, WorkerNotFoundError
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.compat import plugins as airflow_plugins
-from airflow_worker_insight.domain.filters import AttemptFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.filters import AttemptFilter, FindingFilter, PlacementFilter, WorkerFilter, build
+from airflow_worker_insight.domain.findings import FindingState
+from airflow_worker_insight.domain.limits import MAX_INTEGER, MAX_TOTAL
 from airflow_worker_insight.domain.parameters import Label, is_worker_id
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.store import placements
-from airflow_worker_insight.store.attempts import by_worker
+from airflow_worker_insight.domain.statistics import Bucket, Selection
+from airflow_worker_insight.store import findings, job, placements, session, statistics
+from airflow_worker_insight.store.attempts import by_worker, first_tries
 from airflow_worker_insight.store.attempts import queries as attempt_queries
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.workers import counts as worker_counts
@@ -28,24 +31,31 @@ from airflow_worker_insight.store.workers import freshness
 from airflow_worker_insight.store.workers import queries as worker_queries
 from airflow_worker_insight.ui.query_params import SEEN, WINDOWS
 from airflow_worker_insight.ui.views import attempts as attempts_view
-from airflow_worker_insight.ui.views import timeline, waiting, worker
+from airflow_worker_insight.ui.views import comparison, heat_map, insight, timeline, waiting, worker
+from airflow_worker_insight.ui.views import findings as findings_view
 from airflow_worker_insight.ui.views import workers as workers_view
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.parts import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
+    from airflow_worker_insight.domain.attempts import Attempt
+    from airflow_worker_insight.domain.findings import StoredFinding
     from airflow_worker_insight.domain.workers import WorkerGroup, WorkerRow
+    from airflow_worker_insight.store.attempts.first_tries import FirstTry
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
+        InsightParams,
         PanelParams,
         WaitingParams,
         WorkerParams,
         WorkersParams,
     )
+
+T = TypeVar("T")
 
 HEADERS = {
     # Pages load everything from this server. Airflow's own pages may frame them, other sites may not.
@@ -95,11 +105,50 @@ def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
             if attempts
             else {}
         )
+        now = datetime.now(tz=timezone.utc)
+        verdict = _verdict(connection, attempts, instances, now)
     if not may_see_workers:
         attempts = [attempt_queries.redact_other_dags(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
         reasons = {try_number: replace(reason, detail=None) for try_number, reason in reasons.items()}
-    return build_panel(params, attempts, instances, now=datetime.now(tz=timezone.utc), placed=reasons)
+    return build_panel(params, attempts, instances, now=now, placed=reasons, verdict=verdict)
+
+
+def _verdict(
+    connection: Connection, attempts: Sequence[Attempt], instances: Mapping[str, WorkerRow], now: datetime
+) -> comparison.Verdict | None:
+    """Return what can be said of the latest failed try of a task instance; no query may follow on the connection."""
+    failure = comparison.latest_failure(attempts, instances)
+    if failure is None:
+        return None
+    attempt = failure.attempt
+
+    def read() -> tuple[list[FirstTry], list[int]]:
+        tries = first_tries.of_tasks(
+            connection,
+            [(attempt.dag_id, attempt.task_id)],
+            until=failure.until(now),
+            limit=comparison.TASK_TRIES,
+            is_mapped=attempt.map_index >= 0,
+        )
+        return tries, findings.open_worker_names(connection).get(failure.worker.name, [])
+
+    tries, finding_ids = _unless_busy(connection, read) or (None, [])
+    return comparison.build_verdict(failure, tries, now=now, findings=finding_ids)
+
+
+def _unless_busy(connection: Connection, read: Callable[[], T]) -> T | None:
+    """Return what a page can do without, or ``None`` if reading it takes too long.
+
+    After a time-out PostgreSQL refuses further statements, so this must be the last read of a connection.
+    """
+    try:
+        session.limit(connection, session.EXTRA)
+        return read()
+    except Exception as error:
+        if not session.is_timeout(error):
+            raise
+        return None
 
 
 def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
@@ -127,6 +176,7 @@ def workers_page(params: WorkersParams) -> workers_view.WorkersPage:
             label_keys=worker_counts.label_keys(connection),
             any_worker=bool(rows or groups) or _any_worker(connection),
             sources=freshness.list_sources(connection),
+            findings=findings.open_worker_names(connection) if rows else {},
         )
     # The lifespan of this package's FastAPI app polls the workers.
     polls = airflow_plugins.serves_fastapi_apps()
@@ -180,6 +230,8 @@ def worker_page(
             placed=placements.placed_on(connection, row.ref, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             open_tries=placements.count_open_on(connection, row.ref),
             places=config.places_tasks(),
+            effect=enforcement.effect(row),
+            enforcement=enforcement.statuses(connection, [row]).get(row.ref),
             lost_tries=by_worker.lost_attempts(connection, row, dag_ids=dag_ids, limit=worker.MAX_TRIES_NOW),
             stays=stays[: timeline.MAX_TRIES],
             is_truncated=len(stays) > timeline.MAX_TRIES,
@@ -191,8 +243,140 @@ def worker_page(
                 limit=worker.PAGE_SIZE,
                 offset=params.offset,
             ),
+            findings=_cards(
+                connection,
+                findings.list_findings(
+                    connection,
+                    FindingFilter(worker_id=row.worker_id),
+                    limit=worker.MAX_FINDINGS,
+                    offset=0,
+                    dag_ids=dag_ids,
+                )[0],
+                dag_ids=dag_ids,
+                may_decide=may_decide,
+            ),
+            comparison=_comparison(connection, row, dag_ids) if may_read and not row.host_only else None,
         )
     return worker.build_worker_page(instance, params, may_read=may_read, may_decide=may_decide, now=now)
+
+
+def insight_page(params: InsightParams, *, dag_ids: Collection[str], may_decide: bool) -> insight.InsightPage:
+    """Return the page of findings.
+
+    :param dag_ids: the Dags whose tasks the page may name
+    :param may_decide: whether the user may change workers' availability and dismiss findings
+    """
+    with database.reading() as connection:
+        now = database_now(connection)
+        open_findings, open_total = findings.list_findings(
+            connection, FindingFilter(state=_OPEN), limit=insight.MAX_OPEN, offset=0, dag_ids=dag_ids
+        )
+        closed, closed_total = findings.list_findings(
+            connection,
+            FindingFilter(state=frozenset({FindingState.CLOSED})),
+            limit=insight.PAGE_SIZE,
+            offset=params.offset,
+            dag_ids=dag_ids,
+        )
+        listing = insight.InsightListing(
+            open=_cards(connection, open_findings, dag_ids=dag_ids, may_decide=may_decide),
+            open_total=open_total,
+            closed=_cards(connection, closed, dag_ids=dag_ids, may_decide=False),
+            closed_total=closed_total,
+            analysis=insight.Analysis(
+                job.read(connection),
+                is_enabled=config.insight_enabled(),
+                interval=timedelta(seconds=config.insight_interval()),
+                # The lifespan of this package's FastAPI app runs it.
+                runs_by_itself=airflow_plugins.serves_fastapi_apps(),
+            ),
+            compared=None if open_total else _compared(connection, now),
+        )
+        since = now - timedelta(hours=heat_map.HOURS - 1)
+        by_name = params.measure != ""
+        workers = statistics.heat_map(connection, since=since, until=now, limit=heat_map.MAX_WORKERS, by_name=by_name)
+    return insight.build_insight_page(params, listing, heat_map.build_heat_map(params, workers, now=now), now=now)
+
+
+_OPEN = frozenset({FindingState.OPEN, FindingState.RECOVERING})
+
+
+def _compared(connection: Connection, now: datetime) -> insight.Compared:
+    """Return what the analysis has compared."""
+    selection = Selection("worker", Bucket.NONE, now - insight.WINDOW, now, AttemptFilter())
+    workers = statistics.query(connection, selection, dag_ids=None, limit=MAX_TOTAL, offset=0)
+    tasks = statistics.query(connection, replace(selection, group_by="task"), dag_ids=None, limit=1, offset=0)
+    return insight.Compared([row.tries for row in workers.rows if row.group], workers.total, tasks.total)
+
+
+def _cards(
+    connection: Connection, stored: Sequence[StoredFinding], *, dag_ids: Collection[str], may_decide: bool
+) -> list[findings_view.FindingCard]:
+    concerned = {worker_id for each in stored for worker_id in each.data["worker_ids"][-findings_view.MAX_LOOKUPS :]}
+    workers = worker_queries.get_workers(connection, concerned)
+    events = findings.events(connection, [each.finding_id for each in stored])
+    return [
+        findings_view.build_card(
+            each, dag_ids=dag_ids, workers=workers, may_decide=may_decide, events=events.get(each.finding_id, ())
+        )
+        for each in stored
+    ]
+
+
+def finding_page(
+    finding_id: str, *, dag_ids: Collection[str], may_decide: bool
+) -> tuple[findings_view.FindingCard, datetime]:
+    """Return a finding with its history, and the current time.
+
+    :param dag_ids: the Dags whose tasks the page may name
+    :param may_decide: as for :func:`insight_page`
+    :raises FindingNotFoundError: if there is none that the user may see
+    """
+    with database.reading() as connection:
+        stored = _require_finding(connection, finding_id, dag_ids)
+        (card,) = _cards(connection, [stored], dag_ids=dag_ids, may_decide=may_decide)
+        return card, database_now(connection)
+
+
+def dismiss_finding(finding_id: str, *, dag_ids: Collection[str], note: str, actor: str) -> int:
+    """Dismiss a finding and return its ID; one that is closed stays as it is.
+
+    :raises FindingNotFoundError: if there is none that the user may see
+    """
+    with database.writing() as connection:
+        stored = _require_finding(connection, finding_id, dag_ids)
+        findings.dismiss(connection, stored.finding_id, actor=actor, reason=note or None, now=database_now(connection))
+    return stored.finding_id
+
+
+def _require_finding(connection: Connection, finding_id: str, dag_ids: Collection[str]) -> StoredFinding:
+    is_id = finding_id.isascii() and finding_id.isdigit() and int(finding_id[:20]) <= MAX_INTEGER
+    stored = findings.get_finding(connection, int(finding_id)) if is_id else None
+    if stored is None or not findings_view.may_see(stored, dag_ids):
+        raise FindingNotFoundError
+    return stored
+
+
+def _comparison(connection: Connection, row: WorkerRow, dag_ids: Collection[str]) -> comparison.Comparison:
+    """Compare a worker with its peers; no query may follow on the connection."""
+
+    def read() -> tuple[list[FirstTry], list[FirstTry]]:
+        own = first_tries.of_worker(connection, row.ref, dag_ids=dag_ids, limit=comparison.WORKER_TRIES)
+        tasks = comparison.tasks_to_compare(own)
+        if not tasks:
+            return own, []
+        peers = first_tries.of_tasks(
+            connection,
+            tasks,
+            since=own[-1].started_at,
+            until=own[0].started_at,
+            limit=comparison.TASK_TRIES,
+            is_mapped=any(each.key.map_index >= 0 for each in own if each.task in tasks),
+        )
+        return own, peers
+
+    own, peers = _unless_busy(connection, read) or (None, [])
+    return comparison.build_comparison(row.worker_id, own, peers)
 
 
 def attempts_page(

@@ -16,6 +16,7 @@ from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
     parse_attempts_params,
+    parse_insight_params,
     parse_panel_params,
     parse_waiting_params,
     parse_worker_params,
@@ -80,6 +81,40 @@ def change_availability(
         raise reader.error(403, CROSS_ORIGIN_REFUSED)
     form = read_form()
     service.change_availability(worker_id, form.availability, note=form.note, changed_by=reader.name)
+
+
+def insight(reader: Reader, query: str) -> Page:
+    """Show findings and the heat map of the workers."""
+    reader.require_workers()
+    params = parse_insight_params(query)
+    page = page_service.insight_page(params, dag_ids=_read_dag_ids(reader), may_decide=reader.may_edit_pools())
+    return Page("Insight", "insight.html", {"page": page})
+
+
+def finding(reader: Reader, finding_id: str) -> Page:
+    """Show one finding and its history."""
+    reader.require_workers()
+    card, now = page_service.finding_page(finding_id, dag_ids=_read_dag_ids(reader), may_decide=reader.may_edit_pools())
+    return Page(f"{card.title} · Insight", "finding.html", {"finding": card, "now": now})
+
+
+def dismiss_finding(reader: Reader, finding_id: str, headers: Headers, read_note: Callable[[], str]) -> int:
+    """Dismiss a finding and return its ID.
+
+    :param headers: as for :func:`change_availability`
+    :param read_note: returns the note of the posted form
+    """
+    reader.require_workers()
+    reader.require_pool_edit()
+    if not is_same_origin(headers, base_url=airflow_links.base_url()):
+        raise reader.error(403, CROSS_ORIGIN_REFUSED)
+    note = read_note()
+    return page_service.dismiss_finding(finding_id, dag_ids=_read_dag_ids(reader), note=note, actor=reader.name)
+
+
+def _read_dag_ids(reader: Reader) -> set[str]:
+    """Return the Dags whose tasks a page of workers may name."""
+    return set(reader.readable_dag_ids()) if reader.may_see_task_instances() else set()
 
 
 def attempts(reader: Reader, query: str) -> Page:

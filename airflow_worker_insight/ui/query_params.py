@@ -142,6 +142,8 @@ class WorkersParams(ListParams):
     """In the form ``key=value``."""
     hostname: str = ""
     availability: str = ""
+    findings: str = ""
+    """``open`` for workers that an open finding concerns."""
     group: str = ""
     """``queue``, ``hostname``, ``kind`` or ``label:KEY`` to list groups instead of workers."""
     order: str = "name"
@@ -190,6 +192,23 @@ class WaitingParams(ListParams):
     """ID or name of the worker that the try is placed on."""
     reason: str = ""
     offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InsightParams(ListParams):
+    """What the heat map shows, and the page of the closed findings."""
+
+    measure: str = ""
+    """``utilization`` or ``queue`` (delay); empty for failures above expectation."""
+    offset: int = 0
+
+
+def parse_insight_params(query: str) -> InsightParams:
+    """Parse the query string of the page of findings.
+
+    :raises InvalidUrlError: if a name or value is unknown
+    """
+    return _parse_list(query, InsightParams, {"measure": Choice(("utilization", "queue")).parse})
 
 
 def parse_waiting_params(query: str) -> WaitingParams:
@@ -269,11 +288,28 @@ def parse_form(form: Mapping[str, str]) -> AvailabilityForm:
     availability = form.get("availability", "")
     if availability not in WorkerAvailability.values():
         raise InvalidUrlError("The availability in the form is not available, draining or quarantined.")
+    return AvailabilityForm(availability, parse_note(form))
+
+
+def parse_note_form(body: bytes) -> str:
+    """Return the note that a form of a finding posts.
+
+    :raises InvalidUrlError: if the body does not come from this form, or the note is too long
+    """
+    if len(body) > MAX_BODY:
+        raise InvalidUrlError(f"The form is longer than {MAX_BODY} bytes.")
+    return parse_note(_parse_query(body.decode("latin-1"), plus_is_space=True))
+
+
+def parse_note(form: Mapping[str, str]) -> str:
+    """Return the note of a form's fields.
+
+    :raises InvalidUrlError: if it is too long
+    """
     try:
-        note = Note().parse(form.get("note", ""))
+        return Note().parse(form.get("note", ""))
     except ValueError as error:
         raise InvalidUrlError(f"The note {error}.") from None
-    return AvailabilityForm(availability, note)
 
 
 # --- parsing --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("ago", "iso_time", "kind", "state", "utc_time", "worker_state"):
+    for name in ("ago", "iso_time", "kind", "sentence", "state", "utc_time", "worker_state"):
         jinja.filters[name] = getattr(formatting, name)
     return jinja
 

@@ -1,7 +1,8 @@
 """HTML pages of Airflow 3.
 
-The pages are the Worker panel, workers, one worker, attempts, waiting tries and the description of the REST API. Each
-page has a ``/fragment`` route that returns it without its surrounding layout: open pages refresh themselves from it.
+The pages are the Worker panel, workers, one worker, findings, one finding, attempts, waiting tries and the description
+of the REST API. Each page has a ``/fragment`` route that returns it without its surrounding layout: open pages refresh
+themselves from it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from airflow_worker_insight.api.description import parameter_rows
 from airflow_worker_insight.api.reader import Reader  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.api.routes import BodyDep  # noqa: TC001  (FastAPI reads the annotations)
 from airflow_worker_insight.ui import pages
-from airflow_worker_insight.ui.query_params import parse_availability_form
+from airflow_worker_insight.ui.query_params import parse_availability_form, parse_note_form
 from airflow_worker_insight.ui.rendering import FRAGMENT, render
 from airflow_worker_insight.ui.urls import Urls
 
@@ -50,6 +51,29 @@ def change_availability(request: Request, worker_id: str, reader: ReaderDep, bod
     """Set a worker's availability and redirect to its page."""
     pages.change_availability(reader, worker_id, request.headers, lambda: parse_availability_form(body))
     url = _urls(request, reader)("worker", worker_id=worker_id)
+    assert url is not None
+    return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
+
+
+@router.get("/insight")
+@router.get("/insight/fragment")
+def insight(request: Request, reader: ReaderDep) -> HTMLResponse:
+    """Show findings and the heat map of the workers."""
+    return _show(pages.insight(reader, request.url.query), request, reader)
+
+
+@router.get("/insight/{finding_id}")
+@router.get("/insight/{finding_id}/fragment")
+def finding(request: Request, finding_id: str, reader: ReaderDep) -> HTMLResponse:
+    """Show one finding and its history."""
+    return _show(pages.finding(reader, finding_id), request, reader)
+
+
+@router.post("/insight/{finding_id}/dismiss")
+def dismiss_finding(request: Request, finding_id: str, reader: ReaderDep, body: BodyDep) -> RedirectResponse:
+    """Dismiss a finding and redirect to its page."""
+    finding_row = pages.dismiss_finding(reader, finding_id, request.headers, lambda: parse_note_form(body))
+    url = _urls(request, reader)("finding", finding_id=finding_row)
     assert url is not None
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from airflow_worker_insight.ui.query_params import (
         AttemptsParams,
+        InsightParams,
         PanelParams,
         WaitingParams,
         WorkerParams,
@@ -66,6 +67,17 @@ class Urls:
 
     def _availability(self, *, worker_id: str) -> str:
         return f"{self.root}/workers/{quote(worker_id, safe='@:')}/availability"
+
+    def _insight(self, *, params: InsightParams | None = None) -> str | None:
+        if not self._may_see_workers:
+            return None
+        return f"{self.root}/insight{params.query() if params else ''}"
+
+    def _finding(self, *, finding_id: int) -> str | None:
+        return f"{self.root}/insight/{finding_id}" if self._may_see_workers else None
+
+    def _dismiss(self, *, finding_id: int) -> str:
+        return f"{self.root}/insight/{finding_id}/dismiss"
 
     def _attempts(self, *, params: AttemptsParams | None = None) -> str:
         return f"{self.root}/attempts{params.query() if params else ''}"

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from tests.benchmarks import (
+    analysis,
     claim,
     dispatch,
     executor,
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "death": executor.death,
     "fleet": fleet.run,
     "insight": insight.run,
+    "analysis": analysis.run,
     "statistics": rollups.run,
 }
 

@@ -210,6 +210,61 @@ def test_first_try_belongs_to_the_instance_already_known(airflow: Deployment) ->
     assert [known.worker_id for known in fleet(airflow)] == [known.worker_id for known in before]
 
 
+# --- decisions under Airflow's own executors -------------------------------------------------------------------------
+
+
+def decide(airflow: Deployment, name: str, availability: str) -> None:
+    """Decide on the latest instance of a name, as a user."""
+    worker_id = instances(airflow, name)[-1].worker_id
+    answer = airflow.api(
+        "PATCH", f"/worker-insight/api/v1/workers/{worker_id}", json={"availability": availability, "note": "disk"}
+    )
+    assert answer.ok, answer.text
+
+
+def wait_enforced(airflow: Deployment, name: str, *states: str | None) -> None:
+    """Wait until the decision on each instance of a name has this state, the oldest first."""
+
+    def found() -> list[str | None]:
+        shown = (
+            airflow.api("GET", f"/worker-insight/api/v1/workers/{instance.worker_id}").json()["enforcement"]
+            for instance in instances(airflow, name)
+        )
+        return [None if enforcement is None else enforcement["state"] for enforcement in shown]
+
+    airflow.wait_for(lambda: found() == list(states), 60, f"the decisions on {name} to be {states}")
+
+
+def test_quarantine_keeps_work_off_a_celery_worker_also_after_its_restart(airflow: Deployment) -> None:
+    airflow.write_dag("kept_off", HELD_ON_W2.replace("held_on_w2", "kept_off").replace("while ", "while False and "))
+    decide(airflow, "w2", "quarantined")
+    wait_enforced(airflow, "w2", None, "in_effect")
+    airflow.stop("w2")
+    airflow.start("celery worker", "--queues", "default,w2", name="w2")
+    wait_enforced(airflow, "w2", None, None, "in_effect")
+
+    run_id = airflow.trigger("kept_off")
+    queued = "SELECT state FROM task_instance WHERE run_id = :run_id AND state = 'queued'"
+    airflow.wait_for(lambda: airflow.sql(queued, run_id=run_id), 120, "the try to be sent to w2's queue")
+    wait_polls(airflow, 2)
+    assert not witnessed(airflow, "kept_off", run_id), "nobody consumes the queue"
+
+    decide(airflow, "w2", "available")
+    airflow.wait_run("kept_off", run_id, expect="success")
+    wait_enforced(airflow, "w2", None, None, None)
+    (attempt,) = attempts(airflow, "kept_off", run_id).values()
+    assert [worker.pid for worker in attempt.workers] == [instances(airflow, "w2")[-1].pid]
+
+
+def test_quarantined_edge_worker_goes_into_maintenance_and_comes_back(airflow: Deployment) -> None:
+    decide(airflow, "edge-1", "quarantined")
+    wait_enforced(airflow, "edge-1", None, "in_effect")
+    (row,) = airflow.sql("SELECT state FROM edge_worker WHERE worker_name = 'edge-1'")
+    assert row["state"] in ("maintenance pending", "maintenance mode")
+    decide(airflow, "edge-1", "available")
+    wait_enforced(airflow, "edge-1", None, None)
+
+
 # --- the broker ------------------------------------------------------------------------------------------------------
 
 

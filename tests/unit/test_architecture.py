@@ -204,6 +204,7 @@ def test_the_command_loads_nothing_before_it_runs() -> None:
         "airflow_worker_insight.cli.definitions",
         "airflow_worker_insight.domain",
         "airflow_worker_insight.domain.filters",
+        "airflow_worker_insight.domain.findings",
         "airflow_worker_insight.domain.limits",
         "airflow_worker_insight.domain.parameters",
         "airflow_worker_insight.domain.reasons",

@@ -95,6 +95,7 @@ def test_each_page_is_in_the_reference() -> None:
         ("attempts", "AttemptResponse"),
         ("placements", "PlacementResponse"),
         ("workers", "WorkerResponse"),
+        ("findings", "FindingResponse"),
         ("statistics", "StatisticsRowResponse"),
     ],
 )

@@ -41,8 +41,10 @@ from airflow_worker_insight import compat
 from airflow_worker_insight.capture import claim, counters
 from airflow_worker_insight.capture.reconcile import reconcile_runs
 from airflow_worker_insight.registry.gauges import emit_gauges
+from airflow_worker_insight.store import findings
 from airflow_worker_insight.store.tables import worker
-from tests.unit.database import Database, add_run, add_try
+from tests.unit.database import Database, add_run, add_try, at
+from tests.unit.findings import a_finding
 
 database = Database(sys.argv[1])
 if compat.is_airflow_3():
@@ -64,6 +66,7 @@ with database.engine.begin() as connection:
     reconcile_runs(connection, [ended])
     connection.execute(worker.update().where(worker.c.host_only.is_(False)).values(
         kind="celery", name="w1@host-1", running=3, concurrency=4))
+    findings.sync(connection, [a_finding()], now=at(700))
 counters.count("runs.not_reconciled")
 emit_gauges()
 """
@@ -121,6 +124,9 @@ def test_the_numbers_arrive(statsd: socket.socket, database: Database) -> None:
         "worker_insight.workers.online.celery:1|g",
         "worker_insight.workers.unresponsive.celery:0|g",
         "worker_insight.workers.lost.celery:0|g",
+        "worker_insight.findings.open.failed:1|g",
+        "worker_insight.findings.open.lost:0|g",
+        "worker_insight.findings.open.slow:0|g",
     }
 
 
@@ -136,11 +142,15 @@ def test_where_there_are_tags_the_gauges_have_them(
         "worker_insight.workers,state=lost,kind=celery:0|g",
         "worker_insight.worker.running,worker=w1_host-1:3|g",
         "worker_insight.worker.concurrency,worker=w1_host-1:4|g",
+        "worker_insight.findings.open,outcome=failed:1|g",
+        "worker_insight.findings.open,outcome=lost:0|g",
+        "worker_insight.findings.open,outcome=slow:0|g",
     }
 
 
 def test_airflows_own_lists_hold_for_them(statsd: socket.socket, database: Database) -> None:
-    arrived = what_arrives(statsd, database, metrics_block_list="worker_insight.tries,worker_insight.workers")
+    blocked = "worker_insight.tries,worker_insight.workers,worker_insight.findings"
+    arrived = what_arrives(statsd, database, metrics_block_list=blocked)
     assert arrived == {*COUNTED - {"worker_insight.tries.inferred:1|c"}, "worker_insight.claim.duration:T|ms"}
 
 

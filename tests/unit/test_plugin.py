@@ -143,7 +143,8 @@ def test_flask_views_are_shown_only_where_they_work(mocker: MockerFixture) -> No
 
 
 @pytest.mark.parametrize(
-    ("version", "texts"), [((2, 11), ["Workers", "Attempts"]), ((3, 0), ["Workers", "Attempts"]), ((3, 1), [])]
+    ("version", "texts"),
+    [((2, 11), ["Workers", "Insight", "Attempts"]), ((3, 0), ["Workers", "Insight", "Attempts"]), ((3, 1), [])],
 )
 def test_the_menu_leads_to_the_pages_where_the_navigation_does_not(
     mocker: MockerFixture, version: tuple[int, int], texts: list[str]

@@ -155,6 +155,10 @@ def test_a_default_counts_whether_or_not_airflow_loads_it(monkeypatch: pytest.Mo
         "placement_worker_labels": None,
         "placement_trust_reports": False,
         "local_workers": "local-1,local-2",
+        "enforce_availability": True,
+        "on_finding": None,
+        "insight_enabled": True,
+        "insight_interval": 30,
     }
 
 

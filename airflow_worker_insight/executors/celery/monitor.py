@@ -20,7 +20,7 @@ from airflow_worker_insight.executors.monitor import WorkerMonitor
 from airflow_worker_insight.executors.placement.policy import Candidate
 from airflow_worker_insight.executors.placement.slow_workers import TaskRun, slowness
 from airflow_worker_insight.registry.poll import refresh
-from airflow_worker_insight.registry.sources.celery import DEDICATED_QUEUE_PREFIX
+from airflow_worker_insight.registry.sources.celery_control import DEDICATED_QUEUE_PREFIX
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.attempts import durations, running
 from airflow_worker_insight.store.clock import database_now

@@ -23,9 +23,10 @@ from kombu import Producer
 from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.keys import TryKey
 from airflow_worker_insight.domain.states import QUEUED
-from airflow_worker_insight.executors.celery.queues import declared_queue, dedicated_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.executors.placement.service import PlacementRequest, PlacementResult
-from airflow_worker_insight.registry.sources.celery import connected
+from airflow_worker_insight.registry.sources.celery_consumers import declared_queue
+from airflow_worker_insight.registry.sources.celery_control import connected
 from airflow_worker_insight.store import placements, session
 from airflow_worker_insight.store.clock import database_now
 

@@ -11,14 +11,17 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_worker_insight.domain.clock import STORABLE_YEARS, utc
+from airflow_worker_insight.domain.enforcement import Answer
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.domain.states import SourceName
 from airflow_worker_insight.registry.observations import PollResult, SourceUnavailableError, WorkerObservation
-from airflow_worker_insight.store.edge_workers import edge_workers
+from airflow_worker_insight.store import session
+from airflow_worker_insight.store.edge_workers import edge_workers, exit_maintenance, request_maintenance
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
+    from airflow_worker_insight.domain.enforcement import Request
     from airflow_worker_insight.registry.observations import PollContext
 
 QUEUE_LENGTH = 256
@@ -28,6 +31,15 @@ QUEUES_SIZE = 2**20
 """Maximum characters of a list of queues; a worker's command line takes an eighth of that."""
 
 MAX_CONCURRENCY = 1_000_000
+
+COMMENT = "Drained or quarantined in Airflow Worker Insight: release it there."
+"""What the page of the Edge workers says of a maintenance that this package has requested."""
+
+_REQUESTED, _EXIT_REQUESTED = "maintenance request", "maintenance exit"
+_HOLDS = ("maintenance pending", "maintenance mode", "offline maintenance")
+"""States in which a worker takes no new tasks (``EdgeWorkerState``)."""
+
+_TAKES_WORK = ("starting", "running", "idle", "unknown")
 
 _STATES_AFTER_EXIT = ("offline", "offline maintenance")
 _VERSIONS = {"airflow": "airflow_version", "edge_provider": "edge_provider_version", "python": "python_version"}
@@ -50,12 +62,38 @@ class EdgeSource:
             ignored=observations.count(None),
         )
 
+    def enforce(self, request: Request) -> dict[str, Answer]:
+        """Put workers into the Edge provider's maintenance mode, or end that; return what each does now.
+
+        A worker takes a request over with its next heartbeat.
+        """
+        with session.writing(session.BACKGROUND) as connection:
+            answers = {}
+            for row in edge_workers(connection) or ():
+                name, state = row.worker_name, _state(row)
+                if name in request.hold:
+                    if state in _TAKES_WORK:
+                        request_maintenance(connection, name, COMMENT)
+                    answers[name] = Answer(takes_work=state not in _HOLDS)
+                elif name in request.release:
+                    # A maintenance that was requested on the provider's own page is not ours to end.
+                    is_ours = state in (*_HOLDS, _REQUESTED) and row.maintenance_comment == COMMENT
+                    if is_ours:
+                        exit_maintenance(connection, name)
+                    answers[name] = Answer(takes_work=not is_ours and state != _EXIT_REQUESTED)
+        return answers
+
+
+def _state(row: Row[Any]) -> str:
+    """Return a worker's state as text: an enum in some versions of the provider."""
+    return str(getattr(row.state, "value", row.state))
+
 
 def _observation(row: Row[Any]) -> WorkerObservation | None:
     name = clean(row.worker_name, NAME_LENGTH)
     if not name:
         return None
-    state = str(getattr(row.state, "value", row.state))
+    state = _state(row)
     sysinfo = _json_object(getattr(row, "sysinfo", None))
     # Naive, in the worker's time zone: it tells one start from another, but not when a start was.
     started_at = _time(sysinfo.get("worker_start_time"))

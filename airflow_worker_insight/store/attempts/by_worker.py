@@ -100,12 +100,15 @@ def lost_attempts(
         return [], 0
     attempts = [
         attempt
-        for attempt in _open_at(
-            connection, worker_row, worker_row.last_seen_at + _end_tolerance(worker_row), dag_ids=dag_ids
-        )
+        for attempt in _open_at(connection, worker_row, lost_after(worker_row), dag_ids=dag_ids)
         if attempt.state not in UNAFFECTED_STATES and _is_last_on(worker_row, attempt)
     ]
     return attempts[:limit], len(attempts)
+
+
+def lost_after(worker_row: WorkerRow) -> datetime:
+    """Return the time after which a try of a lost worker has ended if it was lost with it, not by itself."""
+    return worker_row.last_seen_at + _end_tolerance(worker_row)
 
 
 def _end_tolerance(worker_row: WorkerRow) -> timedelta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, func, select, update
@@ -10,14 +11,16 @@ from sqlalchemy import bindparam, delete, func, select, update
 from airflow_worker_insight.domain.attribution import RecordedInstance
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.keys import TryKey, run_key
+from airflow_worker_insight.domain.states import Attribution
 from airflow_worker_insight.domain.workers import WorkerRecord
+from airflow_worker_insight.store import late_attempts
+from airflow_worker_insight.store.attempts.start import LATE_AFTER
 from airflow_worker_insight.store.dialects import in_rows, upsert
 from airflow_worker_insight.store.locks import lock_for_share
 from airflow_worker_insight.store.tables import NO_WORKER, Timestamp, attempt, key_columns, start_slot, worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
@@ -213,6 +216,19 @@ def add_tries(connection: Connection, rows: Sequence[tuple[AirflowTry, str, int]
         update=unchanged,
     )
     connection.execute(statement, [_row(airflow_try, attribution, ref) for airflow_try, attribution, ref in rows])
+    # Of those without a worker, and of those from before the installation, the analysis reads none.
+    late_since = datetime.now(timezone.utc) - LATE_AFTER
+    late_attempts.note(
+        connection,
+        {
+            airflow_try.row_keys[0]
+            for airflow_try, attribution, ref in rows
+            if ref != NO_WORKER
+            and attribution != Attribution.BACKFILLED
+            and airflow_try.started_at is not None
+            and airflow_try.started_at < late_since
+        },
+    )
 
 
 def _row(airflow_try: AirflowTry, attribution: str, worker_ref: int) -> dict[str, Any]:

@@ -43,6 +43,13 @@ SEEN_INTERVAL = timedelta(seconds=60)
 A busy worker's row is written once per this time, not once per task.
 """
 
+LATE_AFTER = timedelta(seconds=60)
+"""Age of its start from which an attempt is recorded late.
+
+The analysis reads the starts of the last two minutes again (``store/tries.py``). The rest of that time is for
+transactions that commit late and for API servers whose clocks differ.
+"""
+
 MAX_UNLOCKED_AGE = timedelta(hours=1)
 """Time since a worker was seen during which it may be referenced without a row lock.
 
@@ -103,7 +110,7 @@ def record_start(  # noqa: PLR0913 - all of one report
     :raises ContradictingWorkerError: if the ID is that of another worker that has never reported
     :raises TooManyWorkersError: if the try, or the host, has had too many workers
     """
-    key = started.key
+    key, started_at = started.key, started.started_at or now
     start = {
         "p_run_key": key.run_key,
         "p_task_key": started.instance,
@@ -113,10 +120,10 @@ def record_start(  # noqa: PLR0913 - all of one report
         "p_run_id": key.run_id,
         "p_task_id": key.task_id,
         "p_state": started.state,
-        "p_started_at": started.started_at or now,
+        "p_started_at": started_at,
         "p_ended_at": started.ended_at,
         "p_process_key": process,
-        "p_start_slot": start_slot(started.started_at or now),
+        "p_start_slot": start_slot(started_at),
         "p_now": now,
         "p_seen_since": now - MAX_UNLOCKED_AGE,
         "p_worker_id": record.worker_id,
@@ -127,8 +134,11 @@ def record_start(  # noqa: PLR0913 - all of one report
     # Usually the first statement does it without waiting. The others lock rows that another process may hold, such as a
     # poller that froze while it wrote: the caller's timeouts end that wait.
     is_usual = not is_late and started.kind_matches is not False
-    if not is_usual or not any(_writes(connection, statement, start) for statement in _STARTS):
-        stored = _write_worker_and_start(connection, key, record, start, now=now, kind_matches=started.kind_matches)
+    is_noted = is_late or now - started_at > LATE_AFTER
+    if not is_usual or not _writes_start(connection, start, is_noted=is_noted):
+        stored = _write_worker_and_start(
+            connection, key, record, start, now=now, kind_matches=started.kind_matches, is_noted=is_noted
+        )
         _mark_seen(connection, stored.reported_id, now=now)
         return stored.contradiction
     _mark_seen(connection, record.worker_id, now=now)
@@ -143,6 +153,7 @@ def _write_worker_and_start(
     *,
     now: datetime,
     kind_matches: bool | None,
+    is_noted: bool,
 ) -> StoredWorker:
     if connection.execute(_workers_of_the_try(), start).scalar_one() >= start["p_max_workers"]:
         raise TooManyWorkersError(f"try {key.try_number} has run on {start['p_max_workers']} workers")
@@ -160,7 +171,7 @@ def _write_worker_and_start(
         "p_worker_id": stored.reported_id,
         "p_fingerprint": stored.fingerprint,
     }
-    if not any(_writes(connection, statement, start) for statement in _STARTS):
+    if not _writes_start(connection, start, is_noted=is_noted):
         raise LookupError(f"worker {record.worker_id} could not be stored")
     return stored
 
@@ -247,6 +258,21 @@ def _workers_of_the_try() -> Any:
     return select(func.count()).select_from(attempt).where(*_of_this_try(attempt))
 
 
+def _writes_start(connection: Connection, start: Mapping[str, Any], *, is_noted: bool) -> bool:
+    """Write the first or a further process of a try on a worker; return whether a row was written.
+
+    :param is_noted: whether to note the first process of a try for the analysis, because it is recorded late
+    """
+    if not _writes(connection, _first_process, start):
+        return _writes(connection, _further_process, start)
+    if is_noted:
+        # Imported here: a task process of Airflow 2.11 loads this module, and seldom records late.
+        from airflow_worker_insight.store import late_attempts
+
+        late_attempts.note_start(connection, start)
+    return True
+
+
 def _writes(connection: Connection, build: Callable[[str], Any], start: Mapping[str, Any]) -> bool:
     """Execute one of the two statements below; return whether it wrote a row."""
     return row_count(connection.execute(build(connection.dialect.name), start)) > 0
@@ -331,7 +357,6 @@ def _further_process(dialect: str) -> Any:
     return with_row_count(statement, dialect)
 
 
-_STARTS = (_first_process, _further_process)
 _NOW = bindparam("p_now", type_=Timestamp())
 _MAX_WORKERS = bindparam("p_max_workers", type_=Integer())
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import insert, select, update
 
 from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
+from airflow_worker_insight.store import findings
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import is_host_of, is_known_column
 from airflow_worker_insight.store.workers.queries import get_worker, later_instance
@@ -83,6 +84,7 @@ def set_availability(
     connection.execute(update(worker).where(worker.c.id.in_(refs)).values(availability=availability))
     entry = {"changed_at": now, "availability": availability, "reason": note, "changed_by": changed_by[:250]}
     connection.execute(insert(change), [{"worker_ref": ref, **entry} for ref in refs])
+    findings.record_decision(connection, worker_row, availability, actor=changed_by, reason=note, now=now)
     return get_worker(connection, worker_id)
 
 

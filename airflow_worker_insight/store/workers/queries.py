@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import timezone
 from typing import TYPE_CHECKING
 
-from sqlalchemy import LargeBinary, Text, and_, case, cast, func, not_, or_, select
+from sqlalchemy import LargeBinary, Text, and_, case, cast, false, func, not_, or_, select
 
 from airflow_worker_insight.domain.clock import utc
 from airflow_worker_insight.domain.filters import WORKER_ORDERS
@@ -28,6 +28,7 @@ from airflow_worker_insight.domain.states import (
 from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
 from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import disable_jit, in_list
+from airflow_worker_insight.store.findings import open_worker_names
 from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.freshness import (
@@ -86,6 +87,31 @@ def get_workers(connection: Connection, worker_ids: Collection[str]) -> dict[str
     freshness = SourceFreshness.of(connection)
     worker_rows = _with_strictest(connection, [_worker(row, freshness) for row in rows])
     return {worker_row.worker_id: worker_row for worker_row in worker_rows}
+
+
+def workers_by_ref(connection: Connection, refs: Collection[int]) -> dict[int, WorkerRow]:
+    """Return the workers with these row IDs; those that were deleted are left out.
+
+    Their availability is their own: what later instances inherit is not read.
+    """
+    if not refs:
+        return {}
+    freshness = SourceFreshness.of(connection)
+    found: dict[int, WorkerRow] = {}
+    for batch in batches(sorted(refs), _REFS_AT_ONCE):
+        rows = connection.execute(select(worker).where(in_list(connection, worker.c.id, batch)))
+        found |= {row.id: _worker(row, freshness) for row in rows}
+    return found
+
+
+_REFS_AT_ONCE = 10_000
+
+
+def workers_seen_since(connection: Connection, since: datetime) -> list[WorkerRow]:
+    """Return the workers that were alive at or after a time, hosts left out."""
+    freshness = SourceFreshness.of(connection)
+    rows = connection.execute(select(worker).where(worker.c.last_seen_at >= since, worker.c.host_only.is_(False)))
+    return [_worker(row, freshness) for row in rows]
 
 
 def changes(connection: Connection, worker_row: WorkerRow, *, limit: int) -> list[WorkerChange]:
@@ -418,6 +444,7 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, include_
         for name in ("kind", "hostname", "availability")
         if getattr(filters, name) is not None
     ]
+    conditions += _is_concerned(connection, filters)
     if filters.availability is not None and not include_superseded:
         conditions.append(_is_decided())
     if filters.name is not None:
@@ -445,6 +472,14 @@ def filter_conditions(connection: Connection, filters: WorkerFilter, *, include_
         searched = [columns.name, columns.hostname, *([columns.worker_id] if needle.isascii() else [])]
         conditions.append(or_(*(func.lower(text).contains(needle, autoescape=True) for text in searched)))
     return conditions
+
+
+def _is_concerned(connection: Connection, filters: WorkerFilter) -> list[Any]:
+    """Match workers that an open finding concerns, if the filter asks for them."""
+    if filters.findings is None:
+        return []
+    names = sorted(open_worker_names(connection))
+    return [in_list(connection, worker.c.name, names) if names else false()]
 
 
 def _is_decided(table: Any = worker) -> Any:

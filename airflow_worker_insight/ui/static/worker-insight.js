@@ -106,6 +106,9 @@
       } else if ("wiBare" in element.dataset) {
         element.textContent = text.slice(0, "2026-01-31 08:00:12".length);
         element.title = text;
+      } else if ("wiHour" in element.dataset) {
+        element.textContent = text.slice("2026-01-31 ".length, "2026-01-31 08".length);
+        element.title = text;
       } else if ("wiShort" in element.dataset) {
         element.textContent = text.slice("2026-".length, "2026-01-31 08:00".length);
       } else {
@@ -223,9 +226,11 @@
     if (part.outerHTML === old.outerHTML) {
       return;
     }
+    const scrolled = [...old.querySelectorAll(".wi-scroll")].map((element) => element.scrollLeft);
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     const index = focused ? linksTo(old, focused).indexOf(focused) : -1;
     old.replaceWith(part);
+    [...part.querySelectorAll(".wi-scroll")].forEach((element, at) => (element.scrollLeft = scrolled[at] || 0));
     /* Rows move: the focus follows the link's target, and does not jump to another row if that one is gone. */
     const same = focused ? linksTo(part, focused)[index] : null;
     if (same) {
@@ -240,6 +245,9 @@
   }
 
   function isBeingEdited(part) {
+    if (part.querySelector("details[open]")) {
+      return true;
+    }
     return [...part.querySelectorAll("input, select")].some(
       (field) =>
         field === document.activeElement ||
@@ -324,6 +332,8 @@
         });
       }
     }
+    /* The latest hour is the last column. */
+    document.querySelectorAll("[data-wi-latest]").forEach((element) => (element.scrollLeft = element.scrollWidth));
     addStaleNotice();
     scheduleRefresh();
   }

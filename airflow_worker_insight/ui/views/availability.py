@@ -10,12 +10,8 @@ from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.ui.views.parts import Option
 
 if TYPE_CHECKING:
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
-
-NO_EFFECT = (
-    "Airflow’s own executors ignore this setting. Configure an executor of Worker Insight to make it take effect."
-)
-EFFECT = "The executor of Worker Insight follows this setting. Airflow’s own executors ignore it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +23,9 @@ class Availability:
     options: tuple[Option, ...]
     may_decide: bool
     effect: str
+    """What a decision does."""
+    status: EnforcementStatus | None
+    """Whether the decision in force holds."""
     max_note_length: int = MAX_NOTE_LENGTH
 
 
@@ -49,13 +48,21 @@ def current_change(row: WorkerRow, latest: WorkerChange | None) -> WorkerChange 
     return latest if latest is not None and latest.availability == row.availability else None
 
 
-def build_availability(row: WorkerRow, latest: WorkerChange | None, *, may_decide: bool, places: bool) -> Availability:
+def build_availability(
+    row: WorkerRow,
+    latest: WorkerChange | None,
+    *,
+    may_decide: bool,
+    effect: str,
+    status: EnforcementStatus | None,
+) -> Availability:
     """Return the decision in force on a worker and the possible ones.
 
     A worker instance that has ended cannot be drained.
 
     :param latest: the latest change of its availability
-    :param places: whether an executor of this package is configured
+    :param effect: what a decision does: :func:`.enforcement.effect`
+    :param status: whether the decision in force holds: :func:`.enforcement.status`
     """
     options = (Option(value, text, value == row.availability, meaning) for value, text, meaning in _CHOICES)
     return Availability(
@@ -67,5 +74,6 @@ def build_availability(row: WorkerRow, latest: WorkerChange | None, *, may_decid
             if option.is_chosen or option.value != WorkerAvailability.DRAINING or row.ended_at is None
         ),
         may_decide=may_decide,
-        effect=EFFECT if places else NO_EFFECT,
+        effect=effect,
+        status=None if row.ended_at is not None else status,
     )

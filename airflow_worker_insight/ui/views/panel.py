@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow_worker_insight.domain.workers import WorkerRow
     from airflow_worker_insight.store.placements import Explanation
     from airflow_worker_insight.ui.query_params import PanelParams
+    from airflow_worker_insight.ui.views.comparison import Verdict
 
 REFRESH_SECONDS = 5
 """Refresh interval in seconds while the task instance has not ended."""
@@ -45,6 +46,8 @@ class Panel:
     warning: LostWorkerWarning | None
     rows: tuple[Row, ...]
     strip: Strip | None
+    verdict: Verdict | None
+    """What can be said of the latest failed try; ``None`` if none failed on a known worker."""
     notices: tuple[Notice, ...]
     explanations: tuple[Attribution, ...]
     refresh_seconds: int
@@ -58,6 +61,7 @@ def build_panel(
     *,
     now: datetime,
     placed: Mapping[int, Explanation] | None = None,
+    verdict: Verdict | None = None,
 ) -> Panel:
     """Return the panel of a task instance.
 
@@ -65,6 +69,7 @@ def build_panel(
     :param instances: the worker instances whose state the user may see, by worker ID
     :param placed: why each try was placed on its worker, or waits, by try number
     :param now: the current time, up to which running tries last
+    :param verdict: what can be said of the latest failed try
     """
     tries = sorted((attempt for attempt in attempts if attempt.try_number > 0), key=lambda attempt: -attempt.try_number)
     marks = _marks(tries)
@@ -95,6 +100,7 @@ def build_panel(
         warning=_warning(tries, instances or {}),
         rows=rows,
         strip=build_strip(tries, marks, _lost(instances or {}), now=now, label=summary),
+        verdict=verdict,
         notices=tuple(_notices(attempts, tries, why_by_try)),
         explanations=tuple(explanations.values()),
         refresh_seconds=REFRESH_SECONDS if unfinished else 0,

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_worker_insight.ui import formatting
-from airflow_worker_insight.ui.query_params import AttemptsParams, WaitingParams, WorkerParams, WorkersParams
+from airflow_worker_insight.ui.query_params import (
+    AttemptsParams,
+    InsightParams,
+    WaitingParams,
+    WorkerParams,
+    WorkersParams,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
-Params = TypeVar("Params", WorkersParams, WorkerParams, AttemptsParams, WaitingParams)
+    from airflow_worker_insight.ui.query_params import ListParams
+
+Params = TypeVar("Params", WorkersParams, WorkerParams, AttemptsParams, WaitingParams, InsightParams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class Filter:
     """Filter in force: its text, and the list without it."""
 
     text: str
-    without: WorkersParams | WorkerParams | AttemptsParams | WaitingParams
+    without: ListParams
 
 
 def filters(
@@ -129,8 +137,8 @@ class Pages:
     """Pagination of a list: the range in words, and the previous and next page."""
 
     range_text: str
-    previous: WorkersParams | WorkerParams | AttemptsParams | WaitingParams | None
-    following: WorkersParams | WorkerParams | AttemptsParams | WaitingParams | None
+    previous: ListParams | None
+    following: ListParams | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.attempts import Attempt, AttemptPage
+    from airflow_worker_insight.domain.enforcement import EnforcementStatus
     from airflow_worker_insight.domain.workers import WorkerChange, WorkerRow
     from airflow_worker_insight.store.attempts.by_worker import Outcomes, Stay
     from airflow_worker_insight.store.placements import Placement
     from airflow_worker_insight.ui.query_params import WorkerParams
+    from airflow_worker_insight.ui.views.comparison import Comparison
+    from airflow_worker_insight.ui.views.findings import FindingCard
 
 PAGE_SIZE = 25
 
@@ -38,6 +41,7 @@ MAX_TRIES_NOW = 50
 """Maximum number of running, of placed and of lost tries that are listed."""
 
 MAX_CHANGES = 20
+MAX_FINDINGS = 20
 MAX_INSTANCES = 10
 
 REFRESH_LIMIT = timedelta(hours=1)
@@ -79,6 +83,13 @@ class WorkerInstance:
     """Number of tries of all Dags that are placed here and have not ended."""
     places: bool = False
     """Whether an executor that places tasks is configured."""
+    effect: str = ""
+    """What a decision on it does: :func:`.enforcement.effect`."""
+    enforcement: EnforcementStatus | None = None
+    findings: Sequence[FindingCard] = ()
+    """About it, open ones first."""
+    comparison: Comparison | None = None
+    """Against the other workers of the same tasks; ``None`` if the user may see no tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,9 @@ class WorkerPage:
     placed: PlacedTries | None
     timeline: Timeline | None
     chart: Chart | None
+    open_findings: tuple[FindingCard, ...]
+    closed_findings: tuple[FindingCard, ...]
+    comparison: Comparison | None
     history: Sequence[WorkerChange]
     others: Sequence[WorkerRow]
     """Other instances of this name."""
@@ -138,7 +152,13 @@ def build_worker_page(
         facts=tuple(_facts(row)),
         availability=None
         if row.host_only
-        else build_availability(row, instance.decision, may_decide=may_decide, places=instance.places),
+        else build_availability(
+            row,
+            instance.decision,
+            may_decide=may_decide,
+            effect=instance.effect,
+            status=instance.enforcement,
+        ),
         lost_tries=_lost_tries(instance, now) if may_read and row.state == WorkerState.LOST else None,
         running=running,
         placed=_placed(instance) if may_read else None,
@@ -146,6 +166,9 @@ def build_worker_page(
         if may_read
         else None,
         chart=build_chart(row, instance.outcomes, params, now=now) if may_read else None,
+        open_findings=tuple(finding for finding in instance.findings if finding.is_open),
+        closed_findings=tuple(finding for finding in instance.findings if not finding.is_open),
+        comparison=instance.comparison,
         history=instance.changes,
         others=instance.others,
         rows=_rows(page.attempts, row, now),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.limits import MAX_TOTAL
@@ -74,6 +74,7 @@ _FILTERS = {
     "label": "Label {}",
     "hostname": "Host {}",
     "availability": "Availability {}",
+    "findings": "With open findings",
 }
 _GROUPS = {"queue": "Queue", "hostname": "Host", "kind": "Kind"}
 
@@ -106,6 +107,8 @@ class WorkerLine:
     row: WorkerRow
     change: WorkerChange | None
     """Change that made it draining or quarantined."""
+    findings: tuple[int, ...]
+    """IDs of the open findings that concern it."""
     queues: tuple[str, ...]
     more_queues: str
     load: Load | None
@@ -156,6 +159,7 @@ class WorkersPage:
     kind_options: tuple[Option, ...]
     seen_options: tuple[Option, ...]
     availability_options: tuple[Option, ...]
+    findings_options: tuple[Option, ...]
     pages: Pages
     warnings: tuple[Notice, ...]
     """Reasons why worker states may be missing or stale."""
@@ -180,6 +184,8 @@ class Listing:
     any_worker: bool
     """Whether any worker is known, regardless of age."""
     sources: Sequence[SourceStatus]
+    findings: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """IDs of open findings by the names of the workers that they concern."""
 
 
 def listed_states(params: WorkersParams) -> frozenset[str] | None:
@@ -206,7 +212,9 @@ def build_workers_page(
         unfiltered=unfiltered if params.changed() != unfiltered else None,
         filters=tuple(filters(params, _FILTERS, {"kind": formatting.kind})),
         columns=tuple(_column(name, text, params) for name, text in _COLUMNS),
-        lines=tuple(_line(row, listing.decisions.get(row.ref)) for row in listing.rows),
+        lines=tuple(
+            _line(row, listing.decisions.get(row.ref), listing.findings.get(row.name, ())) for row in listing.rows
+        ),
         groups=tuple(_group(group, params) for group in listing.groups),
         group_name=_group_name(params.group),
         group_options=options(
@@ -218,6 +226,7 @@ def build_workers_page(
         kind_options=options(params.kind, ("", "Any"), *((kind, formatting.kind(kind)) for kind in _KINDS)),
         seen_options=options(params.seen, *_SEEN),
         availability_options=options(params.availability, *_AVAILABILITIES),
+        findings_options=options(params.findings, ("", "Any"), ("open", "Open")),
         pages=_pages(params, listing, shown),
         warnings=tuple(_warnings(listing, now)),
         notice=None if shown else _notice(params, listing, polls_by_itself=polls_by_itself),
@@ -279,12 +288,13 @@ def _column(name: str, text: str, params: WorkersParams) -> Column:
     )
 
 
-def _line(row: WorkerRow, latest: WorkerChange | None) -> WorkerLine:
+def _line(row: WorkerRow, latest: WorkerChange | None, findings: Sequence[int]) -> WorkerLine:
     queues = row.queues or ()
     hidden = len(queues) - MAX_QUEUES
     return WorkerLine(
         row=row,
         change=None if row.availability == WorkerAvailability.AVAILABLE else current_change(row, latest),
+        findings=tuple(findings),
         queues=tuple(queues[:MAX_QUEUES]),
         more_queues=f"and {hidden:,} more" if hidden > 0 else "",
         # The last reported load says nothing about a worker that is gone.

@@ -33,6 +33,7 @@ PAGES = [
     "panel/fragment?dag_id=etl&run_id=run-1&task_id=load",
     "workers",
     "workers/w1",
+    "insight",
     "attempts",
     "waiting",
     "docs",
@@ -43,6 +44,8 @@ PROGRAMS = [
     "api/v1/workers",
     "api/v1/workers/w1",
     "api/v1/workers/w1/attempts",
+    "api/v1/findings",
+    "api/v1/statistics",
     "api/v1/services",
     "api/v1/health",
     "openapi.json",
@@ -61,7 +64,7 @@ def test_no_route_forgets_to_ask_who_is_reading(client_of: ClientOf) -> None:
         if route.name == "static":
             continue
         for method in route.methods - {"HEAD"}:
-            answer = anonymous.request(method, route.path.lstrip("/").format(worker_id="w1"))
+            answer = anonymous.request(method, route.path.lstrip("/").format(worker_id="w1", finding_id=1))
             assert answer.status_code in (303, 307, 401), (method, route.path)
             asked += 1
     assert asked >= len(PAGES) + len(PROGRAMS)
@@ -320,6 +323,9 @@ def test_the_api_describes_itself_without_another_host(client_of: ClientOf) -> N
         "/api/v1/workers",
         "/api/v1/workers/{worker_id}",
         "/api/v1/workers/{worker_id}/attempts",
+        "/api/v1/findings",
+        "/api/v1/findings/{finding_id}",
+        "/api/v1/statistics",
         "/api/v1/services",
         "/api/v1/health",
     }

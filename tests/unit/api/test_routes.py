@@ -218,6 +218,7 @@ def test_a_state_that_nobody_has_checked_is_unknown(client_of: ClientOf, monkeyp
     assert "airflow-worker-insight refresh" in answer["state_reason"]
     assert ids(client_of().get("api/v1/workers?state=online")) == []
     assert ids(client_of().get("api/v1/workers?state=unknown&order_by=name")) == ["w1", "w2"]
+    assert ids(client_of().get("api/v1/workers?state=online&state=unknown&order_by=name")) == ["w1", "w2"]
 
 
 @pytest.mark.parametrize(
@@ -639,7 +640,7 @@ def test_placements_ask_for_the_right_that_attempts_ask_for(client_of: ClientOf)
         ("placements?reason=mood", ["query", "reason"], "'least_loaded'"),
         ("placements?worker_id=w%201", ["query", "worker_id"], "match pattern"),
         ("workers?colour=red", ["query", "colour"], "Extra inputs are not permitted"),
-        ("workers?state=perfect", ["query", "state"], "'online'"),
+        ("workers?state=perfect", ["query", "state", 0], "'online'"),
         ("workers?availability=sick", ["query", "availability"], "'draining'"),
         ("workers?label=zone", ["query", "label"], "key=value"),
         ("workers?label==a", ["query", "label"], "key=value"),

@@ -15,6 +15,7 @@ from airflow_worker_insight.cli.definitions import SUBCOMMANDS
 from airflow_worker_insight.domain.filters import (
     SERVICE_KINDS,
     AttemptFilter,
+    FindingFilter,
     PlacementFilter,
     ServiceFilter,
     WorkerFilter,
@@ -49,7 +50,8 @@ def test_it_has_what_was_promised() -> None:
     assert {" ".join(names) for names, _ in ACTIONS} == {
         *(f"workers {name}" for name in ("list", "show", "attempts", "drain", "quarantine", "release")),
         *("attempts list", "placements list", "services list", "refresh", "reconcile", "backfill", "prune"),
-        *("db migrate", "db check", "db downgrade"),
+        *("db migrate", "db check", "db downgrade", "insight run"),
+        *("findings list", "findings show", "findings dismiss"),
     }
 
 
@@ -94,7 +96,7 @@ def test_what_a_command_runs_is_there(names: list[str], command: Any) -> None:
 def test_a_declared_filter_is_an_option_with_its_values() -> None:
     options = {
         (filters, arg.flags[0]): arg.kwargs
-        for filters in (AttemptFilter, PlacementFilter, WorkerFilter, ServiceFilter)
+        for filters in (AttemptFilter, FindingFilter, PlacementFilter, WorkerFilter, ServiceFilter)
         for arg in arguments.filter_args(filters)
     }
     states = (*WorkerState.values(), UNKNOWN_STATE)
@@ -136,10 +138,15 @@ workers attempts w1 --state lost
 attempts list --map-index -2
 attempts list --try-number one
 attempts list --started-at-gte yesterday
+findings list --state gone
+findings show
+findings show w1
+findings dismiss 0
 services list --kind celery
 services list --state up
 refresh --every 0
 refresh --every soon
+insight run --every 0
 reconcile --nonsense
 reconcile --since yesterday
 backfill --after -1
@@ -206,7 +213,8 @@ def test_airflow_takes_the_commands() -> None:
     for names, command in ACTIONS:
         needed = {"drain": ["w1"], "quarantine": ["w1"], "release": ["w1"], "show": ["w1"], "attempts": ["w1"]}
         options = {"prune": ["--older-than", "1d"], "downgrade": ["--to-revision", "base"], **needed}
-        parsed = parser.parse_args(["worker-insight", *names, *options.get(names[-1], [])])
+        finding = ["7"] if names[0] == "findings" and names[-1] != "list" else None
+        parsed = parser.parse_args(["worker-insight", *names, *(finding or options.get(names[-1], []))])
         assert parsed.func is command.func
 
 
@@ -217,10 +225,14 @@ def test_airflow_takes_the_commands() -> None:
         "workers show w1",
         "workers attempts w1",
         "workers drain w1",
+        "findings list",
+        "findings show 7",
+        "findings dismiss 7",
         "attempts list",
         "services list",
         "refresh",
         "refresh --every 1",
+        "insight run",
         "reconcile",
         "backfill",
         "prune --older-than 1d",

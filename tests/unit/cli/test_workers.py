@@ -86,6 +86,7 @@ def test_a_row_says_how_the_worker_is(fleet: Database, capsys: Printed) -> None:
         "availability_note": None,
         "availability_changed_by": None,
         "availability_changed_at": None,
+        "enforcement": None,
         "queues": ["default"],
         "concurrency": 4,
         "running": 1,
@@ -295,7 +296,11 @@ def test_help_says_who_heeds_a_decision(capsys: Printed, monkeypatch: pytest.Mon
         with pytest.raises(SystemExit):
             run("workers", command, "--help")
         said = " ".join(capsys.readouterr().out.split())
-        for part in ("Airflow's own executors keep sending tasks", "airflow celery remove-queue", "SIGTERM"):
+        for part in (
+            "stops consuming its queues",
+            "maintenance mode",
+            "With other executors nothing keeps work off it",
+        ):
             assert part in said
     with pytest.raises(SystemExit):
         run("workers", "--help")
@@ -303,22 +308,19 @@ def test_help_says_who_heeds_a_decision(capsys: Printed, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("executor", "is_heeded"),
-    [
-        ("CeleryExecutor", False),
-        ("LocalExecutor,airflow_worker_insight.executors.celery.WorkerInsightCeleryExecutor", True),
-    ],
+    ("is_enforced", "said"), [(True, "stops consuming its queues"), (False, "enforce_availability is off")]
 )
-def test_a_decision_that_no_executor_heeds_says_so(
-    fleet: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch, executor: str, is_heeded: bool
+def test_a_decision_says_what_it_does(
+    fleet: Database, capsys: Printed, monkeypatch: pytest.MonkeyPatch, is_enforced: bool, said: str
 ) -> None:
     del fleet
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENFORCE_AVAILABILITY", str(is_enforced))
     for command in ("drain", "quarantine"):
         run("workers", command, "c-1")
-        said = capsys.readouterr()
-        assert said.out.endswith(" now.\n")
-        assert ("remove-queue" in said.err, said.err.count("\n")) == ((False, 0) if is_heeded else (True, 1))
+        printed = capsys.readouterr()
+        assert printed.out.endswith(" now.\n")
+        assert said in printed.err
     run("workers", "release", "c-1")
     assert capsys.readouterr().err == ""
 

@@ -13,23 +13,31 @@ from airflow_worker_insight.api import service
 from airflow_worker_insight.api.database import SchemaNotReadyError
 from airflow_worker_insight.api.service import WorkerNotFoundError
 from airflow_worker_insight.domain.attempts import AttemptPage
+from airflow_worker_insight.domain.findings import FindingOutcome, FindingState, StoredFinding, SubjectKind
+from airflow_worker_insight.domain.statistics import HeatMap
 from airflow_worker_insight.store import session as bounds
+from airflow_worker_insight.store.insight_tables import finding, worker_hour
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.session import CircuitBreaker
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from airflow_worker_insight.ui import page_service
 from airflow_worker_insight.ui.query_params import (
+    InsightParams,
     PanelParams,
     WaitingParams,
     WorkerParams,
     WorkersParams,
 )
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
+from airflow_worker_insight.ui.views.findings import FindingCard, build_card
+from airflow_worker_insight.ui.views.heat_map import build_heat_map
+from airflow_worker_insight.ui.views.insight import Analysis, InsightListing, InsightPage, build_insight_page
 from airflow_worker_insight.ui.views.panel import Panel, build_panel
 from airflow_worker_insight.ui.views.waiting import Executor, WaitingPage, build_waiting_page
 from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import Database, at, locked
+from tests.unit.findings import a_finding
 from tests.unit.ui.attempts import a_try, on
 from tests.unit.ui.workers import NOW, a_listing, a_worker_row, an_instance
 
@@ -243,7 +251,25 @@ def pages_shown(mocker: MockerFixture) -> None:
     mocker.patch.object(page_service, "workers_page", workers_page)
     mocker.patch.object(page_service, "worker_page", worker_page)
     mocker.patch.object(page_service, "attempts_page", attempts_page)
+
+    def insight_page(params: InsightParams, *, may_decide: bool, **_: Any) -> InsightPage:
+        listing = InsightListing([a_card(may_decide=may_decide)], 1, [], 0, Analysis(None), None)
+        drawn = build_heat_map(params, HeatMap([], 0), now=NOW)
+        return build_insight_page(params, listing, drawn, now=NOW)
+
+    def finding_page(_: str, *, may_decide: bool, **__: Any) -> Any:
+        return a_card(may_decide=may_decide), NOW
+
     mocker.patch.object(page_service, "waiting_page", waiting_page)
+    mocker.patch.object(page_service, "insight_page", insight_page)
+    mocker.patch.object(page_service, "finding_page", finding_page)
+
+
+def a_card(*, may_decide: bool) -> FindingCard:
+    stored = StoredFinding(
+        1, FindingState.OPEN, SubjectKind.WORKER, FindingOutcome.FAILED, at(0), None, None, a_finding()
+    )
+    return build_card(stored, dag_ids={"etl"}, workers={}, may_decide=may_decide)
 
 
 @both
@@ -256,6 +282,8 @@ def test_each_page_has_a_fragment(serve: Serve, permissions: Permissions, versio
         ("workers/w1", "wi-worker"),
         ("attempts", "wi-attempts"),
         ("waiting", "wi-waiting"),
+        ("insight", "wi-insight"),
+        ("insight/1", "wi-finding"),
     ):
         answer = serve(version).get(f"/workerinsight/{page}")
         assert answer.status_code == 200
@@ -270,7 +298,8 @@ def test_each_page_has_a_fragment(serve: Serve, permissions: Permissions, versio
 @pytest.mark.usefixtures("pages_shown")
 def test_lists_need_permission(serve: Serve, permissions: Permissions, version: int) -> None:
     pages = serve(version)
-    for path in ("workers", "workers/fragment", "workers/w1/fragment", "attempts", "attempts/fragment", "waiting"):
+    of_workers = ("workers", "workers/fragment", "workers/w1/fragment", "insight", "insight/fragment", "insight/1")
+    for path in (*of_workers, "insight/1/fragment", "attempts", "attempts/fragment", "waiting"):
         assert pages.get(f"/workerinsight/{path}").status_code == 403
     permissions.is_logged_in = False
     assert pages.get("/workerinsight/workers").status_code == 302
@@ -321,9 +350,42 @@ def test_decision_needs_permission_to_edit_pools(
 @pytest.mark.usefixtures("pages_shown")
 def test_form_carries_airflows_csrf_token(serve: Serve, permissions: Permissions, version: int) -> None:
     permissions.jobs = True
-    assert "csrf_token" not in serve(version).get("/workerinsight/workers/w1").text
+    paths = [f"/workerinsight/{page}" for page in ("workers/w1", "insight", "insight/1")]
+    assert all("csrf_token" not in serve(version).get(path).text for path in paths)
     permissions.pools = True
-    assert 'name="csrf_token" value="of-airflow"' in serve(version).get("/workerinsight/workers/w1").text
+    assert all('name="csrf_token" value="of-airflow"' in serve(version).get(path).text for path in paths)
+
+
+@both
+def test_dismissal_needs_permission_to_edit_pools(
+    serve: Serve, permissions: Permissions, mocker: MockerFixture, version: int
+) -> None:
+    dismissed: list[tuple[str, str, str]] = []
+
+    def dismiss_finding(finding_id: str, *, note: str, actor: str, **_: Any) -> int:
+        dismissed.append((finding_id, note, actor))
+        return 7
+
+    mocker.patch.object(page_service, "dismiss_finding", dismiss_finding)
+    pages = serve(version)
+
+    def post(site: str = "same-origin") -> TestResponse:
+        path = "/workerinsight/insight/7/dismiss"
+        return pages.post(path, data={"note": "Known"}, headers={"Sec-Fetch-Site": site})
+
+    permissions.jobs = True
+    assert post().status_code == 403
+    permissions.jobs, permissions.pools = False, True
+    assert post().status_code == 403
+    permissions.jobs = True
+    assert post("cross-site").status_code == 403
+    assert not dismissed
+    below = "/deep" if version == 2 else "/deep/pluginsv2"
+    answer = post()
+    assert (answer.status_code, answer.location) == (303, f"{below}/workerinsight/insight/7")
+    assert dismissed == [("7", "Known", "alice")]
+    permissions.is_logged_in = permissions.pools = False
+    assert post().location == f"/deep/login?next={below}/workerinsight/insight/7"
 
 
 # --- locked tables ---------------------------------------------------------------------------------------------------
@@ -340,6 +402,9 @@ airflow_2 = pytest.mark.skipif(compat.is_airflow_3(), reason="Airflow 3 has REST
         (worker.name, "/workerinsight/workers/w1"),
         (attempt.name, "/workerinsight/attempts"),
         (placement.name, "/workerinsight/waiting"),
+        (finding.name, "/workerinsight/insight"),
+        (finding.name, "/workerinsight/insight/1"),
+        (worker_hour.name, "/workerinsight/insight"),
         (VERSION_TABLE, "/workerinsight/workers"),
         pytest.param(worker.name, "/workerinsight/api/v1/workers", marks=airflow_2),
         pytest.param(attempt.name, "/workerinsight/api/v1/attempts", marks=airflow_2),

@@ -14,23 +14,41 @@ from sqlalchemy import delete, insert, update
 
 from airflow_worker_insight.compat import auth as airflow_auth
 from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.domain.statistics import Deltas, Sums, Unit, hour_of
 from airflow_worker_insight.fab.reader import FlaskAirflow, FlaskReader
+from airflow_worker_insight.insight.findings import Share
+from airflow_worker_insight.store import findings, statistics
+from airflow_worker_insight.store.attempts import first_tries
 from airflow_worker_insight.store.clock import database_now
+from airflow_worker_insight.store.insight_tables import finding
+from airflow_worker_insight.store.session import OutOfTimeError
 from airflow_worker_insight.store.tables import attempt, change, worker, worker_source
 from airflow_worker_insight.store.workers.upsert import upsert_worker
-from tests.unit.database import NOON, a_worker, add_run, add_try, record_start
+from tests.unit.database import NOON, a_worker, add_run, add_try, locked, on_postgresql, record_start
 from tests.unit.fab.app import flask_app
+from tests.unit.findings import a_finding, a_share
 from tests.unit.readers import READABLE, SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pytest_mock import MockerFixture
 
     from airflow_worker_insight.api.reader import Reader
     from tests.unit.database import Database
 
     ClientOf = Callable[..., httpx.Client]
 
-LISTS = ["workers", "workers/fragment", "attempts", "attempts/fragment", "waiting", "waiting/fragment"]
+LISTS = [
+    "workers",
+    "workers/fragment",
+    "insight",
+    "insight/fragment",
+    "attempts",
+    "attempts/fragment",
+    "waiting",
+    "waiting/fragment",
+]
 SAME_ORIGIN = {"sec-fetch-site": "same-origin"}
 DRAIN = {"availability": "draining", "note": "Disk fails"}
 
@@ -248,6 +266,9 @@ def test_tries_are_filtered(client_of: ClientOf, query: str, found: int) -> None
         ("attempts?dag_id=%00", "NUL"),
         ("attempts?state=%00", "state in the URL is not one of"),
         ("attempts?since=%00", "since in the URL is not a date"),
+        ("insight?measure=heat", "measure in the URL is not one of"),
+        ("insight?offset=10001", "offset in the URL is larger than 10,000"),
+        ("workers?findings=closed", "findings in the URL is not one of"),
         ("workers/w1?hours=5", "hours in the URL is not one of"),
         ("workers/w1?until=0001-01-01", "until in the URL"),
         ("attempts?state=sick", "state in the URL is not one of"),
@@ -304,10 +325,211 @@ def test_page_of_a_lost_worker_lists_lost_tries(client_of: ClientOf, fleet: Data
     assert "1 try had not ended when the worker was last seen" in client_of("few jobs").get("workers/w1").text
 
 
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found(fleet: Database) -> int:
+    """Have an open finding about w1, in a task of either Dag; return its ID."""
+    with fleet.engine.begin() as connection:
+        data = a_finding(worker="w1", shares=[a_share(SECRET, "payroll"), a_share(READABLE, "load")])
+        (stored,) = findings.sync(connection, [data], now=database_now(connection)).new
+    return stored.finding_id
+
+
+def test_page_of_findings_shows_open_ones_and_the_heat_map(client_of: ClientOf, found: int) -> None:
+    client = client_of(root="/airflow")
+    page = client.get("insight").text
+    assert "1 open finding" in page
+    assert "w1@host-1 fails more than its peers on the same tasks" in page
+    assert f'href="{root_of(client)}/insight/{found}"' in page
+    assert f'action="{root_of(client)}/workers/w1/availability"' in page
+    assert "The analysis has not run yet" in page
+    assert "Workers by hour" in page
+    fragment = client.get("insight/fragment").text
+    assert fragment.strip().startswith('<div class="wi" id="wi-insight"')
+    assert client.get("insight?measure=utilization").status_code == 200
+    assert client.get("insight?measure=queue&offset=10").status_code == 200
+
+
+@pytest.mark.usefixtures("fleet")
+def test_page_of_findings_without_any_says_what_was_compared(client_of: ClientOf) -> None:
+    page = client_of().get("insight").text
+    assert "Nothing found" in page
+    assert "No try has been compared in the last 30 days." in page
+
+
+def test_heat_map_shows_sums_of_the_latest_hours(client_of: ClientOf, fleet: Database) -> None:
+    with fleet.engine.begin() as connection:
+        hour = hour_of(database_now(connection))
+        sums = Sums(tries=40, failed=13, expected_failed=1.2, queue_seconds=80.0, queued_tries=40)
+        unit = Unit("celery", "w1@host-1", "host-1")
+        statistics.add(connection, Deltas({(hour, unit): sums}, {}, {(hour, READABLE, "load"): sums}))
+    client = client_of()
+    page = client.get("insight").text
+    assert '<td class="wi-heat-4">12</td>' in page
+    assert "In the last 30 days 40 tries of 1 task on 1 worker were compared." in page
+    assert '<td class="wi-heat-1">2s</td>' in client.get("insight?measure=queue").text
+
+
+def test_page_of_a_finding_names_readable_tasks_only(client_of: ClientOf, found: int) -> None:
+    page = client_of("few jobs").get(f"insight/{found}").text
+    assert "load" in page
+    assert SECRET not in page
+    assert "payroll" not in page
+    assert "And 1 task that you may not see." in page
+    assert "payroll" in client_of().get(f"insight/{found}").text
+    fragment = client_of().get(f"insight/{found}/fragment").text
+    assert fragment.strip().startswith('<div class="wi" id="wi-finding"')
+    for path in ("insight", "insight/fragment", "workers/w1", f"insight/{found}/fragment"):
+        for username in ("few jobs", "jobs only"):
+            text = client_of(username).get(path).text
+            assert (SECRET in text, "payroll" in text) == (False, False)
+            assert "w1@host-1 fails more than its peers" in text
+
+
+def test_finding_about_a_task_is_hidden_from_those_who_may_not_see_its_dag(
+    client_of: ClientOf, fleet: Database
+) -> None:
+    with fleet.engine.begin() as connection:
+        about_task = a_finding(
+            dimension="task",
+            unit=f"{SECRET}/payroll",
+            subject=f"{SECRET}.payroll",
+            outcome="lost",
+            shares=[Share(("w1@host-1",), 10, 4, 50, 1, 3.8)],
+            worker_ids=["w1"],
+        )
+        (stored,) = findings.sync(connection, [about_task], now=database_now(connection)).new
+    for path in (f"insight/{stored.finding_id}", f"insight/{stored.finding_id}/fragment"):
+        assert client_of("few jobs").get(path).status_code == 404
+        assert client_of().get(path).status_code == 200
+    assert "payroll" not in client_of("few jobs").get("insight").text
+    assert "payroll" in client_of().get("insight").text
+
+
+@pytest.mark.parametrize("finding_id", ["0", "999", "-1", "x", "%00", "9" * 30, "1e3"])
+@pytest.mark.usefixtures("found")
+def test_unknown_finding_is_not_found(client_of: ClientOf, finding_id: str) -> None:
+    client = client_of()
+    assert client.get(f"insight/{finding_id}").status_code == 404
+    assert client.post(f"insight/{finding_id}/dismiss", headers=SAME_ORIGIN).status_code == 404
+
+
+def test_workers_with_open_findings_are_marked_and_filtered(client_of: ClientOf, found: int) -> None:
+    client = client_of()
+    mark = f'class="wi-mark-finding" href="{root_of(client)}/insight/{found}"'
+    assert client.get("workers").text.count(mark) == 1
+    page = client.get("workers?findings=open").text
+    assert "workers/w1" in page
+    assert "workers/w2" not in page
+    assert "With open findings" in page
+    client.post(f"insight/{found}/dismiss", headers=SAME_ORIGIN)
+    assert "wi-mark-finding" not in client.get("workers").text
+    assert "workers/w1" not in client.get("workers?findings=open").text
+
+
+def test_dismissed_finding_is_closed_with_note_and_author(client_of: ClientOf, found: int) -> None:
+    client = client_of(root="/airflow")
+    answer = client.post(f"insight/{found}/dismiss", data={"note": "Known <b>bug</b>"}, headers=SAME_ORIGIN)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{root_of(client)}/insight/{found}")
+    page = client.get(f"insight/{found}").text
+    assert "Dismissed" in page
+    assert "Known &lt;b&gt;bug&lt;/b&gt;" in page
+    assert "by admin" in page
+    assert "Dismiss this finding" not in page
+    assert "Closed findings" in client.get("insight").text
+    assert "Closed findings" in client.get("workers/w1").text
+    # A second click changes nothing.
+    assert client.post(f"insight/{found}/dismiss", headers=SAME_ORIGIN).status_code == 303
+
+
+def test_dismissal_needs_rights_and_a_page_of_this_server(client_of: ClientOf, found: int) -> None:
+    for username in ("few jobs", "few", "nobody"):
+        assert client_of(username).post(f"insight/{found}/dismiss", headers=SAME_ORIGIN).status_code == 403
+    assert client_of(cookie=True).post(f"insight/{found}/dismiss").status_code == 403
+    assert (
+        client_of().post(f"insight/{found}/dismiss", data={"note": "n" * 501}, headers=SAME_ORIGIN).status_code == 422
+    )
+    anonymous = client_of(None)
+    answer = anonymous.post(f"insight/{found}/dismiss", headers=SAME_ORIGIN)
+    assert answer.headers["location"] == airflow_auth.login_url("", f"{root_of(anonymous)}/insight/{found}")
+    page = client_of("few jobs").get("insight").text
+    assert "1 open finding" in page
+    assert "Dismiss" not in page
+    assert "/availability" not in page
+
+
+# --- whether it is the worker -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failures(fleet: Database) -> str:
+    """Have w1 fail 5 of 6 first tries of a task, and w2 1 of 6; return the panel of a failed one."""
+    with fleet.engine.begin() as connection:
+        now = database_now(connection)
+        for number in range(6):
+            run = add_run(connection, READABLE, f"daily-{number}", state="running", ended_at=None)
+            for index, worker_id in enumerate(("w1", "w2")):
+                state = "failed" if number < (5, 1)[index] else "success"
+                key = add_try(connection, run, "load", index, state=state, started_at=now, ended_at=now)
+                record_start(connection, key, a_worker(worker_id), try_started_at=now, now=now)
+    return f"panel?dag_id={READABLE}&run_id=daily-1&task_id=load&map_index=0"
+
+
+def test_panel_of_a_failed_try_says_whether_it_is_the_worker(client_of: ClientOf, failures: str) -> None:
+    for username in ("admin", "few"):
+        page = client_of(username).get(failures).text
+        assert "Try 1 failed on w1@host-1" in page
+        assert "w1@host-1 fails more than its peers on <code>load</code>: 5 of 6 tries on w1@host-1 failed" in page
+    assert "wi-verdict" not in client_of().get(failures.replace("index=0", "index=1")).text
+
+
+def test_panel_links_to_the_open_finding_for_those_who_may_see_workers(
+    client_of: ClientOf, failures: str, found: int
+) -> None:
+    client = client_of()
+    assert f'<a href="{root_of(client)}/insight/{found}">finding {found}</a>' in client.get(failures).text
+    page = client_of("few").get(failures).text
+    assert "There is an open finding about this worker." in page
+    assert f"insight/{found}" not in page
+
+
+def test_worker_is_compared_with_its_peers_by_readable_tasks(client_of: ClientOf, failures: str) -> None:
+    assert failures
+    page = client_of("few jobs").get("workers/w1").text
+    assert "This worker against its peers" in page
+    assert "5 of 6" in page
+    assert "w1@host-1 fails more than its peers on <code>load</code>" in page
+    assert "This worker against its peers" not in client_of("jobs only").get("workers/w1").text
+
+
+@pytest.mark.parametrize("read", ["of_tasks", "of_worker"])
+def test_busy_database_takes_only_the_comparison(
+    client_of: ClientOf, failures: str, mocker: MockerFixture, read: str
+) -> None:
+    mocker.patch.object(first_tries, read, side_effect=OutOfTimeError)
+    path = failures if read == "of_tasks" else "workers/w1"
+    answer = client_of().get(path)
+    assert answer.status_code == 200
+    assert "Cannot be told now: the database is busy." in answer.text
+    assert "w1@host-1" in answer.text
+
+
+@on_postgresql
+def test_locked_finding_table_takes_only_the_verdict(client_of: ClientOf, failures: str, database: Database) -> None:
+    client = client_of()
+    with locked(database, finding.name):
+        answer = client.get(failures)
+    assert answer.status_code == 200
+    assert "Cannot be told now: the database is busy." in answer.text
+    assert client.get(failures).text.count("Cannot be told now") == 0
+
+
 # --- permissions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*LISTS, "workers/w1", "workers/w1/fragment"])
+@pytest.mark.parametrize("path", [*LISTS, "workers/w1", "workers/w1/fragment", "insight/1", "insight/1/fragment"])
 @pytest.mark.usefixtures("fleet")
 def test_anonymous_reader_is_sent_to_the_login(client_of: ClientOf, path: str) -> None:
     client = client_of(None)
@@ -330,7 +552,8 @@ def test_empty_lists_mention_permissions_only_if_some_dags_are_hidden(client_of:
 
 @pytest.mark.usefixtures("fleet")
 def test_workers_need_permission_for_jobs(client_of: ClientOf) -> None:
-    for path in ("workers", "workers/fragment", "workers/w1", "workers/w1/fragment"):
+    paths = ["workers", "workers/fragment", "workers/w1", "workers/w1/fragment"]
+    for path in (*paths, "insight", "insight/fragment", "insight/1", "insight/1/fragment"):
         answer = client_of("few").get(path)
         assert answer.status_code == 403
         assert "w1@" not in answer.text
@@ -367,6 +590,7 @@ def test_pages_without_permission_are_not_linked(client_of: ClientOf) -> None:
     client = client_of("few")
     page = client.get("attempts").text
     assert f"{root_of(client)}/workers" not in page
+    assert f"{root_of(client)}/insight" not in page
     assert f"{root_of(client)}/panel?" in page
 
 

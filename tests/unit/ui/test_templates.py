@@ -12,17 +12,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_worker_insight.domain.attempts import AttemptPage
+from airflow_worker_insight.domain.findings import (
+    FindingAction,
+    FindingEvent,
+    FindingOutcome,
+    FindingState,
+    StoredFinding,
+    SubjectKind,
+)
+from airflow_worker_insight.domain.keys import TryKey
+from airflow_worker_insight.domain.statistics import HeatMap, HeatMapRow
 from airflow_worker_insight.domain.workers import SourceStatus, WorkerGroup
+from airflow_worker_insight.insight.findings import Share
 from airflow_worker_insight.store.attempts.by_worker import Outcomes
-from airflow_worker_insight.ui.query_params import AttemptsParams, PanelParams, WorkerParams, WorkersParams
+from airflow_worker_insight.store.attempts.first_tries import FirstTry
+from airflow_worker_insight.store.job import JobRow
+from airflow_worker_insight.ui.query_params import (
+    AttemptsParams,
+    InsightParams,
+    PanelParams,
+    WorkerParams,
+    WorkersParams,
+)
 from airflow_worker_insight.ui.rendering import FRAGMENT, STATIC, render
 from airflow_worker_insight.ui.urls import Urls
 from airflow_worker_insight.ui.views.attempts import build_attempts_page
+from airflow_worker_insight.ui.views.comparison import Failure, build_comparison, build_verdict
+from airflow_worker_insight.ui.views.findings import build_card
+from airflow_worker_insight.ui.views.heat_map import build_heat_map
+from airflow_worker_insight.ui.views.insight import Analysis, Compared, InsightListing, build_insight_page
 from airflow_worker_insight.ui.views.panel import build_panel
 from airflow_worker_insight.ui.views.parts import Notice
 from airflow_worker_insight.ui.views.worker import build_worker_page
 from airflow_worker_insight.ui.views.workers import build_workers_page
 from tests.unit.database import at
+from tests.unit.findings import a_finding
 from tests.unit.ui.attempts import HERE, a_stay, a_try, on, one_of_the_host
 from tests.unit.ui.workers import NOW, a_change, a_listing, a_worker_row, an_instance
 
@@ -103,9 +127,44 @@ def hostile_pages() -> list[Page]:
             asked, AttemptPage([one], 90, total_is_exact=False), dag_ids=[HOSTILE], states=["success"], now=NOW
         ),
     }
+    data = a_finding(
+        dimension=HOSTILE,
+        unit=HOSTILE,
+        subject=HOSTILE,
+        left_out=HOSTILE,
+        scope=[HOSTILE],
+        shares=[Share((HOSTILE, HOSTILE), 9, 9, 9, 0, 9.0)],
+    )
+    stored = StoredFinding(1, FindingState.OPEN, SubjectKind.LABEL, FindingOutcome.FAILED, at(0), None, None, data)
+    history = [FindingEvent(at(0), FindingAction.QUARANTINED, HOSTILE, HOSTILE)]
+    living = {"w3": replace(row, ended_at=None)}
+    finding = build_card(stored, dag_ids={HOSTILE}, workers=living, may_decide=True, events=history)
+    closed = replace(finding, state="closed", ended_at=at(9))
+    own = [FirstTry(TryKey(HOSTILE, HOSTILE, HOSTILE, -1, 1), HOSTILE, at(0), has_failed=True)]
+    compared = replace(instance, findings=[finding, closed], comparison=build_comparison(HOSTILE, own, []))
+    compared_page = build_worker_page(compared, WorkerParams(), may_read=True, may_decide=True, now=NOW)
+    failed = replace(one, state="failed", workers=(worker,))
+    verdict = build_verdict(Failure(failed, worker), own, now=NOW, findings=[1, 2])
+    found_page = build_insight_page(
+        InsightParams(offset=10),
+        InsightListing(
+            [finding],
+            2,
+            [closed],
+            30,
+            Analysis(JobRow(HOSTILE, NOW, stepped_at=NOW, error=HOSTILE)),
+            Compared([30], 1, 1),
+        ),
+        build_heat_map(InsightParams(), HeatMap([HeatMapRow("celery", HOSTILE, HOSTILE, {})], 1), now=NOW),
+        now=NOW,
+    )
     by_label = WorkersParams(group=f"label:{HOSTILE}")
     return [
         panel_page(one, params=params),
+        Page(render("panel.html", panel=build_panel(params, [failed], now=at(100), verdict=verdict), url=URLS)),
+        Page(render("insight.html", page=found_page, csrf_token=HOSTILE, url=URLS)),
+        Page(render("finding.html", finding=finding, now=NOW, url=URLS)),
+        Page(render("worker.html", page=compared_page, url=URLS)),
         *(Page(render(template, page=page, url=URLS)) for template, page in page_of.items()),
         Page(render("workers.html", page=build_workers_page(by_label, grouped, now=NOW), url=URLS)),
         Page(render("worker.html", page=page_of["worker.html"], csrf_token=HOSTILE, url=URLS)),

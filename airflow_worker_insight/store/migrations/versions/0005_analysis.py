@@ -1,4 +1,4 @@
-"""The analysis: its job and state, findings, and statistics by hour and day.
+"""The analysis: its job and state, findings, and statistics; and what was done to keep work off workers.
 
 Revision ID: 0005
 Revises: 0004
@@ -32,6 +32,7 @@ UNIT = "worker_insight_unit"
 WORKER_HOUR = "worker_insight_worker_hour"
 QUEUE_HOUR = "worker_insight_queue_hour"
 TASK_HOUR = "worker_insight_task_hour"
+ENFORCEMENT = "worker_insight_enforcement"
 
 
 def upgrade() -> None:
@@ -64,11 +65,17 @@ def upgrade() -> None:
         FINDING,
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("subject_key", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
         sa.Column("subject_kind", sa.SmallInteger(), nullable=False),
         sa.Column("outcome", sa.SmallInteger(), nullable=False),
         sa.Column("found_at", Timestamp, nullable=False),
         sa.Column("ended_at", Timestamp),
+        sa.Column("end_reason", sa.SmallInteger()),
+        sa.Column("updated_at", Timestamp, nullable=False),
+        sa.Column("subject_dag_id", StringID()),
+        sa.Column("dag_ids", LongText, nullable=False),
+        sa.Column("worker_ids", LongText, nullable=False),
         sa.Column("data", LongText, nullable=False),
         sa.PrimaryKeyConstraint("id", name="worker_insight_finding_pkey"),
     )
@@ -108,6 +115,16 @@ def upgrade() -> None:
         sa.Column("dag_id", StringID(), nullable=False),
         sa.Column("task_id", StringID(), nullable=False),
     )
+    online.create_table(
+        ENFORCEMENT,
+        sa.Column("worker_ref", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("queues", sa.JSON(), nullable=False),
+        sa.Column("requested_at", Timestamp, nullable=False),
+        sa.Column("in_effect_at", Timestamp),
+        sa.Column("fetched", sa.Integer()),
+        sa.Column("error", sa.String(500)),
+        sa.PrimaryKeyConstraint("worker_ref", name="worker_insight_enforcement_pkey"),
+    )
 
 
 def _create_sums(table: str, key: str, *others: sa.Column[Any]) -> None:
@@ -131,5 +148,6 @@ def _create_sums(table: str, key: str, *others: sa.Column[Any]) -> None:
 
 def downgrade() -> None:
     """Remove the tables, and with them findings and statistics."""
-    for table in (TASK_HOUR, QUEUE_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB):
+    analysis = (TASK_HOUR, QUEUE_HOUR, WORKER_HOUR, UNIT, FINDING_EVENT, FINDING, LATE_ATTEMPT, DETECTOR_PART, JOB)
+    for table in (ENFORCEMENT, *analysis):
         online.drop_table(table)

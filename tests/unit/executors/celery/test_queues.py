@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_worker_insight.executors.celery import queues
-from airflow_worker_insight.executors.celery.queues import declared_queue, dedicated_queue
+from airflow_worker_insight.executors.celery.queues import dedicated_queue
 from airflow_worker_insight.registry.observations import SourceUnavailableError
-from airflow_worker_insight.registry.sources.celery import BrokerTimeouts
+from airflow_worker_insight.registry.sources.celery_consumers import declared_queue
+from airflow_worker_insight.registry.sources.celery_control import BrokerTimeouts
+from tests.unit.celery_nodes import started_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,55 +26,6 @@ A, B = dedicated_queue("celery-a"), dedicated_queue("celery-b")
 sync_consumers = partial(queues.sync_consumers, timeouts=BrokerTimeouts(idle=0.5))
 
 
-class Node:
-    """The mailbox of one worker, which notes the commands that it gets."""
-
-    def __init__(self, app: Any, name: str, *queues: str, obeys: bool = True) -> None:
-        self.app = app
-        self.name = name
-        self.queues = set(queues)
-        self.obeys = obeys
-        self.commands: list[str] = []
-        self.declared: list[Any] = []
-        self._stop, self._ready = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(120)
-
-    def _work(self) -> None:
-        connection = self.app.connection_for_read()
-        handlers = {
-            "active_queues": lambda _state: [{"name": queue} for queue in sorted(self.queues)],
-            "add_consumer": lambda _state, queue, **options: self._obey("add", queue, **options),
-            "cancel_consumer": lambda _state, queue: self._obey("cancel", queue),
-        }
-        node = self.app.control.mailbox(connection).Node(
-            self.name, state=None, channel=connection.channel(), handlers=handlers
-        )
-        node.listen()
-        with contextlib.suppress(TimeoutError):
-            connection.drain_events(timeout=0.1)
-        self._ready.set()
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=0.1)
-        connection.release()
-
-    def _obey(self, what: str, queue: str, **options: Any) -> Any:
-        self.commands.append(f"{what} {queue}")
-        # As a worker of Celery does (Consumer.add_task_queue).
-        options = {"exchange": queue, "exchange_type": "direct", **options}
-        self.declared.append(self.app.amqp.Queues({}).add(queue, **options))
-        if not self.obeys:
-            return {"error": "no"}
-        (self.queues.add if what == "add" else self.queues.discard)(queue)
-        return {"ok": f"{what} consumer {queue}"}
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
-
-
 @pytest.fixture
 def app(redis: Redis) -> Any:
     made = celery.Celery("airflow.executors.celery_executor", broker=redis.broker_url())
@@ -84,15 +35,8 @@ def app(redis: Redis) -> Any:
 
 @pytest.fixture
 def nodes(app: Any) -> Iterator[Any]:
-    started: list[Node] = []
-
-    def start(name: str, *queues: str, **others: Any) -> Node:
-        started.append(Node(app, name, *queues, **others))
-        return started[-1]
-
-    yield start
-    for node in started:
-        node.stop()
+    with started_nodes(app) as start:
+        yield start
 
 
 def test_each_worker_is_told_once_to_consume_its_own_queue(app: Any, nodes: Any) -> None:

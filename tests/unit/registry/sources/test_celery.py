@@ -17,7 +17,8 @@ import pytest
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.registry.observations import PollContext, PollResult
 from airflow_worker_insight.registry.sources import celery as module
-from airflow_worker_insight.registry.sources.celery import BrokerTimeouts, CelerySource
+from airflow_worker_insight.registry.sources.celery import CelerySource
+from airflow_worker_insight.registry.sources.celery_control import BrokerTimeouts
 from airflow_worker_insight.registry.timeouts import CallTimeoutError, TimeLimitedCaller
 from airflow_worker_insight.store.leases import POLL_TIMEOUT
 from tests.unit.database import NOON, Database, at

@@ -7,11 +7,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import select
 
+from airflow_worker_insight.api import service
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.registry.observations import PollContext, SourceUnavailableError, WorkerObservation
 from airflow_worker_insight.registry.poll import refresh
-from airflow_worker_insight.registry.sources.edge import EdgeSource
+from airflow_worker_insight.registry.sources.edge import COMMENT, EdgeSource
 from airflow_worker_insight.store.clock import database_now
 from tests.unit.database import NOON, Database, at, on_both
 
@@ -153,3 +155,83 @@ def test_the_states_of_an_edge_worker(database: Database, table: Table, monkeypa
     assert first["name"] == second["name"] == "edge-1"
     assert first["worker_id"] != second["worker_id"]
     assert second["queues"] == ["default", "large"]
+
+
+def edge_state(database: Database, table: Table) -> tuple[str, str | None]:
+    with database.engine.connect() as connection:
+        row = connection.execute(select(table.c.state, table.c.maintenance_comment)).one()
+    return str(getattr(row.state, "value", row.state)), row.maintenance_comment
+
+
+def enforcement_of(worker_id: str) -> tuple[str, str] | None:
+    found = service.get_worker(worker_id)["enforcement"]
+    return None if found is None else (found.state.value, found.text)
+
+
+@on_both
+def test_quarantined_edge_worker_is_in_maintenance_until_it_is_released(
+    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
+    with database.engine.connect() as connection:
+        now = database_now(connection)
+    write(database, table, last_update=now)
+    refresh(only_if_due=False)
+    ((worker_id,),) = ((row["worker_id"],) for row in database.workers())
+    assert enforcement_of(worker_id) is None
+
+    service.change_availability(worker_id, "quarantined", note="disk", changed_by="ann")
+    assert enforcement_of(worker_id) == ("requested", "The worker has not confirmed yet that it takes no new work.")
+    refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance request", COMMENT)
+    assert enforcement_of(worker_id) == ("requested", "The worker has not confirmed yet that it takes no new work.")
+    # What the worker does with its next heartbeat.
+    write(database, table, state="maintenance pending", maintenance_comment=COMMENT, last_update=now)
+    refresh(only_if_due=False)
+    assert enforcement_of(worker_id) == ("in_effect", "The worker is in maintenance mode.")
+
+    service.change_availability(worker_id, "available", note=None, changed_by="ann")
+    refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance exit", None)
+    write(database, table, state="running", last_update=now)
+    refresh(only_if_due=False)
+    assert enforcement_of(worker_id) is None
+
+
+@on_both
+def test_maintenance_of_the_providers_own_page_is_left_alone(
+    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
+    with database.engine.connect() as connection:
+        now = database_now(connection)
+    write(database, table, state="maintenance mode", maintenance_comment="new disk", last_update=now)
+    refresh(only_if_due=False)
+    (row,) = database.workers()
+    assert "maintenance mode" in row["state_reason"]
+    for availability in ("quarantined", "available"):
+        service.change_availability(row["worker_id"], availability, note=None, changed_by="ann")
+        refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance mode", "new disk")
+    assert enforcement_of(row["worker_id"]) is None
+
+
+@on_both
+def test_what_was_enforced_is_undone_when_that_is_switched_off(
+    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
+    with database.engine.connect() as connection:
+        now = database_now(connection)
+    write(database, table, last_update=now)
+    refresh(only_if_due=False)
+    (row,) = database.workers()
+    service.change_availability(row["worker_id"], "draining", note=None, changed_by="ann")
+    refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance request", COMMENT)
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__ENFORCE_AVAILABILITY", "False")
+    refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance exit", None)
+    found = enforcement_of(row["worker_id"])
+    assert found is not None
+    assert found[0] == "not_enforced"

@@ -23,6 +23,7 @@ from airflow_worker_insight.store import dialects
 from airflow_worker_insight.store.attempts import start as attempts_start
 from airflow_worker_insight.store.attempts.queries import task_instance_attempts
 from airflow_worker_insight.store.attempts.start import SEEN_INTERVAL, TooManyWorkersError
+from airflow_worker_insight.store.insight_tables import late_attempt
 from airflow_worker_insight.store.tables import attempt, worker
 from airflow_worker_insight.store.workers import instances
 from airflow_worker_insight.store.workers.upsert import initial_availability, upsert_worker
@@ -189,6 +190,46 @@ def test_the_usual_start_is_one_statement(database: Database) -> None:
     writes = [statement for statement in seen if "worker_insight" in statement]
     assert writes == ["INSERT worker_insight_attempt", "UPDATE worker_insight_attempt"]
     assert len(seen) <= 4
+
+
+def noted(database: Database) -> list[tuple[int, ...]]:
+    with database.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(select(late_attempt))]
+
+
+@pytest.mark.parametrize(("age", "is_late"), [(0, False), (60, False), (-300, False), (61, True), (3600, True)])
+@on_both
+def test_what_is_recorded_late_is_noted_for_the_analysis(database: Database, age: float, is_late: bool) -> None:
+    start(database, a_worker(), replace(KEY, task_id="before"), now=at(0))
+    with statements(database) as seen:
+        start(database, a_worker(), now=at(30), try_started_at=at(30 - age))
+    assert noted(database) == ([KEY.key_by_names] if is_late else [])
+    assert seen == ["INSERT worker_insight_attempt", *(["INSERT worker_insight_late_attempt"] if is_late else [])]
+    # A further process is not noted again, and nothing fails where it is reported twice.
+    start(database, a_worker(), now=at(31), try_started_at=at(30 - age))
+    assert len(noted(database)) == is_late
+
+
+@on_both
+def test_a_report_that_had_to_wait_is_noted(database: Database) -> None:
+    start(database, a_worker(), now=at(0), is_late=True)
+    assert noted(database) == [KEY.key_by_names]
+
+
+@on_both
+def test_a_further_worker_of_a_try_is_not_noted(database: Database) -> None:
+    start(database, a_worker("celery-1"), now=at(0))
+    start(database, a_worker("celery-2"), now=at(600), try_started_at=at(0))
+    assert len(database.attempts()) == 2
+    assert noted(database) == []
+
+
+def test_nothing_is_noted_while_the_analysis_is_switched_off(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__INSIGHT_ENABLED", "False")
+    start(database, a_worker(), now=at(600), try_started_at=at(0))
+    assert noted(database) == []
 
 
 @on_both

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_worker_insight.domain.attempts import AttemptPage
+from airflow_worker_insight.domain.enforcement import EnforcementState, EnforcementStatus
 from airflow_worker_insight.ui.query_params import WorkerParams
 from airflow_worker_insight.ui.views.worker import REFRESH_BUSY_SECONDS, REFRESH_IDLE_SECONDS, build_worker_page
 from tests.unit.database import at
@@ -213,9 +214,12 @@ def test_availability_has_the_change_and_the_options() -> None:
     assert not a_page(may_decide=False).availability.may_decide
 
 
-def test_page_says_whether_availability_takes_effect() -> None:
-    assert "Airflow’s own executors ignore this setting" in a_page().availability.effect
-    assert "follows this setting" in a_page(places=True).availability.effect
+def test_page_says_what_a_decision_does_and_whether_it_holds() -> None:
+    holds = EnforcementStatus(EnforcementState.IN_EFFECT, NOW, "The worker is in maintenance mode.")
+    found = a_page(effect="It stops.", enforcement=holds).availability
+    assert (found.effect, found.status) == ("It stops.", holds)
+    ended = a_page(a_worker_row(ended_at=NOW), enforcement=holds).availability
+    assert ended.status is None, "nothing is to be enforced any more"
 
 
 def test_change_of_another_availability_is_not_shown() -> None:

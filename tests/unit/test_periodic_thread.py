@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_worker_insight.registry.periodic_thread import PeriodicThread
+from airflow_worker_insight.periodic_thread import PeriodicThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

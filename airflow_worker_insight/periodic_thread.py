@@ -52,6 +52,11 @@ class PeriodicThread:
         """Return whether :meth:`start` was called."""
         return self._thread is not None
 
+    @property
+    def is_running(self) -> bool:
+        """Return whether the function may be called, or is being called."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
         """Start the thread; a second call changes nothing."""
         if self._thread is None:

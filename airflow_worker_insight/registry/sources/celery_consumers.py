@@ -1,0 +1,196 @@
+"""Consumers of Celery's workers: which queues they consume, and how to stop and restart that.
+
+What a worker has fetched before it stops consuming a queue it still runs. A cancelled queue stays cancelled when the
+worker connects to its broker again (``celery.app.amqp.Queues.deselect``), but not when it is restarted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from airflow_worker_insight.domain.enforcement import Answer
+from airflow_worker_insight.domain.names import NAME_LENGTH, clean
+from airflow_worker_insight.registry.sources.celery_control import (
+    DEDICATED_QUEUE_PREFIX,
+    TIMEOUTS,
+    BrokerTimeouts,
+    Call,
+    broadcast,
+    connected,
+    queue_names,
+    require_fanout,
+    require_remote_control,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_worker_insight.domain.enforcement import Request
+
+NOT_CONSUMING = "It does not consume all of its queues again."
+STILL_CONSUMING = "It still consumes a queue."
+
+
+def enforce(app: Any, request: Request, *, timeouts: BrokerTimeouts = TIMEOUTS) -> dict[str, Answer]:
+    """Have workers stop consuming their queues, or consume them again; return what each does now.
+
+    The dedicated queues of this package's executor are left alone: the executor sends nothing to a worker that is not
+    available. It waits for answers, some seconds at most, and raises whatever keeps it from reaching the workers.
+
+    :param request: what to ask of which node
+    :return: by node name; a node that did not answer is missing
+    """
+    require_remote_control(app)
+    nodes = sorted({*request.hold, *request.release})
+    with connected(app, timeouts=timeouts) as connection:
+        require_fanout(connection)
+
+        def ask() -> dict[str, frozenset[str]]:
+            answers = QueueAnswers(with_any=True)
+            calls = [Call("active_queues", nodes=nodes)]
+            broadcast(app, connection, calls, answers, expected=len(nodes), timeouts=timeouts)
+            return {node: shared_queues(queues) for node, queues in answers.by_node.items()}
+
+        before = ask()
+        calls = [
+            Call("cancel_consumer", {"queue": queue}, [node])
+            for node in sorted(request.hold & before.keys())
+            for queue in sorted(before[node])
+        ]
+        calls += [
+            Call("add_consumer", consumer_arguments(app, queue), [node])
+            for node, queues in sorted(request.release.items())
+            if node in before
+            for queue in queues
+            if queue not in before[node]
+        ]
+        now = before
+        if calls:
+            broadcast(app, connection, calls, Confirmations(), expected=len(calls), timeouts=timeouts)
+            now = ask()
+        fetched = _Fetched()
+        if held := sorted(request.hold & now.keys()):
+            broadcast(app, connection, [Call("reserved", nodes=held)], fetched, expected=len(held), timeouts=timeouts)
+    return {node: _answer(node, request, before, now, fetched) for node in nodes if node in before and node in now}
+
+
+def _answer(
+    node: str,
+    request: Request,
+    before: dict[str, frozenset[str]],
+    now: dict[str, frozenset[str]],
+    fetched: _Fetched,
+) -> Answer:
+    if node in request.hold:
+        takes_work = bool(now[node])
+        error = STILL_CONSUMING if takes_work else None
+        return Answer(takes_work, tuple(sorted(before[node])), fetched.by_node.get(node), error)
+    takes_work = now[node] >= set(request.release[node])
+    return Answer(takes_work, error=None if takes_work else NOT_CONSUMING)
+
+
+def shared_queues(queues: Iterable[str]) -> frozenset[str]:
+    """Return the queues without the dedicated ones, which this package's executor makes."""
+    return frozenset(queue for queue in queues if not queue.startswith(DEDICATED_QUEUE_PREFIX))
+
+
+def declared_queue(app: Any, name: str) -> Any:
+    """Return a queue as Celery declares it when it sends to an unknown one.
+
+    RabbitMQ rejects a declaration that differs: type and priorities of queues may have been configured.
+    """
+    queues = app.amqp.queues
+    queue = queues.new_missing(name)
+    queue.max_priority = queues.max_priority
+    return queue
+
+
+def consumer_arguments(app: Any, name: str) -> dict[str, Any]:
+    """Return the arguments to consume a queue, where a worker's own declaration would differ."""
+    queue = declared_queue(app, name)
+    arguments: dict[str, Any] = {"queue": name}
+    if queue.exchange.type != "direct":
+        arguments["exchange_type"] = queue.exchange.type
+    if queue.queue_arguments:
+        arguments["queue_arguments"] = queue.queue_arguments
+    return arguments
+
+
+class NodeAnswers(ABC):
+    """Answers of workers, one of each; invalid ones are counted and ignored."""
+
+    def __init__(self) -> None:
+        self.ignored = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, body: object) -> None:
+        """Take an answer, which anyone who reaches the broker may have written."""
+        self._count += 1
+        node, answer = parse_answer(body)
+        if node is None or not self._note(node, answer):
+            self.ignored += 1
+
+    @abstractmethod
+    def _note(self, node: str, answer: Any) -> bool:
+        """Note a worker's answer; return whether it is valid."""
+
+
+class QueueAnswers(NodeAnswers):
+    """Answers to ``active_queues``; for two workers with the same name, what both consume."""
+
+    def __init__(self, *, with_any: bool = False) -> None:
+        """Begin with no answer.
+
+        :param with_any: of two workers with the same name take what either consumes, not what both do
+        """
+        super().__init__()
+        self._with_any = with_any
+        self.by_node: dict[str, set[str]] = {}
+
+    def _note(self, node: str, answer: Any) -> bool:
+        queues = queue_names(answer)
+        if queues is None:
+            return False
+        known = self.by_node.get(node, queues)
+        self.by_node[node] = queues | known if self._with_any else queues & known
+        return True
+
+
+class Confirmations(NodeAnswers):
+    """Nodes that confirmed a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: set[str] = set()
+
+    def _note(self, node: str, answer: Any) -> bool:
+        if not isinstance(answer, dict) or "ok" not in answer:
+            return False
+        self.nodes.add(node)
+        return True
+
+
+def parse_answer(body: object) -> tuple[str | None, Any]:
+    """Parse an answer: a mapping with the worker's name as its only key."""
+    if not isinstance(body, dict) or len(body) != 1:
+        return None, None
+    ((name, answer),) = body.items()
+    return clean(name, NAME_LENGTH) or None, answer
+
+
+class _Fetched(NodeAnswers):
+    """Answers to ``reserved``: how many tries each node has fetched and not begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_node: dict[str, int] = {}
+
+    def _note(self, node: str, answer: Any) -> bool:
+        if not isinstance(answer, list):
+            return False
+        self.by_node[node] = self.by_node.get(node, 0) + len(answer)
+        return True
