@@ -1,8 +1,8 @@
 """
 Tasks that fail on one worker and nowhere else.
 
-Is it the worker? Its disk is full, say. The worker is called `etl-2`: the demo has one of that name. Trigger the Dag a few times, and the
-page *Insight* names it. Retries succeed elsewhere. Where no worker has that name, all tasks succeed.
+Is it the worker? Its disk is full, say. The worker is called `etl-2`: the demo has one of that name. Trigger the Dag a
+few times, and the page *Insight* names it. Retries succeed elsewhere. Where no worker has that name, all tasks succeed.
 """
 
 from __future__ import annotations
