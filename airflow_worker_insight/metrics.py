@@ -50,6 +50,8 @@ COUNTERS = (
     "findings.found",
     "findings.hook.failed",
     "findings.hook.skipped",
+    "enforcement.failed.celery",
+    "enforcement.failed.edge",
     *(
         f"refresh.{outcome}.{source}"
         for outcome in ("failed", "ignored")

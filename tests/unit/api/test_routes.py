@@ -175,6 +175,7 @@ def test_a_worker_is_what_the_contract_says(client_of: ClientOf) -> None:
         "availability_note": None,
         "availability_changed_by": None,
         "availability_changed_at": None,
+        "enforcement": None,
         "queues": ["default", "heavy"],
         "concurrency": 4,
         "running": 2,

@@ -12,6 +12,7 @@ from airflow_worker_insight.capture import reconcile
 from airflow_worker_insight.capture.queue import QueueSettings, ReconcileQueue
 from airflow_worker_insight.capture.report import REPORT_KEY
 from airflow_worker_insight.compat import metadata_database
+from airflow_worker_insight.store.insight_tables import late_attempt
 from airflow_worker_insight.store.tables import VERSION_TABLE, attempt, placement, worker
 from tests.support.processes import wait_for
 from tests.unit.capture.reports import a_report, a_running_try, push, stored_xcoms
@@ -31,7 +32,8 @@ pytestmark = [
 ]
 
 EXCLUSIVE = "ACCESS EXCLUSIVE"
-CLAIMED = {attempt.name, worker.name}
+CLAIMED = {attempt.name, worker.name, late_attempt.name}
+"""What a claim writes to; the last one only for tries that have started long before, as those of these tests."""
 
 
 @pytest.mark.parametrize(("table", "mode"), [*((table, EXCLUSIVE) for table in OUR_TABLES), (attempt.name, "SHARE")])

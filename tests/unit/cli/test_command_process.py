@@ -18,11 +18,12 @@ from sqlalchemy import update
 from airflow_worker_insight import cli, compat
 from airflow_worker_insight.cli import process
 from airflow_worker_insight.cli.arguments import ARG_LIMIT
-from airflow_worker_insight.store import migrate
+from airflow_worker_insight.store import findings, migrate
 from airflow_worker_insight.store.tables import worker
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.cli.test_command import ACTIONS
 from tests.unit.database import NOON, OUR_COMMAND, a_worker, add_run, add_try, at
+from tests.unit.findings import a_finding
 
 if TYPE_CHECKING:
     from tests.unit.database import Database
@@ -36,6 +37,8 @@ STRUCTURED = [
     ["attempts", "list"],
     ["placements", "list"],
     ["services", "list"],
+    ["findings", "list"],
+    ["findings", "show", "1"],
 ]
 
 # --- the standard output ---------------------------------------------------------------------------------------------
@@ -63,6 +66,7 @@ def execute(database: Database, *command: str, **env: str) -> subprocess.Complet
 def one_worker(database: Database) -> Database:
     with database.engine.begin() as connection:
         upsert_worker(connection, a_worker("celery-1"), now=NOON)
+        findings.sync(connection, [a_finding()], now=NOON)
     return database
 
 

@@ -388,15 +388,16 @@ def test_panel_prints_the_state_of_a_worker_that_is_not_online() -> None:
 
 
 def test_form_needs_permission() -> None:
-    page = worker_page()
+    instance = an_instance(effect="The worker stops consuming its queues.")
+    page = worker_page(instance)
     (form,) = page.all("form", method="post")
     assert form["action"] == "/airflow/worker-insight/workers/celery-1/availability"
     assert [one["value"] for one in page.all("input", type="radio")] == ["available", "draining", "quarantined"]
-    assert "Airflow’s own executors ignore this setting" in page.text
-    without = worker_page(may_decide=False)
+    assert "The worker stops consuming its queues" in page.text
+    without = worker_page(instance, may_decide=False)
     assert not without.all("form", method="post")
     assert "You need permission to edit Airflow’s pools" in without.text
-    assert "Airflow’s own executors ignore this setting" in without.text
+    assert "The worker stops consuming its queues" in without.text
 
 
 def test_drawings_are_accessible() -> None:
