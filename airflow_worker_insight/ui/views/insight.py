@@ -29,6 +29,9 @@ WINDOW = timedelta(days=30)
 
 REFRESH_SECONDS = 30
 
+BEHIND_AFTER = timedelta(minutes=10)
+"""Age of the stored cursor from which the analysis is behind: it is stored every few minutes only."""
+
 STALE_AFTER = timedelta(minutes=10)
 """Age of the latest step from which the analysis counts as stopped."""
 
@@ -168,9 +171,9 @@ def _job_text(job: JobRow | None, now: datetime) -> str:
     if job is None or job.stepped_at is None:
         return ""
     text = f"The analysis last ran {formatting.ago(job.stepped_at, now)}"
-    if job.read_until is not None:
+    if job.read_until is not None and now - job.read_until > BEHIND_AFTER:
         lag = formatting.duration((now - job.read_until).total_seconds())
-        text += f" and has read all tries but those of the last {lag}"
+        text += f" and is behind: it has yet to read the tries of the last {lag}"
     return text + "."
 
 

@@ -59,7 +59,14 @@ def test_open_findings_are_counted_beyond_those_shown() -> None:
 def test_state_of_the_analysis_is_said() -> None:
     shown = page()
     assert shown.notice is None
-    assert shown.job_text == "The analysis last ran just now and has read all tries but those of the last 1 min."
+    assert shown.job_text == "The analysis last ran just now."
+
+
+def test_analysis_that_is_behind_says_how_far() -> None:
+    behind = JobRow(None, NOW, read_until=NOW - timedelta(hours=2), stepped_at=NOW)
+    shown = page(analysis=Analysis(behind))
+    expected = "The analysis last ran just now and is behind: it has yet to read the tries of the last 2 h."
+    assert shown.job_text == expected
 
 
 @pytest.mark.parametrize(
