@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.domain.states import LOCAL, StrEnum, WorkerAvailability
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
+
+
+MAX_QUEUES = 1_000
+"""Queues that are remembered of one worker."""
+
+NO_ANSWER = "The worker did not answer."
+NOTHING_REMEMBERED = "It is not known which queues it consumed before. Restart it: then it consumes its own again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +24,12 @@ class Enforcement:
     """What was done to keep work off a worker instance. Times are aware UTC, by the database's clock."""
 
     queues: tuple[str, ...]
-    """The queues that it consumed before; they are given back on release."""
+    """The queues that it was seen to consume before; they are given back on release."""
     requested_at: datetime
     in_effect_at: datetime | None = None
     """When it was first seen to take no new work; ``None`` until then."""
+    released_at: datetime | None = None
+    """When it was seen to take work again; ``None`` until then."""
     fetched: int | None = None
     """Tries that it had fetched before and still runs; ``None`` if unknown."""
     error: str | None = None
@@ -28,7 +38,7 @@ class Enforcement:
 
 @dataclass(frozen=True, slots=True)
 class EnforcedWorker:
-    """A worker instance that takes no new work, or is to take work again."""
+    """A worker instance that takes no new work, is to take work again, or was released."""
 
     ref: int
     engine_name: str
@@ -41,6 +51,11 @@ class EnforcedWorker:
         """Whether new work is to be kept off it."""
         return self.availability != WorkerAvailability.AVAILABLE
 
+    @property
+    def is_released(self) -> bool:
+        """Whether it was seen to take work again after it was held."""
+        return not self.is_held and self.enforcement is not None and self.enforcement.released_at is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -48,8 +63,10 @@ class Request:
 
     hold: frozenset[str]
     """Workers that are to take no new work."""
-    release: dict[str, tuple[str, ...]]
+    release: Mapping[str, tuple[str, ...]]
     """Workers that are to take work again, from these queues."""
+    released: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Workers that did so already: from these queues, should they consume none by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +76,64 @@ class Answer:
     takes_work: bool
     """Whether it takes new work: from any queue of its own, or from all queues given back."""
     queues: tuple[str, ...] = ()
-    """The queues that it consumed before this request."""
+    """The queues that it consumes now."""
     fetched: int | None = None
     error: str | None = None
     """Why it did not do what was asked."""
 
 
-def request_for(workers: list[EnforcedWorker]) -> Request:
+def request_for(workers: Iterable[EnforcedWorker]) -> Request:
     """Return what to ask of a source; of several instances under one name the strictest decision holds."""
+    workers = list(workers)
     hold = frozenset(each.engine_name for each in workers if each.is_held)
     release: dict[str, tuple[str, ...]] = {}
+    released: dict[str, tuple[str, ...]] = {}
     for each in workers:
         if each.enforcement is not None and each.engine_name not in hold:
-            release[each.engine_name] = tuple(sorted({*release.get(each.engine_name, ()), *each.enforcement.queues}))
-    return Request(hold, release)
+            group = released if each.is_released else release
+            group[each.engine_name] = tuple(sorted({*group.get(each.engine_name, ()), *each.enforcement.queues}))
+    return Request(hold, release, {name: queues for name, queues in released.items() if name not in release})
 
 
-def after(worker: EnforcedWorker, answer: Answer | None, *, error: str | None, now: datetime) -> Enforcement | None:
+def with_queues(known: Enforcement | None, queues: Iterable[str], *, now: datetime) -> Enforcement:
+    """Return an enforcement that remembers these queues too, begun now if there is none in force."""
+    begun = known if known is not None and known.released_at is None else None
+    remembered = known.queues if known is not None else ()
+    added = sorted(set(queues) - set(remembered))
+    together = (*remembered, *added)[:MAX_QUEUES]
+    return replace(begun, queues=together) if begun is not None else Enforcement(together, now)
+
+
+def after(
+    worker: EnforcedWorker, known: Enforcement | None, answer: Answer | None, *, error: str | None, now: datetime
+) -> Enforcement | None:
     """Return what is known of a worker's enforcement after a request.
 
+    :param known: what is known of it now: another process may have written since the worker was read
     :param answer: what the worker does now; ``None`` if it did not answer
     :param error: why the request could not be made
-    :return: ``None`` once nothing is to be enforced any more
+    :return: ``None`` if nothing was ever enforced
     """
-    before = worker.enforcement or Enforcement((), now)
     problem = error or (NO_ANSWER if answer is None else answer.error)
-    if answer is None:
-        return Enforcement(before.queues, before.requested_at, before.in_effect_at, before.fetched, problem)
     if not worker.is_held:
-        return None if answer.takes_work else Enforcement(before.queues, before.requested_at, error=problem)
-    queues = tuple(sorted({*before.queues, *answer.queues}))
+        return None if known is None else _after_release(known, answer, problem, now)
+    held = with_queues(known, (), now=now)
+    if answer is None:
+        return replace(held, error=problem)
     if answer.takes_work:
-        return Enforcement(queues, before.requested_at, error=problem)
-    in_effect_at = before.in_effect_at or now
-    fetched = answer.fetched if before.in_effect_at is None else before.fetched
-    return Enforcement(queues, before.requested_at, in_effect_at, fetched)
+        return replace(held, in_effect_at=None, fetched=None, error=problem)
+    if held.in_effect_at is not None:
+        return replace(held, error=None)
+    return replace(held, in_effect_at=now, fetched=answer.fetched, error=None)
 
 
-NO_ANSWER = "The worker did not answer."
+def _after_release(known: Enforcement, answer: Answer | None, problem: str | None, now: datetime) -> Enforcement:
+    if answer is None:
+        # Of a worker that takes work again nothing is to be confirmed any more.
+        return known if known.released_at is not None else replace(known, error=problem)
+    if not answer.takes_work:
+        return replace(known, released_at=None, error=problem)
+    return replace(known, in_effect_at=None, released_at=known.released_at or now, fetched=None, error=None)
 
 
 # --- what readers get ------------------------------------------------------------------------------------------------
@@ -168,7 +205,8 @@ def status(
     The parameters are those of :func:`effect`, and what was done about the worker.
     """
     if availability == WorkerAvailability.AVAILABLE:
-        return None if known is None else _asked(known, "The worker has not confirmed yet that it takes work again.")
+        is_over = known is None or known.released_at is not None
+        return None if is_over else _asked(known, "The worker has not confirmed yet that it takes work again.")
     if kind not in ENFORCED_KINDS or not enforces:
         state = EnforcementState.IN_EFFECT if places else EnforcementState.NOT_ENFORCED
         return EnforcementStatus(state, None, effect(kind, places=places, enforces=enforces, node=node))

@@ -6,10 +6,10 @@ A source is what knows the workers of one executor, such as Celery's broker or a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
     from typing import Any
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from airflow_worker_insight.domain.workers import WorkerInstance
+
+
+Remember: TypeAlias = "Callable[[Mapping[str, Collection[str]]], None]"
+"""Stores queues by the source's names of workers, and raises if that fails."""
 
 
 @dataclass(frozen=True, slots=True)

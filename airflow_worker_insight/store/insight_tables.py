@@ -190,13 +190,16 @@ task_hour = Table(
 enforcement = Table(
     "worker_insight_enforcement",
     metadata,
-    # The worker instance that no new work is to reach: what was done about it with an executor that knows no decisions.
+    # A worker instance that was kept off work with an executor that knows no decisions. The row stays as long as the
+    # worker's own: it may forget its queues after a release too.
     Column("worker_ref", Integer, primary_key=True, autoincrement=False),
-    # The queues that it consumed before, to be given back.
+    # All queues that it was seen to consume before it was told to stop, to be given back.
     Column("queues", JSON, nullable=False),
     Column("requested_at", Timestamp, nullable=False),
     # When the worker was first seen to take no new work; NULL until then.
     Column("in_effect_at", Timestamp),
+    # When it was seen to take work again; NULL while it is held, and until then.
+    Column("released_at", Timestamp),
     # Tries that it had fetched before: it still runs them.
     Column("fetched", Integer),
     # Why the latest request failed; NULL if it did not.

@@ -39,7 +39,7 @@ from sqlalchemy.engine import Connection
 from airflow_worker_insight import config
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.states import FINISHED, WorkerAvailability, WorkerState
-from airflow_worker_insight.store import findings, late_attempts, placements, session, statistics
+from airflow_worker_insight.store import enforcement, findings, late_attempts, placements, session, statistics
 from airflow_worker_insight.store.clock import database_now
 from airflow_worker_insight.store.dialects import disable_jit, execute_and_count, in_rows
 from airflow_worker_insight.store.locks import acquire_write_lock
@@ -400,6 +400,7 @@ def _remove_workers(connection: Connection, refs: Sequence[int]) -> Removed:
     in_use = connection.execute(select(attempt.c.worker_ref).where(attempt.c.worker_ref.in_(refs))).scalars()
     unused = sorted(set(refs) - set(in_use))
     changes = execute_and_count(connection, delete(change).where(change.c.worker_ref.in_(unused)))
+    enforcement.delete_of(connection, unused)
     workers = execute_and_count(connection, delete(worker).where(worker.c.id.in_(unused)))
     return Removed(workers=workers, changes=changes)
 

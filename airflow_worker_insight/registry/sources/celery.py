@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_worker_insight.domain.enforcement import Answer, Request
-    from airflow_worker_insight.registry.observations import PollContext
+    from airflow_worker_insight.registry.observations import PollContext, Remember
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class CelerySource:
     """Source of the workers of one Celery application, or of several with teams."""
 
     name = SourceName.CELERY
+    keeps_requests = False
 
     def __init__(
         self,
@@ -140,10 +141,12 @@ class CelerySource:
             on_written=partial(_run_cleanups, cleanups) if cleanups else None,
         )
 
-    def enforce(self, request: Request) -> dict[str, Answer]:
+    def enforce(self, request: Request, remember: Remember) -> dict[str, Answer]:
         """Have workers stop consuming their queues, or consume them again; return what each does now.
 
-        :raises Exception: where a broker cannot be reached: what the others' workers answered is then asked anew
+        :param remember: stores what workers consume, before they are told to stop
+
+        :raises SourceUnavailableError: where a broker cannot be reached; the workers of the others are asked anew later
         """
         answers: dict[str, Answer] = {}
         apps = self._apps()
@@ -151,7 +154,7 @@ class CelerySource:
             caller = self._caller_of(broker)
             try:
                 answers |= caller.call(
-                    partial(celery_consumers.enforce, app, request, timeouts=self._timeouts),
+                    partial(celery_consumers.enforce, app, request, remember, timeouts=self._timeouts),
                     seconds=self._timeouts.enforce / len(apps),
                 )
             except Exception as error:

@@ -1,7 +1,8 @@
 """Consumers of Celery's workers: which queues they consume, and how to stop and restart that.
 
 What a worker has fetched before it stops consuming a queue it still runs. A cancelled queue stays cancelled when the
-worker connects to its broker again (``celery.app.amqp.Queues.deselect``), but not when it is restarted.
+worker connects to its broker again (``celery.app.amqp.Queues.deselect``), also if it was added again in between, but
+not when the worker is restarted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from airflow_worker_insight.domain.enforcement import Answer
+from airflow_worker_insight.domain.enforcement import NOTHING_REMEMBERED, Answer
 from airflow_worker_insight.domain.names import NAME_LENGTH, clean
 from airflow_worker_insight.registry.sources.celery_control import (
     DEDICATED_QUEUE_PREFIX,
@@ -24,25 +25,29 @@ from airflow_worker_insight.registry.sources.celery_control import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from airflow_worker_insight.domain.enforcement import Request
+    from airflow_worker_insight.registry.observations import Remember
 
 NOT_CONSUMING = "It does not consume all of its queues again."
 STILL_CONSUMING = "It still consumes a queue."
 
 
-def enforce(app: Any, request: Request, *, timeouts: BrokerTimeouts = TIMEOUTS) -> dict[str, Answer]:
+def enforce(
+    app: Any, request: Request, remember: Remember, *, timeouts: BrokerTimeouts = TIMEOUTS
+) -> dict[str, Answer]:
     """Have workers stop consuming their queues, or consume them again; return what each does now.
 
     The dedicated queues of this package's executor are left alone: the executor sends nothing to a worker that is not
     available. It waits for answers, some seconds at most, and raises whatever keeps it from reaching the workers.
 
     :param request: what to ask of which node
+    :param remember: stores what nodes consume, before they are told to stop
     :return: by node name; a node that did not answer is missing
     """
     require_remote_control(app)
-    nodes = sorted({*request.hold, *request.release})
+    nodes = sorted({*request.hold, *request.release, *request.released})
     with connected(app, timeouts=timeouts) as connection:
         require_fanout(connection)
 
@@ -50,44 +55,57 @@ def enforce(app: Any, request: Request, *, timeouts: BrokerTimeouts = TIMEOUTS) 
             answers = QueueAnswers(with_any=True)
             calls = [Call("active_queues", nodes=nodes)]
             broadcast(app, connection, calls, answers, expected=len(nodes), timeouts=timeouts)
-            return {node: shared_queues(queues) for node, queues in answers.by_node.items()}
+            return {node: shared_queues(answers.by_node[node]) for node in nodes if node in answers.by_node}
 
-        before = ask()
-        calls = [
-            Call("cancel_consumer", {"queue": queue}, [node])
-            for node in sorted(request.hold & before.keys())
-            for queue in sorted(before[node])
-        ]
-        calls += [
-            Call("add_consumer", consumer_arguments(app, queue), [node])
-            for node, queues in sorted(request.release.items())
-            if node in before
-            for queue in queues
-            if queue not in before[node]
-        ]
-        now = before
+        now = ask()
+        calls = _cancellations(request, now) + _additions(app, request, now)
         if calls:
+            remember({node: now[node] for node in request.hold & now.keys()})
             broadcast(app, connection, calls, Confirmations(), expected=len(calls), timeouts=timeouts)
             now = ask()
         fetched = _Fetched()
         if held := sorted(request.hold & now.keys()):
             broadcast(app, connection, [Call("reserved", nodes=held)], fetched, expected=len(held), timeouts=timeouts)
-    return {node: _answer(node, request, before, now, fetched) for node in nodes if node in before and node in now}
+    return {node: _answer(node, request, queues, fetched) for node, queues in now.items()}
 
 
-def _answer(
-    node: str,
-    request: Request,
-    before: dict[str, frozenset[str]],
-    now: dict[str, frozenset[str]],
-    fetched: _Fetched,
-) -> Answer:
+def _cancellations(request: Request, consumed: Mapping[str, frozenset[str]]) -> list[Call]:
+    return [
+        Call("cancel_consumer", {"queue": queue}, [node])
+        for node in sorted(request.hold & consumed.keys())
+        for queue in sorted(consumed[node])
+    ]
+
+
+def _additions(app: Any, request: Request, consumed: Mapping[str, frozenset[str]]) -> list[Call]:
+    """Return the commands that give queues back.
+
+    A worker that was told to stop and to start again loses its queues when it connects to its broker anew: Celery then
+    consumes those that were never cancelled (``Queues.consume_from``). So a released worker that consumes none gets
+    them back once more. One that consumes some is left alone: an operator may have removed others.
+    """
+    wanted = {
+        **{node: queues for node, queues in request.released.items() if not consumed.get(node)},
+        **request.release,
+    }
+    return [
+        Call("add_consumer", consumer_arguments(app, queue), [node])
+        for node, queues in sorted(wanted.items())
+        if node in consumed
+        for queue in queues
+        if queue not in consumed[node]
+    ]
+
+
+def _answer(node: str, request: Request, queues: frozenset[str], fetched: _Fetched) -> Answer:
+    consumed = tuple(sorted(queues))
     if node in request.hold:
-        takes_work = bool(now[node])
-        error = STILL_CONSUMING if takes_work else None
-        return Answer(takes_work, tuple(sorted(before[node])), fetched.by_node.get(node), error)
-    takes_work = now[node] >= set(request.release[node])
-    return Answer(takes_work, error=None if takes_work else NOT_CONSUMING)
+        return Answer(bool(queues), consumed, fetched.by_node.get(node), STILL_CONSUMING if queues else None)
+    remembered = request.release.get(node, ())
+    if queues and queues >= set(remembered):
+        return Answer(True, consumed)
+    is_known = remembered or request.released.get(node)
+    return Answer(False, consumed, error=NOT_CONSUMING if is_known else NOTHING_REMEMBERED)
 
 
 def shared_queues(queues: Iterable[str]) -> frozenset[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Row
 
     from airflow_worker_insight.domain.enforcement import Request
-    from airflow_worker_insight.registry.observations import PollContext
+    from airflow_worker_insight.registry.observations import PollContext, Remember
 
 QUEUE_LENGTH = 256
 """Maximum characters of a queue's name, as in ``.celery``."""
@@ -36,8 +36,8 @@ COMMENT = "Drained or quarantined in Airflow Worker Insight: release it there."
 """What the page of the Edge workers says of a maintenance that this package has requested."""
 
 _REQUESTED, _EXIT_REQUESTED = "maintenance request", "maintenance exit"
-_HOLDS = ("maintenance pending", "maintenance mode", "offline maintenance")
-"""States in which a worker takes no new tasks (``EdgeWorkerState``)."""
+_HOLDS = ("maintenance pending", "maintenance mode")
+"""States in which a live worker takes no new tasks (``EdgeWorkerState``)."""
 
 _TAKES_WORK = ("starting", "running", "idle", "unknown")
 
@@ -49,6 +49,7 @@ class EdgeSource:
     """Source of the workers in the ``edge_worker`` table."""
 
     name = SourceName.EDGE
+    keeps_requests = True
 
     def poll(self, context: PollContext) -> PollResult:
         """Return every worker of the table, with those that have been gone for long."""
@@ -62,20 +63,21 @@ class EdgeSource:
             ignored=observations.count(None),
         )
 
-    def enforce(self, request: Request) -> dict[str, Answer]:
+    def enforce(self, request: Request, _remember: Remember) -> dict[str, Answer]:
         """Put workers into the Edge provider's maintenance mode, or end that; return what each does now.
 
-        A worker takes a request over with its next heartbeat.
+        A worker takes a request over with its next heartbeat. The provider keeps the maintenance of a worker that is
+        restarted, so each one of ours ends whose worker is not to be held any more, also if it ended in between.
         """
+        answers = {}
         with session.writing(session.BACKGROUND) as connection:
-            answers = {}
             for row in edge_workers(connection) or ():
                 name, state = row.worker_name, _state(row)
                 if name in request.hold:
                     if state in _TAKES_WORK:
                         request_maintenance(connection, name, COMMENT)
                     answers[name] = Answer(takes_work=state not in _HOLDS)
-                elif name in request.release:
+                else:
                     # A maintenance that was requested on the provider's own page is not ours to end.
                     is_ours = state in (*_HOLDS, _REQUESTED) and row.maintenance_comment == COMMENT
                     if is_ours:

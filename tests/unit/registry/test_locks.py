@@ -15,6 +15,7 @@ from airflow_worker_insight.registry.gauges import FleetGauges
 from airflow_worker_insight.registry.observations import PollContext, PollResult, WorkerObservation
 from airflow_worker_insight.store import retention, session
 from airflow_worker_insight.store.insight_tables import (
+    enforcement,
     finding,
     late_attempt,
     queue_hour,
@@ -97,8 +98,16 @@ def test_retention_rests_and_goes_on_later(
         connection.execute(worker.update().values(state="lost", ended_at=old))
     with locked(database, table):
         removed = task.run_if_due()
-    analysis = {finding.name, late_attempt.name, unit.name, worker_hour.name, queue_hour.name, task_hour.name}
-    is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name, *analysis}
+    analysis = {
+        finding.name,
+        late_attempt.name,
+        unit.name,
+        worker_hour.name,
+        queue_hour.name,
+        task_hour.name,
+        enforcement.name,
+    }
+    is_in_the_way = table in {attempt.name, worker.name, placement.name, change.name, enforcement.name, *analysis}
     assert (removed is None) == is_in_the_way
     assert len([one for one in caplog.records if "older than its limit" in one.getMessage()]) == int(is_in_the_way)
     task.run_if_due()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -29,81 +29,20 @@ from airflow_worker_insight.store.workers import instances as store
 from airflow_worker_insight.store.workers.queries import get_worker
 from airflow_worker_insight.store.workers.upsert import upsert_worker
 from tests.unit.database import Database, a_worker, add_run, add_try, change_try, on_both, on_postgresql, record_start
+from tests.unit.registry.polling import FakeSource, Time, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from pytest_mock import MockerFixture
 
 INTERVAL = 30
 
 
-@dataclass
-class FakeSource:
-    """A source whose workers are what a test says; each entry is a live worker."""
-
-    name: str = SourceName.CELERY
-    kind: str = "celery"
-    workers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    error: Exception | str | None = None
-    mailboxes: frozenset[str] | None = None
-    polls: int = 0
-    meanwhile: Callable[[], None] = lambda: None
-    contexts: list[PollContext] = field(default_factory=list)
-
-    def poll(self, context: PollContext) -> PollResult:
-        self.polls += 1
-        self.contexts.append(context)
-        self.meanwhile()
-        if isinstance(self.error, Exception):
-            raise self.error
-        now = context.clock()
-        observations = []
-        for name, facts in self.workers.items():
-            known = {"pid": 100, "heartbeat_at": now, "hostname": "host-1", **facts}
-            observations.append(WorkerObservation(kind=self.kind, engine_name=name, **known))
-        return PollResult(tuple(observations), error=self.error, mailboxes=self.mailboxes)
-
-
-class Time:
-    """The database's clock, which a test moves."""
-
-    def __init__(self) -> None:
-        self.offset = timedelta(0)
-        self.real = clock.database_now
-
-    def __call__(self, connection: Any) -> datetime:
-        return self.real(connection) + self.offset
-
-    def passes(self, seconds: float) -> None:
-        self.offset += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def time(mocker: MockerFixture) -> Time:
-    moving = Time()
-    mocker.patch.object(module, "database_now", moving)
-    return moving
-
-
-@pytest.fixture
-def sources(mocker: MockerFixture, time: Time) -> list[Any]:
-    """Return the list of sources that are configured, to be filled by the test."""
-    assert time.offset == timedelta(0)
-    configured: list[Any] = []
-    mocker.patch.object(module, "configured_sources", return_value=configured)
-    return configured
-
-
 @pytest.fixture
 def celery(sources: list[Any]) -> FakeSource:
     sources.append(FakeSource())
     return sources[0]
-
-
-def poll() -> SourceOutcome:
-    return refresh(only_if_due=False).sources[0]
 
 
 def states(database: Database) -> dict[str, tuple[str | None, str | None]]:

@@ -121,6 +121,7 @@ def upgrade() -> None:
         sa.Column("queues", sa.JSON(), nullable=False),
         sa.Column("requested_at", Timestamp, nullable=False),
         sa.Column("in_effect_at", Timestamp),
+        sa.Column("released_at", Timestamp),
         sa.Column("fetched", sa.Integer()),
         sa.Column("error", sa.String(500)),
         sa.PrimaryKeyConstraint("worker_ref", name="worker_insight_enforcement_pkey"),

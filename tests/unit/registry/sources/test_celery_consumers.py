@@ -23,7 +23,9 @@ celery = pytest.importorskip("celery")
 
 DEDICATED = f"{DEDICATED_QUEUE_PREFIX}celery-a"
 
-enforce = partial(celery_consumers.enforce, timeouts=BrokerTimeouts(idle=1.0))
+remembered: dict[str, Any] = {}
+
+enforce = partial(celery_consumers.enforce, remember=remembered.update, timeouts=BrokerTimeouts(idle=1.0))
 
 
 def hold(*nodes: str) -> Request:
@@ -45,7 +47,8 @@ def nodes(app: Any) -> Iterator[Any]:
 
 def test_held_worker_consumes_no_shared_queue_and_says_what_it_had_fetched(app: Any, nodes: Any) -> None:
     node, peer = nodes("w1@host", "default", "etl", DEDICATED, fetched=3), nodes("w2@host", "default")
-    assert enforce(app, hold("w1@host")) == {"w1@host": Answer(takes_work=False, queues=("default", "etl"), fetched=3)}
+    assert enforce(app, hold("w1@host")) == {"w1@host": Answer(takes_work=False, fetched=3)}
+    assert remembered["w1@host"] == {"default", "etl"}
     assert (node.queues, node.commands) == ({DEDICATED}, ["cancel default", "cancel etl"])
     assert (peer.queues, peer.commands) == ({"default"}, []), "its peer is left alone"
 
@@ -59,7 +62,7 @@ def test_worker_that_is_held_already_gets_no_command_again(app: Any, nodes: Any)
 def test_released_worker_consumes_its_queues_again(app: Any, nodes: Any) -> None:
     node = nodes("w1@host", "default")
     answers = enforce(app, Request(frozenset(), {"w1@host": ("default", "etl")}))
-    assert answers == {"w1@host": Answer(takes_work=True)}
+    assert answers == {"w1@host": Answer(takes_work=True, queues=("default", "etl"))}
     assert (node.queues, node.commands) == ({"default", "etl"}, ["add etl"])
 
 
@@ -91,5 +94,24 @@ def test_broker_that_is_down_is_the_reason_and_its_password_stays_secret() -> No
     app = celery.Celery("down", broker="redis://:secret@127.0.0.1:1/0")
     source = CelerySource(celery_app=lambda _team: app, timeouts=BrokerTimeouts(connect=1.0))
     with pytest.raises(SourceUnavailableError, match="broker cannot be reached") as raised:
-        source.enforce(hold("w1@host"))
+        source.enforce(hold("w1@host"), remembered.update)
     assert "secret" not in str(raised.value)
+
+
+def test_nothing_is_cancelled_that_cannot_be_remembered(app: Any, nodes: Any) -> None:
+    node = nodes("w1@host", "default")
+
+    def refuse(_consumed: object) -> None:
+        raise RuntimeError("the database is away")
+
+    with pytest.raises(RuntimeError, match="away"):
+        celery_consumers.enforce(app, hold("w1@host"), refuse, timeouts=BrokerTimeouts(idle=1.0))
+    assert (node.queues, node.commands) == ({"default"}, [])
+
+
+def test_released_worker_without_any_queue_gets_them_back_and_one_with_some_is_left_alone(app: Any, nodes: Any) -> None:
+    empty, other = nodes("w1@host", DEDICATED), nodes("w2@host", "default")
+    released = {"w1@host": ("default", "etl"), "w2@host": ("default", "etl")}
+    answers = enforce(app, Request(frozenset(), {}, released))
+    assert {node: answer.takes_work for node, answer in answers.items()} == {"w1@host": True, "w2@host": True}
+    assert (empty.queues, other.commands) == ({DEDICATED, "default", "etl"}, [])

@@ -235,3 +235,22 @@ def test_what_was_enforced_is_undone_when_that_is_switched_off(
     found = enforcement_of(row["worker_id"])
     assert found is not None
     assert found[0] == "not_enforced"
+
+
+@on_both
+def test_drained_edge_worker_works_again_after_its_restart(
+    database: Database, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider asks a worker that was stopped in maintenance to go into maintenance again when it starts."""
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "EdgeExecutor")
+    with database.engine.connect() as connection:
+        now = database_now(connection)
+    write(database, table, last_update=now)
+    refresh(only_if_due=False)
+    (row,) = database.workers()
+    service.change_availability(row["worker_id"], "draining", note=None, changed_by="ann")
+    for second, state in enumerate(("maintenance mode", "offline maintenance", "maintenance request")):
+        seen = now + timedelta(seconds=second)
+        write(database, table, state=state, maintenance_comment=COMMENT, last_update=seen)
+        refresh(only_if_due=False)
+    assert edge_state(database, table) == ("maintenance exit", None)
