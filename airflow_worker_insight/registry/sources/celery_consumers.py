@@ -53,8 +53,8 @@ def enforce(
 
         def ask() -> dict[str, frozenset[str]]:
             answers = QueueAnswers(with_any=True)
-            calls = [Call("active_queues", nodes=nodes)]
-            broadcast(app, connection, calls, answers, expected=len(nodes), timeouts=timeouts)
+            # Wait for all answers: two workers may have the same name.
+            broadcast(app, connection, [Call("active_queues", nodes=nodes)], answers, timeouts=timeouts)
             return {node: shared_queues(answers.by_node[node]) for node in nodes if node in answers.by_node}
 
         now = ask()
