@@ -151,7 +151,9 @@ class WorkerFilter:
         "Availability that a user set; not that of ended instances that have a successor.",
         Choice(WorkerAvailability.values()),
     )
-    findings: str | None = _filter("Only workers that an open finding concerns.", Choice(("open",)))
+    findings: str | None = _filter(
+        "Only workers that an open finding concerns; findings about tasks do not count.", Choice(("open",))
+    )
     search: str | None = _filter("Part of the worker's name, host name or ID; case is ignored.", Text(), rest=False)
     seen_since: datetime | None = None
     """Last seen at this time or later, or online or unresponsive at the latest poll."""

@@ -354,7 +354,8 @@ def list_findings(
     """
     conditions = _conditions(connection, filters)
     if not isinstance(dag_ids, AllDags):
-        conditions.append(or_(finding.c.subject_dag_id.is_(None), finding.c.subject_dag_id.in_(sorted(dag_ids))))
+        is_readable = in_list(connection, finding.c.subject_dag_id, sorted(dag_ids))
+        conditions.append(or_(finding.c.subject_dag_id.is_(None), is_readable))
     matching = select(finding.c.id).where(*conditions).limit(MAX_TOTAL).subquery()
     total: int = connection.execute(select(func.count()).select_from(matching)).scalar_one()
     page = (
@@ -418,11 +419,14 @@ def events(connection: Connection, finding_ids: Collection[int]) -> dict[int, li
 def open_worker_names(connection: Connection) -> dict[str, list[int]]:
     """Return the names of the workers that open or recovering findings concern, with the IDs of these findings.
 
-    A finding about a group concerns all workers of the group that are known.
+    A finding about a group concerns all workers of the group that are known. One about a task does not count: its
+    workers are not the cause, and not everyone may read its Dag.
     """
     found: dict[str, list[int]] = defaultdict(list)
     by_worker: dict[str, list[int]] = defaultdict(list)
-    query = select(finding.c.id, finding.c.subject_kind, finding.c.data).where(finding.c.state != FindingState.CLOSED)
+    query = select(finding.c.id, finding.c.subject_kind, finding.c.data).where(
+        finding.c.state != FindingState.CLOSED, finding.c.subject_kind != SubjectKind.TASK
+    )
     for row in connection.execute(query.order_by(finding.c.id)):
         data = json.loads(row.data)
         if row.subject_kind == SubjectKind.WORKER:

@@ -82,7 +82,7 @@ _TITLES = {
 def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
     """Return the panel of a task instance.
 
-    :param may_see_workers: whether the user may see worker states and how many tries run on each worker
+    :param may_see_workers: whether the user may see worker states, how many tries run on each worker, and findings
     """
     with database.reading() as connection:
         attempts = attempt_queries.task_instance_attempts(
@@ -106,7 +106,7 @@ def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
             else {}
         )
         now = datetime.now(tz=timezone.utc)
-        verdict = _verdict(connection, attempts, instances, now)
+        verdict = _verdict(connection, attempts, instances, now, may_see_workers=may_see_workers)
     if not may_see_workers:
         attempts = [attempt_queries.redact_other_dags(attempt) for attempt in attempts]
         # The detail names workers that are unrelated to the try.
@@ -115,7 +115,12 @@ def panel(params: PanelParams, *, may_see_workers: bool) -> Panel:
 
 
 def _verdict(
-    connection: Connection, attempts: Sequence[Attempt], instances: Mapping[str, WorkerRow], now: datetime
+    connection: Connection,
+    attempts: Sequence[Attempt],
+    instances: Mapping[str, WorkerRow],
+    now: datetime,
+    *,
+    may_see_workers: bool,
 ) -> comparison.Verdict | None:
     """Return what can be said of the latest failed try of a task instance; no query may follow on the connection."""
     failure = comparison.latest_failure(attempts, instances)
@@ -131,7 +136,8 @@ def _verdict(
             limit=comparison.TASK_TRIES,
             is_mapped=attempt.map_index >= 0,
         )
-        return tries, findings.open_worker_names(connection).get(failure.worker.name, [])
+        names = findings.open_worker_names(connection) if may_see_workers else {}
+        return tries, names.get(failure.worker.name, [])
 
     tries, finding_ids = _unless_busy(connection, read) or (None, [])
     return comparison.build_verdict(failure, tries, now=now, findings=finding_ids)

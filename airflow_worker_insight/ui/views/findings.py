@@ -123,7 +123,7 @@ class FindingCard:
     more_workers: str
     may_dismiss: bool
     note: str
-    """Note to store with a decision on a worker."""
+    """Note to store with a decision on a worker; it names no Dag, for those who may read it may not read them all."""
     max_note_length: int
     tasks: tuple[TaskRow, ...]
     hidden_tasks: str
@@ -166,6 +166,9 @@ def build_card(
         texts.append(hidden_text(hidden, is_scope=finding.scope != whole.scope))
     concerned = _concerned(finding, workers)
     is_open = stored.state != FindingState.CLOSED
+    is_about_task = finding.dimension == TASK
+    # A task ends its workers: without one of them it would end others.
+    may_take_out = may_decide and is_open and not is_about_task
     return FindingCard(
         finding_id=stored.finding_id,
         title=_title(finding),
@@ -178,16 +181,14 @@ def build_card(
         evidence=evidence_text(finding.evidence, finding.needed),
         recovery=recovery_text(finding),
         picture=_picture(finding, stored.outcome),
-        workers=tuple(
-            WorkerLink(row, _choices(row) if may_decide and is_open else ()) for row in concerned[:MAX_WORKERS]
-        ),
+        workers=tuple(WorkerLink(row, _choices(row) if may_take_out else ()) for row in concerned[:MAX_WORKERS]),
         more_workers=f"and {len(concerned) - MAX_WORKERS:,} more" if len(concerned) > MAX_WORKERS else "",
         may_dismiss=may_decide and is_open,
-        note=f"Finding {stored.finding_id}: {_title(finding)}"[:MAX_NOTE_LENGTH],
+        note=f"Finding {stored.finding_id}",
         max_note_length=MAX_NOTE_LENGTH,
         tasks=tuple(_task(share, finding) for share in finding.shares),
         hidden_tasks=f"{formatting.count(hidden, 'task', 'tasks')} that you may not see." if hidden else "",
-        is_about_task=finding.dimension == TASK,
+        is_about_task=is_about_task,
         events=tuple(
             Event(event.happened_at, _ACTIONS.get(event.action, event.action), event.actor, event.reason)
             for event in events

@@ -388,11 +388,11 @@ def test_page_of_a_finding_names_readable_tasks_only(client_of: ClientOf, found:
             assert "w1@host-1 fails more than its peers" in text
 
 
-def test_finding_about_a_task_is_hidden_from_those_who_may_not_see_its_dag(
-    client_of: ClientOf, fleet: Database
-) -> None:
+@pytest.fixture
+def found_task(fleet: Database) -> int:
+    """Have an open finding about a task of the secret Dag that ends w1; return its ID."""
     with fleet.engine.begin() as connection:
-        about_task = a_finding(
+        data = a_finding(
             dimension="task",
             unit=f"{SECRET}/payroll",
             subject=f"{SECRET}.payroll",
@@ -400,12 +400,25 @@ def test_finding_about_a_task_is_hidden_from_those_who_may_not_see_its_dag(
             shares=[Share(("w1@host-1",), 10, 4, 50, 1, 3.8)],
             worker_ids=["w1"],
         )
-        (stored,) = findings.sync(connection, [about_task], now=database_now(connection)).new
-    for path in (f"insight/{stored.finding_id}", f"insight/{stored.finding_id}/fragment"):
+        (stored,) = findings.sync(connection, [data], now=database_now(connection)).new
+    return stored.finding_id
+
+
+def test_finding_about_a_task_is_hidden_from_those_who_may_not_see_its_dag(
+    client_of: ClientOf, found_task: int
+) -> None:
+    for path in (f"insight/{found_task}", f"insight/{found_task}/fragment"):
         assert client_of("few jobs").get(path).status_code == 404
         assert client_of().get(path).status_code == 200
     assert "payroll" not in client_of("few jobs").get("insight").text
     assert "payroll" in client_of().get("insight").text
+
+
+def test_finding_about_a_task_offers_no_decision_on_its_workers(client_of: ClientOf, found_task: int) -> None:
+    page = client_of().get(f"insight/{found_task}").text
+    assert "Its workers are not the cause, so do not drain or quarantine them." in page
+    assert "/workers/w1" in page
+    assert "/availability" not in page
 
 
 @pytest.mark.parametrize("finding_id", ["0", "999", "-1", "x", "%00", "9" * 30, "1e3"])
@@ -485,14 +498,14 @@ def test_panel_of_a_failed_try_says_whether_it_is_the_worker(client_of: ClientOf
     assert "wi-verdict" not in client_of().get(failures.replace("index=0", "index=1")).text
 
 
-def test_panel_links_to_the_open_finding_for_those_who_may_see_workers(
+def test_panel_tells_of_an_open_finding_only_those_who_may_see_workers(
     client_of: ClientOf, failures: str, found: int
 ) -> None:
     client = client_of()
     assert f'<a href="{root_of(client)}/insight/{found}">finding {found}</a>' in client.get(failures).text
     page = client_of("few").get(failures).text
-    assert "There is an open finding about this worker." in page
-    assert f"insight/{found}" not in page
+    assert "wi-verdict" in page
+    assert "finding" not in page
 
 
 def test_worker_is_compared_with_its_peers_by_readable_tasks(client_of: ClientOf, failures: str) -> None:

@@ -93,6 +93,16 @@ def test_finding_about_a_task_needs_the_right_to_its_dag() -> None:
     assert (row.name, row.dag_id) == ("w3", "")
 
 
+def test_workers_of_a_finding_about_a_task_cannot_be_taken_out() -> None:
+    about_task = a_finding(dimension="task", unit="etl/load", subject="etl.load", outcome="lost", shares=[])
+    shown = card(about_task, workers={"w3": a_worker_row("w3")})
+    assert [(link.row.worker_id, link.choices) for link in shown.workers] == [("w3", ())]
+    assert (shown.is_about_task, shown.may_dismiss) == (True, True)
+    # Who may read the note of a decision may not read every Dag.
+    assert "etl" in shown.title
+    assert shown.note == "Finding 7"
+
+
 def test_group_is_named_with_its_kind() -> None:
     shown = card(a_finding(dimension="zone", unit="b", subject="b", left_out="w7"))
     assert shown.title.startswith("Zone b fails more than its peers")
