@@ -70,6 +70,7 @@ class AnalysisThread:
             purpose="analyse the tries",
             interval=config.insight_interval(),
             stop_timeout=stop_timeout,
+            at_end=self._finish,
         )
 
     def start(self) -> None:
@@ -80,12 +81,13 @@ class AnalysisThread:
     def stop(self) -> None:
         """Stop the thread after the current step and hand the job over; abandon it if that takes too long."""
         self._thread.stop()
-        if self._thread.is_started and not self._thread.is_running:
-            try:
-                self._job.finish()
-            except Exception:
-                # Another process reads again what was not stored, once the lease has ended.
-                log.debug("Airflow Worker Insight could not hand the analysis over", exc_info=True)
+
+    def _finish(self) -> None:
+        try:
+            self._job.finish()
+        except Exception:
+            # Another process reads again what was not stored, once the lease has ended.
+            log.debug("Airflow Worker Insight could not hand the analysis over", exc_info=True)
 
     def run_once(self) -> float:
         """Run a step if the tables are ready; return the seconds to the next one."""
