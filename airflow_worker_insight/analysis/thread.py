@@ -30,16 +30,20 @@ JITTER = 0.1
 """Fraction of the interval by which waits vary, so that processes do not ask for the lease all at once."""
 
 
-def make_job() -> Job:
-    """Return a job that stores what it finds."""
+def make_job(*, interval: float) -> Job:
+    """Return a job that stores what it finds.
+
+    :param interval: seconds between two steps
+    """
     return Job(
+        interval=interval,
         sinks=Sinks(
             sync_findings=findings.sync,
             on_findings=hook.notify,
             new_rollup=Rollup,
             add_statistics=statistics.add,
             merge_statistics=statistics.merge_days,
-        )
+        ),
     )
 
 
@@ -60,7 +64,7 @@ class AnalysisThread:
         stop_timeout: float = STOP_SECONDS,
     ) -> None:
         """Prepare the thread; the arguments are what it does, and seconds."""
-        self._job = job or make_job()
+        self._job = job or make_job(interval=config.insight_interval())
         self._schema_gate = schema_gate or SchemaGate(recheck_seconds=0)
         self._jitter = jitter
         self._busy_seconds = busy_seconds
