@@ -429,13 +429,13 @@ def test_statistics_have_each_try_once_although_a_state_is_replaced_while_it_is_
         *steady(),
         Scripted(60, 5, 1000, "w1"),
         # This one fails before the state is replaced, and it is not known then whether it was lost.
-        Scripted(61, 6, 880, "w2", state="failed"),
+        Scripted(61, 6, 300, "w2", state="failed"),
         Scripted(62, 50, 60, "w3", recorded=1150),
     ]
     deployment, counts = Deployment(database, script), Counts()
     deployment.until(900)
     with database.engine.begin() as connection:
-        connection.execute(update(worker).where(worker.c.name == "w2").values(last_seen_at=at(870)))
+        connection.execute(update(worker).where(worker.c.name == "w2").values(last_seen_at=at(250)))
     job = deployment.job(sinks=counts.sinks, limits=Limits(new_tries=40))
     assert job.step().is_behind
     job.finish()
