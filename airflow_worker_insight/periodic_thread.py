@@ -29,6 +29,7 @@ class PeriodicThread:
         purpose: str,
         interval: float,
         stop_timeout: float = STOP_SECONDS,
+        at_end: Callable[[], object] | None = None,
     ) -> None:
         """Prepare the thread.
 
@@ -37,12 +38,14 @@ class PeriodicThread:
         :param purpose: what the function does, for the log: ``poll the workers``
         :param interval: seconds to the next call, also after an error
         :param stop_timeout: seconds that :meth:`stop` waits
+        :param at_end: is called last, in the thread as well
         """
         self._run_once = run_once
         self._name = name
         self._purpose = purpose
         self._interval = interval
         self._stop_timeout = stop_timeout
+        self._at_end = at_end
         self._stopping = Event()
         self._thread: Thread | None = None
         self._logged: set[type[Exception]] = set()
@@ -64,7 +67,7 @@ class PeriodicThread:
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread after the current call; abandon it if that takes too long."""
+        """Stop the thread after the current call and the last one; abandon it if that takes too long."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(self._stop_timeout)
@@ -72,6 +75,8 @@ class PeriodicThread:
     def _work(self) -> None:
         while not self._stopping.is_set():
             self._stopping.wait(self._try_once())
+        if self._at_end is not None:
+            self._at_end()
 
     def _try_once(self) -> float:
         """Call the function; return the seconds to the next call."""

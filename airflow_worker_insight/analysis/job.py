@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_worker_insight import metrics
 from airflow_worker_insight.analysis import feed, memory, outcomes
-from airflow_worker_insight.capture.counters import count
+from airflow_worker_insight.capture.counters import count, warn_once
 from airflow_worker_insight.domain.clock import CLOCK_SKEW
 from airflow_worker_insight.insight.events import End, Ended
 from airflow_worker_insight.insight.findings import as_json
@@ -49,8 +49,11 @@ log = logging.getLogger(__name__)
 HISTORY = timedelta(days=30)
 """Recorded history that a state which begins anew is computed from."""
 
-OVERLAP = timedelta(minutes=2)
-"""How long after a time its starts are read again; see :data:`.store.attempts.start.LATE_AFTER`."""
+OVERLAP = CLOCK_SKEW + timedelta(minutes=2)
+"""How long after a time its starts are read again; see :data:`.store.attempts.start.LATE_AFTER`.
+
+The cursor is of the database's clock, a start of that of another host.
+"""
 
 WINDOW = timedelta(hours=1)
 """Longest time whose starts one statement reads."""
@@ -59,9 +62,6 @@ STORE_INTERVAL = timedelta(minutes=2)
 
 MERGE_INTERVAL = timedelta(hours=1)
 """Time between two looks for statistics that are old enough to be merged."""
-
-MIN_ASK = timedelta(seconds=5)
-"""Shortest time between two questions for one try's state."""
 
 ASK_SHARE = 20
 """A try is asked for again after this fraction of its run time, so that long ones cost little."""
@@ -127,11 +127,12 @@ class StepResult:
 class Job:
     """The job in one process. Call :meth:`step` again and again from one thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most of it only tests replace
         self,
         *,
         sinks: Sinks | None = None,
         settings: Settings | None = None,
+        interval: float = 30.0,
         bounds: session.Bounds = session.BACKGROUND,
         limits: Limits | None = None,
         clock: Callable[[Connection], datetime] = database_now,
@@ -142,6 +143,7 @@ class Job:
 
         :param sinks: where findings and statistics go
         :param settings: of the detector
+        :param interval: seconds between two steps: a try is asked for that seldom, and the lease lasts longer
         :param bounds: time limits of each transaction
         :param limits: bounds of a step
         :param clock: returns the database's time
@@ -153,6 +155,8 @@ class Job:
         """``None`` until this process has the lease, and after it has lost it or could not store."""
         self._sinks = sinks or Sinks()
         self._settings = settings
+        self._interval = timedelta(seconds=interval)
+        self._lease = job_store.lease(self._interval)
         self._bounds = bounds
         self._limits = limits or Limits()
         self._clock = clock
@@ -194,8 +198,9 @@ class Job:
     def recompute(self) -> None:
         """Take the lease from whoever has it, and forget the state: it is computed anew from the recorded history."""
         with session.writing(self._bounds) as connection:
-            job_store.acquire(connection, self.holder, now=self._clock(connection), by_force=True)
-            job_store.delete_parts(connection)
+            now = self._clock(connection)
+            job_store.acquire(connection, self.holder, now=now, lasts=self._lease, by_force=True)
+            job_store.reset(connection)
         self._forget()
 
     def finish(self) -> None:
@@ -209,10 +214,10 @@ class Job:
     def _step(self) -> StepResult:
         with session.writing(self._bounds) as connection:
             now = self._clock(connection)
-            is_kept = job_store.renew(connection, self.holder, now=now)
-            has_lease = is_kept or job_store.acquire(connection, self.holder, now=now)
-        if not is_kept:
-            # Another process may have had it in between.
+            is_kept = job_store.renew(connection, self.holder, now=now, lasts=self._lease)
+            has_lease = is_kept or job_store.acquire(connection, self.holder, now=now, lasts=self._lease)
+        if not is_kept or (self.memory is not None and self.memory.read_until > now):
+            # Another process may have had it in between, or the database's clock was set back.
             self._forget()
         if not has_lease:
             return StepResult(has_lease=False)
@@ -223,7 +228,7 @@ class Job:
         if self._must_store(self.memory, now):
             self._store()
         with session.writing(self._bounds) as connection:
-            job_store.end_step(connection, self.holder, now=self._clock(connection))
+            job_store.end_step(connection, self.holder, now=self._clock(connection), lasts=self._lease)
         return result
 
     def _forget(self) -> None:
@@ -235,7 +240,8 @@ class Job:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
         try:
             with session.writing(self._bounds) as connection:
-                job_store.end_step(connection, self.holder, now=self._clock(connection), error=reason)
+                now = self._clock(connection)
+                job_store.end_step(connection, self.holder, now=now, lasts=self._lease, error=reason)
         except Exception:
             log.debug("Airflow Worker Insight could not note why the analysis failed", exc_info=True)
 
@@ -248,34 +254,56 @@ class Job:
             parts = job_store.read_parts(connection)
             stored = self._parse(parts, row.read_until if row else None, now)
             if stored is None:
-                self._begin_anew(now, counted_until=row.stored_at if row else None)
+                self._begin_anew(now, parts, stored_at=row.stored_at if row else None)
                 return
             restored, slots = stored
             found = tries.load(connection, sorted(slots), now=now)
-        for row_key, slot in slots.items():
+        for row_key, slot in sorted(slots.items()):
             if row_key in found:
                 restored.add_stored(found[row_key], slot)
             else:
-                # It was deleted, so nobody can say how it ended.
-                restored.detector.add(Ended(feed.event_key(row_key), End.EXCLUDED, now.timestamp()))
+                # It was deleted, so nobody can say how it ended. The detector's time must stay where it was.
+                excluded = Ended(feed.event_key(row_key), End.EXCLUDED, restored.detector.now / 1000)
+                restored.detector.add(excluded)
                 restored.dirty.add(slot)
+                restored.uncounted.discard(row_key)
         self._begin(restored, now)
 
     def _parse(
         self, parts: Mapping[str, str], read_until: datetime | None, now: datetime
     ) -> tuple[Memory, dict[RowKey, int]] | None:
-        """Return what is stored, ``None`` if it is of no use: older than the history, or of another version."""
-        if read_until is None or now - read_until > HISTORY:
+        """Return what is stored, ``None`` if it is of no use.
+
+        That is: older than the history, later than now as the database's clock was set back, damaged, or of another
+        version.
+        """
+        if read_until is None or not now - HISTORY <= read_until <= now:
             return None
         try:
             return memory.restore(parts, read_until, self._settings)
-        except (KeyError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - what is damaged may raise anything
             if parts:
-                log.info("Airflow Worker Insight computes its analysis anew from the recorded history: %s", error)
+                warn_once(
+                    "stored analysis",
+                    "Airflow Worker Insight computes its analysis anew from the recorded history: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
             return None
 
-    def _begin_anew(self, now: datetime, *, counted_until: datetime | None) -> None:
-        begun = memory.new(now - HISTORY, now=now, counted_until=counted_until, settings=self._settings)
+    def _begin_anew(self, now: datetime, parts: Mapping[str, str], *, stored_at: datetime | None) -> None:
+        """Begin with the history, most of which the statistics have.
+
+        :param parts: the stored state
+        :param stored_at: when it was stored
+        """
+        begun = memory.new(now - HISTORY, now=now, settings=self._settings)
+        try:
+            begun.counted_until, begun.uncounted = memory.counted(parts)
+        except Exception:  # noqa: BLE001 - what is damaged may raise anything
+            begun.counted_until = stored_at
+        if begun.counted_until is not None:
+            begun.counted_until = min(begun.counted_until, now)
         self._begin(begun, now)
 
     def _begin(self, begun: Memory, now: datetime) -> None:
@@ -300,7 +328,7 @@ class Job:
         try:
             with session.writing(self._bounds) as connection:
                 now = self._clock(connection)
-                job_store.advance(connection, self.holder, read_until=known.read_until, now=now)
+                job_store.advance(connection, self.holder, read_until=known.read_until, now=now, lasts=self._lease)
                 if known.is_current:
                     changes = self._sync_findings(connection, known.detector, now)
                     self._add_slots(connection, known, now)
@@ -327,7 +355,7 @@ class Job:
         if self._sinks.merge_statistics is None or (self._merged_at and now - self._merged_at < MERGE_INTERVAL):
             return
         with session.writing(self._bounds) as connection:
-            if not job_store.renew(connection, self.holder, now=now):
+            if not job_store.renew(connection, self.holder, now=now, lasts=self._lease):
                 raise LeaseLostError
             if not self._sinks.merge_statistics(connection, now):
                 self._merged_at = now
@@ -360,12 +388,14 @@ class Job:
             starting = [*new, *late]
             for each in starting:
                 known.add_open(each)
-            is_asking_done = self._ask(connection, known, now)
+        is_asking_done = self._ask(known, now)
+        with session.reading(self._bounds) as connection:
             ending = self._read_outcomes(connection, known, now, horizon)
         self._feed(known, starting, ending, horizon)
         if is_late_done:
             # Else a note that is left may be of a try that would be forgotten as seen.
             known.advance(read_until)
+        known.fed_until = max(horizon, known.fed_until or horizon)
         lag = max(0.0, (now - horizon).total_seconds())
         known.is_current = lag == 0
         return StepResult(
@@ -414,12 +444,19 @@ class Job:
         noted = late_attempts.read(connection, limit=self._limits.late_tries)
         keys = [key for key in noted if key not in known.late]
         known.late.update(keys)
-        wanted = [key for key in keys if key not in known.open and feed.event_key(key) not in known.seen]
-        found = [each for each in tries.load(connection, wanted, now=now).values() if each.started_at < read_until]
+        noted_tries = tries.load(connection, keys, now=now)
+        if known.counted_until is not None:
+            # No state before knew them.
+            known.uncounted.update(noted_tries)
+        found = [
+            each
+            for row_key, each in noted_tries.items()
+            if row_key not in known.open and feed.event_key(row_key) not in known.seen and each.started_at < read_until
+        ]
         known.seen |= {feed.event_key(each.row_key): each.started_at for each in found}
         return found, len(noted) < self._limits.late_tries
 
-    def _ask(self, connection: Connection, known: Memory, now: datetime) -> bool:
+    def _ask(self, known: Memory, now: datetime) -> bool:
         """Ask Airflow which open tries have ended, those first that were not asked for longest.
 
         :return: whether all that were due were asked for
@@ -427,11 +464,12 @@ class Job:
         due = sorted(
             (due_at, row_key)
             for row_key, each in known.open.items()
-            if each.end is None and (due_at := _due_at(each)) <= now
+            if each.end is None and (due_at := self._due_at(each)) <= now
         )
         asked = [known.open[row_key] for _, row_key in due[: self._limits.asked_tries]]
         for batch in batches(asked, ASKED_AT_ONCE):
-            in_airflow = tries.in_airflow(connection, [each.analyzed for each in batch])
+            with session.reading(self._bounds) as connection:
+                in_airflow = tries.in_airflow(connection, [each.analyzed for each in batch])
             for each in batch:
                 each.asked_at = now
                 answer = in_airflow[each.analyzed.row_key]
@@ -439,6 +477,12 @@ class Job:
                     each.end = answer
             self._breathe()
         return len(due) <= len(asked)
+
+    def _due_at(self, each: OpenTry) -> datetime:
+        if each.asked_at is None:
+            return each.analyzed.started_at
+        # Not before the next step: else a step that asks for some of many leaves no pause.
+        return each.asked_at + max(self._interval, (each.asked_at - each.analyzed.started_at) / ASK_SHARE)
 
     def _read_outcomes(
         self, connection: Connection, known: Memory, now: datetime, horizon: datetime
@@ -503,14 +547,14 @@ class Job:
         assert each.ended_at is not None
         assert self._rates is not None
         known.remove_open(each.row_key)
-        if self._rollup is not None and (known.counted_until is None or each.ended_at >= known.counted_until):
+        if not known.is_counted(each) and self._rollup is not None:
             expected = self._rates.rate(each.worker.name, (each.key.dag_id, each.key.task_id))
             self._rollup.add(each, expected_failure=expected)
         if each.key.try_number == 1:
             known.detector.add(feed.ended(each))
 
     def _breathe(self) -> None:
-        """Let other threads run after some processor time."""
+        """Let other threads run after some processor time. Call it outside a transaction."""
         used = self._cpu_clock() - self._slept_at
         if used >= self._limits.cpu_seconds:
             self._sleep(used)
@@ -523,12 +567,6 @@ def _is_read(each: tries.TryStart, known: Memory) -> bool:
     When its Dag run ends it gets the start that Airflow has: of a rescheduled try that of its last process.
     """
     return each.first_started_at < known.read_until and each.started_at >= known.live_since
-
-
-def _due_at(each: OpenTry) -> datetime:
-    if each.asked_at is None:
-        return each.analyzed.started_at
-    return each.asked_at + max(MIN_ASK, (each.asked_at - each.analyzed.started_at) / ASK_SHARE)
 
 
 def _ended_at(each: OpenTry, now: datetime) -> datetime:

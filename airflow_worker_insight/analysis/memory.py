@@ -18,7 +18,7 @@ from airflow_worker_insight.insight.detector import Detector
 from airflow_worker_insight.store.tables import start_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from airflow_worker_insight.domain.attempts import AirflowTry
     from airflow_worker_insight.domain.keys import RowKey
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MICROSECOND = timedelta(microseconds=1)
 
-OPEN, SEEN, TIMES = "job:open:", "job:seen", "job:times"
+OPEN, SEEN, TIMES, UNCOUNTED = "job:open:", "job:seen", "job:times", "job:uncounted"
 
 
 @dataclass(slots=True)
@@ -53,7 +53,11 @@ class Memory:
     live_since: datetime
     """When the state was begun anew: what was recorded before is history."""
     counted_until: datetime | None = None
-    """Statistics count tries that ended before: those of the state that this one replaces."""
+    """Statistics have the tries that ended until then, of the state that this one replaces."""
+    uncounted: set[RowKey] = field(default_factory=set)
+    """Tries that they do not have all the same: those that were open in that state, or were recorded later."""
+    fed_until: datetime | None = None
+    """The tries that ended until then have ended here too, but for those that are open."""
     slots_until: datetime | None = None
     """Until when the slots of workers have been counted."""
     is_current: bool = False
@@ -87,6 +91,13 @@ class Memory:
         self.by_slot[slot].discard(row_key)
         self.dirty.add(slot)
 
+    def is_counted(self, ended: AnalyzedTry) -> bool:
+        """Return whether statistics have a try that has ended; if not, count it now."""
+        if ended.row_key in self.uncounted:
+            self.uncounted.discard(ended.row_key)
+            return False
+        return self.counted_until is not None and ended.ended_at is not None and ended.ended_at <= self.counted_until
+
     def advance(self, read_until: datetime) -> None:
         """Move the cursor; it never goes back."""
         if read_until > self.read_until:
@@ -104,20 +115,31 @@ class Memory:
         self.dirty.clear()
         seen = sorted((key, round((at - self.read_until) / _MICROSECOND)) for key, at in self.seen.items())
         parts[SEEN] = json.dumps(seen, separators=(",", ":"))
-        times = (self.live_since, self.counted_until, self.slots_until)
+        parts[UNCOUNTED] = json.dumps(sorted(self.uncounted), separators=(",", ":"))
+        times = (self.live_since, self.counted_until, self.slots_until, self.fed_until)
         parts[TIMES] = json.dumps([each and each.isoformat() for each in times])
         return parts
 
 
-def new(read_until: datetime, *, now: datetime, counted_until: datetime | None, settings: Settings | None) -> Memory:
+def new(read_until: datetime, *, now: datetime, settings: Settings | None) -> Memory:
     """Return the state before the first try.
 
     :param read_until: the start of the history to read
-    :param counted_until: see :class:`Memory`
     """
-    return Memory(
-        Detector(settings), read_until, live_since=now, counted_until=counted_until, slots_until=now, is_new=True
-    )
+    return Memory(Detector(settings), read_until, live_since=now, slots_until=now, is_new=True)
+
+
+def counted(parts: Mapping[str, str]) -> tuple[datetime | None, set[RowKey]]:
+    """Return what statistics have when a stored state is replaced: see ``Memory.counted_until`` and ``uncounted``.
+
+    :raises Exception: of any type, if it is damaged
+    """
+    _, counted_until, _, fed_until = _times(parts)
+    uncounted = {_row_key(each) for each in json.loads(parts[UNCOUNTED])}
+    if fed_until is not None and (counted_until is None or fed_until >= counted_until):
+        return fed_until, uncounted | {*_open(parts)}
+    # It was itself behind the state that it replaced.
+    return counted_until, uncounted
 
 
 def restore(
@@ -129,20 +151,33 @@ def restore(
 
     :raises ValueError: if it is of another version or other groups
     :raises KeyError: if a part is missing
+    :raises Exception: of any other type, if it is damaged
     """
     ours = {name: text for name, text in parts.items() if name.startswith("job:")}
     detector = state.restore({name: text for name, text in parts.items() if name not in ours}, settings)
-    live_since, counted_until, slots_until = (
-        None if each is None else datetime.fromisoformat(each) for each in json.loads(ours[TIMES])
-    )
+    live_since, counted_until, slots_until, fed_until = _times(ours)
     if live_since is None:
         raise KeyError(TIMES)
-    memory = Memory(detector, read_until, live_since, counted_until, slots_until)
+    memory = Memory(detector, read_until, live_since, counted_until, slots_until=slots_until, fed_until=fed_until)
+    memory.uncounted = {_row_key(each) for each in json.loads(ours[UNCOUNTED])}
     memory.seen = {key: read_until + offset * _MICROSECOND for key, offset in json.loads(ours[SEEN])}
-    slots = {
-        (run_key, instance, try_number): int(name.removeprefix(OPEN))
-        for name, text in ours.items()
+    return memory, _open(ours)
+
+
+def _times(parts: Mapping[str, str]) -> list[datetime | None]:
+    return [None if each is None else datetime.fromisoformat(each) for each in json.loads(parts[TIMES])]
+
+
+def _open(parts: Mapping[str, str]) -> dict[RowKey, int]:
+    """Return the keys of the open tries with the slots by which they are stored."""
+    return {
+        _row_key(each): int(name.removeprefix(OPEN))
+        for name, text in parts.items()
         if name.startswith(OPEN)
-        for run_key, instance, try_number in json.loads(text)
+        for each in json.loads(text)
     }
-    return memory, slots
+
+
+def _row_key(stored: Sequence[int]) -> RowKey:
+    run_key, instance, try_number = stored
+    return run_key, instance, try_number

@@ -30,16 +30,20 @@ JITTER = 0.1
 """Fraction of the interval by which waits vary, so that processes do not ask for the lease all at once."""
 
 
-def make_job() -> Job:
-    """Return a job that stores what it finds."""
+def make_job(*, interval: float) -> Job:
+    """Return a job that stores what it finds.
+
+    :param interval: seconds between two steps
+    """
     return Job(
+        interval=interval,
         sinks=Sinks(
             sync_findings=findings.sync,
             on_findings=hook.notify,
             new_rollup=Rollup,
             add_statistics=statistics.add,
             merge_statistics=statistics.merge_days,
-        )
+        ),
     )
 
 
@@ -60,7 +64,7 @@ class AnalysisThread:
         stop_timeout: float = STOP_SECONDS,
     ) -> None:
         """Prepare the thread; the arguments are what it does, and seconds."""
-        self._job = job or make_job()
+        self._job = job or make_job(interval=config.insight_interval())
         self._schema_gate = schema_gate or SchemaGate(recheck_seconds=0)
         self._jitter = jitter
         self._busy_seconds = busy_seconds
@@ -70,6 +74,7 @@ class AnalysisThread:
             purpose="analyse the tries",
             interval=config.insight_interval(),
             stop_timeout=stop_timeout,
+            at_end=self._finish,
         )
 
     def start(self) -> None:
@@ -80,12 +85,13 @@ class AnalysisThread:
     def stop(self) -> None:
         """Stop the thread after the current step and hand the job over; abandon it if that takes too long."""
         self._thread.stop()
-        if self._thread.is_started and not self._thread.is_running:
-            try:
-                self._job.finish()
-            except Exception:
-                # Another process reads again what was not stored, once the lease has ended.
-                log.debug("Airflow Worker Insight could not hand the analysis over", exc_info=True)
+
+    def _finish(self) -> None:
+        try:
+            self._job.finish()
+        except Exception:
+            # Another process reads again what was not stored, once the lease has ended.
+            log.debug("Airflow Worker Insight could not hand the analysis over", exc_info=True)
 
     def run_once(self) -> float:
         """Run a step if the tables are ready; return the seconds to the next one."""

@@ -33,7 +33,7 @@ def run(args: Any) -> None:
     if not config.insight_enabled():
         raise SystemExit("The analysis is switched off: [worker_insight] insight_enabled or enabled is False.")
     set_resume_hint("What was analysed is stored; the next run goes on from there.")
-    job = make_job()
+    job = make_job(interval=args.every or config.insight_interval())
     with until_signalled() as stopped:
         if args.recompute:
             job.recompute()

@@ -22,7 +22,10 @@ class TryOutcome(StrEnum):
     LOST = "lost"
     """It ended with its worker."""
     OTHER = "other"
-    """It says nothing of its worker: skipped, removed, or a person set its state."""
+    """It says nothing of its worker: skipped, removed, or no longer in Airflow.
+
+    A try that a person marked as failed counts as failed: Airflow's tables do not tell them apart.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NAME = "insight"
 
 LEASE = timedelta(seconds=60)
-"""How long a lease lasts; each step renews it."""
+"""How long a lease lasts at least; each step renews it."""
 
 BATCH = 1000
 """Parts that one statement writes or deletes."""
@@ -69,37 +69,46 @@ def read(connection: Connection) -> JobRow | None:
     )
 
 
-def renew(connection: Connection, holder: str, *, now: datetime) -> bool:
+def lease(interval: timedelta) -> timedelta:
+    """Return how long the lease of a process lasts that renews it once per interval."""
+    return max(LEASE, 2 * interval)
+
+
+def renew(connection: Connection, holder: str, *, now: datetime, lasts: timedelta = LEASE) -> bool:
     """Prolong a lease; return whether the holder still has it. No other process had it in between."""
-    return _write(connection, job.c.holder == holder, leased_until=now + LEASE)
+    return _write(connection, job.c.holder == holder, leased_until=now + lasts)
 
 
-def acquire(connection: Connection, holder: str, *, now: datetime, by_force: bool = False) -> bool:
+def acquire(
+    connection: Connection, holder: str, *, now: datetime, lasts: timedelta = LEASE, by_force: bool = False
+) -> bool:
     """Take the lease if no other process has it.
 
     :param by_force: take it in any case: the other process stores nothing from then on
     :return: whether the caller has it now
     """
     if not by_force:
-        # A lease that seems to end later than any can: the database's clock was set back.
-        is_free = or_(job.c.leased_until <= now, job.c.leased_until > now + 2 * LEASE)
-        if _write(connection, is_free, holder=holder, leased_until=now + LEASE):
+        # A latest step in the future: the database's clock was set back, so the lease would last for too long.
+        is_free = or_(job.c.leased_until <= now, job.c.stepped_at > now + LEASE)
+        if _write(connection, is_free, holder=holder, leased_until=now + lasts):
             return True
         if read(connection) is not None:
             return False
     values = {"name": NAME, "leased_until": now, "holder": None}
     connection.execute(insert_new(connection.dialect.name, job, values))
     is_free = job.c.name == NAME if by_force else job.c.leased_until <= now
-    return _write(connection, is_free, holder=holder, leased_until=now + LEASE)
+    return _write(connection, is_free, holder=holder, leased_until=now + lasts)
 
 
-def end_step(connection: Connection, holder: str, *, now: datetime, error: str | None = None) -> None:
+def end_step(
+    connection: Connection, holder: str, *, now: datetime, lasts: timedelta = LEASE, error: str | None = None
+) -> None:
     """Note that a step has ended, and prolong the lease.
 
     :param error: why it failed
     :raises LeaseLostError: if another process has the lease
     """
-    values = {"stepped_at": now, "leased_until": now + LEASE, "error": error and clean(error, REASON_LENGTH)}
+    values = {"stepped_at": now, "leased_until": now + lasts, "error": error and clean(error, REASON_LENGTH)}
     if not _write(connection, job.c.holder == holder, **values):
         raise LeaseLostError
 
@@ -109,16 +118,26 @@ def release(connection: Connection, holder: str, *, now: datetime) -> None:
     _write(connection, job.c.holder == holder, holder=None, leased_until=now)
 
 
-def advance(connection: Connection, holder: str, *, read_until: datetime, now: datetime) -> None:
+def advance(
+    connection: Connection, holder: str, *, read_until: datetime, now: datetime, lasts: timedelta = LEASE
+) -> None:
     """Set the cursor, at the beginning of the transaction that stores the state.
 
     The row stays locked until its end: no other process can take the lease meanwhile.
 
     :raises LeaseLostError: if another process has the lease
     """
-    values = {"read_until": read_until, "stored_at": now, "leased_until": now + LEASE}
+    values = {"read_until": read_until, "stored_at": now, "leased_until": now + lasts}
     if not _write(connection, job.c.holder == holder, **values):
         raise LeaseLostError
+
+
+def reset(connection: Connection) -> None:
+    """Forget the cursor, so that the stored state only says what statistics have.
+
+    Call it with the lease.
+    """
+    connection.execute(update(job).where(job.c.name == NAME).values(read_until=None))
 
 
 def _write(connection: Connection, condition: Any, **values: Any) -> bool:
@@ -131,7 +150,8 @@ def _write(connection: Connection, condition: Any, **values: Any) -> bool:
 def read_parts(connection: Connection) -> dict[str, str]:
     """Return the stored parts by their names."""
     rows = connection.execute(select(detector_part.c.value))
-    return dict(row.value.split("\n", 1) for row in rows)
+    # One without a line break is damaged: who reads the state notices that it is missing.
+    return {name: text for name, _, text in (row.value.partition("\n") for row in rows)}
 
 
 def delete_parts(connection: Connection) -> None:

@@ -85,7 +85,9 @@ def next_start(connection: Connection, since: datetime) -> datetime | None:
 
 
 def load(connection: Connection, row_keys: Iterable[RowKey], *, now: datetime) -> dict[RowKey, AnalyzedTry]:
-    """Return these tries with their first workers; those that are not read are left out.
+    """Return these tries with their first workers: reported ones count before the inferred one, as in lists.
+
+    Those that are not read are left out.
 
     :param now: by the database's clock; later starts are cut to it
     """
@@ -95,31 +97,49 @@ def load(connection: Connection, row_keys: Iterable[RowKey], *, now: datetime) -
             select(
                 *key_columns(attempt),
                 *(attempt.c[name] for name in ("started_at", "first_started_at", "worker_ref", "map_index")),
-                *(attempt.c[name] for name in ("dag_id", "run_id", "task_id")),
-            ).where(in_rows(connection, key_columns(attempt), batch), attempt.c.started_at.is_not(None), *_is_read())
+                *(attempt.c[name] for name in ("dag_id", "run_id", "task_id", "ordinal", "attribution")),
+            ).where(in_rows(connection, key_columns(attempt), batch), *_has_worker())
         ).all()
-    worker_rows = worker_queries.workers_by_ref(connection, {row.worker_ref for row in rows})
+    # The first row of a try has its start.
+    firsts = {_row_key(row): row for row in rows if row.ordinal == 0 and row.started_at is not None}
+    refs = {row_key: counting[0].worker_ref for row_key, counting in _counting(rows).items() if row_key in firsts}
+    worker_rows = worker_queries.workers_by_ref(connection, {*refs.values()})
     workers = {ref: analyzed_worker(each) for ref, each in worker_rows.items() if not each.host_only}
     found = {}
-    for row in rows:
-        if row.worker_ref in workers:
-            row_key = (row.run_key, row.task_key, row.try_number)
+    for row_key, ref in refs.items():
+        if ref in workers:
+            row = firsts[row_key]
             started_at = (row.first_started_at or row.started_at).astimezone(timezone.utc)
             found[row_key] = AnalyzedTry(
                 row_key,
                 TryKey(row.dag_id, row.run_id, row.task_id, row.map_index, row.try_number),
-                workers[row.worker_ref],
+                workers[ref],
                 min(started_at, now),
             )
     return found
 
 
+def _row_key(row: Row[Any]) -> RowKey:
+    return row.run_key, row.task_key, row.try_number
+
+
+def _counting(rows: Iterable[Row[Any]]) -> dict[RowKey, list[Row[Any]]]:
+    """Return the rows of each try that count, the first one first: see :func:`.search.counts`."""
+    of_tries: dict[RowKey, list[Row[Any]]] = {}
+    for row in sorted(rows, key=lambda row: row.ordinal):
+        of_tries.setdefault(_row_key(row), []).append(row)
+    return {
+        row_key: [row for row in of_try if row.attribution == Attribution.REPORTED] or of_try
+        for row_key, of_try in of_tries.items()
+    }
+
+
 def _is_read() -> tuple[Any, ...]:
-    return (
-        attempt.c.ordinal == 0,
-        attempt.c.worker_ref != NO_WORKER,
-        attempt.c.attribution.in_(READ_ATTRIBUTIONS),
-    )
+    return (attempt.c.ordinal == 0, *_has_worker())
+
+
+def _has_worker() -> tuple[Any, ...]:
+    return (attempt.c.worker_ref != NO_WORKER, attempt.c.attribution.in_(READ_ATTRIBUTIONS))
 
 
 def analyzed_worker(worker_row: WorkerRow) -> TryWorker:
@@ -189,9 +209,11 @@ def moved(connection: Connection, row_keys: Iterable[RowKey]) -> set[RowKey]:
     found: set[RowKey] = set()
     for batch in batches(row_keys, BATCH):
         rows = connection.execute(
-            select(*key_columns(attempt)).where(in_rows(connection, key_columns(attempt), batch), attempt.c.ordinal > 0)
+            select(*key_columns(attempt), attempt.c.ordinal, attempt.c.attribution).where(
+                in_rows(connection, key_columns(attempt), batch)
+            )
         )
-        found |= {(row.run_key, row.task_key, row.try_number) for row in rows}
+        found |= {row_key for row_key, counting in _counting(rows).items() if len(counting) > 1}
     return found
 
 

@@ -46,8 +46,8 @@ A busy worker's row is written once per this time, not once per task.
 LATE_AFTER = timedelta(seconds=60)
 """Age of its start from which an attempt is recorded late.
 
-The analysis reads the starts of the last two minutes again (``store/tries.py``). The rest of that time is for
-transactions that commit late and for API servers whose clocks differ.
+By the clock of the host that records it. The analysis reads starts again for as long as that clock may be behind the
+database's, and two minutes (:data:`.analysis.job.OVERLAP`): half of these are for transactions that commit late.
 """
 
 MAX_UNLOCKED_AGE = timedelta(hours=1)

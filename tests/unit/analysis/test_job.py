@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,15 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import OperationalError
 
 from airflow_worker_insight.analysis.feed import event_key
-from airflow_worker_insight.analysis.job import Limits, Sinks
+from airflow_worker_insight.analysis.job import Job, Limits, Sinks
 from airflow_worker_insight.analysis.rollup import Rollup
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.tries import TryOutcome
 from airflow_worker_insight.insight import state
 from airflow_worker_insight.insight.blocks import EXCLUDED
-from airflow_worker_insight.store import findings, statistics, tries
+from airflow_worker_insight.insight.events import End
+from airflow_worker_insight.store import findings, session, statistics, tries
 from airflow_worker_insight.store.insight_tables import detector_part, worker_hour
 from airflow_worker_insight.store.job import LeaseLostError
 from airflow_worker_insight.store.session import Bounds
@@ -28,11 +30,10 @@ from tests.unit.analysis.deployment import Deployment, Scripted, dumped, end_of,
 from tests.unit.database import a_worker, at, locked, on_both
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_mock import MockerFixture
 
-    from airflow_worker_insight.analysis.job import Job
     from airflow_worker_insight.domain.tries import AnalyzedTry
     from airflow_worker_insight.insight.detector import Detector
     from tests.unit.database import Database
@@ -162,14 +163,14 @@ def test_each_try_is_counted_once_however_often_a_process_dies(database: Databas
 def test_a_try_that_is_recorded_late_is_read_once(database: Database) -> None:
     script = alternating(12)
     # Reported after their starts have been read: by long, and by so little that they are read with the others too.
-    script[3] = replace(script[3], recorded=script[3].start + 400)
+    script[3] = replace(script[3], recorded=script[3].start + 1400)
     script[5] = replace(script[5], recorded=script[5].start + 61)
     deployment, counts = Deployment(database, script), Counts()
     job = deployment.job(sinks=counts.sinks)
     run(deployment, job, every(30, 420))
     assert counted(job) == 11
     assert len(deployment.late) == 0
-    run(deployment, job, every(30, 720)[-10:])
+    run(deployment, job, every(60, 1500)[7:])
     assert counted(job) == 12
     job.finish()
     assert len(counts.stored) == 12
@@ -232,13 +233,51 @@ def test_a_worker_whose_clock_is_wrong_is_read_all_the_same(database: Database, 
     assert len(counts.stored) == 40
 
 
+@pytest.mark.parametrize("behind", [180, 840])
+@on_both
+def test_all_is_read_where_the_clocks_of_hosts_are_behind(database: Database, behind: float) -> None:
+    script = [replace(each, recorded=each.start + behind) for each in steady()]
+    deployment, counts = Deployment(database, script, behind=behind), Counts()
+    job = deployment.job(sinks=counts.sinks)
+    for moment in every(60, end_of(script) + 120):
+        # A restart reads no more and no less.
+        job = deployment.job(sinks=counts.sinks) if moment % 480 == 0 else job
+        run(deployment, job, [moment])
+        assert job.memory is None or all(start >= job.memory.read_until for start in job.memory.seen.values())
+    assert counted(job) == 60
+    # What is read again is forgotten in time.
+    run(deployment, job, [end_of(script) + 2000, end_of(script) + 2030])
+    job.finish()
+    assert deployment.parts["job:seen"] == "[]"
+    assert len(counts.stored) == 60
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@on_both
+def test_after_a_jump_of_the_databases_clock_it_goes_on(database: Database, restarts: bool) -> None:
+    deployment, counts = Deployment(database, steady()), Counts()
+    job = deployment.job(sinks=counts.sinks)
+    run(deployment, job, every(30, 120))
+    deployment.now = 86_400
+    job.step()
+    if restarts:
+        job.finish()
+        job = deployment.job(sinks=counts.sinks)
+    run(deployment, job, every(30, 720)[4:])
+    assert dumped(job) == state.dump(expected(deployment, 720))
+    job.finish()
+    # Whether those that ended during the jump were counted cannot be known.
+    known = [f"run-{number}" for number in range(60) if number not in {12, 13, 14}]
+    assert sorted(each.key.run_id for each in counts.stored) == sorted(known)
+
+
 def test_without_history_there_is_nothing_to_do(database: Database) -> None:
     deployment = Deployment(database, [])
     job = deployment.job()
     result = run(deployment, job, [30, 60, 3600, 90_000])
     assert result is not None
     assert (result.has_lease, result.started, result.lag) == (True, 0, 0)
-    assert deployment.job_row["read_until"] == at(90_000 - 120)
+    assert deployment.job_row["read_until"] == at(90_000 - 1020)
 
 
 def test_of_a_single_worker_nothing_is_found(database: Database) -> None:
@@ -381,6 +420,152 @@ def test_state_of_another_version_is_computed_anew(database: Database) -> None:
     assert len(counts.stored) == 60
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+@on_both
+def test_statistics_have_each_try_once_although_a_state_is_replaced_while_it_is_behind(
+    database: Database, times: int
+) -> None:
+    script = [
+        *steady(),
+        Scripted(60, 5, 1000, "w1"),
+        # This one fails before the state is replaced, and it is not known then whether it was lost.
+        Scripted(61, 6, 300, "w2", state="failed"),
+        Scripted(62, 50, 60, "w3", recorded=1150),
+    ]
+    deployment, counts = Deployment(database, script), Counts()
+    deployment.until(900)
+    with database.engine.begin() as connection:
+        connection.execute(update(worker).where(worker.c.name == "w2").values(last_seen_at=at(250)))
+    job = deployment.job(sinks=counts.sinks, limits=Limits(new_tries=40))
+    assert job.step().is_behind
+    job.finish()
+    for number in range(times):
+        deployment.until(1200 + number)
+        job = deployment.job(sinks=counts.sinks, limits=Limits(new_tries=(25, 50, 40)[number]))
+        job.recompute()
+        assert job.step().is_behind
+        if number < times - 1:
+            job.finish()
+    run(deployment, job, [1230, 1260])
+    # The whole history anew adds nothing.
+    job.recompute()
+    run(deployment, job, [1290])
+    job.finish()
+    assert sorted(each.key.run_id for each in counts.stored) == sorted(f"run-{number}" for number in range(63))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("job:times", "7"),
+        ("job:times", "[7, 7, 7, 7]"),
+        ("job:seen", "[null]"),
+        ("clock", "{"),
+        ("clock", "null"),
+        ("findings", '{"a": 1}'),
+        ("findings", None),
+    ],
+)
+def test_a_damaged_state_is_computed_anew(
+    database: Database, name: str, text: str | None, mocker: MockerFixture
+) -> None:
+    warned = mocker.patch("airflow_worker_insight.analysis.job.warn_once")
+    deployment, counts = Deployment(database, steady()), Counts()
+    job = deployment.job(sinks=counts.sinks)
+    run(deployment, job, every(30, 480))
+    job.finish()
+    with database.engine.begin() as connection:
+        stored = detector_part.c.value == f"{name}\n{deployment.parts[name]}"
+        value = "gibberish" if text is None else f"{name}\n{text}"
+        connection.execute(update(detector_part).where(stored).values(value=value))
+    again = deployment.job(sinks=counts.sinks)
+    run(deployment, again, every(30, 720)[16:])
+    assert dumped(again) == state.dump(expected(deployment, 720))
+    again.finish()
+    assert len(counts.stored) == 60
+    assert warned.call_count == 1
+
+
+def test_a_try_that_is_deleted_during_a_restart_does_not_move_the_detectors_time(database: Database) -> None:
+    deployment = Deployment(database, [*steady(), Scripted(60, 1.5, 10**6, "w1")])
+    job = deployment.job()
+    run(deployment, job, every(30, 300))
+    job.finish()
+    of_deleted = keys_of(deployment)[60]
+    del deployment.keys[60]
+    with database.engine.begin() as connection:
+        connection.execute(delete(attempt).where(attempt.c.run_id == "run-60"))
+    # What starts in between is told after it.
+    deployment.until(900)
+    keys = {**keys_of(deployment), 60: of_deleted}
+    job = deployment.job()
+    run(deployment, job, [900])
+    deleted = Scripted(60, 1.5, 300, "w1", state=str(End.EXCLUDED.value))
+    assert dumped(job) == state.dump(expected_detector([*steady(), deleted], 900, keys))
+
+
+def test_more_open_tries_than_a_step_asks_for_leave_it_a_pause(database: Database, mocker: MockerFixture) -> None:
+    deployment = Deployment(database, [Scripted(number, 1, 10_000, f"w{number}") for number in range(15)])
+    job = deployment.job(limits=Limits(asked_tries=5))
+    asked = mocker.spy(tries, "in_airflow")
+    deployment.until(60)
+    # Steps of many tries take seconds.
+    behind = []
+    for moment in (60, 66, 72, 78, 84):
+        deployment.now = moment
+        behind.append(job.step().is_behind)
+    assert behind == [True, True, False, False, False]
+    assert asked.call_count == 3
+    run(deployment, job, [90])
+    assert asked.call_count == 4
+
+
+def test_it_sleeps_outside_of_transactions(database: Database, mocker: MockerFixture) -> None:
+    deployment = Deployment(database, steady())
+    open_ones: list[object] = []
+    used = iter(range(10**6))
+
+    def watched(name: str) -> None:
+        begin = getattr(session, name)
+
+        @contextmanager
+        def transaction(bounds: Bounds) -> Iterator[Any]:
+            with begin(bounds) as connection:
+                open_ones.append(connection)
+                yield connection
+            open_ones.remove(connection)
+
+        mocker.patch.object(session, name, transaction)
+
+    watched("reading")
+    watched("writing")
+    slept: list[int] = []
+    job = Job(
+        clock=lambda _connection: at(deployment.now),
+        cpu_clock=lambda: next(used),
+        sleep=lambda _seconds: slept.append(len(open_ones)),
+    )
+    run(deployment, job, every(30, 120))
+    assert slept
+    assert set(slept) == {0}
+
+
+@on_both
+def test_the_lease_outlasts_the_interval(database: Database) -> None:
+    deployment = Deployment(database, alternating(10))
+    first, second = deployment.job(interval=600), deployment.job()
+    for moment in (0, 600, 1200):
+        deployment.until(moment)
+        assert first.step().has_lease
+        memory = first.memory
+        for later in (60, 300, 590):
+            deployment.until(moment + later)
+            assert not second.step().has_lease
+    assert first.memory is memory
+    deployment.until(2401)
+    assert second.step().has_lease
+
+
 def test_recomputing_takes_the_job_over(database: Database) -> None:
     deployment = Deployment(database, steady())
     server, command = deployment.job(), deployment.job()
@@ -446,12 +631,12 @@ def test_a_rescheduled_try_is_not_read_again_when_its_run_ends(database: Databas
     script = alternating(2)
     deployment, counts = Deployment(database, script), Counts()
     job = deployment.job(sinks=counts.sinks)
-    run(deployment, job, every(30, 300))
+    run(deployment, job, every(30, 1200))
     with database.engine.begin() as connection:
         # Its run ends, and Airflow has the start of its last process.
-        late = {"first_started_at": at(1), "started_at": at(290), "start_slot": start_slot(at(290))}
+        late = {"first_started_at": at(1), "started_at": at(1190), "start_slot": start_slot(at(1190))}
         connection.execute(update(attempt).where(attempt.c.run_id == "run-0").values(late))
-    run(deployment, job, [330, 360])
+    run(deployment, job, [1230, 1260])
     job.finish()
     assert len(counts.stored) == 2
 

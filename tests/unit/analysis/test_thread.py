@@ -10,6 +10,7 @@ import pytest
 
 from airflow_worker_insight.analysis.job import StepResult
 from airflow_worker_insight.analysis.thread import AnalysisThread, analysis_lifespan
+from airflow_worker_insight.periodic_thread import STOP_SECONDS
 from airflow_worker_insight.store.migrate import Schema
 from airflow_worker_insight.store.schema_gate import SchemaGate
 from tests.support.processes import wait_for
@@ -36,16 +37,23 @@ class Steps:
         return result
 
     def finish(self) -> None:
-        assert [thread for thread in threading.enumerate() if thread.name == "worker-insight-analysis"] == []
+        # No step runs meanwhile.
+        assert threading.current_thread().name == "worker-insight-analysis"
         self.finished += 1
 
 
 IDLE, BUSY = StepResult(has_lease=True), StepResult(has_lease=True, is_behind=True)
 
 
-def thread_of(job: Steps, schema: Schema = Schema.READY) -> AnalysisThread:
+def thread_of(job: Steps, schema: Schema = Schema.READY, *, stop_timeout: float = STOP_SECONDS) -> AnalysisThread:
     gate = SchemaGate(recheck_seconds=0, check=lambda _connection: schema)
-    return AnalysisThread(job=job, schema_gate=gate, jitter=lambda: 0.0, busy_seconds=0.01)  # type: ignore[arg-type]
+    return AnalysisThread(
+        job=job,  # type: ignore[arg-type]
+        schema_gate=gate,
+        jitter=lambda: 0.0,
+        busy_seconds=0.01,
+        stop_timeout=stop_timeout,
+    )
 
 
 def test_behind_the_next_step_follows_at_once_and_else_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +77,26 @@ def test_a_server_analyses_while_it_runs_and_hands_the_job_over() -> None:
 
     asyncio.run(serve())
     assert job.finished == 1
+
+
+def test_a_server_stops_although_the_database_hangs_at_the_end() -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+    job = Steps(BUSY)
+
+    def hang() -> None:
+        hangs.set()
+        goes_on.wait(60)
+
+    job.finish = hang  # type: ignore[method-assign]
+    thread = thread_of(job, stop_timeout=0.01)
+    thread.start()
+    thread.stop()
+    assert hangs.wait(30)
+    assert not goes_on.is_set()
+    (abandoned,) = [other for other in threading.enumerate() if other.name == "worker-insight-analysis"]
+    assert abandoned.daemon
+    goes_on.set()
+    abandoned.join(30)
 
 
 @pytest.mark.parametrize("option", ["ENABLED", "INSIGHT_ENABLED"])
