@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_worker_insight.insight import findings, units
-from airflow_worker_insight.insight.blocks import Stratum, Try, WorkerRef
+from airflow_worker_insight.insight.blocks import RUNNING, Stratum, Try, WorkerRef
 from airflow_worker_insight.insight.detector import Detector
 from airflow_worker_insight.insight.lanes import TASK, task_unit
 from airflow_worker_insight.insight.population import Seen
@@ -74,6 +74,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
     detector.judge_groups()
     detector.count_tested()
     detector.evaluate_open_blocks()
+    detector.note_strong()
     detector.schedule_all()
     return detector
 
@@ -173,5 +174,6 @@ def _restore_tries(
             each.strata = (*each.strata, stratum)
             stratum.tries.append(each)
             (detector.tries if stratum.kind == TASK else others).setdefault(each.key, each)
+    detector.running = {key: each for key, each in detector.tries.items() if each.status == RUNNING}
     for row in timeline:
         detector.timeline.append(made(row))
