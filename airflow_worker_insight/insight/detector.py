@@ -115,6 +115,8 @@ class Detector:
         self.findings_made = 0
         self.strata_made = 0
         self._due: list[tuple[int, tuple[str, ...]]] = []
+        self.is_decided = True
+        """Whether what has been added was there at the last decision."""
         self._strong: set[tuple[int, str]] = set()
         """Lane and value of the units with enough evidence, and of some that had it this day."""
         self._lanes_by_kind = {
@@ -138,15 +140,16 @@ class Detector:
 
         :return: whether it counts
         """
-        return self._add_start(event) if isinstance(event, Started) else self._add_end(event)
+        counts = self._add_start(event) if isinstance(event, Started) else self._add_end(event)
+        self.is_decided = self.is_decided and not counts
+        return counts
 
     def step(self, events: Iterable[Started | Ended], until: float) -> None:
         """Add events in the order of time, in whatever order they are given, and let time pass with them.
 
-        If no event is late, evidence does not depend on how a history is split into steps. Findings may be made at the
-        end of a step too, instead of with the next event.
+        If no event is late, the result does not depend on how a history is split into steps.
 
-        :param events: starts and ends; those after ``until`` are added then
+        :param events: starts and ends; those after ``until`` are added then, as if they were of that time
         :param until: Unix time in seconds to which the clock goes at last
         """
         events = list(events)
@@ -178,7 +181,8 @@ class Detector:
         """Let time pass, and decide by what has been added.
 
         Blocks close, a share of the evidence starts anew at the end of each day (UTC), findings are made, recover and
-        end. A time before the clock is the present: the clock never goes back.
+        end. A call after which nothing is added before the next one makes no difference. The clock never goes back: an
+        earlier time is the present.
 
         :param time: Unix time in seconds
         """
@@ -196,10 +200,12 @@ class Detector:
                 self.now = max(self.now, midnight)
                 self._decide()
                 self._end_day()
+                self._decide()
             else:
                 break
         self.now = now
-        self._decide()
+        if not self.is_decided:
+            self._decide()
 
     def findings(self) -> list[Finding]:
         """Return the open findings and those that ended in the last 30 days, in the order in which they were found."""
@@ -400,6 +406,7 @@ class Detector:
         if self._is_settled(stratum):
             self._close(stratum)
             self._schedule(stratum)
+            self._decide()
         else:
             stratum.due = due + UNSETTLED
             self.touched.add(("stratum", *key))
@@ -555,6 +562,7 @@ class Detector:
 
     def _decide(self) -> None:
         """Find the units whose evidence and effect suffice, and follow the recovery of those that were found."""
+        self.is_decided = True
         # Groups come first: one finding is said once.
         for number, value in sorted(self._strong, key=lambda each: (-each[0], each[1])):
             lane = self.lanes[number]

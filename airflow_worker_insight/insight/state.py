@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Parts: TypeAlias = "dict[str, str | None]"
 """JSON texts by key; ``None``: the part is no more."""
 
-VERSION = 1
+VERSION = 2
 
 
 def dump(detector: Detector) -> dict[str, str]:
@@ -57,6 +57,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
             "The stored state is of another version or has other groups. Compute it anew from the history."
         )
     detector.now, detector.today, detector.last_lost_day = clock["now"], clock["today"], clock["last_lost_day"]
+    detector.is_decided = clock["is_decided"]
     detector.findings_made, detector.strata_made = clock["findings_made"], clock["strata_made"]
     detector.population.last_index = clock["last_index"]
     stored = {tuple(json.loads(key)): json.loads(text) for key, text in parts.items() if key.startswith("[")}
@@ -94,6 +95,7 @@ def _common(detector: Detector) -> dict[str, str]:
                 "version": VERSION,
                 "groups": detector.settings.groups,
                 "now": detector.now,
+                "is_decided": detector.is_decided,
                 "today": detector.today,
                 "last_lost_day": detector.last_lost_day,
                 "findings_made": detector.findings_made,

@@ -109,14 +109,14 @@ def any_order(stream: Iterable[Event], rng: random.Random) -> list[Event]:
     return found
 
 
-def in_steps(stream: Sequence[Event], rng: random.Random) -> list[list[Event]]:
-    """Return a stream cut at a few places, but not among events of one time."""
-    cuts = {0, len(stream)} | {
-        cut
-        for cut in (rng.randrange(1, len(stream)) for _ in range(rng.choice([1, 5, 20])))
-        if time_of(stream[cut - 1]) < time_of(stream[cut])
-    }
-    return [list(stream[begin:end]) for begin, end in pairwise(sorted(cuts))]
+def in_steps(stream: Sequence[Event], rng: random.Random) -> list[tuple[list[Event], float]]:
+    """Return a stream cut at a few times, each step with its end: the last one ends a day after all events."""
+    last = time_of(stream[-1]) + DAY
+    ends = sorted(rng.uniform(time_of(stream[0]), last) for _ in range(rng.choice([1, 5, 20])))
+    steps = [
+        ([event for event in stream if begin < time_of(event) <= end], end) for begin, end in pairwise([0.0, *ends])
+    ]
+    return [*steps, ([event for event in stream if time_of(event) > ends[-1]], last)]
 
 
 def time_of(event: Event) -> float:
