@@ -1,12 +1,14 @@
 """Blocks: 32 first tries of one stratum in the order in which they started.
 
 The stratum of workers and groups is a task; that of tasks that kill workers is a worker. A block is full by count and
-closes once its tries have ended: until then a late report takes its place in the order.
+closes once nothing that it says can change: until then a late report takes its place in the order.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -60,10 +62,17 @@ class Try:
     is_on_timeline: bool = False
 
     @property
+    def order(self) -> tuple[int, int]:
+        """Place among all tries: by start, those of equal starts by key."""
+        return self.started, self.key
+
+    @property
     def day(self) -> int:
         """Day of the start, counted from 1970-01-01 UTC."""
         return self.started // DAY
 
+
+_by_order = attrgetter("order")
 
 DAY = 86_400_000
 """Milliseconds of a day."""
@@ -76,8 +85,8 @@ Contributions: TypeAlias = "dict[int, dict[tuple[str, str | None], Logs]]"
 class Stratum:
     """The tries of one task, or of one worker, that no closed block has.
 
-    ``tries`` are sorted by start; each 32 of them are a block, the last of which may not be full. ``given`` has what
-    each block contributes to evidence now.
+    ``tries`` are in the order of starts; each 32 of them are a block, the last of which may not be full. ``given`` has
+    what each block contributes to evidence now.
     """
 
     index: int
@@ -94,13 +103,11 @@ class Stratum:
     total: int = 0
     """Tries ever seen, to tell which tasks are tested."""
     due: int | None = None
-    """When the first block closes, in milliseconds; ``None`` while it is not full or one of its tries runs."""
+    """When the first block may close, in milliseconds; ``None`` while it is not full or one of its tries runs."""
 
     def insert(self, started_try: Try) -> int:
         """Insert a try by its start and return the number of the first block that changes."""
-        position = len(self.tries)
-        while position and self.tries[position - 1].started > started_try.started:
-            position -= 1
+        position = bisect_right(self.tries, started_try.order, key=_by_order)
         self.tries.insert(position, started_try)
         if len(self.tries) > len(self.given) * BLOCK:
             self.given.append({})
@@ -116,21 +123,12 @@ class Stratum:
 
     def number_of(self, wanted: Try) -> int | None:
         """Return the number of the open block that has a try, ``None`` if it is closed."""
-        low, high = 0, len(self.tries)
-        while low < high:
-            middle = (low + high) // 2
-            if self.tries[middle].started < wanted.started:
-                low = middle + 1
-            else:
-                high = middle
-        while low < len(self.tries) and self.tries[low].started == wanted.started:
-            if self.tries[low] is wanted:
-                return low // BLOCK
-            low += 1
-        return None
+        position = bisect_left(self.tries, wanted.order, key=_by_order)
+        is_here = position < len(self.tries) and self.tries[position] is wanted
+        return position // BLOCK if is_here else None
 
     def schedule(self, now: int, grace: int) -> int | None:
-        """Set and return when the first block closes, ``None`` if it cannot yet.
+        """Set and return when the first block may close, ``None`` if it is not full or one of its tries runs.
 
         :param now: the detector's clock in milliseconds
         :param grace: how long after its last start a late report may still join, in milliseconds

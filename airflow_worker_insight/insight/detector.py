@@ -1,12 +1,13 @@
-"""The detector: takes starts and ends of tries in the order of time and returns findings.
+"""The detector: takes starts and ends of tries and returns findings.
 
-It is a state machine without a clock: the same events give the same state, however they are split into steps, and
-:mod:`.state` stores and restores it between any two of them.
+It is a state machine without a clock of its own: :meth:`Detector.add` takes what is known, :meth:`Detector.advance_to`
+lets time pass and decides by what is known then. :mod:`.state` stores and restores it between any two calls.
 """
 
 from __future__ import annotations
 
 import heapq
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from airflow_worker_insight.insight import groups
@@ -16,7 +17,6 @@ from airflow_worker_insight.insight.blocks import (
     EXCLUDED,
     FAILED,
     LOST,
-    RUNNING,
     SUCCEEDED,
     Stratum,
     Try,
@@ -36,7 +36,7 @@ from airflow_worker_insight.insight.findings import (
 from airflow_worker_insight.insight.lanes import TASK, WORKER, Lane, contribution, lanes_of, make_lanes, task_unit
 from airflow_worker_insight.insight.population import LEAST_TRIES, Population
 from airflow_worker_insight.insight.recovery import Recovery
-from airflow_worker_insight.insight.separation import Timeline, depending_on, is_separate
+from airflow_worker_insight.insight.separation import Timeline, depending_on, is_separate, is_settled
 from airflow_worker_insight.insight.settings import Settings
 from airflow_worker_insight.insight.slow import judge_slow, usual_duration
 from airflow_worker_insight.insight.units import (
@@ -62,7 +62,10 @@ if TYPE_CHECKING:
 _STATUS = {End.SUCCESS: SUCCEEDED, End.FAILED: FAILED, End.LOST: LOST, End.EXCLUDED: EXCLUDED}
 
 SHORTLY, LATER = 60_000, 3_600_000
-"""Milliseconds until a unit with enough evidence that was not named is judged again."""
+"""Milliseconds until a unit with enough evidence is judged again: usually, and where its parts are named already."""
+
+UNSETTLED = 300_000
+"""Milliseconds until a block is looked at again in which a try that runs may still change what its failures say."""
 
 Touched: TypeAlias = set[tuple[str, ...]]
 
@@ -70,8 +73,20 @@ Touched: TypeAlias = set[tuple[str, ...]]
 class Detector:
     """Finds workers, groups of workers and tasks that fail more than their peers.
 
-    Add events in the order of time. A try that arrives late takes its place in the order of starts for as long as its
-    block is open. Cut times that lie in the future to the present before: the clock never goes back.
+    Only :meth:`advance_to` moves the clock and decides: it closes blocks, ends days, makes and ends findings. What is
+    added between two of its calls is a set: the order in which ends come there changes nothing. A start has to come
+    before its end; of mapped instances that are one event the one that comes first counts.
+
+    Nor does evidence depend on whether an end comes before or after such a call, because no block closes while a try
+    that runs can change what it says. By design it does so only
+
+    - if a midnight passes or a finding ends in between: evidence starts anew with what is known then;
+    - if the block of the try was closed after :attr:`.Settings.longest_try`: its end does not count;
+    - if :attr:`.Settings.timeline` later tries have started: a failure counts as separate, and separates no others;
+    - for slow tries, which say something when their block closes.
+
+    A late start takes its place in the order of starts for as long as its block is open, which is at least
+    :attr:`.Settings.grace` after that start; later it is the first one of the oldest open block.
 
     :param settings: what is judged, and how strictly
     """
@@ -86,10 +101,12 @@ class Detector:
         """By kind and name."""
         self.tries: dict[int, Try] = {}
         """Those of open blocks of tasks, by key."""
+        self.running: dict[int, Try] = {}
+        """Those of them that have not ended."""
         self.timeline = Timeline(self.settings.timeline)
         self.all_findings: list[Finding] = []
         self.now = 0
-        """The latest time seen, in milliseconds."""
+        """The clock, in milliseconds."""
         self.today: int | None = None
         self.last_lost_day: int | None = None
         """Day of the latest lost try: until one is lost nothing is tested for that."""
@@ -98,6 +115,10 @@ class Detector:
         self.findings_made = 0
         self.strata_made = 0
         self._due: list[tuple[int, tuple[str, ...]]] = []
+        self.is_decided = True
+        """Whether what has been added was there at the last decision."""
+        self._strong: set[tuple[int, str]] = set()
+        """Lane and value of the units with enough evidence, and of some that had it this day."""
         self._lanes_by_kind = {
             kind: [lane for lane in self.lanes if lane.stratum_kind == kind] for kind in (TASK, WORKER)
         }
@@ -109,21 +130,66 @@ class Detector:
     # ----------------------------------------------------------------------- events
 
     def add(self, event: Started | Ended) -> bool:
-        """Add a start or an end.
+        """Add a start or an end. The clock stays where it is, whatever the time of the event.
 
-        :return: whether it counts. Retries, mapped instances after the first on the same worker in one run, repeated
-            events, and ends of tries that do not count or whose block has closed do not.
+        What does not count is ignored: retries, mapped instances after the first on the same worker in one run, a
+        second start under a key whose try is held still (until its block closes), a second end, and ends of tries that
+        do not count, are not known, or whose block has closed. A try that ends before it starts has an outcome but no
+        duration. One that starts in the future is the last of its task until then, and keeps its worker and task from
+        being forgotten: cut such times to the present.
+
+        :return: whether it counts
         """
-        return self._add_start(event) if isinstance(event, Started) else self._add_end(event)
+        counts = self._add_start(event) if isinstance(event, Started) else self._add_end(event)
+        self.is_decided = self.is_decided and not counts
+        return counts
+
+    def step(self, events: Iterable[Started | Ended], until: float) -> None:
+        """Add events in the order of time, in whatever order they are given, and let time pass with them.
+
+        If no event is late, the result does not depend on how a history is split into steps.
+
+        :param events: starts and ends; those after ``until`` are added then, as if they were of that time
+        :param until: Unix time in seconds to which the clock goes at last
+        """
+        events = list(events)
+        starts = {event.key: event.started_at for event in events if isinstance(event, Started)}
+
+        def place(event: Started | Ended) -> tuple[float, bool, int]:
+            if isinstance(event, Started):
+                return min(event.started_at, until), False, event.key
+            # By the clocks of two hosts a try may end before it starts.
+            ended_at = max(event.ended_at, starts.get(event.key, event.ended_at))
+            return min(ended_at, until), True, event.key
+
+        for time, at_once in groupby(sorted(events, key=place), lambda event: place(event)[0]):
+            self.advance_to(time)
+            for event in at_once:
+                self.add(event)
+            self.advance_to(time)
+        self.advance_to(until)
+
+    def is_running(self, key: int) -> bool:
+        """Return whether a try is held as running: its end would count."""
+        return key in self.running
+
+    def running_keys(self) -> list[int]:
+        """Return the keys of the tries that are held as running, in no order: only their ends count."""
+        return list(self.running)
 
     def advance_to(self, time: float) -> None:
-        """Let time pass: close blocks, and let a share of the evidence start anew at the end of each day (UTC).
+        """Let time pass, and decide by what has been added.
+
+        Blocks close, a share of the evidence starts anew at the end of each day (UTC), findings are made, recover and
+        end. A call after which nothing is added before the next one makes no difference. The clock never goes back: an
+        earlier time is the present.
 
         :param time: Unix time in seconds
         """
-        now = round(time * 1000)
+        now = max(self.now, round(time * 1000))
         if self.today is None:
             self.today = now // DAY
+        self.timeline.forget_surplus()
         while True:
             midnight = (self.today + 1) * DAY
             if self._due and self._due[0][0] <= min(now, midnight):
@@ -132,10 +198,14 @@ class Detector:
                 self._close_if_due(key, due)
             elif midnight <= now:
                 self.now = max(self.now, midnight)
+                self._decide()
                 self._end_day()
+                self._decide()
             else:
                 break
-        self.now = max(self.now, now)
+        self.now = now
+        if not self.is_decided:
+            self._decide()
 
     def findings(self) -> list[Finding]:
         """Return the open findings and those that ended in the last 30 days, in the order in which they were found."""
@@ -146,7 +216,6 @@ class Detector:
         return [finding for finding in self.all_findings if finding.is_open]
 
     def _add_start(self, event: Started) -> bool:
-        self.advance_to(event.started_at)
         if event.try_number != 1 or event.key in self.tries:
             return False
         started = round(event.started_at * 1000)
@@ -160,7 +229,7 @@ class Detector:
         of_worker = self._stratum((WORKER, _worker_stratum(worker)), day)
         values = (*worker.values, task_unit(event.task))
         counted = Try(event.key, started, worker, event.task, values, strata=(stratum, of_worker))
-        self.tries[event.key] = counted
+        self.tries[event.key] = self.running[event.key] = counted
         self.timeline.insert(counted)
         dirty = {
             (each, number): None
@@ -183,9 +252,8 @@ class Detector:
         return number
 
     def _add_end(self, event: Ended) -> bool:
-        self.advance_to(event.ended_at)
-        ended = self.tries.get(event.key)
-        if ended is None or ended.status != RUNNING:
+        ended = self.running.pop(event.key, None)
+        if ended is None:
             return False
         ended.status = _STATUS[event.end]
         duration = round(event.ended_at * 1000) - ended.started
@@ -248,8 +316,7 @@ class Detector:
                             dirty[stratum, number] = None
 
     def _settle(self, dirty: Iterable[tuple[Stratum, int]]) -> None:
-        """Evaluate the blocks that have changed, then judge the units with enough evidence."""
-        reached: dict[tuple[int, str], None] = {}
+        """Evaluate the blocks that have changed."""
         for stratum, number in dirty:
             block, given = stratum.block(number), stratum.given[number]
             statuses = {each.status for each in block}
@@ -262,12 +329,11 @@ class Detector:
                 if new:
                     given[lane.number] = new
                 if old or new:
-                    reached.update(dict.fromkeys((lane.number, value) for value in self._replace(lane, old, new)))
-        self._judge(reached)
+                    self._replace(lane, old, new)
 
-    def _replace(self, lane: Lane, old: groups.Given, new: groups.Given) -> list[str]:
+    def _replace(self, lane: Lane, old: groups.Given, new: groups.Given) -> None:
         self.touched.update(("unit", str(lane.number), key[0]) for key in {**(old or {}), **(new or {})})
-        return lane.replace(old, new)
+        self._strong.update((lane.number, value) for value in lane.replace(old, new))
 
     def evaluate_open_blocks(self) -> None:
         """Note what open blocks contribute without adding it: a restored state has it already."""
@@ -290,11 +356,25 @@ class Detector:
             units = self.tested_tasks if lane.name == TASK else self.population.tested * outcomes
             lane.need(units, self.settings.alpha)
 
+    def note_strong(self) -> None:
+        """Note which units have enough evidence where it may need less than before, or in a restored state."""
+        self._strong = {(lane.number, value) for lane in self.lanes for value in lane.strong()}
+
     def judge_groups(self) -> None:
         """Note which groups are judged."""
         for lane in self.lanes:
             if lane.is_group:
-                lane.judged = self.population.judged(lane.dimension)
+                judged = self.population.judged(lane.dimension)
+                if lane.judged is not None and not lane.judged <= judged:
+                    self._take_back(lane, lane.judged - judged)
+                lane.judged = judged
+
+    def _take_back(self, lane: Lane, values: set[str]) -> None:
+        """Forget what open blocks contribute to groups that are forgotten."""
+        for stratum in self.strata.values():
+            for given in stratum.given:
+                for key in [key for key in given.get(lane.number, ()) if key[0] in values]:
+                    del given[lane.number][key]
 
     def _sorted_strata(self) -> list[Stratum]:
         return [stratum for _, stratum in sorted(self.strata.items())]
@@ -321,22 +401,38 @@ class Detector:
 
     def _close_if_due(self, key: tuple[str, ...], due: int) -> None:
         stratum = self.strata.get(key)
-        if stratum is not None and stratum.due == due:
+        if stratum is None or stratum.due != due:
+            return
+        if self._is_settled(stratum):
             self._close(stratum)
             self._schedule(stratum)
+            self._decide()
+        else:
+            stratum.due = due + UNSETTLED
+            self.touched.add(("stratum", *key))
+            heapq.heappush(self._due, (stratum.due, key))
+
+    def _is_settled(self, stratum: Stratum) -> bool:
+        """Return whether no try that runs can change, when it ends, which failures of the first block are separate."""
+        block = stratum.block(0)
+        return all(
+            is_settled(each, lane.dimension, each.status)
+            for lane in lanes_of(self._separated, stratum)
+            if lane.is_active
+            for each in block
+            if each.status == failing_status(lane.outcome) and each.values[lane.dimension] is not None
+        )
 
     def _close(self, stratum: Stratum) -> None:
         """Close the first block: add it to the sums, look at its durations, and forget its tries."""
         assert self.today is not None
         block = stratum.block(0)
-        reached: dict[tuple[int, str], None] = {}
         for lane in self._lanes_by_kind[stratum.kind]:
             if not lane.is_active or (lane.outcome == LOST_OUTCOME and self.last_lost_day is None):
                 continue
             judged = self._judged(lane, stratum, block)
             if lane.outcome == SLOW:
-                new = contribution(lane, judged)
-                reached.update(dict.fromkeys((lane.number, value) for value in self._replace(lane, None, new)))
+                self._replace(lane, None, contribution(lane, judged))
             self._fold(lane, stratum, judged)
         stratum.usual = usual_duration(block, stratum.usual)
         del stratum.tries[:BLOCK]
@@ -346,10 +442,10 @@ class Detector:
         if stratum.kind == TASK:
             for each in block:
                 self.tries.pop(each.key, None)
+                self.running.pop(each.key, None)
                 # Where else it is stored, its key no longer suffices.
                 self.touched.update(("stratum", other.kind, *other.name) for other in each.strata)
             self._follow_slow(stratum, block)
-        self._judge(reached)
 
     def _judged(self, lane: Lane, stratum: Stratum, block: list[Try]) -> Judged:
         if lane.outcome == SLOW:
@@ -386,6 +482,7 @@ class Detector:
         self.judge_groups()
         if are_more:
             self._settle((each, number) for each in self._sorted_strata() for number in range(len(each.given)))
+        self.note_strong()
         oldest_end = (self.today - WINDOW) * DAY / 1000
         self.all_findings = [each for each in self.all_findings if (each.ended_at or oldest_end) >= oldest_end]
 
@@ -463,22 +560,33 @@ class Detector:
                 notes.append(Note(stratum.index, last_day, part.own_tries, part.own_failures, len(judged), failures))
         return notes
 
-    def _judge(self, reached: Iterable[tuple[int, str]]) -> None:
-        """Find the units whose evidence and effect suffice. Groups come first: one finding is said once."""
-        for number, value in sorted(reached, key=lambda each: (-each[0], each[1])):
+    def _decide(self) -> None:
+        """Find the units whose evidence and effect suffice, and follow the recovery of those that were found."""
+        self.is_decided = True
+        # Groups come first: one finding is said once.
+        for number, value in sorted(self._strong, key=lambda each: (-each[0], each[1])):
             lane = self.lanes[number]
-            unit = lane.units[value]
+            unit = lane.units.get(value)
+            if unit is None or not lane.is_strong(unit):
+                self._strong.discard((number, value))
+                continue
             if self.now < unit.judge_after or unit.evidence < lane.needed:
                 continue
             # Who is not named now is seldom named a moment later, and to see that costs more than an event.
+            unit.judge_after = self.now + SHORTLY
+            self.touched.add(("unit", str(number), value))
             if groups.is_said(self, lane, value) or (lane.is_group and unit.evidence_without_worst() < lane.needed):
-                unit.judge_after = self.now + SHORTLY
                 continue
             window = best_window(self.sums(lane, value), FLOORS[lane.outcome], self.now // DAY)
-            if window is None:
-                unit.judge_after = self.now + SHORTLY
-            else:
+            if window is not None:
                 self._find(lane, value, *window)
+        for finding in self.open_findings():
+            recovery = finding.recovery
+            assert recovery is not None
+            if recovery.is_well:
+                self.close(finding, "well")
+            else:
+                finding.state = RECOVERING if recovery.is_recovering else OPEN
 
     def _find(self, lane: Lane, value: str, first_day: int, sums: Sums) -> None:
         inner = groups.replaced(self, lane, value, first_day)
@@ -562,6 +670,7 @@ class Detector:
     def _begin_probation(self, worker: WorkerRef) -> None:
         for finding in self.open_findings():
             if finding.subject_kind == "worker" and finding.subject == worker.name:
+                finding.first_instance = worker.index
                 self.begin_probation(finding)
 
     def _follow(self, ended: Try) -> None:
@@ -585,13 +694,8 @@ class Detector:
                 self._recover(finding, len(own) - slow, slow)
 
     def _recover(self, finding: Finding, successes: int, failures: int) -> None:
-        recovery = finding.recovery
-        assert recovery is not None
-        recovery.add(successes, failures)
-        if recovery.is_well:
-            self.close(finding, "well")
-        else:
-            finding.state = RECOVERING if recovery.is_recovering else OPEN
+        assert finding.recovery is not None
+        finding.recovery.add(successes, failures)
 
 
 def _worker_stratum(worker: WorkerRef) -> str:

@@ -83,6 +83,8 @@ class Finding:
     """``well``, ``gone`` (not seen for 30 days), ``part_of`` (a group that contains it is found), or the caller's."""
     on_probation: bool = False
     """Whether a new instance of the worker has started since it was found."""
+    first_instance: int = 0
+    """Number of that instance: tries of earlier ones do not tell if the worker is well again."""
     recovery: Recovery | None = None
 
     @property

@@ -133,5 +133,5 @@ def concerns(known: Known, finding: Finding, ended: Try) -> bool:
     if ended.started < finding.found_at * 1000 or ended.task[: len(finding.scope)] != finding.scope:
         return False
     if finding.dimension in {WORKER, NAME}:
-        return ended.worker.name == finding.subject
+        return ended.worker.name == finding.subject and ended.worker.index >= finding.first_instance
     return ended.values[known.lane_of(finding).dimension] == finding.unit

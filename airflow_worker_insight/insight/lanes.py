@@ -89,6 +89,14 @@ class Lane:
         # The mean over the odds ratios reaches what is needed only if one of them does.
         self.threshold = math.floor(math.log(self.needed) * evidence.SCALE)
 
+    def is_strong(self, unit: Unit) -> bool:
+        """Return whether a unit may have enough evidence to be found."""
+        return max(unit.logs) >= self.threshold
+
+    def strong(self) -> list[str]:
+        """Return the units that may have enough evidence to be found."""
+        return [value for value, unit in self.units.items() if self.is_strong(unit)]
+
     def replace(self, old: Contribution | None, new: Contribution | None) -> list[str]:
         """Replace what a block contributes and return the units with enough evidence now."""
         old, new = old or {}, new or {}
@@ -100,7 +108,7 @@ class Lane:
             value, member = key
             unit = self.unit(value)
             unit.replace(member, before, after)
-            if member is None and max(unit.logs) >= self.threshold:
+            if member is None and self.is_strong(unit):
                 reached.append(value)
         return reached
 

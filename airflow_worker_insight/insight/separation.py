@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_worker_insight.insight.blocks import EXCLUDED, FAILED, LOST, Try
+from airflow_worker_insight.insight.blocks import EXCLUDED, FAILED, LOST, RUNNING, Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Timeline:
     """The latest counted tries of the whole fleet in the order of their starts.
 
-    :param size: how many it keeps; a failure whose predecessors are forgotten counts as separate
+    :param size: how many :meth:`forget_surplus` keeps; a failure whose predecessors are forgotten counts as separate
     """
 
     def __init__(self, size: int) -> None:
@@ -35,9 +35,9 @@ class Timeline:
             current = current.after
 
     def insert(self, added: Try) -> None:
-        """Insert a try by its start, and forget the oldest if there are too many."""
+        """Insert a try by its start."""
         before = self.last
-        while before is not None and before.started > added.started:
+        while before is not None and before.order > added.order:
             before = before.before
         after = self.first if before is None else before.after
         added.before, added.after, added.is_on_timeline = before, after, True
@@ -50,6 +50,9 @@ class Timeline:
         else:
             after.before = added
         self.length += 1
+
+    def forget_surplus(self) -> None:
+        """Forget the oldest tries if there are too many."""
         while self.length > self.size:
             self._forget_first()
 
@@ -101,6 +104,26 @@ def is_separate(failure: Try, dimension: int, failing: int) -> bool:
             return True
         before = before.before
     return True
+
+
+def is_settled(failure: Try, dimension: int, failing: int) -> bool:
+    """Return whether no try that runs can change, when it ends, if a failure is separate."""
+    unit = failure.values[dimension]
+    own_runs = others_run = False
+    before = failure.before
+    while before is not None and not (own_runs and others_run):
+        is_own = before.values[dimension] == unit
+        if before.status == RUNNING:
+            own_runs, others_run = own_runs or is_own, others_run or not is_own
+        elif is_own:
+            if before.status == failing:
+                # Not separate, unless one of the others that run does well.
+                return not others_run
+        elif not has_failed(before.status, failing):
+            break
+        before = before.before
+    # Separate, unless one of its own that run fails.
+    return not own_runs
 
 
 def depending_on(changed: Try, dimension: int, failing: int) -> list[Try]:

@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_worker_insight.insight import findings, units
-from airflow_worker_insight.insight.blocks import Stratum, Try, WorkerRef
+from airflow_worker_insight.insight.blocks import RUNNING, Stratum, Try, WorkerRef
 from airflow_worker_insight.insight.detector import Detector
 from airflow_worker_insight.insight.lanes import TASK, task_unit
 from airflow_worker_insight.insight.population import Seen
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Parts: TypeAlias = "dict[str, str | None]"
 """JSON texts by key; ``None``: the part is no more."""
 
-VERSION = 1
+VERSION = 2
 
 
 def dump(detector: Detector) -> dict[str, str]:
@@ -57,6 +57,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
             "The stored state is of another version or has other groups. Compute it anew from the history."
         )
     detector.now, detector.today, detector.last_lost_day = clock["now"], clock["today"], clock["last_lost_day"]
+    detector.is_decided = clock["is_decided"]
     detector.findings_made, detector.strata_made = clock["findings_made"], clock["strata_made"]
     detector.population.last_index = clock["last_index"]
     stored = {tuple(json.loads(key)): json.loads(text) for key, text in parts.items() if key.startswith("[")}
@@ -74,6 +75,7 @@ def restore(parts: Mapping[str, str], settings: Settings | None = None) -> Detec
     detector.judge_groups()
     detector.count_tested()
     detector.evaluate_open_blocks()
+    detector.note_strong()
     detector.schedule_all()
     return detector
 
@@ -93,6 +95,7 @@ def _common(detector: Detector) -> dict[str, str]:
                 "version": VERSION,
                 "groups": detector.settings.groups,
                 "now": detector.now,
+                "is_decided": detector.is_decided,
                 "today": detector.today,
                 "last_lost_day": detector.last_lost_day,
                 "findings_made": detector.findings_made,
@@ -173,5 +176,6 @@ def _restore_tries(
             each.strata = (*each.strata, stratum)
             stratum.tries.append(each)
             (detector.tries if stratum.kind == TASK else others).setdefault(each.key, each)
+    detector.running = {key: each for key, each in detector.tries.items() if each.status == RUNNING}
     for row in timeline:
         detector.timeline.append(made(row))

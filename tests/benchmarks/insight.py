@@ -81,11 +81,9 @@ def events(fleet: Fleet) -> Iterator[Started | Ended]:
 
 
 def detect(fleet: Fleet) -> Detector:
-    """Run the detector over a fleet; it judges after every event."""
+    """Run the detector over a fleet; it decides after every event."""
     detector = Detector(Settings(groups=("zone",) if fleet.scenario.zones else ()))
-    for event in events(fleet):
-        detector.add(event)
-    detector.advance_to(START + DAYS * DAY)
+    detector.step(events(fleet), START + DAYS * DAY)
     return detector
 
 

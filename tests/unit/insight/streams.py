@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from airflow_worker_insight.insight.detector import Detector
 from airflow_worker_insight.insight.events import End, Ended, Started, Worker
+from airflow_worker_insight.insight.findings import as_json
 from airflow_worker_insight.insight.settings import Settings
+from airflow_worker_insight.insight.units import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,10 +80,62 @@ def events(history: Iterable[Row], zones: Callable[[str], str] | None = None) ->
     return [event for *_, event in sorted(timed, key=lambda each: each[:3])]
 
 
+def mixed(seed: int, *, number: int = 120, days: float = 0.9) -> list[Event]:
+    """Return starts and ends in the order of time in which much fails, starts coincide, and tries run for long.
+
+    Many failures are separate by a single try, so that each end matters to others.
+    """
+    rng = random.Random(seed)
+    timed: list[tuple[float, int, int, Event]] = []
+    for key in rng.sample(range(10 * number), number):
+        # A third starts at a full hour.
+        started = START + round(rng.uniform(0, days * DAY)) // (3600 if rng.random() < 1 / 3 else 1) * 1.0
+        index = rng.randrange(3)
+        of_worker = worker(f"w{index}", zone="ab"[index % 2])
+        timed.append((started, 0, key, Started(key, ("d", f"t{rng.randrange(3)}"), key, of_worker, started)))
+        end = rng.choices([End.SUCCESS, End.FAILED, End.LOST, End.EXCLUDED], [6, 12 + 12 * (index == 1), 2, 1])[0]
+        ended = started + round(rng.expovariate(1 / rng.choice([10.0, 3600.0, 20_000.0])))
+        timed.append((ended, 1, key, Ended(key, end, ended)))
+    return [event for *_, event in sorted(timed, key=lambda each: each[:3])]
+
+
+def any_order(stream: Iterable[Event], rng: random.Random) -> list[Event]:
+    """Return the starts as they come, and each end anywhere after its start."""
+    found = [event for event in stream if isinstance(event, Started)]
+    ends = [event for event in stream if isinstance(event, Ended)]
+    for end in rng.sample(ends, len(ends)):
+        own = next((place for place, event in enumerate(found) if event.key == end.key), -1)
+        found.insert(rng.randint(own + 1, len(found)), end)
+    return found
+
+
+def in_steps(stream: Sequence[Event], rng: random.Random) -> list[tuple[list[Event], float]]:
+    """Return a stream cut at a few times, each step with its end: the last one ends a day after all events."""
+    last = time_of(stream[-1]) + DAY
+    ends = sorted(rng.uniform(time_of(stream[0]), last) for _ in range(rng.choice([1, 5, 20])))
+    steps = [
+        ([event for event in stream if begin < time_of(event) <= end], end) for begin, end in pairwise([0.0, *ends])
+    ]
+    return [*steps, ([event for event in stream if time_of(event) > ends[-1]], last)]
+
+
+def time_of(event: Event) -> float:
+    return event.started_at if isinstance(event, Started) else event.ended_at
+
+
+def take(detector: Detector, event: Event) -> bool:
+    """Add an event as it comes, with the clock at its time unless that is further, and decide."""
+    detector.advance_to(time_of(event))
+    counts = detector.add(event)
+    detector.advance_to(time_of(event))
+    return counts
+
+
 def feed(stream: Iterable[Event], settings: Settings | None = None) -> Detector:
+    """Let a detector take the events one by one as they come."""
     detector = Detector(settings or Settings(groups=()))
     for event in stream:
-        detector.add(event)
+        take(detector, event)
     return detector
 
 
@@ -90,10 +145,24 @@ def logs(detector: Detector, name: str = "worker", outcome: int = 0) -> dict[str
     return {unit: list(found.logs) for unit, found in lane.units.items() if any(found.logs)}
 
 
-def state(detector: Detector) -> dict[str, str]:
-    from airflow_worker_insight.insight.state import dump
+def evidence(detector: Detector) -> dict[tuple[str, int, str], object]:
+    """Return ln E of each unit for failed and lost tries, and what is added if a member is left out."""
+    return {
+        (lane.name, lane.outcome, value): (unit.logs, {name: left for name, left in unit.without.items() if any(left)})
+        for lane in detector.lanes
+        if lane.outcome != SLOW
+        for value, unit in lane.units.items()
+        if any(unit.logs)
+    }
 
-    return dump(detector)
+
+def result(detector: Detector) -> tuple[object, ...]:
+    """Return the findings, and all that is known of units that say anything."""
+    days = [
+        (lane.number, sorted((value, unit.days) for value, unit in lane.units.items() if unit.days))
+        for lane in detector.lanes
+    ]
+    return [as_json(finding) for finding in detector.findings()], evidence(detector), days
 
 
 # ------------------------------------------------------------------------- a recomputation from the definitions
