@@ -535,11 +535,13 @@ class Job:
         happened.sort(key=lambda each: each[:3])
         self._rates = feed.PeerRates(known.detector)
         for batch in batches(happened, EVENTS_AT_ONCE):
-            for _, is_end, _, each in batch:
+            for at, is_end, _, each in batch:
+                known.detector.advance_to(at.timestamp())
                 if is_end:
                     self._end(known, each)
                 elif each.key.try_number == 1:
                     known.detector.add(feed.started(each))
+                known.detector.advance_to(at.timestamp())
             self._breathe()
         known.detector.advance_to(horizon.timestamp())
 

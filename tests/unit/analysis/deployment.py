@@ -166,7 +166,9 @@ def expected_detector(script: Iterable[Scripted], until: float, keys: dict[int, 
     detector = Detector()
     for moment, _, _, event in sorted(happened, key=lambda one: one[:3]):
         if moment <= at(until).timestamp():
+            detector.advance_to(moment)
             detector.add(event)
+            detector.advance_to(moment)
     detector.advance_to(at(until).timestamp())
     return detector
 
