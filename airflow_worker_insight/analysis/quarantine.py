@@ -277,7 +277,7 @@ def _probes(steps: Iterable[FindingEvent]) -> int:
 
 def _pause(steps: Iterable[FindingEvent]) -> timedelta:
     """Return how long a quarantine lasts until the next probe."""
-    return min(FIRST_PAUSE * 2 ** min(_probes(steps), 10), LONGEST_PAUSE)
+    return min(FIRST_PAUSE * (1 << min(_probes(steps), 10)), LONGEST_PAUSE)
 
 
 def _reason(case: Case, steps: Sequence[FindingEvent]) -> str:

@@ -9,7 +9,9 @@ from sqlalchemy import insert, update
 
 from airflow_worker_insight import config
 from airflow_worker_insight.analysis import quarantine_step, thread
+from airflow_worker_insight.analysis.job import Sinks
 from airflow_worker_insight.domain.enforcement import Enforcement
+from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.states import ANALYSIS
 from airflow_worker_insight.store import enforcement, findings
 from airflow_worker_insight.store.clock import database_now
@@ -17,6 +19,7 @@ from airflow_worker_insight.store.tables import worker, worker_source
 from airflow_worker_insight.store.workers import queries
 from airflow_worker_insight.store.workers.availability import set_availability
 from airflow_worker_insight.store.workers.upsert import upsert_worker
+from tests.unit.analysis.deployment import Deployment, Scripted, run
 from tests.unit.database import NOON, a_worker, add_run, add_try, at, on_both, record_start
 from tests.unit.findings import a_finding, ended
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from tests.unit.database import Database
 
 MINUTE = 60
+DAY = 24 * 60
 
 
 class Fleet:
@@ -34,11 +38,9 @@ class Fleet:
         self.database = database
         self.tries = 0
         with database.engine.begin() as connection:
-            polled = database_now(connection)
-            connection.execute(insert(worker_source).values(name="celery", due_at=polled, looked_at=polled))
             for name in ("w1", "w2", "w3"):
                 upsert_worker(connection, a_worker(name, engine_name=f"{name}@host-1", labels={}), now=NOON)
-            connection.execute(update(worker).values(state="online", engine_heartbeat_at=NOON, queues=["default"]))
+        go_online(database)
 
     def find(self, *found: dict[str, Any], minute: float) -> list[int]:
         with self.database.engine.begin() as connection:
@@ -205,3 +207,53 @@ def test_it_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert thread.make_job()._sinks.quarantine is None
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__AUTO_QUARANTINE", "True")
     assert thread.make_job()._sinks.quarantine is quarantine_step.quarantine
+
+
+@on_both
+def test_the_job_quarantines_what_it_finds_and_the_recovery_test_releases_it(database: Database) -> None:
+    deployment = Deployment(database, [])
+    sinks = Sinks(sync_findings=findings.sync, quarantine=quarantine_step.quarantine)
+    minute, availability, turns = 0, "available", ["available"]
+    while minute < 3 * DAY and "closed" not in (actions := history_of_one(database)):
+        # Each minute every worker runs a try; w0 is repaired after ten. While it is out nothing happens for long.
+        for number in range(6) if availability == "available" else ():
+            start = minute * MINUTE + number * 5 + 1
+            outcome = "failed" if number == 0 and minute < 10 else "success"
+            deployment.script.append(Scripted(len(deployment.script), start, start + 3, f"w{number}", state=outcome))
+        moment = minute * MINUTE + 50
+        deployment.until(moment)
+        if minute == 0:
+            go_online(database)
+        # What is stored suffices to go on.
+        job = deployment.job(sinks=sinks)
+        run(deployment, job, [moment])
+        job.finish()
+        with database.engine.connect() as connection:
+            w0 = queries.get_worker(connection, "w0")
+        assert w0 is not None
+        if w0.availability != availability:
+            availability = w0.availability
+            turns.append(availability)
+        minute += 1 if availability == "available" else 30
+    assert actions[:4] == ["found", "not_quarantined", "quarantined", "probe"]
+    assert actions[-1] == "closed"
+    assert turns[-1] == "available"
+    assert 2 <= actions.count("probe") <= 7
+
+
+def go_online(database: Database) -> None:
+    """Have Celery's source see all workers."""
+    with database.engine.begin() as connection:
+        polled = database_now(connection)
+        connection.execute(insert(worker_source).values(name="celery", due_at=polled, looked_at=polled))
+        connection.execute(update(worker).values(state="online", engine_heartbeat_at=NOON, queues=["default"]))
+
+
+def history_of_one(database: Database) -> list[str]:
+    """Return what has happened to the only finding, the earliest first."""
+    with database.engine.connect() as connection:
+        stored, _ = findings.list_findings(connection, FindingFilter(), limit=9, offset=0, dag_ids=AllDags())
+        assert len(stored) <= 1
+        ids = [each.finding_id for each in stored]
+        entries = [entry for each in findings.events(connection, ids).values() for entry in each]
+    return [str(entry.action) for entry in reversed(entries)]
