@@ -203,6 +203,11 @@ def on_finding() -> str | None:
     return _read.text(options.ON_FINDING).strip() or None
 
 
+def auto_quarantine() -> bool:
+    """Return whether the analysis quarantines workers."""
+    return _read.boolean(options.AUTO_QUARANTINE)
+
+
 def executor() -> str | None:
     """Return Airflow's ``[core] executor``; tasks that name no executor use the first one."""
     from airflow.configuration import conf

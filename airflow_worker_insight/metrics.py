@@ -47,6 +47,7 @@ COUNTERS = (
     "placement.moved",
     "placement.failed",
     "insight.failed",
+    "insight.quarantine.failed",
     "findings.found",
     "findings.hook.failed",
     "findings.hook.skipped",

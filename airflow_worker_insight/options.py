@@ -196,6 +196,14 @@ ON_FINDING = Option(
     "3), outside any request; after 30 seconds further calls are skipped until it returns.",
     example="my_company.alerts.on_finding",
 )
+AUTO_QUARANTINE = Option(
+    "auto_quarantine",
+    "boolean",
+    "False",
+    "Quarantine workers automatically: those whose evidence of failing or losing more tries than their peers is ten "
+    "times what a finding needs, with a difference of at least 20 % of their tries. At most one worker or 10 % of each "
+    "queue, never the last one. They are probed at growing pauses and released once they are well again.",
+)
 
 OPTIONS = (
     ENABLED,
@@ -220,5 +228,6 @@ OPTIONS = (
     INSIGHT_ENABLED,
     INSIGHT_INTERVAL,
     ON_FINDING,
+    AUTO_QUARANTINE,
 )
 """All options, in the order of the documentation: add each new one here too."""

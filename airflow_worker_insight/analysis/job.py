@@ -95,6 +95,8 @@ class Sinks:
     """Stores what :meth:`Rollup.take` returned, within the caller's transaction."""
     merge_statistics: Callable[[Connection, datetime], int] | None = None
     """Merges old statistics in a transaction of its own; returns 0 once nothing is left to merge."""
+    quarantine: Callable[[Connection, datetime], object] | None = None
+    """Decides about workers by the stored findings, in a transaction of its own after each step that has read all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,8 @@ class Job:
         result = self._analyse(self.memory)
         if self._must_store(self.memory, now):
             self._store()
+        if self.memory.is_current:
+            self._quarantine()
         with session.writing(self._bounds) as connection:
             job_store.end_step(connection, self.holder, now=self._clock(connection), lasts=self._lease)
         return result
@@ -359,6 +363,21 @@ class Job:
                 raise LeaseLostError
             if not self._sinks.merge_statistics(connection, now):
                 self._merged_at = now
+
+    def _quarantine(self) -> None:
+        """Decide about workers; a failure is none of the analysis, and the next step tries again."""
+        if self._sinks.quarantine is None:
+            return
+        try:
+            with session.writing(self._bounds) as connection:
+                now = self._clock(connection)
+                # Without the lease another process decides.
+                if job_store.renew(connection, self.holder, now=now):
+                    self._sinks.quarantine(connection, now)
+        except Exception as error:
+            count("insight.quarantine.failed")
+            warn_once("quarantine", "Airflow Worker Insight could not decide about quarantines: %s", error)
+            log.debug("The automatic quarantine failed", exc_info=True)
 
     def _sync_findings(self, connection: Connection, detector: Detector, now: datetime) -> FindingChanges | None:
         if self._sinks.sync_findings is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_worker_insight import config
 from airflow_worker_insight.analysis import hook
 from airflow_worker_insight.analysis.job import Job, Sinks
+from airflow_worker_insight.analysis.quarantine_step import quarantine
 from airflow_worker_insight.analysis.rollup import Rollup
 from airflow_worker_insight.capture.counters import warn_once
 from airflow_worker_insight.periodic_thread import STOP_SECONDS, PeriodicThread
@@ -43,6 +44,7 @@ def make_job(*, interval: float) -> Job:
             new_rollup=Rollup,
             add_statistics=statistics.add,
             merge_statistics=statistics.merge_days,
+            quarantine=quarantine if config.auto_quarantine() else None,
         ),
     )
 

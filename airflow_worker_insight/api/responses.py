@@ -313,7 +313,18 @@ class FindingEventResponse(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     happened_at: datetime
-    action: Literal["found", "recovering", "open_again", "closed", "dismissed", "draining", "quarantined", "released"]
+    action: Literal[
+        "found",
+        "recovering",
+        "open_again",
+        "closed",
+        "dismissed",
+        "draining",
+        "quarantined",
+        "released",
+        "probe",
+        "not_quarantined",
+    ]
     actor: str | None = Field(description="User who acted; null for what the analysis did.")
     reason: str | None
 

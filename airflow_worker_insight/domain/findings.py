@@ -67,6 +67,10 @@ class FindingAction(StrEnum):
     QUARANTINED = "quarantined"
     RELEASED = "released"
     """The worker was made available again."""
+    PROBE = "probe"
+    """The analysis made a worker that it had quarantined available for a short time."""
+    NOT_QUARANTINED = "not_quarantined"
+    """The analysis did not quarantine the worker, for the reason that it gives."""
 
 
 class EndReason(StrEnum):

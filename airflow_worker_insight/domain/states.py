@@ -110,6 +110,9 @@ class WorkerAvailability(StrEnum):
     """It gets nothing new until an operator releases it; the next instance inherits this."""
 
 
+ANALYSIS = "Airflow Worker Insight"
+"""Who decided about a worker if no user did, but the analysis: see :mod:`.analysis.quarantine`."""
+
 _STRICTNESS = {availability: rank for rank, availability in enumerate(WorkerAvailability.values())}
 
 

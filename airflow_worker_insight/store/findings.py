@@ -25,7 +25,6 @@ from airflow_worker_insight.domain.findings import (
 )
 from airflow_worker_insight.domain.keys import finding_key
 from airflow_worker_insight.domain.limits import MAX_TOTAL, REASON_LENGTH
-from airflow_worker_insight.domain.states import WorkerAvailability
 from airflow_worker_insight.store.batches import batches
 from airflow_worker_insight.store.dialects import execute_and_count, in_list
 from airflow_worker_insight.store.insight_tables import finding, finding_event
@@ -484,7 +483,7 @@ def delete_closed_before(connection: Connection, older_than: datetime, *, now: d
         connection.execute(delete(finding).where(in_list(connection, finding.c.id, batch)))
 
 
-# --- what users decide -----------------------------------------------------------------------------------------------
+# --- what is decided -------------------------------------------------------------------------------------------------
 
 
 def dismiss(connection: Connection, finding_id: int, *, actor: str, reason: str | None, now: datetime) -> bool:
@@ -506,18 +505,23 @@ def dismiss(connection: Connection, finding_id: int, *, actor: str, reason: str 
         .values(state=FindingState.CLOSED, ended_at=ended_at, end_reason=EndReason.DISMISSED),
     )
     if closed:
-        _add_event(connection, finding_id, FindingAction.DISMISSED, actor=actor, reason=reason, now=now)
+        add_event(connection, finding_id, FindingAction.DISMISSED, actor=actor, reason=reason, now=now)
     return bool(closed)
 
 
 def record_decision(
-    connection: Connection, worker_row: WorkerRow, availability: str, *, actor: str, reason: str | None, now: datetime
+    connection: Connection,
+    worker_row: WorkerRow,
+    action: FindingAction,
+    *,
+    actor: str | None,
+    reason: str | None,
+    now: datetime,
 ) -> None:
-    """Note in the open findings that concern a worker that a user has changed its availability.
+    """Note in the open findings that concern a worker that its availability was changed.
 
-    :param availability: ``available``, ``draining`` or ``quarantined``
-    :param actor: the user's name in Airflow
-    :param reason: in the user's words
+    :param actor: the user's name in Airflow; ``None`` if the analysis changed it
+    :param reason: in the words of whoever did
     :param now: by the database's clock
     """
     query = select(finding.c.id, finding.c.subject_kind, finding.c.data).where(finding.c.state != FindingState.CLOSED)
@@ -527,18 +531,21 @@ def record_decision(
         if is_about_it or worker_row.worker_id in data["worker_ids"]:
             # A group has several workers: say which one.
             named = reason if is_about_it else f"{worker_row.name}: {reason}" if reason else worker_row.name
-            _add_event(connection, row.id, _DECISIONS[availability], actor=actor, reason=named, now=now)
+            add_event(connection, row.id, action, actor=actor, reason=named, now=now)
 
 
-_DECISIONS: dict[str, FindingAction] = {
-    WorkerAvailability.AVAILABLE: FindingAction.RELEASED,
-    WorkerAvailability.DRAINING: FindingAction.DRAINING,
-    WorkerAvailability.QUARANTINED: FindingAction.QUARANTINED,
-}
-
-
-def _add_event(
-    connection: Connection, finding_id: int, action: FindingAction, *, actor: str, reason: str | None, now: datetime
+def add_event(
+    connection: Connection,
+    finding_id: int,
+    action: FindingAction,
+    *,
+    actor: str | None,
+    reason: str | None,
+    now: datetime,
 ) -> None:
+    """Add an entry to the history of a finding.
+
+    :param actor: the user's name in Airflow; ``None`` if the analysis acted
+    """
     entry = _entry(finding_id, now, action, reason[:REASON_LENGTH] if reason else None)
-    connection.execute(insert(finding_event).values(**{**entry, "actor": actor[:250]}))
+    connection.execute(insert(finding_event).values(**{**entry, "actor": actor[:250] if actor else None}))

@@ -84,6 +84,18 @@ def next_start(connection: Connection, since: datetime) -> datetime | None:
     return None if slot is None else datetime.fromtimestamp(slot * SLOT_SECONDS, tz=timezone.utc)
 
 
+def count_started(connection: Connection, worker_ref: int, since: datetime, *, limit: int) -> int:
+    """Return how many tries have started on a worker instance since a time, counted up to a limit."""
+    started = (
+        select(attempt.c.run_key)
+        .where(
+            attempt.c.worker_ref == worker_ref, attempt.c.start_slot >= start_slot(since), attempt.c.started_at >= since
+        )
+        .limit(limit)
+    )
+    return connection.execute(select(func.count()).select_from(started.subquery())).scalar_one()
+
+
 def load(connection: Connection, row_keys: Iterable[RowKey], *, now: datetime) -> dict[RowKey, AnalyzedTry]:
     """Return these tries with their first workers: reported ones count before the inferred one, as in lists.
 

@@ -157,6 +157,7 @@ def test_a_default_counts_whether_or_not_airflow_loads_it(monkeypatch: pytest.Mo
         "local_workers": "local-1,local-2",
         "enforce_availability": True,
         "on_finding": None,
+        "auto_quarantine": False,
         "insight_enabled": True,
         "insight_interval": 30,
     }

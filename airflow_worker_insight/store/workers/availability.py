@@ -1,4 +1,4 @@
-"""Write operators' decisions on workers (drain, quarantine, release): the availability, the reason and the author.
+"""Write decisions on workers (drain, quarantine, release): the availability, the reason and the author.
 
 Placement reads them with :func:`.queries.unavailable_workers`.
 """
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from airflow_worker_insight.domain.states import WorkerAvailability, WorkerState
+from airflow_worker_insight.domain.findings import FindingAction
+from airflow_worker_insight.domain.states import ANALYSIS, WorkerAvailability, WorkerState
 from airflow_worker_insight.store import findings
 from airflow_worker_insight.store.tables import change, worker
 from airflow_worker_insight.store.workers.names import is_host_of, is_known_column
-from airflow_worker_insight.store.workers.queries import get_worker, later_instance
+from airflow_worker_insight.store.workers.queries import decisions, get_worker, later_instance
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,16 +40,25 @@ class WorkerEndedError(ValueError):
 
 
 def set_availability(
-    connection: Connection, worker_id: str, availability: str, *, note: str | None, changed_by: str, now: datetime
+    connection: Connection,
+    worker_id: str,
+    availability: str,
+    *,
+    note: str | None,
+    changed_by: str,
+    now: datetime,
+    of_analysis: FindingAction | None = None,
 ) -> WorkerRow | None:
     """Write a decision into a worker's row and its history, and return the worker.
 
-    A decision that is already in force is not written again, unless with another note. The caller owns the transaction.
+    A decision that is already in force is not written again, unless with another note, or by an operator where it was
+    the analysis's: from then on it is the operator's. The caller owns the transaction.
 
     :param availability: ``available``, ``draining`` or ``quarantined``
     :param note: the reason in the operator's words, at most :data:`.limits.MAX_NOTE_LENGTH` characters
-    :param changed_by: the operator's user name in Airflow
+    :param changed_by: the operator's user name in Airflow, or :data:`.states.ANALYSIS`
     :param now: by the database's clock
+    :param of_analysis: what the history of findings calls it, if the analysis decided and no operator
     :return: the worker, or ``None`` if it is not known
     :raises HostOnlyWorkerError: if the ID stands for a host
     :raises WorkerEndedError: if the instance has ended and the decision would have no effect
@@ -72,20 +82,26 @@ def set_availability(
         return None
     require_effect(connection, worker_row, availability)
     open_rows = _open_rows(connection, worker_row)
-    latest = connection.execute(
-        select(change.c.reason)
-        .where(change.c.worker_ref == worker_row.ref, change.c.availability.is_not(None))
-        .order_by(change.c.id.desc())
-        .limit(1)
-    ).scalar()
-    if all(previous == availability for previous in (stored, *open_rows.values())) and note in (None, latest):
+    latest = decisions(connection, [worker_row]).get(worker_row.ref)
+    is_said = note in (None, latest and latest.reason) and (
+        of_analysis is not None or latest is None or latest.changed_by != ANALYSIS
+    )
+    if all(previous == availability for previous in (stored, *open_rows.values())) and is_said:
         return worker_row
     refs = [worker_row.ref, *(ref for ref, previous in open_rows.items() if previous != availability)]
     connection.execute(update(worker).where(worker.c.id.in_(refs)).values(availability=availability))
     entry = {"changed_at": now, "availability": availability, "reason": note, "changed_by": changed_by[:250]}
     connection.execute(insert(change), [{"worker_ref": ref, **entry} for ref in refs])
-    findings.record_decision(connection, worker_row, availability, actor=changed_by, reason=note, now=now)
+    action, actor = of_analysis or _ACTIONS[availability], None if of_analysis else changed_by
+    findings.record_decision(connection, worker_row, action, actor=actor, reason=note, now=now)
     return get_worker(connection, worker_id)
+
+
+_ACTIONS: dict[str, FindingAction] = {
+    WorkerAvailability.AVAILABLE: FindingAction.RELEASED,
+    WorkerAvailability.DRAINING: FindingAction.DRAINING,
+    WorkerAvailability.QUARANTINED: FindingAction.QUARANTINED,
+}
 
 
 def _open_rows(connection: Connection, worker_row: WorkerRow) -> dict[int, str]:

@@ -42,6 +42,8 @@ _ACTIONS = {
     "draining": "Drained",
     "quarantined": "Quarantined",
     "released": "Made available",
+    "probe": "Probe",
+    "not_quarantined": "Not quarantined",
 }
 _BAD = {
     FindingOutcome.FAILED: "failed",

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_worker_insight.analysis.feed import event_key
 from airflow_worker_insight.analysis.job import Job, Limits, Sinks
 from airflow_worker_insight.analysis.rollup import Rollup
+from airflow_worker_insight.capture.counters import snapshot
 from airflow_worker_insight.compat import metadata_database
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.tries import TryOutcome
@@ -26,7 +27,17 @@ from airflow_worker_insight.store.insight_tables import detector_part, worker_ho
 from airflow_worker_insight.store.job import LeaseLostError
 from airflow_worker_insight.store.session import Bounds
 from airflow_worker_insight.store.tables import attempt, start_slot, worker
-from tests.unit.analysis.deployment import Deployment, Scripted, dumped, end_of, every, expected_detector, run, steady
+from tests.unit.analysis.deployment import (
+    Deployment,
+    Scripted,
+    dumped,
+    end_of,
+    every,
+    expected_detector,
+    limits,
+    run,
+    steady,
+)
 from tests.unit.database import a_worker, at, locked, on_both
 
 if TYPE_CHECKING:
@@ -361,6 +372,34 @@ def test_a_dismissed_finding_is_closed(database: Database) -> None:
     run(deployment, job, times[:5])
     assert (finding.state, finding.end_reason) == ("closed", "dismissed")
     assert json.loads(deployment.parts["findings"])[0]["end_reason"] == "dismissed"
+
+
+def test_quarantines_are_decided_once_all_is_read(database: Database) -> None:
+    decided: list[datetime] = []
+    deployment = Deployment(database, steady())
+    sinks = Sinks(quarantine=lambda _connection, now: decided.append(now))
+    job = deployment.job(sinks=sinks, limits=limits(new_tries=5))
+    deployment.until(200)
+    while job.step().is_behind:
+        assert decided == []
+    assert decided == [at(200)]
+    # Another process has no say.
+    assert not deployment.job(sinks=sinks).step().has_lease
+    assert len(decided) == 1
+
+
+def test_a_quarantine_that_fails_fails_no_step(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_connection: object, _now: datetime) -> None:
+        raise ValueError("no such worker")
+
+    deployment = Deployment(database, steady())
+    job = deployment.job(sinks=Sinks(quarantine=fail))
+    before = snapshot().get("insight.quarantine.failed", 0)
+    result = run(deployment, job, every(30, 90))
+    assert result is not None
+    assert result.has_lease
+    assert snapshot()["insight.quarantine.failed"] == before + 3
+    assert caplog.text.count("could not decide about quarantines: no such worker") == 1
 
 
 @on_both
