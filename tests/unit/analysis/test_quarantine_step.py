@@ -177,7 +177,7 @@ def test_a_worker_that_is_kept_off_its_queues_still_counts_there(database: Datab
     with database.engine.begin() as connection:
         connection.execute(update(worker).where(worker.c.worker_id == "w1").values(queues=[]))
         connection.execute(update(worker).where(worker.c.worker_id != "w1").values(queues=["default", "gpu"]))
-        enforcement.write(connection, {fleet.w1.ref: Enforcement(("default",), at(0))})
+        enforcement.change(connection, {fleet.w1.ref: lambda _known: Enforcement(("default",), at(0))})
     fleet.decide(12)
     with database.engine.connect() as connection:
         assert list(queries.unavailable_workers(connection)) == [fleet.w1.ref]
@@ -204,9 +204,9 @@ def test_without_enforcement_nobody_is_quarantined(database: Database, monkeypat
 @pytest.mark.usefixtures("database")
 def test_it_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not config.auto_quarantine()
-    assert thread.make_job()._sinks.quarantine is None
+    assert thread.make_job(interval=30.0)._sinks.quarantine is None
     monkeypatch.setenv("AIRFLOW__WORKER_INSIGHT__AUTO_QUARANTINE", "True")
-    assert thread.make_job()._sinks.quarantine is quarantine_step.quarantine
+    assert thread.make_job(interval=30.0)._sinks.quarantine is quarantine_step.quarantine
 
 
 @on_both

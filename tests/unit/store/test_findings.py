@@ -10,6 +10,7 @@ from sqlalchemy import event, select
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
 from airflow_worker_insight.domain.findings import FindingChanges, StoredFinding, SubjectKind, subject_kind_of
 from airflow_worker_insight.insight.detector import Detector
+from airflow_worker_insight.insight.events import Started
 from airflow_worker_insight.insight.findings import as_json, from_json
 from airflow_worker_insight.store import findings, retention
 from airflow_worker_insight.store.insight_tables import finding as finding_table
@@ -360,6 +361,7 @@ def test_what_a_detector_finds_and_a_user_dismisses_is_closed_for_both(database:
     steps: list[FindingChanges] = []
     for number, each in enumerate(streams.events(history_of_w1)):
         detector.add(each)
+        detector.advance_to(each.started_at if isinstance(each, Started) else each.ended_at)
         if number % 100 == 0:
             for found in detector.open_findings():
                 detector.refresh(found)
