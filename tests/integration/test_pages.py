@@ -288,7 +288,7 @@ def test_worker_page_updates_itself(airflow: Deployment, fleet: dict[str, str], 
 
 def test_worker_is_drained_with_a_note_and_made_available_again(fleet: dict[str, str], person: BrowserUser) -> None:
     page = person.open(f"{WORKERS}/{fleet['w1']}")
-    expect(page.locator("#wi-availability")).to_contain_text("Airflow’s own executors ignore this setting")
+    expect(page.locator("#wi-availability")).to_contain_text("The worker stops consuming its queues")
     page.get_by_role("radio", name="Drain").check()
     page.get_by_label("Note").fill("Kernel update <b>at noon</b>")
     page.get_by_role("button", name="Save").click()
