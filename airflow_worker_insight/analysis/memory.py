@@ -55,7 +55,7 @@ class Memory:
     counted_until: datetime | None = None
     """Statistics have the tries that ended until then, of the state that this one replaces."""
     uncounted: set[RowKey] = field(default_factory=set)
-    """Tries that they do not have all the same: those that were open in that state, or were recorded later."""
+    """Tries that ended before then and that statistics still lack: they were open in that state, or recorded later."""
     fed_until: datetime | None = None
     """The tries that ended until then have ended here too, but for those that are open."""
     slots_until: datetime | None = None

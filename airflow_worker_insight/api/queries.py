@@ -113,7 +113,7 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     repeatable: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that may be given several times, to match any of their values."""
+    """Parameters that a request may repeat: a row matches if it has any of the values."""
 
     limit: int = Field(50, ge=1, le=MAX_LIMIT, description="Maximum number of entries to return.")
     offset: Annotated[int, Field(ge=0), AfterValidator(_require_reachable)] = Field(

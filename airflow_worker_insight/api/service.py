@@ -255,7 +255,7 @@ def dismiss_finding(
     :raises FindingNotFoundError: as for :func:`get_finding`
     :raises InvalidRequestError: if the finding is closed already
     """
-    # Who may not see a finding cannot dismiss it.
+    # This raises if the user may not see the finding: then the user cannot dismiss it either.
     get_finding(finding_id, dag_ids=dag_ids, may_see_dag=may_see_dag)
     with database.writing() as connection:
         now = database_now(connection)

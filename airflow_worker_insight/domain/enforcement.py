@@ -48,7 +48,7 @@ class EnforcedWorker:
 
     @property
     def is_held(self) -> bool:
-        """Whether new work is to be kept off it."""
+        """Whether the worker must take no new work, because a user drained or quarantined it."""
         return self.availability != WorkerAvailability.AVAILABLE
 
     @property
@@ -129,7 +129,7 @@ def after(
 
 def _after_release(known: Enforcement, answer: Answer | None, problem: str | None, now: datetime) -> Enforcement:
     if answer is None:
-        # Of a worker that takes work again nothing is to be confirmed any more.
+        # The worker has confirmed its release before: its silence changes nothing.
         return known if known.released_at is not None else replace(known, error=problem)
     if not answer.takes_work:
         return replace(known, released_at=None, error=problem)

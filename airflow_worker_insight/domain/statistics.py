@@ -152,7 +152,7 @@ COUNTS = tuple(field.name for field in fields(Sums) if field.name != "slot_secon
 
 @dataclass(frozen=True, slots=True)
 class Deltas:
-    """What is to be added to the stored statistics."""
+    """Sums that the store adds to the stored statistics."""
 
     units: Mapping[tuple[int, Unit], Sums]
     """By hour and unit."""

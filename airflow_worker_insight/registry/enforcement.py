@@ -49,7 +49,7 @@ class EnforcingSource(Protocol):
 
         Any exception says why it could not be done.
 
-        :param remember: takes the queues that each worker to be held consumes, before it is told to stop
+        :param remember: stores what each worker consumes; the source calls it before it tells any worker to stop
         """
 
 

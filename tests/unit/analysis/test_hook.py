@@ -26,6 +26,8 @@ from tests.unit.findings import a_finding, a_share
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_mock import MockerFixture
+
 ENOUGH = 60.0
 """Seconds until a test gives up waiting."""
 
@@ -78,8 +80,8 @@ def name_hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(autouse=True)
-def _own_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "_hook", hook.FindingHook())
+def _own_hook(mocker: MockerFixture) -> None:
+    mocker.patch.object(hook, "_hook", hook.FindingHook())
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_a_path_that_leads_nowhere_is_logged_once_with_what_to_do(
 
 def test_one_that_hangs_is_skipped_until_it_returns(
     name_hook: Callable[[Any], str],
-    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
     counted: Counted,
     caplog: pytest.LogCaptureFixture,
     hanging: tuple[Event, Event],
@@ -168,7 +170,7 @@ def test_one_that_hangs_is_skipped_until_it_returns(
 
     path = name_hook(alert)
     own = hook.FindingHook(timeout=0.01)
-    monkeypatch.setattr(hook, "_hook", own)
+    mocker.patch.object(hook, "_hook", own)
     hook.notify(found(stored(1), stored(2), stored(3)))
     assert hook.flush(ENOUGH)
     assert begun.is_set()

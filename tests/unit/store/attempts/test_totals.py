@@ -16,6 +16,8 @@ from airflow_worker_insight.store.tables import attempt, worker
 from tests.unit.database import NOON, Database, a_worker, add_run, add_try, at, on_both, record_start
 
 if TYPE_CHECKING:
+    from pytest_mock import MockerFixture
+
     from airflow_worker_insight.domain.statistics import StatisticsPage
 
 DAY = 86400
@@ -125,8 +127,8 @@ def test_what_failed_after_its_worker_was_last_seen_is_lost_with_it(database: Da
 
 
 @on_both
-def test_too_many_tries_are_refused_with_what_to_narrow(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(totals, "MAX_TRIES", 2)
+def test_too_many_tries_are_refused_with_what_to_narrow(database: Database, mocker: MockerFixture) -> None:
+    mocker.patch.object(totals, "MAX_TRIES", 2)
     for second in range(3):
         record(database, "w1", second, 60)
     with pytest.raises(StatisticsError, match=r"More than 2 tries .* make the window shorter, or name a dag_id"):
