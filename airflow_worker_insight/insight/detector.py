@@ -640,10 +640,16 @@ class Detector:
         finding.left_out = unit.worst_member() if lane.is_group else None
 
     def refresh(self, finding: Finding) -> None:
-        """Bring the numbers of an open finding up to date; those by which it was found stay if it looks better now."""
+        """Bring the numbers of an open finding up to date.
+
+        Those by which it was found stay where those of now would not be enough to find it: a finding never names less
+        evidence than it needs.
+        """
         lane = self.lane_of(finding)
+        if not finding.is_open or lane.unit(finding.unit).evidence < finding.needed:
+            return
         window = best_window(self.sums(lane, finding.unit), FLOORS[lane.outcome], self.now // DAY)
-        if finding.is_open and window is not None:
+        if window is not None:
             self._describe(finding, lane, *window)
 
     def close(self, finding: Finding, reason: str) -> None:

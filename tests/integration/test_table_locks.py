@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
+from airflow_worker_insight.store import insight_tables
+from airflow_worker_insight.store.tables import VERSION_TABLE, attempt
 from tests.integration.accounting import REPORT_KEY, airflow_tries, attempts, left_in_xcom
 from tests.support import environments
 from tests.support.deployment import Deployment
@@ -25,15 +27,7 @@ if TYPE_CHECKING:
 
     from tests.support.environments import Environment
 
-ATTEMPT = "worker_insight_attempt"
-TABLES = (
-    ATTEMPT,
-    "worker_insight_worker",
-    "worker_insight_change",
-    "worker_insight_engine",
-    "worker_insight_placement",
-    "alembic_version_worker_insight",
-)
+TABLES = [*(table.name for table in insight_tables.metadata.sorted_tables), VERSION_TABLE]
 TASKS = 20
 HOLD_AT_MOST = 120
 
@@ -140,11 +134,11 @@ def assert_first_tries_succeeded(airflow: Deployment, run_id: str) -> None:
 
     def accounted() -> bool:
         known = attempts(airflow, "twenty", run_id)
-        return known.keys() == tries.keys() and all(attempt.closed for attempt in known.values())
+        return known.keys() == tries.keys() and all(each.closed for each in known.values())
 
     airflow.wait_for(accounted, 180, "every try to be accounted for")
     known = attempts(airflow, "twenty", run_id)
-    assert {attempt.attribution for attempt in known.values()} == {"reported"}
+    assert {each.attribution for each in known.values()} == {"reported"}
     assert REPORT_KEY not in {row["key"] for row in left_in_xcom(airflow, "twenty", run_id)}
 
 
@@ -152,7 +146,7 @@ def test_lock_on_the_attempts_fails_no_request_and_no_try(
     airflow_env: Callable[[str], Environment], postgres: Postgres
 ) -> None:
     with deployed(airflow_env("3.3.2"), postgres) as airflow:
-        run_id, health = run_while_locked(airflow, ATTEMPT)
+        run_id, health = run_while_locked(airflow, attempt.name)
         assert health.failures == []
         assert health.times
         # A blocked request would wait for the lock, or for the pool's time-out of 30 seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -311,6 +312,30 @@ def test_decision_that_is_taken_twice_changes_nothing() -> None:
 
 def test_nothing_is_found_in_a_healthy_fleet() -> None:
     assert not feed(events(rows(600, days=4.0))).findings()
+
+
+def test_finding_never_names_less_evidence_than_it_needs() -> None:
+    """Its worker has just had a good try: the evidence is less than when it was found."""
+    detector = Detector(Settings(groups=()))
+    for event in events(rows(600, days=4.0, rate=sick)):
+        detector.advance_to(time_of(event))
+        detector.add(event)
+        if detector.findings():
+            break
+    [finding] = detector.findings()
+    [unit] = [lane.units[finding.unit] for lane in detector.lanes if detector.lane_of(finding) is lane]
+    at = detector.now / 1000
+    for key in range(9000, 9010):
+        take(detector, Started(key, ("d", "t0"), key, Worker("w1@1", "w1"), at + key - 9000))
+        take(detector, Ended(key, End.SUCCESS, at + key - 8999))
+        if unit.evidence < finding.needed:
+            break
+    assert unit.evidence < finding.needed
+    assert finding.is_open
+    shown = copy.copy(finding)
+    detector.refresh(shown)
+    assert shown == finding
+    assert shown.evidence >= shown.needed
 
 
 def test_worker_is_well_again_and_may_be_found_again() -> None:
