@@ -388,6 +388,8 @@ class Job:
         for finding in detector.open_findings():
             if finding.number in changes.dismissed:
                 detector.close(finding, "dismissed")
+            elif finding.number in changes.quarantined:
+                detector.note_quarantine(finding)
         return changes
 
     def _add_slots(self, connection: Connection, known: Memory, now: datetime) -> None:

@@ -141,5 +141,7 @@ class FindingChanges:
     """Findings whose state or numbers have changed."""
     dismissed: frozenset[int] = frozenset()
     """The detector's numbers of open findings that a user dismissed: the detector must close them."""
+    quarantined: frozenset[int] = frozenset()
+    """The detector's numbers of open findings whose worker has been quarantined since it was found."""
     actions: Mapping[int, FindingAction] = field(default_factory=dict)
     """What happened to each, by finding ID. Those without an entry have other numbers only."""

@@ -223,7 +223,7 @@ class Detector:
         worker, is_new = self.population.worker(event.worker, day)
         stratum = self._stratum((TASK, *event.task), day)
         if is_new:
-            self._begin_probation(worker)
+            self._note_restart(worker)
         if event.is_mapped and stratum.ran_before(event.run, worker):
             return False
         of_worker = self._stratum((WORKER, _worker_stratum(worker)), day)
@@ -667,17 +667,26 @@ class Detector:
 
     # ----------------------------------------------------------------------- recovery
 
-    def begin_probation(self, finding: Finding) -> None:
-        """Judge anew whether a subject is well: it was restarted, repaired or released."""
-        finding.on_probation, finding.state = True, OPEN
+    def note_quarantine(self, finding: Finding) -> None:
+        """Judge by later tries only whether a worker is well, from its first quarantine on.
+
+        What it failed between being found and taken out must not count against it once it has been repaired. Later
+        quarantines, after a probe, change nothing.
+        """
+        if not finding.was_quarantined:
+            finding.was_quarantined = True
+            self._begin_probation(finding, "quarantine")
+
+    def _begin_probation(self, finding: Finding, after: str) -> None:
+        finding.probation, finding.state = after, OPEN
         if finding.recovery is not None:
             finding.recovery.begin_probation()
 
-    def _begin_probation(self, worker: WorkerRef) -> None:
+    def _note_restart(self, worker: WorkerRef) -> None:
         for finding in self.open_findings():
             if finding.subject_kind == "worker" and finding.subject == worker.name:
                 finding.first_instance = worker.index
-                self.begin_probation(finding)
+                self._begin_probation(finding, "restart")
 
     def _follow(self, ended: Try) -> None:
         """Count a try for the recovery of the findings that it belongs to."""

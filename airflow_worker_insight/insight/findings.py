@@ -81,8 +81,10 @@ class Finding:
     ended_at: float | None = None
     end_reason: str | None = None
     """``well``, ``gone`` (not seen for 30 days), ``part_of`` (a group that contains it is found), or the caller's."""
-    on_probation: bool = False
-    """Whether a new instance of the worker has started since it was found."""
+    probation: str = ""
+    """Since when it is judged whether the worker is well: its ``restart`` or ``quarantine``; empty: being found."""
+    was_quarantined: bool = False
+    """Whether a quarantine has begun its probation: only the first one does."""
     first_instance: int = 0
     """Number of that instance: tries of earlier ones do not tell if the worker is well again."""
     recovery: Recovery | None = None

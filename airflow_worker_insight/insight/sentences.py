@@ -110,9 +110,9 @@ def recovery_text(finding: Finding) -> str:
     if finding.end_reason == "well":
         return f"{_subject(finding, capital=True)} is well again."
     if recovery is None or not recovery.successes + recovery.failures:
-        return "On probation since its restart." if finding.on_probation else ""
+        return f"On probation since its {finding.probation}." if finding.probation else ""
     tries = recovery.successes + recovery.failures
-    since = "it was restarted" if finding.on_probation else "it was found"
+    since = {"restart": "it was restarted", "quarantine": "it was quarantined"}.get(finding.probation, "it was found")
     bad = {"failed": "failed", "lost": "were lost", "slow": "took longer than usual"}[finding.outcome]
     return f"Since {since} {recovery.failures} of {_number(tries, 'try', 'tries')} {bad}."
 

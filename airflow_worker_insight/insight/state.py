@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Parts: TypeAlias = "dict[str, str | None]"
 """JSON texts by key; ``None``: the part is no more."""
 
-VERSION = 2
+VERSION = 3
 
 
 def dump(detector: Detector) -> dict[str, str]:

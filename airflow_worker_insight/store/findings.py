@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,22 @@ def sync(connection: Connection, found: Sequence[Mapping[str, Any]], *, now: dat
     if not plan.is_empty:
         # A user may have dismissed one of them meanwhile.
         plan = _plan(_stored(connection, found, now, for_update=True), found, now)
-    return _write(connection, plan, now)
+    changes = _write(connection, plan, now)
+    return replace(changes, quarantined=_quarantined(connection))
+
+
+def _quarantined(connection: Connection) -> frozenset[int]:
+    """Return the detector's numbers of open findings whose worker has been quarantined, by whomever."""
+    query = (
+        select(finding.c.number)
+        .join(finding_event, finding_event.c.finding_ref == finding.c.id)
+        .where(
+            finding.c.state != FindingState.CLOSED,
+            finding.c.subject_kind == SubjectKind.WORKER,
+            finding_event.c.action == FindingAction.QUARANTINED,
+        )
+    )
+    return frozenset(connection.execute(query).scalars())
 
 
 @dataclass(slots=True)
@@ -262,7 +277,7 @@ def _write(connection: Connection, plan: _Plan, now: datetime) -> FindingChanges
                 entries.append(_entry(each.row.id, happened_at, each.action, reason))
     if entries:
         connection.execute(insert(finding_event), entries)
-    return FindingChanges(new, changed, frozenset(plan.dismissed), actions)
+    return FindingChanges(new, changed, frozenset(plan.dismissed), actions=actions)
 
 
 def _values(data: Mapping[str, Any], now: datetime) -> dict[str, Any]:

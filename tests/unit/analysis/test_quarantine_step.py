@@ -238,7 +238,8 @@ def test_the_job_quarantines_what_it_finds_and_the_recovery_test_releases_it(dat
     assert actions[:4] == ["found", "not_quarantined", "quarantined", "probe"]
     assert actions[-1] == "closed"
     assert turns[-1] == "available"
-    assert 2 <= actions.count("probe") <= 7
+    # Five good tries say that a worker is well that failed all it ran; a probe gives it three.
+    assert actions.count("probe") == 2
 
 
 def go_online(database: Database) -> None:

@@ -354,10 +354,26 @@ def test_restart_of_a_worker_begins_its_probation() -> None:
     assert finding.recovery is not None
     for key in range(successes_needed(finding.recovery.peers, finding.recovery.excess)):
         take(detector, Started(9000 + key, ("d", "t0"), key, again, START + 2 * DAY + 60 * key))
-        assert finding.on_probation
+        assert finding.probation == "restart"
         assert finding.is_open
         take(detector, Ended(9000 + key, End.SUCCESS, START + 2 * DAY + 60 * key + 30))
     assert finding.end_reason == "well"
+
+
+def test_what_a_worker_failed_before_its_first_quarantine_does_not_count_against_it() -> None:
+    detector = feed(events(rows(600, days=2.0, rate=sick)))
+    [finding] = detector.open_findings()
+    assert finding.recovery is not None
+    assert finding.recovery.failures > 10
+    detector.note_quarantine(finding)
+    needed = successes_needed(finding.recovery.peers, finding.recovery.excess)
+    for key in range(needed):
+        # After a probe it is quarantined again.
+        detector.note_quarantine(finding)
+        assert finding.is_open
+        take(detector, Started(9000 + key, ("d", "t0"), key, Worker("w1@1", "w1"), START + 2 * DAY + 60 * key))
+        take(detector, Ended(9000 + key, End.SUCCESS, START + 2 * DAY + 60 * key + 30))
+    assert (finding.recovery.successes, finding.end_reason) == (needed, "well")
 
 
 @pytest.mark.parametrize("is_known_before", [True, False])

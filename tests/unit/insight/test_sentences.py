@@ -135,8 +135,11 @@ def test_way_back() -> None:
     recovery = Recovery(0.02, 0.5, successes=4, failures=1)
     assert sentences.recovery_text(finding()) == ""
     assert sentences.recovery_text(finding(recovery=recovery)) == "Since it was found 1 of 5 tries failed."
-    assert sentences.recovery_text(finding(recovery=recovery, on_probation=True)) == (
+    assert sentences.recovery_text(finding(recovery=recovery, probation="restart")) == (
         "Since it was restarted 1 of 5 tries failed."
     )
-    assert sentences.recovery_text(finding(on_probation=True)) == "On probation since its restart."
+    assert sentences.recovery_text(finding(recovery=recovery, probation="quarantine")) == (
+        "Since it was quarantined 1 of 5 tries failed."
+    )
+    assert sentences.recovery_text(finding(probation="restart")) == "On probation since its restart."
     assert sentences.recovery_text(finding(state="closed", end_reason="well")) == "w3 is well again."

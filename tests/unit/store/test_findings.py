@@ -8,7 +8,13 @@ import pytest
 from sqlalchemy import event, select
 
 from airflow_worker_insight.domain.filters import AllDags, FindingFilter
-from airflow_worker_insight.domain.findings import FindingChanges, StoredFinding, SubjectKind, subject_kind_of
+from airflow_worker_insight.domain.findings import (
+    FindingAction,
+    FindingChanges,
+    StoredFinding,
+    SubjectKind,
+    subject_kind_of,
+)
 from airflow_worker_insight.insight.detector import Detector
 from airflow_worker_insight.insight.events import Started
 from airflow_worker_insight.insight.findings import as_json, from_json
@@ -87,7 +93,7 @@ def test_nothing_is_written_if_nothing_has_changed(database: Database) -> None:
     again = sync(database, *found)
     event.remove(database.engine, "before_cursor_execute", note)
     assert (again.new, again.changed, again.dismissed) == ([], [], frozenset())
-    assert [statement.split()[0] for statement in statements] == ["SELECT"]
+    assert [statement.split()[0] for statement in statements] == ["SELECT", "SELECT"]
 
 
 @on_both
@@ -139,6 +145,19 @@ def test_a_dismissed_finding_is_closed_at_once_and_the_detector_hears_of_it(data
     assert sync(database, ended(a_finding(7), "dismissed")).dismissed == frozenset()
     assert history(database, stored.finding_id) == [("found", None, None), ("dismissed", "ann", "disk replaced")]
     assert len(listed(database)) == 1
+
+
+@on_both
+def test_the_detector_hears_of_a_quarantine_while_the_finding_is_open(database: Database) -> None:
+    (stored,) = sync(database, a_finding(7)).new
+    assert sync(database, a_finding(7)).quarantined == frozenset()
+    with database.engine.begin() as connection:
+        for action in (FindingAction.QUARANTINED, FindingAction.RELEASED, FindingAction.QUARANTINED):
+            findings.add_event(connection, stored.finding_id, action, actor=None, reason=None, now=at(5))
+    assert sync(database, a_finding(7)).quarantined == {7}
+    # The analysis was computed anew: the detector has another number for it.
+    assert sync(database, a_finding(9)).quarantined == {9}
+    assert sync(database, ended(a_finding(9))).quarantined == frozenset()
 
 
 @on_both
